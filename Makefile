@@ -1,0 +1,31 @@
+# Each target installs what it needs into .venv once, and again only when its inputs change.
+PYTHON ?= python3
+PROFILE ?= smoke
+ONLY ?=
+BIN := .venv/bin
+
+.PHONY: course test lab notebooks check clean
+
+course: .venv/installed
+	$(BIN)/ftlab course run $(ONLY) --profile $(PROFILE)
+
+test: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pytest
+	$(BIN)/ftlab course run --profile smoke
+
+lab: .venv/installed
+	$(BIN)/jupyter lab notebooks
+
+notebooks: .venv/installed
+	$(BIN)/ftlab course build $(ONLY) --run
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt -e .[course,gpu,dev]
+	touch $@
+
+clean:
+	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""What people touch: lessons, command line, panels, server."""

@@ -1,0 +1,153 @@
+"""The command line: one verb per function of the package, nothing else."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ftlab.errors import LabError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 for a run that failed, 2 for bad input."""
+    options = parser().parse_args(arguments)
+    try:
+        return options.verb(options) or 0
+    except LabError as error:
+        print(f"ftlab: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("ftlab: stopped", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser; each verb's function is its `verb` default."""
+    top = argparse.ArgumentParser(prog="ftlab", description="A course on fine-tuning language models.")
+    verbs = top.add_subparsers(required=True, metavar="VERB")
+
+    train = add(verbs, "train", train_recipe, "run a recipe")
+    train.add_argument("recipe", metavar="RECIPE.yaml")
+    train.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe; fresh=true retrains")
+    chat = add(verbs, "chat", chat_with, "talk to a model in the terminal")
+    chat.add_argument("model", help="catalogue name, local folder or hub id")
+    chat.add_argument("--adapter", help="the adapter folder of a run")
+    add(verbs, "models", list_models, "list the models the field teaches with, and what each needs here")
+    add(verbs, "env", show_env, "what to paste into an issue: machine, versions")
+
+    course = add(verbs, "course", None, "list, run, check and build the lessons")
+    parts = course.add_subparsers(required=True, metavar="WHAT")
+    add(parts, "list", list_lessons, "the lessons in teaching order")
+    run = add(parts, "run", run_lessons, "execute lessons headlessly and write runs/course/summary.json")
+    run.add_argument("numbers", nargs="*", metavar="NN")
+    run.add_argument("--profile", default="smoke", help="smoke, cpu, t4 or a24g")
+    check = add(parts, "check", check_exercises, "check the exercises of your copy of a lesson")
+    check.add_argument("number", metavar="NN")
+    build = add(parts, "build", build_lessons, "make the notebooks from their text sources")
+    build.add_argument("numbers", nargs="*", metavar="NN")
+    build.add_argument("--run", action="store_true", help="execute them top to bottom and keep the outputs")
+    return top
+
+
+def add(verbs: argparse._SubParsersAction, name: str, function: object, text: str) -> argparse.ArgumentParser:
+    """Add one verb with its help text."""
+    verb = verbs.add_parser(name, help=text, description=text)
+    verb.set_defaults(verb=function)
+    return verb
+
+
+def train_recipe(options: argparse.Namespace) -> None:
+    """Run a recipe and say where its run folder is."""
+    from ftlab.runs import recipe, train
+
+    overrides = [override for override in options.overrides if override != "fresh=true"]
+    run = train.train(recipe.load(options.recipe, overrides), fresh=len(overrides) < len(options.overrides))
+    print(f"{run.folder}: loss {run.metrics['train_loss']:.3f} after {run.metrics['train_seconds']:.0f} s")
+
+
+def chat_with(options: argparse.Namespace) -> None:
+    """Answer line after line until the input ends."""
+    from ftlab.runs import chat
+
+    model, tokenizer = chat.load(options.model, options.adapter)
+    messages: list[chat.Message] = []
+    while question := read_line():
+        messages.append({"role": "user", "content": question})
+        answer = ""
+        for piece in chat.stream(model, tokenizer, messages):
+            print(piece, end="", flush=True)
+            answer += piece
+        print()
+        messages.append({"role": "assistant", "content": answer.strip()})
+
+
+def read_line() -> str:
+    """Return the next line typed, "" at the end of the input."""
+    try:
+        return input("you: ")
+    except EOFError:
+        return ""
+
+
+def list_models(options: argparse.Namespace) -> None:
+    """Print the catalogue with what each model needs on this machine."""
+    from ftlab import catalogue, device, memory
+
+    machine = device.describe()
+    print(machine)
+    print(f"{'name':<14} {'parameters':>10} {'run':>7} {'QLoRA':>7} {'LoRA':>7} {'full':>7}  GiB; licence, hub id")
+    for model in catalogue.MODELS:
+        needs = memory.rough_needs_bytes(model.parameters)
+        cells = " ".join(f"{fits(need, machine.memory_bytes):>7}" for need in needs.values())
+        print(f"{model.name:<14} {model.parameters / 1e9:>9.2f}B {cells}  {model.licence}, {model.hub_id}")
+    print("* = more than this machine's memory")
+
+
+def fits(need_bytes: int, memory_bytes: int) -> str:
+    """Return a need in GiB, starred where it is more than there is."""
+    return f"{need_bytes / 2**30:.1f}{'*' if need_bytes > memory_bytes else ' '}"
+
+
+def show_env(options: argparse.Namespace) -> None:
+    """Print machine and versions."""
+    import platform
+
+    from ftlab import __version__, device
+
+    print(f"ftlab {__version__}, Python {platform.python_version()}, {platform.platform()}")
+    print(device.describe())
+    for name, version in device.versions().items():
+        print(f"{name} {version}")
+
+
+def list_lessons(options: argparse.Namespace) -> None:
+    """Print number and title of every lesson."""
+    from ftlab.apps import notebooks
+
+    for lesson in notebooks.lessons():
+        print(notebooks.title(lesson))
+
+
+def run_lessons(options: argparse.Namespace) -> int:
+    """Execute lessons; 1 if one failed."""
+    from ftlab.apps import course
+
+    return int(any(result.status != "ok" for result in course.run(options.numbers, options.profile)))
+
+
+def check_exercises(options: argparse.Namespace) -> int:
+    """Print a verdict per exercise; 1 while one is open."""
+    from ftlab.apps import course
+
+    verdicts = course.check(options.number)
+    for number, verdict in enumerate(verdicts, 1):
+        print(f"exercise {number}: {verdict}")
+    return int(not all(verdict.passed for verdict in verdicts))
+
+
+def build_lessons(options: argparse.Namespace) -> None:
+    """Write the notebooks of both languages."""
+    from ftlab.apps import notebooks
+
+    for lesson in notebooks.lessons(options.numbers):
+        notebooks.build(lesson, execute=options.run)
+        print(f"built {lesson.name}")

@@ -1,0 +1,154 @@
+"""From a lesson's text source to its notebooks: English and Chinese, the same code, the same outputs."""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import jupytext
+import nbformat
+from nbformat import NotebookNode
+
+from ftlab.errors import fail
+
+LANGUAGES = {"en": "notebooks", "zh": "notebooks/zh"}
+METADATA = {
+    "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
+    "language_info": {"name": "python"},
+}
+MAX_PICTURE_BYTES = 100_000
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One lesson: its number ("03"), its name ("03_lora") and its text source."""
+
+    number: str
+    name: str
+    source: Path
+
+    def notebook(self, language: str = "en") -> Path:
+        """Return where the notebook of this language edition lies."""
+        return self.source.parents[2] / LANGUAGES[language] / f"{self.name}.ipynb"
+
+
+def root() -> Path:
+    """Return the folder of the course: the working directory or the nearest above it that holds notebooks/source."""
+    for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).parents[2]):
+        if (folder / "notebooks" / "source").is_dir():
+            return folder
+    raise fail("course_no_root", where=str(Path.cwd()))
+
+
+def lessons(numbers: list[str] | None = None) -> list[Lesson]:
+    """Return the lessons in teaching order, or those of `numbers` ("3", "03" and "03_lora" alike).
+
+    Raises:
+        LabError: no lesson has one of these numbers.
+    """
+    found = [
+        Lesson(path.stem[:2], path.stem, path) for path in sorted((root() / "notebooks" / "source").glob("[0-9]*.py"))
+    ]
+    if not numbers:
+        return found
+    for number in numbers:
+        if number[:2].zfill(2) not in {lesson.number for lesson in found}:
+            raise fail("course_no_lesson", number=number, numbers=", ".join(lesson.number for lesson in found))
+    wanted = {number[:2].zfill(2) for number in numbers}
+    return [lesson for lesson in found if lesson.number in wanted]
+
+
+def title(lesson: Lesson) -> str:
+    """Return the heading of a lesson: the first line of its first cell."""
+    source = lesson.source.read_text(encoding="utf-8")
+    return next(line.removeprefix("# # ") for line in source.splitlines() if line.startswith("# # "))
+
+
+def edition(lesson: Lesson, language: str) -> NotebookNode:
+    """Build one language edition from the text source, without outputs.
+
+    Every cell has an `id`. A prose cell may be followed by its Chinese twin (`lang="zh"`), which carries in `of` the
+    digest of the English text that it translates; the Chinese edition shows the twin in its place.
+    Raises:
+        LabError: a cell has no id or a used one, or a twin translates an older English text.
+    """
+    source = jupytext.reads(lesson.source.read_text(encoding="utf-8"), fmt="py:percent")
+    cells: list[NotebookNode] = []
+    digests: dict[str, str] = {}
+    for cell in source.cells:
+        name = cell.metadata.get("id")
+        where = f"{lesson.source.name}: cell {name or cell.source.splitlines()[0][:40]!r}"
+        if cell.metadata.get("lang") == "zh":
+            if name != cells[-1].id or cell.metadata.get("of") != digests[name]:
+                raise fail("course_stale_twin", where=where, digest=digests.get(name, ""))
+            if language == "zh":
+                cells[-1].source = cell.source
+            continue
+        if not name or name in digests:
+            raise fail("course_cell_id", where=where)
+        digests[name] = digest(cell.source)
+        make = nbformat.v4.new_markdown_cell if cell.cell_type == "markdown" else nbformat.v4.new_code_cell
+        tags = {"tags": cell.metadata["tags"]} if "tags" in cell.metadata else {}
+        cells.append(make(cell.source, id=name, metadata=tags))
+    return nbformat.v4.new_notebook(cells=cells, metadata=METADATA)
+
+
+def build(lesson: Lesson, execute: bool = False) -> None:
+    """Write both editions of a lesson.
+
+    Outputs come from a clean top-to-bottom run when `execute` is set; otherwise those of the notebook on disk are
+    kept, if no code cell has changed since.
+    """
+    english = edition(lesson, "en")
+    outputs = run_clean(english) if execute else kept_outputs(lesson, english)
+    for language in LANGUAGES:
+        notebook = edition(lesson, language)
+        for cell in code_cells(notebook):
+            cell.outputs, cell.execution_count = outputs.get(cell.id, ([], None))
+        path = lesson.notebook(language)
+        path.parent.mkdir(exist_ok=True)
+        nbformat.write(notebook, path)
+
+
+def kept_outputs(lesson: Lesson, built: NotebookNode) -> dict[str, tuple[list, int | None]]:
+    """Return cell id -> (outputs, execution count) of the notebook on disk, or {} when its code is not `built`'s."""
+    if not lesson.notebook().is_file():
+        return {}
+    old = code_cells(nbformat.read(lesson.notebook(), as_version=4))
+    if [(cell.id, cell.source) for cell in old] != [(cell.id, cell.source) for cell in code_cells(built)]:
+        return {}
+    return {cell.id: (cell.outputs, cell.execution_count) for cell in old}
+
+
+def run_clean(notebook: NotebookNode) -> dict[str, tuple[list, int | None]]:
+    """Execute `notebook` in a fresh kernel and return the outputs that belong on the web.
+
+    Raises:
+        LabError: a picture is too big to be committed.
+    """
+    from nbclient import NotebookClient
+
+    NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(root())}}, record_timing=False).execute()
+    for cell in code_cells(notebook):
+        cell.outputs = [output for output in cell.outputs if is_lasting(output)]
+        for output in cell.outputs:
+            if len(output.get("data", {}).get("image/png", "")) * 3 / 4 > MAX_PICTURE_BYTES:
+                raise fail("course_big_picture", where=cell.id, limit=MAX_PICTURE_BYTES // 1000)
+    return {cell.id: (cell.outputs, cell.execution_count) for cell in code_cells(notebook)}
+
+
+def is_lasting(output: NotebookNode) -> bool:
+    """Say whether an output can be read on the web: progress bars and widget views cannot."""
+    if output.output_type == "stream":
+        return output.name == "stdout"
+    return "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+
+
+def code_cells(notebook: NotebookNode) -> list[NotebookNode]:
+    """Return the code cells of a notebook."""
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def digest(text: str) -> str:
+    """Return the short digest that ties a translation to its original; white space does not count."""
+    return hashlib.sha256(re.sub(r"\s+", " ", text).strip().encode()).hexdigest()[:8]

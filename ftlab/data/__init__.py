@@ -1,0 +1,1 @@
+"""From a file in any common format to rows that TRL trains on."""

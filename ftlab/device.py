@@ -1,0 +1,118 @@
+"""What this machine is, and the training settings that follow from it."""
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+import psutil
+import torch
+
+PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """One machine, as far as training cares.
+
+    Attributes:
+        accelerator: "cuda", "mps" or "cpu".
+        name: the accelerator's or the processor's own name.
+        dtype: the number format that is fast and safe to train in: "bfloat16", "float16" or "float32".
+        cores: processor cores this process may use.
+        memory_bytes: memory a model can live in: the accelerator's, on a CPU the machine's.
+        reason: why that dtype.
+    """
+
+    accelerator: str
+    name: str
+    dtype: str
+    cores: int
+    memory_bytes: int
+    reason: str
+
+    def __str__(self) -> str:
+        gib = self.memory_bytes / 2**30
+        return (
+            f"{self.accelerator}: {self.name}, {self.cores} cores, {gib:.1f} GiB\ntrain in {self.dtype}: {self.reason}"
+        )
+
+
+def describe() -> Machine:
+    """Return the machine this process runs on."""
+    if torch.cuda.is_available():
+        properties = torch.cuda.get_device_properties(0)
+        dtype, reason = cuda_dtype(properties.major)
+        return Machine("cuda", properties.name, dtype, cores(), properties.total_memory, reason)
+    memory_bytes = psutil.virtual_memory().total
+    if torch.backends.mps.is_available():
+        return Machine("mps", platform.processor(), "float32", cores(), memory_bytes, "the safe choice on Apple GPUs")
+    dtype, reason = cpu_dtype(torch.cpu.get_capabilities())
+    return Machine("cpu", processor_name(), dtype, cores(), memory_bytes, reason)
+
+
+def cuda_dtype(compute_capability_major: int) -> tuple[str, str]:
+    """Return (dtype, reason) for a CUDA card; 7 is Volta and Turing (T4), 8 is Ampere.
+
+    >>> cuda_dtype(7)[0], cuda_dtype(8)[0]
+    ('float16', 'bfloat16')
+    """
+    if compute_capability_major >= 8:
+        return "bfloat16", "Ampere or newer multiplies bfloat16 natively"
+    return "float16", "before Ampere bfloat16 is emulated; float16 needs loss scaling, which Trainer does"
+
+
+def cpu_dtype(capabilities: dict[str, bool | str]) -> tuple[str, str]:
+    """Return (dtype, reason) for a CPU with these `torch.cpu.get_capabilities()`.
+
+    >>> cpu_dtype({"avx512_bf16": True})[0], cpu_dtype({"avx2": True})[0]
+    ('bfloat16', 'float32')
+    """
+    for instruction in ("amx_bf16", "avx512_bf16", "sve_bf16", "bf16"):
+        if capabilities.get(instruction):
+            return "bfloat16", f"this processor multiplies bfloat16 natively ({instruction})"
+    return "float32", "this processor has no bfloat16 instructions"
+
+
+def training_arguments(machine: Machine) -> dict[str, bool]:
+    """Return the `transformers.TrainingArguments` fields that this machine decides.
+
+    On a CPU nothing is autocast: the model is loaded in `machine.dtype` and trained as it is, and activations are
+    kept instead of recomputed, because memory is not what a CPU lacks (trl's own default recomputes them).
+    """
+    on_cpu = machine.accelerator == "cpu"
+    return {
+        "use_cpu": on_cpu,
+        "bf16": machine.accelerator == "cuda" and machine.dtype == "bfloat16",
+        "fp16": machine.accelerator == "cuda" and machine.dtype == "float16",
+        "gradient_checkpointing": not on_cpu,
+        "dataloader_pin_memory": machine.accelerator == "cuda",
+    }
+
+
+def versions() -> dict[str, str]:
+    """Return name -> installed version of the libraries this course is about; "-" where one is missing."""
+    return {name: installed(name) for name in PACKAGES}
+
+
+def installed(package: str) -> str:
+    """Return the installed version of `package`, or "-"."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "-"
+
+
+def cores() -> int:
+    """Return how many processor cores this process may use."""
+    # os.process_cpu_count arrives with Python 3.13; affinity does not exist on macOS and Windows.
+    return len(psutil.Process().cpu_affinity()) if platform.system() == "Linux" else os.cpu_count() or 1
+
+
+def processor_name() -> str:
+    """Return the processor's marketing name where the system tells it."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

