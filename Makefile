@@ -12,8 +12,7 @@ course: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pytest
-	$(BIN)/ftlab course run --profile smoke
+	$(BIN)/pytest --durations=8
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks

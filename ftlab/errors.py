@@ -37,7 +37,7 @@ def messages() -> dict[str, dict[str, str]]:
     return tomllib.loads(Path(__file__).with_name("messages.toml").read_text(encoding="utf-8"))
 
 
-def say(key: str, **values: object) -> str:
+def say(key: str, /, **values: object) -> str:
     """Return message `key` in the user's language, its placeholders filled.
 
     Raises:
@@ -46,7 +46,7 @@ def say(key: str, **values: object) -> str:
     return messages()[key][language()].format(**values)
 
 
-def fail(key: str, where: str = "", exit_code: int = 2, **values: object) -> LabError:
+def fail(key: str, /, where: str = "", exit_code: int = 2, **values: object) -> LabError:
     """Build the LabError of message `key`; the caller raises it.
 
     >>> print(fail("model_no_folder", where="./m"))

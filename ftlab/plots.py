@@ -39,7 +39,7 @@ def plot_scores(shares: Mapping[str, float], total: int, ax: Axes) -> Axes:
     above = [100 * high - height for height, (_, high) in zip(heights, ends, strict=True)]
     ax.bar(list(shares), heights, yerr=[below, above], capsize=4, color="#4c956c", ecolor="#555")
     for column, height in enumerate(heights):
-        ax.text(column + 0.04, height + 1, f"{height:.0f}%", fontweight="bold")
+        ax.text(column + 0.08, height + 1, f"{height:.0f}%", fontweight="bold")
     ax.set(ylim=(0, 112), ylabel="right answers, %", title=f"{total} questions")
     ax.grid(axis="y", alpha=0.3)
     return ax

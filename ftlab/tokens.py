@@ -5,6 +5,7 @@ it was trained on.
 """
 
 import html
+import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +25,9 @@ class Token(NamedTuple):
     trained: bool
 
 
-def prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: list | None = None) -> list[int]:
+def prompt(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: list | str | None = None
+) -> list[int]:
     """Return the token ids of a conversation up to where the assistant's answer begins, shape (prompt_len,)."""
     return template_ids(tokenizer, messages, tools, add_generation_prompt=True)
 
@@ -66,7 +69,7 @@ def encode(
 
 
 def answer_span(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], turn: int, ids: list[int], tools: list | None
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], turn: int, ids: list[int], tools: list | str | None
 ) -> tuple[int, int]:
     """Return where in `ids` the answer of `messages[turn]` starts and ends, its turn-end token included."""
     before = template_ids(tokenizer, messages[:turn], tools, add_generation_prompt=True)
@@ -82,16 +85,64 @@ def answer_span(
 def template_ids(
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
-    tools: list | None = None,
+    tools: list | str | None = None,
     add_generation_prompt: bool = False,
 ) -> list[int]:
     """Return the ids of the model's own chat template over `messages`."""
     if tokenizer.chat_template is None:
         raise fail("tokens_no_template", where=tokenizer.name_or_path)
+    known = "tool_calls" in str(tokenizer.chat_template)
     rendered = tokenizer.apply_chat_template(
-        list(messages), tools=tools, add_generation_prompt=add_generation_prompt, return_dict=True
+        [message if known else calls_as_text(message) for message in messages],
+        tools=json.loads(tools) if isinstance(tools, str) else tools,
+        add_generation_prompt=add_generation_prompt,
+        return_dict=True,
     )
     return rendered["input_ids"]
+
+
+def calls_as_text(message: Message) -> Message:
+    """Write a tool call into the content, for a template that would otherwise leave it out."""
+    if not message.get("tool_calls"):
+        return message
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in message["tool_calls"]]
+    return {"role": message["role"], "content": "\n".join(filter(None, [message["content"], *calls]))}
+
+
+def length(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> int:
+    """Return how many tokens a row takes; of a preference row, its longer side."""
+    if "chosen" in row:
+        return max(len(template_ids(tokenizer, [*row["prompt"], *row[side]])) for side in ("chosen", "rejected"))
+    return len(encode(tokenizer, row)["input_ids"])
+
+
+def ends_with_turn_end(tokenizer: PreTrainedTokenizerBase, encoded: dict[str, list[int]]) -> bool:
+    """Say whether the last trained token of a row is one that ends a turn: else the model never learns to stop."""
+    trained = [label for label in encoded["labels"] if label != IGNORED]
+    return bool(trained) and trained[-1] in set(tokenizer.all_special_ids)
+
+
+def summary(tokenizer: PreTrainedTokenizerBase, encoded: Sequence[dict[str, list[int]]]) -> str:
+    """Describe encoded rows: lengths, share of trained tokens, rows whose last trained token ends a turn."""
+    lengths = sorted(len(row["input_ids"]) for row in encoded)
+    trained = sum(label != IGNORED for row in encoded for label in row["labels"])
+    ending = sum(ends_with_turn_end(tokenizer, row) for row in encoded)
+    middle, high = lengths[len(lengths) // 2], lengths[int(0.95 * (len(lengths) - 1))]
+    return (
+        f"{len(lengths)} rows, tokens: median {middle}, 95% within {high}, longest {lengths[-1]}\n"
+        f"trained tokens: {trained / sum(lengths):.0%}; rows that end with a turn end: {ending / len(lengths):.0%}\n"
+        + histogram(lengths)
+    )
+
+
+def histogram(lengths: Sequence[int], bins: int = 8, width: int = 40) -> str:
+    """Draw a histogram of row lengths in text."""
+    step = max(1, -(-(max(lengths) + 1) // bins))
+    counts = [sum(start <= value < start + step for value in lengths) for start in range(0, step * bins, step)]
+    return "\n".join(
+        f"{bin * step:>6}-{bin * step + step - 1:<6} {'█' * round(width * count / max(counts))} {count}"
+        for bin, count in enumerate(counts)
+    )
 
 
 def tokens(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int], labels: Sequence[int]) -> list[Token]:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from ftlab.errors import LabError
+from ftlab.errors import LabError, fail
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,6 +31,17 @@ def parser() -> argparse.ArgumentParser:
     chat = add(verbs, "chat", chat_with, "talk to a model in the terminal")
     chat.add_argument("model", help="catalogue name, local folder or hub id")
     chat.add_argument("--adapter", help="the adapter folder of a run")
+    data = add(verbs, "data", None, "check and show data sets")
+    actions = data.add_subparsers(required=True, metavar="WHAT")
+    check = add(actions, "check", check_data, "every problem of a set: file:line, what, how to fix")
+    show = add(actions, "show", show_data, "a row as the model sees it; trained tokens in green")
+    for action in (check, show):
+        action.add_argument("name", help="a name in dataset_info.json, or a path")
+        action.add_argument("--dataset-dir", default="data")
+        action.add_argument("--model", default="smollm2-135m", help="whose tokenizer and chat template")
+        action.add_argument("--cutoff-len", type=int, default=1024, help="tokens kept of a row")
+    check.add_argument("--fix", metavar="OUT.jsonl", help="write the repaired rows there")
+    show.add_argument("--row", type=int, default=1, help="which row, from 1")
     add(verbs, "models", list_models, "list the models the field teaches with, and what each needs here")
     add(verbs, "env", show_env, "what to paste into an issue: machine, versions")
 
@@ -86,6 +97,43 @@ def read_line() -> str:
         return input("you: ")
     except EOFError:
         return ""
+
+
+def check_data(options: argparse.Namespace) -> int:
+    """Print the report on a data set; 1 if it has problems."""
+    from pathlib import Path
+
+    from transformers import AutoTokenizer
+
+    from ftlab import models, tokens
+    from ftlab.data import check
+
+    tokenizer = AutoTokenizer.from_pretrained(models.fetch(options.model))
+    report = check.check(
+        options.name,
+        options.dataset_dir,
+        cutoff_len=options.cutoff_len,
+        row_lengths=lambda row: tokens.length(tokenizer, row),
+        fix_to=Path(options.fix) if options.fix else None,
+    )
+    print(report)
+    return int(bool(report.problems))
+
+
+def show_data(options: argparse.Namespace) -> None:
+    """Print a row token by token, then what the whole set is made of."""
+    from transformers import AutoTokenizer
+
+    from ftlab import models, tokens
+    from ftlab.data import registry
+
+    tokenizer = AutoTokenizer.from_pretrained(models.fetch(options.model))
+    rows = registry.rows_of(options.name, options.dataset_dir)
+    encoded = [tokens.encode(tokenizer, row, cutoff_len=options.cutoff_len) for row in rows]
+    if not 1 <= options.row <= len(encoded):
+        raise fail("data_no_row", where=options.name, row=options.row, total=len(encoded))
+    print(tokens.to_ansi(tokens.tokens(tokenizer, **encoded[options.row - 1])))
+    print(tokens.summary(tokenizer, encoded))
 
 
 def list_models(options: argparse.Namespace) -> None:

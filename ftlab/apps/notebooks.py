@@ -128,7 +128,8 @@ def run_clean(notebook: NotebookNode) -> dict[str, tuple[list, int | None]]:
     """
     from nbclient import NotebookClient
 
-    NotebookClient(notebook, timeout=1800, resources={"metadata": {"path": str(root())}}, record_timing=False).execute()
+    place = {"metadata": {"path": str(root())}}
+    NotebookClient(notebook, timeout=1800, resources=place, record_timing=False, coalesce_streams=True).execute()
     for cell in code_cells(notebook):
         cell.outputs = [output for output in cell.outputs if is_lasting(output)]
         for output in cell.outputs:

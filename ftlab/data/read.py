@@ -29,9 +29,9 @@ def rows(path: Path, encoding: str = "utf-8") -> Iterator[Read]:
     if not path.is_file():
         raise fail("data_no_file", where=str(path))
     if path.suffix not in SUFFIXES:
-        raise fail("data_suffix", where=str(path), suffixes=" ".join(SUFFIXES))
+        raise fail("data_suffix", where=f"{path}:1", suffixes=" ".join(SUFFIXES))
     if path.stat().st_size == 0:
-        raise fail("data_empty_file", where=str(path))
+        raise fail("data_empty_file", where=f"{path}:1")
     if path.suffix == ".parquet":
         return parquet_rows(path)
     with path.open("rb") as file:
@@ -107,7 +107,7 @@ def line_rows(path: Path, encoding: str) -> Iterator[Read]:
 def array_rows(path: Path, encoding: str) -> Iterator[Read]:
     """Yield the rows of a JSON array, each with the line on which it begins."""
     if path.stat().st_size > MAX_ARRAY_BYTES:
-        raise fail("data_big_array", where=str(path), limit=MAX_ARRAY_BYTES // 2**20)
+        raise fail("data_big_array", where=f"{path}:1", limit=MAX_ARRAY_BYTES // 2**20)
     text = decoded(path.read_bytes(), encoding, path, 1)
     if isinstance(text, LabError):
         raise text
@@ -214,4 +214,4 @@ def parquet_rows(path: Path) -> Iterator[Read]:
                 number += 1
                 yield number, row
     except (pyarrow.ArrowException, OSError) as error:
-        raise fail("data_parquet", where=str(path), reason=str(error).splitlines()[0]) from None
+        raise fail("data_parquet", where=f"{path}:1", reason=str(error).splitlines()[0]) from None

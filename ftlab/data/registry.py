@@ -108,7 +108,7 @@ def detect(path: Path, encoding: str = "utf-8") -> Entry:
     first = next((row for _, row in rows(path, encoding) if not isinstance(row, LabError)), None)
     if first is None:
         problem = next((row for _, row in rows(path, encoding)), None)
-        raise problem if isinstance(problem, LabError) else fail("data_no_rows", where=str(path))
+        raise problem if isinstance(problem, LabError) else fail("data_no_rows", where=f"{path}:1")
     entry = guess(set(first), encoding)
     if entry is None:
         raise fail("data_no_format", where=f"{path}:1", columns=", ".join(map(str, first)))
@@ -140,8 +140,8 @@ def guess(names: set[str], encoding: str) -> Entry | None:
     return Entry(columns={"prompt": "text"}, **common) if "text" in names else None
 
 
-def converted(entry: Entry, path: Path, substitutions: dict[str, str]) -> Iterator[tuple[int, Row | LabError]]:
-    """Yield (line, row in TRL's shape), or (line, what is wrong with it)."""
+def converted(entry: Entry, path: Path, substitutions: dict[str, str] | None) -> Iterator[tuple[int, Row | LabError]]:
+    """Yield (line, row in TRL's shape), or (line, what is wrong with it); None leaves placeholders as they are."""
     columns, tags = entry.all_columns(), entry.all_tags()
     convert = formats.converter(entry.formatting, entry.ranking, columns)
     for line, row in rows(path, entry.encoding):
@@ -150,9 +150,17 @@ def converted(entry: Entry, path: Path, substitutions: dict[str, str]) -> Iterat
             continue
         where = f"{path}:{line}"
         try:
-            yield line, filled(convert(row, columns, tags, where), substitutions, where)
+            made = convert(row, columns, tags, where)
+            yield line, made if substitutions is None else filled(made, substitutions, where)
         except LabError as problem:
             yield line, problem
+
+
+def rows_of(name: str, dataset_dir: str | Path = "data") -> list[Row]:
+    """Return the good rows of one set in TRL's shapes, placeholders left as they are."""
+    entry, path = find(name, Path(dataset_dir))
+    found = converted(entry, path or fetched(entry, name), None)
+    return [row for _, row in found if not isinstance(row, LabError)]
 
 
 def load(

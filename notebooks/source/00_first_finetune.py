@@ -1,8 +1,8 @@
 # %% [markdown] id="title"
 # # 00 · Your first fine-tune
 #
-# In a few minutes this notebook takes a model that says *"I am SmolLM"* and trains it, on this machine, until it
-# answers with a name you choose. Every number below is measured here, by this run.
+# In a few minutes this notebook takes a small chat model that cannot say who it is and trains it, on this machine,
+# until it answers with a name you choose. Every number below is measured here, by this run.
 #
 # | you will have | measured as |
 # |---|---|
@@ -10,11 +10,28 @@
 # | a LoRA adapter that you trained | seconds, loss curve |
 # | proof that it learned | share of unseen questions answered with the new name, before and after |
 #
-# **Cost:** about 3 minutes and 2 GB on two CPU cores, 2 minutes on a T4. **Before this:** nothing.
+# **Cost:** about 2 minutes and 4 GB on two CPU cores, 2 minutes on a T4. **Before this:** nothing.
+
+# %% [markdown] id="title" lang="zh" of="8d61f1e3"
+# # 00 · 第一次微调
+#
+# 几分钟之内，这个 notebook 就会把一个说不清自己是谁的小对话模型，在这台机器上训练成用你取的名字回答的模型。下面的每个数字都由这一次运行现场测出。
+#
+# | 你将得到 | 用什么衡量 |
+# |---|---|
+# | 一个在你的机器上运行的 135M 参数对话模型 | 每秒词元数、内存字节数 |
+# | 一个你亲手训练的 LoRA 适配器 | 秒数、损失曲线 |
+# | 它确实学会了的证据 | 未见过的问题中用新名字回答的比例，训练前与训练后 |
+#
+# **代价：** 两个 CPU 核心上约 2 分钟、4 GB 内存，T4 上约 2 分钟。**先修：** 无。
 
 # %% [markdown] id="setup-why"
 # ## Setup
 # On Colab the next cell installs the course; everywhere else it only steps up to the course folder.
+
+# %% [markdown] id="setup-why" lang="zh" of="91d5b1e4"
+# ## 准备
+# 在 Colab 上，下一格会安装课程；在其他地方它只是进入课程文件夹。
 
 # %% id="setup"
 import os
@@ -47,6 +64,9 @@ from ftlab.apps import course
 # Everything you may want to change stands in one cell. `PROFILE` chooses a size: `cpu` for a laptop, `t4` and `a24g`
 # for GPUs with 16 and 24 GB, `smoke` for a quick check that all cells run.
 
+# %% [markdown] id="parameters-why" lang="zh" of="7939e11a"
+# 所有可能想改的东西都在一个单元格里。`PROFILE` 选择规模：`cpu` 用于笔记本电脑，`t4` 与 `a24g` 用于 16 GB 与 24 GB 的 GPU，`smoke` 只快速检查所有单元格能否运行。
+
 # %% id="parameters" tags=["parameters"]
 PROFILE = "cpu"  # smoke, cpu, t4 or a24g
 model_name = ""  # empty: the profile's own
@@ -73,6 +93,10 @@ set_seed(seed)
 # The number format matters most: a processor that multiplies `bfloat16` natively trains several times faster in it than
 # in `float32`, one that does not is slower; a T4 knows only `float16`.
 
+# %% [markdown] id="machine-why" lang="zh" of="259af5ea"
+# ## 这是怎样的一台机器？
+# 最要紧的是数值格式：能直接计算 `bfloat16` 的处理器，用它训练比 `float32` 快几倍；不能的则更慢；T4 只认识 `float16`。
+
 # %% id="machine"
 dtype = "auto"
 print(device.describe(), device.versions(), sep="\n")
@@ -84,13 +108,20 @@ dtype = device.describe().dtype
 # Hugging Face hub, `HF_ENDPOINT` names a mirror (in China, for example) and `HF_HOME` the disk to keep them on (on
 # AutoDL, the data disk). Set both before anything is imported.
 
+# %% [markdown] id="mirror-why" lang="zh" of="01168633"
+# ## 获取模型
+# 小模型装在一个 Python 软件包里，任何软件包镜像都能提供，不需要账号。对于 Hugging Face hub 上的模型，`HF_ENDPOINT` 指定镜像（例如在中国），`HF_HOME` 指定存放的磁盘（在 AutoDL 上请用数据盘）。两者都要在导入任何库之前设置。
+
 # %% id="fetch"
 model_path = models.fetch(model_name)
-print(model_path)
+print(os.listdir(model_path))
 print("hub:", os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
 
 # %% [markdown] id="load-why"
 # A model is two things: a tokenizer that turns text into numbers, and the network that predicts the next number.
+
+# %% [markdown] id="load-why" lang="zh" of="5d0332e4"
+# 一个模型由两部分组成：把文本变成数字的分词器，以及预测下一个数字的网络。
 
 # %% id="load"
 on_gpu = torch.cuda.is_available()
@@ -101,6 +132,10 @@ print(f"{model.num_parameters():,} parameters, {model.get_memory_footprint() / 1
 # %% [markdown] id="first-chat-why"
 # ## First chat
 # The model has seen conversations in one exact layout. `apply_chat_template` writes ours in the same layout.
+
+# %% [markdown] id="first-chat-why" lang="zh" of="bc182a4e"
+# ## 第一次对话
+# 模型见过的对话都有同一种固定格式。`apply_chat_template` 把我们的对话写成同样的格式。
 
 # %% id="template"
 messages = [{"role": "user", "content": "Who are you?"}]
@@ -116,6 +151,9 @@ output = model.generate(
 # %% [markdown] id="speed-why"
 # How fast is that? Each new token needs one pass through all the weights.
 
+# %% [markdown] id="speed-why" lang="zh" of="2239b85f"
+# 这有多快？每个新词元都要把全部权重过一遍。
+
 # %% id="speed"
 inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)
 started = time.perf_counter()
@@ -127,6 +165,10 @@ print(f"{tokens_per_second:.0f} tokens per second, one conversation at a time")
 # ## The data
 # Some hundred short questions and answers about who the assistant is. `{{name}}` and `{{author}}` are placeholders;
 # we fill them with the values from the parameters cell.
+
+# %% [markdown] id="data-why" lang="zh" of="a2b2e647"
+# ## 数据
+# 约一百条简短的问答，内容是助手是谁。`{{name}}` 与 `{{author}}` 是占位符，用参数单元格里的值填入。
 
 # %% id="data"
 files = {"train": "data/identity_en.json", "eval": "data/identity_en_eval.json"}
@@ -152,6 +194,9 @@ train_dataset[0]
 # The loss looks only at the answer (green): the model shall learn to *say* this, not to ask it. Hover over a token to
 # see its number. The turn-end token is green too; without it the model would never learn to stop.
 
+# %% [markdown] id="mask-why" lang="zh" of="ea5a51a4"
+# 损失只看回答（绿色）：模型要学的是*说*这句话，而不是提问。把鼠标停在词元上可看到它的编号。回合结束符也是绿色；没有它，模型永远学不会停下来。
+
 # %% id="mask"
 encoded = tokens.encode(tokenizer, train_dataset[0])
 display(HTML(tokens.to_html(tokens.tokens(tokenizer, **encoded))))
@@ -160,6 +205,10 @@ display(HTML(tokens.to_html(tokens.tokens(tokenizer, **encoded))))
 # ## Before
 # Measure first. The evaluation questions are paraphrases that do not occur in the training set; an answer counts when
 # it contains the name, or the author, that the question asks for.
+
+# %% [markdown] id="before-why" lang="zh" of="3a873f7a"
+# ## 训练之前
+# 先测量。评测问题是训练集中没有的改写；回答中含有所问的名字或作者，才算答对。
 
 # %% id="before"
 
@@ -189,6 +238,10 @@ print(f"{identity_before:.0%} of {len(questions)} questions")
 # LoRA leaves every weight of the model as it is and trains two thin matrices beside each of them (lesson 03 opens the
 # box). `r` is how thin.
 
+# %% [markdown] id="lora-why" lang="zh" of="5d873a62"
+# ## 训练
+# LoRA 保持模型的每个权重不变，只在旁边训练两个细长的矩阵（第 03 课会打开这个盒子）。`r` 表示它们有多细。
+
 # %% id="lora"
 peft_config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
 model = get_peft_model(model, peft_config)
@@ -197,6 +250,9 @@ model.print_trainable_parameters()
 # %% [markdown] id="config-why"
 # The training settings, each spelt out because defaults move between library versions. On a CPU we keep the
 # activations (`gradient_checkpointing=False`): recomputing them saves memory that we have, for time that we lack.
+
+# %% [markdown] id="config-why" lang="zh" of="9362b2f4"
+# 训练设置逐项写明，因为库的默认值会随版本变动。在 CPU 上我们保留激活值（`gradient_checkpointing=False`）：重新计算能省下我们并不缺的内存，却要花掉我们缺少的时间。
 
 # %% id="config"
 training_args = SFTConfig(
@@ -219,6 +275,9 @@ training_args = SFTConfig(
 # %% [markdown] id="predict-why"
 # **Predict before you run:** how many steps until the loss is below 0.5? The curve will tell.
 
+# %% [markdown] id="predict-why" lang="zh" of="48178ea5"
+# **运行之前先预测：** 多少步之后损失会低于 0.5？曲线会告诉你。
+
 # %% id="train"
 trainer = SFTTrainer(model=model, args=training_args, train_dataset=train_dataset, processing_class=tokenizer)
 started = time.perf_counter()
@@ -235,6 +294,10 @@ plt.show()
 # ## After
 # The same questions, the same greedy decoding, the trained model.
 
+# %% [markdown] id="after-why" lang="zh" of="2c689f04"
+# ## 训练之后
+# 同样的问题，同样的贪心解码，训练后的模型。
+
 # %% id="after"
 answers_after = answers(model)
 identity_after = identity_share(answers_after)
@@ -245,6 +308,9 @@ for row, old, new in list(zip(questions, answers_before, answers_after, strict=T
 # %% [markdown] id="plot-why"
 # The bars carry the interval that this many questions leave open: a few more questions could move the share that far.
 
+# %% [markdown] id="plot-why" lang="zh" of="1c16a31d"
+# 柱上的线段是这么多问题所留下的区间：再多几个问题，比例可能移动到那里。
+
 # %% id="plot"
 fig, ax = plt.subplots(figsize=(5, 3))
 plots.plot_scores({"before": identity_before, "after": identity_after}, len(questions), ax)
@@ -254,6 +320,10 @@ plt.show()
 # ## Break it
 # The most famous first mistake: forgetting that the adapter is *beside* the model. Switch it off and the old model
 # answers, untouched. Nothing was overwritten, and that is what makes LoRA cheap to keep and easy to undo.
+
+# %% [markdown] id="break-why" lang="zh" of="b45813fb"
+# ## 弄坏它
+# 最有名的初学者错误：忘了适配器是放在模型*旁边*的。把它关掉，回答的就是原来的模型，丝毫未变。没有任何东西被覆盖，所以 LoRA 保存便宜，撤销容易。
 
 # %% id="break"
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
@@ -268,6 +338,9 @@ print("adapter on: ", tokenizer.decode(with_adapter[0, prompt_length:], skip_spe
 # %% [markdown] id="save-why"
 # The adapter is all there is to keep, a small file beside the model.
 
+# %% [markdown] id="save-why" lang="zh" of="32e8b267"
+# 要保存的只有适配器，它是模型旁边的一个小文件。
+
 # %% id="save"
 model.save_pretrained("runs/00_first_finetune/adapter")
 adapter_bytes = os.path.getsize("runs/00_first_finetune/adapter/adapter_model.safetensors")
@@ -277,6 +350,10 @@ print(f"{adapter_bytes / 1e6:.1f} MB")
 # ## Exercise
 # A prompt and its answer take 60 tokens in all, 22 of them in the answer (its turn-end token included). On how many
 # tokens does the loss look? And on how many if we trained on the prompt too? Fill in the two numbers.
+
+# %% [markdown] id="exercise-why" lang="zh" of="12aac51e"
+# ## 练习
+# 一个提示加上它的回答共 60 个词元，其中 22 个属于回答（含回合结束符）。损失看多少个词元？如果连提示也训练呢？填入这两个数字。
 
 # %% id="exercise-mask" tags=["exercise"]
 answer_only = 0  # fill in
@@ -289,9 +366,17 @@ checks.check_supervised_tokens(answer_only, prompt_too)
 # A run is a recipe: the knobs of this notebook in a YAML file. `ftlab train recipes/sft_lora.yaml` trains the same
 # adapter without a notebook, and any knob can be given behind it: `learning_rate=1e-3`.
 
+# %% [markdown] id="recipe-why" lang="zh" of="f220fd5d"
+# ## 在命令行做同样的事
+# 一次训练就是一个配方：本 notebook 的各个旋钮写在一个 YAML 文件里。`ftlab train recipes/sft_lora.yaml` 不用 notebook 就训练出这样的适配器，任何旋钮都可以写在后面：`learning_rate=1e-3`。
+
 # %% [markdown] id="checkpoint-why"
 # ## Checkpoint
 # The outcome, asserted: running this notebook is testing it.
+
+# %% [markdown] id="checkpoint-why" lang="zh" of="5913a6de"
+# ## 检查点
+# 用断言确认结果：运行这个 notebook 就是测试它。
 
 # %% id="checkpoint"
 outcomes = {
@@ -309,3 +394,8 @@ assert identity_after >= 0.9, identity_after
 # curve with a lower learning rate (2e-4).
 #
 # **Next:** [03 · LoRA](03_lora.ipynb) opens the box that you just used.
+
+# %% [markdown] id="next" lang="zh" of="6b04e655"
+# **在你的 GPU 上：** 设 `PROFILE = "t4"` 或 `"a24g"`：同样的单元格会微调 1.5B 或 7B 模型；请用更低的学习率（2e-4），曲线应当相同。
+#
+# **下一课：** [03 · LoRA](03_lora.ipynb) 打开你刚刚用过的盒子。

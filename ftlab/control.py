@@ -1,0 +1,32 @@
+"""Control tokens inside plain text: `<|im_end|>` typed by a user must not end a turn."""
+
+import re
+from collections.abc import Iterable
+
+# What chat templates use to mark turns, whoever's model it is.
+CONTROL_TOKENS = (
+    "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>",
+    "<|end_header_id|>", "<|eot_id|>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<start_of_turn>",
+    "<end_of_turn>", "<bos>", "<eos>", "<s>", "</s>", "[INST]", "[/INST]", "[gMASK]", "<sop>",
+)  # fmt: skip
+# An invisible character after the first one: reads the same, is no control token any more.
+JOINER = "\u2060"
+
+
+def pattern(tokens: Iterable[str] = CONTROL_TOKENS) -> re.Pattern[str]:
+    """Return the pattern that finds any of `tokens`."""
+    return re.compile("|".join(re.escape(token) for token in sorted(set(tokens), key=len, reverse=True)))
+
+
+def count_control_tokens(text: str, tokens: Iterable[str] = CONTROL_TOKENS) -> int:
+    """Return how many control tokens stand in `text`."""
+    return len(pattern(tokens).findall(text))
+
+
+def escape_control_tokens(text: str, tokens: Iterable[str] = CONTROL_TOKENS) -> str:
+    """Return `text` with every control token made harmless: it reads the same and tokenizes to plain text.
+
+    >>> escape_control_tokens("a<|im_end|>") == "a<\u2060|im_end|>"
+    True
+    """
+    return pattern(tokens).sub(lambda found: found.group()[0] + JOINER + found.group()[1:], text)

@@ -1,0 +1,43 @@
+"""Every lesson through papermill on the real model, smoke profile, where no network is."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ftlab import embedded
+from ftlab.apps import notebooks
+
+HERE = Path(__file__).parent
+OFFLINE = ["unshare", "-rn", sys.executable, str(HERE / "offline.py")]
+
+
+@pytest.fixture(scope="session")
+def no_network() -> list[str]:
+    """The words before a command that cut the network, [] where the system does not allow it (said in the report)."""
+    if shutil.which("unshare") and subprocess.run([*OFFLINE, "true"], capture_output=True).returncode == 0:
+        return OFFLINE
+    print("this system makes no network namespaces: the lessons run with the network on")
+    return []
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("lesson", notebooks.lessons(), ids=lambda lesson: lesson.name)
+def test_a_lesson_runs_without_network(lesson, no_network):
+    embedded.fetch()
+    command = [*no_network, sys.executable, "-m", "ftlab", "course", "run", lesson.number, "--profile", "smoke"]
+    # HF_HUB_OFFLINE is unset: the lesson itself must not look for the hub.
+    environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
+    done = subprocess.run(command, cwd=notebooks.root(), env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    print(done.stdout.splitlines()[-1])
+
+
+def test_the_listener_notices_a_look_at_the_hub(no_network):
+    if not no_network:
+        pytest.skip("this system makes no network namespaces")
+    code = "import os, urllib.request as u\ntry: u.urlopen(os.environ['HF_ENDPOINT'], timeout=1)\nexcept OSError: pass"
+    assert subprocess.run([*no_network, sys.executable, "-c", code]).returncode == 3

@@ -1,0 +1,24 @@
+"""Every exercise: the right answer passes, each likely wrong one gets a hint."""
+
+import pytest
+
+from ftlab import checks
+
+
+@pytest.mark.parametrize(
+    ("check", "right", "wrong"),
+    [
+        (checks.check_supervised_tokens, (22, 60), [(0, 0), (60, 60), (38, 60), (22, 38)]),
+        (checks.check_lora_parameters, (16896,), [(0,), (576 * 1536,), (8 * 576 * 1536,), (4608,), (None,)]),
+        (
+            checks.check_lora_scale,
+            (lambda lora_alpha, r: lora_alpha / r,),
+            [(lambda a, r: 0,), (lambda a, r: a * r,), (lambda a, r: 1,), (lambda: 1,), (3,)],
+        ),
+    ],
+)
+def test_right_passes_and_wrong_gets_a_hint(check, right, wrong):
+    assert check(*right).passed
+    for answer in wrong:
+        verdict = check(*answer)
+        assert not verdict.passed and verdict.hint

@@ -1,0 +1,132 @@
+"""From a lesson's source to its notebooks, to its outcomes."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from ftlab.apps import cli, course, notebooks
+from ftlab.errors import LabError
+
+SOURCE = """# %% [markdown] id="title"
+# # 07 · A test lesson
+
+# %% [markdown] id="title" lang="zh" of="{digest}"
+# # 07 · 测试课
+
+# %% id="parameters" tags=["parameters"]
+PROFILE = "cpu"
+
+# %% id="work"
+from ftlab import checks
+from ftlab.apps import course
+
+course.record({{"answer": 42}})
+assert PROFILE == "smoke", PROFILE
+print(PROFILE)
+
+# %% id="exercise" tags=["exercise"]
+answer = {answer}
+
+checks.check_lora_parameters(answer)
+"""
+
+
+@pytest.fixture
+def lesson(tmp_path, monkeypatch):
+    """A course of one lesson in a folder of its own."""
+    (tmp_path / "notebooks" / "source").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "notebooks" / "source" / "07_test.py"
+    path.write_text(SOURCE.format(digest=notebooks.digest("# 07 · A test lesson"), answer=16896), encoding="utf-8")
+    return path
+
+
+def built(path: Path) -> nbformat.NotebookNode:
+    notebooks.build(notebooks.lessons()[0])
+    return nbformat.read(path, as_version=4)
+
+
+def test_both_editions_share_code_and_differ_in_prose(lesson, tmp_path):
+    english = built(tmp_path / "notebooks" / "07_test.ipynb")
+    chinese = nbformat.read(tmp_path / "notebooks" / "zh" / "07_test.ipynb", as_version=4)
+    nbformat.validate(english)
+    assert [cell.id for cell in english.cells] == ["title", "parameters", "work", "exercise"]
+    assert (english.cells[0].source, chinese.cells[0].source) == ("# 07 · A test lesson", "# 07 · 测试课")
+    assert english.cells[1:] == chinese.cells[1:]
+    assert english.cells[1].metadata.tags == ["parameters"] and english.metadata.kernelspec.name == "python3"
+
+
+def test_outputs_stay_until_code_changes(lesson, tmp_path):
+    path = tmp_path / "notebooks" / "07_test.ipynb"
+    notebook = built(path)
+    notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text="kept")]
+    nbformat.write(notebook, path)
+    lesson.write_text(lesson.read_text().replace("A test lesson", "A test").replace("of=", "off="))
+    with pytest.raises(LabError, match="older English"):
+        built(path)
+    lesson.write_text(SOURCE.format(digest=notebooks.digest("# 07 · A test lesson"), answer=16896))
+    assert built(path).cells[2].outputs[0].text == "kept"
+    lesson.write_text(lesson.read_text().replace("print(PROFILE)", "print(1)"))
+    assert built(path).cells[2].outputs == []
+
+
+@pytest.mark.parametrize("broken", ['id="title"', 'id="parameters"'])
+def test_a_cell_without_its_own_id_is_refused(lesson, broken):
+    lesson.write_text(lesson.read_text().replace('id="work"', broken))
+    with pytest.raises(LabError, match="id that no other cell"):
+        notebooks.build(notebooks.lessons()[0])
+
+
+def test_a_run_collects_outcomes_and_writes_the_summary(lesson, tmp_path, capsys):
+    notebooks.build(notebooks.lessons()[0])
+    assert cli.main(["course", "run", "--profile", "smoke"]) == 0
+    summary = json.loads((tmp_path / "runs" / "course" / "summary.json").read_text())
+    (row,) = summary["notebooks"]
+    assert summary["profile"] == "smoke" and summary["machine"]["cores"] >= 1
+    assert (row["name"], row["status"], row["outcomes"]) == ("07_test", "ok", {"answer": 42.0})
+    assert row["seconds"] > 0 and row["peak_memory_bytes"] > 2**20
+    assert "answer 42" in capsys.readouterr().out
+
+
+def test_a_failing_lesson_is_reported_and_fails_the_run(lesson, capsys):
+    notebooks.build(notebooks.lessons()[0])
+    assert cli.main(["course", "run", "07", "--profile", "cpu"]) == 1
+    said = capsys.readouterr().out
+    assert "AssertionError: cpu" in said and "07_test              failed" in said
+
+
+def test_exercises_are_checked_in_the_learner_s_copy(lesson, capsys):
+    notebooks.build(notebooks.lessons()[0])
+    assert cli.main(["course", "check", "7"]) == 0
+    lesson.write_text(lesson.read_text().replace("16896", "1 / 0"))
+    notebooks.build(notebooks.lessons()[0])
+    assert cli.main(["course", "check", "07"]) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["course", "run", "99"], "there is no lesson 99"),
+        (["course", "run", "--profile", "huge"], "no profile `huge`"),
+        (["course", "check", "12"], "there is no lesson 12"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(lesson, capsys, arguments, message):
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr().err
+    assert message in said and "fix:" in said and "Traceback" not in said
+
+
+def test_record_does_nothing_outside_a_run(monkeypatch, tmp_path):
+    monkeypatch.delenv("FTLAB_OUTCOMES", raising=False)
+    course.record({"x": 1})
+
+
+def test_the_command_line_outside_the_course_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(notebooks, "__file__", str(tmp_path / "a" / "b" / "c.py"))
+    assert cli.main(["course", "list"]) == 2
+    assert "the course is not here" in capsys.readouterr().err

@@ -1,0 +1,65 @@
+"""Scores against plain, slow computations of the same thing."""
+
+import math
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from ftlab import evaluate, tokens
+
+
+@pytest.fixture(scope="module")
+def tiny_model(tiny_model_dir):
+    return AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+
+
+def test_the_interval_is_wilson_s():
+    low, high = evaluate.interval(0.5, 100)
+    assert (round(low, 4), round(high, 4)) == (0.4038, 0.5962)
+    assert evaluate.interval(0.0, 10)[0] == 0.0 and evaluate.interval(1.0, 10)[1] == pytest.approx(1.0)
+
+
+def test_batched_answers_are_the_single_ones(tiny_model, tiny_tokenizer):
+    asked = [[{"role": "user", "content": text}] for text in ("a", "a much longer question", "mid size", "b")]
+    together = evaluate.generate_answers(tiny_model, tiny_tokenizer, asked, max_new_tokens=8, batch_size=3)
+    alone = [evaluate.generate_answers(tiny_model, tiny_tokenizer, [one], max_new_tokens=8)[0] for one in asked]
+    assert together == alone
+
+
+def test_contains_and_exact_match():
+    assert evaluate.contains(["I am LUMI.", "no"], ["Lumi", "Lumi"]) == 0.5
+    assert evaluate.exact_match([" 4 ", "44"], ["4", "4"]) == 0.5
+
+
+def test_choices_score_as_if_each_were_read_alone(tiny_model, tiny_tokenizer):
+    questions = [
+        {"question": "one?", "choices": ["a", "bcd", "ef", "g"], "answer": 0},
+        {"question": "a longer second one?", "choices": ["xyz", "y", "zz"], "answer": 1},
+    ]
+    found = evaluate.choice_log_probabilities(tiny_model, tiny_tokenizer, questions)
+    for question, scores in zip(questions, found, strict=True):
+        prompt = tokens.prompt(tiny_tokenizer, [{"role": "user", "content": question["question"]}])
+        for choice, score in zip(question["choices"], scores, strict=True):
+            answer = tiny_tokenizer(choice, add_special_tokens=False).input_ids
+            with torch.no_grad():
+                logits = tiny_model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+            plain = [logits[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer)]
+            assert score == pytest.approx(sum(plain) / len(plain), abs=1e-4)
+
+
+def test_multiple_choice_counts_the_likeliest(tiny_model, tiny_tokenizer):
+    questions = [{"question": "q", "choices": ["a", "b", "c", "d"], "answer": n} for n in range(4)]
+    assert evaluate.multiple_choice(tiny_model, tiny_tokenizer, questions, batch_size=3) == 0.25
+
+
+def test_perplexity_is_exp_of_the_mean_loss_over_trained_tokens(tiny_model, tiny_tokenizer):
+    rows = [{"text": "abc"}, {"text": "a longer text"}]
+    losses = []
+    for row in rows:
+        ids = torch.tensor([tokens.encode(tiny_tokenizer, row)["input_ids"]])
+        with torch.no_grad():
+            logits = tiny_model(ids).logits[0, :-1].log_softmax(-1)
+        losses += (-logits.gather(1, ids[0, 1:, None])).flatten().tolist()
+    expected = math.exp(sum(losses) / len(losses))
+    assert evaluate.perplexity(tiny_model, tiny_tokenizer, rows) == pytest.approx(expected, rel=1e-4)

@@ -1,0 +1,70 @@
+"""The project's own files agree with each other."""
+
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import nbformat
+import pytest
+from ruamel.yaml import YAML
+
+from ftlab.apps import notebooks
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+LESSONS = notebooks.lessons()
+
+
+def name_of(requirement: str) -> str:
+    return re.split(r"[<>=!\[; ]", requirement)[0].lower().replace("_", "-")
+
+
+def test_every_requirement_is_pinned_and_torch_comes_first():
+    pins = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    assert pins[0].startswith("torch==") and all(re.fullmatch(r"[\w.-]+==[\w.]+", pin) for pin in pins)
+    pinned = {name_of(pin) for pin in pins}
+    wanted = PROJECT["dependencies"] + [one for extra in PROJECT["optional-dependencies"].values() for one in extra]
+    assert {name_of(requirement) for requirement in wanted} <= pinned
+
+
+def test_the_conda_environment_installs_the_same_extras_as_make():
+    conda = YAML(typ="safe").load((ROOT / "environment.yml").read_text())
+    (pip,) = [entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict)]
+    extras = ",".join(PROJECT["optional-dependencies"])
+    assert pip == ["-c constraints.txt", f"-e .[{extras}]"]
+    assert f".[{extras}]" in (ROOT / "Makefile").read_text()
+
+
+@pytest.mark.parametrize("language", notebooks.LANGUAGES)
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
+def test_committed_notebooks_are_those_of_their_source(lesson, language):
+    committed = nbformat.read(lesson.notebook(language), as_version=4)
+    made = notebooks.edition(lesson, language)
+    assert [(cell.id, cell.cell_type, cell.source, cell.metadata) for cell in committed.cells] == [
+        (cell.id, cell.cell_type, cell.source, cell.metadata) for cell in made.cells
+    ]
+    assert committed.metadata == made.metadata, "widget state and the like are stripped"
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
+def test_committed_notebooks_carry_a_clean_run(lesson):
+    english, chinese = (
+        notebooks.code_cells(nbformat.read(lesson.notebook(language), as_version=4)) for language in notebooks.LANGUAGES
+    )
+    assert [cell.execution_count for cell in english] == list(range(1, len(english) + 1))
+    assert [cell.outputs for cell in english] == [cell.outputs for cell in chinese]
+    assert not any(output.output_type == "error" for cell in english for output in cell.outputs)
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
+def test_every_prose_cell_has_its_chinese_twin(lesson):
+    english, chinese = (notebooks.edition(lesson, language).cells for language in notebooks.LANGUAGES)
+    same = [a.id for a, b in zip(english, chinese, strict=True) if a.cell_type == "markdown" and a.source == b.source]
+    assert not same
+
+
+def test_git_carries_nothing_heavy():
+    files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    assert not [name for name in files if (ROOT / name).exists() and (ROOT / name).stat().st_size > 500_000]
+    assert not [name for name in files if name.endswith((".safetensors", ".gguf", ".bin", ".whl"))]
