@@ -112,8 +112,8 @@ def array_rows(path: Path, encoding: str) -> Iterator[Read]:
     if isinstance(text, LabError):
         raise text
     position = skip(text, text.index("[") + 1)
-    line, counted = 1, 0
-    while text[position : position + 1] != "]":
+    line, counted, after_comma = 1, 0, False
+    while text[position : position + 1] != "]" or after_comma:
         line, counted = line + text.count("\n", counted, position), position
         try:
             row, end = DECODER.raw_decode(text, position)
@@ -124,7 +124,8 @@ def array_rows(path: Path, encoding: str) -> Iterator[Read]:
             return
         yield line, row if isinstance(row, dict) else fail("data_not_object", where=f"{path}:{line}", got=kind(row))
         position = skip(text, end)
-        if text[position : position + 1] == ",":
+        after_comma = text[position : position + 1] == ","
+        if after_comma:
             position = skip(text, position + 1)
         elif text[position : position + 1] != "]":
             place = line + text.count("\n", counted, position)

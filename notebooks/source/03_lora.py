@@ -174,6 +174,7 @@ print(f"{A.numel() + B.numel()} numbers, a change of {(B @ A).numel()}, rank {to
 # ### 十行代码
 # `W` 被冻结。`A` 随机初始化，`B` 从零开始，所以这一层一开始和原来一样。改动按 `lora_alpha / r` 缩放，这样换一个 `r` 时大小仍可比较。
 
+
 # %% id="scratch"
 class LoRALinear(nn.Module):
     def __init__(self, linear, r, lora_alpha):
@@ -320,6 +321,7 @@ assert answers_reloaded == answers_after
 # ## 弄坏它：过高的学习率
 # 只看身份分数，会以为这次训练很成功。取下适配器，换上新的，用十倍的学习率训练，再问它还知道什么。
 
+
 # %% id="train-function"
 def train_lora(learning_rate, max_steps, r=r, target_modules=target_modules):
     set_seed(seed)
@@ -346,10 +348,11 @@ for label, answering in (("recommended", reloaded), ("too high", too_hard)):
     print(f"{label}: {tokenizer.decode(output[0, inputs['input_ids'].shape[1] :], skip_special_tokens=True)}")
 
 # %% [markdown] id="forgetting-why"
-# Left: what we trained for; right: what we did not. Judge a fine-tune by both.
+# Read the answers too: even the gentle run has changed how the model speaks, since it was shown nothing but questions
+# about itself. In the plot, left is what we trained for, right what we did not. Judge a fine-tune by both.
 
-# %% [markdown] id="forgetting-why" lang="zh" of="b3db5bce"
-# 左边是我们训练的，右边是我们没有训练的。评判一次微调，两边都要看。
+# %% [markdown] id="forgetting-why" lang="zh" of="567b83e9"
+# 也要读一读回答：即使温和的那次训练也改变了模型的说话方式，因为给它看的全是关于它自己的问题。图中左边是我们训练的，右边是我们没有训练的。评判一次微调，两边都要看。
 
 # %% id="forgetting"
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
