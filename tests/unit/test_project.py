@@ -68,3 +68,14 @@ def test_git_carries_nothing_heavy():
     files = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert not [name for name in files if (ROOT / name).exists() and (ROOT / name).stat().st_size > 500_000]
     assert not [name for name in files if name.endswith((".safetensors", ".gguf", ".bin", ".whl"))]
+
+
+def test_the_readme_s_picture_is_the_lesson_s():
+    import base64
+
+    cells = notebooks.code_cells(nbformat.read(ROOT / "notebooks" / "03_lora.ipynb", as_version=4))
+    (cell,) = [cell for cell in cells if cell.id == "forgetting"]
+    (picture,) = [output.data["image/png"] for output in cell.outputs if "image/png" in output.get("data", {})]
+    assert base64.b64decode(picture) == (ROOT / "notebooks" / "forgetting.png").read_bytes(), (
+        "copy it from the notebook"
+    )
