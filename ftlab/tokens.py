@@ -109,13 +109,6 @@ def calls_as_text(message: Message) -> Message:
     return {"role": message["role"], "content": "\n".join(filter(None, [message["content"], *calls]))}
 
 
-def length(tokenizer: PreTrainedTokenizerBase, row: dict[str, Any]) -> int:
-    """Return how many tokens a row takes; of a preference row, its longer side."""
-    if "chosen" in row:
-        return max(len(template_ids(tokenizer, [*row["prompt"], *row[side]])) for side in ("chosen", "rejected"))
-    return len(encode(tokenizer, row)["input_ids"])
-
-
 def ends_with_turn_end(tokenizer: PreTrainedTokenizerBase, encoded: dict[str, list[int]]) -> bool:
     """Say whether the last trained token of a row is one that ends a turn: else the model never learns to stop."""
     trained = [label for label in encoded["labels"] if label != IGNORED]

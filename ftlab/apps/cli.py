@@ -28,6 +28,10 @@ def parser() -> argparse.ArgumentParser:
     train = add(verbs, "train", train_recipe, "run a recipe")
     train.add_argument("recipe", metavar="RECIPE.yaml")
     train.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe; fresh=true retrains")
+    recipes = add(verbs, "recipe", None, "check a recipe, explain a key")
+    actions = recipes.add_subparsers(required=True, metavar="WHAT")
+    add(actions, "check", check_recipe, "is this recipe right, and what was renamed").add_argument("recipe")
+    add(actions, "explain", explain_key, "meaning, default, range, the library field it becomes").add_argument("key")
     chat = add(verbs, "chat", chat_with, "talk to a model in the terminal")
     chat.add_argument("model", help="catalogue name, local folder or hub id")
     chat.add_argument("--adapter", help="the adapter folder of a run")
@@ -72,7 +76,24 @@ def train_recipe(options: argparse.Namespace) -> None:
 
     overrides = [override for override in options.overrides if override != "fresh=true"]
     run = train.train(recipe.load(options.recipe, overrides), fresh=len(overrides) < len(options.overrides))
-    print(f"{run.folder}: loss {run.metrics['train_loss']:.3f} after {run.metrics['train_seconds']:.0f} s")
+    if run.stopped_at is None:
+        print(f"{run.folder}: loss {run.metrics['train_loss']:.3f} after {run.metrics['train_seconds']:.0f} s")
+
+
+def check_recipe(options: argparse.Namespace) -> None:
+    """Print what a recipe's keys became."""
+    from ftlab.runs import recipe
+
+    for note in recipe.check(options.recipe):
+        print(note)
+    print(f"{options.recipe}: a recipe that can be run")
+
+
+def explain_key(options: argparse.Namespace) -> None:
+    """Print what a key means."""
+    from ftlab.runs import recipe
+
+    print(recipe.explain(options.key))
 
 
 def chat_with(options: argparse.Namespace) -> None:
@@ -105,7 +126,7 @@ def check_data(options: argparse.Namespace) -> int:
 
     from transformers import AutoTokenizer
 
-    from ftlab import models, tokens
+    from ftlab import models
     from ftlab.data import check
 
     tokenizer = AutoTokenizer.from_pretrained(models.fetch(options.model))
@@ -113,7 +134,7 @@ def check_data(options: argparse.Namespace) -> int:
         options.name,
         options.dataset_dir,
         cutoff_len=options.cutoff_len,
-        row_lengths=lambda row: tokens.length(tokenizer, row),
+        tokenizer=tokenizer,
         fix_to=Path(options.fix) if options.fix else None,
     )
     print(report)

@@ -2,20 +2,38 @@
 
 import json
 import os
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
-from ftlab.control import CONTROL_TOKENS, count_control_tokens, escape_control_tokens
-from ftlab.data import registry
-from ftlab.data.read import Row
-from ftlab.data.split import folded
+from ftlab.control import CONTROL_TOKENS, escape_control_tokens
+from ftlab.data import lines
+from ftlab.data.convert import Made, converted, on_texts
+from ftlab.data.entries import Entry, detect
+from ftlab.data.lengths import token_lengths, truncate_lengths
+from ftlab.data.read import SUFFIXES, Row, texts
+from ftlab.data.registry import opened
+from ftlab.data.split import digest, question
 from ftlab.errors import LabError, fail, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from transformers import PreTrainedTokenizerBase
 
 SHOWN = 20
+# A report on a large broken file must not fill the memory: what lies beyond is counted.
+REMEMBERED = 1000
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong: `where` is `file:line`, `fix` what to do."""
+
+    where: str
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}\n  fix: {self.fix}"
 
 
 @dataclass
@@ -23,9 +41,12 @@ class Report:
     """What a check found.
 
     Attributes:
-        read, kept, cut, dropped: rows; kept + cut + dropped = read. `cut` rows lose tokens to cutoff_len.
-        problems: one LabError per problem.
-        changes: what `fix_to` changed, one line each.
+        read: rows; read = kept + cut + dropped.
+        cut: good rows that lose tokens to cutoff_len, `tokens_lost` in all.
+        dropped: rows that cannot be used, among them `duplicates`.
+        changed: good rows that hold control tokens; `fix_to` escapes them.
+        total: problems found, of which `problems` holds the first 1000.
+        changes: what `fix_to` did, one line each.
     """
 
     name: str
@@ -33,93 +54,227 @@ class Report:
     kept: int = 0
     cut: int = 0
     dropped: int = 0
+    duplicates: int = 0
+    overlap: int = 0
+    changed: int = 0
     tokens_lost: int = 0
-    problems: list[LabError] = field(default_factory=list)
+    total: int = 0
+    problems: list[Problem] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
 
+    def add(self, problem: LabError) -> None:
+        """Count a problem, and keep it if it is among the first."""
+        self.total += 1
+        if len(self.problems) < REMEMBERED:
+            self.problems.append(Problem(problem.where, problem.what, problem.fix))
+
     def __str__(self) -> str:
-        lines = [str(problem) for problem in self.problems[:SHOWN]]
-        if len(self.problems) > SHOWN:
-            lines.append(say("data_more", count=len(self.problems) - SHOWN, total=len(self.problems)))
-        lines += self.changes
-        counts = {"read": self.read, "kept": self.kept, "cut": self.cut, "dropped": self.dropped}
-        lines.append(say("data_summary", name=self.name, tokens=self.tokens_lost, **counts))
-        return "\n".join(lines)
+        shown = [str(problem) for problem in self.problems[:SHOWN]]
+        if self.total > SHOWN:
+            shown.append(say("data_more", count=self.total - SHOWN, total=self.total))
+        shown += self.changes
+        names = ("name", "read", "kept", "cut", "tokens_lost", "dropped", "duplicates", "overlap", "changed")
+        shown.append(say("data_summary", **{name: getattr(self, name) for name in names}))
+        return "\n".join(shown)
 
 
 def check(
-    name: str,
+    path_or_name: str,
     dataset_dir: str | Path = "data",
-    *,
     cutoff_len: int | None = None,
-    row_lengths: "Callable[[Row], int] | None" = None,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
     fix_to: Path | None = None,
+    *,
+    row_lengths: Callable[[Row], int] | None = None,
 ) -> Report:
-    """Read a set to its end and report every problem.
+    """Read sets to their ends and report every problem.
 
     Args:
-        name: a registry name or a path.
-        cutoff_len: tokens kept of a row; needs `row_lengths`.
-        row_lengths: a row in TRL's shape -> its tokens.
-        fix_to: write the good rows there, control tokens escaped and duplicates left out. Never over a file.
+        path_or_name: a registry name or a path; of several, separated by commas, rows that one shares with an earlier
+            one are reported too.
+        cutoff_len: tokens kept of a row; needs `tokenizer` or `row_lengths`.
+        tokenizer: whose control tokens and chat template count; without one, the control tokens of common models.
+        fix_to: write the good rows there, as .jsonl or .json, in UTF-8, control tokens escaped, duplicates left out.
+        row_lengths: how many tokens a row takes, where no tokenizer is to count them.
     Raises:
-        LabError: the file as a whole cannot be read, or `fix_to` exists.
+        LabError: no such set, or `fix_to` exists or cannot be written.
     """
-    if fix_to is not None and fix_to.exists():
-        raise fail("data_fix_exists", where=str(fix_to))
-    entry, path = registry.find(name, Path(dataset_dir))
-    path = path or registry.fetched(entry, name)
-    report, seen, good = Report(name), {}, []
-    for line, row in registry.converted(entry, path, None):
-        report.read += 1
-        if isinstance(row, LabError):
-            report.problems.append(row)
-            report.dropped += 1
-            continue
-        where = f"{path}:{line}"
-        key = folded(row)
-        if key in seen:
-            report.problems.append(fail("data_duplicate", where=where, first=seen[key]))
-            report.changes += [f"{where}: duplicate of line {seen[key]} left out"] if fix_to else []
-            report.dropped += 1
-            continue
-        seen[key] = line
-        row = escaped(row, where, report, fixing=fix_to is not None)
-        length = row_lengths(row) if row_lengths else 0
-        if cutoff_len and length > cutoff_len:
-            report.problems.append(fail("data_too_long", where=where, tokens=length, cutoff_len=cutoff_len))
-            report.cut += 1
-            report.tokens_lost += length - cutoff_len
-        else:
-            report.kept += 1
-        good.append(row)
+    names = [path_or_name] if Path(path_or_name).is_file() else [one.strip() for one in path_or_name.split(",")]
     if fix_to is not None:
-        write(good, fix_to)
-        report.changes.append(f"{len(good)} rows written to {fix_to}")
+        check_target(Path(fix_to), names)
+    tokens = CONTROL_TOKENS if tokenizer is None else [one for one in tokenizer.all_special_tokens if len(one) > 1]
+    if tokenizer is not None and cutoff_len and tokenizer.chat_template is None:
+        raise fail("tokens_no_template", where=tokenizer.name_or_path)
+    report = Report(path_or_name)
+    look = Look(report, tokens, cutoff_len, tokenizer, row_lengths)
+    if fix_to is None:
+        for name in names:
+            look.through(name, Path(dataset_dir), None)
+    else:
+        with_rows_written(look, names[0], Path(dataset_dir), Path(fix_to))
     assert report.kept + report.cut + report.dropped == report.read
     return report
 
 
-def escaped(row: Row, where: str, report: Report, *, fixing: bool) -> Row:
-    """Report the control tokens in the texts of a row; make them harmless when `fixing`."""
-    text = json.dumps(row, ensure_ascii=False)
-    count = count_control_tokens(text)
-    if not count:
-        return row
-    found = next(token for token in CONTROL_TOKENS if token in text)
-    report.problems.append(fail("data_control_token", where=where, count=count, token=found))
-    if fixing:
-        report.changes.append(f"{where}: {count} control tokens escaped")
-        return json.loads(escape_control_tokens(text))
-    return row
+def check_target(fix_to: Path, names: Sequence[str]) -> None:
+    """Refuse a file that exists, one of a kind that is not written, and several sets for one file."""
+    if fix_to.exists():
+        raise fail("data_fix_exists", where=str(fix_to))
+    if fix_to.suffix not in (".json", ".jsonl") or len(names) > 1:
+        raise fail("data_fix_name", where=str(fix_to))
+    if not fix_to.parent.is_dir():
+        raise fail("data_no_folder", where=str(fix_to.parent))
 
 
-def write(rows: list[Row], path: Path) -> None:
-    """Write rows as JSONL under a temporary name, then rename: a cut write leaves nothing that looks finished."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
+@dataclass
+class Look:
+    """A walk through sets: what is looked for, and what was seen so far."""
+
+    report: Report
+    tokens: Sequence[str]
+    cutoff_len: int | None
+    tokenizer: "PreTrainedTokenizerBase | None"
+    row_lengths: Callable[[Row], int] | None
+    rows: dict[bytes, str] = field(default_factory=dict)
+    questions: dict[bytes, str] = field(default_factory=dict)
+
+    def through(self, name: str, dataset_dir: Path, keep: Callable[[Row], None] | None) -> bool:
+        """Check every row of a set, hand the repaired good ones to `keep`; False if the file breaks off.
+
+        Raises:
+            LabError: there is no such set.
+        """
+        path = Path(name)
+        direct = path.suffix.lower() in SUFFIXES and path.is_file()
+        entry, path, hub = (None, path, None) if direct else opened(name, dataset_dir)
+        own: dict[bytes, str] = {}
+        try:
+            entry = self.in_real_encoding(entry, path, keep is not None)
+            for made in converted(entry, path, hub, None):
+                self.report.read += 1
+                self.one(made, own, keep)
+        except LabError as end:
+            self.report.add(end)
+            return False
+        finally:
+            self.questions.update(own)
+        return True
+
+    def in_real_encoding(self, entry: Entry | None, path: Path | None, fixing: bool) -> Entry:
+        """Return the entry of a set (None: detect it), in the encoding that the file has, whatever the entry says."""
+        encoding = entry.encoding if entry else "utf-8"
+        if path is not None and path.is_file() and path.suffix.lower() != ".parquet":
+            encoding, problem = lines.real_encoding(path, encoding)
+            if problem:
+                self.report.add(problem)
+                self.report.changes += [say("data_changed_encoding", where=path, encoding=encoding)] if fixing else []
+        return replace(entry, encoding=encoding) if entry else detect(path, encoding)
+
+    def one(self, made: Made, own: dict[bytes, str], keep: Callable[[Row], None] | None) -> None:
+        """Check one row."""
+        report, row = self.report, made.row
+        problem = row if isinstance(row, LabError) else self.repeated(row, made.where, own)
+        if problem:
+            report.add(problem)
+            report.dropped += 1
+            report.changes += [say("data_changed_dropped", where=made.where, why=problem.what)] if keep else []
+            return
+        raw = self.escaped(made, keep is not None)
+        lost = self.tokens_lost(row, made.where)
+        report.tokens_lost += lost
+        report.cut += bool(lost)
+        report.kept += not lost
+        if keep:
+            keep(raw)
+
+    def repeated(self, row: Row, where: str, own: dict[bytes, str]) -> LabError | None:
+        """Return the problem of a row that was there before, in this set or, as a question, in an earlier one."""
+        asked, said = question(row), digest(row)
+        if asked in self.questions:
+            self.report.overlap += 1
+            return fail("data_overlap", where=where, first=self.questions[asked])
+        own.setdefault(asked, where)
+        if said in self.rows:
+            self.report.duplicates += 1
+            return fail("data_duplicate", where=where, first=self.rows[said])
+        self.rows[said] = where
+        return None
+
+    def escaped(self, made: Made, fixing: bool) -> Row:
+        """Report the control tokens in the texts of a row; return it as it is to be written."""
+        counts = {token: sum(text.count(token) for text in texts(made.raw)) for token in self.tokens}
+        found = [token for token, count in counts.items() if count]
+        if not found:
+            return made.raw
+        self.report.changed += 1
+        total = sum(counts.values())
+        self.report.add(fail("data_control_token", where=made.where, count=total, token=", ".join(found)))
+        self.report.changes += [say("data_changed_escaped", where=made.where, count=total)] if fixing else []
+        return on_texts(made.raw, lambda text: harmless(text, self.tokens))
+
+    def tokens_lost(self, row: Row, where: str) -> int:
+        """Return how many tokens cutoff_len takes from a row, and report which."""
+        if not self.cutoff_len or "text" in row or not (self.tokenizer or self.row_lengths):
+            return 0
+        try:
+            counted = token_lengths(self.tokenizer, row) if self.tokenizer else (0, self.row_lengths(row))
+        except LabError as problem:
+            self.report.add(LabError(problem.what, where, problem.fix))
+            return 0
+        source, target = counted
+        kept_source, kept_target = truncate_lengths(source, target, self.cutoff_len)
+        if (kept_source, kept_target) == (source, target):
+            return 0
+        counts = {"tokens": source + target, "cutoff_len": self.cutoff_len}
+        cuts = {"prompt": source - kept_source, "answer": target - kept_target}
+        self.report.add(fail("data_too_long", where=where, **counts, **cuts))
+        return sum(cuts.values())
+
+
+def harmless(text: str, tokens: Sequence[str]) -> str:
+    """Escape control tokens, also those that lie inside others and come to light when those are broken."""
+    while (escaped := escape_control_tokens(text, tokens)) != text:
+        text = escaped
+    return text
+
+
+def with_rows_written(look: Look, name: str, dataset_dir: Path, fix_to: Path) -> None:
+    """Check a set and write its good rows under a temporary name; rename when complete, remove when not."""
+    partial = fix_to.with_name(f".{fix_to.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("x", encoding="utf-8") as file:
+            whole = look.through(name, dataset_dir, RowWriter(file, array=fix_to.suffix == ".json"))
+            if fix_to.suffix == ".json":
+                file.write("\n]\n" if look.report.kept + look.report.cut else "[]\n")
+            file.flush()
+            os.fsync(file.fileno())
+        written = look.report.kept + look.report.cut
+        if not whole or not written:
+            look.report.changes.append(say("data_fix_not_written", path=fix_to))
+            return
+        if fix_to.exists():
+            raise FileExistsError
+        partial.rename(fix_to)
+        look.report.changes.append(say("data_fix_written", path=fix_to, rows=written))
+    except FileExistsError:
+        raise fail("data_fix_exists", where=str(fix_to)) from None
+    except OSError as error:
+        raise fail("data_fix_failed", where=str(fix_to), reason=error.strerror) from None
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@dataclass
+class RowWriter:
+    """Writes one row after another, as lines or as the elements of an array."""
+
+    file: TextIO
+    array: bool
+    rows: int = 0
+
+    def __call__(self, row: Row) -> None:
+        """Write one row on a line of its own."""
+        if self.array:
+            self.file.write(",\n" if self.rows else "[\n")
+        self.file.write(json.dumps(row, ensure_ascii=False) + ("" if self.array else "\n"))
+        self.rows += 1

@@ -1,155 +1,131 @@
-"""A file of any common kind to rows, each with its line number; a broken line is a problem with a place."""
+"""A file of any common kind to rows, each with its line number; a broken row is a problem with a place."""
 
 import csv
-import io
+import difflib
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ftlab.data import lines
 from ftlab.errors import LabError, fail
 
-MAX_LINE_BYTES = 64 * 2**20
-# A JSON array has to be held in memory as a whole; lines stream.
-MAX_ARRAY_BYTES = 256 * 2**20
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
+# The only ways for JSON to smuggle half a character or a NUL into text that was decoded.
+SUSPECT_ESCAPE = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
+# Deeper values would exhaust the stack of whoever walks through them; no real row comes near.
+MAX_DEPTH = 100
+TOO_DEEP = "it is nested too deeply"
 Row = dict[str, Any]
 Read = tuple[int, Row | LabError]
 
 
 def rows(path: Path, encoding: str = "utf-8") -> Iterator[Read]:
-    """Yield (line number, row) for every row of `path`, or (line number, what is wrong with that line).
+    """Yield (line number, row) for every row of `path`, or (line number, what is wrong with that row).
+
+    Memory stays flat: one row, at most 64 MiB of text, is held at a time.
 
     Args:
-        path: .json (an array or one object a line), .jsonl (the same), .csv, .parquet or .txt (a line is a row).
+        path: .json or .jsonl (either: an array, or one object a line), .csv, .parquet (the line is the row's number),
+            or .txt (a line is a row).
         encoding: of the text; a byte-order mark is accepted.
     Raises:
-        LabError: the file as a whole cannot be read.
+        LabError: the file as a whole cannot be read, or not from some line on.
     """
+    suffix = path.suffix.lower()
+    if suffix not in SUFFIXES:
+        raise fail("data_suffix", where=str(path), suffixes=" ".join(SUFFIXES))
     if not path.is_file():
         raise fail("data_no_file", where=str(path))
-    if path.suffix not in SUFFIXES:
-        raise fail("data_suffix", where=f"{path}:1", suffixes=" ".join(SUFFIXES))
     if path.stat().st_size == 0:
         raise fail("data_empty_file", where=f"{path}:1")
-    if path.suffix == ".parquet":
+    if suffix == ".parquet":
         return parquet_rows(path)
-    with path.open("rb") as file:
-        refuse_utf16(path, file.read(4), encoding)
-    if path.suffix == ".csv":
+    encoding = lines.codec(encoding, str(path))
+    lines.refuse_wide(path, encoding)
+    if suffix == ".csv":
         return csv_rows(path, encoding)
-    if path.suffix == ".txt":
-        return (
-            (line, {"text": text}) if isinstance(text, str) else (line, text) for line, text in lines(path, encoding)
-        )
-    return array_rows(path, encoding) if first_character(path) == b"[" else line_rows(path, encoding)
+    if suffix == ".txt":
+        return text_rows(path, encoding)
+    return array_rows(path, encoding) if lines.first_character(path, encoding) == "[" else line_rows(path, encoding)
 
 
-def refuse_utf16(path: Path, start: bytes, encoding: str) -> None:
-    """Name UTF-16 and UTF-32 by their byte-order marks, unless the user said so."""
-    if start[:2] in (b"\xff\xfe", b"\xfe\xff") and not encoding.lower().startswith("utf-16"):
-        raise fail("data_encoding", where=f"{path}:1", found="UTF-16", encoding="utf-16")
-
-
-def first_character(path: Path) -> bytes:
-    """Return the first byte of a file that is neither white space nor a byte-order mark."""
-    with path.open("rb") as file:
-        return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-
-
-def lines(path: Path, encoding: str) -> Iterator[tuple[int, str | LabError]]:
-    """Yield (line number, text) for the lines that are not blank."""
-    with path.open("rb") as file:
-        number = 0
-        while raw := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            if len(raw) > MAX_LINE_BYTES:
-                # What follows on this line could be gigabytes: stop here instead of reading them.
-                yield number, fail("data_long_line", where=f"{path}:{number}", limit=MAX_LINE_BYTES // 2**20)
-                return
-            text = decoded(raw, encoding, path, number)
-            if isinstance(text, LabError):
-                yield number, text
-            elif text.strip():
-                yield number, text.rstrip("\r\n")
-
-
-def decoded(raw: bytes, encoding: str, path: Path, line: int) -> str | LabError:
-    """Decode bytes that begin on `line`, or say which encoding they seem to be in."""
-    try:
-        text = raw.decode("utf-8-sig" if encoding.lower() in ("utf-8", "utf8") else encoding)
-    except LookupError:
-        raise fail("data_unknown_encoding", where=str(path), encoding=encoding) from None
-    except UnicodeDecodeError as error:
-        line += raw[: error.start].count(b"\n")
-        return fail("data_encoding", where=f"{path}:{line}", **likely_encoding(raw))
-    if "\x00" in text:
-        line += text[: text.index("\x00")].count("\n")
-        return fail("data_nul", where=f"{path}:{line}")
-    return text
-
-
-def likely_encoding(raw: bytes) -> dict[str, str]:
-    """Guess what bytes that are not UTF-8 are."""
-    try:
-        raw.decode("gb18030")
-    except UnicodeDecodeError:
-        return {"found": "not UTF-8", "encoding": "latin-1"}
-    return {"found": "not UTF-8, probably GBK", "encoding": "gb18030"}
+def text_rows(path: Path, encoding: str) -> Iterator[Read]:
+    """Yield a row for every line of raw text that is not blank."""
+    for number, text in lines.lines(path, encoding):
+        if isinstance(text, LabError):
+            yield number, text
+        elif text.strip():
+            yield number, {"text": text.rstrip("\r\n")}
 
 
 def line_rows(path: Path, encoding: str) -> Iterator[Read]:
-    """Yield the rows of a file with one JSON object a line."""
-    for number, text in lines(path, encoding):
-        yield number, text if isinstance(text, LabError) else parsed(text, f"{path}:{number}")
+    """Yield the rows of a file with one JSON object a line.
 
-
-def array_rows(path: Path, encoding: str) -> Iterator[Read]:
-    """Yield the rows of a JSON array, each with the line on which it begins."""
-    if path.stat().st_size > MAX_ARRAY_BYTES:
-        raise fail("data_big_array", where=f"{path}:1", limit=MAX_ARRAY_BYTES // 2**20)
-    text = decoded(path.read_bytes(), encoding, path, 1)
-    if isinstance(text, LabError):
-        raise text
-    position = skip(text, text.index("[") + 1)
-    line, counted, after_comma = 1, 0, False
-    while text[position : position + 1] != "]" or after_comma:
-        line, counted = line + text.count("\n", counted, position), position
-        try:
-            row, end = DECODER.raw_decode(text, position)
-        except (ValueError, RecursionError) as error:
-            # After a syntax error the borders of the next rows are a guess: stop.
-            place = line + text.count("\n", counted, getattr(error, "pos", position))
-            yield place, fail("data_json", where=f"{path}:{place}", reason=reason(error))
-            return
-        yield line, row if isinstance(row, dict) else fail("data_not_object", where=f"{path}:{line}", got=kind(row))
-        position = skip(text, end)
-        after_comma = text[position : position + 1] == ","
-        if after_comma:
-            position = skip(text, position + 1)
-        elif text[position : position + 1] != "]":
-            place = line + text.count("\n", counted, position)
-            yield place, fail("data_json", where=f"{path}:{place}", reason="expected `,` or `]` after a row")
-            return
-    if text[position + 1 :].strip():
-        place = 1 + text.count("\n", 0, position)
-        yield place, fail("data_json", where=f"{path}:{place}", reason="something follows the closing `]`")
-
-
-def skip(text: str, position: int) -> int:
-    """Return the next position that is not white space."""
-    while position < len(text) and text[position] in " \t\r\n":
-        position += 1
-    return position
+    Raises:
+        LabError: the first object is spread over several lines, so that no line of the file is a row.
+    """
+    first = True
+    for number, text in lines.lines(path, encoding):
+        if isinstance(text, str) and not text.strip():
+            continue
+        row = text if isinstance(text, LabError) else parsed(text, f"{path}:{number}")
+        if first and isinstance(row, LabError) and isinstance(text, str) and text.rstrip().endswith(("{", "[", ",")):
+            raise fail("data_spread", where=f"{path}:{number}")
+        first = False
+        yield number, row
 
 
 def parsed(text: str, where: str) -> Row | LabError:
     """Parse one JSON object strictly."""
     try:
-        row = DECODER.decode(text)
+        value = DECODER.decode(text)
     except (ValueError, RecursionError) as error:
         return fail("data_json", where=where, reason=reason(error))
-    return row if isinstance(row, dict) else fail("data_not_object", where=where, got=kind(row))
+    return checked(value, text, where)
+
+
+def checked(value: Any, text: str, where: str) -> Row | LabError:
+    """Return a parsed value if it can be a row: an object with fields whose texts are whole characters."""
+    if not isinstance(value, dict):
+        return fail("data_not_object", where=where, got=kind(value))
+    if not value:
+        return fail("data_empty_row", where=where)
+    if len(value) > 1 and all(isinstance(inner, dict) for inner in value.values()):
+        return fail("data_dict_of_rows", where=where, keys=", ".join(list(value)[:3]))
+    if text.count("[") + text.count("{") > MAX_DEPTH and depth(value) > MAX_DEPTH:
+        return fail("data_json", where=where, reason=TOO_DEEP)
+    if SUSPECT_ESCAPE.search(text):
+        for inner in texts(value):
+            if any("\ud800" <= character <= "\udfff" for character in inner):
+                return fail("data_surrogate", where=where)
+            if "\x00" in inner:
+                return fail("data_nul", where=where)
+    return value
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Yield every text in a JSON value, the names of its fields included."""
+    waiting = [value]
+    while waiting:
+        inner = waiting.pop()
+        if isinstance(inner, str):
+            yield inner
+        elif isinstance(inner, dict):
+            waiting += [*inner.keys(), *inner.values()]
+        elif isinstance(inner, list):
+            waiting += inner
+
+
+def depth(value: Any) -> int:
+    """Return how many objects and lists lie inside each other in a JSON value."""
+    level, inside = 0, [value]
+    while inside := [one for one in inside if isinstance(one, dict | list)]:
+        level += 1
+        inside = [inner for one in inside for inner in (one.values() if isinstance(one, dict) else one)]
+    return level
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> Row:
@@ -167,52 +143,203 @@ def no_constant(name: str) -> None:
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=unique_keys, parse_constant=no_constant)
+# Finds the end of a row that DECODER refuses for what it says, not for how it is written.
+LAX_DECODER = json.JSONDecoder(parse_int=len)
 
 
 def reason(error: Exception) -> str:
     """Return why JSON could not be parsed, in a few words."""
     if isinstance(error, RecursionError):
-        return "it is nested too deeply"
-    return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        return TOO_DEEP
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} (column {error.colno})"
+    return str(error)
+
+
+@dataclass
+class Window:
+    """The part of a JSON text that is looked at: `text` from `at` on, which stands on line `line`."""
+
+    chunks: Iterator[str]
+    text: str = ""
+    at: int = 0
+    line: int = 1
+
+    def grow(self) -> bool:
+        """Read on until the part ahead has doubled; False, and nothing moves, at the end of the file."""
+        pieces, wanted = [], len(self.text) - self.at + 1
+        for piece in self.chunks:
+            pieces.append(piece)
+            wanted -= len(piece)
+            if wanted <= 0:
+                break
+        if not any(pieces):
+            return False
+        self.text, self.at = self.text[self.at :] + "".join(pieces), 0
+        return True
+
+    def move(self, to: int) -> None:
+        """Go forward to position `to`."""
+        self.line += self.text.count("\n", self.at, to)
+        self.at = to
+
+    def character(self) -> str:
+        """Go to the next character that is not white space and return it, "" at the end of the file."""
+        while True:
+            to = self.at
+            while to < len(self.text) and self.text[to] in " \t\r\n":
+                to += 1
+            self.move(to)
+            if to < len(self.text):
+                return self.text[to]
+            if not self.grow():
+                return ""
+
+    def value(self, decoder: json.JSONDecoder) -> tuple[Any, int]:
+        """Return the JSON value that begins here, and the position after it.
+
+        Raises:
+            json.JSONDecodeError: broken JSON, or a value above 64 MiB.
+            ValueError, RecursionError: `decoder` refuses the value.
+        """
+        while True:
+            try:
+                return decoder.raw_decode(self.text, self.at)
+            except json.JSONDecodeError:
+                # The value may only be cut off by the end of the window.
+                if len(self.text) - self.at > lines.MAX_LINE_BYTES or not self.grow():
+                    raise
+
+
+def array_rows(path: Path, encoding: str) -> Iterator[Read]:
+    """Yield the rows of a JSON array, each with the line on which it begins.
+
+    Raises:
+        LabError: a syntax error; after it the borders of the next rows would be a guess.
+    """
+    window = Window(lines.chunks(path, encoding))
+    window.character()
+    window.move(window.at + 1)
+    separator = "]" if window.character() == "]" else ","
+    while separator == ",":
+        line = window.line
+        try:
+            row, end = array_row(window, f"{path}:{line}")
+        except json.JSONDecodeError as error:
+            yield syntax_error(window, error, path)
+            return
+        yield line, row
+        window.move(end)
+        separator = window.character()
+        if not separator:
+            yield window.line, fail("data_truncated", where=f"{path}:{window.line}")
+            return
+        if separator not in ",]":
+            raise fail("data_json", where=f"{path}:{window.line}", reason="expected `,` or `]` after a row")
+        if separator == ",":
+            window.move(window.at + 1)
+            window.character()
+    window.move(window.at + 1)
+    if window.character():
+        raise fail("data_json", where=f"{path}:{window.line}", reason="something follows the closing `]`")
+
+
+def array_row(window: Window, where: str) -> tuple[Row | LabError, int]:
+    """Return the row that begins here, or what is wrong with it, and the position after it.
+
+    Raises:
+        json.JSONDecodeError: broken JSON.
+    """
+    try:
+        value, end = window.value(DECODER)
+        return checked(value, window.text[window.at : end], where), end
+    except json.JSONDecodeError:
+        raise
+    except RecursionError as error:
+        raise fail("data_json", where=where, reason=reason(error)) from None
+    except ValueError as error:
+        return fail("data_json", where=where, reason=reason(error)), window.value(LAX_DECODER)[1]
+
+
+def syntax_error(window: Window, error: json.JSONDecodeError, path: Path) -> Read:
+    """Return the problem of a file that ends inside a row.
+
+    Raises:
+        LabError: the row is broken before the file ends, or too long to be read.
+    """
+    line = window.line + window.text.count("\n", window.at, error.pos)
+    if len(window.text) - window.at > lines.MAX_LINE_BYTES:
+        raise fail("data_long_line", where=f"{path}:{window.line}", limit=lines.MAX_LINE_BYTES // 2**20)
+    if error.pos >= len(window.text.rstrip()) or error.msg.startswith("Unterminated string"):
+        return line, fail("data_truncated", where=f"{path}:{line}")
+    raise fail("data_json", where=f"{path}:{line}", reason=error.msg)
 
 
 def kind(value: object) -> str:
     """Return how JSON calls the type of a value."""
-    names = {str: "a string", bool: "true/false", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return names.get(type(value), "null")
+    names = {str: "string", bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def nearest(name: str, names: Iterable[Any]) -> str:
+    """Return the known names most like `name`, or the first ones."""
+    known = [str(one) for one in names]
+    return ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:8])
 
 
 def csv_rows(path: Path, encoding: str) -> Iterator[Read]:
-    """Yield the rows of a CSV file with a header line."""
-    text = decoded(path.read_bytes(), encoding, path, 1)
-    if isinstance(text, LabError):
-        raise text
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    """Yield the rows of a CSV file with a header line.
+
+    Raises:
+        LabError: no usable header, bytes that are no text, or a quote that is never closed.
+    """
+    csv.field_size_limit(lines.MAX_LINE_BYTES)
+    reader = csv.reader(csv_lines(path, encoding), strict=True)
+    start = 1
     try:
         header = next(reader, [])
-        if not header or len(set(header)) < len(header) or not all(header):
+        if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
+            raise fail("data_csv_delimiter", where=f"{path}:1", header=header[0])
+        if not header or len(set(header)) < len(header) or not all(name.strip() for name in header):
             raise fail("data_csv_header", where=f"{path}:1", header=", ".join(header))
-        for cells in reader:
-            where = f"{path}:{reader.line_num}"
+        while True:
+            start = reader.line_num + 1
+            cells = next(reader, None)
+            if cells is None:
+                return
             if cells and len(cells) != len(header):
-                yield reader.line_num, fail("data_csv_width", where=where, got=len(cells), expected=len(header))
+                where = f"{path}:{start}"
+                yield start, fail("data_csv_width", where=where, got=len(cells), expected=len(header))
             elif cells:
-                yield reader.line_num, dict(zip(header, cells, strict=True))
+                yield start, dict(zip(header, cells, strict=True))
     except csv.Error as error:
-        yield reader.line_num, fail("data_csv", where=f"{path}:{reader.line_num}", reason=str(error))
+        raise fail("data_csv", where=f"{path}:{start}", reason=str(error)) from None
+
+
+def csv_lines(path: Path, encoding: str) -> Iterator[str]:
+    """Yield the lines of a CSV file; a quoted cell may span several, so none can be left out."""
+    for _, text in lines.lines(path, encoding):
+        if isinstance(text, LabError):
+            raise text
+        yield text
 
 
 def parquet_rows(path: Path) -> Iterator[Read]:
-    """Yield the rows of a Parquet file; the line number is the row's."""
+    """Yield the rows of a Parquet file; the line number is the row's.
+
+    Raises:
+        LabError: not a Parquet file, or a damaged one.
+    """
     import pyarrow
     from pyarrow import parquet
 
+    number = 0
     try:
-        file = parquet.ParquetFile(path)
-        number = 0
-        for batch in file.iter_batches(batch_size=1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise fail("data_parquet", where=f"{path}:1", reason=str(error).splitlines()[0]) from None
+        with parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=256):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row if row else fail("data_empty_row", where=f"{path}:{number}")
+    except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0]
+        raise fail("data_parquet", where=f"{path}:{number + 1}", reason=why) from None

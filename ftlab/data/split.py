@@ -1,83 +1,126 @@
 """Training, validation and test rows that do not overlap, because duplicates go before the split."""
 
+import hashlib
 import json
 import random
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ftlab.data.read import Row
-from ftlab.errors import fail
+from ftlab.data.convert import on_texts
+from ftlab.data.read import Row, nearest
+from ftlab.errors import fail, say
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
-@dataclass(frozen=True)
-class Split:
-    """The rows of each part, and how many duplicates were left out before: kept + dropped = read."""
+class Split(NamedTuple):
+    """The rows of each part, and how many duplicates were left out before: all of them together are the rows read."""
 
-    train: list[Row]
-    validation: list[Row]
-    test: list[Row]
+    train: "Dataset"
+    validation: "Dataset"
+    test: "Dataset"
     dropped: int
 
     def __str__(self) -> str:
-        kept = len(self.train) + len(self.validation) + len(self.test)
-        return (
-            f"{kept + self.dropped} rows read = {len(self.train)} train + {len(self.validation)} validation + "
-            f"{len(self.test)} test + {self.dropped} duplicates dropped"
-        )
+        parts = {"train": len(self.train), "validation": len(self.validation), "test": len(self.test)}
+        shared = overlap(self.train, self.validation) + overlap(self.train, self.test)
+        shared += overlap(self.validation, self.test)
+        read = sum(parts.values()) + self.dropped
+        return say("data_split", read=read, dropped=self.dropped, overlap=shared, **parts)
 
 
-def folded(row: Row) -> str:
-    """Return what two rows share when they say the same: NFKC, lower case, single spaces."""
-    text = unicodedata.normalize("NFKC", json.dumps(row, ensure_ascii=False, sort_keys=True))
-    return " ".join(text.casefold().replace("\\n", " ").replace("\\t", " ").split())
+def folded(text: str) -> str:
+    """Return what texts that say the same share: NFKC, no case, single spaces.
+
+    >>> folded(" Ｈello\\n WORLD ")
+    'hello world'
+    """
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def asked(row: Row) -> str:
-    """Return the folded question of a row: a test row must not share even that with a training row."""
-    for key in ("prompt", "messages"):
-        if key in row:
-            last = len(row[key]) if key == "prompt" else -1
-            return folded({"asked": row[key][:last]})
-    return folded(row)
+def digest(value: Any) -> bytes:
+    """Return 16 bytes that rows (or parts of rows) share when they say the same."""
+    text = json.dumps(on_texts(value, folded), ensure_ascii=False, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
-def overlap(first: Sequence[Row], second: Sequence[Row]) -> int:
+def question(row: Row) -> bytes:
+    """Return the digest of what a row asks: all but its answer, or the whole of a raw text."""
+    if "messages" in row:
+        return digest(row["messages"][:-1])
+    return digest(row["prompt"]) if "prompt" in row else digest(row)
+
+
+def overlap(first: Iterable[Row], second: Iterable[Row]) -> int:
     """Return how many rows of `second` ask what a row of `first` asks."""
-    known = {asked(row) for row in first}
-    return sum(asked(row) in known for row in second)
+    known = {question(row) for row in first}
+    return sum(question(row) in known for row in second)
+
+
+def dedup(dataset: "Dataset") -> tuple["Dataset", int]:
+    """Return the rows without those that say the same as an earlier one, and how many those were."""
+    first: dict[bytes, int] = {}
+    for number, row in enumerate(dataset):
+        first.setdefault(digest(row), number)
+    return dataset.select(sorted(first.values())), len(dataset) - len(first)
 
 
 def split(
-    rows: Sequence[Row],
+    dataset: "Dataset",
     val_size: float = 0.1,
     test_size: float = 0.1,
     seed: int = 42,
     stratify: str | None = None,
 ) -> Split:
-    """Divide rows into train, validation and test; rows that ask the same stay together.
+    """Divide rows into train, validation and test, and print the counts.
+
+    Duplicates are dropped first; rows that ask the same stay in the same part, so that the overlap is 0.
 
     Args:
-        val_size, test_size: share of the rows, 0 to 1.
+        val_size, test_size: share of the rows (below 1), or number of rows.
         stratify: a column whose values keep their shares in every part.
+    Returns:
+        Each part in the order of the rows.
     Raises:
-        LabError: the sizes leave nothing to train on.
+        LabError: the sizes leave nothing to train on, or there is no such column.
     """
-    if not 0 <= val_size + test_size < 1 or min(val_size, test_size) < 0:
-        raise fail("data_split_size", where="val_size, test_size", got=f"{val_size} and {test_size}")
-    unique = list({folded(row): row for row in rows}.values())
-    strata: dict[str, dict[str, list[Row]]] = defaultdict(lambda: defaultdict(list))
-    for row in unique:
-        strata[str(row.get(stratify)) if stratify else ""][asked(row)].append(row)
-    parts: dict[str, list[Row]] = {"train": [], "validation": [], "test": []}
+    if stratify is not None and stratify not in dataset.column_names:
+        known = nearest(stratify, dataset.column_names)
+        raise fail("data_no_column", where="stratify", column=stratify, near=known)
+    unique, dropped = dedup(dataset)
+    wanted = [size_of(size, len(unique)) for size in (test_size, val_size)]
+    if sum(wanted) >= len(unique):
+        raise fail("data_split_size", where="val_size, test_size", got=f"{val_size}, {test_size}", rows=len(unique))
+    strata: dict[str, dict[bytes, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number, row in enumerate(unique):
+        strata[json.dumps(row[stratify]) if stratify else ""][question(row)].append(number)
+    parts: list[list[int]] = [[], [], []]
     chance = random.Random(seed)
+    done = 0
     for groups in strata.values():
         order = list(groups.values())
         chance.shuffle(order)
-        held_out = {"test": round(test_size * len(order)), "validation": round(val_size * len(order))}
-        for part, size in held_out.items():
-            parts[part] += [row for group in order[:size] for row in group]
-            order = order[size:]
-        parts["train"] += [row for group in order for row in group]
-    return Split(**parts, dropped=len(rows) - len(unique))
+        done += sum(map(len, order))
+        # What the strata so far should have given in all, so that roundings do not add up.
+        goals = [round(size * done / len(unique)) for size in wanted]
+        for group in order:
+            part = next((n for n in (0, 1) if len(parts[n]) + len(group) <= goals[n]), 2)
+            parts[part] += group
+    test, validation, train = (unique.select(sorted(part)) for part in parts)
+    made = Split(train, validation, test, dropped)
+    print(made)
+    return made
+
+
+def size_of(size: float, rows: int) -> int:
+    """Return a share or number of rows as a number.
+
+    Raises:
+        LabError: below 0, or neither a share nor a whole number.
+    """
+    if isinstance(size, bool) or not size >= 0 or (size > 1 and size != int(size)):
+        raise fail("data_split_size", where="val_size, test_size", got=size, rows=rows)
+    return round(size * rows) if size < 1 else int(size)

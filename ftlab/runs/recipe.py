@@ -1,187 +1,330 @@
-"""The recipe: one run as plain keys, in LLaMA-Factory's vocabulary, and the library objects it becomes."""
+"""A recipe: one run as plain keys, read from YAML or a dict, checked, explained and written back."""
 
-import dataclasses
 import difflib
+import enum
+import inspect
+import re
+import types
+import typing
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
-from peft import LoraConfig
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.constructor import DuplicateKeyError
-from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
-from trl import SFTConfig
 
-from ftlab import device
-from ftlab.errors import LabError, fail
+from ftlab.errors import LabError, fail, say
+from ftlab.runs import keys, strict_yaml
+from ftlab.runs.keys import Recipe
 
-MAX_RECIPE_BYTES = 100_000
-# Keys that this stack no longer has.
-RENAMED = {"warmup_ratio": "warmup_steps", "preprocessing_num_workers": "dataset_num_proc"}
-DROPPED = {"overwrite_output_dir", "overwrite_cache", "save_safetensors"}
-TRAINING_FIELDS = {field.name for field in dataclasses.fields(TrainingArguments) if field.init} | {"dataset_num_proc"}
+# TrainingArguments has no ranges of its own; outside these a run can only fail later, or silently do nothing.
+TRAINING_RANGES = {
+    "per_device_train_batch_size": (1, 2**20),
+    "per_device_eval_batch_size": (1, 2**20),
+    "gradient_accumulation_steps": (1, 2**20),
+    "num_train_epochs": (0, 2**20),
+    "max_steps": (-1, 2**40),
+    "learning_rate": (0, 10**6),
+    "warmup_steps": (0, 2**40),
+    "weight_decay": (0, 10**6),
+    "max_grad_norm": (0, 10**9),
+    "adam_beta1": (0, 1),
+    "adam_beta2": (0, 1),
+    "logging_steps": (1e-6, 2**40),
+    "save_steps": (1e-6, 2**40),
+    "eval_steps": (1e-6, 2**40),
+    "save_total_limit": (1, 2**20),
+    "seed": (0, 2**32 - 1),
+    "dataloader_num_workers": (0, 4096),
+}
+COMMA_LISTS = ("dataset", "eval_dataset", "lora_target", "additional_target", "interleave_probs")
 
 
-class Recipe(BaseModel):
-    """One run. Keys under their LLaMA-Factory names; `training` holds the TrainingArguments fields given as keys."""
+class Given(NamedTuple):
+    """The keys somebody wrote: their values, and where each stands (`file:line`)."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+    values: dict[str, Any]
+    places: dict[str, str]
+    place: str
 
-    model_name_or_path: str = Field(description="catalogue name, local folder or hub id")
-    stage: Literal["sft"] = Field("sft", description="what is trained: sft")
-    finetuning_type: Literal["lora", "full"] = Field("lora", description="lora: thin matrices beside the weights")
-    do_train: bool = Field(True, description="train; LLaMA-Factory asks for it, ftlab train always does")
-    dataset: str = Field(description="registry names or paths, separated by commas")
-    dataset_dir: str = Field("data", description="the folder of dataset_info.json")
-    dataset_substitutions: dict[str, str] = Field({}, description="values for {{name}} placeholders in the data")
-    max_samples: int | None = Field(None, ge=1, description="rows to take of each set")
-    val_size: float = Field(0.0, ge=0, description="share (below 1) or number of rows held out for validation")
-    cutoff_len: int = Field(1024, ge=8, description="tokens kept of each row, from its start")
-    train_on_prompt: bool = Field(False, description="the loss looks at the prompt too")
-    mask_history: bool = Field(False, description="of several answers only the last is trained on")
-    lora_rank: int = Field(8, ge=1, description="r: how thin the two matrices are")
-    lora_alpha: int | None = Field(None, ge=1, description="their product is scaled by lora_alpha / r; None: 2 r")
-    lora_dropout: float = Field(0.0, ge=0, lt=1, description="share of inputs of the thin matrices set to 0")
-    lora_target: str = Field("all", description="all, or layer names separated by commas")
-    output_dir: str = Field(description="the run folder")
-    plot_loss: bool = Field(True, description="write loss.png")
-    training: dict[str, Any] = Field({}, description="fields of transformers.TrainingArguments")
-
-    def peft_config(self) -> LoraConfig | None:
-        """Return the LoraConfig, None for a full fine-tune."""
-        if self.finetuning_type == "full":
-            return None
-        target = "all-linear" if self.lora_target == "all" else [name.strip() for name in self.lora_target.split(",")]
-        return LoraConfig(
-            r=self.lora_rank,
-            lora_alpha=self.lora_alpha or 2 * self.lora_rank,
-            lora_dropout=self.lora_dropout,
-            target_modules=target,
-            task_type="CAUSAL_LM",
-        )
-
-    def training_args(self, machine: device.Machine) -> SFTConfig:
-        """Return the SFTConfig: what this machine decides, then what the recipe says.
-
-        Raises:
-            LabError: a value that transformers refuses.
-        """
-        settings: dict[str, Any] = {"report_to": "none", "logging_steps": 1, "save_strategy": "no"}
-        settings |= device.training_arguments(machine) | self.training
-        if machine.accelerator == "cpu":
-            # A CPU autocasts nothing: the model is loaded in the machine's own dtype.
-            settings |= {"bf16": False, "fp16": False}
-        # A loss of nan must be seen as nan, not logged as 0.
-        settings |= {"logging_nan_inf_filter": False}
-        try:
-            return SFTConfig(output_dir=self.output_dir, max_length=self.cutoff_len, **settings)
-        except (TypeError, ValueError) as error:
-            raise fail("recipe_training", reason=str(error).splitlines()[0]) from None
+    def where(self, key: str) -> str:
+        """Return where a key stands, the file where it stands nowhere."""
+        return self.places.get(key, self.place)
 
 
 def load(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> Recipe:
-    """Return the recipe of a YAML file or a dict, with `key=value` overrides.
+    """Return the recipe of a YAML file or a dict, with `key=value` overrides; every translated key is printed.
 
     Raises:
         LabError: unreadable YAML, an unknown key (with the nearest), a value of the wrong type; the line is named.
     """
+    recipe, notes = read(source, overrides)
+    for note in notes:
+        print(note)
+    return recipe
+
+
+def check(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> list[str]:
+    """Return a note per translated key and per thing worth knowing; nothing is fetched and nothing trained.
+
+    Raises:
+        LabError: what `load` raises, and a data set that does not exist.
+    """
+    from ftlab.data import registry
+
+    recipe, notes = read(source, overrides)
+    sets = ",".join(names for names in (recipe.dataset, recipe.eval_dataset) if names)
+    for name in filter(None, (part.strip() for part in sets.split(","))):
+        registry.find(name, Path(recipe.dataset_dir))
+    return notes
+
+
+def read(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
+    """Return the recipe and the notes of its translation."""
     if isinstance(source, dict):
-        values, places, place = dict(source), {}, ""
+        given = Given(dict(source), {}, "")
     else:
-        place = str(source)
-        values, lines = read_yaml(Path(source))
-        places = {key: f"{place}:{line}" for key, line in lines.items()}
+        values, lines = strict_yaml.read(Path(source))
+        given = Given(values, {key: f"{source}:{line}" for key, line in lines.items()}, str(source))
     for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals:
-            raise fail("recipe_override", where=override)
-        values[key], places[key] = parse(text, override), override
-    return build(values, places, place)
+        override_key(given, override)
+    given, notes = translate(given)
+    return build(given), notes
 
 
-def build(values: dict[str, Any], places: dict[str, str], place: str) -> Recipe:
-    """Sort keys into recipe keys and training fields, and check both."""
-    own, training = {}, {}
-    for key, value in translate(values).items():
-        if key in Recipe.model_fields:
-            own[key] = value
-        elif key in TRAINING_FIELDS:
-            training[key] = value
+def override_key(given: Given, override: str) -> None:
+    """Set one key from `key=value`, or one entry of a mapping from `key.entry=value`."""
+    name, equals, text = override.partition("=")
+    if not equals or not name:
+        raise fail("recipe_override", where=override)
+    name, _, entry = name.partition(".")
+    value = strict_yaml.parse(text, override)
+    inner = given.values.get(name)
+    given.values[name] = ((inner if isinstance(inner, dict) else {}) | {entry: value}) if entry else value
+    given.places[name] = override
+
+
+def translate(given: Given) -> tuple[Given, list[str]]:
+    """Return the keys under today's names, and a note per key that changed or went.
+
+    Raises:
+        LabError: a key, or a value, that this stack cannot serve; what to write instead is said.
+    """
+    values, places, notes = {}, dict(given.places), []
+    for name, value in given.values.items():
+        name, where = str(name), given.where(str(name))
+        if value is None:
+            continue
+        if name == "resume_from_checkpoint" and value is True:
+            notes.append(say("recipe_note_dropped", key=name, value="true", reason="an interrupted run always resumes"))
+            continue
+        if name in keys.OUT_OF_REACH and value is not False:
+            raise fail(
+                "recipe_out_of_reach", where=where, key=f"{name}: {brief(value)}", instead=keys.OUT_OF_REACH[name]
+            )
+        if instead := keys.ELSEWHERE.get((name, value) if isinstance(value, str | bool) else ("", "")):
+            raise fail("recipe_out_of_reach", where=where, key=f"{name}: {brief(value)}", instead=instead)
+        if name in keys.OUT_OF_REACH:
+            continue
+        if name in keys.DROPPED:
+            notes.append(say("recipe_note_dropped", key=name, value=brief(value), reason=keys.DROPPED[name]))
+        elif name in keys.RENAMED:
+            new, reason = keys.RENAMED[name]
+            value = keys.RENAMED_VALUES[name].get(value is True, value) if name in keys.RENAMED_VALUES else value
+            notes.append(say("recipe_note_renamed", key=name, new=new, value=brief(value), reason=reason))
+            if new not in given.values:
+                values[new], places[new] = value, where
         else:
-            near = difflib.get_close_matches(str(key), [*Recipe.model_fields, *TRAINING_FIELDS], n=3, cutoff=0.5)
-            nearest = ", ".join(near or ["model_name_or_path"])
-            raise fail("recipe_unknown_key", where=places.get(key, place), key=key, nearest=nearest)
+            joined = isinstance(value, list) and name in COMMA_LISTS
+            values[name] = ",".join(map(str, value)) if joined else value
+    if values.get("overwrite_output_dir") is True:
+        notes.append(say("recipe_note_overwrite"))
+    if values.get("trust_remote_code") is True:
+        notes.append(say("recipe_note_remote_code"))
+    return Given(values, places, given.place), notes
+
+
+def build(given: Given) -> Recipe:
+    """Sort keys into recipe keys and TrainingArguments fields, and check both.
+
+    Raises:
+        LabError: an unknown key, a value of the wrong type or out of range, two keys that contradict each other.
+    """
+    own, training = {}, {}
+    for name, value in given.values.items():
+        if not keys.finite(value):
+            raise fail(
+                "recipe_value", where=given.where(name), key=name, value=brief(value), reason="not a finite number"
+            )
+        if name in Recipe.model_fields and name != "training":
+            own[name] = value
+        elif name in keys.TRAINING_HINTS:
+            training[name] = checked_training(name, value, given.where(name))
+        else:
+            raise unknown(name, given.where(name))
     try:
         return Recipe(**own, training=training)
     except ValidationError as error:
-        problem = error.errors()[0]
-        key = str(problem["loc"][0])
-        if problem["type"] == "missing":
-            raise fail("recipe_missing_key", where=place, key=key) from None
-        value, where = repr(problem["input"])[:80], places.get(key, place)
-        raise fail("recipe_value", where=where, key=key, value=value, reason=problem["msg"]) from None
+        raise explained(error.errors()[0], given) from None
 
 
-def translate(values: dict[str, Any]) -> dict[str, Any]:
-    """Replace keys that newer libraries dropped, and say each."""
-    kept = {key: value for key, value in values.items() if key not in RENAMED and key not in DROPPED}
-    for key, value in values.items():
-        if key in RENAMED:
-            kept.setdefault(RENAMED[key], value)
-            print(f"{key}: {value} is now {RENAMED[key]}: {value}")
-        elif key in DROPPED:
-            print(f"{key}: {value} is dropped: this stack has no such setting")
-    if isinstance(kept.get("val_size"), int):
-        kept["val_size"] = float(kept["val_size"])
-    return kept
+def explained(problem: dict[str, Any], given: Given) -> LabError:
+    """Build the error for what pydantic found."""
+    if not problem["loc"]:
+        return fail("recipe_together", where=given.place, reason=problem["msg"].removeprefix("Value error, "))
+    name = str(problem["loc"][0])
+    if problem["type"] == "missing":
+        return fail("recipe_missing_key", where=given.place, key=name)
+    reason = problem["msg"][0].lower() + problem["msg"][1:]
+    return fail("recipe_value", where=given.where(name), key=name, value=brief(problem["input"]), reason=reason)
 
 
-def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
-    """Return the keys of a YAML file and the line of each.
+def unknown(name: str, where: str) -> LabError:
+    """Build the error for a key nobody knows, with the nearest that exist."""
+    if name in keys.REFUSED_TRAINING:
+        return fail("recipe_out_of_reach", where=where, key=name, instead=keys.REFUSED_TRAINING[name])
+    near = difflib.get_close_matches(name, known(), n=3, cutoff=0.5) or ["model_name_or_path"]
+    return fail("recipe_unknown_key", where=where, key=brief(name).strip("'"), nearest=", ".join(near))
 
-    YAML 1.2: `1e-4` is a number and `no` a string; a repeated key, an alias or a tag is an error.
+
+def known() -> list[str]:
+    """Return every key that may stand in a recipe."""
+    return [name for name in Recipe.model_fields if name != "training"] + list(keys.TRAINING_HINTS)
+
+
+def checked_training(name: str, value: Any, where: str) -> Any:
+    """Return a TrainingArguments field's value, unchanged, if its type, name or range is right."""
+    choices = choices_of(name)
+    if choices and isinstance(value, str) and value not in choices:
+        near = difflib.get_close_matches(value, choices, n=3, cutoff=0.3) or choices[:3]
+        raise fail("recipe_choice", where=where, key=name, value=brief(value), nearest=", ".join(near))
+    try:
+        adapter(name).validate_python(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        reason = reason[0].lower() + reason[1:]
+        raise fail("recipe_value", where=where, key=name, value=brief(value), reason=reason) from None
+    low, high = TRAINING_RANGES.get(name, (None, None))
+    if low is not None and isinstance(value, int | float) and not low <= value <= high:
+        reason = f"it must be between {low:g} and {high:g}"
+        raise fail("recipe_value", where=where, key=name, value=brief(value), reason=reason)
+    return value
+
+
+@cache
+def adapter(name: str) -> TypeAdapter:
+    """Return the validator of a TrainingArguments field's own type, without pydantic's conversions."""
+    return TypeAdapter(keys.TRAINING_HINTS[name], config={"strict": True, "arbitrary_types_allowed": True})
+
+
+@cache
+def choices_of(name: str) -> list[str]:
+    """Return the names a TrainingArguments field accepts, [] where any text goes."""
+    parts = typing.get_args(keys.TRAINING_HINTS[name])
+    enums = [part for part in parts if inspect.isclass(part) and issubclass(part, enum.Enum)]
+    return [member.value for found in enums for member in found]
+
+
+def brief(value: object) -> str:
+    """Return a value as a message shows it."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def explain(name: str) -> str:
+    """Return what a key means, its type, default and range, and the library field it becomes.
+
+    Raises:
+        LabError: no such key; the nearest is named.
     """
-    if not path.is_file():
-        raise fail("recipe_no_file", where=str(path))
-    if path.stat().st_size > MAX_RECIPE_BYTES:
-        raise fail("recipe_too_big", where=str(path), limit=MAX_RECIPE_BYTES // 1000)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise fail("recipe_yaml", where=str(path), reason="it is not UTF-8") from None
-    loaded = parse(text, str(path))
-    if not isinstance(loaded, dict):
-        raise fail("recipe_yaml", where=str(path), reason="it is no list of `key: value` lines")
-    keys = YAML(typ="safe", pure=True).compose(text).value
-    return loaded, {key.value: key.start_mark.line + 1 for key, _ in keys}
+    if name in keys.RENAMED:
+        new, reason = keys.RENAMED[name]
+        return f"{name}: now {new} ({reason})\n{explain(new)}"
+    if name in keys.DROPPED:
+        return f"{name}: read and dropped; {keys.DROPPED[name]}"
+    if name in keys.OUT_OF_REACH:
+        return f"{name}: {keys.OUT_OF_REACH[name]}"
+    if name in Recipe.model_fields and name != "training":
+        return explain_own(name)
+    if name in keys.TRAINING_HINTS:
+        return explain_training(name)
+    raise unknown(name, "")
 
 
-def parse(text: str, where: str) -> Any:
-    """Return the plain value of a piece of YAML; aliases and tags are refused."""
-    try:
-        for event in YAML(typ="safe", pure=True).parse(text):
-            if type(event).__name__ == "AliasEvent" or getattr(event, "tag", None):
-                place = f"{where}:{event.start_mark.line + 1}"
-                raise fail("recipe_yaml", where=place, reason="aliases and tags have no place in a recipe")
-        return YAML(typ="safe", pure=True).load(text)
-    except LabError:
-        raise
-    except DuplicateKeyError as error:
-        place = f"{where}:{error.problem_mark.line + 1}"
-        raise fail("recipe_yaml", where=place, reason="a key stands there twice") from None
-    except MarkedYAMLError as error:
-        place = f"{where}:{error.problem_mark.line + 1}" if error.problem_mark else where
-        raise fail("recipe_yaml", where=place, reason=str(error.problem)) from None
-    except (YAMLError, ValueError, ArithmeticError, RecursionError, LookupError, TypeError, AttributeError) as error:
-        # ruamel's own constructors fail in these ways on numbers and dates that are none.
-        raise fail("recipe_yaml", where=where, reason=str(error)[:120]) from None
+def explain_own(name: str) -> str:
+    """Explain a key of this recipe."""
+    field = Recipe.model_fields[name]
+    limits = ", ".join(bound(limit) for limit in field.metadata)
+    default = "required" if field.is_required() else f"default {field.default!r}"
+    return (
+        f"{name}: {field.description}\n"
+        f"  type: {type_name(field.annotation)}; {default}{'; ' + limits if limits else ''}\n"
+        f"  becomes: {field.json_schema_extra['becomes']}"
+    )
+
+
+def bound(limit: Any) -> str:
+    """Return one limit of a key as words."""
+    match limit:
+        case Ge(ge=low):
+            return f"at least {low}"
+        case Gt(gt=low):
+            return f"above {low}"
+        case Le(le=high):
+            return f"at most {high}"
+        case Lt(lt=high):
+            return f"below {high}"
+    return "not empty"
+
+
+def explain_training(name: str) -> str:
+    """Explain a TrainingArguments field in the words of its own documentation."""
+    low, high = TRAINING_RANGES.get(name, (None, None))
+    limits = "" if low is None else f"; from {low:g} to {high:g}"
+    choices = f"\n  one of: {', '.join(choices_of(name))}" if choices_of(name) else ""
+    default = TrainingArguments.__dataclass_fields__[name].default
+    shown = default.value if isinstance(default, enum.Enum) else default
+    return (
+        f"{name}: {documented(name)}\n"
+        f"  type: {type_name(keys.TRAINING_HINTS[name])}; default {shown!r}{limits}{choices}\n"
+        f"  becomes: transformers.TrainingArguments.{name}"
+    )
+
+
+def documented(name: str) -> str:
+    """Return the first sentences that transformers' own docstring has for a field."""
+    pattern = rf"^        {name} ?\(.*?\):\n(.*?)(?=^        \S|^    \S|\Z)"
+    found = re.search(pattern, TrainingArguments.__doc__ or "", re.DOTALL | re.MULTILINE)
+    text = " ".join(found.group(1).split()) if found else "see the documentation of TrainingArguments"
+    return text if len(text) <= 300 else text[:297].rsplit(" ", 1)[0] + " ..."
+
+
+def type_name(hint: Any) -> str:
+    """Return a type as a person writes it."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return " | ".join(type_name(part) for part in typing.get_args(hint))
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(str(choice) for choice in typing.get_args(hint))
+    if hint is types.NoneType:
+        return "null"
+    return hint.__name__ if inspect.isclass(hint) and not typing.get_args(hint) else str(hint).replace("typing.", "")
 
 
 def write(recipe: Recipe, path: Path) -> None:
     """Write a recipe as YAML, its training fields beside the others, so that `load` reads the same recipe back."""
+    strict_yaml.dump(plain(recipe), path)
+
+
+def plain(recipe: Recipe) -> dict[str, Any]:
+    """Return the keys that differ from their defaults, training fields beside the others."""
     values = recipe.model_dump(exclude_defaults=True)
-    values |= values.pop("training", {})
-    with path.open("w", encoding="utf-8") as file:
-        YAML(typ="safe", pure=True).dump(values, file)
+    return values | values.pop("training", {})
+
+
+def decisive(recipe: Recipe) -> dict[str, Any]:
+    """Return the keys that decide what weights come out, training fields beside the others."""
+    values = recipe.model_dump(exclude=set(keys.OUTSIDE_THE_RUN))
+    training = values.pop("training")
+    return values | {name: value for name, value in training.items() if name not in keys.TRAINING_OUTSIDE_THE_RUN}

@@ -1,186 +1,374 @@
-"""A recipe in, a run folder out."""
+"""A recipe in, a run folder out; a run that was cut short goes on where its last good checkpoint stands."""
 
+import contextlib
 import hashlib
 import json
-import math
+import os
 import shutil
 import time
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from datasets import Dataset
-from peft import get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, set_seed
-from trl import SFTTrainer
+from peft import PeftModel
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState, set_seed
+from transformers.trainer_callback import EarlyStoppingCallback
 
-from ftlab import device, models, plots, tokens
-from ftlab.data import registry
+from ftlab import device, models, plots
 from ftlab.errors import fail
+from ftlab.runs import callbacks as watch
+from ftlab.runs import checkpoint, rows, stages, templates
 from ftlab.runs import recipe as recipes
-from ftlab.runs.recipe import Recipe
+from ftlab.runs.keys import Recipe
 
-LOG, METRICS, MANIFEST = "train_log.jsonl", "metrics.json", "manifest.json"
-OWN_FILES = ("recipe.yaml", LOG, METRICS, MANIFEST, "loss.png", "README.md", "adapter", "model")
+RECIPE, LOG, METRICS, PICTURE, CARD = "recipe.yaml", "train_log.jsonl", "metrics.json", "loss.png", "README.md"
+PISSA_START = "pissa_start"
+RESULTS = ("adapter", "model")
+OWN_FILES = (RECIPE, LOG, METRICS, checkpoint.MANIFEST, PICTURE, CARD, *RESULTS, PISSA_START, watch.STOP)
+OWN_PREFIXES = (checkpoint.PREFIX, checkpoint.ASIDE, checkpoint.DELETING, checkpoint.PARTIAL, "run.", "runs")
 
 
 @dataclass(frozen=True)
 class Run:
-    """A finished run: its folder, its metrics, and whether an earlier run was reused."""
+    """A run: its folder, its metrics, whether an earlier one was reused, and the step it was stopped at, if it was."""
 
     folder: Path
     metrics: dict[str, float]
     reused: bool
+    stopped_at: int | None = None
 
     @property
     def weights(self) -> Path:
         """The adapter's folder, or the whole model's."""
-        return next(self.folder / name for name in ("adapter", "model") if (self.folder / name).is_dir())
+        return next(self.folder / name for name in RESULTS if (self.folder / name).is_dir())
 
 
-class Log(TrainerCallback):
-    """Write every logged row to train_log.jsonl as it comes, and stop at the first number that is none."""
+class Job(NamedTuple):
+    """A recipe with everything it names loaded, ready to be started."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.path.write_text("")
-
-    def on_log(self, args, state, control, logs=None, **kwargs):
-        row = {"step": state.global_step} | {
-            key: value for key, value in logs.items() if isinstance(value, int | float)
-        }
-        with self.path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
-        broken = next((key for key in ("loss", "grad_norm", "eval_loss") if not math.isfinite(row.get(key, 0.0))), None)
-        if broken:
-            raise fail(
-                "train_not_finite", where=f"step {state.global_step}", exit_code=1, name=broken, value=row[broken]
-            )
+    recipe: Recipe
+    folder: Path
+    model_path: str
+    machine: device.Machine
+    args: Any
+    tokenizer: PreTrainedTokenizerBase
+    datasets: tuple[Dataset, Dataset | None]
+    # What has to be the same for a run to be reused or resumed.
+    about: dict[str, Any]
 
 
-def train(recipe: Recipe, *, callbacks: tuple[TrainerCallback, ...] = (), fresh: bool = False) -> Run:
-    """Run a recipe with TRL's SFTTrainer and leave its run folder.
+class Start(NamedTuple):
+    """Where a run begins: its id, and the checkpoint it goes on from."""
 
-    The same recipe on the same data is not trained twice: the finished run is returned, and said.
+    run_id: str
+    resume: Path | None
+
+
+def train(recipe: Recipe, *, callbacks: Sequence[TrainerCallback] = (), fresh: bool = False) -> Run:
+    """Run a recipe with TRL's trainer for its stage and leave its run folder.
+
+    The same recipe on the same data is not trained twice: a finished run is returned, an interrupted one goes on
+    from its newest checkpoint that verifies; both are said. Ctrl-C, SIGTERM and a file STOP in the run folder save
+    and stop.
 
     Args:
         callbacks: added to the trainer.
-        fresh: train again even so, and replace what an earlier run left in the folder.
+        fresh: train from the start even so, and replace what an earlier run left in the folder.
     Raises:
-        LabError: bad data, a folder that holds another run, a loss that is no number.
+        LabError: bad data, a folder that holds another run or is in use, a loss that is no number, a full disk.
     """
+    for name, value in (("dataset", recipe.dataset), ("output_dir", recipe.output_dir)):
+        if not value:
+            raise fail("recipe_missing_key", key=name)
+    folder = Path(recipe.output_dir or "").expanduser()
+    # Of several processes only the first one writes.
+    with checkpoint.lock(folder) if is_main() else contextlib.nullcontext():
+        job = prepare(recipe, folder)
+        if not fresh and (metrics := finished(job)) is not None:
+            print(f"{folder}: this recipe was trained before on the same data; reused (fresh=true trains again)")
+            return Run(folder, metrics, reused=True)
+        return run(job, begin(job, fresh), callbacks)
+
+
+def is_main() -> bool:
+    """Say whether this is the process that writes; torchrun numbers them."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def prepare(recipe: Recipe, folder: Path) -> Job:
+    """Load what a recipe names: model folder, tokenizer, rows, settings."""
     model_path = models.fetch(recipe.model_name_or_path)
-    tokenizer = AutoTokenizer.from_pretrained(model_path)
-    train_dataset, eval_dataset = encoded_splits(recipe, tokenizer)
-    fingerprints = {"recipe": fingerprint(recipe.model_dump(exclude={"output_dir"})), "data": digest(train_dataset)}
-    folder = Path(recipe.output_dir)
-    if not fresh and finished(folder, fingerprints):
-        print(f"{folder}: this recipe was trained before on the same data; reused (fresh=true trains again)")
-        return Run(folder, json.loads((folder / METRICS).read_text()), reused=True)
-    clear(folder)
-    recipes.write(recipe, folder / "recipe.yaml")
-
     machine = device.describe()
-    training_args = recipe.training_args(machine)
-    set_seed(training_args.seed)
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=machine.dtype)
-    peft_config = recipe.peft_config()
-    if peft_config is not None:
-        model = get_peft_model(model, peft_config)
-    trainer = SFTTrainer(
-        model=model,
-        args=training_args,
-        train_dataset=train_dataset,
-        eval_dataset=eval_dataset,
-        processing_class=tokenizer,
-        callbacks=[Log(folder / LOG), *callbacks],
-    )
-    started = time.monotonic()
-    output = trainer.train()
-    metrics = output.metrics | {"train_seconds": time.monotonic() - started}
-    return finish(recipe, trainer, metrics, fingerprints)
+    args, notes = stages.training_args(recipe, folder, machine)
+    tokenizer = load_tokenizer(recipe, model_path)
+    notes.append(templates.apply(recipe.template, tokenizer))
+    if is_main():
+        for note in filter(None, notes):
+            print(note)
+    with args.main_process_first():
+        datasets = rows.splits(recipe, tokenizer)
+    if args.eval_strategy != "no" and datasets[1] is None:
+        raise fail("train_no_validation", where="eval_strategy")
+    about = {
+        "recipe": fingerprint(recipes.decisive(recipe)),
+        "data": "+".join(rows.digest(part) for part in datasets if part is not None),
+        "model": model_fingerprint(Path(model_path)),
+    }
+    return Job(recipe, folder, model_path, machine, args, tokenizer, datasets, about)
 
 
-def encoded_splits(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset | None]:
-    """Return the training and validation rows as `input_ids` and `labels`, and say what was cut or dropped."""
-    rows = registry.load(
-        recipe.dataset,
-        recipe.dataset_dir,
-        max_samples=recipe.max_samples,
-        substitutions=recipe.dataset_substitutions,
-    )
-    options = {"train_on_prompt": recipe.train_on_prompt, "mask_history": recipe.mask_history}
-    encoded = rows.map(lambda row: tokens.encode(tokenizer, present(row), **options), remove_columns=rows.column_names)
-    cut = sum(len(ids) > recipe.cutoff_len for ids in encoded["input_ids"])
-    encoded = encoded.map(lambda row: {key: value[: recipe.cutoff_len] for key, value in row.items()})
-    kept = encoded.filter(lambda row: any(label != tokens.IGNORED for label in row["labels"]))
-    print(f"rows: {len(rows)} read, {cut} cut to {recipe.cutoff_len} tokens, {len(rows) - len(kept)} without an answer")
-    if not len(kept):
-        raise fail("train_no_rows", where=recipe.dataset, cutoff_len=recipe.cutoff_len)
-    if not recipe.val_size:
-        return kept, None
-    size = recipe.val_size if recipe.val_size < 1 else int(recipe.val_size)
-    split = kept.train_test_split(test_size=size, seed=recipe.training.get("seed", 42))
-    return split["train"], split["test"]
+def load_tokenizer(recipe: Recipe, path: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a model folder; a padding token is needed for batches."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=recipe.trust_remote_code)
+    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+        raise fail("train_model", where=path, reason=(str(error).splitlines() or ["?"])[0][:200]) from None
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
 
 
-def present(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row without the keys that Arrow filled with None."""
-    messages = {key: [{k: v for k, v in m.items() if v is not None} for m in row[key]] for key in row if key != "text"}
-    return row if "text" in row else messages
+def finished(job: Job) -> dict[str, float] | None:
+    """Return the metrics of a finished run of this job, None if there is none whose every file verifies."""
+    manifest = checkpoint.read_manifest(job.folder)
+    if manifest is None or manifest.get("finished") is not True or changes(manifest, job):
+        return None
+    result = next((job.folder / name for name in RESULTS if (job.folder / name).is_dir()), None)
+    reason = checkpoint.problem(result, {"run_id": manifest.get("run_id")}) if result else "it is missing"
+    if not reason:
+        with contextlib.suppress(OSError, ValueError):
+            return json.loads((job.folder / METRICS).read_text())
+        reason = f"{METRICS} cannot be read"
+    print(f"{job.folder}: a finished run, but its result cannot be trusted: {reason}; it is made again")
+    return None
 
 
-def clear(folder: Path) -> None:
-    """Make the run folder, free of what an earlier run of ours left there.
+def changes(manifest: dict[str, Any], job: Job) -> str:
+    """Return what a run in the folder has that this job has not, "" if they are the same run."""
+    then, now = manifest.get("settings", {}), printable(recipes.decisive(job.recipe))
+    if not isinstance(then, dict):
+        return "recipe"
+    found = [
+        f"{name}: {then.get(name)} -> {now.get(name)}" for name in {**then, **now} if then.get(name) != now.get(name)
+    ]
+    found += [name for name in ("data", "model") if manifest.get(name) != job.about[name]]
+    found += ["recipe"] if not found and manifest.get("recipe") != job.about["recipe"] else []
+    return ", ".join(found[:4])
+
+
+def begin(job: Job, fresh: bool) -> Start:
+    """Decide how a run begins, and make its folder ready.
 
     Raises:
-        LabError: the folder holds files that are not a run's; they are left alone.
+        LabError: the folder holds files of somebody else, or another recipe's run, and nobody said to replace it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    foreign = [path.name for path in folder.iterdir() if path.name not in OWN_FILES and "checkpoint-" not in path.name]
+    manifest = checkpoint.read_manifest(job.folder)
+    refuse_foreign(job.folder)
+    asked = job.recipe.training.get("resume_from_checkpoint")
+    changed = changes(manifest, job) if manifest else ""
+    if asked and manifest and not fresh:
+        start = Start(str(manifest.get("run_id")), named_checkpoint(job, manifest, Path(asked), changed))
+    elif manifest and not fresh and not changed:
+        start = go_on(job, str(manifest.get("run_id")))
+    elif manifest and changed and not fresh and not job.recipe.overwrite_output_dir:
+        raise fail("train_folder_other", where=str(job.folder), changed=changed)
+    else:
+        start = Start(uuid.uuid4().hex, None)
+    if job.args.world_size > 1:
+        torch.distributed.barrier()
+    if is_main():
+        with watch.writing(job.folder, job.folder):
+            if start.resume is None:
+                clear(job.folder, manifest)
+            recipes.write(job.recipe, job.folder / RECIPE)
+            checkpoint.write_json(job.folder / checkpoint.MANIFEST, record(job, start.run_id) | {"finished": False})
+    return start
+
+
+def go_on(job: Job, run_id: str) -> Start:
+    """Return the newest checkpoint of this run that verifies, and say which were passed over."""
+    found, skipped = checkpoint.find_resume(job.folder, {"run_id": run_id} | job.about)
+    if is_main():
+        for path, reason in skipped:
+            print(f"{path}: skipped, {reason}")
+        if found:
+            print(f"{job.folder}: an unfinished run; going on from step {checkpoint.step_of(found)}")
+        else:
+            print(f"{job.folder}: an unfinished run without a checkpoint to go on from; starting over")
+    return Start(run_id, found)
+
+
+def named_checkpoint(job: Job, manifest: dict[str, Any], path: Path, changed: str) -> Path:
+    """Return the checkpoint that `resume_from_checkpoint` names; naming it allows a changed recipe.
+
+    Raises:
+        LabError: it is no checkpoint that this run wrote, whole.
+    """
+    reason = "it is not in output_dir" if path.resolve().parent != job.folder.resolve() else ""
+    reason = reason or checkpoint.resume_problem(path, {"run_id": manifest.get("run_id")})
+    if reason:
+        raise fail("checkpoint_not_ours", where=str(path), reason=reason)
+    print(f"{path}: going on from step {checkpoint.step_of(path)}" + (f" with {changed}" if changed else ""))
+    return path
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder that holds files which are no run's; they are left alone."""
+    foreign = [
+        path.name for path in folder.iterdir() if path.name not in OWN_FILES and not path.name.startswith(OWN_PREFIXES)
+    ]
     if foreign:
-        raise fail("train_folder_used", where=str(folder), files=", ".join(foreign[:3]))
-    for name in OWN_FILES:
+        raise fail("train_folder_used", where=str(folder), files=", ".join(sorted(foreign)[:3]))
+
+
+def clear(folder: Path, manifest: dict[str, Any] | None) -> None:
+    """Remove what an earlier run wrote into the folder: its files, and the checkpoints that carry its id."""
+    run_id = (manifest or {}).get("run_id")
+    for path in checkpoint.checkpoints(folder):
+        if run_id and (checkpoint.read_manifest(path) or {}).get("run_id") == run_id:
+            shutil.rmtree(path)
+    # The manifest goes last: until then the folder still says whose files these are.
+    for name in sorted(OWN_FILES, key=lambda name: name == checkpoint.MANIFEST):
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def finish(recipe: Recipe, trainer: SFTTrainer, metrics: dict[str, float], fingerprints: dict[str, str]) -> Run:
-    """Write what a finished run leaves; the manifest comes last, so that it means complete."""
-    folder = Path(recipe.output_dir)
-    weights = folder / ("adapter" if recipe.finetuning_type == "lora" else "model")
-    trainer.save_model(str(weights))
-    # TRL leaves its own card and arguments beside the weights; the run folder has both in readable form.
-    for leftover in ("README.md", "training_args.bin"):
-        (weights / leftover).unlink(missing_ok=True)
-    (folder / METRICS).write_text(json.dumps(metrics, indent=1))
-    if recipe.plot_loss:
-        plots.save_loss(trainer.state.log_history, folder / "loss.png")
-    (folder / "README.md").write_text(card(recipe, metrics), encoding="utf-8")
-    manifest = {"run_id": uuid.uuid4().hex, "finished": True, "versions": device.versions()} | fingerprints
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
-    return Run(folder, metrics, reused=False)
+def run(job: Job, start: Start, extra: Sequence[TrainerCallback]) -> Run:
+    """Build the trainer, train, and write the results; a stopped run says how it goes on."""
+    # Before the model: a new head, and the thin matrices, are drawn from this seed.
+    set_seed(job.args.seed)
+    model = stages.prepare_model(job.recipe, stages.load_model(job.recipe, job.model_path, job.machine))
+    if job.recipe.pissa_init and is_main() and not (job.folder / PISSA_START).exists():
+        # PiSSA takes the adapter's start out of the base weights; without that start no plain adapter can be made.
+        model.save_pretrained(job.folder / PISSA_START)
+    stop = watch.Stop(job.folder)
+    about = {"run_id": start.run_id, "versions": device.versions()} | job.about
+    keeper = watch.Keeper(job.folder, about, job.recipe.training.get("save_total_limit"))
+    watchers = [watch.Log(job.folder / LOG), watch.Guard(), stop, *early_stop(job), *extra, keeper]
+    trainer = stages.build_trainer(job.recipe, model, job.args, job.tokenizer, job.datasets, watchers)
+    refuse_untrained(trainer)
+    started = time.monotonic()
+    metrics: dict[str, float] = {}
+    with stop.listening(), keeper.telling():
+        if start.resume and complete(start.resume, start, job):
+            load_finished(trainer, start.resume)
+        else:
+            metrics = trainer.train(resume_from_checkpoint=str(start.resume) if start.resume else None).metrics
+    history = watch.rows_of(trainer.state.log_history)
+    metrics |= {"train_loss": mean_loss(history), "train_seconds": time.monotonic() - started}
+    metrics |= {"resumed_from_step": checkpoint.step_of(start.resume)} if start.resume else {}
+    if stop.stopped_at is not None:
+        print(f"{job.folder}: stopped at step {stop.stopped_at} and saved; the same command goes on from there")
+        return Run(job.folder, metrics, reused=False, stopped_at=stop.stopped_at)
+    if is_main():
+        finish(job, trainer, metrics, start.run_id)
+    return Run(job.folder, metrics, reused=False)
 
 
-def finished(folder: Path, fingerprints: dict[str, str]) -> bool:
-    """Say whether `folder` holds a finished run with these fingerprints."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError):
-        return False
-    return manifest.get("finished") is True and all(manifest.get(key) == value for key, value in fingerprints.items())
+def early_stop(job: Job) -> list[TrainerCallback]:
+    """Return the callback that ends a run whose validation loss no longer falls, where the recipe asks for it."""
+    patience = job.recipe.early_stopping_steps
+    return [EarlyStoppingCallback(patience)] if patience else []
 
 
-def card(recipe: Recipe, metrics: dict[str, float]) -> str:
-    """Return the model card: base, data, settings, what was measured."""
-    settings = "\n".join(f"| `{key}` | {value} |" for key, value in recipe.model_dump(exclude_defaults=True).items())
-    measured = "\n".join(f"| {key} | {value:.4g} |" for key, value in metrics.items())
+def refuse_untrained(trainer: Trainer) -> None:
+    """Refuse a model that several processes each train alone: torchrun has to have become one training."""
+    asked = int(os.environ.get("WORLD_SIZE", "1"))
+    if trainer.args.world_size != asked:
+        raise fail("train_world", exit_code=1, asked=asked, got=trainer.args.world_size)
+
+
+def complete(path: Path, start: Start, job: Job) -> bool:
+    """Say whether a checkpoint is the run's last: Trainer would take one step too many from it."""
+    state = TrainerState.load_from_json(str(path / "trainer_state.json"))
+    manifest = checkpoint.read_manifest(path) or {}
+    return state.global_step >= state.max_steps and manifest.get("recipe") == job.about["recipe"]
+
+
+def load_finished(trainer: Trainer, path: Path) -> None:
+    """Put the weights and the history of the run's last checkpoint into a trainer that has nothing left to do."""
+    trainer.state = TrainerState.load_from_json(str(path / "trainer_state.json"))
+    best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
+    # Trainer has no public call for it; its train() would run one more step first.
+    trainer._load_from_checkpoint(best or str(path))
+
+
+def mean_loss(history: list[dict[str, float]]) -> float:
+    """Return the mean training loss over all steps of a run, those before a resume included."""
+    total, before = 0.0, 0.0
+    for row in (row for row in history if "loss" in row):
+        total += row["loss"] * (row["step"] - before)
+        before = row["step"]
+    return total / before if before else float("nan")
+
+
+def finish(job: Job, trainer: Trainer, metrics: dict[str, float], run_id: str) -> None:
+    """Write what a finished run leaves; the run's manifest comes last, so that it means complete.
+
+    Raises:
+        LabError: a trained weight is no number, or the disk refused a file.
+    """
+    if not watch.all_finite(watch.trained(trainer.model)):
+        raise fail("train_broken", where=str(job.folder), exit_code=1, name="a trained weight")
+    weights = job.folder / ("adapter" if job.recipe.finetuning_type == "lora" else "model")
+    partial = job.folder / f"{checkpoint.PARTIAL}{weights.name}"
+    with watch.writing(weights, job.folder):
+        save_weights(job, trainer, partial)
+        checkpoint.write_manifest(partial, {"run_id": run_id})
+        if weights.exists():
+            shutil.rmtree(weights)
+        partial.rename(weights)
+        if job.recipe.plot_loss:
+            plots.save_loss(watch.rows_of(trainer.state.log_history), job.folder / PICTURE)
+        (job.folder / CARD).write_text(card(job, trainer, metrics), encoding="utf-8")
+        checkpoint.write_json(job.folder / METRICS, metrics)
+        checkpoint.write_json(job.folder / checkpoint.MANIFEST, record(job, run_id) | {"finished": True})
+
+
+def save_weights(job: Job, trainer: Trainer, folder: Path) -> None:
+    """Save the adapter or the model with its tokenizer, as safetensors."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    model = trainer.model
+    if job.recipe.pissa_init and isinstance(model, PeftModel):
+        # As a difference from the untouched base: any reader of adapters can load it then.
+        model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(job.folder / PISSA_START))
+        job.tokenizer.save_pretrained(folder)
+    else:
+        trainer.save_model(str(folder))
+    # TRL leaves its own card and pickled arguments beside the weights; the run folder has both in readable form.
+    for leftover in (CARD, "training_args.bin"):
+        (folder / leftover).unlink(missing_ok=True)
+
+
+def record(job: Job, run_id: str) -> dict[str, Any]:
+    """Return what the run's manifest says of it."""
+    settings = printable(recipes.decisive(job.recipe))
+    return {"run_id": run_id, "settings": settings, "versions": device.versions()} | job.about
+
+
+def printable(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values as they come back from JSON, so that then and now compare."""
+    return json.loads(json.dumps(values, default=str))
+
+
+def card(job: Job, trainer: Trainer, metrics: dict[str, float]) -> str:
+    """Return the model card: base, data, settings, what was trained, what was measured."""
+    settings = "\n".join(f"| `{name}` | {value} |" for name, value in recipes.plain(job.recipe).items())
+    measured = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
+    trained = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
+    weights = sum(weight.numel() for weight in trainer.model.parameters())
     return (
-        f"# {Path(recipe.output_dir).name}\n\n"
-        f"{recipe.finetuning_type} fine-tune of `{recipe.model_name_or_path}` on `{recipe.dataset}`, made with ftlab.\n"
-        "\n"
-        f"| setting | value |\n|---|---|\n{settings}\n\n| measured | value |\n|---|---|\n{measured}\n"
+        f"# {job.folder.name}\n\n"
+        f"{job.recipe.finetuning_type} {job.recipe.objective} of `{job.recipe.model_name_or_path}` on "
+        f"`{job.recipe.dataset}` ({len(job.datasets[0])} rows), made with ftlab. "
+        f"{trained:,} of {weights:,} weights were trained.\n\n"
+        f"| setting | value |\n|---|---|\n{settings}\n\n| measured | value |\n|---|---|\n{measured}\n\n"
+        f"Data {job.about['data']}, base {job.about['model']}, seed {job.args.seed}, torch {torch.__version__}.\n"
     )
 
 
@@ -189,9 +377,14 @@ def fingerprint(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def digest(dataset: Dataset) -> str:
-    """Return a digest of every encoded row, in order."""
+def model_fingerprint(folder: Path) -> str:
+    """Return a digest of a model folder: its small files whole, of its weights the size and both ends."""
     found = hashlib.sha256()
-    for row in dataset:
-        found.update(json.dumps([row["input_ids"], row["labels"]]).encode())
+    small = [folder / name for name in ("config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja")]
+    for path in [path for path in small if path.is_file()] + sorted(folder.glob("*.safetensors")):
+        found.update(f"{path.name}:{path.stat().st_size}:".encode())
+        with path.open("rb") as file:
+            found.update(file.read(2**20))
+            file.seek(max(0, path.stat().st_size - 2**20))
+            found.update(file.read())
     return found.hexdigest()[:16]

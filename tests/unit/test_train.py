@@ -1,108 +1,231 @@
-"""A recipe to a run folder, on a tiny random model."""
+"""A recipe in, a run folder out: what is trained, what is left behind, what is reused and what is refused."""
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
+from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from ftlab.errors import LabError
 from ftlab.runs import recipe, train
 
 
-@pytest.fixture
-def settings(tiny_model_dir, tmp_path):
-    rows = [{"instruction": f"say {n}", "output": f"it is {n}"} for n in range(8)]
-    (tmp_path / "rows.json").write_text(json.dumps(rows))
-    return {
-        "model_name_or_path": str(tiny_model_dir),
-        "dataset": str(tmp_path / "rows.json"),
-        "output_dir": str(tmp_path / "run"),
-        "cutoff_len": 128,
-        "max_steps": 3,
-        "learning_rate": 1e-2,
-        "per_device_train_batch_size": 2,
-        "save_strategy": "no",
-        "disable_tqdm": True,
-    }
+class Weights(TrainerCallback):
+    """Keep the weights from before the training, and say which changed."""
+
+    def on_train_begin(self, args, state, control, model, **kwargs):
+        self.model = model
+        self.before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+
+    def changed(self) -> set[str]:
+        return {name for name, weight in self.model.named_parameters() if not torch.equal(weight, self.before[name])}
+
+    def trainable(self) -> set[str]:
+        return {name for name, weight in self.model.named_parameters() if weight.requires_grad}
 
 
-def test_a_run_leaves_everything_it_promises(settings):
-    run = train.train(recipe.load(settings))
-    names = {path.name for path in run.folder.iterdir()}
+def run(values, **overrides) -> tuple[train.Run, Weights]:
+    weights = Weights()
+    return train.train(recipe.load(values | overrides), callbacks=[weights]), weights
+
+
+def rows(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+
+
+def test_a_run_folder_has_what_it_should(tiny_recipe):
+    done, weights = run(tiny_recipe)
+    names = {path.name for path in done.folder.iterdir()}
     assert {
         "recipe.yaml",
         "manifest.json",
         "train_log.jsonl",
         "metrics.json",
         "loss.png",
-        "README.md",
         "adapter",
+        "README.md",
     } <= names
-    assert not list(run.folder.rglob("*.bin")), "pickles have no place in a run folder"
-    steps = [row["step"] for row in map(json.loads, (run.folder / "train_log.jsonl").read_text().splitlines())]
-    assert steps == [1, 2, 3, 3] and run.metrics["train_seconds"] > 0
-    assert recipe.load(run.folder / "recipe.yaml") == recipe.load(settings)
-
-
-def test_every_trainable_tensor_changes_and_no_frozen_one(settings, tiny_model_dir):
-    run = train.train(recipe.load(settings))
-    adapter = load_file(run.weights / "adapter_model.safetensors")
-    assert adapter and all(tensor.abs().sum() > 0 for name, tensor in adapter.items() if "lora_B" in name)
-    assert not any("base_layer" in name for name in adapter)
-
-    run = train.train(
-        recipe.load(settings | {"finetuning_type": "full", "output_dir": settings["output_dir"] + "-full"})
+    assert {f"checkpoint-{step}" for step in (2, 4, 6)} <= names
+    assert not done.reused and done.metrics["train_loss"] == pytest.approx(
+        sum(row["loss"] for row in rows(done.folder)) / 6
     )
-    before = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype="auto").state_dict()
-    after = AutoModelForCausalLM.from_pretrained(run.weights, dtype="auto").state_dict()
-    assert all(not after[name].equal(before[name].to(after[name].dtype)) for name in before)
+    assert [row["step"] for row in rows(done.folder)] == [1, 2, 3, 4, 5, 6]
+    manifest = json.loads((done.folder / "manifest.json").read_text())
+    assert manifest["finished"] and {"run_id", "recipe", "data", "model", "versions"} <= set(manifest)
+    assert recipe.load(done.folder / "recipe.yaml") == recipe.load(tiny_recipe)
+    assert not list(done.folder.rglob("*.bin")), "a pickle nobody reads"
+    assert weights.trainable() == weights.changed()
 
 
-def test_the_same_recipe_is_reused_and_another_is_not(settings, capsys):
-    first = train.train(recipe.load(settings))
-    again = train.train(recipe.load(settings))
-    assert again.reused and again.metrics == first.metrics and "reused" in capsys.readouterr().out
-    assert not train.train(recipe.load(settings), fresh=True).reused
-    assert not train.train(recipe.load(settings | {"learning_rate": 1e-3})).reused
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"finetuning_type": "full"},
+        {"finetuning_type": "full", "pure_bf16": True},
+        {"finetuning_type": "freeze", "freeze_trainable_layers": 1},
+        {"finetuning_type": "freeze", "freeze_trainable_layers": -1, "freeze_trainable_modules": "mlp"},
+        {"use_dora": True},
+        {"use_rslora": True},
+        {"lora_target": "q_proj,v_proj"},
+        {"loraplus_lr_ratio": 16.0},
+        {"neftune_noise_alpha": 5.0},
+        {"packing": True, "cutoff_len": 256},
+        {"train_on_prompt": True},
+        {"stage": "pt", "dataset": "text"},
+        {"stage": "rm", "dataset": "preference"},
+        {"stage": "rm", "dataset": "preference", "finetuning_type": "freeze"},
+        {"stage": "dpo", "dataset": "preference"},
+        {"stage": "dpo", "dataset": "preference", "pref_loss": "ipo", "pref_ftx": 0.1},
+        {"stage": "dpo", "dataset": "preference", "finetuning_type": "full"},
+        {"stage": "kto", "dataset": "kto"},
+        {"stage": "orpo", "dataset": "preference"},
+        {"stage": "simpo", "dataset": "preference"},
+        {"stage": "dpo", "pref_loss": "simpo", "dataset": "preference"},
+    ],
+    ids=lambda keys: " ".join(f"{key}={value}" for key, value in keys.items()) or "lora",
+)
+def test_every_trainable_weight_changes_and_no_frozen_one(tiny_recipe, tiny_rows, keys):
+    keys = keys | ({"dataset": str(tiny_rows / f"{keys['dataset']}.json")} if "dataset" in keys else {})
+    done, weights = run(tiny_recipe, max_steps=3, **keys)
+    assert weights.trainable() and weights.changed() == weights.trainable()
+    assert all(torch.isfinite(row["loss"] * torch.ones(1)).all() for row in rows(done.folder))
+    assert list(done.weights.glob("*.safetensors"))
 
 
-def test_the_same_seed_gives_the_same_weights(settings):
-    made = recipe.load(settings)
-    first = load_file(train.train(made).weights / "adapter_model.safetensors")
-    second = load_file(train.train(made, fresh=True).weights / "adapter_model.safetensors")
-    assert all(first[name].equal(second[name]) for name in first)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_quantized_base_trains_its_adapter(tiny_recipe, bits):
+    _done, weights = run(tiny_recipe, max_steps=3, quantization_bit=bits)
+    assert weights.changed() == weights.trainable() and all("lora" in name for name in weights.trainable())
 
 
-def test_an_interrupted_run_is_not_reused(settings):
-    run = train.train(recipe.load(settings))
-    (run.folder / "manifest.json").unlink()
-    assert not train.train(recipe.load(settings)).reused
+def test_dpo_starts_at_ln_2(tiny_recipe, tiny_rows):
+    done, _ = run(tiny_recipe, stage="dpo", dataset=str(tiny_rows / "preference.json"), max_steps=2)
+    assert rows(done.folder)[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
 
 
-def test_a_folder_of_somebody_else_is_left_alone(settings, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "thesis.txt").write_text("mine")
-    with pytest.raises(LabError, match=r"thesis\.txt"):
-        train.train(recipe.load(settings))
-    assert (tmp_path / "run" / "thesis.txt").read_text() == "mine"
+def test_a_pissa_adapter_fits_the_untouched_base(tiny_recipe, tiny_model_dir):
+    done, weights = run(tiny_recipe, pissa_init=True, max_steps=3)
+    ids = torch.arange(5, 25)[None]
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    loaded = PeftModel.from_pretrained(base, str(done.weights)).eval()
+    live = weights.model.float().eval()
+    with torch.no_grad():
+        assert torch.allclose(loaded(ids).logits, live(ids).logits, atol=2e-2)
 
 
-def test_a_loss_that_is_no_number_stops_the_run(settings):
-    with pytest.raises(LabError, match="nan") as error:
-        train.train(recipe.load(settings | {"learning_rate": 1e30, "max_grad_norm": 1e30, "max_steps": 6}))
-    assert error.value.exit_code == 1
-    assert not list((train.Path(settings["output_dir"])).rglob("*.safetensors"))
+def test_the_adapter_that_is_saved_is_the_one_that_was_trained(tiny_recipe, tiny_model_dir):
+    done, weights = run(tiny_recipe)
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=weights.model.dtype)
+    loaded = PeftModel.from_pretrained(base, str(done.weights)).eval()
+    ids = torch.arange(5, 25)[None]
+    with torch.no_grad():
+        assert torch.equal(loaded(ids).logits, weights.model.eval()(ids).logits)
+    assert AutoTokenizer.from_pretrained(done.weights).chat_template
 
 
-def test_rows_without_room_for_an_answer_are_counted(settings, capsys):
-    with pytest.raises(LabError, match="cutoff_len 8"):
-        train.train(recipe.load(settings | {"cutoff_len": 8}))
-    assert "8 read, 8 cut to 8 tokens, 8 without an answer" in capsys.readouterr().out
+def test_training_goes_on_from_an_adapter(tiny_recipe, tmp_path):
+    first, _ = run(tiny_recipe)
+    _second, weights = run(tiny_recipe, adapter_name_or_path=str(first.weights), output_dir=str(tmp_path / "second"))
+    start = load_file(first.weights / "adapter_model.safetensors")
+    name = next(name for name in weights.before if "lora_B" in name)
+    assert torch.equal(weights.before[name], start[name.replace(".default", "")])
 
 
-def test_validation_rows_are_held_out(settings):
-    extra = {"val_size": 0.25, "eval_strategy": "steps", "eval_steps": 1}
-    run = train.train(recipe.load(settings | extra))
-    log = [json.loads(line) for line in (run.folder / "train_log.jsonl").read_text().splitlines()]
-    assert sum("eval_loss" in row for row in log) == 3
+def test_the_same_recipe_is_trained_once(tiny_recipe, capsys):
+    run(tiny_recipe)
+    again = train.train(recipe.load(tiny_recipe))
+    assert again.reused and "reused" in capsys.readouterr().out
+    assert not train.train(recipe.load(tiny_recipe), fresh=True).reused
+
+
+def test_what_changes_no_weight_does_not_make_it_another_run(tiny_recipe):
+    run(tiny_recipe)
+    assert train.train(recipe.load(tiny_recipe | {"temperature": 0.1, "plot_loss": False})).reused
+
+
+def test_another_recipe_does_not_replace_a_run_unasked(tiny_recipe):
+    done, _ = run(tiny_recipe)
+    before = (done.weights / "adapter_model.safetensors").read_bytes()
+    with pytest.raises(LabError, match="lora_rank: 4 -> 8"):
+        run(tiny_recipe, lora_rank=8)
+    assert (done.weights / "adapter_model.safetensors").read_bytes() == before
+    replaced, _ = run(tiny_recipe, lora_rank=8, overwrite_output_dir=True)
+    assert not replaced.reused
+
+
+def test_changed_data_is_another_run(tiny_recipe, tmp_path):
+    data = tmp_path / "own.json"
+    data.write_text(json.dumps([{"instruction": f"q{i}", "output": "a"} for i in range(12)]))
+    run(tiny_recipe, dataset=str(data))
+    data.write_text(json.dumps([{"instruction": f"q{i}", "output": "b"} for i in range(12)]))
+    with pytest.raises(LabError, match="data"):
+        run(tiny_recipe, dataset=str(data))
+
+
+def test_a_result_that_was_damaged_is_made_again(tiny_recipe, capsys):
+    done, _ = run(tiny_recipe)
+    path = done.weights / "adapter_model.safetensors"
+    good = path.read_bytes()
+    path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    again, _ = run(tiny_recipe)
+    assert not again.reused and path.read_bytes() == good
+    assert "cannot be trusted" in capsys.readouterr().out
+
+
+def test_a_folder_of_somebody_else_is_left_alone(tiny_recipe, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("all of it")
+    with pytest.raises(LabError, match=r"thesis\.tex"):
+        run(tiny_recipe)
+    assert (folder / "thesis.tex").read_text() == "all of it"
+
+
+def test_validation_rows_are_held_out_and_scored(tiny_recipe, capsys):
+    done, _ = run(tiny_recipe, val_size=0.25, eval_strategy="steps", eval_steps=3)
+    assert [row["step"] for row in rows(done.folder) if "eval_loss" in row] == [3, 6]
+    assert "3 of 12 rows are held out" in capsys.readouterr().out
+
+
+def test_the_first_and_the_last_step_are_always_logged(tiny_recipe):
+    done, _ = run(tiny_recipe, logging_steps=50, save_strategy="no")
+    assert [row["step"] for row in rows(done.folder)] == [1, 6]
+
+
+def test_rows_that_are_cut_or_dropped_are_counted(tiny_recipe, capsys):
+    with pytest.raises(LabError, match="no row keeps a trained token"):
+        run(tiny_recipe, cutoff_len=8)
+    assert "12 read, 0 kept" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"stage": "dpo"}, "stage dpo trains on prompt, chosen, rejected"),
+        ({"eval_strategy": "steps"}, "no validation rows"),
+        ({"val_size": 12}, "cannot be held out"),
+        ({"lora_target": "nowhere"}, "nothing to train there"),
+        ({"finetuning_type": "freeze", "freeze_trainable_layers": 3}, "3 layers cannot be chosen from 2"),
+        ({"finetuning_type": "freeze", "freeze_trainable_modules": "nowhere"}, "no layer has a part called"),
+        ({"template": "llama3"}, "write `template: chatml`"),
+        ({"template": "chatmal"}, "did you mean chatml"),
+        ({"deepspeed": "nowhere.json"}, "settings do not fit|eepspeed"),
+        ({"report_to": "wandb"}, "settings do not fit"),
+        ({"output_dir": None}, "does not say `output_dir`"),
+        ({"model_name_or_path": "./nowhere"}, "no such folder"),
+    ],
+)
+def test_what_cannot_run_is_one_line(tiny_recipe, keys, message):
+    with pytest.raises(LabError, match=message) as error:
+        run(tiny_recipe, **keys)
+    assert error.value.fix and error.value.exit_code == 2
+
+
+def test_the_right_template_and_none_are_the_same_run_of_tokens(tiny_recipe, tmp_path):
+    named, _ = run(tiny_recipe, template="qwen")
+    own, _ = run(tiny_recipe, output_dir=str(tmp_path / "own"))
+    assert rows(named.folder) == rows(own.folder)

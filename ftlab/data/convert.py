@@ -1,0 +1,102 @@
+"""The rows of an entry, one after another: where each stands, as it is written, and in TRL's shape."""
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ftlab.data.entries import EASILY_LOST, Entry, files, format_of_entry
+from ftlab.data.read import Row, nearest, rows
+from ftlab.errors import LabError, fail, say
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+# LLaMA-Factory's own two, wherever they stand; any other name unless it follows a letter or a brace, as in LaTeX
+# (\frac{{abc}}{{def}}).
+PLACEHOLDER = re.compile(r"\{\{(?:(name|author)|(?<![A-Za-z0-9}\\]\{\{)([A-Za-z_]\w{2,}))\}\}", re.ASCII)
+
+
+class Made(NamedTuple):
+    """A row at `where`: `raw` as the file has it (None: unreadable), `row` in TRL's shape or the problem."""
+
+    where: str
+    raw: Row | None
+    row: Row | LabError
+
+
+def converted(
+    entry: Entry, path: Path | None, hub: "Dataset | None", substitutions: dict[str, str] | None
+) -> Iterator[Made]:
+    """Yield every row of an entry, read from `path` or else from `hub`.
+
+    Args:
+        substitutions: name -> text for `{{name}}` placeholders; None leaves them as they are.
+    Raises:
+        LabError: a file cannot be read (any further), or a column that the entry names is in no row.
+    """
+    columns, tags, convert = entry.all_columns(), entry.all_tags(), format_of_entry(entry).convert
+    seen: dict[str, None] = {}
+    for where, raw in raw_rows(entry, path, hub):
+        if isinstance(raw, LabError):
+            yield Made(where, None, raw)
+            continue
+        seen.update(dict.fromkeys(raw))
+        try:
+            made = convert(raw, columns, tags, where)
+            yield Made(where, raw, made if substitutions is None else filled(made, substitutions, where))
+        except LabError as problem:
+            yield Made(where, raw, problem)
+    if seen and entry.where:
+        check_seen(entry, seen)
+
+
+def raw_rows(entry: Entry, path: Path | None, hub: "Dataset | None") -> Iterator[tuple[str, Row | LabError]]:
+    """Yield (`file:line`, row as it is written)."""
+    if path is None:
+        for number, row in enumerate(hub, 1):
+            yield f"{entry.hf_hub_url or entry.ms_hub_url}:{number}", row
+        return
+    for file in files(path):
+        for line, row in rows(file, entry.encoding):
+            yield f"{file}:{line}", row
+
+
+def check_seen(entry: Entry, seen: dict[str, None]) -> None:
+    """Compare the columns of all rows with those of the entry; say which well-known ones are left out.
+
+    Raises:
+        LabError: the entry lists a column that no row has.
+    """
+    columns = entry.all_columns()
+    for column in entry.columns.values():
+        if column and column not in seen:
+            raise fail("data_no_column_at_all", where=entry.where, column=column, near=nearest(column, seen))
+    for name in EASILY_LOST:
+        if name in seen and name not in columns.values() and format_of_entry(entry).gives != ("text",):
+            print(say("data_unused", where=entry.where, column=name))
+
+
+def filled(row: Row, substitutions: dict[str, str], where: str) -> Row:
+    """Replace `{{name}}` placeholders in the texts of a row.
+
+    Raises:
+        LabError: a placeholder nobody gave a value for; it would be trained on as it stands.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        name = found[1] or found[2]
+        if name not in substitutions:
+            raise fail("data_placeholder", where=where, placeholder=found[0], name=name)
+        return substitutions[name]
+
+    return on_texts(row, lambda text: PLACEHOLDER.sub(value, text) if "{{" in text else text)
+
+
+def on_texts(value: Any, change: Callable[[str], str]) -> Any:
+    """Return a JSON value with `change` applied to every text in it; names of fields stay."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {key: on_texts(inner, change) for key, inner in value.items()}
+    return [on_texts(inner, change) for inner in value] if isinstance(value, list) else value

@@ -1,0 +1,243 @@
+"""What dataset_info.json says about a data set, with LLaMA-Factory's keys; or what a file's own columns say."""
+
+import json
+import os
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ftlab.data.formats import ALPACA_COLUMNS, OPENAI_TAGS, SHAREGPT_TAGS, Columns, Format, Tags, format_of
+from ftlab.data.read import SUFFIXES, Row, kind, nearest, reason, rows, unique_keys
+from ftlab.errors import LabError, fail
+
+INFO = "dataset_info.json"
+# As a dataset_dir: the names are hub ids.
+ONLINE = "ONLINE"
+FORMATTINGS = ("alpaca", "sharegpt", "openai")
+COLUMNS = (
+    "prompt", "query", "response", "history", "messages", "system", "tools", "chosen", "rejected", "kto_tag",
+)  # fmt: skip
+MEDIA_COLUMNS = ("images", "videos", "audios")
+# Keys of LLaMA-Factory that name a source we do not read; fine beside one that we do.
+OTHER_SOURCES = ("om_hub_url", "script_url", "cloud_file_name")
+# Columns that a row may have under these very names, and that are lost when the entry does not list them.
+EASILY_LOST = ("system", "history", "tools")
+# (prompt, query, response) of files without an entry, the most common first.
+KNOWN_COLUMNS = (
+    ("instruction", "input", "output"),
+    ("prompt", "", "response"),
+    ("prompt", "", "completion"),
+    ("question", "", "answer"),
+    ("question", "", "response"),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One registry entry, its keys as LLaMA-Factory names them; `encoding` is our own, `where` is its place."""
+
+    file_name: str = ""
+    hf_hub_url: str = ""
+    ms_hub_url: str = ""
+    formatting: str = "alpaca"
+    ranking: bool = False
+    columns: dict[str, str | None] = field(default_factory=dict)
+    tags: dict[str, str | None] = field(default_factory=dict)
+    subset: str | None = None
+    split: str = "train"
+    folder: str | None = None
+    num_samples: int | None = None
+    encoding: str = "utf-8"
+    where: str = ""
+
+    def all_columns(self) -> Columns:
+        """Return the columns in force. Giving any resets those not given, as in LLaMA-Factory."""
+        if self.columns:
+            return {name: column for name, column in self.columns.items() if column}
+        sides = {"chosen": "chosen", "rejected": "rejected"} if self.ranking else {}
+        if self.formatting == "alpaca":
+            return ALPACA_COLUMNS | {"system": "system", "history": "history"} | sides
+        return {"messages": "messages" if self.formatting == "openai" else "conversations"} | sides
+
+    def all_tags(self) -> Tags:
+        """Return the tags in force. Giving any resets those not given."""
+        if self.tags:
+            return {name: tag for name, tag in self.tags.items() if tag}
+        return OPENAI_TAGS if self.formatting == "openai" else SHAREGPT_TAGS
+
+
+def read_info(dataset_dir: Path) -> dict[str, Any]:
+    """Return dataset_info.json: name -> description.
+
+    Raises:
+        LabError: there is none, or it is not valid JSON.
+    """
+    path = dataset_dir / INFO
+    if not path.is_file():
+        raise fail("data_no_info", where=str(path))
+    try:
+        info = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise fail("data_json", where=f"{path}:{getattr(error, 'lineno', 1)}", reason=reason(error)) from None
+    if not isinstance(info, dict):
+        raise fail("data_not_object", where=f"{path}:1", got=kind(info))
+    return info
+
+
+def entry_of(name: str, dataset_dir: Path) -> Entry:
+    """Return the entry of a registered name.
+
+    Raises:
+        LabError: no such name, or an entry with an unknown key or a value of the wrong type; the nearest is named.
+    """
+    info = read_info(dataset_dir)
+    if name not in info:
+        raise fail("data_unknown_set", where=str(dataset_dir / INFO), name=name, nearest=nearest(name, info))
+    where, given = f"{dataset_dir / INFO}: {name}", info[name]
+    if not isinstance(given, dict):
+        raise fail("data_not_object", where=where, got=kind(given))
+    check_types(given, where)
+    entry = Entry(**{key: value for key, value in given.items() if key not in OTHER_SOURCES}, where=where)
+    if entry.formatting not in FORMATTINGS:
+        known = ", ".join(FORMATTINGS)
+        raise fail("data_formatting", where=where, formatting=entry.formatting, known=known)
+    if not (entry.file_name or entry.hf_hub_url or entry.ms_hub_url):
+        raise fail("data_no_source", where=where)
+    check_columns(entry)
+    return entry
+
+
+def check_types(given: Row, where: str) -> None:
+    """Refuse an entry whose keys or values cannot be meant."""
+    known = {one.name: one for one in fields(Entry) if one.name != "where"}
+    types = {"ranking": (bool,), "columns": (dict,), "tags": (dict,), "num_samples": (int, type(None))}
+    for key, value in given.items():
+        if key in OTHER_SOURCES:
+            continue
+        if key not in known:
+            raise fail("data_unknown_key", where=where, key=key, nearest=nearest(key, known))
+        allowed = types.get(key, (str, type(None)) if known[key].default is None else (str,))
+        if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+            raise fail("data_key_type", where=where, key=key, got=kind(value), expected=allowed[0].__name__)
+    for key, names in (("columns", (*COLUMNS, *MEDIA_COLUMNS)), ("tags", tuple(SHAREGPT_TAGS))):
+        for name, value in given.get(key, {}).items():
+            if name not in names:
+                raise fail("data_unknown_key", where=f"{where}: {key}", key=name, nearest=nearest(name, names))
+            if name in MEDIA_COLUMNS and value is not None:
+                raise fail("data_media", where=f"{where}: {key}", column=name)
+            if not isinstance(value, str | None):
+                raise fail("data_key_type", where=f"{where}: {key}", key=name, got=kind(value), expected="str")
+    if given.get("num_samples") is not None and given["num_samples"] < 1:
+        raise fail("data_key_type", where=where, key="num_samples", got=given["num_samples"], expected="int > 0")
+
+
+def check_columns(entry: Entry) -> None:
+    """Refuse an entry whose `columns` or `tags`, by listing some, took away one that its format needs."""
+    columns = entry.all_columns()
+    needed = ["prompt"] if entry.formatting == "alpaca" else ["messages"]
+    needed += ["chosen", "rejected"] if entry.ranking else []
+    if entry.formatting == "alpaca" and not entry.ranking and {"query", "history", "kto_tag"} & set(columns):
+        needed.append("response")
+    needed_tags = ["role_tag", "content_tag", "user_tag", "assistant_tag"] if entry.formatting != "alpaca" else []
+    for key, given, wanted in (("columns", columns, needed), ("tags", entry.all_tags(), needed_tags)):
+        for name in wanted:
+            if name not in given:
+                raise fail("data_reset", where=f"{entry.where}: {key}", key=key, name=name)
+
+
+def find(name: str, dataset_dir: Path) -> tuple[Entry, Path | None]:
+    """Return the entry and the file (or folder) behind a registry name or a path; None where a hub holds the rows.
+
+    Raises:
+        LabError: no such file, no such name, or an entry that cannot be meant.
+    """
+    path = Path(name)
+    if str(dataset_dir) == ONLINE:
+        return Entry(hf_hub_url=name), None
+    if path.suffix and path.is_file():
+        return detect(path), path
+    if path.suffix.lower() in SUFFIXES and ("/" in name or os.sep in name or not (dataset_dir / INFO).is_file()):
+        raise fail("data_no_file", where=name)
+    entry = entry_of(name, dataset_dir)
+    return entry, None if entry.hf_hub_url or entry.ms_hub_url else inside(entry, dataset_dir)
+
+
+def inside(entry: Entry, dataset_dir: Path) -> Path:
+    """Return the path of an entry's file.
+
+    Raises:
+        LabError: it is not there, or stands outside the folder of the registry, which may be somebody else's.
+    """
+    root = os.path.abspath(dataset_dir)
+    path = os.path.normpath(os.path.join(root, entry.file_name))
+    if "\x00" in path or os.path.commonpath([root, path]) != root:
+        raise fail("data_outside", where=entry.where, path=entry.file_name)
+    if not os.path.exists(path):
+        raise fail("data_no_file", where=str(dataset_dir / entry.file_name))
+    return dataset_dir / entry.file_name
+
+
+def files(path: Path) -> list[Path]:
+    """Return the files behind a path: itself, or the data files of a folder in the order of their names.
+
+    Raises:
+        LabError: a folder without data files, or with several kinds of them.
+    """
+    if not path.is_dir():
+        return [path]
+    found = sorted(one for one in path.iterdir() if one.suffix.lower() in SUFFIXES and one.is_file())
+    kinds = sorted({one.suffix.lower() for one in found})
+    if len(kinds) != 1:
+        raise fail("data_folder", where=str(path), kinds=" ".join(kinds) or "-", suffixes=" ".join(SUFFIXES))
+    return found
+
+
+def detect(path: Path, encoding: str = "utf-8") -> Entry:
+    """Return the entry that fits the first row of a file used by its path.
+
+    Raises:
+        LabError: no format has these columns, or the row cannot be read.
+    """
+    line, row = next(rows(path, encoding), (1, None))
+    if row is None:
+        raise fail("data_no_rows", where=f"{path}:{line}")
+    if isinstance(row, LabError):
+        raise row
+    entry = guess(row)
+    if entry is None:
+        raise fail("data_no_format", where=f"{path}:{line}", columns=nearest("", row))
+    return replace(entry, encoding=encoding)
+
+
+def described(entry: Entry) -> str:
+    """Return an entry's format in a few words: the formatting and the columns it reads."""
+    columns = entry.all_columns()
+    return f"{entry.formatting} ({', '.join(columns.values())} -> {', '.join(format_of_entry(entry).gives)})"
+
+
+def format_of_entry(entry: Entry) -> Format:
+    """Return the Format of an entry."""
+    return format_of(entry.formatting, entry.ranking, entry.all_columns())
+
+
+def guess(row: Row) -> Entry | None:
+    """Return the entry whose columns these are."""
+    ranking = "chosen" in row and "rejected" in row
+    tag = next((name for name in ("kto_tag", "label") if isinstance(row.get(name), bool)), "")
+    kto = {"kto_tag": "kto_tag" if "kto_tag" in row else tag} if tag or "kto_tag" in row else {}
+    sides = {"chosen": "chosen", "rejected": "rejected"} if ranking else {}
+    for column in ("messages", "conversations"):
+        if column in row:
+            columns = {"messages": column, "system": "system", "tools": "tools"} | sides | (kto if not ranking else {})
+            return Entry(formatting=formatting_of(row[column]), ranking=ranking, columns=columns)
+    for prompt, query, response in KNOWN_COLUMNS:
+        if prompt in row and (ranking or response in row):
+            columns = {"prompt": prompt, "query": query, "system": "system", "history": "history"}
+            return Entry(ranking=ranking, columns=columns | (sides or {"response": response} | kto))
+    return Entry(columns={"prompt": "text"}) if "text" in row else None
+
+
+def formatting_of(conversation: object) -> str:
+    """Return the formatting whose tags the turns of a conversation have."""
+    first = conversation[0] if isinstance(conversation, list) and conversation else None
+    return "openai" if isinstance(first, dict) and "role" in first else "sharegpt"

@@ -1,0 +1,48 @@
+"""Data sets of the HF hub and of ModelScope; a script of the repository is never run."""
+
+import os
+from typing import TYPE_CHECKING
+
+from ftlab.data.entries import Entry
+from ftlab.errors import LabError, fail, say
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+
+def fetched(entry: Entry) -> "Dataset":
+    """Return the rows of a hub data set as they are there; both libraries keep what they fetched.
+
+    ModelScope is asked where the entry has no `hf_hub_url`, or has both and `USE_MODELSCOPE_HUB` is 1.
+
+    Raises:
+        LabError: not reachable, no such data set, or the package modelscope is missing.
+    """
+    scope = entry.ms_hub_url and (not entry.hf_hub_url or os.environ.get("USE_MODELSCOPE_HUB") in ("1", "true"))
+    url = entry.ms_hub_url if scope else entry.hf_hub_url
+    print(say("data_fetching", url=url, hub="ModelScope" if scope else os.environ.get("HF_ENDPOINT", "huggingface.co")))
+    try:
+        return from_modelscope(entry) if scope else from_hub(entry)
+    except LabError:
+        raise
+    # Both libraries raise whatever their HTTP client raises; to the user it is one thing.
+    except Exception as error:
+        why = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise fail("data_hub", where=url, reason=why) from error
+
+
+def from_hub(entry: Entry) -> "Dataset":
+    """Return the rows of `hf_hub_url`."""
+    from datasets import load_dataset
+
+    return load_dataset(entry.hf_hub_url, entry.subset, data_dir=entry.folder, split=entry.split)
+
+
+def from_modelscope(entry: Entry) -> "Dataset":
+    """Return the rows of `ms_hub_url`."""
+    try:
+        from modelscope.msdatasets import MsDataset
+    except ImportError:
+        raise fail("modelscope_missing", where=entry.where, name=entry.ms_hub_url) from None
+    rows = MsDataset.load(entry.ms_hub_url, subset_name=entry.subset, data_dir=entry.folder, split=entry.split)
+    return rows if hasattr(rows, "column_names") else rows.to_hf_dataset()

@@ -1,0 +1,178 @@
+"""The bytes of a text file to lines with their numbers; bytes that are no text are a problem with a place."""
+
+import codecs
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from ftlab.errors import LabError, fail
+
+MAX_LINE_BYTES = 64 * 2**20
+CHUNK_BYTES = 2**20
+# They decode to half characters or to no text at all.
+REFUSED_CODECS = {"utf-7", "unicode-escape", "unicode_escape", "raw-unicode-escape", "idna", "punycode", "undefined"}
+
+
+def codec(encoding: str, where: str) -> str:
+    """Return Python's own name of `encoding`.
+
+    Raises:
+        LabError: Python knows no such text encoding.
+    """
+    try:
+        b"".decode(encoding)
+        name = codecs.lookup(encoding).name
+    except (LookupError, ValueError):
+        name = "undefined"
+    if name in REFUSED_CODECS:
+        raise fail("data_unknown_encoding", where=where, encoding=encoding)
+    return name
+
+
+def wide_encoding(path: Path) -> str:
+    """Return the UTF-16 or UTF-32 of a file by its mark, or by every other byte being zero; "" for any other file."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start in (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"):
+        return "utf-32"
+    if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return "utf-16"
+    zeros = [byte == 0 for byte in start]
+    return {(False, True, False, True): "utf-16-le", (True, False, True, False): "utf-16-be"}.get(tuple(zeros), "")
+
+
+def refuse_wide(path: Path, encoding: str) -> None:
+    """Name UTF-16 and UTF-32, unless the user said so.
+
+    Raises:
+        LabError: the file is in one of them and `encoding` is not.
+    """
+    wide = wide_encoding(path)
+    if wide and not encoding.startswith(("utf-16", "utf-32")):
+        raise fail("data_encoding", where=f"{path}:1", found=wide.upper(), encoding=wide)
+
+
+def first_character(path: Path, encoding: str) -> str:
+    """Return the first character of a file that is neither white space nor a byte-order mark, "" if there is none."""
+    with path.open("rb") as file:
+        return file.read(4096).decode(encoding, "ignore").lstrip("\ufeff \t\r\n")[:1]
+
+
+def lines(path: Path, encoding: str) -> Iterator[tuple[int, str | LabError]]:
+    """Yield (line number, text with its line end), or (line number, why this line is no text).
+
+    Args:
+        encoding: a name that `codec` returned.
+    """
+    if encoding.startswith(("utf-16", "utf-32")):
+        yield from wide_lines(path, encoding)
+        return
+    with path.open("rb") as file:
+        number = 0
+        while raw := file.readline(MAX_LINE_BYTES + 1):
+            number += 1
+            where = f"{path}:{number}"
+            if len(raw) > MAX_LINE_BYTES:
+                yield number, fail("data_long_line", where=where, limit=MAX_LINE_BYTES // 2**20)
+                while raw and not raw.endswith(b"\n"):
+                    raw = file.readline(CHUNK_BYTES)
+                continue
+            text = decoded(raw, encoding, where)
+            yield number, text.removeprefix("\ufeff") if number == 1 and isinstance(text, str) else text
+
+
+def wide_lines(path: Path, encoding: str) -> Iterator[tuple[int, str | LabError]]:
+    """Yield the lines of a file in which a line break takes more than one byte."""
+    rest, number = "", 0
+    for chunk in chunks(path, encoding):
+        *whole, rest = (rest + chunk).split("\n")
+        for text in whole:
+            number += 1
+            yield number, text + "\n"
+        if len(rest) > MAX_LINE_BYTES:
+            raise fail("data_long_line", where=f"{path}:{number + 1}", limit=MAX_LINE_BYTES // 2**20)
+    if rest:
+        yield number + 1, rest
+
+
+def decoded(raw: bytes, encoding: str, where: str) -> str | LabError:
+    """Decode one line, or say which encoding it seems to be in."""
+    try:
+        text = raw.decode(encoding)
+    except UnicodeDecodeError as error:
+        return undecodable(error, encoding, where)
+    return fail("data_nul", where=where) if "\x00" in text else text
+
+
+def undecodable(error: UnicodeDecodeError, encoding: str, where: str) -> LabError:
+    """Guess what bytes that are not in `encoding` are."""
+    if error.reason in ("unexpected end of data", "truncated data", "incomplete multibyte sequence"):
+        return fail("data_half_character", where=where)
+    if encoding != "utf-8":
+        return fail("data_other_encoding", where=where, encoding=encoding)
+    if is_chinese([error.object]):
+        return fail("data_encoding", where=where, found="not UTF-8, probably GBK", encoding="gb18030")
+    return fail("data_encoding", where=where, found="not UTF-8", encoding="latin-1")
+
+
+def is_chinese(pieces: Iterable[bytes]) -> bool:
+    """Say whether bytes are GBK text: nine of ten characters that are not ASCII are common Chinese ones.
+
+    Almost any bytes decode as GBK; without the second test "éclair" in Latin-1 would become Chinese.
+    """
+    decoder = codecs.getincrementaldecoder("gb18030")()
+    foreign = common = 0
+    try:
+        for piece in pieces:
+            text = "".join(character for character in decoder.decode(piece) if character > "\x7f")
+            foreign += len(text)
+            common += len(text.encode("gb2312", "ignore")) // 2
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return False
+    return common >= 0.9 * foreign
+
+
+def real_encoding(path: Path, encoding: str) -> tuple[str, LabError | None]:
+    """Return the encoding that a whole file is in, and the problem of its not being `encoding`.
+
+    Where no other encoding is certain, `encoding` itself comes back, without a problem: it is for the rows to say.
+    """
+    encoding = codec(encoding, str(path))
+    try:
+        refuse_wide(path, encoding)
+        for _ in chunks(path, encoding):
+            pass
+    except LabError as problem:
+        wide = wide_encoding(path)
+        if wide and not encoding.startswith(("utf-16", "utf-32")):
+            return wide, problem
+        # The line that failed looks like GBK; does the whole file?
+        with path.open("rb") as file:
+            pieces = iter(lambda: file.read(CHUNK_BYTES), b"")
+            if encoding == "utf-8" and "gb18030" in problem.fix and is_chinese(pieces):
+                return "gb18030", problem
+    return encoding, None
+
+
+def chunks(path: Path, encoding: str) -> Iterator[str]:
+    """Yield the text of a file piece by piece, without its byte-order mark.
+
+    Raises:
+        LabError: bytes that are no text; the line is named.
+    """
+    decoder = codecs.getincrementaldecoder(encoding)()
+    line, first = 1, True
+    with path.open("rb") as file:
+        while True:
+            raw = file.read(CHUNK_BYTES)
+            try:
+                text = decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:
+                line += error.object[: error.start].decode(encoding, "ignore").count("\n")
+                raise undecodable(error, encoding, f"{path}:{line}") from None
+            if "\x00" in text:
+                raise fail("data_nul", where=f"{path}:{line + text.count(chr(10), 0, text.index(chr(0)))}")
+            yield text.removeprefix("\ufeff") if first else text
+            if not raw:
+                return
+            line, first = line + text.count("\n"), first and not text

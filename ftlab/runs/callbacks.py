@@ -1,0 +1,255 @@
+"""What watches a training: the log, the guard against broken numbers, the stop, and the seal on every checkpoint."""
+
+import contextlib
+import json
+import math
+import os
+import shutil
+import signal
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ftlab.errors import LabError, fail
+from ftlab.runs import checkpoint
+
+STOP = "STOP"
+# float16 loss scaling finds its scale by overflowing, a few steps in a row at most.
+FP16_SKIPS = 25
+
+
+def row_of(entry: dict[str, Any]) -> dict[str, float]:
+    """Return an entry of `trainer.state.log_history` as a log row: its step, then its numbers.
+
+    In alphabetical order, as a resumed history has them. trl's `num_tokens` is left out: it counts from the start of
+    the process, not of the run.
+    """
+    numbers = {name: value for name, value in sorted(entry.items()) if isinstance(value, int | float)}
+    return {"step": entry["step"]} | {name: value for name, value in numbers.items() if name != "num_tokens"}
+
+
+def rows_of(history: Iterable[dict[str, Any]]) -> list[dict[str, float]]:
+    """Return the log rows of a history, without the summary that Trainer adds at the end."""
+    return [row_of(entry) for entry in history if "train_runtime" not in entry]
+
+
+class Log(TrainerCallback):
+    """Write every logged row to train_log.jsonl as it comes; the first and the last step are always logged."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Start from the rows that a resumed run had up to its checkpoint."""
+        if state.is_world_process_zero:
+            self.path.write_text("".join(json.dumps(row) + "\n" for row in rows_of(state.log_history)))
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Log the first and the last step, however far apart the others are."""
+        if state.global_step in (1, state.max_steps):
+            control.should_log = True
+
+    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Append the newest row.
+
+        Raises:
+            LabError: a loss that is no number.
+        """
+        entry = state.log_history[-1]
+        if "train_runtime" in entry:
+            return
+        row = row_of(entry)
+        if state.is_world_process_zero:
+            with self.path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
+        for name in ("loss", "eval_loss"):
+            if not math.isfinite(row.get(name, 0.0)):
+                raise broken(f"the {name}", state)
+
+
+class Guard(TrainerCallback):
+    """Stop before a gradient that is no number reaches the weights, and before such weights reach the disk."""
+
+    def __init__(self) -> None:
+        self.skipped = 0
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
+    ) -> None:
+        """Check the gradients that the optimizer is about to use.
+
+        Raises:
+            LabError: one is NaN or infinite.
+        """
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        if all_finite(gradients):
+            self.skipped = 0
+            return
+        self.skipped += 1
+        if not args.fp16 or self.skipped > FP16_SKIPS:
+            raise broken("the gradient", state)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
+    ) -> None:
+        """Check the weights that the optimizer just changed.
+
+        Raises:
+            LabError: one is NaN or infinite.
+        """
+        if not all_finite(trained(model)):
+            raise broken("a trained weight", state)
+
+
+def broken(name: str, state: TrainerState) -> Exception:
+    """Build the error for a number that is none."""
+    return fail("train_broken", where=f"step {state.global_step + 1}", exit_code=1, name=name)
+
+
+def trained(model: nn.Module) -> list[torch.Tensor]:
+    """Return the weights that training changes."""
+    return [weight.detach() for weight in model.parameters() if weight.requires_grad]
+
+
+def all_finite(tensors: list[torch.Tensor]) -> bool:
+    """Say whether no tensor holds a NaN or an infinity, with one synchronisation however many there are."""
+    return bool(nn.utils.get_total_norm(tensors, norm_type=math.inf).isfinite())
+
+
+class Stop(TrainerCallback):
+    """Save and stop after the current step when asked: Ctrl-C, SIGTERM, or a file STOP in the run folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.asked = threading.Event()
+        self.stopped_at: int | None = None
+        (folder / STOP).unlink(missing_ok=True)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Ask Trainer to save and stop; a run at its last step ends by itself."""
+        if state.global_step < state.max_steps and (self.asked.is_set() or (self.folder / STOP).exists()):
+            self.stopped_at = state.global_step
+            control.should_save = control.should_training_stop = True
+            (self.folder / STOP).unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[None]:
+        """Turn SIGINT and SIGTERM into the flag; a second one acts as usual. Off the main thread signals stay alone."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def ask(number: int, frame: object) -> None:
+            self.asked.set()
+            signal.signal(number, before[number])
+
+        for number in before:
+            signal.signal(number, ask)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Keeper(TrainerCallback):
+    """Seal every checkpoint with a manifest after Trainer has written it, then rotate this run's own.
+
+    It has to be the last callback: whatever asks for a save has asked by then.
+    """
+
+    def __init__(self, folder: Path, about: dict[str, Any], save_total_limit: int | None) -> None:
+        self.folder, self.about, self.limit = folder, about, save_total_limit
+        self.saving: Path | None = None
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Prepare a save that is about to happen."""
+        self.prepare(state, control)
+
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Prepare a save that is about to happen."""
+        self.prepare(state, control)
+
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Prepare the save that follows an evaluation."""
+        control.should_evaluate = False
+        self.prepare(state, control)
+
+    def prepare(self, state: TrainerState, control: TrainerControl) -> None:
+        """Log with every save, so that a resumed run averages over the same steps, and clear the folder's place."""
+        if not control.should_save:
+            return
+        control.should_log = True
+        if control.should_evaluate or not state.is_world_process_zero:
+            return
+        last = next(iter(checkpoint.checkpoints(self.folder)), None)
+        checkpoint.require_space(self.folder, checkpoint.size_bytes(last) if last else 0)
+        self.saving = self.folder / f"{checkpoint.PREFIX}{state.global_step}"
+        if self.saving.exists():
+            checkpoint.set_aside(self.saving)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Write the manifest last, then delete what the limit leaves over."""
+        if args.world_size > 1:
+            torch.distributed.barrier()
+        if not state.is_world_process_zero:
+            return
+        # Trainer's pickled arguments: nothing reads them, and the run folder has them as recipe.yaml.
+        path = self.folder / f"{checkpoint.PREFIX}{state.global_step}"
+        (path / "training_args.bin").unlink(missing_ok=True)
+        checkpoint.write_manifest(path, self.about | {"step": state.global_step})
+        self.saving = None
+        if self.limit:
+            best = {Path(state.best_model_checkpoint).resolve()} if state.best_model_checkpoint else set()
+            checkpoint.rotate(self.folder, self.about["run_id"], self.limit, best)
+
+    @contextlib.contextmanager
+    def telling(self) -> Iterator[None]:
+        """Turn a failed write of a checkpoint into one line, and leave the checkpoints before it as they are.
+
+        Raises:
+            LabError: the save failed.
+        """
+        try:
+            with writing(self.folder, self.folder):
+                yield
+        except LabError:
+            if self.saving and checkpoint.read_manifest(self.saving) is None:
+                shutil.rmtree(self.saving, ignore_errors=True)
+            raise
+
+
+@contextlib.contextmanager
+def writing(path: Path, run_folder: Path) -> Iterator[None]:
+    """Turn a write that the system refused inside the block into one line.
+
+    Raises:
+        LabError: naming `path` and the run's last good checkpoint.
+    """
+    try:
+        yield
+    except Exception as error:
+        # safetensors and torch raise their own kinds for a failed write, not always OSError.
+        if not is_write_error(error):
+            raise
+        raise save_failed(error, path, run_folder) from error
+
+
+def is_write_error(error: Exception) -> bool:
+    """Say whether an exception is a write that the system refused, in whatever library's dress."""
+    words = ("os error", "No space left", "Input/output error", "PytorchStreamWriter", "iostream error", "enforce fail")
+    return isinstance(error, OSError) or any(word in str(error) for word in words)
+
+
+def save_failed(error: Exception, path: Path, folder: Path) -> Exception:
+    """Build the error for a save that did not reach the disk."""
+    number = error.errno if isinstance(error, OSError) else None
+    reason = os.strerror(number) if number else (str(error).splitlines() or [type(error).__name__])[0][:120]
+    kept = next((found.name for found in checkpoint.checkpoints(folder) if checkpoint.read_manifest(found)), "-")
+    return fail("checkpoint_write", where=str(path), exit_code=1, reason=reason, kept=kept)

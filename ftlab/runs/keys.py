@@ -1,0 +1,259 @@
+"""The keys of a recipe: name, type, default, range, meaning, and the library field each becomes.
+
+The names are LLaMA-Factory's, so that a YAML written for it runs here. Any other key is a field of
+`transformers.TrainingArguments` under its own name and lands in `Recipe.training`.
+"""
+
+import dataclasses
+import math
+import typing
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from transformers import TrainingArguments
+
+
+def key(default: Any, meaning: str, becomes: str = "", **limits: Any) -> Any:
+    """Declare one key: its default, what it means, the library field it becomes, its range."""
+    return Field(default, description=meaning, json_schema_extra={"becomes": becomes or "ftlab's own"}, **limits)
+
+
+class Recipe(BaseModel):
+    """One run. `training` holds the TrainingArguments fields that were given as keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, protected_namespaces=())
+
+    # model
+    model_name_or_path: str = key(..., "catalogue name, local folder or hub id", "from_pretrained(...)", min_length=1)
+    adapter_name_or_path: str | None = key(None, "adapter folder to go on from", "PeftModel.from_pretrained(...)")
+    trust_remote_code: bool = key(False, "run code that comes with the model", "from_pretrained(trust_remote_code=)")
+    template: str | None = key(None, "family of the chat template, checked; None: the model's own", "chat_template")
+    default_system: str | None = key(None, "system turn for chats that have none", "messages[0]")
+    flash_attn: Literal["auto", "disabled", "sdpa", "fa2", "fa3"] = key(
+        "auto", "attention kernel", "from_pretrained(attn_implementation=)"
+    )
+    quantization_bit: Literal[4, 8] | None = key(
+        None, "load the frozen base in 4 or 8 bit (QLoRA)", "BitsAndBytesConfig(load_in_4bit= / load_in_8bit=)"
+    )
+    quantization_method: Literal["bnb", "bitsandbytes"] = key("bnb", "who quantizes", "BitsAndBytesConfig")
+    quantization_type: Literal["nf4", "fp4"] = key("nf4", "4-bit number format", "bnb_4bit_quant_type")
+    double_quantization: bool = key(True, "quantize the scales too", "bnb_4bit_use_double_quant")
+
+    # method
+    stage: Literal["pt", "sft", "rm", "dpo", "kto", "orpo", "simpo"] = key(
+        "sft",
+        "pt: raw text; sft: answers; rm: reward model; dpo, kto, orpo, simpo: preferences",
+        "SFT/Reward/DPO/KTO/ORPO/CPOTrainer",
+    )
+    do_train: bool = key(True, "train; LLaMA-Factory asks for it, ftlab train always does")
+    finetuning_type: Literal["lora", "full", "freeze"] = key(
+        "lora", "lora: thin matrices beside the weights; full: all weights; freeze: the last layers", "peft_config"
+    )
+    lora_rank: int = key(8, "how thin the two matrices are", "LoraConfig.r", ge=1)
+    lora_alpha: int | None = key(None, "their product is scaled by alpha / r; None: 2 r", "LoraConfig.lora_alpha", ge=1)
+    lora_dropout: float = key(0.0, "share of their inputs set to 0", "LoraConfig.lora_dropout", ge=0, lt=1)
+    lora_target: str = key("all", "all, or layer names separated by commas", "LoraConfig.target_modules")
+    additional_target: str | None = key(None, "layers trained whole and saved", "LoraConfig.modules_to_save")
+    use_rslora: bool = key(False, "scale by alpha / sqrt(r)", "LoraConfig.use_rslora")
+    use_dora: bool = key(False, "train direction and magnitude apart", "LoraConfig.use_dora")
+    pissa_init: bool = key(False, "start from the weights' largest singular values", "LoraConfig.init_lora_weights")
+    pissa_iter: int = key(16, "iterations of the fast SVD; -1: exact", "init_lora_weights='pissa_niter_16'", ge=-1)
+    loraplus_lr_ratio: float | None = key(
+        None, "learning rate of B over that of A", "peft.optimizers.create_loraplus_optimizer", gt=0
+    )
+    freeze_trainable_layers: int = key(2, "freeze: layers trained, from the end (negative: from the start)")
+    freeze_trainable_modules: str = key("all", "freeze: names inside those layers, or all")
+    freeze_extra_modules: str | None = key(None, "freeze: names outside the layers, such as lm_head")
+    pure_bf16: bool = key(False, "full, freeze: keep the trained weights in bfloat16", "from_pretrained(dtype=)")
+    use_dft_loss: bool = key(False, "weigh each token by its probability", "SFTConfig.loss_type='dft'")
+
+    # preferences
+    pref_beta: float = key(0.1, "how far the model may move from its reference", "beta", gt=0)
+    pref_loss: Literal["sigmoid", "hinge", "ipo", "robust", "orpo", "simpo"] = key(
+        "sigmoid", "the preference loss", "DPOConfig.loss_type"
+    )
+    pref_ftx: float = key(0.0, "weight of an SFT loss added to DPO's", "DPOConfig.loss_weights", ge=0)
+    dpo_label_smoothing: float = key(0.0, "share of pairs believed to be swapped", "label_smoothing", ge=0, lt=0.5)
+    ld_alpha: float | None = key(None, "weight of the longer answer's tail", "DPOConfig.ld_alpha", ge=0, le=1)
+    simpo_gamma: float = key(0.5, "margin of SimPO", "CPOConfig.simpo_gamma", ge=0)
+    kto_chosen_weight: float = key(1.0, "weight of liked answers", "KTOConfig.desirable_weight", ge=0)
+    kto_rejected_weight: float = key(1.0, "weight of disliked answers", "KTOConfig.undesirable_weight", ge=0)
+
+    # data
+    dataset: str | None = key(None, "registry names or paths, separated by commas", "train_dataset")
+    eval_dataset: str | None = key(None, "the same, for validation", "eval_dataset")
+    dataset_dir: str = key("data", "the folder of dataset_info.json")
+    dataset_substitutions: dict[str, str] = key({}, "values for {{name}} placeholders in the data")
+    max_samples: int | None = key(None, "rows to take of each set", "Dataset.select", ge=1)
+    mix_strategy: Literal["concat", "interleave_under", "interleave_over"] = key(
+        "concat", "one set after the other, or taking turns", "interleave_datasets"
+    )
+    interleave_probs: str | None = key(None, "one probability per set, separated by commas", "interleave_datasets")
+    val_size: float = key(0.0, "share (below 1) or number of rows held out", "Dataset.train_test_split", ge=0)
+    cutoff_len: int = key(2048, "tokens kept of each row, from its start", "max_length", ge=8)
+    packing: bool = key(False, "fill rows up with several samples, kept apart", "SFTConfig.packing")
+    train_on_prompt: bool = key(False, "the loss looks at the prompt too", "labels")
+    mask_history: bool = key(False, "of several answers only the last is trained on", "labels")
+
+    # run
+    output_dir: str | None = key(None, "the run folder", "TrainingArguments.output_dir")
+    early_stopping_steps: int | None = key(
+        None, "end after so many evaluations without a better one", "EarlyStoppingCallback", ge=1
+    )
+    overwrite_output_dir: bool = key(False, "replace another recipe's run in output_dir; this one's own is kept")
+    plot_loss: bool = key(True, "write loss.png", "matplotlib")
+    training: dict[str, Any] = key({}, "fields of transformers.TrainingArguments", "TrainingArguments")
+
+    # chat and export
+    infer_backend: Literal["huggingface", "hf"] = key("huggingface", "who generates", "model.generate")
+    infer_dtype: Literal["auto", "float16", "bfloat16", "float32"] = key(
+        "auto", "number format for chat", "from_pretrained(dtype=)"
+    )
+    do_sample: bool = key(True, "chat: draw tokens instead of taking the likeliest", "GenerationConfig.do_sample")
+    temperature: float = key(0.95, "chat: above 1 flatter, below 1 sharper", "GenerationConfig.temperature", gt=0)
+    top_p: float = key(0.7, "chat: likeliest tokens that make up this share", "GenerationConfig.top_p", gt=0, le=1)
+    top_k: int = key(50, "chat: how many tokens to draw from; 0: all", "GenerationConfig.top_k", ge=0)
+    max_new_tokens: int = key(1024, "chat: longest answer, in tokens", "GenerationConfig.max_new_tokens", ge=1)
+    repetition_penalty: float = key(1.0, "chat: above 1 repeats less", "GenerationConfig.repetition_penalty", gt=0)
+    num_beams: int = key(1, "chat: beams of a beam search", "GenerationConfig.num_beams", ge=1)
+    export_dir: str | None = key(None, "where a merged model goes", "merge_and_unload().save_pretrained(...)")
+    export_size: int = key(5, "largest weight file, in GB", "save_pretrained(max_shard_size=)", ge=1)
+    export_device: Literal["cpu", "auto"] = key("cpu", "where the merge is computed", "from_pretrained(device_map=)")
+    export_legacy_format: Literal[False] = key(False, "true would write pickles, which ftlab does not")
+
+    @model_validator(mode="after")
+    def fits_together(self) -> "Recipe":
+        """Refuse keys that contradict each other.
+
+        Raises:
+            ValueError: naming the pair.
+        """
+        if self.train_on_prompt and self.mask_history:
+            raise ValueError("`train_on_prompt` and `mask_history` contradict each other")
+        if self.quantization_bit and self.finetuning_type != "lora":
+            raise ValueError("`quantization_bit` freezes the base: it needs `finetuning_type: lora`")
+        if self.val_size and self.eval_dataset:
+            raise ValueError("`val_size` and `eval_dataset` both name the validation rows: keep one")
+        if self.pissa_init and self.use_dora:
+            raise ValueError("`pissa_init` and `use_dora` cannot be combined")
+        if self.pissa_init and self.quantization_bit:
+            raise ValueError("`pissa_init` changes the base weights, which `quantization_bit` freezes")
+        if self.packing and self.stage not in ("sft", "pt"):
+            raise ValueError(f"`packing` is for sft and pt, not for `stage: {self.stage}`")
+        return self
+
+    @property
+    def objective(self) -> str:
+        """The stage, with LLaMA-Factory's `stage: dpo` + `pref_loss: orpo | simpo` resolved."""
+        return self.pref_loss if self.stage == "dpo" and self.pref_loss in ("orpo", "simpo") else self.stage
+
+
+# Keys of Recipe that change no weight, and so may change between two starts of the same run.
+OUTSIDE_THE_RUN = (
+    "output_dir", "overwrite_output_dir", "do_train", "plot_loss", "infer_backend", "infer_dtype", "do_sample",
+    "temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "num_beams", "export_dir", "export_size",
+    "export_device", "export_legacy_format", "default_system",
+)  # fmt: skip
+TRAINING_OUTSIDE_THE_RUN = (
+    "resume_from_checkpoint", "report_to", "run_name", "project", "save_total_limit", "disable_tqdm", "log_level",
+    "dataloader_num_workers", "dataloader_pin_memory", "ddp_timeout", "do_train", "do_eval", "do_predict",
+)  # fmt: skip
+
+# TrainingArguments fields a recipe may not set: a secret would be copied into the run folder, the rest is ftlab's.
+REFUSED_TRAINING = {
+    "hub_token": "set HF_TOKEN in the environment: a recipe is copied into the run folder",
+    "local_rank": "torchrun sets it",
+    "enable_jit_checkpoint": "ftlab saves on SIGTERM itself",
+    "remove_unused_columns": "ftlab prepares the columns",
+    "logging_nan_inf_filter": "it hides a broken loss, which ftlab stops at",
+}
+TRAINING_HINTS = {
+    name: hint
+    for name, hint in typing.get_type_hints(TrainingArguments).items()
+    if name in {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+    and name not in Recipe.model_fields
+    and name not in REFUSED_TRAINING
+}
+
+# old key -> (new key, what to say): renamed by the libraries or by other frameworks, same value.
+RENAMED = {
+    "warmup_ratio": ("warmup_steps", "below 1 it is a share of all steps"),
+    "evaluation_strategy": ("eval_strategy", "transformers renamed it"),
+    "max_seq_length": ("cutoff_len", "trl calls it max_length now"),
+    "max_length": ("cutoff_len", "trl's name for it"),
+    "neat_packing": ("packing", "packed samples are always kept apart"),
+    "enable_liger_kernel": ("use_liger_kernel", "transformers' name for it"),
+    "per_gpu_train_batch_size": ("per_device_train_batch_size", "transformers renamed it"),
+    "no_cuda": ("use_cpu", "transformers renamed it"),
+    "group_by_length": ("train_sampling_strategy", "true is now group_by_length"),
+    "disable_gradient_checkpointing": ("gradient_checkpointing", "turned round"),
+}
+RENAMED_VALUES = {
+    "group_by_length": {True: "group_by_length", False: "random"},
+    "disable_gradient_checkpointing": {True: False, False: True},
+}
+# key -> why nothing is lost without it.
+DROPPED = {
+    "overwrite_cache": "rows are encoded again whenever their file changes",
+    "preprocessing_num_workers": "rows are encoded in one process",
+    "preprocessing_batch_size": "rows are encoded one by one",
+    "dataloader_persistent_workers": "a setting of loader processes",
+    "save_safetensors": "weights are always safetensors",
+    "logging_dir": "trackers write into the run folder",
+    "predict_with_generate": "`ftlab eval` answers and scores",
+    "low_cpu_mem_usage": "transformers always does it",
+    "use_fast_tokenizer": "there is no other",
+    "upcast_layernorm": "trained weights are float32 anyway",
+    "tokenized_path": "encoded rows are cached by their content",
+    "pissa_convert": "the adapter is saved with the base it needs",
+    "create_new_adapter": "a run always writes its own adapter",
+    "ray_run_name": "runs here are not Ray jobs",
+    "print_param_status": "the run's README says what was trained",
+    "split_special_tokens": "special tokens in data are checked before training",
+}
+# key -> (values that ask for nothing, what it needs and what to use instead).
+OUT_OF_REACH = {
+    "use_unsloth": "Unsloth needs a CUDA card and its own build; remove the key",
+    "use_unsloth_gc": "Unsloth needs a CUDA card and its own build; use `gradient_checkpointing: true`",
+    "use_galore": "write `optim: galore_adamw` and `optim_target_modules` (pip install galore-torch)",
+    "use_apollo": "write `optim: apollo_adamw` and `optim_target_modules` (pip install apollo-torch)",
+    "use_badam": "BAdam is LLaMA-Factory's own; use `optim: lomo` or LoRA",
+    "use_adam_mini": "Adam-mini is LLaMA-Factory's own; use `optim: adamw_8bit`",
+    "use_muon": "Muon is no `optim` of transformers yet",
+    "use_llama_pro": "block expansion is LLaMA-Factory's own; use `finetuning_type: freeze`",
+    "use_asft_loss": "only `use_dft_loss` exists in trl",
+    "use_eaft_loss": "only `use_dft_loss` exists in trl",
+    "use_ray": "cluster back ends are out of a course's reach; use torchrun",
+    "use_kt": "KTransformers is a cluster back end; use torchrun or deepspeed",
+    "use_swanlab": "write `report_to: swanlab`",
+    "mixture_of_depths": "no library here has it",
+    "shift_attn": "LongLoRA's attention is in no library here",
+    "fp8": "FP8 needs an H100-class card and accelerate's own setting; use bf16",
+    "rope_scaling": "set it in the model's config.json",
+    "streaming": "data sets are read from disk as they are needed; remove the key",
+    "export_quantization_bit": "GPTQ needs a CUDA card; export to GGUF instead",
+    "reward_model": "PPO is lesson 11; use stage dpo or kto here",
+    "train_from_scratch": "lesson 06 trains from scratch",
+    "resize_vocab": "adding tokens is not a recipe's matter",
+    "freeze_vision_tower": "text models only",
+}
+# Values of `stage` and `finetuning_type` that LLaMA-Factory has and a recipe here has not.
+ELSEWHERE = {
+    ("stage", "ppo"): "no library here has PPO: lesson 11 builds it; `stage: dpo` or `kto` learn from preferences",
+    ("finetuning_type", "oft"): "OFT is in lesson 05; use `finetuning_type: lora`",
+    ("infer_backend", "vllm"): "vLLM needs a CUDA card; `ftlab serve` speaks the same protocol",
+    ("infer_backend", "sglang"): "SGLang needs a CUDA card; `ftlab serve` speaks the same protocol",
+    ("quantization_method", "hqq"): "HQQ is not installed here; use bnb",
+    ("quantization_method", "eetq"): "EETQ needs a CUDA card; use bnb",
+    ("export_legacy_format", True): "pickles are not written; safetensors load everywhere",
+    ("resume_from_checkpoint", False): "remove the key: `fresh=true` starts over",
+}
+
+
+def finite(value: object) -> bool:
+    """Say whether a value, and every value inside it, is no infinity and no NaN."""
+    if isinstance(value, float):
+        return math.isfinite(value)
+    if isinstance(value, dict):
+        return all(finite(inner) for inner in value.values())
+    return all(finite(inner) for inner in value) if isinstance(value, list) else True

@@ -1,0 +1,274 @@
+"""A recipe's stage as library objects: the config, the model with what is trained on it, and TRL's trainer for it."""
+
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset
+from peft import LoraConfig, PeftModel, get_peft_model
+from peft.optimizers import create_loraplus_optimizer
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+)
+from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+
+from ftlab.device import Machine, training_arguments
+from ftlab.errors import fail
+from ftlab.runs.keys import Recipe
+
+ATTENTION = {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
+# What the rows of a stage must hold.
+COLUMNS = {
+    "sft": ("messages",),
+    "pt": ("text",),
+    "rm": ("prompt", "chosen", "rejected"),
+    "dpo": ("prompt", "chosen", "rejected"),
+    "orpo": ("prompt", "chosen", "rejected"),
+    "simpo": ("prompt", "chosen", "rejected"),
+    "kto": ("prompt", "completion", "label"),
+}
+
+
+def trainer_classes(objective: str) -> tuple[type, type]:
+    """Return (config class, trainer class) of TRL for what a recipe trains."""
+    if objective == "orpo":
+        # Experimental parts of trl are imported only where a recipe asks for them.
+        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+        return ORPOConfig, ORPOTrainer
+    if objective == "simpo":
+        from trl.experimental.cpo import CPOConfig, CPOTrainer
+
+        return CPOConfig, CPOTrainer
+    known = {
+        "rm": (RewardConfig, RewardTrainer),
+        "dpo": (DPOConfig, DPOTrainer),
+        "kto": (KTOConfig, KTOTrainer),
+    }
+    return known.get(objective, (SFTConfig, SFTTrainer))
+
+
+def objective_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the config fields that belong to a recipe's stage alone."""
+    match recipe.objective:
+        case "pt":
+            # Documents one after the other, cut every cutoff_len tokens, as pre-training does.
+            return {"packing": True, "packing_strategy": "wrapped"}
+        case "sft":
+            loss = {"loss_type": "dft"} if recipe.use_dft_loss else {}
+            return {"packing": recipe.packing} | loss
+        case "dpo":
+            mixed = {"loss_type": [recipe.pref_loss, "sft"], "loss_weights": [1.0, recipe.pref_ftx]}
+            loss = mixed if recipe.pref_ftx else {"loss_type": [recipe.pref_loss]}
+            tail = {} if recipe.ld_alpha is None else {"ld_alpha": recipe.ld_alpha}
+            return {"beta": recipe.pref_beta, "label_smoothing": recipe.dpo_label_smoothing} | loss | tail
+        case "kto":
+            weights = (recipe.kto_chosen_weight, recipe.kto_rejected_weight)
+            return {"beta": recipe.pref_beta, "desirable_weight": weights[0], "undesirable_weight": weights[1]}
+        case "orpo":
+            return {"beta": recipe.pref_beta}
+        case "simpo":
+            simpo = {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": recipe.simpo_gamma}
+            return simpo | {"beta": recipe.pref_beta}
+    return {}
+
+
+def training_args(recipe: Recipe, folder: Path, machine: Machine) -> tuple[Any, list[str]]:
+    """Return TRL's config object for a recipe on a machine, and notes on what the machine could not do.
+
+    Raises:
+        LabError: a value, or a combination, that transformers refuses.
+    """
+    config_class, _ = trainer_classes(recipe.objective)
+    settings = training_arguments(machine) | {"bf16": autocasts(recipe, machine)}
+    # transformers' own defaults where trl has others, so that a LLaMA-Factory YAML means what it meant.
+    settings |= {"learning_rate": 5e-5, "logging_steps": 1, "report_to": "none", "logging_nan_inf_filter": False}
+    if recipe.early_stopping_steps:
+        settings |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+    asked, notes = dict(recipe.training), []
+    for name in ("bf16", "fp16"):
+        possible = machine.accelerator == "cuda" and (name == "fp16" or machine.dtype == "bfloat16")
+        if name in asked and not (asked[name] and possible):
+            given = asked.pop(name)
+            if given and not settings[name]:
+                notes.append(f"{name}: true is left out: this machine trains in {machine.dtype} ({machine.reason})")
+    for part in ("", "_kwargs"):
+        # transformers 5.23 knows it under the new name, and warns at the old one.
+        for given in (settings, asked):
+            if f"gradient_checkpointing{part}" in given:
+                given[f"activation_checkpointing{part}"] = given.pop(f"gradient_checkpointing{part}")
+    if asked.get("bf16"):
+        settings["fp16"] = False
+    if asked.get("fp16"):
+        settings["bf16"] = False
+    # ftlab rotates itself (checkpoint.py): Trainer would count, and delete, what another run left.
+    asked.pop("save_total_limit", None)
+    asked.pop("resume_from_checkpoint", None)
+    fixed = {"output_dir": str(folder), "max_length": recipe.cutoff_len} | objective_settings(recipe)
+    try:
+        args = config_class(**(settings | asked | fixed))
+    except (TypeError, ValueError, KeyError, AttributeError, ImportError, OSError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise fail("recipe_training", reason=reason) from None
+    return args, notes
+
+
+def autocasts(recipe: Recipe, machine: Machine) -> bool:
+    """Say whether float32 weights are multiplied in bfloat16: always on such a card, on a CPU for trained weights."""
+    if machine.dtype != "bfloat16":
+        return False
+    return machine.accelerator == "cuda" or (recipe.finetuning_type != "lora" and not recipe.pure_bf16)
+
+
+def weights_dtype(recipe: Recipe, machine: Machine) -> str:
+    """Return the number format to load the model in.
+
+    Weights that are trained are kept in float32, because small updates vanish in 16 bits; `pure_bf16` keeps them
+    in bfloat16 all the same. A frozen base under LoRA is loaded in the machine's own format.
+    """
+    if recipe.pure_bf16:
+        return "bfloat16"
+    return machine.dtype if recipe.finetuning_type == "lora" else "float32"
+
+
+def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
+    """Return the base model of a recipe; a reward model has one output instead of a vocabulary.
+
+    Raises:
+        LabError: transformers cannot load it.
+    """
+    options: dict[str, Any] = {
+        "dtype": weights_dtype(recipe, machine),
+        "trust_remote_code": recipe.trust_remote_code,
+        "use_safetensors": True,
+    }
+    if recipe.flash_attn != "auto":
+        options["attn_implementation"] = ATTENTION[recipe.flash_attn]
+    if recipe.quantization_bit:
+        options["quantization_config"] = quantization_config(recipe, machine)
+    kind: Any = AutoModelForCausalLM
+    if recipe.stage == "rm":
+        kind, options["num_labels"] = AutoModelForSequenceClassification, 1
+    try:
+        return kind.from_pretrained(path, **options)
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        raise fail("train_model", where=path, reason=(str(error).splitlines() or ["?"])[0][:200]) from None
+
+
+def quantization_config(recipe: Recipe, machine: Machine) -> BitsAndBytesConfig:
+    """Return the BitsAndBytesConfig of a recipe."""
+    if recipe.quantization_bit == 8:
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=recipe.quantization_type,
+        bnb_4bit_use_double_quant=recipe.double_quantization,
+        bnb_4bit_compute_dtype=machine.dtype,
+    )
+
+
+def peft_config(recipe: Recipe) -> LoraConfig:
+    """Return the LoraConfig of a recipe."""
+    target = "all-linear" if recipe.lora_target == "all" else names(recipe.lora_target)
+    pissa = "pissa" if recipe.pissa_iter == -1 else f"pissa_niter_{recipe.pissa_iter}"
+    return LoraConfig(
+        r=recipe.lora_rank,
+        lora_alpha=recipe.lora_alpha or 2 * recipe.lora_rank,
+        lora_dropout=recipe.lora_dropout,
+        target_modules=target,
+        modules_to_save=names(recipe.additional_target) if recipe.additional_target else None,
+        use_rslora=recipe.use_rslora,
+        use_dora=recipe.use_dora,
+        init_lora_weights=pissa if recipe.pissa_init else True,
+        task_type="SEQ_CLS" if recipe.stage == "rm" else "CAUSAL_LM",
+    )
+
+
+def names(text: str) -> list[str]:
+    """Return the parts of a list written with commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def prepare_model(recipe: Recipe, model: PreTrainedModel) -> nn.Module:
+    """Return the model with the weights marked that this recipe trains.
+
+    Raises:
+        LabError: a layer that the recipe names and the model lacks.
+    """
+    # What Trainer's own loop needs and generation does not: keys and values of a pass are never used again.
+    model.config.use_cache = False
+    if recipe.finetuning_type == "full":
+        return model
+    if recipe.finetuning_type == "freeze":
+        return freeze(recipe, model)
+    try:
+        if recipe.adapter_name_or_path:
+            return PeftModel.from_pretrained(model, recipe.adapter_name_or_path, is_trainable=True)
+        return get_peft_model(model, peft_config(recipe))
+    except (ValueError, OSError, TypeError) as error:
+        raise fail("train_adapter", where="lora_target", reason=str(error).splitlines()[0][:200]) from None
+
+
+def freeze(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
+    """Leave only some layers trainable: the last n, or the first n where n is negative."""
+    layers = max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
+    count = recipe.freeze_trainable_layers
+    if not 1 <= abs(count) <= len(layers):
+        raise fail("train_freeze", where="freeze_trainable_layers", count=count, layers=len(layers))
+    model.requires_grad_(False)
+    chosen = layers[-count:] if count > 0 else layers[:-count]
+    wanted = None if recipe.freeze_trainable_modules == "all" else names(recipe.freeze_trainable_modules)
+    for layer in chosen:
+        for name, weight in layer.named_parameters():
+            weight.requires_grad_(wanted is None or any(part in name.split(".") for part in wanted))
+    extra = names(recipe.freeze_extra_modules) if recipe.freeze_extra_modules else []
+    # The head of a reward model is new: frozen, it would stay random.
+    extra += ["score"] if recipe.stage == "rm" else []
+    for name, weight in model.named_parameters():
+        if any(part in name.split(".") for part in extra):
+            weight.requires_grad_(True)
+    if not any(weight.requires_grad for weight in model.parameters()):
+        asked = recipe.freeze_trainable_modules
+        raise fail("train_adapter", where="freeze_trainable_modules", reason=f"no layer has a part called {asked}")
+    return model
+
+
+def build_trainer(
+    recipe: Recipe,
+    model: nn.Module,
+    args: Any,
+    tokenizer: PreTrainedTokenizerBase,
+    datasets: tuple[Dataset, Dataset | None],
+    callbacks: list[TrainerCallback],
+) -> Trainer:
+    """Return TRL's trainer for a recipe.
+
+    Raises:
+        LabError: settings that the trainer refuses.
+    """
+    _, trainer_class = trainer_classes(recipe.objective)
+    options: dict[str, Any] = {}
+    if recipe.loraplus_lr_ratio:
+        optimizer_class, optimizer_args = Trainer.get_optimizer_cls_and_kwargs(args, model)
+        optimizer = create_loraplus_optimizer(
+            model, optimizer_class, loraplus_lr_ratio=recipe.loraplus_lr_ratio, **optimizer_args
+        )
+        options["optimizers"] = (optimizer, None)
+    try:
+        return trainer_class(
+            model=model,
+            args=args,
+            train_dataset=datasets[0],
+            eval_dataset=datasets[1],
+            processing_class=tokenizer,
+            callbacks=callbacks,
+            **options,
+        )
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise fail("recipe_training", reason=(str(error).splitlines() or ["?"])[0][:200]) from None

@@ -1,0 +1,94 @@
+"""YAML that means what it says: 1.2 rules, every key once, no aliases, no tags, and the line of each key."""
+
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+
+from ftlab.errors import LabError, fail
+
+MAX_BYTES = 100_000
+MAX_DEPTH = 20
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return the keys of a YAML file and the line of each.
+
+    `1e-4` is a number and `no` a string, as YAML 1.2 has it.
+
+    Raises:
+        LabError: no file, too big, not UTF-8, not YAML, not a mapping, a repeated key, an alias or a tag.
+    """
+    if not path.is_file():
+        raise fail("recipe_no_file", where=str(path))
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise fail("recipe_too_big", where=str(path), limit=MAX_BYTES // 1000)
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise fail("recipe_yaml", where=str(path), reason="it is not UTF-8") from None
+    except OSError as error:
+        raise fail("recipe_yaml", where=str(path), reason=error.strerror or "unreadable") from None
+    loaded = parse(text, str(path))
+    if not isinstance(loaded, dict):
+        raise fail("recipe_yaml", where=f"{path}:1", reason="it is no list of `key: value` lines")
+    return loaded, {str(key): line for key, line in key_lines(text)}
+
+
+def parse(text: str, where: str) -> Any:
+    """Return the plain value of a piece of YAML.
+
+    Raises:
+        LabError: naming `where` and the line.
+    """
+    try:
+        refuse_machinery(text, where)
+        return YAML(typ="safe", pure=True).load(text)
+    except LabError:
+        raise
+    except DuplicateKeyError as error:
+        line = error.problem_mark.line + 1
+        raise fail("recipe_yaml", where=f"{where}:{line}", reason="a key stands there twice") from None
+    except MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = f"{where}:{mark.line + 1}" if mark else where
+        raise fail("recipe_yaml", where=place, reason=short(error.problem or error.context)) from None
+    except (YAMLError, ValueError, ArithmeticError, RecursionError, LookupError, TypeError, AttributeError) as error:
+        # ruamel's own constructors fail in these ways on numbers and dates that are none.
+        raise fail("recipe_yaml", where=where, reason=short(error)) from None
+
+
+def refuse_machinery(text: str, where: str) -> None:
+    """Refuse what a recipe has no use for and an attacker has: aliases, tags, several documents, deep nesting."""
+    depth = documents = 0
+    for event in YAML(typ="safe", pure=True).parse(text):
+        name, place = type(event).__name__, f"{where}:{event.start_mark.line + 1}"
+        tagged = name in ("ScalarEvent", "MappingStartEvent", "SequenceStartEvent") and event.tag is not None
+        if name == "AliasEvent" or tagged:
+            raise fail("recipe_yaml", where=place, reason="aliases and tags have no place in a recipe")
+        depth += {"MappingStartEvent": 1, "SequenceStartEvent": 1}.get(name, 0)
+        depth -= {"MappingEndEvent": 1, "SequenceEndEvent": 1}.get(name, 0)
+        documents += name == "DocumentStartEvent"
+        if depth > MAX_DEPTH or documents > 1:
+            reason = "it is nested too deeply" if depth > MAX_DEPTH else "a second document starts there"
+            raise fail("recipe_yaml", where=place, reason=reason)
+
+
+def key_lines(text: str) -> list[tuple[str, int]]:
+    """Return (key, line) of every top-level key of a mapping that `parse` took."""
+    node = YAML(typ="safe", pure=True).compose(text)
+    return [(key.value, key.start_mark.line + 1) for key, _ in node.value]
+
+
+def short(problem: object) -> str:
+    """Return the first line of a parser's complaint."""
+    lines = str(problem).splitlines()
+    return lines[0][:120] if lines else type(problem).__name__
+
+
+def dump(values: dict[str, Any], path: Path) -> None:
+    """Write plain values so that `read` gives them back."""
+    with path.open("w", encoding="utf-8") as file:
+        YAML(typ="safe", pure=True).dump(values, file)

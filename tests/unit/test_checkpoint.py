@@ -1,0 +1,247 @@
+"""Checkpoints: what is trusted, what is resumed from, what rotation may touch, who may enter a run folder."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from transformers import TrainerCallback
+
+from ftlab.errors import LabError
+from ftlab.runs import checkpoint, recipe, train
+
+STATE = {"trainer_state.json": "{}", "optimizer.pt": "o", "scheduler.pt": "s", "adapter_model.safetensors": "w"}
+
+
+def make(run_folder: Path, step: int, run_id: str = "mine", sealed: bool = True) -> Path:
+    folder = run_folder / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    for name, text in STATE.items():
+        (folder / name).write_text(text + str(step))
+    if sealed:
+        checkpoint.write_manifest(folder, {"run_id": run_id, "step": step})
+    return folder
+
+
+class StopAfter(TrainerCallback):
+    """Do something once, at the end of one step."""
+
+    def __init__(self, step, action):
+        self.step, self.action = step, action
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            self.action()
+
+
+class Seen(TrainerCallback):
+    """Count the steps of this very process."""
+
+    def __init__(self):
+        self.steps = []
+
+    def on_step_end(self, args, state, control, **kwargs):
+        self.steps.append(state.global_step)
+
+
+def results(folder: Path) -> tuple[str, bytes]:
+    return (folder / "train_log.jsonl").read_text(), (folder / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_the_newest_that_verifies_is_taken_and_the_others_are_named_and_kept(tmp_path):
+    for step in (2, 4, 10, 12):
+        make(tmp_path, step)
+    (tmp_path / "checkpoint-12" / "optimizer.pt").write_text("other")
+    make(tmp_path, 20, sealed=False)
+    make(tmp_path, 30, run_id="theirs")
+    found, skipped = checkpoint.find_resume(tmp_path, {"run_id": "mine"})
+    assert found == tmp_path / "checkpoint-10"
+    assert {(item.path.name, item.reason) for item in skipped} == {
+        ("checkpoint-12", "optimizer.pt has another size"),
+        ("checkpoint-20", "it has no readable manifest: the save was cut short"),
+        ("checkpoint-30", "its run_id is another one"),
+    }
+    assert len(checkpoint.checkpoints(tmp_path)) == 6
+
+
+def test_a_file_that_the_manifest_does_not_name_is_not_trusted(tmp_path):
+    folder = make(tmp_path, 2)
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    assert "pytorch_model.bin was not written by this run" in checkpoint.problem(folder, {"run_id": "mine"})
+
+
+def test_a_checkpoint_under_another_number_is_not_trusted(tmp_path):
+    make(tmp_path, 2).rename(tmp_path / "checkpoint-9")
+    assert checkpoint.find_resume(tmp_path, {"run_id": "mine"})[0] is None
+
+
+def test_weights_alone_are_no_checkpoint_to_go_on_from(tmp_path):
+    folder = tmp_path / "checkpoint-2"
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_text("w")
+    checkpoint.write_manifest(folder, {"run_id": "mine", "step": 2})
+    assert checkpoint.resume_problem(folder, {"run_id": "mine"}) == "it was saved without trainer_state.json"
+
+
+def test_rotation_touches_only_its_own_and_never_the_last(tmp_path):
+    for step in (2, 4, 6):
+        make(tmp_path, step)
+    make(tmp_path, 1000, run_id="theirs")
+    make(tmp_path, 900, sealed=False)
+    os.utime(tmp_path / "checkpoint-2", (time.time() + 1e6,) * 2)
+    gone = checkpoint.rotate(tmp_path, "mine", 1, set())
+    assert {path.name for path in gone} == {"checkpoint-2", "checkpoint-4"}
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-6", "checkpoint-1000", "checkpoint-900"}
+    assert checkpoint.rotate(tmp_path, "mine", 0, set()) == []
+
+
+def test_rotation_keeps_the_best(tmp_path):
+    for step in (2, 4, 6):
+        make(tmp_path, step)
+    gone = checkpoint.rotate(tmp_path, "mine", 1, {(tmp_path / "checkpoint-2").resolve()})
+    assert [path.name for path in gone] == ["checkpoint-4"]
+
+
+def test_what_is_set_aside_keeps_its_content_and_frees_its_name(tmp_path):
+    first = checkpoint.set_aside(make(tmp_path, 2))
+    second = checkpoint.set_aside(make(tmp_path, 2))
+    assert first != second and (first / "optimizer.pt").read_text() == "o2"
+    assert checkpoint.checkpoints(tmp_path) == []
+
+
+def test_a_full_disk_is_said_before_the_save(tmp_path):
+    with pytest.raises(LabError, match="a checkpoint needs about"):
+        checkpoint.require_space(tmp_path, 2**60)
+
+
+def test_only_one_run_of_ten_enters_a_folder(tmp_path):
+    script = (
+        "import sys, time; from pathlib import Path\n"
+        "from ftlab.errors import LabError; from ftlab.runs import checkpoint\n"
+        "try:\n"
+        "    with checkpoint.lock(Path(sys.argv[1])):\n"
+        "        print('in', flush=True); time.sleep(3)\n"
+        "except LabError as error: print(error)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(10)]
+    said = [run.communicate()[0] for run in runs]
+    assert sum(text.strip() == "in" for text in said) == 1, said
+    holder = next(str(run.pid) for run, text in zip(runs, said, strict=True) if text.strip() == "in")
+    refused = [text for text in said if "another run is using this folder" in text]
+    assert len(refused) == 9 and any(f"process {holder}" in text for text in refused)
+
+
+def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
+    script = (
+        "import sys, time; from pathlib import Path; from ftlab.runs import checkpoint\n"
+        "with checkpoint.lock(Path(sys.argv[1])):\n"
+        "    print('in', flush=True); time.sleep(60)\n"
+    )
+    run = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert run.stdout.readline().strip() == "in"
+    with pytest.raises(LabError, match=f"process {run.pid}"), checkpoint.lock(tmp_path):
+        pass
+    run.kill()
+    run.wait()
+    with checkpoint.lock(tmp_path):
+        assert checkpoint.owner(tmp_path) == str(os.getpid())
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"gradient_accumulation_steps": 4, "per_device_train_batch_size": 1},
+        {"packing": True, "cutoff_len": 256, "per_device_train_batch_size": 1},
+        {"finetuning_type": "full"},
+        {"lora_dropout": 0.2},
+        {"save_strategy": "epoch", "per_device_train_batch_size": 3, "max_steps": 12},
+        {"logging_steps": 3},
+        {"stage": "dpo", "dataset": "preference"},
+        {"loraplus_lr_ratio": 4.0},
+        {"pissa_init": True},
+    ],
+    ids=str,
+)
+def test_a_stopped_run_goes_on_to_the_very_same_weights(tiny_recipe, tiny_rows, tmp_path, capsys, keys):
+    keys = keys | ({"dataset": str(tiny_rows / f"{keys['dataset']}.json")} if "dataset" in keys else {})
+    values = tiny_recipe | keys
+    whole = train.train(recipe.load(values | {"output_dir": str(tmp_path / "whole")}))
+    folder = tmp_path / "run"
+    stop = StopAfter(4, lambda: (folder / "STOP").touch())
+    part = train.train(recipe.load(values), callbacks=[stop])
+    # A callback of the caller runs after ftlab's own, so the file is seen one step later.
+    assert part.stopped_at in (4, 5) and not (folder / "STOP").exists()
+    assert f"stopped at step {part.stopped_at}" in capsys.readouterr().out
+    seen = Seen()
+    again = train.train(recipe.load(values), callbacks=[seen])
+    assert f"going on from step {part.stopped_at}" in capsys.readouterr().out
+    assert seen.steps[0] == part.stopped_at + 1 and again.stopped_at is None
+    name = "model.safetensors" if keys.get("finetuning_type") == "full" else "adapter_model.safetensors"
+    assert (again.weights / name).read_bytes() == (whole.weights / name).read_bytes()
+    if "logging_steps" not in keys:
+        assert (folder / "train_log.jsonl").read_text() == (whole.folder / "train_log.jsonl").read_text()
+    assert again.metrics["train_loss"] == pytest.approx(whole.metrics["train_loss"])
+
+
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_signal_saves_and_stops(tiny_recipe, number):
+    import signal
+
+    ask = StopAfter(3, lambda: os.kill(os.getpid(), getattr(signal, number)))
+    before = signal.getsignal(signal.SIGTERM)
+    part = train.train(recipe.load(tiny_recipe), callbacks=[ask])
+    assert part.stopped_at == 4 and signal.getsignal(signal.SIGTERM) is before
+    assert train.train(recipe.load(tiny_recipe)).stopped_at is None
+
+
+def test_training_in_a_thread_sets_no_signal_handler(tiny_recipe):
+    done = []
+    thread = threading.Thread(target=lambda: done.append(train.train(recipe.load(tiny_recipe))))
+    thread.start()
+    thread.join()
+    assert done and not done[0].reused
+
+
+def test_a_run_whose_last_checkpoint_is_complete_only_writes_its_results(tiny_recipe):
+    whole = train.train(recipe.load(tiny_recipe))
+    expected = results(whole.folder)
+    (whole.folder / "metrics.json").unlink()
+    seen = Seen()
+    again = train.train(recipe.load(tiny_recipe), callbacks=[seen])
+    assert seen.steps == [] and results(again.folder) == expected and (whole.folder / "metrics.json").exists()
+
+
+def test_old_checkpoints_rotate(tiny_recipe):
+    done = train.train(recipe.load(tiny_recipe | {"save_total_limit": 2}))
+    assert [path.name for path in checkpoint.checkpoints(done.folder)] == ["checkpoint-6", "checkpoint-4"]
+
+
+def test_naming_a_checkpoint_allows_a_changed_recipe(tiny_recipe, tmp_path, capsys):
+    done = train.train(recipe.load(tiny_recipe))
+    longer = tiny_recipe | {"max_steps": 8, "resume_from_checkpoint": str(done.folder / "checkpoint-4")}
+    seen = Seen()
+    train.train(recipe.load(longer), callbacks=[seen])
+    assert seen.steps == [5, 6, 7, 8] and "max_steps: 6 -> 8" in capsys.readouterr().out
+    with pytest.raises(LabError, match="not in output_dir"):
+        other = longer | {"output_dir": str(tmp_path / "other")}
+        train.train(recipe.load(other | {"resume_from_checkpoint": None}))
+        train.train(recipe.load(other | {"max_steps": 9}))
+
+
+def test_a_seal_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    folder = make(tmp_path, 2, sealed=False)
+
+    def torn(values, file, **options):
+        file.write('{"run_id":')
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(json, "dump", torn)
+    with pytest.raises(OSError, match="No space"):
+        checkpoint.write_manifest(folder, {"run_id": "mine", "step": 2})
+    assert checkpoint.read_manifest(folder) is None
