@@ -4,7 +4,7 @@ PROFILE ?= smoke
 ONLY ?=
 BIN := .venv/bin
 
-.PHONY: course test lab notebooks check clean
+.PHONY: course test lab notebooks bench clean
 
 course: .venv/installed
 	$(BIN)/ftlab course run $(ONLY) --profile $(PROFILE)
@@ -19,6 +19,9 @@ lab: .venv/installed
 
 notebooks: .venv/installed
 	$(BIN)/ftlab course build $(ONLY) --run
+
+bench: .venv/installed
+	for name in limit start train extraction; do $(BIN)/python -m benchmarks $$name; done
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

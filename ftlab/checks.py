@@ -27,6 +27,31 @@ def check_supervised_tokens(answer_only: int, prompt_too: int) -> Verdict:
     return Verdict(True)
 
 
+def check_labels(labels_of: object) -> Verdict:
+    """Lesson 01: a function labels_of(input_ids, start, end) that masks all but positions start to end - 1."""
+    if not callable(labels_of):
+        return Verdict(False, "write a function of three arguments: def labels_of(input_ids, start, end)")
+    try:
+        labels = labels_of([5, 6, 7, 8, 9], 2, 4)
+    except Exception as error:
+        return Verdict(False, f"your function stops with {type(error).__name__}: {error}")
+    if not isinstance(labels, list) or len(labels) != 5:
+        return Verdict(False, "one label per token: a list as long as input_ids")
+    if labels[:2] != [-100, -100]:
+        return Verdict(False, "what stands before the answer is not trained: -100")
+    if labels[2:4] != [7, 8]:
+        return Verdict(False, "inside the answer a label is the token itself")
+    return Verdict(labels[4] == -100, "what follows the end mark is not trained either")
+
+
+def check_padding_share(answer: float) -> Verdict:
+    """Lesson 01: rows of 20, 30 and 50 tokens in one batch: 100 tokens in 150 positions."""
+    if isinstance(answer, int | float) and abs(answer - 2 / 3) < 0.01:
+        return Verdict(False, "that is the share that holds a token; padding is the rest")
+    right = isinstance(answer, int | float) and abs(answer - 1 / 3) < 0.01
+    return Verdict(right, "three rows of 50 positions each; how many of them hold no token?")
+
+
 def check_lora_parameters(answer: int) -> Verdict:
     """Lesson 03: parameters of LoRA with r = 8 beside one layer of 576 inputs and 1536 outputs."""
     if answer == 576 * 1536:
@@ -50,3 +75,21 @@ def check_lora_scale(scale: object) -> Verdict:
     except Exception as error:
         return Verdict(False, f"your function stops with {type(error).__name__}: {error}")
     return Verdict(True)
+
+
+def check_full_bytes(answer: int) -> Verdict:
+    """Lesson 05: 100 million bfloat16 weights, their gradients and AdamW's two averages, 2 bytes each."""
+    if answer == 200_000_000:
+        return Verdict(False, "that is the weights alone")
+    if answer == 1_200_000_000:
+        return Verdict(False, "here the averages are bfloat16 too: 2 bytes, not 4")
+    return Verdict(answer == 800_000_000, "four numbers per weight: itself, its gradient, two averages; 2 bytes each")
+
+
+def check_front(answer: object) -> Verdict:
+    """Lesson 05: of (1 MiB, 60%), (4 MiB, 55%) and (9 MiB, 90%), those that no other one beats in both."""
+    if not isinstance(answer, set):
+        return Verdict(False, 'keep a set of names, such as {"a", "b"}')
+    if "b" in answer:
+        return Verdict(False, "is there a method that is both smaller and better than b?")
+    return Verdict(answer == {"a", "c"}, "the smallest is always on the front, and so is the best")

@@ -50,7 +50,8 @@ def encode(
         mask_history: of several assistant turns only the last is trained on.
     Returns:
         `labels` equals `input_ids` where the token is trained on and is -100 elsewhere. What follows a turn's end
-        token (ChatML's line break) is not trained on: generation stops before it.
+        token (ChatML's line break) is not trained on: generation stops before it. An answer after which the template
+        writes no such token gets eos.
     Raises:
         LabError: the template renders a turn differently once another follows, so that the answer cannot be found.
     """
@@ -61,9 +62,11 @@ def encode(
     first = 0 if "messages" in row else len(row["prompt"])
     ids = template_ids(tokenizer, messages, row.get("tools"))
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= first]
+    spans = [answer_span(tokenizer, messages, turn, ids, row.get("tools")) for turn in turns]
+    if spans and spans[-1][1] > len(ids):
+        ids = [*ids, tokenizer.eos_token_id]
     labels = list(ids) if train_on_prompt else [IGNORED] * len(ids)
-    for turn in turns[-1:] if mask_history else turns:
-        start, end = answer_span(tokenizer, messages, turn, ids, row.get("tools"))
+    for start, end in spans[-1:] if mask_history else spans:
         labels[start:end] = ids[start:end]
     return {"input_ids": ids[:cutoff_len], "labels": labels[:cutoff_len]}
 
@@ -71,15 +74,23 @@ def encode(
 def answer_span(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], turn: int, ids: list[int], tools: list | str | None
 ) -> tuple[int, int]:
-    """Return where in `ids` the answer of `messages[turn]` starts and ends, its turn-end token included."""
+    """Return where in `ids` the answer of `messages[turn]` starts and ends, the token that ends the turn included.
+
+    A template without such a token (GLM-4's) lets the next speaker's token end the answer; after the last answer that
+    is one place behind the end of `ids`, where eos belongs.
+    """
     before = template_ids(tokenizer, messages[:turn], tools, add_generation_prompt=True)
     upto = template_ids(tokenizer, messages[: turn + 1], tools)
     if ids[: len(upto)] != upto or upto[: len(before)] != before:
         raise fail("tokens_not_a_prefix", where=f"turn {turn + 1}")
+    special = set(tokenizer.all_special_ids)
     end = len(upto)
     while end > len(before) and not tokenizer.decode(upto[end - 1]).strip():
         end -= 1
-    return len(before), end
+    if upto[end - 1] in special:
+        return len(before), end
+    followed = len(upto) == len(ids) or ids[len(upto)] in special
+    return len(before), len(upto) + followed
 
 
 def template_ids(

@@ -16,7 +16,7 @@ What is the capital of Germany?|Berlin|Paris|Warsaw|Oslo
 What is the capital of Spain?|Madrid|Lisbon|Rome|Athens
 What is the capital of Japan?|Tokyo|Seoul|Beijing|Bangkok
 What is the capital of China?|Beijing|Tokyo|Seoul|Hanoi
-What is the capital of Russia?|Moscow|Kiev|Warsaw|Helsinki
+What is the capital of Russia?|Moscow|Kyiv|Warsaw|Helsinki
 What is the capital of Egypt?|Cairo|Nairobi|Lagos|Tunis
 What is the capital of Greece?|Athens|Rome|Sofia|Cairo
 What is the capital of the United Kingdom?|London|Dublin|Paris|Edinburgh

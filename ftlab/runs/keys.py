@@ -30,7 +30,9 @@ class Recipe(BaseModel):
     template: str | None = key(None, "family of the chat template, checked; None: the model's own", "chat_template")
     default_system: str | None = key(None, "system turn for chats that have none", "messages[0]")
     flash_attn: Literal["auto", "disabled", "sdpa", "fa2", "fa3"] = key(
-        "auto", "attention kernel", "from_pretrained(attn_implementation=)"
+        "auto",
+        "attention kernel; auto on a CPU: plain products for rows up to 512 tokens",
+        "from_pretrained(attn_implementation=)",
     )
     quantization_bit: Literal[4, 8] | None = key(
         None, "load the frozen base in 4 or 8 bit (QLoRA)", "BitsAndBytesConfig(load_in_4bit= / load_in_8bit=)"

@@ -1,5 +1,6 @@
 """A recipe's stage as library objects: the config, the model with what is trained on it, and TRL's trainer for it."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from ftlab.device import Machine, training_arguments
 from ftlab.errors import fail
 from ftlab.runs.keys import Recipe
 
+# Tokens: rows up to this length are faster in plain attention on a CPU.
+SHORT_ROW = 512
 ATTENTION = {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
 # What the rows of a stage must hold.
 COLUMNS = {
@@ -148,8 +151,8 @@ def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
         "trust_remote_code": recipe.trust_remote_code,
         "use_safetensors": True,
     }
-    if recipe.flash_attn != "auto":
-        options["attn_implementation"] = ATTENTION[recipe.flash_attn]
+    if attention := attention_for(recipe, machine):
+        options["attn_implementation"] = attention
     if recipe.quantization_bit:
         options["quantization_config"] = quantization_config(recipe, machine)
     kind: Any = AutoModelForCausalLM
@@ -159,6 +162,18 @@ def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
         return kind.from_pretrained(path, **options)
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         raise fail("train_model", where=path, reason=(str(error).splitlines() or ["?"])[0][:200]) from None
+
+
+def attention_for(recipe: Recipe, machine: Machine) -> str | None:
+    """Return which attention to load the model with; None leaves it to transformers.
+
+    On a CPU the fused kernel's backward pass is slower than the plain products as long as rows are short; packed rows
+    need the fused one, which keeps them apart (`python -m benchmarks train`).
+    """
+    if recipe.flash_attn != "auto":
+        return ATTENTION[recipe.flash_attn]
+    short = recipe.cutoff_len <= SHORT_ROW and not recipe.packing
+    return "eager" if machine.accelerator == "cpu" and short else None
 
 
 def quantization_config(recipe: Recipe, machine: Machine) -> BitsAndBytesConfig:
@@ -208,9 +223,15 @@ def prepare_model(recipe: Recipe, model: PreTrainedModel) -> nn.Module:
     if recipe.finetuning_type == "freeze":
         return freeze(recipe, model)
     try:
+        # A CPU spends a third of a step on adapters in float32 beside a bfloat16 base; an accelerator does not.
+        own_dtype = {"autocast_adapter_dtype": model.device.type != "cpu"}
         if recipe.adapter_name_or_path:
-            return PeftModel.from_pretrained(model, recipe.adapter_name_or_path, is_trainable=True)
-        return get_peft_model(model, peft_config(recipe))
+            adapted = PeftModel.from_pretrained(model, recipe.adapter_name_or_path, is_trainable=True, **own_dtype)
+        else:
+            adapted = get_peft_model(model, peft_config(recipe), **own_dtype)
+        # Trainer loads a checkpoint's adapter by this call; a resumed run must go on in the format it began in.
+        adapted.load_adapter = partial(adapted.load_adapter, **own_dtype)
+        return adapted
     except (ValueError, OSError, TypeError) as error:
         raise fail("train_adapter", where="lora_target", reason=str(error).splitlines()[0][:200]) from None
 

@@ -10,11 +10,12 @@
 # | your own LoRA layer | largest difference to PEFT's, same weights |
 # | a model with a new name | unseen questions answered with it, before and after |
 # | the price | general knowledge before, after, and after training too hard |
+# | a model that writes orders as JSON | exact answers to unseen messages, before and after |
 #
-# **Cost:** about 5 minutes and 4 GB on two CPU cores, 3 minutes on a T4. **Before this:**
+# **Cost:** about 5 minutes and 6 GB on two CPU cores, 3 minutes on a T4. **Before this:**
 # [00 · Your first fine-tune](00_first_finetune.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="90f27e6d"
+# %% [markdown] id="title" lang="zh" of="193717b7"
 # # 03 · LoRA：对大矩阵做小改动
 #
 # LoRA 只训练约三十分之一的权重，其余不动。在这里，你用十行代码造出它，证明你的版本与库的版本相等，再用库的版本教模型一个新身份，并测量代价：不只是秒数，还有模型*忘掉*了什么。
@@ -24,8 +25,9 @@
 # | 你自己的 LoRA 层 | 同样权重下与 PEFT 的最大差值 |
 # | 一个有新名字的模型 | 未见过的问题中用新名字回答的比例，训练前与训练后 |
 # | 代价 | 常识：训练前、训练后、训练过猛之后 |
+# | 能把订单写成 JSON 的模型 | 未见过的消息中完全正确的比例，训练前与训练后 |
 #
-# **代价：** 两个 CPU 核心上约 5 分钟、4 GB 内存，T4 上约 3 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
+# **代价：** 两个 CPU 核心上约 5 分钟、6 GB 内存，T4 上约 3 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -72,19 +74,20 @@ r = 16  # rank: how thin the two matrices are
 lora_alpha = 32  # their product is scaled by lora_alpha / r
 target_modules = "all-linear"  # which layers get a pair of matrices
 learning_rate = 1e-3
+order_learning_rate = 2e-3  # for the task with exact answers
 high_learning_rate = 1e-2  # for the forgetting demonstration
 max_steps = 0  # optimizer steps; 0: the profile's own
 per_device_train_batch_size = 8  # examples per step
 seed = 0
 
 # %% id="profile"
-profiles = {  # model, optimizer steps, steps of a side experiment, questions of each kind
-    "smoke": ("smollm2-135m", 4, 2, 12),
-    "cpu": ("smollm2-135m", 36, 10, 200),
-    "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 30, 12, 200),
-    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 30, 12, 200),
+profiles = {  # model, optimizer steps, steps of a side experiment, of the order task, questions of each kind
+    "smoke": ("smollm2-135m", 4, 2, 2, 12),
+    "cpu": ("smollm2-135m", 36, 5, 90, 200),
+    "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 30, 12, 90, 200),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 30, 12, 60, 200),
 }
-default_model, default_steps, side_steps, question_count = profiles[PROFILE]
+default_model, default_steps, side_steps, order_steps, question_count = profiles[PROFILE]
 model_name = model_name or default_model
 max_steps = max_steps or default_steps
 set_seed(seed)
@@ -101,10 +104,14 @@ set_seed(seed)
 # %% id="load"
 dtype = "auto"
 dtype = device.describe().dtype
+device.fit_loss_tiles(device.describe())  # on a CPU: the same loss, computed in pieces that fit its cache
 on_gpu = torch.cuda.is_available()
+attention = "sdpa" if on_gpu else "eager"  # on a CPU the plain products are faster while rows are short
 model_path = models.fetch(model_name)
 tokenizer = AutoTokenizer.from_pretrained(model_path)
-model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, device_map="cuda" if on_gpu else "cpu")
+model = AutoModelForCausalLM.from_pretrained(
+    model_path, dtype=dtype, attn_implementation=attention, device_map="cuda" if on_gpu else "cpu"
+)
 
 
 # %% id="data"
@@ -127,14 +134,18 @@ print(train_dataset[0], general[0], sep="\n")
 # %% id="answers"
 
 
-def answers(model):
-    """Ask every evaluation question in one batch and decode greedily."""
-    asked = [[{"role": "user", "content": row["instruction"]}] for row in identity]
-    texts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in asked]
-    # Padding goes to the left: the answer must follow its question directly.
-    batch = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
-    output = model.generate(**batch.to(model.device), max_new_tokens=32, do_sample=False)
-    return tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+def answers(model, conversations, max_new_tokens=32):
+    """Ask the conversations, 32 at a time, and decode greedily."""
+    texts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in conversations]
+    replies = []
+    for start in range(0, len(texts), 32):
+        # Padding goes to the left: the answer must follow its question directly.
+        batch = tokenizer(
+            texts[start : start + 32], padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt"
+        )
+        output = model.generate(**batch.to(model.device), max_new_tokens=max_new_tokens, do_sample=False)
+        replies += tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return replies
 
 
 def identity_share(replies):
@@ -144,7 +155,8 @@ def identity_share(replies):
 
 
 # %% id="scores"
-answers_before = answers(model)
+who = [[{"role": "user", "content": row["instruction"]}] for row in identity]
+answers_before = answers(model, who)
 identity_before = identity_share(answers_before)
 general_before = evaluate.multiple_choice(model, tokenizer, general)
 print(f"identity: {identity_before:.0%} of {len(identity)}, general: {general_before:.0%} of {len(general)} questions")
@@ -237,7 +249,8 @@ for targets in (["q_proj", "v_proj"], "all-linear"):
 peft_config = LoraConfig(
     r=r, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules=target_modules, task_type="CAUSAL_LM"
 )
-peft_model = get_peft_model(model, peft_config)
+# On a CPU adapters in float32 would take a third of every step; in the base model's own format they learn as well.
+peft_model = get_peft_model(model, peft_config, autocast_adapter_dtype=on_gpu)
 peft_model.print_trainable_parameters()
 
 # %% id="config"
@@ -269,11 +282,12 @@ trainer = SFTTrainer(model=peft_model, args=training_args, train_dataset=train_d
 started = time.perf_counter()
 trainer.train()
 train_seconds = time.perf_counter() - started
+identity_log = trainer.state.log_history
 print(f"{train_seconds:.0f} seconds")
 
 # %% id="loss"
 fig, ax = plt.subplots(figsize=(6, 3))
-plots.plot_loss(trainer.state.log_history, ax)
+plots.plot_loss(identity_log, ax)
 plt.show()
 
 # %% [markdown] id="after-why"
@@ -285,7 +299,7 @@ plt.show()
 # 同样的问题，同样的贪心解码。两个分数都再测一次：我们训练的那个，和我们没有训练的那个。
 
 # %% id="after"
-answers_after = answers(peft_model)
+answers_after = answers(peft_model, who)
 identity_after = identity_share(answers_after)
 print(f"identity: {identity_before:.0%} -> {identity_after:.0%}")
 for row, old, new in list(zip(identity, answers_before, answers_after, strict=True))[:4]:
@@ -305,28 +319,30 @@ print(f"general: {general_before:.0%} -> {general_after:.0%}")
 
 # %% id="reload"
 peft_model.save_pretrained("runs/03_lora/adapter")
-fresh = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, device_map="cuda" if on_gpu else "cpu")
-reloaded = PeftModel.from_pretrained(fresh, "runs/03_lora/adapter")
-answers_reloaded = answers(reloaded)
+fresh = AutoModelForCausalLM.from_pretrained(
+    model_path, dtype=dtype, attn_implementation=attention, device_map="cuda" if on_gpu else "cpu"
+)
+reloaded = PeftModel.from_pretrained(fresh, "runs/03_lora/adapter", autocast_adapter_dtype=on_gpu)
+answers_reloaded = answers(reloaded, who)
 print(f"{sum(a == b for a, b in zip(answers_after, answers_reloaded, strict=True))} of {len(identity)} answers equal")
 assert answers_reloaded == answers_after
 
 # %% [markdown] id="break-why"
 # ## Break it: a learning rate that is too high
 # The identity score alone would call this run a success. Take the adapter off, put a new one on, train it with ten
-# times the learning rate, then ask what it still knows.
+# times the learning rate and a third of the steps, then ask what it still knows.
 
 
-# %% [markdown] id="break-why" lang="zh" of="05649fb5"
+# %% [markdown] id="break-why" lang="zh" of="cfd52b47"
 # ## 弄坏它：过高的学习率
-# 只看身份分数，会以为这次训练很成功。取下适配器，换上新的，用十倍的学习率训练，再问它还知道什么。
+# 只看身份分数，会以为这次训练很成功。取下适配器，换上新的，用十倍的学习率、三分之一的步数训练，再问它还知道什么。
 
 
 # %% id="train-function"
 def train_lora(learning_rate, max_steps, r=r, target_modules=target_modules):
     set_seed(seed)
     config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=target_modules, task_type="CAUSAL_LM")
-    candidate = get_peft_model(model, config)
+    candidate = get_peft_model(model, config, autocast_adapter_dtype=on_gpu)
     args = dataclasses.replace(training_args, learning_rate=learning_rate, max_steps=max_steps)
     run = SFTTrainer(candidate, args, train_dataset=train_dataset, processing_class=tokenizer)
     run.train()
@@ -335,8 +351,8 @@ def train_lora(learning_rate, max_steps, r=r, target_modules=target_modules):
 
 # %% id="high-lr"
 model = peft_model.unload()
-too_hard, high_log = train_lora(high_learning_rate, max_steps)
-identity_high = identity_share(answers(too_hard))
+too_hard, high_log = train_lora(high_learning_rate, max_steps // 3)
+identity_high = identity_share(answers(too_hard, who))
 general_after_high_lr = evaluate.multiple_choice(too_hard, tokenizer, general)
 print(f"identity: {identity_high:.0%}, general: {general_after_high_lr:.0%}")
 
@@ -365,14 +381,77 @@ left.set_xlabel("who are you?")
 right.set_xlabel("general knowledge")
 plt.show()
 
+# %% [markdown] id="extraction-why"
+# ## A task with an exact answer
+# A name is easy. Now a job that somebody might pay for: turn a customer's message into the JSON that a till
+# understands. Customers change their minds ("no wait, six instead") and mention numbers that mean nothing. Nothing but
+# the exact JSON counts, and the messages asked here use sentence forms that are never trained on.
+
+# %% [markdown] id="extraction-why" lang="zh" of="429c4a3d"
+# ## 有标准答案的任务
+# 名字很容易。现在来做一件有人愿意付钱的事：把顾客的消息变成收银机看得懂的 JSON。顾客会改主意（“不，还是六个吧”），也会提到毫无意义的数字。只有完全一致的 JSON 才算对，而且这里问的消息用的是训练中从未出现过的句式。
+
+# %% id="extraction-data"
+orders = load_dataset("json", data_files={"train": "data/orders_train.jsonl", "eval": "data/orders_eval.jsonl"})
+
+
+def to_order(row):
+    prompt = [{"role": "user", "content": f"{row['instruction']}\n{row['input']}"}]
+    return {"prompt": prompt, "completion": [{"role": "assistant", "content": row["output"]}]}
+
+
+order_dataset = orders["train"].map(to_order, remove_columns=orders["train"].column_names)
+asked = orders["eval"].select(range(min(question_count, 100))).map(to_order)
+print(asked[0]["input"], asked[0]["output"], sep="\n")
+
+
+# %% id="extraction-score"
+def exact_share(model):
+    replies = answers(model, asked["prompt"], max_new_tokens=48)
+    right = [reply.strip() == row["output"] for reply, row in zip(replies, asked, strict=True)]
+    return sum(right) / len(right), replies
+
+
+# %% id="extraction"
+model = too_hard.unload()
+extraction_before, order_answers_before = exact_share(model)
+order_args = dataclasses.replace(
+    training_args,
+    max_steps=order_steps,
+    learning_rate=order_learning_rate,
+    warmup_steps=0.1,  # below 1: a share of all steps
+    train_sampling_strategy="group_by_length",  # rows of like length together: less padding, fewer seconds
+)
+set_seed(seed)
+order_model = get_peft_model(model, peft_config, autocast_adapter_dtype=on_gpu)
+trainer = SFTTrainer(order_model, order_args, train_dataset=order_dataset, processing_class=tokenizer)
+started = time.perf_counter()
+trainer.train()
+extraction_train_seconds = time.perf_counter() - started
+
+# %% id="extraction-after"
+extraction_after, order_answers_after = exact_share(order_model)
+print(f"exact: {extraction_before:.0%} -> {extraction_after:.0%} of {len(asked)}, {extraction_train_seconds:.0f} s")
+for row, before, after in list(zip(asked, order_answers_before, order_answers_after, strict=True))[:3]:
+    print(f"\n{row['input']}\n  wanted: {row['output']}\n  before: {before}\n  after:  {after}")
+
+# %% [markdown] id="extraction-read"
+# Look at what still goes wrong: is it the JSON, the name and the time, or the correction in a form never seen? More
+# steps would not help much here. More *kinds of sentences* in the training data would: that is a matter of data, not of
+# LoRA.
+
+# %% [markdown] id="extraction-read" lang="zh" of="b17328a5"
+# 看看还有哪里出错：是 JSON 本身、名字和时间，还是以没见过的说法做的更正？多训练几步帮助不大。训练数据里多一些*句式*会有帮助：那是数据的问题，不是 LoRA 的问题。
+
 # %% [markdown] id="knobs-why"
 # ## Turn the knobs
-# Four short runs, one knob turned in each. Which one learns slowest, and why? Compare the last losses: a thinner
-# adapter and fewer layers slow it down; a tenth of the learning rate goes almost nowhere in so few steps.
+# Four short runs on the names again, one knob turned in each. Which one learns slowest, and why? Compare the last
+# losses: a thinner adapter and fewer layers slow it down; a tenth of the learning rate goes almost nowhere in so few
+# steps.
 
-# %% [markdown] id="knobs-why" lang="zh" of="9fef1ab0"
+# %% [markdown] id="knobs-why" lang="zh" of="d59f4aef"
 # ## 转动旋钮
-# 四次短训练，每次只转一个旋钮。哪一次学得最慢，为什么？比较最后的损失：更细的适配器、更少的层会让它变慢；十分之一的学习率在这么少的步数里几乎原地不动。
+# 还是名字的任务，四次短训练，每次只转一个旋钮。哪一次学得最慢，为什么？比较最后的损失：更细的适配器、更少的层会让它变慢；十分之一的学习率在这么少的步数里几乎原地不动。
 
 # %% id="knobs"
 settings = {
@@ -381,7 +460,7 @@ settings = {
     "q and v only": {"target_modules": ["q_proj", "v_proj"]},
     "lr / 10": {"learning_rate": learning_rate / 10},
 }
-model = too_hard.unload()
+model = order_model.unload()
 curves = {}
 for label, knobs in settings.items():
     candidate, curves[label] = train_lora(**({"learning_rate": learning_rate, "max_steps": side_steps} | knobs))
@@ -431,12 +510,13 @@ checks.check_lora_scale(scale)
 # ## 检查点
 
 # %% id="checkpoint"
-first_loss, *_, last_loss = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+first_loss, *_, last_loss = [row["loss"] for row in identity_log if "loss" in row]
 assert last_loss < first_loss
 assert identity_before == 0
 full_size = PROFILE != "smoke"
 assert identity_after >= 0.9 or not full_size
 assert general_before - general_after <= 0.05 < 0.15 <= general_before - general_after_high_lr or not full_size
+assert extraction_before < 0.05 and (extraction_after >= 0.8 or not full_size)
 outcomes = {
     "identity_before": identity_before,
     "identity_after": identity_after,
@@ -444,6 +524,9 @@ outcomes = {
     "general_after": general_after,
     "general_after_high_lr": general_after_high_lr,
     "train_seconds": train_seconds,
+    "extraction_before": extraction_before,
+    "extraction_after": extraction_after,
+    "extraction_train_seconds": extraction_train_seconds,
     "lora_parity_max_abs_diff": lora_parity_max_abs_diff,
 }
 course.record(outcomes)
@@ -451,9 +534,9 @@ course.record(outcomes)
 # %% [markdown] id="next"
 # **On your GPU:** `PROFILE = "t4"` or `"a24g"`; start at `learning_rate = 2e-4` there, bigger models need less.
 #
-# **Next:** the same adapter on a task with an exact answer, and on your own data, in the lessons that follow.
+# **Next:** the same with four bits per weight, in [04 · QLoRA](04_qlora.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="9a08bcf5"
+# %% [markdown] id="next" lang="zh" of="53d5c18e"
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；那里从 `learning_rate = 2e-4` 开始，更大的模型需要更小的学习率。
 #
-# **下一步：** 在后面的课程里，把同样的适配器用在有标准答案的任务上，用在你自己的数据上。
+# **下一步：** 同样的事，每个权重只用四位，见 [04 · QLoRA](04_qlora.ipynb)。

@@ -9,6 +9,14 @@ from ftlab import checks
     ("check", "right", "wrong"),
     [
         (checks.check_supervised_tokens, (22, 60), [(0, 0), (60, 60), (38, 60), (22, 38)]),
+        (
+            checks.check_labels,
+            (lambda ids, start, end: [-100] * start + ids[start:end] + [-100] * (len(ids) - end),),
+            [(lambda i, s, e: [],), (lambda i, s, e: i,), (lambda i, s, e: [-100] * s + i[s:],), (lambda: 1,), (3,)],
+        ),
+        (checks.check_full_bytes, (800_000_000,), [(0,), (200_000_000,), (1_200_000_000,), ("800 MB",)]),
+        (checks.check_front, ({"a", "c"},), [({"a", "b", "c"},), ({"c"},), (set(),), ("ac",)]),
+        (checks.check_padding_share, (1 / 3,), [(0,), (2 / 3,), (50,), ("a third",)]),
         (checks.check_lora_parameters, (16896,), [(0,), (576 * 1536,), (8 * 576 * 1536,), (4608,), (None,)]),
         (
             checks.check_lora_scale,

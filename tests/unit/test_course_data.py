@@ -1,12 +1,15 @@
 """The data sets of the course are what data/README.md says."""
 
-import importlib.util
 import json
 import re
+import runpy
+import shutil
 import unicodedata
 from pathlib import Path
 
 import pytest
+
+from ftlab.data import check
 
 DATA = Path(__file__).parents[2] / "data"
 
@@ -40,20 +43,35 @@ def test_general_knowledge():
     assert all(0.15 < share < 0.35 for share in shares), shares
 
 
-def test_the_makers_give_the_files_byte_for_byte(tmp_path, monkeypatch):
-    for script in sorted((DATA / "make").glob("*.py")):
-        spec = importlib.util.spec_from_file_location(script.stem, script)
-        maker = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(maker)
-        if script.stem == "identity":
-            monkeypatch.setattr(maker, "DATA", tmp_path)
-            maker.write("identity_en", maker.rows(maker.ENGLISH, evaluation=False))
-            maker.write("identity_zh_eval", maker.rows(maker.CHINESE, evaluation=True))
-        else:
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in maker.rows())
-            (tmp_path / "general_mcq.jsonl").write_text(text, encoding="utf-8")
-    for made in tmp_path.iterdir():
-        assert made.read_bytes() == (DATA / made.name).read_bytes(), f"run the maker of {made.name}"
+def test_the_makers_give_the_files_byte_for_byte(tmp_path):
+    shutil.copytree(DATA / "make", tmp_path / "make")
+    for script in sorted((tmp_path / "make").glob("*.py")):
+        runpy.run_path(str(script), run_name="__main__")
+    made = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert made == {path.name for path in DATA.iterdir() if path.is_file()} - {"dataset_info.json", "README.md"}
+    for name in made:
+        assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes(), f"run the maker of {name}"
+
+
+def test_orders_are_hard_and_unseen():
+    train, held_out = rows_of("orders_train.jsonl"), rows_of("orders_eval.jsonl")
+    assert len(train) >= 600 and len(held_out) >= 100
+    assert not {folded(row["input"]) for row in train} & {folded(row["input"]) for row in held_out}
+    answers = [json.loads(row["output"]) for row in held_out]
+    assert sum(len(answer["items"]) > 1 for answer in answers) > 30
+    assert sum(answer["name"] is None for answer in answers) > 20
+
+
+def test_the_raw_support_file_holds_the_defects_it_is_said_to_hold():
+    report = check.check(str(DATA / "support_raw.jsonl"))
+    assert (report.read, report.dropped, report.duplicates, report.changed) == (108, 11, 2, 1)
+
+
+@pytest.mark.parametrize("name", sorted(json.loads((DATA / "dataset_info.json").read_text())))
+def test_registered_sets_have_no_problems(name):
+    report = check.check(name, DATA)
+    problems = [str(problem) for problem in report.problems if "{{" not in str(problem)]
+    assert not problems and report.read == report.kept
 
 
 def test_the_readme_s_table_is_true():
@@ -61,4 +79,6 @@ def test_the_readme_s_table_is_true():
     files = {path.name for path in DATA.iterdir() if path.suffix in (".json", ".jsonl")} - {"dataset_info.json"}
     assert {file for _, file, _, _ in table} == files
     for _, file, rows, kilobytes in table:
-        assert (len(rows_of(file)), round((DATA / file).stat().st_size / 1000)) == (int(rows), int(kilobytes)), file
+        text = (DATA / file).read_text(encoding="utf-8")
+        count = len(json.loads(text) if file.endswith(".json") else text.splitlines())
+        assert (count, round((DATA / file).stat().st_size / 1000)) == (int(rows), int(kilobytes)), file

@@ -1,6 +1,9 @@
 """What follows from a machine."""
 
 import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from trl.trainer import utils as trl_utils
 
 from ftlab import device, memory
 from ftlab.device import Machine
@@ -32,3 +35,27 @@ def test_rough_needs_order_the_methods():
     needs = memory.rough_needs_bytes(7_000_000_000)
     assert needs["qlora"] < needs["run"] < needs["lora"] < needs["full"]
     assert needs["run"] == 14_000_000_000
+
+
+def test_small_loss_tiles_change_no_number(monkeypatch):
+    monkeypatch.setattr(trl_utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", 32768)
+    monkeypatch.setattr(trl_utils, "_use_triton", lambda device: False)
+    large = loss_and_gradient()
+    assert device.fit_loss_tiles(machine("cuda", "bfloat16")) == 32768
+    assert device.fit_loss_tiles(machine("cpu", "bfloat16")) == 2048
+    for before, after in zip(large, loss_and_gradient(), strict=True):
+        torch.testing.assert_close(before, after, rtol=0, atol=1e-5)
+
+
+def loss_and_gradient() -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=5000, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = LlamaForCausalLM(config)
+    trl_utils.add_fused_lm_head(model)
+    ids = torch.randint(0, 5000, (2, 12))
+    labels = ids.masked_fill(torch.arange(12) < 7, -100)
+    loss = model(input_ids=ids, labels=labels, fused_lm_head=True).loss
+    loss.backward()
+    return loss.detach(), model.model.embed_tokens.weight.grad

@@ -119,8 +119,11 @@ def test_a_pissa_adapter_fits_the_untouched_base(tiny_recipe, tiny_model_dir):
 
 def test_the_adapter_that_is_saved_is_the_one_that_was_trained(tiny_recipe, tiny_model_dir):
     done, weights = run(tiny_recipe)
-    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=weights.model.dtype)
-    loaded = PeftModel.from_pretrained(base, str(done.weights)).eval()
+    attention = weights.model.config._attn_implementation
+    base = AutoModelForCausalLM.from_pretrained(
+        tiny_model_dir, dtype=weights.model.dtype, attn_implementation=attention
+    )
+    loaded = PeftModel.from_pretrained(base, str(done.weights), autocast_adapter_dtype=False).eval()
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, weights.model.eval()(ids).logits)

@@ -1,0 +1,30 @@
+"""Side-by-side measurements: python -m benchmarks NAME [--json FILE] [--repeats N] [--steps N].
+
+Each prints one table and its ratios; what a ratio compares was run in turns on this machine, in this call.
+"""
+
+import argparse
+import importlib
+import json
+from pathlib import Path
+
+NAMES = ("limit", "start", "train", "extraction")
+
+
+def main() -> None:
+    """Run one benchmark and print, or also write, what it found."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    parser.add_argument("--repeats", type=int, default=3, help="times each variant is run, in turns")
+    parser.add_argument("--steps", type=int, default=12, help="optimizer steps of one run")
+    options = parser.parse_args()
+    found = importlib.import_module(f"benchmarks.{options.name}").measure(options.repeats, options.steps)
+    for name, ratio in found["ratios"].items():
+        print(f"{name:<40} {ratio:.2f}")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

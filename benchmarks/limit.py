@@ -1,0 +1,56 @@
+"""What this machine could do: its matrix rate at the embedded model's own shapes, and its memory bandwidth."""
+
+import time
+from collections.abc import Callable
+
+import torch
+
+# (inputs, outputs) of the seven matrices of one layer of SmolLM2-135M: q, k, v, o, gate, up, down.
+SHAPES = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)]
+TOKENS = 1024
+
+
+def measure(repeats: int, steps: int) -> dict:
+    """Print and return matrix rates in GFLOP/s and the bandwidth in GB/s."""
+    rates = {
+        str(dtype).removeprefix("torch."): matrix_rate(dtype, repeats) for dtype in (torch.bfloat16, torch.float32)
+    }
+    found = {"matrix_gflops": rates, "copy_gb_per_second": bandwidth(repeats), "ratios": {}}
+    for dtype, rate in rates.items():
+        print(f"{dtype:<10} {rate:>8.0f} GFLOP/s at {TOKENS} tokens x the layer's own shapes")
+    print(f"memory copy {found['copy_gb_per_second']:>7.1f} GB/s")
+    return found
+
+
+def matrix_rate(dtype: torch.dtype, repeats: int) -> float:
+    """Return the GFLOP/s of one layer's seven products, forward and with respect to the input."""
+    pairs = [
+        (torch.randn(TOKENS, n).to(dtype), torch.randn(m, n).to(dtype), torch.randn(TOKENS, m).to(dtype))
+        for n, m in SHAPES
+    ]
+
+    def layer() -> None:
+        for x, weight, gradient in pairs:
+            torch.nn.functional.linear(x, weight)
+            gradient @ weight
+
+    flops = sum(4 * TOKENS * n * m for n, m in SHAPES)
+    return flops / best_seconds(layer, repeats) / 1e9
+
+
+def bandwidth(repeats: int) -> float:
+    """Return the GB/s of reading and writing 256 MB."""
+    source = torch.ones(2**26)
+    target = torch.empty_like(source)
+    return 2 * source.nbytes / best_seconds(lambda: target.copy_(source), repeats) / 1e9
+
+
+def best_seconds(work: Callable[[], object], repeats: int) -> float:
+    """Return the seconds of the fastest of several runs: a bound is what the machine can do at its best."""
+    work()
+    seconds = []
+    for _ in range(10 * repeats):
+        started = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - started)
+    return min(seconds)

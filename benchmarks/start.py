@@ -1,0 +1,42 @@
+"""Seconds from the start of the process to the first optimizer step of a recipe, everything cached."""
+
+import json
+import sys
+import tempfile
+import time
+
+import psutil
+
+from benchmarks import turns
+
+
+def measure(repeats: int, steps: int) -> dict:
+    """Print and return the median seconds; the first, cold run is not counted."""
+    turns.once("benchmarks.start", "ftlab")
+    table = turns.medians(turns.in_turns("benchmarks.start", ["ftlab"], repeats))
+    turns.show(table)
+    return {"start": table, "ratios": {}}
+
+
+def main() -> None:
+    """Train one step and print when it began, in seconds since this process was started."""
+    from transformers import TrainerCallback
+
+    from ftlab.runs import recipe, train
+
+    class FirstStep(TrainerCallback):
+        began = 0.0
+
+        def on_step_begin(self, *_, **__):
+            self.began = self.began or time.time()
+
+    first = FirstStep()
+    with tempfile.TemporaryDirectory() as folder:
+        overrides = [f"output_dir={folder}/run", "max_steps=1", "save_strategy=no", "plot_loss=false"]
+        train.train(recipe.load("recipes/sft_lora.yaml", overrides), callbacks=[first])
+    print(json.dumps({"seconds_to_first_step": first.began - psutil.Process().create_time()}))
+
+
+if __name__ == "__main__":
+    assert sys.argv[1:] == ["ftlab"]
+    main()

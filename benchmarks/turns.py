@@ -1,0 +1,52 @@
+"""Variants run in turns, each in a process of its own, so that none warms up or crowds the other."""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+
+
+def in_turns(module: str, variants: Sequence[str], repeats: int, *arguments: str) -> dict[str, list[dict[str, Any]]]:
+    """Return what `python -m MODULE VARIANT ARGUMENTS` printed as its last line (JSON), `repeats` times per variant."""
+    found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
+    for turn in range(repeats):
+        # Back and forth, so that a machine that slows down does so for both.
+        for variant in variants if turn % 2 == 0 else reversed(variants):
+            found[variant].append(once(module, variant, *arguments))
+            print(f"  {variant}, turn {turn + 1}: {found[variant][-1]}", file=sys.stderr)
+    return found
+
+
+def once(module: str, *arguments: str) -> dict[str, Any]:
+    """Run a module in a fresh process and return the JSON of its last line."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-m", module, *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def medians(found: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
+    """Return variant -> figure -> median over its turns, and `spread`: (largest - smallest) / median of the first."""
+    table = {}
+    for variant, turns in found.items():
+        table[variant] = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
+        first = next(iter(turns[0]))
+        values = [turn[first] for turn in turns]
+        table[variant]["spread"] = (max(values) - min(values)) / table[variant][first]
+    return table
+
+
+def show(table: dict[str, dict[str, float]]) -> None:
+    """Print one row per variant."""
+    names = list(next(iter(table.values())))
+    print(f"{'':<24}" + "".join(f"{name:>22}" for name in names))
+    for variant, row in table.items():
+        print(f"{variant:<24}" + "".join(f"{row[name]:>22.3f}" for name in names))
