@@ -1,5 +1,6 @@
 """Exercises: passed, or what to look at next. A check never raises, whatever the learner hands it."""
 
+import math
 from dataclasses import dataclass
 
 
@@ -93,3 +94,57 @@ def check_front(answer: object) -> Verdict:
     if "b" in answer:
         return Verdict(False, "is there a method that is both smaller and better than b?")
     return Verdict(answer == {"a", "c"}, "the smallest is always on the front, and so is the best")
+
+
+def check_preference_probability(probability: object) -> Verdict:
+    """Lesson 10: a function probability(reward_a, reward_b) that says how likely a is preferred to b."""
+    if not callable(probability):
+        return Verdict(False, "write a function of two arguments: def preference_probability(reward_a, reward_b)")
+    try:
+        if not math.isclose(probability(3, 3), 0.5):
+            return Verdict(False, "equal rewards: either answer is as likely to be preferred")
+        if not math.isclose(probability(2, 0.5), 0.8176, abs_tol=1e-3):
+            return Verdict(False, "rewards 2 and 0.5 give 0.82: the sigmoid of the difference, a minus b")
+        if not (math.isclose(probability(1000, 0), 1) and math.isclose(probability(0, 1000), 0, abs_tol=1e-9)):
+            return Verdict(False, "rewards of 1,000 and 0 must give 1, and 0 the other way round")
+    except OverflowError:
+        return Verdict(False, "exp of a big number overflows: take exp of minus the absolute difference, or math.tanh")
+    except Exception as error:
+        return Verdict(False, f"your function stops with {type(error).__name__}: {error}")
+    return Verdict(True)
+
+
+def check_reward_margin(margin: object) -> Verdict:
+    """Lesson 10: the margin at which Bradley-Terry claims 90%."""
+    if not isinstance(margin, int | float):
+        return Verdict(False, "margin: a number")
+    if math.isclose(margin, -math.log(9), abs_tol=0.02):
+        return Verdict(False, "the sign: the preferred answer has the higher reward")
+    return Verdict(math.isclose(margin, math.log(9), abs_tol=0.02), "solve sigmoid(margin) = 0.9: odds of nine to one")
+
+
+def check_dpo_loss(loss: object) -> Verdict:
+    """Lesson 12: a function loss(chosen_gain, rejected_gain, beta); a gain is policy minus reference, in nats."""
+    if not callable(loss):
+        return Verdict(False, "write a function of three arguments: def loss(chosen_gain, rejected_gain, beta)")
+    try:
+        if not math.isclose(loss(0, 0, 0.1), math.log(2), abs_tol=1e-3):
+            return Verdict(False, "before training both gains are 0: the loss is log 2, a coin's")
+        if loss(5, 5, 0.1) != loss(0, 0, 0.1):
+            return Verdict(False, "only the difference of the two gains counts")
+        if not math.isclose(loss(10, -10, 0.1), 0.1269, abs_tol=1e-3):
+            return Verdict(False, "gains of 10 and -10 at beta 0.1: -log sigmoid(0.1 * 20) = 0.127")
+    except Exception as error:
+        return Verdict(False, f"your function stops with {type(error).__name__}: {error}")
+    return Verdict(True)
+
+
+def check_reference_free(methods: object) -> Verdict:
+    """Lesson 12: which of dpo, ipo, kto, orpo and simpo need no reference model."""
+    try:
+        given = {str(method).casefold() for method in methods}  # type: ignore[attr-defined]
+    except TypeError:
+        return Verdict(False, 'a set of names: {"dpo", ...}')
+    if given & {"dpo", "ipo", "kto"}:
+        return Verdict(False, "dpo, ipo and kto measure how far the model moved from a reference")
+    return Verdict(given == {"orpo", "simpo"}, "two of the five look at the model's own log-probabilities only")

@@ -1,5 +1,7 @@
 """Every exercise: the right answer passes, each likely wrong one gets a hint."""
 
+import math
+
 import pytest
 
 from ftlab import checks
@@ -22,6 +24,36 @@ from ftlab import checks
             checks.check_lora_scale,
             (lambda lora_alpha, r: lora_alpha / r,),
             [(lambda a, r: 0,), (lambda a, r: a * r,), (lambda a, r: 1,), (lambda: 1,), (3,)],
+        ),
+        (
+            checks.check_preference_probability,
+            (lambda a, b: (1 + math.tanh((a - b) / 2)) / 2,),
+            [
+                (lambda a, b: 0,),
+                (lambda a, b: 0.5,),
+                (lambda a, b: 1 / (1 + math.exp(a - b)),),
+                (lambda a, b: 1 / (1 + math.exp(b - a)),),
+                (lambda a: 1,),
+                (3,),
+            ],
+        ),
+        (checks.check_reward_margin, (2.197,), [(0,), (-2.197,), (0.9,), (None,)]),
+        (
+            checks.check_dpo_loss,
+            (lambda c, r, beta: math.log(1 + math.exp(-beta * (c - r))),),
+            [
+                (lambda c, r, beta: 0,),
+                (lambda c, r, beta: math.log(1 + math.exp(-beta * c)),),
+                (lambda c, r, beta: math.log(1 + math.exp(beta * (c - r))),),
+                (lambda c, r, beta: math.log(1 + math.exp(-(c - r))),),
+                (lambda c: 1,),
+                (3,),
+            ],
+        ),
+        (
+            checks.check_reference_free,
+            ({"orpo", "SimPO"},),
+            [({"dpo", "orpo"},), ({"orpo"},), (set(),), (3,)],
         ),
     ],
 )

@@ -35,6 +35,31 @@ def test_identity(language):
     assert all(row["expect"] in row["output"] for row in held_out)
 
 
+def test_preferences():
+    train, held_out = rows_of("preference_en.jsonl"), rows_of("preference_en_eval.jsonl")
+    assert len(train) >= 240 and len(held_out) >= 60
+    asked = {folded(row["instruction"]) for row in train}
+    assert len(asked) == len(train) and not asked & {folded(row["instruction"]) for row in held_out}
+    assert not asked & {folded(row["question"]) for row in rows_of("general_mcq.jsonl")}
+    # Quick questions are better answered plainly; all others open with the gist.
+    quick = [row for row in train if row["rejected"].startswith("In short")]
+    assert len(quick) >= 60 and all(row["rejected"].startswith("In short, ") for row in quick)
+    styled = [row for row in train if row not in quick]
+    for rows in (styled, held_out):
+        assert all(row["chosen"].startswith("In short, ") for row in rows)
+        assert not any(row["rejected"].startswith("In short") for row in rows)
+        # Length alone must not tell the sides apart.
+        assert 0.3 < sum(len(row["chosen"]) < len(row["rejected"]) for row in rows) / len(rows) < 0.7
+    assert max(len(row["chosen"]) for row in train + held_out) < 240
+
+
+def test_liked_and_disliked_answers():
+    rows, pairs = rows_of("kto_en.jsonl"), {row["instruction"]: row for row in rows_of("preference_en.jsonl")}
+    assert len(rows) == len(pairs) and sum(row["kto_tag"] for row in rows) == len(rows) // 2
+    for row in rows:
+        assert row["output"] == pairs[row["instruction"]]["chosen" if row["kto_tag"] else "rejected"]
+
+
 def test_general_knowledge():
     rows = rows_of("general_mcq.jsonl")
     assert len(rows) >= 150 and len({folded(row["question"]) for row in rows}) == len(rows)

@@ -1,0 +1,110 @@
+"""Two answers, pick the better one: your own preferences as a data set."""
+
+import html
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+
+from ftlab.data.entries import INFO, read_info
+from ftlab.errors import fail
+
+Rater = Callable[[str, str, str], int]
+LEFT, RIGHT, SKIP = 0, 1, -1
+
+
+class Labels:
+    """A pile of questions with two answers each, and the preferences given so far.
+
+    Every pick is written at once: a row of `folder/NAME.jsonl`, which `folder/dataset_info.json` registers. Made again
+    with the same name, the pile goes on where it was left. Which answer stands on the left is drawn by `seed`, so that
+    a rater who always takes the left one prefers nothing.
+
+    Attributes:
+        rows: what is still to be rated, the next one first: (question, left answer, right answer).
+        path: the file of the preferences.
+    Raises:
+        LabError: two answers to one question are the same.
+    """
+
+    def __init__(self, rows: Sequence[tuple[str, str, str]], name: str, folder: str | Path, seed: int = 0) -> None:
+        for number, (_, one, other) in enumerate(rows, 1):
+            if one.strip() == other.strip():
+                raise fail("data_equal_sides", where=f"rows[{number - 1}]")
+        self.path = Path(folder) / f"{name}.jsonl"
+        chance = random.Random(seed)
+        swapped = [(asked, *chance.sample([one, other], 2)) for asked, one, other in rows]
+        rated = {row["instruction"] for row in self.preferences()}
+        self.rows = [row for row in swapped if row[0] not in rated]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        register(name, self.path.parent)
+
+    def preferences(self) -> list[dict[str, str]]:
+        """Return the preferences written so far, in the alpaca ranking format."""
+        if not self.path.is_file():
+            return []
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
+    def pick(self, side: int) -> None:
+        """Rate the next pair: LEFT (0) or RIGHT (1) is the better answer, SKIP (-1) says neither."""
+        asked, *answers = self.rows.pop(0)
+        if side == SKIP:
+            return
+        row = {"instruction": asked, "input": "", "chosen": answers[side], "rejected": answers[1 - side]}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def rate(self, rater: Rater) -> int:
+        """Let `rater(question, left, right)` pick a side for all that is left; return the number of preferences."""
+        while self.rows:
+            self.pick(rater(*self.rows[0]))
+        return len(self.preferences())
+
+
+def register(name: str, folder: Path) -> None:
+    """Name the preference set in the folder's dataset_info.json, beside what stands there."""
+    info: dict[str, Any] = read_info(folder) if (folder / INFO).is_file() else {}
+    info[name] = {"file_name": f"{name}.jsonl", "ranking": True}
+    (folder / INFO).write_text(json.dumps(info, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def panel(labels: Labels) -> widgets.VBox:
+    """Return the pile as a widget: a button under each answer; or type 1, 2 or 0 (skip) into the field below."""
+    question, progress = widgets.HTML(), widgets.Label()
+    texts = [widgets.Textarea(disabled=True, layout={"width": "96%", "height": "7em"}) for _ in range(2)]
+    buttons = [widgets.Button(description=f"{side + 1}: this one", button_style="success") for side in range(2)]
+    skip = widgets.Button(description="0: neither")
+    keys = widgets.Text(placeholder="type 1, 2 or 0", continuous_update=True, layout={"width": "10em"})
+
+    def show() -> None:
+        done = len(labels.preferences())
+        progress.value = f"{done} rated, {len(labels.rows)} to go"
+        asked, *answers = labels.rows[0] if labels.rows else ("That was the last one.", "", "")
+        question.value = f"<b>{html.escape(asked)}</b>"
+        for text, answer in zip(texts, answers, strict=True):
+            text.value = answer
+        for control in (*buttons, skip, keys):
+            control.disabled = not labels.rows
+
+    def picked(side: int) -> None:
+        if labels.rows:
+            labels.pick(side)
+            show()
+
+    def typed(change: dict[str, Any]) -> None:
+        key = change["new"].strip()[-1:]
+        if key in ("0", "1", "2"):
+            keys.value = ""
+            picked(int(key) - 1)
+
+    for side, button in enumerate((*buttons, skip)):
+        button.on_click(lambda _, side=(LEFT, RIGHT, SKIP)[side]: picked(side))
+    keys.observe(typed, names="value")
+    show()
+    half = {"width": "50%"}
+    columns = [widgets.VBox(column, layout=half) for column in zip(texts, buttons, strict=True)]
+    below = widgets.HBox([keys, skip, progress])
+    return widgets.VBox([question, widgets.HBox(columns), below]).add_class("ftlab-label")

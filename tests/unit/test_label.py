@@ -1,0 +1,59 @@
+"""The labelling pile: picks become a registered preference set, by button, by key and by a scripted rater."""
+
+import json
+
+import pytest
+
+from ftlab.apps.board.label import LEFT, RIGHT, SKIP, Labels, panel
+from ftlab.data import registry
+from ftlab.errors import LabError
+
+ROWS = [(f"Question {i}?", f"Short {i}.", f"A longer answer, number {i}.") for i in range(8)]
+
+
+def longer(question, left, right):
+    return RIGHT if len(right) > len(left) else LEFT
+
+
+def test_a_scripted_rater_makes_a_set_that_the_registry_reads(tmp_path):
+    labels = Labels(ROWS, "mine", tmp_path)
+    lefts = [row[1].startswith("Short") for row in labels.rows]
+    assert any(lefts) and not all(lefts)
+    assert labels.rate(longer) == 8
+    rows = registry.rows_of("mine", tmp_path)
+    assert [row["prompt"][0]["content"] for row in rows] == [row[0] for row in ROWS]
+    assert all(row["chosen"][0]["content"].startswith("A longer") for row in rows)
+    assert all(row["rejected"][0]["content"].startswith("Short") for row in rows)
+
+
+def test_buttons_keys_and_skip(tmp_path):
+    labels = Labels(ROWS, "mine", tmp_path)
+    box = panel(labels)
+    (left_column, right_column), (keys, skip, progress) = box.children[1].children, box.children[2].children
+    shown = list(labels.rows)
+    left_column.children[1].click()
+    right_column.children[1].click()
+    skip.click()
+    for key in "12x0":
+        keys.value = key
+    assert progress.value == "4 rated, 2 to go"
+    chosen = [row["chosen"] for row in labels.preferences()]
+    assert chosen == [shown[0][1], shown[1][2], shown[3][1], shown[4][2]]
+    labels.rate(lambda *_: SKIP)
+    left_column.children[1].click()
+    assert len(labels.preferences()) == 4 and "last one" in panel(labels).children[0].value
+
+
+def test_it_goes_on_where_it_was_left(tmp_path):
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"other": {"file_name": "other.json"}}))
+    first = Labels(ROWS, "mine", tmp_path)
+    first.pick(LEFT)
+    again = Labels(ROWS, "mine", tmp_path)
+    assert again.rows == first.rows and len(again.preferences()) == 1
+    assert set(json.loads((tmp_path / "dataset_info.json").read_text())) == {"other", "mine"}
+
+
+def test_equal_answers_are_refused(tmp_path):
+    with pytest.raises(LabError, match="the same answer"):
+        Labels([("Q?", "same", "same ")], "mine", tmp_path)
+    assert not list(tmp_path.iterdir())
