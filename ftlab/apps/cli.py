@@ -32,6 +32,9 @@ def parser() -> argparse.ArgumentParser:
     actions = recipes.add_subparsers(required=True, metavar="WHAT")
     add(actions, "check", check_recipe, "is this recipe right, and what was renamed").add_argument("recipe")
     add(actions, "explain", explain_key, "meaning, default, range, the library field it becomes").add_argument("key")
+    export = add(verbs, "export", export_recipe, "merge a recipe's adapter into its base, save, reload and compare")
+    export.add_argument("recipe", metavar="RECIPE.yaml")
+    export.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
     chat = add(verbs, "chat", chat_with, "talk to a model in the terminal")
     chat.add_argument("model", help="catalogue name, local folder or hub id")
     chat.add_argument("--adapter", help="the adapter folder of a run")
@@ -78,6 +81,19 @@ def train_recipe(options: argparse.Namespace) -> None:
     run = train.train(recipe.load(options.recipe, overrides), fresh=len(overrides) < len(options.overrides))
     if run.stopped_at is None:
         print(f"{run.folder}: loss {run.metrics['train_loss']:.3f} after {run.metrics['train_seconds']:.0f} s")
+
+
+def export_recipe(options: argparse.Namespace) -> None:
+    """Export what a recipe names and say how it compares with the live model."""
+    from ftlab.runs import export, recipe
+
+    done = export.export(recipe.load(options.recipe, options.overrides))
+    print(
+        f"{done.folder}: largest logit difference {done.merge_difference:.1e} merged, {done.total_difference:.1e} "
+        f"reloaded; {done.greedy_equal_share:.0%} of greedy tokens equal"
+    )
+    if done.gguf:
+        print(f"{done.gguf}: largest logit difference {done.gguf_difference:.1e}")
 
 
 def check_recipe(options: argparse.Namespace) -> None:

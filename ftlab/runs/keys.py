@@ -121,6 +121,12 @@ class Recipe(BaseModel):
     export_dir: str | None = key(None, "where a merged model goes", "merge_and_unload().save_pretrained(...)")
     export_size: int = key(5, "largest weight file, in GB", "save_pretrained(max_shard_size=)", ge=1)
     export_device: Literal["cpu", "auto"] = key("cpu", "where the merge is computed", "from_pretrained(device_map=)")
+    export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
+        "auto", "number format of the saved weights; auto: the base's own", "model.to(dtype)"
+    )
+    export_gguf: Literal["f16", "q8_0", "q4_0"] | None = key(
+        None, "also write one GGUF file, for llama.cpp and Ollama, in this format", "gguf.GGUFWriter"
+    )
     export_legacy_format: Literal[False] = key(False, "true would write pickles, which ftlab does not")
 
     @model_validator(mode="after")
@@ -154,7 +160,7 @@ class Recipe(BaseModel):
 OUTSIDE_THE_RUN = (
     "output_dir", "overwrite_output_dir", "do_train", "plot_loss", "infer_backend", "infer_dtype", "do_sample",
     "temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "num_beams", "export_dir", "export_size",
-    "export_device", "export_legacy_format", "default_system",
+    "export_device", "export_dtype", "export_gguf", "export_legacy_format", "default_system",
 )  # fmt: skip
 TRAINING_OUTSIDE_THE_RUN = (
     "resume_from_checkpoint", "report_to", "run_name", "project", "save_total_limit", "disable_tqdm", "log_level",
@@ -233,7 +239,7 @@ OUT_OF_REACH = {
     "fp8": "FP8 needs an H100-class card and accelerate's own setting; use bf16",
     "rope_scaling": "set it in the model's config.json",
     "streaming": "data sets are read from disk as they are needed; remove the key",
-    "export_quantization_bit": "GPTQ needs a CUDA card; export to GGUF instead",
+    "export_quantization_bit": "GPTQ needs a CUDA card; write `export_gguf: q4_0`",
     "reward_model": "PPO is lesson 11; use stage dpo or kto here",
     "train_from_scratch": "lesson 06 trains from scratch",
     "resize_vocab": "adding tokens is not a recipe's matter",

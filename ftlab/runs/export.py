@@ -1,0 +1,407 @@
+"""Merge an adapter into its base and save the model: checked, written beside, reloaded, compared, then renamed."""
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from ftlab import catalogue, device, models
+from ftlab.errors import LabError, fail
+from ftlab.runs import callbacks as watch
+from ftlab.runs import checkpoint, gguf, templates, train
+from ftlab.runs import recipe as recipes
+from ftlab.runs.keys import Recipe
+
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+# Largest logit difference, in units of the largest logit (at least 1): float32 adds in another order after a merge.
+TOLERANCE = 1e-4
+GREEDY_TOKENS = 16
+# Tokenizer, config and card beside the weights, in bytes.
+SMALL_FILES = 50_000_000
+
+
+@dataclass(frozen=True)
+class Export:
+    """A finished export and how it compares with the live model in float32.
+
+    Attributes:
+        merge_difference: largest logit difference between the model with its adapter and the merged one.
+        reload_difference: the same between the saved model, before saving, and reloaded.
+        total_difference: the same between the model with its adapter and the reloaded one; rounding to the export's
+            number format is in it.
+        greedy_equal_share: share of greedy tokens that the live model and the reloaded one have in common, 0 to 1.
+        gguf: the GGUF file, None where none was asked for.
+        gguf_difference: total_difference of the GGUF file, None where none was asked for.
+    """
+
+    folder: Path
+    merge_difference: float
+    reload_difference: float
+    total_difference: float
+    greedy_equal_share: float
+    gguf: Path | None = None
+    gguf_difference: float | None = None
+
+
+class Answers(NamedTuple):
+    """What a model says to the probe: logits (batch, seq_len, vocabulary), greedy tokens (batch, new tokens)."""
+
+    logits: torch.Tensor
+    greedy: torch.Tensor
+
+    def difference(self, other: "Answers") -> float:
+        """Return the largest logit difference."""
+        return (self.logits - other.logits).abs().max().item()
+
+    def allowed(self) -> float:
+        """Return the logit difference that float32 explains."""
+        return TOLERANCE * max(1.0, self.logits.abs().max().item())
+
+
+def export(recipe: Recipe) -> Export:
+    """Merge a recipe's adapter into its full-precision base and save the model in `export_dir`.
+
+    The merge is computed in float32. Nothing appears under `export_dir` before the saved model was reloaded and gave
+    the live model's answers. Without an adapter the base itself is saved (another format, other shards, GGUF).
+
+    Raises:
+        LabError: a base in 4 or 8 bit, another base's adapter, an adapter without effect, a full disk, an export
+            folder in use, a model that GGUF does not fit here, or a saved model that answers differently.
+    """
+    target = empty_target(recipe)
+    if recipe.quantization_bit:
+        raise fail("export_quantized", where="quantization_bit", value=f"{recipe.quantization_bit} bit")
+    base = Path(models.fetch(recipe.model_name_or_path))
+    if getattr(AutoConfig.from_pretrained(base), "quantization_config", None):
+        raise fail("export_quantized", where=str(base), value="its config.json says so")
+    adapter = adapter_folder(recipe.adapter_name_or_path) if recipe.adapter_name_or_path else None
+    if adapter:
+        require_own_base(adapter, base, recipe.model_name_or_path)
+        require_effect(adapter)
+    with_tokenizer = adapter if adapter and (adapter / "tokenizer_config.json").is_file() else base
+    tokenizer = train.load_tokenizer(recipe, str(with_tokenizer))
+    templates.apply(recipe.template, tokenizer)
+    model = load_base(recipe, base)
+    probe = probe_ids(max(len(tokenizer), 1))
+    model, live, merged = merge(model, adapter, tokenizer, probe)
+    dtype = model.config.dtype if recipe.export_dtype == "auto" else getattr(torch, recipe.export_dtype)
+    require_space(model, dtype, recipe, target)
+    with beside(target) as folder:
+        return finish(recipe, Parts(model, tokenizer, adapter, target, folder, dtype), probe, live, merged)
+
+
+class Parts(NamedTuple):
+    """What is saved, and where: `folder` until it is checked, then `target`."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    adapter: Path | None
+    target: Path
+    folder: Path
+    dtype: torch.dtype
+
+
+def empty_target(recipe: Recipe) -> Path:
+    """Return the export folder, which must not exist or be empty."""
+    if not recipe.export_dir:
+        raise fail("recipe_missing_key", key="export_dir")
+    target = Path(recipe.export_dir).expanduser()
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise fail("export_used", where=str(target))
+    return target
+
+
+def adapter_folder(name: str) -> Path:
+    """Return the folder of an adapter; a run folder stands for the adapter inside it."""
+    folder = Path(name).expanduser()
+    folder = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
+        raise fail("export_no_adapter", where=name, files=f"{ADAPTER_CONFIG}, {ADAPTER_WEIGHTS}")
+    return folder
+
+
+def require_own_base(adapter: Path, base: Path, name: str) -> None:
+    """Refuse an adapter that was trained on another model of the same shapes: it would merge, and talk nonsense.
+
+    A run's manifest has the fingerprint of its base. Elsewhere the base that the adapter names is fingerprinted where
+    it is a folder, and only names can be compared where it is not.
+
+    Raises:
+        LabError: naming the base that belongs to it.
+    """
+    trained_on = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
+    recorded = (checkpoint.read_manifest(adapter.parent) or {}).get("model")
+    if recorded is None and Path(trained_on).is_dir():
+        recorded = train.model_fingerprint(Path(trained_on))
+    same_name = Path(trained_on).name.casefold() in (Path(name).name.casefold(), base.name.casefold(), "")
+    if recorded != train.model_fingerprint(base) if recorded else not (same_name or Path(name).is_dir()):
+        raise fail("export_other_base", where=str(adapter), trained_on=trained_on or "?", base=name)
+    if not recorded and not same_name:
+        print(f"{adapter}: trained on {trained_on}; whether {name} is that model, only its shapes can tell")
+
+
+def require_effect(adapter: Path) -> None:
+    """Refuse an adapter whose weights change nothing, or are no numbers.
+
+    Raises:
+        LabError: saying which.
+    """
+    try:
+        weights = load_file(adapter / ADAPTER_WEIGHTS)
+    except SafetensorError as error:
+        raise fail("export_adapter_damaged", where=str(adapter), reason=str(error)[:120]) from None
+    broken = next((name for name, weight in weights.items() if not torch.isfinite(weight).all()), None)
+    if broken:
+        raise fail("export_adapter_damaged", where=str(adapter), reason=f"{broken} is not finite")
+    # LoRA's change is B A: all of it is gone where every B is zero. Weights of other kinds count by themselves.
+    lasting = [weight for name, weight in weights.items() if ".lora_A." not in name and "lora_embedding_A" not in name]
+    if not any(weight.any() for weight in lasting):
+        raise fail("export_no_effect", where=str(adapter))
+
+
+def load_base(recipe: Recipe, base: Path) -> PreTrainedModel:
+    """Return the base in float32; its own number format stays in `config.dtype`."""
+    own = AutoConfig.from_pretrained(base).dtype or torch.float32
+    where = device.describe().accelerator if recipe.export_device == "auto" else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, device_map=where)
+    model.config.dtype = own
+    return model.eval()
+
+
+def probe_ids(vocabulary: int) -> torch.Tensor:
+    """Return token ids (4, 32) to compare models on: drawn from all, and the last eight, which were added last."""
+    drawn = torch.randint(vocabulary, (4, 32), generator=torch.Generator().manual_seed(0))
+    drawn[0, :8] = torch.arange(vocabulary - 8, vocabulary).clamp(min=0)
+    return drawn
+
+
+@torch.inference_mode()
+def answers(model: PreTrainedModel, probe: torch.Tensor) -> Answers:
+    """Return what a float32 model says to the probe."""
+    ids = probe.to(model.device)
+    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().cpu()
+    # No end token: every row gives the same number of tokens to compare.
+    plain = GenerationConfig(max_new_tokens=GREEDY_TOKENS, do_sample=False, pad_token_id=0)
+    greedy = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=plain)
+    return Answers(logits, greedy[:, ids.shape[1] :].cpu())
+
+
+def merge(
+    model: PreTrainedModel, adapter: Path | None, tokenizer: PreTrainedTokenizerBase, probe: torch.Tensor
+) -> tuple[PreTrainedModel, Answers, Answers]:
+    """Return the merged model, and what the model said with its adapter and says merged.
+
+    Raises:
+        LabError: the adapter does not fit the base, or the merge changed the answers.
+    """
+    if adapter is None:
+        said = answers(model, probe)
+        return model, said, said
+    fit_vocabulary(model, adapter, tokenizer)
+    own = model.config.dtype
+    try:
+        adapted = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False).eval()
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = next((line.strip() for line in str(error).splitlines()[1:] if "size mismatch" in line), str(error))
+        raise fail("export_misfit", where=str(adapter), reason=reason[:160]) from None
+    live = answers(adapted, probe)
+    with adapted.disable_adapter():
+        unchanged = torch.equal(answers(adapted, probe).logits, live.logits)
+    if unchanged:
+        raise fail("export_no_effect", where=str(adapter))
+    untie_if_trained_apart(adapted.get_base_model())
+    try:
+        merged = adapted.merge_and_unload()
+    except (AttributeError, NotImplementedError, ValueError) as error:
+        raise fail("export_not_mergeable", where=str(adapter), reason=str(error)[:160]) from None
+    merged.config.dtype = own
+    after = answers(merged, probe)
+    require_equal("merged", live, after, adapter)
+    return merged, live, after
+
+
+def fit_vocabulary(model: PreTrainedModel, adapter: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the base the rows of the tokens that were added for the adapter, which carries their weights.
+
+    Raises:
+        LabError: the tokenizer has tokens whose weights nobody saved.
+    """
+    rows = [
+        weight.shape[0]
+        for name, weight in load_file(adapter / ADAPTER_WEIGHTS).items()
+        if name.endswith("weight") and weight.ndim == 2 and "lora_" not in name and is_embedding(name)
+    ]
+    have = model.get_input_embeddings().weight.shape[0]
+    if rows and max(rows) != have:
+        model.resize_token_embeddings(max(rows), mean_resizing=False)
+    elif len(tokenizer) > have:
+        raise fail("export_tokens", where=str(adapter), tokens=len(tokenizer), rows=have)
+
+
+def is_embedding(name: str) -> bool:
+    """Say whether a weight's name is that of an input or output embedding in any family."""
+    return any(part in name for part in ("embed_tokens", "lm_head", "embed_in", "embed_out", "word_embeddings"))
+
+
+def untie_if_trained_apart(model: PreTrainedModel) -> None:
+    """Give a tied model's head weights of its own where an adapter changed only one of the two.
+
+    Otherwise the merge would change the head through the embedding, and a reload would tie them again.
+    """
+    inside, outside = model.get_input_embeddings(), model.get_output_embeddings()
+    adapted = any(isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper) for layer in (inside, outside))
+    if not (adapted and model.config.tie_word_embeddings):
+        return
+    model.config.tie_word_embeddings = False
+    for layer in (inside, outside):
+        for module in layer.modules():
+            if isinstance(getattr(module, "weight", None), torch.nn.Parameter):
+                module.weight = torch.nn.Parameter(module.weight.detach().clone(), requires_grad=False)
+
+
+def require_equal(what: str, live: Answers, other: Answers, where: Path) -> None:
+    """Refuse a model that answers differently from the live one.
+
+    Raises:
+        LabError: with both figures.
+    """
+    equal = torch.equal(live.greedy, other.greedy)
+    if not (live.difference(other) <= live.allowed() and equal):
+        values = {"what": what, "difference": f"{live.difference(other):.1e}", "allowed": f"{live.allowed():.1e}"}
+        raise fail("export_changed", where=str(where), exit_code=1, **values)
+
+
+def require_space(model: PreTrainedModel, dtype: torch.dtype, recipe: Recipe, target: Path) -> None:
+    """Refuse an export that the disk cannot take, before anything is written.
+
+    Raises:
+        LabError: with the megabytes needed and free.
+    """
+    per_weight = {None: 0.0, "f16": 2.0, "q8_0": 1.07, "q4_0": 0.57}[recipe.export_gguf]
+    weights = sum(weight.numel() for weight in model.parameters())
+    needed = weights * (dtype.itemsize + per_weight) + SMALL_FILES
+    there = next(folder for folder in (target.absolute(), *target.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        values = {"needed": f"{needed / 1e6:.0f}", "free": f"{free / 1e6:.0f}"}
+        raise fail("export_space", where=str(target), **values)
+
+
+@contextlib.contextmanager
+def beside(target: Path) -> Iterator[Path]:
+    """Give a folder beside the target to write in; it is gone afterwards, unless it was renamed to the target.
+
+    Raises:
+        LabError: the system refused a write.
+    """
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{checkpoint.PARTIAL}{target.name}-"))
+    except OSError as error:
+        raise fail("export_write", where=str(target), exit_code=1, reason=error.strerror or str(error)) from None
+    try:
+        yield folder
+    except LabError:
+        raise
+    except Exception as error:
+        # safetensors has its own kind of error for a failed write.
+        if not watch.is_write_error(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise fail("export_write", where=str(target), exit_code=1, reason=reason) from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def finish(recipe: Recipe, parts: Parts, probe: torch.Tensor, live: Answers, merged: Answers) -> Export:
+    """Save, reload and compare, write the card, and only then give the folder its name."""
+    model, folder = parts.model, parts.folder
+    model.to(parts.dtype)
+    model.config.dtype = parts.dtype
+    model.save_pretrained(folder, max_shard_size=f"{recipe.export_size}GB")
+    parts.tokenizer.save_pretrained(folder)
+    saved = answers(model.float(), probe)
+    reloaded = answers(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), probe)
+    require_equal("reloaded", saved, reloaded, parts.target)
+    done = Export(
+        folder=parts.target,
+        merge_difference=live.difference(merged),
+        reload_difference=saved.difference(reloaded),
+        total_difference=live.difference(reloaded),
+        greedy_equal_share=live.greedy.eq(reloaded.greedy).float().mean().item(),
+        **(write_gguf(recipe.export_gguf, parts, probe, live) if recipe.export_gguf else {}),
+    )
+    (folder / train.CARD).write_text(card(recipe, parts, done), encoding="utf-8")
+    folder.chmod(0o755)
+    if parts.target.exists():
+        parts.target.rmdir()
+    folder.rename(parts.target)
+    return done
+
+
+def write_gguf(kind: str, parts: Parts, probe: torch.Tensor, live: Answers) -> dict[str, Any]:
+    """Write the GGUF file, read it back with transformers' own reader, and return its place and its difference.
+
+    Raises:
+        LabError: a float16 file that answers differently, which rounding does not explain.
+    """
+    name = f"{parts.target.name}-{kind}.gguf"
+    gguf.write(parts.folder, parts.folder / name, kind)
+    read = AutoModelForCausalLM.from_pretrained(parts.folder, gguf_file=name, dtype=torch.float32).eval()
+    difference = live.difference(answers(read, probe))
+    # float16 and bfloat16 round by up to 2^-9 of a weight; a wrong row order changes logits by their own size.
+    if kind == "f16" and difference > 0.1 * max(1.0, live.logits.abs().max().item()):
+        values = {"what": name, "difference": f"{difference:.1e}", "allowed": "rounding"}
+        raise fail("export_changed", where=str(parts.target), exit_code=1, **values)
+    return {"gguf": parts.target / name, "gguf_difference": difference}
+
+
+def card(recipe: Recipe, parts: Parts, done: Export) -> str:
+    """Return the model card: base, data, recipe and scores as the run folder has them, and how it was checked."""
+    known = next((model for model in catalogue.MODELS if model.name == recipe.model_name_or_path), None)
+    base = known.hub_id if known else recipe.model_name_or_path
+    head = ["library_name: transformers", "pipeline_tag: text-generation"]
+    head += [f"base_model: {base}", f"license: {known.licence.lower()}"] if known else []
+    lines = ["---", *head, "---", f"# {parts.target.name}", ""]
+    run = parts.adapter.parent if parts.adapter else None
+    if run and (run / train.RECIPE).is_file():
+        trained = recipes.load(run / train.RECIPE)
+        lines += [f"`{base}`, tuned by {trained.finetuning_type} {trained.objective} on `{trained.dataset}`.", ""]
+        lines += table("recipe", recipes.plain(trained))
+    elif parts.adapter:
+        settings = json.loads((parts.adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        lines += [f"`{base}` with the {settings.get('peft_type')} adapter `{parts.adapter.name}`.", ""]
+        lines += table("adapter", {name: settings[name] for name in ("r", "lora_alpha") if name in settings})
+    else:
+        lines += [f"`{base}`, saved in {parts.dtype}.", ""]
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        lines += table("measured", json.loads((run / train.METRICS).read_text(encoding="utf-8")) if run else {})
+    checks = {
+        "merged against adapter, float32, largest logit difference": f"{done.merge_difference:.1e}",
+        "reloaded against saved": f"{done.reload_difference:.1e}",
+        f"reloaded ({parts.dtype}) against adapter": f"{done.total_difference:.1e}",
+        "greedy tokens equal": f"{done.greedy_equal_share:.1%}",
+    }
+    checks |= {f"{done.gguf.name} against adapter": f"{done.gguf_difference:.1e}"} if done.gguf else {}
+    lines += table("checked", checks)
+    return "\n".join([*lines, f"Exported with ftlab, torch {torch.__version__}.", ""])
+
+
+def table(title: str, values: dict[str, Any]) -> list[str]:
+    """Return the lines of a two-column table, none where there is nothing to show."""
+    if not values:
+        return []
+    shown = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in values.items()}
+    return [f"| {title} | |", "|---|---|", *(f"| {name} | {value} |" for name, value in shown.items()), ""]
