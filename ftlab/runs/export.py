@@ -267,7 +267,8 @@ def untie_if_trained_apart(model: PreTrainedModel) -> None:
     model.config.tie_word_embeddings = False
     for layer in (inside, outside):
         for module in layer.modules():
-            if isinstance(getattr(module, "weight", None), torch.nn.Parameter):
+            # A wrapper shows its layer's weight as a property; only the layer itself owns one.
+            if "weight" in dict(module.named_parameters(recurse=False)):
                 module.weight = torch.nn.Parameter(module.weight.detach().clone(), requires_grad=False)
 
 
@@ -328,11 +329,11 @@ def beside(target: Path) -> Iterator[Path]:
 def finish(recipe: Recipe, parts: Parts, probe: torch.Tensor, live: Answers, merged: Answers) -> Export:
     """Save, reload and compare, write the card, and only then give the folder its name."""
     model, folder = parts.model, parts.folder
-    model.to(parts.dtype)
+    cast(model, parts.dtype)
     model.config.dtype = parts.dtype
     model.save_pretrained(folder, max_shard_size=f"{recipe.export_size}GB")
     parts.tokenizer.save_pretrained(folder)
-    saved = answers(model.float(), probe)
+    saved = answers(cast(model, torch.float32), probe)
     reloaded = answers(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), probe)
     require_equal("reloaded", saved, reloaded, parts.target)
     done = Export(
@@ -349,6 +350,13 @@ def finish(recipe: Recipe, parts: Parts, probe: torch.Tensor, live: Answers, mer
         parts.target.rmdir()
     folder.rename(parts.target)
     return done
+
+
+def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
+    """Give the weights another number format; `model.to` would round the tables of positions too, for good."""
+    for weight in model.parameters():
+        weight.data = weight.data.to(dtype)
+    return model
 
 
 def write_gguf(kind: str, parts: Parts, probe: torch.Tensor, live: Answers) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+from gguf import GGUFReader
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -50,14 +51,18 @@ def make_base(folder: Path, family: str = "llama", tied: bool = False, seed: int
     tokenizer = tiny.make_tokenizer()
     ids = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id, "bos_token_id": None}
     torch.manual_seed(seed)
-    config = config_class(vocab_size=len(tokenizer), tie_word_embeddings=tied, **sizes, **ids)
+    # Some families' tokenizer class adds a token of its own when it is loaded.
+    config_class(**sizes).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    config = config_class(
+        vocab_size=len(AutoTokenizer.from_pretrained(folder)), tie_word_embeddings=tied, **sizes, **ids
+    )
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for weight in model.parameters():
             # Larger than the usual start: the greedy answer must not hang on a rounding.
             weight.add_(torch.randn_like(weight) * 0.1)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return folder
 
 
@@ -116,7 +121,7 @@ def test_the_export_is_the_live_model(family, tied, added, tmp_path):
     saved = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
     assert saved.config.tie_word_embeddings == tied
-    assert saved.get_input_embeddings().weight.shape[0] == len(tokenizer) == 258 + added
+    assert saved.get_input_embeddings().weight.shape[0] == len(tokenizer)
     if added:
         assert len(tokenizer("<new2>").input_ids) == 1
     before = AutoModelForCausalLM.from_pretrained(base)
@@ -181,7 +186,7 @@ def test_without_an_adapter_the_base_is_saved(tmp_path):
     base = make_base(tmp_path / "base")
     keys = {"model_name_or_path": str(base), "export_dir": str(tmp_path / "out"), "export_dtype": "float16"}
     done = export.export(recipe.load(keys))
-    assert done.merge_difference == 0 and done.greedy_equal_share == 1
+    assert done.merge_difference == done.reload_difference == 0 < done.total_difference < 0.01
 
 
 # Bad input: one line, exit code 2, nothing written, nothing touched.
@@ -332,8 +337,13 @@ def test_gguf_reads_back_as_the_model(kind, allowed, tied, tmp_path):
     ids = tokenizer(PROMPTS[0], return_tensors="pt").input_ids
     with torch.inference_mode():
         assert (live(ids).logits - read(ids).logits).abs().max() <= allowed
-    assert tokenizer.chat_template == tiny.CHATML
+    assert template_in(done.gguf) == tiny.CHATML
     assert ids.tolist() == tiny.make_tokenizer()(PROMPTS[0], return_tensors="pt").input_ids.tolist()
+
+
+def template_in(path: Path) -> str:
+    """Return the chat template that a GGUF file carries."""
+    return GGUFReader(path).fields["tokenizer.chat_template"].contents()
 
 
 def test_smaller_formats_are_smaller(tmp_path):
