@@ -148,3 +148,30 @@ def check_reference_free(methods: object) -> Verdict:
     if given & {"dpo", "ipo", "kto"}:
         return Verdict(False, "dpo, ipo and kto measure how far the model moved from a reference")
     return Verdict(given == {"orpo", "simpo"}, "two of the five look at the model's own log-probabilities only")
+
+
+def check_q8_bytes(answer: int) -> Verdict:
+    """Lesson 08: a million weights in blocks of 32 bytes and a 2-byte scale."""
+    if answer == 1_000_000:
+        return Verdict(False, "one byte per weight, and the scale of every block?")
+    if answer == 1_125_000:
+        return Verdict(False, "the scale is a float16: 2 bytes, not 4")
+    return Verdict(answer == 1_062_500, "a block of 32 weights takes 32 bytes and its scale 2 more")
+
+
+def check_merged_weight(merged_weight: object) -> Verdict:
+    """Lesson 08: a function merged_weight(W, A, B, lora_alpha) that adds the scaled product of B and A."""
+    import torch
+
+    if not callable(merged_weight):
+        return Verdict(False, "write a function of four arguments: def merged_weight(W, A, B, lora_alpha)")
+    W, A, B = torch.eye(3, 4), torch.ones(2, 4), torch.arange(6.0).reshape(3, 2)
+    try:
+        found = torch.as_tensor(merged_weight(W, A, B, 8))
+    except Exception as error:
+        return Verdict(False, f"your function stops with {type(error).__name__}: {error}")
+    if found.shape != W.shape or torch.equal(found, W):
+        return Verdict(False, "add to W a matrix of its own shape: B @ A")
+    if torch.allclose(found, W + B @ A):
+        return Verdict(False, "the product is scaled first: by lora_alpha / r")
+    return Verdict(torch.allclose(found, W + 4 * B @ A), "W + lora_alpha / r * B @ A, with r = A.shape[0]")

@@ -18,6 +18,12 @@ from ftlab import checks
         ),
         (checks.check_full_bytes, (800_000_000,), [(0,), (200_000_000,), (1_200_000_000,), ("800 MB",)]),
         (checks.check_front, ({"a", "c"},), [({"a", "b", "c"},), ({"c"},), (set(),), ("ac",)]),
+        (checks.check_q8_bytes, (1_062_500,), [(0,), (1_000_000,), (1_125_000,), ("1 MB",)]),
+        (
+            checks.check_merged_weight,
+            (lambda W, A, B, lora_alpha: W + lora_alpha / A.shape[0] * B @ A,),
+            [(lambda W, A, B, a: W,), (lambda W, A, B, a: W + B @ A,), (lambda W, A, B, a: A,), (lambda: 1,), (3,)],
+        ),
         (checks.check_padding_share, (1 / 3,), [(0,), (2 / 3,), (50,), ("a third",)]),
         (checks.check_lora_parameters, (16896,), [(0,), (576 * 1536,), (8 * 576 * 1536,), (4608,), (None,)]),
         (
