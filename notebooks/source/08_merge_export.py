@@ -14,6 +14,20 @@
 #
 # **Cost:** about 5 minutes and 5 GB on two CPU cores, 4 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
 
+# %% [markdown] id="title" lang="zh" of="df050e63"
+# # 08 · 合并与导出：从适配器到别人能运行的文件
+#
+# 训练留下一个几兆字节的适配器。在这里，你亲手把它加到基座上，证明和与库的结果相等，切换并混合几个适配器，再写出 llama.cpp 和 Ollama 能运行的单个文件。没有重新加载并给出同样的回答之前，什么都不算完成。
+#
+# | 你将得到 | 用什么衡量 |
+# |---|---|
+# | 磁盘上的合并模型 | 与内存中模型的最大 logit 差，贪心 token 相同的比例 |
+# | 一个基座上的两个适配器，切换与混合 | 每种混合下模型说自己是谁 |
+# | 一个 GGUF 文件 | 前若干个 token 与 transformers 相同的提示有多少 |
+# | 更小的文件 | 16、8、4 位时的兆字节数与损失 |
+#
+# **代价：** 两个 CPU 核心上约 5 分钟、5 GB 内存，T4 上约 4 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
+
 # %% [markdown] id="setup-why"
 # ## Setup
 # On Colab the next cell installs the course; everywhere else it only steps up to the course folder.
@@ -84,6 +98,10 @@ set_seed(seed)
 # ## Baseline first
 # Two identities will be taught, one per adapter: Lumi and Nova. Before that the model has never heard of either.
 
+# %% [markdown] id="baseline-why" lang="zh" of="68576d41"
+# ## 先测基线
+# 要教两个身份，每个适配器一个：Lumi 和 Nova。在此之前，模型从没听说过其中任何一个。
+
 # %% id="load"
 dtype = "auto"
 dtype = device.describe().dtype
@@ -136,6 +154,10 @@ print(
 # The same base, the same questions, two short trainings. Between them the base is untouched: `unload` takes the adapter
 # off again.
 
+# %% [markdown] id="train-why" lang="zh" of="4c9703e8"
+# ## 一个基座，两个适配器
+# 同一个基座，同样的问题，两次短训练。两次之间基座没有被动过：`unload` 把适配器取下来。
+
 # %% id="config"
 training_args = SFTConfig(
     output_dir=str(folder / "training"),
@@ -171,6 +193,10 @@ for name, author in (("Lumi", "the Ada Lab"), ("Nova", "the Noether Group")):
 # An adapted layer computes `W x + s B A x` with `s = lora_alpha / r`. That is `(W + s B A) x`: one matrix, found once.
 # With numbers:
 
+# %% [markdown] id="hand-why" lang="zh" of="3de740ab"
+# ## 亲手合并
+# 加了适配器的一层计算 `W x + s B A x`，其中 `s = lora_alpha / r`。这就是 `(W + s B A) x`：一个矩阵，只算一次。用数字看：
+
 # %% id="literal"
 W = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
 B, A, s = torch.tensor([[1.0], [2.0]]), torch.tensor([[3.0, 0.0]]), 0.5
@@ -181,6 +207,9 @@ print(W + s * (B @ A))
 # %% [markdown] id="all-layers-why"
 # Now every layer of the real model, in float32: a copy of the base takes the sums, and the library merges for itself.
 
+
+# %% [markdown] id="all-layers-why" lang="zh" of="e499e18a"
+# 现在轮到真实模型的每一层，用 float32：基座的一份副本接受这些和，而库自己另行合并。
 
 # %% id="by-hand"
 def load_base():
@@ -210,6 +239,9 @@ print(f"by hand against the adapter: {difference(by_hand, live):.1e}")
 # %% [markdown] id="merge-why"
 # `merge_and_unload` does the same sums. It changes the model in place, so the live model is loaded a second time.
 
+# %% [markdown] id="merge-why" lang="zh" of="e906cbcf"
+# `merge_and_unload` 做的是同样的加法。它就地改变模型，所以要再加载一次带适配器的模型。
+
 # %% id="merge"
 merged = PeftModel.from_pretrained(load_base(), folder / "Lumi", autocast_adapter_dtype=False).merge_and_unload().eval()
 same = [torch.equal(mine, theirs) for mine, theirs in zip(by_hand.parameters(), merged.parameters(), strict=True)]
@@ -221,6 +253,10 @@ del by_hand
 # ## Keep the adapter, or merge it?
 # **Predict before you run:** which of the two answers faster, and why?
 
+
+# %% [markdown] id="kept-why" lang="zh" of="8dba3dd3"
+# ## 留着适配器，还是合并？
+# **运行前先猜：** 两者谁回答得更快，为什么？
 
 # %% id="kept"
 def size_mb(path):
@@ -243,11 +279,18 @@ print(f"merged:       {size_mb(folder / 'merged'):.0f} MB on its own, {speeds['m
 # The kept adapter costs two thin products per layer and token. In return ten adapters share one base. Merge what you
 # ship; keep what you still switch.
 
+# %% [markdown] id="kept-read" lang="zh" of="612c3c1b"
+# 留着的适配器每层、每个 token 多两次细长的乘法；换来的是十个适配器共用一个基座。要发布的就合并；还要切换的就留着。
+
 # %% [markdown] id="reload-why"
 # ## Saved is not yet done
 # Load the folder as a stranger would and compare with the live model: logits, and the first 32 greedy tokens of every
 # prompt, token by token.
 
+
+# %% [markdown] id="reload-why" lang="zh" of="0e0f4800"
+# ## 存盘还不算完成
+# 像陌生人那样加载这个文件夹，与内存中的模型比较：logit，以及每个提示的前 32 个贪心 token，逐个比对。
 
 # %% id="greedy"
 def greedy(model, question, count=32):
@@ -272,6 +315,10 @@ print(f"largest logit difference {merge_max_logit_diff:.1e}, {merge_greedy_equal
 # `load_adapter` puts a second one beside the first, `set_adapter` chooses. `add_weighted_adapter` makes a new one out of
 # both: *linear* adds them; *TIES* first drops the small entries and lets the signs vote; *DARE* drops entries at random
 # and scales up the rest.
+
+# %% [markdown] id="several-why" lang="zh" of="b83edd5d"
+# ## 一个基座上的多个适配器
+# `load_adapter` 把第二个适配器放到第一个旁边，`set_adapter` 选用其一。`add_weighted_adapter` 用两者造出一个新的：*linear* 相加；*TIES* 先去掉小的元素，再让符号投票；*DARE* 随机去掉一些元素并放大其余的。
 
 # %% id="several"
 live.load_adapter(folder / "Nova", adapter_name="Nova")
@@ -308,6 +355,10 @@ plt.show()
 # A GGUF file holds weights, tokenizer and chat template together. Two things are not as in the folder. The rows of
 # queries and keys stand in another order, because llama.cpp rotates neighbours where transformers rotates halves:
 
+# %% [markdown] id="gguf-why" lang="zh" of="45d392aa"
+# ## 给 llama.cpp 和 Ollama 的单个文件
+# GGUF 文件把权重、分词器和对话模板放在一起。有两处与文件夹里不同。查询和键的行次序不同，因为 llama.cpp 旋转相邻的两个数，而 transformers 旋转前后两半：
+
 # %% id="rows"
 head = torch.arange(8)
 print("transformers:", head.tolist())
@@ -316,6 +367,9 @@ print("llama.cpp:   ", head.reshape(2, 4).T.flatten().tolist())
 # %% [markdown] id="blocks-why"
 # And weights may be stored in blocks of 32. `Q8_0` keeps one float16 scale per block, the largest absolute value over
 # 127, and 32 whole numbers. By hand, against the `gguf` package:
+
+# %% [markdown] id="blocks-why" lang="zh" of="11143ed6"
+# 另外，权重可以按 32 个一块存放。`Q8_0` 每块存一个 float16 比例（绝对值最大者除以 127）和 32 个整数。亲手算一遍，与 `gguf` 包对照：
 
 # %% id="blocks"
 weights = merged.get_submodule("model.layers.0.mlp.up_proj").weight.detach().cpu().numpy()
@@ -341,6 +395,9 @@ print(fields["general.architecture"].contents(), fields["tokenizer.ggml.pre"].co
 # transformers reads the file back. Both get the same prompt tokens and decode greedily. Floats are summed in another
 # order there, so that a tie between two tokens may break the other way.
 
+
+# %% [markdown] id="gguf-run-why" lang="zh" of="2e3ff33a"
+# 它的回答一样吗？装了 llama.cpp（`pip install llama-cpp-python`）就由它运行这个文件；没装就由 transformers 读回来。两者拿到同样的提示 token，都贪心解码。那边浮点数相加的次序不同，所以两个 token 打平时可能选另一个。
 
 # %% id="gguf-run"
 def from_llama_cpp(path):
@@ -381,6 +438,10 @@ print(f"{sum(equal)} of {len(equal)} prompts: the same tokens from {reader}")
 # ## What do eight and four bits cost?
 # The same text read by each file: the loss says how surprised the model is. Megabytes against nats.
 
+# %% [markdown] id="quality-why" lang="zh" of="195ca81e"
+# ## 八位和四位要付出什么？
+# 每个文件读同样的文字：损失说明模型有多意外。兆字节对奈特。
+
 # %% id="quality-text"
 lines = load_dataset("json", data_files="data/corpus_en.jsonl", split="train")["text"][:8]
 encoded = [tokenizer(line, return_tensors="pt").input_ids[:, :128] for line in lines]
@@ -411,6 +472,10 @@ plt.show()
 # The Lumi adapter is put on a base that is not its own, here the one with Nova merged in. All shapes fit, so nothing
 # complains. Who answers?
 
+# %% [markdown] id="break-base-why" lang="zh" of="ebe26d2b"
+# ## 弄坏它：错误的基座
+# 把 Lumi 适配器放到不属于它的基座上，这里用的是已并入 Nova 的那个。形状全都吻合，所以没有任何报错。谁在回答？
+
 # %% id="break-base"
 wrong_base = PeftModel.from_pretrained(load_base(), folder / "Nova", autocast_adapter_dtype=False).merge_and_unload()
 on_wrong_base = PeftModel.from_pretrained(wrong_base, folder / "Lumi", autocast_adapter_dtype=False).eval()
@@ -421,10 +486,17 @@ print(f"logits differ by {difference(on_wrong_base, reloaded):.1f}; Lumi {says('
 # **Fix:** an adapter is a difference, and it means something on one base only. Write down which one; `ftlab export`
 # compares the fingerprint of the base with the one in the run folder and refuses another.
 
+# %% [markdown] id="break-base-fix" lang="zh" of="1851e19c"
+# **修正：** 适配器是一个差值，只在一个基座上有意义。要写下是哪一个；`ftlab export` 会比较基座的指纹与训练文件夹里的记录，不同就拒绝。
+
 # %% [markdown] id="break-template-why"
 # ## Break it: the wrong chat template
 # The weights are right and the template in the file is another family's. It loads, it talks, and it has forgotten
 # what it learned: the prompt looks like nothing it was trained on.
+
+# %% [markdown] id="break-template-why" lang="zh" of="b9a01c7b"
+# ## 弄坏它：错误的对话模板
+# 权重是对的，文件里的模板却是另一家的。它能加载，能说话，却忘了学过的东西：提示不像它训练时见过的任何样子。
 
 # %% id="break-template"
 right_template = tokenizer.chat_template
@@ -444,6 +516,10 @@ print(f"Lumi: {says('Lumi', right):.0%} with its own template, {says('Lumi', wro
 # After QLoRA it is tempting to merge into the 4-bit model that was trained. Then the sum must be rounded to 16 levels
 # per block again, and much of the small change is rounded away with it.
 
+# %% [markdown] id="break-four-why" lang="zh" of="274c842c"
+# ## 弄坏它：并入 4 位基座
+# QLoRA 之后，很容易想把适配器并进训练时用的 4 位模型。那样和又要被舍入到每块 16 个级别，微小的改动大半随之消失。
+
 # %% id="break-four"
 four_bit_damage = float("nan")
 if importlib.util.find_spec("bitsandbytes"):
@@ -460,10 +536,17 @@ if importlib.util.find_spec("bitsandbytes"):
 # %% [markdown] id="break-four-fix"
 # **Fix:** load the base in 16 or 32 bits, merge there, quantize afterwards if you must.
 
+# %% [markdown] id="break-four-fix" lang="zh" of="75604f91"
+# **修正：** 用 16 或 32 位加载基座，在那里合并，需要的话之后再量化。
+
 # %% [markdown] id="recipe-why"
 # ## The same from a recipe
 # `ftlab export merge.yaml` with these keys merges, saves beside, reloads, compares, writes the model card and only then
 # gives the folder its name. It refuses everything you broke above.
+
+# %% [markdown] id="recipe-why" lang="zh" of="e848ec61"
+# ## 用配方做同样的事
+# `ftlab export merge.yaml` 加上这些键：合并，存在一旁，重新加载，比较，写模型卡，最后才给文件夹正式的名字。上面弄坏的每一样，它都会拒绝。
 
 # %% id="recipe"
 shutil.rmtree(folder / "exported", ignore_errors=True)
@@ -481,6 +564,10 @@ print(Path("runs/08_merge_export/exported/README.md").read_text())
 # ## Exercises
 # **1.** A layer has 1,000,000 weights, a multiple of 32 of them. How many bytes does it take in `Q8_0`?
 
+# %% [markdown] id="exercise-size-why" lang="zh" of="b83bab50"
+# ## 练习
+# **1.** 一层有 1,000,000 个权重，是 32 的倍数。用 `Q8_0` 存放要多少字节？
+
 # %% id="exercise-size" tags=["exercise"]
 q8_bytes = 0  # fill in
 
@@ -489,6 +576,9 @@ checks.check_q8_bytes(q8_bytes)
 # %% [markdown] id="exercise-merge-why"
 # **2.** Write the merge of one layer: tensors `W` (outputs, inputs), `A` (r, inputs), `B` (outputs, r), and
 # `lora_alpha`. The rank can be read off `A`.
+
+# %% [markdown] id="exercise-merge-why" lang="zh" of="800f2a1c"
+# **2.** 写出一层的合并：张量 `W`（输出，输入）、`A`（r，输入）、`B`（输出，r），以及 `lora_alpha`。秩可以从 `A` 读出。
 
 # %% id="exercise-merge" tags=["exercise"]
 
@@ -501,6 +591,9 @@ checks.check_merged_weight(merged_weight)
 
 # %% [markdown] id="checkpoint-why"
 # ## Checkpoint
+
+# %% [markdown] id="checkpoint-why" lang="zh" of="f59e9be0"
+# ## 检查点
 
 # %% id="checkpoint"
 assert merge_max_logit_diff <= 1e-3 and merge_greedy_equal_share >= 0.95
@@ -518,6 +611,9 @@ course.record(outcomes)
 # %% [markdown] id="hub-why"
 # **If you like:** set `hub_id` above, log in with `hf auth login`, and the next cell uploads model and tokenizer.
 
+# %% [markdown] id="hub-why" lang="zh" of="5652b86d"
+# **愿意的话：** 在上面填好 `hub_id`，用 `hf auth login` 登录，下一格就会上传模型和分词器。
+
 # %% id="hub"
 if hub_id:
     merged.push_to_hub(hub_id)
@@ -528,3 +624,8 @@ if hub_id:
 # the memory of the CPU.
 #
 # **Next:** what decoding really does with these logits, in [09 · Inference](09_inference.ipynb).
+
+# %% [markdown] id="next" lang="zh" of="073a64d1"
+# **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；合并在 float32 下进行，每个权重四字节，所以大模型请用 CPU 的内存。
+#
+# **下一步：** 解码究竟拿这些 logit 做什么，见 [09 · 推理](09_inference.ipynb)。
