@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import hashlib
-import logging
 import re
 import secrets
 import time
@@ -27,7 +26,6 @@ from ftlab.apps.serve.schema import ChatRequest, CompletionRequest, Sampling
 from ftlab.apps.serve.security import Guard, Limits, body
 
 BASE = "-base"
-log = logging.getLogger(__name__)
 
 
 def create(
@@ -64,7 +62,9 @@ def add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> Response:
-        response = refusal(Refused(error.status_code, str(error.detail), code=str(error.detail).lower()))
+        response = refusal(
+            Refused(error.status_code, str(error.detail), code=str(error.detail).lower().replace(" ", "_"))
+        )
         response.headers.update(error.headers or {})
         return response
 
