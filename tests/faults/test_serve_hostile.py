@@ -120,9 +120,9 @@ class Watch:
         sys.addaudithook(self.hook)
 
     def hook(self, event: str, arguments: tuple[Any, ...]) -> None:
-        if self.on and event in ("open", "socket.connect", "socket.getaddrinfo", "subprocess.Popen"):
-            if threading.get_ident() != self.tests:
-                self.seen.append((event, arguments[:2]))
+        opens = event in ("open", "socket.connect", "socket.getaddrinfo", "subprocess.Popen")
+        if opens and self.on and threading.get_ident() != self.tests:
+            self.seen.append((event, arguments[:2]))
 
 
 WATCH = Watch()
