@@ -96,7 +96,7 @@ def fit_loss_tiles(machine: Machine) -> int:
     trl's trainers never hold the logits of a whole batch; they go through the vocabulary in tiles of 32,768 entries,
     and without Triton they score every position, also those that have no label. Both suit accelerators. On a CPU tiles
     of 2,048 stay in its cache, and only the labelled positions are scored: the same numbers, a third of the step saved
-    (`python -m benchmarks train`). trl has no settings for them, hence the private names.
+    (`python -m benchmarks levers`). trl has no settings for them, hence the private names.
     """
     from trl.trainer import utils
 

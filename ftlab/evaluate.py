@@ -21,7 +21,8 @@ def interval(share: float, total: int) -> tuple[float, float]:
     z = 1.96
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    # At shares of 0 and 1 the rounding of floats would leave the share itself outside.
+    return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
 @torch.inference_mode()

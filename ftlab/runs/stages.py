@@ -168,7 +168,7 @@ def attention_for(recipe: Recipe, machine: Machine) -> str | None:
     """Return which attention to load the model with; None leaves it to transformers.
 
     On a CPU the fused kernel's backward pass is slower than the plain products as long as rows are short; packed rows
-    need the fused one, which keeps them apart (`python -m benchmarks train`).
+    need the fused one, which keeps them apart (`python -m benchmarks levers`).
     """
     if recipe.flash_attn != "auto":
         return ATTENTION[recipe.flash_attn]

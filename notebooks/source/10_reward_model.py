@@ -12,9 +12,9 @@
 # | a probability you can trust, or not | calibration |
 # | a judge fooled by length, and its cure | a probe: style against length |
 #
-# **Cost:** about 4 minutes and 3 GB on two CPU cores, 2 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
+# **Cost:** about 2 minutes and 4 GB on two CPU cores, 2 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="9a812bfc"
+# %% [markdown] id="title" lang="zh" of="4356ee37"
 # # 10 · 奖励模型：把口味变成数字
 #
 # “我更喜欢这个回答”说起来容易，写成程序却难。奖励模型从成对的回答中学会它：同一个问题的两个回答，其中一个被选中。在这里，你亲自给几对回答打分，用一行写出损失，证明它与库的相等，训练出一个与留出评分一致的裁判，然后抓住一个只看长度的裁判。
@@ -26,7 +26,7 @@
 # | 一个可信或不可信的概率 | 校准 |
 # | 一个被长度骗了的裁判，以及治法 | 探针：风格对长度 |
 #
-# **代价：** 两个 CPU 核心上约 4 分钟、3 GB 内存，T4 上约 2 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
+# **代价：** 两个 CPU 核心上约 2 分钟、4 GB 内存，T4 上约 2 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -233,7 +233,6 @@ training_args = RewardConfig(
     use_cpu=not on_gpu,
     bf16=on_gpu and dtype == "bfloat16",
     fp16=on_gpu and dtype == "float16",
-    disable_tqdm=True,
     report_to="none",
     seed=seed,
 )

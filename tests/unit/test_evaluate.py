@@ -63,3 +63,10 @@ def test_perplexity_is_exp_of_the_mean_loss_over_trained_tokens(tiny_model, tiny
         losses += (-logits.gather(1, ids[0, 1:, None])).flatten().tolist()
     expected = math.exp(sum(losses) / len(losses))
     assert evaluate.perplexity(tiny_model, tiny_tokenizer, rows) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("total", range(1, 200))
+def test_an_interval_holds_the_share_it_is_about(total):
+    for right in (0, total // 3, total):
+        low, high = evaluate.interval(right / total, total)
+        assert 0 <= low <= right / total <= high <= 1

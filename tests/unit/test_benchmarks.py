@@ -1,0 +1,27 @@
+"""The benchmarks' own arithmetic; what they measure is not a test's business."""
+
+import pytest
+
+from benchmarks import train, turns
+
+
+def test_medians_and_spread():
+    found = {"a": [{"speed": 2.0, "loss": 1.0}, {"speed": 4.0, "loss": 3.0}, {"speed": 3.0, "loss": 2.0}]}
+    assert turns.medians(found) == {"a": {"speed": 3.0, "loss": 2.0, "spread": pytest.approx(2 / 3)}}
+
+
+def test_variants_take_turns_there_and_back(monkeypatch):
+    order = []
+    monkeypatch.setattr(turns, "once", lambda module, variant, *rest: order.append(variant) or {"speed": 1.0})
+    turns.in_turns("module", ["a", "b"], 2)
+    assert order == ["a", "b", "b", "a"]
+
+
+def test_a_variant_that_fails_ends_the_benchmark():
+    with pytest.raises(SystemExit, match="failed"):
+        turns.once("benchmarks.train", "no such variant", "4", "x")
+
+
+def test_the_counted_weights_are_those_of_the_embedded_model():
+    # SmolLM2-135M: 134,515,008 weights, of which the norms (61 x 576) are no matrices.
+    assert train.LINEAR_WEIGHTS + train.HEAD_WEIGHTS + 61 * 576 == 134_515_008
