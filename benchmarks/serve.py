@@ -1,6 +1,6 @@
 """One client, then many: do they share the machine, does anyone get an error, does the memory stay?
 
-    python benchmarks/serve.py [--model smollm2-135m] [--clients 32] [--seconds 300] [--alone 40]
+    python -m benchmarks.serve [--model smollm2-135m] [--clients 32] [--seconds 300] [--alone 40]
 
 Starts `ftlab serve` as its users do, in a process of its own. A quarter of the requests of the many are dropped
 mid-stream. Prints tokens per second of both, errors and memory growth; exit code 1 if one is not as promised.

@@ -229,7 +229,8 @@ def test_padding_goes_when_the_longest_row_leaves(loaded):
     batch = Batch(model, frozenset(), 0)
     long = Row(Job([1] * 50, lambda piece: None, 1, temperature=0.0), tokenizer)
     short = Row(Job([2] * 3, lambda piece: None, 9, temperature=0.0), tokenizer)
-    batch.join([long, short])
+    batch.joining = [long, short]
+    batch.join()
     assert batch.rows == [short] and batch.cache.get_seq_length() == 3
 
 

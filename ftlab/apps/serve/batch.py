@@ -132,11 +132,13 @@ class Batch:
     def __init__(self, model: PreTrainedModel, ends: frozenset[int], pad: int) -> None:
         self.model, self.ends, self.pad = model, ends, pad
         self.rows: list[Row] = []
+        self.joining: list[Row] = []
         self.cache = DynamicCache()
 
     @torch.inference_mode()
-    def join(self, rows: list[Row]) -> None:
-        """Read the prompts of new rows, all at once, and let them generate their first token."""
+    def join(self) -> None:
+        """Read the prompts of the rows in `joining`, all at once, and let them generate their first token."""
+        rows = self.joining
         ids = pad_left([row.job.prompt for row in rows], self.pad).to(self.model.device)
         for row in rows:
             row.length = len(row.job.prompt)
@@ -144,6 +146,7 @@ class Batch:
         logits = self.forward(ids, rows, cache)
         self.cache = merged(self.cache, cache) if self.rows else cache
         self.rows += rows
+        self.joining = []
         self.take(rows, logits)
 
     @torch.inference_mode()

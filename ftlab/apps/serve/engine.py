@@ -62,7 +62,7 @@ class Engine:
     @property
     def running(self) -> int:
         """Answers being generated now."""
-        return sum(len(batch.rows) for batch in self.batches.values())
+        return sum(len(batch.rows) + len(batch.joining) for batch in self.batches.values())
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue jobs, all or none.
@@ -112,31 +112,24 @@ class Engine:
                 self.steps += 1
                 self.generated += len(batch.rows)
                 batch.step()
-            if rows := self.admitted(batch, adapter):
-                self.generated += len(rows)
-                try:
-                    batch.join(rows)
-                except Exception:
-                    for row in rows:
-                        if not row.finish:
-                            row.end("error")
-                    raise
+            self.admit(batch, adapter)
+            if batch.joining:
+                self.generated += len(batch.joining)
+                batch.join()
 
-    def admitted(self, batch: Batch, adapter: bool) -> list[Row]:
+    def admit(self, batch: Batch, adapter: bool) -> None:
         """Take from the queue, in order, what fits beside the rows of a batch."""
-        rows: list[Row] = []
         longest = max((row.length for row in batch.rows), default=0)
         most = max((row.job.max_tokens - len(row.generated) for row in batch.rows), default=0)
         with self.changed:
             self.forget()
             for job in [job for job in self.waiting if job.adapter == adapter]:
                 longest, most = max(longest, len(job.prompt)), max(most, job.max_tokens)
-                taken = len(batch.rows) + len(rows)
+                taken = len(batch.rows) + len(batch.joining)
                 if taken and (taken >= self.max_batch or (taken + 1) * (longest + most) > self.cache_tokens):
                     break
+                batch.joining.append(Row(job, self.tokenizer))
                 self.waiting.remove(job)
-                rows.append(Row(job, self.tokenizer))
-        return rows
 
     def forget(self) -> None:
         """Take out of the queue whose client left or whose time is over."""
@@ -148,7 +141,8 @@ class Engine:
     @staticmethod
     def end_rows(batch: Batch, finish: Finish) -> None:
         """End every row of a batch for the same reason."""
-        for row in batch.rows:
+        for row in [*batch.rows, *batch.joining]:
             if not row.finish:
                 row.end(finish)
+        batch.joining = []
         batch.drop()
