@@ -11,6 +11,7 @@ from ftlab.errors import LabError, fail
 
 # Weights are read from safetensors alone; code and pickles of a hub repository are never fetched.
 SAFE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MODELSCOPE_PREFIX = "modelscope:"
 
@@ -50,6 +51,19 @@ def checked(folder: Path) -> Path:
     missing = missing_shards(folder)
     if missing:
         raise fail("model_incomplete", where=str(folder), missing=", ".join(missing[:3]))
+    return folder
+
+
+def adapter(name: str | Path) -> Path:
+    """Return the folder of an adapter; a run folder stands for the adapter inside it.
+
+    Raises:
+        LabError: there is none, or its weights are not safetensors: PEFT would unpickle them.
+    """
+    folder = Path(name).expanduser()
+    folder = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    if not all((folder / file).is_file() for file in ADAPTER_FILES):
+        raise fail("model_no_adapter", where=str(name), files=", ".join(ADAPTER_FILES))
     return folder
 
 

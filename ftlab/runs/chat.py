@@ -67,7 +67,7 @@ def load(model_name_or_path: str, adapter: str | Path | None = None) -> tuple[Pr
     machine = device.describe()
     model = AutoModelForCausalLM.from_pretrained(path, dtype=machine.dtype, device_map=machine.accelerator)
     if adapter:
-        model = PeftModel.from_pretrained(model, str(adapter))
+        model = PeftModel.from_pretrained(model, models.adapter(adapter))
     return model.eval(), AutoTokenizer.from_pretrained(path)
 
 

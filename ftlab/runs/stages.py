@@ -19,6 +19,7 @@ from transformers import (
 )
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
 
+from ftlab import models
 from ftlab.device import Machine, training_arguments
 from ftlab.errors import fail
 from ftlab.runs.keys import Recipe
@@ -226,7 +227,8 @@ def prepare_model(recipe: Recipe, model: PreTrainedModel) -> nn.Module:
         # A CPU spends a third of a step on adapters in float32 beside a bfloat16 base; an accelerator does not.
         own_dtype = {"autocast_adapter_dtype": model.device.type != "cpu"}
         if recipe.adapter_name_or_path:
-            adapted = PeftModel.from_pretrained(model, recipe.adapter_name_or_path, is_trainable=True, **own_dtype)
+            start = models.adapter(recipe.adapter_name_or_path)
+            adapted = PeftModel.from_pretrained(model, start, is_trainable=True, **own_dtype)
         else:
             adapted = get_peft_model(model, peft_config(recipe), **own_dtype)
         # Trainer loads a checkpoint's adapter by this call; a resumed run must go on in the format it began in.

@@ -1,0 +1,132 @@
+"""Recipes nobody would write: one line each, at once, with nothing run and nothing of the environment shown."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ftlab.apps import cli
+from ftlab.errors import LabError
+from ftlab.runs import keys, recipe
+
+SECRET = "a-secret-of-the-environment"
+GOOD = """\
+model_name_or_path: smollm2-135m
+stage: sft
+finetuning_type: lora
+lora_rank: 8
+lora_target: all
+dataset: identity_en
+template: chatml
+cutoff_len: 256
+output_dir: runs/fuzz
+learning_rate: 1.0e-4
+num_train_epochs: 1.0
+lr_scheduler_type: cosine
+warmup_ratio: 0.1
+bf16: true
+val_size: 0.1
+eval_strategy: steps
+eval_steps: 10
+"""
+PIECES = [
+    *"{}[]&*!|>'\"%@`:,#-?\t\n\0\x07\u2028", "null", "~", "true", "no", ".nan", "-.inf", "1e999", "0x10", "0o7",
+    "1_000", "2026-01-01", "99999-99-99", "-1", "9" * 400, "<<", "<<: *x", "&a ", "*a", "!!binary x",
+    "!!python/name:os.system ", "!!python/object/apply:os.system ['touch canary'] ", "${HOME}",
+    "${oc.env:FTLAB_SECRET}", "$(touch canary)", "`touch canary`", "../" * 40, "/etc/passwd", "{{ self }}", "--- ",
+    "... ", "%YAML 9.9\n", "\ufeff", "模型", "a" * 5000, "[" * 50, "{a: " * 50, "- " * 30, "? ", ": : :",
+    "stage: ppoo", "deepspeed: /etc/passwd", "trust_remote_code: true",
+]  # fmt: skip
+NAMES = st.sampled_from(
+    sorted(recipe.known()) + sorted(keys.RENAMED) + sorted(keys.DROPPED) + sorted(keys.OUT_OF_REACH)
+)
+VALUES = st.one_of(st.sampled_from(PIECES), st.text(max_size=20), st.floats().map(str), st.integers().map(str))
+
+
+@st.composite
+def mutated(draw: st.DrawFn) -> str:
+    """Change a good recipe a few times: pieces put in, lines dropped, doubled, swapped or given another value."""
+    lines = GOOD.splitlines()
+    for _ in range(draw(st.integers(1, 4))):
+        place = draw(st.integers(0, len(lines) - 1))
+        match draw(st.sampled_from(["insert", "drop", "double", "value", "key", "cut"])):
+            case "insert":
+                at = draw(st.integers(0, len(lines[place])))
+                lines[place] = lines[place][:at] + draw(st.sampled_from(PIECES)) + lines[place][at:]
+            case "drop" if len(lines) > 1:
+                del lines[place]
+            case "double":
+                lines.append(lines[place])
+            case "value":
+                lines[place] = f"{lines[place].partition(':')[0]}: {draw(VALUES)}"
+            case "key":
+                lines.append(f"{draw(NAMES)}: {draw(VALUES)}")
+            case "cut":
+                lines[place] = lines[place][: draw(st.integers(0, len(lines[place])))]
+    return "\n".join(lines) + "\n"
+
+
+def verdict(path: Path) -> str:
+    """Return "" for a recipe that is taken, or the message that refuses it; anything else is raised."""
+    try:
+        recipe.check(path)
+        return ""
+    except LabError as error:
+        assert error.exit_code == 2
+        return str(error)
+
+
+@settings(max_examples=2000, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+@given(text=mutated())
+def test_mutated_recipes(tmp_path_factory, text):
+    os.environ["FTLAB_SECRET"] = SECRET
+    place = tmp_path_factory.getbasetemp()
+    path = place / "fuzzed.yaml"
+    path.write_text(text, encoding="utf-8", errors="surrogatepass")
+    before = time.process_time()
+    said = verdict(path)
+    # Processor seconds of this process, so that a busy machine does not count; a thousand times what a good one takes.
+    assert time.process_time() - before < 1
+    assert SECRET not in said and len(said.splitlines()) <= 3 and len(said) < 1500
+    assert not (Path.cwd() / "canary").exists() and not (place / "canary").exists()
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{new}: &{new} [{', '.join([f'*{old}'] * 9)}]\n" for old, new in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        BOMB,
+        GOOD + "run_name: !!python/object/apply:os.system ['touch canary']\n",
+        GOOD + "run_name: !!python/name:os.system\n",
+        GOOD + "<<: {a: b}\n",
+        "a: " + "[" * 100_000,
+        "{" * 90_000,
+    ],
+    ids=["alias bomb", "object", "name", "merge", "deep list", "deep mapping"],
+)
+def test_known_attacks_are_refused_at_once(tmp_path, monkeypatch, capsys, text):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "r.yaml").write_text(text)
+    before = time.process_time()
+    assert cli.main(["recipe", "check", "r.yaml"]) == 2
+    assert time.process_time() - before < 1
+    said = "".join(capsys.readouterr())
+    assert "Traceback" not in said and len(said) < 1500 and os.listdir(tmp_path) == ["r.yaml"]
+
+
+@pytest.mark.parametrize(
+    "reference", ["${oc.env:FTLAB_SECRET}", "${FTLAB_SECRET}", "$FTLAB_SECRET", "%(FTLAB_SECRET)s"]
+)
+def test_the_environment_is_not_put_in(tmp_path, monkeypatch, capsys, reference):
+    monkeypatch.setenv("FTLAB_SECRET", SECRET)
+    (tmp_path / "r.yaml").write_text(GOOD.replace("identity_en", f'"{reference}"'))
+    assert cli.main(["recipe", "check", str(tmp_path / "r.yaml")]) == 2
+    said = "".join(capsys.readouterr())
+    assert SECRET not in said and reference in said
