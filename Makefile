@@ -26,7 +26,7 @@ bench: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e .[course,gpu,dev]
+	$(BIN)/python -m pip install -q -c constraints.txt -e .[course,gpu,serve,dev]
 	touch $@
 
 clean:

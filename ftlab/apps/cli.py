@@ -38,6 +38,17 @@ def parser() -> argparse.ArgumentParser:
     chat = add(verbs, "chat", chat_with, "talk to a model in the terminal")
     chat.add_argument("model", help="catalogue name, local folder or hub id")
     chat.add_argument("--adapter", help="the adapter folder of a run")
+    server = add(verbs, "serve", serve_model, "answer over HTTP as OpenAI's API does; every client needs the token")
+    server.add_argument("model", help="catalogue name, local folder or hub id")
+    server.add_argument("--adapter", metavar="DIR", help="the adapter folder of a run")
+    server.add_argument("--port", type=int, help="default: API_PORT, else 8000")
+    server.add_argument("--host", help="default: API_HOST, else 127.0.0.1")
+    server.add_argument(
+        "--allow-remote",
+        nargs="*",
+        metavar="NAME",
+        help="may bind an address that other machines reach; NAMEs are host names by which clients call this one",
+    )
     data = add(verbs, "data", None, "check and show data sets")
     actions = data.add_subparsers(required=True, metavar="WHAT")
     check = add(actions, "check", check_data, "every problem of a set: file:line, what, how to fix")
@@ -126,6 +137,17 @@ def chat_with(options: argparse.Namespace) -> None:
             answer += piece
         print()
         messages.append({"role": "assistant", "content": answer.strip()})
+
+
+def serve_model(options: argparse.Namespace) -> None:
+    """Serve a model until interrupted."""
+    from importlib.util import find_spec
+
+    if missing := [name for name in ("fastapi", "uvicorn") if not find_spec(name)]:
+        raise fail("serve_missing", missing=", ".join(missing))
+    from ftlab.apps.serve import run
+
+    run.serve(options.model, options.adapter, options.host, options.port, options.allow_remote)
 
 
 def read_line() -> str:

@@ -1,10 +1,12 @@
-"""Talk to a model: one reply, a streamed one, or base and tuned side by side."""
+"""Talk to a model: one reply, many at once, a streamed one, or base and tuned side by side."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
+import torch
 from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
@@ -20,6 +22,45 @@ from ftlab.evaluate import pad_left
 Message = dict[str, Any]
 
 
+class Until:
+    """Text that arrives in pieces and ends before the first of some stop strings.
+
+    >>> until = Until(["END"])
+    >>> [until.push(piece) for piece in ("one E", "N", "x two EN", "D three")], until.found
+    (['one ', '', 'ENx two ', ''], True)
+    """
+
+    def __init__(self, stops: Sequence[str] = ()) -> None:
+        self.stops, self.held, self.found = list(stops), "", False
+
+    def push(self, piece: str) -> str:
+        """Return what is surely before a stop string; the beginning of a possible one is held back."""
+        if self.found:
+            return ""
+        text = self.held + piece
+        places = [place for stop in self.stops if (place := text.find(stop)) >= 0]
+        if places:
+            self.found, self.held = True, ""
+            return text[: min(places)]
+        keep = max((begun(text, stop) for stop in self.stops), default=0)
+        self.held = text[len(text) - keep :]
+        return text[: len(text) - keep]
+
+    def flush(self) -> str:
+        """Return what was held back, at the end of the text."""
+        held, self.held = self.held, ""
+        return held
+
+
+def begun(text: str, stop: str) -> int:
+    """Return how many characters at the end of `text` begin `stop`.
+
+    >>> begun("one EN", "END"), begun("one", "END")
+    (2, 0)
+    """
+    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
+
+
 def load(model_name_or_path: str, adapter: str | Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Return a model, with an adapter on it if one is named, and its tokenizer."""
     path = models.fetch(model_name_or_path)
@@ -30,25 +71,103 @@ def load(model_name_or_path: str, adapter: str | Path | None = None) -> tuple[Pr
     return model.eval(), AutoTokenizer.from_pretrained(path)
 
 
+def adapters(model: PreTrainedModel | PeftModel, on: bool) -> AbstractContextManager[None]:
+    """Return a context in which the model's adapter is on or off; a model without one has nothing to switch."""
+    return nullcontext() if on or not isinstance(model, PeftModel) else model.disable_adapter()
+
+
 def reply(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **generation: Any
 ) -> str:
-    """Return the answer to a conversation; greedy unless `generation` (GenerationConfig fields) says otherwise."""
+    """Return the answer to a conversation; takes what `stream` takes."""
     return "".join(stream(model, tokenizer, messages, **generation)).strip()
 
 
+def replies(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    conversations: Sequence[Sequence[Message]],
+    *,
+    tools: list | None = None,
+    adapter: bool = True,
+    batch_size: int = 32,
+    **generation: Any,
+) -> list[str]:
+    """Return one answer per conversation, in the order given: `batch_size` at once, padded on the left."""
+    prompts = [tokens.prompt(tokenizer, messages, tools) for messages in conversations]
+    answers = []
+    for start in range(0, len(prompts), batch_size):
+        inputs = padded(model, tokenizer, prompts[start : start + batch_size])
+        with adapters(model, adapter), torch.inference_mode():
+            output = model.generate(**inputs, **settings(tokenizer, generation))
+        for text in tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True):
+            until = Until(generation.get("stop_strings") or ())
+            answers.append((until.push(text) + until.flush()).strip())
+    return answers
+
+
 def stream(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **generation: Any
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    *,
+    tools: list | None = None,
+    adapter: bool = True,
+    **generation: Any,
 ) -> Iterator[str]:
-    """Yield the answer to a conversation piece by piece."""
-    ids = pad_left([tokens.prompt(tokenizer, messages)], tokenizer.pad_token_id).to(model.device)
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=120)
-    settings = {"max_new_tokens": 256, "do_sample": False, "pad_token_id": tokenizer.pad_token_id} | generation
-    inputs = {"input_ids": ids, "attention_mask": ids.new_ones(ids.shape), "streamer": streamer}
-    thread = Thread(target=model.generate, kwargs=inputs | settings, daemon=True)
+    """Yield the answer to a conversation piece by piece; closing the iterator stops the generation.
+
+    Args:
+        tools: JSON schemas of functions, for a chat template that writes them into the prompt.
+        adapter: False answers with the base model under the adapter.
+        generation: GenerationConfig fields; greedy and 256 new tokens unless they say otherwise. The answer ends
+            before the first of `stop_strings`.
+    """
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    left, broken = Event(), []
+    inputs = padded(model, tokenizer, [tokens.prompt(tokenizer, messages, tools)])
+    options = settings(tokenizer, generation) | {
+        "streamer": streamer,
+        "stopping_criteria": [lambda ids, scores, **_: torch.full(ids.shape[:1], left.is_set(), device=ids.device)],
+    }
+
+    def work() -> None:
+        try:
+            with adapters(model, adapter):
+                model.generate(**inputs, **options)
+        except Exception as error:
+            broken.append(error)
+            streamer.on_finalized_text("", stream_end=True)
+
+    thread = Thread(target=work, daemon=True)
     thread.start()
-    yield from streamer
-    thread.join()
+    until = Until(generation.get("stop_strings") or ())
+    try:
+        for piece in streamer:
+            yield until.push(piece)
+        yield until.flush()
+    finally:
+        left.set()
+        thread.join()
+    if broken:
+        raise broken[0]
+
+
+def padded(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
+) -> dict[str, torch.Tensor]:
+    """Return `input_ids` and `attention_mask` of shape (len(prompts), longest), padded on the left."""
+    masks = [[1] * len(prompt) for prompt in prompts]
+    return {
+        "input_ids": pad_left(prompts, tokenizer.pad_token_id).to(model.device),
+        "attention_mask": pad_left(masks, 0).to(model.device),
+    }
+
+
+def settings(tokenizer: PreTrainedTokenizerBase, generation: dict[str, Any]) -> dict[str, Any]:
+    """Return what `generate` takes besides the prompt; it asks for the tokenizer when it watches for strings."""
+    watching = {"tokenizer": tokenizer} if generation.get("stop_strings") else {}
+    return {"max_new_tokens": 256, "do_sample": False, "pad_token_id": tokenizer.pad_token_id} | watching | generation
 
 
 def side_by_side(

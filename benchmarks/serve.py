@@ -1,0 +1,193 @@
+"""One client, then many: do they share the machine, does anyone get an error, does the memory stay?
+
+    python -m benchmarks.serve [--model smollm2-135m] [--clients 32] [--seconds 300] [--alone 40]
+
+Starts `ftlab serve` as its users do, in a process of its own. A quarter of the requests of the many are dropped
+mid-stream. Prints tokens per second of both, errors and memory growth; exit code 1 if one is not as promised.
+"""
+
+import argparse
+import json
+import os
+import random
+import secrets
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+
+ROOT = Path(__file__).parents[1]
+TOKENS = 64
+DROPPED = 0.25
+SPEEDUP, GROWTH = 4.0, 0.05
+THINGS = ("the sea", "a bicycle", "the moon", "bread", "an old library", "winter", "a lighthouse", "coffee")
+
+
+@dataclass
+class Tally:
+    """What clients got, added up under a lock."""
+
+    answers: int = 0
+    dropped: int = 0
+    tokens: int = 0
+    errors: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, tokens: int, dropped: bool) -> None:
+        """Count a request that went as it should."""
+        with self.lock:
+            self.tokens += tokens
+            self.dropped += dropped
+            self.answers += not dropped
+
+
+@contextmanager
+def server(model: str) -> Iterator[tuple[httpx.Client, psutil.Process]]:
+    """Start the server and yield a client of it and its process."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    key = secrets.token_hex(32)
+    command = [sys.executable, "-m", "ftlab", "serve", model, "--port", str(port)]
+    environment = os.environ | {"API_KEY": key, "PYTHONPATH": str(ROOT)}
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
+        limits = httpx.Limits(max_connections=None)
+        headers = {"Authorization": f"Bearer {key}"}
+        try:
+            with httpx.Client(
+                base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=120, limits=limits
+            ) as client:
+                wait_until_up(client, process)
+                yield client, psutil.Process(process.pid)
+        finally:
+            process.terminate()
+            process.wait()
+
+
+def wait_until_up(client: httpx.Client, process: subprocess.Popen) -> None:
+    """Return when the server answers."""
+    while process.poll() is None:
+        try:
+            if client.get("/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            time.sleep(0.2)
+    raise SystemExit("the server did not start")
+
+
+def ask(client: httpx.Client, model: str, chance: random.Random, tally: Tally, drops: bool) -> None:
+    """Stream one answer, to its end or for a few tokens, and count what came."""
+    question = f"Write {chance.randint(3, 9)} sentences about {chance.choice(THINGS)}."
+    body = {
+        "model": model,
+        "messages": [{"role": "user", "content": question}],
+        "max_tokens": TOKENS,
+        "temperature": 0.7,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    leave_after = chance.randint(1, TOKENS // 2) if drops else None
+    pieces = 0
+    try:
+        with client.stream("POST", "/v1/chat/completions", json=body) as response:
+            if response.status_code != 200:
+                raise ValueError(f"status {response.status_code}")
+            usage, ended = 0, False
+            for line in response.iter_lines():
+                if line == "data: [DONE]":
+                    ended = True
+                elif line:
+                    event = json.loads(line.removeprefix("data: "))
+                    if "error" in event:
+                        raise ValueError(event["error"]["message"])
+                    pieces += bool(event["choices"] and event["choices"][0]["delta"].get("content"))
+                    usage = (event.get("usage") or {}).get("completion_tokens", usage)
+                if leave_after and pieces >= leave_after:
+                    tally.add(pieces, dropped=True)
+                    return
+            if not ended:
+                raise ValueError("the stream was cut")
+        tally.add(usage, dropped=False)
+    except (httpx.HTTPError, ValueError) as error:
+        with tally.lock:
+            tally.errors.append(f"{type(error).__name__}: {error}")
+
+
+def load(client: httpx.Client, model: str, clients: int, seconds: float, share_dropped: float) -> tuple[Tally, float]:
+    """Let clients ask for some seconds; return what they got and the seconds until the last one was done."""
+    tally = Tally()
+    start = time.monotonic()
+
+    def work(number: int) -> None:
+        chance = random.Random(number)
+        while time.monotonic() < start + seconds:
+            ask(client, model, chance, tally, chance.random() < share_dropped)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return tally, time.monotonic() - start
+
+
+@contextmanager
+def memory_of(process: psutil.Process, every: float = 1.0) -> Iterator[list[int]]:
+    """Collect the process's resident bytes meanwhile."""
+    samples: list[int] = []
+    done = threading.Event()
+
+    def sample() -> None:
+        while not done.wait(every):
+            samples.append(process.memory_info().rss)
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        done.set()
+        thread.join()
+
+
+def growth(samples: list[int]) -> float:
+    """Return by what share the last fifth lies above the second fifth: the first one fills pools."""
+    fifth = len(samples) // 5
+    return statistics.median(samples[-fifth:]) / statistics.median(samples[fifth : 2 * fifth]) - 1
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--clients", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--alone", type=float, default=40, help="seconds that one client is measured for")
+    options = parser.parse_args()
+    with server(options.model) as (client, process):
+        load(client, options.model, 1, 3, 0)
+        one, seconds = load(client, options.model, 1, options.alone, 0)
+        alone = one.tokens / seconds
+        print(f"1 client: {one.answers} answers, {alone:.1f} tokens/s, {len(one.errors)} errors", flush=True)
+        with memory_of(process) as samples:
+            many, seconds = load(client, options.model, options.clients, options.seconds, DROPPED)
+    together, grown = many.tokens / seconds, growth(samples)
+    print(f"{options.clients} clients, {seconds:.0f} s: {many.answers} answers, {many.dropped} dropped mid-stream")
+    print(f"together: {together:.1f} tokens/s, {together / alone:.2f} times one client (promised {SPEEDUP:g})")
+    print(f"errors to good clients: {len(many.errors)} {sorted(set(many.errors))[:3]}")
+    print(f"memory: {samples[-1] / 2**20:.0f} MiB, growth {grown:+.1%} (promised below {GROWTH:.0%})")
+    return int(bool(one.errors or many.errors) or together < SPEEDUP * alone or grown >= GROWTH)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

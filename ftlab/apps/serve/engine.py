@@ -1,0 +1,160 @@
+"""One thread that generates for everyone: a bounded queue in front of a batch that never waits to be full."""
+
+import contextlib
+import ctypes
+import logging
+import time
+from collections import deque
+from collections.abc import Sequence
+from threading import Condition, Thread
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ftlab.apps.serve.batch import Batch, Finish, Job, Piece, Row
+from ftlab.errors import fail
+from ftlab.runs import chat
+
+log = logging.getLogger(__name__)
+# Steps after which freed memory goes back: caches of ever other sizes leave holes, and the C library keeps those.
+TRIM_EVERY = 200
+
+
+class Busy(Exception):
+    """The queue is full: try again later."""
+
+
+class Engine:
+    """A model, and the thread that generates with it.
+
+    Args:
+        max_batch: answers generated at once.
+        max_queue: answers that may wait; `submit` refuses more.
+        cache_tokens: positions that the keys and values of all rows may take, padding included: bounds memory.
+    Raises:
+        LabError: the model keeps another state than keys and values, which cannot be padded.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_batch: int = 32,
+        max_queue: int = 64,
+        cache_tokens: int = 65_536,
+    ) -> None:
+        if getattr(model, "_is_stateful", False):
+            raise fail("serve_architecture", where=type(model).__name__)
+        self.model, self.tokenizer = model, tokenizer
+        self.max_batch, self.max_queue, self.cache_tokens = max_batch, max_queue, cache_tokens
+        ends = model.generation_config.eos_token_id or []
+        ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        # A forward pass has the adapter on or off, so that those who ask with and without step in turn.
+        self.batches = {on: Batch(model, frozenset(ids), pad) for on in (True, False)}
+        self.waiting: deque[Job] = deque()
+        self.changed = Condition()
+        self.closed = False
+        self.steps = self.generated = 0
+        self.thread = Thread(target=self.run, name="ftlab-engine", daemon=True)
+        self.thread.start()
+
+    @property
+    def context(self) -> int:
+        """Tokens that a prompt and its answer may take together."""
+        return min(self.model.config.max_position_embeddings, self.cache_tokens)
+
+    @property
+    def running(self) -> int:
+        """Answers being generated now."""
+        return sum(len(batch.rows) + len(batch.joining) for batch in self.batches.values())
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue jobs, all or none.
+
+        Raises:
+            Busy: they do not fit into the queue.
+        """
+        with self.changed:
+            if self.closed or len(self.waiting) + len(jobs) > self.max_queue:
+                raise Busy
+            self.waiting.extend(jobs)
+            self.changed.notify()
+
+    def close(self) -> None:
+        """End all answers and the thread."""
+        with self.changed:
+            self.closed = True
+            self.changed.notify()
+        self.thread.join()
+
+    def run(self) -> None:
+        """Generate until closed; a step that fails ends its rows and nobody else's."""
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self.closed or self.waiting or self.running)
+            if self.closed:
+                break
+            for on, batch in self.batches.items():
+                try:
+                    self.turn(batch, on)
+                except Exception:
+                    log.exception("a generation step failed")
+                    self.end_rows(batch, "error")
+            if self.steps % TRIM_EVERY == 0:
+                give_back()
+        for batch in self.batches.values():
+            self.end_rows(batch, "cancelled")
+        for job in self.waiting:
+            job.emit(Piece("", 0, "cancelled"))
+
+    def turn(self, batch: Batch, adapter: bool) -> None:
+        """Drop who left, generate one token for everyone, let newcomers in."""
+        for row in batch.rows:
+            if row.job.cancelled:
+                row.end("cancelled")
+        batch.drop()
+        with chat.adapters(self.model, adapter):
+            if batch.rows:
+                self.steps += 1
+                self.generated += len(batch.rows)
+                batch.step()
+            self.admit(batch, adapter)
+            if batch.joining:
+                self.generated += len(batch.joining)
+                batch.join()
+
+    def admit(self, batch: Batch, adapter: bool) -> None:
+        """Take from the queue, in order, what fits beside the rows of a batch."""
+        longest = max((row.length for row in batch.rows), default=0)
+        most = max((row.job.max_tokens - len(row.generated) for row in batch.rows), default=0)
+        with self.changed:
+            self.forget()
+            for job in [job for job in self.waiting if job.adapter == adapter]:
+                longest, most = max(longest, len(job.prompt)), max(most, job.max_tokens)
+                taken = len(batch.rows) + len(batch.joining)
+                if taken and (taken >= self.max_batch or (taken + 1) * (longest + most) > self.cache_tokens):
+                    break
+                batch.joining.append(Row(job, self.tokenizer))
+                self.waiting.remove(job)
+
+    def forget(self) -> None:
+        """Take out of the queue whose client left or whose time is over."""
+        for job in list(self.waiting):
+            if job.cancelled or time.monotonic() > job.deadline:
+                self.waiting.remove(job)
+                job.emit(Piece("", 0, "cancelled" if job.cancelled else "waited"))
+
+    @staticmethod
+    def end_rows(batch: Batch, finish: Finish) -> None:
+        """End every row of a batch for the same reason."""
+        for row in [*batch.rows, *batch.joining]:
+            if not row.finish:
+                row.end(finish)
+        batch.joining = []
+        batch.drop()
+
+
+def give_back() -> None:
+    """Return freed memory to the system, where the C library (glibc) has a call for it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -1,0 +1,114 @@
+"""Start the server: in the foreground for `ftlab serve`, or beside the caller for a notebook and the tests."""
+
+import os
+import socket
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Thread
+
+import uvicorn
+from starlette.types import ASGIApp
+
+from ftlab import embedded
+from ftlab.apps.serve import app, security
+from ftlab.apps.serve.engine import Engine
+from ftlab.errors import fail
+from ftlab.runs import chat
+
+# Above it new connections are turned away, so that idle ones cannot use up the machine's files.
+CONNECTIONS = 512
+
+
+def serve(
+    model_name_or_path: str,
+    adapter: str | None = None,
+    host: str | None = None,
+    port: int | None = None,
+    remote_names: Sequence[str] | None = None,
+) -> None:
+    """Serve a model until interrupted.
+
+    Args:
+        host: address to bind; API_HOST or 127.0.0.1 if None.
+        port: port to bind; API_PORT or 8000 if None, 0 for any free one.
+        remote_names: None keeps to loopback; a list, if only an empty one, allows other addresses and names the
+            host names that clients may use for this machine besides its IP addresses.
+    Raises:
+        LabError: the address is not loopback though it should be, or is taken; the token is weak.
+    """
+    host = host or os.environ.get("API_HOST") or "127.0.0.1"
+    port = port_from_environment() if port is None else port
+    if remote_names is None and not security.is_loopback(host):
+        raise fail("serve_remote", where=host)
+    bound = listen(host, port)
+    token, said = security.token(embedded.cache_dir() / "serve")
+    model, tokenizer = chat.load(model_name_or_path, adapter)
+    engine = Engine(model, tokenizer)
+    name = Path(model_name_or_path).resolve().name if os.path.isdir(model_name_or_path) else model_name_or_path
+    names = frozenset([*(remote_names or []), host])
+    made = app.create(engine, name, token, names=names, any_address=remote_names is not None)
+    print(f"{name} answers at {address(bound)}/v1\n{said}", flush=True)
+    try:
+        server(made).run(sockets=[bound])
+    finally:
+        engine.close()
+
+
+def port_from_environment() -> int:
+    """Return API_PORT, 8000 if it is not set."""
+    text = os.environ.get("API_PORT", "8000")
+    if not (text.isascii() and text.isdigit() and int(text) < 65536):
+        raise fail("serve_port", where="API_PORT", port=text)
+    return int(text)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Bind before anything is loaded: a taken port is known at once.
+
+    Raises:
+        LabError: the address cannot be bound.
+    """
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, port), family=family)
+    except (OSError, OverflowError) as error:
+        raise fail("serve_bind", where=f"{host}:{port}", reason=getattr(error, "strerror", None) or error) from error
+
+
+def address(bound: socket.socket) -> str:
+    """Return the URL of a bound socket."""
+    host, port = bound.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def server(made: ASGIApp) -> uvicorn.Server:
+    """Return a server that logs no request: its line could carry what a client put into it by mistake."""
+    config = uvicorn.Config(
+        made,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        ws="none",
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=5,
+    )
+    return uvicorn.Server(config)
+
+
+@contextmanager
+def running(made: ASGIApp, port: int = 0) -> Iterator[str]:
+    """Run an application on loopback beside the caller and yield its URL."""
+    bound = listen("127.0.0.1", port)
+    beside = server(made)
+    thread = Thread(target=beside.run, kwargs={"sockets": [bound]}, daemon=True)
+    thread.start()
+    while not beside.started and thread.is_alive():
+        time.sleep(0.01)
+    try:
+        yield address(bound)
+    finally:
+        beside.should_exit = True
+        thread.join()

@@ -1,0 +1,238 @@
+"""The API as OpenAI's own client sees it."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import openai
+import pytest
+import serving
+from peft import LoraConfig, get_peft_model
+
+from ftlab.apps.serve import schema
+from ftlab.apps.serve.security import Limits
+
+ROOT = Path(__file__).parents[2]
+ASKED = [{"role": "user", "content": "hello"}]
+GREEDY = {"model": "tiny", "messages": ASKED, "temperature": 0, "max_tokens": 12}
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model_dir):
+    with serving.serving(*serving.load(tiny_model_dir)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key=serving.TOKEN, max_retries=0) as made:
+        yield made
+
+
+def test_models(client):
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").id == "tiny"
+    with pytest.raises(openai.NotFoundError):
+        client.models.retrieve("../../etc/passwd")
+
+
+def test_chat_is_greedy_at_temperature_0_and_counts_its_tokens(client, server):
+    first, second = (client.chat.completions.create(**GREEDY) for _ in range(2))
+    assert first.choices[0].message.content == second.choices[0].message.content
+    assert first.choices[0].message.role == "assistant" and first.choices[0].finish_reason == "length"
+    assert first.usage.completion_tokens == 12
+    prompt = server.engine.tokenizer.apply_chat_template(ASKED, add_generation_prompt=True, return_dict=True)
+    assert first.usage.prompt_tokens == len(prompt["input_ids"])
+
+
+def test_a_stream_adds_up_to_the_whole_answer(client):
+    whole = client.chat.completions.create(**GREEDY).choices[0].message.content
+    chunks = list(client.chat.completions.create(**GREEDY, stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole
+    assert len({chunk.id for chunk in chunks}) == 1
+    assert chunks[-2].choices[0].finish_reason == "length"
+    assert chunks[-1].usage.completion_tokens == 12 and not chunks[-1].choices
+
+
+def test_stop_ends_the_answer_before_it(client):
+    whole = client.chat.completions.create(**GREEDY).choices[0].message.content
+    stop = whole[3:5]
+    for stops in (stop, ["never this", stop]):
+        cut = client.chat.completions.create(**GREEDY, stop=stops)
+        assert cut.choices[0].message.content == whole[: whole.index(stop)]
+        assert cut.choices[0].finish_reason == "stop"
+
+
+def test_n_and_seed(client):
+    sampled = GREEDY | {"temperature": 1, "n": 3, "seed": 5}
+    one, two = (client.chat.completions.create(**sampled) for _ in range(2))
+    texts = [choice.message.content for choice in one.choices]
+    assert [choice.index for choice in one.choices] == [0, 1, 2] and len(set(texts)) == 3
+    assert texts == [choice.message.content for choice in two.choices]
+    streamed = {0: "", 1: "", 2: ""}
+    for chunk in client.chat.completions.create(**sampled, stream=True):
+        streamed[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert list(streamed.values()) == texts
+
+
+def test_logprobs(client):
+    answer = client.chat.completions.create(**GREEDY, logprobs=True, top_logprobs=2)
+    content = answer.choices[0].logprobs.content
+    assert len(content) == 12
+    assert all(one.top_logprobs[0].logprob == one.logprob <= 0 and len(one.top_logprobs) == 2 for one in content)
+    assert client.chat.completions.create(**GREEDY).choices[0].logprobs is None
+
+
+def test_completions(client):
+    answer = client.completions.create(model="tiny", prompt="hello", max_tokens=6, temperature=0)
+    chunks = client.completions.create(model="tiny", prompt="hello", max_tokens=6, temperature=0, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in chunks) == answer.choices[0].text
+    assert answer.usage.prompt_tokens == 5 and answer.usage.completion_tokens == 6
+
+
+def test_a_conversation_with_parts_a_developer_and_a_tool(client):
+    call = {"id": "1", "type": "function", "function": {"name": "clock", "arguments": "{}"}}
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "What time "}, {"type": "text", "text": "is it?"}]},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "12:00", "tool_call_id": "1"},
+    ]
+    assert client.chat.completions.create(**GREEDY | {"messages": messages}).usage.prompt_tokens > 40
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "param"),
+    [
+        ({"model": "gpt-4"}, openai.NotFoundError, "model"),
+        ({"temperature": 3}, openai.BadRequestError, "temperature"),
+        ({"max_tokens": 100_000}, openai.BadRequestError, "max_tokens"),
+        ({"max_tokens": 500}, openai.BadRequestError, "messages"),
+        ({"n": 17}, openai.BadRequestError, "n"),
+        ({"messages": []}, openai.BadRequestError, "messages"),
+        ({"top_logprobs": 2}, openai.BadRequestError, "top_logprobs"),
+        ({"frequency_penalty": 0.5}, openai.BadRequestError, "frequency_penalty"),
+    ],
+)
+def test_errors_name_the_parameter(client, change, error, param):
+    with pytest.raises(error) as caught:
+        client.chat.completions.create(**GREEDY | change)
+    assert caught.value.param == param and caught.value.body["message"]
+
+
+def test_a_wrong_key_is_an_authentication_error(server):
+    with (
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong", max_retries=0) as client,
+        pytest.raises(openai.AuthenticationError),
+    ):
+        client.models.list()
+
+
+@pytest.mark.parametrize("name", schema.REFUSED)
+def test_what_cannot_be_followed_is_refused_unless_it_asks_for_nothing(server, name):
+    refused = server.chat(**{name: "something"})
+    assert refused.status_code == 400 and refused.json()["error"]["code"] == "unsupported_parameter"
+    for value in (*schema.REFUSED[name], None):
+        assert server.chat(**{name: value}).status_code == 200
+
+
+def test_what_is_ignored_is_said(server):
+    answer = server.chat(user="me", top_k=3, store=False)
+    assert answer.json()["ignored_parameters"] == ["store", "top_k", "user"]
+    assert "ignored_parameters" not in server.chat().json()
+    streamed = serving.events(server.chat(user="me", stream=True))
+    assert all(event["ignored_parameters"] == ["user"] for event in streamed)
+
+
+def test_the_page_of_the_docs_lists_every_parameter():
+    page = (ROOT / "docs" / "server.md").read_text()
+    said = {kind: set(re.findall(rf"^\| `(\w+)` \| {kind}", page, re.MULTILINE)) for kind in ("honoured", "refused")}
+    honoured = set(schema.ChatRequest.model_fields) | set(schema.CompletionRequest.model_fields)
+    assert said == {"honoured": honoured, "refused": set(schema.REFUSED)}
+
+
+def test_paths_and_methods_that_are_not_there_have_openai_s_error_shape(server):
+    for response, status in ((server.http.get("/v2"), 404), (server.http.get(serving.CHAT), 405)):
+        error = response.json()["error"]
+        assert response.status_code == status and set(error) == {"message", "type", "param", "code"}
+
+
+def test_an_adapter_adds_the_base_as_a_second_model(tiny_model_dir):
+    model, tokenizer = serving.load(tiny_model_dir)
+    tuned = get_peft_model(model, LoraConfig(target_modules="all-linear", init_lora_weights=False)).eval()
+    with serving.serving(tuned, tokenizer) as server:
+        assert [card["id"] for card in server.http.get("/v1/models").json()["data"]] == ["tiny", "tiny-base"]
+        told = [server.chat(model=name, temperature=0).json()["choices"] for name in ("tiny", "tiny-base")]
+        assert told[0] != told[1]
+
+
+def test_a_full_queue_is_429_and_the_client_may_come_again(tiny_model_dir):
+    with serving.serving(*serving.load(tiny_model_dir), max_batch=1, max_queue=1) as server:
+        refused = server.chat(n=2)
+        assert refused.status_code == 429 and refused.json()["error"]["code"] == "queue_full"
+        assert refused.headers["retry-after"] == "1"
+        assert server.works()
+
+
+def test_a_client_that_leaves_stops_its_generation(server):
+    body = {"model": "tiny", "messages": ASKED, "max_tokens": 450, "n": 16, "temperature": 1}
+    with server.http.stream("POST", serving.CHAT, json=body | {"stream": True}) as response:
+        next(response.iter_lines())
+        assert server.engine.running or server.engine.waiting
+    quiet(server)
+    with pytest.raises(openai.APITimeoutError):
+        openai.OpenAI(base_url=f"{server.url}/v1", api_key=serving.TOKEN, max_retries=0, timeout=0.1).post(
+            "/chat/completions", body=body, cast_to=object
+        )
+    quiet(server)
+    assert server.works()
+
+
+def quiet(server) -> None:
+    """Wait until nothing runs; 16 answers of 450 tokens would take longer than this allows."""
+    end = time.monotonic() + 10
+    made = server.engine.generated
+    while server.engine.running or server.engine.waiting:
+        assert time.monotonic() < end
+        time.sleep(0.005)
+    assert server.engine.generated - made < 16 * 300, "it generated to the end for nobody"
+
+
+def test_a_slow_body_is_refused(tiny_model_dir):
+    import socket
+    from urllib.parse import urlsplit
+
+    with serving.serving(*serving.load(tiny_model_dir), limits=Limits(body_seconds=0.2)) as server:
+        place = urlsplit(server.url)
+        with socket.create_connection((place.hostname, place.port)) as connection:
+            head = f"POST {serving.CHAT} HTTP/1.1\r\nHost: {place.netloc}\r\nAuthorization: Bearer {serving.TOKEN}\r\n"
+            connection.sendall((head + "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{").encode())
+            answer = connection.recv(65536).decode()
+        assert answer.startswith("HTTP/1.1 408") and '"code":"timeout"' in answer
+        assert server.works()
+
+
+def test_what_fails_inside_is_a_500_that_tells_nothing(server, monkeypatch):
+    monkeypatch.setattr(server.app.state.service, "checked", lambda *_: 1 / 0)
+    response = server.chat()
+    assert response.status_code == 500
+    assert response.json()["error"] == {
+        "message": "the server failed", "type": "server_error", "param": None, "code": "internal_error",
+    }  # fmt: skip
+
+
+def test_the_page_is_shown_without_a_token_and_holds_none(server):
+    import httpx
+
+    page = httpx.get(server.url)
+    assert page.status_code == 200 and serving.TOKEN not in page.text
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+    assert not re.search(r"(src|href)=|https?://|localStorage|sessionStorage", page.text)
+    assert page.headers["cache-control"] == "no-store"
+
+
+def test_no_answer_repeats_the_token(server):
+    answers = [server.chat(user=1), server.http.get("/v1/models"), server.http.get("/openapi.json")]
+    assert not any(serving.TOKEN in answer.text + json.dumps(dict(answer.headers)) for answer in answers)
