@@ -96,6 +96,33 @@ def check_front(answer: object) -> Verdict:
     return Verdict(answer == {"a", "c"}, "the smallest is always on the front, and so is the best")
 
 
+def check_cache_bytes(answer: int) -> Verdict:
+    """Lesson 09: 1,000 tokens, 28 layers, 4 key-value heads of 128 numbers, two bytes each."""
+    right = 2 * 28 * 4 * 128 * 2 * 1000
+    if answer == right // 2:
+        return Verdict(
+            False, "keys and values are both kept, and each number takes two bytes: count every factor of two"
+        )
+    return Verdict(answer == right, "tokens x layers x heads x numbers per head x (key and value) x bytes per number")
+
+
+def check_top_p(kept_by_top_p: object) -> Verdict:
+    """Lesson 09: a function kept_by_top_p(probabilities, top_p) for probabilities sorted from the highest down."""
+    if not callable(kept_by_top_p):
+        return Verdict(False, "write a function of two arguments: def kept_by_top_p(probabilities, top_p)")
+    try:
+        answers = [kept_by_top_p([0.5, 0.25, 0.15, 0.1], p) for p in (0.7, 0.4, 0.75, 1.0)]
+    except Exception as error:
+        return Verdict(False, f"your function stops with {type(error).__name__}: {error}")
+    if answers[1] == 0:
+        return Verdict(False, "the likeliest token always stays, even if it alone is above top_p")
+    if answers[0] == 1:
+        return Verdict(False, "0.5 alone does not reach 0.7: the token that crosses the line stays")
+    if answers[2] == 3:
+        return Verdict(False, "0.5 and 0.25 reach 0.75 exactly: that is enough")
+    return Verdict(answers == [2, 1, 2, 4], "add from the highest on, and stop as soon as the sum reaches top_p")
+
+
 def check_preference_probability(probability: object) -> Verdict:
     """Lesson 10: a function probability(reward_a, reward_b) that says how likely a is preferred to b."""
     if not callable(probability):

@@ -86,7 +86,7 @@ def export(recipe: Recipe) -> Export:
     base = Path(models.fetch(recipe.model_name_or_path))
     if getattr(AutoConfig.from_pretrained(base), "quantization_config", None):
         raise fail("export_quantized", where=str(base), value="its config.json says so")
-    adapter = adapter_folder(recipe.adapter_name_or_path) if recipe.adapter_name_or_path else None
+    adapter = models.adapter(recipe.adapter_name_or_path) if recipe.adapter_name_or_path else None
     if adapter:
         require_own_base(adapter, base, recipe.model_name_or_path)
         require_effect(adapter)
@@ -121,15 +121,6 @@ def empty_target(recipe: Recipe) -> Path:
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise fail("export_used", where=str(target))
     return target
-
-
-def adapter_folder(name: str) -> Path:
-    """Return the folder of an adapter; a run folder stands for the adapter inside it."""
-    folder = Path(name).expanduser()
-    folder = folder / "adapter" if (folder / "adapter").is_dir() else folder
-    if not (folder / ADAPTER_CONFIG).is_file() or not (folder / ADAPTER_WEIGHTS).is_file():
-        raise fail("export_no_adapter", where=name, files=f"{ADAPTER_CONFIG}, {ADAPTER_WEIGHTS}")
-    return folder
 
 
 def require_own_base(adapter: Path, base: Path, name: str) -> None:

@@ -211,6 +211,7 @@ print(W + s * (B @ A))
 # %% [markdown] id="all-layers-why" lang="zh" of="e499e18a"
 # 现在轮到真实模型的每一层，用 float32：基座的一份副本接受这些和，而库自己另行合并。
 
+
 # %% id="by-hand"
 def load_base():
     return AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, device_map=device_map).eval()
@@ -258,6 +259,7 @@ del by_hand
 # ## 留着适配器，还是合并？
 # **运行前先猜：** 两者谁回答得更快，为什么？
 
+
 # %% id="kept"
 def size_mb(path):
     return sum(file.stat().st_size for file in Path(path).glob("*.safetensors")) / 1e6
@@ -291,6 +293,7 @@ print(f"merged:       {size_mb(folder / 'merged'):.0f} MB on its own, {speeds['m
 # %% [markdown] id="reload-why" lang="zh" of="0e0f4800"
 # ## 存盘还不算完成
 # 像陌生人那样加载这个文件夹，与内存中的模型比较：logit，以及每个提示的前 32 个贪心 token，逐个比对。
+
 
 # %% id="greedy"
 def greedy(model, question, count=32):
@@ -398,6 +401,7 @@ print(fields["general.architecture"].contents(), fields["tokenizer.ggml.pre"].co
 
 # %% [markdown] id="gguf-run-why" lang="zh" of="2e3ff33a"
 # 它的回答一样吗？装了 llama.cpp（`pip install llama-cpp-python`）就由它运行这个文件；没装就由 transformers 读回来。两者拿到同样的提示 token，都贪心解码。那边浮点数相加的次序不同，所以两个 token 打平时可能选另一个。
+
 
 # %% id="gguf-run"
 def from_llama_cpp(path):

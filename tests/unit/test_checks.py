@@ -24,6 +24,19 @@ from ftlab import checks
             (lambda W, A, B, lora_alpha: W + lora_alpha / A.shape[0] * B @ A,),
             [(lambda W, A, B, a: W,), (lambda W, A, B, a: W + B @ A,), (lambda W, A, B, a: A,), (lambda: 1,), (3,)],
         ),
+        (checks.check_cache_bytes, (57_344_000,), [(0,), (28_672_000,), (57_344,), ("57 MB",)]),
+        (
+            checks.check_top_p,
+            (lambda p, limit: next(n for n in range(1, 5) if sum(p[:n]) >= limit),),
+            [
+                (lambda p, limit: len(p),),
+                (lambda p, limit: sum(sum(p[: n + 1]) <= limit for n in range(4)),),
+                (lambda p, limit: next((n for n in range(1, 5) if sum(p[:n]) > limit), 4),),
+                (lambda p, limit: 1,),
+                (lambda p: 1,),
+                (2,),
+            ],
+        ),
         (checks.check_padding_share, (1 / 3,), [(0,), (2 / 3,), (50,), ("a third",)]),
         (checks.check_lora_parameters, (16896,), [(0,), (576 * 1536,), (8 * 576 * 1536,), (4608,), (None,)]),
         (

@@ -1,0 +1,742 @@
+# %% [markdown] id="title"
+# # 09 · Inference: from scores to words, fast enough for several people
+#
+# A language model gives scores for the next token. Everything else, choosing, remembering, batching, serving, is done
+# around it. Here you write each of these by hand, prove it equal to the library's, and measure what it is worth on this
+# machine.
+#
+# | you will have | measured as |
+# |---|---|
+# | sampling by hand | tokens equal to `generate` with the same seed |
+# | a key-value cache by hand | same tokens, times faster, bytes predicted and counted |
+# | many prompts at once | tokens per second at batch 1 to 16, answers unchanged |
+# | faster engines | tokens per second, side by side |
+# | an OpenAI-compatible server | asked by the real `openai` client, then stopped |
+#
+# **Cost:** about 5 minutes and 4 GB on two CPU cores, 3 minutes on a T4. **Before this:**
+# [00 · Your first fine-tune](00_first_finetune.ipynb).
+
+# %% [markdown] id="title" lang="zh" of="b31489bc"
+# # 09 · 推理：从分数到文字，快到能供多人使用
+#
+# 语言模型给出的只是下一个 token 的分数。其余的事：选择、记忆、成批、对外服务，都在它周围完成。在这里，你亲手写出每一样，证明与库的结果相等，并测出它在这台机器上值多少。
+#
+# | 你将得到 | 用什么衡量 |
+# |---|---|
+# | 手写的采样 | 同一随机种子下与 `generate` 的 token 相同 |
+# | 手写的键值缓存 | token 相同，快多少倍，字节数先预测再数 |
+# | 一次处理多个提示 | 批大小 1 到 16 时每秒 token 数，回答不变 |
+# | 更快的引擎 | 每秒 token 数，并排比较 |
+# | 兼容 OpenAI 的服务 | 用真正的 `openai` 客户端提问，然后停掉 |
+#
+# **代价：** 两个 CPU 核心上约 5 分钟、4 GB 内存，T4 上约 3 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
+
+# %% [markdown] id="setup-why"
+# ## Setup
+# On Colab the next cell installs the course; everywhere else it only steps up to the course folder.
+
+# %% [markdown] id="setup-why" lang="zh" of="91d5b1e4"
+# ## 准备
+# 在 Colab 上，下一格会安装课程；在其他地方它只是进入课程文件夹。
+
+# %% id="setup"
+import os
+import subprocess
+import sys
+
+FTLAB_REPO = ""  # Colab only: the git address this notebook was opened from
+if "google.colab" in sys.modules and not os.path.isdir("ftlab"):
+    subprocess.run(["git", "clone", "--depth=1", FTLAB_REPO, "ftlab"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", "./ftlab[course,gpu,serve]"], check=True)
+    os.chdir("ftlab")
+while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
+    os.chdir("..")
+
+# %% id="imports"
+import importlib.util
+import json
+import secrets
+import shutil
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from openai import APIConnectionError, AuthenticationError, OpenAI
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, StaticCache, TextStreamer, set_seed
+
+from ftlab import checks, device, models
+from ftlab.apps import course
+from ftlab.runs import gguf
+
+# %% id="parameters" tags=["parameters"]
+PROFILE = "cpu"  # smoke, cpu, t4 or a24g
+model_name = ""  # empty: the profile's own; a merged model's folder from lesson 08 works too
+temperature = 0.8
+top_k = 20
+top_p = 0.9
+max_new_tokens = 0  # 0: the profile's own
+seed = 0
+
+# %% id="profile"
+profiles = {  # model, new tokens per answer, prompts compared alone and in batches, batch sizes
+    "smoke": ("smollm2-135m", 16, 8, (1, 4, 16)),
+    "cpu": ("smollm2-135m", 64, 100, (1, 2, 4, 8, 16)),
+    "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 64, 100, (1, 2, 4, 8, 16)),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 64, 100, (1, 2, 4, 8, 16)),
+}
+default_model, default_tokens, compared, batch_sizes = profiles[PROFILE]
+model_name = model_name or default_model
+max_new_tokens = max_new_tokens or default_tokens
+set_seed(seed)
+
+# %% [markdown] id="baseline-why"
+# ## Baseline first
+# One prompt, one answer, the call you know. The first call warms up; the best of three counts.
+#
+# **Predict before you run:** this machine reads about 20 GB of memory per second, and each new token reads all weights once.
+# How many tokens per second could it make at most?
+
+# %% [markdown] id="baseline-why" lang="zh" of="05d8b20a"
+# ## 先测基线
+# 一个提示、一个回答、你熟悉的调用。第一次调用用来热身；三次中取最好的一次。
+#
+# **运行前先猜：** 这台机器每秒约读 20 GB 内存，而每生成一个 token 要把全部权重读一遍。它每秒最多能生成多少 token？
+
+# %% id="load"
+dtype = "auto"
+dtype = device.describe().dtype
+on_gpu = torch.cuda.is_available()
+model_path = models.fetch(model_name)
+tokenizer = AutoTokenizer.from_pretrained(model_path)
+model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, device_map="cuda" if on_gpu else "cpu").eval()
+weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
+print(f"{weight_bytes / 1e9:.2f} GB of weights: 20 GB/s would allow {20e9 / weight_bytes:.0f} tokens per second")
+
+# %% id="baseline"
+question = [{"role": "user", "content": "Write a short story about a lighthouse keeper and a storm."}]
+inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+inputs = inputs.to(model.device)
+prompt_ids = inputs["input_ids"]
+
+
+def speed(answer, repeats=3):
+    """Return the tokens per second of the fastest of some calls, and the ids they gave."""
+    answer()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        ids = answer()
+        seconds.append(time.perf_counter() - start)
+    return max_new_tokens / min(seconds), ids
+
+
+def plain():
+    return model.generate(**inputs, max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens, do_sample=False)
+
+
+engines = {}
+engines["generate"], plain_ids = speed(plain)
+plain_tokens_per_second = engines["generate"]
+print(f"{plain_tokens_per_second:.1f} tokens per second")
+print(tokenizer.decode(plain_ids[0, prompt_ids.shape[1] :])[:200])
+
+# %% [markdown] id="choose-why"
+# ## From scores to a choice
+# The model ends in one score per token of the vocabulary. Four tokens are enough to see every knob:
+#
+# - **greedy** takes the highest score, always the same answer;
+# - **temperature** divides the scores before the softmax: below 1 the favourite gains, above 1 the others do;
+# - **top-k** keeps the k best; **top-p** keeps the smallest set of favourites that together reach p.
+
+# %% [markdown] id="choose-why" lang="zh" of="040fe3c6"
+# ## 从分数到选择
+# 模型的末端是词表中每个 token 一个分数。四个 token 就足以看清每个旋钮：
+#
+# - **贪心**取最高分，答案永远一样；
+# - **temperature** 在 softmax 之前除分数：小于 1 时领先者更占优，大于 1 时其他 token 更有机会；
+# - **top-k** 只留最好的 k 个；**top-p** 留下合起来达到 p 的最小一组领先者。
+
+# %% id="literal"
+scores = torch.tensor([2.0, 1.0, 0.5, -1.0])
+print("greedy picks token", scores.argmax().item())
+for t in (0.5, 1.0, 2.0):
+    print(f"temperature {t}:", [round(p, 2) for p in (scores / t).softmax(-1).tolist()])
+print("top-k 2 keeps", scores.topk(2).indices.tolist())
+shares, order = scores.softmax(-1).sort(descending=True)
+print("running sum", [round(p, 2) for p in shares.cumsum(-1).tolist()], "-> top-p 0.8 keeps", order[:2].tolist())
+
+# %% [markdown] id="scratch-why"
+# The same three knobs for a whole vocabulary. A token that is cut gets the score minus infinity, so its probability is 0.
+
+# %% [markdown] id="scratch-why" lang="zh" of="ee85a98d"
+# 同样三个旋钮，作用于整个词表。被去掉的 token 得分为负无穷，概率就是 0。
+
+
+# %% id="scratch"
+def cut(scores, temperature, top_k, top_p):
+    """Return the scores (batch, vocabulary) that temperature, top-k and top-p leave over."""
+    scores = scores / temperature
+    scores = scores.masked_fill(scores < scores.topk(top_k).values[..., -1:], float("-inf"))
+    ascending, order = scores.sort(dim=-1)
+    # From the least likely on: as long as what was passed so far stays within 1 - p, it can go.
+    gone = ascending.softmax(-1).cumsum(-1) <= 1 - top_p
+    gone[..., -1] = False
+    return scores.masked_fill(gone.scatter(-1, order, gone), float("-inf"))
+
+
+@torch.inference_mode()
+def sample(model, ids, new_tokens):
+    """Draw `new_tokens` tokens after `ids` (1, seq_len), reading everything again for each one."""
+    for _ in range(new_tokens):
+        scores = cut(model(input_ids=ids).logits[:, -1].float(), temperature, top_k, top_p)
+        ids = torch.cat([ids, torch.multinomial(scores.softmax(-1), 1)], dim=-1)
+    return ids
+
+
+# %% [markdown] id="parity-why"
+# Is it what the library does? Same seed, same random numbers: the drawn tokens must be the same. The comparison runs in
+# float32; in 16 bits two scores can tie, and then rounding decides.
+
+# %% [markdown] id="parity-why" lang="zh" of="07e470da"
+# 库也是这样做的吗？同样的种子，同样的随机数：抽出的 token 必须一样。比较用 float32 进行；16 位下两个分数可能相等，那时由舍入决定。
+
+# %% id="parity"
+exact = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, device_map=model.device).eval()
+knobs = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+same = []
+for draw in range(4):
+    set_seed(draw)
+    mine = sample(exact, prompt_ids, 16)
+    set_seed(draw)
+    theirs = exact.generate(**inputs, do_sample=True, max_new_tokens=16, min_new_tokens=16, eos_token_id=-1, **knobs)
+    same += (mine == theirs)[0, prompt_ids.shape[1] :].tolist()
+sampling_parity = sum(same) / len(same)
+print(f"{sampling_parity:.0%} of {len(same)} drawn tokens equal")
+
+# %% [markdown] id="temperature-why"
+# What the knobs do to a real next token: the ten likeliest after the prompt.
+
+# %% [markdown] id="temperature-why" lang="zh" of="bdf78efa"
+# 看旋钮对真实的下一个 token 做了什么：提示之后最可能的十个。
+
+# %% id="temperature-plot"
+with torch.inference_mode():
+    next_scores = exact(**inputs).logits[:, -1].float()
+likeliest = next_scores[0].topk(10).indices
+names = [repr(tokenizer.decode([i]))[1:-1] for i in likeliest]
+fig, ax = plt.subplots(figsize=(6.5, 3))
+for column, t in enumerate((0.5, 1.0, 1.5)):
+    shares = 100 * (next_scores / t).softmax(-1)[0, likeliest].cpu()
+    ax.bar(torch.arange(10) + 0.27 * (column - 1), shares, width=0.25, label=f"temperature {t}")
+kept = int(cut(next_scores, 1.0, top_k, top_p).isfinite().sum())
+ax.axvline(kept - 0.5, color="black", linestyle=":", label=f"top-k {top_k}, top-p {top_p} keep {kept}")
+ax.set(xticks=range(10), ylabel="probability, %", xlim=(-0.6, 9.6))
+ax.set_xticklabels(names, rotation=35, ha="right")
+ax.legend(fontsize=8)
+fig.tight_layout()
+
+# %% [markdown] id="cache-why"
+# ## The key-value cache
+# `sample` above reads the whole text again for every token. But attention only needs the *keys and values* of earlier
+# tokens, and these never change. Keep them, and a step reads one new token.
+#
+# The price is memory: per token, two vectors (key and value) for each layer and each key-value head.
+#
+# **Predict before you run:** how many bytes is that for this model, with the numbers printed below?
+
+# %% [markdown] id="cache-why" lang="zh" of="382da771"
+# ## 键值缓存
+# 上面的 `sample` 每生成一个 token 都要把整段文字重读一遍。可注意力只需要前面 token 的*键和值*，而它们不会再变。留下它们，每步就只读一个新 token。
+#
+# 代价是内存：每个 token，每层、每个键值头各两个向量（键和值）。
+#
+# **运行前先猜：** 按下面打印的数字，这个模型每个 token 是多少字节？
+
+
+# %% id="cache"
+@torch.inference_mode()
+def greedy(model, ids, new_tokens, use_cache):
+    """Extend `ids` (1, seq_len) greedily; with a cache each step reads only what is new."""
+    cache = DynamicCache() if use_cache else None
+    new = ids
+    for _ in range(new_tokens):
+        logits = model(input_ids=new, past_key_values=cache, use_cache=use_cache, logits_to_keep=1).logits
+        token = logits[:, -1].argmax(-1, keepdim=True)
+        ids = torch.cat([ids, token], dim=-1)
+        new = token if use_cache else ids
+    return ids, cache
+
+
+again = greedy(exact, prompt_ids, 24, use_cache=False)[0]
+kept, cache = greedy(exact, prompt_ids, 24, use_cache=True)
+assert again.equal(kept)
+print(tokenizer.decode(kept[0, prompt_ids.shape[1] :]))
+
+# %% id="cache-bytes"
+config = exact.config
+print(config.num_hidden_layers, "layers,", config.num_key_value_heads, "key-value heads of", config.head_dim, "numbers")
+per_token = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * exact.dtype.itemsize
+counted = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))
+# The last token was chosen but never read, so it has no keys and values yet.
+assert counted == per_token * (kept.shape[1] - 1)
+print(f"{per_token:,} bytes per token in float32; predicted and counted for {kept.shape[1] - 1} tokens: {counted:,}")
+
+# %% [markdown] id="cache-speed-why"
+# And how much faster? Without the cache each step is as long as the text, so the gap grows with it. Both run on a text of
+# a few hundred tokens, as in any real conversation.
+
+# %% [markdown] id="cache-speed-why" lang="zh" of="c58eb8d2"
+# 快多少？没有缓存时每步与全文一样长，差距随之增大。两者都在几百个 token 的文字上运行，就像任何真实对话。
+
+# %% id="cache-speed"
+story = " ".join(["The lamp turned, the sea answered, and the keeper wrote it down."] * 24)
+long_ids = tokenizer(story, return_tensors="pt")["input_ids"].to(model.device)
+seconds = {}
+for use_cache in (False, True):
+    greedy(model, long_ids[:, :32], 2, use_cache)
+    start = time.perf_counter()
+    greedy(model, long_ids, 12, use_cache)
+    seconds[use_cache] = time.perf_counter() - start
+kv_cache_speedup = seconds[False] / seconds[True]
+print(f"12 tokens after {long_ids.shape[1]}: {seconds[False]:.1f} s without, {seconds[True]:.1f} s with the cache")
+print(f"{kv_cache_speedup:.1f} times faster")
+
+# %% [markdown] id="batch-why"
+# ## Many prompts at once
+# A step for one prompt spends its time fetching weights. A second prompt in the same step uses the weights that are already
+# there. Prompts differ in length, so the shorter ones are padded, on the *left*: an answer must follow its question directly.
+
+# %% [markdown] id="batch-why" lang="zh" of="4554883c"
+# ## 一次处理多个提示
+# 单个提示的一步，时间花在取权重上。同一步里的第二个提示用的是已经取来的权重。提示长短不一，短的要补齐，补在*左边*：回答必须紧跟着它的问题。
+
+# %% id="batch-prompts"
+with open("data/general_mcq.jsonl", encoding="utf-8") as lines:
+    questions = [json.loads(line)["question"] for line in lines][:compared]
+chats = [[{"role": "user", "content": text}] for text in questions]
+texts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
+
+
+def answers(model, texts, batch_size, new_tokens, padding_side="left"):
+    """Return the greedy answer ids, one list per text."""
+    found = []
+    for start in range(0, len(texts), batch_size):
+        part = texts[start : start + batch_size]
+        batch = tokenizer(part, padding=True, padding_side=padding_side, add_special_tokens=False, return_tensors="pt")
+        output = model.generate(**batch.to(model.device), max_new_tokens=new_tokens, do_sample=False)
+        found += output[:, batch["input_ids"].shape[1] :].tolist()
+    return found
+
+
+# %% id="batch-curve"
+curve = {}
+for size in batch_sizes:
+    batch = tokenizer([texts[0]] * size, add_special_tokens=False, return_tensors="pt").to(model.device)
+    length = {"max_new_tokens": max_new_tokens, "min_new_tokens": max_new_tokens}
+    model.generate(**batch, max_new_tokens=2)
+    start = time.perf_counter()
+    model.generate(**batch, do_sample=False, **length)
+    curve[size] = size * max_new_tokens / (time.perf_counter() - start)
+batch16_speedup = curve[16] / curve[1]
+print({size: f"{rate:.0f} tokens/s" for size, rate in curve.items()}, f"16 at once: {batch16_speedup:.1f} times one")
+
+# %% id="batch-plot"
+fig, ax = plt.subplots(figsize=(6, 3))
+ax.plot(list(curve), list(curve.values()), "o-", label="all prompts together")
+ax.plot(list(curve), [rate / size for size, rate in curve.items()], "s--", label="each prompt")
+ax.set(xlabel="prompts at once", ylabel="tokens per second", xscale="log", xticks=list(curve))
+ax.set_xticklabels(list(curve))
+ax.minorticks_off()
+ax.grid(alpha=0.3)
+ax.legend()
+fig.tight_layout()
+
+# %% [markdown] id="unchanged-why"
+# Does the company change an answer? Compare each prompt's tokens alone and in a batch of 16, in float32. Then the famous
+# mistake: the same with the padding on the *right*.
+
+# %% [markdown] id="unchanged-why" lang="zh" of="0014ecc9"
+# 同伴会改变回答吗？比较每个提示单独跑和 16 个一批时的 token，用 float32。然后是那个出名的错误：把补齐放在*右边*。
+
+
+# %% id="unchanged"
+def equal_share(one, other):
+    """Return the share of answers whose tokens are equal, padding at their ends left out."""
+    ends = {tokenizer.pad_token_id, tokenizer.eos_token_id}
+    pairs = [[[t for t in ids if t not in ends] for ids in pair] for pair in zip(one, other, strict=True)]
+    return sum(a == b for a, b in pairs) / len(pairs)
+
+
+alone = answers(exact, texts, 1, 12)
+batch_equal_share = equal_share(alone, answers(exact, texts, 16, 12))
+right_equal_share = equal_share(alone, answers(exact, texts, 16, 12, padding_side="right"))
+print(f"{batch_equal_share:.0%} of {len(texts)} answers unchanged with padding on the left")
+print(f"{right_equal_share:.0%} with padding on the right: the answer starts after a gap")
+
+# %% id="right-look"
+pair = [min(texts, key=len), max(texts, key=len)]
+for side in ("left", "right"):
+    reply = answers(exact, pair, 2, 12, padding_side=side)[0]
+    print(f"{side:>5}: {tokenizer.decode(reply, skip_special_tokens=True)!r}")
+
+# %% [markdown] id="stream-why"
+# ## Streaming
+# A reader wants the first word at once. A streamer prints each token as it comes; nothing gets faster, it only *feels* so.
+
+# %% [markdown] id="stream-why" lang="zh" of="6e598ca4"
+# ## 流式输出
+# 读者想马上看到第一个词。streamer 把每个 token 一出来就打印；并没有更快，只是*感觉*更快。
+
+# %% id="stream"
+streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+model.generate(**inputs, max_new_tokens=24, do_sample=False, streamer=streamer)
+
+# %% [markdown] id="lookup-why"
+# ## Guess several, check at once
+# One step can *check* several tokens nearly as fast as it makes one. So guess: when the answer repeats parts of the prompt
+# (editing, extraction, quoting), the words after an earlier occurrence are a good guess. Wrong guesses are thrown away, so
+# greedy tokens stay the same. *Prompt lookup* needs no second model; *speculative decoding* lets a small model guess.
+
+# %% [markdown] id="lookup-why" lang="zh" of="105767f6"
+# ## 猜几个，一次核对
+# 一步*核对*几个 token，几乎和生成一个一样快。那就猜：当回答会重复提示中的内容（改写、抽取、引用），先前出现处后面的词就是好的猜测。猜错的丢掉，所以贪心的 token 不变。*Prompt lookup* 不需要第二个模型；*投机解码*则让一个小模型来猜。
+
+# %% id="lookup"
+note = "Ms Okafor ordered 12 blue mugs on 3 May, paid 96 euros, and asked for delivery to 7 Harbour Lane."
+copying = [{"role": "user", "content": f"Repeat this text exactly, three times:\n{note}"}]
+copy_inputs = tokenizer.apply_chat_template(copying, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+copy_inputs = copy_inputs.to(model.device)
+seconds, copies = {}, {}
+for guesses in (None, 6):
+    start = time.perf_counter()
+    copies[guesses] = exact.generate(
+        **copy_inputs, max_new_tokens=48, do_sample=False, prompt_lookup_num_tokens=guesses
+    )
+    seconds[guesses] = time.perf_counter() - start
+assert copies[None].equal(copies[6])
+print(tokenizer.decode(copies[6][0, copy_inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+print(f"same tokens, {seconds[None] / seconds[6]:.1f} times faster")
+
+# %% [markdown] id="int8-why"
+# ## Fewer bytes per weight
+# One answer at a time is a race for memory: each token reads every weight. Eight bits instead of sixteen halve the race.
+# Keep one scale per row, the largest absolute weight over 127, and round. Four weights, by hand:
+
+# %% [markdown] id="int8-why" lang="zh" of="2e966845"
+# ## 每个权重更少的字节
+# 一次只答一个时，比的是内存：每个 token 都要读遍全部权重。十六位改成八位，要读的就少一半。每行存一个比例（绝对值最大的权重除以 127），然后取整。先用四个权重亲手算：
+
+# %% id="int8-literal"
+row = torch.tensor([0.31, -0.08, 0.02, -0.54])
+scale = row.abs().max() / 127
+print((row / scale).round().to(torch.int8).tolist(), "times", round(scale.item(), 5))
+print("back:", [round(w, 3) for w in ((row / scale).round() * scale).tolist()])
+
+# %% [markdown] id="int8-layer-why"
+# The same as a layer. PyTorch brings the product of 16-bit inputs with 8-bit weights for CPUs; put the layer in the place of
+# every `nn.Linear`, and `generate` runs as before.
+
+# %% [markdown] id="int8-layer-why" lang="zh" of="debe65bc"
+# 把同样的事写成一层。PyTorch 自带 CPU 上 16 位输入与 8 位权重的乘积；用这一层换下每个 `nn.Linear`，`generate` 照常运行。
+
+
+# %% id="int8-layer"
+class Int8Linear(nn.Module):
+    """A linear layer without bias whose weights take one byte each, with one scale per output."""
+
+    def __init__(self, linear):
+        super().__init__()
+        scale = linear.weight.float().abs().amax(dim=1) / 127
+        self.register_buffer("weight", (linear.weight.float() / scale[:, None]).round().to(torch.int8))
+        self.register_buffer("scale", scale.to(torch.bfloat16))
+
+    def forward(self, x):
+        if x.device.type == "cpu" and x.dtype == torch.bfloat16:
+            flat = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), self.weight, self.scale)
+            return flat.view(*x.shape[:-1], -1)
+        return nn.functional.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+
+
+# %% id="int8"
+small = AutoModelForCausalLM.from_pretrained(model_path, dtype=model.dtype, device_map=model.device).eval()
+for name, layer in list(small.named_modules()):
+    if isinstance(layer, nn.Linear):
+        small.set_submodule(name, Int8Linear(layer))
+read = sum(b.numel() * b.element_size() for b in small.buffers())
+print(f"{read / 1e9:.2f} GB are read per token, {weight_bytes / 1e9:.2f} GB before")
+
+
+def generate_int8():
+    return small.generate(**inputs, max_new_tokens=max_new_tokens, min_new_tokens=max_new_tokens, do_sample=False)
+
+
+engines["generate, int8"], int8_ids = speed(generate_int8)
+print(f"{engines['generate, int8']:.1f} tokens per second, {plain_tokens_per_second:.1f} before")
+
+# %% [markdown] id="int8-quality-why"
+# What did the rounding cost? The loss on plain text, and how many of the greedy answers above stay the same to the last token.
+
+# %% [markdown] id="int8-quality-why" lang="zh" of="d7a08e79"
+# 取整付出了什么？看普通文字上的损失，以及上面的贪心回答有多少一个 token 都没变。
+
+
+# %% id="int8-quality"
+@torch.inference_mode()
+def loss_on(model, lines):
+    """Return the mean loss per token over some lines of text."""
+    found = []
+    for line in lines:
+        ids = tokenizer(line, return_tensors="pt")["input_ids"][:, :128].to(model.device)
+        found.append(model(input_ids=ids, labels=ids).loss.item())
+    return sum(found) / len(found)
+
+
+with open("data/corpus_en.jsonl", encoding="utf-8") as lines:
+    corpus = [json.loads(line)["text"] for line in lines][: max(4, compared // 5)]
+loss_before, loss_int8 = loss_on(model, corpus), loss_on(small, corpus)
+share = equal_share(answers(model, texts, 16, 12), answers(small, texts, 16, 12))
+print(f"loss {loss_before:.3f} -> {loss_int8:.3f}; {share:.0%} of {len(texts)} answers are equal, token for token")
+
+# %% [markdown] id="compile-why"
+# ## Fewer trips through Python
+# What is left is overhead: a step calls hundreds of small operations one by one. `torch.compile` fuses them, if shapes stay
+# as they are, and that needs a cache of fixed size. Compiling takes its time once; it pays back only if you generate enough.
+
+# %% [markdown] id="compile-why" lang="zh" of="fb1dc29f"
+# ## 少穿过几次 Python
+# 剩下的是额外开销：一步要逐个调用几百个小运算。`torch.compile` 把它们融合起来，前提是形状不变，这就需要大小固定的缓存。编译要花一次时间；生成得足够多才划算。
+
+
+# %% id="compile"
+@torch.inference_mode()
+def greedy_static(step, ids, new_tokens):
+    """Extend `ids` (1, seq_len) greedily; the prompt runs as usual, each further token through `step`."""
+    # One size for all calls: another one would be compiled again.
+    cache = StaticCache(config=small.config, max_cache_len=prompt_ids.shape[1] + max_new_tokens)
+    logits = small(input_ids=ids, past_key_values=cache, logits_to_keep=1).logits
+    for _ in range(new_tokens):
+        token = logits[:, -1].argmax(-1, keepdim=True)
+        ids = torch.cat([ids, token], dim=-1)
+        place = torch.tensor([ids.shape[1] - 1], device=ids.device)
+        logits = step(input_ids=token, past_key_values=cache, position_ids=place[None]).logits
+    return ids
+
+
+has_compiler = on_gpu or shutil.which(os.environ.get("CXX", "g++")) is not None
+step = torch.compile(small.forward, dynamic=False) if has_compiler else small.forward
+start = time.perf_counter()
+greedy_static(step, prompt_ids, 2)
+compile_seconds = time.perf_counter() - start
+engines["compiled, int8"], compiled_ids = speed(lambda: greedy_static(step, prompt_ids, max_new_tokens))
+print(f"{engines['compiled, int8']:.1f} tokens per second after {compile_seconds:.0f} s of compiling")
+
+# %% [markdown] id="llama-why"
+# ## llama.cpp
+# A program written for this one job, in C++, with its own 8- and 4-bit kernels. It reads GGUF files (lesson 08). The course
+# does not install it (`pip install llama-cpp-python` compiles for some minutes); where it is there, it is measured here too.
+
+# %% [markdown] id="llama-why" lang="zh" of="1f21d121"
+# ## llama.cpp
+# 一个专为这件事用 C++ 写的程序，有自己的 8 位和 4 位内核，读 GGUF 文件（第 08 课）。课程不安装它（`pip install llama-cpp-python` 要编译几分钟）；装了的话，这里也会测它。
+
+# %% id="llama-files"
+has_llama_cpp = importlib.util.find_spec("llama_cpp") is not None
+os.makedirs("runs/09_inference", exist_ok=True)
+files = {f"llama.cpp, {kind}": f"runs/09_inference/model-{kind}.gguf" for kind in ("q8_0", "q4_0")}
+for name, path in files.items():
+    gguf.write(Path(model_path), Path(path), name.split()[-1])
+
+
+# %% id="llama"
+def llama_cpp_tokens(llama):
+    """Return greedy tokens from llama.cpp, as many as the other engines make."""
+    found = []
+    for token in llama.generate(prompt_ids[0].tolist(), temp=0.0):
+        found.append(token)
+        if len(found) == max_new_tokens:
+            return found
+
+
+for name, path in files.items() if has_llama_cpp else ():
+    from llama_cpp import Llama
+
+    llama = Llama(path, n_ctx=512, n_threads=os.cpu_count(), verbose=False)
+    engines[name], _ = speed(partial(llama_cpp_tokens, llama))
+print("measured" if has_llama_cpp else "llama.cpp is not installed here: pip install llama-cpp-python")
+
+# %% id="engines-plot"
+best_tokens_per_second = max(engines.values())
+fig, ax = plt.subplots(figsize=(6.5, 0.5 * len(engines) + 1))
+bars = ax.barh(list(engines), list(engines.values()), color="#4c956c")
+ax.bar_label(bars, fmt="%.0f", padding=3)
+ax.axvline(20e9 / weight_bytes, color="black", linestyle=":", label="20 GB/s, 16-bit weights")
+ax.set(xlabel="tokens per second, one answer at a time", xlim=(0, 1.15 * best_tokens_per_second))
+ax.invert_yaxis()
+ax.legend(fontsize=8)
+fig.tight_layout()
+
+# %% [markdown] id="engines-read"
+# The dotted line is the guess from the beginning: fewer bytes per weight move it, fewer Python calls bring you closer to it.
+
+# %% [markdown] id="engines-read" lang="zh" of="aac085f5"
+# 虚线是开头的猜测：每个权重的字节越少，它就越往右移；Python 调用越少，就越接近它。
+
+# %% [markdown] id="server-why"
+# ## For other people: a server
+# `ftlab serve MODEL` answers as OpenAI's API does, so every client and app that speaks it works. It lets requests join and
+# leave a running batch between two tokens, asks everyone for a token, and listens on this machine only unless told
+# otherwise. Here it runs beside the notebook, as a command, on a free port, with a token of its own.
+
+# %% [markdown] id="server-why" lang="zh" of="be587014"
+# ## 给别人用：一个服务
+# `ftlab serve MODEL` 像 OpenAI 的 API 那样回答，所以会说这种 API 的客户端和应用都能用。它让请求在两个 token 之间加入或离开正在运行的批次，向每个人要令牌，并且除非另有说明只监听本机。这里它作为一条命令与笔记本一同运行，用一个空闲端口和自己的令牌。
+
+# %% id="server"
+with socket.create_server(("127.0.0.1", 0)) as free:
+    port = free.getsockname()[1]
+token = secrets.token_urlsafe(24)
+url = f"http://127.0.0.1:{port}"
+command = [sys.executable, "-m", "ftlab", "serve", model_name, "--port", str(port)]
+server = subprocess.Popen(command, env=os.environ | {"API_KEY": token})
+client = OpenAI(base_url=f"{url}/v1", api_key=token, max_retries=0)
+while server.poll() is None:
+    try:
+        print("models:", [card.id for card in client.models.list()])
+        break
+    except APIConnectionError:
+        time.sleep(0.5)  # it is still loading
+
+# %% id="server-ask"
+ask = {"model": Path(model_name).name, "messages": question, "max_tokens": 24, "temperature": 0.0}
+print("answer:", client.chat.completions.create(**ask).choices[0].message.content)
+print("stream:", end=" ")
+for chunk in client.chat.completions.create(**ask, stream=True):
+    print(chunk.choices[0].delta.content or "", end="|")
+try:
+    OpenAI(base_url=f"{url}/v1", api_key="wrong").models.list()
+except AuthenticationError as error:
+    print("\nwith a wrong token:", error.status_code, error.body["message"])
+
+# %% [markdown] id="server-load-why"
+# Eight people at once, each with one question, against the same eight one after the other.
+
+# %% [markdown] id="server-load-why" lang="zh" of="f49286b7"
+# 八个人同时各问一个问题，与同样八个问题依次来问相比。
+
+
+# %% id="server-load"
+def ask_one(text):
+    """Return how many tokens the answer to one question took."""
+    messages = [{"role": "user", "content": text}]
+    return client.chat.completions.create(**ask | {"messages": messages}).usage.completion_tokens
+
+
+rates = {}
+for people in (1, 8):
+    start = time.perf_counter()
+    with ThreadPoolExecutor(people) as pool:
+        made = sum(pool.map(ask_one, questions[:8]))
+    rates[people] = made / (time.perf_counter() - start)
+server.terminate()
+print(f"one after the other {rates[1]:.0f}, together {rates[8]:.0f} tokens per second; ended with {server.wait()}")
+
+# %% [markdown] id="vllm"
+# **What vLLM adds**, on a GPU: keys and values in pages instead of one padded block (PagedAttention), so that hundreds of
+# requests fit; kernels for that layout; several GPUs. A merged model from lesson 08 runs on it with two lines:
+#
+# ```
+# pip install vllm
+# vllm serve runs/08_merge_export/merged
+# ```
+
+# %% [markdown] id="vllm" lang="zh" of="00610f1c"
+# **vLLM 多了什么**（在 GPU 上）：键和值分页存放，而不是一整块带补齐的内存（PagedAttention），因此能容下几百个请求；为这种布局写的内核；多块 GPU。第 08 课的合并模型用两行就能在上面运行：
+#
+# ```
+# pip install vllm
+# vllm serve runs/08_merge_export/merged
+# ```
+
+# %% [markdown] id="knobs-why"
+# ## Turn the knobs
+# The same prompt, three draws per setting. Read them: where does it stop being boring, and where does it stop making sense?
+
+# %% [markdown] id="knobs-why" lang="zh" of="aa0dd5f4"
+# ## 转动旋钮
+# 同一个提示，每种设置抽三次。读一读：从哪里开始不再无聊，又从哪里开始不知所云？
+
+# %% id="knobs"
+opening = [{"role": "user", "content": "Invent a name for a bakery on the moon. Only the name."}]
+start_ids = tokenizer.apply_chat_template(opening, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+for t, p in ((0.2, 1.0), (0.8, 0.9), (1.0, 1.0), (1.8, 1.0)):
+    set_seed(seed)
+    options = {"do_sample": True, "temperature": t, "top_p": p, "top_k": 0, "max_new_tokens": 12}
+    drawn = model.generate(**start_ids.to(model.device), num_return_sequences=3, **options)
+    names = tokenizer.batch_decode(drawn[:, start_ids["input_ids"].shape[1] :], skip_special_tokens=True)
+    print(f"temperature {t}, top-p {p}:", [name.strip().split("\n")[0] for name in names])
+
+# %% [markdown] id="exercise-cache-why"
+# ## Exercises
+# **1.** A 7B model has 28 layers, 4 key-value heads of 128 numbers each, and keeps its cache in 16 bits. How many bytes do
+# 1,000 tokens take?
+
+# %% [markdown] id="exercise-cache-why" lang="zh" of="795a8189"
+# ## 练习
+# **1.** 一个 7B 模型有 28 层、4 个键值头，每头 128 个数，缓存用 16 位。1,000 个 token 占多少字节？
+
+# %% id="exercise-cache" tags=["exercise"]
+cache_bytes = 0  # fill in
+
+checks.check_cache_bytes(cache_bytes)
+
+# %% [markdown] id="exercise-top-p-why"
+# **2.** Write top-p for a plain list: `probabilities` are sorted, the highest first. Return how many of them stay.
+
+# %% [markdown] id="exercise-top-p-why" lang="zh" of="b3f98744"
+# **2.** 为一个普通列表写 top-p：`probabilities` 已从高到低排好。返回留下多少个。
+
+# %% id="exercise-top-p" tags=["exercise"]
+
+
+def kept_by_top_p(probabilities, top_p):
+    return len(probabilities)  # fill in
+
+
+checks.check_top_p(kept_by_top_p)
+
+# %% [markdown] id="checkpoint-why"
+# ## Checkpoint
+
+# %% [markdown] id="checkpoint-why" lang="zh" of="f59e9be0"
+# ## 检查点
+
+# %% id="checkpoint"
+full_size = PROFILE != "smoke"
+assert sampling_parity == 1.0
+assert batch_equal_share >= (0.99 if full_size else 0.8) and right_equal_share < batch_equal_share
+assert kv_cache_speedup > 1 and batch16_speedup > 1
+assert not full_size or loss_int8 < 1.02 * loss_before
+outcomes = {
+    "plain_tokens_per_second": plain_tokens_per_second,
+    "best_tokens_per_second": best_tokens_per_second,
+    "batch16_speedup": batch16_speedup,
+    "kv_cache_speedup": kv_cache_speedup,
+    "sampling_parity": sampling_parity,
+}
+course.record(outcomes)
+
+# %% [markdown] id="next"
+# **On your GPU:** `PROFILE = "t4"` or `"a24g"`. There the weights are read twenty times faster, so a batch of 16 costs hardly
+# more than a batch of one; `Int8Linear` falls back to plain products there and wins memory, not time.
+#
+# **Next:** which of two answers is better? [10 · Reward models](10_reward_model.ipynb).
+
+# %% [markdown] id="next" lang="zh" of="f05ede53"
+# **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`。那里读权重快二十倍，所以 16 个一批几乎不比一个慢；`Int8Linear` 在那里退回普通乘积，省的是内存，不是时间。
+#
+# **下一步：** 两个回答哪个更好？[10 · 奖励模型](10_reward_model.ipynb)。
