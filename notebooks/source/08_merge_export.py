@@ -74,7 +74,7 @@ PROFILE = "cpu"  # smoke, cpu, t4 or a24g
 model_name = ""  # empty: the profile's own
 r = 16  # rank of both adapters
 lora_alpha = 32  # their product is scaled by lora_alpha / r
-learning_rate = 2e-3
+learning_rate = 1e-3
 max_steps = 0  # optimizer steps per adapter; 0: the profile's own
 per_device_train_batch_size = 8  # examples per step
 hub_id = ""  # "name/model": where the last cell uploads to; empty: nowhere
@@ -83,7 +83,7 @@ seed = 0
 # %% id="profile"
 profiles = {  # model, optimizer steps, identity questions, prompts compared, GGUF formats
     "smoke": ("smollm2-135m", 2, 4, 4, ["f16"]),
-    "cpu": ("smollm2-135m", 20, 16, 20, ["f16", "q8_0", "q4_0"]),
+    "cpu": ("smollm2-135m", 30, 16, 20, ["f16", "q8_0", "q4_0"]),
     "t4": ("HuggingFaceTB/SmolLM2-360M-Instruct", 24, 16, 20, ["f16", "q8_0", "q4_0"]),
     "a24g": ("HuggingFaceTB/SmolLM2-1.7B-Instruct", 24, 16, 20, ["f16", "q8_0", "q4_0"]),
 }
@@ -378,7 +378,8 @@ print("llama.cpp:   ", head.reshape(2, 4).T.flatten().tolist())
 weights = merged.get_submodule("model.layers.0.mlp.up_proj").weight.detach().cpu().numpy()
 blocks = weights.reshape(-1, 32)
 scale = np.abs(blocks).max(axis=1, keepdims=True) / 127
-whole = np.round(blocks / scale)
+scaled = blocks * (1 / scale)
+whole = np.sign(scaled) * np.floor(np.abs(scaled) + 0.5)  # halves go away from zero
 mine = (whole * scale.astype(np.float16).astype(np.float32)).reshape(weights.shape)
 packed = gguf.quants.quantize(weights, gguf.GGMLQuantizationType.Q8_0)
 theirs = gguf.quants.dequantize(packed, gguf.GGMLQuantizationType.Q8_0)
