@@ -83,3 +83,12 @@ MODELS = (
           2_614_341_888, "Gemma", "gemma", LLAMA_LINEAR),
 )
 # fmt: on
+
+
+def hub_id(name: str) -> str:
+    """Return the Hugging Face id of a catalogue name; any other name as it is.
+
+    >>> hub_id("smollm2-135m"), hub_id("my/model")
+    ('HuggingFaceTB/SmolLM2-135M-Instruct', 'my/model')
+    """
+    return next((model.hub_id for model in MODELS if model.name == name), name)

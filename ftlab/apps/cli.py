@@ -32,6 +32,11 @@ def parser() -> argparse.ArgumentParser:
     actions = recipes.add_subparsers(required=True, metavar="WHAT")
     add(actions, "check", check_recipe, "is this recipe right, and what was renamed").add_argument("recipe")
     add(actions, "explain", explain_key, "meaning, default, range, the library field it becomes").add_argument("key")
+    show = add(actions, "show", show_recipe, "the same run for another framework")
+    show.add_argument("recipe")
+    show.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
+    frameworks = ["trl", "llamafactory", "swift", "axolotl", "alpaca-lora"]
+    show.add_argument("--as", dest="framework", choices=frameworks, default="trl", help="default: %(default)s")
     export = add(verbs, "export", export_recipe, "merge a recipe's adapter into its base, save, reload and compare")
     export.add_argument("recipe", metavar="RECIPE.yaml")
     export.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
@@ -114,6 +119,16 @@ def check_recipe(options: argparse.Namespace) -> None:
     for note in recipe.check(options.recipe):
         print(note)
     print(f"{options.recipe}: a recipe that can be run")
+
+
+def show_recipe(options: argparse.Namespace) -> None:
+    """Print a recipe as a script, a file or a command of another framework."""
+    from ftlab.runs import frameworks, recipe, script
+
+    run, notes = recipe.read(options.recipe, options.overrides)
+    for note in notes:
+        print(note, file=sys.stderr)
+    print(script.script(run) if options.framework == "trl" else frameworks.show(run, options.framework), end="")
 
 
 def explain_key(options: argparse.Namespace) -> None:

@@ -90,6 +90,16 @@ def training_args(recipe: Recipe, folder: Path, machine: Machine) -> tuple[Any, 
         LabError: a value, or a combination, that transformers refuses.
     """
     config_class, _ = trainer_classes(recipe.objective)
+    settings, notes = training_settings(recipe, folder, machine)
+    try:
+        return config_class(**settings), notes
+    except (TypeError, ValueError, KeyError, AttributeError, ImportError, OSError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise fail("recipe_training", reason=reason) from None
+
+
+def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[dict[str, Any], list[str]]:
+    """Return the fields of TRL's config object for a recipe on a machine, and notes on what it could not do."""
     settings = training_arguments(machine) | {"bf16": autocasts(recipe, machine)}
     # transformers' own defaults where trl has others, so that a LLaMA-Factory YAML means what it meant.
     settings |= {"learning_rate": 5e-5, "logging_steps": 1, "report_to": "none", "logging_nan_inf_filter": False}
@@ -115,12 +125,7 @@ def training_args(recipe: Recipe, folder: Path, machine: Machine) -> tuple[Any, 
     asked.pop("save_total_limit", None)
     asked.pop("resume_from_checkpoint", None)
     fixed = {"output_dir": str(folder), "max_length": recipe.cutoff_len} | objective_settings(recipe)
-    try:
-        args = config_class(**(settings | asked | fixed))
-    except (TypeError, ValueError, KeyError, AttributeError, ImportError, OSError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise fail("recipe_training", reason=reason) from None
-    return args, notes
+    return settings | asked | fixed, notes
 
 
 def autocasts(recipe: Recipe, machine: Machine) -> bool:
@@ -147,6 +152,18 @@ def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
     Raises:
         LabError: transformers cannot load it.
     """
+    options = model_settings(recipe, machine)
+    if recipe.quantization_bit:
+        options["quantization_config"] = BitsAndBytesConfig(**quantization_settings(recipe, machine))
+    kind: Any = AutoModelForSequenceClassification if recipe.stage == "rm" else AutoModelForCausalLM
+    try:
+        return kind.from_pretrained(path, **options)
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        raise fail("train_model", where=path, reason=(str(error).splitlines() or ["?"])[0][:200]) from None
+
+
+def model_settings(recipe: Recipe, machine: Machine) -> dict[str, Any]:
+    """Return what `from_pretrained` takes beside the path and the quantization."""
     options: dict[str, Any] = {
         "dtype": weights_dtype(recipe, machine),
         "trust_remote_code": recipe.trust_remote_code,
@@ -154,15 +171,7 @@ def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
     }
     if attention := attention_for(recipe, machine):
         options["attn_implementation"] = attention
-    if recipe.quantization_bit:
-        options["quantization_config"] = quantization_config(recipe, machine)
-    kind: Any = AutoModelForCausalLM
-    if recipe.stage == "rm":
-        kind, options["num_labels"] = AutoModelForSequenceClassification, 1
-    try:
-        return kind.from_pretrained(path, **options)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
-        raise fail("train_model", where=path, reason=(str(error).splitlines() or ["?"])[0][:200]) from None
+    return options | ({"num_labels": 1} if recipe.stage == "rm" else {})
 
 
 def attention_for(recipe: Recipe, machine: Machine) -> str | None:
@@ -177,33 +186,32 @@ def attention_for(recipe: Recipe, machine: Machine) -> str | None:
     return "eager" if machine.accelerator == "cpu" and short else None
 
 
-def quantization_config(recipe: Recipe, machine: Machine) -> BitsAndBytesConfig:
-    """Return the BitsAndBytesConfig of a recipe."""
+def quantization_settings(recipe: Recipe, machine: Machine) -> dict[str, Any]:
+    """Return the fields of a recipe's BitsAndBytesConfig."""
     if recipe.quantization_bit == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=recipe.quantization_type,
-        bnb_4bit_use_double_quant=recipe.double_quantization,
-        bnb_4bit_compute_dtype=machine.dtype,
-    )
+        return {"load_in_8bit": True}
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": recipe.quantization_type,
+        "bnb_4bit_use_double_quant": recipe.double_quantization,
+        "bnb_4bit_compute_dtype": machine.dtype,
+    }
 
 
-def peft_config(recipe: Recipe) -> LoraConfig:
-    """Return the LoraConfig of a recipe."""
-    target = "all-linear" if recipe.lora_target == "all" else names(recipe.lora_target)
+def lora_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the fields of a recipe's LoraConfig."""
     pissa = "pissa" if recipe.pissa_iter == -1 else f"pissa_niter_{recipe.pissa_iter}"
-    return LoraConfig(
-        r=recipe.lora_rank,
-        lora_alpha=recipe.lora_alpha or 2 * recipe.lora_rank,
-        lora_dropout=recipe.lora_dropout,
-        target_modules=target,
-        modules_to_save=names(recipe.additional_target) if recipe.additional_target else None,
-        use_rslora=recipe.use_rslora,
-        use_dora=recipe.use_dora,
-        init_lora_weights=pissa if recipe.pissa_init else True,
-        task_type="SEQ_CLS" if recipe.stage == "rm" else "CAUSAL_LM",
-    )
+    return {
+        "r": recipe.lora_rank,
+        "lora_alpha": recipe.lora_alpha or 2 * recipe.lora_rank,
+        "lora_dropout": recipe.lora_dropout,
+        "target_modules": "all-linear" if recipe.lora_target == "all" else names(recipe.lora_target),
+        "modules_to_save": names(recipe.additional_target) if recipe.additional_target else None,
+        "use_rslora": recipe.use_rslora,
+        "use_dora": recipe.use_dora,
+        "init_lora_weights": pissa if recipe.pissa_init else True,
+        "task_type": "SEQ_CLS" if recipe.stage == "rm" else "CAUSAL_LM",
+    }
 
 
 def names(text: str) -> list[str]:
@@ -230,7 +238,7 @@ def prepare_model(recipe: Recipe, model: PreTrainedModel) -> nn.Module:
             start = models.adapter(recipe.adapter_name_or_path)
             adapted = PeftModel.from_pretrained(model, start, is_trainable=True, **own_dtype)
         else:
-            adapted = get_peft_model(model, peft_config(recipe), **own_dtype)
+            adapted = get_peft_model(model, LoraConfig(**lora_settings(recipe)), **own_dtype)
         # Trainer loads a checkpoint's adapter by this call; a resumed run must go on in the format it began in.
         adapted.load_adapter = partial(adapted.load_adapter, **own_dtype)
         return adapted

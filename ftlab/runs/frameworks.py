@@ -1,0 +1,302 @@
+"""The same run for another framework: a recipe's keys under the names that LLaMA-Factory, swift and others give them.
+
+Sources: the argument references of LLaMA-Factory, ms-swift 4, axolotl and the options of alpaca-lora's finetune.py.
+"""
+
+import io
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ruamel.yaml import YAML
+from transformers import TrainingArguments
+
+from ftlab.catalogue import hub_id
+from ftlab.data import entries
+from ftlab.errors import LabError, fail
+from ftlab.runs import keys
+from ftlab.runs.keys import Recipe
+from ftlab.runs.recipe import decisive, plain
+from ftlab.runs.stages import names as parts
+
+PREFERENCES = ("dpo", "kto", "orpo", "simpo")
+# Written out even where they are as ftlab has them: the frameworks' own defaults differ.
+SHARED = (
+    "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "weight_decay",
+    "num_train_epochs", "max_steps", "seed", "logging_steps",
+)  # fmt: skip
+# Keys that belong to one kind of run only, and say nothing in another.
+ONLY = {
+    "lora": {name for name in Recipe.model_fields if name.startswith(("lora", "pissa")) or name in (
+        "additional_target", "use_rslora", "use_dora")},
+    "freeze": {name for name in Recipe.model_fields if name.startswith("freeze_")},
+    "quantized": {"quantization_type", "double_quantization"},
+    "preferences": {"pref_beta"},
+}  # fmt: skip
+ALWAYS = {
+    "model_name_or_path", "stage", "finetuning_type", "dataset", "output_dir", "cutoff_len", "lora_rank", "lora_alpha",
+    "lora_dropout", "lora_target", "pref_beta", "quantization_type", "double_quantization",
+}  # fmt: skip
+# What the frameworks decide for themselves, or what leaves no trace in the weights.
+SILENT = {"do_train", "plot_loss", "overwrite_output_dir", "dataset_dir", "quantization_method", "template"}
+
+Values = dict[str, Any]
+
+
+class Framework(NamedTuple):
+    """Another framework: its name for each of our keys, its way to write some values, and how it is started."""
+
+    names: dict[str, str]
+    values: dict[str, Callable[[Any], Any]]
+    stages: dict[str, str]
+    tunings: dict[str, str]
+
+
+def comma(value: str) -> list[str]:
+    """Return a comma list as a list, and "all" as PEFT's word for it."""
+    return ["all-linear"] if value == "all" else parts(value)
+
+
+SWIFT = Framework(
+    names={
+        "model_name_or_path": "model", "stage": "rlhf_type", "finetuning_type": "tuner_type", "lora_rank": "lora_rank",
+        "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "lora_target": "target_modules",
+        "additional_target": "modules_to_save", "use_rslora": "use_rslora", "use_dora": "use_dora",
+        "pissa_init": "init_weights", "loraplus_lr_ratio": "lorap_lr_ratio", "quantization_bit": "quant_bits",
+        "quantization_type": "bnb_4bit_quant_type", "double_quantization": "bnb_4bit_use_double_quant",
+        "flash_attn": "attn_impl", "dataset": "dataset", "eval_dataset": "val_dataset",
+        "val_size": "split_dataset_ratio", "default_system": "system", "cutoff_len": "max_length", "packing": "packing",
+        "pref_beta": "beta", "pref_loss": "loss_type", "pref_ftx": "rpo_alpha", "simpo_gamma": "simpo_gamma",
+        "dpo_label_smoothing": "label_smoothing", "ld_alpha": "ld_alpha", "kto_chosen_weight": "desirable_weight",
+        "kto_rejected_weight": "undesirable_weight", "output_dir": "output_dir",
+    },
+    values={
+        "lora_target": comma, "additional_target": parts, "pissa_init": lambda on: "pissa",
+        "flash_attn": {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attn", "fa3": "flash_attention_3"}.get,
+    },
+    stages={"sft": "", "pt": "", "rm": "rm", "dpo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "simpo"},
+    tunings={"lora": "lora", "full": "full"},
+)  # fmt: skip
+AXOLOTL = Framework(
+    names={
+        "model_name_or_path": "base_model", "stage": "rl", "finetuning_type": "adapter",
+        "adapter_name_or_path": "lora_model_dir", "trust_remote_code": "trust_remote_code", "lora_rank": "lora_r",
+        "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "lora_target": "lora_target_modules",
+        "additional_target": "lora_modules_to_save", "use_rslora": "peft_use_rslora", "use_dora": "peft_use_dora",
+        "pissa_init": "peft_init_lora_weights", "loraplus_lr_ratio": "loraplus_lr_ratio",
+        "quantization_bit": "load_in_4bit", "flash_attn": "attn_implementation", "dataset": "datasets",
+        "eval_dataset": "test_datasets", "val_size": "val_set_size", "cutoff_len": "sequence_len",
+        "packing": "sample_packing", "train_on_prompt": "train_on_inputs", "pref_beta": "rl_beta",
+        "pref_ftx": "rpo_alpha", "simpo_gamma": "simpo_gamma", "kto_chosen_weight": "kto_desirable_weight",
+        "kto_rejected_weight": "kto_undesirable_weight", "output_dir": "output_dir",
+        "per_device_train_batch_size": "micro_batch_size", "num_train_epochs": "num_epochs", "optim": "optimizer",
+        "lr_scheduler_type": "lr_scheduler",
+    },
+    values={
+        "additional_target": parts, "pissa_init": lambda on: "pissa",
+        "lora_target": lambda value: "all-linear" if value == "all" else parts(value),
+        "flash_attn": {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}.get,
+    },
+    stages={"sft": "", "pt": "", "rm": "", "dpo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "simpo"},
+    tunings={"lora": "lora", "full": ""},
+)  # fmt: skip
+ALPACA_LORA = Framework(
+    names={
+        "model_name_or_path": "base_model", "dataset": "data_path", "output_dir": "output_dir",
+        "per_device_train_batch_size": "micro_batch_size", "num_train_epochs": "num_epochs",
+        "learning_rate": "learning_rate", "cutoff_len": "cutoff_len", "val_size": "val_set_size",
+        "lora_rank": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout",
+        "lora_target": "lora_target_modules", "train_on_prompt": "train_on_inputs",
+    },
+    values={"lora_target": lambda value: value if value == "all" else str(parts(value)).replace(" ", "")},
+    stages={"sft": ""},
+    tunings={"lora": ""},
+)  # fmt: skip
+FRAMEWORKS = {"swift": SWIFT, "axolotl": AXOLOTL, "alpaca-lora": ALPACA_LORA}
+# ftlab's own; LLaMA-Factory has all the others.
+NOT_IN_LLAMA_FACTORY = {"dataset_substitutions", "early_stopping_steps"}
+
+
+def show(recipe: Recipe, framework: str) -> str:
+    """Return the run as a command or a file of another framework; what has no equivalent there stands in comments.
+
+    Args:
+        framework: "llamafactory", "swift", "axolotl" or "alpaca-lora".
+    Raises:
+        LabError: that framework has no such stage or tuning type.
+    """
+    if framework == "llamafactory":
+        return llamafactory(recipe)
+    known = FRAMEWORKS[framework]
+    for name, options in (("stage", known.stages), ("finetuning_type", known.tunings)):
+        value = recipe.objective if name == "stage" else getattr(recipe, name)
+        if value not in options:
+            raise lacks(framework, name, value)
+    return {"swift": swift, "axolotl": axolotl, "alpaca-lora": alpaca_lora}[framework](recipe)
+
+
+def lacks(framework: str, name: str, value: str) -> LabError:
+    """Build the error for what a framework cannot do at all."""
+    return fail("recipe_not_there", where=name, key=f"{name}: {value}", framework=framework)
+
+
+def relevant(recipe: Recipe) -> Values:
+    """Return the keys that say something about this run: what was set, and what other frameworks set differently."""
+    given, own = plain(recipe), decisive(recipe) | {"output_dir": recipe.output_dir}
+    values = {name: own[name] for name in Recipe.model_fields if name in ALWAYS and own.get(name) is not None}
+    values |= {name: value for name, value in given.items() if name not in SILENT}
+    values["model_name_or_path"] = hub_id(recipe.model_name_or_path)
+    values |= {"stage": recipe.objective, "lora_alpha": recipe.lora_alpha or 2 * recipe.lora_rank}
+    fields = TrainingArguments.__dataclass_fields__
+    shared = {name: recipe.training.get(name, fields[name].default) for name in SHARED}
+    shared["learning_rate"] = recipe.training.get("learning_rate", 5e-5)
+    shared["logging_steps"] = recipe.training.get("logging_steps", 1)
+    if shared["max_steps"] > 0 and "num_train_epochs" not in recipe.training:
+        del shared["num_train_epochs"]
+    else:
+        shared = {name: value for name, value in shared.items() if name != "max_steps" or value > 0}
+    kind = {
+        "lora": recipe.finetuning_type == "lora",
+        "freeze": recipe.finetuning_type == "freeze",
+        "quantized": recipe.quantization_bit == 4,
+        "preferences": recipe.objective in PREFERENCES,
+    }
+    foreign = {name for group, is_so in kind.items() if not is_so for name in ONLY[group]}
+    values = {name: str(value) if hasattr(value, "value") else value for name, value in (values | shared).items()}
+    return {name: value for name, value in values.items() if name not in foreign}
+
+
+def renamed(values: Values, framework: Framework) -> tuple[Values, Values]:
+    """Return (what the framework knows under its own names, what it does not know)."""
+    theirs, left = {}, {}
+    for name, value in values.items():
+        new = framework.names.get(name, name if name in keys.TRAINING_HINTS and framework is not ALPACA_LORA else None)
+        written = framework.values[name](value) if name in framework.values else value
+        if new is None or written is None:
+            left[name] = value
+        else:
+            theirs[new] = written
+    return theirs, left
+
+
+def files(recipe: Recipe, dataset: str | None) -> list[str]:
+    """Return the files of data sets that a recipe names."""
+    found = []
+    for name in parts(dataset or ""):
+        _, path = entries.find(name, Path(recipe.dataset_dir))
+        found.append(str(path or name))
+    return found
+
+
+def comments(left: Values) -> str:
+    """Return a comment line per key that has no equivalent."""
+    return "".join(f"# no equivalent, so another run without it: {name}: {value}\n" for name, value in left.items())
+
+
+def dumped(values: Values) -> str:
+    """Return values as YAML, in their order."""
+    text = io.StringIO()
+    yaml = YAML(pure=True)
+    yaml.default_flow_style = False
+    yaml.dump(values, text)
+    return text.getvalue()
+
+
+def llamafactory(recipe: Recipe) -> str:
+    """Return LLaMA-Factory's YAML: the same keys. Its data sets are those of a dataset_info.json."""
+    values = relevant(recipe) | {"do_train": True, "dataset_dir": recipe.dataset_dir}
+    values |= {"template": recipe.template} if recipe.template else {}
+    if values["stage"] in ("orpo", "simpo"):
+        values |= {"stage": "dpo", "pref_loss": recipe.objective}
+    left = {name: values.pop(name) for name in NOT_IN_LLAMA_FACTORY if name in values}
+    return "# llamafactory-cli train FILE\n" + comments(left) + dumped(values)
+
+
+def swift(recipe: Recipe) -> str:
+    """Return ms-swift's command."""
+    theirs, left = renamed(relevant(recipe), SWIFT)
+    verb = {"sft": "sft", "pt": "pt"}.get(recipe.objective, "rlhf")
+    if verb != "rlhf":
+        theirs.pop("rlhf_type")
+    if recipe.quantization_bit:
+        theirs["quant_method"] = "bnb"
+    if recipe.train_on_prompt or recipe.mask_history:
+        theirs["loss_scale"] = "all" if recipe.train_on_prompt else "last_round"
+        left = {name: value for name, value in left.items() if name not in ("train_on_prompt", "mask_history")}
+    few = f"#{recipe.max_samples}" if left.pop("max_samples", None) else ""
+    for name, sets in (("dataset", recipe.dataset), ("val_dataset", recipe.eval_dataset)):
+        if sets:
+            theirs[name] = [path + few for path in files(recipe, sets)]
+    theirs.setdefault("split_dataset_ratio", 0)
+    return comments(left) + command(f"swift {verb}", theirs)
+
+
+def axolotl(recipe: Recipe) -> str:
+    """Return axolotl's YAML."""
+    theirs, left = renamed(relevant(recipe), AXOLOTL)
+    kind = {"pt": "completion", "sft": "alpaca", "rm": "bradley_terry.chat_template"}.get(
+        recipe.objective, "chat_template.default"
+    )
+    for name, sets in (("datasets", recipe.dataset), ("test_datasets", recipe.eval_dataset)):
+        if sets:
+            theirs[name] = [{"path": path, "ds_type": "json", "type": kind} for path in files(recipe, sets)]
+    theirs |= {"rl": recipe.objective} if recipe.objective in PREFERENCES else {}
+    theirs |= {"reward_model": True} if recipe.objective == "rm" else {}
+    if recipe.objective not in PREFERENCES:
+        theirs.pop("rl")
+    if theirs.pop("load_in_4bit", None):
+        theirs |= {f"load_in_{recipe.quantization_bit}bit": True}
+    if recipe.finetuning_type == "full":
+        theirs.pop("adapter")
+    elif recipe.quantization_bit == 4:
+        theirs["adapter"] = "qlora"
+    if theirs.get("lora_target_modules") == "all-linear":
+        del theirs["lora_target_modules"]
+        theirs["lora_target_linear"] = True
+    # axolotl quantizes in nf4, scales too, as ftlab does unless told otherwise.
+    usual = {"quantization_type": "nf4", "double_quantization": True}
+    left = {name: value for name, value in left.items() if usual.get(name) != value}
+    return "# axolotl train FILE\n" + comments(left) + dumped(theirs)
+
+
+def alpaca_lora(recipe: Recipe) -> str:
+    """Return the command of alpaca-lora's finetune.py."""
+    values = relevant(recipe)
+    theirs, left = renamed(values, ALPACA_LORA)
+    theirs["data_path"] = files(recipe, recipe.dataset)[0]
+    accumulated = values["gradient_accumulation_steps"]
+    theirs["batch_size"] = values["per_device_train_batch_size"] * accumulated
+    theirs.setdefault("val_set_size", 0)
+    theirs.setdefault("train_on_inputs", False)
+    if recipe.lora_target == "all":
+        theirs["lora_target_modules"] = "all-linear"
+    # What that script does anyway, or what changes no weight.
+    fixed = {"stage": "sft", "finetuning_type": "lora", "gradient_accumulation_steps": accumulated, "seed": 42}
+    fixed |= {"weight_decay": 0.0, "lr_scheduler_type": "linear", "logging_steps": values["logging_steps"]}
+    left = {name: value for name, value in left.items() if fixed.get(name) != value}
+    said = "# finetune.py warms up for 100 steps and has a prompt template of its own\n"
+    return said + comments(left) + command("python finetune.py", theirs)
+
+
+def command(start: str, values: Values) -> str:
+    """Return a shell command, an option per line."""
+    lines = [start]
+    for name, value in values.items():
+        given = value if isinstance(value, list) else [value]
+        written = [str(part).lower() if isinstance(part, bool) else str(part) for part in given]
+        lines.append(f"    --{name} {shlex.join(written)}")
+    return " \\\n".join(lines) + "\n"
+
+
+def table() -> str:
+    """Return the names of every key of a recipe in each framework as a Markdown table."""
+    head = ["recipe", "llamafactory", *FRAMEWORKS]
+    rows = []
+    for name in Recipe.model_fields:
+        if name in (*keys.OUTSIDE_THE_RUN, "training", *SILENT) and name not in ("output_dir", "default_system"):
+            continue
+        theirs = [f"`{known.names[name]}`" if name in known.names else "" for known in FRAMEWORKS.values()]
+        rows.append([f"`{name}`", "" if name in NOT_IN_LLAMA_FACTORY else f"`{name}`", *theirs])
+    lines = [" | ".join(cells) for cells in [head, ["---"] * len(head), *rows]]
+    return "".join(f"| {line} |\n" for line in lines)

@@ -1,0 +1,137 @@
+"""The same run as a Python script: the transformers, PEFT and TRL calls that a recipe makes, with its own values."""
+
+from pathlib import Path
+from typing import Any
+
+from ftlab import device, embedded, models
+from ftlab.catalogue import hub_id
+from ftlab.errors import fail
+from ftlab.runs import stages
+from ftlab.runs.keys import Recipe
+
+# The keys that the rows depend on.
+DATA = (
+    "dataset", "eval_dataset", "dataset_dir", "dataset_substitutions", "max_samples", "mix_strategy",
+    "interleave_probs", "val_size", "cutoff_len", "packing", "train_on_prompt", "mask_history", "stage", "pref_loss",
+)  # fmt: skip
+EXPERIMENTAL = {"orpo": "trl.experimental.orpo", "simpo": "trl.experimental.cpo"}
+
+
+def script(recipe: Recipe) -> str:
+    """Return a script that trains what the recipe trains on this machine, and saves it in the run folder.
+
+    Only the rows come from ftlab: one renderer makes the tokens of training, chat and server.
+
+    Raises:
+        LabError: no data set or run folder, or `finetuning_type: freeze`, whose layers depend on the loaded model.
+    """
+    for name, value in (("dataset", recipe.dataset), ("output_dir", recipe.output_dir)):
+        if not value:
+            raise fail("recipe_missing_key", key=name)
+    if recipe.finetuning_type == "freeze":
+        raise fail("recipe_not_there", where="finetuning_type", key="finetuning_type: freeze", framework="trl")
+    machine = device.describe()
+    folder = Path(recipe.output_dir or "").expanduser()
+    settings, _ = stages.training_settings(recipe, folder, machine)
+    classes = [one.__name__ for one in stages.trainer_classes(recipe.objective)]
+    blocks = [imports(recipe, classes), rows(recipe), model(recipe, machine)]
+    return "\n".join([*blocks, training(recipe, classes, settings, folder)])
+
+
+def location(name: str) -> str:
+    """Return what `from_pretrained` takes: the folder of the embedded model, a local one as it is, or a hub id."""
+    return models.fetch(name) if name == embedded.NAME else hub_id(name)
+
+
+def imports(recipe: Recipe, classes: list[str]) -> str:
+    """Return the imports."""
+    kind = "AutoModelForSequenceClassification" if recipe.stage == "rm" else "AutoModelForCausalLM"
+    transformers = [kind, "AutoTokenizer", "set_seed"] + (["BitsAndBytesConfig"] if recipe.quantization_bit else [])
+    transformers += ["Trainer"] if recipe.loraplus_lr_ratio else []
+    lines = []
+    if recipe.finetuning_type == "lora":
+        names = "PeftModel" if recipe.adapter_name_or_path else "LoraConfig, get_peft_model"
+        lines.append(f"from peft import {names}")
+    if recipe.loraplus_lr_ratio:
+        lines.append("from peft.optimizers import create_loraplus_optimizer")
+    lines.append(f"from transformers import {', '.join(sorted(transformers))}")
+    lines += [f"from {EXPERIMENTAL.get(recipe.objective, 'trl')} import {', '.join(classes)}", ""]
+    ours = ["recipe", "rows"] + (["templates"] if recipe.template else [])
+    lines += ["from ftlab import device", f"from ftlab.runs import {', '.join(ours)}", ""]
+    return "\n".join(lines)
+
+
+def rows(recipe: Recipe) -> str:
+    """Return the part that reads the data: it needs the recipe's data keys only."""
+    values = recipe.model_dump(exclude_defaults=True)
+    given = {"model_name_or_path": recipe.model_name_or_path} | {name: values[name] for name in DATA if name in values}
+    given |= {"seed": recipe.training["seed"]} if "seed" in recipe.training else {}
+    path = location(recipe.model_name_or_path)
+    lines = [
+        f"tokenizer = AutoTokenizer.from_pretrained({path!r})",
+        "tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token",
+        f"templates.apply({recipe.template!r}, tokenizer)" if recipe.template else "",
+        "data = recipe.load({" + "".join(f"\n    {name!r}: {value!r}," for name, value in given.items()) + "\n})",
+        "train_dataset, eval_dataset = rows.splits(data, tokenizer)",
+        "",
+    ]
+    return "\n".join(line for line in lines if line) + "\n"
+
+
+def model(recipe: Recipe, machine: device.Machine) -> str:
+    """Return the part that loads the model and puts what is trained on it."""
+    kind = "AutoModelForSequenceClassification" if recipe.stage == "rm" else "AutoModelForCausalLM"
+    options = [f"{name}={value!r}" for name, value in stages.model_settings(recipe, machine).items()]
+    lines = []
+    if recipe.quantization_bit:
+        fields = stages.quantization_settings(recipe, machine)
+        lines.append(call("quantization_config = BitsAndBytesConfig", arguments(fields)))
+        options.append("quantization_config=quantization_config")
+    path = location(recipe.model_name_or_path)
+    lines.append(f"set_seed({recipe.training.get('seed', 42)})")
+    lines.append(call(f"model = {kind}.from_pretrained", [repr(path), *options]))
+    lines.append("model.config.use_cache = False")
+    own_dtype = f"autocast_adapter_dtype={machine.accelerator != 'cpu'}"
+    if recipe.finetuning_type == "lora" and recipe.adapter_name_or_path:
+        start = str(models.adapter(recipe.adapter_name_or_path))
+        lines.append(call("model = PeftModel.from_pretrained", ["model", repr(start), "is_trainable=True", own_dtype]))
+    elif recipe.finetuning_type == "lora":
+        lines.append(call("peft_config = LoraConfig", arguments(stages.lora_settings(recipe))))
+        lines.append(f"model = get_peft_model(model, peft_config, {own_dtype})")
+    return "\n".join(lines) + "\n"
+
+
+def training(recipe: Recipe, classes: list[str], settings: dict[str, Any], folder: Path) -> str:
+    """Return the part that trains and saves."""
+    config, trainer = classes
+    lines = [call(f"args = {config}", arguments(settings))]
+    lines.append("device.fit_loss_tiles(device.describe())  # on a CPU: the same loss in pieces that fit its cache")
+    options = ["model=model", "args=args", "train_dataset=train_dataset", "eval_dataset=eval_dataset"]
+    options.append("processing_class=tokenizer")
+    if recipe.loraplus_lr_ratio:
+        lines.append("optimizer_class, optimizer_args = Trainer.get_optimizer_cls_and_kwargs(args, model)")
+        ratio = f"loraplus_lr_ratio={recipe.loraplus_lr_ratio}"
+        lines.append(
+            call("optimizer = create_loraplus_optimizer", ["model", "optimizer_class", ratio, "**optimizer_args"])
+        )
+        options.append("optimizers=(optimizer, None)")
+    lines.append(call(f"trainer = {trainer}", options))
+    name = "adapter" if recipe.finetuning_type == "lora" else "model"
+    lines += ["trainer.train()", f"trainer.save_model({str(folder / name)!r})"]
+    return "\n".join(lines) + "\n"
+
+
+def arguments(values: dict[str, Any]) -> list[str]:
+    """Return keyword arguments as code."""
+    return [f"{name}={written(value)}" for name, value in values.items()]
+
+
+def written(value: Any) -> str:
+    """Return a plain value as code; an enumeration as its value."""
+    return repr(getattr(value, "value", value))
+
+
+def call(function: str, given: list[str]) -> str:
+    """Return a call as code, on one line where it fits."""
+    line = f"{function}({', '.join(given)})"
+    return line if len(line) <= 100 else f"{function}(\n" + "".join(f"    {one},\n" for one in given) + ")"

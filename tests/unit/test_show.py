@@ -1,0 +1,117 @@
+"""A recipe for other frameworks: golden files, LLaMA-Factory's read back, the TRL script trained beside it."""
+
+import json
+import os
+import runpy
+from pathlib import Path
+
+import pytest
+
+from ftlab import device
+from ftlab.apps import cli
+from ftlab.errors import LabError
+from ftlab.runs import frameworks, recipe, script, train
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = ROOT / "tests" / "golden" / "show"
+LORA = {
+    "model_name_or_path": "org/base-7b",
+    "dataset": "alpaca_en_demo",
+    "output_dir": "runs/shown",
+    "template": "qwen",
+    "lora_rank": 16,
+    "cutoff_len": 1024,
+    "per_device_train_batch_size": 2,
+    "gradient_accumulation_steps": 8,
+    "learning_rate": 1e-4,
+    "num_train_epochs": 3.0,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 10,
+    "val_size": 0.1,
+    "eval_strategy": "steps",
+    "eval_steps": 100,
+}
+RECIPES = {
+    "lora": LORA,
+    "qlora": LORA | {"quantization_bit": 4, "use_dora": True, "lora_target": "q_proj,v_proj", "max_samples": 500},
+    "full": LORA | {"finetuning_type": "full", "stage": "pt", "dataset": "corpus_en", "pure_bf16": True},
+    "dpo": LORA | {"stage": "dpo", "dataset": "preference_en", "pref_beta": 0.2, "pref_ftx": 0.5, "max_steps": 40},
+    "simpo": LORA | {"stage": "simpo", "dataset": "preference_en", "simpo_gamma": 1.0, "early_stopping_steps": 3},
+    "reward": LORA | {"stage": "rm", "dataset": "preference_en", "flash_attn": "fa2"},
+}
+GPU = device.Machine("cuda", "a card", "bfloat16", 8, 24 * 2**30, "fast there")
+
+
+def shown(name: str, framework: str) -> str:
+    """Return what is printed, a refusal included."""
+    made = recipe.load(RECIPES[name])
+    try:
+        return script.script(made) if framework == "trl" else frameworks.show(made, framework)
+    except LabError as error:
+        return f"{error}\n"
+
+
+@pytest.mark.parametrize("framework", ["trl", "llamafactory", *frameworks.FRAMEWORKS])
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_is_shown_is_the_golden_file(name, framework, monkeypatch):
+    """`FTLAB_GOLDEN=write pytest tests/unit/test_show.py` writes the files anew: read the difference."""
+    monkeypatch.setattr(device, "describe", lambda: GPU)
+    monkeypatch.chdir(ROOT)
+    path = GOLDEN / f"{name}.{framework}.txt"
+    text = shown(name, framework)
+    if os.environ.get("FTLAB_GOLDEN") == "write":
+        path.write_text(text, encoding="utf-8")
+    assert text == path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_yaml_for_llama_factory_is_the_same_recipe(name, tmp_path):
+    path = tmp_path / "lf.yaml"
+    path.write_text(shown(name, "llamafactory"))
+    given, back = recipe.load(RECIPES[name]), recipe.load(path)
+    same = recipe.decisive(back) | {"lora_alpha": given.lora_alpha}
+    if name == "simpo":
+        # LLaMA-Factory has it as a loss of its stage dpo, and stops early in another way.
+        same |= {"stage": "simpo", "pref_loss": given.pref_loss, "early_stopping_steps": given.early_stopping_steps}
+    silent = frameworks.ONLY["lora"] if given.finetuning_type == "full" else set()
+    expected = {key: value for key, value in recipe.decisive(given).items() if key not in silent}
+    assert {key: same.get(key) for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("rows", "keys"),
+    [
+        ("sft", {}),
+        ("sft", {"finetuning_type": "full", "learning_rate": 1e-3}),
+        ("sft", {"loraplus_lr_ratio": 4.0, "use_rslora": True, "lora_target": "q_proj,v_proj", "val_size": 0.25}),
+        ("sft", {"quantization_bit": 4}),
+        ("text", {"stage": "pt", "cutoff_len": 64}),
+        ("preference", {"stage": "dpo", "pref_beta": 0.3}),
+        ("preference", {"stage": "rm"}),
+        ("preference", {"stage": "orpo"}),
+        ("kto", {"stage": "kto"}),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ",".join(value),
+)
+def test_the_trl_script_trains_the_same_run(tiny_recipe, tiny_rows, tmp_path, rows, keys):
+    values = tiny_recipe | {"dataset": str(tiny_rows / f"{rows}.json"), "output_dir": str(tmp_path / "recipe")} | keys
+    folder = train.train(recipe.load(values)).folder
+    log = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+    path = tmp_path / "script.py"
+    path.write_text(script.script(recipe.load(values | {"output_dir": str(tmp_path / "script")})))
+    trained = runpy.run_path(str(path))
+    history = [row["loss"] for row in trained["trainer"].state.log_history if "loss" in row]
+    assert history == pytest.approx([row["loss"] for row in log if "loss" in row], rel=1e-4)
+    assert list((tmp_path / "script").glob("*/*.safetensors"))
+
+
+def test_the_command_prints_it_and_refuses_in_one_line(capsys):
+    path = str(ROOT / "recipes" / "sft_lora.yaml")
+    assert cli.main(["recipe", "show", path, "lora_rank=4", "--as", "axolotl"]) == 0
+    assert "lora_r: 4" in capsys.readouterr().out
+    assert cli.main(["recipe", "show", path, "finetuning_type=freeze", "--as", "trl"]) == 2
+    assert "trl cannot do this" in capsys.readouterr().err
+
+
+def test_the_table_in_the_documentation_is_current():
+    assert frameworks.table() in (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
