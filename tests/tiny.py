@@ -1,6 +1,7 @@
 """A random model of two layers, its tokenizer and rows to train it on: made on the spot, nothing downloaded."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,11 @@ CHATML = (
 )
 
 
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """Return a byte-level tokenizer with ChatML: one token per byte, and the two control tokens."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+def make_tokenizer(merges: Sequence[tuple[str, str]] = ()) -> PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer with ChatML: one token per byte and per merge, and the two control tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet()) + ["".join(merge) for merge in merges]
     vocabulary = {character: number for number, character in enumerate(alphabet)}
-    inner = Tokenizer(models.BPE(vocabulary, []))
+    inner = Tokenizer(models.BPE(vocabulary, list(merges)))
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|im_end|>", pad_token="<|im_end|>")
