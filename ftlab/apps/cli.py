@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from ftlab.errors import LabError, fail
 
@@ -37,11 +38,15 @@ def parser() -> argparse.ArgumentParser:
     show.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
     frameworks = ["trl", "llamafactory", "swift", "axolotl", "alpaca-lora"]
     show.add_argument("--as", dest="framework", choices=frameworks, default="trl", help="default: %(default)s")
+    score = add(verbs, "eval", score_recipe, "loss and exact answers of a recipe's model, with and without its adapter")
+    score.add_argument("recipe", metavar="RECIPE.yaml")
+    score.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
     export = add(verbs, "export", export_recipe, "merge a recipe's adapter into its base, save, reload and compare")
     export.add_argument("recipe", metavar="RECIPE.yaml")
     export.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
     chat = add(verbs, "chat", chat_with, "talk to a model in the terminal")
-    chat.add_argument("model", help="catalogue name, local folder or hub id")
+    chat.add_argument("model", help="catalogue name, local folder, hub id, or a RECIPE.yaml that names one")
+    chat.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
     chat.add_argument("--adapter", help="the adapter folder of a run")
     server = add(verbs, "serve", serve_model, "answer over HTTP as OpenAI's API does; every client needs the token")
     server.add_argument("model", help="catalogue name, local folder or hub id")
@@ -99,6 +104,13 @@ def train_recipe(options: argparse.Namespace) -> None:
         print(f"{run.folder}: loss {run.metrics['train_loss']:.3f} after {run.metrics['train_seconds']:.0f} s")
 
 
+def score_recipe(options: argparse.Namespace) -> None:
+    """Print the scores of a recipe's model."""
+    from ftlab.runs import recipe, score
+
+    print(score.table(score.score(recipe.load(options.recipe, options.overrides))))
+
+
 def export_recipe(options: argparse.Namespace) -> None:
     """Export what a recipe names and say how it compares with the live model."""
     from ftlab.runs import export, recipe
@@ -140,14 +152,25 @@ def explain_key(options: argparse.Namespace) -> None:
 
 def chat_with(options: argparse.Namespace) -> None:
     """Answer line after line until the input ends."""
-    from ftlab.runs import chat
+    from ftlab.runs import chat, recipe
 
-    model, tokenizer = chat.load(options.model, options.adapter)
+    generation: dict[str, Any] = {}
     messages: list[chat.Message] = []
+    if options.model.endswith((".yaml", ".yml")):
+        if options.adapter:
+            raise fail("chat_model", model=options.model)
+        asked = recipe.load(options.model, options.overrides)
+        model, tokenizer = chat.from_recipe(asked)
+        generation = chat.generation_of(asked)
+        messages += [{"role": "system", "content": asked.default_system}] if asked.default_system else []
+    elif options.overrides:
+        raise fail("chat_overrides", model=options.model)
+    else:
+        model, tokenizer = chat.load(options.model, options.adapter)
     while question := read_line():
         messages.append({"role": "user", "content": question})
         answer = ""
-        for piece in chat.stream(model, tokenizer, messages):
+        for piece in chat.stream(model, tokenizer, messages, **generation):
             print(piece, end="", flush=True)
             answer += piece
         print()

@@ -11,6 +11,7 @@ from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TextIteratorStreamer,
@@ -18,6 +19,8 @@ from transformers import (
 
 from ftlab import device, evaluate, models, tokens
 from ftlab.evaluate import pad_left
+from ftlab.runs import stages, templates
+from ftlab.runs.keys import Recipe
 
 Message = dict[str, Any]
 
@@ -61,14 +64,41 @@ def begun(text: str, stop: str) -> int:
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)
 
 
-def load(model_name_or_path: str, adapter: str | Path | None = None) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a model, with an adapter on it if one is named, and its tokenizer."""
+def load(
+    model_name_or_path: str, adapter: str | Path | None = None, **options: Any
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return a model, with an adapter on it if one is named, and its tokenizer; `options` go to `from_pretrained`."""
+    folder = models.adapter(adapter) if adapter else None
     path = models.fetch(model_name_or_path)
     machine = device.describe()
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=machine.dtype, device_map=machine.accelerator)
-    if adapter:
-        model = PeftModel.from_pretrained(model, models.adapter(adapter))
+    options = {"dtype": machine.dtype, "device_map": machine.accelerator} | options
+    model = AutoModelForCausalLM.from_pretrained(path, **options)
+    if folder:
+        model = PeftModel.from_pretrained(model, folder)
     return model.eval(), AutoTokenizer.from_pretrained(path)
+
+
+def from_recipe(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Return the model a recipe names, with the adapter it names or its run has left, and the tokenizer."""
+    options: dict[str, Any] = {"trust_remote_code": recipe.trust_remote_code}
+    if recipe.infer_dtype != "auto":
+        options["dtype"] = recipe.infer_dtype
+    if recipe.quantization_bit:
+        settings = stages.quantization_settings(recipe, device.describe())
+        options["quantization_config"] = BitsAndBytesConfig(**settings)
+    made = Path(recipe.output_dir or "").expanduser() / "adapter"
+    left = made if recipe.output_dir and made.is_dir() else None
+    model, tokenizer = load(recipe.model_name_or_path, recipe.adapter_name_or_path or left, **options)
+    if said := templates.apply(recipe.template, tokenizer):
+        print(said)
+    return model, tokenizer
+
+
+def generation_of(recipe: Recipe) -> dict[str, Any]:
+    """Return a recipe's sampling keys as GenerationConfig fields."""
+    names = ("do_sample", "max_new_tokens", "repetition_penalty", "num_beams")
+    sampling = ("temperature", "top_p", "top_k") if recipe.do_sample else ()
+    return {name: getattr(recipe, name) for name in (*names, *sampling)}
 
 
 def adapters(model: PreTrainedModel | PeftModel, on: bool) -> AbstractContextManager[None]:

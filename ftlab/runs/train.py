@@ -26,9 +26,10 @@ from ftlab.runs import recipe as recipes
 from ftlab.runs.keys import Recipe
 
 RECIPE, LOG, METRICS, PICTURE, CARD = "recipe.yaml", "train_log.jsonl", "metrics.json", "loss.png", "README.md"
+SCORES = "eval_results.json"
 PISSA_START = "pissa_start"
 RESULTS = ("adapter", "model")
-OWN_FILES = (RECIPE, LOG, METRICS, checkpoint.MANIFEST, PICTURE, CARD, *RESULTS, PISSA_START, watch.STOP)
+OWN_FILES = (RECIPE, LOG, METRICS, SCORES, checkpoint.MANIFEST, PICTURE, CARD, *RESULTS, PISSA_START, watch.STOP)
 OWN_PREFIXES = (checkpoint.PREFIX, checkpoint.ASIDE, checkpoint.DELETING, checkpoint.PARTIAL, "run.", "runs")
 
 
