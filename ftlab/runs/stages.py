@@ -21,7 +21,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, Rewa
 
 from ftlab import models
 from ftlab.device import Machine, training_arguments
-from ftlab.errors import fail
+from ftlab.errors import fail, say
 from ftlab.runs.keys import Recipe
 
 # Tokens: rows up to this length are faster in plain attention on a CPU.
@@ -121,6 +121,11 @@ def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[d
         settings["fp16"] = False
     if asked.get("fp16"):
         settings["bf16"] = False
+    if recipe.objective == "kto" and asked.get("per_device_train_batch_size") == 1:
+        # TRL estimates the KL term from other rows of the same batch, so that it needs two.
+        accumulated = asked.get("gradient_accumulation_steps", 1)
+        asked |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": max(1, accumulated // 2)}
+        notes.append(say("train_kto_pairs", accumulated=max(1, accumulated // 2)))
     # ftlab rotates itself (checkpoint.py): Trainer would count, and delete, what another run left.
     asked.pop("save_total_limit", None)
     asked.pop("resume_from_checkpoint", None)
