@@ -1,6 +1,7 @@
 """The command line: one verb per function of the package, nothing else."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,8 @@ from ftlab.errors import LabError, fail
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 for a run that failed, 2 for bad input."""
     options = parser().parse_args(arguments)
+    # On a CPU it says at every import that it has no kernels for another kind of processor.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         return options.verb(options) or 0
     except LabError as error:

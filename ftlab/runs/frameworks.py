@@ -115,7 +115,7 @@ ALPACA_LORA = Framework(
 )  # fmt: skip
 FRAMEWORKS = {"swift": SWIFT, "axolotl": AXOLOTL, "alpaca-lora": ALPACA_LORA}
 # ftlab's own; LLaMA-Factory has all the others.
-NOT_IN_LLAMA_FACTORY = {"dataset_substitutions", "early_stopping_steps"}
+NOT_IN_LLAMA_FACTORY = {"dataset_substitutions", "early_stopping_steps", "export_dtype", "export_gguf"}
 
 
 def show(recipe: Recipe, framework: str) -> str:
@@ -145,7 +145,8 @@ def relevant(recipe: Recipe) -> Values:
     """Return the keys that say something about this run: what was set, and what other frameworks set differently."""
     given, own = plain(recipe), decisive(recipe) | {"output_dir": recipe.output_dir}
     values = {name: own[name] for name in Recipe.model_fields if name in ALWAYS and own.get(name) is not None}
-    values |= {name: value for name, value in given.items() if name not in SILENT}
+    elsewhere = set(keys.OUTSIDE_THE_RUN) - {"output_dir", "default_system"} | SILENT
+    values |= {name: value for name, value in given.items() if name not in elsewhere}
     values["model_name_or_path"] = hub_id(recipe.model_name_or_path)
     values |= {"stage": recipe.objective, "lora_alpha": recipe.lora_alpha or 2 * recipe.lora_rank}
     fields = TrainingArguments.__dataclass_fields__
@@ -205,7 +206,8 @@ def dumped(values: Values) -> str:
 
 def llamafactory(recipe: Recipe) -> str:
     """Return LLaMA-Factory's YAML: the same keys. Its data sets are those of a dataset_info.json."""
-    values = relevant(recipe) | {"do_train": True, "dataset_dir": recipe.dataset_dir}
+    asked = {name: value for name, value in plain(recipe).items() if name in keys.OUTSIDE_THE_RUN}
+    values = relevant(recipe) | asked | {"do_train": True, "dataset_dir": recipe.dataset_dir}
     values |= {"template": recipe.template} if recipe.template else {}
     if values["stage"] in ("orpo", "simpo"):
         values |= {"stage": "dpo", "pref_loss": recipe.objective}
