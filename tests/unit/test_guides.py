@@ -1,5 +1,9 @@
-"""The YAMLs that people bring from LLaMA-Factory's guides and examples: only model, data and step count are changed."""
+"""The YAMLs that people bring from LLaMA-Factory's guides and examples: only model, data and step count are changed.
 
+On the real model: FTLAB_GUIDES_MODEL=$HOME/.cache/ftlab/smollm2-135m pytest tests/unit/test_guides.py -k example
+"""
+
+import os
 from pathlib import Path
 
 import pytest
@@ -61,9 +65,8 @@ def written(tmp_path: Path, tiny_model_dir: Path, tiny_rows: Path):
     def write(name: str) -> Path:
         rows = tiny_rows / f"{ROWS.get(name, 'sft')}.json"
         sets = f"{rows},{rows}" if "llama3" in name else rows
-        changed = (
-            f"model_name_or_path: {tiny_model_dir}\ndataset: {sets}\noutput_dir: {tmp_path / 'saves'}\nmax_steps: 2\n"
-        )
+        model = os.environ.get("FTLAB_GUIDES_MODEL", tiny_model_dir)
+        changed = f"model_name_or_path: {model}\ndataset: {sets}\noutput_dir: {tmp_path / 'saves'}\nmax_steps: 2\n"
         path = tmp_path / "example.yaml"
         path.write_text(changed + EXAMPLES[name])
         return path
