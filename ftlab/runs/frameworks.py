@@ -237,12 +237,9 @@ def swift(recipe: Recipe) -> str:
 def axolotl(recipe: Recipe) -> str:
     """Return axolotl's YAML."""
     theirs, left = renamed(relevant(recipe), AXOLOTL)
-    kind = {"pt": "completion", "sft": "alpaca", "rm": "bradley_terry.chat_template"}.get(
-        recipe.objective, "chat_template.default"
-    )
     for name, sets in (("datasets", recipe.dataset), ("test_datasets", recipe.eval_dataset)):
         if sets:
-            theirs[name] = [{"path": path, "ds_type": "json", "type": kind} for path in files(recipe, sets)]
+            theirs[name] = [axolotl_set(recipe, one) for one in parts(sets)]
     theirs |= {"rl": recipe.objective} if recipe.objective in PREFERENCES else {}
     theirs |= {"reward_model": True} if recipe.objective == "rm" else {}
     if recipe.objective not in PREFERENCES:
@@ -260,6 +257,22 @@ def axolotl(recipe: Recipe) -> str:
     usual = {"quantization_type": "nf4", "double_quantization": True}
     left = {name: value for name, value in left.items() if usual.get(name) != value}
     return "# axolotl train FILE\n" + comments(left) + dumped(theirs)
+
+
+def axolotl_set(recipe: Recipe, name: str) -> Values:
+    """Return how axolotl reads one data set."""
+    entry, path = entries.find(name, Path(recipe.dataset_dir))
+    read: Values = {"path": str(path or name), "ds_type": "json"}
+    if recipe.objective == "rm":
+        return read | {"type": "bradley_terry.chat_template"}
+    if recipe.objective != "sft":
+        return read | {"type": "completion" if recipe.objective == "pt" else "chat_template.default"}
+    if entry.formatting == "alpaca":
+        return read | {"type": "alpaca"}
+    tags = entry.all_tags()
+    roles = {"role": tags["role_tag"], "content": tags["content_tag"]}
+    messages = entry.all_columns()["messages"]
+    return read | {"type": "chat_template", "field_messages": messages, "message_property_mappings": roles}
 
 
 def alpaca_lora(recipe: Recipe) -> str:

@@ -80,13 +80,13 @@ per_device_train_batch_size = 4  # pairs per step
 seed = 0
 
 # %% id="profile"
-profiles = {  # model, optimizer steps, steps of a side experiment, held-out questions, general questions
-    "smoke": ("smollm2-135m", 2, 1, 4, 12),
-    "cpu": ("smollm2-135m", 18, 8, 63, 200),
-    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 40, 20, 63, 200),
-    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 40, 20, 63, 200),
+profiles = {  # model, training rows, optimizer steps, steps of a side experiment, held-out and general questions
+    "smoke": ("smollm2-135m", "train[:10%]", 2, 1, 4, 12),
+    "cpu": ("smollm2-135m", "train", 18, 8, 63, 200),
+    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", "train", 40, 20, 63, 200),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", "train", 40, 20, 63, 200),
 }
-default_model, default_steps, side_steps, question_count, general_count = profiles[PROFILE]
+default_model, train_split, default_steps, side_steps, question_count, general_count = profiles[PROFILE]
 model_name = model_name or default_model
 max_steps = max_steps or default_steps
 set_seed(seed)
@@ -102,7 +102,7 @@ set_seed(seed)
 # 两边都正确，区别在风格。更受偏好的那个先说要点，并且点明；只有能一语答完的问题（“挪威的首都是哪里？”）直接回答更好。开头是程序可以检查的，所以“更好”在这里是一个数。
 
 # %% id="data"
-train_pairs = load_dataset("json", data_files="data/preference_en.jsonl", split="train")
+train_pairs = load_dataset("json", data_files="data/preference_en.jsonl", split=train_split)
 held_out = list(load_dataset("json", data_files="data/preference_en_eval.jsonl", split="train"))[:question_count]
 general = list(load_dataset("json", data_files="data/general_mcq.jsonl", split="train"))[:general_count]
 for key in ("instruction", "chosen", "rejected"):
@@ -529,7 +529,7 @@ def to_rated(row):
     return {"prompt": turn("user", row["instruction"]), "completion": completion, "label": row["kto_tag"]}
 
 
-rated = load_dataset("json", data_files="data/kto_en.jsonl", split="train")
+rated = load_dataset("json", data_files="data/kto_en.jsonl", split=train_split)
 kto_dataset = rated.map(to_rated, remove_columns=rated.column_names)
 
 # %% id="family-run"

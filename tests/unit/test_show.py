@@ -34,6 +34,7 @@ LORA = {
 RECIPES = {
     "lora": LORA,
     "qlora": LORA | {"quantization_bit": 4, "use_dora": True, "lora_target": "q_proj,v_proj", "max_samples": 500},
+    "chats": LORA | {"dataset": "tools_en", "train_on_prompt": True, "default_system": "Be brief."},
     "full": LORA | {"finetuning_type": "full", "stage": "pt", "dataset": "corpus_en", "pure_bf16": True},
     "dpo": LORA | {"stage": "dpo", "dataset": "preference_en", "pref_beta": 0.2, "pref_ftx": 0.5, "max_steps": 40},
     "simpo": LORA | {"stage": "simpo", "dataset": "preference_en", "simpo_gamma": 1.0, "early_stopping_steps": 3},
