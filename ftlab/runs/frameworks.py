@@ -279,7 +279,10 @@ def alpaca_lora(recipe: Recipe) -> str:
     """Return the command of alpaca-lora's finetune.py."""
     values = relevant(recipe)
     theirs, left = renamed(values, ALPACA_LORA)
-    theirs["data_path"] = files(recipe, recipe.dataset)[0]
+    sets = files(recipe, recipe.dataset)
+    if len(sets) != 1:
+        raise lacks("alpaca-lora", "dataset", recipe.dataset or "none")
+    theirs["data_path"] = sets[0]
     accumulated = values["gradient_accumulation_steps"]
     theirs["batch_size"] = values["per_device_train_batch_size"] * accumulated
     theirs.setdefault("val_set_size", 0)
@@ -290,7 +293,7 @@ def alpaca_lora(recipe: Recipe) -> str:
     fixed = {"stage": "sft", "finetuning_type": "lora", "gradient_accumulation_steps": accumulated, "seed": 42}
     fixed |= {"weight_decay": 0.0, "lr_scheduler_type": "linear", "logging_steps": values["logging_steps"]}
     left = {name: value for name, value in left.items() if fixed.get(name) != value}
-    said = "# finetune.py warms up for 100 steps and has a prompt template of its own\n"
+    said = "# finetune.py loads the base in 8 bits, warms up for 100 steps and has a prompt template of its own\n"
     return said + comments(left) + command("python finetune.py", theirs)
 
 

@@ -8,7 +8,7 @@ from peft import PeftModel
 
 from ftlab import evaluate
 from ftlab.data import registry
-from ftlab.errors import fail
+from ftlab.errors import fail, say
 from ftlab.runs import chat, rows
 from ftlab.runs.checkpoint import write_json
 from ftlab.runs.keys import Recipe
@@ -33,6 +33,8 @@ def score(recipe: Recipe, limit: int = 200) -> Scores:
         raise fail("recipe_missing_key", key="eval_dataset")
     if recipe.objective != "sft":
         raise fail("eval_stage", where="stage", stage=recipe.objective)
+    if not recipe.eval_dataset:
+        print(say("eval_seen", name=name))
     asked = registry.load(
         name, recipe.dataset_dir, max_samples=recipe.max_samples, substitutions=recipe.dataset_substitutions
     )

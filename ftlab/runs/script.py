@@ -48,6 +48,7 @@ def imports(recipe: Recipe, classes: list[str]) -> str:
     kind = "AutoModelForSequenceClassification" if recipe.stage == "rm" else "AutoModelForCausalLM"
     transformers = [kind, "AutoTokenizer", "set_seed"] + (["BitsAndBytesConfig"] if recipe.quantization_bit else [])
     transformers += ["Trainer"] if recipe.loraplus_lr_ratio else []
+    transformers += ["EarlyStoppingCallback"] if recipe.early_stopping_steps else []
     lines = []
     if recipe.finetuning_type == "lora":
         names = "PeftModel" if recipe.adapter_name_or_path else "LoraConfig, get_peft_model"
@@ -68,7 +69,7 @@ def rows(recipe: Recipe) -> str:
     given |= {"seed": recipe.training["seed"]} if "seed" in recipe.training else {}
     path = location(recipe.model_name_or_path)
     lines = [
-        f"tokenizer = AutoTokenizer.from_pretrained({path!r})",
+        f"tokenizer = AutoTokenizer.from_pretrained({path!r}{', trust_remote_code=True' * recipe.trust_remote_code})",
         "tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token",
         f"templates.apply({recipe.template!r}, tokenizer)" if recipe.template else "",
         "data = recipe.load({" + "".join(f"\n    {name!r}: {value!r}," for name, value in given.items()) + "\n})",
@@ -115,6 +116,8 @@ def training(recipe: Recipe, classes: list[str], settings: dict[str, Any], folde
             call("optimizer = create_loraplus_optimizer", ["model", "optimizer_class", ratio, "**optimizer_args"])
         )
         options.append("optimizers=(optimizer, None)")
+    if recipe.early_stopping_steps:
+        options.append(f"callbacks=[EarlyStoppingCallback(early_stopping_patience={recipe.early_stopping_steps})]")
     lines.append(call(f"trainer = {trainer}", options))
     name = "adapter" if recipe.finetuning_type == "lora" else "model"
     lines += ["trainer.train()", f"trainer.save_model({str(folder / name)!r})"]

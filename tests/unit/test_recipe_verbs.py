@@ -68,7 +68,7 @@ def test_eval_scores_base_and_adapter_and_writes_them(tiny_recipe, capsys):
     found = score.score(recipe.load(tiny_recipe | {"max_steps": 30}))
     assert found["tuned"]["loss"] < found["base"]["loss"] and found["base"]["rows"] == 12
     assert json.loads((run.folder / train.SCORES).read_text()) == found
-    assert "perplexity" in score.table(found)
+    assert "perplexity" in score.table(found) and "name an eval_dataset" in capsys.readouterr().out
     # What eval left does not make the folder somebody else's.
     assert train.train(recipe.load(tiny_recipe | {"max_steps": 30})).reused
 

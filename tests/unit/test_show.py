@@ -86,6 +86,7 @@ def test_the_yaml_for_llama_factory_is_the_same_recipe(name, tmp_path):
         ("sft", {"finetuning_type": "full", "learning_rate": 1e-3}),
         ("sft", {"loraplus_lr_ratio": 4.0, "use_rslora": True, "lora_target": "q_proj,v_proj", "val_size": 0.25}),
         ("sft", {"quantization_bit": 4}),
+        ("sft", {"early_stopping_steps": 1, "val_size": 0.25, "eval_strategy": "steps", "eval_steps": 2}),
         ("text", {"stage": "pt", "cutoff_len": 64}),
         ("preference", {"stage": "dpo", "pref_beta": 0.3}),
         ("preference", {"stage": "rm"}),
@@ -112,6 +113,13 @@ def test_the_command_prints_it_and_refuses_in_one_line(capsys):
     assert "lora_r: 4" in capsys.readouterr().out
     assert cli.main(["recipe", "show", path, "finetuning_type=freeze", "--as", "trl"]) == 2
     assert "trl cannot do this" in capsys.readouterr().err
+
+
+def test_what_alpaca_lora_cannot_read_is_refused():
+    for dataset in (None, "alpaca_en_demo,alpaca_zh_demo"):
+        values = {name: value for name, value in (LORA | {"dataset": dataset}).items() if value}
+        with pytest.raises(LabError, match="alpaca-lora cannot do this"):
+            frameworks.show(recipe.load(values), "alpaca-lora")
 
 
 def test_the_table_in_the_documentation_is_current():
