@@ -8,7 +8,7 @@ import importlib
 import json
 from pathlib import Path
 
-NAMES = ("limit", "start", "levers", "train", "extraction")
+NAMES = ("limit", "start", "levers", "train", "extraction", "memory")
 
 
 def main() -> None:

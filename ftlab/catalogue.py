@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from ftlab.memory import Decoder
+
 LLAMA_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 NEOX_LINEAR = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
 BLOOM_LINEAR = NEOX_LINEAR
@@ -20,6 +22,7 @@ class Model:
         licence: as its publisher names it.
         template: chat template family; "none" for a base model.
         target_modules: the linear layers LoRA adapts.
+        sizes: of its layers, as its config.json has them.
     """
 
     name: str
@@ -29,58 +32,83 @@ class Model:
     licence: str
     template: str
     target_modules: tuple[str, ...]
+    sizes: Decoder
 
 
 # fmt: off
 MODELS = (
     Model("smollm2-135m", "HuggingFaceTB/SmolLM2-135M-Instruct", "HuggingFaceTB/SmolLM2-135M-Instruct",
-          134_515_008, "Apache-2.0", "chatml", LLAMA_LINEAR),
+          134_515_008, "Apache-2.0", "chatml", LLAMA_LINEAR,
+          Decoder(30, 576, 9, 3, 64, 1536, 49152, True)),
     Model("smollm2-360m", "HuggingFaceTB/SmolLM2-360M-Instruct", "HuggingFaceTB/SmolLM2-360M-Instruct",
-          361_821_120, "Apache-2.0", "chatml", LLAMA_LINEAR),
+          361_821_120, "Apache-2.0", "chatml", LLAMA_LINEAR,
+          Decoder(32, 960, 15, 5, 64, 2560, 49152, True)),
     Model("smollm2-1.7b", "HuggingFaceTB/SmolLM2-1.7B-Instruct", "HuggingFaceTB/SmolLM2-1.7B-Instruct",
-          1_711_376_384, "Apache-2.0", "chatml", LLAMA_LINEAR),
+          1_711_376_384, "Apache-2.0", "chatml", LLAMA_LINEAR,
+          Decoder(24, 2048, 32, 32, 64, 8192, 49152, True)),
     Model("qwen2-7b", "Qwen/Qwen2-7B-Instruct", "Qwen/Qwen2-7B-Instruct",
-          7_615_616_512, "Apache-2.0", "chatml", LLAMA_LINEAR),
+          7_615_616_512, "Apache-2.0", "chatml", LLAMA_LINEAR,
+          Decoder(28, 3584, 28, 4, 128, 18944, 152064, False)),
     Model("qwen2.5-0.5b", "Qwen/Qwen2.5-0.5B-Instruct", "Qwen/Qwen2.5-0.5B-Instruct",
-          494_032_768, "Apache-2.0", "chatml", LLAMA_LINEAR),
+          494_032_768, "Apache-2.0", "chatml", LLAMA_LINEAR,
+          Decoder(24, 896, 14, 2, 64, 4864, 151936, True)),
     Model("qwen2.5-1.5b", "Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-1.5B-Instruct",
-          1_543_714_304, "Apache-2.0", "chatml", LLAMA_LINEAR),
+          1_543_714_304, "Apache-2.0", "chatml", LLAMA_LINEAR,
+          Decoder(28, 1536, 12, 2, 128, 8960, 151936, True)),
     Model("qwen2.5-7b", "Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen2.5-7B-Instruct",
-          7_615_616_512, "Apache-2.0", "chatml", LLAMA_LINEAR),
+          7_615_616_512, "Apache-2.0", "chatml", LLAMA_LINEAR,
+          Decoder(28, 3584, 28, 4, 128, 18944, 152064, False)),
     Model("qwen3-0.6b", "Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B",
-          596_049_920, "Apache-2.0", "chatml", LLAMA_LINEAR),
+          596_049_920, "Apache-2.0", "chatml", LLAMA_LINEAR,
+          Decoder(28, 1024, 16, 8, 128, 3072, 151936, True)),
     Model("qwen3-4b", "Qwen/Qwen3-4B", "Qwen/Qwen3-4B",
-          4_022_468_096, "Apache-2.0", "chatml", LLAMA_LINEAR),
+          4_022_468_096, "Apache-2.0", "chatml", LLAMA_LINEAR,
+          Decoder(36, 2560, 32, 8, 128, 9728, 151936, True)),
     Model("qwen3-8b", "Qwen/Qwen3-8B", "Qwen/Qwen3-8B",
-          8_190_735_360, "Apache-2.0", "chatml", LLAMA_LINEAR),
+          8_190_735_360, "Apache-2.0", "chatml", LLAMA_LINEAR,
+          Decoder(36, 4096, 32, 8, 128, 12288, 151936, False)),
     Model("llama3-8b", "meta-llama/Meta-Llama-3-8B-Instruct", "LLM-Research/Meta-Llama-3-8B-Instruct",
-          8_030_261_248, "Llama 3 Community", "llama3", LLAMA_LINEAR),
+          8_030_261_248, "Llama 3 Community", "llama3", LLAMA_LINEAR,
+          Decoder(32, 4096, 32, 8, 128, 14336, 128256, False)),
     Model("llama3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", "LLM-Research/Meta-Llama-3.1-8B-Instruct",
-          8_030_261_248, "Llama 3.1 Community", "llama3", LLAMA_LINEAR),
+          8_030_261_248, "Llama 3.1 Community", "llama3", LLAMA_LINEAR,
+          Decoder(32, 4096, 32, 8, 128, 14336, 128256, False)),
     Model("llama3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", "LLM-Research/Llama-3.2-1B-Instruct",
-          1_235_814_400, "Llama 3.2 Community", "llama3", LLAMA_LINEAR),
+          1_235_814_400, "Llama 3.2 Community", "llama3", LLAMA_LINEAR,
+          Decoder(16, 2048, 32, 8, 64, 8192, 128256, True)),
     Model("llama3.2-3b", "meta-llama/Llama-3.2-3B-Instruct", "LLM-Research/Llama-3.2-3B-Instruct",
-          3_212_749_824, "Llama 3.2 Community", "llama3", LLAMA_LINEAR),
+          3_212_749_824, "Llama 3.2 Community", "llama3", LLAMA_LINEAR,
+          Decoder(28, 3072, 24, 8, 128, 8192, 128256, True)),
     Model("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.3", "LLM-Research/Mistral-7B-Instruct-v0.3",
-          7_248_023_552, "Apache-2.0", "mistral", LLAMA_LINEAR),
+          7_248_023_552, "Apache-2.0", "mistral", LLAMA_LINEAR,
+          Decoder(32, 4096, 32, 8, 128, 14336, 32768, False)),
     Model("glm4-9b", "zai-org/glm-4-9b-chat-hf", "ZhipuAI/glm-4-9b-chat-hf",
-          9_399_951_360, "GLM-4", "glm4", GLM_LINEAR),
+          9_399_951_360, "GLM-4", "glm4", GLM_LINEAR,
+          Decoder(40, 4096, 32, 2, 128, 13696, 151552, False)),
     Model("baichuan2-7b", "baichuan-inc/Baichuan2-7B-Chat", "baichuan-inc/Baichuan2-7B-Chat",
-          7_505_973_248, "Baichuan 2 Community", "baichuan2", BAICHUAN_LINEAR),
+          7_505_973_248, "Baichuan 2 Community", "baichuan2", BAICHUAN_LINEAR,
+          Decoder(32, 4096, 32, 32, 128, 11008, 125696, False)),
     Model("bloomz-560m", "bigscience/bloomz-560m", "AI-ModelScope/bloomz-560m",
-          559_214_592, "BigScience RAIL 1.0", "none", BLOOM_LINEAR),
+          559_214_592, "BigScience RAIL 1.0", "none", BLOOM_LINEAR,
+          Decoder(24, 1024, 16, 16, 64, 4096, 250880, True, 2)),
     Model("bloom-7b1", "bigscience/bloom-7b1", "AI-ModelScope/bloom-7b1",
-          7_069_016_064, "BigScience RAIL 1.0", "none", BLOOM_LINEAR),
+          7_069_016_064, "BigScience RAIL 1.0", "none", BLOOM_LINEAR,
+          Decoder(30, 4096, 32, 32, 128, 16384, 250880, True, 2)),
     Model("pythia-160m", "EleutherAI/pythia-160m", "EleutherAI/pythia-160m",
-          162_322_944, "Apache-2.0", "none", NEOX_LINEAR),
+          162_322_944, "Apache-2.0", "none", NEOX_LINEAR,
+          Decoder(12, 768, 12, 12, 64, 3072, 50304, False, 2)),
     Model("pythia-1b", "EleutherAI/pythia-1b", "EleutherAI/pythia-1b",
-          1_011_781_632, "Apache-2.0", "none", NEOX_LINEAR),
+          1_011_781_632, "Apache-2.0", "none", NEOX_LINEAR,
+          Decoder(16, 2048, 8, 8, 256, 8192, 50304, False, 2)),
     Model("olmo2-1b", "allenai/OLMo-2-0425-1B-Instruct", "allenai/OLMo-2-0425-1B-Instruct",
-          1_484_916_736, "Apache-2.0", "olmo", LLAMA_LINEAR),
+          1_484_916_736, "Apache-2.0", "olmo", LLAMA_LINEAR,
+          Decoder(16, 2048, 16, 16, 128, 8192, 100352, False)),
     Model("olmo2-7b", "allenai/OLMo-2-1124-7B-Instruct", "allenai/OLMo-2-1124-7B-Instruct",
-          7_298_617_344, "Apache-2.0", "olmo", LLAMA_LINEAR),
+          7_298_617_344, "Apache-2.0", "olmo", LLAMA_LINEAR,
+          Decoder(32, 4096, 32, 32, 128, 11008, 100352, False)),
     Model("gemma2-2b", "google/gemma-2-2b-it", "LLM-Research/gemma-2-2b-it",
-          2_614_341_888, "Gemma", "gemma", LLAMA_LINEAR),
+          2_614_341_888, "Gemma", "gemma", LLAMA_LINEAR,
+          Decoder(26, 2304, 8, 4, 256, 9216, 256000, True)),
 )
 # fmt: on
 

@@ -1,22 +1,322 @@
-"""Bytes: what training takes, from plain numbers."""
+"""Bytes: what training takes, from a model's sizes alone; and what it took, from the allocator.
 
-# Bytes per model parameter: weights, then what training adds for every *trained* parameter.
-BFLOAT16 = 2
-NF4_WITH_BLOCK_SCALES = 0.56  # 4 bits, one byte of scale per 64 weights, scales of scales
-ADAM_IN_FLOAT32 = 4 + 4 + 8  # a float32 copy, its gradient, two moments
-LORA_SHARE = 0.01  # r = 16 on all linear layers of a 7B model: about one weight in a hundred
+The estimates follow what PyTorch's autograd keeps of each operation of a Llama-like layer. Bytes everywhere, no model
+loaded. Taught in notebooks/04_qlora.ipynb; predicted against measured: `python -m benchmarks.memory`.
+"""
+
+import gc
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ftlab.errors import fail
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# What one weight takes on average, in bytes, with bitsandbytes' quantizers.
+NF4_BYTES = 4 / 8 + 4 / 64  # four bits, and one float32 scale for 64 weights
+NF4_DOUBLE_BYTES = 4 / 8 + 1 / 64 + 4 / (64 * 256)  # the scale in one byte, and a float32 for 256 of those
+INT8_BYTES = 1.0
+# Rows of a tile of logits in trl's loss (trl/kernels/chunked_logprob.py).
+TOKENS_IN_A_TILE = 4096
+# Moments of AdamW per trained weight, in numbers of the weight's own format.
+ADAM_MOMENTS = 2
+# Families whose MLP has two matrices; Llama's and its heirs' have three (gate, up, down).
+TWO_MATRIX_MLP = ("gpt_neox", "bloom", "gpt2", "opt", "phi", "falcon", "gptj")
+NAMES = {
+    "layers": ("num_hidden_layers", "n_layer", "num_layers"),
+    "hidden": ("hidden_size", "n_embd", "d_model"),
+    "heads": ("num_attention_heads", "n_head"),
+    "vocabulary": ("vocab_size",),
+}
 
 
-def rough_needs_bytes(parameters: int) -> dict[str, int]:
-    """Estimate what a model of `parameters` weights needs: to run, and to train with QLoRA, LoRA and in full.
+@dataclass(frozen=True)
+class Decoder:
+    """The sizes of a decoder, as its config.json gives them.
+
+    Attributes:
+        layers: blocks. hidden: width. heads, kv_heads, head_dim: attention. intermediate: width of the MLP.
+        vocabulary: tokens. tied: whether the output layer is the embedding.
+        mlp_matrices: 3 with a gate (Llama), 2 without. experts: MLPs per block, 1 unless a mixture.
+        experts_per_token: how many of them a token goes through.
+    """
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocabulary: int
+    tied: bool
+    mlp_matrices: int = 3
+    experts: int = 1
+    experts_per_token: int = 1
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "Decoder":
+        """Read the sizes from a config.json.
+
+        Raises:
+            LabError: a size is missing: not a decoder of text.
+        """
+        found = {}
+        for ours, theirs in NAMES.items():
+            values = [config[name] for name in theirs if isinstance(config.get(name), int)]
+            if not values:
+                raise fail("memory_config", where=theirs[0])
+            found[ours] = values[0]
+        hidden, heads = found["hidden"], found["heads"]
+        family = str(config.get("model_type", ""))
+        experts = config.get("num_local_experts") or config.get("num_experts") or 1
+        wide = config.get("moe_intermediate_size") if experts > 1 else None
+        return cls(
+            **found,
+            kv_heads=config.get("num_key_value_heads") or heads,
+            head_dim=config.get("head_dim") or hidden // heads,
+            intermediate=wide or config.get("intermediate_size") or config.get("n_inner") or 4 * hidden,
+            tied=bool(config.get("tie_word_embeddings", True)),
+            mlp_matrices=2 if family in TWO_MATRIX_MLP else 3,
+            experts=experts,
+            experts_per_token=config.get("num_experts_per_tok", 1) if experts > 1 else 1,
+        )
+
+    @property
+    def linear_shapes(self) -> dict[str, tuple[int, int]]:
+        """Name -> (inputs, outputs) of a block's linear layers, one expert's where there are several."""
+        query, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        shapes = {
+            "q_proj": (self.hidden, query), "k_proj": (self.hidden, keys),
+            "v_proj": (self.hidden, keys), "o_proj": (query, self.hidden),
+            "gate_proj": (self.hidden, self.intermediate), "up_proj": (self.hidden, self.intermediate),
+            "down_proj": (self.intermediate, self.hidden),
+        }  # fmt: skip
+        return shapes if self.mlp_matrices == 3 else {k: v for k, v in shapes.items() if k != "gate_proj"}
+
+    @property
+    def linear_parameters(self) -> int:
+        """Weights of one block's linear layers."""
+        return sum(
+            inputs * outputs * (self.experts if name.endswith(("gate_proj", "up_proj", "down_proj")) else 1)
+            for name, (inputs, outputs) in self.linear_shapes.items()
+        )
+
+    @property
+    def block_parameters(self) -> int:
+        """Weights of one block: its linear layers and two norms."""
+        return self.linear_parameters + 2 * self.hidden
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Weights of the embedding, of the output layer where it is not the same, and of the last norm."""
+        return self.vocabulary * self.hidden * (1 if self.tied else 2) + self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """All weights; biases, below one in a thousand, are left out."""
+        return self.layers * self.block_parameters + self.embedding_parameters
+
+    def lora_parameters(self, r: int, targets: tuple[str, ...] = ()) -> int:
+        """Weights of LoRA matrices of rank `r` on the named linear layers, on all of them when none is named.
+
+        Each (inputs, outputs) layer gets r * inputs + outputs * r. Source: Hu et al. 2021, arXiv:2106.09685.
+        """
+        chosen = [shape for name, shape in self.linear_shapes.items() if not targets or name in targets]
+        return self.layers * sum(r * (inputs + outputs) for inputs, outputs in chosen)
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is trained, and on how much at once.
+
+    Attributes:
+        sequences: rows that go through the model together; a preference pair is two.
+        length: tokens of each.
+        trained: weights that are trained: all (full), some blocks (freeze), or the adapter's.
+        trained_layers: blocks whose activations the backward pass needs; 0 means all of them.
+        adapter_rank: rank of LoRA, 0 without.
+        linear_bytes: of one weight in the blocks' linear layers. other_bytes: of one weight elsewhere.
+        trained_bytes: of one trained weight, its gradient and each of its two moments.
+        autocast: float32 weights are multiplied in two bytes, so that a copy of them is held.
+        eager: attention holds its (heads, length, length) table.
+        checkpointing: only each block's input is held; the block is computed again on the way back.
+        loss_tile: vocabulary entries whose logits are held at once. tile_bytes: what is held of each logit in it.
+        embedding_trained: the embedding gets a gradient too.
+        reference_copy: a second, frozen model beside (DPO in full).
+        gpus: cards the run is spread over. shard: what each of them holds only a part of, as in ZeRO 1, 2, 3.
+    """
+
+    sequences: int
+    length: int
+    trained: int
+    trained_layers: int = 0
+    adapter_rank: int = 0
+    linear_bytes: float = 2
+    other_bytes: float = 2
+    trained_bytes: float = 2
+    autocast: bool = False
+    eager: bool = False
+    checkpointing: bool = False
+    loss_tile: int = 32768
+    tile_bytes: int = 2
+    embedding_trained: bool = False
+    reference_copy: bool = False
+    gpus: int = 1
+    shard: int = 0
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes on one card, part by part; `peak` is less than their sum, because not all are there at once."""
+
+    weights: int
+    optimizer: int
+    gradients: int
+    activations: int
+    logits: int
+    peak: int
+
+
+def estimate(decoder: Decoder, training: Training) -> Needs:
+    """Estimate what training takes, from sizes alone.
+
+    The peak is what stays (weights, moments) and the largest of three moments of a step: the end of the forward pass
+    (all activations, logits), the way back through the last block, and its end (all gradients, one block).
 
     Returns:
-        Bytes for weights, gradients and optimizer. Activations are left out: they grow with batch and length.
+        Bytes on one card; the libraries' own workspaces and what CUDA itself takes (about 0.5 GB) are left out.
     """
-    lora = LORA_SHARE * ADAM_IN_FLOAT32
-    return {
-        "run": int(parameters * BFLOAT16),
-        "qlora": int(parameters * (NF4_WITH_BLOCK_SCALES + lora)),
-        "lora": int(parameters * (BFLOAT16 + lora)),
-        "full": int(parameters * (BFLOAT16 + ADAM_IN_FLOAT32)),
-    }
+    t, d = training, decoder
+    tokens = t.sequences * t.length
+    layers = t.trained_layers or d.layers
+    weights = weight_bytes(d, t) * (2 if t.reference_copy else 1)
+    gradients = t.trained * t.trained_bytes
+    optimizer = ADAM_MOMENTS * gradients
+    block, block_input = block_bytes(d, t), tokens * d.hidden * (4 if t.autocast else 2)
+    casts = d.linear_parameters * 2 if t.autocast else 0
+    held = d.layers * block_input if t.checkpointing else layers * (block + casts)
+    logits = logit_bytes(d, t, tokens)
+    # On the way back: one block's activations and gradients, or its attention tables, and a matrix made whole again.
+    table = t.sequences * d.heads * t.length**2 if t.eager else 0
+    dequantized = d.hidden * d.intermediate * 2 if t.linear_bytes < 2 else 0
+    back = max(block + 4 * tokens * d.intermediate, 12 * (table + tokens * d.hidden)) + casts + dequantized
+    dense = d.vocabulary * d.hidden * t.trained_bytes if t.embedding_trained else 0
+    last_block = back + block_input * (d.layers - layers + 1 if t.checkpointing else 0)
+    moments = (
+        held + logits + dense,
+        held + (back if t.checkpointing else max(0, 6 * table - 8 * tokens * d.intermediate)),
+        gradients / share(t, 2) + max(dense, last_block),
+    )
+    parts = [weights / share(t, 3), optimizer / share(t, 1)]
+    peak = sum(parts) + max(moments)
+    return Needs(*map(int, (*parts, gradients / share(t, 2), max(held, last_block), logits, peak)))
+
+
+def share(training: Training, stage: int) -> int:
+    """Return by how many cards a part is divided that ZeRO shards from `stage` on (1 moments, 2 gradients, 3 weights).
+
+    Source: Rajbhandari et al. 2020, arXiv:1910.02054, figure 1.
+    """
+    return training.gpus if training.shard >= stage else 1
+
+
+def weight_bytes(decoder: Decoder, training: Training) -> float:
+    """Return the bytes of the base model, and of the adapter beside it."""
+    linear = decoder.layers * decoder.linear_parameters
+    adapter = training.trained * training.trained_bytes if training.adapter_rank else 0
+    return linear * training.linear_bytes + (decoder.parameters - linear) * training.other_bytes + adapter
+
+
+def block_bytes(decoder: Decoder, training: Training) -> float:
+    """Return what autograd keeps of one block.
+
+    Of each norm its input in float32 and its result; of attention the queries, the keys and values (repeated for every
+    head), the result, and the table where it is made; of the MLP the gate, its activation, the other half and their
+    product. Under autocast each linear layer keeps a two-byte copy of its input, and trained norms keep theirs.
+    """
+    tokens = training.sequences * training.length
+    wide = decoder.heads * decoder.head_dim
+    # Bytes per unit of width: two norms, four linear layers' inputs or results beside attention.
+    norms = (8 + 8 + 10) if training.autocast else (8 + 4)
+    middle = decoder.intermediate * decoder.experts_per_token * 2 * (decoder.mlp_matrices + 1)
+    adapters = len(decoder.linear_shapes) * training.adapter_rank * 2
+    table = training.sequences * decoder.heads * training.length**2 if training.eager else 0
+    return tokens * (norms * decoder.hidden + 8 * wide + middle + adapters) + 6 * table
+
+
+def logit_bytes(decoder: Decoder, training: Training, tokens: int) -> float:
+    """Return what trl's loss holds of logits, every token trained on, and of the last hidden states.
+
+    It goes through the vocabulary in tiles. Written in torch, a tile is held about eight times over while its gradient
+    is computed; CUDA's own kernel computes it in place.
+    """
+    tile = min(tokens, TOKENS_IN_A_TILE) * min(training.loss_tile, decoder.vocabulary)
+    return tile * training.tile_bytes + tokens * 14 * decoder.hidden
+
+
+def kv_cache_bytes(decoder: Decoder, sequences: int, length: int, number_bytes: float = 2) -> int:
+    """Return what the keys and values of `sequences` texts of `length` tokens take while a model generates."""
+    return int(2 * decoder.layers * decoder.kv_heads * decoder.head_dim * sequences * length * number_bytes)
+
+
+@dataclass
+class Peak:
+    """The most bytes that were allocated at one time; filled in when the measurement ends."""
+
+    bytes: int = 0
+
+
+@contextmanager
+def measure_peak_bytes(*models: "nn.Module") -> Iterator[Peak]:
+    """Measure the peak of what PyTorch's allocator hands out while the body runs.
+
+    On CUDA the allocator counts by itself. On a CPU PyTorch's profiler logs every allocation; what `models` hold
+    already is added. Workspaces that other libraries allocate (oneDNN, Arrow) are not seen.
+    """
+    import torch
+
+    peak = Peak()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        yield peak
+        peak.bytes = torch.cuda.max_memory_allocated()
+        return
+    from torch._C._profiler import _EventType
+    from torch.profiler import ProfilerActivity, profile
+
+    # What an earlier trainer left would be freed in the middle, and be taken off the peak.
+    gc.collect()
+    before = sum(held_bytes(model) for model in models)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        yield peak
+    # The profiler's own tables leave out what is freed within an operation; its raw events do not.
+    events, changes = list(profiler.profiler.kineto_results.experimental_event_tree()), []
+    while events:
+        event = events.pop()
+        events.extend(event.children)
+        if event.tag == _EventType.Allocation:
+            changes.append((event.start_time_ns, event.extra_fields.alloc_size))
+    held = peak.bytes = before
+    for _, change in sorted(changes, key=lambda moment: moment[0]):
+        held += change
+        peak.bytes = max(peak.bytes, held)
+
+
+def held_bytes(model: "nn.Module") -> int:
+    """Return the bytes of a model's weights and buffers, each storage once, quantized weights' scales included."""
+    import torch
+
+    storages = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        state = getattr(tensor, "quant_state", None)
+        scales = [] if state is None else [state.absmax, state.code]
+        if state is not None and state.nested:
+            scales += [state.offset, state.state2.absmax, state.state2.code]
+        for part in (tensor, *scales):
+            if isinstance(part, torch.Tensor):
+                storage = part.untyped_storage()
+                storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())

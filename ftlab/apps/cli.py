@@ -73,6 +73,9 @@ def parser() -> argparse.ArgumentParser:
         action.add_argument("--cutoff-len", type=int, default=1024, help="tokens kept of a row")
     check.add_argument("--fix", metavar="OUT.jsonl", help="write the repaired rows there")
     show.add_argument("--row", type=int, default=1, help="which row, from 1")
+    needs = add(verbs, "memory", show_memory, "what training a model takes, part by part, and whether it fits here")
+    needs.add_argument("model", help="catalogue name, local folder or hub id, or a RECIPE.yaml")
+    needs.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
     add(verbs, "models", list_models, "list the models the field teaches with, and what each needs here")
     add(verbs, "env", show_env, "what to paste into an issue: machine, versions")
 
@@ -236,16 +239,35 @@ def show_data(options: argparse.Namespace) -> None:
     print(tokens.summary(tokenizer, encoded))
 
 
+def show_memory(options: argparse.Namespace) -> None:
+    """Print what a recipe, or a model under the recipe's defaults, needs on this machine."""
+    from ftlab import device
+    from ftlab.runs import needs, recipe
+
+    is_file = options.model.endswith((".yaml", ".yml"))
+    run = recipe.load(options.model if is_file else {"model_name_or_path": options.model}, options.overrides)
+    machine = device.describe()
+    print(
+        f"{run.model_name_or_path}: {needs.sizes(run.model_name_or_path).parameters / 1e9:.2f}B parameters; {machine}"
+    )
+    print(needs.report(run, machine))
+
+
 def list_models(options: argparse.Namespace) -> None:
     """Print the catalogue with what each model needs on this machine."""
-    from ftlab import catalogue, device, memory
+    from ftlab import catalogue, device
+    from ftlab.runs import needs, recipe
 
     machine = device.describe()
     print(machine)
-    print(f"{'name':<14} {'parameters':>10} {'run':>7} {'QLoRA':>7} {'LoRA':>7} {'full':>7}  GiB; licence, hub id")
+    print("GiB at one row of 512 tokens (`ftlab memory NAME` says more)")
+    print(f"{'name':<14} {'parameters':>10} {'run':>7} {'QLoRA':>7} {'LoRA':>7} {'full':>7}  licence, hub id")
     for model in catalogue.MODELS:
-        needs = memory.rough_needs_bytes(model.parameters)
-        cells = " ".join(f"{fits(need, machine.memory_bytes):>7}" for need in needs.values())
+        keys = {"model_name_or_path": model.name, "per_device_train_batch_size": 1, "cutoff_len": 512}
+        found = [
+            needs.needs(recipe.load(keys | needs.METHODS[name]), machine).peak for name in ("qlora", "lora", "full")
+        ]
+        cells = " ".join(f"{fits(need, machine.memory_bytes):>7}" for need in (2 * model.parameters, *found))
         print(f"{model.name:<14} {model.parameters / 1e9:>9.2f}B {cells}  {model.licence}, {model.hub_id}")
     print("* = more than this machine's memory")
 

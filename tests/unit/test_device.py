@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer import utils as trl_utils
 
-from ftlab import device, memory
+from ftlab import device
 from ftlab.device import Machine
 
 
@@ -29,12 +29,6 @@ def test_this_machine_can_be_described():
     here = device.describe()
     assert here.cores >= 1 and here.memory_bytes > 2**28 and here.dtype in str(here)
     assert device.versions()["torch"].startswith("2.") and device.installed("no-such-package") == "-"
-
-
-def test_rough_needs_order_the_methods():
-    needs = memory.rough_needs_bytes(7_000_000_000)
-    assert needs["qlora"] < needs["run"] < needs["lora"] < needs["full"]
-    assert needs["run"] == 14_000_000_000
 
 
 def test_small_loss_tiles_change_no_number(monkeypatch):

@@ -1,0 +1,186 @@
+"""What a recipe needs in memory, said before anything is loaded; and which knob makes it fit."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from transformers import AutoConfig
+
+from ftlab import catalogue, memory
+from ftlab.device import Machine
+from ftlab.errors import fail, say
+from ftlab.memory import Decoder, Needs, Training
+from ftlab.runs import recipe as recipes
+from ftlab.runs import stages
+from ftlab.runs.keys import Recipe
+
+GIB = 2**30
+# What stays free of a machine's memory: the system, Python and its libraries; on a card CUDA itself.
+RESERVED_BYTES = 1.0 * GIB
+# Graphics cards by memory, the smallest first.
+CARDS = {"8 GB": 8, "12 GB": 12, "T4 16 GB": 15, "24 GB": 24, "48 GB": 48, "80 GB": 80, "141 GB": 141}
+PAIRED = ("rm", "dpo", "orpo", "simpo")
+METHODS = {
+    "full": {"finetuning_type": "full"},
+    "freeze": {"finetuning_type": "freeze"},
+    "lora": {"finetuning_type": "lora"},
+    "qlora": {"finetuning_type": "lora", "quantization_bit": 4},
+}
+# What to turn when a recipe does not fit, the cheapest first.
+KNOBS = (
+    {"gradient_checkpointing": True},
+    {"per_device_train_batch_size": 1},
+    {"gradient_checkpointing": True, "per_device_train_batch_size": 1},
+    {"quantization_bit": 4, "finetuning_type": "lora"},
+    {
+        "quantization_bit": 4,
+        "finetuning_type": "lora",
+        "gradient_checkpointing": True,
+        "per_device_train_batch_size": 1,
+    },
+)
+
+
+def sizes(name: str) -> Decoder:
+    """Return the sizes of a model from the catalogue, or from its config.json; no weights are read.
+
+    Raises:
+        LabError: there is no such model, or it is no decoder of text.
+    """
+    repository = catalogue.hub_id(name)
+    for model in catalogue.MODELS:
+        if repository == model.hub_id:
+            return model.sizes
+    folder = Path(name).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise fail("model_no_config", where=name)
+    try:
+        config = AutoConfig.from_pretrained(folder if folder.is_dir() else name)
+    except (OSError, ValueError, KeyError) as error:
+        raise fail("train_model", where=name, reason=(str(error).splitlines() or ["?"])[0][:200]) from None
+    return Decoder.from_config(config.get_text_config().to_dict())
+
+
+def training(recipe: Recipe, decoder: Decoder, machine: Machine) -> Training:
+    """Return a recipe as the plain numbers that its memory follows from."""
+    kind, trained_layers = recipe.finetuning_type, 0
+    whole = kind != "lora"
+    if kind == "lora":
+        targets = () if recipe.lora_target == "all" else tuple(stages.names(recipe.lora_target))
+        trained = decoder.lora_parameters(recipe.lora_rank, targets)
+    elif kind == "freeze":
+        trained_layers = min(abs(recipe.freeze_trainable_layers), decoder.layers)
+        trained = trained_layers * decoder.block_parameters
+    else:
+        trained = decoder.parameters
+    plain = 4 if stages.weights_dtype(recipe, machine) == "float32" else 2
+    # On an accelerator PEFT keeps adapters in float32 beside a 16-bit base.
+    trained_bytes = plain if whole or machine.accelerator == "cpu" else 4
+    quantized = {None: plain, 8: memory.INT8_BYTES, 4: nf4_bytes(recipe)}[recipe.quantization_bit]
+    settings, _ = stages.training_settings(recipe, Path("."), machine)
+    return Training(
+        sequences=settings.get("per_device_train_batch_size", 8) * (2 if recipe.objective in PAIRED else 1),
+        length=recipe.cutoff_len,
+        trained=trained,
+        trained_layers=trained_layers,
+        adapter_rank=recipe.lora_rank if kind == "lora" else 0,
+        linear_bytes=quantized,
+        other_bytes=plain,
+        trained_bytes=trained_bytes,
+        autocast=whole and stages.autocasts(recipe, machine),
+        eager=stages.attention_for(recipe, machine) == "eager",
+        checkpointing=bool(settings.get("activation_checkpointing")),
+        loss_tile=loss_tile(recipe, decoder, machine),
+        tile_bytes=2 if machine.accelerator == "cuda" else 31,
+        embedding_trained=kind == "full",
+        reference_copy=kind != "lora" and recipe.objective in ("dpo", "kto"),
+    )
+
+
+def nf4_bytes(recipe: Recipe) -> float:
+    """Return the bytes of a weight in four bits, its share of the scales included."""
+    return memory.NF4_DOUBLE_BYTES if recipe.double_quantization else memory.NF4_BYTES
+
+
+def loss_tile(recipe: Recipe, decoder: Decoder, machine: Machine) -> int:
+    """Return how many vocabulary entries' logits the loss holds at once; a reward model has none."""
+    if recipe.objective == "rm":
+        return 0
+    if recipe.objective in ("orpo", "simpo"):
+        return decoder.vocabulary
+    return 2048 if machine.accelerator == "cpu" else 32768
+
+
+def needs(recipe: Recipe, machine: Machine) -> Needs:
+    """Estimate the memory of a recipe on a machine.
+
+    Raises:
+        LabError: the model is not known.
+    """
+    decoder = sizes(recipe.model_name_or_path)
+    return memory.estimate(decoder, training(recipe, decoder, machine))
+
+
+def changed(recipe: Recipe, keys: dict[str, object]) -> Recipe:
+    """Return a recipe with some keys set, or None where they contradict the others."""
+    return recipes.read(recipes.plain(recipe) | keys)[0]
+
+
+def report(recipe: Recipe, machine: Machine) -> str:
+    """Return the recipe's needs beside those of the other methods, whether it fits, and what to turn if it does not."""
+    rows = {f"{name}{'  <- this recipe' if name == method(recipe) else ''}": keys for name, keys in METHODS.items()}
+    lines = [f"{'GiB':<24} weights  moments gradients activations   logits     peak  smallest card"]
+    for label, keys in rows.items():
+        wanted = recipe if "this" in label else changed(without(recipe, "quantization_bit"), keys)
+        lines.append(row(label, needs(wanted, machine)))
+    own = needs(recipe, machine)
+    room = machine.memory_bytes - RESERVED_BYTES
+    if own.peak <= room:
+        lines.append(say("memory_fits", peak=gib(own.peak), room=gib(machine.memory_bytes)))
+    else:
+        lines.append(say("memory_too_big", peak=gib(own.peak), room=gib(machine.memory_bytes)))
+        lines.append(advice(recipe, machine, room))
+    return "\n".join(lines)
+
+
+def method(recipe: Recipe) -> str:
+    """Return which of METHODS a recipe uses."""
+    return "qlora" if recipe.quantization_bit else recipe.finetuning_type
+
+
+def without(recipe: Recipe, key: str) -> Recipe:
+    """Return a recipe with one key back at its default."""
+    return recipes.read({name: value for name, value in recipes.plain(recipe).items() if name != key})[0]
+
+
+def row(label: str, found: Needs) -> str:
+    """Return one line of the table."""
+    parts = (found.weights, found.optimizer, found.gradients, found.activations, found.logits, found.peak)
+    cells = [f"{gib(part):>{width}}" for part, width in zip(parts, (7, 8, 9, 11, 8, 8), strict=True)]
+    return f"{label:<24} {' '.join(cells)}  {smallest_card(found.peak)}"
+
+
+def smallest_card(peak_bytes: int, cards: Iterable[tuple[str, int]] = CARDS.items()) -> str:
+    """Return the smallest graphics card that holds `peak_bytes`, "several" where none does."""
+    return next((name for name, size in cards if peak_bytes + RESERVED_BYTES <= size * GIB), "several")
+
+
+def advice(recipe: Recipe, machine: Machine, room: float) -> str:
+    """Return the cheapest change of keys that fits, or the smallest need there is."""
+    tried = [(keys, needs(changed(recipe, keys), machine).peak) for keys in KNOBS]
+    for keys, peak in tried:
+        if peak <= room:
+            return say("memory_turn", keys=written(keys), peak=gib(peak))
+    keys, peak = min(tried, key=lambda pair: pair[1])
+    return say("memory_never", keys=written(keys), peak=gib(peak), card=smallest_card(peak))
+
+
+def written(keys: dict[str, object]) -> str:
+    """Return keys as they stand in a YAML."""
+    return ", ".join(
+        f"{name}: {str(value).lower() if isinstance(value, bool) else value}" for name, value in keys.items()
+    )
+
+
+def gib(count: float) -> str:
+    """Return bytes as GiB."""
+    return f"{count / GIB:.2f}"
