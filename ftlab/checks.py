@@ -78,6 +78,29 @@ def check_lora_scale(scale: object) -> Verdict:
     return Verdict(True)
 
 
+def check_nf4_bytes(answer: float) -> Verdict:
+    """Lesson 04: 6.5 billion weights of four bits, and a 4-byte scale for every 64."""
+    if answer == 3_250_000_000:
+        return Verdict(False, "the codes are right; now add a scale for every block")
+    if answer == 6_500_000_000 * (4 + 4 / 64):
+        return Verdict(False, "four bits are half a byte")
+    return Verdict(answer == 3_656_250_000, "half a byte per weight, and 4 bytes for every 64 weights")
+
+
+def check_nearest_level(nearest: object) -> Verdict:
+    """Lesson 04: a function nearest(x, levels) that returns the index of the nearest level."""
+    if not callable(nearest):
+        return Verdict(False, "write a function of two arguments: def nearest(x, levels)")
+    levels = [-1.0, -0.25, 0.5, 1.0]
+    try:
+        found = [nearest(x, levels) for x in (-0.9, 0.1, 0.2, 2.0)]
+    except Exception as error:
+        return Verdict(False, f"your function stops with {type(error).__name__}: {error}")
+    if found == [levels[i] for i in (0, 1, 2, 3)]:
+        return Verdict(False, "that is the level itself; its number is wanted")
+    return Verdict(found == [0, 1, 2, 3], "the smallest absolute difference wins: 0.2 is nearer to 0.5 than to -0.25")
+
+
 def check_full_bytes(answer: int) -> Verdict:
     """Lesson 05: 100 million bfloat16 weights, their gradients and AdamW's two averages, 2 bytes each."""
     if answer == 200_000_000:

@@ -290,7 +290,7 @@ def measure_peak_bytes(*models: "nn.Module") -> Iterator[Peak]:
     # What an earlier trainer left would be freed in the middle, and be taken off the peak.
     gc.collect()
     before = sum(held_bytes(model) for model in models)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         yield peak
     # The profiler's own tables leave out what is freed within an operation; its raw events do not.
     events, changes = list(profiler.profiler.kineto_results.experimental_event_tree()), []

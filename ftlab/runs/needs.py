@@ -5,7 +5,7 @@ from pathlib import Path
 
 from transformers import AutoConfig
 
-from ftlab import catalogue, memory
+from ftlab import catalogue, memory, models
 from ftlab.device import Machine
 from ftlab.errors import fail, say
 from ftlab.memory import Decoder, Needs, Training
@@ -53,6 +53,8 @@ def sizes(name: str) -> Decoder:
     folder = Path(name).expanduser()
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise fail("model_no_config", where=name)
+    if not folder.is_dir() and "/" not in name:
+        raise models.unknown(name)
     try:
         config = AutoConfig.from_pretrained(folder if folder.is_dir() else name)
     except (OSError, ValueError, KeyError) as error:
@@ -60,8 +62,8 @@ def sizes(name: str) -> Decoder:
     return Decoder.from_config(config.get_text_config().to_dict())
 
 
-def training(recipe: Recipe, decoder: Decoder, machine: Machine) -> Training:
-    """Return a recipe as the plain numbers that its memory follows from."""
+def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | None = None) -> Training:
+    """Return a recipe as the plain numbers that its memory follows from, for rows of `length` tokens (cutoff_len)."""
     kind, trained_layers = recipe.finetuning_type, 0
     whole = kind != "lora"
     if kind == "lora":
@@ -79,7 +81,7 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine) -> Training:
     settings, _ = stages.training_settings(recipe, Path("."), machine)
     return Training(
         sequences=settings.get("per_device_train_batch_size", 8) * (2 if recipe.objective in PAIRED else 1),
-        length=recipe.cutoff_len,
+        length=min(length or recipe.cutoff_len, recipe.cutoff_len),
         trained=trained,
         trained_layers=trained_layers,
         adapter_rank=recipe.lora_rank if kind == "lora" else 0,
@@ -110,14 +112,14 @@ def loss_tile(recipe: Recipe, decoder: Decoder, machine: Machine) -> int:
     return 2048 if machine.accelerator == "cpu" else 32768
 
 
-def needs(recipe: Recipe, machine: Machine) -> Needs:
-    """Estimate the memory of a recipe on a machine.
+def needs(recipe: Recipe, machine: Machine, length: int | None = None) -> Needs:
+    """Estimate the memory of a recipe on a machine, for rows of `length` tokens; without it, of `cutoff_len`.
 
     Raises:
         LabError: the model is not known.
     """
     decoder = sizes(recipe.model_name_or_path)
-    return memory.estimate(decoder, training(recipe, decoder, machine))
+    return memory.estimate(decoder, training(recipe, decoder, machine, length))
 
 
 def changed(recipe: Recipe, keys: dict[str, object]) -> Recipe:
@@ -128,7 +130,9 @@ def changed(recipe: Recipe, keys: dict[str, object]) -> Recipe:
 def report(recipe: Recipe, machine: Machine) -> str:
     """Return the recipe's needs beside those of the other methods, whether it fits, and what to turn if it does not."""
     rows = {f"{name}{'  <- this recipe' if name == method(recipe) else ''}": keys for name, keys in METHODS.items()}
-    lines = [f"{'GiB':<24} weights  moments gradients activations   logits     peak  smallest card"]
+    batch = training(recipe, sizes(recipe.model_name_or_path), machine)
+    lines = [f"{batch.sequences} rows of {batch.length} tokens at a time"]
+    lines += [f"{'GiB':<24} weights  moments gradients activations   logits     peak  smallest card"]
     for label, keys in rows.items():
         wanted = recipe if "this" in label else changed(without(recipe, "quantization_bit"), keys)
         lines.append(row(label, needs(wanted, machine)))

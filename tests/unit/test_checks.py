@@ -16,6 +16,12 @@ from ftlab import checks
             (lambda ids, start, end: [-100] * start + ids[start:end] + [-100] * (len(ids) - end),),
             [(lambda i, s, e: [],), (lambda i, s, e: i,), (lambda i, s, e: [-100] * s + i[s:],), (lambda: 1,), (3,)],
         ),
+        (checks.check_nf4_bytes, (3_656_250_000,), [(0,), (3_250_000_000,), (26_406_250_000.0,), ("3.6 GB",)]),
+        (
+            checks.check_nearest_level,
+            (lambda x, levels: min(range(len(levels)), key=lambda i: abs(levels[i] - x)),),
+            [(lambda x, s: 0,), (lambda x, s: min(s, key=lambda v: abs(v - x)),), (lambda x: 1,), (3,)],
+        ),
         (checks.check_full_bytes, (800_000_000,), [(0,), (200_000_000,), (1_200_000_000,), ("800 MB",)]),
         (checks.check_front, ({"a", "c"},), [({"a", "b", "c"},), ({"c"},), (set(),), ("ac",)]),
         (checks.check_q8_bytes, (1_062_500,), [(0,), (1_000_000,), (1_125_000,), ("1 MB",)]),

@@ -131,4 +131,6 @@ def test_more_of_anything_takes_more():
 def test_an_unknown_model_is_refused(tmp_path):
     with pytest.raises(LabError, match=r"config\.json"):
         needs.sizes(str(tmp_path))
+    with pytest.raises(LabError, match="smollm2-135"):
+        needs.sizes("smollm-135m")
     assert not math.isnan(needs.sizes("HuggingFaceTB/SmolLM2-135M-Instruct").parameters)
