@@ -1,0 +1,590 @@
+# %% [markdown] id="title"
+# # 05 · Twenty ways to tune, one budget, one table
+#
+# Full fine-tuning, LoRA and its heirs, vectors, prompts, optimizers: every one has a paper that says it wins. Here they
+# all get the same task, the same number of steps and the same two CPU cores, and you read the table yourself.
+#
+# | you will have | measured as |
+# |---|---|
+# | one row per method | fields of unseen orders that are right |
+# | its price | weights trained, bytes that training adds, seconds |
+# | what it breaks | surprise at right answers to general questions |
+# | the front | which methods no other one beats in both score and size |
+#
+# **Cost:** about 11 minutes and 3 GB on two CPU cores, 10 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb);
+# [04 · QLoRA](04_qlora.ipynb) helps.
+
+# %% [markdown] id="title" lang="zh" of="2dfe5503"
+# # 05 · 二十种微调办法，同一份预算，同一张表
+#
+# 全量微调、LoRA 及其后继、向量、提示、优化器：每一种都有论文说自己最好。在这里，它们得到同样的任务、同样的步数、同样的两个 CPU 核心，表由你自己来读。
+#
+# | 你将得到 | 用什么衡量 |
+# |---|---|
+# | 每种方法一行 | 未见过的订单中正确字段的比例 |
+# | 它的价格 | 训练的权重、训练多占的字节、秒 |
+# | 它弄坏了什么 | 对常识问题正确答案的意外程度 |
+# | 前沿 | 在得分和大小上都不被别的方法超过的那些方法 |
+#
+# **代价：** 两个 CPU 核心上约 11 分钟、3 GB 内存，T4 上约 10 分钟。**先修：** [03 · LoRA](03_lora.ipynb)；[04 · QLoRA](04_qlora.ipynb) 会有帮助。
+
+# %% [markdown] id="setup-why"
+# ## Setup
+# On Colab the next cell installs the course; everywhere else it only steps up to the course folder.
+
+# %% [markdown] id="setup-why" lang="zh" of="91d5b1e4"
+# ## 准备
+# 在 Colab 上，下一格会安装课程；在其他地方它只是进入课程文件夹。
+
+# %% id="setup"
+import os
+import subprocess
+import sys
+
+FTLAB_REPO = ""  # Colab only: the git address this notebook was opened from
+if "google.colab" in sys.modules and not os.path.isdir("ftlab"):
+    subprocess.run(["git", "clone", "--depth=1", FTLAB_REPO, "ftlab"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", "./ftlab[course,gpu]"], check=True)
+    os.chdir("ftlab")
+while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
+    os.chdir("..")
+
+# %% id="imports"
+import dataclasses
+import json
+import time
+
+import matplotlib.pyplot as plt
+import torch
+from datasets import load_dataset
+from peft import (
+    AdaLoraConfig,
+    IA3Config,
+    LNTuningConfig,
+    LoraConfig,
+    OFTConfig,
+    PrefixTuningConfig,
+    PromptEncoderConfig,
+    PromptTuningConfig,
+    VeraConfig,
+    get_peft_model,
+)
+from peft.optimizers import create_loraplus_optimizer
+from torch.nn import functional as F
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    PrinterCallback,
+    TrainerCallback,
+    set_seed,
+)
+from trl import SFTConfig, SFTTrainer
+
+from ftlab import checks, device, models
+from ftlab.apps import course
+
+# %% id="parameters" tags=["parameters"]
+PROFILE = "cpu"  # smoke, cpu, t4 or a24g
+model_name = ""  # empty: the profile's own
+r = 16  # rank, where a method has one
+max_steps = 0  # optimizer steps of each method; 0: the profile's own
+per_device_train_batch_size = 0  # examples per step; 0: the profile's own
+seed = 0
+
+# %% id="profile"
+profiles = {  # model, optimizer steps of each method, examples per step, orders asked, tokens of an answer, questions
+    "smoke": ("smollm2-135m", 1, 2, 1, 2, 2),
+    "cpu": ("smollm2-135m", 16, 8, 32, 48, 60),
+    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 40, 8, 64, 48, 200),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 40, 8, 64, 48, 200),
+}
+default_model, default_steps, default_batch, order_count, answer_tokens, general_count = profiles[PROFILE]
+model_name = model_name or default_model
+max_steps = max_steps or default_steps
+per_device_train_batch_size = per_device_train_batch_size or default_batch
+set_seed(seed)
+
+# %% [markdown] id="task-why"
+# ## One task, two scores
+# Orders to JSON, as in lesson 03. With so few steps no method gets whole orders right, so that a finer ruler is needed: the
+# share of *fields* that are right. And a second score for what is lost: how surprised the model is by the right answers
+# to general questions (loss per token, in nats).
+
+# %% [markdown] id="task-why" lang="zh" of="1ad1d4c1"
+# ## 一个任务，两个分数
+# 和第 03 课一样，把订单变成 JSON。步数这么少，没有方法能把整单写对，所以要用更细的尺子：正确*字段*的比例。第二个分数衡量丢了什么：模型对常识问题的正确答案有多意外（每个 token 的损失，单位 nat）。
+
+# %% id="load"
+dtype = "auto"
+dtype = device.describe().dtype
+device.fit_loss_tiles(device.describe())  # on a CPU: the same loss, computed in pieces that fit its cache
+on_gpu = torch.cuda.is_available()
+where = "cuda" if on_gpu else "cpu"
+attention = "sdpa" if on_gpu else "eager"  # on a CPU the plain products are faster while rows are short
+model_path = models.fetch(model_name)
+tokenizer = AutoTokenizer.from_pretrained(model_path)
+
+
+def load():
+    return AutoModelForCausalLM.from_pretrained(
+        model_path, dtype=dtype, attn_implementation=attention, device_map=where
+    )
+
+
+# %% id="data"
+def to_order(row):
+    prompt = [{"role": "user", "content": f"{row['instruction']}\n{row['input']}"}]
+    return {"prompt": prompt, "completion": [{"role": "assistant", "content": row["output"]}]}
+
+
+orders = load_dataset("json", data_files={"train": "data/orders_train.jsonl", "eval": "data/orders_eval.jsonl"})
+rows_seen = max_steps * per_device_train_batch_size  # by every method, in the same order
+order_dataset = orders["train"].select(range(rows_seen)).map(to_order, remove_columns=orders["train"].column_names)
+asked = orders["eval"].select(range(order_count)).map(to_order)
+general = list(load_dataset("json", data_files="data/general_mcq.jsonl", split="train"))[:general_count]
+print(asked[0]["input"], asked[0]["output"], sep="\n")
+
+
+# %% id="fields"
+def fields_right(reply, wanted):
+    """Return the share of an order's fields that a reply has right; 0 for what is no JSON object."""
+    try:
+        given, wanted = json.loads(reply), json.loads(wanted)
+    except ValueError:
+        return 0.0
+    if not isinstance(given, dict):
+        return 0.0
+    pairs = [(given.get(name), wanted[name]) for name in ("name", "time")]
+    items = given.get("items") if isinstance(given.get("items"), list) else []
+    pairs += [(items[i] if i < len(items) else "missing", item) for i, item in enumerate(wanted["items"])]
+    return sum(found == right for found, right in pairs) / len(pairs)
+
+
+@torch.no_grad()
+def order_score(model):
+    texts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False) for p in asked["prompt"]]
+    batch = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+    output = model.generate(**batch.to(where), max_new_tokens=answer_tokens, do_sample=False)
+    replies = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return sum(map(fields_right, replies, asked["output"])) / len(replies)
+
+
+# %% id="surprise"
+def to_ids(question):
+    turns = [{"role": "user", "content": question["question"]}]
+    prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
+    answer = tokenizer(question["choices"][question["answer"]], add_special_tokens=False)["input_ids"]
+    return prompt + answer, [-100] * len(prompt) + answer
+
+
+rows = [to_ids(question) for question in general]
+width = max(len(ids) for ids, _ in rows)
+known_ids = torch.tensor([ids + [tokenizer.pad_token_id] * (width - len(ids)) for ids, _ in rows])
+known_labels = torch.tensor([labels + [-100] * (width - len(labels)) for _, labels in rows])
+known_mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ in rows])
+
+
+@torch.no_grad()
+def surprise(model):
+    logits = model(input_ids=known_ids.to(where), attention_mask=known_mask.to(where)).logits[:, -width:-1]
+    return F.cross_entropy(logits.float().flatten(0, 1), known_labels[:, 1:].flatten().to(where)).item()
+
+
+# %% id="before"
+untouched = load().eval()
+score_before, surprise_before = order_score(untouched), surprise(untouched)
+print(f"before: {score_before:.0%} of fields, surprise {surprise_before:.2f} nats")
+
+# %% [markdown] id="run-why"
+# ## One run for all
+# A method is three things: how it prepares the model, its learning rate, and sometimes an optimizer or a setting. The rest
+# is the same for everybody. Bytes are counted from the tensors themselves: trained weights, gradients, optimizer state.
+
+# %% [markdown] id="run-why" lang="zh" of="61872957"
+# ## 大家同一种跑法
+# 一种方法就是三样东西：怎样准备模型、学习率，有时还有优化器或某个设置。其余对所有人都相同。字节直接从张量数出来：训练的权重、梯度、优化器状态。
+
+# %% id="training-args"
+training_args = SFTConfig(
+    output_dir="runs/05_methods",
+    max_steps=max_steps,
+    per_device_train_batch_size=per_device_train_batch_size,
+    lr_scheduler_type="cosine",
+    warmup_steps=0.1,  # below 1: a share of all steps
+    max_length=256,  # tokens per example
+    train_sampling_strategy="group_by_length",  # rows of like length together: less padding, fewer seconds
+    logging_strategy="no",
+    save_strategy="no",
+    activation_checkpointing=on_gpu,  # transformers' new name for gradient_checkpointing
+    use_cpu=not on_gpu,
+    bf16=on_gpu and dtype == "bfloat16",
+    fp16=on_gpu and dtype == "float16",
+    report_to="none",
+    disable_tqdm=True,
+    seed=seed,
+)
+
+
+# %% id="run"
+def run(prepare, learning_rate, optimizer=None, callback=None, **settings):
+    """Prepare an untouched model, train it, score it; return one row of the table."""
+    set_seed(seed)
+    model = prepare(load())
+    args = dataclasses.replace(training_args, learning_rate=learning_rate, **settings)
+    own = (optimizer(model, learning_rate), None) if optimizer else (None, None)
+    trainer = SFTTrainer(model, args, train_dataset=order_dataset, processing_class=tokenizer, optimizers=own)
+    trainer.remove_callback(PrinterCallback)
+    if callback:
+        trainer.add_callback(callback)
+    started = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    state = [value for held in trainer.optimizer.state.values() for value in held.values()]
+    added = sum(2 * weight.nbytes for weight in trained)
+    added += sum(value.nbytes for value in state if isinstance(value, torch.Tensor))
+    model.eval()
+    return {
+        "score": order_score(model),
+        "surprise": surprise(model),
+        "trained": sum(weight.numel() for weight in trained),
+        "mib": added / 2**20,
+        "seconds": seconds,
+    }
+
+
+table = {}
+
+
+def report(methods):
+    for name, method in methods.items():
+        table[name] = run(**method)
+        row = table[name]
+        print(
+            f"{name:<14} {row['score']:>4.0%} of fields, surprise {row['surprise']:.2f}, "
+            f"{row['trained']:>11,} weights, {row['mib']:>7.1f} MiB, {row['seconds']:>3.0f} s"
+        )
+
+
+# %% [markdown] id="whole-why"
+# ## Weights that are already there
+# **full** trains every weight; the change can be anything. It needs the most memory and forgets the most easily.
+# **freeze** trains only the last blocks. What is below stays, and the backward pass stops early, which saves time.
+# **LayerNorm** trains the scales of the norms, one number per channel. Each channel grows or shrinks; no mixing is learned.
+
+# %% [markdown] id="whole-why" lang="zh" of="eb7d6fdf"
+# ## 已经存在的权重
+# **full** 训练每个权重；改动可以是任何样子。它最费内存，也最容易遗忘。
+# **freeze** 只训练最后几个块。下面的保持不变，反向传播提前停止，省时间。
+# **LayerNorm** 训练归一化的比例，每个通道一个数。通道只会变大或变小，学不到混合。
+
+
+# %% id="whole"
+def freeze(model):
+    model.requires_grad_(False)
+    model.model.layers[-4:].requires_grad_(True)
+    return model
+
+
+norms = LNTuningConfig(target_modules=["input_layernorm", "post_attention_layernorm"], task_type="CAUSAL_LM")
+
+
+def adapt(config):
+    # On a CPU adapters in the base model's own format: in float32 they would take a third of every step.
+    return lambda model: get_peft_model(model, config, autocast_adapter_dtype=on_gpu)
+
+
+report(
+    {
+        "full": {"prepare": lambda model: model, "learning_rate": 3e-4},
+        "freeze": {"prepare": freeze, "learning_rate": 1e-3},
+        "LayerNorm": {"prepare": adapt(norms), "learning_rate": 2e-2},
+    }
+)
+
+# %% [markdown] id="bias-why"
+# **BitFit** trains the biases alone, one number per output. This model has none, like Llama; older families do. Counted
+# on a small random GPT-NeoX:
+
+# %% [markdown] id="bias-why" lang="zh" of="ab580cef"
+# **BitFit** 只训练偏置，每个输出一个数。这个模型和 Llama 一样没有偏置；更老的家族有。在一个随机的小 GPT-NeoX 上数一数：
+
+# %% id="bias"
+neox = GPTNeoXForCausalLM(GPTNeoXConfig(hidden_size=128, num_hidden_layers=2, num_attention_heads=4, vocab_size=1000))
+for label, candidate in (("this model", untouched), ("a GPT-NeoX", neox)):
+    biases = sum(weight.numel() for name, weight in candidate.named_parameters() if name.endswith("bias"))
+    print(f"{label}: {biases:,} of {candidate.num_parameters():,} weights are biases")
+
+# %% [markdown] id="lora-why"
+# ## LoRA and its heirs
+# **LoRA** adds `B A` beside a layer, as in lesson 03. **q, v only** adapts two layers of a block instead of all seven.
+# **rsLoRA** scales by `alpha / sqrt(r)`. At high ranks plain LoRA's `alpha / r` turns the change down too far.
+# **DoRA** learns direction and length of each weight column apart. The length is one more trained vector per layer.
+# **PiSSA** starts `B A` as the largest singular directions of the weight and freezes the rest. It changes at once what matters most.
+# **OLoRA** starts from the weight's QR factors, orthonormal ones. The first steps go further than from zero.
+# **LoRA+** gives B a larger learning rate than A. B starts at zero and has further to go.
+# **VeRA** freezes one random A and B for all layers and trains two vectors that scale them. Hardly any weights are left.
+# **AdaLoRA** starts with more rank than it keeps and takes it away where it matters least. It decides during training.
+# **OFT** multiplies the weight by a learned rotation, block by block. Angles between neurons stay as they were.
+# **NEFTune** adds noise to the embeddings while training. The weights are LoRA's; the noise keeps it from learning by heart.
+
+# %% [markdown] id="lora-why" lang="zh" of="5745a81e"
+# ## LoRA 及其后继
+# **LoRA** 在一层旁边加上 `B A`，如第 03 课。**q, v only** 只适配一个块里的两层，而不是全部七层。
+# **rsLoRA** 用 `alpha / sqrt(r)` 缩放。秩高时，普通 LoRA 的 `alpha / r` 会把改动压得太小。
+# **DoRA** 把每列权重的方向和长度分开学。长度是每层多训练的一个向量。
+# **PiSSA** 让 `B A` 从权重最大的奇异方向开始，冻结其余。它一开始就改动最要紧的部分。
+# **OLoRA** 从权重的 QR 因子开始，它们是标准正交的。头几步比从零开始走得更远。
+# **LoRA+** 给 B 比 A 更大的学习率。B 从零开始，要走的路更长。
+# **VeRA** 让所有层共用一对冻结的随机 A 和 B，只训练缩放它们的两个向量。几乎不剩什么权重。
+# **AdaLoRA** 开始时的秩比保留的多，再从最不要紧的地方拿走。它在训练中决定。
+# **OFT** 把权重乘以一个学出来的旋转，一块一块地乘。神经元之间的夹角不变。
+# **NEFTune** 训练时给嵌入加噪声。权重还是 LoRA 的；噪声防止它死记硬背。
+
+
+# %% id="lora-configs"
+def lora(**options):
+    return adapt(LoraConfig(r=r, lora_alpha=2 * r, task_type="CAUSAL_LM", **{"target_modules": "all-linear"} | options))
+
+
+def lora_plus(model, learning_rate):
+    return create_loraplus_optimizer(model, torch.optim.AdamW, lr=learning_rate, loraplus_lr_ratio=4, weight_decay=0)
+
+
+ada = AdaLoraConfig(
+    init_r=r + r // 2,
+    target_r=r,
+    lora_alpha=2 * r,
+    target_modules="all-linear",
+    total_step=max(max_steps, 3),
+    tinit=max_steps // 4,
+    tfinal=max_steps // 4,
+    deltaT=2,
+    task_type="CAUSAL_LM",
+)
+
+
+class Allocate(TrainerCallback):
+    def on_optimizer_step(self, args, state, control, model=None, **kwargs):
+        model.base_model.update_and_allocate(state.global_step + 1)  # needs the gradients: before they are cleared
+
+
+# %% id="lora"
+vera = VeraConfig(r=256, target_modules="all-linear", task_type="CAUSAL_LM")
+oft = OFTConfig(oft_block_size=32, target_modules="all-linear", task_type="CAUSAL_LM")
+report(
+    {
+        "LoRA": {"prepare": lora(), "learning_rate": 2e-3},
+        "LoRA q, v only": {"prepare": lora(target_modules=["q_proj", "v_proj"]), "learning_rate": 4e-3},
+        "rsLoRA": {"prepare": lora(use_rslora=True), "learning_rate": 1e-3},
+        "DoRA": {"prepare": lora(use_dora=True), "learning_rate": 2e-3},
+        "PiSSA": {"prepare": lora(init_lora_weights="pissa_niter_16"), "learning_rate": 1e-3},
+        "OLoRA": {"prepare": lora(init_lora_weights="olora"), "learning_rate": 5e-4},
+        "LoRA+": {"prepare": lora(), "learning_rate": 1e-3, "optimizer": lora_plus},
+        "VeRA": {"prepare": adapt(vera), "learning_rate": 2e-2},
+        "AdaLoRA": {"prepare": adapt(ada), "learning_rate": 1e-2, "callback": Allocate()},
+        "OFT": {"prepare": adapt(oft), "learning_rate": 2e-3},
+        "NEFTune": {"prepare": lora(), "learning_rate": 2e-3, "neftune_noise_alpha": 5},
+    }
+)
+
+# %% [markdown] id="small-why"
+# ## Vectors and prompts
+# **IA3** multiplies keys, values and the MLP's middle by learned vectors. A few hundred numbers per block, no new matrix.
+# **prompt tuning** trains sixteen made-up tokens in front of the input. No weight of the model changes.
+# **P-tuning** makes those tokens with a small network while training. It is easier to train than the bare tokens.
+# **prefix tuning** trains keys and values that every block sees before the input. It speaks to each block directly.
+
+# %% [markdown] id="small-why" lang="zh" of="da1bd897"
+# ## 向量与提示
+# **IA3** 用学出来的向量去乘键、值和 MLP 的中间层。每块几百个数，没有新矩阵。
+# **prompt tuning** 在输入前面训练十六个虚构的 token。模型的权重一个也不变。
+# **P-tuning** 训练时用一个小网络生成这些 token。比裸的 token 好训练。
+# **prefix tuning** 训练每一块在输入之前先看到的键和值。它直接对每一块说话。
+
+# %% id="small"
+virtual = {"num_virtual_tokens": 16, "task_type": "CAUSAL_LM"}
+ia3 = IA3Config(
+    target_modules=["k_proj", "v_proj", "down_proj"], feedforward_modules=["down_proj"], task_type="CAUSAL_LM"
+)
+report(
+    {
+        "IA3": {"prepare": adapt(ia3), "learning_rate": 3e-2},
+        "prompt tuning": {"prepare": adapt(PromptTuningConfig(**virtual)), "learning_rate": 5e-2},
+        "P-tuning": {"prepare": adapt(PromptEncoderConfig(encoder_hidden_size=128, **virtual)), "learning_rate": 1e-2},
+        "prefix tuning": {"prepare": adapt(PrefixTuningConfig(**virtual)), "learning_rate": 5e-2},
+    }
+)
+
+# %% [markdown] id="optimizer-why"
+# ## The same LoRA, other optimizers
+# **8-bit AdamW** keeps its two moments in one byte each, where a tensor is large enough.
+# **Adafactor** keeps one number per row and column instead of one per weight.
+# **Muon** makes the update of a matrix orthogonal, so that no direction dominates; one moment instead of two.
+
+# %% [markdown] id="optimizer-why" lang="zh" of="63ddbb8c"
+# ## 同样的 LoRA，别的优化器
+# **8-bit AdamW** 在张量足够大时，把两个动量各存成一个字节。
+# **Adafactor** 每行每列存一个数，而不是每个权重一个。
+# **Muon** 让矩阵的更新变成正交的，没有哪个方向独大；动量一个而不是两个。
+
+
+# %% id="optimizers"
+def muon(model, learning_rate):
+    matrices = [weight for weight in model.parameters() if weight.requires_grad]
+    return torch.optim.Muon(matrices, lr=learning_rate, weight_decay=0)
+
+
+report(
+    {
+        "8-bit AdamW": {"prepare": lora(), "learning_rate": 2e-3, "optim": "adamw_8bit"},
+        "Adafactor": {"prepare": lora(), "learning_rate": 2e-3, "optim": "adafactor"},
+        "Muon": {"prepare": lora(), "learning_rate": 2e-2, "optimizer": muon},
+    }
+)
+
+# %% [markdown] id="needs-why"
+# ### What did not run here, and what it needs
+
+# %% [markdown] id="needs-why" lang="zh" of="0f9667e4"
+# ### 这里没有运行的，以及它们需要什么
+
+# %% id="needs"
+elsewhere = {
+    "LoftQ": "a CUDA card: PEFT's initialisation moves each weight there by name",
+    "GaLore": "pip install galore-torch, then optim='galore_adamw' with optim_target_modules (full fine-tuning)",
+    "APOLLO": "pip install apollo-torch, then optim='apollo_adamw' with optim_target_modules (full fine-tuning)",
+    "LOMO": "pip install lomo-optim, then optim='lomo' (full fine-tuning, no gradient kept)",
+    "AdaLOMO": "the same, and a CUDA card",
+    "BitFit": "a model that has biases",
+}
+for name, need in elsewhere.items():
+    print(f"{name:<8} {need}")
+
+# %% [markdown] id="front-why"
+# ## The table as a picture
+# Right is bigger, up is better. A method is on the *front* when no other is both smaller and better. **Before you look:**
+# how many of the twenty-one will be on it?
+
+# %% [markdown] id="front-why" lang="zh" of="d87c857f"
+# ## 把表画成图
+# 越右越大，越上越好。没有别的方法既更小又更好，它就在*前沿*上。**先别看：** 二十一种里有几种在前沿上？
+
+# %% id="front"
+front = [
+    name
+    for name, row in table.items()
+    if not any(other["mib"] < row["mib"] and other["score"] >= row["score"] for other in table.values())
+]
+fig, ax = plt.subplots(figsize=(8.5, 4.5), layout="constrained")
+for name, row in table.items():
+    on_front = name in front
+    ax.scatter(row["mib"], row["score"], color="#d95f02" if on_front else "#9ecae1", zorder=3 if on_front else 2)
+    ax.annotate(name, (row["mib"], row["score"]), fontsize=7, xytext=(4, 3), textcoords="offset points")
+ax.axhline(score_before, color="grey", linestyle=":", label="before")
+ax.set(xscale="log", xlabel="MiB that training adds: trained weights, gradients, moments", ylabel="fields right")
+ax.legend()
+plt.show()
+print("on the front:", ", ".join(sorted(front, key=lambda name: table[name]["mib"])))
+
+# %% id="forgetting"
+fig, ax = plt.subplots(figsize=(8.5, 3.6), layout="constrained")
+ranked = sorted(table, key=lambda name: table[name]["surprise"])
+ax.bar(ranked, [table[name]["surprise"] for name in ranked], color="#9ecae1")
+ax.axhline(surprise_before, color="#d95f02", label="before")
+ax.set(ylabel="surprise at right answers, nats")
+ax.tick_params(axis="x", rotation=60, labelsize=7)
+ax.legend()
+plt.show()
+
+# %% [markdown] id="read"
+# Read it with care: one task, one seed, sixteen steps. A difference of a few points is noise; a gap of thirty is not. What
+# holds up elsewhere: adapters on all linear layers reach full fine-tuning at a small part of its bytes; methods with few
+# numbers need many more steps or a larger model; the optimizer matters less than the learning rate.
+
+# %% [markdown] id="read" lang="zh" of="98ad7398"
+# 读的时候要小心：一个任务、一个种子、十六步。几个百分点的差别是噪声，三十个百分点的差距不是。在别处也成立的是：适配全部线性层的方法，用一小部分字节就能达到全量微调；只有很少数字的方法需要多得多的步数，或更大的模型；优化器没有学习率要紧。
+
+# %% [markdown] id="break-why"
+# ## Break it: one learning rate for all
+# The commonest way to "show" that a method is bad: give it somebody else's learning rate. IA3 with LoRA's:
+
+# %% [markdown] id="break-why" lang="zh" of="a521c78f"
+# ## 弄坏它：所有方法用同一个学习率
+# 要“证明”一种方法不好，最常见的做法是给它别人的学习率。IA3 用 LoRA 的学习率：
+
+# %% id="break"
+wronged = run(adapt(ia3), learning_rate=2e-3)
+print(f"IA3 at its own rate {table['IA3']['score']:.0%}, at LoRA's {wronged['score']:.0%} of fields")
+
+# %% [markdown] id="knobs-why"
+# ## Turn the knobs
+# LoRA's rank, everything else as above. How much of the score does a sixteenth of the size keep?
+
+# %% [markdown] id="knobs-why" lang="zh" of="df78828d"
+# ## 转动旋钮
+# LoRA 的秩，其余同上。十六分之一的大小能保住多少分数？
+
+# %% id="knobs"
+for rank in (1, 64):
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+    row = run(adapt(config), learning_rate=2e-3)
+    print(f"r = {rank:<3} {row['score']:.0%} of fields, {row['mib']:.1f} MiB, {row['seconds']:.0f} s")
+print(f"r = {r:<3} {table['LoRA']['score']:.0%} of fields, {table['LoRA']['mib']:.1f} MiB")
+
+# %% [markdown] id="exercise-bytes-why"
+# ## Exercises
+# **1.** A model of 100 million bfloat16 weights is trained in full, gradients and both of AdamW's averages in bfloat16 too.
+# How many bytes are the weights, gradients and averages together?
+
+# %% [markdown] id="exercise-bytes-why" lang="zh" of="dbff9936"
+# ## 练习
+# **1.** 一个有 1 亿个 bfloat16 权重的模型做全量训练，梯度和 AdamW 的两个平均值也都是 bfloat16。权重、梯度和平均值一共多少字节？
+
+# %% id="exercise-bytes" tags=["exercise"]
+total_bytes = 0  # fill in
+
+checks.check_full_bytes(total_bytes)
+
+# %% [markdown] id="exercise-front-why"
+# **2.** Three methods: a takes 1 MiB and gets 60%, b 4 MiB and 55%, c 9 MiB and 90%. Which are on the front? A set of names.
+
+# %% [markdown] id="exercise-front-why" lang="zh" of="1b778419"
+# **2.** 三种方法：a 占 1 MiB，得 60%；b 占 4 MiB，得 55%；c 占 9 MiB，得 90%。哪些在前沿上？写成名字的集合。
+
+# %% id="exercise-front" tags=["exercise"]
+on_the_front = set()  # fill in
+
+checks.check_front(on_the_front)
+
+# %% [markdown] id="checkpoint-why"
+# ## Checkpoint
+
+# %% [markdown] id="checkpoint-why" lang="zh" of="f59e9be0"
+# ## 检查点
+
+# %% id="checkpoint"
+full_size = PROFILE != "smoke"
+scored = {name: row for name, row in table.items() if row["surprise"] == row["surprise"]}  # NaN is not itself
+assert len(scored) == len(table) >= 16
+assert max(row["score"] for row in table.values()) >= score_before + 0.4 or not full_size
+assert table["LoRA"]["trained"] < 0.05 * table["full"]["trained"]
+outcomes = {"methods_scored": len(scored)}
+outcomes |= {
+    f"score_{name.replace(' ', '_').replace(',', '').replace('-', '_')}": row["score"] for name, row in scored.items()
+}
+course.record(outcomes)
+
+# %% [markdown] id="next"
+# **On your GPU:** `PROFILE = "t4"` or `"a24g"`; learning rates of a 7B model are about a tenth of these. From a recipe:
+# `finetuning_type: full | freeze | lora`, `use_dora`, `use_rslora`, `pissa_init`, `loraplus_lr_ratio`, `neftune_noise_alpha`
+# and `optim` are keys (`ftlab recipe explain use_dora`).
+#
+# **Next:** what to do with an adapter once it is good: [08 · Merge and export](08_merge_export.ipynb).
+
+# %% [markdown] id="next" lang="zh" of="2f0caef4"
+# **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；7B 模型的学习率大约是这里的十分之一。用配方：`finetuning_type: full | freeze | lora`、`use_dora`、`use_rslora`、`pissa_init`、`loraplus_lr_ratio`、`neftune_noise_alpha` 和 `optim` 都是键（`ftlab recipe explain use_dora`）。
+#
+# **下一步：** 适配器练好之后怎么用：[08 · 合并与导出](08_merge_export.ipynb)。

@@ -1,0 +1,56 @@
+"""NF4 as lesson 04 writes it, against bitsandbytes; and lesson 05's score of an order."""
+
+import json
+import math
+
+import pytest
+import torch
+from bitsandbytes import functional as bnb
+from lessons import definitions
+
+
+@pytest.fixture(scope="module")
+def levels() -> torch.Tensor:
+    (normal_quantile,) = definitions("04_qlora", "normal_quantile", math=math, torch=torch)
+    edge = 0.9677083
+    above = normal_quantile(torch.linspace(edge, 0.5, 9, dtype=torch.float64)[:-1])
+    below = -normal_quantile(torch.linspace(edge, 0.5, 8, dtype=torch.float64)[:-1])
+    found = torch.cat([below, torch.zeros(1), above]).sort().values
+    return (found / found.max()).float()
+
+
+def test_the_levels_are_the_librarys(levels):
+    torch.testing.assert_close(levels, bnb.get_4bit_type("nf4", device="cpu"), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_every_block_has_the_librarys_codes(levels, dtype):
+    quantize, dequantize = definitions("04_qlora", "quantize", "dequantize", torch=torch)
+    torch.manual_seed(0)
+    weight = (torch.randn(96, 128) * 0.05).to(dtype)
+    codes, scales = quantize(weight, levels)
+    packed, state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4")
+    theirs = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], 1).reshape(-1, 64)
+    assert (codes == theirs).all()
+    torch.testing.assert_close(scales.flatten(), state.absmax, rtol=0, atol=0)
+    back = bnb.dequantize_4bit(packed, state).float()
+    torch.testing.assert_close(dequantize(codes, scales, levels, weight.shape), back, rtol=1e-2, atol=1e-4)
+
+
+WANTED = '{"items":[[1,null,"bagel"],[2,"small","tea"]],"name":null,"time":"8:15"}'
+
+
+@pytest.mark.parametrize(
+    ("reply", "share"),
+    [
+        (WANTED, 1.0),
+        ('{"items":[[1,null,"bagel"]],"name":null,"time":"8:15"}', 0.75),
+        ('{"items":[[2,"small","tea"],[1,null,"bagel"]],"name":null,"time":"8:15"}', 0.5),
+        ('{"items":{},"name":"Ann","time":null}', 0.0),
+        ("[]", 0.0),
+        ("Sure! Here is the order", 0.0),
+    ],
+)
+def test_an_order_is_scored_field_by_field(reply, share):
+    (fields_right,) = definitions("05_methods", "fields_right", json=json)
+    assert fields_right(reply, WANTED) == share
