@@ -10,15 +10,20 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
+import papermill
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from ftlab import device
+from ftlab.apps import course
 from ftlab.apps.board import jobs, past, readouts
+from ftlab.apps.board.data_panel import DataPanel
 from ftlab.apps.board.readouts import local_folder, shape_of, trained_weights
 from ftlab.apps.board.shown import command
 from ftlab.apps.board.train_panel import TrainPanel
+from ftlab.apps.notebooks import METADATA
 from ftlab.errors import LANGUAGES, LabError
 from ftlab.runs import recipe, stages, train
 
@@ -187,7 +192,7 @@ def test_a_number_that_another_process_got_is_not_taken_for_the_training(tmp_pat
 def test_a_process_that_fails_leaves_its_last_words(tiny_recipe, tmp_path):
     made = recipe.load(tiny_recipe)
     broken = tiny_recipe | {"dataset": str(tmp_path / "gone.json")}
-    job = jobs.InProcess.start(made, broken, False)
+    job = jobs.InProcess.start(made, broken, False, "en")
     until(lambda: not job.alive())
     assert "gone.json" in job.problem()
 
@@ -215,6 +220,31 @@ def test_headless_show_trains_and_leaves_a_picture(tiny_recipe, monkeypatch, cap
         TrainPanel(tiny_recipe | {"lora_rank": 8}).show()
     with pytest.raises(LabError, match="lora_alpha"):
         TrainPanel(tiny_recipe | {"lora_alpha": 10**9}).show()
+
+
+@pytest.mark.slow
+def test_under_papermill_the_panel_trains_and_the_notebook_stays_readable(tiny_recipe, tmp_path, monkeypatch):
+    """The parameters are the controls' initial values; the executed notebook holds a picture and no widget."""
+    monkeypatch.setenv("FTLAB_HEADLESS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    sources = [
+        "max_steps = 3",
+        "from ftlab.apps.board.train_panel import TrainPanel",
+        f"panel = TrainPanel({tiny_recipe!r} | {{'max_steps': max_steps}})\npanel.show()",
+        "assert panel.rows[-1]['step'] == max_steps == 4 and panel.job is None",
+    ]
+    cells = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
+    cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=METADATA), tmp_path / "knobs.ipynb")
+    done = papermill.execute_notebook(
+        tmp_path / "knobs.ipynb", tmp_path / "done.ipynb", {"max_steps": 4}, cwd=tmp_path, execution_timeout=60
+    )
+    outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
+    shown = [output["data"] for output in outputs if "data" in output]
+    assert any("image/png" in data for data in shown)
+    assert not any(data.get("text/plain", "").startswith("VBox") for data in shown), "the panel itself is not in it"
+    course.strip_widgets(tmp_path / "done.ipynb")
+    assert "widgets" not in nbformat.read(tmp_path / "done.ipynb", as_version=4).metadata
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
@@ -290,6 +320,7 @@ def test_what_is_not_here_yet_is_not_fetched(tiny_recipe):
     assert panel.form.recipe() is not None
     text = shown(panel.view.readouts)
     assert "known once" in text and "GiB" in text
+    assert "not on this machine" in shown(DataPanel(tiny_recipe["dataset"], model="qwen2.5-7b").caption)
 
 
 def test_a_slider_s_move_is_shown_at_once(tiny_recipe):

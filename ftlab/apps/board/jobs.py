@@ -16,7 +16,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ftlab import errors
 from ftlab.apps.board import fields, past
 from ftlab.errors import LabError
-from ftlab.runs import callbacks, train
+from ftlab.runs import callbacks, strict_yaml, train
 from ftlab.runs.keys import Recipe
 
 # In the run folder; `ftlab train` lets files of these names alone.
@@ -90,7 +90,7 @@ class InProcess:
         self.steps: int | None = None
 
     @classmethod
-    def start(cls, made: Recipe, written: dict[str, Any], fresh: bool) -> "InProcess":
+    def start(cls, made: Recipe, written: dict[str, Any], fresh: bool, lang: str) -> "InProcess":
         """Run `ftlab train` on the YAML, apart from this process: it ends neither with the page nor with the kernel."""
         folder = folder_of(made)
         folder.mkdir(parents=True, exist_ok=True)
@@ -98,7 +98,12 @@ class InProcess:
         command = [sys.executable, "-m", "ftlab", "train", str(folder / YAML), *(["fresh=true"] if fresh else [])]
         with (folder / OUTPUT).open("wb") as output:
             child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"FTLAB_LANG": lang},
+                start_new_session=True,
             )
         created = psutil.Process(child.pid).create_time()
         about = {"pid": child.pid, "created": created}
@@ -161,3 +166,12 @@ def living_under(root: Path) -> InProcess | None:
     """Return a process that trains into some folder under `root`: what a page finds when it is opened again."""
     found = sorted(root.glob(f"*/{JOB}"), key=lambda path: path.stat().st_mtime, reverse=True)
     return next((job for path in found if (job := InProcess.attach(path.parent))), None)
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """Return the keys that a process was started with.
+
+    Raises:
+        LabError: its YAML is gone or broken.
+    """
+    return strict_yaml.read(folder / YAML)[0]

@@ -2,6 +2,7 @@
 
 import time
 from functools import cache
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from ftlab import device, embedded, memory
 from ftlab.catalogue import MODELS, hub_id
 from ftlab.data import registry
+from ftlab.data.convert import converted
 from ftlab.data.lengths import token_lengths
 from ftlab.errors import LabError
 from ftlab.runs import stages
@@ -19,6 +21,8 @@ from ftlab.runs.keys import Recipe
 
 # Rows whose lengths stand for all of them.
 SAMPLE = 200
+# Rows read of a set to know how many steps an epoch has.
+MOST_ROWS = 50_000
 # Share of a machine's matrix rate that a training step reaches, and its floating-point operations per token and weight:
 # two forward, two back through the activations, two more for the weights that are trained (`benchmarks train`).
 REACHED = 0.4
@@ -26,7 +30,10 @@ OPERATIONS = {"lora": 4, "freeze": 4, "full": 6}
 
 
 class Readouts(NamedTuple):
-    """Counts of weights, tokens and steps; seconds; bytes. None where the model or the rows are not here yet."""
+    """Counts of weights, tokens and steps; seconds; bytes. None where the model or the rows are not here yet.
+
+    `weights` are all that the trained model has, those that LoRA adds included, as PEFT counts them.
+    """
 
     trained: int | None
     weights: int | None
@@ -60,7 +67,16 @@ def readouts(made: Recipe) -> Readouts:
     if weights and tokens and steps:
         operations = OPERATIONS[made.finetuning_type] * weights * tokens * steps
         seconds = operations / (REACHED * operations_per_second(device.describe().dtype))
-    return Readouts(trained, weights, tokens, steps, seconds, memory_bytes(made, weights), machine_bytes())
+    added = trained if trained and made.finetuning_type == "lora" else 0
+    return Readouts(
+        trained,
+        weights + added if weights else None,
+        tokens,
+        steps,
+        seconds,
+        memory_bytes(made, weights),
+        machine_bytes(),
+    )
 
 
 def memory_bytes(made: Recipe, weights: int | None) -> int | None:
@@ -160,9 +176,16 @@ def lengths_of(made: Recipe, folder: str) -> list[tuple[int, ...]]:
 
 @cache
 def set_lengths(name: str, dataset_dir: str, folder: str, changed: float) -> list[tuple[int, ...]]:
-    """Return the tokens of each row of one set: the first rows counted, the others given their mean."""
+    """Return the tokens of each row of one set: the first rows counted, the others given their mean.
+
+    Nothing is fetched: a set on a hub has no rows yet. Of a set above MOST_ROWS only so many count.
+    """
     try:
-        rows = registry.rows_of(name, dataset_dir)
+        entry, path = registry.find(name, Path(dataset_dir))
+        if path is None:
+            return []
+        made = islice(converted(entry, path, None, None), MOST_ROWS)
+        rows = [one.row for one in made if not isinstance(one.row, LabError)]
         tokenizer = tokenizer_of(folder)
         counted = [sequences(tokenizer, row) for row in rows[:SAMPLE]]
     except (LabError, OSError, ValueError):

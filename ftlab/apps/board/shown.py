@@ -15,7 +15,7 @@ from ftlab.apps.board.readouts import Readouts
 from ftlab.apps.board.words import Words
 
 RED = "#b00020"
-PRE = "background:#f5f5f5;color:#111;padding:6px;margin:0;max-height:22em;overflow:auto;line-height:1.35;font-size:12px"
+PRE = "background:#f5f5f5;color:#111;padding:6px;margin:0;max-height:22em;overflow:auto;font:12px/1.35 monospace"
 
 
 class View:
@@ -77,7 +77,7 @@ class View:
         ]
         return widgets.VBox(rows).add_class("ftlab-train")
 
-    def say(self, name: str, **values: object) -> None:
+    def say(self, name: str, /, **values: object) -> None:
         """Say one sentence of the table beside the buttons."""
         text = html.escape(self.words(name, **values))
         colour = f' style="color:{RED}"' if name in ("failed", "ended") else ""

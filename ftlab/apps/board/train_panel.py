@@ -3,7 +3,7 @@
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +34,7 @@ class TrainPanel:
         form: the fields.
         job: the training under way, None while there is none.
         rows: the log rows that the plot shows.
+        after: called when a training has ended.
     Raises:
         LabError: a key that no recipe has, too many knobs, another language.
     """
@@ -56,6 +57,8 @@ class TrainPanel:
         self.rows: list[past.Row] = []
         self.compared: dict[str, list[past.Row]] = {}
         self.began: tuple[float, int] | None = None
+        self.followed: Recipe | None = None
+        self.after: list[Callable[[], None]] = []
         self.idle = threading.Event()
         self.idle.set()
         self.view = shown.View(self.words, self.form)
@@ -110,7 +113,7 @@ class TrainPanel:
                 if self.mode == "thread":
                     self.follow(jobs.InThread(made, fresh, self.words.lang))
                 else:
-                    self.follow(jobs.InProcess.start(made, self.form.written(), fresh))
+                    self.follow(jobs.InProcess.start(made, self.form.written(), fresh, self.words.lang))
             except OSError as error:
                 self.view.say("failed", reason=str(error))
 
@@ -123,7 +126,7 @@ class TrainPanel:
 
     def follow(self, job: jobs.Job) -> None:
         """Watch a training from a thread, until it ends."""
-        self.job, self.began = job, None
+        self.job, self.began, self.followed = job, None, self.form.recipe()
         self.idle.clear()
         self.view.under_way(True)
         self.view.say("attached", pid=job.pid) if job.pid != os.getpid() else self.view.say("loading")
@@ -145,6 +148,9 @@ class TrainPanel:
                     time.sleep(REDRAW_SECONDS)
                 self.ended(job)
         finally:
+            if self.job is job:
+                self.job = None
+                self.view.under_way(False)
             self.idle.set()
 
     def tell(self, job: jobs.Job) -> None:
@@ -155,8 +161,8 @@ class TrainPanel:
         now = time.monotonic()
         self.began = self.began or (now, step)
         seconds, steps = now - self.began[0], step - self.began[1]
-        made = self.form.recipe()
-        guess = readouts.readouts(made) if made else None
+        # Of what is trained, not of what has been typed since.
+        guess = readouts.readouts(self.followed) if self.followed else None
         total = job.steps or (guess.steps if guess else None) or step
         each = seconds / steps if steps else None
         rate = guess.tokens_per_step / each if each and guess and guess.tokens_per_step else None
@@ -175,6 +181,8 @@ class TrainPanel:
         self.view.fresh.value = False
         self.list_runs()
         self.changed()
+        for action in self.after:
+            action()
         if reason := job.problem():
             self.view.say("failed", reason=reason)
         elif isinstance(job, jobs.InThread) and job.run and job.run.reused:
