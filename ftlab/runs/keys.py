@@ -89,7 +89,7 @@ class Recipe(BaseModel):
     # rewards
     reward_funcs: str | None = key(
         None,
-        "exact_answer (1 for the row's answer and nothing else), short_answer (less for every further word); "
+        "exact_answer (1 for the row's answer and nothing else), short_answer (a tenth less per word above three); "
         "separated by commas, added up",
         "GRPOTrainer(reward_funcs=)",
     )

@@ -28,6 +28,9 @@ from ftlab.evaluate import pad_left
 from ftlab.runs.rewards import Reward, checked
 
 VALUE_HEAD = "value_head.safetensors"
+# What hidden states are scaled to before the value head: one step of AdamW at 1e-3 then moves a value by some
+# hundredths. Unscaled, whose length is in the hundreds, it would jump by more than the rewards themselves.
+HIDDEN_LENGTH = 3.0
 
 
 @dataclass
@@ -144,13 +147,13 @@ def read(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, length: in
     hidden = output.hidden_states[-1][:, -length - 1 : -1]
     return Reading(
         log_probabilities.gather(-1, input_ids[:, -length:, None]).squeeze(-1),
-        model.value_head(hidden.to(model.value_head.weight.dtype)).squeeze(-1).float(),
+        model.value_head(HIDDEN_LENGTH * nn.functional.normalize(hidden.float(), dim=-1)).squeeze(-1),
         -(log_probabilities.exp() * log_probabilities).sum(-1),
     )
 
 
 def add_value_head(model: PeftModel) -> None:
-    """Put a value head on a model: one float32 number per position from its last hidden state, 0 at the start."""
+    """Put a value head on a model: one float32 number per position, from where its hidden state points; 0 at first."""
     embedding = model.get_input_embeddings().weight
     model.value_head = nn.Linear(embedding.shape[1], 1, device=embedding.device, dtype=torch.float32)
     nn.init.zeros_(model.value_head.weight)

@@ -20,8 +20,8 @@ from ftlab.errors import LabError, fail
 from ftlab.runs.keys import REWARDS, Recipe
 
 Reward = Callable[..., list[float]]
-# Words around the answer at which a right answer is worth nothing any more.
-LONG = 8
+# Words that a short answer may have for nothing.
+FREE_WORDS = 3
 # Completions that a reward model reads at a time.
 BATCH = 16
 
@@ -107,11 +107,10 @@ def exact_answer(completions: Sequence[Any], answer: Sequence[str], **_: Any) ->
 
 
 def short_answer(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
-    """Return 1 for the row's answer alone, less for every further word around it, 0 where it is missing."""
+    """Return 1 where the row's answer stands in up to FREE_WORDS words, a tenth less per further word, 0 without it."""
     texts = [text_of(completion) for completion in completions]
-    spare = [len(said.split()) - len(want.split()) for said, want in zip(texts, answer, strict=True)]
-    right = [is_right(said, want) for said, want in zip(texts, answer, strict=True)]
-    return [ok * min(1.0, max(0.0, 1 - more / LONG)) for ok, more in zip(right, spare, strict=True)]
+    brief = [min(1.0, max(0.0, 1 - (len(said.split()) - FREE_WORDS) / 10)) for said in texts]
+    return [is_right(said, want) * worth for said, want, worth in zip(texts, answer, brief, strict=True)]
 
 
 BUILT_IN: dict[str, Reward] = dict(zip(REWARDS, (exact_answer, short_answer), strict=True))

@@ -248,15 +248,18 @@ def test_left_padding_changes_no_number(build):
 
 def test_it_learns_what_is_rewarded(build):
     trainer = build(
+        learning_rate=1e-2,
+        lr_scheduler_type="constant",
         per_device_train_batch_size=12,
         gradient_accumulation_steps=1,
-        max_steps=60,
+        max_steps=40,
         kl_coef=0.0,
-        max_completion_length=8,
     )
+    # A random model is so unsure that no small change of its hidden states would show.
+    trainer.model.get_output_embeddings().weight.data *= 10
     trainer.train()
     seen = [entry["reward"] for entry in trainer.state.log_history if "reward" in entry]
-    assert sum(seen[-5:]) / 5 > sum(seen[:5]) / 5 + 0.2
+    assert sum(seen[-3:]) / 3 > sum(seen[:3]) / 3 + 0.3
 
 
 def test_a_resumed_run_ends_with_the_same_weights(build):
@@ -335,7 +338,7 @@ def test_too_few_prompts_and_a_model_without_adapter_are_refused(build, tiny_mod
 def test_short_answer():
     texts = ["Oslo", "Oslo.", "It is Oslo.", "The capital of Norway is Oslo, a fine old city.", "Bergen", "osloer", ""]
     found = rewards.short_answer([[{"role": "assistant", "content": text}] for text in texts], ["Oslo"] * 7)
-    assert found == [1.0, 1.0, 0.75, 0.0, 0.0, 0.0, 0.0]
+    assert found == pytest.approx([1.0, 1.0, 1.0, 0.3, 0.0, 0.0, 0.0])
     assert rewards.exact_answer(["Oslo", " Oslo\n", "Oslo."], ["Oslo"] * 3) == [1.0, 1.0, 0.0]
 
 
