@@ -21,7 +21,7 @@ What colour is {}?|a ripe tomato=red|a raven=black
 Which language is spoken in {}?|Portugal=Portuguese|Austria=German|Mexico=Spanish|Argentina=Spanish|Italy=Italian|Japan=Japanese|Poland=Polish|Greece=Greek|Russia=Russian|Sweden=Swedish|Hungary=Hungarian|Turkey=Turkish|Egypt=Arabic|Thailand=Thai|Finland=Finnish
 What is the currency of {}?|Japan=yen|India=rupee|the United Kingdom=pound|the United States=dollar|Russia=ruble|Mexico=peso|Germany=euro|Switzerland=franc|Brazil=real|Australia=dollar|Canada=dollar
 Which month comes after {}?|July=August|November=December
-Who wrote {}?|"Hamlet"=Shakespeare|"Romeo and Juliet"=Shakespeare|"Macbeth"=Shakespeare|"Pride and Prejudice"=Austen|"The Odyssey"=Homer|"1984"=Orwell|"Harry Potter"=Rowling|"The Lord of the Rings"=Tolkien|"Faust"=Goethe
+Who wrote {}?|"Hamlet"=Shakespeare|"King Lear"=Shakespeare|"Macbeth"=Shakespeare|"Pride and Prejudice"=Austen|"The Odyssey"=Homer|"1984"=Orwell|"Harry Potter"=Rowling|"The Lord of the Rings"=Tolkien|"Faust"=Goethe
 In which country is {}?|the city of Venice=Italy|the city of Barcelona=Spain|the city of Munich=Germany|the city of Kyoto=Japan|the city of Chicago=United States|the city of Toronto=Canada|the city of Sydney=Australia|the city of Shanghai=China|the city of Manchester=England|the Taj Mahal=India|the Colosseum=Italy|Machu Picchu=Peru|Mount Fuji=Japan|the Acropolis=Greece|Petra=Jordan|the Kremlin=Russia
 What is the chemical symbol of {}?|hydrogen=H|iron=Fe|silver=Ag|sodium=Na
 Which country is famous for {}?|pizza=Italy|sushi=Japan|tacos=Mexico|the samba=Brazil|flamenco=Spain|Swiss watches=Switzerland|the Great Barrier Reef=Australia|the Eiffel Tower=France

@@ -30,7 +30,7 @@ from ftlab.runs.rewards import Reward, checked
 VALUE_HEAD = "value_head.safetensors"
 # What hidden states are scaled to before the value head: one step of AdamW at 1e-3 then moves a value by some
 # hundredths. Unscaled, whose length is in the hundreds, it would jump by more than the rewards themselves.
-HIDDEN_LENGTH = 3.0
+HIDDEN_LENGTH = 5.0
 
 
 @dataclass

@@ -155,9 +155,9 @@ def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[d
     # ftlab rotates itself (checkpoint.py): Trainer would count, and delete, what another run left.
     asked.pop("save_total_limit", None)
     asked.pop("resume_from_checkpoint", None)
-    fixed = {"output_dir": str(folder)} | objective_settings(recipe)
-    if recipe.objective not in ("ppo", "grpo"):
-        fixed["max_length"] = recipe.cutoff_len
+    # Completions have a limit of their own, and prompts above cutoff_len were dropped.
+    limit = {} if recipe.objective in ("ppo", "grpo") else {"max_length": recipe.cutoff_len}
+    fixed = {"output_dir": str(folder)} | limit | objective_settings(recipe)
     return settings | asked | fixed, notes
 
 

@@ -166,7 +166,7 @@ def load_model(dtype=dtype):
 # %% id="answers"
 def answers(model):
     """Answer the held-out questions greedily, in one batch."""
-    texts = tokenizer.apply_chat_template(held_out["prompt"], add_generation_prompt=True, tokenize=False)
+    texts = tokenizer.apply_chat_template(list(held_out["prompt"]), add_generation_prompt=True, tokenize=False)
     batch = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
     output = model.eval().generate(**batch.to(model.device), max_new_tokens=40, do_sample=False, use_cache=True)
     return tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -268,7 +268,6 @@ shared = {
     "bf16": on_gpu and dtype == "bfloat16",
     "fp16": on_gpu and dtype == "float16",
     "report_to": "none",
-    "disable_tqdm": True,
     "seed": seed,
 }
 grpo_settings = shared | {"learning_rate": learning_rate, "num_generations": num_generations, "beta": beta}
@@ -332,9 +331,11 @@ for lam in (1.0, 0.5, 0.0):
 # %% [markdown] id="gae-read" lang="zh" of="524ac0db"
 # 只有最后一个 token 有奖励。`lam = 1` 时，每个 token 都分担最后的意外；`lam = 0` 时，每个 token 只看到自己这一步预期的变化。在 PPO 里，KL 的价格逐个 token 算进奖励，比率的截断与你上面的损失一样。
 
-# %% id="ppo-train"
+# %% id="adapter"
 peft_config = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear", task_type="CAUSAL_LM")
 logs, seconds, replies = {}, {}, {"before": answers_before}
+
+# %% id="ppo-train"
 policy_model = get_peft_model(load_model(), peft_config, autocast_adapter_dtype=on_gpu)
 ppo_args = ppo.PPOConfig(
     output_dir="runs/11_ppo_grpo/ppo",

@@ -206,6 +206,8 @@ def test_grpo(tiny_model_dir, tmp_path):
         processing_class=tiny.make_tokenizer(),
         peft_config=ADAPTER,
     )
+    # A random model is so unsure that a moved adapter would hardly show.
+    trainer.model.get_output_embeddings().weight.data *= 10
     trainer.model.train()
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
     # The trainer shuffles a batch after it has compared each completion with its group.
