@@ -52,7 +52,7 @@ class PPOConfig(TrainingArguments):
     cliprange_value: float = field(default=0.2, metadata={"help": "a value may move this far per batch"})
     vf_coef: float = field(default=0.1, metadata={"help": "weight of the value head's loss"})
     gamma: float = field(default=1.0, metadata={"help": "worth of a reward one token later"})
-    lam: float = field(default=0.95, metadata={"help": "1: trust the rewards seen; 0: trust the value head"})
+    lam: float = field(default=0.9, metadata={"help": "1: trust the rewards seen; 0: trust the value head"})
 
 
 def completion_mask(completion_ids: Tensor, eos_token_ids: Sequence[int]) -> Tensor:

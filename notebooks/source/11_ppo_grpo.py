@@ -81,7 +81,7 @@ seed = 0
 # %% id="profile"
 profiles = {  # model, batches of PPO, GRPO, RLOO and the hack, completions per batch, held-out questions
     "smoke": ("smollm2-135m", 1, 1, 1, 1, 8, 4),
-    "cpu": ("smollm2-135m", 12, 18, 8, 10, 16, 40),
+    "cpu": ("smollm2-135m", 16, 16, 6, 6, 16, 40),
     "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 20, 20, 20, 12, 32, 40),
     "a24g": ("Qwen/Qwen2.5-7B-Instruct", 20, 20, 20, 12, 32, 40),
 }
@@ -260,7 +260,6 @@ shared = {
     "per_device_train_batch_size": batch_size,  # completions
     "max_completion_length": max_completion_length,
     "temperature": temperature,
-    "lr_scheduler_type": "constant",
     "logging_steps": 1,
     "save_strategy": "no",
     "gradient_checkpointing": on_gpu,
@@ -270,7 +269,12 @@ shared = {
     "report_to": "none",
     "seed": seed,
 }
-grpo_settings = shared | {"learning_rate": learning_rate, "num_generations": num_generations, "beta": beta}
+grpo_settings = shared | {
+    "learning_rate": learning_rate,
+    "lr_scheduler_type": "constant",
+    "num_generations": num_generations,
+    "beta": beta,
+}
 
 
 # %% id="token-logps"
@@ -339,11 +343,13 @@ logs, seconds, replies = {}, {}, {"before": answers_before}
 policy_model = get_peft_model(load_model(), peft_config, autocast_adapter_dtype=on_gpu)
 ppo_args = ppo.PPOConfig(
     output_dir="runs/11_ppo_grpo/ppo",
-    max_steps=3 * ppo_batches,
-    num_ppo_epochs=3,  # optimizer steps per batch of completions
+    max_steps=2 * ppo_batches,
+    num_ppo_epochs=2,  # optimizer steps per batch of completions
     learning_rate=ppo_learning_rate,
-    kl_coef=beta,
-    lam=1.0,
+    lr_scheduler_type="linear",
+    kl_coef=beta,  # the price of KL, paid token by token
+    cliprange=0.2,
+    lam=0.9,
     **shared,
 )
 started = time.perf_counter()

@@ -96,6 +96,7 @@ def test_a_short_completion_ends_where_its_mask_ends():
 def test_whitened_advantages():
     found = ppo.whiten(row(1.0, 3.0, 99.0), torch.tensor([[1, 1, 0]]))
     assert found[0].tolist() == pytest.approx([-1.0, 1.0, 0.0], abs=1e-4)
+    assert ppo.whiten(torch.ones(1, 3), ONES).tolist() == [[0.0, 0.0, 0.0]]
 
 
 # Losses
@@ -224,7 +225,7 @@ def test_before_the_first_step_policy_and_reference_are_one(build):
     trainer.add_callback(Keep())
     trainer.train()
     assert log[0]["kl"] == pytest.approx(0, abs=1e-6) and log[0]["clip_ratio"] == 0
-    # The policy's loss on the batch it was written by is minus the mean of whitened advantages: 0, with a gradient.
+    # Whitened advantages add up to 0 while every ratio is 1: no loss, and yet a gradient.
     assert log[0]["policy_loss"] == pytest.approx(0, abs=1e-5) and log[0]["grad_norm"] > 1e-3
     assert log[2]["kl"] > 0 and {"reward", "entropy", "length", "value_loss"} <= set(log[0])
 
