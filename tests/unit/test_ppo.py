@@ -367,7 +367,9 @@ def test_the_stage_runs_and_leaves_an_adapter(rl_recipe, stage):
 def test_a_reward_model_of_stage_rm_scores(tiny_recipe, tiny_rows, rl_recipe, tmp_path, stage):
     keys = {"stage": "rm", "dataset": str(tiny_rows / "preference.json"), "output_dir": str(tmp_path / "judge")}
     judge = train.train(recipe.load(tiny_recipe | keys)).folder
-    keys = {"stage": stage, "reward_model": str(judge), "reward_model_type": "lora", "max_steps": 2}
+    # The keys of LLaMA-Factory's PPO example.
+    keys = {"stage": stage, "reward_model": str(judge), "reward_model_type": "lora", "top_k": 0, "top_p": 0.9}
+    keys |= {"max_steps": 2, "ppo_score_norm": True}
     run = train.train(recipe.load(rl_recipe | keys))
     assert list(run.weights.glob("adapter_model.safetensors"))
     with pytest.raises(LabError, match="the reward model cannot be loaded"):
