@@ -81,7 +81,7 @@ seed = 0
 # %% id="profile"
 profiles = {  # model, batches of PPO, GRPO, RLOO and the hack, completions per batch, held-out questions
     "smoke": ("smollm2-135m", 1, 1, 1, 1, 8, 4),
-    "cpu": ("smollm2-135m", 16, 16, 6, 6, 16, 40),
+    "cpu": ("smollm2-135m", 14, 16, 6, 6, 16, 40),
     "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 20, 20, 20, 12, 32, 40),
     "a24g": ("Qwen/Qwen2.5-7B-Instruct", 20, 20, 20, 12, 32, 40),
 }
