@@ -222,7 +222,7 @@ print(group_advantages(torch.tensor([1.0, 0.7, 0.0, 0.0, 0.5, 0.5, 0.5, 0.5]), 4
 def grpo_loss(logps, old_logps, ref_logps, advantages, mask, epsilon, beta):  # logps, mask: (B, T), advantages: (B,)
     ratio = torch.exp(logps - old_logps)
     gain = torch.minimum(ratio * advantages[:, None], ratio.clamp(1 - epsilon, 1 + epsilon) * advantages[:, None])
-    kl = torch.exp(ref_logps - logps) - (ref_logps - logps) - 1
+    kl = ratio * (torch.exp(ref_logps - logps) - (ref_logps - logps) - 1)  # times the ratio: its slope is the KL's own
     per_token = beta * kl - gain
     return ((per_token * mask).sum(1) / mask.sum(1)).mean()
 
