@@ -200,6 +200,31 @@ def check_reference_free(methods: object) -> Verdict:
     return Verdict(given == {"orpo", "simpo"}, "two of the five look at the model's own log-probabilities only")
 
 
+def check_rloo_advantage(answer: object) -> Verdict:
+    """Lesson 11: rewards 1, 0 and 0.5 in one group; the advantage of the first under RLOO."""
+    if not isinstance(answer, int | float):
+        return Verdict(False, "advantage: a number")
+    if math.isclose(answer, 0.5):
+        return Verdict(False, "that is its reward minus the mean of all three; leave the first one out of the mean")
+    return Verdict(math.isclose(answer, 0.75), "its own reward minus the mean of the two others")
+
+
+def check_clipped_pull(pulls: object) -> Verdict:
+    """Lesson 11: a function pulls(ratio, advantage): does the loss, clipped at 0.2, still have a gradient there?"""
+    if not callable(pulls):
+        return Verdict(False, "write a function of two arguments: def pulls(ratio, advantage)")
+    try:
+        if not pulls(1.0, 1.0) or not pulls(1.0, -1.0):
+            return Verdict(False, "right after writing, at ratio 1, every token is pulled at")
+        if pulls(1.5, 1.0) or pulls(0.5, -1.0):
+            return Verdict(False, "moved more than 20% in the wanted direction: nothing more to gain")
+        if not pulls(0.5, 1.0) or not pulls(1.5, -1.0):
+            return Verdict(False, "moved in the wrong direction: the clip does not protect it, the loss pulls it back")
+        return Verdict(not pulls(1.0, 0.0), "and with an advantage of 0?")
+    except Exception as error:
+        return Verdict(False, f"your function stops with {type(error).__name__}: {error}")
+
+
 def check_q8_bytes(answer: int) -> Verdict:
     """Lesson 08: a million weights in blocks of 32 bytes and a 2-byte scale."""
     if answer == 1_000_000:

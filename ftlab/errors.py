@@ -1,11 +1,16 @@
 """The one exception a user is meant to see, and the one table its words come from."""
 
+import contextlib
 import os
 import tomllib
+from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
 LANGUAGES = ("en", "zh")
+# What a panel speaks, where that is not what the environment says.
+SPOKEN: ContextVar[str] = ContextVar("SPOKEN", default="")
 
 
 class LabError(Exception):
@@ -26,9 +31,19 @@ class LabError(Exception):
 
 
 def language() -> str:
-    """Return the language of messages: `FTLAB_LANG` if it is one of LANGUAGES, else "en"."""
-    asked = os.environ.get("FTLAB_LANG", "en")
+    """Return the language of messages: the one of `speaking`, else `FTLAB_LANG` if it is in LANGUAGES, else "en"."""
+    asked = SPOKEN.get() or os.environ.get("FTLAB_LANG", "en")
     return asked if asked in LANGUAGES else "en"
+
+
+@contextlib.contextmanager
+def speaking(lang: str) -> Iterator[None]:
+    """Build the messages of the block in one of LANGUAGES."""
+    before = SPOKEN.set(lang)
+    try:
+        yield
+    finally:
+        SPOKEN.reset(before)
 
 
 @cache

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from ftlab.errors import LabError, fail
+from ftlab.errors import LANGUAGES, LabError, fail
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -62,6 +62,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="may bind an address that other machines reach; NAMEs are host names by which clients call this one",
     )
+    page = add(verbs, "board", open_board, "the panels as one page in the browser: data, train, chat")
+    page.add_argument("recipe", nargs="?", metavar="RECIPE.yaml", help="what the train tab begins with")
+    page.add_argument("--port", type=int, default=8866, help="default: %(default)s; AutoDL shows 6006")
+    page.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    page.add_argument("--lang", choices=LANGUAGES, help="default: FTLAB_LANG, else en")
+    page.add_argument("--allow-remote", action="store_true", help="may bind an address that other machines reach")
     data = add(verbs, "data", None, "check and show data sets")
     actions = data.add_subparsers(required=True, metavar="WHAT")
     check = add(actions, "check", check_data, "every problem of a set: file:line, what, how to fix")
@@ -192,6 +198,13 @@ def serve_model(options: argparse.Namespace) -> None:
     from ftlab.apps.serve import run
 
     run.serve(options.model, options.adapter, options.host, options.port, options.allow_remote)
+
+
+def open_board(options: argparse.Namespace) -> None:
+    """Serve the page until interrupted."""
+    from ftlab.apps.board import serve
+
+    serve.serve(options.recipe, options.host, options.port, options.lang, options.allow_remote)
 
 
 def read_line() -> str:

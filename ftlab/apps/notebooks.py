@@ -1,6 +1,7 @@
 """From a lesson's text source to its notebooks: English and Chinese, the same code, the same outputs."""
 
 import hashlib
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,6 +129,8 @@ def run_clean(notebook: NotebookNode) -> dict[str, tuple[list, int | None]]:
     """
     from nbclient import NotebookClient
 
+    # Panels train with their initial values and leave a picture: there is nobody to click.
+    os.environ["FTLAB_HEADLESS"] = "1"
     place = {"metadata": {"path": str(root())}}
     NotebookClient(notebook, timeout=1800, resources=place, record_timing=False, coalesce_streams=True).execute()
     for cell in code_cells(notebook):

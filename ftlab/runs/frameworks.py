@@ -21,6 +21,7 @@ from ftlab.runs.recipe import decisive, plain
 from ftlab.runs.stages import names as parts
 
 PREFERENCES = ("dpo", "kto", "orpo", "simpo")
+REWARDED = ("ppo", "grpo")
 # Written out even where they are as ftlab has them: the frameworks' own defaults differ.
 SHARED = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "weight_decay",
@@ -115,7 +116,9 @@ ALPACA_LORA = Framework(
 )  # fmt: skip
 FRAMEWORKS = {"swift": SWIFT, "axolotl": AXOLOTL, "alpaca-lora": ALPACA_LORA}
 # ftlab's own; LLaMA-Factory has all the others.
-NOT_IN_LLAMA_FACTORY = {"dataset_substitutions", "early_stopping_steps", "export_dtype", "export_gguf"}
+NOT_IN_LLAMA_FACTORY = {
+    "dataset_substitutions", "early_stopping_steps", "export_dtype", "export_gguf", "reward_funcs", "num_generations",
+}  # fmt: skip
 
 
 def show(recipe: Recipe, framework: str) -> str:
@@ -161,7 +164,7 @@ def relevant(recipe: Recipe) -> Values:
         "lora": recipe.finetuning_type == "lora",
         "freeze": recipe.finetuning_type == "freeze",
         "quantized": recipe.quantization_bit == 4,
-        "preferences": recipe.objective in PREFERENCES,
+        "preferences": recipe.objective in PREFERENCES + REWARDED,
     }
     foreign = {name for group, is_so in kind.items() if not is_so for name in ONLY[group]}
     values = {name: str(value) if hasattr(value, "value") else value for name, value in (values | shared).items()}
@@ -206,6 +209,8 @@ def dumped(values: Values) -> str:
 
 def llamafactory(recipe: Recipe) -> str:
     """Return LLaMA-Factory's YAML: the same keys. Its data sets are those of a dataset_info.json."""
+    if recipe.objective == "grpo":
+        raise lacks("llamafactory", "stage", recipe.objective)
     asked = {name: value for name, value in plain(recipe).items() if name in keys.OUTSIDE_THE_RUN}
     values = relevant(recipe) | asked | {"do_train": True, "dataset_dir": recipe.dataset_dir}
     values |= {"template": recipe.template} if recipe.template else {}

@@ -42,10 +42,10 @@ class Recipe(BaseModel):
     double_quantization: bool = key(True, "quantize the scales too", "bnb_4bit_use_double_quant")
 
     # method
-    stage: Literal["pt", "sft", "rm", "dpo", "kto", "orpo", "simpo"] = key(
+    stage: Literal["pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "ppo", "grpo"] = key(
         "sft",
-        "pt: raw text; sft: answers; rm: reward model; dpo, kto, orpo, simpo: preferences",
-        "SFT/Reward/DPO/KTO/ORPO/CPOTrainer",
+        "pt: raw text; sft: answers; rm: reward model; dpo, kto, orpo, simpo: preferences; ppo, grpo: rewards",
+        "SFT/Reward/DPO/KTO/ORPO/CPO/GRPOTrainer, ftlab's PPOTrainer",
     )
     do_train: bool = key(True, "train; LLaMA-Factory asks for it, ftlab train always does")
     finetuning_type: Literal["lora", "full", "freeze"] = key(
@@ -70,7 +70,12 @@ class Recipe(BaseModel):
     use_dft_loss: bool = key(False, "weigh each token by its probability", "SFTConfig.loss_type='dft'")
 
     # preferences
-    pref_beta: float = key(0.1, "how far the model may move from its reference", "beta", gt=0)
+    pref_beta: float = key(
+        0.1,
+        "how far the model may move from its reference; ppo, grpo: the price of it",
+        "beta, PPOConfig.kl_coef",
+        gt=0,
+    )
     pref_loss: Literal["sigmoid", "hinge", "ipo", "robust", "orpo", "simpo"] = key(
         "sigmoid", "the preference loss", "DPOConfig.loss_type"
     )
@@ -80,6 +85,17 @@ class Recipe(BaseModel):
     simpo_gamma: float = key(0.5, "margin of SimPO", "CPOConfig.simpo_gamma", ge=0)
     kto_chosen_weight: float = key(1.0, "weight of liked answers", "KTOConfig.desirable_weight", ge=0)
     kto_rejected_weight: float = key(1.0, "weight of disliked answers", "KTOConfig.undesirable_weight", ge=0)
+
+    # rewards
+    reward_funcs: str | None = key(
+        None,
+        "exact_answer (1 for the row's answer and nothing else), short_answer (a tenth less per word above three); "
+        "separated by commas, added up",
+        "GRPOTrainer(reward_funcs=)",
+    )
+    reward_model: str | None = key(None, "run folder, adapter or model of stage rm", "GRPOTrainer(reward_funcs=)")
+    num_generations: int = key(8, "grpo: completions per prompt, compared with each other", "num_generations", ge=2)
+    ppo_epochs: int = key(4, "ppo: optimizer steps per batch of completions", "PPOConfig.num_ppo_epochs", ge=1)
 
     # data
     dataset: str | None = key(None, "registry names or paths, separated by commas", "train_dataset")
@@ -112,10 +128,14 @@ class Recipe(BaseModel):
         "auto", "number format for chat", "from_pretrained(dtype=)"
     )
     do_sample: bool = key(True, "chat: draw tokens instead of taking the likeliest", "GenerationConfig.do_sample")
-    temperature: float = key(0.95, "chat: above 1 flatter, below 1 sharper", "GenerationConfig.temperature", gt=0)
+    temperature: float = key(
+        0.95, "chat, ppo, grpo: above 1 flatter, below 1 sharper", "GenerationConfig.temperature", gt=0
+    )
     top_p: float = key(0.7, "chat: likeliest tokens that make up this share", "GenerationConfig.top_p", gt=0, le=1)
     top_k: int = key(50, "chat: how many tokens to draw from; 0: all", "GenerationConfig.top_k", ge=0)
-    max_new_tokens: int = key(1024, "chat: longest answer, in tokens", "GenerationConfig.max_new_tokens", ge=1)
+    max_new_tokens: int = key(
+        1024, "chat, ppo, grpo: longest answer, in tokens", "GenerationConfig.max_new_tokens", ge=1
+    )
     repetition_penalty: float = key(1.0, "chat: above 1 repeats less", "GenerationConfig.repetition_penalty", gt=0)
     num_beams: int = key(1, "chat: beams of a beam search", "GenerationConfig.num_beams", ge=1)
     export_dir: str | None = key(None, "where a merged model goes", "merge_and_unload().save_pretrained(...)")
@@ -148,7 +168,25 @@ class Recipe(BaseModel):
             raise ValueError("`pissa_init` changes the base weights, which `quantization_bit` freezes")
         if self.packing and self.stage not in ("sft", "pt"):
             raise ValueError(f"`packing` is for sft and pt, not for `stage: {self.stage}`")
+        if self.stage in ("ppo", "grpo"):
+            self.fits_rewards()
         return self
+
+    def fits_rewards(self) -> None:
+        """Refuse keys that learning from rewards cannot use.
+
+        Raises:
+            ValueError: naming them.
+        """
+        if not (self.reward_funcs or self.reward_model):
+            raise ValueError(f"`stage: {self.stage}` needs `reward_funcs` or `reward_model`")
+        for name in filter(None, (part.strip() for part in (self.reward_funcs or "").split(","))):
+            if name not in REWARDS:
+                raise ValueError(f"`reward_funcs` has no `{name}`; there are {', '.join(REWARDS)}")
+        if self.stage == "ppo" and self.finetuning_type != "lora":
+            raise ValueError("`stage: ppo` takes the model without its adapter as reference: `finetuning_type: lora`")
+        if self.stage == "ppo" and (self.loraplus_lr_ratio or self.val_size or self.eval_dataset):
+            raise ValueError("`stage: ppo` has no use for `loraplus_lr_ratio`, `val_size` and `eval_dataset`")
 
     @property
     def objective(self) -> str:
@@ -156,6 +194,10 @@ class Recipe(BaseModel):
         return self.pref_loss if self.stage == "dpo" and self.pref_loss in ("orpo", "simpo") else self.stage
 
 
+# The functions of rewards.py that a recipe can name.
+REWARDS = ("exact_answer", "short_answer")
+# Keys that change the weights of these stages, and of no other.
+SAMPLING = ("temperature", "max_new_tokens")
 # Keys of Recipe that change no weight, and so may change between two starts of the same run.
 OUTSIDE_THE_RUN = (
     "output_dir", "overwrite_output_dir", "do_train", "plot_loss", "infer_backend", "infer_dtype", "do_sample",
@@ -217,6 +259,11 @@ DROPPED = {
     "create_new_adapter": "a run always writes its own adapter",
     "ray_run_name": "runs here are not Ray jobs",
     "print_param_status": "the run's README says what was trained",
+    "reward_model_type": "the folder says whether it holds an adapter or a model",
+    "ppo_buffer_size": "a batch is per_device_train_batch_size x gradient_accumulation_steps prompts",
+    "ppo_score_norm": "advantages are normalized, batch by batch",
+    "ppo_whiten_rewards": "advantages are normalized, batch by batch",
+    "ppo_target": "the price of KL is fixed: `pref_beta`",
     "split_special_tokens": "special tokens in data are checked before training",
 }
 # key -> (values that ask for nothing, what it needs and what to use instead).
@@ -240,14 +287,13 @@ OUT_OF_REACH = {
     "rope_scaling": "set it in the model's config.json",
     "streaming": "data sets are read from disk as they are needed; remove the key",
     "export_quantization_bit": "GPTQ needs a CUDA card; write `export_gguf: q4_0`",
-    "reward_model": "PPO is lesson 11; use stage dpo or kto here",
     "train_from_scratch": "lesson 06 trains from scratch",
     "resize_vocab": "adding tokens is not a recipe's matter",
     "freeze_vision_tower": "text models only",
 }
 # Values of `stage` and `finetuning_type` that LLaMA-Factory has and a recipe here has not.
 ELSEWHERE = {
-    ("stage", "ppo"): "no library here has PPO: lesson 11 builds it; `stage: dpo` or `kto` learn from preferences",
+    ("reward_model_type", "api"): "a reward is a function here; write `reward_funcs`, or a folder in `reward_model`",
     ("finetuning_type", "oft"): "OFT is in lesson 05; use `finetuning_type: lora`",
     ("infer_backend", "vllm"): "vLLM needs a CUDA card; `ftlab serve` speaks the same protocol",
     ("infer_backend", "sglang"): "SGLang needs a CUDA card; `ftlab serve` speaks the same protocol",

@@ -325,6 +325,7 @@ def plain(recipe: Recipe) -> dict[str, Any]:
 
 def decisive(recipe: Recipe) -> dict[str, Any]:
     """Return the keys that decide what weights come out, training fields beside the others."""
-    values = recipe.model_dump(exclude=set(keys.OUTSIDE_THE_RUN))
+    sampled = keys.SAMPLING if recipe.objective in ("ppo", "grpo") else ()
+    values = recipe.model_dump(exclude=set(keys.OUTSIDE_THE_RUN) - set(sampled))
     training = values.pop("training")
     return values | {name: value for name, value in training.items() if name not in keys.TRAINING_OUTSIDE_THE_RUN}

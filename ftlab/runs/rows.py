@@ -50,6 +50,8 @@ def prepared(recipe: Recipe, dataset: str, tokenizer: PreTrainedTokenizerBase) -
     if not set(columns) <= set(rows.column_names):
         found = ", ".join(rows.column_names)
         raise fail("train_columns", where=dataset, stage=recipe.objective, needed=", ".join(columns), found=found)
+    if recipe.objective in ("ppo", "grpo"):
+        return asked(recipe, rows, tokenizer)
     if "input_ids" in KEEPS[recipe.objective]:
         return encoded(recipe, rows, tokenizer)
     kept = fitting(recipe, rows, tokenizer)
@@ -82,6 +84,18 @@ def encoded(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -
     kept = found.filter(lambda row: any(label != tokens.IGNORED for label in row["labels"]))
     say_count(recipe, len(rows), cut, lost, len(rows) - len(kept))
     return kept
+
+
+def asked(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Return `prompt` (messages) and `answer` (text) of the rows that end with an answer and whose prompt fits."""
+    found = []
+    for row in map(present, rows):
+        *before, last = row["messages"]
+        fits = len(tokens.prompt(tokenizer, before)) <= recipe.cutoff_len if before else False
+        if fits and last["role"] == "assistant" and last.get("content"):
+            found.append({"prompt": before, "answer": last["content"]})
+    say_count(recipe, len(rows), 0, 0, len(rows) - len(found))
+    return Dataset.from_list(found)
 
 
 def fitting(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:

@@ -31,7 +31,7 @@ def score(recipe: Recipe, limit: int = 200) -> Scores:
     name = recipe.eval_dataset or recipe.dataset
     if not name:
         raise fail("recipe_missing_key", key="eval_dataset")
-    if recipe.objective != "sft":
+    if recipe.objective not in ("sft", "ppo", "grpo"):
         raise fail("eval_stage", where="stage", stage=recipe.objective)
     if not recipe.eval_dataset:
         print(say("eval_seen", name=name))

@@ -13,6 +13,7 @@ from ftlab.runs.keys import Recipe
 DATA = (
     "dataset", "eval_dataset", "dataset_dir", "dataset_substitutions", "max_samples", "mix_strategy",
     "interleave_probs", "val_size", "cutoff_len", "packing", "train_on_prompt", "mask_history", "stage", "pref_loss",
+    "reward_funcs", "reward_model",
 )  # fmt: skip
 EXPERIMENTAL = {"orpo": "trl.experimental.orpo", "simpo": "trl.experimental.cpo"}
 
@@ -23,13 +24,15 @@ def script(recipe: Recipe) -> str:
     Only the rows come from ftlab: one renderer makes the tokens of training, chat and server.
 
     Raises:
-        LabError: no data set or run folder, or `finetuning_type: freeze`, whose layers depend on the loaded model.
+        LabError: no data set or run folder, `finetuning_type: freeze`, whose layers depend on the loaded model, or
+            `stage: ppo`, which TRL does not have.
     """
     for name, value in (("dataset", recipe.dataset), ("output_dir", recipe.output_dir)):
         if not value:
             raise fail("recipe_missing_key", key=name)
-    if recipe.finetuning_type == "freeze":
-        raise fail("recipe_not_there", where="finetuning_type", key="finetuning_type: freeze", framework="trl")
+    for name, value in (("finetuning_type", "freeze"), ("stage", "ppo")):
+        if getattr(recipe, name) == value:
+            raise fail("recipe_not_there", where=name, key=f"{name}: {value}", framework="trl")
     machine = device.describe()
     folder = Path(recipe.output_dir or "").expanduser()
     settings, _ = stages.training_settings(recipe, folder, machine)
@@ -58,7 +61,8 @@ def imports(recipe: Recipe, classes: list[str]) -> str:
     lines.append(f"from transformers import {', '.join(sorted(transformers))}")
     lines += [f"from {EXPERIMENTAL.get(recipe.objective, 'trl')} import {', '.join(classes)}", ""]
     ours = ["recipe", "rows"] + (["templates"] if recipe.template else [])
-    lines += ["from ftlab import device", f"from ftlab.runs import {', '.join(ours)}", ""]
+    ours += ["rewards"] if recipe.stage == "grpo" else []
+    lines += ["from ftlab import device", f"from ftlab.runs import {', '.join(sorted(ours))}", ""]
     return "\n".join(lines)
 
 
@@ -109,6 +113,8 @@ def training(recipe: Recipe, classes: list[str], settings: dict[str, Any], folde
     lines.append("device.fit_loss_tiles(device.describe())  # on a CPU: the same loss in pieces that fit its cache")
     options = ["model=model", "args=args", "train_dataset=train_dataset", "eval_dataset=eval_dataset"]
     options.append("processing_class=tokenizer")
+    if recipe.stage == "grpo":
+        options.append("reward_funcs=rewards.functions(data, model.config._name_or_path, model.dtype)")
     if recipe.loraplus_lr_ratio:
         lines.append("optimizer_class, optimizer_args = Trainer.get_optimizer_cls_and_kwargs(args, model)")
         ratio = f"loraplus_lr_ratio={recipe.loraplus_lr_ratio}"

@@ -17,12 +17,25 @@ from transformers import (
     Trainer,
     TrainerCallback,
 )
-from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
+from trl import (
+    DPOConfig,
+    DPOTrainer,
+    GRPOConfig,
+    GRPOTrainer,
+    KTOConfig,
+    KTOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 
 from ftlab import models
 from ftlab.device import Machine, training_arguments
 from ftlab.errors import fail, say
+from ftlab.runs import rewards
 from ftlab.runs.keys import Recipe
+from ftlab.runs.ppo import PPOConfig, PPOTrainer
 
 # Tokens: rows up to this length are faster in plain attention on a CPU.
 SHORT_ROW = 512
@@ -36,11 +49,13 @@ COLUMNS = {
     "orpo": ("prompt", "chosen", "rejected"),
     "simpo": ("prompt", "chosen", "rejected"),
     "kto": ("prompt", "completion", "label"),
+    "ppo": ("messages",),
+    "grpo": ("messages",),
 }
 
 
 def trainer_classes(objective: str) -> tuple[type, type]:
-    """Return (config class, trainer class) of TRL for what a recipe trains."""
+    """Return (config class, trainer class) for what a recipe trains: TRL's, for PPO our own."""
     if objective == "orpo":
         # Experimental parts of trl are imported only where a recipe asks for them.
         from trl.experimental.orpo import ORPOConfig, ORPOTrainer
@@ -54,6 +69,8 @@ def trainer_classes(objective: str) -> tuple[type, type]:
         "rm": (RewardConfig, RewardTrainer),
         "dpo": (DPOConfig, DPOTrainer),
         "kto": (KTOConfig, KTOTrainer),
+        "grpo": (GRPOConfig, GRPOTrainer),
+        "ppo": (PPOConfig, PPOTrainer),
     }
     return known.get(objective, (SFTConfig, SFTTrainer))
 
@@ -80,7 +97,16 @@ def objective_settings(recipe: Recipe) -> dict[str, Any]:
         case "simpo":
             simpo = {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": recipe.simpo_gamma}
             return simpo | {"beta": recipe.pref_beta}
+        case "grpo":
+            return sampling(recipe) | {"beta": recipe.pref_beta, "num_generations": recipe.num_generations}
+        case "ppo":
+            return sampling(recipe) | {"kl_coef": recipe.pref_beta, "num_ppo_epochs": recipe.ppo_epochs}
     return {}
+
+
+def sampling(recipe: Recipe) -> dict[str, Any]:
+    """Return how completions are written while training: from the whole distribution, whatever `top_p` says."""
+    return {"max_completion_length": recipe.max_new_tokens, "temperature": recipe.temperature}
 
 
 def training_args(recipe: Recipe, folder: Path, machine: Machine) -> tuple[Any, list[str]]:
@@ -129,7 +155,9 @@ def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[d
     # ftlab rotates itself (checkpoint.py): Trainer would count, and delete, what another run left.
     asked.pop("save_total_limit", None)
     asked.pop("resume_from_checkpoint", None)
-    fixed = {"output_dir": str(folder), "max_length": recipe.cutoff_len} | objective_settings(recipe)
+    # Completions have a limit of their own, and prompts above cutoff_len were dropped.
+    limit = {} if recipe.objective in ("ppo", "grpo") else {"max_length": recipe.cutoff_len}
+    fixed = {"output_dir": str(folder)} | limit | objective_settings(recipe)
     return settings | asked | fixed, notes
 
 
@@ -296,12 +324,16 @@ def build_trainer(
             model, optimizer_class, loraplus_lr_ratio=recipe.loraplus_lr_ratio, **optimizer_args
         )
         options["optimizers"] = (optimizer, None)
+    if recipe.objective in ("ppo", "grpo"):
+        base = str(model.config._name_or_path)
+        options["reward_funcs"] = list(map(rewards.checked, rewards.functions(recipe, base, model.dtype)))
+    if recipe.objective != "ppo":
+        options["eval_dataset"] = datasets[1]
     try:
         return trainer_class(
             model=model,
             args=args,
             train_dataset=datasets[0],
-            eval_dataset=datasets[1],
             processing_class=tokenizer,
             callbacks=callbacks,
             **options,

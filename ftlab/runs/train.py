@@ -16,7 +16,8 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState, set_seed
-from transformers.trainer_callback import EarlyStoppingCallback
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
 from ftlab import device, models, plots
 from ftlab.errors import fail
@@ -69,7 +70,9 @@ class Start(NamedTuple):
     resume: Path | None
 
 
-def train(recipe: Recipe, *, callbacks: Sequence[TrainerCallback] = (), fresh: bool = False) -> Run:
+def train(
+    recipe: Recipe, *, callbacks: Sequence[TrainerCallback] = (), fresh: bool = False, quiet: bool = False
+) -> Run:
     """Run a recipe with TRL's trainer for its stage and leave its run folder.
 
     The same recipe on the same data is not trained twice: a finished run is returned, an interrupted one goes on
@@ -79,6 +82,7 @@ def train(recipe: Recipe, *, callbacks: Sequence[TrainerCallback] = (), fresh: b
     Args:
         callbacks: added to the trainer.
         fresh: train from the start even so, and replace what an earlier run left in the folder.
+        quiet: no progress bar and no printed rows: somebody else shows the log.
     Raises:
         LabError: bad data, a folder that holds another run or is in use, a loss that is no number, a full disk.
     """
@@ -92,7 +96,7 @@ def train(recipe: Recipe, *, callbacks: Sequence[TrainerCallback] = (), fresh: b
         if not fresh and (metrics := finished(job)) is not None:
             print(f"{folder}: this recipe was trained before on the same data; reused (fresh=true trains again)")
             return Run(folder, metrics, reused=True)
-        return run(job, begin(job, fresh), callbacks)
+        return run(job, begin(job, fresh), callbacks, quiet)
 
 
 def is_main() -> bool:
@@ -238,7 +242,7 @@ def clear(folder: Path, manifest: dict[str, Any] | None) -> None:
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def run(job: Job, start: Start, extra: Sequence[TrainerCallback]) -> Run:
+def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = False) -> Run:
     """Build the trainer, train, and write the results; a stopped run says how it goes on."""
     # Before the model: a new head, and the thin matrices, are drawn from this seed.
     set_seed(job.args.seed)
@@ -252,6 +256,9 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback]) -> Run:
     keeper = watch.Keeper(job.folder, about, job.recipe.training.get("save_total_limit"))
     watchers = [watch.Log(job.folder / LOG), watch.Guard(), stop, *early_stop(job), *extra, keeper]
     trainer = stages.build_trainer(job.recipe, model, job.args, job.tokenizer, job.datasets, watchers)
+    if quiet:
+        for shown in (DEFAULT_PROGRESS_CALLBACK, ProgressCallback, PrinterCallback):
+            trainer.remove_callback(shown)
     refuse_untrained(trainer)
     started = time.monotonic()
     metrics: dict[str, float] = {}

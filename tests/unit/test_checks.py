@@ -62,6 +62,19 @@ from ftlab import checks
                 (3,),
             ],
         ),
+        (checks.check_rloo_advantage, (0.75,), [(0,), (0.5,), (-0.75,), (None,)]),
+        (
+            checks.check_clipped_pull,
+            (lambda ratio, a: a != 0 and (ratio < 1.2 if a > 0 else ratio > 0.8),),
+            [
+                (lambda ratio, a: True,),
+                (lambda ratio, a: False,),
+                (lambda ratio, a: 0.8 < ratio < 1.2,),
+                (lambda ratio, a: ratio < 1.2 if a > 0 else ratio > 0.8,),
+                (lambda ratio: True,),
+                (3,),
+            ],
+        ),
         (checks.check_reward_margin, (2.197,), [(0,), (-2.197,), (0.9,), (None,)]),
         (
             checks.check_dpo_loss,

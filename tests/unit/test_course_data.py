@@ -53,6 +53,17 @@ def test_preferences():
     assert max(len(row["chosen"]) for row in train + held_out) < 240
 
 
+def test_facts():
+    train, held_out = rows_of("facts_en.jsonl"), rows_of("facts_en_eval.jsonl")
+    assert len(train) >= 100 and len(held_out) == 40
+    asked = [folded(row["instruction"]) for row in train + held_out]
+    assert len(set(asked)) == len(asked)
+    assert not set(asked) & {folded(row["question"]) for row in rows_of("general_mcq.jsonl")}
+    # No question holds its own answer: repeating it would be rewarded.
+    assert not [row for row in train + held_out if row["output"].casefold() in row["instruction"].casefold().split()]
+    assert max(len(row["output"].split()) for row in train + held_out) <= 2
+
+
 def test_liked_and_disliked_answers():
     rows, pairs = rows_of("kto_en.jsonl"), {row["instruction"]: row for row in rows_of("preference_en.jsonl")}
     assert len(rows) == len(pairs) and sum(row["kto_tag"] for row in rows) == len(rows) // 2

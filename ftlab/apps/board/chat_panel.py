@@ -1,0 +1,239 @@
+"""The chat panel: one question to the base and to its adapters, side by side, as they write."""
+
+import html
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+from peft import PeftModel
+
+from ftlab import embedded, errors, models
+from ftlab.apps.board.words import Words
+from ftlab.errors import LabError
+from ftlab.runs import chat
+
+# Seconds between two updates of an answer that is being written.
+REDRAW_SECONDS = 0.15
+BASE = ""
+
+
+class ChatPanel:
+    """A model and its adapters to talk to.
+
+    Args:
+        model: the base: a catalogue name, a folder or a hub id.
+        adapters: adapter or run folders that can be chosen; None lists the runs under `runs`.
+        runs: the folder of runs.
+        system: the system prompt.
+        lang: "en" or "zh"; None takes FTLAB_LANG.
+    Attributes:
+        histories: column name -> its conversation; "" is the base.
+        idle: set while nothing is loaded or written.
+    """
+
+    def __init__(
+        self,
+        model: str = embedded.NAME,
+        adapters: Sequence[str | Path] | None = None,
+        runs: str | Path = "runs",
+        system: str = "",
+        lang: str | None = None,
+    ) -> None:
+        self.words = Words(lang)
+        self.loaded: tuple[Any, Any] | None = None
+        self.histories: dict[str, list[dict[str, str]]] = {}
+        self.names: dict[str, str] = {}
+        self.left, self.idle = threading.Event(), threading.Event()
+        self.idle.set()
+        self.given, self.runs = adapters, Path(runs)
+        self.model = self.field("chat_base_model", widgets.Text(value=model))
+        self.adapters = self.field("chat_adapters", widgets.SelectMultiple(rows=3))
+        self.list_adapters()
+        self.adapters.value = tuple(value for _, value in self.adapters.options[:1])
+        self.system = self.field("chat_system", widgets.Textarea(value=system, layout={"width": "98%"}))
+        self.question = self.field("chat_question", widgets.Textarea(layout={"width": "98%"}))
+        self.load_button = self.button("chat_load", self.load)
+        self.send = self.button("chat_send", self.ask, "success")
+        self.stop = self.button("chat_stop", self.left.set, "danger")
+        self.clear = self.button("chat_clear", self.forget)
+        self.send.disabled = self.stop.disabled = True
+        self.sampling = self.knobs()
+        self.columns: dict[str, widgets.HTML] = {}
+        self.table = widgets.HBox(layout={"width": "98%"})
+        self.status = widgets.HTML(html.escape(self.words("chat_not_loaded"))).add_class("ft-chat-status")
+        wrapped = {"flex_flow": "row wrap"}
+        self.box = widgets.VBox(
+            [
+                widgets.HBox([self.model, self.adapters, self.load_button], layout=wrapped),
+                self.system,
+                widgets.HBox(list(self.sampling.values()), layout=wrapped),
+                self.question,
+                widgets.HBox([self.send, self.stop, self.clear, self.status]),
+                self.table,
+            ]
+        ).add_class("ftlab-chat")
+
+    def list_adapters(self) -> None:
+        """Fill the list of adapters; a training that has just ended is in it."""
+        found = tuned(self.runs) if self.given is None else [Path(one) for one in self.given]
+        chosen = self.adapters.value
+        self.adapters.options = [(label_of(one), str(one)) for one in found]
+        self.adapters.value = tuple(one for one in chosen if one in map(str, found))
+
+    def knobs(self) -> dict[str, widgets.Widget]:
+        """Return the sampling knobs by the name that `generate` has for each."""
+        made = {
+            "do_sample": widgets.Checkbox(value=False, indent=False),
+            "temperature": widgets.FloatSlider(value=0.7, min=0.1, max=2, step=0.05),
+            "top_p": widgets.FloatSlider(value=0.9, min=0.05, max=1, step=0.05),
+            "top_k": widgets.IntSlider(value=50, min=0, max=200),
+            "max_new_tokens": widgets.IntSlider(value=128, min=8, max=1024, step=8),
+            "repetition_penalty": widgets.FloatSlider(value=1, min=1, max=2, step=0.05),
+        }
+        return {name: self.field(name, widget) for name, widget in made.items()}
+
+    def field(self, name: str, widget: widgets.Widget) -> widgets.Widget:
+        """Give a control its name and tooltip; a sampling knob's name carries its key."""
+        label = self.words(name)
+        widget.description = label if name.startswith("chat_") or label == name else f"{name} {label}"
+        widget.tooltip, widget.style = self.words.tip(name), {"description_width": "initial"}
+        return widget.add_class(f"ft-{name}")
+
+    def button(self, name: str, action: Any, style: str = "") -> widgets.Button:
+        """Return a button with its tooltip and what it does."""
+        made = widgets.Button(description=self.words(name), tooltip=self.words.tip(name), button_style=style)
+        made.on_click(lambda _: action())
+        return made.add_class(f"ft-{name}")
+
+    def generation(self) -> dict[str, Any]:
+        """Return the fields of `generate` that the knobs stand for."""
+        sampled = ("temperature", "top_p", "top_k")
+        on = self.sampling["do_sample"].value
+        return {name: knob.value for name, knob in self.sampling.items() if on or name not in sampled}
+
+    def load(self) -> None:
+        """Load the model with the chosen adapters, beside the page."""
+        self.work(self.load_now, self.model.value.strip(), tuple(self.adapters.value))
+
+    def ask(self) -> None:
+        """Put the question to every column, one after the other."""
+        question = self.question.value.strip()
+        if question and self.loaded and self.idle.is_set():
+            self.question.value = ""
+            self.work(self.ask_now, question)
+
+    def work(self, action: Any, *given: Any) -> None:
+        """Do something in a thread, one thing at a time; what goes wrong is said."""
+        if not self.idle.is_set():
+            return
+        self.idle.clear()
+        self.left.clear()
+        self.load_button.disabled = self.send.disabled = True
+        self.stop.disabled = False
+
+        def run() -> None:
+            try:
+                with errors.speaking(self.words.lang):
+                    action(*given)
+            except Exception as error:
+                reason = str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
+                self.say("chat_failed", reason=reason)
+            finally:
+                self.load_button.disabled, self.stop.disabled = False, True
+                self.send.disabled = self.loaded is None
+                self.idle.set()
+
+        threading.Thread(target=run, name="ftlab chat", daemon=True).start()
+
+    def load_now(self, name: str, chosen: Sequence[str]) -> None:
+        """Load the model, and every adapter under a name of its own."""
+        self.say("chat_loading", model=name)
+        self.loaded = None
+        folders = [models.adapter(one) for one in chosen]
+        model, tokenizer = chat.load(name, folders[0] if folders else None)
+        self.names = {BASE: BASE}
+        for number, folder in enumerate(folders):
+            label = label_of(folder)
+            label = label if label not in self.names else f"{label} ({number + 1})"
+            self.names[label] = "default" if number == 0 else f"adapter_{number}"
+            if number:
+                model.load_adapter(folder, adapter_name=self.names[label])
+        self.loaded = model, tokenizer
+        self.forget()
+        self.say("chat_ready", model=name, adapters=len(folders))
+
+    def ask_now(self, question: str) -> None:
+        """Write the answers of all columns."""
+        for column in self.names:
+            if self.left.is_set():
+                break
+            self.say("chat_answering", name=self.title(column))
+            self.answer(column, question)
+        self.say("chat_ready", model=self.model.value.strip(), adapters=len(self.names) - 1)
+
+    def answer(self, column: str, question: str) -> None:
+        """Write one column's answer, piece by piece."""
+        model, tokenizer = self.loaded
+        history = self.histories[column]
+        history.append({"role": "user", "content": question})
+        if isinstance(model, PeftModel) and column != BASE:
+            model.set_adapter(self.names[column], inference_mode=True)
+        system = self.system.value.strip()
+        asked = [{"role": "system", "content": system}, *history] if system else list(history)
+        written, drawn = "", 0.0
+        pieces = chat.stream(model, tokenizer, asked, adapter=column != BASE, **self.generation())
+        try:
+            for piece in pieces:
+                written += piece
+                if time.monotonic() - drawn >= REDRAW_SECONDS:
+                    drawn = time.monotonic()
+                    self.draw(column, written)
+                if self.left.is_set():
+                    break
+        finally:
+            pieces.close()
+            history.append({"role": "assistant", "content": written.strip()})
+            self.draw(column)
+
+    def draw(self, column: str, writing: str | None = None) -> None:
+        """Show a column: its conversation, and the answer that is being written."""
+        turns = list(self.histories[column])
+        turns += [{"role": "assistant", "content": writing}] if writing is not None else []
+        shown = [f"<h4>{html.escape(self.title(column))}</h4>"]
+        for turn in turns:
+            colour = "#e9ecef" if turn["role"] == "user" else "#d8f3dc"
+            style = f"background:{colour};color:#111;padding:4px 8px;margin:4px 0;white-space:pre-wrap;line-height:1.4"
+            shown.append(f'<div class="ft-turn" style="{style}">{html.escape(turn["content"])}</div>')
+        self.columns[column].value = "".join(shown)
+
+    def title(self, column: str) -> str:
+        """Return the heading of a column."""
+        return column or self.words("chat_base")
+
+    def forget(self) -> None:
+        """Begin all conversations anew."""
+        self.histories = {column: [] for column in self.names}
+        width = f"{98 / max(1, len(self.names)):.0f}%"
+        self.columns = {column: widgets.HTML(layout={"width": width, "padding": "0 6px"}) for column in self.names}
+        self.table.children = tuple(self.columns.values())
+        for column in self.columns:
+            self.draw(column)
+
+    def say(self, name: str, /, **values: object) -> None:
+        """Say one sentence of the table beside the buttons."""
+        colour = ' style="color:#b00020"' if name == "chat_failed" else ""
+        self.status.value = f'<span{colour} data-state="{name}">{html.escape(self.words(name, **values))}</span>'
+
+
+def label_of(folder: Path) -> str:
+    """Return what a run or adapter folder is called."""
+    return folder.parent.name if folder.name == "adapter" else folder.name
+
+
+def tuned(runs: Path) -> list[Path]:
+    """Return the run folders that hold an adapter, the newest first."""
+    found = [path.parents[1] for path in runs.glob("*/adapter/adapter_config.json")]
+    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)

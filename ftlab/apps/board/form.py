@@ -1,0 +1,185 @@
+"""The fields of a recipe as widgets: a few in sight, the rest folded away, every other key in free lines."""
+
+import html
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+
+from ftlab import errors
+from ftlab.apps.board import fields, problems
+from ftlab.apps.board.fields import FIELDS, GROUPS, MOST_VISIBLE, VISIBLE
+from ftlab.apps.board.words import Words
+from ftlab.errors import LabError, fail
+from ftlab.runs import recipe
+from ftlab.runs.keys import Recipe
+
+WIDE = {"width": "98%"}
+
+
+class Form:
+    """The controls of a recipe, and what is wrong with what stands in them.
+
+    Attributes:
+        controls: key -> its widget.
+        lines: the text area for all other keys.
+        box: all of it, to be shown.
+        checked: recipe and messages of what stands there now.
+    """
+
+    def __init__(self, values: dict[str, Any], words: Words, knobs: Sequence[str] = (), roots: Sequence[Path] = ()):
+        visible = tuple(knobs) or VISIBLE
+        strange = [key for key in visible if key not in FIELDS]
+        if strange or len(visible) > MOST_VISIBLE:
+            reason = f"{', '.join(strange)}" if strange else f"{len(visible)} > {MOST_VISIBLE}"
+            raise fail("board_knobs", where="knobs", reason=reason, most=MOST_VISIBLE, known=", ".join(FIELDS))
+        self.words, self.roots = words, tuple(roots) or (Path.cwd(),)
+        self.given: set[str] = set()
+        self.controls = {key: control(key, words).add_class(f"ft-{key}") for key in FIELDS}
+        self.messages = {key: message(key) for key in (*FIELDS, problems.LINES, problems.ALL)}
+        self.lines = widgets.Textarea(layout={"width": "98%", "height": "6em"}, continuous_update=False)
+        self.lines.tooltip = words.tip("group_lines")
+        self.lines.add_class("ft-lines")
+        self.watchers: list[Callable[[], None]] = []
+        self.quiet = False
+        self.load(values)
+        for widget in (*self.controls.values(), self.lines):
+            widget.observe(lambda _: self.changed(), names="value")
+        self.box = widgets.VBox([self.in_sight(visible), self.messages[problems.ALL], self.folded(visible)])
+
+    def in_sight(self, visible: Sequence[str]) -> widgets.Widget:
+        """Return the visible controls, three beside each other."""
+        columns = "repeat(auto-fill, minmax(280px, 1fr))"
+        cells = [self.cell(key) for key in visible]
+        return widgets.GridBox(cells, layout={"grid_template_columns": columns, "width": "98%"})
+
+    def folded(self, visible: Sequence[str]) -> widgets.Accordion:
+        """Return the other controls in groups that open, and the free lines."""
+        rest = [key for key in VISIBLE if key not in visible]
+        groups = {name: [key for key in members if key not in visible] for name, members in GROUPS.items()}
+        groups["group_method"] = [*rest, *groups["group_method"]]
+        parts: list[widgets.Widget] = [self.in_sight(members) for members in groups.values()]
+        parts.append(widgets.VBox([self.lines, self.messages[problems.LINES]]))
+        accordion = widgets.Accordion(parts, layout=WIDE)
+        accordion.titles = tuple(self.words(name) for name in (*groups, "group_lines"))
+        return accordion.add_class("ft-more")
+
+    def cell(self, key: str) -> widgets.VBox:
+        """Return one control with its key and name above and its message below."""
+        name, tip = html.escape(self.words(key)), html.escape(self.words.tip(key))
+        label = widgets.HTML(f'<span title="{tip}"><code>{key}</code> {name}</span>')
+        return widgets.VBox([label, self.controls[key], self.messages[key]], layout={"padding": "0 12px 4px 0"})
+
+    def load(self, values: dict[str, Any]) -> list[str]:
+        """Put the keys of a recipe, or of a LLaMA-Factory YAML, into the fields; return the notes of the translation.
+
+        Raises:
+            LabError: a key that no recipe has.
+        """
+        made, notes = recipe.read(dict(values))
+        plain = recipe.plain(made)
+        # Keys written out stay written out, also at their defaults.
+        plain |= {key: value for key, value in values.items() if key in FIELDS and key not in plain}
+        plain = {key: value for key, value in plain.items() if value is not None}
+        self.given = set(plain)
+        self.quiet = True
+        try:
+            for key, widget in self.controls.items():
+                put(widget, key, plain.get(key, fields.default(key)), key in plain)
+            self.lines.value = fields.yaml_lines({key: plain[key] for key in plain if key not in FIELDS})
+        finally:
+            self.quiet = False
+        self.changed()
+        return notes
+
+    def values(self) -> dict[str, Any]:
+        """Return key -> value as it stands in the fields; a LabError where a text cannot be read."""
+        found: dict[str, Any] = {}
+        for key, widget in self.controls.items():
+            value = self.value(key, widget)
+            if value is not None and (key in self.given or value != fields.default(key)):
+                found[key] = value
+        return found
+
+    def value(self, key: str, widget: widgets.Widget) -> Any:
+        """Return the value of one control."""
+        if FIELDS[key].kind != "text":
+            return widget.value
+        try:
+            return fields.read_text(key, widget.value)
+        except LabError as error:
+            return error
+
+    def changed(self) -> None:
+        """Check what stands there now, say it beside the fields, and tell who watches."""
+        if self.quiet:
+            return
+        with errors.speaking(self.words.lang):
+            self.checked = self.check()
+        for key, shown in self.messages.items():
+            said = self.checked.messages.get(key, "")
+            shown.value = f'<span style="color:#b00020">{html.escape(said)}</span>' if said else ""
+            shown.layout.display = "" if said else "none"
+        for watcher in self.watchers:
+            watcher()
+
+    def check(self) -> problems.Checked:
+        """Check all fields and the free lines together."""
+        values = self.values()
+        try:
+            lines = fields.read_lines(self.lines.value)
+        except LabError as error:
+            return problems.Checked(None, {problems.LINES: problems.short(error)}, [])
+        if twice := [key for key in lines if key in FIELDS]:
+            return problems.Checked(None, {problems.LINES: self.words("bad_twice", keys=", ".join(twice))}, [])
+        checked = problems.check(values | lines, self.words, self.roots)
+        beside = {key if key in self.messages else problems.LINES: said for key, said in checked.messages.items()}
+        return checked._replace(messages=beside)
+
+    def written(self) -> dict[str, Any]:
+        """Return the keys as they are to be written into a YAML; the fields have to be right."""
+        return self.values() | fields.read_lines(self.lines.value)
+
+    def recipe(self) -> Recipe | None:
+        """Return the recipe that stands in the fields, None while something is wrong."""
+        return self.checked.recipe
+
+
+def control(key: str, words: Words) -> widgets.Widget:
+    """Return the widget of one key, at its default."""
+    field, tip = FIELDS[key], words.tip(key)
+    if field.kind == "slider":
+        widget = widgets.SelectionSlider(options=stops(key, fields.default(key)), tooltip=tip, layout=WIDE)
+    elif field.kind == "choice":
+        options = [(words("nothing") if one is None else fields.write_text(one), one) for one in fields.choices(key)]
+        widget = widgets.Dropdown(options=options, tooltip=tip, layout=WIDE)
+    else:
+        shown = fields.write_text(fields.default(key))
+        hint = words("default_value", value=shown) if shown else ""
+        make = widgets.Combobox if field.options else widgets.Text
+        widget = make(placeholder=hint, tooltip=tip, layout=WIDE, continuous_update=False)
+        if field.options:
+            widget.options = tuple(field.options)
+    return widget
+
+
+def stops(key: str, value: Any) -> list[tuple[str, Any]]:
+    """Return the stops of a slider, the value it is to show among them."""
+    return [(str(one), one) for one in sorted({*FIELDS[key].options, value})]
+
+
+def put(widget: widgets.Widget, key: str, value: Any, given: bool) -> None:
+    """Show a value in a control; a text field that nobody filled stays empty."""
+    if FIELDS[key].kind == "slider":
+        widget.options = stops(key, value)
+        widget.value = value
+    elif FIELDS[key].kind == "choice":
+        widget.value = value
+    else:
+        widget.value = fields.write_text(value) if given else ""
+
+
+def message(key: str) -> widgets.HTML:
+    """Return the place for what is wrong with a key."""
+    return widgets.HTML(layout={"display": "none"}).add_class(f"ft-bad-{key}")

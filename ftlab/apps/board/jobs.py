@@ -1,0 +1,177 @@
+"""A training under way: in a thread beside the notebook, or as a process of its own that outlives page and kernel."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ftlab import errors
+from ftlab.apps.board import fields, past
+from ftlab.errors import LabError
+from ftlab.runs import callbacks, strict_yaml, train
+from ftlab.runs.keys import Recipe
+
+# In the run folder; `ftlab train` lets files of these names alone.
+YAML, OUTPUT, JOB = "run.yaml", "run.out", "run.job"
+# Trainings in threads of this kernel, by run folder: a panel that is made again finds its training here.
+THREADS: dict[Path, "InThread"] = {}
+
+
+class Total(TrainerCallback):
+    """Remember how many steps a training will take."""
+
+    def __init__(self) -> None:
+        self.steps: int | None = None
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Read the total that Trainer has worked out."""
+        self.steps = state.max_steps
+
+
+class InThread:
+    """A training in a thread of this process."""
+
+    def __init__(self, made: Recipe, fresh: bool, lang: str) -> None:
+        self.folder, self.pid, self.asked = folder_of(made), os.getpid(), False
+        self.made, self.fresh, self.lang = made, fresh, lang
+        self.total, self.ended = Total(), threading.Event()
+        self.run: train.Run | None = None
+        self.error: BaseException | None = None
+        THREADS[self.folder.resolve()] = self
+        threading.Thread(target=self.work, name="ftlab training", daemon=True).start()
+
+    def work(self) -> None:
+        """Train; what goes wrong is kept, because a thread's traceback would be lost."""
+        try:
+            with errors.speaking(self.lang):
+                self.run = train.train(self.made, callbacks=[self.total], fresh=self.fresh, quiet=True)
+        except BaseException as error:
+            self.error = error
+        finally:
+            self.ended.set()
+            THREADS.pop(self.folder.resolve(), None)
+
+    def alive(self) -> bool:
+        """Say whether it still trains."""
+        return not self.ended.is_set()
+
+    @property
+    def steps(self) -> int | None:
+        """The steps in all, None before training has begun."""
+        return self.total.steps
+
+    def problem(self) -> str:
+        """Return what went wrong, "" if nothing did."""
+        if self.error is None:
+            return ""
+        return str(self.error) if isinstance(self.error, LabError) else f"{type(self.error).__name__}: {self.error}"
+
+    def memory_bytes(self) -> int:
+        """Return what the training takes now: of the card where there is one, else of this process."""
+        if torch.cuda.is_available():
+            return torch.cuda.memory_allocated()
+        return psutil.Process().memory_info().rss
+
+
+class InProcess:
+    """A training in a process of its own, known by its id and the time of its creation."""
+
+    def __init__(self, folder: Path, pid: int, created: float, child: subprocess.Popen | None = None) -> None:
+        self.folder, self.pid, self.asked = folder, pid, False
+        self.created, self.child = created, child
+        self.steps: int | None = None
+
+    @classmethod
+    def start(cls, made: Recipe, written: dict[str, Any], fresh: bool, lang: str) -> "InProcess":
+        """Run `ftlab train` on the YAML, apart from this process: it ends neither with the page nor with the kernel."""
+        folder = folder_of(made)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / YAML).write_text(fields.yaml_lines(written), encoding="utf-8")
+        command = [sys.executable, "-m", "ftlab", "train", str(folder / YAML), *(["fresh=true"] if fresh else [])]
+        with (folder / OUTPUT).open("wb") as output:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=os.environ | {"FTLAB_LANG": lang},
+                start_new_session=True,
+            )
+        created = psutil.Process(child.pid).create_time()
+        about = {"pid": child.pid, "created": created}
+        (folder / JOB).write_text(json.dumps(about), encoding="utf-8")
+        return cls(folder, child.pid, created, child)
+
+    @classmethod
+    def attach(cls, folder: Path) -> "InProcess | None":
+        """Return the process that trains into a folder, None where there is none any more."""
+        try:
+            about = json.loads((folder / JOB).read_text(encoding="utf-8"))
+            found = cls(folder, int(about["pid"]), float(about["created"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return found if found.alive() else None
+
+    def alive(self) -> bool:
+        """Say whether that very process still runs; another one may have got its number since."""
+        if self.child is not None and self.child.poll() is not None:
+            return False
+        try:
+            process = psutil.Process(self.pid)
+            return process.create_time() == self.created and process.status() != psutil.STATUS_ZOMBIE
+        except psutil.Error:
+            return False
+
+    def problem(self) -> str:
+        """Return the last words of a process that failed, "" for one that finished or stopped as asked."""
+        words = past.last_words(self.folder / OUTPUT)
+        failed = words.startswith("ftlab:") or (self.child is not None and self.child.returncode not in (0, None))
+        return words if failed else ""
+
+    def memory_bytes(self) -> int:
+        """Return the memory of the process."""
+        with contextlib.suppress(psutil.Error):
+            return psutil.Process(self.pid).memory_info().rss
+        return 0
+
+
+Job = InThread | InProcess
+
+
+def ask_to_stop(job: Job) -> None:
+    """Ask a training to save and stop after its step; asked again where it was still loading and cleared the file."""
+    job.asked = True
+    (job.folder / callbacks.STOP).touch()
+
+
+def folder_of(made: Recipe) -> Path:
+    """Return the run folder of a recipe."""
+    return Path(made.output_dir or "").expanduser()
+
+
+def living(folder: Path) -> Job | None:
+    """Return the training that is writing into a folder, whoever began it from a panel."""
+    return THREADS.get(folder.resolve()) or InProcess.attach(folder)
+
+
+def living_under(root: Path) -> InProcess | None:
+    """Return a process that trains into some folder under `root`: what a page finds when it is opened again."""
+    found = sorted(root.glob(f"*/{JOB}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((job for path in found if (job := InProcess.attach(path.parent))), None)
+
+
+def settings(folder: Path) -> dict[str, Any]:
+    """Return the keys that a process was started with.
+
+    Raises:
+        LabError: its YAML is gone or broken.
+    """
+    return strict_yaml.read(folder / YAML)[0]

@@ -1,0 +1,57 @@
+"""The page itself: the panels as tabs. It runs in the kernel that Voila starts for every visit."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+from IPython.display import display
+
+from ftlab import embedded
+from ftlab.apps.board import jobs
+from ftlab.apps.board.chat_panel import ChatPanel
+from ftlab.apps.board.data_panel import DataPanel
+from ftlab.apps.board.serve import RECIPE, WORKING_FOLDER
+from ftlab.apps.board.train_panel import TrainPanel
+from ftlab.apps.board.words import Words
+from ftlab.runs import strict_yaml
+
+# What the train tab begins with where no recipe is named.
+BEGINNING: dict[str, Any] = {
+    "model_name_or_path": embedded.NAME,
+    "dataset": "identity_en",
+    "dataset_substitutions": {"name": "Lumi", "author": "the Ada Lab"},
+    "output_dir": "runs/board",
+    "lora_rank": 16,
+    "cutoff_len": 256,
+    "per_device_train_batch_size": 8,
+    "learning_rate": 1e-3,
+    "lr_scheduler_type": "cosine",
+    "max_steps": 30,
+}
+
+
+def show() -> None:
+    """Show the page in the folder, and with the recipe, that `ftlab board` was given."""
+    os.chdir(os.environ.get(WORKING_FOLDER) or ".")
+    display(board(os.environ.get(RECIPE) or None))
+
+
+def board(source: str | None = None, lang: str | None = None) -> widgets.Tab:
+    """Return the panels as tabs.
+
+    A page that is opened again begins with the training that still runs, wherever it was started.
+    """
+    words = Words(lang)
+    values = strict_yaml.read(Path(source))[0] if source else dict(BEGINNING)
+    root = Path(values.get("output_dir") or "runs/board").expanduser().parent
+    running = jobs.living_under(root)
+    train = TrainPanel(jobs.settings(running.folder) if running else values, lang=words.lang, mode="process")
+    name = str(values.get("dataset") or "").split(",")[0].strip()
+    model = str(values.get("model_name_or_path") or embedded.NAME)
+    data = DataPanel(name, values.get("dataset_dir", "data"), model, int(values.get("cutoff_len", 1024)), words.lang)
+    chat = ChatPanel(model, runs=root, lang=words.lang)
+    train.after.append(chat.list_adapters)
+    tabs = widgets.Tab([data.box, train.view.box, chat.box], selected_index=1)
+    tabs.titles = (words("tab_data"), words("tab_train"), words("tab_chat"))
+    return tabs.add_class("ftlab-board")

@@ -1,0 +1,149 @@
+"""What is wrong with what stands in the fields, said key by key, before anything is run."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ftlab import embedded, models
+from ftlab.apps.board.fields import FIELDS
+from ftlab.apps.board.words import Words
+from ftlab.catalogue import MODELS
+from ftlab.data import registry
+from ftlab.errors import LabError, fail
+from ftlab.runs import checkpoint, recipe, train
+from ftlab.runs.keys import Recipe
+
+# A run folder's name is copied into commands by people: what a shell acts on has no place in it.
+SHELL = set(";|&$`<>\\\"'*?!(){}[]#\n\r\t")
+# Keys that name a folder which is written to.
+WRITTEN = ("output_dir", "export_dir")
+HUB_ID = r"(modelscope:)?\w[\w.-]*/\w[\w.-]*"
+LINES, ALL = "lines", "all"
+
+
+class Checked(NamedTuple):
+    """The recipe, None where it is not right; a message per key, `lines` or `all`; the notes of a translation."""
+
+    recipe: Recipe | None
+    messages: dict[str, str]
+    notes: list[str]
+
+
+def check(values: dict[str, Any], words: Words, roots: Sequence[Path]) -> Checked:
+    """Check the keys of a panel one by one, then together.
+
+    Args:
+        values: key -> value, as typed; a LabError stands for a text that could not be read.
+        roots: the folders that runs may be written to.
+    """
+    messages: dict[str, str] = {}
+    for key in FIELDS:
+        if FIELDS[key].required and key not in values:
+            messages[key] = words("bad_empty")
+    for key, value in values.items():
+        if said := one(key, value, words, roots):
+            messages[key] = said
+    if messages:
+        return Checked(None, messages, [])
+    try:
+        given, notes = recipe.translate(recipe.Given(dict(values), {key: key for key in values}, ALL))
+        made = recipe.build(given)
+    except LabError as error:
+        return Checked(None, {error.where or ALL: short(error)}, [])
+    messages = together(made)
+    return Checked(None if messages else made, messages, notes)
+
+
+def one(key: str, value: Any, words: Words, roots: Sequence[Path]) -> str:
+    """Return what is wrong with one key's value, "" if nothing is."""
+    if isinstance(value, LabError):
+        return short(value)
+    most = FIELDS[key].most if key in FIELDS else None
+    if most is not None and isinstance(value, int | float) and value > most:
+        return words("bad_most", most=f"{most:,g}")
+    if key in WRITTEN and isinstance(value, str) and (said := folder(value, words, roots)):
+        return said
+    # The recipe's own check, of this key alone: the values that it needs beside it are these.
+    alone = {"model_name_or_path": embedded.NAME, key: value}
+    try:
+        given, _ = recipe.translate(recipe.Given(alone, {}, ""))
+        recipe.build(given)
+    except LabError as error:
+        return short(error)
+    return ""
+
+
+def folder(name: str, words: Words, roots: Sequence[Path]) -> str:
+    """Return why a run may not be written to a folder, "" if it may."""
+    if found := sorted(SHELL & set(name)):
+        return words("bad_characters", characters=" ".join(repr(one)[1:-1] for one in found))
+    path = Path(name).expanduser().resolve()
+    if not any(path.is_relative_to(root.resolve()) and path != root.resolve() for root in roots):
+        return words("bad_outside", roots=", ".join(map(str, roots)))
+    return ""
+
+
+def together(made: Recipe) -> dict[str, str]:
+    """Return what a recipe names that is not there: its model, its data sets."""
+    messages = {}
+    for key, look in (("model_name_or_path", model), ("adapter_name_or_path", models.adapter)):
+        name = getattr(made, key)
+        try:
+            if name:
+                look(name)
+        except LabError as error:
+            messages[key] = short(error)
+    for key in ("dataset", "eval_dataset"):
+        for name in (part.strip() for part in (getattr(made, key) or "").split(",")):
+            try:
+                if name:
+                    registry.find(name, Path(made.dataset_dir))
+            except LabError as error:
+                messages[key] = short(error)
+    return messages
+
+
+def model(name: str) -> None:
+    """Look a model up without fetching it.
+
+    Raises:
+        LabError: no such folder, or no such name in the catalogue.
+    """
+    if Path(name).is_dir():
+        models.checked(Path(name))
+    elif re.fullmatch(HUB_ID, name):
+        return
+    elif models.looks_like_path(name):
+        raise fail("model_no_folder", where=name)
+    elif name not in {known.name for known in MODELS}:
+        raise models.unknown(name)
+
+
+def state(made: Recipe) -> tuple[str, str]:
+    """Return what lies in a recipe's run folder, and a detail.
+
+    "new"; "unfinished" with the newest checkpoint's step; "finished"; "other" with what differs; "foreign" with why.
+    """
+    place = Path(made.output_dir or "").expanduser()
+    manifest = checkpoint.read_manifest(place) if place.is_dir() else None
+    if manifest is None:
+        try:
+            if place.is_dir():
+                train.refuse_foreign(place)
+        except LabError as error:
+            return "foreign", short(error)
+        return "new", ""
+    then, now = manifest.get("settings", {}), train.printable(recipe.decisive(made))
+    changed = [f"{key}: {then.get(key)} → {now.get(key)}" for key in {**then, **now} if then.get(key) != now.get(key)]
+    if changed:
+        return "other", ", ".join(changed[:3])
+    if manifest.get("finished"):
+        return "finished", ""
+    newest = next(iter(checkpoint.checkpoints(place)), None)
+    return "unfinished", str(checkpoint.step_of(newest) if newest else 0)
+
+
+def short(error: LabError) -> str:
+    """Return an error without its place: it is shown beside it."""
+    return f"{error.what}; {error.fix}" if error.fix else error.what

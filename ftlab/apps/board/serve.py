@@ -1,0 +1,170 @@
+"""`ftlab board`: the panels as one page, published by Voila behind a token."""
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from importlib.util import find_spec
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import nbformat
+
+from ftlab import errors
+from ftlab.apps.board import past
+from ftlab.apps.notebooks import METADATA
+from ftlab.errors import fail
+from ftlab.runs import recipe
+
+# How the page's kernel learns where it works and what it shows.
+WORKING_FOLDER, RECIPE, LANGUAGE = "FTLAB_BOARD_FOLDER", "FTLAB_BOARD_RECIPE", "FTLAB_LANG"
+CODE = "from ftlab.apps.board import page\n\npage.show()"
+START_SECONDS = 60
+
+
+class Served(NamedTuple):
+    """A page that answers: its address with the token, and Voila's process."""
+
+    url: str
+    process: subprocess.Popen
+
+
+def serve(source: str | None, host: str, port: int, lang: str | None, allow_remote: bool) -> None:
+    """Serve the page until interrupted; trainings that it started go on.
+
+    Args:
+        source: the recipe that the train tab begins with.
+    Raises:
+        LabError: no Voila, a recipe that is none, an address that is taken or reachable from outside.
+    """
+    if source:
+        recipe.read(source)
+    with serving(source, host, port, lang, allow_remote) as served:
+        print(f"{served.url}\nCtrl-C ends the page; trainings that run go on", flush=True)
+        with contextlib.suppress(KeyboardInterrupt):
+            served.process.wait()
+
+
+@contextlib.contextmanager
+def serving(
+    source: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    lang: str | None = None,
+    allow_remote: bool = False,
+    environment: dict[str, str] | None = None,
+) -> Iterator[Served]:
+    """Serve the page beside the caller.
+
+    Args:
+        port: 0 takes any free one.
+        environment: what the server and its kernels see besides this process's own variables.
+    """
+    if not find_spec("voila"):
+        raise fail("board_missing", missing="voila")
+    if not allow_remote and not is_loopback(host):
+        raise fail("board_remote", where="--host", host=host)
+    port = free(host, port)
+    token = os.environ.get("JUPYTER_TOKEN") or secrets.token_urlsafe(32)
+    with tempfile.TemporaryDirectory(prefix="ftlab-board-") as folder:
+        place = Path(folder)
+        cell = nbformat.v4.new_code_cell(CODE, id="board")
+        nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=METADATA), place / "ftlab.ipynb")
+        # In a file that only its owner reads: a command line can be read by everybody on the machine.
+        (place / "voila.json").touch(mode=0o600)
+        (place / "voila.json").write_text(json.dumps(settings(host, port, token)), encoding="utf-8")
+        variables = os.environ | (environment or {}) | about(source, lang)
+        # Voila's settings lie in the first, its template `ftlab` beside this file.
+        for name, first in (("JUPYTER_CONFIG_PATH", folder), ("JUPYTER_PATH", str(Path(__file__).parent))):
+            variables[name] = os.pathsep.join(filter(None, [first, variables.get(name)]))
+        command = [sys.executable, "-m", "voila", str(place / "ftlab.ipynb")]
+        with (place / "voila.log").open("wb") as log:
+            process = subprocess.Popen(
+                command, stdout=log, stderr=log, env=variables, cwd=folder, start_new_session=True
+            )
+        try:
+            wait_for(f"http://{host}:{port}/", process, place / "voila.log")
+            yield Served(f"http://{host}:{port}/?token={token}", process)
+        finally:
+            end(process)
+
+
+def settings(host: str, port: int, token: str) -> dict[str, Any]:
+    """Return Voila's settings."""
+    page = {"strip_sources": True, "show_tracebacks": False, "file_allowlist": ["$^"], "template": "ftlab"}
+    # jupytext's part of Lab expects a document manager, which Voila has not.
+    page |= {"extension_denylist": ["jupyterlab-jupytext"], "allow_template_override": "NO"}
+    return {
+        "Voila": {"ip": host, "port": port, "token": token, "open_browser": False},
+        "VoilaConfiguration": page,
+    }
+
+
+def about(source: str | None, lang: str | None) -> dict[str, str]:
+    """Return what the page's kernel has to know, as environment variables."""
+    found = {WORKING_FOLDER: os.getcwd(), RECIPE: str(Path(source).resolve()) if source else ""}
+    return found | {LANGUAGE: lang or errors.language(), "FTLAB_HEADLESS": ""}
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether only this machine reaches an address.
+
+    >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
+    (True, True, False)
+    """
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def free(host: str, port: int) -> int:
+    """Return the port if it can be bound, and a free one for 0.
+
+    Raises:
+        LabError: it is taken, or is none.
+    """
+    try:
+        with socket.create_server((host, port)) as bound:
+            return bound.getsockname()[1]
+    except (OSError, OverflowError) as error:
+        raise fail("board_bind", where=f"{host}:{port}", reason=getattr(error, "strerror", None) or error) from error
+
+
+def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
+    """Wait until something answers; that it asks for the token is an answer.
+
+    Raises:
+        LabError: the server ended, or said nothing for a minute.
+    """
+    until = time.monotonic() + START_SECONDS
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while process.poll() is None and time.monotonic() < until:
+        try:
+            direct.open(url, timeout=2).close()
+            return
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise fail("board_died", exit_code=1, reason=past.last_words(log) or "-")
+
+
+def end(process: subprocess.Popen) -> None:
+    """End Voila, which ends its kernels; trainings are in sessions of their own."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(10)

@@ -1,0 +1,202 @@
+"""What the training panel shows around its fields: readouts, command, code, buttons, progress, the plot."""
+
+import html
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+
+from ftlab.apps.board import fields
+from ftlab.apps.board.form import WIDE, Form
+from ftlab.apps.board.past import Past
+from ftlab.apps.board.readouts import Readouts
+from ftlab.apps.board.words import Words
+
+RED = "#b00020"
+PRE = "background:#f5f5f5;color:#111;padding:6px;margin:0;max-height:22em;overflow:auto;font:12px/1.35 monospace"
+
+
+class View:
+    """The widgets, and how each shows what it is told; nothing here decides anything."""
+
+    def __init__(self, words: Words, form: Form) -> None:
+        self.words = words
+        self.start = self.button("start", "ft-start", "success", "play")
+        self.stop = self.button("stop", "ft-stop", "danger", "stop")
+        self.stop.disabled = True
+        self.open = self.button("open", "ft-open")
+        self.write_code = self.button("refresh_code", "ft-write-code")
+        self.new_folder = widgets.Button(tooltip=words.tip("new_folder"), layout={"width": "auto", "display": "none"})
+        self.new_folder.add_class("ft-new-folder")
+        self.fresh = widgets.Checkbox(
+            description=words("fresh"), tooltip=words.tip("fresh"), indent=False, layout={"width": "auto"}
+        )
+        self.fresh.add_class("ft-fresh")
+        self.bar = widgets.IntProgress(layout={"width": "180px"})
+        self.status = widgets.HTML(html.escape(words("ready"))).add_class("ft-status")
+        self.readouts = widgets.HTML().add_class("ft-readouts")
+        self.command = widgets.HTML(layout=WIDE).add_class("ft-command")
+        self.code = widgets.HTML(layout=WIDE).add_class("ft-code")
+        self.plot = widgets.Image(format="png", layout={"width": "576px"}).add_class("ft-plot")
+        self.earlier, self.compare = self.chooser("earlier"), self.chooser("compare")
+        self.folder_message = widgets.HTML().add_class("ft-folder")
+        self.box = self.laid_out(form)
+
+    def button(self, name: str, css_class: str, style: str = "", icon: str = "") -> widgets.Button:
+        """Return a button with its tooltip."""
+        made = widgets.Button(
+            description=self.words(name), tooltip=self.words.tip(name), button_style=style, icon=icon
+        ).add_class(css_class)
+        made.layout.width = "auto"
+        return made
+
+    def chooser(self, name: str) -> widgets.Dropdown:
+        """Return a list of runs to choose one from."""
+        wide = {"description_width": "initial"}
+        made = widgets.Dropdown(
+            description=self.words(name), tooltip=self.words.tip(name), style=wide, layout={"width": "330px"}
+        )
+        return made.add_class(f"ft-{name}")
+
+    def laid_out(self, form: Form) -> widgets.VBox:
+        """Return all of it, from top to bottom."""
+        code = widgets.Accordion([widgets.VBox([self.write_code, self.code])], layout=WIDE)
+        code.titles = (self.words("group_code"),)
+        heading = widgets.HTML(f"<b>{html.escape(self.words('group_command'))}</b>")
+        rows = [
+            form.box,
+            self.readouts,
+            widgets.VBox([heading, self.command]),
+            code,
+            widgets.HBox([self.folder_message, self.new_folder]),
+            widgets.HBox([self.start, self.stop, self.fresh, self.bar, self.status]),
+            widgets.HBox([self.earlier, self.open, self.compare]),
+            self.plot,
+        ]
+        return widgets.VBox(rows).add_class("ftlab-train")
+
+    def say(self, name: str, /, **values: object) -> None:
+        """Say one sentence of the table beside the buttons."""
+        text = html.escape(self.words(name, **values))
+        colour = f' style="color:{RED}"' if name in ("failed", "ended") else ""
+        self.status.value = f'<span{colour} data-state="{name}">{text}</span>'
+
+    def show_command(self, values: dict[str, Any], fresh: bool) -> None:
+        """Show command and YAML."""
+        self.command.value = f'<pre style="{PRE}">{html.escape(command(values, fresh))}</pre>'
+
+    def show_code(self, code: str) -> None:
+        """Show a script."""
+        self.code.value = f'<pre style="{PRE}">{html.escape(code)}</pre>'
+
+    def show_readouts(self, found: Readouts) -> None:
+        """Show the four figures in a row."""
+        words, unknown = self.words, self.words("unknown")
+        cells = {name: unknown for name in ("trained_weights", "tokens_per_step", "estimated_time", "predicted_memory")}
+        if found.trained is not None and found.weights:
+            share = f"{found.trained / found.weights:.2%}"
+            cells["trained_weights"] = words(
+                "of_weights", trained=f"{found.trained:,}", total=f"{found.weights:,}", share=share
+            )
+        if found.tokens_per_step is not None:
+            cells["tokens_per_step"] = f"{found.tokens_per_step:,.0f}"
+        if found.seconds is not None:
+            minutes = f"{found.seconds / 60:,.1f}"
+            cells["estimated_time"] = words("minutes", minutes=minutes, steps=f"{found.steps:,}")
+        over = False
+        if found.needed_bytes is not None:
+            over = found.needed_bytes > found.memory_bytes
+            name = "memory_over" if over else "memory_of"
+            cells["predicted_memory"] = words(name, needed=gib(found.needed_bytes), there=gib(found.memory_bytes))
+        shown = "".join(
+            f'<td style="padding:2px 18px 2px 0{f";color:{RED}" if over and name == "predicted_memory" else ""}">'
+            f"<small>{html.escape(words(name))}</small><br><b>{html.escape(text)}</b></td>"
+            for name, text in cells.items()
+        )
+        self.readouts.value = f"<table><tr>{shown}</tr></table>"
+
+    def offer(self, state: str, detail: str, possible: bool, free: Path) -> None:
+        """Show what Start would do in the run folder as it is."""
+        words = self.words
+        self.start.disabled = not possible
+        goes_on = state == "unfinished" and not self.fresh.value
+        self.start.description = words("go_on" if goes_on else "start")
+        self.start.tooltip = words.tip("go_on" if goes_on else "start")
+        taken = state in ("other", "foreign")
+        self.new_folder.layout.display = "" if taken else "none"
+        self.new_folder.description = words("new_folder", folder=str(free))
+        text = words("bad_folder_other", changed=detail) if state == "other" else detail if state == "foreign" else ""
+        self.folder_message.value = f'<span style="color:{RED}">{html.escape(text)}</span>'
+        if state in ("new", "finished", "unfinished"):
+            self.say({"new": "ready"}.get(state, state), **({"step": detail} if state == "unfinished" else {}))
+
+    def under_way(self, running: bool) -> None:
+        """Switch the buttons between a training under way and none."""
+        self.stop.disabled = not running
+        if running:
+            self.start.disabled = True
+            self.bar.value = 0
+
+    def progress(
+        self, step: int, total: int, loss: float | None, each: float | None, rate: float | None, memory_bytes: int
+    ) -> None:
+        """Show how far a training is.
+
+        Args:
+            each: seconds per step. rate: tokens per second.
+        """
+        self.bar.max, self.bar.value = total, min(step, total)
+        self.say(
+            "running",
+            step=step,
+            total=total,
+            loss="-" if loss is None else f"{loss:.3f}",
+            rate="-" if rate is None else f"{rate:,.0f}",
+            left="-" if each is None else clock(each * (total - step)),
+            memory=gib(memory_bytes),
+        )
+
+    def list_runs(self, found: Sequence[Past]) -> None:
+        """Fill both lists, and keep what was chosen where it is still there."""
+        nothing = (self.words("nothing"), None)
+        options = [nothing] + [(self.name_of(run), run.folder) for run in found]
+        for chooser in (self.earlier, self.compare):
+            before = chooser.value
+            chooser.options = options
+            chooser.value = before if before in [folder for _, folder in options] else None
+
+    def name_of(self, run: Past) -> str:
+        """Return a run as the lists show it."""
+        state = self.words("run_finished" if run.finished else "run_unfinished")
+        loss = "" if run.loss is None else f", {run.loss:.3f}"
+        return f"{run.folder.name} ({state}, {run.step}{loss})"
+
+
+def command(values: dict[str, Any], fresh: bool) -> str:
+    """Return what to paste into a terminal: the YAML, written to a file, and the command that runs it."""
+    text = fields.yaml_lines(values)
+    end = "EOF"
+    while end in text.splitlines():
+        end += "_"
+    name = shlex.quote(f"{Path(str(values.get('output_dir') or 'run')).name}.yaml")
+    return f"cat > {name} <<'{end}'\n{text}{end}\nftlab train {name}{' fresh=true' if fresh else ''}\n"
+
+
+def gib(count: int) -> str:
+    """Return bytes as a person reads them.
+
+    >>> gib(3 * 2**29)
+    '1.5 GiB'
+    """
+    return f"{count / 2**30:.1f} GiB"
+
+
+def clock(seconds: float) -> str:
+    """Return a span of time as minutes and seconds.
+
+    >>> clock(75.2)
+    '1:15'
+    """
+    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

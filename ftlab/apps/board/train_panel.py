@@ -1,0 +1,272 @@
+"""The training panel: turn the knobs, see what they cost and what they stand for, train, stop, go on, compare."""
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from IPython.display import Image, display
+
+from ftlab import errors
+from ftlab.apps.board import jobs, past, problems, readouts, shown
+from ftlab.apps.board.form import Form
+from ftlab.apps.board.words import Words
+from ftlab.errors import LabError
+from ftlab.runs import callbacks, script, strict_yaml
+from ftlab.runs.keys import Recipe
+
+# Seconds between two looks at the log, and so between two pictures.
+REDRAW_SECONDS = 0.4
+
+
+class TrainPanel:
+    """A recipe as a panel.
+
+    Args:
+        source: the keys of a recipe, or the path of its YAML; a LLaMA-Factory YAML will do.
+        knobs: the keys in sight, at most 12; None shows the usual ones.
+        lang: "en" or "zh"; None takes FTLAB_LANG.
+        mode: "thread" trains beside the notebook's cells; "process" trains in a process of its own, which outlives the
+            page and the kernel, and which a panel on the same run folder finds again.
+    Attributes:
+        form: the fields.
+        job: the training under way, None while there is none.
+        rows: the log rows that the plot shows.
+        after: called when a training has ended.
+    Raises:
+        LabError: a key that no recipe has, too many knobs, another language.
+    """
+
+    def __init__(
+        self,
+        source: dict[str, Any] | str | Path,
+        *,
+        knobs: Sequence[str] = (),
+        lang: str | None = None,
+        mode: Literal["thread", "process"] = "thread",
+    ) -> None:
+        self.words, self.mode = Words(lang), mode
+        with errors.speaking(self.words.lang):
+            values = source if isinstance(source, dict) else strict_yaml.read(Path(source))[0]
+            # A run may go below the working folder, and beside the run that the recipe's author named.
+            self.root = Path(values.get("output_dir") or "runs/new").expanduser().parent
+            self.form = Form(values, self.words, knobs, (Path.cwd(), self.root))
+        self.job: jobs.Job | None = None
+        self.rows: list[past.Row] = []
+        self.compared: dict[str, list[past.Row]] = {}
+        self.began: tuple[float, int] | None = None
+        self.followed: Recipe | None = None
+        self.after: list[Callable[[], None]] = []
+        self.idle = threading.Event()
+        self.idle.set()
+        self.view = shown.View(self.words, self.form)
+        self.connect()
+        self.form.watchers.append(self.changed)
+        self.list_runs()
+        self.changed()
+        self.rows = past.rows_in(self.folder())
+        self.draw()
+
+    def connect(self) -> None:
+        """Let buttons and lists do what they say."""
+        view = self.view
+        view.start.on_click(lambda _: self.start())
+        view.stop.on_click(lambda _: self.stop())
+        view.open.on_click(lambda _: self.open(view.earlier.value))
+        view.new_folder.on_click(lambda _: self.take_free_folder())
+        view.write_code.on_click(lambda _: self.show_code())
+        view.fresh.observe(lambda _: self.changed(), names="value")
+        view.compare.observe(lambda change: self.compare_with(change["new"]), names="value")
+
+    def folder(self) -> Path:
+        """Return the run folder that stands in the field."""
+        return Path(str(self.form.controls["output_dir"].value or "")).expanduser()
+
+    def changed(self) -> None:
+        """Bring command, YAML, readouts and buttons in line with the fields."""
+        with errors.speaking(self.words.lang):
+            made = self.form.recipe()
+            if made:
+                self.view.show_command(self.form.written(), self.view.fresh.value)
+                self.view.show_readouts(readouts.readouts(made))
+            if self.job is None:
+                found = jobs.living(self.folder()) if made else None
+                self.follow(found) if found else self.offer(made)
+
+    def offer(self, made: Recipe | None) -> None:
+        """Say what Start would do, and allow it if it can be done."""
+        state, detail = problems.state(made) if made else ("wrong", "")
+        replaced = made is not None and (self.view.fresh.value or made.overwrite_output_dir)
+        blocked = state == "foreign" or (state == "other" and not replaced)
+        self.view.offer(state, detail, made is not None and not blocked, past.free_name(self.folder()))
+
+    def start(self) -> None:
+        """Begin the training that stands in the fields, or go on with it."""
+        made = self.form.recipe()
+        if made is None or self.job or self.view.start.disabled:
+            return
+        fresh = self.view.fresh.value
+        with errors.speaking(self.words.lang):
+            try:
+                if self.mode == "thread":
+                    self.follow(jobs.InThread(made, fresh, self.words.lang))
+                else:
+                    self.follow(jobs.InProcess.start(made, self.form.written(), fresh, self.words.lang))
+            except OSError as error:
+                self.view.say("failed", reason=str(error))
+
+    def stop(self) -> None:
+        """Ask the training to save and stop after its step."""
+        if self.job:
+            jobs.ask_to_stop(self.job)
+            self.view.stop.disabled = True
+            self.view.say("stopping")
+
+    def follow(self, job: jobs.Job) -> None:
+        """Watch a training from a thread, until it ends."""
+        self.job, self.began, self.followed = job, None, self.form.recipe()
+        self.idle.clear()
+        self.view.under_way(True)
+        self.view.say("attached", pid=job.pid) if job.pid != os.getpid() else self.view.say("loading")
+        threading.Thread(target=self.watch, args=(job,), name="ftlab panel", daemon=True).start()
+
+    def watch(self, job: jobs.Job) -> None:
+        """Look at the log every 0.4 s and redraw where it has grown."""
+        try:
+            with errors.speaking(self.words.lang):
+                seen = None
+                while job.alive():
+                    rows = past.rows_in(job.folder)
+                    if rows != seen:
+                        seen = self.rows = rows
+                        self.tell(job)
+                        self.draw(job.folder.name)
+                    if job.asked:
+                        jobs.ask_to_stop(job)
+                    time.sleep(REDRAW_SECONDS)
+                self.ended(job)
+        finally:
+            if self.job is job:
+                self.job = None
+                self.view.under_way(False)
+            self.idle.set()
+
+    def tell(self, job: jobs.Job) -> None:
+        """Say how far a training is, how fast, and when it will be done."""
+        step = past.last_step(self.rows)
+        if not step or job.asked:
+            return
+        now = time.monotonic()
+        self.began = self.began or (now, step)
+        seconds, steps = now - self.began[0], step - self.began[1]
+        # Of what is trained, not of what has been typed since.
+        guess = readouts.readouts(self.followed) if self.followed else None
+        total = job.steps or (guess.steps if guess else None) or step
+        each = seconds / steps if steps else None
+        rate = guess.tokens_per_step / each if each and guess and guess.tokens_per_step else None
+        losses = [row["loss"] for row in self.rows if "loss" in row]
+        self.view.progress(step, total, losses[-1] if losses else None, each, rate, job.memory_bytes())
+
+    def ended(self, job: jobs.Job) -> None:
+        """Show how a training ended, and offer what can be done next."""
+        # A request that came too late would stop the next run.
+        (job.folder / callbacks.STOP).unlink(missing_ok=True)
+        self.rows = past.rows_in(job.folder)
+        self.draw(job.folder.name)
+        self.job = None
+        self.view.under_way(False)
+        left = past.look(job.folder)
+        self.view.fresh.value = False
+        self.list_runs()
+        self.changed()
+        for action in self.after:
+            action()
+        if reason := job.problem():
+            self.view.say("failed", reason=reason)
+        elif isinstance(job, jobs.InThread) and job.run and job.run.reused:
+            self.view.say("reused")
+        elif left.finished:
+            self.view.say("done", step=left.step, loss="-" if left.loss is None else f"{left.loss:.3f}")
+        elif job.asked or isinstance(job, jobs.InThread):
+            self.view.say("stopped", step=left.step)
+        else:
+            self.view.say("ended", reason=past.last_words(job.folder / jobs.OUTPUT))
+
+    def draw(self, name: str = "") -> None:
+        """Draw the run in hand and what it is compared with."""
+        self.view.plot.value = past.picture({name or self.folder().name: self.rows, **self.compared})
+
+    def list_runs(self) -> None:
+        """Fill the lists of earlier runs."""
+        with errors.speaking(self.words.lang):
+            self.view.list_runs(past.earlier(self.root))
+
+    def open(self, folder: Path | None) -> None:
+        """Bring an earlier run's settings into the fields and its curve into the plot."""
+        if folder is None or self.job:
+            return
+        try:
+            with errors.speaking(self.words.lang):
+                self.form.load(past.settings(folder))
+        except LabError as error:
+            self.view.say("failed", reason=str(error))
+            return
+        self.rows = past.rows_in(folder)
+        self.draw()
+
+    def compare_with(self, folder: Path | None) -> None:
+        """Draw another run's curve beside this one; None takes it away."""
+        self.compared = {folder.name + " ": past.rows_in(folder)} if folder else {}
+        self.draw()
+
+    def take_free_folder(self) -> None:
+        """Write into a folder that no other run has."""
+        self.form.controls["output_dir"].value = str(past.free_name(self.folder()))
+
+    def show_code(self) -> None:
+        """Write the script for exactly these settings."""
+        made = self.form.recipe()
+        if made:
+            try:
+                with errors.speaking(self.words.lang):
+                    self.view.show_code(script.script(made))
+            except LabError as error:
+                self.view.show_code(f"# {error}")
+
+    def show(self) -> None:
+        """Show the panel; where nobody looks (FTLAB_HEADLESS=1), train with the initial values and leave the picture.
+
+        Raises:
+            LabError: headless, and the fields are wrong or the training failed.
+        """
+        if not headless():
+            display(self.view.box)
+            return
+        made = self.form.recipe()
+        if made is None:
+            key, said = next(iter(self.form.checked.messages.items()))
+            raise LabError(said, key)
+        with errors.speaking(self.words.lang):
+            job = jobs.InThread(made, False, self.words.lang)
+            self.follow(job)
+            self.wait()
+        if job.error:
+            raise job.error
+        print(shown.command(self.form.written(), False))
+        display(Image(bytes(self.view.plot.value)))
+
+    def wait(self) -> None:
+        """Wait until the training has ended; the kernel's interrupt becomes a stop, not a lost run."""
+        # An Event: on Python 3.11 an interrupt inside Thread.join marks a living thread as dead.
+        while not self.idle.is_set():
+            try:
+                self.idle.wait(0.2)
+            except KeyboardInterrupt:
+                self.stop()
+
+
+def headless() -> bool:
+    """Say whether nobody is looking: the lessons' runner sets FTLAB_HEADLESS."""
+    return os.environ.get("FTLAB_HEADLESS", "").lower() in ("1", "true")

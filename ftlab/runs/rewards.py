@@ -1,0 +1,163 @@
+"""Rewards: what a completion is worth. Functions with TRL's signature, so that PPO, GRPO and RLOO take the same ones.
+
+A reward function gets `prompts`, `completions` and every other column of the rows by name, one entry per completion,
+and returns one number per completion. Completions are texts, or lists of messages where the prompts are.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from ftlab import models
+from ftlab.errors import LabError, fail
+from ftlab.runs.keys import REWARDS, Recipe
+
+Reward = Callable[..., list[float]]
+# Words that a short answer may have for nothing.
+FREE_WORDS = 3
+# Completions that a reward model reads at a time.
+BATCH = 16
+
+
+def functions(recipe: Recipe, base: str, dtype: torch.dtype) -> list[Reward]:
+    """Return the reward functions of a recipe: those of `reward_funcs`, then the reward model.
+
+    Args:
+        base: the folder of the model that is trained.
+        dtype: the number format to load a reward model in.
+    Raises:
+        LabError: `reward_model` is no reward model.
+    """
+    found = [BUILT_IN[name.strip()] for name in (recipe.reward_funcs or "").split(",") if name.strip()]
+    return found + ([from_model(recipe.reward_model, base, dtype)] if recipe.reward_model else [])
+
+
+def checked(function: Reward) -> Reward:
+    """Return a reward function that refuses what is no list of finite numbers, one per completion, naming itself.
+
+    Raises (when called):
+        LabError: the function raised, returned too few or too many rewards, or one that is no finite number.
+    """
+    name = name_of(function)
+
+    def check(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
+        try:
+            given = list(function(prompts=prompts, completions=completions, **columns))
+        except LabError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}"[:200]
+            raise fail("reward_raised", where=name, exit_code=1, reason=reason) from error
+        if len(given) != len(completions):
+            raise fail("reward_length", where=name, exit_code=1, given=len(given), needed=len(completions))
+        return [number(value, name, completions[i]) for i, value in enumerate(given)]
+
+    # TRL logs a function under its name.
+    check.__name__ = name
+    return check
+
+
+def name_of(function: Reward) -> str:
+    """Return the name of a function, of the function inside a `partial`, or of a callable object's class."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return getattr(function, "__name__", type(function).__name__)
+
+
+def number(value: Any, name: str, completion: Any) -> float:
+    """Return a reward as a float.
+
+    Raises:
+        LabError: it is no finite number.
+    """
+    try:
+        found = math.nan if isinstance(value, str) else float(value)
+    except (TypeError, ValueError):
+        found = math.nan
+    if not math.isfinite(found):
+        text = text_of(completion)
+        raise fail("reward_value", where=name, exit_code=1, value=repr(value)[:60], completion=repr(text[:60]))
+    return found
+
+
+def text_of(completion: Any) -> str:
+    """Return the text of a completion: itself, or what its last message says."""
+    return completion if isinstance(completion, str) else completion[-1]["content"]
+
+
+def is_right(text: str, answer: str) -> bool:
+    """Say whether an answer stands in a text, in whole words, upper and lower case alike.
+
+    >>> is_right("The capital is Oslo.", "Oslo"), is_right("Osloer", "Oslo")
+    (True, False)
+    """
+    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def exact_answer(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
+    """Return 1 where a completion is the row's answer and nothing else, 0 elsewhere."""
+    return [float(text_of(said).strip() == want.strip()) for said, want in zip(completions, answer, strict=True)]
+
+
+def short_answer(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
+    """Return 1 where the row's answer stands in up to FREE_WORDS words, a tenth less per further word, 0 without it."""
+    texts = [text_of(completion) for completion in completions]
+    brief = [min(1.0, max(0.0, 1 - (len(said.split()) - FREE_WORDS) / 10)) for said in texts]
+    return [is_right(said, want) * worth for said, want, worth in zip(texts, answer, brief, strict=True)]
+
+
+BUILT_IN: dict[str, Reward] = dict(zip(REWARDS, (exact_answer, short_answer), strict=True))
+
+
+def from_model(name: str, base: str, dtype: torch.dtype) -> Reward:
+    """Return the reward function of a model that stage rm trained: its own number for prompt and completion.
+
+    Args:
+        name: a run folder of stage rm, an adapter folder, or a folder with a whole reward model.
+        base: the model under the adapter, where the one that the adapter names is not there.
+    Raises:
+        LabError: no reward model can be loaded from there.
+    """
+    folder = Path(name).expanduser()
+    folder = next((folder / part for part in ("adapter", "model") if (folder / part).is_dir()), folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        judge = load(folder, base, dtype).to(device).eval()
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        reason = (str(error).splitlines() or ["?"])[0][:200]
+        raise fail("reward_model", where=name, reason=reason) from None
+    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+    judge.config.pad_token_id = tokenizer.pad_token_id
+
+    @torch.inference_mode()
+    def reward_model(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
+        chats = [[*asked, *said] for asked, said in zip(prompts, completions, strict=True)]
+        texts = tokenizer.apply_chat_template(chats, tokenize=False)
+        found: list[float] = []
+        for start in range(0, len(texts), BATCH):
+            part = texts[start : start + BATCH]
+            # On the right: the score is read off the last token of each row.
+            batch = tokenizer(part, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt")
+            found += judge(**batch.to(device)).logits[:, 0].float().tolist()
+        return found
+
+    return reward_model
+
+
+def load(folder: Path, base: str, dtype: torch.dtype) -> Any:
+    """Return a reward model: an adapter on its base, or a whole model."""
+    kind = AutoModelForSequenceClassification
+    if not (folder / "adapter_config.json").is_file():
+        return kind.from_pretrained(folder, num_labels=1, dtype=dtype, use_safetensors=True)
+    under = PeftConfig.from_pretrained(folder).base_model_name_or_path or base
+    under = under if Path(under).is_dir() else base
+    model = kind.from_pretrained(under, num_labels=1, dtype=dtype, use_safetensors=True)
+    return PeftModel.from_pretrained(model, models.adapter(str(folder)))

@@ -1,0 +1,551 @@
+# %% [markdown] id="title"
+# # 11 · PPO and GRPO: learning from a reward
+#
+# Until now somebody had to write the right answer down. Here nobody does: the model writes, a program says how good that
+# was, and the model does more of what was good. You write the reward and GRPO's loss, see how PPO gets by without groups,
+# train the same model three ways, learn why a loss of 0 can teach, and catch a model that cheats.
+#
+# | you will have | measured as |
+# |---|---|
+# | a reward that a program computes | its mean on held-out questions |
+# | the GRPO loss by hand | largest difference to TRL's, same batch |
+# | PPO, GRPO and RLOO on one task | reward before and after, KL, length, entropy |
+# | a model that hacks its reward, and the cure | right answers, by reading |
+#
+# **Cost:** about 10 minutes and 5 GB on two CPU cores, 6 minutes on a T4. **Before this:**
+# [10 · A reward model](10_reward_model.ipynb) or [12 · DPO](12_dpo.ipynb).
+
+# %% [markdown] id="title" lang="zh" of="152c0df4"
+# # 11 · PPO 与 GRPO：从奖励中学习
+#
+# 到目前为止，总得有人写下正确答案。在这里没有人写：模型来写，程序说写得有多好，模型就多做好的那些。你写出奖励和 GRPO 的损失，看 PPO 怎样不靠分组也行，用三种方法训练同一个模型，弄懂为什么损失为 0 也能学，再抓住一个作弊的模型。
+#
+# | 你将得到 | 用什么衡量 |
+# |---|---|
+# | 一个由程序计算的奖励 | 它在留出问题上的平均值 |
+# | 手写的 GRPO 损失 | 同一批数据上与 TRL 的最大差值 |
+# | 同一任务上的 PPO、GRPO 和 RLOO | 训练前后的奖励、KL、长度、熵 |
+# | 一个钻奖励空子的模型，以及治法 | 正确回答的比例，靠阅读发现 |
+#
+# **代价：** 两个 CPU 核心上约 10 分钟、5 GB 内存，T4 上约 6 分钟。**先修：** [10 · 奖励模型](10_reward_model.ipynb) 或 [12 · DPO](12_dpo.ipynb)。
+
+# %% [markdown] id="setup-why"
+# ## Setup
+# On Colab the next cell installs the course; everywhere else it only steps up to the course folder.
+
+# %% [markdown] id="setup-why" lang="zh" of="91d5b1e4"
+# ## 准备
+# 在 Colab 上，下一格会安装课程；在其他地方它只是进入课程文件夹。
+
+# %% id="setup"
+import os
+import subprocess
+import sys
+
+FTLAB_REPO = ""  # Colab only: the git address this notebook was opened from
+if "google.colab" in sys.modules and not os.path.isdir("ftlab"):
+    subprocess.run(["git", "clone", "--depth=1", FTLAB_REPO, "ftlab"], check=True)
+    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", "./ftlab[course,gpu]"], check=True)
+    os.chdir("ftlab")
+while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
+    os.chdir("..")
+
+# %% id="imports"
+import inspect
+import re
+import time
+
+import matplotlib.pyplot as plt
+import torch
+from datasets import load_dataset
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+
+from ftlab import checks, device, models
+from ftlab.apps import course
+from ftlab.runs import ppo
+
+# %% id="parameters" tags=["parameters"]
+PROFILE = "cpu"  # smoke, cpu, t4 or a24g
+model_name = ""  # empty: the profile's own
+temperature = 0.8  # of the completions that are written while training
+max_completion_length = 24  # tokens
+num_generations = 8  # GRPO, RLOO: completions per question, compared with each other
+beta = 0.02  # the price of one nat of distance from the reference
+r = 16  # rank of the adapter
+learning_rate = 5e-4  # GRPO's and RLOO's
+ppo_learning_rate = 1e-3  # it sees each question once, so that its steps have to be bigger
+seed = 0
+
+# %% id="profile"
+profiles = {  # model, batches of PPO, GRPO, RLOO and the hack, completions per batch, held-out questions
+    "smoke": ("smollm2-135m", 1, 1, 1, 1, 8, 4),
+    "cpu": ("smollm2-135m", 14, 16, 6, 6, 16, 40),
+    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 20, 20, 20, 12, 32, 40),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 20, 20, 20, 12, 32, 40),
+}
+default_model, ppo_batches, grpo_batches, rloo_batches, hack_batches, batch_size, question_count = profiles[PROFILE]
+model_name = model_name or default_model
+set_seed(seed)
+
+# %% [markdown] id="data-why"
+# ## The task: right, and brief
+# Questions whose answer is a word or two. The model knows these answers, but buries them in sentences. Nobody writes
+# better ones: a row holds the question and what a right answer must contain. The held-out questions are others.
+
+# %% [markdown] id="data-why" lang="zh" of="b019c6df"
+# ## 任务：正确，而且简短
+# 答案只有一两个词的问题。模型知道这些答案，却把它们埋在长句里。没有人去写更好的回答：一行数据只有问题，以及正确回答必须包含的内容。留出的问题是另外一些。
+
+
+# %% id="data"
+def to_prompt(row):
+    return {"prompt": [{"role": "user", "content": row["instruction"]}], "answer": row["output"]}
+
+
+train_dataset = load_dataset("json", data_files="data/facts_en.jsonl", split="train")
+train_dataset = train_dataset.map(to_prompt, remove_columns=train_dataset.column_names)
+held_out = load_dataset("json", data_files="data/facts_en_eval.jsonl", split=f"train[:{question_count}]").map(to_prompt)
+print(len(train_dataset), "questions to learn from, for example", train_dataset[0])
+
+# %% [markdown] id="reward-why"
+# ## The reward
+# A reward function gets the completions and the rows' columns, and returns one number each. This one gives 1 for a right
+# answer in up to three words, a tenth less per further word, and nothing for a wrong one. The parts are *multiplied*:
+# neither pays without the other.
+
+
+# %% [markdown] id="reward-why" lang="zh" of="0a8746ce"
+# ## 奖励
+# 奖励函数拿到回答和数据的各列，为每条回答返回一个数。这个函数给三个词以内的正确回答 1 分，每多一个词少十分之一，错误的不给分。两部分*相乘*：缺了一个，另一个也拿不到分。
+
+
+# %% id="reward"
+def is_right(text, answer):
+    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) is not None
+
+
+def brevity(text):
+    return min(1.0, max(0.0, 1 - (len(text.split()) - 3) / 10))
+
+
+def right_and_brief(completions, answer, **columns):
+    texts = [completion[0]["content"] for completion in completions]
+    return [is_right(text, want) * brevity(text) for text, want in zip(texts, answer, strict=True)]
+
+
+for text in ("Oslo", "The capital of Norway is Oslo.", "Bergen"):
+    print(right_and_brief([[{"role": "assistant", "content": text}]], ["Oslo"])[0], text)
+
+# %% [markdown] id="baseline-why"
+# ## Baseline first
+
+# %% [markdown] id="baseline-why" lang="zh" of="273068ae"
+# ## 先测基线
+
+# %% id="load"
+dtype = "auto"
+dtype = device.describe().dtype
+device.fit_loss_tiles(device.describe())  # on a CPU: log-probabilities in pieces that fit its cache
+on_gpu = torch.cuda.is_available()
+where = "cuda" if on_gpu else "cpu"
+attention = "sdpa" if on_gpu else "eager"  # on a CPU the plain products are faster while rows are short
+model_path = models.fetch(model_name)
+tokenizer = AutoTokenizer.from_pretrained(model_path)
+tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
+
+
+def load_model(dtype=dtype):
+    set_seed(seed)
+    return AutoModelForCausalLM.from_pretrained(
+        model_path, dtype=dtype, attn_implementation=attention, device_map=where
+    )
+
+
+# %% id="answers"
+def answers(model):
+    """Answer the held-out questions greedily, in one batch."""
+    texts = tokenizer.apply_chat_template(list(held_out["prompt"]), add_generation_prompt=True, tokenize=False)
+    batch = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+    output = model.eval().generate(**batch.to(model.device), max_new_tokens=40, do_sample=False, use_cache=True)
+    return tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def scores(texts):
+    """Return (mean reward, share of right answers, mean words) of answers to the held-out questions."""
+    rewards = right_and_brief([[{"role": "assistant", "content": text}] for text in texts], held_out["answer"])
+    right = [is_right(text, want) for text, want in zip(texts, held_out["answer"], strict=True)]
+    return sum(rewards) / len(rewards), sum(right) / len(right), sum(len(text.split()) for text in texts) / len(texts)
+
+
+# %% id="before"
+answers_before = answers(load_model())
+ppo_reward_before = grpo_reward_before = scores(answers_before)[0]
+print("reward {:.2f}, right {:.0%}, {:.0f} words".format(*scores(answers_before)))
+print(answers_before[0])
+
+# %% [markdown] id="idea-why"
+# ## The idea: better than the others
+# Ask the same question several times. A completion's *advantage* is its reward compared with its group's: make the tokens
+# of the good ones likelier, those of the bad ones less likely. In a group that all got the same reward there is nothing
+# to learn. Four completions to each of two questions:
+
+
+# %% [markdown] id="idea-why" lang="zh" of="58a6e464"
+# ## 想法：比别人好
+# 把同一个问题问几遍。一条回答的*优势*，是它的奖励与同组相比：让好的那些的 token 更可能，让坏的那些更不可能。如果一组里奖励都一样，就没有什么可学。两个问题，各四条回答：
+
+
+# %% id="group-advantages"
+def group_advantages(rewards, num_generations):  # rewards: (questions * num_generations,)
+    groups = rewards.view(-1, num_generations)
+    spread = groups.std(1, keepdim=True)
+    return ((groups - groups.mean(1, keepdim=True)) / (spread + 1e-4)).view(-1)
+
+
+print(group_advantages(torch.tensor([1.0, 0.7, 0.0, 0.0, 0.5, 0.5, 0.5, 0.5]), 4))
+
+# %% [markdown] id="loss-why"
+# ### Ten lines: GRPO's loss
+# The *ratio* says how much likelier a token has become since it was written. It is *clipped*: beyond 20% there is nothing
+# more to gain, so that one batch cannot pull the model away. And every token pays `beta` for its distance from the
+# reference, the model without its adapter.
+
+
+# %% [markdown] id="loss-why" lang="zh" of="131f14e4"
+# ### 十行代码：GRPO 的损失
+# *比率*说的是一个 token 自写下以来变得可能了多少。它会被*截断*：超过 20% 就没有更多好处，所以一批数据拉不走模型。每个 token 还要为它与参考（去掉适配器的模型）的距离付出 `beta`。
+
+
+# %% id="grpo-loss"
+def grpo_loss(logps, old_logps, ref_logps, advantages, mask, epsilon, beta):  # logps, mask: (B, T), advantages: (B,)
+    ratio = torch.exp(logps - old_logps)
+    gain = torch.minimum(ratio * advantages[:, None], ratio.clamp(1 - epsilon, 1 + epsilon) * advantages[:, None])
+    kl = ratio * (torch.exp(ref_logps - logps) - (ref_logps - logps) - 1)  # times the ratio: its slope is the KL's own
+    per_token = beta * kl - gain
+    return ((per_token * mask).sum(1) / mask.sum(1)).mean()
+
+
+# %% [markdown] id="zero-why"
+# ### "My loss is 0. Is it broken?"
+# No. Right after writing, every ratio is 1 and a group's advantages add up to 0, so the loss is 0 *whatever the rewards
+# are*. What trains is its slope. **Predict before you run:** which of four one-token completions get a gradient?
+
+# %% [markdown] id="zero-why" lang="zh" of="2fea2b18"
+# ### “我的损失是 0，是不是坏了？”
+# 没坏。刚写完时，每个比率都是 1，一组优势之和为 0，所以*不管奖励是多少*，损失都是 0。起训练作用的是它的斜率。**运行之前先预测：** 四条只有一个 token 的回答里，哪些得到梯度？
+
+# %% id="zero"
+logps = torch.tensor([[-1.0], [-2.0], [-0.5], [-3.0]], requires_grad=True)
+advantages = group_advantages(torch.tensor([1.0, 0.0, 0.0, 0.0]), 4)
+loss = grpo_loss(logps, logps.detach(), logps.detach(), advantages, torch.ones(4, 1), epsilon=0.2, beta=0.0)
+loss.backward()
+print(f"loss {loss.item():.6f}, gradient {logps.grad.squeeze(1).tolist()}")
+assert abs(loss.item()) < 1e-6 and (logps.grad != 0).all()
+
+# %% [markdown] id="parity-why"
+# ### The same as TRL's
+# One batch of completions written by TRL's trainer, in 32-bit numbers; then the adapter is moved at random, so that
+# policy, old policy and reference all differ.
+
+
+# %% [markdown] id="parity-why" lang="zh" of="e7d0ca5e"
+# ### 与 TRL 的相同
+# 由 TRL 的训练器写出一批回答，用 32 位浮点数；然后随机移动适配器，使策略、旧策略和参考都不相同。
+
+
+# %% id="settings"
+shared = {
+    "per_device_train_batch_size": batch_size,  # completions
+    "max_completion_length": max_completion_length,
+    "temperature": temperature,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "gradient_checkpointing": on_gpu,
+    "use_cpu": not on_gpu,
+    "bf16": on_gpu and dtype == "bfloat16",
+    "fp16": on_gpu and dtype == "float16",
+    "report_to": "none",
+    "seed": seed,
+}
+grpo_settings = shared | {
+    "learning_rate": learning_rate,
+    "lr_scheduler_type": "constant",
+    "num_generations": num_generations,
+    "beta": beta,
+}
+
+
+# %% id="token-logps"
+def token_log_probabilities(model, batch):
+    ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
+    seen = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
+    written = batch["completion_ids"].shape[1]
+    logits = model(input_ids=ids, attention_mask=seen).logits[:, -written - 1 : -1].float() / temperature
+    return logits.log_softmax(-1).gather(-1, batch["completion_ids"][..., None]).squeeze(-1)  # (B, T)
+
+
+# %% id="parity"
+small = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
+short = {"max_completion_length": 8, "per_device_train_batch_size": 4, "num_generations": 4, "beta": 0.1}
+args = GRPOConfig(output_dir="runs/11_ppo_grpo", loss_type="grpo", num_iterations=2, **grpo_settings | short)
+exact = load_model(torch.float32)
+trainer = GRPOTrainer(exact, right_and_brief, args, train_dataset, processing_class=tokenizer, peft_config=small)
+exact, trainer.current_gradient_accumulation_steps = trainer.model.train(), 1
+batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+batch["advantages"] = group_advantages(torch.tensor([1.0, 0.7, 0.0, 0.0]), 4).to(where)
+with torch.no_grad():
+    for name, weight in exact.named_parameters():
+        if "lora_B" in name:
+            weight += 0.05 * torch.randn_like(weight)
+    theirs = trainer.compute_loss(exact, dict(batch)).item()
+    policy = token_log_probabilities(exact, batch)
+    with exact.disable_adapter():
+        reference = token_log_probabilities(exact, batch)
+mine = grpo_loss(
+    policy, batch["old_per_token_logps"], reference, batch["advantages"], batch["completion_mask"], 0.2, 0.1
+).item()
+grpo_loss_max_abs_diff = abs(theirs - mine)
+print(f"TRL {theirs:.6f}, by hand {mine:.6f}, difference {grpo_loss_max_abs_diff:.1e}")
+assert grpo_loss_max_abs_diff <= 1e-5
+del exact, trainer
+
+# %% [markdown] id="ppo-why"
+# ## PPO: a guess instead of a group
+# PPO asks each question once. What it compares with is its own expectation: a *value head*, one number per token from the
+# same forward pass. The *generalised advantage estimate* walks backwards and asks at every token: how much better did it
+# turn out than expected? TRL has no PPO any more; `ftlab/runs/ppo.py` is one you can read. Its advantage:
+
+# %% [markdown] id="ppo-why" lang="zh" of="1b3dde89"
+# ## PPO：用猜测代替分组
+# PPO 每个问题只问一次。它拿来比较的是自己的预期：一个*价值头*，在同一次前向计算里为每个 token 给出一个数。*广义优势估计*从后往前走，在每个 token 上问：结果比预期好多少？TRL 已经没有 PPO；`ftlab/runs/ppo.py` 是一个你读得懂的实现。它的优势：
+
+# %% id="gae"
+print(inspect.getsource(ppo.gae))
+rewards, values = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.5, 0.4, 0.3]])
+for lam in (1.0, 0.5, 0.0):
+    print(f"lam {lam}:", ppo.gae(rewards, values, torch.ones(1, 3), gamma=1.0, lam=lam)[0].tolist())
+
+# %% [markdown] id="gae-read"
+# Only the last token is rewarded. At `lam = 1` every token shares the surprise at the end; at `lam = 0` each one only
+# sees how the expectation changed at its own step. In PPO the KL price is part of the reward, token by token, and the
+# ratio is clipped just as in your loss above.
+
+# %% [markdown] id="gae-read" lang="zh" of="524ac0db"
+# 只有最后一个 token 有奖励。`lam = 1` 时，每个 token 都分担最后的意外；`lam = 0` 时，每个 token 只看到自己这一步预期的变化。在 PPO 里，KL 的价格逐个 token 算进奖励，比率的截断与你上面的损失一样。
+
+# %% id="adapter"
+peft_config = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear", task_type="CAUSAL_LM")
+logs, seconds, replies = {}, {}, {"before": answers_before}
+
+# %% id="ppo-train"
+policy_model = get_peft_model(load_model(), peft_config, autocast_adapter_dtype=on_gpu)
+ppo_args = ppo.PPOConfig(
+    output_dir="runs/11_ppo_grpo/ppo",
+    max_steps=2 * ppo_batches,
+    num_ppo_epochs=2,  # optimizer steps per batch of completions
+    learning_rate=ppo_learning_rate,
+    lr_scheduler_type="linear",
+    kl_coef=beta,  # the price of KL, paid token by token
+    cliprange=0.2,
+    lam=0.9,
+    **shared,
+)
+started = time.perf_counter()
+trainer = ppo.PPOTrainer(policy_model, ppo_args, right_and_brief, train_dataset, tokenizer)
+trainer.train()
+seconds["PPO"], logs["PPO"] = time.perf_counter() - started, trainer.state.log_history
+replies["PPO"] = answers(policy_model)
+
+# %% [markdown] id="grpo-why"
+# ## GRPO and RLOO, through TRL
+# The same task, the same reward, no value head. RLOO compares each completion with the mean of the *others* in its group
+# and does not divide by the spread.
+
+
+# %% [markdown] id="grpo-why" lang="zh" of="e43574a8"
+# ## GRPO 与 RLOO，用 TRL
+# 同样的任务，同样的奖励，没有价值头。RLOO 把每条回答与同组*其他*回答的平均值比较，也不除以离散程度。
+
+
+# %% id="train"
+def train(trainer_class, args, reward):
+    """Train a fresh adapter with a trainer of TRL's; return its log, its seconds, and its answers."""
+    started = time.perf_counter()
+    trainer = trainer_class(
+        load_model(), reward, args, train_dataset, processing_class=tokenizer, peft_config=peft_config
+    )
+    trainer.train()
+    return trainer.state.log_history, time.perf_counter() - started, answers(trainer.model)
+
+
+# %% id="grpo-train"
+grpo_args = GRPOConfig(output_dir="runs/11_ppo_grpo/grpo", max_steps=grpo_batches, loss_type="grpo", **grpo_settings)
+logs["GRPO"], seconds["GRPO"], replies["GRPO"] = train(GRPOTrainer, grpo_args, right_and_brief)
+
+# %% id="rloo-train"
+rloo_args = RLOOConfig(output_dir="runs/11_ppo_grpo/rloo", max_steps=rloo_batches, **grpo_settings)
+logs["RLOO"], seconds["RLOO"], replies["RLOO"] = train(RLOOTrainer, rloo_args, right_and_brief)
+
+# %% [markdown] id="curves-why"
+# ## What to watch
+# The reward, and what it costs: KL (how far from the reference), length, entropy (how much the model still tries out).
+# When the share of groups with zero spread rises, most of a batch teaches nothing any more.
+
+
+# %% [markdown] id="curves-why" lang="zh" of="ab5fd946"
+# ## 看什么
+# 奖励，以及它的代价：KL（离参考多远）、长度、熵（模型还在多大程度上尝试）。当零离散的组所占比例上升时，一批数据的大部分已经教不了什么。
+
+
+# %% id="curves"
+pictures = {
+    "reward": ("reward",),
+    "KL per token, nats": ("kl",),
+    "tokens": ("length", "completions/mean_length"),
+    "entropy, nats": ("entropy",),
+    "groups with zero spread": ("frac_reward_zero_std",),
+    "loss": ("loss",),
+}
+
+
+def curve(log, names):
+    """Return the numbers of a log under the first of some names that it has, and those of written batches only."""
+    return [row[name] for row in log if "reward" in row for name in names if name in row]
+
+
+fig, axes = plt.subplots(2, 3, figsize=(10, 5), layout="constrained")
+for ax, (title, names) in zip(axes.flat, pictures.items(), strict=True):
+    for method, log in logs.items():
+        ax.plot(curve(log, names), label=method)
+    ax.set(title=title, xlabel="batch of completions")
+axes[0, 0].legend()
+plt.show()
+
+# %% [markdown] id="curves-read"
+# Read the loss last: it says next to nothing. The reward curve is noisy because every batch holds other questions; the
+# held-out score below is the measure.
+
+# %% [markdown] id="curves-read" lang="zh" of="57d2e71c"
+# 损失最后看：它几乎什么也没说。奖励曲线有噪声，因为每批都是不同的问题；下面留出问题上的得分才是衡量标准。
+
+# %% id="after"
+print(f"{'':<8}{'reward':>8}{'right':>8}{'words':>8}{'seconds':>9}")
+for method, texts in replies.items():
+    print(f"{method:<8}{{:>8.2f}}{{:>8.0%}}{{:>8.1f}}{seconds.get(method, 0):>9.0f}".format(*scores(texts)))
+for method, texts in replies.items():
+    print(f"\n{method:<8}{texts[0]}\n{'':<8}{texts[1]}")
+ppo_reward_after, grpo_reward_after = scores(replies["PPO"])[0], scores(replies["GRPO"])[0]
+late = curve(logs["PPO"], ("kl",))[-3:]
+ppo_kl = sum(late) / len(late)
+
+# %% [markdown] id="break-why"
+# ## Break it: a reward that can be hacked
+# Somebody forgets one factor: brief answers are paid, right or not. **Predict before you run:** what will the curve look
+# like, and what will the model say?
+
+
+# %% [markdown] id="break-why" lang="zh" of="6ec75a67"
+# ## 弄坏它：一个有空子可钻的奖励
+# 有人忘了一个因子：简短就给分，对不对都行。**运行之前先预测：** 曲线会是什么样子？模型会说什么？
+
+
+# %% id="break-train"
+def only_brief(completions, **columns):
+    return [brevity(completion[0]["content"]) for completion in completions]
+
+
+hack_args = GRPOConfig(output_dir="runs/11_ppo_grpo/hack", max_steps=hack_batches, loss_type="grpo", **grpo_settings)
+hack_log, _, replies["hacked"] = train(GRPOTrainer, hack_args, only_brief)
+hack_curve = curve(hack_log, ("reward",))
+print(f"training reward {hack_curve[0]:.2f} -> {hack_curve[-1]:.2f}")
+
+# %% [markdown] id="break-read"
+# By its own reward this is the best run of the lesson. No curve tells; reading does:
+
+# %% [markdown] id="break-read" lang="zh" of="6d400143"
+# 按它自己的奖励，这是本课最好的一次训练。没有曲线会说出来；读一读就知道：
+
+# %% id="break-samples"
+for row, text in zip(held_out.select(range(4)), replies["hacked"], strict=False):
+    print(f"{row['instruction']:<50} {text}")
+hacked_reward, hacked_right, hacked_words = scores(replies["hacked"])
+honest_right = scores(replies["GRPO"])[1]
+print(f"right answers: {honest_right:.0%} with the whole reward, {hacked_right:.0%} with half of it")
+
+# %% [markdown] id="break-mend"
+# The mend is the reward you began with: multiply, so that nothing is paid for half of the task. And read samples of every
+# run: a reward is the only thing a model is asked to do, and it is always an incomplete description of what you want.
+
+# %% [markdown] id="break-mend" lang="zh" of="3a90e625"
+# 补救就是你最初的那个奖励：相乘，这样只完成一半就没有报酬。而且每次训练都要读样本：奖励是模型唯一被要求做的事，而它对你想要的总是不完整的描述。
+
+# %% [markdown] id="exercise-advantage-why"
+# ## Exercises
+# **1.** Three completions to one question got rewards 1, 0 and 0.5. What is the RLOO advantage of the first: its reward
+# minus the mean of the others'?
+
+# %% [markdown] id="exercise-advantage-why" lang="zh" of="cfc93bf5"
+# ## 练习
+# **1.** 一个问题的三条回答得到奖励 1、0 和 0.5。第一条的 RLOO 优势（它的奖励减去其他回答的平均值）是多少？
+
+# %% id="exercise-advantage" tags=["exercise"]
+advantage = 0  # fill in
+
+checks.check_rloo_advantage(advantage)
+
+# %% [markdown] id="exercise-clip-why"
+# **2.** A token's ratio and advantage are given. Write when the clipped loss (`epsilon = 0.2`) still pulls at it: True or
+# False.
+
+# %% [markdown] id="exercise-clip-why" lang="zh" of="416bcfb5"
+# **2.** 给定一个 token 的比率和优势。写出截断损失（`epsilon = 0.2`）什么时候还在拉它：True 或 False。
+
+# %% id="exercise-clip" tags=["exercise"]
+
+
+def pulls(ratio, advantage):
+    return True  # fill in (one or two lines)
+
+
+checks.check_clipped_pull(pulls)
+
+# %% [markdown] id="checkpoint-why"
+# ## Checkpoint
+
+# %% [markdown] id="checkpoint-why" lang="zh" of="f59e9be0"
+# ## 检查点
+
+# %% id="checkpoint"
+full_size = PROFILE != "smoke"
+assert grpo_loss_max_abs_diff <= 1e-5
+assert ppo_reward_after - ppo_reward_before >= 0.3 or not full_size
+assert grpo_reward_after - grpo_reward_before >= 0.3 or not full_size
+assert ppo_kl < 3
+assert hack_curve[-1] > hack_curve[0] or not full_size
+assert hacked_right < honest_right or not full_size
+outcomes = {
+    "ppo_reward_before": ppo_reward_before,
+    "ppo_reward_after": ppo_reward_after,
+    "grpo_reward_before": grpo_reward_before,
+    "grpo_reward_after": grpo_reward_after,
+    "rloo_reward_after": scores(replies["RLOO"])[0],
+    "ppo_kl": ppo_kl,
+    "grpo_loss_max_abs_diff": grpo_loss_max_abs_diff,
+    "hacked_right": hacked_right,
+    "ppo_seconds": seconds["PPO"],
+    "grpo_seconds": seconds["GRPO"],
+}
+course.record(outcomes)
+
+# %% [markdown] id="next"
+# **On your GPU:** `PROFILE = "t4"` or `"a24g"`; bigger models want smaller steps, start at a tenth of both learning rates.
+#
+# **The same from the command line:** `ftlab train recipes/ppo.yaml` and `recipes/grpo.yaml`; `reward_model:` takes the
+# judge of lesson 10 in place of a function. Next: [12 · DPO](12_dpo.ipynb), which needs neither reward nor rollouts.
+
+# %% [markdown] id="next" lang="zh" of="5d622186"
+# **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；更大的模型需要更小的步子，两个学习率都从十分之一开始。
+#
+# **同样的事从命令行做：** `ftlab train recipes/ppo.yaml` 和 `recipes/grpo.yaml`；`reward_model:` 可以用第 10 课的裁判代替函数。下一课：[12 · DPO](12_dpo.ipynb)，它既不需要奖励，也不需要边训练边生成。

@@ -1,0 +1,114 @@
+"""A real Chromium, and the few moves that a test of panels needs."""
+
+import contextlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Page, sync_playwright
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+FLAGS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+]  # fmt: skip
+# Lab's own indicator says "idle" before a kernel exists; cells run then would start a second kernel.
+KERNEL_READY = """() => {
+  const shown = window.jupyterapp?.shell?.currentWidget, kernel = shown?.context?.sessionContext?.session?.kernel;
+  return !!kernel && shown.context.isReady && shown.context.sessionContext.isReady
+         && kernel.connectionStatus === 'connected' && kernel.status === 'idle'; }"""
+SHOTS = Path(os.environ.get("FTLAB_SHOTS", Path(__file__).parents[2] / "build" / "shots"))
+
+
+@contextlib.contextmanager
+def browser(width: int = 1280, height: int = 1600) -> Iterator[Page]:
+    """Open a fresh browser; `page.problems` collects what its console reports as an error."""
+    with sync_playwright() as play:
+        chromium = play.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
+        page = chromium.new_context(viewport={"width": width, "height": height}, locale="zh-CN").new_page()
+        page.set_default_timeout(60_000)
+        page.problems = []
+        page.on("console", lambda said: page.problems.append(said.text) if said.type == "error" else None)
+        page.on("pageerror", lambda error: page.problems.append(str(error)))
+        yield page
+        chromium.close()
+
+
+def until(true: Callable[[], Any], seconds: float = 60, what: str = "") -> Any:
+    """Wait until something is so, and return it."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if found := true():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s: {what}")
+
+
+def text(page: Page, name: str) -> str:
+    """Return what a widget with the class `ft-NAME` shows, "" if it is not there."""
+    place = page.locator(f".ft-{name}").first
+    return (place.text_content() or "") if place.count() else ""
+
+
+def state(page: Page) -> str:
+    """Return the name of what the train panel says beside its buttons."""
+    place = page.locator(".ft-status [data-state]").first
+    return (place.get_attribute("data-state") or "") if place.count() else ""
+
+
+def step(page: Page) -> int:
+    """Return the step that the train panel shows, 0 before the first."""
+    found = re.search(r"step (\d+) of|第 (\d+)/", text(page, "status"))
+    return int(found.group(1) or found.group(2)) if found else 0
+
+
+def plot(page: Page) -> str:
+    """Return the address of the picture that is shown."""
+    return page.locator("img.ft-plot").first.get_attribute("src") or ""
+
+
+def slide(page: Page, key: str, share: float) -> None:
+    """Click a slider's track; not the arrow keys, which Lab takes for itself."""
+    box = page.locator(f".ft-{key} .noUi-target").first.bounding_box()
+    page.mouse.click(box["x"] + box["width"] * share, box["y"] + box["height"] / 2)
+
+
+def write(page: Page, key: str, value: str) -> None:
+    """Type into a text field and leave it."""
+    field = page.locator(f".ft-{key} input").first
+    field.fill(value)
+    field.press("Tab")
+
+
+def enabled(page: Page, name: str) -> bool:
+    """Say whether a button can be pressed."""
+    return page.locator(f"button.ft-{name}").first.is_enabled()
+
+
+def press(page: Page, name: str) -> None:
+    """Press a button."""
+    page.locator(f"button.ft-{name}").first.click()
+
+
+def shot(page: Page, name: str) -> None:
+    """Keep a picture of the page for a person to look at."""
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"{name}.png")
+
+
+def run_all(page: Page) -> None:
+    """Run all cells of the notebook in Lab: asked again until one starts, because too early it does nothing."""
+    page.wait_for_selector(".jp-Notebook")
+    page.wait_for_function(KERNEL_READY)
+    for _ in range(5):
+        page.evaluate("() => { window.jupyterapp.commands.execute('notebook:run-all-cells', {}); }")
+        for _ in range(25):
+            prompts = page.locator(".jp-CodeCell .jp-InputArea-prompt").all_text_contents()
+            if any(prompt.strip() not in ("[ ]:", "") for prompt in prompts):
+                return
+            time.sleep(0.2)
+    raise AssertionError("no cell ever started")

@@ -1,0 +1,74 @@
+"""`ftlab board` from outside: where it binds, who gets in, what a stranger on the machine can read of it."""
+
+import os
+import socket
+import stat
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ftlab.apps import cli
+from ftlab.apps.board import serve
+from ftlab.errors import LabError
+
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+def test_only_this_machine_is_served_unless_asked(capsys):
+    for host in ("0.0.0.0", "::", "example.org"):
+        assert cli.main(["board", "--host", host]) == 2
+    assert "--allow-remote" in capsys.readouterr().err
+
+
+def test_a_taken_port_and_an_impossible_one_are_said(capsys):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        assert cli.main(["board", "--port", str(taken.getsockname()[1])]) == 2
+    assert cli.main(["board", "--port", "70000"]) == 2
+    assert capsys.readouterr().err.count("--port") == 2
+
+
+def test_a_broken_recipe_is_said_before_anything_is_served(tmp_path, capsys):
+    path = tmp_path / "bad.yaml"
+    path.write_text("model_name_or_path: smollm2-135m\nlora_rnak: 8\n")
+    assert cli.main(["board", str(path)]) == 2
+    assert "lora_rank" in capsys.readouterr().err
+
+
+def test_without_voila_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(serve, "find_spec", lambda name: None)
+    with pytest.raises(LabError, match="pip install voila"), serve.serving():
+        pass
+
+
+@pytest.mark.slow
+def test_the_token_lets_in_and_stands_in_no_command_line(monkeypatch):
+    monkeypatch.delenv("JUPYTER_TOKEN", raising=False)
+    with serve.serving() as served:
+        bare, token = served.url.split("?token=")
+        assert len(token) >= 32 and bare.startswith("http://127.0.0.1:")
+        process = psutil.Process(served.process.pid)
+        assert token not in " ".join(process.cmdline()) and token not in " ".join(process.environ().values())
+        (folder,) = [Path(part).parent for part in process.cmdline() if part.endswith("ftlab.ipynb")]
+        assert stat.S_IMODE(os.stat(folder / "voila.json").st_mode) == 0o600
+        assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700
+        for wrong in (bare, f"{bare}?token=", f"{bare}?token={'x' * len(token)}"):
+            assert "login" in opened(wrong) and not process.children(recursive=True), "no kernel for a stranger"
+        for path in ("voila/files/voila.json", "voila/files/ftlab.ipynb", "files/voila.json", "api/kernels"):
+            assert token not in opened(bare + path) and "IPython" not in opened(bare + path)
+        for path in ("voila/files/voila.json", "voila/files/ftlab.ipynb", "voila/files/..%2f..%2fetc%2fpasswd"):
+            assert "root:" not in opened(f"{bare}{path}?token={token}") and token not in opened(bare + path)
+        with pytest.raises(LabError, match="--port"):
+            serve.free("127.0.0.1", int(bare.rstrip("/").rpartition(":")[2]))
+    assert served.process.poll() is not None and not folder.exists()
+
+
+def opened(url):
+    """Return what an address answers, refusals included, and where it led."""
+    try:
+        with DIRECT.open(url, timeout=10) as answer:
+            return answer.url + answer.read().decode(errors="replace")
+    except urllib.error.HTTPError as refused:
+        return refused.url + refused.read().decode(errors="replace")

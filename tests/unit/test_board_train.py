@@ -1,0 +1,345 @@
+"""The training panel without a browser: start, stop, go on, processes found again, earlier runs, the headless way."""
+
+import html
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import papermill
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ftlab import device
+from ftlab.apps import course
+from ftlab.apps.board import jobs, past, readouts
+from ftlab.apps.board.data_panel import DataPanel
+from ftlab.apps.board.readouts import local_folder, shape_of, trained_weights
+from ftlab.apps.board.shown import command
+from ftlab.apps.board.train_panel import TrainPanel
+from ftlab.apps.notebooks import METADATA
+from ftlab.errors import LANGUAGES, LabError
+from ftlab.runs import recipe, stages, train
+
+PNG = b"\x89PNG"
+
+
+def until(true, seconds=60.0):
+    """Wait until something is so."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
+
+
+def state(panel):
+    """Return the name of what the panel says beside its buttons."""
+    return re.search(r'data-state="(\w+)"', panel.view.status.value).group(1)
+
+
+def shown(widget):
+    """Return the text of an HTML widget."""
+    return html.unescape(re.sub(r"<[^>]+>", "", widget.value))
+
+
+def run(panel):
+    """Press Start and wait for the end."""
+    panel.view.start.click()
+    assert panel.job and panel.view.start.disabled and not panel.view.stop.disabled
+    panel.wait()
+
+
+def stop_at(panel, step):
+    """Press Start, then Stop once the log has reached a step."""
+    panel.view.start.click()
+    until(lambda: past.last_step(past.rows_in(panel.folder())) >= step)
+    panel.view.stop.click()
+    panel.wait()
+
+
+@pytest.fixture
+def slow_recipe(tiny_recipe):
+    """A recipe that is long enough to be stopped."""
+    return tiny_recipe | {"max_steps": 400, "save_steps": 1000, "lr_scheduler_type": "constant"}
+
+
+def test_start_draws_trains_and_says_so(tiny_recipe):
+    panel = TrainPanel(tiny_recipe)
+    before = panel.view.plot.value
+    run(panel)
+    assert state(panel) == "done" and panel.view.plot.value != before and bytes(panel.view.plot.value).startswith(PNG)
+    assert [row["step"] for row in panel.rows] == [1, 2, 3, 4, 5, 6]
+    assert (panel.folder() / "adapter").is_dir() and (panel.folder() / "loss.png").is_file()
+    assert not panel.view.start.disabled and panel.view.stop.disabled
+    run(panel)
+    assert state(panel) == "reused"
+    panel.view.fresh.value = True
+    run(panel)
+    assert state(panel) == "done" and not panel.view.fresh.value
+
+
+def test_a_stopped_and_continued_run_is_the_uninterrupted_one(slow_recipe, tmp_path):
+    whole = TrainPanel(slow_recipe | {"max_steps": 60, "output_dir": str(tmp_path / "whole")})
+    run(whole)
+    parts = TrainPanel(slow_recipe | {"max_steps": 60, "output_dir": str(tmp_path / "parts")})
+    stop_at(parts, 5)
+    assert state(parts) == "stopped", shown(parts.view.status)
+    stopped = past.last_step(parts.rows)
+    assert 5 <= stopped < 60 and (parts.folder() / f"checkpoint-{stopped}").is_dir()
+    assert parts.view.start.description == "Continue" and not parts.view.start.disabled
+    run(parts)
+    assert state(parts) == "done"
+    assert [row["loss"] for row in parts.rows] == [row["loss"] for row in whole.rows]
+    one, other = (load_file(panel.folder() / "adapter" / "adapter_model.safetensors") for panel in (whole, parts))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_stop_while_it_is_still_loading(slow_recipe):
+    panel = TrainPanel(slow_recipe)
+    panel.view.start.click()
+    panel.view.stop.click()
+    panel.wait()
+    assert state(panel) == "stopped" and past.last_step(panel.rows) <= 3
+    assert not (panel.folder() / "STOP").exists()
+
+
+def test_a_failed_training_is_said_and_can_be_mended(tiny_recipe, tmp_path):
+    broken = tmp_path / "broken.json"
+    broken.write_text(json.dumps([{"instruction": "What?", "output": ""}]))
+    panel = TrainPanel(tiny_recipe | {"dataset": str(broken)}, lang="zh")
+    run(panel)
+    assert state(panel) == "failed" and "broken.json" in shown(panel.view.status)
+    assert re.search(r"[\u4e00-\u9fff]", shown(panel.view.status))
+    panel.form.controls["dataset"].value = tiny_recipe["dataset"]
+    run(panel)
+    assert state(panel) == "done"
+
+
+def test_another_run_in_the_folder_blocks_start_and_a_free_folder_is_offered(tiny_recipe):
+    run(TrainPanel(tiny_recipe))
+    panel = TrainPanel(tiny_recipe | {"lora_rank": 8})
+    assert panel.view.start.disabled and "lora_rank: 4 → 8" in shown(panel.view.folder_message)
+    panel.view.new_folder.click()
+    assert panel.folder().name == "run-2" and not panel.view.start.disabled
+    assert not shown(panel.view.folder_message) and panel.view.new_folder.layout.display == "none"
+
+
+def test_a_folder_of_somebody_else_blocks_start(tiny_recipe, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.txt").write_text("mine")
+    panel = TrainPanel(tiny_recipe)
+    assert panel.view.start.disabled and "thesis.txt" in shown(panel.view.folder_message)
+    panel.start()
+    assert panel.job is None and os.listdir(tmp_path / "run") == ["thesis.txt"]
+
+
+def test_wrong_fields_start_nothing(tiny_recipe, tmp_path):
+    panel = TrainPanel(tiny_recipe)
+    panel.form.controls["max_steps"].value = "ten; touch x"
+    assert panel.view.start.disabled
+    panel.view.start.click()
+    assert panel.job is None and not (tmp_path / "run").exists()
+
+
+def test_earlier_runs_open_again_and_curves_are_compared(tiny_recipe, tmp_path):
+    one = TrainPanel(tiny_recipe | {"output_dir": str(tmp_path / "runs" / "one")})
+    run(one)
+    two = TrainPanel(tiny_recipe | {"output_dir": str(tmp_path / "runs" / "two"), "lora_rank": 8})
+    assert [folder for _, folder in two.view.earlier.options] == [None, tmp_path / "runs" / "one"]
+    run(two)
+    alone = two.view.plot.value
+    two.view.compare.value = tmp_path / "runs" / "one"
+    assert two.view.plot.value != alone
+    two.view.compare.value = None
+    assert two.view.plot.value == alone
+    two.view.earlier.value = tmp_path / "runs" / "one"
+    two.view.open.click()
+    assert two.form.recipe() == recipe.load(tmp_path / "runs" / "one" / "recipe.yaml")
+    assert two.rows == one.rows and state(two) == "finished"
+
+
+@pytest.mark.slow
+def test_a_process_outlives_its_panel_and_is_found_again(slow_recipe):
+    panel = TrainPanel(slow_recipe, mode="process")
+    panel.view.start.click()
+    pid = panel.job.pid
+    until(lambda: past.rows_in(panel.folder()))
+    again = TrainPanel(slow_recipe, mode="process")
+    assert again.job and again.job.pid == pid and again.view.start.disabled
+    until(lambda: state(again) in ("running", "done"))
+    again.view.stop.click()
+    again.wait()
+    panel.wait()
+    steps = [row["step"] for row in again.rows]
+    assert state(again) == "stopped" and steps == list(range(1, len(steps) + 1))
+    assert jobs.living(again.folder()) is None and again.view.start.description == "Continue"
+
+
+def test_a_number_that_another_process_got_is_not_taken_for_the_training(tmp_path):
+    (tmp_path / jobs.JOB).write_text(json.dumps({"pid": os.getpid(), "created": 1.0}))
+    assert jobs.living(tmp_path) is None
+    for text in ("", "[]", "{", '{"pid": "x"}'):
+        (tmp_path / jobs.JOB).write_text(text)
+        assert jobs.living(tmp_path) is None
+
+
+def test_a_process_that_fails_leaves_its_last_words(tiny_recipe, tmp_path):
+    made = recipe.load(tiny_recipe)
+    broken = tiny_recipe | {"dataset": str(tmp_path / "gone.json")}
+    job = jobs.InProcess.start(made, broken, False, "en")
+    until(lambda: not job.alive())
+    assert "gone.json" in job.problem()
+
+
+def test_a_panel_made_again_finds_the_training_in_its_own_kernel(slow_recipe):
+    first = TrainPanel(slow_recipe)
+    first.view.start.click()
+    second = TrainPanel(slow_recipe)
+    assert second.job is first.job and second.view.start.disabled
+    second.view.stop.click()
+    first.wait(), second.wait()
+    assert not jobs.THREADS
+
+
+def test_headless_show_trains_and_leaves_a_picture(tiny_recipe, monkeypatch, capsys):
+    displayed = []
+    monkeypatch.setenv("FTLAB_HEADLESS", "1")
+    monkeypatch.setattr("ftlab.apps.board.train_panel.display", displayed.append)
+    panel = TrainPanel(tiny_recipe)
+    panel.show()
+    (picture,) = displayed
+    assert picture.data.startswith(PNG) and (panel.folder() / "loss.png").is_file()
+    assert "ftlab train run.yaml" in capsys.readouterr().out
+    with pytest.raises(LabError, match="another recipe"):
+        TrainPanel(tiny_recipe | {"lora_rank": 8}).show()
+    with pytest.raises(LabError, match="lora_alpha"):
+        TrainPanel(tiny_recipe | {"lora_alpha": 10**9}).show()
+
+
+@pytest.mark.slow
+def test_under_papermill_the_panel_trains_and_the_notebook_stays_readable(tiny_recipe, tmp_path, monkeypatch):
+    """The parameters are the controls' initial values; the executed notebook holds a picture and no widget."""
+    monkeypatch.setenv("FTLAB_HEADLESS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    sources = [
+        "max_steps = 3",
+        "from ftlab.apps.board.train_panel import TrainPanel",
+        f"panel = TrainPanel({tiny_recipe!r} | {{'max_steps': max_steps}})\npanel.show()",
+        "assert panel.rows[-1]['step'] == max_steps == 4 and panel.job is None",
+    ]
+    cells = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
+    cells[0].metadata["tags"] = ["parameters"]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=METADATA), tmp_path / "knobs.ipynb")
+    done = papermill.execute_notebook(
+        tmp_path / "knobs.ipynb", tmp_path / "done.ipynb", {"max_steps": 4}, cwd=tmp_path, execution_timeout=60
+    )
+    outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
+    shown = [output["data"] for output in outputs if "data" in output]
+    assert any("image/png" in data for data in shown)
+    assert not any(data.get("text/plain", "").startswith("VBox") for data in shown), "the panel itself is not in it"
+    course.strip_widgets(tmp_path / "done.ipynb")
+    assert "widgets" not in nbformat.read(tmp_path / "done.ipynb", as_version=4).metadata
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_the_panel_speaks_both_languages(tiny_recipe, lang):
+    panel = TrainPanel(tiny_recipe, lang=lang)
+    expected = {"en": "trained weights", "zh": "可训练参数"}
+    assert expected[lang] in shown(panel.view.readouts)
+    panel.form.controls["max_steps"].value = "x"
+    chinese = re.search(r"[\u4e00-\u9fff]", shown(panel.form.messages["max_steps"])) is not None
+    assert chinese == (lang == "zh")
+
+
+def test_the_command_runs_as_it_is_shown(tiny_recipe, tmp_path, monkeypatch):
+    name = "it's a run; really"
+    panel = TrainPanel(tiny_recipe)
+    text = shown(panel.view.command)
+    shell = text.replace("ftlab train", f"{shlex.quote(sys.executable)} -m ftlab recipe check")
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert recipe.load(tmp_path / "run.yaml") == panel.form.recipe()
+    values = {"output_dir": f"runs/{name}", "note": "a\nEOF\nb $(touch hacked)"}
+    subprocess.run(["bash", "-c", command(values, True).replace("ftlab train", "true")], cwd=tmp_path, check=True)
+    assert not (tmp_path / "hacked").exists() and f"{name}.yaml" in os.listdir(tmp_path)
+
+
+def test_the_code_is_the_script_of_these_settings(tiny_recipe):
+    panel = TrainPanel(tiny_recipe)
+    panel.form.controls["lora_rank"].value = 16
+    panel.view.write_code.click()
+    assert "r=16" in shown(panel.view.code) and "SFTTrainer" in shown(panel.view.code)
+
+
+CHANGES = [
+    {},
+    {"use_dora": True, "lora_rank": 2},
+    {"lora_target": "q_proj,v_proj"},
+    {"stage": "rm"},
+    {"finetuning_type": "full"},
+    {"finetuning_type": "freeze", "freeze_trainable_layers": 1},
+    {"finetuning_type": "freeze", "freeze_trainable_layers": -1, "freeze_trainable_modules": "mlp"},
+    {"additional_target": "lm_head"},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_trained_weights_are_those_of_the_model_itself(tiny_recipe, change):
+    made = recipe.load(tiny_recipe | change)
+    model = stages.prepare_model(made, stages.load_model(made, made.model_name_or_path, device.describe()))
+    real = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
+    assert trained_weights(made, shape_of(local_folder(made.model_name_or_path))) == real
+
+
+def test_tokens_and_steps_are_those_of_the_training(tiny_recipe):
+    values = tiny_recipe | {
+        "max_steps": -1,
+        "num_train_epochs": 2.0,
+        "gradient_accumulation_steps": 2,
+        "save_steps": 50,
+    }
+    made = recipe.load(values)
+    found = readouts.readouts(made)
+    done = train.train(made)
+    assert found.steps == past.last_step(past.rows_in(done.folder))
+    rows = train.rows.splits(made, train.load_tokenizer(made, made.model_name_or_path))[0]
+    mean = sum(len(row["input_ids"]) for row in rows) / len(rows)
+    assert found.tokens_per_step == pytest.approx(4 * mean, rel=0.02)
+    assert found.seconds and found.needed_bytes and found.memory_bytes > found.needed_bytes
+
+
+def test_what_is_not_here_yet_is_not_fetched(tiny_recipe):
+    panel = TrainPanel(tiny_recipe | {"model_name_or_path": "qwen2.5-7b"})
+    assert panel.form.recipe() is not None
+    text = shown(panel.view.readouts)
+    assert "known once" in text and "GiB" in text
+    assert "not on this machine" in shown(DataPanel(tiny_recipe["dataset"], model="qwen2.5-7b").caption)
+
+
+def test_a_slider_s_move_is_shown_at_once(tiny_recipe):
+    panel = TrainPanel(tiny_recipe)
+    started = time.perf_counter()
+    panel.form.controls["lora_rank"].value = 64
+    seconds = time.perf_counter() - started
+    assert "lora_rank: 64" in shown(panel.view.command) and seconds < 0.2
+
+
+def test_a_half_written_log_line_is_left_for_the_next_look(tmp_path):
+    (tmp_path / "train_log.jsonl").write_text('{"step": 1, "loss": 2.0}\n[1]\n{"step": 2, "lo')
+    assert past.rows_in(tmp_path) == [{"step": 1, "loss": 2.0}]
+    assert past.rows_in(tmp_path / "nowhere") == []
+
+
+def test_a_long_log_is_thinned_for_the_picture():
+    rows = [{"step": i, "loss": 1.0} for i in range(20_000)] + [{"step": 20_000, "eval_loss": 2.0}]
+    few = past.thinned(rows)
+    assert len(few) < 2 * past.POINTS and few[-1] == rows[-1]
+    assert past.picture({"run": rows}).startswith(PNG)
+    assert past.picture({}).startswith(PNG)
