@@ -233,6 +233,8 @@ class PPOTrainer(Trainer):
             top_k=0,
             top_p=1.0,
             max_new_tokens=args.max_completion_length,
+            # Trainer's own passes have no use for a cache and may have it off in the model's configuration.
+            use_cache=True,
             eos_token_id=self.eos_token_ids,
             pad_token_id=processing_class.pad_token_id,
         )
@@ -259,9 +261,7 @@ class PPOTrainer(Trainer):
         prompts = [self.prompt_ids(row["prompt"]) for row in rows]
         prompt_ids = pad_left(prompts, self.processing_class.pad_token_id).to(model.device)
         prompt_mask = pad_left([[1] * len(ids) for ids in prompts], 0).to(model.device)
-        input_ids = model.generate(
-            input_ids=prompt_ids, attention_mask=prompt_mask, generation_config=self.generation, use_cache=True
-        )
+        input_ids = model.generate(input_ids=prompt_ids, attention_mask=prompt_mask, generation_config=self.generation)
         completion_ids = input_ids[:, prompt_ids.shape[1] :]
         length, temperature = completion_ids.shape[1], self.args.temperature
         mask = completion_mask(completion_ids, self.eos_token_ids)

@@ -87,6 +87,7 @@ profiles = {  # model, batches of PPO, GRPO, RLOO and the hack, completions per 
 }
 default_model, ppo_batches, grpo_batches, rloo_batches, hack_batches, batch_size, question_count = profiles[PROFILE]
 model_name = model_name or default_model
+max_completion_length = 8 if PROFILE == "smoke" else max_completion_length
 set_seed(seed)
 
 # %% [markdown] id="data-why"
