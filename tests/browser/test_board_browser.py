@@ -35,7 +35,11 @@ def place(tmp_path, monkeypatch):
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
-    return folder
+    # Tests that run lessons leave it behind.
+    monkeypatch.delenv("FTLAB_HEADLESS", raising=False)
+    yield folder
+    if left := jobs.living_under(folder / "runs"):
+        psutil.Process(left.pid).kill()
 
 
 @pytest.fixture
