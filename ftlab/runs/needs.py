@@ -7,7 +7,7 @@ from transformers import AutoConfig
 
 from ftlab import catalogue, memory, models
 from ftlab.device import Machine
-from ftlab.errors import fail, say
+from ftlab.errors import LabError, fail, say
 from ftlab.memory import Decoder, Needs, Training
 from ftlab.runs import recipe as recipes
 from ftlab.runs import stages
@@ -122,9 +122,12 @@ def needs(recipe: Recipe, machine: Machine, length: int | None = None) -> Needs:
     return memory.estimate(decoder, training(recipe, decoder, machine, length))
 
 
-def changed(recipe: Recipe, keys: dict[str, object]) -> Recipe:
-    """Return a recipe with some keys set, or None where they contradict the others."""
-    return recipes.read(recipes.plain(recipe) | keys)[0]
+def changed(recipe: Recipe, keys: dict[str, object]) -> Recipe | None:
+    """Return a recipe with some keys set, None where they contradict the others."""
+    try:
+        return recipes.read(recipes.plain(recipe) | keys)[0]
+    except LabError:
+        return None
 
 
 def report(recipe: Recipe, machine: Machine) -> str:
@@ -135,7 +138,8 @@ def report(recipe: Recipe, machine: Machine) -> str:
     lines += [f"{'GiB':<24} weights  moments gradients activations   logits     peak  smallest card"]
     for label, keys in rows.items():
         wanted = recipe if "this" in label else changed(without(recipe, "quantization_bit"), keys)
-        lines.append(row(label, needs(wanted, machine)))
+        if wanted:
+            lines.append(row(label, needs(wanted, machine)))
     own = needs(recipe, machine)
     room = machine.memory_bytes - RESERVED_BYTES
     if own.peak <= room:
@@ -170,7 +174,8 @@ def smallest_card(peak_bytes: int, cards: Iterable[tuple[str, int]] = CARDS.item
 
 def advice(recipe: Recipe, machine: Machine, room: float) -> str:
     """Return the cheapest change of keys that fits, or the smallest need there is."""
-    tried = [(keys, needs(changed(recipe, keys), machine).peak) for keys in KNOBS]
+    possible = [(keys, changed(recipe, keys)) for keys in KNOBS]
+    tried = [(keys, needs(turned, machine).peak) for keys, turned in possible if turned]
     for keys, peak in tried:
         if peak <= room:
             return say("memory_turn", keys=written(keys), peak=gib(peak))

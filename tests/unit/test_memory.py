@@ -1,6 +1,7 @@
 """Memory: sizes against real models, estimates against what the allocator saw, what fits and what to turn."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -118,6 +119,13 @@ def test_a_report_names_the_knob_that_makes_it_fit():
     assert "with quantization_bit: 4, finetuning_type: lora: " in needs.report(big, card)
     whole = needs.report(recipe.load(KEYS | {"model_name_or_path": "qwen2.5-7b", "cutoff_len": 100_000}), card)
     assert "no knob makes it fit here" in whole and "smallest card: 80 GB" in whole
+
+
+@pytest.mark.parametrize("path", sorted(Path("recipes").rglob("*.yaml")), ids=str)
+def test_every_template_gets_its_report(path):
+    machine = device.describe()
+    lines = needs.report(recipe.read(path)[0], machine).splitlines()
+    assert sum("<- this recipe" in line for line in lines) == 1 and lines[-1].strip()
 
 
 def test_more_of_anything_takes_more():
