@@ -498,16 +498,12 @@ asked = orders.select(range(600, 600 + question_count))  # never trained on
 
 
 def exact_share(model, rows=asked):
-    """Answer greedily, 50 at a time; return the share of answers that are exactly right."""
-    right = 0
-    for start in range(0, len(rows), 50):
-        part = rows.select(range(start, min(start + 50, len(rows))))
-        texts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False) for p in part["prompt"]]
-        batch = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
-        output = model.eval().generate(**batch.to(model.device), max_new_tokens=48, do_sample=False)
-        replies = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-        right += sum(reply.strip() == wanted for reply, wanted in zip(replies, part["output"], strict=True))
-    return right / len(rows)
+    """Answer greedily, all in one batch, so that weights are unpacked once a token; return the share exactly right."""
+    texts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False) for p in rows["prompt"]]
+    batch = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+    output = model.eval().generate(**batch.to(model.device), max_new_tokens=48, do_sample=False)
+    replies = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    return sum(reply.strip() == wanted for reply, wanted in zip(replies, rows["output"], strict=True)) / len(rows)
 
 
 # %% id="train"
