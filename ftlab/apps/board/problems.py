@@ -12,7 +12,7 @@ from ftlab.catalogue import MODELS
 from ftlab.data import registry
 from ftlab.errors import LabError, fail
 from ftlab.runs import checkpoint, recipe, train
-from ftlab.runs.keys import Recipe
+from ftlab.runs.keys import REWARDS, Recipe
 
 # A run folder's name is copied into commands by people: what a shell acts on has no place in it.
 SHELL = set(";|&$`<>\\\"'*?!(){}[]#\n\r\t")
@@ -66,6 +66,8 @@ def one(key: str, value: Any, words: Words, roots: Sequence[Path]) -> str:
         return said
     # The recipe's own check, of this key alone: the values that it needs beside it are these.
     alone = {"model_name_or_path": embedded.NAME, key: value}
+    if key == "stage" and value in ("ppo", "grpo"):
+        alone["reward_funcs"] = REWARDS[0]
     try:
         given, _ = recipe.translate(recipe.Given(alone, {}, ""))
         recipe.build(given)
