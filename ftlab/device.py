@@ -8,6 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 import psutil
 import torch
 
+# Vocabulary entries that trl's loss goes through at once: what stays in a CPU's cache, and trl's own number.
+CPU_LOSS_TILE, LOSS_TILE = 2048, 32768
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes")
 
 
@@ -101,7 +103,7 @@ def fit_loss_tiles(machine: Machine) -> int:
     from trl.trainer import utils
 
     if machine.accelerator == "cpu":
-        utils._CHUNKED_LOGPROB_CHUNK_SIZE = 2048
+        utils._CHUNKED_LOGPROB_CHUNK_SIZE = CPU_LOSS_TILE
         # What this name decides in that module is whether positions without a label are left out.
         utils._use_triton = lambda device: True
     return utils._CHUNKED_LOGPROB_CHUNK_SIZE

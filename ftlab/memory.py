@@ -21,6 +21,8 @@ NF4_DOUBLE_BYTES = 4 / 8 + 1 / 64 + 4 / (64 * 256)  # the scale in one byte, and
 INT8_BYTES = 1.0
 # Rows of a tile of logits in trl's loss (trl/kernels/chunked_logprob.py).
 TOKENS_IN_A_TILE = 4096
+# Bytes held of each logit in it: by CUDA's kernel, in place; by the same in torch, seven and a half float32 copies.
+FUSED_TILE_BYTES, TORCH_TILE_BYTES = 2, 31
 # Moments of AdamW per trained weight, in numbers of the weight's own format.
 ADAM_MOMENTS = 2
 # Families whose MLP has two matrices; Llama's and its heirs' have three (gate, up, down).
@@ -161,7 +163,7 @@ class Training:
     eager: bool = False
     checkpointing: bool = False
     loss_tile: int = 32768
-    tile_bytes: int = 2
+    tile_bytes: int = FUSED_TILE_BYTES
     embedding_trained: bool = False
     reference_copy: bool = False
     gpus: int = 1
@@ -200,7 +202,7 @@ def estimate(decoder: Decoder, training: Training) -> Needs:
     held = d.layers * block_input if t.checkpointing else layers * (block + casts)
     logits = logit_bytes(d, t, tokens)
     # On the way back: one block's activations and gradients, or its attention tables, and a matrix made whole again.
-    table = t.sequences * d.heads * t.length**2 if t.eager else 0
+    table = table_entries(d, t)
     dequantized = d.hidden * d.intermediate * 2 if t.linear_bytes < 2 else 0
     back = max(block + 4 * tokens * d.intermediate, 12 * (table + tokens * d.hidden)) + casts + dequantized
     dense = d.vocabulary * d.hidden * t.trained_bytes if t.embedding_trained else 0
@@ -243,8 +245,12 @@ def block_bytes(decoder: Decoder, training: Training) -> float:
     norms = (8 + 8 + 10) if training.autocast else (8 + 4)
     middle = decoder.intermediate * decoder.experts_per_token * 2 * (decoder.mlp_matrices + 1)
     adapters = len(decoder.linear_shapes) * training.adapter_rank * 2
-    table = training.sequences * decoder.heads * training.length**2 if training.eager else 0
-    return tokens * (norms * decoder.hidden + 8 * wide + middle + adapters) + 6 * table
+    return tokens * (norms * decoder.hidden + 8 * wide + middle + adapters) + 6 * table_entries(decoder, training)
+
+
+def table_entries(decoder: Decoder, training: Training) -> int:
+    """Return the entries of one block's attention table; 0 where a fused kernel makes none."""
+    return training.sequences * decoder.heads * training.length**2 if training.eager else 0
 
 
 def logit_bytes(decoder: Decoder, training: Training, tokens: int) -> float:

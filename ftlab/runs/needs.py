@@ -1,12 +1,12 @@
 """What a recipe needs in memory, said before anything is loaded; and which knob makes it fit."""
 
-from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 from transformers import AutoConfig
 
 from ftlab import catalogue, memory, models
-from ftlab.device import Machine
+from ftlab.device import CPU_LOSS_TILE, LOSS_TILE, Machine
 from ftlab.errors import LabError, fail, say
 from ftlab.memory import Decoder, Needs, Training
 from ftlab.runs import recipe as recipes
@@ -40,6 +40,7 @@ KNOBS = (
 )
 
 
+@cache
 def sizes(name: str) -> Decoder:
     """Return the sizes of a model from the catalogue, or from its config.json; no weights are read.
 
@@ -92,7 +93,7 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
         eager=stages.attention_for(recipe, machine) == "eager",
         checkpointing=bool(settings.get("activation_checkpointing")),
         loss_tile=loss_tile(recipe, decoder, machine),
-        tile_bytes=2 if machine.accelerator == "cuda" else 31,
+        tile_bytes=memory.FUSED_TILE_BYTES if machine.accelerator == "cuda" else memory.TORCH_TILE_BYTES,
         embedding_trained=kind == "full",
         reference_copy=kind != "lora" and recipe.objective in ("dpo", "kto"),
     )
@@ -109,7 +110,7 @@ def loss_tile(recipe: Recipe, decoder: Decoder, machine: Machine) -> int:
         return 0
     if recipe.objective in ("orpo", "simpo"):
         return decoder.vocabulary
-    return 2048 if machine.accelerator == "cpu" else 32768
+    return CPU_LOSS_TILE if machine.accelerator == "cpu" else LOSS_TILE
 
 
 def needs(recipe: Recipe, machine: Machine, length: int | None = None) -> Needs:
@@ -140,7 +141,7 @@ def report(recipe: Recipe, machine: Machine) -> str:
         wanted = recipe if "this" in label else changed(without(recipe, "quantization_bit"), keys)
         if wanted:
             lines.append(row(label, needs(wanted, machine)))
-    own = needs(recipe, machine)
+    own = memory.estimate(sizes(recipe.model_name_or_path), batch)
     room = machine.memory_bytes - RESERVED_BYTES
     if own.peak <= room:
         lines.append(say("memory_fits", peak=gib(own.peak), room=gib(machine.memory_bytes)))
@@ -167,9 +168,9 @@ def row(label: str, found: Needs) -> str:
     return f"{label:<24} {' '.join(cells)}  {smallest_card(found.peak)}"
 
 
-def smallest_card(peak_bytes: int, cards: Iterable[tuple[str, int]] = CARDS.items()) -> str:
+def smallest_card(peak_bytes: int) -> str:
     """Return the smallest graphics card that holds `peak_bytes`, "several" where none does."""
-    return next((name for name, size in cards if peak_bytes + RESERVED_BYTES <= size * GIB), "several")
+    return next((name for name, size in CARDS.items() if peak_bytes + RESERVED_BYTES <= size * GIB), "several")
 
 
 def advice(recipe: Recipe, machine: Machine, room: float) -> str:

@@ -334,10 +334,10 @@ for again in (False, True):
 # %% [markdown] id="rule-read"
 # The rule is right about full fine-tuning (weights, gradients and two moments are 4a; activations the rest) and wrong in
 # both directions about LoRA: nobody keeps a frozen base in float32, so it starts at a/2, and QLoRA at a seventh. And it
-# forgets activations, which grow with every token: at this length they outweigh the adapter a hundred times.
+# forgets activations, which grow with every token: ten times the adapter with its gradients and moments at this length.
 
-# %% [markdown] id="rule-read" lang="zh" of="5e9f6ea5"
-# 对全量微调，这个法则是对的（权重、梯度和两个动量共 4a，其余是激活）；对 LoRA，它两头都错：没有人把冻结的基座放在 float32 里，所以起点是 a/2，QLoRA 是七分之一。它还忘了激活，激活随每个 token 增长：在这个长度上，它是适配器的上百倍。
+# %% [markdown] id="rule-read" lang="zh" of="8c12aedb"
+# 对全量微调，这个法则是对的（权重、梯度和两个动量共 4a，其余是激活）；对 LoRA，它两头都错：没有人把冻结的基座放在 float32 里，所以起点是 a/2，QLoRA 是七分之一。它还忘了激活，激活随每个 token 增长：在这个长度上，是适配器连同其梯度与动量的十倍。
 
 # %% [markdown] id="measure-why"
 # ### Predicted against measured
@@ -529,10 +529,10 @@ for method in scores:
 # %% [markdown] id="compare-read"
 # The score stays; the seconds grow, because every multiplication unpacks its weights first. On a small model with long
 # rows the peak hardly moves: activations rule. On a 7B model with recomputation the weights rule, and four bits decide
-# whether it fits at all: the table above says 22 GiB against 12.
+# whether it fits at all: compare the two rows of the table above.
 
-# %% [markdown] id="compare-read" lang="zh" of="b884036c"
-# 分数保持不变；时间变长，因为每次相乘都要先解开权重。对小模型和长行，峰值几乎不动：激活说了算。对 7B 模型加重算，权重说了算，四位决定它到底放不放得下：上面的表里是 22 GiB 对 12 GiB。
+# %% [markdown] id="compare-read" lang="zh" of="4acd1171"
+# 分数保持不变；时间变长，因为每次相乘都要先解开权重。对小模型和长行，峰值几乎不动：激活说了算。对 7B 模型加重算，权重说了算，四位决定它到底放不放得下：比较上面表里的那两行。
 
 # %% [markdown] id="optimizer-why"
 # ## Moments in eight bits, and pages
@@ -592,11 +592,11 @@ plt.show()
 # ### One more call you will meet
 # `prepare_model_for_kbit_training` readies a quantized model for training: it freezes everything, lifts what is not quantized
 # to float32, and lets gradients reach the first block when activations are recomputed. TRL's trainer does the last part
-# itself, and float32 embeddings double the smallest model's cost on a CPU, so it was not used above.
+# itself, and float32 numbers are slow to multiply on a CPU, so it was not used above.
 
-# %% [markdown] id="kbit-why" lang="zh" of="e522b470"
+# %% [markdown] id="kbit-why" lang="zh" of="bdf77803"
 # ### 你还会遇到的一个调用
-# `prepare_model_for_kbit_training` 让量化的模型可以训练：冻结全部权重，把未量化的部分升到 float32，并在重算激活时让梯度到达第一个块。最后一步 TRL 的训练器自己会做；而 float32 的嵌入会让最小的模型在 CPU 上代价翻倍，所以上面没有用它。
+# `prepare_model_for_kbit_training` 让量化的模型可以训练：冻结全部权重，把未量化的部分升到 float32，并在重算激活时让梯度到达第一个块。最后一步 TRL 的训练器自己会做；而 float32 的数在 CPU 上乘得慢，所以上面没有用它。
 
 # %% id="kbit"
 dtypes = {name: weight.dtype for name, weight in four_bits.named_parameters()}
