@@ -109,6 +109,18 @@ def fit_loss_tiles(machine: Machine) -> int:
     return utils._CHUNKED_LOGPROB_CHUNK_SIZE
 
 
+def keep_gradients(model: torch.nn.Module) -> None:
+    """Keep a 4-bit model's weights in the form that passes gradients back.
+
+    On a CPU with bfloat16 instructions bitsandbytes repacks each layer the first time it answers. The packed form
+    multiplies without a backward pass: whoever evaluates and then trains loses every gradient below a layer, and is
+    told so in one warning of torch's. bitsandbytes has no setting for it, hence the attribute of its layers.
+    """
+    for layer in model.modules():
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+
+
 def versions() -> dict[str, str]:
     """Return name -> installed version of the libraries this course is about; "-" where one is missing."""
     return {name: installed(name) for name in PACKAGES}

@@ -95,6 +95,7 @@ def model(recipe: Recipe, machine: device.Machine) -> str:
     path = location(recipe.model_name_or_path)
     lines.append(f"set_seed({recipe.training.get('seed', 42)})")
     lines.append(call(f"model = {kind}.from_pretrained", [repr(path), *options]))
+    lines += ["device.keep_gradients(model)"] if recipe.quantization_bit == 4 else []
     lines.append("model.config.use_cache = False")
     own_dtype = f"autocast_adapter_dtype={machine.accelerator != 'cpu'}"
     if recipe.finetuning_type == "lora" and recipe.adapter_name_or_path:

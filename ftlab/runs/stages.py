@@ -31,7 +31,7 @@ from trl import (
 )
 
 from ftlab import models
-from ftlab.device import Machine, training_arguments
+from ftlab.device import Machine, keep_gradients, training_arguments
 from ftlab.errors import fail, say
 from ftlab.runs import rewards
 from ftlab.runs.keys import Recipe
@@ -190,9 +190,11 @@ def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
         options["quantization_config"] = BitsAndBytesConfig(**quantization_settings(recipe, machine))
     kind: Any = AutoModelForSequenceClassification if recipe.stage == "rm" else AutoModelForCausalLM
     try:
-        return kind.from_pretrained(path, **options)
+        model = kind.from_pretrained(path, **options)
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         raise fail("train_model", where=path, reason=(str(error).splitlines() or ["?"])[0][:200]) from None
+    keep_gradients(model)
+    return model
 
 
 def model_settings(recipe: Recipe, machine: Machine) -> dict[str, Any]:

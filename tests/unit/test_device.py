@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 from trl.trainer import utils as trl_utils
 
 from ftlab import device
@@ -53,3 +53,19 @@ def loss_and_gradient() -> tuple[torch.Tensor, torch.Tensor]:
     loss = model(input_ids=ids, labels=labels, fused_lm_head=True).loss
     loss.backward()
     return loss.detach(), model.model.embed_tokens.weight.grad
+
+
+def test_a_4_bit_model_that_has_answered_still_passes_gradients_back(tiny_model_dir):
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype="bfloat16")
+    ids = torch.arange(5, 25)[None]
+    gradients = {}
+    for answered in (False, True):
+        model = LlamaForCausalLM.from_pretrained(tiny_model_dir, dtype="bfloat16", quantization_config=settings)
+        device.keep_gradients(model)
+        if answered:
+            with torch.no_grad():
+                model.eval()(ids)
+        embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
+        model.train()(inputs_embeds=embedded, labels=ids).loss.backward()
+        gradients[answered] = embedded.grad
+    assert gradients[False].abs().sum() > 0 and torch.equal(gradients[False], gradients[True])
