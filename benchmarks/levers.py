@@ -30,7 +30,7 @@ def main(variant: str, steps: int) -> None:
     without = variant
     bare = without == "none of them"
     if not bare and without != "every position scored":
-        device.fit_loss_tiles(device.describe())
+        device.fit_output_layer(device.describe())
     attention = "sdpa" if bare or without == "fused attention" else "eager"
     path = models.fetch("smollm2-135m")
     model = AutoModelForCausalLM.from_pretrained(path, dtype="bfloat16", attn_implementation=attention)

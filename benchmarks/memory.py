@@ -49,7 +49,7 @@ def cell(method: str, batch: int, length: int, checkpointing: bool) -> dict[str,
     run = recipe.load(keys | needs.METHODS[method])
     machine = device.describe()
     predicted = needs.needs(run, machine).peak
-    device.fit_loss_tiles(machine)
+    device.fit_output_layer(machine)
     rows = torch.randint(0, 49000, (batch * STEPS, length)).tolist()
     data = Dataset.from_list([{"input_ids": row, "labels": row} for row in rows])
     path = models.fetch(run.model_name_or_path)

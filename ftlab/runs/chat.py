@@ -72,6 +72,7 @@ def load(
     path = models.fetch(model_name_or_path)
     machine = device.describe()
     options = {"dtype": machine.dtype, "device_map": machine.accelerator} | options
+    device.fold_rows(machine)
     model = AutoModelForCausalLM.from_pretrained(path, **options)
     if folder:
         model = PeftModel.from_pretrained(model, folder)

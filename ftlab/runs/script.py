@@ -111,7 +111,9 @@ def training(recipe: Recipe, classes: list[str], settings: dict[str, Any], folde
     """Return the part that trains and saves."""
     config, trainer = classes
     lines = [call(f"args = {config}", arguments(settings))]
-    lines.append("device.fit_loss_tiles(device.describe())  # on a CPU: the same loss in pieces that fit its cache")
+    lines.append(
+        "device.fit_output_layer(device.describe())  # on a CPU: the same numbers in pieces that fit its cache"
+    )
     options = ["model=model", "args=args", "train_dataset=train_dataset", "eval_dataset=eval_dataset"]
     options.append("processing_class=tokenizer")
     if recipe.stage == "grpo":

@@ -246,7 +246,7 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     """Build the trainer, train, and write the results; a stopped run says how it goes on."""
     # Before the model: a new head, and the thin matrices, are drawn from this seed.
     set_seed(job.args.seed)
-    device.fit_loss_tiles(job.machine)
+    device.fit_output_layer(job.machine)
     model = stages.prepare_model(job.recipe, stages.load_model(job.recipe, job.model_path, job.machine))
     if job.recipe.pissa_init and is_main() and not (job.folder / PISSA_START).exists():
         # PiSSA takes the adapter's start out of the base weights; without that start no plain adapter can be made.

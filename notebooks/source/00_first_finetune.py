@@ -101,7 +101,7 @@ set_seed(seed)
 dtype = "auto"
 print(device.describe(), device.versions(), sep="\n")
 dtype = device.describe().dtype
-device.fit_loss_tiles(device.describe())  # on a CPU: the same loss, computed in pieces that fit its cache
+device.fit_output_layer(device.describe())  # on a CPU: the same numbers, in pieces that fit its cache
 
 # %% [markdown] id="mirror-why"
 # ## Get the model

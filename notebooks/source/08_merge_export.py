@@ -105,7 +105,7 @@ set_seed(seed)
 # %% id="load"
 dtype = "auto"
 dtype = device.describe().dtype
-device.fit_loss_tiles(device.describe())  # on a CPU: the same loss, computed in pieces that fit its cache
+device.fit_output_layer(device.describe())  # on a CPU: the same numbers, in pieces that fit its cache
 on_gpu = torch.cuda.is_available()
 device_map = "cuda" if on_gpu else "cpu"
 model_path = models.fetch(model_name)

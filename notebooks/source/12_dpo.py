@@ -136,7 +136,7 @@ train_dataset = train_pairs.map(to_pair, remove_columns=train_pairs.column_names
 # %% id="load"
 dtype = "auto"
 dtype = device.describe().dtype
-device.fit_loss_tiles(device.describe())  # on a CPU: the same loss, computed in pieces that fit its cache
+device.fit_output_layer(device.describe())  # on a CPU: the same numbers, in pieces that fit its cache
 on_gpu = torch.cuda.is_available()
 where = "cuda" if on_gpu else "cpu"
 attention = "sdpa" if on_gpu else "eager"  # on a CPU the plain products are faster while rows are short

@@ -34,9 +34,10 @@ def test_this_machine_can_be_described():
 def test_small_loss_tiles_change_no_number(monkeypatch):
     monkeypatch.setattr(trl_utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", 32768)
     monkeypatch.setattr(trl_utils, "_use_triton", lambda device: False)
+    monkeypatch.setattr(torch.nn.Linear, "forward", torch.nn.Linear.forward)
     large = loss_and_gradient()
-    assert device.fit_loss_tiles(machine("cuda", "bfloat16")) == 32768
-    assert device.fit_loss_tiles(machine("cpu", "bfloat16")) == 2048
+    assert device.fit_output_layer(machine("cuda", "bfloat16")) == 32768
+    assert device.fit_output_layer(machine("cpu", "bfloat16")) == 2048
     for before, after in zip(large, loss_and_gradient(), strict=True):
         torch.testing.assert_close(before, after, rtol=0, atol=1e-5)
 
@@ -53,6 +54,21 @@ def loss_and_gradient() -> tuple[torch.Tensor, torch.Tensor]:
     loss = model(input_ids=ids, labels=labels, fused_lm_head=True).loss
     loss.backward()
     return loss.detach(), model.model.embed_tokens.weight.grad
+
+
+def test_the_last_position_of_many_rows_is_multiplied_without_copying_the_weight(monkeypatch):
+    monkeypatch.setattr(torch.nn.Linear, "forward", torch.nn.Linear.forward)
+    layer = torch.nn.Linear(32, 100, bias=False, dtype=torch.bfloat16)
+    last = torch.randn(8, 5, 32, dtype=torch.bfloat16)[:, -1:]
+    found = {}
+    for fitted in (False, True):
+        if fitted:
+            device.fold_rows(machine("cpu", "bfloat16"))
+        with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            found[fitted] = layer(last)
+        names = {event.key for event in profile.key_averages()}
+    assert "aten::bmm" not in names, "torch still multiplies row by row"
+    assert torch.allclose(found[False].float(), found[True].float(), atol=1e-2)
 
 
 def test_a_4_bit_model_that_has_answered_still_passes_gradients_back(tiny_model_dir):

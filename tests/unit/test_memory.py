@@ -100,7 +100,7 @@ def test_predicted_is_measured(method, checkpointing, tiny_tokenizer, tmp_path):
     keys = KEYS | needs.METHODS[method] | {"model_name_or_path": str(tmp_path / "model"), "max_steps": 2}
     run = recipe.load(keys | {"gradient_checkpointing": checkpointing, "save_strategy": "no"})
     machine = device.describe()
-    device.fit_loss_tiles(machine)
+    device.fit_output_layer(machine)
     rows = torch.randint(0, 8192, (4, 96)).tolist()
     args, _ = stages.training_args(run, tmp_path, machine)
     model = stages.prepare_model(run, stages.load_model(run, str(tmp_path / "model"), machine))

@@ -11,7 +11,7 @@ from lessons import definitions
 
 @pytest.fixture(scope="module")
 def levels() -> torch.Tensor:
-    (normal_quantile,) = definitions("../drafts/04_qlora", "normal_quantile", math=math, torch=torch)
+    (normal_quantile,) = definitions("04_qlora", "normal_quantile", math=math, torch=torch)
     edge = 0.9677083
     above = normal_quantile(torch.linspace(edge, 0.5, 9, dtype=torch.float64)[:-1])
     below = -normal_quantile(torch.linspace(edge, 0.5, 8, dtype=torch.float64)[:-1])
@@ -25,7 +25,7 @@ def test_the_levels_are_the_librarys(levels):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_every_block_has_the_librarys_codes(levels, dtype):
-    quantize, dequantize = definitions("../drafts/04_qlora", "quantize", "dequantize", torch=torch)
+    quantize, dequantize = definitions("04_qlora", "quantize", "dequantize", torch=torch)
     torch.manual_seed(0)
     weight = (torch.randn(96, 128) * 0.05).to(dtype)
     codes, scales = quantize(weight, levels)

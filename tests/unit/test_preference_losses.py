@@ -187,7 +187,7 @@ def test_orpo_and_simpo(build, tmp_path, method):
 
 def test_grpo(tiny_model_dir, tmp_path):
     group_advantages, grpo_loss, token_log_probabilities = lessons.definitions(
-        "../drafts/11_ppo_grpo",
+        "11_ppo_grpo",
         "group_advantages",
         "grpo_loss",
         "token_log_probabilities",

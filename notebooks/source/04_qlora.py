@@ -60,6 +60,7 @@ import matplotlib.pyplot as plt
 import torch
 from accelerate.state import AcceleratorState
 from bitsandbytes import functional as bnb
+from bitsandbytes.nn import Linear4bit
 from datasets import Dataset, load_dataset
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
@@ -89,13 +90,13 @@ per_device_train_batch_size = 8  # examples per step
 seed = 0
 
 # %% id="profile"
-profiles = {  # model, optimizer steps, questions, (rows, tokens) whose memory is measured, sentences for perplexity
-    "smoke": ("smollm2-135m", 1, 2, [(1, 64)], 4),
-    "cpu": ("smollm2-135m", 60, 100, [(1, 128), (4, 128)], 60),
-    "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 90, 100, [(1, 512), (4, 512)], 60),
-    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 60, 100, [(1, 512), (4, 512)], 60),
+profiles = {  # model, steps, orders asked, tokens of an answer, (rows, tokens) whose memory is measured, sentences
+    "smoke": ("smollm2-135m", 1, 2, 4, [(1, 64)], 4),
+    "cpu": ("smollm2-135m", 60, 100, 48, [(1, 128), (4, 128)], 60),
+    "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 90, 100, 48, [(1, 512), (4, 512)], 60),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 60, 100, 48, [(1, 512), (4, 512)], 60),
 }
-default_model, default_steps, question_count, measured_sizes, sentence_count = profiles[PROFILE]
+default_model, default_steps, question_count, answer_tokens, measured_sizes, sentence_count = profiles[PROFILE]
 model_name = model_name or default_model
 max_steps = max_steps or default_steps
 set_seed(seed)
@@ -103,7 +104,7 @@ set_seed(seed)
 # %% id="load"
 dtype = "auto"
 dtype = device.describe().dtype
-device.fit_loss_tiles(device.describe())  # on a CPU: the same loss, computed in pieces that fit its cache
+device.fit_output_layer(device.describe())  # on a CPU: the same numbers, in pieces that fit its cache
 on_gpu = torch.cuda.is_available()
 where = "cuda" if on_gpu else "cpu"
 attention = "sdpa" if on_gpu else "eager"  # on a CPU the plain products are faster while rows are short
@@ -291,6 +292,7 @@ quantization_config = BitsAndBytesConfig(
     bnb_4bit_compute_dtype=dtype,
 )
 quantized = load(quantization_config=quantization_config)
+device.keep_gradients(quantized)  # why: the second trap below
 print(quantized.model.layers[0].mlp.up_proj)
 nf4_perplexity = surprise(quantized)
 print(f"perplexity {quality['16 bits']:.1f} -> {nf4_perplexity:.1f}")
@@ -501,7 +503,7 @@ def exact_share(model, rows=asked):
     """Answer greedily, all in one batch, so that weights are unpacked once a token; return the share exactly right."""
     texts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False) for p in rows["prompt"]]
     batch = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
-    output = model.eval().generate(**batch.to(model.device), max_new_tokens=48, do_sample=False)
+    output = model.eval().generate(**batch.to(model.device), max_new_tokens=answer_tokens, do_sample=False)
     replies = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
     return sum(reply.strip() == wanted for reply, wanted in zip(replies, rows["output"], strict=True)) / len(rows)
 
@@ -587,6 +589,33 @@ bars = ax.barh(list(merged), list(merged.values()), color=["grey", "#1b9e77", "#
 ax.bar_label(bars, labels=[f"{share:.0%}" for share in merged.values()], padding=3)
 ax.set(xlabel=f"exactly right, of {len(few)} orders", xlim=(0, 1.1))
 plt.show()
+
+# %% [markdown] id="trap-why"
+# ### A trap that gives no error: answer, then train
+# On a CPU with bfloat16 instructions a 4-bit layer repacks its weights the first time it answers. The packed form
+# multiplies without a backward pass, so that a model which is scored and *then* trained loses the gradient of every layer
+# below. The loss still falls, only less: the first version of this lesson fell for it. `device.keep_gradients` above
+# forbids the repacking.
+
+# %% [markdown] id="trap-why" lang="zh" of="56066bb6"
+# ### 一个不报错的陷阱：先回答，再训练
+# 在有 bfloat16 指令的 CPU 上，4 位的层第一次回答时会把权重重新打包。打包后的形式相乘时没有反向传播，所以先打分、*再*训练的模型会丢掉下面每一层的梯度。损失照样下降，只是降得少：本课的第一版就中了招。上面的 `device.keep_gradients` 禁止了重新打包。
+
+# %% id="trap"
+layer = Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16).to(where)
+x = torch.randn(4, 64, dtype=torch.bfloat16, device=where, requires_grad=True)
+
+
+def gradient():
+    x.grad = None
+    layer.train()(x).sum().backward()
+    return "lost" if x.grad is None else f"{x.grad.norm():.1f}"
+
+
+print("gradient before the layer has answered:", gradient())
+with torch.no_grad():
+    layer.eval()(x.detach())
+print("gradient after it has answered once:", gradient())
 
 # %% [markdown] id="kbit-why"
 # ### One more call you will meet
