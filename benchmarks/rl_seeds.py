@@ -25,7 +25,7 @@ TRAINING = {"ppo": ("ppo-train",), "grpo": ("train", "grpo-train")}
 
 def run(method: str, seed: int, profile: str) -> dict[str, Any]:
     """Run the lesson's cells up to one method's answers; return its variables."""
-    lesson = jupytext.read(ROOT / "notebooks" / "drafts" / "11_ppo_grpo.py", fmt="py:percent")
+    lesson = jupytext.read(ROOT / "notebooks" / "source" / "11_ppo_grpo.py", fmt="py:percent")
     variables: dict[str, Any] = {}
     for cell in lesson.cells:
         if cell.cell_type == "code" and cell.metadata.get("id") in CELLS + TRAINING[method]:

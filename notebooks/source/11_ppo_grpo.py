@@ -79,13 +79,14 @@ ppo_learning_rate = 1e-3  # it sees each question once, so that its steps have t
 seed = 0
 
 # %% id="profile"
-profiles = {  # model, batches of PPO, GRPO, RLOO and the hack, completions per batch, held-out questions
-    "smoke": ("smollm2-135m", 1, 1, 1, 1, 8, 4),
-    "cpu": ("smollm2-135m", 14, 16, 6, 6, 16, 40),
-    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 20, 20, 20, 12, 32, 40),
-    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 20, 20, 20, 12, 32, 40),
+profiles = {  # model, batches of PPO, GRPO, RLOO and the hack, completions per batch, held-out questions, tokens each
+    "smoke": ("smollm2-135m", 1, 1, 1, 1, 8, 4, 6),
+    "cpu": ("smollm2-135m", 22, 16, 6, 6, 16, 40, 40),
+    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 20, 20, 20, 12, 32, 40, 40),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 20, 20, 20, 12, 32, 40, 40),
 }
-default_model, ppo_batches, grpo_batches, rloo_batches, hack_batches, batch_size, question_count = profiles[PROFILE]
+default_model, ppo_batches, grpo_batches, rloo_batches, hack_batches, batch_size, *questions = profiles[PROFILE]
+question_count, answer_tokens = questions
 model_name = model_name or default_model
 max_completion_length = 8 if PROFILE == "smoke" else max_completion_length
 set_seed(seed)
@@ -169,7 +170,9 @@ def answers(model):
     """Answer the held-out questions greedily, in one batch."""
     texts = tokenizer.apply_chat_template(list(held_out["prompt"]), add_generation_prompt=True, tokenize=False)
     batch = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
-    output = model.eval().generate(**batch.to(model.device), max_new_tokens=40, do_sample=False, use_cache=True)
+    output = model.eval().generate(
+        **batch.to(model.device), max_new_tokens=answer_tokens, do_sample=False, use_cache=True
+    )
     return tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 

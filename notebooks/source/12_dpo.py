@@ -80,13 +80,13 @@ per_device_train_batch_size = 4  # pairs per step
 seed = 0
 
 # %% id="profile"
-profiles = {  # model, training rows, optimizer steps, steps of a side experiment, held-out and general questions
-    "smoke": ("smollm2-135m", "train[:10%]", 2, 1, 4, 12),
-    "cpu": ("smollm2-135m", "train", 18, 8, 63, 200),
-    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", "train", 40, 20, 63, 200),
-    "a24g": ("Qwen/Qwen2.5-7B-Instruct", "train", 40, 20, 63, 200),
+profiles = {  # model, training rows, steps, steps of a side experiment, held-out questions, tokens of an answer, general
+    "smoke": ("smollm2-135m", "train[:10%]", 2, 1, 4, 6, 12),
+    "cpu": ("smollm2-135m", "train", 18, 8, 63, 48, 200),
+    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", "train", 40, 20, 63, 48, 200),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", "train", 40, 20, 63, 48, 200),
 }
-default_model, train_split, default_steps, side_steps, question_count, general_count = profiles[PROFILE]
+default_model, train_split, default_steps, side_steps, question_count, answer_tokens, general_count = profiles[PROFILE]
 model_name = model_name or default_model
 max_steps = max_steps or default_steps
 set_seed(seed)
@@ -151,7 +151,7 @@ def answers(model, rows=held_out):
     asked = [turn("user", row["instruction"]) for row in rows]
     texts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in asked]
     batch = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
-    output = model.eval().generate(**batch.to(model.device), max_new_tokens=48, do_sample=False)
+    output = model.eval().generate(**batch.to(model.device), max_new_tokens=answer_tokens, do_sample=False)
     return tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
