@@ -10,11 +10,11 @@
 # | NF4 by hand | share of blocks with the library's codes |
 # | quality against bits | perplexity at 2, 3, 4, 8 and 16 bits |
 # | memory, predicted and measured | error of the prediction |
-# | QLoRA beside LoRA | exact answers, bytes, seconds |
+# | QLoRA beside LoRA | fields right, bytes, seconds |
 #
 # **Cost:** about 6 minutes and 4 GB on two CPU cores, 5 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="5d86e6e6"
+# %% [markdown] id="title" lang="zh" of="f69652a1"
 # # 04 · QLoRA：同样的事，每个权重只用四位
 #
 # LoRA 只训练百分之一的权重，但全部权重都得放在内存里。QLoRA 把冻结的权重各存成四位。在这里，你亲手做出这种数字格式，证明它与库的相等，看它损失多少质量，在加载任何东西之前预测训练要多少内存，再用分配器核对预测，最后用它训练。
@@ -24,7 +24,7 @@
 # | 手写的 NF4 | 与库编码相同的块所占比例 |
 # | 质量与位数 | 2、3、4、8、16 位时的困惑度 |
 # | 预测的与实测的内存 | 预测误差 |
-# | QLoRA 与 LoRA 并排 | 完全正确的回答、字节、秒 |
+# | QLoRA 与 LoRA 并排 | 正确字段的比例、字节、秒 |
 #
 # **代价：** 两个 CPU 核心上约 6 分钟、4 GB 内存，T4 上约 5 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
 
@@ -52,6 +52,7 @@ while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
 # %% id="imports"
 import dataclasses
 import itertools
+import json
 import logging
 import math
 import time
@@ -86,13 +87,13 @@ bnb_4bit_use_double_quant = True  # quantize the scales too
 r = 16  # rank of the adapter
 learning_rate = 2e-3
 max_steps = 0  # optimizer steps; 0: the profile's own
-per_device_train_batch_size = 8  # examples per step
+per_device_train_batch_size = 4  # examples per step
 seed = 0
 
 # %% id="profile"
 profiles = {  # model, steps, orders asked, tokens of an answer, (rows, tokens) whose memory is measured, sentences
     "smoke": ("smollm2-135m", 1, 2, 4, [(1, 64)], 4),
-    "cpu": ("smollm2-135m", 60, 100, 48, [(1, 128), (4, 128)], 60),
+    "cpu": ("smollm2-135m", 80, 100, 48, [(1, 128), (4, 128)], 60),
     "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 90, 100, 48, [(1, 512), (4, 512)], 60),
     "a24g": ("Qwen/Qwen2.5-7B-Instruct", 60, 100, 48, [(1, 512), (4, 512)], 60),
 }
@@ -480,12 +481,13 @@ plt.show()
 
 # %% [markdown] id="train-why"
 # ## LoRA and QLoRA on the same task
-# Orders to JSON, as in lesson 03, scored on a hundred orders that are never trained on. The same rows, steps and seed; the
-# only difference is how the frozen weights are stored. **Predict before you run:** which loses points, which seconds?
+# Orders to JSON, as in lesson 03, scored on a hundred orders that are never trained on: the share of fields that are right.
+# Whole orders would be a coarser ruler, on which two equal models differ by several points. The same rows, steps and
+# seed; the only difference is how the frozen weights are stored. **Predict before you run:** which loses points, which seconds?
 
-# %% [markdown] id="train-why" lang="zh" of="4edda5d4"
+# %% [markdown] id="train-why" lang="zh" of="b0084978"
 # ## 同一任务上的 LoRA 与 QLoRA
-# 和第 03 课一样，把订单变成 JSON，用一百个从未训练过的订单打分。行、步数和种子都相同；唯一的区别是冻结的权重怎样存放。**运行之前先预测：** 谁丢分，谁费时？
+# 和第 03 课一样，把订单变成 JSON，用一百个从未训练过的订单打分：正确字段的比例。整单是更粗的尺子，两个同样好的模型在上面也会差几个百分点。行、步数和种子都相同；唯一的区别是冻结的权重怎样存放。**运行之前先预测：** 谁丢分，谁费时？
 
 
 # %% id="task"
@@ -499,13 +501,31 @@ order_dataset = orders.select(range(600)).select_columns(["prompt", "completion"
 asked = orders.select(range(600, 600 + question_count))  # never trained on
 
 
-def exact_share(model, rows=asked):
-    """Answer greedily, all in one batch, so that weights are unpacked once a token; return the share exactly right."""
+def fields_right(reply, wanted):
+    """Return the share of an order's fields that a reply has right; 0 for what is no JSON object."""
+    try:
+        given, wanted = json.loads(reply), json.loads(wanted)
+    except ValueError:
+        return 0.0
+    if not isinstance(given, dict):
+        return 0.0
+    items = given.get("items") if isinstance(given.get("items"), list) else []
+    pairs = [(given.get(name), wanted[name]) for name in ("name", "time")]
+    pairs += [(items[i] if i < len(items) else "missing", item) for i, item in enumerate(wanted["items"])]
+    return sum(found == right for found, right in pairs) / len(pairs)
+
+
+def order_scores(model, rows=asked):
+    """Answer greedily, all in one batch, so that weights are unpacked once a token; return each order's score."""
     texts = [tokenizer.apply_chat_template(p, add_generation_prompt=True, tokenize=False) for p in rows["prompt"]]
     batch = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
     output = model.eval().generate(**batch.to(model.device), max_new_tokens=answer_tokens, do_sample=False)
     replies = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return sum(reply.strip() == wanted for reply, wanted in zip(replies, rows["output"], strict=True)) / len(rows)
+    return [fields_right(reply, wanted) for reply, wanted in zip(replies, rows["output"], strict=True)]
+
+
+def mean(scores):
+    return sum(scores) / len(scores)
 
 
 # %% id="train"
@@ -518,14 +538,15 @@ for method in ("LoRA", "QLoRA"):
     started = time.perf_counter()
     trainer.train()
     seconds[method] = time.perf_counter() - started
-    scores[method] = exact_share(tuned[method])
-lora_score, qlora_score = scores["LoRA"], scores["QLoRA"]
+    scores[method] = order_scores(tuned[method])
+lora_score, qlora_score = mean(scores["LoRA"]), mean(scores["QLoRA"])
 
 # %% id="compare"
-for method in scores:
-    bits_per_weight = found if method == "QLoRA" else 16
+bits_per_weight = {"LoRA": 16, "QLoRA": found}
+for method, each in scores.items():
     print(
-        f"{method:<6} exact {scores[method]:.0%}, {seconds[method]:.0f} s, {bits_per_weight:.1f} bits per frozen weight"
+        f"{method:<6} {mean(each):.0%} of fields, {each.count(1) / len(each):.0%} of orders exact, "
+        f"{seconds[method]:.0f} s, {bits_per_weight[method]:.1f} bits per frozen weight"
     )
 
 # %% [markdown] id="compare-read"
@@ -576,18 +597,18 @@ for name in ("adamw_torch", "adamw_8bit", "paged_adamw_8bit"):
 # %% id="break"
 tuned["QLoRA"].save_pretrained("runs/04_qlora/adapter")
 few = asked.select(range(min(50, len(asked))))
-merged = {"adapter kept": exact_share(tuned["QLoRA"], few)}
+merged = {"adapter kept": mean(order_scores(tuned["QLoRA"], few))}
 onto = PeftModel.from_pretrained(load(), "runs/04_qlora/adapter", autocast_adapter_dtype=on_gpu)
-merged["merged, 16 bits"] = exact_share(onto.merge_and_unload(), few)
+merged["merged, 16 bits"] = mean(order_scores(onto.merge_and_unload(), few))
 four_bits = tuned["QLoRA"].merge_and_unload()
-merged["merged, 4 bits"] = exact_share(four_bits, few)
+merged["merged, 4 bits"] = mean(order_scores(four_bits, few))
 print(merged)
 
 # %% id="break-plot"
 fig, ax = plt.subplots(figsize=(6, 2.4), layout="constrained")
 bars = ax.barh(list(merged), list(merged.values()), color=["grey", "#1b9e77", "#d95f02"])
 ax.bar_label(bars, labels=[f"{share:.0%}" for share in merged.values()], padding=3)
-ax.set(xlabel=f"exactly right, of {len(few)} orders", xlim=(0, 1.1))
+ax.set(xlabel=f"fields right, of {len(few)} orders", xlim=(0, 1.1))
 plt.show()
 
 # %% [markdown] id="trap-why"
