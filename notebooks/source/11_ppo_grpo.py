@@ -81,7 +81,7 @@ seed = 0
 # %% id="profile"
 profiles = {  # model, batches of PPO, GRPO, RLOO and the hack, completions per batch, held-out questions, tokens each
     "smoke": ("smollm2-135m", 1, 1, 1, 1, 8, 4, 6),
-    "cpu": ("smollm2-135m", 22, 16, 6, 6, 16, 40, 40),
+    "cpu": ("smollm2-135m", 18, 16, 6, 6, 16, 40, 40),
     "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 20, 20, 20, 12, 32, 40, 40),
     "a24g": ("Qwen/Qwen2.5-7B-Instruct", 20, 20, 20, 12, 32, 40, 40),
 }
@@ -419,7 +419,7 @@ def curve(log, names):
     return [row[name] for row in log if "reward" in row for name in names if name in row]
 
 
-fig, axes = plt.subplots(2, 3, figsize=(10, 5), layout="constrained")
+fig, axes = plt.subplots(2, 3, figsize=(7.5, 4), layout="constrained")
 for ax, (title, names) in zip(axes.flat, pictures.items(), strict=True):
     for method, log in logs.items():
         ax.plot(curve(log, names), label=method)
