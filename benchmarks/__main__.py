@@ -8,7 +8,7 @@ import importlib
 import json
 from pathlib import Path
 
-NAMES = ("limit", "start", "levers", "train", "extraction", "memory")
+NAMES = ("limit", "start", "levers", "train", "generate", "extraction", "memory")
 
 
 def main() -> None:

@@ -123,7 +123,14 @@ class Recipe(BaseModel):
     training: dict[str, Any] = key({}, "fields of transformers.TrainingArguments", "TrainingArguments")
 
     # chat and export
-    infer_backend: Literal["huggingface", "hf"] = key("huggingface", "who generates", "model.generate")
+    infer_backend: Literal[
+        "huggingface", "hf", "auto", "static", "loop", "int8", "int4", "llama.cpp", "llama.cpp-q4"
+    ] = key(
+        "huggingface",
+        "chat: who generates; auto: the fastest here whose answers stay near those of the weights as they are; "
+        "int8, int4, llama.cpp and llama.cpp-q4 round the weights",
+        "model.generate",
+    )
     infer_dtype: Literal["auto", "float16", "bfloat16", "float32"] = key(
         "auto", "number format for chat", "from_pretrained(dtype=)"
     )
@@ -160,6 +167,8 @@ class Recipe(BaseModel):
             raise ValueError("`train_on_prompt` and `mask_history` contradict each other")
         if self.quantization_bit and self.finetuning_type != "lora":
             raise ValueError("`quantization_bit` freezes the base: it needs `finetuning_type: lora`")
+        if self.quantization_bit and self.infer_backend not in ("huggingface", "hf"):
+            raise ValueError("`infer_backend` other than huggingface rounds weights itself: drop `quantization_bit`")
         if self.val_size and self.eval_dataset:
             raise ValueError("`val_size` and `eval_dataset` both name the validation rows: keep one")
         if self.pissa_init and self.use_dora:
