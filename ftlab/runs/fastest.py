@@ -80,9 +80,9 @@ def compare(
 
 
 def suited(model: PreTrainedModel) -> list[str]:
-    """Return the engines worth a measurement: a cache of fixed size pays on a GPU only, where it is compiled."""
-    on_cpu = model.device.type == "cpu"
-    return [name for name, kind in engines.KINDS.items() if not (name == "static" if on_cpu else kind.bits)]
+    """Return the engines worth a measurement: a fixed cache pays where it is compiled, fewer bits where they are read."""
+    on_gpu = model.device.type != "cpu"
+    return [name for name, kind in engines.KINDS.items() if not (kind.weights if on_gpu else name == "static")]
 
 
 def measured(
@@ -115,12 +115,12 @@ def log_probabilities(loop: Loop, prompt: torch.Tensor, answer: torch.Tensor) ->
     """Return the log probabilities (new tokens, vocabulary) that an engine gives along an answer (1, new tokens)."""
     step = loop.begin()
     rows = [step(prompt), *(step(token) for token in answer[:, :-1].split(1, dim=1))]
-    return torch.cat(rows).float().log_softmax(-1)
+    return torch.cat(rows).float().log_softmax(-1).cpu()
 
 
 def rate(engine: PreTrainedModel | Loop, prompt: torch.Tensor, fields: dict[str, object]) -> float:
     """Return the tokens per second after the first one, the best of REPEATS."""
-    found = []
+    prompt, found = prompt.to(engine.device), []
     for _ in range(REPEATS):
         clock = Clock()
         engine.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), streamer=clock, **fields)
