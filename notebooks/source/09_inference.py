@@ -13,10 +13,10 @@
 # | faster engines | tokens per second, side by side |
 # | an OpenAI-compatible server | asked by the real `openai` client, then stopped |
 #
-# **Cost:** about 5 minutes and 4 GB on two CPU cores, 3 minutes on a T4. **Before this:**
+# **Cost:** about 5 minutes and 5 GB on two CPU cores, 3 minutes on a T4. **Before this:**
 # [00 · Your first fine-tune](00_first_finetune.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="b31489bc"
+# %% [markdown] id="title" lang="zh" of="295cd097"
 # # 09 · 推理：从分数到文字，快到能供多人使用
 #
 # 语言模型给出的只是下一个 token 的分数。其余的事：选择、记忆、成批、对外服务，都在它周围完成。在这里，你亲手写出每一样，证明与库的结果相等，并测出它在这台机器上值多少。
@@ -29,7 +29,7 @@
 # | 更快的引擎 | 每秒 token 数，并排比较 |
 # | 兼容 OpenAI 的服务 | 用真正的 `openai` 客户端提问，然后停掉 |
 #
-# **代价：** 两个 CPU 核心上约 5 分钟、4 GB 内存，T4 上约 3 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
+# **代价：** 两个 CPU 核心上约 5 分钟、5 GB 内存，T4 上约 3 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -82,7 +82,7 @@ seed = 0
 
 # %% id="profile"
 profiles = {  # model, new tokens where speed is measured, and where tokens are compared, prompts compared, batch sizes
-    "smoke": ("smollm2-135m", 16, 6, 6, (1, 4, 16)),
+    "smoke": ("smollm2-135m", 12, 6, 6, (1, 4, 16)),
     "cpu": ("smollm2-135m", 64, 12, 100, (1, 2, 4, 8, 16)),
     "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 64, 12, 100, (1, 2, 4, 8, 16)),
     "a24g": ("Qwen/Qwen2.5-7B-Instruct", 64, 12, 100, (1, 2, 4, 8, 16)),
@@ -532,10 +532,11 @@ assert own_ids.equal(int8_ids)
 
 # %% [markdown] id="engines-why"
 # ## All engines, measured
-# `ftlab chat --backend NAME` has engines of both kinds: your `loop`, and your `int8` with it; `int4`, sixteen levels per
-# weight, with a scale and a lowest value for each block of 32; and [llama.cpp](https://github.com/ggml-org/llama.cpp), a
-# program written for this one job in C++, which reads GGUF files (lesson 08) of eight and of four bits. The course does not
-# install it: `pip install 'ftlab[llamacpp]'` compiles for some minutes.
+# `ftlab chat --backend NAME` has engines of both kinds: your `loop`; your `int8` with it; `int4`, sixteen levels per weight,
+# with a scale and a lowest value for each block of 32 (the output layer keeps eight bits: four cost the most there); and
+# [llama.cpp](https://github.com/ggml-org/llama.cpp), a program written for this one job in C++, which reads GGUF files
+# (lesson 08) of eight and of four bits. The course does not install it: `pip install 'ftlab[llamacpp]'` compiles for some
+# minutes.
 #
 # Fewer bits are other weights, so each engine is also compared with the model as it is: how far do its next-token
 # probabilities move, along the same answer? That is the Kullback-Leibler divergence, in nats per token. `--backend auto`
@@ -543,9 +544,9 @@ assert own_ids.equal(int8_ids)
 #
 # **Predict before you run:** four bits read half as much as eight. Is `int4` twice as fast as `int8`?
 
-# %% [markdown] id="engines-why" lang="zh" of="f392010d"
+# %% [markdown] id="engines-why" lang="zh" of="bca2ac77"
 # ## 所有引擎，逐个测
-# `ftlab chat --backend NAME` 有这两类引擎：你写的循环 `loop`，以及配上它的 `int8`；`int4`，每个权重十六个级别，每 32 个一块，各有自己的比例和最低值；还有 [llama.cpp](https://github.com/ggml-org/llama.cpp)，一个专为这件事用 C++ 写的程序，读八位和四位的 GGUF 文件（第 08 课）。课程不安装它：`pip install 'ftlab[llamacpp]'` 要编译几分钟。
+# `ftlab chat --backend NAME` 有这两类引擎：你写的循环 `loop`；配上它的 `int8`；`int4`，每个权重十六个级别，每 32 个一块，各有自己的比例和最低值（输出层仍用八位：四位在那里损失最大）；还有 [llama.cpp](https://github.com/ggml-org/llama.cpp)，一个专为这件事用 C++ 写的程序，读八位和四位的 GGUF 文件（第 08 课）。课程不安装它：`pip install 'ftlab[llamacpp]'` 要编译几分钟。
 #
 # 位数少了就是另一组权重，所以每个引擎还要与原模型比较：沿着同一个回答，它对下一个 token 的概率偏了多少？这就是 Kullback-Leibler 散度，单位是每个 token 多少 nat。`--backend auto` 在限度之内取最快的。
 #
