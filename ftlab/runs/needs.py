@@ -12,6 +12,7 @@ from ftlab.memory import Decoder, Needs, Training
 from ftlab.runs import recipe as recipes
 from ftlab.runs import stages
 from ftlab.runs.keys import Recipe
+from ftlab.runs.trained import trained_weights
 
 GIB = 2**30
 # What stays free of a machine's memory: the system, Python and its libraries; on a card CUDA itself.
@@ -65,16 +66,7 @@ def sizes(name: str) -> Decoder:
 
 def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | None = None) -> Training:
     """Return a recipe as the plain numbers that its memory follows from, for rows of `length` tokens (cutoff_len)."""
-    kind, trained_layers = recipe.finetuning_type, 0
-    whole = kind != "lora"
-    if kind == "lora":
-        targets = () if recipe.lora_target == "all" else tuple(stages.names(recipe.lora_target))
-        trained = decoder.lora_parameters(recipe.lora_rank, targets)
-    elif kind == "freeze":
-        trained_layers = min(abs(recipe.freeze_trainable_layers), decoder.layers)
-        trained = trained_layers * decoder.block_parameters
-    else:
-        trained = decoder.parameters
+    kind, whole = recipe.finetuning_type, recipe.finetuning_type != "lora"
     plain = 4 if stages.weights_dtype(recipe, machine) == "float32" else 2
     # On an accelerator PEFT keeps adapters in float32 beside a 16-bit base.
     trained_bytes = plain if whole or machine.accelerator == "cpu" else 4
@@ -83,8 +75,8 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
     return Training(
         sequences=settings.get("per_device_train_batch_size", 8) * (2 if recipe.objective in PAIRED else 1),
         length=min(length or recipe.cutoff_len, recipe.cutoff_len),
-        trained=trained,
-        trained_layers=trained_layers,
+        trained=trained_weights(recipe, decoder),
+        trained_layers=min(abs(recipe.freeze_trainable_layers), decoder.layers) if kind == "freeze" else 0,
         adapter_rank=recipe.lora_rank if kind == "lora" else 0,
         linear_bytes=quantized,
         other_bytes=plain,

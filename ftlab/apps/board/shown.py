@@ -95,6 +95,7 @@ class View:
         """Show the four figures in a row."""
         words, unknown = self.words, self.words("unknown")
         cells = {name: unknown for name in ("trained_weights", "tokens_per_step", "estimated_time", "predicted_memory")}
+        cells["estimated_time"] = words("no_pace")
         if found.trained is not None and found.weights:
             share = f"{found.trained / found.weights:.2%}"
             cells["trained_weights"] = words(
@@ -102,9 +103,9 @@ class View:
             )
         if found.tokens_per_step is not None:
             cells["tokens_per_step"] = f"{found.tokens_per_step:,.0f}"
-        if found.seconds is not None:
-            minutes = f"{found.seconds / 60:,.1f}"
-            cells["estimated_time"] = words("minutes", minutes=minutes, steps=f"{found.steps:,}")
+        if found.seconds is not None and found.pace:
+            figures = {"minutes": f"{found.seconds / 60:,.1f}", "rate": f"{found.pace.tokens_per_second:,.0f}"}
+            cells["estimated_time"] = words("minutes", steps=f"{found.steps:,}", run=found.pace.run, **figures)
         over = False
         if found.needed_bytes is not None:
             over = found.needed_bytes > found.memory_bytes
