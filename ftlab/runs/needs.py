@@ -1,12 +1,13 @@
 """What a recipe needs in memory, said before anything is loaded; and which knob makes it fit."""
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from transformers import AutoConfig
 
 from ftlab import catalogue, memory, models
-from ftlab.device import CPU_LOSS_TILE, LOSS_TILE, Machine
+from ftlab.device import CPU_LOSS_TILE, LOSS_TILE, Machine, cuda_dtype
 from ftlab.errors import LabError, fail, say
 from ftlab.memory import Decoder, Needs, Training
 from ftlab.runs import recipe as recipes
@@ -141,6 +142,26 @@ def report(recipe: Recipe, machine: Machine) -> str:
         lines.append(say("memory_too_big", peak=gib(own.peak), room=gib(machine.memory_bytes)))
         lines.append(advice(recipe, machine, room))
     return "\n".join(lines)
+
+
+def grid(
+    recipe: Recipe, machine: Machine, batches: Sequence[int], lengths: Sequence[int]
+) -> dict[tuple[str, int, int], Needs]:
+    """Return (method, rows at a time, tokens of a row) -> needs, for every method that the other keys allow."""
+    plain, found = without(recipe, "quantization_bit"), {}
+    for name, keys in METHODS.items():
+        for batch in batches:
+            for length in lengths:
+                turned = changed(plain, keys | {"per_device_train_batch_size": batch, "cutoff_len": length})
+                if turned:
+                    found[name, batch, length] = needs(turned, machine)
+    return found
+
+
+def card(name: str) -> Machine:
+    """Return one of CARDS as the machine it would make; only T4 is older than Ampere."""
+    dtype, reason = cuda_dtype(7 if name.startswith("T4") else 8)
+    return Machine("cuda", name, dtype, 1, CARDS[name] * GIB, reason)
 
 
 def method(recipe: Recipe) -> str:

@@ -267,7 +267,9 @@ def test_the_command_runs_as_it_is_shown(tiny_recipe, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert recipe.load(tmp_path / "run.yaml") == panel.form.recipe()
     values = {"output_dir": f"runs/{name}", "note": "a\nEOF\nb $(touch hacked)"}
-    subprocess.run(["bash", "-c", command(values, True).replace("ftlab train", "true")], cwd=tmp_path, check=True)
+    subprocess.run(
+        ["bash", "-c", command(values, " fresh=true").replace("ftlab train", "true")], cwd=tmp_path, check=True
+    )
     assert not (tmp_path / "hacked").exists() and f"{name}.yaml" in os.listdir(tmp_path)
 
 

@@ -257,7 +257,7 @@ class TrainPanel:
             self.wait()
         if job.error:
             raise job.error
-        print(shown.command(self.form.written(), False))
+        print(shown.command(self.form.written()))
         display(Image(bytes(self.view.plot.value)))
 
     def wait(self) -> None:
