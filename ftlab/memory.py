@@ -27,6 +27,12 @@ FUSED_TILE_BYTES, TORCH_TILE_BYTES = 2, 31
 ADAM_MOMENTS = 2
 # Families whose MLP has two matrices; Llama's and its heirs' have three (gate, up, down).
 TWO_MATRIX_MLP = ("gpt_neox", "bloom", "gpt2", "opt", "phi", "falcon", "gptj")
+# Linear layers under other families' names: what each stands for here, side by side where several are one matrix.
+ALSO_CALLED = {
+    "query_key_value": ("q_proj", "k_proj", "v_proj"), "W_pack": ("q_proj", "k_proj", "v_proj"),
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj"),
+    "dense": ("o_proj",), "dense_h_to_4h": ("up_proj",), "dense_4h_to_h": ("down_proj",),
+}  # fmt: skip
 NAMES = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
     "hidden": ("hidden_size", "n_embd", "d_model"),
@@ -121,13 +127,18 @@ class Decoder:
         """All weights; biases, below one in a thousand, are left out."""
         return self.layers * self.block_parameters + self.embedding_parameters
 
+    def adapted(self, targets: tuple[str, ...] = ()) -> list[tuple[int, int]]:
+        """(inputs, outputs) of a block's linear layers that are named, of all of them when none is."""
+        shapes = self.linear_shapes
+        parts = [[part for part in ALSO_CALLED.get(name, (name,)) if part in shapes] for name in targets or shapes]
+        return [(shapes[part[0]][0], sum(shapes[one][1] for one in part)) for part in parts if part]
+
     def lora_parameters(self, r: int, targets: tuple[str, ...] = ()) -> int:
         """Weights of LoRA matrices of rank `r` on the named linear layers, on all of them when none is named.
 
         Each (inputs, outputs) layer gets r * inputs + outputs * r. Source: Hu et al. 2021, arXiv:2106.09685.
         """
-        chosen = [shape for name, shape in self.linear_shapes.items() if not targets or name in targets]
-        return self.layers * sum(r * (inputs + outputs) for inputs, outputs in chosen)
+        return self.layers * sum(r * (inputs + outputs) for inputs, outputs in self.adapted(targets))
 
 
 @dataclass(frozen=True)

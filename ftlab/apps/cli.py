@@ -64,7 +64,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="may bind an address that other machines reach; NAMEs are host names by which clients call this one",
     )
-    page = add(verbs, "board", open_board, "the panels as one page in the browser: data, train, chat")
+    page = add(
+        verbs,
+        "board",
+        open_board,
+        "the panels as one page in the browser: data, train, evaluate, chat, export, memory, quiz",
+    )
     page.add_argument("recipe", nargs="?", metavar="RECIPE.yaml", help="what the train tab begins with")
     page.add_argument("--port", type=int, default=8866, help="default: %(default)s; AutoDL shows 6006")
     page.add_argument("--host", default="127.0.0.1", help="default: %(default)s")

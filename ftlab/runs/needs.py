@@ -1,17 +1,19 @@
 """What a recipe needs in memory, said before anything is loaded; and which knob makes it fit."""
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from transformers import AutoConfig
 
 from ftlab import catalogue, memory, models
-from ftlab.device import CPU_LOSS_TILE, LOSS_TILE, Machine
+from ftlab.device import CPU_LOSS_TILE, LOSS_TILE, Machine, cuda_dtype
 from ftlab.errors import LabError, fail, say
 from ftlab.memory import Decoder, Needs, Training
 from ftlab.runs import recipe as recipes
 from ftlab.runs import stages
 from ftlab.runs.keys import Recipe
+from ftlab.runs.trained import trained_weights
 
 GIB = 2**30
 # What stays free of a machine's memory: the system, Python and its libraries; on a card CUDA itself.
@@ -65,16 +67,7 @@ def sizes(name: str) -> Decoder:
 
 def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | None = None) -> Training:
     """Return a recipe as the plain numbers that its memory follows from, for rows of `length` tokens (cutoff_len)."""
-    kind, trained_layers = recipe.finetuning_type, 0
-    whole = kind != "lora"
-    if kind == "lora":
-        targets = () if recipe.lora_target == "all" else tuple(stages.names(recipe.lora_target))
-        trained = decoder.lora_parameters(recipe.lora_rank, targets)
-    elif kind == "freeze":
-        trained_layers = min(abs(recipe.freeze_trainable_layers), decoder.layers)
-        trained = trained_layers * decoder.block_parameters
-    else:
-        trained = decoder.parameters
+    kind, whole = recipe.finetuning_type, recipe.finetuning_type != "lora"
     plain = 4 if stages.weights_dtype(recipe, machine) == "float32" else 2
     # On an accelerator PEFT keeps adapters in float32 beside a 16-bit base.
     trained_bytes = plain if whole or machine.accelerator == "cpu" else 4
@@ -83,8 +76,8 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
     return Training(
         sequences=settings.get("per_device_train_batch_size", 8) * (2 if recipe.objective in PAIRED else 1),
         length=min(length or recipe.cutoff_len, recipe.cutoff_len),
-        trained=trained,
-        trained_layers=trained_layers,
+        trained=trained_weights(recipe, decoder),
+        trained_layers=min(abs(recipe.freeze_trainable_layers), decoder.layers) if kind == "freeze" else 0,
         adapter_rank=recipe.lora_rank if kind == "lora" else 0,
         linear_bytes=quantized,
         other_bytes=plain,
@@ -149,6 +142,26 @@ def report(recipe: Recipe, machine: Machine) -> str:
         lines.append(say("memory_too_big", peak=gib(own.peak), room=gib(machine.memory_bytes)))
         lines.append(advice(recipe, machine, room))
     return "\n".join(lines)
+
+
+def grid(
+    recipe: Recipe, machine: Machine, batches: Sequence[int], lengths: Sequence[int]
+) -> dict[tuple[str, int, int], Needs]:
+    """Return (method, rows at a time, tokens of a row) -> needs, for every method that the other keys allow."""
+    plain, found = without(recipe, "quantization_bit"), {}
+    for name, keys in METHODS.items():
+        for batch in batches:
+            for length in lengths:
+                turned = changed(plain, keys | {"per_device_train_batch_size": batch, "cutoff_len": length})
+                if turned:
+                    found[name, batch, length] = needs(turned, machine)
+    return found
+
+
+def card(name: str) -> Machine:
+    """Return one of CARDS as the machine it would make; only T4 is older than Ampere."""
+    dtype, reason = cuda_dtype(7 if name.startswith("T4") else 8)
+    return Machine("cuda", name, dtype, 1, CARDS[name] * GIB, reason)
 
 
 def method(recipe: Recipe) -> str:

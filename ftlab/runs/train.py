@@ -357,7 +357,8 @@ def save_weights(job: Job, trainer: Trainer, folder: Path) -> None:
 def record(job: Job, run_id: str) -> dict[str, Any]:
     """Return what the run's manifest says of it."""
     settings = printable(recipes.decisive(job.recipe))
-    return {"run_id": run_id, "settings": settings, "versions": device.versions()} | job.about
+    about = {"machine": job.machine.name, "versions": device.versions()}
+    return {"run_id": run_id, "settings": settings} | about | job.about
 
 
 def printable(values: dict[str, Any]) -> dict[str, Any]:
