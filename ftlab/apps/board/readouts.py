@@ -16,7 +16,7 @@ from ftlab.data import registry
 from ftlab.data.convert import converted
 from ftlab.data.lengths import token_lengths
 from ftlab.errors import LabError
-from ftlab.runs import needs, stages
+from ftlab.runs import fields, needs
 from ftlab.runs.keys import Recipe
 
 # Rows whose lengths stand for all of them.
@@ -150,10 +150,10 @@ def trained_weights(made: Recipe, shape: Shape) -> int:
         return shape.weights + head
     if made.finetuning_type == "freeze":
         return frozen_rest(made, shape) + head
-    wanted = None if made.lora_target == "all" else stages.names(made.lora_target)
+    wanted = None if made.lora_target == "all" else fields.names(made.lora_target)
     chosen = [one for one in shape.linear if wanted is None or one[2].split(".")[-1] in wanted]
     added = sum(made.lora_rank * (inputs + outputs) + made.use_dora * outputs for inputs, outputs, _ in chosen)
-    whole = stages.names(made.additional_target) if made.additional_target else []
+    whole = fields.names(made.additional_target) if made.additional_target else []
     return added + head + sum(count for name, count in shape.others if any(part in name.split(".") for part in whole))
 
 
@@ -161,9 +161,9 @@ def frozen_rest(made: Recipe, shape: Shape) -> int:
     """Return the weights of the layers that `finetuning_type: freeze` leaves trainable."""
     count = made.freeze_trainable_layers
     layers = shape.layers[-count:] if count > 0 else shape.layers[:-count]
-    parts = None if made.freeze_trainable_modules == "all" else stages.names(made.freeze_trainable_modules)
+    parts = None if made.freeze_trainable_modules == "all" else fields.names(made.freeze_trainable_modules)
     named = [one for layer in layers for one in layer if parts is None or any(p in one[0].split(".") for p in parts)]
-    extra = stages.names(made.freeze_extra_modules) if made.freeze_extra_modules else []
+    extra = fields.names(made.freeze_extra_modules) if made.freeze_extra_modules else []
     named += [one for one in shape.others if any(part in one[0].split(".") for part in extra)]
     return sum(count for _, count in named)
 
