@@ -7,6 +7,9 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
+# PEFT's classes for a linear layer: plain, and in 4 and 8 bits.
+KINDS = ("Linear", "Linear4bit", "Linear8bitLt")
+
 
 class Delta(torch.autograd.Function):
     """result + scale * x A^T B^T, with A and B rounded to the format of `x` for the products.
@@ -44,7 +47,7 @@ def install(model: nn.Module) -> int:
 
     DoRA and its like, dropout, several adapters at once, and adapters switched off or merged go PEFT's own way.
     """
-    layers = [m for m in model.modules() if isinstance(m, LoraLayer) and hasattr(m.get_base_layer(), "in_features")]
+    layers = [m for m in model.modules() if isinstance(m, LoraLayer) and type(m).__name__ in KINDS]
     for layer in layers:
         layer.forward = partial(forward, layer)
     return len(layers)
