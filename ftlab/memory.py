@@ -21,6 +21,8 @@ NF4_DOUBLE_BYTES = 4 / 8 + 1 / 64 + 4 / (64 * 256)  # the scale in one byte, and
 INT8_BYTES = 1.0
 # Rows of a tile of logits in trl's loss (trl/kernels/chunked_logprob.py).
 TOKENS_IN_A_TILE = 4096
+# Rows of whole logits that are held at once where the output layer is frozen (ftlab/logprobs.py), and bytes of each.
+FROZEN_ROWS, FROZEN_BYTES = 128, 10
 # Bytes held of each logit in it: by CUDA's kernel, in place; by the same in torch, seven and a half float32 copies.
 FUSED_TILE_BYTES, TORCH_TILE_BYTES = 2, 31
 # Moments of AdamW per trained weight, in numbers of the weight's own format.
@@ -155,8 +157,10 @@ class Training:
         trained_bytes: of one trained weight, its gradient and each of its two moments.
         autocast: float32 weights are multiplied in two bytes, so that a copy of them is held.
         eager: attention holds its (heads, length, length) table.
+        grouped: keys and values are not repeated for the heads that share them.
         checkpointing: only each block's input is held; the block is computed again on the way back.
-        loss_tile: vocabulary entries whose logits are held at once. tile_bytes: what is held of each logit in it.
+        loss_tile: vocabulary entries whose logits are held at once, for `tile_rows` tokens. tile_bytes: what is held of
+            each logit in it.
         embedding_trained: the embedding gets a gradient too.
         reference_copy: a second, frozen model beside (DPO in full).
         gpus: cards the run is spread over. shard: what each of them holds only a part of, as in ZeRO 1, 2, 3.
@@ -172,8 +176,10 @@ class Training:
     trained_bytes: float = 2
     autocast: bool = False
     eager: bool = False
+    grouped: bool = False
     checkpointing: bool = False
     loss_tile: int = 32768
+    tile_rows: int = TOKENS_IN_A_TILE
     tile_bytes: int = FUSED_TILE_BYTES
     embedding_trained: bool = False
     reference_copy: bool = False
@@ -247,16 +253,19 @@ def block_bytes(decoder: Decoder, training: Training) -> float:
     """Return what autograd keeps of one block.
 
     Of each norm its input in float32 and its result; of attention the queries, the keys and values (repeated for every
-    head), the result, and the table where it is made; of the MLP the gate, its activation, the other half and their
-    product. Under autocast each linear layer keeps a two-byte copy of its input, and trained norms keep theirs.
+    head unless grouped), the result, and the table where it is made; of the MLP the gate, its activation, the other
+    half and their product. Under autocast each linear layer keeps a two-byte copy of its input, trained norms theirs.
     """
     tokens = training.sequences * training.length
     wide = decoder.heads * decoder.head_dim
+    narrow = decoder.kv_heads * decoder.head_dim if training.grouped else wide
     # Bytes per unit of width: two norms, four linear layers' inputs or results beside attention.
     norms = (8 + 8 + 10) if training.autocast else (8 + 4)
     middle = decoder.intermediate * decoder.experts_per_token * 2 * (decoder.mlp_matrices + 1)
     adapters = len(decoder.linear_shapes) * training.adapter_rank * 2
-    return tokens * (norms * decoder.hidden + 8 * wide + middle + adapters) + 6 * table_entries(decoder, training)
+    return tokens * (norms * decoder.hidden + 4 * (wide + narrow) + middle + adapters) + 6 * table_entries(
+        decoder, training
+    )
 
 
 def table_entries(decoder: Decoder, training: Training) -> int:
@@ -270,7 +279,7 @@ def logit_bytes(decoder: Decoder, training: Training, tokens: int) -> float:
     It goes through the vocabulary in tiles. Written in torch, a tile is held about eight times over while its gradient
     is computed; CUDA's own kernel computes it in place.
     """
-    tile = min(tokens, TOKENS_IN_A_TILE) * min(training.loss_tile, decoder.vocabulary)
+    tile = min(tokens, training.tile_rows) * min(training.loss_tile, decoder.vocabulary)
     return tile * training.tile_bytes + tokens * 14 * decoder.hidden
 
 

@@ -19,7 +19,7 @@ from transformers import (
 
 from ftlab import device, evaluate, models, tokens
 from ftlab.evaluate import pad_left
-from ftlab.runs import fastest, stages, templates
+from ftlab.runs import fastest, fields, templates
 from ftlab.runs.engines import Loop
 from ftlab.runs.keys import Recipe
 
@@ -91,7 +91,7 @@ def from_recipe(recipe: Recipe) -> tuple[PreTrainedModel | Loop, PreTrainedToken
     if recipe.infer_dtype != "auto":
         options["dtype"] = recipe.infer_dtype
     if recipe.quantization_bit:
-        settings = stages.quantization_settings(recipe, device.describe())
+        settings = fields.quantization_settings(recipe, device.describe())
         options["quantization_config"] = BitsAndBytesConfig(**settings)
     made = Path(recipe.output_dir or "").expanduser() / "adapter"
     left = made if recipe.output_dir and made.is_dir() else None

@@ -118,6 +118,9 @@ class Recipe(BaseModel):
     early_stopping_steps: int | None = key(
         None, "end after so many evaluations without a better one", "EarlyStoppingCallback", ge=1
     )
+    shortcuts: bool = key(
+        True, "on a CPU: ftlab's faster LoRA, loss and attention, the same numbers; false: the libraries' own"
+    )
     overwrite_output_dir: bool = key(False, "replace another recipe's run in output_dir; this one's own is kept")
     plot_loss: bool = key(True, "write loss.png", "matplotlib")
     training: dict[str, Any] = key({}, "fields of transformers.TrainingArguments", "TrainingArguments")
@@ -211,7 +214,7 @@ SAMPLING = ("temperature", "max_new_tokens")
 OUTSIDE_THE_RUN = (
     "output_dir", "overwrite_output_dir", "do_train", "plot_loss", "infer_backend", "infer_dtype", "do_sample",
     "temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "num_beams", "export_dir", "export_size",
-    "export_device", "export_dtype", "export_gguf", "export_legacy_format", "default_system",
+    "export_device", "export_dtype", "export_gguf", "export_legacy_format", "default_system", "shortcuts",
 )  # fmt: skip
 TRAINING_OUTSIDE_THE_RUN = (
     "resume_from_checkpoint", "report_to", "run_name", "project", "save_total_limit", "disable_tqdm", "log_level",
