@@ -1,4 +1,4 @@
-"""Side-by-side measurements: python -m benchmarks NAME [--json FILE] [--repeats N] [--steps N].
+"""Side-by-side measurements: python -m benchmarks NAME [--json FILE] [--repeats N] [--steps N] [--only PART ...].
 
 Each prints one table and its ratios; what a ratio compares was run in turns on this machine, in this call.
 """
@@ -8,7 +8,7 @@ import importlib
 import json
 from pathlib import Path
 
-NAMES = ("limit", "start", "levers", "train", "extraction", "memory")
+NAMES = ("limit", "start", "levers", "train", "dpo", "grpo", "generate", "extraction", "memory", "course")
 
 
 def main() -> None:
@@ -18,10 +18,12 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--repeats", type=int, default=3, help="times each variant is run, in turns")
     parser.add_argument("--steps", type=int, default=12, help="optimizer steps of one run")
+    parser.add_argument("--only", nargs="+", help="train: of lora, qlora, full; levers: which settings")
     options = parser.parse_args()
-    found = importlib.import_module(f"benchmarks.{options.name}").measure(options.repeats, options.steps)
+    chosen = {"only": options.only} if options.only else {}
+    found = importlib.import_module(f"benchmarks.{options.name}").measure(options.repeats, options.steps, **chosen)
     for name, ratio in found["ratios"].items():
-        print(f"{name:<40} {ratio:.2f}")
+        print(f"{name:<48} {ratio:.3f}")
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
 

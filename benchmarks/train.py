@@ -1,95 +1,102 @@
-"""LoRA on identity_en: the recipe's defaults against trl as it comes, trl with the obvious settings, a plain loop.
+"""Fine-tuning on identity_en: ftlab's recipes against trl as it comes, trl with the obvious settings, a plain loop.
 
-The same rows in the same order, the same steps, rank, optimizer and learning rate.
+The same rows in the same order (checked), the same adapters to begin with, steps, rank, optimizer and learning rate.
 """
 
+import itertools
 import json
-import resource
 import sys
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks import limit, turns
+from benchmarks.sides import Side
 
-VARIANTS = ("ftlab", "trl defaults", "trl best settings", "plain loop")
+VARIANTS = {
+    "lora": ("ftlab", "trl defaults", "trl best settings", "plain loop"),
+    "qlora": ("ftlab", "plain peft"),
+    "full": ("ftlab", "trl defaults"),
+}
+RECIPES = {"lora": "sft_lora", "qlora": "sft_qlora", "full": "sft_full"}
 BATCHES = (4, 8)
-RANK, LEARNING_RATE, SEED = 16, 1e-3, 42
-WARM_UP = 2  # steps that are not timed: the first ones fill caches and pools
-# Multiplications and additions per token of a LoRA step: forward and the gradient of the input, 2 per weight each.
-FLOPS_PER_WEIGHT = 4
+RANK, SEED = 16, 42
+LEARNING_RATE = {"lora": 1e-3, "qlora": 1e-3, "full": 2e-5}
+SUBSTITUTIONS = {"name": "Lumi", "author": "the Ada Lab"}
 LINEAR_WEIGHTS = 30 * sum(n * m for n, m in limit.SHAPES)
+ADAPTER_WEIGHTS = 30 * sum(RANK * (n + m) for n, m in limit.SHAPES)
 HEAD_WEIGHTS = 49152 * 576
 
 
-def measure(repeats: int, steps: int) -> dict:
-    """Print the table of both batch sizes; return figures and ratios of samples per second."""
-    best = limit.matrix_rate(limit.torch.bfloat16, repeats)
-    found = {"matrix_gflops": best, "batches": {}, "ratios": {}}
-    for batch in BATCHES:
-        table = turns.medians(turns.in_turns("benchmarks.train", VARIANTS, repeats, str(batch), str(steps)))
-        print(f"\nbatch {batch}, {steps} steps, {repeats} turns")
-        turns.show(table)
-        found["batches"][batch] = table
-    table = found["batches"][BATCHES[-1]]
-    speed = {variant: row["samples_per_second"] for variant, row in table.items()}
-    found["ratios"] = {
-        "lora_vs_trl_defaults": speed["ftlab"] / speed["trl defaults"],
-        "lora_vs_trl_best_settings": speed["ftlab"] / speed["trl best settings"],
-        "lora_vs_plain_loop": speed["ftlab"] / speed["plain loop"],
-        "lora_share_of_machine_limit": table["ftlab"]["needed_gflops"] / best,
-    }
+def measure(repeats: int, steps: int, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Print one table per method and batch size; return figures and ratios of trained tokens per second.
+
+    Args:
+        only: which of lora, qlora and full to compare; all by default.
+    """
+    found: dict[str, Any] = {"tables": {}, "ratios": {}}
+    for method in only or VARIANTS:
+        best = limit.matrix_rate(limit.torch.bfloat16, repeats)
+        tables = {}
+        for batch in BATCHES:
+            arguments = (method, str(batch), str(steps))
+            tables[batch] = turns.medians(turns.in_turns("benchmarks.train", VARIANTS[method], repeats, *arguments))
+            print(f"\n{method}, batch {batch}, {steps} steps, {repeats} turns")
+            turns.show(tables[batch])
+            turns.same(tables[batch], "samples")
+        found["tables"][method] = tables
+        found["ratios"] |= ratios(method, tables, max(best, limit.matrix_rate(limit.torch.bfloat16, repeats)))
     return found
 
 
-def rows() -> list[dict]:
+def ratios(method: str, tables: dict[int, dict[str, Any]], matrix_gflops: float) -> dict[str, float]:
+    """Return what one method's tables say, both batch sizes together."""
+    mine, others = VARIANTS[method][0], VARIANTS[method][1:]
+    speed = {variant: together(tables, variant, "trained_tokens_per_second") for variant in VARIANTS[method]}
+    found = {}
+    for other in others:
+        name = f"{method}_vs_{other.replace(' ', '_')}" if other != "plain peft" else "qlora_vs_plain"
+        found[name] = speed[mine] / speed[other]
+        pairs = [(table[mine], table[other]) for table in tables.values()]
+        found[f"{name}_loss_difference"] = max(abs(a["final_loss"] / b["final_loss"] - 1) for a, b in pairs)
+        found[f"{name}_peak_memory"] = max(a["peak_gib"] / b["peak_gib"] for a, b in pairs)
+    if method == "lora":
+        found["lora_share_of_machine_limit"] = together(tables, mine, "needed_gflops") / matrix_gflops
+    return found
+
+
+def together(tables: dict[int, dict[str, Any]], variant: str, rate: str) -> float:
+    """Return a rate per second over the timed steps of all batch sizes together."""
+    rows = [table[variant] for table in tables.values()]
+    return sum(row[rate] * row["seconds_per_step"] for row in rows) / sum(row["seconds_per_step"] for row in rows)
+
+
+def rows() -> list[dict[str, Any]]:
     """Return identity_en as prompt and completion."""
     from ftlab.data import registry
 
-    found = registry.load("identity_en", "data", substitutions={"name": "Lumi", "author": "the Ada Lab"})
+    found = registry.load("identity_en", "data", substitutions=SUBSTITUTIONS)
     return [{"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in found]
 
 
-class Clock:
-    """Remember when each step ended."""
-
-    def __init__(self) -> None:
-        self.ends: list[float] = []
-        self.losses: list[float] = []
-
-    def callback(self):
-        """Return a TrainerCallback that feeds this clock."""
-        from transformers import TrainerCallback
-
-        clock = self
-
-        class Ticks(TrainerCallback):
-            def on_step_end(self, *_, **__):
-                clock.ends.append(time.perf_counter())
-
-            def on_log(self, args, state, control, logs=None, **_):
-                if logs and "loss" in logs:
-                    clock.losses.append(float(logs["loss"]))
-
-        return Ticks()
-
-
-def run_ftlab(batch: int, steps: int, clock: Clock, folder: str) -> None:
-    """Train recipes/sft_lora.yaml."""
+def run_ftlab(method: str, batch: int, steps: int, side: Side, folder: str) -> None:
+    """Train the method's recipe."""
     from ftlab.runs import recipe, train
 
-    overrides = {
-        "per_device_train_batch_size": batch, "max_steps": steps, "output_dir": folder, "seed": SEED,
-        "learning_rate": LEARNING_RATE, "lora_rank": RANK, "logging_steps": 1, "save_strategy": "no",
-    }  # fmt: skip
-    loaded = recipe.load("recipes/sft_lora.yaml", [f"{key}={value}" for key, value in overrides.items()])
-    train.train(loaded, callbacks=[clock.callback()])
+    keys = {
+        "dataset": "identity_en", "output_dir": folder, "max_steps": steps, "per_device_train_batch_size": batch,
+        "learning_rate": LEARNING_RATE[method], "warmup_steps": 0, "seed": SEED, "save_strategy": '"no"',
+        "logging_steps": 1, "plot_loss": "false",
+    } | ({} if method == "full" else {"lora_rank": RANK})  # fmt: skip
+    keys |= {f"dataset_substitutions.{name}": value for name, value in SUBSTITUTIONS.items()}
+    loaded = recipe.load(f"recipes/{RECIPES[method]}.yaml", [f"{key}={value}" for key, value in keys.items()])
+    train.train(loaded, callbacks=[side], quiet=True)
 
 
-def run_trl(batch: int, steps: int, clock: Clock, folder: str, best: bool) -> None:
+def run_trl(method: str, batch: int, steps: int, side: Side, folder: str, best: bool) -> None:
     """Train with SFTTrainer; `best` sets what a reader of its manual would set on a CPU."""
     from datasets import Dataset
-    from peft import LoraConfig
     from trl import SFTConfig, SFTTrainer
 
     from ftlab import models
@@ -102,7 +109,7 @@ def run_trl(batch: int, steps: int, clock: Clock, folder: str, best: bool) -> No
         use_cpu=True,
         max_steps=steps,
         per_device_train_batch_size=batch,
-        learning_rate=LEARNING_RATE,
+        learning_rate=LEARNING_RATE[method],
         lr_scheduler_type="cosine",
         logging_steps=1,
         save_strategy="no",
@@ -111,75 +118,112 @@ def run_trl(batch: int, steps: int, clock: Clock, folder: str, best: bool) -> No
         seed=SEED,
         **obvious,
     )
-    lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
-    data = Dataset.from_list(rows())
-    trainer = SFTTrainer(models.fetch("smollm2-135m"), args, train_dataset=data, peft_config=lora)
-    trainer.add_callback(clock.callback())
+    trainer = SFTTrainer(
+        models.fetch("smollm2-135m"),
+        args,
+        train_dataset=Dataset.from_list(rows()),
+        peft_config=lora() if method == "lora" else None,
+        callbacks=[side],
+    )
     trainer.train()
 
 
-def run_loop(batch: int, steps: int, clock: Clock) -> None:
-    """Train with a loop of a dozen lines: padded batches, the model's own loss, AdamW."""
-    import torch
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM, AutoTokenizer, get_cosine_schedule_with_warmup
+def run_loop(method: str, batch: int, steps: int, side: Side) -> None:
+    """Train with a loop of a dozen lines: padded batches, the model's own loss, AdamW.
 
-    from ftlab import evaluate, models, tokens
+    For qlora the model is prepared as PEFT's guide to quantization does it.
+    """
+    import torch
+    from accelerate.data_loader import SeedableRandomSampler
+    from peft import get_peft_model, prepare_model_for_kbit_training
+    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, get_cosine_schedule_with_warmup
+
+    from ftlab import models, tokens
 
     path = models.fetch("smollm2-135m")
     tokenizer = AutoTokenizer.from_pretrained(path)
     encoded = [tokens.encode(tokenizer, row) for row in rows()]
-    torch.manual_seed(SEED)
-    model = AutoModelForCausalLM.from_pretrained(path, dtype="bfloat16")
-    lora = LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(model, lora).train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE, weight_decay=0)
+    if method == "qlora":
+        four_bits = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+        model = AutoModelForCausalLM.from_pretrained(path, quantization_config=four_bits)
+        model = prepare_model_for_kbit_training(model)
+    else:
+        model = AutoModelForCausalLM.from_pretrained(path, dtype="bfloat16")
+    model = get_peft_model(model, lora()).train()
+    side.begin(model)
+    optimizer = torch.optim.AdamW(
+        [weight for weight in model.parameters() if weight.requires_grad], lr=LEARNING_RATE[method], weight_decay=0
+    )
     schedule = get_cosine_schedule_with_warmup(optimizer, 0, steps)
-    order = torch.randperm(len(encoded)).tolist() * steps
-    for step in range(steps):
-        chosen = [encoded[i] for i in order[step * batch : (step + 1) * batch]]
-        ids = evaluate.pad_right([row["input_ids"] for row in chosen], tokenizer.pad_token_id)
-        mask = evaluate.pad_right([[1] * len(row["input_ids"]) for row in chosen], 0)
-        labels = evaluate.pad_right([row["labels"] for row in chosen], tokens.IGNORED)
-        loss = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
+    # The order in which Trainer draws.
+    sampler = SeedableRandomSampler(encoded, data_seed=SEED)
+    loader = torch.utils.data.DataLoader(encoded, batch, sampler=sampler, collate_fn=tokenizer_batch(tokenizer))
+    for inputs in itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), steps):
+        loss = model(**inputs, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        clock.losses.append(loss.item())
-        clock.ends.append(time.perf_counter())
+        side.losses.append(loss.item())
+        side.on_step_end(None, None, None)
 
 
-def main(variant: str, batch: int, steps: int) -> None:
+def lora() -> Any:
+    """Return the adapter that all sides train."""
+    from peft import LoraConfig
+
+    return LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def tokenizer_batch(tokenizer: Any) -> Any:
+    """Return a function that pads encoded rows into tensors of shape (batch, seq_len)."""
+    from ftlab import evaluate, tokens
+
+    def batch(chosen: list[dict[str, list[int]]]) -> dict[str, Any]:
+        ids = [row["input_ids"] for row in chosen]
+        return {
+            "input_ids": evaluate.pad_right(ids, tokenizer.pad_token_id),
+            "attention_mask": evaluate.pad_right([[1] * len(row) for row in ids], 0),
+            "labels": evaluate.pad_right([row["labels"] for row in chosen], tokens.IGNORED),
+        }
+
+    return batch
+
+
+def needed_flops(tokens: float, trained: float, length: float) -> float:
+    """Return the multiplications and additions that a LoRA step needs, whoever computes it.
+
+    Per token, a frozen weight takes 2 forward and 2 for the gradient of its input, a weight of an adapter 2 more for
+    its own; a causal table of `length` columns is half a table, three times over (forward, and two gradients of each
+    of its two products); the head is needed where there is a label.
+    """
+    attention = 30 * 576 * length * 6
+    return (4 * LINEAR_WEIGHTS + 6 * ADAPTER_WEIGHTS + attention) * tokens + 4 * HEAD_WEIGHTS * trained
+
+
+def main(variant: str, method: str, batch: int, steps: int) -> None:
     """Run one variant and print its figures as JSON."""
-    from transformers import AutoTokenizer
-
-    from ftlab import models, tokens
-
-    clock = Clock()
+    side = Side()
     with tempfile.TemporaryDirectory() as folder:
         if variant == "ftlab":
-            run_ftlab(batch, steps, clock, str(Path(folder) / "run"))
-        elif variant == "plain loop":
-            run_loop(batch, steps, clock)
+            run_ftlab(method, batch, steps, side, str(Path(folder) / "run"))
+        elif variant.startswith("plain"):
+            run_loop(method, batch, steps, side)
         else:
-            run_trl(batch, steps, clock, folder, best=variant == "trl best settings")
-    seconds = (clock.ends[-1] - clock.ends[WARM_UP - 1]) / (len(clock.ends) - WARM_UP)
-    tokenizer = AutoTokenizer.from_pretrained(models.fetch("smollm2-135m"))
-    encoded = [tokens.encode(tokenizer, row) for row in rows()]
-    total = sum(len(row["input_ids"]) for row in encoded) / len(encoded)
-    trained = sum(label != tokens.IGNORED for row in encoded for label in row["labels"]) / len(encoded)
-    needed = FLOPS_PER_WEIGHT * (LINEAR_WEIGHTS * total + HEAD_WEIGHTS * trained) * batch
-    figures = {
-        "samples_per_second": batch / seconds,
-        "trained_tokens_per_second": batch * trained / seconds,
-        "needed_gflops": needed / seconds / 1e9,
-        "peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
-        "final_loss": sum(clock.losses[-4:]) / 4,
-    }
+            run_trl(method, batch, steps, side, folder, best=variant == "trl best settings")
+    figures = side.figures()
+    if method == "lora":
+        tokens, trained = figures["tokens_per_second"], figures["trained_tokens_per_second"]
+        length = tokens * figures["seconds_per_step"] / batch
+        figures["needed_gflops"] = needed_flops(tokens, trained, length) / 1e9
     print(json.dumps(figures))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -19,7 +19,7 @@ def in_turns(module: str, variants: Sequence[str], repeats: int, *arguments: str
         # Back and forth, so that a machine that slows down does so for both.
         for variant in variants if turn % 2 == 0 else reversed(variants):
             found[variant].append(once(module, variant, *arguments))
-            print(f"  {variant}, turn {turn + 1}: {found[variant][-1]}", file=sys.stderr)
+            print(f"  {variant}, turn {turn + 1}: {found[variant][-1]}", file=sys.stderr, flush=True)
     return found
 
 
@@ -33,20 +33,41 @@ def once(module: str, *arguments: str) -> dict[str, Any]:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def medians(found: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, float]]:
-    """Return variant -> figure -> median over its turns, and `spread`: (largest - smallest) / median of the first."""
-    table = {}
+def medians(found: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]:
+    """Return variant -> figure -> median over its turns, and `spread`: (largest - smallest) / median of the first.
+
+    A figure that is text must be the same in every turn.
+    """
+    table: dict[str, dict[str, Any]] = {}
     for variant, turns in found.items():
-        table[variant] = {name: statistics.median(turn[name] for turn in turns) for name in turns[0]}
+        table[variant] = {name: middle(variant, [turn[name] for turn in turns]) for name in turns[0]}
         first = next(iter(turns[0]))
         values = [turn[first] for turn in turns]
         table[variant]["spread"] = (max(values) - min(values)) / table[variant][first]
     return table
 
 
-def show(table: dict[str, dict[str, float]]) -> None:
+def middle(variant: str, values: list[Any]) -> Any:
+    """Return the median of numbers, or the one text that all turns gave."""
+    if not isinstance(values[0], str):
+        return statistics.median(values)
+    if len(set(values)) > 1:
+        raise SystemExit(f"{variant}: its turns differ: {', '.join(sorted(set(values)))}")
+    return values[0]
+
+
+def same(table: dict[str, dict[str, Any]], figure: str) -> None:
+    """End the benchmark where a figure that all variants must share is not shared."""
+    found = {variant: row[figure] for variant, row in table.items()}
+    if len(set(found.values())) > 1:
+        raise SystemExit(f"{figure} differ, so that nothing follows: {found}")
+
+
+def show(table: dict[str, dict[str, Any]]) -> None:
     """Print one row per variant."""
     names = list(next(iter(table.values())))
-    print(f"{'':<24}" + "".join(f"{name:>22}" for name in names))
+    widths = {name: max(len(name), 12) + 2 for name in names}
+    print(f"{'':<24}" + "".join(f"{name:>{widths[name]}}" for name in names))
     for variant, row in table.items():
-        print(f"{variant:<24}" + "".join(f"{row[name]:>22.3f}" for name in names))
+        cells = (row[name] if isinstance(row[name], str) else f"{row[name]:.3f}" for name in names)
+        print(f"{variant:<24}" + "".join(f"{cell:>{widths[name]}}" for name, cell in zip(names, cells, strict=True)))

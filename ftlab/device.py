@@ -2,6 +2,7 @@
 
 import os
 import platform
+import types
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
@@ -92,22 +93,33 @@ def training_arguments(machine: Machine) -> dict[str, bool]:
     }
 
 
-def fit_output_layer(machine: Machine) -> int:
+def fit_output_layer(machine: Machine, shortcuts: bool = True) -> int:
     """Make trl and torch compute the output layer as suits this machine; return how many entries a tile of it covers.
 
     trl's trainers never hold the logits of a whole batch; they go through the vocabulary in tiles of 32,768 entries,
     and without Triton they score every position, also those that have no label. Both suit accelerators. On a CPU tiles
-    of 2,048 stay in its cache, and only the labelled positions are scored: the same numbers, a third of the step saved
-    (`python -m benchmarks levers`). trl has no settings for them, hence the private names.
+    of 2,048 stay in its cache, only the labelled positions are scored, and where the output layer is not trained its
+    products are taken once (`logprobs`): the same numbers, a third of the step saved (`python -m benchmarks levers`).
+    trl has no settings for them, hence the private names. Without `shortcuts` it is as trl has it.
     """
+    from trl.kernels import chunked_logprob
     from trl.trainer import utils
 
     fold_rows(machine)
-    if machine.accelerator == "cpu":
-        utils._CHUNKED_LOGPROB_CHUNK_SIZE = CPU_LOSS_TILE
-        # What this name decides in that module is whether positions without a label are left out.
-        utils._use_triton = lambda device: True
+    own = machine.accelerator == "cpu" and shortcuts
+    utils._CHUNKED_LOGPROB_CHUNK_SIZE = CPU_LOSS_TILE if own else LOSS_TILE
+    # What this name decides in that module is whether positions without a label are left out.
+    utils._use_triton = (lambda device: True) if own else chunked_logprob._use_triton
+    utils._ChunkedLogProbFunction = log_prob_function() if own else chunked_logprob.ChunkedLogProbFunction
     return utils._CHUNKED_LOGPROB_CHUNK_SIZE
+
+
+def log_prob_function() -> types.SimpleNamespace:
+    """Return what stands in for trl's autograd function: something with an `apply`."""
+    # Imported here: it needs trl, and describing a machine does not.
+    from ftlab import logprobs
+
+    return types.SimpleNamespace(apply=logprobs.log_probs)
 
 
 def fold_rows(machine: Machine) -> None:

@@ -21,12 +21,20 @@ NF4_DOUBLE_BYTES = 4 / 8 + 1 / 64 + 4 / (64 * 256)  # the scale in one byte, and
 INT8_BYTES = 1.0
 # Rows of a tile of logits in trl's loss (trl/kernels/chunked_logprob.py).
 TOKENS_IN_A_TILE = 4096
+# Rows of whole logits that are held at once where the output layer is frozen (ftlab/logprobs.py), and bytes of each.
+FROZEN_ROWS, FROZEN_BYTES = 128, 10
 # Bytes held of each logit in it: by CUDA's kernel, in place; by the same in torch, seven and a half float32 copies.
 FUSED_TILE_BYTES, TORCH_TILE_BYTES = 2, 31
 # Moments of AdamW per trained weight, in numbers of the weight's own format.
 ADAM_MOMENTS = 2
 # Families whose MLP has two matrices; Llama's and its heirs' have three (gate, up, down).
 TWO_MATRIX_MLP = ("gpt_neox", "bloom", "gpt2", "opt", "phi", "falcon", "gptj")
+# Linear layers under other families' names: what each stands for here, side by side where several are one matrix.
+ALSO_CALLED = {
+    "query_key_value": ("q_proj", "k_proj", "v_proj"), "W_pack": ("q_proj", "k_proj", "v_proj"),
+    "qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj"),
+    "dense": ("o_proj",), "dense_h_to_4h": ("up_proj",), "dense_4h_to_h": ("down_proj",),
+}  # fmt: skip
 NAMES = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
     "hidden": ("hidden_size", "n_embd", "d_model"),
@@ -121,13 +129,18 @@ class Decoder:
         """All weights; biases, below one in a thousand, are left out."""
         return self.layers * self.block_parameters + self.embedding_parameters
 
+    def adapted(self, targets: tuple[str, ...] = ()) -> list[tuple[int, int]]:
+        """(inputs, outputs) of a block's linear layers that are named, of all of them when none is."""
+        shapes = self.linear_shapes
+        parts = [[part for part in ALSO_CALLED.get(name, (name,)) if part in shapes] for name in targets or shapes]
+        return [(shapes[part[0]][0], sum(shapes[one][1] for one in part)) for part in parts if part]
+
     def lora_parameters(self, r: int, targets: tuple[str, ...] = ()) -> int:
         """Weights of LoRA matrices of rank `r` on the named linear layers, on all of them when none is named.
 
         Each (inputs, outputs) layer gets r * inputs + outputs * r. Source: Hu et al. 2021, arXiv:2106.09685.
         """
-        chosen = [shape for name, shape in self.linear_shapes.items() if not targets or name in targets]
-        return self.layers * sum(r * (inputs + outputs) for inputs, outputs in chosen)
+        return self.layers * sum(r * (inputs + outputs) for inputs, outputs in self.adapted(targets))
 
 
 @dataclass(frozen=True)
@@ -144,8 +157,10 @@ class Training:
         trained_bytes: of one trained weight, its gradient and each of its two moments.
         autocast: float32 weights are multiplied in two bytes, so that a copy of them is held.
         eager: attention holds its (heads, length, length) table.
+        grouped: keys and values are not repeated for the heads that share them.
         checkpointing: only each block's input is held; the block is computed again on the way back.
-        loss_tile: vocabulary entries whose logits are held at once. tile_bytes: what is held of each logit in it.
+        loss_tile: vocabulary entries whose logits are held at once, for `tile_rows` tokens. tile_bytes: what is held of
+            each logit in it.
         embedding_trained: the embedding gets a gradient too.
         reference_copy: a second, frozen model beside (DPO in full).
         gpus: cards the run is spread over. shard: what each of them holds only a part of, as in ZeRO 1, 2, 3.
@@ -161,8 +176,10 @@ class Training:
     trained_bytes: float = 2
     autocast: bool = False
     eager: bool = False
+    grouped: bool = False
     checkpointing: bool = False
     loss_tile: int = 32768
+    tile_rows: int = TOKENS_IN_A_TILE
     tile_bytes: int = FUSED_TILE_BYTES
     embedding_trained: bool = False
     reference_copy: bool = False
@@ -236,16 +253,19 @@ def block_bytes(decoder: Decoder, training: Training) -> float:
     """Return what autograd keeps of one block.
 
     Of each norm its input in float32 and its result; of attention the queries, the keys and values (repeated for every
-    head), the result, and the table where it is made; of the MLP the gate, its activation, the other half and their
-    product. Under autocast each linear layer keeps a two-byte copy of its input, and trained norms keep theirs.
+    head unless grouped), the result, and the table where it is made; of the MLP the gate, its activation, the other
+    half and their product. Under autocast each linear layer keeps a two-byte copy of its input, trained norms theirs.
     """
     tokens = training.sequences * training.length
     wide = decoder.heads * decoder.head_dim
+    narrow = decoder.kv_heads * decoder.head_dim if training.grouped else wide
     # Bytes per unit of width: two norms, four linear layers' inputs or results beside attention.
     norms = (8 + 8 + 10) if training.autocast else (8 + 4)
     middle = decoder.intermediate * decoder.experts_per_token * 2 * (decoder.mlp_matrices + 1)
     adapters = len(decoder.linear_shapes) * training.adapter_rank * 2
-    return tokens * (norms * decoder.hidden + 8 * wide + middle + adapters) + 6 * table_entries(decoder, training)
+    return tokens * (norms * decoder.hidden + 4 * (wide + narrow) + middle + adapters) + 6 * table_entries(
+        decoder, training
+    )
 
 
 def table_entries(decoder: Decoder, training: Training) -> int:
@@ -259,7 +279,7 @@ def logit_bytes(decoder: Decoder, training: Training, tokens: int) -> float:
     It goes through the vocabulary in tiles. Written in torch, a tile is held about eight times over while its gradient
     is computed; CUDA's own kernel computes it in place.
     """
-    tile = min(tokens, TOKENS_IN_A_TILE) * min(training.loss_tile, decoder.vocabulary)
+    tile = min(tokens, training.tile_rows) * min(training.loss_tile, decoder.vocabulary)
     return tile * training.tile_bytes + tokens * 14 * decoder.hidden
 
 

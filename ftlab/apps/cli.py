@@ -51,6 +51,8 @@ def parser() -> argparse.ArgumentParser:
     chat.add_argument("model", help="catalogue name, local folder, hub id, or a RECIPE.yaml that names one")
     chat.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
     chat.add_argument("--adapter", help="the adapter folder of a run")
+    backends = ["auto", "huggingface", "static", "loop", "int8", "int4", "llama.cpp", "llama.cpp-q4"]
+    chat.add_argument("--backend", choices=backends, help="who generates; auto measures them (default: huggingface)")
     server = add(verbs, "serve", serve_model, "answer over HTTP as OpenAI's API does; every client needs the token")
     server.add_argument("model", help="catalogue name, local folder or hub id")
     server.add_argument("--adapter", metavar="DIR", help="the adapter folder of a run")
@@ -62,7 +64,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="may bind an address that other machines reach; NAMEs are host names by which clients call this one",
     )
-    page = add(verbs, "board", open_board, "the panels as one page in the browser: data, train, chat")
+    page = add(
+        verbs,
+        "board",
+        open_board,
+        "the panels as one page in the browser: data, train, evaluate, chat, export, memory, quiz",
+    )
     page.add_argument("recipe", nargs="?", metavar="RECIPE.yaml", help="what the train tab begins with")
     page.add_argument("--port", type=int, default=8866, help="default: %(default)s; AutoDL shows 6006")
     page.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
@@ -169,7 +176,7 @@ def chat_with(options: argparse.Namespace) -> None:
     generation: dict[str, Any] = {}
     messages: list[chat.Message] = []
     if options.model.endswith((".yaml", ".yml")):
-        if options.adapter:
+        if options.adapter or options.backend:
             raise fail("chat_model", model=options.model)
         asked = recipe.load(options.model, options.overrides)
         model, tokenizer = chat.from_recipe(asked)
@@ -178,7 +185,7 @@ def chat_with(options: argparse.Namespace) -> None:
     elif options.overrides:
         raise fail("chat_overrides", model=options.model)
     else:
-        model, tokenizer = chat.load(options.model, options.adapter)
+        model, tokenizer = chat.load(options.model, options.adapter, options.backend or "huggingface")
     while question := read_line():
         messages.append({"role": "user", "content": question})
         answer = ""

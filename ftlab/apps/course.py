@@ -8,14 +8,16 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import nbformat
 import psutil
 
 from ftlab import checks
-from ftlab.apps import notebooks
-from ftlab.apps.notebooks import Lesson
 from ftlab.errors import fail
+
+# Lessons import this file for `record` alone; what reads notebooks takes more than a second to import.
+if TYPE_CHECKING:
+    from ftlab.apps.notebooks import Lesson
 
 PROFILES = ("smoke", "cpu", "t4", "a24g")
 # A stuck kernel must not hang the run; no lesson's cell comes near this.
@@ -50,6 +52,8 @@ def run(numbers: list[str], profile: str = "smoke", say: Callable[[str], None] =
     Raises:
         LabError: unknown profile or lesson.
     """
+    from ftlab.apps import notebooks
+
     if profile not in PROFILES:
         raise fail("course_no_profile", profile=profile, profiles=", ".join(PROFILES))
     out = notebooks.root() / "runs" / "course"
@@ -65,9 +69,11 @@ def run(numbers: list[str], profile: str = "smoke", say: Callable[[str], None] =
     return results
 
 
-def run_one(lesson: Lesson, profile: str, out: Path) -> Result:
+def run_one(lesson: "Lesson", profile: str, out: Path) -> Result:
     """Execute one lesson with papermill; its executed copy is kept in `out`."""
     import papermill
+
+    from ftlab.apps import notebooks
 
     outcomes = out / f"{lesson.name}.outcomes.json"
     outcomes.unlink(missing_ok=True)
@@ -126,6 +132,8 @@ def resident_bytes(process: psutil.Process) -> int:
 
 def strip_widgets(path: Path) -> None:
     """Drop widget state from an executed notebook: readers on the web refuse such files."""
+    import nbformat
+
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata.pop("widgets", None)
     nbformat.write(notebook, path)
@@ -152,6 +160,10 @@ def table(results: list[Result]) -> str:
 
 def check(number: str) -> list[checks.Verdict]:
     """Run the exercise cells of the learner's copy of a lesson and return one verdict each."""
+    import nbformat
+
+    from ftlab.apps import notebooks
+
     (lesson,) = notebooks.lessons([number])
     cells = notebooks.code_cells(nbformat.read(lesson.notebook(), as_version=4))
     return [verdict(cell.source) for cell in cells if "exercise" in cell.metadata.get("tags", [])]

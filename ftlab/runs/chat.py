@@ -19,7 +19,8 @@ from transformers import (
 
 from ftlab import device, evaluate, models, tokens
 from ftlab.evaluate import pad_left
-from ftlab.runs import stages, templates
+from ftlab.runs import fastest, fields, templates
+from ftlab.runs.engines import Loop
 from ftlab.runs.keys import Recipe
 
 Message = dict[str, Any]
@@ -65,9 +66,13 @@ def begun(text: str, stop: str) -> int:
 
 
 def load(
-    model_name_or_path: str, adapter: str | Path | None = None, **options: Any
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Return a model, with an adapter on it if one is named, and its tokenizer; `options` go to `from_pretrained`."""
+    model_name_or_path: str, adapter: str | Path | None = None, backend: str = "huggingface", **options: Any
+) -> tuple[PreTrainedModel | Loop, PreTrainedTokenizerBase]:
+    """Return a model, with an adapter on it if one is named, and its tokenizer; `options` go to `from_pretrained`.
+
+    Args:
+        backend: an engine of runs/engines.py, or "auto"; all but "huggingface" merge the adapter.
+    """
     folder = models.adapter(adapter) if adapter else None
     path = models.fetch(model_name_or_path)
     machine = device.describe()
@@ -76,23 +81,25 @@ def load(
     model = AutoModelForCausalLM.from_pretrained(path, **options)
     if folder:
         model = PeftModel.from_pretrained(model, folder)
-    return model.eval(), AutoTokenizer.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    return fastest.pick(model.eval(), tokenizer, backend), tokenizer
 
 
-def from_recipe(recipe: Recipe) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def from_recipe(recipe: Recipe) -> tuple[PreTrainedModel | Loop, PreTrainedTokenizerBase]:
     """Return the model a recipe names, with the adapter it names or its run has left, and the tokenizer."""
     options: dict[str, Any] = {"trust_remote_code": recipe.trust_remote_code}
     if recipe.infer_dtype != "auto":
         options["dtype"] = recipe.infer_dtype
     if recipe.quantization_bit:
-        settings = stages.quantization_settings(recipe, device.describe())
+        settings = fields.quantization_settings(recipe, device.describe())
         options["quantization_config"] = BitsAndBytesConfig(**settings)
     made = Path(recipe.output_dir or "").expanduser() / "adapter"
     left = made if recipe.output_dir and made.is_dir() else None
     model, tokenizer = load(recipe.model_name_or_path, recipe.adapter_name_or_path or left, **options)
     if said := templates.apply(recipe.template, tokenizer):
         print(said)
-    return model, tokenizer
+    backend = "huggingface" if recipe.infer_backend == "hf" else recipe.infer_backend
+    return fastest.pick(model, tokenizer, backend), tokenizer
 
 
 def generation_of(recipe: Recipe) -> dict[str, Any]:
@@ -108,7 +115,7 @@ def adapters(model: PreTrainedModel | PeftModel, on: bool) -> AbstractContextMan
 
 
 def reply(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **generation: Any
+    model: PreTrainedModel | Loop, tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], **generation: Any
 ) -> str:
     """Return the answer to a conversation; takes what `stream` takes."""
     return "".join(stream(model, tokenizer, messages, **generation)).strip()
@@ -138,7 +145,7 @@ def replies(
 
 
 def stream(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Loop,
     tokenizer: PreTrainedTokenizerBase,
     messages: Sequence[Message],
     *,
@@ -176,6 +183,8 @@ def stream(
     try:
         for piece in streamer:
             yield until.push(piece)
+            if until.found:
+                break
         yield until.flush()
     finally:
         left.set()
@@ -185,7 +194,7 @@ def stream(
 
 
 def padded(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
+    model: PreTrainedModel | Loop, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
 ) -> dict[str, torch.Tensor]:
     """Return `input_ids` and `attention_mask` of shape (len(prompts), longest), padded on the left."""
     masks = [[1] * len(prompt) for prompt in prompts]

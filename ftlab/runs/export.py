@@ -275,17 +275,31 @@ def require_equal(what: str, live: Answers, other: Answers, where: Path) -> None
         raise fail("export_changed", where=str(where), exit_code=1, **values)
 
 
+def disk_bytes(weights: int, dtype: torch.dtype, recipe: Recipe) -> int:
+    """Return what an export writes: every weight in its format, again in a GGUF file, and the small files."""
+    per_weight = {None: 0.0, "f16": 2.0, "q8_0": 1.07, "q4_0": 0.57}[recipe.export_gguf]
+    return int(weights * (dtype.itemsize + per_weight)) + SMALL_FILES
+
+
+def memory_bytes(weights: int) -> int:
+    """Return what an export holds at its largest: the merged model and the reloaded one, both in float32."""
+    return 2 * weights * torch.float32.itemsize
+
+
+def free_bytes(target: Path) -> int:
+    """Return what is free on the disk that a folder is, or will be, on."""
+    there = next(folder for folder in (target.absolute(), *target.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
+
+
 def require_space(model: PreTrainedModel, dtype: torch.dtype, recipe: Recipe, target: Path) -> None:
     """Refuse an export that the disk cannot take, before anything is written.
 
     Raises:
         LabError: with the megabytes needed and free.
     """
-    per_weight = {None: 0.0, "f16": 2.0, "q8_0": 1.07, "q4_0": 0.57}[recipe.export_gguf]
-    weights = sum(weight.numel() for weight in model.parameters())
-    needed = weights * (dtype.itemsize + per_weight) + SMALL_FILES
-    there = next(folder for folder in (target.absolute(), *target.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free
+    needed = disk_bytes(sum(weight.numel() for weight in model.parameters()), dtype, recipe)
+    free = free_bytes(target)
     if free < needed:
         values = {"needed": f"{needed / 1e6:.0f}", "free": f"{free / 1e6:.0f}"}
         raise fail("export_space", where=str(target), **values)

@@ -16,9 +16,9 @@ from ftlab.catalogue import hub_id
 from ftlab.data import entries
 from ftlab.errors import LabError, fail
 from ftlab.runs import keys
+from ftlab.runs.fields import names as parts
 from ftlab.runs.keys import Recipe
 from ftlab.runs.recipe import decisive, plain
-from ftlab.runs.stages import names as parts
 
 PREFERENCES = ("dpo", "kto", "orpo", "simpo")
 REWARDED = ("ppo", "grpo")
@@ -118,6 +118,7 @@ FRAMEWORKS = {"swift": SWIFT, "axolotl": AXOLOTL, "alpaca-lora": ALPACA_LORA}
 # ftlab's own; LLaMA-Factory has all the others.
 NOT_IN_LLAMA_FACTORY = {
     "dataset_substitutions", "early_stopping_steps", "export_dtype", "export_gguf", "reward_funcs", "num_generations",
+    "shortcuts",
 }  # fmt: skip
 
 

@@ -118,12 +118,22 @@ class Recipe(BaseModel):
     early_stopping_steps: int | None = key(
         None, "end after so many evaluations without a better one", "EarlyStoppingCallback", ge=1
     )
+    shortcuts: bool = key(
+        True, "on a CPU: ftlab's faster LoRA, loss and attention, the same numbers; false: the libraries' own"
+    )
     overwrite_output_dir: bool = key(False, "replace another recipe's run in output_dir; this one's own is kept")
     plot_loss: bool = key(True, "write loss.png", "matplotlib")
     training: dict[str, Any] = key({}, "fields of transformers.TrainingArguments", "TrainingArguments")
 
     # chat and export
-    infer_backend: Literal["huggingface", "hf"] = key("huggingface", "who generates", "model.generate")
+    infer_backend: Literal[
+        "huggingface", "hf", "auto", "static", "loop", "int8", "int4", "llama.cpp", "llama.cpp-q4"
+    ] = key(
+        "huggingface",
+        "chat: who generates; auto: the fastest here whose answers stay near those of the weights as they are; "
+        "int8, int4, llama.cpp and llama.cpp-q4 round the weights",
+        "model.generate",
+    )
     infer_dtype: Literal["auto", "float16", "bfloat16", "float32"] = key(
         "auto", "number format for chat", "from_pretrained(dtype=)"
     )
@@ -160,6 +170,8 @@ class Recipe(BaseModel):
             raise ValueError("`train_on_prompt` and `mask_history` contradict each other")
         if self.quantization_bit and self.finetuning_type != "lora":
             raise ValueError("`quantization_bit` freezes the base: it needs `finetuning_type: lora`")
+        if self.quantization_bit and self.infer_backend not in ("huggingface", "hf"):
+            raise ValueError("`infer_backend` other than huggingface rounds weights itself: drop `quantization_bit`")
         if self.val_size and self.eval_dataset:
             raise ValueError("`val_size` and `eval_dataset` both name the validation rows: keep one")
         if self.pissa_init and self.use_dora:
@@ -202,7 +214,7 @@ SAMPLING = ("temperature", "max_new_tokens")
 OUTSIDE_THE_RUN = (
     "output_dir", "overwrite_output_dir", "do_train", "plot_loss", "infer_backend", "infer_dtype", "do_sample",
     "temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "num_beams", "export_dir", "export_size",
-    "export_device", "export_dtype", "export_gguf", "export_legacy_format", "default_system",
+    "export_device", "export_dtype", "export_gguf", "export_legacy_format", "default_system", "shortcuts",
 )  # fmt: skip
 TRAINING_OUTSIDE_THE_RUN = (
     "resume_from_checkpoint", "report_to", "run_name", "project", "save_total_limit", "disable_tqdm", "log_level",

@@ -1,17 +1,19 @@
 """What a recipe needs in memory, said before anything is loaded; and which knob makes it fit."""
 
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
 from transformers import AutoConfig
 
 from ftlab import catalogue, memory, models
-from ftlab.device import CPU_LOSS_TILE, LOSS_TILE, Machine
+from ftlab.device import CPU_LOSS_TILE, LOSS_TILE, Machine, cuda_dtype
 from ftlab.errors import LabError, fail, say
 from ftlab.memory import Decoder, Needs, Training
+from ftlab.runs import fields
 from ftlab.runs import recipe as recipes
-from ftlab.runs import stages
 from ftlab.runs.keys import Recipe
+from ftlab.runs.trained import trained_weights
 
 GIB = 2**30
 # What stays free of a machine's memory: the system, Python and its libraries; on a card CUDA itself.
@@ -65,35 +67,25 @@ def sizes(name: str) -> Decoder:
 
 def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | None = None) -> Training:
     """Return a recipe as the plain numbers that its memory follows from, for rows of `length` tokens (cutoff_len)."""
-    kind, trained_layers = recipe.finetuning_type, 0
-    whole = kind != "lora"
-    if kind == "lora":
-        targets = () if recipe.lora_target == "all" else tuple(stages.names(recipe.lora_target))
-        trained = decoder.lora_parameters(recipe.lora_rank, targets)
-    elif kind == "freeze":
-        trained_layers = min(abs(recipe.freeze_trainable_layers), decoder.layers)
-        trained = trained_layers * decoder.block_parameters
-    else:
-        trained = decoder.parameters
-    plain = 4 if stages.weights_dtype(recipe, machine) == "float32" else 2
-    # On an accelerator PEFT keeps adapters in float32 beside a 16-bit base.
-    trained_bytes = plain if whole or machine.accelerator == "cpu" else 4
+    kind, whole = recipe.finetuning_type, recipe.finetuning_type != "lora"
+    plain = 4 if fields.weights_dtype(recipe, machine) == "float32" else 2
+    trained_bytes = 4 if not whole and fields.adapts_in_float32(recipe, machine.accelerator) else plain
     quantized = {None: plain, 8: memory.INT8_BYTES, 4: nf4_bytes(recipe)}[recipe.quantization_bit]
-    settings, _ = stages.training_settings(recipe, Path("."), machine)
+    settings, _ = fields.training_settings(recipe, Path("."), machine)
     return Training(
         sequences=settings.get("per_device_train_batch_size", 8) * (2 if recipe.objective in PAIRED else 1),
         length=min(length or recipe.cutoff_len, recipe.cutoff_len),
-        trained=trained,
-        trained_layers=trained_layers,
+        trained=trained_weights(recipe, decoder),
+        trained_layers=min(abs(recipe.freeze_trainable_layers), decoder.layers) if kind == "freeze" else 0,
         adapter_rank=recipe.lora_rank if kind == "lora" else 0,
         linear_bytes=quantized,
         other_bytes=plain,
         trained_bytes=trained_bytes,
-        autocast=whole and stages.autocasts(recipe, machine),
-        eager=stages.attention_for(recipe, machine) == "eager",
+        autocast=whole and fields.autocasts(recipe, machine),
+        eager=fields.attention_for(recipe, machine) == "eager",
+        grouped=fields.takes_shortcuts(recipe, machine),
         checkpointing=bool(settings.get("activation_checkpointing")),
-        loss_tile=loss_tile(recipe, decoder, machine),
-        tile_bytes=memory.FUSED_TILE_BYTES if machine.accelerator == "cuda" else memory.TORCH_TILE_BYTES,
+        **loss(recipe, decoder, machine),
         embedding_trained=kind == "full",
         reference_copy=kind != "lora" and recipe.objective in ("dpo", "kto"),
     )
@@ -104,13 +96,20 @@ def nf4_bytes(recipe: Recipe) -> float:
     return memory.NF4_DOUBLE_BYTES if recipe.double_quantization else memory.NF4_BYTES
 
 
-def loss_tile(recipe: Recipe, decoder: Decoder, machine: Machine) -> int:
-    """Return how many vocabulary entries' logits the loss holds at once; a reward model has none."""
+def loss(recipe: Recipe, decoder: Decoder, machine: Machine) -> dict[str, int]:
+    """Return what the loss holds of logits at once, as fields of Training; a reward model has none."""
     if recipe.objective == "rm":
-        return 0
+        return {"loss_tile": 0}
+    if machine.accelerator == "cuda":
+        tile = decoder.vocabulary if recipe.objective in ("orpo", "simpo") else LOSS_TILE
+        return {"loss_tile": tile, "tile_bytes": memory.FUSED_TILE_BYTES}
     if recipe.objective in ("orpo", "simpo"):
-        return decoder.vocabulary
-    return CPU_LOSS_TILE if machine.accelerator == "cpu" else LOSS_TILE
+        return {"loss_tile": decoder.vocabulary, "tile_bytes": memory.TORCH_TILE_BYTES}
+    own = machine.accelerator == "cpu" and recipe.shortcuts
+    if own and recipe.finetuning_type == "lora" and not recipe.additional_target:
+        rows = {"tile_rows": memory.FROZEN_ROWS, "tile_bytes": memory.FROZEN_BYTES}
+        return {"loss_tile": decoder.vocabulary} | rows
+    return {"loss_tile": CPU_LOSS_TILE if own else LOSS_TILE, "tile_bytes": memory.TORCH_TILE_BYTES}
 
 
 def needs(recipe: Recipe, machine: Machine, length: int | None = None) -> Needs:
@@ -149,6 +148,26 @@ def report(recipe: Recipe, machine: Machine) -> str:
         lines.append(say("memory_too_big", peak=gib(own.peak), room=gib(machine.memory_bytes)))
         lines.append(advice(recipe, machine, room))
     return "\n".join(lines)
+
+
+def grid(
+    recipe: Recipe, machine: Machine, batches: Sequence[int], lengths: Sequence[int]
+) -> dict[tuple[str, int, int], Needs]:
+    """Return (method, rows at a time, tokens of a row) -> needs, for every method that the other keys allow."""
+    plain, found = without(recipe, "quantization_bit"), {}
+    for name, keys in METHODS.items():
+        for batch in batches:
+            for length in lengths:
+                turned = changed(plain, keys | {"per_device_train_batch_size": batch, "cutoff_len": length})
+                if turned:
+                    found[name, batch, length] = needs(turned, machine)
+    return found
+
+
+def card(name: str) -> Machine:
+    """Return one of CARDS as the machine it would make; only T4 is older than Ampere."""
+    dtype, reason = cuda_dtype(7 if name.startswith("T4") else 8)
+    return Machine("cuda", name, dtype, 1, CARDS[name] * GIB, reason)
 
 
 def method(recipe: Recipe) -> str:

@@ -6,13 +6,12 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
-from trl import apply_chat_template
 
 from ftlab import tokens
 from ftlab.data import registry
 from ftlab.errors import fail
+from ftlab.runs.fields import COLUMNS, names
 from ftlab.runs.keys import Recipe
-from ftlab.runs.stages import COLUMNS, names
 
 
 def splits(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset | None]:
@@ -60,6 +59,8 @@ def prepared(recipe: Recipe, dataset: str, tokenizer: PreTrainedTokenizerBase) -
 
 def rendered(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Return preference rows as text; the experimental trainers cannot write text into columns of messages."""
+    from trl import apply_chat_template
+
     return Dataset.from_list([apply_chat_template(present(row), tokenizer) for row in rows])
 
 

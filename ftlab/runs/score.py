@@ -1,6 +1,7 @@
 """Score a recipe: loss and answers on its validation rows, before and after, without training anything."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from ftlab.runs.keys import Recipe
 from ftlab.runs.train import SCORES
 
 Scores = dict[str, dict[str, float]]
+# What can be asked for: `loss` brings perplexity with it, `exact_match` writes every answer and takes far longer.
+FIGURES = ("loss", "exact_match")
 
 
-def score(recipe: Recipe, limit: int = 200) -> Scores:
+def score(recipe: Recipe, limit: int = 200, figures: Sequence[str] = FIGURES) -> Scores:
     """Return {"base" and/or "tuned": {"loss", "perplexity", "exact_match", "rows"}} and write it into the run folder.
 
     The rows are those of `eval_dataset`, or of `dataset` where there is none. The adapter is `adapter_name_or_path`, or
@@ -25,6 +28,7 @@ def score(recipe: Recipe, limit: int = 200) -> Scores:
 
     Args:
         limit: rows that are read at most.
+        figures: which of FIGURES are worked out.
     Raises:
         LabError: no data set, a stage without answers, or an adapter that cannot be read.
     """
@@ -45,28 +49,30 @@ def score(recipe: Recipe, limit: int = 200) -> Scores:
     found: Scores = {}
     if isinstance(model, PeftModel):
         with model.disable_adapter():
-            found["base"] = scores(recipe, model, tokenizer, chosen)
-        found["tuned"] = scores(recipe, model, tokenizer, chosen)
+            found["base"] = scores(recipe, model, tokenizer, chosen, figures)
+        found["tuned"] = scores(recipe, model, tokenizer, chosen, figures)
     else:
-        found["base"] = scores(recipe, model, tokenizer, chosen)
+        found["base"] = scores(recipe, model, tokenizer, chosen, figures)
     if recipe.output_dir and Path(recipe.output_dir).expanduser().is_dir():
         write_json(Path(recipe.output_dir).expanduser() / SCORES, found)
     return found
 
 
-def scores(recipe: Recipe, model: Any, tokenizer: Any, chosen: list[dict[str, Any]]) -> dict[str, float]:
+def scores(
+    recipe: Recipe, model: Any, tokenizer: Any, chosen: list[dict[str, Any]], figures: Sequence[str] = FIGURES
+) -> dict[str, float]:
     """Return the figures of one model on rows of messages; the last answer of each is asked for."""
-    perplexity = evaluate.perplexity(model, tokenizer, chosen, cutoff_len=recipe.cutoff_len)
-    asked = [row["messages"][:-1] for row in chosen]
-    wanted = [row["messages"][-1]["content"] for row in chosen]
-    longest = max(len(tokenizer(text).input_ids) for text in wanted)
-    answers = evaluate.generate_answers(model, tokenizer, asked, max_new_tokens=min(longest + 8, recipe.cutoff_len))
-    return {
-        "loss": math.log(perplexity),
-        "perplexity": perplexity,
-        "exact_match": evaluate.exact_match(answers, wanted),
-        "rows": len(chosen),
-    }
+    found: dict[str, float] = {}
+    if "loss" in figures:
+        perplexity = evaluate.perplexity(model, tokenizer, chosen, cutoff_len=recipe.cutoff_len)
+        found |= {"loss": math.log(perplexity), "perplexity": perplexity}
+    if "exact_match" in figures:
+        asked = [row["messages"][:-1] for row in chosen]
+        wanted = [row["messages"][-1]["content"] for row in chosen]
+        most = min(max(len(tokenizer(text).input_ids) for text in wanted) + 8, recipe.cutoff_len)
+        answers = evaluate.generate_answers(model, tokenizer, asked, max_new_tokens=most)
+        found["exact_match"] = evaluate.exact_match(answers, wanted)
+    return found | {"rows": len(chosen)}
 
 
 def table(found: Scores) -> str:

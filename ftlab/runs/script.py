@@ -6,7 +6,7 @@ from typing import Any
 from ftlab import device, embedded, models
 from ftlab.catalogue import hub_id
 from ftlab.errors import fail
-from ftlab.runs import stages
+from ftlab.runs import fields
 from ftlab.runs.keys import Recipe
 
 # The keys that the rows depend on.
@@ -15,7 +15,6 @@ DATA = (
     "interleave_probs", "val_size", "cutoff_len", "packing", "train_on_prompt", "mask_history", "stage", "pref_loss",
     "reward_funcs", "reward_model",
 )  # fmt: skip
-EXPERIMENTAL = {"orpo": "trl.experimental.orpo", "simpo": "trl.experimental.cpo"}
 
 
 def script(recipe: Recipe) -> str:
@@ -35,10 +34,10 @@ def script(recipe: Recipe) -> str:
             raise fail("recipe_not_there", where=name, key=f"{name}: {value}", framework="trl")
     machine = device.describe()
     folder = Path(recipe.output_dir or "").expanduser()
-    settings, _ = stages.training_settings(recipe, folder, machine)
-    classes = [one.__name__ for one in stages.trainer_classes(recipe.objective)]
-    blocks = [imports(recipe, classes), rows(recipe), model(recipe, machine)]
-    return "\n".join([*blocks, training(recipe, classes, settings, folder)])
+    settings, _ = fields.training_settings(recipe, folder, machine)
+    trainers, *classes = fields.TRAINERS[recipe.objective]
+    blocks = [imports(recipe, machine, trainers, classes), rows(recipe), model(recipe, machine)]
+    return "\n".join([*blocks, training(recipe, machine, classes, settings, folder)])
 
 
 def location(name: str) -> str:
@@ -46,7 +45,7 @@ def location(name: str) -> str:
     return models.fetch(name) if name == embedded.NAME else hub_id(name)
 
 
-def imports(recipe: Recipe, classes: list[str]) -> str:
+def imports(recipe: Recipe, machine: device.Machine, trainers: str, classes: list[str]) -> str:
     """Return the imports."""
     kind = "AutoModelForSequenceClassification" if recipe.stage == "rm" else "AutoModelForCausalLM"
     transformers = [kind, "AutoTokenizer", "set_seed"] + (["BitsAndBytesConfig"] if recipe.quantization_bit else [])
@@ -59,9 +58,11 @@ def imports(recipe: Recipe, classes: list[str]) -> str:
     if recipe.loraplus_lr_ratio:
         lines.append("from peft.optimizers import create_loraplus_optimizer")
     lines.append(f"from transformers import {', '.join(sorted(transformers))}")
-    lines += [f"from {EXPERIMENTAL.get(recipe.objective, 'trl')} import {', '.join(classes)}", ""]
+    lines += [f"from {trainers} import {', '.join(classes)}", ""]
     ours = ["recipe", "rows"] + (["templates"] if recipe.template else [])
     ours += ["rewards"] if recipe.stage == "grpo" else []
+    ours += ["lean"] if shortens(recipe, machine) else []
+    ours += ["attention"] if fields.takes_shortcuts(recipe, machine) else []
     lines += ["from ftlab import device", f"from ftlab.runs import {', '.join(sorted(ours))}", ""]
     return "\n".join(lines)
 
@@ -86,34 +87,48 @@ def rows(recipe: Recipe) -> str:
 def model(recipe: Recipe, machine: device.Machine) -> str:
     """Return the part that loads the model and puts what is trained on it."""
     kind = "AutoModelForSequenceClassification" if recipe.stage == "rm" else "AutoModelForCausalLM"
-    options = [f"{name}={value!r}" for name, value in stages.model_settings(recipe, machine).items()]
+    options = [f"{name}={value!r}" for name, value in fields.model_settings(recipe, machine).items()]
     lines = []
     if recipe.quantization_bit:
-        fields = stages.quantization_settings(recipe, machine)
-        lines.append(call("quantization_config = BitsAndBytesConfig", arguments(fields)))
+        quantized = fields.quantization_settings(recipe, machine)
+        lines.append(call("quantization_config = BitsAndBytesConfig", arguments(quantized)))
         options.append("quantization_config=quantization_config")
     path = location(recipe.model_name_or_path)
     lines.append(f"set_seed({recipe.training.get('seed', 42)})")
     lines.append(call(f"model = {kind}.from_pretrained", [repr(path), *options]))
     lines += ["device.keep_gradients(model)"] if recipe.quantization_bit == 4 else []
     lines.append("model.config.use_cache = False")
-    own_dtype = f"autocast_adapter_dtype={machine.accelerator != 'cpu'}"
+    own_dtype = f"autocast_adapter_dtype={fields.adapts_in_float32(recipe, machine.accelerator)}"
     if recipe.finetuning_type == "lora" and recipe.adapter_name_or_path:
         start = str(models.adapter(recipe.adapter_name_or_path))
         lines.append(call("model = PeftModel.from_pretrained", ["model", repr(start), "is_trainable=True", own_dtype]))
     elif recipe.finetuning_type == "lora":
-        lines.append(call("peft_config = LoraConfig", arguments(stages.lora_settings(recipe))))
+        lines.append(call("peft_config = LoraConfig", arguments(fields.lora_settings(recipe))))
         lines.append(f"model = get_peft_model(model, peft_config, {own_dtype})")
+    if shortens(recipe, machine):
+        lines.append("lean.install(model)  # LoRA as one step of autograd: the same numbers, faster on a CPU")
     return "\n".join(lines) + "\n"
 
 
-def training(recipe: Recipe, classes: list[str], settings: dict[str, Any], folder: Path) -> str:
+def shortens(recipe: Recipe, machine: device.Machine) -> bool:
+    """Say whether the recipe's adapters are computed by `lean`."""
+    return recipe.finetuning_type == "lora" and recipe.shortcuts and machine.accelerator == "cpu"
+
+
+def training(
+    recipe: Recipe, machine: device.Machine, classes: list[str], settings: dict[str, Any], folder: Path
+) -> str:
     """Return the part that trains and saves."""
     config, trainer = classes
     lines = [call(f"args = {config}", arguments(settings))]
-    lines.append(
-        "device.fit_output_layer(device.describe())  # on a CPU: the same numbers in pieces that fit its cache"
-    )
+    if fields.takes_shortcuts(recipe, machine):
+        packs = recipe.objective == "sft" and not recipe.packing
+        lines += ["if attention.use(model):", "    args.padding_free, args.max_length = True, None"] if packs else []
+        lines += [] if packs else ["attention.use(model)  # plain products, fastest for short rows on a CPU"]
+    if recipe.shortcuts:
+        lines.append(
+            "device.fit_output_layer(device.describe())  # on a CPU: the same numbers in pieces that fit its cache"
+        )
     options = ["model=model", "args=args", "train_dataset=train_dataset", "eval_dataset=eval_dataset"]
     options.append("processing_class=tokenizer")
     if recipe.stage == "grpo":

@@ -1,5 +1,6 @@
 """A recipe's stage as library objects: the config, the model with what is trained on it, and TRL's trainer for it."""
 
+import importlib
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,96 +18,19 @@ from transformers import (
     Trainer,
     TrainerCallback,
 )
-from trl import (
-    DPOConfig,
-    DPOTrainer,
-    GRPOConfig,
-    GRPOTrainer,
-    KTOConfig,
-    KTOTrainer,
-    RewardConfig,
-    RewardTrainer,
-    SFTConfig,
-    SFTTrainer,
-)
 
 from ftlab import models
-from ftlab.device import Machine, keep_gradients, training_arguments
-from ftlab.errors import fail, say
-from ftlab.runs import rewards
+from ftlab.device import Machine, keep_gradients
+from ftlab.errors import fail
+from ftlab.runs import attention, fields, lean, rewards
 from ftlab.runs.keys import Recipe
-from ftlab.runs.ppo import PPOConfig, PPOTrainer
-
-# Tokens: rows up to this length are faster in plain attention on a CPU.
-SHORT_ROW = 512
-ATTENTION = {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
-# What the rows of a stage must hold.
-COLUMNS = {
-    "sft": ("messages",),
-    "pt": ("text",),
-    "rm": ("prompt", "chosen", "rejected"),
-    "dpo": ("prompt", "chosen", "rejected"),
-    "orpo": ("prompt", "chosen", "rejected"),
-    "simpo": ("prompt", "chosen", "rejected"),
-    "kto": ("prompt", "completion", "label"),
-    "ppo": ("messages",),
-    "grpo": ("messages",),
-}
 
 
 def trainer_classes(objective: str) -> tuple[type, type]:
-    """Return (config class, trainer class) for what a recipe trains: TRL's, for PPO our own."""
-    if objective == "orpo":
-        # Experimental parts of trl are imported only where a recipe asks for them.
-        from trl.experimental.orpo import ORPOConfig, ORPOTrainer
-
-        return ORPOConfig, ORPOTrainer
-    if objective == "simpo":
-        from trl.experimental.cpo import CPOConfig, CPOTrainer
-
-        return CPOConfig, CPOTrainer
-    known = {
-        "rm": (RewardConfig, RewardTrainer),
-        "dpo": (DPOConfig, DPOTrainer),
-        "kto": (KTOConfig, KTOTrainer),
-        "grpo": (GRPOConfig, GRPOTrainer),
-        "ppo": (PPOConfig, PPOTrainer),
-    }
-    return known.get(objective, (SFTConfig, SFTTrainer))
-
-
-def objective_settings(recipe: Recipe) -> dict[str, Any]:
-    """Return the config fields that belong to a recipe's stage alone."""
-    match recipe.objective:
-        case "pt":
-            # Documents one after the other, cut every cutoff_len tokens, as pre-training does.
-            return {"packing": True, "packing_strategy": "wrapped"}
-        case "sft":
-            loss = {"loss_type": "dft"} if recipe.use_dft_loss else {}
-            return {"packing": recipe.packing} | loss
-        case "dpo":
-            mixed = {"loss_type": [recipe.pref_loss, "sft"], "loss_weights": [1.0, recipe.pref_ftx]}
-            loss = mixed if recipe.pref_ftx else {"loss_type": [recipe.pref_loss]}
-            tail = {} if recipe.ld_alpha is None else {"ld_alpha": recipe.ld_alpha}
-            return {"beta": recipe.pref_beta, "label_smoothing": recipe.dpo_label_smoothing} | loss | tail
-        case "kto":
-            weights = (recipe.kto_chosen_weight, recipe.kto_rejected_weight)
-            return {"beta": recipe.pref_beta, "desirable_weight": weights[0], "undesirable_weight": weights[1]}
-        case "orpo":
-            return {"beta": recipe.pref_beta}
-        case "simpo":
-            simpo = {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": recipe.simpo_gamma}
-            return simpo | {"beta": recipe.pref_beta}
-        case "grpo":
-            return sampling(recipe) | {"beta": recipe.pref_beta, "num_generations": recipe.num_generations}
-        case "ppo":
-            return sampling(recipe) | {"kl_coef": recipe.pref_beta, "num_ppo_epochs": recipe.ppo_epochs}
-    return {}
-
-
-def sampling(recipe: Recipe) -> dict[str, Any]:
-    """Return how completions are written while training: from the whole distribution, whatever `top_p` says."""
-    return {"max_completion_length": recipe.max_new_tokens, "temperature": recipe.temperature}
+    """Return (config class, trainer class) for what a recipe trains; only these are imported."""
+    module, *names = fields.TRAINERS[objective]
+    config, trainer = (getattr(importlib.import_module(module), name) for name in names)
+    return config, trainer
 
 
 def training_args(recipe: Recipe, folder: Path, machine: Machine) -> tuple[Any, list[str]]:
@@ -116,67 +40,12 @@ def training_args(recipe: Recipe, folder: Path, machine: Machine) -> tuple[Any, 
         LabError: a value, or a combination, that transformers refuses.
     """
     config_class, _ = trainer_classes(recipe.objective)
-    settings, notes = training_settings(recipe, folder, machine)
+    values, notes = fields.training_settings(recipe, folder, machine)
     try:
-        return config_class(**settings), notes
+        return config_class(**values), notes
     except (TypeError, ValueError, KeyError, AttributeError, ImportError, OSError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise fail("recipe_training", reason=reason) from None
-
-
-def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[dict[str, Any], list[str]]:
-    """Return the fields of TRL's config object for a recipe on a machine, and notes on what it could not do."""
-    settings = training_arguments(machine) | {"bf16": autocasts(recipe, machine)}
-    # transformers' own defaults where trl has others, so that a LLaMA-Factory YAML means what it meant.
-    settings |= {"learning_rate": 5e-5, "logging_steps": 1, "report_to": "none", "logging_nan_inf_filter": False}
-    if recipe.early_stopping_steps:
-        settings |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
-    asked, notes = dict(recipe.training), []
-    for name in ("bf16", "fp16"):
-        possible = machine.accelerator == "cuda" and (name == "fp16" or machine.dtype == "bfloat16")
-        if name in asked and not (asked[name] and possible):
-            given = asked.pop(name)
-            if given and not settings[name]:
-                notes.append(f"{name}: true is left out: this machine trains in {machine.dtype} ({machine.reason})")
-    for part in ("", "_kwargs"):
-        # transformers 5.23 knows it under the new name, and warns at the old one.
-        for given in (settings, asked):
-            if f"gradient_checkpointing{part}" in given:
-                given[f"activation_checkpointing{part}"] = given.pop(f"gradient_checkpointing{part}")
-    if asked.get("bf16"):
-        settings["fp16"] = False
-    if asked.get("fp16"):
-        settings["bf16"] = False
-    if recipe.objective == "kto" and asked.get("per_device_train_batch_size") == 1:
-        # TRL estimates the KL term from other rows of the same batch, so that it needs two.
-        accumulated = asked.get("gradient_accumulation_steps", 1)
-        asked |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": max(1, accumulated // 2)}
-        notes.append(say("train_kto_pairs", accumulated=max(1, accumulated // 2)))
-    # ftlab rotates itself (checkpoint.py): Trainer would count, and delete, what another run left.
-    asked.pop("save_total_limit", None)
-    asked.pop("resume_from_checkpoint", None)
-    # Completions have a limit of their own, and prompts above cutoff_len were dropped.
-    limit = {} if recipe.objective in ("ppo", "grpo") else {"max_length": recipe.cutoff_len}
-    fixed = {"output_dir": str(folder)} | limit | objective_settings(recipe)
-    return settings | asked | fixed, notes
-
-
-def autocasts(recipe: Recipe, machine: Machine) -> bool:
-    """Say whether float32 weights are multiplied in bfloat16: always on such a card, on a CPU for trained weights."""
-    if machine.dtype != "bfloat16":
-        return False
-    return machine.accelerator == "cuda" or (recipe.finetuning_type != "lora" and not recipe.pure_bf16)
-
-
-def weights_dtype(recipe: Recipe, machine: Machine) -> str:
-    """Return the number format to load the model in.
-
-    Weights that are trained are kept in float32, because small updates vanish in 16 bits; `pure_bf16` keeps them
-    in bfloat16 all the same. A frozen base under LoRA is loaded in the machine's own format.
-    """
-    if recipe.pure_bf16:
-        return "bfloat16"
-    return machine.dtype if recipe.finetuning_type == "lora" else "float32"
 
 
 def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
@@ -185,73 +54,18 @@ def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
     Raises:
         LabError: transformers cannot load it.
     """
-    options = model_settings(recipe, machine)
+    options = fields.model_settings(recipe, machine)
     if recipe.quantization_bit:
-        options["quantization_config"] = BitsAndBytesConfig(**quantization_settings(recipe, machine))
+        options["quantization_config"] = BitsAndBytesConfig(**fields.quantization_settings(recipe, machine))
     kind: Any = AutoModelForSequenceClassification if recipe.stage == "rm" else AutoModelForCausalLM
     try:
         model = kind.from_pretrained(path, **options)
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         raise fail("train_model", where=path, reason=(str(error).splitlines() or ["?"])[0][:200]) from None
     keep_gradients(model)
+    if fields.takes_shortcuts(recipe, machine):
+        attention.use(model)
     return model
-
-
-def model_settings(recipe: Recipe, machine: Machine) -> dict[str, Any]:
-    """Return what `from_pretrained` takes beside the path and the quantization."""
-    options: dict[str, Any] = {
-        "dtype": weights_dtype(recipe, machine),
-        "trust_remote_code": recipe.trust_remote_code,
-        "use_safetensors": True,
-    }
-    if attention := attention_for(recipe, machine):
-        options["attn_implementation"] = attention
-    return options | ({"num_labels": 1} if recipe.stage == "rm" else {})
-
-
-def attention_for(recipe: Recipe, machine: Machine) -> str | None:
-    """Return which attention to load the model with; None leaves it to transformers.
-
-    On a CPU the fused kernel's backward pass is slower than the plain products as long as rows are short; packed rows
-    need the fused one, which keeps them apart (`python -m benchmarks levers`).
-    """
-    if recipe.flash_attn != "auto":
-        return ATTENTION[recipe.flash_attn]
-    short = recipe.cutoff_len <= SHORT_ROW and not recipe.packing
-    return "eager" if machine.accelerator == "cpu" and short else None
-
-
-def quantization_settings(recipe: Recipe, machine: Machine) -> dict[str, Any]:
-    """Return the fields of a recipe's BitsAndBytesConfig."""
-    if recipe.quantization_bit == 8:
-        return {"load_in_8bit": True}
-    return {
-        "load_in_4bit": True,
-        "bnb_4bit_quant_type": recipe.quantization_type,
-        "bnb_4bit_use_double_quant": recipe.double_quantization,
-        "bnb_4bit_compute_dtype": machine.dtype,
-    }
-
-
-def lora_settings(recipe: Recipe) -> dict[str, Any]:
-    """Return the fields of a recipe's LoraConfig."""
-    pissa = "pissa" if recipe.pissa_iter == -1 else f"pissa_niter_{recipe.pissa_iter}"
-    return {
-        "r": recipe.lora_rank,
-        "lora_alpha": recipe.lora_alpha or 2 * recipe.lora_rank,
-        "lora_dropout": recipe.lora_dropout,
-        "target_modules": "all-linear" if recipe.lora_target == "all" else names(recipe.lora_target),
-        "modules_to_save": names(recipe.additional_target) if recipe.additional_target else None,
-        "use_rslora": recipe.use_rslora,
-        "use_dora": recipe.use_dora,
-        "init_lora_weights": pissa if recipe.pissa_init else True,
-        "task_type": "SEQ_CLS" if recipe.stage == "rm" else "CAUSAL_LM",
-    }
-
-
-def names(text: str) -> list[str]:
-    """Return the parts of a list written with commas."""
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def prepare_model(recipe: Recipe, model: PreTrainedModel) -> nn.Module:
@@ -267,15 +81,16 @@ def prepare_model(recipe: Recipe, model: PreTrainedModel) -> nn.Module:
     if recipe.finetuning_type == "freeze":
         return freeze(recipe, model)
     try:
-        # A CPU spends a third of a step on adapters in float32 beside a bfloat16 base; an accelerator does not.
-        own_dtype = {"autocast_adapter_dtype": model.device.type != "cpu"}
+        own_dtype = {"autocast_adapter_dtype": fields.adapts_in_float32(recipe, model.device.type)}
         if recipe.adapter_name_or_path:
             start = models.adapter(recipe.adapter_name_or_path)
             adapted = PeftModel.from_pretrained(model, start, is_trainable=True, **own_dtype)
         else:
-            adapted = get_peft_model(model, LoraConfig(**lora_settings(recipe)), **own_dtype)
+            adapted = get_peft_model(model, LoraConfig(**fields.lora_settings(recipe)), **own_dtype)
         # Trainer loads a checkpoint's adapter by this call; a resumed run must go on in the format it began in.
         adapted.load_adapter = partial(adapted.load_adapter, **own_dtype)
+        if model.device.type == "cpu" and recipe.shortcuts:
+            lean.install(adapted)
         return adapted
     except (ValueError, OSError, TypeError) as error:
         raise fail("train_adapter", where="lora_target", reason=str(error).splitlines()[0][:200]) from None
@@ -289,11 +104,11 @@ def freeze(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
         raise fail("train_freeze", where="freeze_trainable_layers", count=count, layers=len(layers))
     model.requires_grad_(False)
     chosen = layers[-count:] if count > 0 else layers[:-count]
-    wanted = None if recipe.freeze_trainable_modules == "all" else names(recipe.freeze_trainable_modules)
+    wanted = None if recipe.freeze_trainable_modules == "all" else fields.names(recipe.freeze_trainable_modules)
     for layer in chosen:
         for name, weight in layer.named_parameters():
             weight.requires_grad_(wanted is None or any(part in name.split(".") for part in wanted))
-    extra = names(recipe.freeze_extra_modules) if recipe.freeze_extra_modules else []
+    extra = fields.names(recipe.freeze_extra_modules) if recipe.freeze_extra_modules else []
     # The head of a reward model is new: frozen, it would stay random.
     extra += ["score"] if recipe.stage == "rm" else []
     for name, weight in model.named_parameters():
@@ -320,6 +135,9 @@ def build_trainer(
     """
     _, trainer_class = trainer_classes(recipe.objective)
     options: dict[str, Any] = {}
+    if recipe.objective == "sft" and not recipe.packing and attention.used(model):
+        # Rows one behind the other, without padding between them; they were cut before.
+        args.padding_free, args.max_length = True, None
     if recipe.loraplus_lr_ratio:
         optimizer_class, optimizer_args = Trainer.get_optimizer_cls_and_kwargs(args, model)
         optimizer = create_loraplus_optimizer(

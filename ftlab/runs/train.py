@@ -19,7 +19,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, Traine
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
-from ftlab import device, models, plots
+from ftlab import device, models
 from ftlab.errors import fail
 from ftlab.runs import callbacks as watch
 from ftlab.runs import checkpoint, rows, stages, templates
@@ -246,7 +246,7 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     """Build the trainer, train, and write the results; a stopped run says how it goes on."""
     # Before the model: a new head, and the thin matrices, are drawn from this seed.
     set_seed(job.args.seed)
-    device.fit_output_layer(job.machine)
+    device.fit_output_layer(job.machine, job.recipe.shortcuts)
     model = stages.prepare_model(job.recipe, stages.load_model(job.recipe, job.model_path, job.machine))
     if job.recipe.pissa_init and is_main() and not (job.folder / PISSA_START).exists():
         # PiSSA takes the adapter's start out of the base weights; without that start no plain adapter can be made.
@@ -332,6 +332,9 @@ def finish(job: Job, trainer: Trainer, metrics: dict[str, float], run_id: str) -
             shutil.rmtree(weights)
         partial.rename(weights)
         if job.recipe.plot_loss:
+            # Imported here: matplotlib would cost every start half a second.
+            from ftlab import plots
+
             plots.save_loss(watch.rows_of(trainer.state.log_history), job.folder / PICTURE)
         (job.folder / CARD).write_text(card(job, trainer, metrics), encoding="utf-8")
         checkpoint.write_json(job.folder / METRICS, metrics)
@@ -357,7 +360,8 @@ def save_weights(job: Job, trainer: Trainer, folder: Path) -> None:
 def record(job: Job, run_id: str) -> dict[str, Any]:
     """Return what the run's manifest says of it."""
     settings = printable(recipes.decisive(job.recipe))
-    return {"run_id": run_id, "settings": settings, "versions": device.versions()} | job.about
+    about = {"machine": job.machine.name, "versions": device.versions()}
+    return {"run_id": run_id, "settings": settings} | about | job.about
 
 
 def printable(values: dict[str, Any]) -> dict[str, Any]:

@@ -64,6 +64,7 @@ from trl import SFTConfig, SFTTrainer
 
 from ftlab import checks, device, evaluate, models, plots
 from ftlab.apps import course
+from ftlab.apps.board.train_panel import TrainPanel
 
 # %% id="parameters" tags=["parameters"]
 PROFILE = "cpu"  # smoke, cpu, t4 or a24g
@@ -445,15 +446,43 @@ for row, before, after in list(zip(asked, order_answers_before, order_answers_af
 
 # %% [markdown] id="knobs-why"
 # ## Turn the knobs
-# Four short runs on the names again, one knob turned in each. Which one learns slowest, and why? Compare the last
-# losses: a thinner adapter and fewer layers slow it down; a tenth of the learning rate goes almost nowhere in so few
-# steps.
+# What you typed above, as a form. Each knob carries its recipe key; below them stand what the setting costs, known
+# before it is paid, and the command it stands for. Press Start, turn `lora_rank` down to 1, take the free folder that is
+# offered, Start again, and choose the first run under *compare with*. Stop saves; Continue goes on as if nothing had
+# happened.
 
-# %% [markdown] id="knobs-why" lang="zh" of="d59f4aef"
+# %% [markdown] id="knobs-why" lang="zh" of="69784fc8"
 # ## 转动旋钮
-# 还是名字的任务，四次短训练，每次只转一个旋钮。哪一次学得最慢，为什么？比较最后的损失：更细的适配器、更少的层会让它变慢；十分之一的学习率在这么少的步数里几乎原地不动。
+# 上面你键入的内容，变成了一张表单。每个旋钮都带着它在配方里的键；下面写着这样设置的代价（付出之前就知道），以及它所代表的命令。按“开始训练”，把 `lora_rank` 降到 1，改用它给出的空闲文件夹，再开始一次，然后在“对比”里选第一次。停止会保存；继续时如同什么都没发生过。
 
 # %% id="knobs"
+recipe = {
+    "model_name_or_path": model_name,
+    "dataset": "identity_en",
+    "dataset_substitutions": {"name": name, "author": author},
+    "output_dir": "runs/03_lora_knobs/run",
+    "lora_rank": r,
+    "lora_alpha": lora_alpha,
+    "lora_target": "all" if target_modules == "all-linear" else ",".join(target_modules),
+    "learning_rate": learning_rate,
+    "lr_scheduler_type": "cosine",
+    "max_steps": side_steps,
+    "per_device_train_batch_size": per_device_train_batch_size,
+    "cutoff_len": 256,
+    "seed": seed,
+}
+in_sight = ["lora_rank", "lora_alpha", "lora_target", "learning_rate", "max_steps", "per_device_train_batch_size"]
+panel = TrainPanel(recipe, knobs=[*in_sight, "output_dir"])
+panel.show()
+
+# %% [markdown] id="knobs-runs-why"
+# Now four short runs by hand, one knob turned in each. Which one learns slowest, and why? Compare the last losses: a
+# thinner adapter and fewer layers slow it down; a tenth of the learning rate goes almost nowhere in so few steps.
+
+# %% [markdown] id="knobs-runs-why" lang="zh" of="a58e64e8"
+# 现在亲手做四次短训练，每次只转一个旋钮。哪一次学得最慢，为什么？比较最后的损失：更细的适配器、更少的层会让它变慢；十分之一的学习率在这么少的步数里几乎原地不动。
+
+# %% id="knobs-runs"
 settings = {
     "as recommended": {},
     "r = 1": {"r": 1},

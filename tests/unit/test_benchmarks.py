@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks import train, turns
+from benchmarks import generate, train, turns
 
 
 def test_medians_and_spread():
@@ -25,3 +25,11 @@ def test_a_variant_that_fails_ends_the_benchmark():
 def test_the_counted_weights_are_those_of_the_embedded_model():
     # SmolLM2-135M: 134,515,008 weights, of which the norms (61 x 576) are no matrices.
     assert train.LINEAR_WEIGHTS + train.HEAD_WEIGHTS + 61 * 576 == 134_515_008
+
+
+def test_generate_compares_engines_with_plain_generate_and_llama_cpp():
+    rates = {"huggingface": 40.0, "loop": 42.0, "int8": 70.0, "int4": 84.0}
+    batch = {"tokens_per_second": 320.0, "alone": 40.0}
+    assert generate.ratios(rates, batch) == {"best of transformers / generate": 2.1, "16 at once / alone": 8.0}
+    found = generate.ratios(rates | {"llama.cpp": 168.0, "llama.cpp-q4": 210.0}, batch)
+    assert found["best engine / best of llama.cpp"] == 1 and found["best of transformers / best of llama.cpp"] == 0.4

@@ -127,6 +127,7 @@ BAD = {
     "eval_steps": ["0", "x", "1000000000"],
     "early_stopping_steps": ["0", "1000000000"],
     "adapter_name_or_path": ["nowhere", "x; ls"],
+    "template": ["no_such_template", "$(id)"],
     "eval_dataset": ["no_such_set"],
     "lines": [
         "max_stepz: 3",
@@ -165,7 +166,7 @@ def test_keys_that_contradict_each_other(form):
 def test_at_most_twelve_are_in_sight_and_knobs_choose_them(tiny_recipe, tmp_path):
     form = Form(tiny_recipe, Words("en"), roots=[tmp_path])
     grid, _, _ = form.box.children
-    assert len(grid.children) == len(fields.VISIBLE) == fields.MOST_VISIBLE == 12
+    assert len(grid.children) == fields.MOST_VISIBLE == 12
     few = Form(tiny_recipe, Words("en"), knobs=("lora_rank", "lora_alpha"), roots=[tmp_path])
     assert len(few.box.children[0].children) == 2
     shown = [cell for part in few.box.children[2].children[:-1] for cell in part.children]
@@ -185,21 +186,43 @@ def test_labels_carry_their_key_and_tell_what_happens(tiny_recipe, tmp_path, lan
         assert (re.search(r"[\u4e00-\u9fff]", form.words.tip(key)) is not None) == (lang == "zh")
 
 
-def test_no_word_is_missing_and_none_is_left_over():
-    sources = "".join(path.read_text() for path in BOARD.glob("*.py") if path.name != "words.py").replace("'", '"')
-    for name, entry in table().items():
-        assert f'"{name}"' in sources, f"{name} is said nowhere"
+def sources():
+    """Return the code of the panels."""
+    return "".join(path.read_text() for path in BOARD.glob("*.py") if path.name != "words.py").replace("'", '"')
+
+
+def faults(entries, code):
+    """Return what is wrong with a table of words, for the code that says them."""
+    found = []
+    for name, entry in entries.items():
+        found += [] if f'"{name}"' in code else [f"{name} is said nowhere"]
         for kind in ("", "tip_"):
             texts = [entry.get(f"{kind}{lang}") for lang in LANGUAGES]
-            assert all(texts) or not any(texts), f"{name}: {kind} lacks a language"
-            assert len({frozenset(placeholders(text)) for text in texts if text}) <= 1, f"{name}: placeholders differ"
-        assert entry.get("en") and set(entry) <= {f"{kind}{lang}" for kind in ("", "tip_") for lang in LANGUAGES}
-    for key in fields.FIELDS:
-        assert {"en", "zh", "tip_en", "tip_zh"} <= set(table()[key]), key
-    for called in re.findall(r'words(?:\.tip)?\(\s*"(\w+)"', sources):
-        assert called in table(), called
-    for called in re.findall(r'words\.tip\(\s*"(\w+)"', sources):
-        assert "tip_en" in table()[called], called
+            found += [f"{name}: {kind} lacks a language"] if any(texts) and not all(texts) else []
+            differ = len({frozenset(placeholders(text)) for text in texts if text}) > 1
+            found += [f"{name}: placeholders differ"] if differ else []
+        known = {f"{kind}{lang}" for kind in ("", "tip_") for lang in LANGUAGES}
+        found += [] if entry.get("en") and set(entry) <= known else [f"{name}: {sorted(set(entry) - known)}"]
+    keys = {key for keys in fields.TABLES for key in keys}
+    found += [key for key in keys if not {"en", "zh", "tip_en", "tip_zh"} <= set(entries.get(key, ()))]
+    found += [name for name in re.findall(r'words(?:\.tip)?\(\s*"(\w+)"', code) if name not in entries]
+    tips = re.findall(r'words\.tip\(\s*"(\w+)"', code)
+    return found + [f"{name}: no tooltip" for name in tips if "tip_en" not in entries.get(name, ())]
+
+
+def test_no_word_is_missing_and_none_is_left_over():
+    assert not faults(table(), sources())
+
+
+@pytest.mark.parametrize("name", ["lora_rank", "stop", "evaluate_start", "export_disk", "bad_numbers", "quiz_right"])
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_a_missing_string_is_found(name, lang):
+    entries = {key: dict(entry) for key, entry in table().items()}
+    assert not faults(entries, sources())
+    del entries[name][lang]
+    assert any(name in fault for fault in faults(entries, sources()))
+    entries[name][lang] = "{nobody_fills_this}"
+    assert any(name in fault for fault in faults(entries, sources()))
 
 
 def placeholders(text):

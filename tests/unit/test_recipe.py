@@ -4,7 +4,7 @@ import pytest
 from peft import LoraConfig
 
 from ftlab.errors import LabError
-from ftlab.runs import recipe, stages
+from ftlab.runs import fields, recipe
 
 GOOD = {"model_name_or_path": "smollm2-135m", "dataset": "identity_en", "output_dir": "runs/x"}
 
@@ -21,13 +21,13 @@ def yaml_of(**extra: object) -> str:
 
 def test_llama_factory_keys_become_library_objects():
     made = recipe.load(GOOD | {"lora_rank": 4, "lora_target": "q_proj,v_proj", "cutoff_len": 99, "learning_rate": 1e-4})
-    config = LoraConfig(**stages.lora_settings(made))
+    config = LoraConfig(**fields.lora_settings(made))
     assert (config.r, config.lora_alpha, config.target_modules) == (4, 8, {"q_proj", "v_proj"})
     assert made.training == {"learning_rate": 1e-4} and made.cutoff_len == 99
 
 
 def test_all_means_every_linear_layer():
-    assert stages.lora_settings(recipe.load(GOOD))["target_modules"] == "all-linear"
+    assert fields.lora_settings(recipe.load(GOOD))["target_modules"] == "all-linear"
 
 
 def test_numbers_are_read_as_yaml_1_2_does(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from ftlab import device
 from ftlab.apps import cli
 from ftlab.errors import LabError
-from ftlab.runs import chat, export, recipe, score, stages, train
+from ftlab.runs import chat, export, fields, recipe, score, stages, train
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
@@ -50,8 +50,8 @@ def test_a_template_is_right_and_its_settings_can_be_built(name, folder, monkeyp
     assert recipe.check(path) == []
     made = recipe.load(path)
     if name not in ("merge", "chat"):
-        values, _ = stages.training_settings(made, tmp_path, CARD)
-        assert values["output_dir"] and stages.lora_settings(made)["r"] == made.lora_rank
+        values, _ = fields.training_settings(made, tmp_path, CARD)
+        assert values["output_dir"] and fields.lora_settings(made)["r"] == made.lora_rank
         assert stages.training_args(made, tmp_path, device.describe())[0].learning_rate > 0
 
 

@@ -30,8 +30,9 @@ ALLOWED = {
 }
 
 FLOORS = [
-    {"errors", "device", "memory", "catalogue", "embedded", "control"},
-    {"models", "data", "tokens"},
+    {"errors", "memory", "catalogue", "embedded", "control"},
+    {"logprobs"},
+    {"device", "models", "data", "tokens"},
     {"evaluate", "checks"},
     {"plots"},
     {"runs"},

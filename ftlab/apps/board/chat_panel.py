@@ -10,9 +10,9 @@ from typing import Any
 import ipywidgets as widgets
 from peft import PeftModel
 
-from ftlab import embedded, errors, models
+from ftlab import embedded, models
 from ftlab.apps.board.words import Words
-from ftlab.errors import LabError
+from ftlab.apps.board.work import Work
 from ftlab.runs import chat
 
 # Seconds between two updates of an answer that is being written.
@@ -46,8 +46,9 @@ class ChatPanel:
         self.loaded: tuple[Any, Any] | None = None
         self.histories: dict[str, list[dict[str, str]]] = {}
         self.names: dict[str, str] = {}
-        self.left, self.idle = threading.Event(), threading.Event()
-        self.idle.set()
+        self.left = threading.Event()
+        self.work = Work(self.words.lang, lambda reason: self.say("chat_failed", reason=reason), self.ended)
+        self.idle = self.work.idle
         self.given, self.runs = adapters, Path(runs)
         self.model = self.field("chat_base_model", widgets.Text(value=model))
         self.adapters = self.field("chat_adapters", widgets.SelectMultiple(rows=3))
@@ -116,37 +117,28 @@ class ChatPanel:
 
     def load(self) -> None:
         """Load the model with the chosen adapters, beside the page."""
-        self.work(self.load_now, self.model.value.strip(), tuple(self.adapters.value))
+        self.begin(self.load_now, self.model.value.strip(), tuple(self.adapters.value))
 
     def ask(self) -> None:
         """Put the question to every column, one after the other."""
         question = self.question.value.strip()
         if question and self.loaded and self.idle.is_set():
             self.question.value = ""
-            self.work(self.ask_now, question)
+            self.begin(self.ask_now, question)
 
-    def work(self, action: Any, *given: Any) -> None:
-        """Do something in a thread, one thing at a time; what goes wrong is said."""
+    def begin(self, action: Any, *given: Any) -> None:
+        """Do something in a thread, if nothing else is under way."""
         if not self.idle.is_set():
             return
-        self.idle.clear()
         self.left.clear()
         self.load_button.disabled = self.send.disabled = True
         self.stop.disabled = False
+        self.work.begin(action, *given)
 
-        def run() -> None:
-            try:
-                with errors.speaking(self.words.lang):
-                    action(*given)
-            except Exception as error:
-                reason = str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"
-                self.say("chat_failed", reason=reason)
-            finally:
-                self.load_button.disabled, self.stop.disabled = False, True
-                self.send.disabled = self.loaded is None
-                self.idle.set()
-
-        threading.Thread(target=run, name="ftlab chat", daemon=True).start()
+    def ended(self) -> None:
+        """Let the next thing be asked for."""
+        self.load_button.disabled, self.stop.disabled = False, True
+        self.send.disabled = self.loaded is None
 
     def load_now(self, name: str, chosen: Sequence[str]) -> None:
         """Load the model, and every adapter under a name of its own."""

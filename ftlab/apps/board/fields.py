@@ -82,7 +82,32 @@ FIELDS: dict[str, Field] = {
     "early_stopping_steps": Field("text", most=10**4),
     "overwrite_output_dir": CHOICE,
 }
-VISIBLE = tuple(FIELDS)[:MOST_VISIBLE]
+# What the panels beside the training panel ask for.
+MODEL, ROWS = FIELDS["model_name_or_path"], Field("text", ("20", "50", "100", "200"), most=10**4)
+EVALUATED = {
+    "model_name_or_path": MODEL,
+    "adapter_name_or_path": TEXT,
+    "eval_dataset": Field("text", required=True),
+    "max_samples": ROWS,
+    "cutoff_len": FIELDS["cutoff_len"],
+    "template": TEXT,
+}
+EXPORTED = {
+    "model_name_or_path": MODEL,
+    "adapter_name_or_path": TEXT,
+    "export_dir": Field("text", required=True),
+    "export_dtype": CHOICE,
+    "export_size": Field("slider", (1, 2, 5, 10, 20), most=1000),
+    "export_gguf": CHOICE,
+    "export_device": CHOICE,
+}
+SIZED = {
+    "model_name_or_path": MODEL,
+    "stage": CHOICE,
+    "lora_rank": FIELDS["lora_rank"],
+    "gradient_checkpointing": CHOICE,
+}
+TABLES = (FIELDS, EVALUATED, EXPORTED, SIZED)
 GROUPS = {
     "group_method": tuple(FIELDS)[12:22],
     "group_data": tuple(FIELDS)[22:30],

@@ -1,7 +1,7 @@
 """The fields of a recipe as widgets: a few in sight, the rest folded away, every other key in free lines."""
 
 import html
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,7 @@ import ipywidgets as widgets
 
 from ftlab import errors
 from ftlab.apps.board import fields, problems
-from ftlab.apps.board.fields import FIELDS, GROUPS, MOST_VISIBLE, VISIBLE
+from ftlab.apps.board.fields import FIELDS, GROUPS, MOST_VISIBLE, Field
 from ftlab.apps.board.words import Words
 from ftlab.errors import LabError, fail
 from ftlab.runs import recipe
@@ -21,6 +21,10 @@ WIDE = {"width": "98%"}
 class Form:
     """The controls of a recipe, and what is wrong with what stands in them.
 
+    Args:
+        knobs: the keys in sight; the first of `table` without it.
+        roots: the folders that may be written to.
+        table: the keys that have a control.
     Attributes:
         controls: key -> its widget.
         lines: the text area for all other keys.
@@ -28,16 +32,24 @@ class Form:
         checked: recipe and messages of what stands there now.
     """
 
-    def __init__(self, values: dict[str, Any], words: Words, knobs: Sequence[str] = (), roots: Sequence[Path] = ()):
-        visible = tuple(knobs) or VISIBLE
-        strange = [key for key in visible if key not in FIELDS]
+    def __init__(
+        self,
+        values: dict[str, Any],
+        words: Words,
+        knobs: Sequence[str] = (),
+        roots: Sequence[Path] = (),
+        table: Mapping[str, Field] = FIELDS,
+    ):
+        self.table = table
+        visible = tuple(knobs) or tuple(table)[:MOST_VISIBLE]
+        strange = [key for key in visible if key not in table]
         if strange or len(visible) > MOST_VISIBLE:
             reason = f"{', '.join(strange)}" if strange else f"{len(visible)} > {MOST_VISIBLE}"
-            raise fail("board_knobs", where="knobs", reason=reason, most=MOST_VISIBLE, known=", ".join(FIELDS))
+            raise fail("board_knobs", where="knobs", reason=reason, most=MOST_VISIBLE, known=", ".join(table))
         self.words, self.roots = words, tuple(roots) or (Path.cwd(),)
         self.given: set[str] = set()
-        self.controls = {key: control(key, words).add_class(f"ft-{key}") for key in FIELDS}
-        self.messages = {key: message(key) for key in (*FIELDS, problems.LINES, problems.ALL)}
+        self.controls = {key: control(key, table[key], words).add_class(f"ft-{key}") for key in table}
+        self.messages = {key: message(key) for key in (*table, problems.LINES, problems.ALL)}
         self.lines = widgets.Textarea(layout={"width": "98%", "height": "6em"}, continuous_update=False)
         self.lines.tooltip = words.tip("group_lines")
         self.lines.add_class("ft-lines")
@@ -56,9 +68,11 @@ class Form:
 
     def folded(self, visible: Sequence[str]) -> widgets.Accordion:
         """Return the other controls in groups that open, and the free lines."""
-        rest = [key for key in VISIBLE if key not in visible]
-        groups = {name: [key for key in members if key not in visible] for name, members in GROUPS.items()}
-        groups["group_method"] = [*rest, *groups["group_method"]]
+        hidden = [key for key in self.table if key not in visible]
+        grouped = {name: [key for key in members if key in hidden] for name, members in GROUPS.items()}
+        rest = [key for key in hidden if not any(key in members for members in grouped.values())]
+        grouped["group_method"] = [*rest, *grouped["group_method"]]
+        groups = {name: members for name, members in grouped.items() if members}
         parts: list[widgets.Widget] = [self.in_sight(members) for members in groups.values()]
         parts.append(widgets.VBox([self.lines, self.messages[problems.LINES]]))
         accordion = widgets.Accordion(parts, layout=WIDE)
@@ -80,14 +94,14 @@ class Form:
         made, notes = recipe.read(dict(values))
         plain = recipe.plain(made)
         # Keys written out stay written out, also at their defaults.
-        plain |= {key: value for key, value in values.items() if key in FIELDS and key not in plain}
+        plain |= {key: value for key, value in values.items() if key in self.table and key not in plain}
         plain = {key: value for key, value in plain.items() if value is not None}
         self.given = set(plain)
         self.quiet = True
         try:
             for key, widget in self.controls.items():
-                put(widget, key, plain.get(key, fields.default(key)), key in plain)
-            self.lines.value = fields.yaml_lines({key: plain[key] for key in plain if key not in FIELDS})
+                put(widget, self.table[key], plain.get(key, fields.default(key)), key in plain)
+            self.lines.value = fields.yaml_lines({key: plain[key] for key in plain if key not in self.table})
         finally:
             self.quiet = False
         self.changed()
@@ -104,7 +118,7 @@ class Form:
 
     def value(self, key: str, widget: widgets.Widget) -> Any:
         """Return the value of one control."""
-        if FIELDS[key].kind != "text":
+        if self.table[key].kind != "text":
             return widget.value
         try:
             return fields.read_text(key, widget.value)
@@ -117,12 +131,14 @@ class Form:
             return
         with errors.speaking(self.words.lang):
             self.checked = self.check()
-        for key, shown in self.messages.items():
-            said = self.checked.messages.get(key, "")
-            shown.value = f'<span style="color:#b00020">{html.escape(said)}</span>' if said else ""
-            shown.layout.display = "" if said else "none"
+        for key in self.messages:
+            self.tell(key, self.checked.messages.get(key, ""))
         for watcher in self.watchers:
             watcher()
+
+    def tell(self, key: str, said: str) -> None:
+        """Say what is wrong with a key beside its field, "" if nothing is."""
+        show_message(self.messages[key], said)
 
     def check(self) -> problems.Checked:
         """Check all fields and the free lines together."""
@@ -131,9 +147,9 @@ class Form:
             lines = fields.read_lines(self.lines.value)
         except LabError as error:
             return problems.Checked(None, {problems.LINES: problems.short(error)}, [])
-        if twice := [key for key in lines if key in FIELDS]:
+        if twice := [key for key in lines if key in self.table]:
             return problems.Checked(None, {problems.LINES: self.words("bad_twice", keys=", ".join(twice))}, [])
-        checked = problems.check(values | lines, self.words, self.roots)
+        checked = problems.check(values | lines, self.words, self.roots, self.table)
         beside = {key if key in self.messages else problems.LINES: said for key, said in checked.messages.items()}
         return checked._replace(messages=beside)
 
@@ -146,35 +162,33 @@ class Form:
         return self.checked.recipe
 
 
-def control(key: str, words: Words) -> widgets.Widget:
+def control(key: str, field: Field, words: Words) -> widgets.Widget:
     """Return the widget of one key, at its default."""
-    field, tip = FIELDS[key], words.tip(key)
+    tip = words.tip(key)
     if field.kind == "slider":
-        widget = widgets.SelectionSlider(options=stops(key, fields.default(key)), tooltip=tip, layout=WIDE)
+        widget = widgets.SelectionSlider(options=stops(field, fields.default(key)), tooltip=tip, layout=WIDE)
     elif field.kind == "choice":
         options = [(words("nothing") if one is None else fields.write_text(one), one) for one in fields.choices(key)]
         widget = widgets.Dropdown(options=options, tooltip=tip, layout=WIDE)
     else:
         shown = fields.write_text(fields.default(key))
         hint = words("default_value", value=shown) if shown else ""
-        make = widgets.Combobox if field.options else widgets.Text
-        widget = make(placeholder=hint, tooltip=tip, layout=WIDE, continuous_update=False)
-        if field.options:
-            widget.options = tuple(field.options)
+        widget = widgets.Combobox(placeholder=hint, tooltip=tip, layout=WIDE, continuous_update=False)
+        widget.options = tuple(field.options)
     return widget
 
 
-def stops(key: str, value: Any) -> list[tuple[str, Any]]:
+def stops(field: Field, value: Any) -> list[tuple[str, Any]]:
     """Return the stops of a slider, the value it is to show among them."""
-    return [(str(one), one) for one in sorted({*FIELDS[key].options, value})]
+    return [(str(one), one) for one in sorted({*field.options, value})]
 
 
-def put(widget: widgets.Widget, key: str, value: Any, given: bool) -> None:
+def put(widget: widgets.Widget, field: Field, value: Any, given: bool) -> None:
     """Show a value in a control; a text field that nobody filled stays empty."""
-    if FIELDS[key].kind == "slider":
-        widget.options = stops(key, value)
+    if field.kind == "slider":
+        widget.options = stops(field, value)
         widget.value = value
-    elif FIELDS[key].kind == "choice":
+    elif field.kind == "choice":
         widget.value = value
     else:
         widget.value = fields.write_text(value) if given else ""
@@ -183,3 +197,9 @@ def put(widget: widgets.Widget, key: str, value: Any, given: bool) -> None:
 def message(key: str) -> widgets.HTML:
     """Return the place for what is wrong with a key."""
     return widgets.HTML(layout={"display": "none"}).add_class(f"ft-bad-{key}")
+
+
+def show_message(place: widgets.HTML, said: str) -> None:
+    """Show a sentence in the place for what is wrong, or hide the place."""
+    place.value = f'<span style="color:#b00020">{html.escape(said)}</span>' if said else ""
+    place.layout.display = "" if said else "none"

@@ -15,7 +15,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ftlab import errors
 from ftlab.apps.board import fields, past
-from ftlab.errors import LabError
+from ftlab.apps.board.work import said
 from ftlab.runs import callbacks, strict_yaml, train
 from ftlab.runs.keys import Recipe
 
@@ -70,9 +70,7 @@ class InThread:
 
     def problem(self) -> str:
         """Return what went wrong, "" if nothing did."""
-        if self.error is None:
-            return ""
-        return str(self.error) if isinstance(self.error, LabError) else f"{type(self.error).__name__}: {self.error}"
+        return "" if self.error is None else said(self.error)
 
     def memory_bytes(self) -> int:
         """Return what the training takes now: of the card where there is one, else of this process."""

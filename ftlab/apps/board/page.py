@@ -11,6 +11,10 @@ from ftlab import embedded
 from ftlab.apps.board import jobs
 from ftlab.apps.board.chat_panel import ChatPanel
 from ftlab.apps.board.data_panel import DataPanel
+from ftlab.apps.board.evaluate_panel import EvaluatePanel
+from ftlab.apps.board.export_panel import ExportPanel
+from ftlab.apps.board.memory_panel import MemoryPanel
+from ftlab.apps.board.quiz_panel import QuizPanel
 from ftlab.apps.board.serve import RECIPE, WORKING_FOLDER
 from ftlab.apps.board.train_panel import TrainPanel
 from ftlab.apps.board.words import Words
@@ -50,8 +54,19 @@ def board(source: str | None = None, lang: str | None = None) -> widgets.Tab:
     name = str(values.get("dataset") or "").split(",")[0].strip()
     model = str(values.get("model_name_or_path") or embedded.NAME)
     data = DataPanel(name, values.get("dataset_dir", "data"), model, int(values.get("cutoff_len", 1024)), words.lang)
+    evaluate = EvaluatePanel(values, root, words.lang)
     chat = ChatPanel(model, runs=root, lang=words.lang)
-    train.after.append(chat.list_adapters)
-    tabs = widgets.Tab([data.box, train.view.box, chat.box], selected_index=1)
-    tabs.titles = (words("tab_data"), words("tab_train"), words("tab_chat"))
+    export = ExportPanel(values, root, words.lang)
+    train.after += [evaluate.list_adapters, chat.list_adapters, export.list_adapters]
+    panels = {
+        "tab_data": data.box,
+        "tab_train": train.view.box,
+        "tab_evaluate": evaluate.box,
+        "tab_chat": chat.box,
+        "tab_export": export.box,
+        "tab_memory": MemoryPanel(values, words.lang).box,
+        "tab_quiz": QuizPanel(lang=words.lang).box,
+    }
+    tabs = widgets.Tab(list(panels.values()), selected_index=list(panels).index("tab_train"))
+    tabs.titles = tuple(map(words, panels))
     return tabs.add_class("ftlab-board")

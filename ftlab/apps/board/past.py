@@ -71,17 +71,22 @@ def rows_in(folder: Path) -> list[Row]:
     return found
 
 
-def free_name(folder: Path) -> Path:
-    """Return the first of NAME-2, NAME-3 ... that does not exist.
+def next_name(folder: Path) -> Path:
+    """Return NAME-2 for NAME, NAME-3 for NAME-2, and so on.
 
-    >>> free_name(Path("runs/no-such-run-4"))
-    PosixPath('runs/no-such-run-5')
+    >>> next_name(Path("runs/first")), next_name(Path("runs/first-9"))
+    (PosixPath('runs/first-2'), PosixPath('runs/first-10'))
     """
     stem, _, number = folder.name.rpartition("-")
     stem, count = (stem, int(number)) if stem and number.isdecimal() else (folder.name, 1)
-    while (made := folder.with_name(f"{stem}-{count + 1}")).exists():
-        count += 1
-    return made
+    return folder.with_name(f"{stem}-{count + 1}")
+
+
+def free_name(folder: Path) -> Path:
+    """Return the first of NAME-2, NAME-3 ... that does not exist."""
+    while (folder := next_name(folder)).exists():
+        pass
+    return folder
 
 
 def picture(curves: Mapping[str, Sequence[Row]], title: str = "") -> bytes:

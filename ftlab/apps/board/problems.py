@@ -1,17 +1,17 @@
 """What is wrong with what stands in the fields, said key by key, before anything is run."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ftlab import embedded, models
-from ftlab.apps.board.fields import FIELDS
+from ftlab.apps.board.fields import FIELDS, Field
 from ftlab.apps.board.words import Words
 from ftlab.catalogue import MODELS
 from ftlab.data import registry
 from ftlab.errors import LabError, fail
-from ftlab.runs import checkpoint, recipe, train
+from ftlab.runs import checkpoint, recipe, templates, train
 from ftlab.runs.keys import REWARDS, Recipe
 
 # A run folder's name is copied into commands by people: what a shell acts on has no place in it.
@@ -30,19 +30,20 @@ class Checked(NamedTuple):
     notes: list[str]
 
 
-def check(values: dict[str, Any], words: Words, roots: Sequence[Path]) -> Checked:
+def check(values: dict[str, Any], words: Words, roots: Sequence[Path], table: Mapping[str, Field] = FIELDS) -> Checked:
     """Check the keys of a panel one by one, then together.
 
     Args:
         values: key -> value, as typed; a LabError stands for a text that could not be read.
         roots: the folders that runs may be written to.
+        table: the keys that have a field.
     """
     messages: dict[str, str] = {}
-    for key in FIELDS:
-        if FIELDS[key].required and key not in values:
+    for key in table:
+        if table[key].required and key not in values:
             messages[key] = words("bad_empty")
     for key, value in values.items():
-        if said := one(key, value, words, roots):
+        if said := one(key, value, words, roots, {**FIELDS, **table}):
             messages[key] = said
     if messages:
         return Checked(None, messages, [])
@@ -55,11 +56,11 @@ def check(values: dict[str, Any], words: Words, roots: Sequence[Path]) -> Checke
     return Checked(None if messages else made, messages, notes)
 
 
-def one(key: str, value: Any, words: Words, roots: Sequence[Path]) -> str:
+def one(key: str, value: Any, words: Words, roots: Sequence[Path], table: Mapping[str, Field]) -> str:
     """Return what is wrong with one key's value, "" if nothing is."""
     if isinstance(value, LabError):
         return short(value)
-    most = FIELDS[key].most if key in FIELDS else None
+    most = table[key].most if key in table else None
     if most is not None and isinstance(value, int | float) and value > most:
         return words("bad_most", most=f"{most:,g}")
     if key in WRITTEN and isinstance(value, str) and (said := folder(value, words, roots)):
@@ -87,9 +88,10 @@ def folder(name: str, words: Words, roots: Sequence[Path]) -> str:
 
 
 def together(made: Recipe) -> dict[str, str]:
-    """Return what a recipe names that is not there: its model, its data sets."""
+    """Return what a recipe names that is not there: its model, its template, its data sets."""
     messages = {}
-    for key, look in (("model_name_or_path", model), ("adapter_name_or_path", models.adapter)):
+    looks = {"model_name_or_path": model, "adapter_name_or_path": models.adapter, "template": template}
+    for key, look in looks.items():
         name = getattr(made, key)
         try:
             if name:
@@ -120,6 +122,16 @@ def model(name: str) -> None:
         raise fail("model_no_folder", where=name)
     elif name not in {known.name for known in MODELS}:
         raise models.unknown(name)
+
+
+def template(name: str) -> None:
+    """Look a template's name up; whether it is the model's own is seen once that is loaded.
+
+    Raises:
+        LabError: nobody knows it.
+    """
+    if name != "empty":
+        templates.family_of_name(name)
 
 
 def state(made: Recipe) -> tuple[str, str]:

@@ -1,38 +1,45 @@
 """What a recipe will take, worked out before it is started: trained weights, tokens per step, minutes, memory."""
 
-import time
+import json
 from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from ftlab import device, embedded, memory
+from ftlab.apps.board import past
 from ftlab.catalogue import MODELS, hub_id
 from ftlab.data import registry
 from ftlab.data.convert import converted
 from ftlab.data.lengths import token_lengths
 from ftlab.errors import LabError
-from ftlab.runs import needs, stages
+from ftlab.memory import Decoder
+from ftlab.runs import checkpoint, needs, recipe, train
 from ftlab.runs.keys import Recipe
+from ftlab.runs.trained import trained_weights
 
 # Rows whose lengths stand for all of them.
 SAMPLE = 200
 # Rows read of a set to know how many steps an epoch has.
 MOST_ROWS = 50_000
-# Share of a machine's matrix rate that a training step reaches, and its floating-point operations per token and weight:
-# two forward, two back through the activations, two more for the weights that are trained (`benchmarks train`).
-REACHED = 0.4
-OPERATIONS = {"lora": 4, "freeze": 4, "full": 6}
+# What has to be the same for one run's pace to say something of another's.
+ALIKE = ("model_name_or_path", "finetuning_type", "quantization_bit", "use_dora", "packing")
+
+
+class Pace(NamedTuple):
+    """How fast a finished run was: its folder's name, and its tokens per second."""
+
+    run: str
+    tokens_per_second: float
 
 
 class Readouts(NamedTuple):
     """Counts of weights, tokens and steps; seconds; bytes. None where the model or the rows are not here yet.
 
-    `weights` are all that the trained model has, those that LoRA adds included, as PEFT counts them.
+    `weights` are all that the trained model has, those that LoRA adds included, as PEFT counts them. `seconds` are at
+    the pace of an earlier run, None without one.
     """
 
     trained: int | None
@@ -40,67 +47,85 @@ class Readouts(NamedTuple):
     tokens_per_step: float | None
     steps: int | None
     seconds: float | None
+    pace: Pace | None
     needed_bytes: int | None
     memory_bytes: int
 
 
-class Shape(NamedTuple):
-    """A model without its weights: their number, and (in, out, module name) of every linear layer but the head."""
-
-    weights: int
-    linear: list[tuple[int, int, str]]
-    layers: list[list[tuple[str, int]]]
-    others: list[tuple[str, int]]
-    hidden: int
-
-
 def readouts(made: Recipe) -> Readouts:
-    """Work out what a recipe takes on this machine; fast once the model's shape and the rows' lengths are known."""
+    """Work out what a recipe takes on this machine; fast once the rows' lengths are known."""
     place = local_folder(made.model_name_or_path)
-    shape = shape_of(place) if place else None
-    weights = shape.weights if shape else catalogued(made.model_name_or_path)
-    trained = trained_weights(made, shape) if shape else None
+    decoder = decoder_of(made, place)
+    trained = trained_weights(made, decoder) if decoder else None
     lengths = lengths_of(made, place) if place else []
     tokens = tokens_per_step(made, lengths) if lengths else None
     steps = total_steps(made, lengths)
-    seconds = None
-    if weights and tokens and steps:
-        operations = OPERATIONS[made.finetuning_type] * weights * tokens * steps
-        seconds = operations / (REACHED * operations_per_second(device.describe().dtype))
+    known = pace(made) if tokens and steps else None
     added = trained if trained and made.finetuning_type == "lora" else 0
     return Readouts(
         trained,
-        weights + added if weights else None,
+        decoder.parameters + added if decoder else None,
         tokens,
         steps,
-        seconds,
-        memory_bytes(made, place, lengths),
+        tokens * steps / known.tokens_per_second if known else None,
+        known,
+        memory_bytes(made, decoder, lengths) if decoder else None,
         machine_bytes(),
     )
 
 
-def memory_bytes(made: Recipe, place: str | None, lengths: list[tuple[int, ...]]) -> int | None:
-    """Return the bytes that a recipe needs at its longest rows; None for a model that is neither here nor known."""
-    known = made.model_name_or_path if catalogued(made.model_name_or_path) else place
-    if known is None:
-        return None
+def decoder_of(made: Recipe, place: str | None) -> Decoder | None:
+    """Return the sizes of a recipe's model, None for one that is neither here nor in the catalogue."""
+    listed = any(made.model_name_or_path in (model.name, model.hub_id) for model in MODELS)
+    known = made.model_name_or_path if listed else place
     try:
-        decoder = needs.sizes(known)
+        return needs.sizes(known) if known else None
     except LabError:
         return None
+
+
+def memory_bytes(made: Recipe, decoder: Decoder, lengths: list[tuple[int, ...]]) -> int:
+    """Return the bytes that a recipe needs at its longest rows."""
     longest = max((one for row in lengths for one in row), default=None)
     return memory.estimate(decoder, needs.training(made, decoder, device.describe(), longest)).peak
+
+
+def pace(made: Recipe) -> Pace | None:
+    """Return how fast the newest finished run like this one was, among those beside its folder, on this machine."""
+    root = Path(made.output_dir or "runs/new").expanduser().parent
+    found = [(path.stat().st_mtime, path.parent) for path in root.glob(f"*/{train.METRICS}")]
+    for changed, folder in sorted(found, reverse=True):
+        alike, rate = measured(folder, changed)
+        if rate and alike == kind(made):
+            return Pace(folder.name, rate)
+    return None
+
+
+@cache
+def measured(folder: Path, changed: float) -> tuple[tuple, float | None]:
+    """Return what a finished run was like, and its tokens per second; None where it ran elsewhere or did no step."""
+    try:
+        made = recipe.load(folder / train.RECIPE)
+        metrics = json.loads((folder / train.METRICS).read_text(encoding="utf-8"))
+        steps = past.last_step(past.rows_in(folder)) - metrics.get("resumed_from_step", 0)
+        seconds = float(metrics["train_seconds"])
+    except (LabError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return (), None
+    place = local_folder(made.model_name_or_path)
+    lengths = lengths_of(made, place) if place else []
+    here = (checkpoint.read_manifest(folder) or {}).get("machine") == device.describe().name
+    return kind(made), tokens_per_step(made, lengths) * steps / seconds if here and lengths and steps > 0 else None
+
+
+def kind(made: Recipe) -> tuple:
+    """Return what has to be the same for one run's pace to say something of another's."""
+    return (made.objective, made.training.get("gradient_checkpointing"), *(getattr(made, name) for name in ALIKE))
 
 
 @cache
 def machine_bytes() -> int:
     """Return the memory that a model can live in here."""
     return device.describe().memory_bytes
-
-
-def catalogued(name: str) -> int | None:
-    """Return the number of weights that the catalogue has for a model."""
-    return next((model.parameters for model in MODELS if name in (model.name, model.hub_id)), None)
 
 
 def local_folder(name: str) -> str | None:
@@ -115,57 +140,6 @@ def local_folder(name: str) -> str | None:
     known = hub_id(name)
     found = try_to_load_from_cache(known, "config.json") if known.count("/") == 1 else None
     return str(Path(found).parent) if isinstance(found, str) else None
-
-
-@cache
-def shape_of(folder: str) -> Shape | None:
-    """Return a model's shape from its config.json alone; None where transformers cannot build it."""
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(folder))
-    except (OSError, ValueError, ImportError, KeyError):
-        return None
-    head = model.get_output_embeddings()
-    linear = [
-        (module.in_features, module.out_features, name)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head
-    ]
-    stack = max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len, default=nn.ModuleList())
-    layers = [[(name, weight.numel()) for name, weight in layer.named_parameters()] for layer in stack]
-    inside = {id(weight) for layer in stack for weight in layer.parameters()}
-    others = [(name, weight.numel()) for name, weight in model.named_parameters() if id(weight) not in inside]
-    weights = sum(weight.numel() for weight in model.parameters())
-    return Shape(weights, linear, layers, others, model.config.get_text_config().hidden_size)
-
-
-def trained_weights(made: Recipe, shape: Shape) -> int:
-    """Return how many weights a recipe trains.
-
-    LoRA adds A (r, in) and B (out, r) to each linear layer of shape (out, in), and DoRA one magnitude per output; a
-    reward model's head has one weight per hidden unit and is always trained.
-    """
-    head = shape.hidden if made.stage == "rm" else 0
-    if made.finetuning_type == "full":
-        return shape.weights + head
-    if made.finetuning_type == "freeze":
-        return frozen_rest(made, shape) + head
-    wanted = None if made.lora_target == "all" else stages.names(made.lora_target)
-    chosen = [one for one in shape.linear if wanted is None or one[2].split(".")[-1] in wanted]
-    added = sum(made.lora_rank * (inputs + outputs) + made.use_dora * outputs for inputs, outputs, _ in chosen)
-    whole = stages.names(made.additional_target) if made.additional_target else []
-    return added + head + sum(count for name, count in shape.others if any(part in name.split(".") for part in whole))
-
-
-def frozen_rest(made: Recipe, shape: Shape) -> int:
-    """Return the weights of the layers that `finetuning_type: freeze` leaves trainable."""
-    count = made.freeze_trainable_layers
-    layers = shape.layers[-count:] if count > 0 else shape.layers[:-count]
-    parts = None if made.freeze_trainable_modules == "all" else stages.names(made.freeze_trainable_modules)
-    named = [one for layer in layers for one in layer if parts is None or any(p in one[0].split(".") for p in parts)]
-    extra = stages.names(made.freeze_extra_modules) if made.freeze_extra_modules else []
-    named += [one for one in shape.others if any(part in one[0].split(".") for part in extra)]
-    return sum(count for _, count in named)
 
 
 def lengths_of(made: Recipe, folder: str) -> list[tuple[int, ...]]:
@@ -243,17 +217,3 @@ def total_steps(made: Recipe, lengths: list[tuple[int, ...]]) -> int | None:
     batches = -(-max(rows, 1) // batch)
     per_epoch = -(-batches // made.training.get("gradient_accumulation_steps", 1))
     return max(1, round(per_epoch * made.training.get("num_train_epochs", 3.0)))
-
-
-@cache
-def operations_per_second(dtype: str) -> float:
-    """Measure this machine's matrix rate in a number format: the best of a few products, floating-point operations."""
-    on = device.describe().accelerator
-    size = 512 if on == "cpu" else 4096
-    matrix = torch.randn(size, size, device=on).to(getattr(torch, dtype))
-    best = float("inf")
-    for _ in range(8):
-        started = time.perf_counter()
-        (matrix @ matrix)[0, 0].item()
-        best = min(best, time.perf_counter() - started)
-    return 2 * size**3 / best

@@ -79,22 +79,23 @@ class View:
 
     def say(self, name: str, /, **values: object) -> None:
         """Say one sentence of the table beside the buttons."""
-        text = html.escape(self.words(name, **values))
-        colour = f' style="color:{RED}"' if name in ("failed", "ended") else ""
-        self.status.value = f'<span{colour} data-state="{name}">{text}</span>'
+        text = self.words(name, **values)
+        said = red(text) if name in ("failed", "ended") else html.escape(text)
+        self.status.value = f'<span data-state="{name}">{said}</span>'
 
     def show_command(self, values: dict[str, Any], fresh: bool) -> None:
         """Show command and YAML."""
-        self.command.value = f'<pre style="{PRE}">{html.escape(command(values, fresh))}</pre>'
+        self.command.value = pre(command(values, " fresh=true" if fresh else ""))
 
     def show_code(self, code: str) -> None:
         """Show a script."""
-        self.code.value = f'<pre style="{PRE}">{html.escape(code)}</pre>'
+        self.code.value = pre(code)
 
     def show_readouts(self, found: Readouts) -> None:
         """Show the four figures in a row."""
         words, unknown = self.words, self.words("unknown")
         cells = {name: unknown for name in ("trained_weights", "tokens_per_step", "estimated_time", "predicted_memory")}
+        cells["estimated_time"] = words("no_pace")
         if found.trained is not None and found.weights:
             share = f"{found.trained / found.weights:.2%}"
             cells["trained_weights"] = words(
@@ -102,9 +103,9 @@ class View:
             )
         if found.tokens_per_step is not None:
             cells["tokens_per_step"] = f"{found.tokens_per_step:,.0f}"
-        if found.seconds is not None:
-            minutes = f"{found.seconds / 60:,.1f}"
-            cells["estimated_time"] = words("minutes", minutes=minutes, steps=f"{found.steps:,}")
+        if found.seconds is not None and found.pace:
+            figures = {"minutes": f"{found.seconds / 60:,.1f}", "rate": f"{found.pace.tokens_per_second:,.0f}"}
+            cells["estimated_time"] = words("minutes", steps=f"{found.steps:,}", run=found.pace.run, **figures)
         over = False
         if found.needed_bytes is not None:
             over = found.needed_bytes > found.memory_bytes
@@ -128,7 +129,7 @@ class View:
         self.new_folder.layout.display = "" if taken else "none"
         self.new_folder.description = words("new_folder", folder=str(free))
         text = words("bad_folder_other", changed=detail) if state == "other" else detail if state == "foreign" else ""
-        self.folder_message.value = f'<span style="color:{RED}">{html.escape(text)}</span>'
+        self.folder_message.value = red(text)
         if state in ("new", "finished", "unfinished"):
             self.say({"new": "ready"}.get(state, state), **({"step": detail} if state == "unfinished" else {}))
 
@@ -174,14 +175,35 @@ class View:
         return f"{run.folder.name} ({state}, {run.step}{loss})"
 
 
-def command(values: dict[str, Any], fresh: bool) -> str:
+def command(values: dict[str, Any], overrides: str = "", verb: str = "train") -> str:
     """Return what to paste into a terminal: the YAML, written to a file, and the command that runs it."""
     text = fields.yaml_lines(values)
     end = "EOF"
     while end in text.splitlines():
         end += "_"
-    name = shlex.quote(f"{Path(str(values.get('output_dir') or 'run')).name}.yaml")
-    return f"cat > {name} <<'{end}'\n{text}{end}\nftlab train {name}{' fresh=true' if fresh else ''}\n"
+    place = values.get("output_dir") or values.get("export_dir") or verb
+    name = shlex.quote(f"{Path(str(place)).name}.yaml")
+    return f"cat > {name} <<'{end}'\n{text}{end}\nftlab {verb} {name}{overrides}\n"
+
+
+def pre(text: str) -> str:
+    """Return text as it stands, safe to be shown."""
+    return f'<pre style="{PRE}">{html.escape(text)}</pre>'
+
+
+def red(text: str) -> str:
+    """Return a sentence that says what is wrong."""
+    return f'<span style="color:{RED}">{html.escape(text)}</span>'
+
+
+def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table of text, its first column bold; cells that begin with `<td` are taken as they are."""
+    style = "padding:2px 14px 2px 0;text-align:left"
+    lines = ["".join(f'<th style="{style}">{html.escape(cell)}</th>' for cell in head)]
+    for first, *rest in rows:
+        cells = [cell if cell.startswith("<td") else f'<td style="{style}">{html.escape(cell)}</td>' for cell in rest]
+        lines.append(f'<th style="{style}">{html.escape(first)}</th>' + "".join(cells))
+    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
 def gib(count: int) -> str:

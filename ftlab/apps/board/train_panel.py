@@ -238,13 +238,16 @@ class TrainPanel:
     def show(self) -> None:
         """Show the panel; where nobody looks (FTLAB_HEADLESS=1), train with the initial values and leave the picture.
 
+        Nobody can be asked there either: where another recipe's run lies in the folder, the next free one is taken.
+
         Raises:
             LabError: headless, and the fields are wrong or the training failed.
         """
         if not headless():
             display(self.view.box)
             return
-        made = self.form.recipe()
+        while (made := self.form.recipe()) and problems.state(made)[0] == "other":
+            self.form.controls["output_dir"].value = str(past.next_name(self.folder()))
         if made is None:
             key, said = next(iter(self.form.checked.messages.items()))
             raise LabError(said, key)
@@ -254,7 +257,7 @@ class TrainPanel:
             self.wait()
         if job.error:
             raise job.error
-        print(shown.command(self.form.written(), False))
+        print(shown.command(self.form.written()))
         display(Image(bytes(self.view.plot.value)))
 
     def wait(self) -> None:

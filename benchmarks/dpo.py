@@ -1,0 +1,91 @@
+"""DPO on preference_en: recipes/dpo.yaml against DPOTrainer as it comes, with the same loss on the same pairs."""
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from benchmarks import train, turns
+from benchmarks.sides import Side
+
+VARIANTS = ("ftlab", "trl defaults")
+BATCH = 8
+LEARNING_RATE, BETA, FTX = 2e-4, 0.1, 0.5
+
+
+def measure(repeats: int, steps: int) -> dict[str, Any]:
+    """Print the table; return it with the ratio of trained tokens per second."""
+    table = turns.medians(turns.in_turns("benchmarks.dpo", VARIANTS, repeats, str(steps)))
+    print(f"\ndpo, {BATCH} pairs a step, {steps} steps, {repeats} turns")
+    turns.show(table)
+    turns.same(table, "samples")
+    mine, other = (table[variant] for variant in VARIANTS)
+    ratios = {
+        "dpo_vs_trl_defaults": mine["trained_tokens_per_second"] / other["trained_tokens_per_second"],
+        "dpo_vs_trl_defaults_loss_difference": abs(mine["final_loss"] / other["final_loss"] - 1),
+        "dpo_vs_trl_defaults_peak_memory": mine["peak_gib"] / other["peak_gib"],
+    }
+    return {"dpo": table, "ratios": ratios}
+
+
+def run_ftlab(steps: int, side: Side, folder: str) -> None:
+    """Train the recipe."""
+    from ftlab.runs import recipe
+    from ftlab.runs import train as runs
+
+    overrides = {
+        "output_dir": folder, "max_steps": steps, "per_device_train_batch_size": BATCH, "lora_rank": train.RANK,
+        "learning_rate": LEARNING_RATE, "pref_beta": BETA, "pref_ftx": FTX, "seed": train.SEED,
+        "save_strategy": '"no"', "plot_loss": "false",
+    }  # fmt: skip
+    loaded = recipe.load("recipes/dpo.yaml", [f"{key}={value}" for key, value in overrides.items()])
+    runs.train(loaded, callbacks=[side], quiet=True)
+
+
+def run_trl(steps: int, side: Side, folder: str) -> None:
+    """Train with DPOTrainer; the recipe's loss, everything else as it comes."""
+    from trl import DPOConfig, DPOTrainer
+
+    from ftlab import models
+    from ftlab.data import registry
+
+    args = DPOConfig(
+        output_dir=folder,
+        use_cpu=True,
+        max_steps=steps,
+        per_device_train_batch_size=BATCH,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="cosine",
+        beta=BETA,
+        loss_type=["sigmoid", "sft"],
+        loss_weights=[1.0, FTX],
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        seed=train.SEED,
+    )
+    trainer = DPOTrainer(
+        models.fetch("smollm2-135m"),
+        args=args,
+        train_dataset=registry.load("preference_en", "data"),
+        peft_config=train.lora(),
+        callbacks=[side],
+    )
+    trainer.train()
+
+
+def main(variant: str, steps: int) -> None:
+    """Run one variant and print its figures as JSON."""
+    side = Side()
+    with tempfile.TemporaryDirectory() as folder:
+        if variant == "ftlab":
+            run_ftlab(steps, side, str(Path(folder) / "run"))
+        else:
+            run_trl(steps, side, folder)
+    print(json.dumps(side.figures()))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

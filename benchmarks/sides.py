@@ -1,0 +1,108 @@
+"""One side of a comparison: when its steps ended, which tokens it saw, what memory it took."""
+
+import hashlib
+import math
+import resource
+import statistics
+import sys
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import TrainerCallback
+
+WARM_UP = 2  # steps that are not timed: the first ones fill caches and pools
+LAST = 4  # steps whose mean is the final loss
+
+
+class Side(TrainerCallback):
+    """Watch one training: every side starts from the same adapters, and shows that it saw the same tokens.
+
+    Attributes:
+        ends: when each optimizer step ended, in seconds; the first entry is the start of training.
+        losses: the loss of each step.
+        seen: per batch, in order, a digest of its tokens (padding left out), how many there were and how many had a
+            label. A batch that goes through the model twice (a reference, say) stands here once.
+    """
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+        self.losses: list[float] = []
+        self.seen: dict[str, tuple[int, int]] = {}
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any) -> None:
+        """Begin."""
+        self.begin(model)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Remember when a step ended."""
+        self.ends.append(time.perf_counter())
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        """Remember a step's loss."""
+        if logs and "loss" in logs:
+            self.losses.append(float(logs["loss"]))
+
+    def begin(self, model: nn.Module) -> None:
+        """Give the model's adapters the common start and watch what goes through it."""
+        same_start(model)
+        model.register_forward_pre_hook(self.look, with_kwargs=True)
+        self.ends.append(time.perf_counter())
+
+    def look(self, model: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
+        """Note a batch of `input_ids`, `attention_mask` and `labels`, each of shape (batch, seq_len)."""
+        if not model.training or inputs.get("labels") is None:
+            return
+        ids, labels = inputs["input_ids"], inputs["labels"]
+        real = torch.ones_like(ids) if inputs.get("attention_mask") is None else inputs["attention_mask"]
+        digest = hashlib.sha256(ids[real.bool()].cpu().numpy().tobytes()).hexdigest()
+        self.seen[digest] = (int(real.sum()), int((labels[:, 1:] != -100).sum()))
+
+    def seconds(self) -> float:
+        """Return the seconds of the timed steps together."""
+        return self.ends[-1] - self.ends[WARM_UP]
+
+    def steps(self) -> int:
+        """Return how many steps were timed."""
+        return len(self.ends) - 1 - WARM_UP
+
+    def figures(self) -> dict[str, Any]:
+        """Return what every side reports; the first figure is the one whose spread is shown.
+
+        Batches are counted in the order they came, one per step, as many as were timed.
+        """
+        timed = list(self.seen.values())[-self.steps() :]
+        tokens, trained = (sum(column) for column in zip(*timed, strict=True))
+        return {
+            "trained_tokens_per_second": trained / self.seconds(),
+            "tokens_per_second": tokens / self.seconds(),
+            "seconds_per_step": self.seconds() / self.steps(),
+            "peak_gib": peak_gib(),
+            "final_loss": statistics.fmean(self.losses[-LAST:]),
+            "samples": hashlib.sha256("".join(self.seen).encode()).hexdigest()[:12],
+        }
+
+
+def same_start(model: nn.Module) -> None:
+    """Draw every LoRA matrix A from its own name, as PEFT draws it (uniform, 1 / sqrt(inputs)); B stays 0."""
+    for name, weight in model.named_parameters():
+        if "lora_A" in name:
+            generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
+            drawn = torch.rand(weight.shape, generator=generator) * 2 - 1
+            weight.data.copy_(drawn / math.sqrt(weight.shape[1]))
+
+
+def peak_gib() -> float:
+    """Return the most memory that this process held at once, in GiB.
+
+    Not from getrusage where the kernel tells it better: there a child begins with its parent's peak.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) / 2**20
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**30 if sys.platform == "darwin" else peak / 2**20

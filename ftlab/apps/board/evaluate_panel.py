@@ -1,0 +1,111 @@
+"""The evaluation panel: the scores of a model on a data set, before and after its training."""
+
+from pathlib import Path
+from typing import Any
+
+import ipywidgets as widgets
+
+from ftlab import embedded, errors, evaluate
+from ftlab.apps.board import problems, shown
+from ftlab.apps.board.chat_panel import tuned
+from ftlab.apps.board.data_panel import registered
+from ftlab.apps.board.fields import EVALUATED
+from ftlab.apps.board.form import Form
+from ftlab.apps.board.task import Task
+from ftlab.apps.board.words import Words
+from ftlab.runs import score
+from ftlab.runs.keys import Recipe
+
+# Keys that a recipe hands on, besides those with a field.
+KEPT = ("dataset_dir", "dataset_substitutions", "trust_remote_code", "quantization_bit", "default_system")
+ROWS = 50
+# What each figure, column and line is called in the table of words.
+BOXES = {"loss": "figure_loss", "exact_match": "figure_exact_match"}
+COLUMNS = {"loss": "score_loss", "perplexity": "score_perplexity", "exact_match": "score_exact_match"}
+LINES = {"base": "scored_base", "tuned": "scored_tuned"}
+
+
+class EvaluatePanel:
+    """Base and tuned, scored on the same rows by what `ftlab eval` uses.
+
+    Args:
+        source: the keys of a recipe: its model, its validation set, and what its rows need.
+        runs: the folder of runs whose adapters are offered.
+        lang: "en" or "zh"; None takes FTLAB_LANG.
+    Attributes:
+        task: form, button and result.
+        found: the scores of the last evaluation.
+    """
+
+    def __init__(
+        self, source: dict[str, Any] | None = None, runs: str | Path = "runs", lang: str | None = None
+    ) -> None:
+        self.words, self.runs = Words(lang), Path(runs)
+        given = source or {}
+        values = {key: given[key] for key in (*EVALUATED, *KEPT) if given.get(key) is not None}
+        values.setdefault("model_name_or_path", embedded.NAME)
+        values["max_samples"] = ROWS
+        sets = registered(Path(given.get("dataset_dir") or "data"))
+        if (held_out := f"{given.get('dataset')}_eval") in sets:
+            values.setdefault("eval_dataset", held_out)
+        self.found: score.Scores = {}
+        self.figures = {name: self.box_of(BOXES[name]) for name in score.FIGURES}
+        with errors.speaking(self.words.lang):
+            form = Form(values, self.words, table=EVALUATED)
+        form.controls["eval_dataset"].options = tuple(sets)
+        row = widgets.HBox(list(self.figures.values()), layout={"flex_flow": "row wrap"})
+        self.task = Task(self.words, form, "eval", "evaluate_start", self.look, problems.ALL, self.score, (row,))
+        for box in self.figures.values():
+            box.observe(lambda _: self.task.changed(), names="value")
+        self.list_adapters()
+        self.box = self.task.box.add_class("ftlab-evaluate")
+
+    def box_of(self, name: str) -> widgets.Checkbox:
+        """Return the box to tick for one figure."""
+        text, tip = self.words(name), self.words.tip(name)
+        return widgets.Checkbox(value=True, description=text, tooltip=tip, indent=False).add_class(f"ft-{name}")
+
+    def list_adapters(self) -> None:
+        """Offer the runs that have an adapter; a training that has just ended is among them."""
+        self.task.form.controls["adapter_name_or_path"].options = tuple(map(str, tuned(self.runs)))
+
+    def chosen(self) -> list[str]:
+        """Return the figures that are ticked."""
+        return [name for name, box in self.figures.items() if box.value]
+
+    def look(self, made: Recipe) -> str:
+        """Say what will be compared.
+
+        Raises:
+            LabError: no figure is asked for.
+        """
+        if not self.chosen():
+            raise errors.fail("board_no_figure")
+        return self.words("evaluate_both" if made.adapter_name_or_path else "evaluate_base_only")
+
+    def score(self, made: Recipe) -> str:
+        """Score the recipe's model, and return the table."""
+        self.found = score.score(made, made.max_samples or ROWS, self.chosen())
+        return self.table()
+
+    def table(self) -> str:
+        """Return the scores as a table: base, tuned, and how far they moved."""
+        names = [name for name in COLUMNS if name in self.found["base"]]
+        head = ["", self.words("score_rows"), *(self.words(COLUMNS[name]) for name in names)]
+        rows = [
+            [self.words(LINES[model]), str(row["rows"]), *(written(name, row) for name in names)]
+            for model, row in self.found.items()
+        ]
+        if "tuned" in self.found:
+            base, after = self.found["base"], self.found["tuned"]
+            moved = [f"{after[name] - base[name]:+{'.0%' if name == 'exact_match' else '.3f'}}" for name in names]
+            rows.append([self.words("scored_moved"), "", *moved])
+        return shown.grid(head, rows)
+
+
+def written(name: str, row: dict[str, float]) -> str:
+    """Return one figure as it is read; a share with its interval."""
+    if name != "exact_match":
+        return f"{row[name]:.3f}"
+    low, high = evaluate.interval(row[name], int(row["rows"]))
+    return f"{row[name]:.0%} ({low:.0%}-{high:.0%})"

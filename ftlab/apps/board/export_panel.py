@@ -1,0 +1,102 @@
+"""The export panel: merge an adapter, choose the format, see what it takes and that the result is the same model."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ftlab import device, embedded, errors
+from ftlab.apps.board import readouts, shown
+from ftlab.apps.board.chat_panel import tuned
+from ftlab.apps.board.fields import EXPORTED
+from ftlab.apps.board.form import Form
+from ftlab.apps.board.task import Task
+from ftlab.apps.board.words import Words
+from ftlab.errors import fail
+from ftlab.runs import export
+from ftlab.runs.export import Export
+from ftlab.runs.keys import Recipe
+
+
+class ExportPanel:
+    """An adapter and its base as one model, by what `ftlab export` uses.
+
+    Args:
+        source: the keys of a recipe, of which its model and what begins with `export_` are taken.
+        runs: the folder of runs whose adapters are offered, and which the new folder is put into.
+        lang: "en" or "zh"; None takes FTLAB_LANG.
+    Attributes:
+        task: form, button and result.
+        done: the last export, None before it.
+    """
+
+    def __init__(
+        self, source: dict[str, Any] | None = None, runs: str | Path = "runs", lang: str | None = None
+    ) -> None:
+        self.words, self.runs, self.done = Words(lang), Path(runs), None
+        given = source or {}
+        values = {key: given[key] for key in (*EXPORTED, "template") if given.get(key) is not None}
+        values.setdefault("model_name_or_path", embedded.NAME)
+        values.setdefault("export_dir", str(self.runs / "merged"))
+        with errors.speaking(self.words.lang):
+            form = Form(values, self.words, roots=(Path.cwd(), self.runs), table=EXPORTED)
+        self.task = Task(self.words, form, "export", "export_start", self.look, "export_dir", self.export)
+        self.list_adapters()
+        self.box = self.task.box.add_class("ftlab-export")
+
+    def list_adapters(self) -> None:
+        """Offer the runs that have an adapter; a training that has just ended is among them."""
+        self.task.form.controls["adapter_name_or_path"].options = tuple(map(str, tuned(self.runs)))
+
+    def look(self, made: Recipe) -> str:
+        """Return what the export takes of memory and of the disk.
+
+        Raises:
+            LabError: the folder is in use, or something of it is too small.
+        """
+        target, place = export.empty_target(made), readouts.local_folder(made.model_name_or_path)
+        decoder = readouts.decoder_of(made, place)
+        if decoder is None:
+            return self.words("unknown")
+        weights, free = decoder.parameters, export.free_bytes(target)
+        disk, memory = export.disk_bytes(weights, format_of(made, place), made), export.memory_bytes(weights)
+        there = device.describe().memory_bytes
+        if disk > free:
+            raise fail("export_space", where="export_dir", needed=f"{disk / 1e6:.0f}", free=f"{free / 1e6:.0f}")
+        cells = {"export_disk": (disk, free), "export_memory": (memory, there)}
+        rows = [
+            [
+                self.words(name),
+                self.words("memory_over" if need > has else "memory_of", needed=shown.gib(need), there=shown.gib(has)),
+            ]
+            for name, (need, has) in cells.items()
+        ]
+        return shown.grid(["", ""], rows)
+
+    def export(self, made: Recipe) -> str:
+        """Export, and return how the result compares with the live model."""
+        self.done = export.export(made)
+        return self.table(self.done)
+
+    def table(self, done: Export) -> str:
+        """Return the verification as a table."""
+        figures = {
+            "export_folder": str(done.folder),
+            "export_merged": f"{done.merge_difference:.1e}",
+            "export_reloaded": f"{done.reload_difference:.1e}",
+            "export_total": f"{done.total_difference:.1e}",
+            "export_greedy": f"{done.greedy_equal_share:.0%}",
+        }
+        if done.gguf:
+            figures |= {"export_gguf_file": done.gguf.name, "export_gguf_difference": f"{done.gguf_difference:.1e}"}
+        return shown.grid(["", ""], [[self.words(name), text] for name, text in figures.items()])
+
+
+def format_of(made: Recipe, place: str | None) -> torch.dtype:
+    """Return the number format that is written; bfloat16 where a base that is not here yet decides."""
+    name = made.export_dtype
+    if name == "auto" and place:
+        config = json.loads((Path(place) / "config.json").read_text(encoding="utf-8"))
+        name = config.get("dtype") or config.get("torch_dtype") or "float32"
+    return getattr(torch, "bfloat16" if name == "auto" else name)

@@ -1,0 +1,112 @@
+"""The memory panel: what training a model takes by method, rows at a time and length, and the card that holds it."""
+
+import html
+import re
+from typing import Any
+
+import ipywidgets as widgets
+
+from ftlab import device, embedded, errors
+from ftlab.apps.board import readouts, shown
+from ftlab.apps.board.fields import SIZED
+from ftlab.apps.board.form import Form, message, show_message
+from ftlab.apps.board.words import Words
+from ftlab.memory import Needs
+from ftlab.runs import needs
+from ftlab.runs.keys import Recipe
+
+# A table that is read at a glance.
+MOST_VALUES = 5
+GREEN = "#2d6a4f"
+
+
+class MemoryPanel:
+    """The table of `ftlab memory` for several batches and lengths at once.
+
+    Args:
+        source: the keys of a recipe, of which those with a field here are taken.
+        lang: "en" or "zh"; None takes FTLAB_LANG.
+    Attributes:
+        found: (method, rows, tokens) -> needs, of the table that is shown; empty while something is wrong.
+    """
+
+    def __init__(self, source: dict[str, Any] | None = None, lang: str | None = None) -> None:
+        self.words = Words(lang)
+        self.found: dict[tuple[str, int, int], Needs] = {}
+        given = source or {}
+        values = {key: given[key] for key in SIZED if given.get(key) is not None}
+        values.setdefault("model_name_or_path", embedded.NAME)
+        with errors.speaking(self.words.lang):
+            self.form = Form(values, self.words, table=SIZED)
+        self.machine = widgets.Dropdown(
+            options=[(self.words("this_machine"), ""), *((name, name) for name in needs.CARDS)]
+        )
+        self.batches = widgets.Text(value="1, 4, 16", continuous_update=False)
+        self.lengths = widgets.Text(value="512, 2048, 8192", continuous_update=False)
+        self.messages = {name: message(name) for name in ("sized_batches", "sized_lengths")}
+        cells = {"sized_for": self.machine, "sized_batches": self.batches, "sized_lengths": self.lengths}
+        for name, widget in cells.items():
+            widget.description, widget.tooltip = self.words(name), self.words.tip(name)
+            widget.style = {"description_width": "initial"}
+            widget.add_class(f"ft-{name}").observe(lambda _: self.changed(), names="value")
+        self.table = widgets.HTML().add_class("ft-sized-table")
+        row = widgets.HBox(
+            [self.machine, *(widgets.VBox([cells[name], said]) for name, said in self.messages.items())],
+            layout={"flex_flow": "row wrap"},
+        )
+        self.box = widgets.VBox([self.form.box, row, self.table]).add_class("ftlab-memory")
+        self.form.watchers.append(self.changed)
+        self.changed()
+
+    def changed(self) -> None:
+        """Work the table out for what stands in the fields; nothing is shown while something is wrong."""
+        made = self.form.recipe()
+        batches = self.numbers("sized_batches", self.batches, 1, 4096)
+        lengths = self.numbers("sized_lengths", self.lengths, 8, 2**20)
+        self.found, self.table.value = {}, ""
+        if not (made and batches and lengths):
+            return
+        place = readouts.local_folder(made.model_name_or_path)
+        if readouts.decoder_of(made, place) is None:
+            self.table.value = html.escape(self.words("unknown"))
+            return
+        machine = needs.card(self.machine.value) if self.machine.value else device.describe()
+        self.found = needs.grid(made, machine, batches, lengths)
+        self.table.value = self.shown(made, machine, batches, lengths)
+
+    def numbers(self, name: str, field: widgets.Text, least: int, most: int) -> list[int]:
+        """Return the whole numbers of a field, [] where they are none, which is said beside it."""
+        parts = [part.strip() for part in field.value.split(",")]
+        plain = len(parts) <= MOST_VALUES and all(re.fullmatch("[0-9]{1,8}", part) for part in parts)
+        found = sorted({int(part) for part in parts}) if plain else []
+        good = plain and all(least <= one <= most for one in found)
+        said = "" if good else self.words("bad_numbers", least=least, most=f"{most:,}", count=MOST_VALUES)
+        show_message(self.messages[name], said)
+        return found if good else []
+
+    def shown(self, made: Recipe, machine: device.Machine, batches: list[int], lengths: list[int]) -> str:
+        """Return the table: a line per method and batch, a column per length, green where it fits."""
+        room = machine.memory_bytes - needs.RESERVED_BYTES
+        head = [self.words("sized_method"), self.words("sized_rows")]
+        head += [self.words("sized_tokens", length=f"{length:,}") for length in lengths]
+        rows = []
+        for name in needs.METHODS:
+            for batch in batches:
+                cells = [self.found.get((name, batch, length)) for length in lengths]
+                if any(cells):
+                    label = name if batch == batches[0] else ""
+                    rows.append([label, str(batch), *(cell(one, room) for one in cells)])
+        room_said = self.words(
+            "sized_room", room=shown.gib(int(room)), machine=machine.name, model=made.model_name_or_path
+        )
+        return f"<p>{html.escape(room_said)}</p>" + shown.grid(head, rows)
+
+
+def cell(found: Needs | None, room: float) -> str:
+    """Return one cell: the peak, green where it fits, and the smallest card that holds it."""
+    if found is None:
+        return "-"
+    colour = GREEN if found.peak <= room else shown.RED
+    card = html.escape(needs.smallest_card(found.peak))
+    peak = f'<b style="color:{colour}">{shown.gib(found.peak)}</b>'
+    return f'<td style="padding:2px 14px 2px 0">{peak} <small>{card}</small></td>'

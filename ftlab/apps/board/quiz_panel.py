@@ -1,0 +1,132 @@
+"""The quiz panel: a question, four answers, and why the right one is right."""
+
+import html
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import ipywidgets as widgets
+
+from ftlab.apps import notebooks
+from ftlab.apps.board import shown
+from ftlab.apps.board.words import Words
+from ftlab.errors import LabError, fail
+
+
+class Question(NamedTuple):
+    """One question: its choices, which of them is right (from 0), why, and the lesson that shows it."""
+
+    question: str
+    choices: list[str]
+    answer: int
+    why: str
+    lesson: str
+
+
+class QuizPanel:
+    """Questions from a JSON file, one at a time.
+
+    Args:
+        path: the file; None takes the course's own in the panel's language.
+        lang: "en" or "zh"; None takes FTLAB_LANG.
+    Attributes:
+        questions: of the file; [] where it cannot be read, which is said.
+        given: question number -> the choice that was checked first, from 0.
+    """
+
+    def __init__(self, path: str | Path | None = None, lang: str | None = None) -> None:
+        self.words = Words(lang)
+        self.given: dict[int, int] = {}
+        self.at = 0
+        self.question, self.verdict, self.score = (widgets.HTML() for _ in range(3))
+        self.question.add_class("ft-quiz-question"), self.verdict.add_class("ft-quiz-verdict")
+        self.choices = widgets.RadioButtons(layout={"width": "98%"}).add_class("ft-quiz-choices")
+        self.before, self.check, self.next = map(self.button, ("quiz_before", "quiz_check", "quiz_next"))
+        self.check.on_click(lambda _: self.answer())
+        self.before.on_click(lambda _: self.go(-1))
+        self.next.on_click(lambda _: self.go(1))
+        self.choices.observe(lambda _: self.chosen(), names="value")
+        buttons = widgets.HBox([self.before, self.check, self.next, self.score])
+        self.box = widgets.VBox([self.question, self.choices, buttons, self.verdict]).add_class("ftlab-quiz")
+        try:
+            self.questions = read(Path(path) if path else course_file(self.words.lang))
+        except LabError as error:
+            self.questions = []
+            self.verdict.value = shown.red(str(error))
+        self.show()
+
+    def button(self, name: str) -> widgets.Button:
+        """Return a button with its tooltip."""
+        made = widgets.Button(description=self.words(name), tooltip=self.words.tip(name), layout={"width": "auto"})
+        return made.add_class(f"ft-{name}")
+
+    def go(self, by: int) -> None:
+        """Go to the next question, or to the one before."""
+        self.at = min(max(0, self.at + by), len(self.questions) - 1)
+        self.show()
+
+    def show(self) -> None:
+        """Show the question in hand."""
+        self.before.disabled, self.next.disabled = self.at == 0, self.at + 1 >= len(self.questions)
+        self.check.disabled = True
+        if not self.questions:
+            return
+        asked = self.questions[self.at]
+        heading = self.words("quiz_number", number=self.at + 1, total=len(self.questions))
+        self.question.value = f"<small>{html.escape(heading)}</small><br><b>{html.escape(asked.question)}</b>"
+        self.verdict.value = ""
+        self.choices.options = [(text, number) for number, text in enumerate(asked.choices)]
+        self.choices.value = None
+        self.tell_score()
+
+    def chosen(self) -> None:
+        """Allow an answer to be checked once one is chosen."""
+        self.check.disabled = self.choices.value is None
+
+    def answer(self) -> None:
+        """Say whether the chosen answer is right, and why the right one is; the first try counts."""
+        if self.choices.value is None or not self.questions:
+            return
+        asked, number = self.questions[self.at], self.choices.value
+        self.given.setdefault(self.at, number)
+        right = number == asked.answer
+        name, colour = ("quiz_right", "#2d6a4f") if right else ("quiz_wrong", shown.RED)
+        verdict = self.words(name, answer=asked.choices[asked.answer])
+        why = f"{asked.why} {self.words('quiz_lesson', lesson=asked.lesson)}"
+        self.verdict.value = f'<b style="color:{colour}">{html.escape(verdict)}</b><p>{html.escape(why)}</p>'
+        self.tell_score()
+
+    def tell_score(self) -> None:
+        """Say how many first tries were right."""
+        right = sum(number == self.questions[at].answer for at, number in self.given.items())
+        self.score.value = html.escape(self.words("quiz_score", right=right, given=len(self.given)))
+
+
+def course_file(lang: str) -> Path:
+    """Return the course's questions in a language.
+
+    Raises:
+        LabError: the course's folder is not here.
+    """
+    return notebooks.root() / "data" / f"quiz_{lang}.json"
+
+
+def read(path: Path) -> list[Question]:
+    """Return the questions of a file: a list of {"question", "choices", "answer", "why", "lesson"}.
+
+    Raises:
+        LabError: it cannot be read, or a question is not whole.
+    """
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+        found = [Question(**row) for row in rows]
+    except (OSError, ValueError, TypeError) as error:
+        raise fail("quiz_broken", where=str(path), reason=str(error)[:120]) from None
+    for number, one in enumerate(found, 1):
+        texts = [one.question, one.why, one.lesson, *one.choices] if isinstance(one.choices, list) else [None]
+        whole = all(isinstance(text, str) and text.strip() for text in texts) and len(set(one.choices)) > 1
+        if not (whole and isinstance(one.answer, int) and 0 <= one.answer < len(one.choices)):
+            raise fail("quiz_broken", where=f"{path}: {number}", reason="question, choices, answer, why, lesson")
+    if not found:
+        raise fail("quiz_broken", where=str(path), reason="[]")
+    return found

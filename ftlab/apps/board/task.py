@@ -1,0 +1,117 @@
+"""A form with a button that starts long work on what stands in it: the command, how far it is, what came of it."""
+
+import html
+import threading
+import time
+from collections.abc import Callable
+
+import ipywidgets as widgets
+
+from ftlab import errors
+from ftlab.apps.board import problems, shown
+from ftlab.apps.board.form import WIDE, Form
+from ftlab.apps.board.words import Words
+from ftlab.apps.board.work import Work
+from ftlab.errors import LabError
+from ftlab.runs.keys import Recipe
+
+# Seconds between two looks at the clock.
+TICK_SECONDS = 1.0
+
+
+class Task:
+    """Long work on a recipe.
+
+    Args:
+        form: the fields; its recipe is what is worked on.
+        verb: the command line's verb for the same work.
+        name: the button's word, and the class of the button and of what came of it.
+        look: recipe -> what to say of it before it is started (HTML); a LabError of it blocks the button.
+        blamed: the key beside which such an error is said.
+        act: recipe -> what came of it (HTML), in a thread.
+        extra: widgets between the form and the button.
+    Attributes:
+        idle: set while nothing is under way.
+    """
+
+    def __init__(
+        self,
+        words: Words,
+        form: Form,
+        verb: str,
+        name: str,
+        look: Callable[[Recipe], str],
+        blamed: str,
+        act: Callable[[Recipe], str],
+        extra: tuple[widgets.Widget, ...] = (),
+    ) -> None:
+        self.words, self.form, self.verb, self.look, self.blamed, self.act = words, form, verb, look, blamed, act
+        self.work = Work(words.lang, lambda reason: self.say("failed", reason=reason), lambda: self.offer(False))
+        self.idle = self.work.idle
+        self.start = widgets.Button(
+            description=words(name), tooltip=words.tip(name), button_style="success", icon="play"
+        ).add_class(f"ft-{name}")
+        self.start.layout.width = "auto"
+        self.status = widgets.HTML(html.escape(words("ready"))).add_class(f"ft-{name}-status")
+        self.before = widgets.HTML().add_class(f"ft-{name}-before")
+        self.command = widgets.HTML(layout=WIDE)
+        self.result = widgets.HTML().add_class(f"ft-{name}-result")
+        self.start.on_click(lambda _: self.begin())
+        heading = widgets.HTML(f"<b>{html.escape(words('group_command'))}</b>")
+        buttons = widgets.HBox([self.start, self.status])
+        parts = [form.box, *extra, self.before, widgets.VBox([heading, self.command]), buttons, self.result]
+        self.box = widgets.VBox(parts)
+        form.watchers.append(self.changed)
+        self.changed()
+
+    def changed(self) -> None:
+        """Bring command, figures and button in line with the fields."""
+        self.offer(not self.idle.is_set())
+
+    def offer(self, busy: bool) -> None:
+        """Say what Start would do, and allow it if it can be done and nothing else is."""
+        made, wrong = self.form.recipe(), ""
+        self.before.value = ""
+        if made:
+            self.command.value = shown.pre(shown.command(self.form.written(), verb=self.verb))
+            with errors.speaking(self.words.lang):
+                try:
+                    self.before.value = self.look(made)
+                except LabError as error:
+                    wrong = problems.short(error)
+            self.form.tell(self.blamed, wrong)
+        self.start.disabled = busy or made is None or bool(wrong)
+
+    def begin(self) -> None:
+        """Start the work that stands in the fields."""
+        made = self.form.recipe()
+        if made is None or self.start.disabled or not self.idle.is_set():
+            return
+        self.start.disabled, self.result.value = True, ""
+        self.work.begin(self.run, made)
+
+    def run(self, made: Recipe) -> None:
+        """Do the work, and show that it goes on."""
+        began, ended = time.monotonic(), threading.Event()
+        clock = threading.Thread(target=self.tick, args=(began, ended), name="ftlab clock", daemon=True)
+        clock.start()
+        try:
+            result = self.act(made)
+        finally:
+            ended.set()
+            clock.join()
+        self.result.value = result
+        self.say("worked", time=shown.clock(time.monotonic() - began))
+
+    def tick(self, began: float, ended: threading.Event) -> None:
+        """Say every second that the work goes on."""
+        while True:
+            self.say("working", time=shown.clock(time.monotonic() - began))
+            if ended.wait(TICK_SECONDS):
+                return
+
+    def say(self, name: str, /, **values: object) -> None:
+        """Say one sentence of the table beside the button."""
+        text = self.words(name, **values)
+        said = shown.red(text) if name == "failed" else html.escape(text)
+        self.status.value = f'<span data-state="{name}">{said}</span>'

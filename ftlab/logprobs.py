@@ -1,0 +1,108 @@
+"""Log-probabilities of labels under an output layer that is not trained, on a CPU: trl's, each product taken once."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.kernels import ChunkedLogProbFunction
+
+from ftlab.memory import FROZEN_ROWS
+
+# Positions whose logits are held at once, over the whole vocabulary.
+ROWS = FROZEN_ROWS
+ALL = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+
+
+def log_probs(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    temperature: float,
+    chunk_size: int,
+    softcap: float | None = None,
+    logit_scale: float = 1.0,
+    outputs: tuple[str, ...] = ALL,
+) -> tuple[Tensor | None, ...]:
+    """Return what trl's `ChunkedLogProbFunction.apply` returns for the same arguments.
+
+    Left to trl's own: a trained or biased output layer, one in another format, capped logits, and scores without a
+    gradient, which it takes faster.
+    """
+    own = hidden.requires_grad and not weight.requires_grad and bias is None and softcap is None
+    if not own or weight.dtype != hidden.dtype or torch.is_autocast_enabled(hidden.device.type):
+        rest = (temperature, chunk_size, softcap, logit_scale, outputs)
+        return ChunkedLogProbFunction.apply(hidden, weight, bias, targets, *rest)
+    return FrozenHead.apply(hidden, weight, targets, logit_scale / temperature, outputs)
+
+
+class FrozenHead(torch.autograd.Function):
+    """Log-probability of each position's label, and what trl logs beside it.
+
+    trl's function computes all logits a second time on the way back, and multiplies in float32 there, because partial
+    sums over a part of the vocabulary may not be rounded to 16 bits. Here a position's logits are held whole, so that
+    its gradient, up to the factor that only the way back knows, is one product, taken on the way forward:
+    d log p(label) / d hidden = scale * (weight[label] - sum_v p_v weight[v]).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, scale: float, outputs: tuple[str, ...]
+    ) -> tuple[Tensor | None, ...]:
+        """Return (log_probs, entropy, log_sum_sq_probs, mean_logits, is_top1), each (N,), None where not asked for.
+
+        Args:
+            hidden: (N, H). weight: (V, H). targets: (N,), int64. scale: what the logits are multiplied by.
+        """
+        ctx.set_materialize_grads(False)
+        slope = torch.empty_like(hidden)
+        found = {name: hidden.new_empty(len(hidden), dtype=torch.float32) for name in ("log_probs", *outputs)}
+        if "is_top1" in found:
+            found["is_top1"] = found["is_top1"].bool()
+        # Parts of about the same size: a small rest would cost almost as much as a whole one.
+        size = math.ceil(len(hidden) / math.ceil(max(len(hidden), 1) / ROWS)) or 1
+        for start in range(0, len(hidden), size):
+            part = slice(start, start + size)
+            logits = (hidden[part] @ weight.t()).float()
+            scored, errors = score(logits if scale == 1 else logits.mul_(scale), targets[part], set(found))
+            for name, values in scored.items():
+                found[name][part] = values
+            torch.mm(errors.to(weight.dtype), weight, out=slope[part])
+        ctx.save_for_backward(hidden, weight, targets, slope)
+        ctx.scale = scale
+        columns = [found.get(name) for name in ("log_probs", *ALL)]
+        ctx.mark_non_differentiable(*(column for column in columns[2:] if column is not None))
+        return tuple(columns)
+
+    @staticmethod
+    def backward(ctx: Any, log_probs: Tensor | None, entropy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        """Return the gradient of `hidden`, (N, H)."""
+        hidden, weight, targets, slope = ctx.saved_tensors
+        gradient = torch.zeros_like(hidden)
+        if log_probs is not None:
+            gradient += slope * (-ctx.scale * log_probs).unsqueeze(-1)
+        if entropy is not None:
+            # Only a bonus for entropy asks for it, which no recipe has: trl's own way.
+            with torch.enable_grad():
+                again = hidden.detach().requires_grad_()
+                other = (weight, None, targets, 1.0, weight.shape[0], None, ctx.scale, ("entropy",))
+                gradient += torch.autograd.grad(ChunkedLogProbFunction.apply(again, *other)[1], again, entropy)[0]
+        return gradient, None, None, None, None
+
+
+def score(logits: Tensor, targets: Tensor, wanted: set[str]) -> tuple[dict[str, Tensor], Tensor]:
+    """Return what is `wanted` of (n, V) float32 logits, each (n,), and softmax(logits) - onehot(targets)."""
+    index = targets.unsqueeze(-1)
+    found = {"is_top1": logits.argmax(-1) == targets} if "is_top1" in wanted else {}
+    label = logits.gather(-1, index)
+    logs = logits.log_softmax(-1)
+    found["log_probs"] = logs.gather(-1, index).squeeze(-1)
+    if "mean_logits" in wanted:
+        found["mean_logits"] = logs.mean(-1) + label.squeeze(-1) - found["log_probs"]
+    powers = torch.exp(logs, out=logits)
+    if "entropy" in wanted:
+        found["entropy"] = -torch.linalg.vecdot(powers, logs)
+    if "log_sum_sq_probs" in wanted:
+        found["log_sum_sq_probs"] = torch.linalg.vecdot(powers, powers).log()
+    return found, powers.scatter_add_(-1, index, torch.full_like(label, -1.0))

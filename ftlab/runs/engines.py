@@ -1,0 +1,209 @@
+"""Who generates: transformers as it comes, a leaner loop, fewer bits per weight, or llama.cpp.
+
+Each engine is something with `device` and `generate`, which takes the names of GenerationConfig: what talks to a model
+talks to any of them.
+"""
+
+import copy
+import tempfile
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from peft import PeftModel
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+from transformers.generation.streamers import BaseStreamer
+
+from ftlab import device
+from ftlab.errors import LabError, fail
+from ftlab.runs import gguf, weight_only
+
+# New token ids (1, n) to the logits (1, vocabulary) of what follows.
+Step = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Kind(NamedTuple):
+    """One engine: what it does to the weights ("" for nothing), the GGUF format if llama.cpp reads it."""
+
+    weights: str = ""
+    bits: int = 0
+    gguf: str = ""
+
+
+KINDS = {
+    "huggingface": Kind(),
+    "static": Kind(),
+    "loop": Kind(),
+    "int8": Kind("8 bits, a scale per output", bits=8),
+    "int4": Kind("4 bits, a scale and an offset per 32", bits=4),
+    "llama.cpp": Kind("GGUF q8_0", gguf="q8_0"),
+    "llama.cpp-q4": Kind("GGUF q4_0", gguf="q4_0"),
+}
+# Tokens that llama.cpp keeps at most: their keys and values are reserved when the file is opened.
+CONTEXT = 8192
+HONOURED = {
+    "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "eos_token_id",
+    "pad_token_id",
+    # Watched by who reads the stream.
+    "stop_strings", "tokenizer",
+}  # fmt: skip
+
+
+class Loop:
+    """`generate` for one row, token after token, and nothing around it.
+
+    Args:
+        begin: returns the Step of a new text.
+        config: the model's own GenerationConfig.
+        context: tokens that prompt and answer may take together.
+    """
+
+    device = torch.device("cpu")
+
+    def __init__(self, begin: Callable[[], Step], config: GenerationConfig, context: int) -> None:
+        self.begin, self.config, self.context = begin, config, context
+
+    @torch.inference_mode()
+    def generate(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        streamer: BaseStreamer | None = None,
+        stopping_criteria: Sequence[Callable[..., torch.Tensor]] = (),
+        **fields: Any,
+    ) -> torch.Tensor:
+        """Return `input_ids` (1, seq_len) and the new tokens behind them.
+
+        Raises:
+            LabError: more than one row, a prompt longer than the context, or a field that this loop does not know.
+        """
+        if unknown := sorted(fields.keys() - HONOURED):
+            raise fail("engine_field", where=", ".join(unknown))
+        config = copy.deepcopy(self.config)
+        config.update(**{name: value for name, value in fields.items() if hasattr(config, name)})
+        room = self.context - input_ids.shape[1]
+        if input_ids.shape[0] > 1 or (config.num_beams or 1) > 1:
+            raise fail("engine_field", where="num_beams" if input_ids.shape[0] == 1 else "batch_size")
+        if room < 1:
+            raise fail("engine_context", tokens=input_ids.shape[1], context=self.context)
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        change, step, new = processors(config), self.begin(), input_ids
+        if streamer:
+            streamer.put(input_ids)
+        for _ in range(min(config.max_new_tokens or 256, room)):
+            scores = change(input_ids, step(new).float())
+            new = torch.multinomial(scores.softmax(-1), 1) if config.do_sample else scores.argmax(-1, keepdim=True)
+            input_ids = torch.cat([input_ids, new], dim=-1)
+            if streamer:
+                streamer.put(new[0])
+            if new.item() in ends or any(stop(input_ids, scores).all() for stop in stopping_criteria):
+                break
+        if streamer:
+            streamer.end()
+        return input_ids
+
+
+def processors(config: GenerationConfig) -> LogitsProcessorList:
+    """Return what `generate` does to the scores before it chooses, in its order and with its defaults."""
+    made = LogitsProcessorList()
+    if (config.repetition_penalty or 1.0) != 1.0:
+        made.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
+    if config.do_sample:
+        if (config.temperature or 1.0) != 1.0:
+            made.append(TemperatureLogitsWarper(config.temperature))
+        if top_k := 50 if config.top_k is None else config.top_k:
+            made.append(TopKLogitsWarper(top_k))
+        if (config.top_p or 1.0) < 1.0:
+            made.append(TopPLogitsWarper(config.top_p))
+    return made
+
+
+def transformers_loop(model: PreTrainedModel) -> Loop:
+    """Return the loop over a model's own forward pass."""
+
+    def begin() -> Step:
+        cache = DynamicCache(config=model.config)
+        return lambda ids: model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+
+    loop = Loop(begin, model.generation_config, model.config.max_position_embeddings)
+    loop.device = model.device
+    return loop
+
+
+def llama_cpp_loop(path: Path, model: PreTrainedModel) -> Loop:
+    """Return the loop over llama.cpp's reading of a GGUF file of `model`."""
+    import llama_cpp
+
+    context = min(CONTEXT, model.config.max_position_embeddings)
+    threads = device.cores()
+    reader = llama_cpp.Llama(
+        str(path), n_ctx=context, n_threads=threads, n_threads_batch=threads, n_gpu_layers=-1, verbose=False
+    )
+
+    def begin() -> Step:
+        reader.reset()
+        return step
+
+    def step(ids: torch.Tensor) -> torch.Tensor:
+        reader.eval(ids[0].tolist())
+        logits = llama_cpp.llama_get_logits_ith(reader.ctx, -1)
+        return torch.from_numpy(np.ctypeslib.as_array(logits, shape=(1, reader.n_vocab())).copy())
+
+    return Loop(begin, model.generation_config, context)
+
+
+def static(model: PreTrainedModel) -> PreTrainedModel:
+    """Return the model with a cache of fixed size; on a GPU `generate` compiles it by itself."""
+    made = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    made.generation_config.cache_implementation = "static"
+    return made
+
+
+def lacking(name: str, model: PreTrainedModel) -> LabError | None:
+    """Return what keeps an engine from running here, None if nothing does."""
+    kind = KINDS[name]
+    if kind.bits and model.device.type != "cpu":
+        return fail("engine_cpu", where=name)
+    if kind.gguf and find_spec("llama_cpp") is None:
+        return fail("engine_llama_cpp", where=name)
+    return None
+
+
+def build(name: str, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | Loop:
+    """Return the engine of a name; an adapter is merged for all but `huggingface`.
+
+    Args:
+        name: a key of KINDS.
+    Raises:
+        LabError: a library or a kind of processor is missing, or GGUF does not fit this model.
+    """
+    if reason := lacking(name, model):
+        raise reason
+    kind = KINDS[name]
+    if name == "huggingface":
+        return model
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    if name == "static":
+        return static(model)
+    if kind.gguf:
+        # Unix keeps an open file alive without its name.
+        with tempfile.TemporaryDirectory(prefix="ftlab-gguf-", ignore_cleanup_errors=True) as scratch:
+            model.save_pretrained(scratch)
+            tokenizer.save_pretrained(scratch)
+            gguf.write(Path(scratch), Path(scratch) / "model.gguf", kind.gguf)
+            return llama_cpp_loop(Path(scratch) / "model.gguf", model)
+    return transformers_loop(weight_only.quantized(model, kind.bits) if kind.bits else model)

@@ -1,0 +1,134 @@
+"""Which engine is the fastest here: each is built, timed and compared with the weights as they are, and said."""
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.generation.streamers import BaseStreamer
+
+from ftlab import tokens
+from ftlab.errors import LabError, say
+from ftlab.runs import engines
+from ftlab.runs.engines import Loop
+
+QUESTION = "Write a short story about a lighthouse keeper and a storm."
+NEW_TOKENS, REPEATS = 32, 2
+# Mean divergence, in nats per token, up to which `auto` takes an engine that changes the weights.
+LIMIT = 0.02
+
+
+class Measured(NamedTuple):
+    """What an engine did.
+
+    Attributes:
+        tokens_per_second: one answer at a time, after its first token; the best of some.
+        divergence: mean Kullback-Leibler divergence of its next-token probabilities from those of the model as it is,
+            along that model's own greedy answer, in nats per token; 0 where the weights are the same by construction.
+    """
+
+    name: str
+    tokens_per_second: float
+    divergence: float
+
+    def __str__(self) -> str:
+        weights = engines.KINDS[self.name].weights or say("engine_unchanged")
+        return say("engine_measured", weights=weights, **self._asdict())
+
+
+class Clock(BaseStreamer):
+    """A streamer that notes when something came: the prompt first, then every token."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, value: torch.Tensor) -> None:
+        """Note the time."""
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing is left to note."""
+
+
+def pick(
+    model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, name: str = "auto"
+) -> PreTrainedModel | PeftModel | Loop:
+    """Return the engine of a name; for "auto" the fastest whose answers stay within LIMIT of the model's own.
+
+    Raises:
+        LabError: what the named engine needs is not here.
+    """
+    if name != "auto":
+        return engines.build(name, model, tokenizer)
+    if isinstance(model, PeftModel):
+        model = model.merge_and_unload()
+    best, chosen = None, model
+    for row, engine in measured(model, tokenizer, suited(model)):
+        if row.divergence <= LIMIT and (best is None or row.tokens_per_second > best.tokens_per_second):
+            best, chosen = row, engine
+    print(say("engine_chosen", name=best.name, limit=LIMIT), flush=True)
+    return chosen
+
+
+def compare(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: Sequence[str] = (), new_tokens: int = NEW_TOKENS
+) -> list[Measured]:
+    """Measure the engines that can run here, or those named, and say each as it is measured."""
+    return [row for row, _ in measured(model, tokenizer, names or suited(model), new_tokens)]
+
+
+def suited(model: PreTrainedModel) -> list[str]:
+    """Return the engines worth a measurement: a fixed cache pays on a GPU, which compiles it; fewer bits on a CPU."""
+    on_gpu = model.device.type != "cpu"
+    return [name for name, kind in engines.KINDS.items() if not (kind.weights if on_gpu else name == "static")]
+
+
+def measured(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: Sequence[str], new_tokens: int = NEW_TOKENS
+) -> Iterator[tuple[Measured, PreTrainedModel | Loop]]:
+    """Yield what each engine did, and the engine; one that cannot run here is said and left out."""
+    prompt = torch.tensor([tokens.prompt(tokenizer, [{"role": "user", "content": QUESTION}])], device=model.device)
+    expected = following(engines.transformers_loop(model), prompt, new_tokens)
+    answer = expected.argmax(-1).to(model.device)
+    # No token has this id, so that no answer ends early.
+    endless = {"max_new_tokens": new_tokens, "do_sample": False, "eos_token_id": model.config.vocab_size}
+    for name in names:
+        try:
+            engine = engines.build(name, model, tokenizer)
+        except LabError as missing:
+            print(f"{name}: {missing.what}; {missing.fix}", flush=True)
+            continue
+        divergence = 0.0
+        if isinstance(engine, Loop):
+            found = following(engine, prompt, new_tokens, answer)
+            divergence = (expected.exp() * (expected - found)).sum(-1).mean().item()
+        row = Measured(name, rate(engine, prompt, endless | {"pad_token_id": tokenizer.pad_token_id}), divergence)
+        print(row, flush=True)
+        yield row, engine
+
+
+@torch.inference_mode()
+def following(loop: Loop, prompt: torch.Tensor, count: int, answer: torch.Tensor | None = None) -> torch.Tensor:
+    """Return the log probabilities (count, vocabulary) behind `prompt` (1, seq_len).
+
+    Args:
+        answer: the tokens (count,) to go along; without it each likeliest one.
+    """
+    step = loop.begin()
+    rows = [step(prompt)]
+    for i in range(count - 1):
+        rows.append(step(rows[-1].argmax(-1, keepdim=True) if answer is None else answer[i].view(1, 1)))
+    return torch.cat(rows).float().log_softmax(-1).cpu()
+
+
+def rate(engine: PreTrainedModel | Loop, prompt: torch.Tensor, fields: dict[str, object]) -> float:
+    """Return the tokens per second after the first one, the best of REPEATS."""
+    prompt, found = prompt.to(engine.device), []
+    for _ in range(REPEATS):
+        clock = Clock()
+        engine.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), streamer=clock, **fields)
+        _, first, *_, last = clock.times
+        found.append((len(clock.times) - 2) / (last - first))
+    return max(found)

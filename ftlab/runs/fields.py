@@ -1,0 +1,198 @@
+"""A recipe as plain values: the fields of TRL's, transformers' and PEFT's config objects. Nothing is loaded here."""
+
+from pathlib import Path
+from typing import Any
+
+from ftlab.device import Machine, training_arguments
+from ftlab.errors import say
+from ftlab.runs.keys import Recipe
+
+# Tokens: rows up to this length are faster in plain attention on a CPU.
+SHORT_ROW = 512
+ATTENTION = {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
+# What the rows of a stage must hold.
+COLUMNS = {
+    "sft": ("messages",),
+    "pt": ("text",),
+    "rm": ("prompt", "chosen", "rejected"),
+    "dpo": ("prompt", "chosen", "rejected"),
+    "orpo": ("prompt", "chosen", "rejected"),
+    "simpo": ("prompt", "chosen", "rejected"),
+    "kto": ("prompt", "completion", "label"),
+    "ppo": ("messages",),
+    "grpo": ("messages",),
+}
+
+
+# Objective -> module, config class, trainer class: TRL's, for PPO our own.
+TRAINERS = {
+    "sft": ("trl", "SFTConfig", "SFTTrainer"),
+    "pt": ("trl", "SFTConfig", "SFTTrainer"),
+    "rm": ("trl", "RewardConfig", "RewardTrainer"),
+    "dpo": ("trl", "DPOConfig", "DPOTrainer"),
+    "orpo": ("trl.experimental.orpo", "ORPOConfig", "ORPOTrainer"),
+    "simpo": ("trl.experimental.cpo", "CPOConfig", "CPOTrainer"),
+    "kto": ("trl", "KTOConfig", "KTOTrainer"),
+    "grpo": ("trl", "GRPOConfig", "GRPOTrainer"),
+    "ppo": ("ftlab.runs.ppo", "PPOConfig", "PPOTrainer"),
+}
+
+
+def objective_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the config fields that belong to a recipe's stage alone."""
+    match recipe.objective:
+        case "pt":
+            # Documents one after the other, cut every cutoff_len tokens, as pre-training does.
+            return {"packing": True, "packing_strategy": "wrapped"}
+        case "sft":
+            loss = {"loss_type": "dft"} if recipe.use_dft_loss else {}
+            return {"packing": recipe.packing} | loss
+        case "dpo":
+            mixed = {"loss_type": [recipe.pref_loss, "sft"], "loss_weights": [1.0, recipe.pref_ftx]}
+            loss = mixed if recipe.pref_ftx else {"loss_type": [recipe.pref_loss]}
+            tail = {} if recipe.ld_alpha is None else {"ld_alpha": recipe.ld_alpha}
+            return {"beta": recipe.pref_beta, "label_smoothing": recipe.dpo_label_smoothing} | loss | tail
+        case "kto":
+            weights = (recipe.kto_chosen_weight, recipe.kto_rejected_weight)
+            return {"beta": recipe.pref_beta, "desirable_weight": weights[0], "undesirable_weight": weights[1]}
+        case "orpo":
+            return {"beta": recipe.pref_beta}
+        case "simpo":
+            simpo = {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": recipe.simpo_gamma}
+            return simpo | {"beta": recipe.pref_beta}
+        case "grpo":
+            return sampling(recipe) | {"beta": recipe.pref_beta, "num_generations": recipe.num_generations}
+        case "ppo":
+            return sampling(recipe) | {"kl_coef": recipe.pref_beta, "num_ppo_epochs": recipe.ppo_epochs}
+    return {}
+
+
+def sampling(recipe: Recipe) -> dict[str, Any]:
+    """Return how completions are written while training: from the whole distribution, whatever `top_p` says."""
+    return {"max_completion_length": recipe.max_new_tokens, "temperature": recipe.temperature}
+
+
+def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[dict[str, Any], list[str]]:
+    """Return the fields of TRL's config object for a recipe on a machine, and notes on what it could not do."""
+    settings = training_arguments(machine) | {"bf16": autocasts(recipe, machine)}
+    # transformers' own defaults where trl has others, so that a LLaMA-Factory YAML means what it meant.
+    settings |= {"learning_rate": 5e-5, "logging_steps": 1, "report_to": "none", "logging_nan_inf_filter": False}
+    if recipe.early_stopping_steps:
+        settings |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+    asked, notes = dict(recipe.training), []
+    for name in ("bf16", "fp16"):
+        possible = machine.accelerator == "cuda" and (name == "fp16" or machine.dtype == "bfloat16")
+        if name in asked and not (asked[name] and possible):
+            given = asked.pop(name)
+            if given and not settings[name]:
+                notes.append(f"{name}: true is left out: this machine trains in {machine.dtype} ({machine.reason})")
+    for part in ("", "_kwargs"):
+        # transformers 5.23 knows it under the new name, and warns at the old one.
+        for given in (settings, asked):
+            if f"gradient_checkpointing{part}" in given:
+                given[f"activation_checkpointing{part}"] = given.pop(f"gradient_checkpointing{part}")
+    if asked.get("bf16"):
+        settings["fp16"] = False
+    if asked.get("fp16"):
+        settings["bf16"] = False
+    if recipe.objective == "kto" and asked.get("per_device_train_batch_size") == 1:
+        # TRL estimates the KL term from other rows of the same batch, so that it needs two.
+        accumulated = asked.get("gradient_accumulation_steps", 1)
+        asked |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": max(1, accumulated // 2)}
+        notes.append(say("train_kto_pairs", accumulated=max(1, accumulated // 2)))
+    # ftlab rotates itself (checkpoint.py): Trainer would count, and delete, what another run left.
+    asked.pop("save_total_limit", None)
+    asked.pop("resume_from_checkpoint", None)
+    # Completions have a limit of their own, and prompts above cutoff_len were dropped.
+    limit = {} if recipe.objective in ("ppo", "grpo") else {"max_length": recipe.cutoff_len}
+    fixed = {"output_dir": str(folder)} | limit | objective_settings(recipe)
+    return settings | asked | fixed, notes
+
+
+def autocasts(recipe: Recipe, machine: Machine) -> bool:
+    """Say whether float32 weights are multiplied in bfloat16: always on such a card, on a CPU for trained weights."""
+    if machine.dtype != "bfloat16":
+        return False
+    return machine.accelerator == "cuda" or (recipe.finetuning_type != "lora" and not recipe.pure_bf16)
+
+
+def weights_dtype(recipe: Recipe, machine: Machine) -> str:
+    """Return the number format to load the model in.
+
+    Weights that are trained are kept in float32, because small updates vanish in 16 bits; `pure_bf16` keeps them
+    in bfloat16 all the same. A frozen base under LoRA is loaded in the machine's own format.
+    """
+    if recipe.pure_bf16:
+        return "bfloat16"
+    return machine.dtype if recipe.finetuning_type == "lora" else "float32"
+
+
+def model_settings(recipe: Recipe, machine: Machine) -> dict[str, Any]:
+    """Return what `from_pretrained` takes beside the path and the quantization."""
+    options: dict[str, Any] = {
+        "dtype": weights_dtype(recipe, machine),
+        "trust_remote_code": recipe.trust_remote_code,
+        "use_safetensors": True,
+    }
+    if attention := attention_for(recipe, machine):
+        options["attn_implementation"] = attention
+    return options | ({"num_labels": 1} if recipe.stage == "rm" else {})
+
+
+def attention_for(recipe: Recipe, machine: Machine) -> str | None:
+    """Return which attention to load the model with; None leaves it to transformers.
+
+    On a CPU the fused kernel's backward pass is slower than the plain products as long as rows are short; packed rows
+    need the fused one, which keeps them apart (`python -m benchmarks levers`).
+    """
+    if recipe.flash_attn != "auto":
+        return ATTENTION[recipe.flash_attn]
+    short = recipe.cutoff_len <= SHORT_ROW and not recipe.packing
+    return "eager" if machine.accelerator == "cpu" and short else None
+
+
+def takes_shortcuts(recipe: Recipe, machine: Machine) -> bool:
+    """Say whether attention is computed by ftlab's own function for short rows (`attention.py`)."""
+    return recipe.shortcuts and recipe.flash_attn == "auto" and attention_for(recipe, machine) == "eager"
+
+
+def adapts_in_float32(recipe: Recipe, accelerator: str) -> bool:
+    """Say whether adapters are kept in float32 beside a 16-bit base, as PEFT does by itself.
+
+    On a CPU PEFT's own way of computing with them would cost a third of a step; there they are in the base's format
+    where ftlab's (`lean.py`) does not apply.
+    """
+    return accelerator != "cpu" or (recipe.shortcuts and not recipe.use_dora and not recipe.lora_dropout)
+
+
+def quantization_settings(recipe: Recipe, machine: Machine) -> dict[str, Any]:
+    """Return the fields of a recipe's BitsAndBytesConfig."""
+    if recipe.quantization_bit == 8:
+        return {"load_in_8bit": True}
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": recipe.quantization_type,
+        "bnb_4bit_use_double_quant": recipe.double_quantization,
+        "bnb_4bit_compute_dtype": machine.dtype,
+    }
+
+
+def lora_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the fields of a recipe's LoraConfig."""
+    pissa = "pissa" if recipe.pissa_iter == -1 else f"pissa_niter_{recipe.pissa_iter}"
+    return {
+        "r": recipe.lora_rank,
+        "lora_alpha": recipe.lora_alpha or 2 * recipe.lora_rank,
+        "lora_dropout": recipe.lora_dropout,
+        "target_modules": "all-linear" if recipe.lora_target == "all" else names(recipe.lora_target),
+        "modules_to_save": names(recipe.additional_target) if recipe.additional_target else None,
+        "use_rslora": recipe.use_rslora,
+        "use_dora": recipe.use_dora,
+        "init_lora_weights": pissa if recipe.pissa_init else True,
+        "task_type": "SEQ_CLS" if recipe.stage == "rm" else "CAUSAL_LM",
+    }
+
+
+def names(text: str) -> list[str]:
+    """Return the parts of a list written with commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -1,0 +1,67 @@
+"""LoRA on a CPU: an adapter's two thin products as one step of autograd, in the number format of their layer."""
+
+from functools import partial
+from typing import Any
+
+import torch
+from peft.tuners.lora.layer import LoraLayer
+from torch import Tensor, nn
+
+# PEFT's classes for a linear layer: plain, and in 4 and 8 bits.
+KINDS = ("Linear", "Linear4bit", "Linear8bitLt")
+
+
+class Delta(torch.autograd.Function):
+    """result + scale * x A^T B^T, with A and B rounded to the format of `x` for the products.
+
+    PEFT takes four steps, each with a node of its own, and turns `x` into the adapter's float32 first. The matrices are
+    what is small: rounding them instead, as autocast does, costs nothing.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, result: Tensor, x: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        """Return a tensor of the shape of `result`, (..., outputs).
+
+        Args:
+            x: (..., inputs). a: (r, inputs). b: (outputs, r).
+        """
+        rows = x.reshape(-1, x.shape[-1])
+        thin = (rows @ a.to(x.dtype).t()).mul_(scale)
+        ctx.save_for_backward(rows, thin, a, b)
+        ctx.scale, ctx.shape = scale, x.shape
+        return torch.addmm(result.reshape(-1, result.shape[-1]), thin, b.to(x.dtype).t()).view(result.shape)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of result, x, a and b."""
+        rows, thin, a, b = ctx.saved_tensors
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        thin_gradient = (flat @ b.to(flat.dtype)).mul_(ctx.scale)
+        of_x = (thin_gradient @ a.to(flat.dtype)).view(ctx.shape) if ctx.needs_input_grad[1] else None
+        of_a, of_b = (thin_gradient.t() @ rows).to(a.dtype), (flat.t() @ thin).to(b.dtype)
+        return gradient, of_x, of_a, of_b, None
+
+
+def install(model: nn.Module) -> int:
+    """Let every plain LoRA layer of a model compute its adapter with `Delta`; return how many there are.
+
+    DoRA and its like, dropout, several adapters at once, and adapters switched off or merged go PEFT's own way.
+    """
+    layers = [m for m in model.modules() if isinstance(m, LoraLayer) and type(m).__name__ in KINDS]
+    for layer in layers:
+        layer.forward = partial(forward, layer)
+    return len(layers)
+
+
+def forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Compute a LoRA layer: its base as it is, its adapter with `Delta` where that computes the same."""
+    active = layer.active_adapters
+    name = active[0] if len(active) == 1 else ""
+    plain = name in layer.lora_A and name not in layer.lora_variant and not args and not kwargs
+    if not plain or layer.disable_adapters or layer.merged or not isinstance(layer.lora_dropout[name], nn.Identity):
+        return type(layer).forward(layer, x, *args, **kwargs)
+    a, b = layer.lora_A[name], layer.lora_B[name]
+    if b.bias is not None:
+        return type(layer).forward(layer, x)
+    result = layer.base_layer(x)
+    return Delta.apply(result, x.to(result.dtype), a.weight, b.weight, layer.scaling[name])

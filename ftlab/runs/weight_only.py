@@ -1,0 +1,76 @@
+"""Linear layers that keep one byte, or half a byte, per weight: what a CPU reads for each token shrinks with them.
+
+PyTorch itself brings the products of 16- or 32-bit inputs with such weights. Taught in notebooks/09_inference.ipynb.
+"""
+
+import copy
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+# Weights that share one scale and one offset in four bits.
+BLOCK = 32
+# The products want a multiple of so many outputs.
+OUTPUTS = 16
+
+
+class Int8Linear(nn.Module):
+    """Eight bits per weight, one scale per output; inputs of shape (..., in_features)."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        scale = linear.weight.float().abs().amax(dim=1).clamp(min=1e-8) / 127
+        codes = (linear.weight.float() / scale[:, None]).round().to(torch.int8)
+        self.register_buffer("weight", codes)
+        self.register_buffer("scale", scale.to(linear.weight.dtype))
+        self.bias = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the outputs, (..., out_features)."""
+        found = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), self.weight, self.scale)
+        return with_bias(found, self.bias, x)
+
+
+class Int4Linear(nn.Module):
+    """Four bits per weight, scale and offset per BLOCK; inputs of shape (..., in_features)."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        dtype = linear.weight.dtype
+        blocks = linear.weight.float().unflatten(1, (-1, BLOCK))
+        low, high = blocks.amin(dim=2), blocks.amax(dim=2)
+        scale = ((high - low) / 15).clamp(min=1e-8).to(dtype).float()
+        codes = ((blocks - low[:, :, None]) / scale[:, :, None]).round().clamp(0, 15).int()
+        # A weight is (code - 8) * scale + offset.
+        offsets = torch.stack([scale, low + 8 * scale], dim=2).transpose(0, 1)
+        self.register_buffer("weight", torch._convert_weight_to_int4pack_for_cpu(codes.flatten(1), 1))
+        self.register_buffer("scale", offsets.to(dtype).contiguous())
+        self.bias = linear.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the outputs, (..., out_features)."""
+        flat = x.reshape(-1, x.shape[-1])
+        found = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.weight, BLOCK, self.scale)
+        return with_bias(found, self.bias, x)
+
+
+def with_bias(found: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+    """Return outputs in the shape of the inputs `x`, the bias added where there is one."""
+    found = found.view(*x.shape[:-1], -1)
+    return found if bias is None else found + bias
+
+
+def quantized(model: PreTrainedModel, bits: int) -> PreTrainedModel:
+    """Return a model on a CPU with 8- or 4-bit weights in the place of its linear layers; `model` stays as it is.
+
+    The output layer gets eight bits in either case: four cost the most there. A layer of a size that the products do
+    not take keeps its weights. What is not replaced is shared with `model`.
+    """
+    kinds = {8: Int8Linear, 4: Int4Linear}
+    changed = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    for name, layer in list(changed.named_modules()):
+        if isinstance(layer, nn.Linear) and layer.in_features % BLOCK == layer.out_features % OUTPUTS == 0:
+            kind = Int8Linear if layer is changed.get_output_embeddings() else kinds[bits]
+            changed.set_submodule(name, kind(layer))
+    return changed

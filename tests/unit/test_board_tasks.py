@@ -1,0 +1,282 @@
+"""The panels for evaluation, export, memory and the quiz, without a browser: what they show is what the verbs give."""
+
+import html
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from ftlab import device
+from ftlab.apps.board import fields, page
+from ftlab.apps.board.evaluate_panel import EvaluatePanel
+from ftlab.apps.board.export_panel import ExportPanel
+from ftlab.apps.board.memory_panel import MemoryPanel
+from ftlab.apps.board.quiz_panel import QuizPanel, course_file, read
+from ftlab.apps.board.words import table
+from ftlab.errors import LANGUAGES, LabError
+from ftlab.runs import export, needs, recipe, score, strict_yaml, train
+
+ROOT = Path(__file__).parents[2]
+CHINESE = re.compile(r"[\u4e00-\u9fff]")
+
+
+def shown(widget):
+    """Return the text of an HTML widget."""
+    return html.unescape(re.sub(r"<[^>]+>", " ", widget.value))
+
+
+def state(panel):
+    """Return the name of what a task says beside its button."""
+    return re.search(r'data-state="(\w+)"', panel.task.status.value).group(1)
+
+
+def run(panel):
+    """Press the button and wait for the end."""
+    panel.task.start.click()
+    assert panel.task.start.disabled, "one thing at a time"
+    assert panel.task.idle.wait(60)
+
+
+@pytest.fixture
+def trained(tiny_recipe, tmp_path):
+    """The keys of a recipe that has been trained, and the folder of its run beside others."""
+    values = tiny_recipe | {"output_dir": str(tmp_path / "runs" / "one")}
+    train.train(recipe.load(values), quiet=True)
+    return values
+
+
+@pytest.fixture
+def evaluating(trained, tiny_rows):
+    values = trained | {"eval_dataset": str(tiny_rows / "sft.json"), "adapter_name_or_path": trained["output_dir"]}
+    return EvaluatePanel(values, Path(trained["output_dir"]).parent)
+
+
+def test_before_and_after_are_what_the_verb_gives(evaluating):
+    assert evaluating.task.form.controls["adapter_name_or_path"].options == (
+        evaluating.task.form.written()["adapter_name_or_path"],
+    )
+    run(evaluating)
+    assert state(evaluating) == "worked" and not evaluating.task.start.disabled, shown(evaluating.task.status)
+    again = score.score(recipe.load(evaluating.task.form.written()))
+    assert evaluating.found == again and again["base"]["loss"] > again["tuned"]["loss"]
+    text = shown(evaluating.task.result)
+    for row in again.values():
+        assert (
+            f"{row['loss']:.3f}" in text and f"{row['perplexity']:.3f}" in text and f"{row['exact_match']:.0%}" in text
+        )
+    assert f"{again['tuned']['loss'] - again['base']['loss']:+.3f}" in text
+
+
+def test_only_the_figures_that_are_ticked_are_worked_out(evaluating):
+    evaluating.figures["exact_match"].value = False
+    run(evaluating)
+    assert set(evaluating.found["tuned"]) == {"loss", "perplexity", "rows"} and "exact" not in shown(
+        evaluating.task.result
+    )
+    evaluating.figures["loss"].value = False
+    assert evaluating.task.start.disabled and "no figure" in shown(evaluating.task.form.messages["all"])
+    evaluating.figures["exact_match"].value = True
+    assert not evaluating.task.start.disabled and not shown(evaluating.task.form.messages["all"]).strip()
+
+
+def test_without_an_adapter_the_base_alone_is_scored(evaluating):
+    evaluating.task.form.controls["adapter_name_or_path"].value = ""
+    assert "only the base" in shown(evaluating.task.before)
+    run(evaluating)
+    assert set(evaluating.found) == {"base"}
+
+
+BAD_EVALUATIONS = {
+    "model_name_or_path": ["", "no-such-model", "x; rm -rf ~"],
+    "adapter_name_or_path": ["nowhere", "$(id)", "/etc"],
+    "eval_dataset": ["", "no_such_set", "../../etc/passwd", "a; ls", "1000000000"],
+    "max_samples": ["0", "-1", "many", "1000000000", "1.5"],
+    "template": ["no_such_template"],
+}
+
+
+@pytest.mark.parametrize(("key", "text"), [(key, text) for key, texts in BAD_EVALUATIONS.items() for text in texts])
+def test_bad_input_of_an_evaluation_is_said_beside_its_field(tiny_model_dir, tiny_rows, key, text):
+    values = {"model_name_or_path": str(tiny_model_dir), "eval_dataset": str(tiny_rows / "sft.json")}
+    panel = EvaluatePanel(values)
+    assert not panel.task.start.disabled, panel.task.form.checked.messages
+    panel.task.form.controls[key].value = text
+    assert panel.task.start.disabled and shown(panel.task.form.messages[key]).strip()
+    panel.task.start.click()
+    assert panel.task.idle.is_set() and not panel.found
+
+
+def test_what_goes_wrong_while_it_works_is_said(tiny_model_dir, tiny_rows):
+    values = {"model_name_or_path": str(tiny_model_dir), "eval_dataset": str(tiny_rows / "preference.json")}
+    panel = EvaluatePanel(values, lang="zh")
+    run(panel)
+    assert state(panel) == "failed" and CHINESE.search(shown(panel.task.status)) and not panel.task.start.disabled
+
+
+@pytest.fixture
+def exporting(trained):
+    return ExportPanel(trained | {"adapter_name_or_path": trained["output_dir"]}, Path(trained["output_dir"]).parent)
+
+
+def test_an_export_is_verified_and_its_folder_is_then_taken(exporting, tmp_path):
+    before = shown(exporting.task.before)
+    assert "disk" in before and "memory" in before and "GiB" in before
+    run(exporting)
+    assert state(exporting) == "worked", shown(exporting.task.status)
+    done, text = exporting.done, shown(exporting.task.result)
+    assert done.folder == tmp_path / "runs" / "merged" and (done.folder / "model.safetensors").is_file()
+    assert f"{done.merge_difference:.1e}" in text and f"{done.total_difference:.1e}" in text and "100%" in text
+    assert exporting.task.start.disabled and "not empty" in shown(exporting.task.form.messages["export_dir"])
+    exporting.task.form.controls["export_dir"].value = str(tmp_path / "runs" / "again")
+    assert not exporting.task.start.disabled and not shown(exporting.task.form.messages["export_dir"]).strip()
+
+
+def test_a_format_changes_what_the_disk_has_to_take(exporting):
+    found = []
+    for dtype, kind in (("float32", None), ("float16", None), ("float16", "q8_0")):
+        exporting.task.form.controls["export_dtype"].value = dtype
+        exporting.task.form.controls["export_gguf"].value = kind
+        made = exporting.task.form.recipe()
+        found.append(export.disk_bytes(10**9, getattr(export.torch, dtype), made) - export.SMALL_FILES)
+    assert found == [4 * 10**9, 2 * 10**9, 3_070_000_000]
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_written(exporting, monkeypatch):
+    monkeypatch.setattr(export, "free_bytes", lambda target: 1000)
+    exporting.task.form.controls["export_size"].value = 10
+    assert exporting.task.start.disabled and "MB" in shown(exporting.task.form.messages["export_dir"])
+
+
+BAD_EXPORTS = {
+    "model_name_or_path": ["", "no-such-model"],
+    "adapter_name_or_path": ["nowhere", "x; ls"],
+    "export_dir": ["", "/etc/ftlab", "../../outside", "runs/$(id)", "runs/x; rm -rf ~", "."],
+}
+
+
+@pytest.mark.parametrize(("key", "text"), [(key, text) for key, texts in BAD_EXPORTS.items() for text in texts])
+def test_bad_input_of_an_export_is_said_beside_its_field(tiny_model_dir, tmp_path, key, text):
+    panel = ExportPanel({"model_name_or_path": str(tiny_model_dir)}, tmp_path / "runs", "zh")
+    assert not panel.task.start.disabled, panel.task.form.checked.messages
+    panel.task.form.controls[key].value = text
+    assert panel.task.start.disabled and CHINESE.search(shown(panel.task.form.messages[key]))
+
+
+def test_the_commands_are_those_of_the_verbs(evaluating, exporting, tmp_path):
+    for panel, verb in ((evaluating, "eval"), (exporting, "export")):
+        text = shown(panel.task.command)
+        assert f"ftlab {verb} " in text
+        (tmp_path / "shown.yaml").write_text(text.split("EOF'\n")[1].split("\nEOF")[0])
+        assert recipe.load(tmp_path / "shown.yaml") == panel.task.form.recipe()
+        assert strict_yaml.read(tmp_path / "shown.yaml")[0] == panel.task.form.written()
+
+
+def test_the_table_is_that_of_the_memory_report():
+    panel = MemoryPanel({"model_name_or_path": "qwen2.5-7b", "lora_rank": 16})
+    panel.machine.value, panel.batches.value, panel.lengths.value = "24 GB", "1, 4", "512, 2048"
+    assert len(panel.found) == len(needs.METHODS) * 4
+    keys = {"model_name_or_path": "qwen2.5-7b", "lora_rank": 16, "per_device_train_batch_size": 4, "cutoff_len": 2048}
+    for name, method in needs.METHODS.items():
+        one = needs.needs(recipe.load(keys | method), needs.card("24 GB"))
+        assert panel.found[name, 4, 2048] == one
+        assert needs.smallest_card(one.peak) in shown(panel.table)
+    room = 24 * needs.GIB - needs.RESERVED_BYTES
+    fits = sum(found.peak <= room for found in panel.found.values())
+    assert 0 < fits < len(panel.found) and panel.table.value.count("#2d6a4f") == fits
+
+
+def test_the_machine_decides_too():
+    panel = MemoryPanel({"model_name_or_path": "smollm2-135m"})
+    here = panel.found
+    assert here["lora", 1, 512] == needs.needs(
+        recipe.load({"model_name_or_path": "smollm2-135m", "per_device_train_batch_size": 1, "cutoff_len": 512}),
+        device.describe(),
+    )
+    panel.machine.value = "T4 16 GB"
+    assert panel.found != here and needs.card("T4 16 GB").dtype == "float16"
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "many", "1;2", "1000000000", "1,2,3,4,5,6", "1,,2", "²"])
+def test_bad_numbers_are_said_beside_their_field(text):
+    panel = MemoryPanel(lang="zh")
+    for name, field in (("sized_batches", panel.batches), ("sized_lengths", panel.lengths)):
+        good, field.value = field.value, text
+        assert CHINESE.search(shown(panel.messages[name])) and not panel.found and not panel.table.value
+        field.value = good
+        assert not shown(panel.messages[name]).strip() and panel.found
+    panel.form.controls["model_name_or_path"].value = "no-such-model"
+    assert not panel.found and shown(panel.form.messages["model_name_or_path"])
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_every_question_is_answered_and_explained(lang):
+    panel = QuizPanel(lang=lang)
+    assert len(panel.questions) >= 12
+    assert len({one.question for one in panel.questions}) == len(panel.questions)
+    for number, one in enumerate(panel.questions):
+        assert panel.at == number and panel.check.disabled and not panel.verdict.value
+        panel.choices.value = (one.answer + number % 2) % len(one.choices)
+        panel.check.click()
+        assert one.why in shown(panel.verdict) and one.choices[one.answer] in shown(panel.verdict)
+        right = table()["quiz_right"][lang].split("{")[0]
+        assert (right in shown(panel.verdict)) == (number % 2 == 0)
+        panel.choices.value = one.answer
+        panel.check.click()
+        panel.next.click()
+    right = (len(panel.questions) + 1) // 2
+    assert str(right) in shown(panel.score) and panel.next.disabled, "only the first try counts"
+    panel.before.click()
+    assert panel.at == len(panel.questions) - 2
+
+
+def test_every_question_names_a_lesson():
+    there = {path.name[:2] for path in (ROOT / "notebooks").rglob("[0-9]*.py")}
+    assert {one.lesson for one in read(course_file("en"))} <= there
+
+
+def test_both_languages_ask_the_same():
+    english, chinese = (read(course_file(lang)) for lang in LANGUAGES)
+    assert [(one.answer, one.lesson, len(one.choices)) for one in english] == [
+        (one.answer, one.lesson, len(one.choices)) for one in chinese
+    ]
+    assert not any(CHINESE.search(one.question + one.why) for one in english)
+    assert all(CHINESE.search(one.question) and CHINESE.search(one.why) for one in chinese)
+
+
+GOOD = {"question": "<b>?</b>", "choices": ["a", "<i>b</i>"], "answer": 0, "why": "<u>so</u>", "lesson": "03"}
+
+
+CHANGES = [{"answer": 2}, {"choices": ["a", "a"]}, {"why": " "}, {"more": 1}, {"choices": "ab"}]
+BROKEN = ["", "{", "[]", "[1]", "{}", *(json.dumps([GOOD | change]) for change in CHANGES)]
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_questions_that_are_none_are_refused(tmp_path, text):
+    (tmp_path / "quiz.json").write_text(text)
+    with pytest.raises(LabError, match=r"quiz\.json"):
+        read(tmp_path / "quiz.json")
+    panel = QuizPanel(tmp_path / "quiz.json")
+    assert "quiz.json" in shown(panel.verdict) and panel.check.disabled and panel.next.disabled
+    with pytest.raises(LabError):
+        read(tmp_path / "nothing.json")
+
+
+def test_questions_are_never_markup(tmp_path):
+    (tmp_path / "quiz.json").write_text(json.dumps([GOOD]))
+    panel = QuizPanel(tmp_path / "quiz.json")
+    panel.choices.value = 1
+    panel.check.click()
+    assert "&lt;b&gt;" in panel.question.value and "<u>so" not in panel.verdict.value
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_the_page_has_every_panel_in_its_language(tiny_recipe, tmp_path, monkeypatch, lang):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(fields.yaml_lines(tiny_recipe | {"output_dir": "runs/tiny"}))
+    tabs = page.board("tiny.yaml", lang=lang)
+    titles = {
+        "en": ("data", "train", "evaluate", "chat", "export", "memory", "quiz"),
+        "zh": ("数据", "训练", "评测", "对话", "导出", "内存", "测验"),
+    }
+    assert tabs.titles == titles[lang] and tabs.selected_index == 1 and len(tabs.children) == 7

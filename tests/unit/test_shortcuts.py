@@ -1,0 +1,199 @@
+"""ftlab's shortcuts on a CPU give the numbers of the libraries they stand in for: in float32 to 1e-5."""
+
+import copy
+import json
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
+from transformers import LlamaConfig, LlamaForCausalLM
+from trl.kernels import ChunkedLogProbFunction
+
+from ftlab import device, logprobs
+from ftlab.runs import attention, lean, recipe, train
+
+# Rows of different lengths, so that a batch of them has padding.
+LENGTHS = (5, 9, 7)
+
+
+def llama(attn_implementation: str = "eager") -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, attn_implementation=attn_implementation,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).train()
+
+
+def rows() -> list[Tensor]:
+    torch.manual_seed(1)
+    return [torch.randint(3, 300, (length,)) for length in LENGTHS]
+
+
+def padded() -> dict[str, Tensor]:
+    length = max(LENGTHS)
+    ids = torch.stack([nn.functional.pad(row, (0, length - len(row))) for row in rows()])
+    return {"input_ids": ids, "attention_mask": torch.stack([(torch.arange(length) < n).long() for n in LENGTHS])}
+
+
+def packed() -> dict[str, Tensor | int]:
+    starts = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    return {
+        "input_ids": torch.cat(rows())[None],
+        "position_ids": torch.cat([torch.arange(length) for length in LENGTHS])[None],
+        "cu_seq_lens_q": starts,
+        "cu_seq_lens_k": starts,
+        "max_length_q": max(LENGTHS),
+        "max_length_k": max(LENGTHS),
+    }
+
+
+def gradients(model: nn.Module) -> list[Tensor]:
+    return [weight.grad for weight in model.parameters() if weight.grad is not None]
+
+
+def same(one: list[Tensor], other: list[Tensor], tolerance: float = 1e-5) -> None:
+    assert len(one) == len(other) > 0
+    for left, right in zip(one, other, strict=True):
+        torch.testing.assert_close(left, right, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 4, 128])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_frozen_head_scores_as_trl_does(rows_at_once, temperature, monkeypatch):
+    monkeypatch.setattr(logprobs, "ROWS", rows_at_once)
+    torch.manual_seed(0)
+    weight, targets = torch.randn(500, 16), torch.randint(0, 500, (11,))
+    hidden = torch.randn(11, 16)
+    # Some labels are the likeliest token.
+    targets[:5] = (hidden[:5] @ weight.t()).argmax(-1)
+    found, slopes = [], []
+    for function in (ChunkedLogProbFunction.apply, logprobs.log_probs):
+        leaf = hidden.clone().requires_grad_()
+        columns = function(leaf, weight, None, targets, temperature, 64, None, 1.3, logprobs.ALL)
+        # An entropy bonus asks for the gradient of the second column too.
+        (columns[0] @ torch.linspace(1, 2, 11) + 0.1 * columns[1].sum()).backward()
+        found.append([column.detach().float() for column in columns])
+        slopes.append(leaf.grad)
+    same(*found)
+    same([slopes[0]], [slopes[1]])
+
+
+def test_a_trained_head_is_left_to_trl():
+    weight = torch.randn(50, 8, requires_grad=True)
+    hidden = torch.randn(3, 8, requires_grad=True)
+    logprobs.log_probs(hidden, weight, None, torch.tensor([1, 2, 3]), 1.0, 16)[0].sum().backward()
+    assert weight.grad.abs().sum() > 0 and hidden.grad is not None
+
+
+def adapted(**keys: object) -> nn.Module:
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", **keys)
+    model = get_peft_model(llama(), config)
+    torch.manual_seed(2)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(weight, std=0.1)
+    return model
+
+
+@pytest.mark.parametrize("keys", [{}, {"use_rslora": True}, {"use_dora": True}, {"lora_bias": True}], ids=str)
+def test_lora_computes_as_peft_does(keys):
+    plain = adapted(**keys)
+    short = copy.deepcopy(plain)
+    assert lean.install(short) == 14
+    losses = [model(**padded(), labels=padded()["input_ids"]).loss for model in (plain, short)]
+    for loss in losses:
+        loss.backward()
+    same([losses[0].detach()], [losses[1].detach()])
+    same(gradients(plain), gradients(short))
+
+
+def test_adapters_switched_off_or_merged_go_pefts_way():
+    model = adapted()
+    lean.install(model)
+    with torch.no_grad():
+        trained = model(**padded()).logits
+        with model.disable_adapter():
+            same([model(**padded()).logits], [llama()(**padded()).logits])
+        model.merge_adapter()
+        same([model(**padded()).logits], [trained])
+
+
+def test_adapters_in_float32_train_a_base_in_bfloat16():
+    model = adapted().to(torch.bfloat16)
+    for name, weight in model.named_parameters():
+        weight.data = weight.data.float() if "lora_" in name else weight.data
+    lean.install(model)
+    model(**padded(), labels=padded()["input_ids"]).loss.backward()
+    assert {gradient.dtype for gradient in gradients(model)} == {torch.float32}
+    reference = adapted()
+    reference(**padded(), labels=padded()["input_ids"]).loss.backward()
+    for rounded, exact in zip(gradients(model), gradients(reference), strict=True):
+        # bfloat16 has eight bits: a few hundredths of the gradient's length.
+        assert (rounded - exact).norm() <= 0.05 * exact.norm()
+
+
+def test_short_rows_attend_as_in_transformers():
+    plain, short = llama(), llama()
+    assert attention.use(short) and attention.used(short) and not attention.used(plain)
+    real = padded()["attention_mask"].bool()
+    logits = [model(**padded(), use_cache=False).logits[real] for model in (plain, short)]
+    for found in logits:
+        found.square().mean().backward()
+    same([logits[0].detach()], [logits[1].detach()])
+    same(gradients(plain), gradients(short))
+
+
+def test_packed_rows_do_not_see_each_other():
+    plain, short = llama(), llama()
+    attention.use(short)
+    real = padded()["attention_mask"].bool()
+    alone = plain(**padded(), use_cache=False).logits[real]
+    together = short(**packed(), use_cache=False).logits[0]
+    for found in (alone, together):
+        found.square().mean().backward()
+    same([alone.detach()], [together.detach()])
+    same(gradients(plain), gradients(short))
+
+
+def test_a_sliding_window_holds_in_packed_rows():
+    torch.manual_seed(0)
+    starts = torch.tensor([0, 6, 10]).int()
+    query, key, value = torch.randn(1, 4, 10, 8), torch.randn(1, 2, 10, 8), torch.randn(1, 2, 10, 8)
+    options = {"cu_seq_lens_q": starts, "max_length_q": 6, "sliding_window": 2}
+    found, _ = attention.attention(nn.Module(), query, key, value, None, 0.3, **options)
+    rows_of = [(0, 0), (1, 0), (2, 1), (5, 4), (6, 6), (7, 6), (9, 8)]
+    for token, first in rows_of:
+        seen = slice(first, token + 1)
+        scores = torch.stack([query[0, head, token] @ key[0, head // 2, seen].t() for head in range(4)]) * 0.3
+        expected = torch.stack([scores.softmax(-1)[head] @ value[0, head // 2, seen] for head in range(4)])
+        torch.testing.assert_close(found[0, token], expected)
+
+
+def test_answers_are_the_same():
+    plain, short = llama().eval(), llama().eval()
+    attention.use(short)
+    batch = padded() | {"attention_mask": padded()["attention_mask"].flip(1)}
+    options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(plain.generate(**batch, **options), short.generate(**batch, **options))
+
+
+def test_another_family_keeps_its_attention():
+    model = llama()
+    model.config.model_type = "gemma2"
+    assert not attention.use(model) and not attention.used(model)
+
+
+@pytest.mark.parametrize("keys", [{}, {"val_size": 0.25, "eval_strategy": "epoch"}, {"packing": True}], ids=str)
+def test_a_run_without_shortcuts_logs_the_same_losses(keys, tiny_recipe, tmp_path, monkeypatch):
+    exact = device.Machine("cpu", "test", "float32", 2, 2**34, "test")
+    monkeypatch.setattr(device, "describe", lambda: exact)
+    logs = []
+    for shortcuts in (True, False):
+        folder = tmp_path / str(shortcuts)
+        values = tiny_recipe | keys | {"shortcuts": shortcuts, "output_dir": str(folder), "learning_rate": 1e-3}
+        train.train(recipe.load(values))
+        lines = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+        logs.append([row[name] for row in lines for name in ("loss", "eval_loss", "grad_norm") if name in row])
+    assert logs[0] == pytest.approx(logs[1], abs=2e-5)
