@@ -69,6 +69,7 @@ class FrozenHead(torch.autograd.Function):
             for name, values in scored.items():
                 found[name][part] = values
             torch.mm(errors.to(weight.dtype), weight, out=slope[part])
+            del logits, errors  # else they are held while the next part's are made
         ctx.save_for_backward(hidden, weight, targets, slope)
         ctx.scale = scale
         columns = [found.get(name) for name in ("log_probs", *ALL)]

@@ -22,7 +22,7 @@ INT8_BYTES = 1.0
 # Rows of a tile of logits in trl's loss (trl/kernels/chunked_logprob.py).
 TOKENS_IN_A_TILE = 4096
 # Rows of whole logits that are held at once where the output layer is frozen (ftlab/logprobs.py), and bytes of each.
-FROZEN_ROWS, FROZEN_BYTES = 128, 10
+FROZEN_ROWS, FROZEN_BYTES = 128, 12
 # Bytes held of each logit in it: by CUDA's kernel, in place; by the same in torch, seven and a half float32 copies.
 FUSED_TILE_BYTES, TORCH_TILE_BYTES = 2, 31
 # Moments of AdamW per trained weight, in numbers of the weight's own format.
