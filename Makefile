@@ -21,7 +21,7 @@ notebooks: .venv/installed
 	$(BIN)/ftlab course build $(ONLY) --run
 
 bench: .venv/installed
-	for name in limit start levers train dpo grpo generate extraction memory course; do $(BIN)/python -m benchmarks $$name; done
+	for name in limit start levers train dpo grpo generate extraction memory course board; do $(BIN)/python -m benchmarks $$name; done
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

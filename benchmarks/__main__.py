@@ -8,7 +8,7 @@ import importlib
 import json
 from pathlib import Path
 
-NAMES = ("limit", "start", "levers", "train", "dpo", "grpo", "generate", "extraction", "memory", "course")
+NAMES = ("limit", "start", "levers", "train", "dpo", "grpo", "generate", "extraction", "memory", "course", "board")
 
 
 def main() -> None:

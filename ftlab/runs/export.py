@@ -165,6 +165,8 @@ def require_effect(adapter: Path) -> None:
 def load_base(recipe: Recipe, base: Path) -> PreTrainedModel:
     """Return the base in float32; its own number format stays in `config.dtype`."""
     own = AutoConfig.from_pretrained(base).dtype or torch.float32
+    # The probe is answered in one batch: without this torch would copy the output layer once per row.
+    device.fold_rows(device.describe())
     where = device.describe().accelerator if recipe.export_device == "auto" else "cpu"
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, device_map=where)
     model.config.dtype = own
@@ -281,9 +283,14 @@ def disk_bytes(weights: int, dtype: torch.dtype, recipe: Recipe) -> int:
     return int(weights * (dtype.itemsize + per_weight)) + SMALL_FILES
 
 
-def memory_bytes(weights: int) -> int:
-    """Return what an export holds at its largest: the merged model and the reloaded one, both in float32."""
-    return 2 * weights * torch.float32.itemsize
+def memory_bytes(weights: int, dtype: torch.dtype, recipe: Recipe) -> int:
+    """Return what an export holds at its largest, beside Python and its libraries.
+
+    The merged model in float32 while the saved one is read into float32, with its file in sight; a GGUF file is
+    unpacked to float32 before a model is made of it.
+    """
+    read = torch.float32 if recipe.export_gguf else dtype
+    return weights * (2 * torch.float32.itemsize + read.itemsize)
 
 
 def free_bytes(target: Path) -> int:

@@ -48,9 +48,9 @@ def until(true: Callable[[], Any], seconds: float = 60, what: str = "") -> Any:
     raise AssertionError(f"not within {seconds} s: {what}")
 
 
-def text(page: Page, name: str) -> str:
-    """Return what a widget with the class `ft-NAME` shows, "" if it is not there."""
-    place = page.locator(f".ft-{name}").first
+def text(page: Page, name: str, panel: str = "") -> str:
+    """Return what a widget with the class `ft-NAME`, of the panel with that class, shows, "" if it is not there."""
+    place = page.locator(f"{panel} .ft-{name}").first
     return (place.text_content() or "") if place.count() else ""
 
 
@@ -73,13 +73,15 @@ def plot(page: Page) -> str:
 
 def slide(page: Page, key: str, share: float) -> None:
     """Click a slider's track; not the arrow keys, which Lab takes for itself."""
-    box = page.locator(f".ft-{key} .noUi-target").first.bounding_box()
+    track = page.locator(f".ft-{key} .noUi-target").first
+    track.scroll_into_view_if_needed()
+    box = track.bounding_box()
     page.mouse.click(box["x"] + box["width"] * share, box["y"] + box["height"] / 2)
 
 
-def write(page: Page, key: str, value: str) -> None:
-    """Type into a text field and leave it."""
-    field = page.locator(f".ft-{key} input").first
+def write(page: Page, key: str, value: str, panel: str = "") -> None:
+    """Type into a text field, of the panel with that class where several have one, and leave it."""
+    field = page.locator(f"{panel} .ft-{key} input").first
     field.fill(value)
     field.press("Tab")
 
@@ -94,9 +96,11 @@ def press(page: Page, name: str) -> None:
     page.locator(f"button.ft-{name}").first.click()
 
 
-def shot(page: Page, name: str) -> None:
-    """Keep a picture of the page for a person to look at."""
+def shot(page: Page, name: str, of: str = "") -> None:
+    """Keep a picture of the page for a person to look at, with the widget of the class `of` in sight."""
     SHOTS.mkdir(parents=True, exist_ok=True)
+    if of:
+        page.locator(of).first.scroll_into_view_if_needed()
     page.screenshot(path=SHOTS / f"{name}.png")
 
 
@@ -112,3 +116,15 @@ def run_all(page: Page) -> None:
                 return
             time.sleep(0.2)
     raise AssertionError("no cell ever started")
+
+
+def finished(page: Page) -> bool:
+    """Say whether every code cell of the notebook in Lab has been run.
+
+    Raises:
+        AssertionError: a cell has failed.
+    """
+    failed = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"]')
+    assert not failed.count(), failed.first.text_content()
+    prompts = [text.strip() for text in page.locator(".jp-CodeCell .jp-InputPrompt").all_text_contents()]
+    return all(re.fullmatch(r"\[\d+\]:", prompt) for prompt in prompts)

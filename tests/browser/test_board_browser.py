@@ -6,6 +6,7 @@ Skipped only where there is no Chromium. Pictures of what was seen are kept in b
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,11 +14,27 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
-from drive import CHROMIUM, browser, enabled, plot, press, run_all, shot, slide, state, step, text, until, write
+from drive import (
+    CHROMIUM,
+    browser,
+    enabled,
+    finished,
+    plot,
+    press,
+    run_all,
+    shot,
+    slide,
+    state,
+    step,
+    text,
+    until,
+    write,
+)
 from lab import TOKEN, lab, private
 
+from ftlab import embedded
+from ftlab.apps import notebooks
 from ftlab.apps.board import fields, jobs, past, serve
-from ftlab.apps.notebooks import METADATA
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -81,7 +98,7 @@ def turn_a_knob(page):
     until(lambda: text(page, "readouts") != before, 10, "the readouts follow the slider")
 
 
-def type_nonsense(page):
+def type_nonsense(page, steps, folder):
     """Wrong input is said beside its field, Start is off, and nothing is run."""
     for wrong in ("ten; touch hacked", "1000000000", "$(touch hacked)"):
         write(page, "max_steps", wrong)
@@ -89,40 +106,56 @@ def type_nonsense(page):
         until(lambda: not enabled(page, "start"), 10, "Start is off")
     write(page, "output_dir", "../../outside")
     until(lambda: text(page, "bad-output_dir"), 10, "a folder outside is refused")
-    write(page, "max_steps", str(STEPS))
-    write(page, "output_dir", "runs/tiny")
+    write(page, "max_steps", str(steps))
+    write(page, "output_dir", folder)
     until(lambda: enabled(page, "start"), 10, "Start is on again")
 
 
-def test_jupyterlab(place, values, tmp_path):
-    cells = [
-        "from ftlab.apps.board.train_panel import TrainPanel",
-        f"panel = TrainPanel({values!r}, lang='zh')\npanel.show()",
-    ]
-    made = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(cells)]
-    nbformat.write(nbformat.v4.new_notebook(cells=made, metadata=METADATA), place / "knobs.ipynb")
+def lesson_in(place):
+    """Put lesson 03 as a Chinese learner has it into a course folder, with the smallest profile."""
+    (lesson,) = notebooks.lessons(["03"])
+    made = notebooks.edition(lesson, "zh")
+    (parameters,) = [cell for cell in made.cells if "parameters" in cell.metadata.get("tags", [])]
+    parameters.source = parameters.source.replace('PROFILE = "cpu"', 'PROFILE = "smoke"')
+    assert 'PROFILE = "smoke"' in parameters.source
+    (place / "notebooks" / "zh").mkdir(parents=True)
+    nbformat.write(made, place / "notebooks" / "zh" / "03_lora.ipynb")
+    shutil.copytree(ROOT / "data", place / "data")
+    return "notebooks/zh/03_lora.ipynb"
+
+
+@pytest.mark.notebook
+def test_lesson_03_in_jupyterlab(place, tmp_path, monkeypatch):
+    embedded.fetch()
+    monkeypatch.setenv("FTLAB_LANG", "zh")
+    name, folder, steps = lesson_in(place), place / "runs" / "03_lora_knobs" / "run", 24
     with lab(place, tmp_path / "private") as address, browser() as page, kept(page, "lab"):
-        page.goto(f"{address}/doc/tree/knobs.ipynb?token={TOKEN}")
+        page.goto(f"{address}/doc/tree/{name}?token={TOKEN}")
         run_all(page)
-        until(lambda: page.locator("button.ft-start").count(), 90, "the panel is shown")
-        page.locator(".ft-lora_rank").first.scroll_into_view_if_needed()
+        until(lambda: finished(page), 240, "every cell of the lesson has run")
+        assert text(page, "readouts") and enabled(page, "start")
         turn_a_knob(page)
-        type_nonsense(page)
+        slide(page, "per_device_train_batch_size", 1 / 7)
+        until(lambda: "per_device_train_batch_size: 2" in text(page, "command"), 10, "two rows at a time")
+        type_nonsense(page, steps, "runs/03_lora_knobs/run")
         empty = plot(page)
         press(page, "start")
-        until(lambda: step(page) >= 20, 60, "training is on its way")
+        until(lambda: step(page) >= 4, 60, "training is on its way")
         until(lambda: plot(page) != empty, 10, "the plot moves")
-        shot(page, "lab_running")
+        shot(page, "lab_running", ".ft-plot")
         press(page, "stop")
-        until(lambda: state(page) == "stopped", 30, "it stops")
-        stopped = len(losses(place / "runs" / "tiny"))
-        assert 20 <= stopped < STEPS and (place / "runs" / "tiny" / f"checkpoint-{stopped}").is_dir()
-        shot(page, "lab_stopped")
+        until(lambda: state(page) == "stopped", 60, "it stops")
+        stopped = len(losses(folder))
+        assert 4 <= stopped < steps and (folder / f"checkpoint-{stopped}").is_dir()
+        shot(page, "lab_stopped", ".ft-plot")
         press(page, "start")
         until(lambda: state(page) == "done", 120, "it goes on to the end")
-        shot(page, "lab_done")
-    uninterrupted(values | {"output_dir": "runs/whole", "lora_rank": 64}, place / "whole.yaml")
-    assert losses(place / "runs" / "tiny") == losses(place / "runs" / "whole"), "as if it had never been stopped"
+        shot(page, "lab_done", ".ft-plot")
+        shot(page, "lab_knobs", ".ft-lora_rank")
+    values = past.settings(folder)
+    assert (values["lora_rank"], values["max_steps"]) == (64, steps)
+    uninterrupted(values | {"output_dir": "runs/whole"}, place / "whole.yaml")
+    assert losses(folder) == losses(place / "runs" / "whole"), "as if it had never been stopped"
     assert not list(place.rglob("hacked")) and not (place.parent / "outside").exists()
 
 
@@ -138,6 +171,57 @@ def opened(page, url):
     until(lambda: page.locator("button.ft-start").count(), 120, "the panels are shown")
 
 
+def evaluate(page, rows):
+    """Wrong input blocks the button; then the base is scored."""
+    page.get_by_role("tab", name="评测").click()
+    until(lambda: text(page, "bad-eval_dataset", ".ftlab-evaluate"), 10, "a set has to be named")
+    assert not enabled(page, "evaluate_start")
+    write(page, "eval_dataset", rows, ".ftlab-evaluate")
+    until(lambda: enabled(page, "evaluate_start"), 10, "it can be evaluated")
+    press(page, "evaluate_start")
+    until(lambda: page.locator(".ft-evaluate_start-result td").count() > 2, 90, "the scores are shown")
+    shot(page, "page_evaluate")
+
+
+def export(page, place):
+    """The figures are there before, the verification after, and the folder is taken then."""
+    page.get_by_role("tab", name="导出").click()
+    assert "GiB" in text(page, "export_start-before")
+    press(page, "export_start")
+    until(lambda: page.locator(".ft-export_start-result td").count() > 2, 90, "the verification is shown")
+    assert (place / "runs" / "merged" / "model.safetensors").is_file()
+    until(lambda: text(page, "bad-export_dir") and not enabled(page, "export_start"), 10, "the folder is taken")
+    shot(page, "page_export")
+
+
+def look_at_memory(page):
+    """A wrong number empties the table, another machine fills it anew."""
+    page.get_by_role("tab", name="内存").click()
+    cells = page.locator(".ft-sized-table td")
+    full = cells.count()
+    assert full > 10
+    write(page, "sized_lengths", "512; ls")
+    until(lambda: cells.count() == 0 and text(page, "bad-sized_lengths"), 10, "the field says what is wrong")
+    write(page, "sized_lengths", "512, 2048, 8192")
+    until(lambda: cells.count() == full, 10, "the table is back")
+    write(page, "model_name_or_path", "qwen2.5-7b", ".ftlab-memory")
+    page.locator(".ft-sized_for select").select_option("24 GB")
+    until(lambda: "qwen2.5-7b" in text(page, "sized-table"), 10, "another model")
+    until(lambda: "放得进 24 GB" in text(page, "sized-table"), 10, "another machine")
+    shot(page, "page_memory")
+
+
+def take_the_quiz(page):
+    """An answer is judged and explained."""
+    page.get_by_role("tab", name="测验").click()
+    assert not enabled(page, "quiz_check")
+    page.locator(".ft-quiz-choices input").first.check()
+    until(lambda: enabled(page, "quiz_check"), 10, "an answer can be checked")
+    press(page, "quiz_check")
+    until(lambda: len(text(page, "quiz-verdict")) > 40, 10, "it is explained")
+    shot(page, "page_quiz")
+
+
 def test_the_page_of_ftlab_board(place, values, tmp_path):
     path = place / "tiny.yaml"
     path.write_text(fields.yaml_lines(values | {"max_steps": 20_000}))
@@ -151,11 +235,8 @@ def test_the_page_of_ftlab_board(place, values, tmp_path):
         assert page.locator("button.ft-start").count() == 0 and not kernels(served), "nothing without the token"
         opened(page, served.url)
         assert page.locator(".jp-CodeCell .cm-editor, .jp-InputArea, .highlight").count() == 0, "no code is shown"
-        assert [tab.text_content() for tab in page.locator(".ftlab-board .lm-TabBar-tab").all()] == [
-            "数据",
-            "训练",
-            "对话",
-        ]
+        titles = [tab.text_content() for tab in page.locator(".ftlab-board .lm-TabBar-tab").all()]
+        assert titles == ["数据", "训练", "评测", "对话", "导出", "内存", "测验"]
         turn_a_knob(page)
         press(page, "start")
         until(lambda: step(page) >= 5, 90, "training is on its way")
@@ -189,4 +270,8 @@ def test_the_page_of_ftlab_board(place, values, tmp_path):
         press(page, "chat_send")
         until(lambda: page.locator(".ft-turn").count() >= 2 and enabled(page, "chat_send"), 60, "it answers")
         shot(page, "page_chat")
+        evaluate(page, values["dataset"])
+        export(page, place)
+        look_at_memory(page)
+        take_the_quiz(page)
         assert not page.problems, page.problems

@@ -130,7 +130,7 @@ def test_a_training_that_ends_on_the_page_can_be_talked_to(tiny_recipe, tmp_path
     made = []
     monkeypatch.setattr(page, "ChatPanel", lambda *given, **named: made.append(ChatPanel(*given, **named)) or made[0])
     tabs = page.board("tiny.yaml", lang="zh")
-    assert tabs.titles == ("数据", "训练", "对话") and not made[0].adapters.options
+    assert "对话" in tabs.titles and not made[0].adapters.options
     train.train(recipe.load(tiny_recipe | {"output_dir": "runs/tiny"}), quiet=True)
     made[0].list_adapters()
     assert made[0].adapters.options == (("tiny", "runs/tiny"),)

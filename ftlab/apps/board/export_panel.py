@@ -59,8 +59,8 @@ class ExportPanel:
         decoder = readouts.decoder_of(made, place)
         if decoder is None:
             return self.words("unknown")
-        weights, free = decoder.parameters, export.free_bytes(target)
-        disk, memory = export.disk_bytes(weights, format_of(made, place), made), export.memory_bytes(weights)
+        weights, free, dtype = decoder.parameters, export.free_bytes(target), format_of(made, place)
+        disk, memory = export.disk_bytes(weights, dtype, made), export.memory_bytes(weights, dtype, made)
         there = device.describe().memory_bytes
         if disk > free:
             raise fail("export_space", where="export_dir", needed=f"{disk / 1e6:.0f}", free=f"{free / 1e6:.0f}")

@@ -47,7 +47,7 @@ class MemoryPanel:
         cells = {"sized_for": self.machine, "sized_batches": self.batches, "sized_lengths": self.lengths}
         for name, widget in cells.items():
             widget.description, widget.tooltip = self.words(name), self.words.tip(name)
-            widget.style = {"description_width": "initial"}
+            widget.style, widget.layout = {"description_width": "initial"}, {"width": "auto"}
             widget.add_class(f"ft-{name}").observe(lambda _: self.changed(), names="value")
         self.table = widgets.HTML().add_class("ft-sized-table")
         row = widgets.HBox(
@@ -95,18 +95,18 @@ class MemoryPanel:
                 cells = [self.found.get((name, batch, length)) for length in lengths]
                 if any(cells):
                     label = name if batch == batches[0] else ""
-                    rows.append([label, str(batch), *(cell(one, room) for one in cells)])
+                    rows.append([label, str(batch), *(self.cell(one, room) for one in cells)])
         room_said = self.words(
             "sized_room", room=shown.gib(int(room)), machine=machine.name, model=made.model_name_or_path
         )
         return f"<p>{html.escape(room_said)}</p>" + shown.grid(head, rows)
 
-
-def cell(found: Needs | None, room: float) -> str:
-    """Return one cell: the peak, green where it fits, and the smallest card that holds it."""
-    if found is None:
-        return "-"
-    colour = GREEN if found.peak <= room else shown.RED
-    card = html.escape(needs.smallest_card(found.peak))
-    peak = f'<b style="color:{colour}">{shown.gib(found.peak)}</b>'
-    return f'<td style="padding:2px 14px 2px 0">{peak} <small>{card}</small></td>'
+    def cell(self, found: Needs | None, room: float) -> str:
+        """Return one cell: the peak, green where it fits, and the smallest card that holds it."""
+        if found is None:
+            return "-"
+        colour = GREEN if found.peak <= room else shown.RED
+        card = needs.smallest_card(found.peak)
+        card = html.escape(card if card in needs.CARDS else self.words("sized_several"))
+        peak = f'<b style="color:{colour}">{shown.gib(found.peak)}</b>'
+        return f'<td style="padding:2px 14px 2px 0">{peak} <small>{card}</small></td>'

@@ -25,7 +25,7 @@ SAMPLE = 200
 # Rows read of a set to know how many steps an epoch has.
 MOST_ROWS = 50_000
 # What has to be the same for one run's pace to say something of another's.
-ALIKE = ("model_name_or_path", "finetuning_type", "quantization_bit", "use_dora", "packing")
+ALIKE = ("model_name_or_path", "finetuning_type", "quantization_bit", "use_dora", "packing", "shortcuts")
 
 
 class Pace(NamedTuple):

@@ -1,0 +1,69 @@
+"""How long a person waits for the training panel: a slider's move, the first plot after Start, and Stop."""
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from benchmarks import turns
+
+MOVES = (1, 4, 64, 16, 128, 2, 32, 8)
+WAIT_SECONDS = 120
+
+
+def measure(repeats: int, steps: int) -> dict:
+    """Print and return the medians for a training in a thread of the kernel and for one in its own process.
+
+    Columns: seconds from a slider's move to its readouts, the slowest of eight; seconds from Start to the first plot
+    with a loss in it; steps that were still done after Stop was pressed; seconds from Stop to a saved checkpoint;
+    seconds of a step.
+    """
+    found = turns.in_turns("benchmarks.board", ["thread", "process"], repeats, str(steps))
+    table = turns.medians(found)
+    turns.show(table)
+    return {"board": table, "ratios": {}}
+
+
+def until(true) -> float:
+    """Wait until something is so, and return the seconds."""
+    started = time.perf_counter()
+    while not true():
+        if time.perf_counter() - started > WAIT_SECONDS:
+            raise SystemExit("the panel did nothing for two minutes")
+        time.sleep(0.005)
+    return time.perf_counter() - started
+
+
+def main(mode: str, steps: int) -> None:
+    """Use one panel on the recipe of lesson 03 and print what it took, as JSON."""
+    from ftlab.apps.board import page, past
+    from ftlab.apps.board.train_panel import TrainPanel
+
+    with tempfile.TemporaryDirectory() as folder:
+        values = page.BEGINNING | {"output_dir": f"{folder}/run", "max_steps": 10 * steps, "save_steps": 10**6}
+        panel = TrainPanel(values, mode=mode)
+        moves = []
+        for rank in MOVES:
+            before, started = panel.view.readouts.value, time.perf_counter()
+            panel.form.controls["lora_rank"].value = rank
+            moves.append(time.perf_counter() - started)
+            assert panel.view.readouts.value != before and f"lora_rank: {rank}\n" in panel.view.command.value
+        empty = panel.view.plot.value
+        panel.view.start.click()
+        first = until(lambda: panel.view.plot.value != empty)
+        until(lambda: past.last_step(panel.rows) >= steps // 2)
+        began, at = time.perf_counter(), past.last_step(panel.rows)
+        until(lambda: past.last_step(panel.rows) >= at + 3)
+        step_seconds = (time.perf_counter() - began) / (past.last_step(panel.rows) - at)
+        pressed = past.last_step(past.rows_in(Path(f"{folder}/run")))
+        panel.view.stop.click()
+        stop_seconds = until(panel.idle.is_set)
+        after = past.last_step(past.rows_in(Path(f"{folder}/run"))) - pressed
+        assert (Path(folder) / "run" / f"checkpoint-{pressed + after}").is_dir()
+    figures = {"slider_seconds": max(moves), "first_plot_seconds": first, "steps_after_stop": after}
+    print(json.dumps(figures | {"stop_seconds": stop_seconds, "step_seconds": step_seconds}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
