@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from ftlab.errors import LabError
-from ftlab.runs import recipe, train
+from ftlab.runs import lean, recipe, train
 
 
 class Weights(TrainerCallback):
@@ -123,7 +123,9 @@ def test_the_adapter_that_is_saved_is_the_one_that_was_trained(tiny_recipe, tiny
     base = AutoModelForCausalLM.from_pretrained(
         tiny_model_dir, dtype=weights.model.dtype, attn_implementation=attention
     )
-    loaded = PeftModel.from_pretrained(base, str(done.weights), autocast_adapter_dtype=False).eval()
+    loaded = PeftModel.from_pretrained(base, str(done.weights)).eval()
+    # The same steps in the same order: equal to the bit.
+    lean.install(loaded)
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, weights.model.eval()(ids).logits)
