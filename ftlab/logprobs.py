@@ -1,13 +1,12 @@
 """Log-probabilities of labels under an output layer that is not trained, on a CPU: trl's, each product taken once."""
 
-import math
 from typing import Any
 
 import torch
 from torch import Tensor
 from trl.kernels import ChunkedLogProbFunction
 
-from ftlab.memory import FROZEN_ROWS
+from ftlab.memory import FROZEN_ROWS, even_part
 
 # Positions whose logits are held at once, over the whole vocabulary.
 ROWS = FROZEN_ROWS
@@ -61,7 +60,7 @@ class FrozenHead(torch.autograd.Function):
         if "is_top1" in found:
             found["is_top1"] = found["is_top1"].bool()
         # Parts of about the same size: a small rest would cost almost as much as a whole one.
-        size = math.ceil(len(hidden) / math.ceil(max(len(hidden), 1) / ROWS)) or 1
+        size = even_part(len(hidden), ROWS)
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
             logits = (hidden[part] @ weight.t()).float()

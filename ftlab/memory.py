@@ -5,6 +5,7 @@ loaded. Taught in notebooks/04_qlora.ipynb; predicted against measured: `python 
 """
 
 import gc
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -273,13 +274,24 @@ def table_entries(decoder: Decoder, training: Training) -> int:
     return training.sequences * decoder.heads * training.length**2 if training.eager else 0
 
 
+def even_part(tokens: int, limit: int) -> int:
+    """Return how many tokens one part holds when they are split evenly into as few parts as `limit` allows.
+
+    >>> even_part(190, 128), even_part(100, 128), even_part(0, 128)
+    (95, 100, 1)
+    """
+    return math.ceil(tokens / math.ceil(max(tokens, 1) / limit)) or 1
+
+
 def logit_bytes(decoder: Decoder, training: Training, tokens: int) -> float:
     """Return what trl's loss holds of logits, every token trained on, and of the last hidden states.
 
     It goes through the vocabulary in tiles. Written in torch, a tile is held about eight times over while its gradient
     is computed; CUDA's own kernel computes it in place.
     """
-    tile = min(tokens, training.tile_rows) * min(training.loss_tile, decoder.vocabulary)
+    even = training.tile_rows == FROZEN_ROWS
+    rows = even_part(tokens, FROZEN_ROWS) if even else min(tokens, training.tile_rows)
+    tile = rows * min(training.loss_tile, decoder.vocabulary)
     return tile * training.tile_bytes + tokens * 14 * decoder.hidden
 
 
