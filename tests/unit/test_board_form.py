@@ -103,6 +103,15 @@ def fields_values(widget):
     return [option[1] for option in widget.options]
 
 
+def test_a_key_that_is_left_out_is_shown_so(form):
+    for key in ("quantization_bit", "gradient_checkpointing"):
+        assert form.controls[key].label == "-" and key not in form.written()
+        form.controls[key].index = 1
+        assert form.written()[key] in (4, False)
+        form.controls[key].index = 0
+        assert form.controls[key].label == "-" and form.written().get(key) is None
+
+
 def test_a_value_between_the_stops_gets_its_own_stop(tiny_recipe, tmp_path):
     form = Form(tiny_recipe | {"lora_rank": 5}, Words("en"), roots=[tmp_path])
     assert form.controls["lora_rank"].value == 5 and form.recipe().lora_rank == 5

@@ -134,7 +134,7 @@ def test_an_export_is_verified_and_its_folder_is_then_taken(exporting, tmp_path)
 
 def test_a_format_changes_what_the_disk_has_to_take(exporting):
     found = []
-    for dtype, kind in (("float32", None), ("float16", None), ("float16", "q8_0")):
+    for dtype, kind in (("float32", ""), ("float16", ""), ("float16", "q8_0")):
         exporting.task.form.controls["export_dtype"].value = dtype
         exporting.task.form.controls["export_gguf"].value = kind
         made = exporting.task.form.recipe()

@@ -16,6 +16,8 @@ from ftlab.runs import recipe
 from ftlab.runs.keys import Recipe
 
 WIDE = {"width": "98%"}
+# What a list holds where a key is left out: ipywidgets takes None for no choice at all, and shows nothing.
+LEFT_OUT = ""
 
 
 class Form:
@@ -118,7 +120,9 @@ class Form:
 
     def value(self, key: str, widget: widgets.Widget) -> Any:
         """Return the value of one control."""
-        if self.table[key].kind != "text":
+        if self.table[key].kind == "choice":
+            return None if widget.value == LEFT_OUT else widget.value
+        if self.table[key].kind == "slider":
             return widget.value
         try:
             return fields.read_text(key, widget.value)
@@ -168,7 +172,8 @@ def control(key: str, field: Field, words: Words) -> widgets.Widget:
     if field.kind == "slider":
         widget = widgets.SelectionSlider(options=stops(field, fields.default(key)), tooltip=tip, layout=WIDE)
     elif field.kind == "choice":
-        options = [(words("nothing") if one is None else fields.write_text(one), one) for one in fields.choices(key)]
+        nothing = (words("nothing"), LEFT_OUT)
+        options = [nothing if one is None else (fields.write_text(one), one) for one in fields.choices(key)]
         widget = widgets.Dropdown(options=options, tooltip=tip, layout=WIDE)
     else:
         shown = fields.write_text(fields.default(key))
@@ -189,7 +194,7 @@ def put(widget: widgets.Widget, field: Field, value: Any, given: bool) -> None:
         widget.options = stops(field, value)
         widget.value = value
     elif field.kind == "choice":
-        widget.value = value
+        widget.value = LEFT_OUT if value is None else value
     else:
         widget.value = fields.write_text(value) if given else ""
 
