@@ -300,7 +300,7 @@ print(f"perplexity {quality['16 bits']:.1f} -> {nf4_perplexity:.1f}")
 
 # %% id="base-bytes"
 base_bytes_ratio = found / 16  # of the quantized layers: bits per weight with double quantization, against 16
-footprints = [candidate.get_memory_footprint() for candidate in (quantized, model)]
+footprints = [memory.held_bytes(candidate) for candidate in (quantized, model)]  # the blocks' scales included
 whole_ratio = footprints[0] / footprints[1]
 print(
     f"quantized layers: {base_bytes_ratio:.2f} of 16 bits; with the embedding, which stays as it is: {whole_ratio:.2f}"
@@ -599,7 +599,7 @@ for name in ("adamw_torch", "adamw_8bit", "paged_adamw_8bit"):
 # %% id="break"
 tuned["QLoRA"].save_pretrained("runs/04_qlora/adapter")
 few = asked.select(range(min(50, len(asked))))
-merged = {"adapter kept": mean(order_scores(tuned["QLoRA"], few))}
+merged = {"adapter kept": mean(scores["QLoRA"][: len(few)])}
 onto = PeftModel.from_pretrained(load(), "runs/04_qlora/adapter", autocast_adapter_dtype=on_gpu)
 merged["merged, 16 bits"] = mean(order_scores(onto.merge_and_unload(), few))
 four_bits = tuned["QLoRA"].merge_and_unload()
@@ -677,7 +677,7 @@ for label, options in stored.items():
     if options.get("load_in_4bit"):
         options["bnb_4bit_compute_dtype"] = dtype
     candidate = load(quantization_config=BitsAndBytesConfig(**options))
-    print(f"{label:<12} {candidate.get_memory_footprint() / 2**20:6.0f} MiB, perplexity {surprise(candidate):.1f}")
+    print(f"{label:<12} {memory.held_bytes(candidate) / 2**20:6.0f} MiB, perplexity {surprise(candidate):.1f}")
 
 # %% [markdown] id="exercise-bytes-why"
 # ## Exercises
