@@ -24,8 +24,8 @@ class Side(TrainerCallback):
     Attributes:
         ends: when each optimizer step ended, in seconds; the first entry is the start of training.
         losses: the loss of each step.
-        seen: per batch, in order, a digest of its tokens (padding left out), how many there were and how many had a
-            label. A batch that goes through the model twice (a reference, say) stands here once.
+        seen: per batch, in order, a digest of its tokens (padding left out) and their number with a label; how many
+            tokens there were, and that number. A batch that goes through the model twice stands here once.
     """
 
     def __init__(self) -> None:
@@ -59,7 +59,8 @@ class Side(TrainerCallback):
         ids, labels = inputs["input_ids"], inputs["labels"]
         real = torch.ones_like(ids) if inputs.get("attention_mask") is None else inputs["attention_mask"]
         digest = hashlib.sha256(ids[real.bool()].cpu().numpy().tobytes()).hexdigest()
-        self.seen[digest] = (int(real.sum()), int((labels[:, 1:] != -100).sum()))
+        tokens, trained = int(real.sum()), int((labels[:, 1:] != -100).sum())
+        self.seen[f"{digest} {trained}"] = (tokens, trained)
 
     def seconds(self) -> float:
         """Return the seconds of the timed steps together."""

@@ -72,12 +72,15 @@ def together(tables: dict[int, dict[str, Any]], variant: str, rate: str) -> floa
     return sum(row[rate] * row["seconds_per_step"] for row in rows) / sum(row["seconds_per_step"] for row in rows)
 
 
-def rows() -> list[dict[str, Any]]:
-    """Return identity_en as prompt and completion."""
+def rows() -> list[dict[str, list[int]]]:
+    """Return identity_en as `input_ids` and `labels`: left to itself, trl trains on one token more per row."""
+    from transformers import AutoTokenizer
+
+    from ftlab import models, tokens
     from ftlab.data import registry
 
-    found = registry.load("identity_en", "data", substitutions=SUBSTITUTIONS)
-    return [{"prompt": row["messages"][:-1], "completion": row["messages"][-1:]} for row in found]
+    tokenizer = AutoTokenizer.from_pretrained(models.fetch("smollm2-135m"))
+    return [tokens.encode(tokenizer, row) for row in registry.load("identity_en", "data", substitutions=SUBSTITUTIONS)]
 
 
 def run_ftlab(method: str, batch: int, steps: int, side: Side, folder: str) -> None:
@@ -138,11 +141,11 @@ def run_loop(method: str, batch: int, steps: int, side: Side) -> None:
     from peft import get_peft_model, prepare_model_for_kbit_training
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, get_cosine_schedule_with_warmup
 
-    from ftlab import models, tokens
+    from ftlab import models
 
     path = models.fetch("smollm2-135m")
     tokenizer = AutoTokenizer.from_pretrained(path)
-    encoded = [tokens.encode(tokenizer, row) for row in rows()]
+    encoded = rows()
     if method == "qlora":
         four_bits = BitsAndBytesConfig(
             load_in_4bit=True,
