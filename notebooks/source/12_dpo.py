@@ -12,10 +12,10 @@
 # | the price | general knowledge, drift, KL |
 # | the family in one table | DPO, IPO, KTO, ORPO, SimPO, CPO on the same data |
 #
-# **Cost:** about 4 minutes and 7 GB on two CPU cores, 5 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb);
+# **Cost:** about 6 minutes and 7 GB on two CPU cores, 5 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb);
 # [10 · A reward model](10_reward_model.ipynb) helps.
 
-# %% [markdown] id="title" lang="zh" of="5c817933"
+# %% [markdown] id="title" lang="zh" of="29e53d54"
 # # 12 · DPO：不用奖励模型，从偏好中学习
 #
 # RLHF 先训练一个裁判，再训练模型去讨好它。直接偏好优化（DPO）跳过裁判：成对的回答用一行损失直接训练模型本身。在这里，你写出这一行，证明它与库的相等，用约一分钟教模型一种风格，看它付出什么代价，比较整个家族，再看 DPO 学错东西。
@@ -27,7 +27,7 @@
 # | 代价 | 常识、漂移、KL |
 # | 一张表里的整个家族 | 同一份数据上的 DPO、IPO、KTO、ORPO、SimPO、CPO |
 #
-# **代价：** 两个 CPU 核心上约 4 分钟、7 GB 内存，T4 上约 5 分钟。**先修：** [03 · LoRA](03_lora.ipynb)；[10 · 奖励模型](10_reward_model.ipynb) 会有帮助。
+# **代价：** 两个 CPU 核心上约 6 分钟、7 GB 内存，T4 上约 5 分钟。**先修：** [03 · LoRA](03_lora.ipynb)；[10 · 奖励模型](10_reward_model.ipynb) 会有帮助。
 
 # %% [markdown] id="setup-why"
 # ## Setup
