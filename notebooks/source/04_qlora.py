@@ -12,9 +12,9 @@
 # | memory, predicted and measured | error of the prediction |
 # | QLoRA beside LoRA | fields right, bytes, seconds |
 #
-# **Cost:** about 6 minutes and 4 GB on two CPU cores, 5 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
+# **Cost:** about 7 minutes and 7 GB on two CPU cores, 5 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="f69652a1"
+# %% [markdown] id="title" lang="zh" of="a780df80"
 # # 04 · QLoRA：同样的事，每个权重只用四位
 #
 # LoRA 只训练百分之一的权重，但全部权重都得放在内存里。QLoRA 把冻结的权重各存成四位。在这里，你亲手做出这种数字格式，证明它与库的相等，看它损失多少质量，在加载任何东西之前预测训练要多少内存，再用分配器核对预测，最后用它训练。
@@ -26,7 +26,7 @@
 # | 预测的与实测的内存 | 预测误差 |
 # | QLoRA 与 LoRA 并排 | 正确字段的比例、字节、秒 |
 #
-# **代价：** 两个 CPU 核心上约 6 分钟、4 GB 内存，T4 上约 5 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
+# **代价：** 两个 CPU 核心上约 7 分钟、7 GB 内存，T4 上约 5 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
