@@ -395,7 +395,7 @@ def numbers(method, checkpointing):
     told |= {"loss_tile": 32768, "tile_bytes": 2} if on_gpu else {"loss_tile": 2048, "tile_bytes": 31}
     adapter = {"adapter_rank": r, "trained": lora_weights, "trained_bytes": 4 if on_gpu else 2}
     if not on_gpu:  # with a frozen output layer `fit_output_layer` holds the whole logits of a few tokens at a time
-        adapter |= {"loss_tile": config.vocab_size, "tile_rows": memory.FROZEN_ROWS, "tile_bytes": memory.FROZEN_BYTES}
+        adapter |= {"loss_tile": config.vocab_size, "tile_rows": 128, "tile_bytes": 12}
     float32 = {"linear_bytes": 4, "other_bytes": 4, "trained_bytes": 4, "autocast": True}
     blocks = sum(weight.numel() for weight in model.model.layers[-2:].parameters())
     return (
