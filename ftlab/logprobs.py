@@ -8,8 +8,6 @@ from trl.kernels import ChunkedLogProbFunction
 
 from ftlab.memory import FROZEN_ROWS, even_part
 
-# Positions whose logits are held at once, over the whole vocabulary.
-ROWS = FROZEN_ROWS
 ALL = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
 
 
@@ -60,7 +58,7 @@ class FrozenHead(torch.autograd.Function):
         if "is_top1" in found:
             found["is_top1"] = found["is_top1"].bool()
         # Parts of about the same size: a small rest would cost almost as much as a whole one.
-        size = even_part(len(hidden), ROWS)
+        size = even_part(len(hidden), FROZEN_ROWS)
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
             logits = (hidden[part] @ weight.t()).float()

@@ -62,7 +62,7 @@ def same(one: list[Tensor], other: list[Tensor], tolerance: float = 1e-5) -> Non
 @pytest.mark.parametrize("rows_at_once", [1, 4, 128])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_a_frozen_head_scores_as_trl_does(rows_at_once, temperature, monkeypatch):
-    monkeypatch.setattr(logprobs, "ROWS", rows_at_once)
+    monkeypatch.setattr(logprobs, "FROZEN_ROWS", rows_at_once)
     torch.manual_seed(0)
     weight, targets = torch.randn(500, 16), torch.randint(0, 500, (11,))
     hidden = torch.randn(11, 16)
