@@ -736,9 +736,9 @@ course.record(outcomes)
 # **On your GPU:** `PROFILE = "t4"` or `"a24g"`; before you rent one, `ftlab memory qwen2.5-7b quantization_bit=4` says what
 # fits. The same from a recipe: `quantization_bit: 4` in `recipes/sft_qlora.yaml`.
 #
-# **Next:** what to do with an adapter once it is good: [08 · Merge and export](08_merge_export.ipynb).
+# **Next:** twenty-one ways to tune, at the same price: [05 · Methods](05_methods.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="70a83802"
+# %% [markdown] id="next" lang="zh" of="1f24fb9c"
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；租卡之前，`ftlab memory qwen2.5-7b quantization_bit=4` 会告诉你放不放得下。用配方做同样的事：`recipes/sft_qlora.yaml` 里的 `quantization_bit: 4`。
 #
-# **下一步：** 适配器练好之后怎么用：[08 · 合并与导出](08_merge_export.ipynb)。
+# **下一步：** 二十一种微调办法，同样的价钱：[05 · 各种方法](05_methods.ipynb)。

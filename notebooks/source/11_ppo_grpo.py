@@ -12,10 +12,10 @@
 # | PPO, GRPO and RLOO on one task | reward before and after, KL, length, entropy |
 # | a model that hacks its reward, and the cure | right answers, by reading |
 #
-# **Cost:** about 6 minutes and 5 GB on two CPU cores, 6 minutes on a T4. **Before this:**
+# **Cost:** about 8 minutes and 5 GB on two CPU cores, 6 minutes on a T4. **Before this:**
 # [10 · A reward model](10_reward_model.ipynb) or [12 · DPO](12_dpo.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="fc3a5df5"
+# %% [markdown] id="title" lang="zh" of="d5274141"
 # # 11 · PPO 与 GRPO：从奖励中学习
 #
 # 到目前为止，总得有人写下正确答案。在这里没有人写：模型来写，程序说写得有多好，模型就多做好的那些。你写出奖励和 GRPO 的损失，看 PPO 怎样不靠分组也行，用三种方法训练同一个模型，弄懂为什么损失为 0 也能学，再抓住一个作弊的模型。
@@ -27,7 +27,7 @@
 # | 同一任务上的 PPO、GRPO 和 RLOO | 训练前后的奖励、KL、长度、熵 |
 # | 一个钻奖励空子的模型，以及治法 | 正确回答的比例，靠阅读发现 |
 #
-# **代价：** 两个 CPU 核心上约 6 分钟、5 GB 内存，T4 上约 6 分钟。**先修：** [10 · 奖励模型](10_reward_model.ipynb) 或 [12 · DPO](12_dpo.ipynb)。
+# **代价：** 两个 CPU 核心上约 8 分钟、5 GB 内存，T4 上约 6 分钟。**先修：** [10 · 奖励模型](10_reward_model.ipynb) 或 [12 · DPO](12_dpo.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -59,8 +59,8 @@ import matplotlib.pyplot as plt
 import torch
 from datasets import load_dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer
 
 from ftlab import checks, device, models
 from ftlab.apps import course
@@ -79,14 +79,13 @@ ppo_learning_rate = 1e-3  # it sees each question once, so that its steps have t
 seed = 0
 
 # %% id="profile"
-profiles = {  # model, batches of PPO, GRPO, RLOO and the hack, completions per batch, held-out questions, tokens each
-    "smoke": ("smollm2-135m", 1, 1, 1, 1, 8, 4, 6),
-    "cpu": ("smollm2-135m", 18, 16, 6, 6, 16, 40, 40),
-    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 20, 20, 20, 12, 32, 40, 40),
-    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 20, 20, 20, 12, 32, 40, 40),
+profiles = {  # model, batches of PPO, GRPO and each side run, completions per batch, held-out questions, tokens each
+    "smoke": ("smollm2-135m", 1, 1, 1, 8, 4, 6),
+    "cpu": ("smollm2-135m", 26, 28, 6, 16, 40, 40),
+    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 20, 20, 12, 32, 40, 40),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 20, 20, 12, 32, 40, 40),
 }
-default_model, ppo_batches, grpo_batches, rloo_batches, hack_batches, batch_size, *questions = profiles[PROFILE]
-question_count, answer_tokens = questions
+default_model, ppo_batches, grpo_batches, side_batches, batch_size, question_count, answer_tokens = profiles[PROFILE]
 model_name = model_name or default_model
 max_completion_length = 8 if PROFILE == "smoke" else max_completion_length
 set_seed(seed)
@@ -389,7 +388,7 @@ grpo_args = GRPOConfig(output_dir="runs/11_ppo_grpo/grpo", max_steps=grpo_batche
 logs["GRPO"], seconds["GRPO"], replies["GRPO"] = train(GRPOTrainer, grpo_args, right_and_brief)
 
 # %% id="rloo-train"
-rloo_args = RLOOConfig(output_dir="runs/11_ppo_grpo/rloo", max_steps=rloo_batches, **grpo_settings)
+rloo_args = RLOOConfig(output_dir="runs/11_ppo_grpo/rloo", max_steps=side_batches, **grpo_settings)
 logs["RLOO"], seconds["RLOO"], replies["RLOO"] = train(RLOOTrainer, rloo_args, right_and_brief)
 
 # %% [markdown] id="curves-why"
@@ -460,7 +459,7 @@ def only_brief(completions, **columns):
     return [brevity(completion[0]["content"]) for completion in completions]
 
 
-hack_args = GRPOConfig(output_dir="runs/11_ppo_grpo/hack", max_steps=hack_batches, loss_type="grpo", **grpo_settings)
+hack_args = GRPOConfig(output_dir="runs/11_ppo_grpo/hack", max_steps=side_batches, loss_type="grpo", **grpo_settings)
 hack_log, _, replies["hacked"] = train(GRPOTrainer, hack_args, only_brief)
 hack_curve = curve(hack_log, ("reward",))
 print(f"training reward {hack_curve[0]:.2f} -> {hack_curve[-1]:.2f}")
@@ -484,6 +483,60 @@ print(f"right answers: {honest_right:.0%} with the whole reward, {hacked_right:.
 
 # %% [markdown] id="break-mend" lang="zh" of="3a90e625"
 # 补救就是你最初的那个奖励：相乘，这样只完成一半就没有报酬。而且每次训练都要读样本：奖励是模型唯一被要求做的事，而它对你想要的总是不完整的描述。
+
+# %% [markdown] id="judge-why"
+# ## A judge instead of a program
+# Most wishes no program can check. A reward model can stand in for it: the judge of lesson 10, trained here in half a
+# minute on pairs in which people wanted "In short, ..." and a brief answer. TRL takes a model wherever it takes a function.
+# **Predict before you run:** the program still scores the answers, but pays nothing for them; what happens to its score?
+
+# %% [markdown] id="judge-why" lang="zh" of="b4c3eb5b"
+# ## 用裁判代替程序
+# 大多数愿望，程序检查不了。奖励模型可以代替它：第 10 课的裁判，在这里用半分钟训练好，所用的成对回答里，人们想要的是以 “In short, ...” 开头的简短回答。凡是 TRL 接受函数的地方，也接受模型。**运行之前先预测：** 程序仍然给回答打分，但不再付报酬；它的分数会怎样？
+
+
+# %% id="judge-data"
+def to_pair(row):
+    sides = {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
+    return {"prompt": [{"role": "user", "content": row["instruction"]}]} | sides
+
+
+pairs = load_dataset("json", data_files="data/preference_en.jsonl", split="train")
+pairs = pairs.map(to_pair, remove_columns=pairs.column_names)
+
+# %% id="judge"
+set_seed(seed)
+judge = AutoModelForSequenceClassification.from_pretrained(model_path, num_labels=1, dtype=dtype, device_map=where)
+judge.config.pad_token_id = tokenizer.pad_token_id
+judge = get_peft_model(judge, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="SEQ_CLS"))
+unused = ("max_completion_length", "temperature")  # nothing is written here
+judge_args = RewardConfig(
+    output_dir="runs/11_ppo_grpo/judge",
+    max_steps=side_batches,
+    learning_rate=5e-4,
+    **{name: value for name, value in shared.items() if name not in unused},
+)
+RewardTrainer(judge, judge_args, train_dataset=pairs, processing_class=tokenizer).train()
+judge = judge.merge_and_unload().eval()  # GRPOTrainer wants a plain model
+
+# %% id="judge-train"
+judged_args = GRPOConfig(
+    output_dir="runs/11_ppo_grpo/judged", max_steps=side_batches, loss_type="grpo", **grpo_settings
+)
+judged_log, _, replies["judged"] = train(GRPOTrainer, judged_args, judge)
+judged_curve = curve(judged_log, ("reward",))
+print(f"the judge's reward {judged_curve[0]:.2f} -> {judged_curve[-1]:.2f}")
+for row, text in zip(held_out.select(range(4)), replies["judged"], strict=False):
+    print(f"{row['instruction']:<50} {text}")
+for method in ("before", "judged"):
+    print(f"{method:<8}the program's reward {{:.2f}}, right {{:.0%}}, {{:.0f}} words".format(*scores(replies[method])))
+
+# %% [markdown] id="judge-read"
+# The judge pays for what it saw in its pairs, not for what they were meant to show, and it was never asked whether an
+# answer is true. That is why a learned reward goes together with a price on KL, and with reading.
+
+# %% [markdown] id="judge-read" lang="zh" of="84e18312"
+# 裁判付钱买的是它在那些对子里看到的东西，而不是那些对子本来想表达的东西；而且从来没有人问过它回答是不是真的。所以学出来的奖励要与 KL 的价格，以及阅读样本，配合使用。
 
 # %% [markdown] id="exercise-advantage-why"
 # ## Exercises

@@ -60,12 +60,18 @@ import torch
 from datasets import load_dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PrinterCallback,
+    set_seed,
+)
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from ftlab import checks, device, evaluate, models, plots
+from ftlab import checks, device, evaluate, memory, models, plots
 from ftlab.apps import course
 
 # %% id="parameters" tags=["parameters"]
@@ -309,19 +315,18 @@ del model
 peft_config = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear", task_type="CAUSAL_LM")
 
 
-def train(trainer_class, args, dataset):
-    """Train a fresh adapter on the untouched model with a trainer of TRL's; return the trainer."""
+def prepare(trainer_class, args, dataset):
+    """Return a trainer of TRL's with a fresh adapter on the untouched model."""
     set_seed(seed)
     base = AutoModelForCausalLM.from_pretrained(
         model_path, dtype=dtype, attn_implementation=attention, device_map=where
     )
-    run = trainer_class(base, args=args, train_dataset=dataset, processing_class=tokenizer, peft_config=peft_config)
-    run.train()
-    return run
+    return trainer_class(base, args=args, train_dataset=dataset, processing_class=tokenizer, peft_config=peft_config)
 
 
 started = time.perf_counter()
-trainer = train(DPOTrainer, training_args, train_dataset)
+trainer = prepare(DPOTrainer, training_args, train_dataset)
+trainer.train()
 train_seconds = time.perf_counter() - started
 policy_model = trainer.model
 print(f"{train_seconds:.0f} seconds")
@@ -532,21 +537,37 @@ def to_rated(row):
 rated = load_dataset("json", data_files="data/kto_en.jsonl", split=train_split)
 kto_dataset = rated.map(to_rated, remove_columns=rated.column_names)
 
+
+# %% id="family-memory"
+def peak_mib(trainer_class, args, rows):
+    """Train one step; return the most memory it took."""
+    once = prepare(trainer_class, dataclasses.replace(args, max_steps=1), rows)
+    once.remove_callback(PrinterCallback)
+    with memory.measure_peak_bytes(once.model) as peak:
+        once.train()
+    return peak.bytes / 2**20
+
+
 # %% id="family-run"
 table = []
 some = held_out[: max(2, question_count // 3)]
 for name, (trainer_class, args) in family.items():
+    rows = kto_dataset if name == "KTO" else train_dataset
+    mib = peak_mib(trainer_class, args, rows)
     started = time.perf_counter()
-    candidate = train(trainer_class, args, kto_dataset if name == "KTO" else train_dataset).model
+    trainer = prepare(trainer_class, args, rows)
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
     seconds = time.perf_counter() - started
-    replies = answers(candidate, some)
-    table.append((name, style_share(replies), mean_length(replies), kl_per_token(candidate, replies), seconds))
+    replies = answers(trainer.model, some)
+    kl = kl_per_token(trainer.model, replies)
+    table.append((name, style_share(replies), mean_length(replies), kl, mib, seconds))
 
 # %% id="family-table"
 print(f"{side_steps} steps each, {len(some)} held-out questions")
-print(f"{'method':<8}{'style':>8}{'tokens':>9}{'KL':>8}{'seconds':>10}")
-for name, share, length, kl, seconds in table:
-    print(f"{name:<8}{share:>8.0%}{length:>9.0f}{kl:>8.2f}{seconds:>10.0f}")
+print(f"{'method':<8}{'style':>8}{'tokens':>9}{'KL':>8}{'MiB':>8}{'seconds':>10}")
+for name, share, length, kl, mib, seconds in table:
+    print(f"{name:<8}{share:>8.0%}{length:>9.0f}{kl:>8.2f}{mib:>8.0f}{seconds:>10.0f}")
 
 # %% [markdown] id="family-read"
 # Read the table as one experiment, not as a ranking: each method has its own best learning rate and beta, and they were
@@ -578,7 +599,8 @@ length_dataset = train_dataset.from_list([to_pair(row) for row in length_pairs])
 print(length_pairs[0]["chosen"], length_pairs[0]["rejected"], sep="\n")
 
 # %% id="break-train"
-run = train(DPOTrainer, training_args, length_dataset)
+run = prepare(DPOTrainer, training_args, length_dataset)
+run.train()
 answers_hurried = answers(run.model)
 last = [row for row in run.state.log_history if "loss" in row][-1]
 print(f"last step: loss {last['loss']:.2f}, accuracy {last['rewards/accuracies']:.0%}")

@@ -52,5 +52,5 @@ WANTED = '{"items":[[1,null,"bagel"],[2,"small","tea"]],"name":null,"time":"8:15
     ],
 )
 def test_an_order_is_scored_field_by_field(reply, share):
-    (fields_right,) = definitions("../drafts/05_methods", "fields_right", json=json)
+    (fields_right,) = definitions("05_methods", "fields_right", json=json)
     assert fields_right(reply, WANTED) == share
