@@ -538,30 +538,20 @@ rated = load_dataset("json", data_files="data/kto_en.jsonl", split=train_split)
 kto_dataset = rated.map(to_rated, remove_columns=rated.column_names)
 
 
-# %% id="family-memory"
-def peak_mib(trainer_class, args, rows):
-    """Train one step; return the most memory it took."""
-    once = prepare(trainer_class, dataclasses.replace(args, max_steps=1), rows)
-    once.remove_callback(PrinterCallback)
-    with memory.measure_peak_bytes(once.model) as peak:
-        once.train()
-    return peak.bytes / 2**20
-
-
 # %% id="family-run"
 table = []
 some = held_out[: max(2, question_count // 3)]
 for name, (trainer_class, args) in family.items():
     rows = kto_dataset if name == "KTO" else train_dataset
-    mib = peak_mib(trainer_class, args, rows)
-    started = time.perf_counter()
     trainer = prepare(trainer_class, args, rows)
     trainer.remove_callback(PrinterCallback)
-    trainer.train()
-    seconds = time.perf_counter() - started
+    with memory.measure_peak_bytes(trainer.model) as peak:
+        started = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - started
     replies = answers(trainer.model, some)
     kl = kl_per_token(trainer.model, replies)
-    table.append((name, style_share(replies), mean_length(replies), kl, mib, seconds))
+    table.append((name, style_share(replies), mean_length(replies), kl, peak.bytes / 2**20, seconds))
 
 # %% id="family-table"
 print(f"{side_steps} steps each, {len(some)} held-out questions")
