@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import train, turns
+from benchmarks import sides, train, turns
 from benchmarks.sides import Side
 
 VARIANTS = ("ftlab", "trl defaults")
@@ -52,7 +52,7 @@ def run_trl(steps: int, side: Side, folder: str) -> None:
 
     args = DPOConfig(
         output_dir=folder,
-        use_cpu=True,
+        use_cpu=sides.ON_CPU,
         max_steps=steps,
         per_device_train_batch_size=BATCH,
         learning_rate=LEARNING_RATE,

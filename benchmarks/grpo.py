@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from benchmarks import train, turns
+from benchmarks import sides, train, turns
 from benchmarks.sides import LAST, Side
 
 VARIANTS = ("ftlab", "trl defaults")
@@ -73,7 +73,7 @@ def run_trl(steps: int, side: Side, folder: str) -> None:
     keys = recipe.load("recipes/grpo.yaml")
     args = GRPOConfig(
         output_dir=folder,
-        use_cpu=True,
+        use_cpu=sides.ON_CPU,
         max_steps=steps,
         per_device_train_batch_size=COMPLETIONS,
         num_generations=GENERATIONS,

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+ON = "cuda" if torch.cuda.is_available() else "cpu"
 # (inputs, outputs) of the seven matrices of one layer of SmolLM2-135M: q, k, v, o, gate, up, down.
 SHAPES = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)]
 TOKENS = 1024
@@ -24,10 +25,7 @@ def measure(repeats: int, steps: int) -> dict:
 
 def matrix_rate(dtype: torch.dtype, repeats: int) -> float:
     """Return the GFLOP/s of one layer's seven products, forward and with respect to the input."""
-    pairs = [
-        (torch.randn(TOKENS, n).to(dtype), torch.randn(m, n).to(dtype), torch.randn(TOKENS, m).to(dtype))
-        for n, m in SHAPES
-    ]
+    pairs = [tuple(torch.randn(shape).to(ON, dtype) for shape in ((TOKENS, n), (m, n), (TOKENS, m))) for n, m in SHAPES]
 
     def layer() -> None:
         for x, weight, gradient in pairs:
@@ -40,7 +38,7 @@ def matrix_rate(dtype: torch.dtype, repeats: int) -> float:
 
 def bandwidth(repeats: int) -> float:
     """Return the GB/s of reading and writing 256 MB."""
-    source = torch.ones(2**26)
+    source = torch.ones(2**26, device=ON)
     target = torch.empty_like(source)
     return 2 * source.nbytes / best_seconds(lambda: target.copy_(source), repeats) / 1e9
 
@@ -52,5 +50,7 @@ def best_seconds(work: Callable[[], object], repeats: int) -> float:
     for _ in range(10 * repeats):
         started = time.perf_counter()
         work()
+        if ON == "cuda":
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
     return min(seconds)

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
+ON_CPU = not torch.cuda.is_available()
 WARM_UP = 2  # steps that are not timed: the first ones fill caches and pools
 LAST = 4  # steps whose mean is the final loss
 
@@ -97,10 +98,12 @@ def same_start(model: nn.Module) -> None:
 
 
 def peak_gib() -> float:
-    """Return the most memory that this process held at once, in GiB.
+    """Return the most memory that this process held at once, in GiB: on the card, where there is one.
 
     Not from getrusage where the kernel tells it better: there a child begins with its parent's peak.
     """
+    if not ON_CPU:
+        return torch.cuda.max_memory_allocated() / 2**30
     status = Path("/proc/self/status")
     if status.exists():
         line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))

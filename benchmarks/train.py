@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import limit, turns
+from benchmarks import limit, sides, turns
 from benchmarks.sides import Side
 
 VARIANTS = {
@@ -109,7 +109,7 @@ def run_trl(method: str, batch: int, steps: int, side: Side, folder: str, best: 
     )
     args = SFTConfig(
         output_dir=folder,
-        use_cpu=True,
+        use_cpu=sides.ON_CPU,
         max_steps=steps,
         per_device_train_batch_size=batch,
         learning_rate=LEARNING_RATE[method],
@@ -157,7 +157,8 @@ def run_loop(method: str, batch: int, steps: int, side: Side) -> None:
         model = prepare_model_for_kbit_training(model)
     else:
         model = AutoModelForCausalLM.from_pretrained(path, dtype="bfloat16")
-    model = get_peft_model(model, lora()).train()
+    where = "cpu" if sides.ON_CPU else "cuda"
+    model = get_peft_model(model, lora()).train().to(where)
     side.begin(model)
     optimizer = torch.optim.AdamW(
         [weight for weight in model.parameters() if weight.requires_grad], lr=LEARNING_RATE[method], weight_decay=0
@@ -167,7 +168,7 @@ def run_loop(method: str, batch: int, steps: int, side: Side) -> None:
     sampler = SeedableRandomSampler(encoded, data_seed=SEED)
     loader = torch.utils.data.DataLoader(encoded, batch, sampler=sampler, collate_fn=tokenizer_batch(tokenizer))
     for inputs in itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), steps):
-        loss = model(**inputs, use_cache=False).loss
+        loss = model(**{name: value.to(where) for name, value in inputs.items()}, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

@@ -1,8 +1,10 @@
 """The benchmarks' own arithmetic; what they measure is not a test's business."""
 
+import json
+
 import pytest
 
-from benchmarks import generate, train, turns
+from benchmarks import generate, plot, train, turns
 
 
 def test_medians_and_spread():
@@ -33,3 +35,14 @@ def test_generate_compares_engines_with_plain_generate_and_llama_cpp():
     assert generate.ratios(rates, batch) == {"best of transformers / generate": 2.1, "16 at once / alone": 8.0}
     found = generate.ratios(rates | {"llama.cpp": 168.0, "llama.cpp-q4": 210.0}, batch)
     assert found["best engine / best of llama.cpp"] == 1 and found["best of transformers / best of llama.cpp"] == 0.4
+
+
+def test_a_picture_has_one_panel_per_table(tmp_path):
+    table = {"ftlab": {"speed": 3.0, "spread": 0.1}, "trl": {"speed": 1.0, "spread": 0.0}}
+    found = {"tables": {"lora": {"4": table, "8": table}}, "ratios": {"lora_vs_trl": 3.0}}
+    assert [title for title, _ in plot.tables(found)] == ["lora, batch 4", "lora, batch 8"]
+    assert [title for title, _ in plot.tables({"dpo": table, "ratios": {}})] == ["dpo"]
+    source = tmp_path / "found.json"
+    source.write_text(json.dumps(found), encoding="utf-8")
+    plot.main([str(source)], str(tmp_path / "speed.png"))
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
