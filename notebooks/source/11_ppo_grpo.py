@@ -12,10 +12,10 @@
 # | PPO, GRPO and RLOO on one task | reward before and after, KL, length, entropy |
 # | a model that hacks its reward, and the cure | right answers, by reading |
 #
-# **Cost:** about 8 minutes and 5 GB on two CPU cores, 6 minutes on a T4. **Before this:**
+# **Cost:** about 11 minutes and 7 GB on two CPU cores, 6 minutes on a T4. **Before this:**
 # [10 · A reward model](10_reward_model.ipynb) or [12 · DPO](12_dpo.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="d5274141"
+# %% [markdown] id="title" lang="zh" of="3fc82d72"
 # # 11 · PPO 与 GRPO：从奖励中学习
 #
 # 到目前为止，总得有人写下正确答案。在这里没有人写：模型来写，程序说写得有多好，模型就多做好的那些。你写出奖励和 GRPO 的损失，看 PPO 怎样不靠分组也行，用三种方法训练同一个模型，弄懂为什么损失为 0 也能学，再抓住一个作弊的模型。
@@ -27,7 +27,7 @@
 # | 同一任务上的 PPO、GRPO 和 RLOO | 训练前后的奖励、KL、长度、熵 |
 # | 一个钻奖励空子的模型，以及治法 | 正确回答的比例，靠阅读发现 |
 #
-# **代价：** 两个 CPU 核心上约 8 分钟、5 GB 内存，T4 上约 6 分钟。**先修：** [10 · 奖励模型](10_reward_model.ipynb) 或 [12 · DPO](12_dpo.ipynb)。
+# **代价：** 两个 CPU 核心上约 11 分钟、7 GB 内存，T4 上约 6 分钟。**先修：** [10 · 奖励模型](10_reward_model.ipynb) 或 [12 · DPO](12_dpo.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
