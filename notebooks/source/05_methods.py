@@ -11,10 +11,10 @@
 # | what it breaks | surprise at right answers to general questions |
 # | the front | which methods no other one beats in both score and size |
 #
-# **Cost:** about 11 minutes and 3 GB on two CPU cores, 10 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb);
+# **Cost:** about 12 minutes and 4.5 GB on two CPU cores, 10 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb);
 # [04 · QLoRA](04_qlora.ipynb) helps.
 
-# %% [markdown] id="title" lang="zh" of="2dfe5503"
+# %% [markdown] id="title" lang="zh" of="6747c068"
 # # 05 · 二十种微调办法，同一份预算，同一张表
 #
 # 全量微调、LoRA 及其后继、向量、提示、优化器：每一种都有论文说自己最好。在这里，它们得到同样的任务、同样的步数、同样的两个 CPU 核心，表由你自己来读。
@@ -26,7 +26,7 @@
 # | 它弄坏了什么 | 对常识问题正确答案的意外程度 |
 # | 前沿 | 在得分和大小上都不被别的方法超过的那些方法 |
 #
-# **代价：** 两个 CPU 核心上约 11 分钟、3 GB 内存，T4 上约 10 分钟。**先修：** [03 · LoRA](03_lora.ipynb)；[04 · QLoRA](04_qlora.ipynb) 会有帮助。
+# **代价：** 两个 CPU 核心上约 12 分钟、4.5 GB 内存，T4 上约 10 分钟。**先修：** [03 · LoRA](03_lora.ipynb)；[04 · QLoRA](04_qlora.ipynb) 会有帮助。
 
 # %% [markdown] id="setup-why"
 # ## Setup
