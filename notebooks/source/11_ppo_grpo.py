@@ -12,10 +12,10 @@
 # | PPO, GRPO and RLOO on one task | reward before and after, KL, length, entropy |
 # | a model that hacks its reward, and the cure | right answers, by reading |
 #
-# **Cost:** about 11 minutes and 7 GB on two CPU cores, 6 minutes on a T4. **Before this:**
+# **Cost:** about 12 minutes and 7 GB on two CPU cores, 6 minutes on a T4. **Before this:**
 # [10 · A reward model](10_reward_model.ipynb) or [12 · DPO](12_dpo.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="3fc82d72"
+# %% [markdown] id="title" lang="zh" of="d49dfb79"
 # # 11 · PPO 与 GRPO：从奖励中学习
 #
 # 到目前为止，总得有人写下正确答案。在这里没有人写：模型来写，程序说写得有多好，模型就多做好的那些。你写出奖励和 GRPO 的损失，看 PPO 怎样不靠分组也行，用三种方法训练同一个模型，弄懂为什么损失为 0 也能学，再抓住一个作弊的模型。
@@ -27,7 +27,7 @@
 # | 同一任务上的 PPO、GRPO 和 RLOO | 训练前后的奖励、KL、长度、熵 |
 # | 一个钻奖励空子的模型，以及治法 | 正确回答的比例，靠阅读发现 |
 #
-# **代价：** 两个 CPU 核心上约 11 分钟、7 GB 内存，T4 上约 6 分钟。**先修：** [10 · 奖励模型](10_reward_model.ipynb) 或 [12 · DPO](12_dpo.ipynb)。
+# **代价：** 两个 CPU 核心上约 12 分钟、7 GB 内存，T4 上约 6 分钟。**先修：** [10 · 奖励模型](10_reward_model.ipynb) 或 [12 · DPO](12_dpo.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -75,13 +75,13 @@ num_generations = 8  # GRPO, RLOO: completions per question, compared with each 
 beta = 0.02  # the price of one nat of distance from the reference
 r = 16  # rank of the adapter
 learning_rate = 5e-4  # GRPO's and RLOO's
-ppo_learning_rate = 1e-3  # it sees each question once, so that its steps have to be bigger
+ppo_learning_rate = 1.5e-3  # it sees each question once, so that its steps have to be bigger
 seed = 0
 
 # %% id="profile"
 profiles = {  # model, batches of PPO, GRPO and each side run, completions per batch, held-out questions, tokens each
     "smoke": ("smollm2-135m", 1, 1, 1, 8, 4, 6),
-    "cpu": ("smollm2-135m", 26, 28, 6, 16, 40, 40),
+    "cpu": ("smollm2-135m", 32, 28, 6, 16, 40, 40),
     "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 20, 20, 12, 32, 40, 40),
     "a24g": ("Qwen/Qwen2.5-7B-Instruct", 20, 20, 12, 32, 40, 40),
 }
@@ -510,11 +510,10 @@ judge = AutoModelForSequenceClassification.from_pretrained(model_path, num_label
 judge.config.pad_token_id = tokenizer.pad_token_id
 judge = get_peft_model(judge, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="SEQ_CLS"))
 unused = ("max_completion_length", "temperature")  # nothing is written here
+judge_settings = {name: value for name, value in shared.items() if name not in unused}
+judge_settings |= {"per_device_train_batch_size": batch_size // 2}  # pairs: two rows each
 judge_args = RewardConfig(
-    output_dir="runs/11_ppo_grpo/judge",
-    max_steps=side_batches,
-    learning_rate=5e-4,
-    **{name: value for name, value in shared.items() if name not in unused},
+    output_dir="runs/11_ppo_grpo/judge", max_steps=2 * side_batches, learning_rate=5e-4, **judge_settings
 )
 RewardTrainer(judge, judge_args, train_dataset=pairs, processing_class=tokenizer).train()
 judge = judge.merge_and_unload().eval()  # GRPOTrainer wants a plain model
