@@ -87,12 +87,11 @@ def forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if b.bias is not None:
         return type(layer).forward(layer, x)
     result = layer.base_layer(x)
-    kept = getattr(layer, "kept", None)
-    if kept is not None and not torch.is_grad_enabled():
-        if name not in kept:
-            kept[name] = a.weight.to(result.dtype).t(), b.weight.to(result.dtype).t()
-        thin, wide = kept[name]
-        flat = result.view(-1, result.shape[-1])
-        down = x.to(result.dtype).reshape(-1, x.shape[-1]) @ thin
-        return torch.addmm(flat, down, wide, alpha=layer.scaling[name]).view(result.shape)
-    return Delta.apply(result, x.to(result.dtype), a.weight, b.weight, layer.scaling[name])
+    if torch.is_grad_enabled() or not hasattr(layer, "kept"):
+        return Delta.apply(result, x.to(result.dtype), a.weight, b.weight, layer.scaling[name])
+    if name not in layer.kept:
+        layer.kept[name] = a.weight.to(result.dtype).t(), b.weight.to(result.dtype).t()
+    down, up = layer.kept[name]
+    thin = x.to(result.dtype).reshape(-1, x.shape[-1]) @ down
+    flat = torch.addmm(result.view(-1, result.shape[-1]), thin, up, alpha=layer.scaling[name])
+    return flat.view(result.shape)

@@ -9,17 +9,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    DynamicCache,
-    GenerationConfig,
-    LogitsProcessorList,
-    PreTrainedModel,
-    StoppingCriteriaList,
-)
+from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation import GenerationMode
 
 from ftlab.runs import attention, lean
 
+# What a rollout asks of `generate`: one token after the other, nothing returned beside them.
 MODES = (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH)
 PLAIN = {"input_ids", "attention_mask", "generation_config"}
 
