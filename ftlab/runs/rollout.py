@@ -24,14 +24,14 @@ def install(model: PreTrainedModel) -> None:
     model.generate = partial(generate, model)
 
 
-def generate(model: PreTrainedModel, **given: Any) -> Any:
+def generate(model: PreTrainedModel, *others: Any, **given: Any) -> Any:
     """Return what the model's own `generate` returns, (batch, seq_len) of token ids."""
     config = given.get("generation_config") or model.generation_config
-    plain = given.keys() <= PLAIN and attention.used(model)
+    plain = not others and given.keys() <= PLAIN and attention.used(model)
     plain = plain and config.get_generation_mode() in MODES
     plain = plain and not config.return_dict_in_generate and not config.cache_implementation
     if not plain:
-        return type(model).generate(model, **given)
+        return type(model).generate(model, *others, **given)
     with lean.rounded(model):
         return type(model).generate(model, custom_generate=loop, **given)
 

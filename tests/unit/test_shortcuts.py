@@ -329,6 +329,7 @@ def test_generation_of_another_kind_is_transformers_own(monkeypatch):
     assert short.generate(**prompts(), generation_config=beams).shape == (8, 7)
     config = GenerationConfig(max_new_tokens=3, do_sample=False, pad_token_id=0, return_dict_in_generate=True)
     assert short.generate(**prompts(), generation_config=config).sequences.shape == (8, 7)
+    assert short.generate(prompts()["input_ids"], max_new_tokens=3, do_sample=False, pad_token_id=0).shape == (8, 7)
 
 
 def test_grpo_losses_are_the_same(tiny_recipe, tmp_path, monkeypatch):
