@@ -137,6 +137,8 @@ def fits(body: nn.Module, input_ids: Tensor | None, attention_mask: Tensor | Non
     # Not `value in (None, False)`: a tensor has no one truth.
     if any(value is not None and value is not False for name, value in given.items() if name not in UNDERSTOOD):
         return False
+    if body.training and drops(body):
+        return False
     real = attention_mask.bool()
     begins = real[:, 0].int() + (real[:, 1:] & ~real[:, :-1]).sum(1)
     window = getattr(body.config, "sliding_window", None)
@@ -144,6 +146,12 @@ def fits(body: nn.Module, input_ids: Tensor | None, attention_mask: Tensor | Non
         return False
     positions = given.get("position_ids")
     return positions is None or torch.equal(positions.expand_as(real)[real], (real.cumsum(1) - 1)[real])
+
+
+def drops(body: nn.Module) -> bool:
+    """Say whether a body drops numbers at random while it is trained: for each row others, then."""
+    chances = [layer.p for layer in body.modules() if isinstance(layer, nn.Dropout)]
+    return any(chances) or bool(getattr(body.config, "attention_dropout", 0))
 
 
 def forward(
