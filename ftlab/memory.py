@@ -33,6 +33,8 @@ ADAM_MOMENTS = 2
 # Families whose MLP has two matrices, and whose norms are torch's; Llama's and its heirs' have three (gate, up, down),
 # and norms that turn their input into float32.
 TWO_MATRIX_MLP = ("gpt_neox", "bloom", "gpt2", "opt", "phi", "falcon", "gptj")
+# Families with four norms in a block, and with scores and logits that go through a tanh, whose result is kept.
+CAPPED, CAP_BYTES = ("gemma2",), 4
 # Linear layers under other families' names: what each stands for here, side by side where several are one matrix.
 ALSO_CALLED = {
     "query_key_value": ("q_proj", "k_proj", "v_proj"), "W_pack": ("q_proj", "k_proj", "v_proj"),
@@ -102,7 +104,7 @@ class Decoder:
 
     @property
     def mlp_tensors(self) -> int:
-        """Tensors as wide as the MLP that a pass makes: activation and input, with a gate the other half and product."""
+        """Tensors as wide as the MLP in one pass: activation and its input, with a gate the other half and product."""
         return 4 if self.mlp_matrices == 3 else 2
 
     @property
@@ -246,24 +248,25 @@ def estimate(decoder: Decoder, training: Training) -> Needs:
     optimizer = ADAM_MOMENTS * gradients
     block, block_input = block_bytes(d, t), tokens * d.hidden * (4 if t.autocast else t.number_bytes)
     casts = d.linear_parameters * 2 if t.autocast else 0
-    inputs = d.layers * block_input if t.checkpointing or t.hidden_kept else 0
-    held = inputs + (0 if t.checkpointing else layers * (block + casts))
+    if t.checkpointing:
+        held = d.layers * block_input
+    else:
+        # Norms that turn their input into float32 keep that copy, not the input itself.
+        beside = d.layers * block_input if t.hidden_kept and t.number_bytes == 2 else 0
+        held = layers * (block + casts) + beside
     logits = logit_bytes(d, t)
     # On the way back: one block's activations and gradients, or its attention tables, and a matrix made whole again.
     table = table_entries(d, t)
     dequantized = d.hidden * d.intermediate * 2 if t.linear_bytes < 2 else 0
-    back = (
-        max(block + 2 * t.number_bytes * tokens * d.intermediate, 12 * (table + tokens * d.hidden))
-        + casts
-        + dequantized
-    )
+    mlp = 2 * t.number_bytes * tokens * d.intermediate
+    back = max(block + mlp, 12 * (table + tokens * d.hidden)) + casts + dequantized
     dense = d.vocabulary * d.hidden * t.trained_bytes if t.embedding_trained else 0
     last_block = back + block_input * (d.layers - layers + 1 if t.checkpointing else 0)
     moments = (
         rollout_bytes(d, t),
         held + logits + dense,
         held + reference_bytes(d, t),
-        held + (back if t.checkpointing else max(0, 6 * table - 4 * t.number_bytes * tokens * d.intermediate)),
+        held + (back if t.checkpointing else max(0, 6 * table - 2 * mlp)),
         gradients / share(t, 2) + max(dense, last_block),
     )
     parts = [weight_bytes(d, t) / share(t, 3), optimizer / share(t, 1)]
@@ -310,15 +313,17 @@ def block_bytes(decoder: Decoder, training: Training) -> float:
     tokens, number = t.sequences * t.length, t.number_bytes
     wide = d.heads * d.head_dim
     narrow = d.kv_heads * d.head_dim if t.grouped else wide
-    # Bytes per unit of width: two norms' inputs, results, and what trained weights multiply.
-    norms = 2 * (number if d.family in TWO_MATRIX_MLP else 4) + 2 * number
-    norms += 2 * number if t.trained and not t.adapter_rank else 0
+    capped = d.family in CAPPED
+    count = 4 if capped else 2
+    # Bytes per unit of width: the norms' inputs, two results, and what trained weights multiply.
+    norms = count * (number if d.family in TWO_MATRIX_MLP else 4) + 2 * number
+    norms += count * number if t.trained and not t.adapter_rank else 0
     if t.autocast:
-        norms = 8 + 8 + 10
+        norms = count * (4 + 4 + 5)
     middle = d.intermediate * d.experts_per_token * d.mlp_tensors
     adapters = len(d.linear_shapes) * t.adapter_rank
-    # The table in float32, and rounded for its product with the values.
-    entry = 4 + (2 if number == 2 else 0)
+    # The table in float32, and rounded for its product with the values; the tanh of its scores.
+    entry = 4 + (2 if number == 2 else 0) + (number if capped else 0)
     activations = norms * d.hidden + number * (2 * (wide + narrow) + middle + adapters)
     return tokens * activations + entry * table_entries(d, t)
 

@@ -126,10 +126,12 @@ def loss(recipe: Recipe, decoder: Decoder, machine: Machine) -> dict[str, int]:
     own = machine.accelerator == "cpu" and recipe.shortcuts
     tile = CPU_LOSS_TILE if own else LOSS_TILE
     reference = {"reference_tile": tile} if recipe.objective in COMPARED_IN_THE_LOSS else {}
-    if own and recipe.finetuning_type == "lora" and not recipe.additional_target:
+    capped = decoder.family in memory.CAPPED
+    if own and recipe.finetuning_type == "lora" and not recipe.additional_target and not capped:
         rows = {"tile_rows": memory.FROZEN_ROWS, "tile_bytes": memory.FROZEN_BYTES}
         return {"loss_tile": decoder.vocabulary} | rows | reference
-    return {"loss_tile": tile, "tile_bytes": memory.TORCH_TILE_BYTES} | reference
+    held = memory.TORCH_TILE_BYTES + (memory.CAP_BYTES if capped else 0)
+    return {"loss_tile": tile, "tile_bytes": held} | reference
 
 
 def whole_logit_bytes(recipe: Recipe, machine: Machine) -> int:

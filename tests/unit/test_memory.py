@@ -9,7 +9,15 @@ import pytest
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import AutoModelForCausalLM, GemmaConfig, GPTNeoXConfig, LlamaConfig, MixtralConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GemmaConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MixtralConfig,
+    Qwen2Config,
+)
 
 from ftlab import catalogue, device, memory
 from ftlab.device import Machine
@@ -144,6 +152,7 @@ def two_steps(config, keys, rows, tokenizer, folder, **different):
 LLAMA_SMALL = LlamaConfig(**SHAPE, num_key_value_heads=2)
 NEOX_SMALL = GPTNeoXConfig(**SHAPE)
 GEMMA_SMALL = GemmaConfig(**SHAPE, num_key_value_heads=2, head_dim=32)
+GEMMA2_SMALL = Gemma2Config(**SHAPE, num_key_value_heads=2, head_dim=32)
 
 
 def token_rows():
@@ -160,7 +169,7 @@ def test_predicted_is_measured(method, checkpointing, tiny_tokenizer, tmp_path):
     assert predicted == pytest.approx(measured, rel=0.1)
 
 
-@pytest.mark.parametrize("config", [NEOX_SMALL, GEMMA_SMALL], ids=lambda config: config.model_type)
+@pytest.mark.parametrize("config", [NEOX_SMALL, GEMMA_SMALL, GEMMA2_SMALL], ids=lambda config: config.model_type)
 def test_predicted_is_measured_in_other_families(config, tiny_tokenizer, tmp_path):
     predicted, measured = two_steps(config, {}, token_rows(), tiny_tokenizer, tmp_path)
     assert predicted == pytest.approx(measured, rel=0.1)
