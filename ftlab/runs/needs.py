@@ -26,6 +26,8 @@ LARGE, COUNTS = "80 GB", (2, 4, 8, 16, 32, 64)
 PAIRED = ("rm", "dpo", "orpo", "simpo")
 # Stages that compare with a frozen copy of what is trained; those that read with it while the activations are held.
 COMPARED, COMPARED_IN_THE_LOSS = ("dpo", "kto", "grpo"), ("dpo", "kto")
+# Stages whose trainers in trl turn the adapter of a quantized model into bfloat16.
+ROUNDED = ("sft", "pt", "rm", "dpo", "kto", "grpo")
 METHODS = {
     "full": {"finetuning_type": "full"},
     "freeze": {"finetuning_type": "freeze"},
@@ -77,7 +79,6 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
     """
     kind, whole = recipe.finetuning_type, recipe.finetuning_type != "lora"
     plain = 4 if fields.weights_dtype(recipe, machine) == "float32" else 2
-    trained_bytes = 4 if not whole and fields.adapts_in_float32(recipe, machine.accelerator) else plain
     quantized = {None: plain, 8: memory.INT8_BYTES, 4: nf4_bytes(recipe)}[recipe.quantization_bit]
     settings, _ = fields.training_settings(recipe, Path("."), machine)
     batch = settings.get("per_device_train_batch_size", 8)
@@ -90,7 +91,7 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
         adapter_rank=recipe.lora_rank if kind == "lora" else 0,
         linear_bytes=quantized,
         other_bytes=plain,
-        trained_bytes=trained_bytes,
+        trained_bytes=trained_bytes(recipe, machine, plain),
         autocast=whole and (fields.autocasts(recipe, machine) or bool(settings.get("fp16"))),
         eager=fields.attention_for(recipe, machine) == "eager",
         grouped=fields.takes_shortcuts(recipe, machine) and decoder.family in attention.FAMILIES,
@@ -102,6 +103,15 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
         rollout_rows=rollout_rows(recipe, batch, settings.get("gradient_accumulation_steps", 1)),
         hidden_kept=recipe.objective == "ppo",
     )
+
+
+def trained_bytes(recipe: Recipe, machine: Machine, plain: int) -> int:
+    """Return the bytes of one trained weight: the model's own, or an adapter's."""
+    if recipe.finetuning_type != "lora":
+        return plain
+    if recipe.quantization_bit and recipe.objective in ROUNDED:
+        return 2
+    return 4 if fields.adapts_in_float32(recipe, machine.accelerator) else plain
 
 
 def rollout_rows(recipe: Recipe, batch: int, accumulated: int) -> int:

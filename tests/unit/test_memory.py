@@ -217,6 +217,15 @@ def test_keys_are_shared_where_ftlabs_attention_is_used(config, shared, tmp_path
         assert attention.use(AutoModelForCausalLM.from_config(config)) == shared
 
 
+def test_trl_rounds_the_adapter_of_a_quantized_model():
+    decoder, machine = needs.sizes("smollm2-135m"), Machine("cuda", "a card", "bfloat16", 8, 15 * needs.GIB, "")
+    found = {
+        keys: needs.training(recipe.load(KEYS | dict(keys)), decoder, machine).trained_bytes
+        for keys in [(), (("quantization_bit", 4),), (("quantization_bit", 4), ("stage", "orpo"))]
+    }
+    assert list(found.values()) == [4, 2, 4]
+
+
 def test_a_report_names_the_knob_that_makes_it_fit():
     card = Machine("cuda", "a card", "bfloat16", 8, 15 * needs.GIB, "")
     fits = needs.report(recipe.load(KEYS), card)
