@@ -88,4 +88,5 @@ def draw(probabilities: Tensor) -> Tensor:
     """
     sums = probabilities.cumsum(-1)
     number = torch.rand(len(sums), 1, device=sums.device) * sums[:, -1:]
-    return torch.searchsorted(sums, number, right=True).squeeze(1)
+    # The product can be rounded up to the whole sum, behind which no entry stands.
+    return torch.searchsorted(sums, number, right=True).squeeze(1).clamp(max=sums.shape[1] - 1)
