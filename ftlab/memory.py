@@ -180,6 +180,7 @@ class Training:
             tokens, while the activations are there; 0 without such a pass (DPO, KTO).
         new_tokens: of `length`, those that the model writes itself, and that alone are scored; 0: all are (PPO, GRPO).
         rollout_rows: rows that it writes together.
+        repeated: tokens that another row begins with as well, and that are computed once (GRPO's prompts on a CPU).
         hidden_kept: the input of every block is kept for the loss (PPO).
         gpus: cards the run is spread over. shard: what each of them holds only a part of, as in ZeRO 1, 2, 3.
     """
@@ -204,9 +205,15 @@ class Training:
     reference_tile: int = 0
     new_tokens: int = 0
     rollout_rows: int = 0
+    repeated: int = 0
     hidden_kept: bool = False
     gpus: int = 1
     shard: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed."""
+        return self.sequences * self.length - self.repeated
 
     @property
     def number_bytes(self) -> int:
@@ -242,7 +249,7 @@ def estimate(decoder: Decoder, training: Training) -> Needs:
         Bytes on one card; the libraries' own workspaces and what CUDA itself takes (about 0.5 GB) are left out.
     """
     t, d = training, decoder
-    tokens = t.sequences * t.length
+    tokens = t.tokens
     layers = t.trained_layers or d.layers
     gradients = t.trained * t.trained_bytes
     optimizer = ADAM_MOMENTS * gradients
@@ -310,7 +317,7 @@ def block_bytes(decoder: Decoder, training: Training) -> float:
     keeps a two-byte copy of its input, trained norms theirs.
     """
     d, t = decoder, training
-    tokens, number = t.sequences * t.length, t.number_bytes
+    tokens, number = t.tokens, t.number_bytes
     wide = d.heads * d.head_dim
     narrow = d.kv_heads * d.head_dim if t.grouped else wide
     capped = d.family in CAPPED
@@ -330,7 +337,7 @@ def block_bytes(decoder: Decoder, training: Training) -> float:
 
 def table_entries(decoder: Decoder, training: Training) -> int:
     """Return the entries of one block's attention table; 0 where a fused kernel makes none."""
-    return training.sequences * decoder.heads * training.length**2 if training.eager else 0
+    return training.tokens * decoder.heads * training.length if training.eager else 0
 
 
 def even_part(tokens: int, limit: int) -> int:
@@ -349,12 +356,13 @@ def logit_bytes(decoder: Decoder, training: Training) -> float:
     gradient is computed; CUDA's own kernel computes it in place. Of every token the last norm's input and result are
     held, of one that is scored its hidden state beside the others, and their gradient.
     """
-    tokens = training.sequences * training.length
+    # What was computed once is spread over every place of the batch.
+    spread = 2 * training.sequences * training.length if training.repeated else 0
     scored = training.sequences * (training.new_tokens or training.length)
     even = training.tile_rows == FROZEN_ROWS
     rows = even_part(scored, FROZEN_ROWS) if even else min(scored, training.tile_rows)
     tile = rows * min(training.loss_tile, decoder.vocabulary)
-    return tile * training.tile_bytes + (tokens * 8 + scored * 6) * decoder.hidden
+    return tile * training.tile_bytes + (training.tokens * 8 + spread + scored * 6) * decoder.hidden
 
 
 def pass_bytes(decoder: Decoder, training: Training, sequences: int, length: int) -> float:

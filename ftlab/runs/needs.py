@@ -1,5 +1,6 @@
 """What a recipe needs in memory, said before anything is loaded; and which knob makes it fit."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -82,10 +83,12 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
     quantized = {None: plain, 8: memory.INT8_BYTES, 4: nf4_bytes(recipe)}[recipe.quantization_bit]
     settings, _ = fields.training_settings(recipe, Path("."), machine)
     batch = settings.get("per_device_train_batch_size", 8)
+    given = min(length or recipe.cutoff_len, recipe.cutoff_len)
     new_tokens = recipe.max_new_tokens if recipe.objective in ("ppo", "grpo") else 0
+    short = fields.takes_shortcuts(recipe, machine) and decoder.family in attention.FAMILIES
     return Training(
         sequences=batch * (2 if recipe.objective in PAIRED else 1),
-        length=min(length or recipe.cutoff_len, recipe.cutoff_len) + new_tokens,
+        length=given + new_tokens,
         trained=trained_weights(recipe, decoder),
         trained_layers=min(abs(recipe.freeze_trainable_layers), decoder.layers) if kind == "freeze" else 0,
         adapter_rank=recipe.lora_rank if kind == "lora" else 0,
@@ -94,13 +97,14 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
         trained_bytes=trained_bytes(recipe, machine, plain),
         autocast=whole and (fields.autocasts(recipe, machine) or bool(settings.get("fp16"))),
         eager=fields.attention_for(recipe, machine) == "eager",
-        grouped=fields.takes_shortcuts(recipe, machine) and decoder.family in attention.FAMILIES,
+        grouped=short,
         checkpointing=bool(settings.get("activation_checkpointing")),
         **loss(recipe, decoder, machine),
         embedding_trained=kind == "full",
         reference_copy=recipe.objective in COMPARED,
         new_tokens=new_tokens,
         rollout_rows=rollout_rows(recipe, batch, settings.get("gradient_accumulation_steps", 1)),
+        repeated=repeated_rows(recipe, batch) * given if short else 0,
         hidden_kept=recipe.objective == "ppo",
     )
 
@@ -117,6 +121,11 @@ def trained_bytes(recipe: Recipe, machine: Machine, plain: int) -> int:
 def rollout_rows(recipe: Recipe, batch: int, accumulated: int) -> int:
     """Return how many completions are written together: trl's GRPO writes those of a whole optimizer step."""
     return {"ppo": batch, "grpo": batch * accumulated}.get(recipe.objective, 0)
+
+
+def repeated_rows(recipe: Recipe, batch: int) -> int:
+    """Return how many rows ask what another row of their group has asked: `shared.py` reads that once."""
+    return batch - math.ceil(batch / recipe.num_generations) if recipe.objective == "grpo" else 0
 
 
 def nf4_bytes(recipe: Recipe) -> float:
