@@ -217,6 +217,15 @@ def test_keys_are_shared_where_ftlabs_attention_is_used(config, shared, tmp_path
         assert attention.use(AutoModelForCausalLM.from_config(config)) == shared
 
 
+def test_what_a_group_is_asked_is_counted_once():
+    decoder, cpu = needs.sizes("smollm2-135m"), Machine("cpu", "a laptop", "bfloat16", 2, 16 * needs.GIB, "")
+    keys = KEYS | {"stage": "grpo", "reward_funcs": "short_answer", "max_new_tokens": 10, "num_generations": 4}
+    eight = recipe.load(keys | {"per_device_train_batch_size": 8})
+    assert needs.training(eight, decoder, cpu).tokens == 2 * 96 + 8 * 10
+    plain = recipe.load(keys | {"per_device_train_batch_size": 8, "shortcuts": False})
+    assert needs.training(plain, decoder, cpu).tokens == 8 * (96 + 10)
+
+
 def test_trl_rounds_the_adapter_of_a_quantized_model():
     decoder, machine = needs.sizes("smollm2-135m"), Machine("cuda", "a card", "bfloat16", 8, 15 * needs.GIB, "")
     found = {
