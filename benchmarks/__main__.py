@@ -18,7 +18,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--repeats", type=int, default=3, help="times each variant is run, in turns")
     parser.add_argument("--steps", type=int, default=12, help="optimizer steps of one run")
-    parser.add_argument("--only", nargs="+", help="train: of lora, qlora, full; levers: which settings")
+    parser.add_argument("--only", nargs="+", help="train: lora, qlora, full; levers: settings; memory: methods, stages")
     options = parser.parse_args()
     chosen = {"only": options.only} if options.only else {}
     found = importlib.import_module(f"benchmarks.{options.name}").measure(options.repeats, options.steps, **chosen)

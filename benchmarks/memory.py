@@ -2,61 +2,108 @@
 
 import itertools
 import json
+import random
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks import turns
 
 METHODS = ("lora", "full", "freeze", "qlora")
 BATCHES, LENGTHS, CHECKPOINTING = (1, 4), (128, 512), (False, True)
+# Stage -> (rows a step, tokens of each): two or four pairs, as many single answers, or eight completions.
+PAIRS, SINGLE, COMPLETIONS = ((2, 128), (4, 256)), ((4, 128), (8, 256)), ((8, 128), (8, 256))
+STAGES = {
+    "rm": PAIRS, "dpo": PAIRS, "orpo": PAIRS, "simpo": PAIRS, "kto": SINGLE, "ppo": COMPLETIONS, "grpo": COMPLETIONS,
+}  # fmt: skip
+NEW_TOKENS = 32
 STEPS = 2  # the moments of the optimizer are there from the second step on
+# One token each, with the space before it.
+WORDS = " one", " two", " time", " people", " water", " house", " light", " world"
 
 
-def measure(repeats: int, steps: int) -> dict:
-    """Print the table of all 32 cells; return it with the largest and the mean error. One turn: bytes do not vary."""
-    table = {}
-    for method in METHODS:
-        table |= turns.once("benchmarks.memory", method)
-    turns.show(table)
-    errors = [abs(row["error"]) for row in table.values()]
-    ratios = {"memory_error_max": max(errors), "memory_error_mean": sum(errors) / len(errors)}
-    return {"memory": table, "ratios": ratios}
+def measure(repeats: int, steps: int, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Print the table of all cells; return it with the largest and the mean error. One turn: bytes do not vary.
+
+    Args:
+        only: which of METHODS and STAGES; all by default.
+    """
+    found: dict[str, Any] = {"memory": {}, "ratios": {}}
+    for name, parts in {"memory": METHODS, "memory_stages": STAGES}.items():
+        table: dict[str, dict[str, float]] = {}
+        for part in (part for part in parts if not only or part in only):
+            table |= turns.once("benchmarks.memory", part)
+        if table:
+            turns.show(table)
+            errors = [abs(row["error"]) for row in table.values()]
+            found["ratios"] |= {f"{name}_error_max": max(errors), f"{name}_error_mean": sum(errors) / len(errors)}
+            found["memory"] |= table
+    return found
 
 
-def main(method: str) -> None:
-    """Print the cells of one method as JSON."""
-    cells = {}
+def main(part: str) -> None:
+    """Print the cells of one method or stage as JSON."""
+    cells = stage_cells(part) if part in STAGES else method_cells(part)
+    print(json.dumps({label: cell(keys, data) for label, keys, data in cells}))
+
+
+def method_cells(method: str) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
+    """Yield (label, keys, rows) of one method: full rows of random tokens."""
+    from ftlab.runs import needs
+
     for length, batch, checkpointing in itertools.product(LENGTHS, BATCHES, CHECKPOINTING):
         label = f"{method} {batch} x {length}{' checkpointing' if checkpointing else ''}"
-        cells[label] = cell(method, batch, length, checkpointing)
-    print(json.dumps(cells))
+        keys = {"cutoff_len": length, "per_device_train_batch_size": batch, "gradient_checkpointing": checkpointing}
+        rows = [random.choices(range(49000), k=length) for _ in range(batch * STEPS)]
+        yield label, keys | needs.METHODS[method], [{"input_ids": row, "labels": row} for row in rows]
 
 
-def cell(method: str, batch: int, length: int, checkpointing: bool) -> dict[str, float]:
-    """Train two steps as a recipe would, on full rows of random tokens; return bytes predicted and measured."""
-    import torch
+def stage_cells(stage: str) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
+    """Yield (label, keys, rows) of one stage: prompts of one word and answers that fill the row, or full prompts."""
+    for batch, length in STAGES[stage]:
+        keys = {"stage": stage, "cutoff_len": length, "per_device_train_batch_size": batch}
+        if stage in ("ppo", "grpo"):
+            keys |= {"reward_funcs": "short_answer", "max_new_tokens": NEW_TOKENS}
+            keys |= {"ppo_epochs": 1} if stage == "ppo" else {"num_generations": batch}
+            rows = [{"prompt": words(length), "answer": words(1)} for _ in range(batch * STEPS)]
+        elif stage == "kto":
+            answers = range(batch * STEPS)
+            rows = [{"prompt": words(1), "completion": words(length - 2), "label": i % 2 == 0} for i in answers]
+        else:
+            # The end token is added.
+            sides = [{"chosen": words(length - 2), "rejected": words(length - 2)} for _ in range(batch * STEPS)]
+            rows = [{"prompt": words(1)} | side for side in sides]
+        yield f"{stage} {batch} x {length}", keys, rows
+
+
+def words(count: int) -> str:
+    """Return a text of so many tokens."""
+    return "".join(random.choices(WORDS, k=count))
+
+
+def cell(keys: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float]:
+    """Train two steps as a recipe would; return bytes predicted and measured."""
     from datasets import Dataset
 
     from ftlab import device, memory, models
     from ftlab.runs import needs, recipe, stages, train
 
-    keys = {
-        "model_name_or_path": "smollm2-135m", "cutoff_len": length, "per_device_train_batch_size": batch,
-        "max_steps": STEPS, "gradient_checkpointing": checkpointing, "save_strategy": "no", "lora_rank": 16,
+    common = {
+        "model_name_or_path": "smollm2-135m", "max_steps": STEPS, "save_strategy": "no", "lora_rank": 16,
         "disable_tqdm": True,
     }  # fmt: skip
-    run = recipe.load(keys | needs.METHODS[method])
+    run = recipe.load(common | keys)
     machine = device.describe()
     predicted = needs.needs(run, machine).peak
     device.fit_output_layer(machine)
-    rows = torch.randint(0, 49000, (batch * STEPS, length)).tolist()
-    data = Dataset.from_list([{"input_ids": row, "labels": row} for row in rows])
     path = models.fetch(run.model_name_or_path)
     with tempfile.TemporaryDirectory() as folder:
         args, _ = stages.training_args(run, Path(folder), machine)
         model = stages.prepare_model(run, stages.load_model(run, path, machine))
-        trainer = stages.build_trainer(run, model, args, train.load_tokenizer(run, path), (data, None), [])
+        data = (Dataset.from_list(rows), None)
+        trainer = stages.build_trainer(run, model, args, train.load_tokenizer(run, path), data, [])
         with memory.measure_peak_bytes(model) as peak:
             trainer.train()
     mib = 2**20

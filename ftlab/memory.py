@@ -20,16 +20,21 @@ if TYPE_CHECKING:
 NF4_BYTES = 4 / 8 + 4 / 64  # four bits, and one float32 scale for 64 weights
 NF4_DOUBLE_BYTES = 4 / 8 + 1 / 64 + 4 / (64 * 256)  # the scale in one byte, and a float32 for 256 of those
 INT8_BYTES = 1.0
-# Rows of a tile of logits in trl's loss (trl/kernels/chunked_logprob.py).
-TOKENS_IN_A_TILE = 4096
+# Rows of a tile of logits in trl's loss (trl/kernels/chunked_logprob.py), and of a loss that takes no tiles.
+TOKENS_IN_A_TILE, ALL_ROWS = 4096, 2**40
 # Rows of whole logits that are held at once where the output layer is frozen (ftlab/logprobs.py), and bytes of each.
 FROZEN_ROWS, FROZEN_BYTES = 128, 12
 # Bytes held of each logit in it: by CUDA's kernel, in place; by the same in torch, seven and a half float32 copies.
 FUSED_TILE_BYTES, TORCH_TILE_BYTES = 2, 31
+# The same without a gradient, in torch: the product in two bytes, its logits, what is subtracted, the power.
+TORCH_SCORED_BYTES = 2 + 4 + 4 + 4
 # Moments of AdamW per trained weight, in numbers of the weight's own format.
 ADAM_MOMENTS = 2
-# Families whose MLP has two matrices; Llama's and its heirs' have three (gate, up, down).
+# Families whose MLP has two matrices, and whose norms are torch's; Llama's and its heirs' have three (gate, up, down),
+# and norms that turn their input into float32.
 TWO_MATRIX_MLP = ("gpt_neox", "bloom", "gpt2", "opt", "phi", "falcon", "gptj")
+# Families with four norms in a block, and with scores and logits that go through a tanh, whose result is kept.
+CAPPED, CAP_BYTES = ("gemma2",), 4
 # Linear layers under other families' names: what each stands for here, side by side where several are one matrix.
 ALSO_CALLED = {
     "query_key_value": ("q_proj", "k_proj", "v_proj"), "W_pack": ("q_proj", "k_proj", "v_proj"),
@@ -52,7 +57,7 @@ class Decoder:
         layers: blocks. hidden: width. heads, kv_heads, head_dim: attention. intermediate: width of the MLP.
         vocabulary: tokens. tied: whether the output layer is the embedding.
         mlp_matrices: 3 with a gate (Llama), 2 without. experts: MLPs per block, 1 unless a mixture.
-        experts_per_token: how many of them a token goes through.
+        experts_per_token: how many of them a token goes through. family: `model_type` in the config.
     """
 
     layers: int
@@ -66,6 +71,7 @@ class Decoder:
     mlp_matrices: int = 3
     experts: int = 1
     experts_per_token: int = 1
+    family: str = "llama"
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Decoder":
@@ -93,7 +99,13 @@ class Decoder:
             mlp_matrices=2 if family in TWO_MATRIX_MLP else 3,
             experts=experts,
             experts_per_token=config.get("num_experts_per_tok", 1) if experts > 1 else 1,
+            family=family,
         )
+
+    @property
+    def mlp_tensors(self) -> int:
+        """Tensors as wide as the MLP in one pass: activation and its input, with a gate the other half and product."""
+        return 4 if self.mlp_matrices == 3 else 2
 
     @property
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
@@ -163,7 +175,13 @@ class Training:
         loss_tile: vocabulary entries whose logits are held at once, for `tile_rows` tokens. tile_bytes: what is held of
             each logit in it.
         embedding_trained: the embedding gets a gradient too.
-        reference_copy: a second, frozen model beside (DPO in full).
+        reference_copy: a frozen copy beside of the adapter, of the whole model where there is none (DPO, KTO, GRPO).
+        reference_tile: vocabulary entries whose logits a pass without gradients holds at once, for `TOKENS_IN_A_TILE`
+            tokens, while the activations are there; 0 without such a pass (DPO, KTO).
+        new_tokens: of `length`, those that the model writes itself, and that alone are scored; 0: all are (PPO, GRPO).
+        rollout_rows: rows that it writes together.
+        repeated: tokens that another row begins with as well, and that are computed once (GRPO's prompts on a CPU).
+        hidden_kept: the input of every block is kept for the loss (PPO).
         gpus: cards the run is spread over. shard: what each of them holds only a part of, as in ZeRO 1, 2, 3.
     """
 
@@ -184,13 +202,31 @@ class Training:
     tile_bytes: int = FUSED_TILE_BYTES
     embedding_trained: bool = False
     reference_copy: bool = False
+    reference_tile: int = 0
+    new_tokens: int = 0
+    rollout_rows: int = 0
+    repeated: int = 0
+    hidden_kept: bool = False
     gpus: int = 1
     shard: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that are computed."""
+        return self.sequences * self.length - self.repeated
+
+    @property
+    def number_bytes(self) -> int:
+        """Bytes of one activation."""
+        return 4 if self.other_bytes == 4 and not self.autocast else 2
 
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes on one card, part by part; `peak` is less than their sum, because not all are there at once."""
+    """Bytes on one card, part by part; `peak` is less than their sum, because not all are there at once.
+
+    `decoder` and `training` are what they were estimated for.
+    """
 
     weights: int
     optimizer: int
@@ -198,41 +234,51 @@ class Needs:
     activations: int
     logits: int
     peak: int
+    decoder: Decoder
+    training: Training
 
 
 def estimate(decoder: Decoder, training: Training) -> Needs:
     """Estimate what training takes, from sizes alone.
 
-    The peak is what stays (weights, moments) and the largest of three moments of a step: the end of the forward pass
-    (all activations, logits), the way back through the last block, and its end (all gradients, one block).
+    The peak is what stays (weights, moments) and the largest moment of a step: the rollout; the end of the forward pass
+    (all activations, logits); a reference's pass at that point; the way back through the last block, and its end (all
+    gradients, one block).
 
     Returns:
         Bytes on one card; the libraries' own workspaces and what CUDA itself takes (about 0.5 GB) are left out.
     """
     t, d = training, decoder
-    tokens = t.sequences * t.length
+    tokens = t.tokens
     layers = t.trained_layers or d.layers
-    weights = weight_bytes(d, t) * (2 if t.reference_copy else 1)
     gradients = t.trained * t.trained_bytes
     optimizer = ADAM_MOMENTS * gradients
-    block, block_input = block_bytes(d, t), tokens * d.hidden * (4 if t.autocast else 2)
+    block, block_input = block_bytes(d, t), tokens * d.hidden * (4 if t.autocast else t.number_bytes)
     casts = d.linear_parameters * 2 if t.autocast else 0
-    held = d.layers * block_input if t.checkpointing else layers * (block + casts)
-    logits = logit_bytes(d, t, tokens)
+    if t.checkpointing:
+        held = d.layers * block_input
+    else:
+        # Norms that turn their input into float32 keep that copy, not the input itself.
+        beside = d.layers * block_input if t.hidden_kept and t.number_bytes == 2 else 0
+        held = layers * (block + casts) + beside
+    logits = logit_bytes(d, t)
     # On the way back: one block's activations and gradients, or its attention tables, and a matrix made whole again.
     table = table_entries(d, t)
     dequantized = d.hidden * d.intermediate * 2 if t.linear_bytes < 2 else 0
-    back = max(block + 4 * tokens * d.intermediate, 12 * (table + tokens * d.hidden)) + casts + dequantized
+    mlp = 2 * t.number_bytes * tokens * d.intermediate
+    back = max(block + mlp, 12 * (table + tokens * d.hidden)) + casts + dequantized
     dense = d.vocabulary * d.hidden * t.trained_bytes if t.embedding_trained else 0
     last_block = back + block_input * (d.layers - layers + 1 if t.checkpointing else 0)
     moments = (
+        rollout_bytes(d, t),
         held + logits + dense,
-        held + (back if t.checkpointing else max(0, 6 * table - 8 * tokens * d.intermediate)),
+        held + reference_bytes(d, t),
+        held + (back if t.checkpointing else max(0, 6 * table - 2 * mlp)),
         gradients / share(t, 2) + max(dense, last_block),
     )
-    parts = [weights / share(t, 3), optimizer / share(t, 1)]
-    peak = sum(parts) + max(moments)
-    return Needs(*map(int, (*parts, gradients / share(t, 2), max(held, last_block), logits, peak)))
+    parts = [weight_bytes(d, t) / share(t, 3), optimizer / share(t, 1)]
+    peak = sum(parts) + gathered_bytes(d, t) + max(moments)
+    return Needs(*map(int, (*parts, gradients / share(t, 2), max(held, last_block), logits, peak)), d, t)
 
 
 def share(training: Training, stage: int) -> int:
@@ -244,34 +290,54 @@ def share(training: Training, stage: int) -> int:
 
 
 def weight_bytes(decoder: Decoder, training: Training) -> float:
-    """Return the bytes of the base model, and of the adapter beside it."""
+    """Return the bytes of the base model, of the adapter beside it, and of a reference's copy of what is trained."""
     linear = decoder.layers * decoder.linear_parameters
-    adapter = training.trained * training.trained_bytes if training.adapter_rank else 0
-    return linear * training.linear_bytes + (decoder.parameters - linear) * training.other_bytes + adapter
+    base = linear * training.linear_bytes + (decoder.parameters - linear) * training.other_bytes
+    copies = 2 if training.reference_copy else 1
+    if training.adapter_rank:
+        return base + copies * training.trained * training.trained_bytes
+    return copies * base
+
+
+def gathered_bytes(decoder: Decoder, training: Training) -> float:
+    """Return the sharded weights that are whole while they are computed with: a block's, or the embedding's."""
+    if share(training, 3) == 1:
+        return 0
+    return max(
+        decoder.linear_parameters * training.linear_bytes, decoder.vocabulary * decoder.hidden * training.other_bytes
+    )
 
 
 def block_bytes(decoder: Decoder, training: Training) -> float:
     """Return what autograd keeps of one block.
 
-    Of each norm its input in float32 and its result; of attention the queries, the keys and values (repeated for every
-    head unless grouped), the result, and the table where it is made; of the MLP the gate, its activation, the other
-    half and their product. Under autocast each linear layer keeps a two-byte copy of its input, trained norms theirs.
+    Of each norm its input in float32 and its result, of one that is trained also what its weight multiplies; of
+    attention the queries, the keys and values (repeated for every head unless grouped), the result, and the table where
+    it is made; of the MLP the gate, its activation, the other half and their product. Under autocast each linear layer
+    keeps a two-byte copy of its input, trained norms theirs.
     """
-    tokens = training.sequences * training.length
-    wide = decoder.heads * decoder.head_dim
-    narrow = decoder.kv_heads * decoder.head_dim if training.grouped else wide
-    # Bytes per unit of width: two norms, four linear layers' inputs or results beside attention.
-    norms = (8 + 8 + 10) if training.autocast else (8 + 4)
-    middle = decoder.intermediate * decoder.experts_per_token * 2 * (decoder.mlp_matrices + 1)
-    adapters = len(decoder.linear_shapes) * training.adapter_rank * 2
-    return tokens * (norms * decoder.hidden + 4 * (wide + narrow) + middle + adapters) + 6 * table_entries(
-        decoder, training
-    )
+    d, t = decoder, training
+    tokens, number = t.tokens, t.number_bytes
+    wide = d.heads * d.head_dim
+    narrow = d.kv_heads * d.head_dim if t.grouped else wide
+    capped = d.family in CAPPED
+    count = 4 if capped else 2
+    # Bytes per unit of width: the norms' inputs, two results, and what trained weights multiply.
+    norms = count * (number if d.family in TWO_MATRIX_MLP else 4) + 2 * number
+    norms += count * number if t.trained and not t.adapter_rank else 0
+    if t.autocast:
+        norms = count * (4 + 4 + 5)
+    middle = d.intermediate * d.experts_per_token * d.mlp_tensors
+    adapters = len(d.linear_shapes) * t.adapter_rank
+    # The table in float32, and rounded for its product with the values; the tanh of its scores.
+    entry = 4 + (2 if number == 2 else 0) + (number if capped else 0)
+    activations = norms * d.hidden + number * (2 * (wide + narrow) + middle + adapters)
+    return tokens * activations + entry * table_entries(d, t)
 
 
 def table_entries(decoder: Decoder, training: Training) -> int:
     """Return the entries of one block's attention table; 0 where a fused kernel makes none."""
-    return training.sequences * decoder.heads * training.length**2 if training.eager else 0
+    return training.tokens * decoder.heads * training.length if training.eager else 0
 
 
 def even_part(tokens: int, limit: int) -> int:
@@ -283,16 +349,51 @@ def even_part(tokens: int, limit: int) -> int:
     return math.ceil(tokens / math.ceil(max(tokens, 1) / limit)) or 1
 
 
-def logit_bytes(decoder: Decoder, training: Training, tokens: int) -> float:
-    """Return what trl's loss holds of logits, every token trained on, and of the last hidden states.
+def logit_bytes(decoder: Decoder, training: Training) -> float:
+    """Return what the loss holds of logits, and of the last hidden states.
 
-    It goes through the vocabulary in tiles. Written in torch, a tile is held about eight times over while its gradient
-    is computed; CUDA's own kernel computes it in place.
+    trl's goes through the vocabulary in tiles. Written in torch, a tile is held about eight times over while its
+    gradient is computed; CUDA's own kernel computes it in place. Of every token the last norm's input and result are
+    held, of one that is scored its hidden state beside the others, and their gradient.
     """
+    # What was computed once is spread over every place of the batch.
+    spread = 2 * training.sequences * training.length if training.repeated else 0
+    scored = training.sequences * (training.new_tokens or training.length)
     even = training.tile_rows == FROZEN_ROWS
-    rows = even_part(tokens, FROZEN_ROWS) if even else min(tokens, training.tile_rows)
+    rows = even_part(scored, FROZEN_ROWS) if even else min(scored, training.tile_rows)
     tile = rows * min(training.loss_tile, decoder.vocabulary)
-    return tile * training.tile_bytes + tokens * 14 * decoder.hidden
+    return tile * training.tile_bytes + (training.tokens * 8 + spread + scored * 6) * decoder.hidden
+
+
+def pass_bytes(decoder: Decoder, training: Training, sequences: int, length: int) -> float:
+    """Return what one block holds while rows go through it without gradients.
+
+    Of the MLP the gate, its activation, the other half and their product; or of attention the masked scores, the same
+    in float32, and their softmax.
+    """
+    number = training.number_bytes
+    middle = sequences * length * decoder.intermediate * decoder.experts_per_token * decoder.mlp_tensors * number
+    entry = number + (4 if number == 2 else 0) + 4
+    return max(middle, entry * sequences * decoder.heads * length**2 if training.eager else 0)
+
+
+def reference_bytes(decoder: Decoder, training: Training) -> float:
+    """Return what a pass without gradients holds beside the activations: one block's, then a tile of logits."""
+    t = training
+    if not t.reference_tile:
+        return 0
+    tile = min(t.sequences * t.length, TOKENS_IN_A_TILE) * min(t.reference_tile, decoder.vocabulary)
+    return max(pass_bytes(decoder, t, t.sequences, t.length), tile * TORCH_SCORED_BYTES)
+
+
+def rollout_bytes(decoder: Decoder, training: Training) -> float:
+    """Return what writing the completions holds: keys and values, and the prompts' pass or the next tokens' logits."""
+    t = training
+    if not t.rollout_rows:
+        return 0
+    prompts = pass_bytes(decoder, t, t.rollout_rows, t.length - t.new_tokens)
+    logits = t.rollout_rows * decoder.vocabulary * TORCH_SCORED_BYTES
+    return kv_cache_bytes(decoder, t.rollout_rows, t.length, t.other_bytes) + max(prompts, logits)
 
 
 def kv_cache_bytes(decoder: Decoder, sequences: int, length: int, number_bytes: float = 2) -> int:

@@ -84,6 +84,7 @@ def attention(
     cu_seq_lens_q: Tensor | None = None,
     max_length_q: int | None = None,
     sliding_window: int | None = None,
+    shared: Any = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Return what transformers' plain attention returns, (batch, query_len, heads, head_dim), and no weights.
@@ -92,11 +93,14 @@ def attention(
         query: (batch, heads, query_len, head_dim). key, value: (batch, kv_heads, key_len, head_dim).
         attention_mask: (batch, 1, query_len, key_len), added to the scores.
         cu_seq_lens_q: for a batch of one that holds packed rows, where each begins; they do not see each other.
+        shared: for a batch of one that holds rows which begin alike, their tree (`shared.Tree`).
     """
+    if shared is not None:
+        return shared.attend(module, query, key, value, scaling, dropout), None
     if cu_seq_lens_q is None or max_length_q is None:
         return table(module, query, key, value, attention_mask, scaling, dropout), None
     where = places(cu_seq_lens_q, max_length_q)
-    padded = [split(Pad.apply(joined(part), where), where, part.shape[1]) for part in (query, key, value)]
+    padded = [split(Pad.apply(joined(part), where), where.rows, part.shape[1]) for part in (query, key, value)]
     distance = torch.arange(where.length)[:, None] - torch.arange(where.length)
     hidden = (distance < 0) | (distance >= (sliding_window or where.length))
     mask = query.new_zeros(where.length, where.length).masked_fill_(hidden, torch.finfo(query.dtype).min)
@@ -109,9 +113,9 @@ def joined(heads: Tensor) -> Tensor:
     return heads[0].transpose(0, 1).flatten(1)
 
 
-def split(tokens: Tensor, where: Places, heads: int) -> Tensor:
+def split(tokens: Tensor, rows: int, heads: int) -> Tensor:
     """Return (rows * length, heads * head_dim) as (rows, heads, length, head_dim)."""
-    return tokens.view(where.rows, where.length, heads, -1).transpose(1, 2)
+    return tokens.unflatten(1, (heads, -1)).unflatten(0, (rows, -1)).transpose(1, 2)
 
 
 def table(

@@ -1,5 +1,7 @@
 """LoRA on a CPU: an adapter's two thin products as one step of autograd, in the number format of their layer."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -47,10 +49,31 @@ def install(model: nn.Module) -> int:
 
     DoRA and its like, dropout, several adapters at once, and adapters switched off or merged go PEFT's own way.
     """
-    layers = [m for m in model.modules() if isinstance(m, LoraLayer) and type(m).__name__ in KINDS]
-    for layer in layers:
+    found = layers(model)
+    for layer in found:
         layer.forward = partial(forward, layer)
-    return len(layers)
+    return len(found)
+
+
+def layers(model: nn.Module) -> list[Any]:
+    """Return the plain LoRA layers of a model."""
+    return [m for m in model.modules() if isinstance(m, LoraLayer) and type(m).__name__ in KINDS]
+
+
+@contextmanager
+def rounded(model: nn.Module) -> Iterator[None]:
+    """Keep the adapters rounded while nothing is trained: who writes token by token would round them at each.
+
+    Adapters must not change in here.
+    """
+    found = layers(model)
+    try:
+        for layer in found:
+            layer.kept = {}
+        yield
+    finally:
+        for layer in found:
+            del layer.kept
 
 
 def forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -64,4 +87,11 @@ def forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if b.bias is not None:
         return type(layer).forward(layer, x)
     result = layer.base_layer(x)
-    return Delta.apply(result, x.to(result.dtype), a.weight, b.weight, layer.scaling[name])
+    if torch.is_grad_enabled() or not hasattr(layer, "kept"):
+        return Delta.apply(result, x.to(result.dtype), a.weight, b.weight, layer.scaling[name])
+    if name not in layer.kept:
+        layer.kept[name] = a.weight.to(result.dtype).t(), b.weight.to(result.dtype).t()
+    down, up = layer.kept[name]
+    thin = x.to(result.dtype).reshape(-1, x.shape[-1]) @ down
+    flat = torch.addmm(result.view(-1, result.shape[-1]), thin, up, alpha=layer.scaling[name])
+    return flat.view(result.shape)

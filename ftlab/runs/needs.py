@@ -1,6 +1,8 @@
 """What a recipe needs in memory, said before anything is loaded; and which knob makes it fit."""
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from ftlab import catalogue, memory, models
 from ftlab.device import CPU_LOSS_TILE, LOSS_TILE, Machine, cuda_dtype
 from ftlab.errors import LabError, fail, say
 from ftlab.memory import Decoder, Needs, Training
-from ftlab.runs import fields
+from ftlab.runs import attention, fields
 from ftlab.runs import recipe as recipes
 from ftlab.runs.keys import Recipe
 from ftlab.runs.trained import trained_weights
@@ -20,7 +22,13 @@ GIB = 2**30
 RESERVED_BYTES = 1.0 * GIB
 # Graphics cards by memory, the smallest first.
 CARDS = {"8 GB": 8, "12 GB": 12, "T4 16 GB": 15, "24 GB": 24, "48 GB": 48, "80 GB": 80, "141 GB": 141}
+# How many of LARGE are tried, with everything sharded, where no card holds a training.
+LARGE, COUNTS = "80 GB", (2, 4, 8, 16, 32, 64)
 PAIRED = ("rm", "dpo", "orpo", "simpo")
+# Stages that compare with a frozen copy of what is trained; those that read with it while the activations are held.
+COMPARED, COMPARED_IN_THE_LOSS = ("dpo", "kto", "grpo"), ("dpo", "kto")
+# Stages whose trainers in trl turn the adapter of a quantized model into bfloat16.
+ROUNDED = ("sft", "pt", "rm", "dpo", "kto", "grpo")
 METHODS = {
     "full": {"finetuning_type": "full"},
     "freeze": {"finetuning_type": "freeze"},
@@ -66,29 +74,58 @@ def sizes(name: str) -> Decoder:
 
 
 def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | None = None) -> Training:
-    """Return a recipe as the plain numbers that its memory follows from, for rows of `length` tokens (cutoff_len)."""
+    """Return a recipe as the plain numbers that its memory follows from, for rows of `length` tokens (cutoff_len).
+
+    What a model writes itself (ppo, grpo) comes on top of that length.
+    """
     kind, whole = recipe.finetuning_type, recipe.finetuning_type != "lora"
     plain = 4 if fields.weights_dtype(recipe, machine) == "float32" else 2
-    trained_bytes = 4 if not whole and fields.adapts_in_float32(recipe, machine.accelerator) else plain
     quantized = {None: plain, 8: memory.INT8_BYTES, 4: nf4_bytes(recipe)}[recipe.quantization_bit]
     settings, _ = fields.training_settings(recipe, Path("."), machine)
+    batch = settings.get("per_device_train_batch_size", 8)
+    given = min(length or recipe.cutoff_len, recipe.cutoff_len)
+    new_tokens = recipe.max_new_tokens if recipe.objective in ("ppo", "grpo") else 0
+    short = fields.takes_shortcuts(recipe, machine) and decoder.family in attention.FAMILIES
     return Training(
-        sequences=settings.get("per_device_train_batch_size", 8) * (2 if recipe.objective in PAIRED else 1),
-        length=min(length or recipe.cutoff_len, recipe.cutoff_len),
+        sequences=batch * (2 if recipe.objective in PAIRED else 1),
+        length=given + new_tokens,
         trained=trained_weights(recipe, decoder),
         trained_layers=min(abs(recipe.freeze_trainable_layers), decoder.layers) if kind == "freeze" else 0,
         adapter_rank=recipe.lora_rank if kind == "lora" else 0,
         linear_bytes=quantized,
         other_bytes=plain,
-        trained_bytes=trained_bytes,
-        autocast=whole and fields.autocasts(recipe, machine),
+        trained_bytes=trained_bytes(recipe, machine, plain),
+        autocast=whole and (fields.autocasts(recipe, machine) or bool(settings.get("fp16"))),
         eager=fields.attention_for(recipe, machine) == "eager",
-        grouped=fields.takes_shortcuts(recipe, machine),
+        grouped=short,
         checkpointing=bool(settings.get("activation_checkpointing")),
         **loss(recipe, decoder, machine),
         embedding_trained=kind == "full",
-        reference_copy=kind != "lora" and recipe.objective in ("dpo", "kto"),
+        reference_copy=recipe.objective in COMPARED,
+        new_tokens=new_tokens,
+        rollout_rows=rollout_rows(recipe, batch, settings.get("gradient_accumulation_steps", 1)),
+        repeated=repeated_rows(recipe, batch) * given if short else 0,
+        hidden_kept=recipe.objective == "ppo",
     )
+
+
+def trained_bytes(recipe: Recipe, machine: Machine, plain: int) -> int:
+    """Return the bytes of one trained weight: the model's own, or an adapter's."""
+    if recipe.finetuning_type != "lora":
+        return plain
+    if recipe.quantization_bit and recipe.objective in ROUNDED:
+        return 2
+    return 4 if fields.adapts_in_float32(recipe, machine.accelerator) else plain
+
+
+def rollout_rows(recipe: Recipe, batch: int, accumulated: int) -> int:
+    """Return how many completions are written together: trl's GRPO writes those of a whole optimizer step."""
+    return {"ppo": batch, "grpo": batch * accumulated}.get(recipe.objective, 0)
+
+
+def repeated_rows(recipe: Recipe, batch: int) -> int:
+    """Return how many rows ask what another row of their group has asked: `shared.py` reads that once."""
+    return batch - math.ceil(batch / recipe.num_generations) if recipe.objective == "grpo" else 0
 
 
 def nf4_bytes(recipe: Recipe) -> float:
@@ -100,16 +137,35 @@ def loss(recipe: Recipe, decoder: Decoder, machine: Machine) -> dict[str, int]:
     """Return what the loss holds of logits at once, as fields of Training; a reward model has none."""
     if recipe.objective == "rm":
         return {"loss_tile": 0}
+    if recipe.objective in ("orpo", "simpo", "ppo"):
+        held = whole_logit_bytes(recipe, machine)
+        return {"loss_tile": decoder.vocabulary, "tile_rows": memory.ALL_ROWS, "tile_bytes": held}
     if machine.accelerator == "cuda":
-        tile = decoder.vocabulary if recipe.objective in ("orpo", "simpo") else LOSS_TILE
-        return {"loss_tile": tile, "tile_bytes": memory.FUSED_TILE_BYTES}
-    if recipe.objective in ("orpo", "simpo"):
-        return {"loss_tile": decoder.vocabulary, "tile_bytes": memory.TORCH_TILE_BYTES}
+        return {"loss_tile": LOSS_TILE, "tile_bytes": memory.FUSED_TILE_BYTES}
     own = machine.accelerator == "cpu" and recipe.shortcuts
-    if own and recipe.finetuning_type == "lora" and not recipe.additional_target:
+    tile = CPU_LOSS_TILE if own else LOSS_TILE
+    reference = {"reference_tile": tile} if recipe.objective in COMPARED_IN_THE_LOSS else {}
+    capped = decoder.family in memory.CAPPED
+    if own and recipe.finetuning_type == "lora" and not recipe.additional_target and not capped:
         rows = {"tile_rows": memory.FROZEN_ROWS, "tile_bytes": memory.FROZEN_BYTES}
-        return {"loss_tile": decoder.vocabulary} | rows
-    return {"loss_tile": CPU_LOSS_TILE if own else LOSS_TILE, "tile_bytes": memory.TORCH_TILE_BYTES}
+        return {"loss_tile": decoder.vocabulary} | rows | reference
+    held = memory.TORCH_TILE_BYTES + (memory.CAP_BYTES if capped else 0)
+    return {"loss_tile": tile, "tile_bytes": held} | reference
+
+
+def whole_logit_bytes(recipe: Recipe, machine: Machine) -> int:
+    """Return the bytes held of each logit by a loss that takes no tiles.
+
+    PPO: the logits, and in float32 the log-probabilities, the probabilities and their product. ORPO and SimPO: the
+    logits, their log-softmax, half of them in float32 for a logged mean; from float32 logits instead their gradients,
+    row by row and put together; and in ORPO the log-softmax of the chosen half once more.
+    """
+    # Under autocast accelerate returns them in float32.
+    rounded = fields.weights_dtype(recipe, machine) != "float32" and not fields.autocasts(recipe, machine)
+    number = 2 if rounded else 4
+    if recipe.objective == "ppo":
+        return number + 4 + 4 + 4
+    return 3 * number + (number // 2 if recipe.objective == "orpo" else 0)
 
 
 def needs(recipe: Recipe, machine: Machine, length: int | None = None) -> Needs:
@@ -184,23 +240,30 @@ def row(label: str, found: Needs) -> str:
     """Return one line of the table."""
     parts = (found.weights, found.optimizer, found.gradients, found.activations, found.logits, found.peak)
     cells = [f"{gib(part):>{width}}" for part, width in zip(parts, (7, 8, 9, 11, 8, 8), strict=True)]
-    return f"{label:<24} {' '.join(cells)}  {smallest_card(found.peak)}"
+    return f"{label:<24} {' '.join(cells)}  {smallest_card(found)}"
 
 
-def smallest_card(peak_bytes: int) -> str:
-    """Return the smallest graphics card that holds `peak_bytes`, "several" where none does."""
-    return next((name for name, size in CARDS.items() if peak_bytes + RESERVED_BYTES <= size * GIB), "several")
+def smallest_card(found: Needs) -> str:
+    """Return the smallest graphics card that holds a training, else how many of LARGE do with ZeRO-3 or FSDP."""
+    for name, size in CARDS.items():
+        if found.peak + RESERVED_BYTES <= size * GIB:
+            return name
+    for count in COUNTS:
+        part = memory.estimate(found.decoder, replace(found.training, gpus=count, shard=3))
+        if part.peak + RESERVED_BYTES <= CARDS[LARGE] * GIB:
+            return f"{count} x {LARGE}, ZeRO-3"
+    return f"> {COUNTS[-1]} x {LARGE}"
 
 
 def advice(recipe: Recipe, machine: Machine, room: float) -> str:
     """Return the cheapest change of keys that fits, or the smallest need there is."""
     possible = [(keys, changed(recipe, keys)) for keys in KNOBS]
-    tried = [(keys, needs(turned, machine).peak) for keys, turned in possible if turned]
-    for keys, peak in tried:
-        if peak <= room:
-            return say("memory_turn", keys=written(keys), peak=gib(peak))
-    keys, peak = min(tried, key=lambda pair: pair[1])
-    return say("memory_never", keys=written(keys), peak=gib(peak), card=smallest_card(peak))
+    tried = [(keys, needs(turned, machine)) for keys, turned in possible if turned]
+    for keys, found in tried:
+        if found.peak <= room:
+            return say("memory_turn", keys=written(keys), peak=gib(found.peak))
+    keys, found = min(tried, key=lambda pair: pair[1].peak)
+    return say("memory_never", keys=written(keys), peak=gib(found.peak), card=smallest_card(found))
 
 
 def written(keys: dict[str, object]) -> str:

@@ -22,7 +22,7 @@ from transformers import (
 from ftlab import models
 from ftlab.device import Machine, keep_gradients
 from ftlab.errors import fail
-from ftlab.runs import attention, fields, lean, rewards
+from ftlab.runs import attention, fields, lean, rewards, rollout, shared
 from ftlab.runs.keys import Recipe
 
 
@@ -63,8 +63,11 @@ def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         raise fail("train_model", where=path, reason=(str(error).splitlines() or ["?"])[0][:200]) from None
     keep_gradients(model)
-    if fields.takes_shortcuts(recipe, machine):
-        attention.use(model)
+    # Supervised rows are packed instead, `build_trainer`.
+    if fields.takes_shortcuts(recipe, machine) and attention.use(model) and recipe.objective != "sft":
+        shared.install(model.base_model)
+        if recipe.objective in ("ppo", "grpo"):
+            rollout.install(model)
     return model
 
 

@@ -180,7 +180,7 @@ def test_the_table_is_that_of_the_memory_report():
     for name, method in needs.METHODS.items():
         one = needs.needs(recipe.load(keys | method), needs.card("24 GB"))
         assert panel.found[name, 4, 2048] == one
-        assert needs.smallest_card(one.peak) in shown(panel.table)
+        assert needs.smallest_card(one) in shown(panel.table)
     room = 24 * needs.GIB - needs.RESERVED_BYTES
     fits = sum(found.peak <= room for found in panel.found.values())
     assert 0 < fits < len(panel.found) and panel.table.value.count("#2d6a4f") == fits

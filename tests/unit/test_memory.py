@@ -1,19 +1,29 @@
 """Memory: sizes against real models, estimates against what the allocator saw, what fits and what to turn."""
 
 import math
+import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from datasets import Dataset
 from torch import nn
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig, MixtralConfig, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma2Config,
+    GemmaConfig,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MixtralConfig,
+    Qwen2Config,
+)
 
 from ftlab import catalogue, device, memory
 from ftlab.device import Machine
 from ftlab.errors import LabError
 from ftlab.memory import Decoder, Training
-from ftlab.runs import needs, recipe, stages
+from ftlab.runs import attention, needs, recipe, stages
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 500}
 LLAMA = Decoder(32, 4096, 32, 8, 128, 14336, 128256, False)
@@ -72,6 +82,36 @@ def test_shards_divide_what_zero_divides(shard, divided):
         assert four == pytest.approx(one / 4 if name in divided else one)
 
 
+def test_sharded_weights_are_whole_while_they_are_used():
+    whole = memory.estimate(LLAMA, Training(1, 8, trained=0))
+    part = memory.estimate(LLAMA, Training(1, 8, trained=0, gpus=4, shard=3))
+    embedding = LLAMA.vocabulary * LLAMA.hidden * 2  # larger than a block
+    assert part.weights == pytest.approx(whole.weights / 4)
+    assert part.peak == pytest.approx(whole.peak - whole.weights * 3 / 4 + embedding)
+
+
+def test_a_reference_is_a_copy_of_what_is_trained():
+    adapter = Training(1, 8, trained=1000, adapter_rank=8, trained_bytes=4)
+    assert memory.weight_bytes(LLAMA, adapter) == 2 * LLAMA.parameters + 4000
+    assert memory.weight_bytes(LLAMA, replace(adapter, reference_copy=True)) == 2 * LLAMA.parameters + 8000
+    full = Training(1, 8, trained=LLAMA.parameters, reference_copy=True)
+    assert memory.weight_bytes(LLAMA, full) == 4 * LLAMA.parameters
+
+
+def test_a_rollout_holds_the_keys_and_values_of_whole_rows():
+    written = Training(8, 1024 + 256, trained=0, new_tokens=256, rollout_rows=16)
+    cache = memory.kv_cache_bytes(LLAMA, 16, 1024 + 256)
+    gate_up = 16 * 1024 * 14336 * 2 * 4  # of the prompts: gate, its activation, the other half, their product
+    assert memory.rollout_bytes(LLAMA, written) == cache + gate_up
+    assert memory.rollout_bytes(LLAMA, Training(8, 1280, trained=0)) == 0
+
+
+def test_only_what_a_model_wrote_is_scored():
+    whole = {"loss_tile": LLAMA.vocabulary, "tile_rows": memory.ALL_ROWS, "tile_bytes": 14}
+    found = memory.logit_bytes(LLAMA, Training(2, 100, trained=0, new_tokens=10, **whole))
+    assert found == 20 * LLAMA.vocabulary * 14 + (200 * 8 + 20 * 6) * LLAMA.hidden
+
+
 def test_the_cache_of_keys_and_values():
     assert memory.kv_cache_bytes(LLAMA, 2, 100) == 2 * 32 * 8 * 128 * 2 * 100 * 2
 
@@ -88,27 +128,111 @@ def test_the_allocator_sees_what_comes_and_goes():
 KEYS = {"model_name_or_path": "smollm2-135m", "cutoff_len": 96, "per_device_train_batch_size": 2, "lora_rank": 4}
 
 
+SHAPE = {
+    "hidden_size": 128, "num_hidden_layers": 8, "num_attention_heads": 4, "vocab_size": 8192, "intermediate_size": 384,
+    "tie_word_embeddings": True,
+}  # fmt: skip
+
+
+def two_steps(config, keys, rows, tokenizer, folder, **different):
+    """Return the bytes predicted and measured of two steps on a random model; `different` changes the machine."""
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
+    common = {"model_name_or_path": str(folder / "model"), "max_steps": 2, "save_strategy": "no"}
+    run = recipe.load(KEYS | keys | common)
+    machine = replace(device.describe(), **different)
+    device.fit_output_layer(machine)
+    args, _ = stages.training_args(run, folder, machine)
+    model = stages.prepare_model(run, stages.load_model(run, str(folder / "model"), machine))
+    trainer = stages.build_trainer(run, model, args, tokenizer, (Dataset.from_list(rows), None), [])
+    with memory.measure_peak_bytes(model) as peak:
+        trainer.train()
+    return needs.needs(run, machine).peak, peak.bytes
+
+
+LLAMA_SMALL = LlamaConfig(**SHAPE, num_key_value_heads=2)
+NEOX_SMALL = GPTNeoXConfig(**SHAPE)
+GEMMA_SMALL = GemmaConfig(**SHAPE, num_key_value_heads=2, head_dim=32)
+GEMMA2_SMALL = Gemma2Config(**SHAPE, num_key_value_heads=2, head_dim=32)
+
+
+def token_rows():
+    """Return the rows of two steps, every token trained on."""
+    return [{"input_ids": row, "labels": row} for row in torch.randint(0, 8192, (4, 96)).tolist()]
+
+
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("method", ["full", "freeze", "lora"])
 def test_predicted_is_measured(method, checkpointing, tiny_tokenizer, tmp_path):
-    """Random Llama of a useful shape: within 10%, as on the real model (`python -m benchmarks.memory`)."""
-    config = LlamaConfig(
-        hidden_size=128, num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2, vocab_size=8192,
-        intermediate_size=384, tie_word_embeddings=True,
-    )  # fmt: skip
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
-    keys = KEYS | needs.METHODS[method] | {"model_name_or_path": str(tmp_path / "model"), "max_steps": 2}
-    run = recipe.load(keys | {"gradient_checkpointing": checkpointing, "save_strategy": "no"})
-    machine = device.describe()
-    device.fit_output_layer(machine)
-    rows = torch.randint(0, 8192, (4, 96)).tolist()
-    args, _ = stages.training_args(run, tmp_path, machine)
-    model = stages.prepare_model(run, stages.load_model(run, str(tmp_path / "model"), machine))
-    data = Dataset.from_list([{"input_ids": row, "labels": row} for row in rows])
-    trainer = stages.build_trainer(run, model, args, tiny_tokenizer, (data, None), [])
-    with memory.measure_peak_bytes(model) as peak:
-        trainer.train()
-    assert needs.needs(run, machine).peak == pytest.approx(peak.bytes, rel=0.1)
+    """Random Llama of a useful shape: within 10%, as on the real model (`python -m benchmarks memory`)."""
+    keys = needs.METHODS[method] | {"gradient_checkpointing": checkpointing}
+    predicted, measured = two_steps(LLAMA_SMALL, keys, token_rows(), tiny_tokenizer, tmp_path)
+    assert predicted == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("config", [NEOX_SMALL, GEMMA_SMALL, GEMMA2_SMALL], ids=lambda config: config.model_type)
+def test_predicted_is_measured_in_other_families(config, tiny_tokenizer, tmp_path):
+    predicted, measured = two_steps(config, {}, token_rows(), tiny_tokenizer, tmp_path)
+    assert predicted == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_predicted_is_measured_in_float32(method, tiny_tokenizer, tmp_path):
+    """As on a processor without bfloat16."""
+    keys = needs.METHODS[method]
+    predicted, measured = two_steps(LLAMA_SMALL, keys, token_rows(), tiny_tokenizer, tmp_path, dtype="float32")
+    assert predicted == pytest.approx(measured, rel=0.1)
+
+
+@pytest.mark.parametrize("stage", ["rm", "dpo", "kto", "orpo", "simpo", "ppo", "grpo"])
+def test_predicted_is_measured_in_every_stage(stage, tiny_tokenizer, tmp_path):
+    keys = {"stage": stage, "per_device_train_batch_size": 4}
+    if stage in ("ppo", "grpo"):
+        keys |= {"reward_funcs": "short_answer", "max_new_tokens": 16, "num_generations": 4, "ppo_epochs": 1}
+        rows = [{"prompt": text(96), "answer": "a"} for _ in range(8)]
+    elif stage == "kto":
+        rows = [{"prompt": "a", "completion": text(94), "label": i % 2 == 0} for i in range(8)]
+    else:
+        rows = [{"prompt": "a", "chosen": text(94), "rejected": text(94)} for _ in range(8)]
+    predicted, measured = two_steps(LLAMA_SMALL, keys, rows, tiny_tokenizer, tmp_path)
+    assert predicted == pytest.approx(measured, rel=0.1)
+
+
+def text(count):
+    """Return a text of so many tokens of the tiny tokenizer."""
+    return "".join(random.choices("abcdefgh", k=count))
+
+
+@pytest.mark.parametrize(
+    ("config", "shared"),
+    [(LLAMA_SMALL, True), (NEOX_SMALL, False), (GEMMA_SMALL, False)],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_keys_are_shared_where_ftlabs_attention_is_used(config, shared, tmp_path):
+    """Elsewhere every head gets its own copy, which autograd keeps: the prediction says so too."""
+    config.save_pretrained(tmp_path)
+    run = recipe.load(KEYS | {"model_name_or_path": str(tmp_path)})
+    decoder = needs.sizes(str(tmp_path))
+    assert needs.training(run, decoder, device.describe()).grouped == shared
+    with torch.device("meta"):
+        assert attention.use(AutoModelForCausalLM.from_config(config)) == shared
+
+
+def test_what_a_group_is_asked_is_counted_once():
+    decoder, cpu = needs.sizes("smollm2-135m"), Machine("cpu", "a laptop", "bfloat16", 2, 16 * needs.GIB, "")
+    keys = KEYS | {"stage": "grpo", "reward_funcs": "short_answer", "max_new_tokens": 10, "num_generations": 4}
+    eight = recipe.load(keys | {"per_device_train_batch_size": 8})
+    assert needs.training(eight, decoder, cpu).tokens == 2 * 96 + 8 * 10
+    plain = recipe.load(keys | {"per_device_train_batch_size": 8, "shortcuts": False})
+    assert needs.training(plain, decoder, cpu).tokens == 8 * (96 + 10)
+
+
+def test_trl_rounds_the_adapter_of_a_quantized_model():
+    decoder, machine = needs.sizes("smollm2-135m"), Machine("cuda", "a card", "bfloat16", 8, 15 * needs.GIB, "")
+    found = {
+        keys: needs.training(recipe.load(KEYS | dict(keys)), decoder, machine).trained_bytes
+        for keys in [(), (("quantization_bit", 4),), (("quantization_bit", 4), ("stage", "orpo"))]
+    }
+    assert list(found.values()) == [4, 2, 4]
 
 
 def test_a_report_names_the_knob_that_makes_it_fit():
@@ -119,6 +243,25 @@ def test_a_report_names_the_knob_that_makes_it_fit():
     assert "with quantization_bit: 4, finetuning_type: lora: " in needs.report(big, card)
     whole = needs.report(recipe.load(KEYS | {"model_name_or_path": "qwen2.5-7b", "cutoff_len": 100_000}), card)
     assert "no knob makes it fit here" in whole and "smallest card: 80 GB" in whole
+
+
+@pytest.mark.parametrize(
+    ("weights", "card"),
+    [(1e9, "12 GB"), (7e9, "80 GB"), (20e9, "2 x 80 GB, ZeRO-3"), (70e9, "8 x 80 GB, ZeRO-3"), (2e12, "> 64 x 80 GB")],
+)
+def test_the_smallest_card_or_how_many(weights, card):
+    """Eight bytes of each weight in bfloat16: itself, its gradient, two moments."""
+    layers = round(weights / LLAMA.block_parameters)
+    decoder = replace(LLAMA, layers=layers, vocabulary=1)
+    found = memory.estimate(decoder, Training(1, 1, decoder.parameters, checkpointing=True))
+    assert needs.smallest_card(found) == card
+
+
+def test_a_report_says_how_many_cards():
+    card = Machine("cuda", "a card", "bfloat16", 8, 24 * needs.GIB, "")
+    rows = needs.report(recipe.load(KEYS | {"model_name_or_path": "glm4-9b", "cutoff_len": 2048}), card).splitlines()
+    (full,) = (line for line in rows if line.startswith("full "))
+    assert full.endswith("x 80 GB, ZeRO-3")
 
 
 @pytest.mark.parametrize("path", sorted(Path("recipes").rglob("*.yaml")), ids=str)

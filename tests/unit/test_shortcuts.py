@@ -7,11 +7,11 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from trl.kernels import ChunkedLogProbFunction
 
 from ftlab import device, logprobs
-from ftlab.runs import attention, lean, recipe, train
+from ftlab.runs import attention, lean, recipe, rewards, rollout, shared, train
 
 # Rows of different lengths, so that a batch of them has padding.
 LENGTHS = (5, 9, 7)
@@ -197,3 +197,158 @@ def test_a_run_without_shortcuts_logs_the_same_losses(keys, tiny_recipe, tmp_pat
         lines = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
         logs.append([row[name] for row in lines for name in ("loss", "eval_loss", "grad_norm") if name in row])
     assert logs[0] == pytest.approx(logs[1], abs=2e-5)
+
+
+def group(left: bool = True) -> dict[str, Tensor]:
+    """Two questions with a common first line and three answers each, in no order; one answer comes twice."""
+    torch.manual_seed(3)
+    first = [7, 8, 9, 10]
+    prompts = [[*first, 11], [*first, 12, 13]]
+    answers = [torch.randint(20, 300, (n,)).tolist() for n in (2, 5, 1, 4, 3, 5)]
+    chosen = [(0, 0), (1, 1), (1, 2), (0, 3), (0, 1), (1, 5), (0, 0)]
+    made = [([0] * (left and 2 - len(prompts[p][4:])), prompts[p] + answers[a]) for p, a in chosen]
+    length = max(len(padding) + len(row) for padding, row in made)
+    mask = [[0] * len(p) + [1] * len(row) + [0] * (length - len(p) - len(row)) for p, row in made]
+    ids = [p + row + [0] * (length - len(p) - len(row)) for p, row in made]
+    return {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
+
+
+def test_rows_that_begin_alike_are_read_once():
+    batch = group()
+    tree = shared.grow(**batch)
+    # The first line, the rest of two questions, and six answers; one is the same as another.
+    real = batch["attention_mask"].bool()
+    assert len(tree.tokens) == 4 + 1 + 2 + (2 + 5 + 1 + 4 + 5 + 5)
+    assert torch.equal(tree.tokens[tree.nodes[real]], batch["input_ids"][real])
+    assert torch.equal(tree.depths[tree.nodes[real]], (real.cumsum(1) - 1)[real])
+
+
+@pytest.mark.parametrize("batch", [group(), group(left=False), padded()], ids=["left", "right", "nothing shared"])
+def test_a_tree_computes_as_its_rows_do(batch):
+    plain, short = llama(), llama()
+    attention.use(short)
+    shared.install(short.model)
+    real = batch["attention_mask"].bool()
+    logits = [model(**batch, use_cache=False).logits[real] for model in (plain, short)]
+    for found in logits:
+        found.square().mean().backward()
+    same([logits[0].detach()], [logits[1].detach()])
+    same(gradients(plain), gradients(short))
+
+
+def test_a_tree_tells_hidden_states_too():
+    batch = group()
+    real = batch["attention_mask"].bool()
+    places = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    found = []
+    for install in (False, True):
+        model = llama()
+        attention.use(model)
+        shared.install(model.model) if install else None
+        with torch.no_grad():
+            output = model(**batch, position_ids=places, use_cache=False, output_hidden_states=True)
+        found.append([hidden[real] for hidden in output.hidden_states])
+    same(*found)
+
+
+def test_what_is_no_batch_of_whole_rows_is_no_tree(monkeypatch):
+    model = llama()
+    attention.use(model)
+    shared.install(model.model)
+    monkeypatch.setattr(shared, "grow", lambda *_: pytest.fail("grown"))
+    batch = group()
+    for call in (
+        {"input_ids": batch["input_ids"]},
+        batch | {"use_cache": True},
+        batch | {"use_cache": False, "output_attentions": True},
+        batch | {"use_cache": False, "position_ids": torch.arange(batch["input_ids"].shape[1])[None]},
+        # A hole in a row: what stands behind it is further away than the number of tokens between says.
+        batch | {"use_cache": False, "attention_mask": batch["attention_mask"].index_fill(1, torch.tensor(3), 0)},
+    ):
+        model(**call)
+    # Dropout is another one in every row.
+    model.model.layers[0].mlp.down_proj = nn.Sequential(nn.Dropout(0.1), model.model.layers[0].mlp.down_proj)
+    model(**batch, use_cache=False)
+
+
+def prompts() -> dict[str, Tensor]:
+    """Two questions, the shorter one padded on the left, each for a group of four."""
+    ids = torch.tensor([[0, 7, 8, 9], [5, 6, 7, 11]]).repeat_interleave(4, 0)
+    return {"input_ids": ids, "attention_mask": (ids > 0).long()}
+
+
+def writers() -> list[nn.Module]:
+    made = []
+    for short in (False, True):
+        model = adapted().eval()
+        if short:
+            attention.use(model.get_base_model())
+            lean.install(model)
+            rollout.install(model.get_base_model())
+        made.append(model)
+    return made
+
+
+def test_a_group_writes_as_its_rows_do_alone():
+    plain, short = writers()
+    greedy = GenerationConfig(max_new_tokens=7, do_sample=False, pad_token_id=0)
+    expected = plain.generate(**prompts(), generation_config=greedy)
+    assert torch.equal(expected, short.generate(**prompts(), generation_config=greedy))
+    # A token that one question's answer holds ends it; the other one goes on, and padding follows the first.
+    greedy.eos_token_id = int(expected[0, 6])
+    expected = plain.generate(**prompts(), generation_config=greedy)
+    assert (expected == 0).any() and torch.equal(expected, short.generate(**prompts(), generation_config=greedy))
+    assert not any(hasattr(layer, "kept") for layer in lean.layers(short))
+
+
+def test_a_group_samples_from_the_models_distribution():
+    _, short = writers()
+    batch = {name: column[:1].expand(3000, -1) for name, column in prompts().items()}
+    sampling = GenerationConfig(
+        max_new_tokens=1, do_sample=True, temperature=0.5, top_k=0, top_p=1.0, pad_token_id=0, eos_token_id=299
+    )
+    torch.manual_seed(0)
+    drawn = short.generate(**batch, generation_config=sampling)[:, -1].bincount(minlength=300) / 3000
+    with torch.no_grad():
+        expected = (short(**prompts()).logits[0, -1] / 0.5).softmax(-1)
+    error = (expected * (1 - expected) / 3000).sqrt()
+    assert ((drawn - expected).abs() <= 5 * error + 1 / 3000).all()
+
+
+def test_draws_are_as_likely_as_they_are():
+    probabilities = torch.tensor([[0.0, 0.25, 0.0, 0.75], [1.0, 0.0, 0.0, 0.0]]).repeat_interleave(20_000, 0)
+    torch.manual_seed(0)
+    found = rollout.draw(probabilities).view(2, -1)
+    assert set(found[0].tolist()) == {1, 3} and set(found[1].tolist()) == {0}
+    assert (found[0] == 1).float().mean().item() == pytest.approx(0.25, abs=0.015)
+
+
+def test_generation_of_another_kind_is_transformers_own(monkeypatch):
+    _, short = writers()
+    monkeypatch.setattr(rollout, "loop", lambda *_, **__: pytest.fail("looped"))
+    beams = GenerationConfig(max_new_tokens=3, num_beams=2, do_sample=False, pad_token_id=0)
+    assert short.generate(**prompts(), generation_config=beams).shape == (8, 7)
+    config = GenerationConfig(max_new_tokens=3, do_sample=False, pad_token_id=0, return_dict_in_generate=True)
+    assert short.generate(**prompts(), generation_config=config).sequences.shape == (8, 7)
+    assert short.generate(prompts()["input_ids"], max_new_tokens=3, do_sample=False, pad_token_id=0).shape == (8, 7)
+
+
+def test_grpo_losses_are_the_same(tiny_recipe, tmp_path, monkeypatch):
+    exact = device.Machine("cpu", "test", "float32", 2, 2**34, "test")
+    monkeypatch.setattr(device, "describe", lambda: exact)
+    # The same completions on both sides: what is drawn is another test's subject.
+    monkeypatch.setattr(rollout, "install", lambda model: None)
+    reward = lambda completions, **_: [float(len(str(text))) for text in completions]  # noqa: E731
+    monkeypatch.setitem(rewards.BUILT_IN, "short_answer", reward)
+    logs = []
+    for shortcuts in (True, False):
+        folder = tmp_path / str(shortcuts)
+        values = tiny_recipe | {
+            "stage": "grpo", "reward_funcs": "short_answer", "num_generations": 4, "per_device_train_batch_size": 8,
+            "max_new_tokens": 6, "pref_beta": 0.1, "max_steps": 2, "learning_rate": 1e-3,
+            "shortcuts": shortcuts, "output_dir": str(folder),
+        }  # fmt: skip
+        train.train(recipe.load(values))
+        lines = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+        logs.append([row[name] for row in lines for name in ("loss", "grad_norm", "kl", "reward") if name in row])
+    assert len(logs[0]) >= 6 and logs[0] == pytest.approx(logs[1], abs=2e-5)

@@ -102,11 +102,10 @@ class MemoryPanel:
         return f"<p>{html.escape(room_said)}</p>" + shown.grid(head, rows)
 
     def cell(self, found: Needs | None, room: float) -> str:
-        """Return one cell: the peak, green where it fits, and the smallest card that holds it."""
+        """Return one cell: the peak, green where it fits, and the smallest card, or how many cards, that hold it."""
         if found is None:
             return "-"
         colour = GREEN if found.peak <= room else shown.RED
-        card = needs.smallest_card(found.peak)
-        card = html.escape(card if card in needs.CARDS else self.words("sized_several"))
+        card = html.escape(needs.smallest_card(found))
         peak = f'<b style="color:{colour}">{shown.gib(found.peak)}</b>'
         return f'<td style="padding:2px 14px 2px 0">{peak} <small>{card}</small></td>'

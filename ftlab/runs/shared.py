@@ -1,0 +1,178 @@
+"""Rows that begin alike are read once: the question that a group of completions shares, the first lines of a template.
+
+What a decoder makes of a token depends on the tokens before it alone. Two rows with the same first tokens hold the same
+numbers there, so that a batch is a tree: each node is one token to compute, each row a path through it.
+"""
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ftlab.runs.attention import Pack, Pad, Places, joined, places, split, table
+
+# What else a call may ask for.
+UNDERSTOOD = ("use_cache", "position_ids", "output_hidden_states")
+
+
+class Spread(torch.autograd.Function):
+    """Tokens, (tokens, width), at every place of a padded batch, (places, width); a token may stand at many."""
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor, there: Tensor) -> Tensor:
+        """Spread."""
+        ctx.there, ctx.tokens = there, len(packed)
+        return packed.index_select(0, there)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        """Add up what comes back to a token, in float32: many small numbers of 16 bits would lose some."""
+        total = gradient.new_zeros(ctx.tokens, gradient.shape[1], dtype=torch.float32)
+        total.index_add_(0, ctx.there, gradient.float())
+        return total.to(gradient.dtype), None
+
+
+class Table(NamedTuple):
+    """The attention of some rows: each one's own tokens against all tokens up to them.
+
+    Attributes:
+        own: which packed tokens these are. where: their places, (rows, longest).
+        keys: (rows * keys,), the token at each place of the whole rows. mask: (rows, 1, longest, keys).
+    """
+
+    own: slice
+    where: Places
+    keys: Tensor
+    mask: Tensor
+
+
+class Tree(NamedTuple):
+    """A batch whose rows begin alike.
+
+    Attributes:
+        tokens, depths: (nodes,), each node's token, and how many tokens stand before it in its rows.
+        nodes: (batch, seq_len), the node at each place; any at padding.
+        tables: the attention of its nodes, in their order.
+    """
+
+    tokens: Tensor
+    depths: Tensor
+    nodes: Tensor
+    tables: list[Table]
+
+    def attend(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float
+    ) -> Tensor:
+        """Return the attention (1, nodes, heads, head_dim) of (1, heads, nodes, head_dim)."""
+        flat, found = [joined(part) for part in (query, key, value)], []
+        for one in self.tables:
+            rows = one.where.rows
+            mine = split(Pad.apply(flat[0][one.own], one.where), rows, query.shape[1])
+            theirs = [split(Spread.apply(part, one.keys), rows, key.shape[1]) for part in flat[1:]]
+            result = table(module, mine, *theirs, one.mask.to(query.dtype), scaling, dropout)
+            found.append(Pack.apply(result.flatten(0, 1).flatten(1), one.where))
+        return torch.cat(found).view(1, -1, *query.shape[1::2])
+
+
+def grow(input_ids: Tensor, attention_mask: Tensor) -> Tree:
+    """Return the tree of a padded batch, (batch, seq_len); the tokens of a row stand side by side."""
+    real = attention_mask.bool()
+    lengths = real.sum(1)
+    column = torch.arange(int(lengths.max()))
+    there = column < lengths[:, None]
+    ids = input_ids.new_full(there.shape, -1)
+    ids[there] = input_ids[real]
+    common, like = kin(ids, lengths)
+    own = lengths - common
+    # A table is as wide as its longest row: short ends behind a common beginning are kept apart from whole rows.
+    short = own <= len(column) // 2
+    groups = [rows for kind in (~short, short & (own > 0)) if len(rows := kind.nonzero()[:, 0])]
+    order = torch.cat(groups)
+    starts = torch.zeros_like(own)
+    starts[order] = own[order].cumsum(0) - own[order]
+    nodes = starts[:, None] + column - common[:, None]
+    for i in range(len(nodes)):
+        nodes[i, : common[i]] = nodes[like[i], : common[i]]
+    nodes[~there] = 0
+    tokens, depths = ids.new_empty(int(own.sum())), ids.new_empty(int(own.sum()))
+    tokens[nodes[there]], depths[nodes[there]] = ids[there], column.expand_as(nodes)[there]
+    padded = torch.zeros_like(input_ids)
+    padded[real] = nodes[there]
+    tables = [attended(nodes[rows], lengths[rows], common[rows], int(starts[rows[0]])) for rows in groups]
+    return Tree(tokens, depths, padded, tables)
+
+
+def kin(ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Return for each row (batch, longest) how many first tokens an earlier row has as well, and which row that is."""
+    alike = (ids[:, None] == ids).cumprod(2).sum(2).minimum(lengths[:, None])
+    common, like = alike.tril(-1).max(1)
+    return common, like
+
+
+def attended(nodes: Tensor, lengths: Tensor, common: Tensor, first: int) -> Table:
+    """Return the table of some rows.
+
+    Args:
+        nodes: (rows, longest), the token at each of their places. lengths, common: (rows,), how many tokens they have,
+            and how many of those are other rows'. first: the number of the first token that is their own.
+    """
+    own = lengths - common
+    where = places(nn.functional.pad(own.cumsum(0), (1, 0)), int(own.max()))
+    width = int(lengths.max())
+    depth = common[:, None] + torch.arange(where.length)
+    hidden = torch.arange(width) > depth[:, :, None]
+    # The smallest number of bfloat16 is no infinity in float32 either.
+    mask = torch.zeros(hidden.shape).masked_fill_(hidden, torch.finfo(torch.bfloat16).min)[:, None]
+    return Table(slice(first, first + len(where.back)), where, nodes[:, :width].flatten(), mask)
+
+
+def fits(body: nn.Module, input_ids: Tensor | None, attention_mask: Tensor | None, given: dict[str, Any]) -> bool:
+    """Say whether a call is a padded batch of whole rows, asked for hidden states and nothing else."""
+    if input_ids is None or attention_mask is None or attention_mask.shape != input_ids.shape:
+        return False
+    cached = given.get("use_cache")
+    if body.config.use_cache if cached is None else cached:
+        return False
+    # Not `value in (None, False)`: a tensor has no one truth.
+    if any(value is not None and value is not False for name, value in given.items() if name not in UNDERSTOOD):
+        return False
+    if body.training and drops(body):
+        return False
+    real = attention_mask.bool()
+    begins = real[:, 0].int() + (real[:, 1:] & ~real[:, :-1]).sum(1)
+    window = getattr(body.config, "sliding_window", None)
+    if not bool((begins == 1).all()) or (window is not None and input_ids.shape[1] > window):
+        return False
+    positions = given.get("position_ids")
+    return positions is None or torch.equal(positions.expand_as(real)[real], (real.cumsum(1) - 1)[real])
+
+
+def drops(body: nn.Module) -> bool:
+    """Say whether a body drops numbers at random while it is trained: for each row others, then."""
+    chances = [layer.p for layer in body.modules() if isinstance(layer, nn.Dropout)]
+    return any(chances) or bool(getattr(body.config, "attention_dropout", 0))
+
+
+def forward(
+    body: nn.Module, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **given: Any
+) -> Any:
+    """Compute the body of a model: a batch of whole rows as a tree, anything else as it is."""
+    if not fits(body, input_ids, attention_mask, given):
+        return type(body).forward(body, input_ids=input_ids, attention_mask=attention_mask, **given)
+    tree = grow(input_ids, attention_mask)
+    given |= {"position_ids": tree.depths[None], "use_cache": False}
+    output = type(body).forward(body, input_ids=tree.tokens[None], shared=tree, **given)
+
+    def at_every_place(hidden: Tensor) -> Tensor:
+        return Spread.apply(hidden[0], tree.nodes.flatten()).view(*input_ids.shape, -1)
+
+    output.last_hidden_state = at_every_place(output.last_hidden_state)
+    if output.hidden_states is not None:
+        output.hidden_states = tuple(map(at_every_place, output.hidden_states))
+    return output
+
+
+def install(body: nn.Module) -> None:
+    """Let the body of a model, which attends with `attention.attention`, read what its rows share once."""
+    body.forward = partial(forward, body)
