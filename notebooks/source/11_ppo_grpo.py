@@ -531,11 +531,13 @@ for method in ("before", "judged"):
     print(f"{method:<8}the program's reward {{:.2f}}, right {{:.0%}}, {{:.0f}} words".format(*scores(replies[method])))
 
 # %% [markdown] id="judge-read"
-# The judge pays for what it saw in its pairs, not for what they were meant to show, and it was never asked whether an
-# answer is true. That is why a learned reward goes together with a price on KL, and with reading.
+# Compare both rewards with what you read. The judge pays for what it saw in its hundred pairs, not for what they were
+# meant to show: nobody asked it whether an answer is true, and whether it likes brief ones is for you to see. Its own
+# curve says nothing about that. Hence the order: first a judge that is good on held-out pairs and calibrated (lesson 10),
+# with a probe for length, then training, with a price on KL, and reading.
 
-# %% [markdown] id="judge-read" lang="zh" of="84e18312"
-# 裁判付钱买的是它在那些对子里看到的东西，而不是那些对子本来想表达的东西；而且从来没有人问过它回答是不是真的。所以学出来的奖励要与 KL 的价格，以及阅读样本，配合使用。
+# %% [markdown] id="judge-read" lang="zh" of="e6c412f9"
+# 把两个奖励与你读到的回答比一比。裁判付钱买的是它在那一百来个对子里看到的东西，而不是那些对子本来想表达的东西：从来没有人问过它回答是不是真的，它是否喜欢简短的回答，要你自己去看。它自己的曲线对此什么也没说。所以次序是：先有一个在留出对子上判得准、校准过、查过长度偏好的裁判（第 10 课），再训练，并配上 KL 的价格，还要读样本。
 
 # %% [markdown] id="exercise-advantage-why"
 # ## Exercises
