@@ -93,7 +93,7 @@ seed = 0
 # %% id="profile"
 profiles = {  # model, steps, orders asked, tokens of an answer, (rows, tokens) whose memory is measured, sentences
     "smoke": ("smollm2-135m", 1, 2, 4, [(1, 64)], 4),
-    "cpu": ("smollm2-135m", 80, 100, 48, [(1, 128), (4, 128)], 60),
+    "cpu": ("smollm2-135m", 80, 80, 48, [(1, 128), (4, 128)], 40),
     "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 90, 100, 48, [(1, 512), (4, 512)], 60),
     "a24g": ("Qwen/Qwen2.5-7B-Instruct", 60, 100, 48, [(1, 512), (4, 512)], 60),
 }
