@@ -14,7 +14,9 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-ON_CPU = not torch.cuda.is_available()
+from benchmarks.limit import ON
+
+ON_CPU = ON == "cpu"
 WARM_UP = 2  # steps that are not timed: the first ones fill caches and pools
 LAST = 4  # steps whose mean is the final loss
 

@@ -157,8 +157,7 @@ def run_loop(method: str, batch: int, steps: int, side: Side) -> None:
         model = prepare_model_for_kbit_training(model)
     else:
         model = AutoModelForCausalLM.from_pretrained(path, dtype="bfloat16")
-    where = "cpu" if sides.ON_CPU else "cuda"
-    model = get_peft_model(model, lora()).train().to(where)
+    model = get_peft_model(model, lora()).train().to(limit.ON)
     side.begin(model)
     optimizer = torch.optim.AdamW(
         [weight for weight in model.parameters() if weight.requires_grad], lr=LEARNING_RATE[method], weight_decay=0
@@ -168,7 +167,7 @@ def run_loop(method: str, batch: int, steps: int, side: Side) -> None:
     sampler = SeedableRandomSampler(encoded, data_seed=SEED)
     loader = torch.utils.data.DataLoader(encoded, batch, sampler=sampler, collate_fn=tokenizer_batch(tokenizer))
     for inputs in itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), steps):
-        loss = model(**{name: value.to(where) for name, value in inputs.items()}, use_cache=False).loss
+        loss = model(**{name: value.to(limit.ON) for name, value in inputs.items()}, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()

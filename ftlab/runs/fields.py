@@ -156,6 +156,11 @@ def takes_shortcuts(recipe: Recipe, machine: Machine) -> bool:
     return recipe.shortcuts and recipe.flash_attn == "auto" and attention_for(recipe, machine) == "eager"
 
 
+def shares_beginnings(recipe: Recipe, machine: Machine) -> bool:
+    """Say whether what rows begin with in common is read once (`shared.py`); supervised rows are packed instead."""
+    return takes_shortcuts(recipe, machine) and recipe.objective != "sft"
+
+
 def adapts_in_float32(recipe: Recipe, accelerator: str) -> bool:
     """Say whether adapters are kept in float32 beside a 16-bit base, as PEFT does by itself.
 

@@ -62,9 +62,9 @@ def imports(recipe: Recipe, machine: device.Machine, trainers: str, classes: lis
     ours = ["recipe", "rows"] + (["templates"] if recipe.template else [])
     ours += ["rewards"] if recipe.stage == "grpo" else []
     ours += ["lean"] if shortens(recipe, machine) else []
-    if fields.takes_shortcuts(recipe, machine):
-        ours += ["attention"] if recipe.objective == "sft" else ["attention", "shared"]
-        ours += ["rollout"] if recipe.stage == "grpo" else []
+    ours += ["attention"] if fields.takes_shortcuts(recipe, machine) else []
+    ours += ["shared"] if fields.shares_beginnings(recipe, machine) else []
+    ours += ["rollout"] if fields.shares_beginnings(recipe, machine) and recipe.stage == "grpo" else []
     lines += ["from ftlab import device", f"from ftlab.runs import {', '.join(sorted(ours))}", ""]
     return "\n".join(lines)
 
@@ -99,7 +99,7 @@ def model(recipe: Recipe, machine: device.Machine) -> str:
     lines.append(f"set_seed({recipe.training.get('seed', 42)})")
     lines.append(call(f"model = {kind}.from_pretrained", [repr(path), *options]))
     lines += ["device.keep_gradients(model)"] if recipe.quantization_bit == 4 else []
-    if fields.takes_shortcuts(recipe, machine) and recipe.objective != "sft":
+    if fields.shares_beginnings(recipe, machine):
         lines.append("if attention.use(model):  # plain products, fastest for short rows on a CPU")
         lines.append("    shared.install(model.base_model)  # what rows begin with in common is read once")
         lines += ["    rollout.install(model)"] if recipe.stage == "grpo" else []

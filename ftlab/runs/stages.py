@@ -63,8 +63,7 @@ def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         raise fail("train_model", where=path, reason=(str(error).splitlines() or ["?"])[0][:200]) from None
     keep_gradients(model)
-    # Supervised rows are packed instead, `build_trainer`.
-    if fields.takes_shortcuts(recipe, machine) and attention.use(model) and recipe.objective != "sft":
+    if fields.takes_shortcuts(recipe, machine) and attention.use(model) and fields.shares_beginnings(recipe, machine):
         shared.install(model.base_model)
         if recipe.objective in ("ppo", "grpo"):
             rollout.install(model)

@@ -503,12 +503,13 @@ ax.legend()
 plt.show()
 
 # %% [markdown] id="read"
-# Read it with care: one task, one seed, twenty steps of four orders. A difference of a few points is noise; a gap of
-# thirty is not. What holds up elsewhere: adapters on all linear layers reach full fine-tuning at a small part of its bytes;
-# methods with few numbers need many more steps or a larger model; the optimizer matters less than the learning rate.
+# Read it with care: one task, one seed, twenty steps of four orders. A difference of a few points is noise, and a row
+# near zero with a high surprise beside it is a learning rate too high before it is a bad method: is there one here?
+# What holds up elsewhere: adapters on all linear layers reach full fine-tuning at a small part of its bytes; methods
+# with few numbers need many more steps or a larger model; the optimizer matters less than the learning rate.
 
-# %% [markdown] id="read" lang="zh" of="58d3e32c"
-# 读的时候要小心：一个任务、一个种子、二十步，每步四个订单。几个百分点的差别是噪声，三十个百分点的差距不是。在别处也成立的是：适配全部线性层的方法，用一小部分字节就能达到全量微调；只有很少数字的方法需要多得多的步数，或更大的模型；优化器没有学习率要紧。
+# %% [markdown] id="read" lang="zh" of="ca93f20a"
+# 读的时候要小心：一个任务、一个种子、二十步，每步四个订单。几个百分点的差别是噪声；得分接近零、意外程度又高的一行，首先说明学习率太高，而不是方法不好：这里有这样的一行吗？在别处也成立的是：适配全部线性层的方法，用一小部分字节就能达到全量微调；只有很少数字的方法需要多得多的步数，或更大的模型；优化器没有学习率要紧。
 
 # %% [markdown] id="break-why"
 # ## Break it: one learning rate for all

@@ -486,13 +486,13 @@ print(f"right answers: {honest_right:.0%} with the whole reward, {hacked_right:.
 
 # %% [markdown] id="judge-why"
 # ## A judge instead of a program
-# Most wishes no program can check. A reward model can stand in for it: the judge of lesson 10, trained here in half a
-# minute on pairs in which people wanted "In short, ..." and a brief answer. TRL takes a model wherever it takes a function.
+# Most wishes no program can check. A reward model can stand in for it: the judge of lesson 10, trained here in a few
+# steps on pairs in which people wanted "In short, ..." and a brief answer. TRL takes a model wherever it takes a function.
 # **Predict before you run:** the program still scores the answers, but pays nothing for them; what happens to its score?
 
-# %% [markdown] id="judge-why" lang="zh" of="b4c3eb5b"
+# %% [markdown] id="judge-why" lang="zh" of="788fd613"
 # ## 用裁判代替程序
-# 大多数愿望，程序检查不了。奖励模型可以代替它：第 10 课的裁判，在这里用半分钟训练好，所用的成对回答里，人们想要的是以 “In short, ...” 开头的简短回答。凡是 TRL 接受函数的地方，也接受模型。**运行之前先预测：** 程序仍然给回答打分，但不再付报酬；它的分数会怎样？
+# 大多数愿望，程序检查不了。奖励模型可以代替它：第 10 课的裁判，在这里用几步训练好，所用的成对回答里，人们想要的是以 “In short, ...” 开头的简短回答。凡是 TRL 接受函数的地方，也接受模型。**运行之前先预测：** 程序仍然给回答打分，但不再付报酬；它的分数会怎样？
 
 
 # %% id="judge-data"
@@ -531,13 +531,13 @@ for method in ("before", "judged"):
     print(f"{method:<8}the program's reward {{:.2f}}, right {{:.0%}}, {{:.0f}} words".format(*scores(replies[method])))
 
 # %% [markdown] id="judge-read"
-# Compare both rewards with what you read. The judge pays for what it saw in its hundred pairs, not for what they were
+# Compare both rewards with what you read. The judge pays for what it saw in its few pairs, not for what they were
 # meant to show: nobody asked it whether an answer is true, and whether it likes brief ones is for you to see. Its own
 # curve says nothing about that. Hence the order: first a judge that is good on held-out pairs and calibrated (lesson 10),
 # with a probe for length, then training, with a price on KL, and reading.
 
-# %% [markdown] id="judge-read" lang="zh" of="e6c412f9"
-# 把两个奖励与你读到的回答比一比。裁判付钱买的是它在那一百来个对子里看到的东西，而不是那些对子本来想表达的东西：从来没有人问过它回答是不是真的，它是否喜欢简短的回答，要你自己去看。它自己的曲线对此什么也没说。所以次序是：先有一个在留出对子上判得准、校准过、查过长度偏好的裁判（第 10 课），再训练，并配上 KL 的价格，还要读样本。
+# %% [markdown] id="judge-read" lang="zh" of="63898971"
+# 把两个奖励与你读到的回答比一比。裁判付钱买的是它在那不多的对子里看到的东西，而不是那些对子本来想表达的东西：从来没有人问过它回答是不是真的，它是否喜欢简短的回答，要你自己去看。它自己的曲线对此什么也没说。所以次序是：先有一个在留出对子上判得准、校准过、查过长度偏好的裁判（第 10 课），再训练，并配上 KL 的价格，还要读样本。
 
 # %% [markdown] id="exercise-advantage-why"
 # ## Exercises
