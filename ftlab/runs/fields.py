@@ -152,13 +152,8 @@ def attention_for(recipe: Recipe, machine: Machine) -> str | None:
 
 
 def takes_shortcuts(recipe: Recipe, machine: Machine) -> bool:
-    """Say whether attention is computed by ftlab's own function for short rows (`attention.py`)."""
+    """Say whether ftlab's attention for short rows is used, and what rows begin with in common is read once."""
     return recipe.shortcuts and recipe.flash_attn == "auto" and attention_for(recipe, machine) == "eager"
-
-
-def shares_beginnings(recipe: Recipe, machine: Machine) -> bool:
-    """Say whether what rows begin with in common is read once (`shared.py`); supervised rows are packed instead."""
-    return takes_shortcuts(recipe, machine) and recipe.objective != "sft"
 
 
 def adapts_in_float32(recipe: Recipe, accelerator: str) -> bool:

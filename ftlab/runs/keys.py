@@ -119,7 +119,9 @@ class Recipe(BaseModel):
         None, "end after so many evaluations without a better one", "EarlyStoppingCallback", ge=1
     )
     shortcuts: bool = key(
-        True, "on a CPU: ftlab's faster LoRA, loss and attention, the same numbers; false: the libraries' own"
+        True,
+        "on a CPU: faster LoRA, loss and attention, common beginnings read once, the same numbers; "
+        "false: the libraries' own",
     )
     overwrite_output_dir: bool = key(False, "replace another recipe's run in output_dir; this one's own is kept")
     plot_loss: bool = key(True, "write loss.png", "matplotlib")

@@ -12,10 +12,11 @@ from ftlab import catalogue, memory, models
 from ftlab.device import CPU_LOSS_TILE, LOSS_TILE, Machine, cuda_dtype
 from ftlab.errors import LabError, fail, say
 from ftlab.memory import Decoder, Needs, Training
-from ftlab.runs import attention, fields
+from ftlab.runs import fields
 from ftlab.runs import recipe as recipes
 from ftlab.runs.keys import Recipe
 from ftlab.runs.trained import trained_weights
+from ftlab.shortcuts import attention
 
 GIB = 2**30
 # What stays free of a machine's memory: the system, Python and its libraries; on a card CUDA itself.

@@ -61,11 +61,10 @@ def imports(recipe: Recipe, machine: device.Machine, trainers: str, classes: lis
     lines += [f"from {trainers} import {', '.join(classes)}", ""]
     ours = ["recipe", "rows"] + (["templates"] if recipe.template else [])
     ours += ["rewards"] if recipe.stage == "grpo" else []
-    ours += ["lean"] if shortens(recipe, machine) else []
-    ours += ["attention"] if fields.takes_shortcuts(recipe, machine) else []
-    ours += ["shared"] if fields.shares_beginnings(recipe, machine) else []
-    ours += ["rollout"] if fields.shares_beginnings(recipe, machine) and recipe.stage == "grpo" else []
-    lines += ["from ftlab import device", f"from ftlab.runs import {', '.join(sorted(ours))}", ""]
+    short = fields.takes_shortcuts(recipe, machine)
+    lines += [f"from ftlab import device{', shortcuts' * short}", f"from ftlab.runs import {', '.join(sorted(ours))}"]
+    lines += ["from ftlab.shortcuts import lean"] if shortens(recipe, machine) else []
+    lines.append("")
     return "\n".join(lines)
 
 
@@ -99,10 +98,8 @@ def model(recipe: Recipe, machine: device.Machine) -> str:
     lines.append(f"set_seed({recipe.training.get('seed', 42)})")
     lines.append(call(f"model = {kind}.from_pretrained", [repr(path), *options]))
     lines += ["device.keep_gradients(model)"] if recipe.quantization_bit == 4 else []
-    if fields.shares_beginnings(recipe, machine):
-        lines.append("if attention.use(model):  # plain products, fastest for short rows on a CPU")
-        lines.append("    shared.install(model.base_model)  # what rows begin with in common is read once")
-        lines += ["    rollout.install(model)"] if recipe.stage == "grpo" else []
+    if fields.takes_shortcuts(recipe, machine):
+        lines.append("shortcuts.install(model)  # the same numbers, faster on a CPU: what rows share is read once")
     lines.append("model.config.use_cache = False")
     own_dtype = f"autocast_adapter_dtype={fields.adapts_in_float32(recipe, machine.accelerator)}"
     if recipe.finetuning_type == "lora" and recipe.adapter_name_or_path:
@@ -127,10 +124,6 @@ def training(
     """Return the part that trains and saves."""
     config, trainer = classes
     lines = [call(f"args = {config}", arguments(settings))]
-    if fields.takes_shortcuts(recipe, machine) and recipe.objective == "sft":
-        packs = not recipe.packing
-        lines += ["if attention.use(model):", "    args.padding_free, args.max_length = True, None"] if packs else []
-        lines += [] if packs else ["attention.use(model)  # plain products, fastest for short rows on a CPU"]
     if recipe.shortcuts:
         lines.append(
             "device.fit_output_layer(device.describe())  # on a CPU: the same numbers in pieces that fit its cache"

@@ -19,11 +19,12 @@ from transformers import (
     TrainerCallback,
 )
 
-from ftlab import models
+from ftlab import models, shortcuts
 from ftlab.device import Machine, keep_gradients
 from ftlab.errors import fail
-from ftlab.runs import attention, fields, lean, rewards, rollout, shared
+from ftlab.runs import fields, rewards
 from ftlab.runs.keys import Recipe
+from ftlab.shortcuts import lean
 
 
 def trainer_classes(objective: str) -> tuple[type, type]:
@@ -63,10 +64,8 @@ def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         raise fail("train_model", where=path, reason=(str(error).splitlines() or ["?"])[0][:200]) from None
     keep_gradients(model)
-    if fields.takes_shortcuts(recipe, machine) and attention.use(model) and fields.shares_beginnings(recipe, machine):
-        shared.install(model.base_model)
-        if recipe.objective in ("ppo", "grpo"):
-            rollout.install(model)
+    if fields.takes_shortcuts(recipe, machine):
+        shortcuts.install(model)
     return model
 
 
@@ -137,9 +136,6 @@ def build_trainer(
     """
     _, trainer_class = trainer_classes(recipe.objective)
     options: dict[str, Any] = {}
-    if recipe.objective == "sft" and not recipe.packing and attention.used(model):
-        # Rows one behind the other, without padding between them; they were cut before.
-        args.padding_free, args.max_length = True, None
     if recipe.loraplus_lr_ratio:
         optimizer_class, optimizer_args = Trainer.get_optimizer_cls_and_kwargs(args, model)
         optimizer = create_loraplus_optimizer(

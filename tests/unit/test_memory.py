@@ -23,7 +23,8 @@ from ftlab import catalogue, device, memory
 from ftlab.device import Machine
 from ftlab.errors import LabError
 from ftlab.memory import Decoder, Training
-from ftlab.runs import attention, needs, recipe, stages
+from ftlab.runs import needs, recipe, stages
+from ftlab.shortcuts import attention
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 500}
 LLAMA = Decoder(32, 4096, 32, 8, 128, 14336, 128256, False)

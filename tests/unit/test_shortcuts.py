@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from trl.kernels import ChunkedLogProbFunction
 
-from ftlab import device, logprobs
-from ftlab.runs import attention, lean, recipe, rewards, rollout, shared, train
+from ftlab import device, shortcuts
+from ftlab.runs import recipe, rewards, train
+from ftlab.shortcuts import attention, lean, logprobs, rollout, shared
 
 # Rows of different lengths, so that a batch of them has padding.
 LENGTHS = (5, 9, 7)
@@ -35,18 +36,6 @@ def padded() -> dict[str, Tensor]:
     length = max(LENGTHS)
     ids = torch.stack([nn.functional.pad(row, (0, length - len(row))) for row in rows()])
     return {"input_ids": ids, "attention_mask": torch.stack([(torch.arange(length) < n).long() for n in LENGTHS])}
-
-
-def packed() -> dict[str, Tensor | int]:
-    starts = torch.tensor([0, *LENGTHS]).cumsum(0).int()
-    return {
-        "input_ids": torch.cat(rows())[None],
-        "position_ids": torch.cat([torch.arange(length) for length in LENGTHS])[None],
-        "cu_seq_lens_q": starts,
-        "cu_seq_lens_k": starts,
-        "max_length_q": max(LENGTHS),
-        "max_length_k": max(LENGTHS),
-    }
 
 
 def gradients(model: nn.Module) -> list[Tensor]:
@@ -145,32 +134,6 @@ def test_short_rows_attend_as_in_transformers():
     same(gradients(plain), gradients(short))
 
 
-def test_packed_rows_do_not_see_each_other():
-    plain, short = llama(), llama()
-    attention.use(short)
-    real = padded()["attention_mask"].bool()
-    alone = plain(**padded(), use_cache=False).logits[real]
-    together = short(**packed(), use_cache=False).logits[0]
-    for found in (alone, together):
-        found.square().mean().backward()
-    same([alone.detach()], [together.detach()])
-    same(gradients(plain), gradients(short))
-
-
-def test_a_sliding_window_holds_in_packed_rows():
-    torch.manual_seed(0)
-    starts = torch.tensor([0, 6, 10]).int()
-    query, key, value = torch.randn(1, 4, 10, 8), torch.randn(1, 2, 10, 8), torch.randn(1, 2, 10, 8)
-    options = {"cu_seq_lens_q": starts, "max_length_q": 6, "sliding_window": 2}
-    found, _ = attention.attention(nn.Module(), query, key, value, None, 0.3, **options)
-    rows_of = [(0, 0), (1, 0), (2, 1), (5, 4), (6, 6), (7, 6), (9, 8)]
-    for token, first in rows_of:
-        seen = slice(first, token + 1)
-        scores = torch.stack([query[0, head, token] @ key[0, head // 2, seen].t() for head in range(4)]) * 0.3
-        expected = torch.stack([scores.softmax(-1)[head] @ value[0, head // 2, seen] for head in range(4)])
-        torch.testing.assert_close(found[0, token], expected)
-
-
 def test_answers_are_the_same():
     plain, short = llama().eval(), llama().eval()
     attention.use(short)
@@ -190,13 +153,28 @@ def test_a_run_without_shortcuts_logs_the_same_losses(keys, tiny_recipe, tmp_pat
     exact = device.Machine("cpu", "test", "float32", 2, 2**34, "test")
     monkeypatch.setattr(device, "describe", lambda: exact)
     logs = []
-    for shortcuts in (True, False):
-        folder = tmp_path / str(shortcuts)
-        values = tiny_recipe | keys | {"shortcuts": shortcuts, "output_dir": str(folder), "learning_rate": 1e-3}
+    for short in (True, False):
+        folder = tmp_path / str(short)
+        values = tiny_recipe | keys | {"shortcuts": short, "output_dir": str(folder), "learning_rate": 1e-3}
         train.train(recipe.load(values))
         lines = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
         logs.append([row[name] for row in lines for name in ("loss", "eval_loss", "grad_norm") if name in row])
     assert logs[0] == pytest.approx(logs[1], abs=2e-5)
+
+
+def test_supervised_rows_are_read_once_where_they_begin_alike(tiny_recipe, tmp_path, monkeypatch):
+    trees, given = [], []
+
+    def grow(input_ids: Tensor, attention_mask: Tensor) -> shared.Tree:
+        trees.append(shared_grow(input_ids, attention_mask))
+        given.append(int(attention_mask.sum()))
+        return trees[-1]
+
+    shared_grow = shared.grow
+    monkeypatch.setattr(shared, "grow", grow)
+    train.train(recipe.load(tiny_recipe | {"output_dir": str(tmp_path / "run"), "per_device_train_batch_size": 4}))
+    # Every row begins with the template's first lines.
+    assert trees and all(len(tree.tokens) < tokens for tree, tokens in zip(trees, given, strict=True))
 
 
 def group(left: bool = True) -> dict[str, Tensor]:
@@ -234,6 +212,25 @@ def test_a_tree_computes_as_its_rows_do(batch):
         found.square().mean().backward()
     same([logits[0].detach()], [logits[1].detach()])
     same(gradients(plain), gradients(short))
+
+
+def test_everything_installed_at_once_computes_the_same():
+    batch = group()
+    plain, short = adapted(), adapted()
+    assert shortcuts.install(short) and attention.used(short)
+    real = batch["attention_mask"].bool()
+    logits = [model(**batch, use_cache=False).logits[real] for model in (plain, short)]
+    for found in logits:
+        found.square().mean().backward()
+    same([logits[0].detach()], [logits[1].detach()])
+    same(gradients(plain), gradients(short))
+
+
+def test_another_family_gets_lora_alone():
+    model = adapted()
+    model.config.model_type = "gemma2"
+    assert not shortcuts.install(model) and not attention.used(model)
+    assert "forward" not in vars(model.get_base_model().model)
 
 
 def test_a_tree_tells_hidden_states_too():
@@ -341,12 +338,12 @@ def test_grpo_losses_are_the_same(tiny_recipe, tmp_path, monkeypatch):
     reward = lambda completions, **_: [float(len(str(text))) for text in completions]  # noqa: E731
     monkeypatch.setitem(rewards.BUILT_IN, "short_answer", reward)
     logs = []
-    for shortcuts in (True, False):
-        folder = tmp_path / str(shortcuts)
+    for short in (True, False):
+        folder = tmp_path / str(short)
         values = tiny_recipe | {
             "stage": "grpo", "reward_funcs": "short_answer", "num_generations": 4, "per_device_train_batch_size": 8,
             "max_new_tokens": 6, "pref_beta": 0.1, "max_steps": 2, "learning_rate": 1e-3,
-            "shortcuts": shortcuts, "output_dir": str(folder),
+            "shortcuts": short, "output_dir": str(folder),
         }  # fmt: skip
         train.train(recipe.load(values))
         lines = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]

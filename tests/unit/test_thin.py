@@ -31,7 +31,7 @@ ALLOWED = {
 
 FLOORS = [
     {"errors", "memory", "catalogue", "embedded", "control"},
-    {"logprobs"},
+    {"shortcuts"},
     {"device", "models", "data", "tokens"},
     {"evaluate", "checks"},
     {"plots"},

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from ftlab.errors import LabError
-from ftlab.runs import lean, recipe, train
+from ftlab.runs import recipe, train
+from ftlab.shortcuts import lean
 
 
 class Weights(TrainerCallback):

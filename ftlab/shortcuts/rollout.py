@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation import GenerationMode
 
-from ftlab.runs import attention, lean
+from ftlab.shortcuts import attention, lean
 
 # What a rollout asks of `generate`: one token after the other, nothing returned beside them.
 MODES = (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH)

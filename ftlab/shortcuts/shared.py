@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ftlab.runs.attention import Pack, Pad, Places, joined, places, split, table
+from ftlab.shortcuts.attention import table
+from ftlab.shortcuts.places import Pack, Pad, Places, joined, places, split
 
 # What else a call may ask for.
 UNDERSTOOD = ("use_cache", "position_ids", "output_hidden_states")

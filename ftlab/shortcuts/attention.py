@@ -1,0 +1,66 @@
+"""Attention for short rows on a CPU: plain products, no key or value repeated."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.masking_utils import eager_mask
+
+NAME = "short_rows"
+# Families whose attention is Llama's: nothing is done to the scores beside scaling and masking.
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "phi3")
+
+
+def attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    shared: Any = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Return what transformers' plain attention returns, (batch, query_len, heads, head_dim), and no weights.
+
+    Args:
+        query: (batch, heads, query_len, head_dim). key, value: (batch, kv_heads, key_len, head_dim).
+        attention_mask: (batch, 1, query_len, key_len), added to the scores.
+        shared: for a batch of one that holds the tokens of many rows, their tree (`shared.Tree`).
+    """
+    if shared is not None:
+        return shared.attend(module, query, key, value, scaling, dropout), None
+    return table(module, query, key, value, attention_mask, scaling, dropout), None
+
+
+def table(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, dropout: float
+) -> Tensor:
+    """Return the attention of a padded batch, (batch, query_len, heads, head_dim)."""
+    batch, heads, length, width = query.shape
+    groups = key.shape[1]
+    # Heads that share keys and values are rows of one product.
+    grouped = query.reshape(batch, groups, -1, width)
+    scores = torch.matmul(grouped, key.transpose(2, 3)).view(batch, heads, length, -1)
+    scores = scores * scaling if mask is None else torch.add(mask, scores, alpha=scaling)
+    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = nn.functional.dropout(weights, dropout, module.training)
+    result = torch.matmul(weights.view(batch, groups, -1, key.shape[2]), value)
+    return result.view(batch, heads, length, width).transpose(1, 2).contiguous()
+
+
+def use(model: PreTrainedModel) -> bool:
+    """Let a model attend with this file's function, if it is of a family where that computes the same; say whether."""
+    if model.config.model_type not in FAMILIES:
+        return False
+    AttentionInterface.register(NAME, attention)
+    AttentionMaskInterface.register(NAME, eager_mask)
+    model.set_attn_implementation(NAME)
+    return True
+
+
+def used(model: nn.Module) -> bool:
+    """Say whether a model attends with this file's function."""
+    return getattr(model.config, "_attn_implementation", "") == NAME
