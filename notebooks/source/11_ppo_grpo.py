@@ -62,7 +62,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer
 
-from ftlab import checks, device, models
+from ftlab import checks, device, models, shortcuts
 from ftlab.apps import course
 from ftlab.runs import ppo
 
@@ -81,7 +81,7 @@ seed = 0
 # %% id="profile"
 profiles = {  # model, batches of PPO, GRPO and each side run, completions per batch, held-out questions, tokens each
     "smoke": ("smollm2-135m", 1, 1, 1, 8, 4, 6),
-    "cpu": ("smollm2-135m", 32, 28, 6, 16, 40, 40),
+    "cpu": ("smollm2-135m", 32, 48, 6, 16, 40, 40),
     "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 20, 20, 12, 32, 40, 40),
     "a24g": ("Qwen/Qwen2.5-7B-Instruct", 20, 20, 12, 32, 40, 40),
 }
@@ -343,7 +343,8 @@ peft_config = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear", tas
 logs, seconds, replies = {}, {}, {"before": answers_before}
 
 # %% id="ppo-train"
-policy_model = get_peft_model(load_model(), peft_config, autocast_adapter_dtype=on_gpu)
+policy_model = get_peft_model(load_model(), peft_config)
+shortcuts.install(policy_model)  # on a CPU: the same numbers in half the time
 ppo_args = ppo.PPOConfig(
     output_dir="runs/11_ppo_grpo/ppo",
     max_steps=2 * ppo_batches,
@@ -364,32 +365,40 @@ replies["PPO"] = answers(policy_model)
 # %% [markdown] id="grpo-why"
 # ## GRPO and RLOO, through TRL
 # The same task, the same reward, no value head. RLOO compares each completion with the mean of the *others* in its group
-# and does not divide by the spread.
+# and does not divide by the spread. On a CPU, `shortcuts.install` lets a model read once what the rows of a batch begin
+# with in common, here a question and its template: the same numbers in half the time. Without that line nothing changes
+# but the clock.
 
 
-# %% [markdown] id="grpo-why" lang="zh" of="e43574a8"
+# %% [markdown] id="grpo-why" lang="zh" of="dc3eb960"
 # ## GRPO 与 RLOO，用 TRL
-# 同样的任务，同样的奖励，没有价值头。RLOO 把每条回答与同组*其他*回答的平均值比较，也不除以离散程度。
+# 同样的任务，同样的奖励，没有价值头。RLOO 把每条回答与同组*其他*回答的平均值比较，也不除以离散程度。在 CPU 上，`shortcuts.install` 让模型只读一次一批数据共同的开头（这里是问题和它的模板）：数字相同，时间减半。去掉这一行，变的只有时钟。
 
 
 # %% id="train"
-def train(trainer_class, args, reward):
-    """Train a fresh adapter with a trainer of TRL's; return its log, its seconds, and its answers."""
+def prepare(trainer_class, args, reward):
+    """Return a trainer of TRL's with a fresh adapter."""
+    return trainer_class(load_model(), reward, args, train_dataset, processing_class=tokenizer, peft_config=peft_config)
+
+
+def train(trainer):
+    """Train; return the log, the seconds, and the answers afterwards."""
     started = time.perf_counter()
-    trainer = trainer_class(
-        load_model(), reward, args, train_dataset, processing_class=tokenizer, peft_config=peft_config
-    )
     trainer.train()
     return trainer.state.log_history, time.perf_counter() - started, answers(trainer.model)
 
 
 # %% id="grpo-train"
 grpo_args = GRPOConfig(output_dir="runs/11_ppo_grpo/grpo", max_steps=grpo_batches, loss_type="grpo", **grpo_settings)
-logs["GRPO"], seconds["GRPO"], replies["GRPO"] = train(GRPOTrainer, grpo_args, right_and_brief)
+grpo = prepare(GRPOTrainer, grpo_args, right_and_brief)
+shortcuts.install(grpo.model)
+logs["GRPO"], seconds["GRPO"], replies["GRPO"] = train(grpo)
 
 # %% id="rloo-train"
 rloo_args = RLOOConfig(output_dir="runs/11_ppo_grpo/rloo", max_steps=side_batches, **grpo_settings)
-logs["RLOO"], seconds["RLOO"], replies["RLOO"] = train(RLOOTrainer, rloo_args, right_and_brief)
+rloo = prepare(RLOOTrainer, rloo_args, right_and_brief)
+shortcuts.install(rloo.model)
+logs["RLOO"], seconds["RLOO"], replies["RLOO"] = train(rloo)
 
 # %% [markdown] id="curves-why"
 # ## What to watch
@@ -459,16 +468,20 @@ def only_brief(completions, **columns):
     return [brevity(completion[0]["content"]) for completion in completions]
 
 
-hack_args = GRPOConfig(output_dir="runs/11_ppo_grpo/hack", max_steps=side_batches, loss_type="grpo", **grpo_settings)
-hack_log, _, replies["hacked"] = train(GRPOTrainer, hack_args, only_brief)
+hack_args = GRPOConfig(
+    output_dir="runs/11_ppo_grpo/hack", max_steps=2 * side_batches, loss_type="grpo", **grpo_settings
+)
+hacked = prepare(GRPOTrainer, hack_args, only_brief)
+shortcuts.install(hacked.model)
+hack_log, _, replies["hacked"] = train(hacked)
 hack_curve = curve(hack_log, ("reward",))
 print(f"training reward {hack_curve[0]:.2f} -> {hack_curve[-1]:.2f}")
 
 # %% [markdown] id="break-read"
-# By its own reward this is the best run of the lesson. No curve tells; reading does:
+# By its own reward this run learns faster than any other of the lesson. No curve tells; reading does:
 
-# %% [markdown] id="break-read" lang="zh" of="6d400143"
-# 按它自己的奖励，这是本课最好的一次训练。没有曲线会说出来；读一读就知道：
+# %% [markdown] id="break-read" lang="zh" of="6a21bfb3"
+# 按它自己的奖励，这次训练比本课任何一次都学得快。没有曲线会说出来；读一读就知道：
 
 # %% id="break-samples"
 for row, text in zip(held_out.select(range(4)), replies["hacked"], strict=False):
@@ -522,7 +535,9 @@ judge = judge.merge_and_unload().eval()  # GRPOTrainer wants a plain model
 judged_args = GRPOConfig(
     output_dir="runs/11_ppo_grpo/judged", max_steps=side_batches, loss_type="grpo", **grpo_settings
 )
-judged_log, _, replies["judged"] = train(GRPOTrainer, judged_args, judge)
+judged = prepare(GRPOTrainer, judged_args, judge)
+shortcuts.install(judged.model)
+judged_log, _, replies["judged"] = train(judged)
 judged_curve = curve(judged_log, ("reward",))
 print(f"the judge's reward {judged_curve[0]:.2f} -> {judged_curve[-1]:.2f}")
 for row, text in zip(held_out.select(range(4)), replies["judged"], strict=False):
