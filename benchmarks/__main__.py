@@ -19,8 +19,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="times each variant is run, in turns")
     parser.add_argument("--steps", type=int, default=12, help="optimizer steps of one run")
     parser.add_argument("--only", nargs="+", help="train: lora, qlora, full; levers: settings; memory: methods, stages")
+    parser.add_argument("--llamafactory", help="train: the path of llamafactory-cli, to compare with")
     options = parser.parse_args()
     chosen = {"only": options.only} if options.only else {}
+    chosen |= {"command": options.llamafactory} if options.llamafactory else {}
     found = importlib.import_module(f"benchmarks.{options.name}").measure(options.repeats, options.steps, **chosen)
     for name, ratio in found["ratios"].items():
         print(f"{name:<48} {ratio:.3f}")

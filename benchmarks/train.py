@@ -1,6 +1,7 @@
 """Fine-tuning on identity_en: ftlab's recipes against trl as it comes, trl with the obvious settings, a plain loop.
 
 The same rows in the same order (checked), the same adapters to begin with, steps, rank, optimizer and learning rate.
+LLaMA-Factory is a side too where its command is given.
 """
 
 import itertools
@@ -11,12 +12,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import limit, sides, turns
+from benchmarks import limit, llamafactory, sides, turns
 from benchmarks.sides import Side
 
 VARIANTS = {
     "lora": ("ftlab", "trl defaults", "trl best settings", "plain loop"),
-    "qlora": ("ftlab", "plain peft"),
+    "qlora": ("ftlab", "plain peft", "trl defaults"),
     "full": ("ftlab", "trl defaults"),
 }
 RECIPES = {"lora": "sft_lora", "qlora": "sft_qlora", "full": "sft_full"}
@@ -29,22 +30,25 @@ ADAPTER_WEIGHTS = 30 * sum(RANK * (n + m) for n, m in limit.SHAPES)
 HEAD_WEIGHTS = 49152 * 576
 
 
-def measure(repeats: int, steps: int, only: Sequence[str] = ()) -> dict[str, Any]:
+def measure(repeats: int, steps: int, only: Sequence[str] = (), command: str = "") -> dict[str, Any]:
     """Print one table per method and batch size; return figures and ratios of trained tokens per second.
 
     Args:
         only: which of lora, qlora and full to compare; all by default.
+        command: the path of `llamafactory-cli`, which is a side of lora then.
     """
     found: dict[str, Any] = {"tables": {}, "ratios": {}}
     for method in only or VARIANTS:
         best = limit.matrix_rate(limit.torch.bfloat16, repeats)
         tables = {}
+        variants = VARIANTS[method] + ((llamafactory.NAME,) if command and method == "lora" else ())
         for batch in BATCHES:
-            arguments = (method, str(batch), str(steps))
-            tables[batch] = turns.medians(turns.in_turns("benchmarks.train", VARIANTS[method], repeats, *arguments))
+            arguments = (method, str(batch), str(steps), command)
+            tables[batch] = turns.medians(turns.in_turns("benchmarks.train", variants, repeats, *arguments))
             print(f"\n{method}, batch {batch}, {steps} steps, {repeats} turns")
             turns.show(tables[batch])
-            turns.same(tables[batch], "samples")
+            # Another program's tokens cannot be looked at.
+            turns.same({name: row for name, row in tables[batch].items() if name != llamafactory.NAME}, "samples")
         found["tables"][method] = tables
         found["ratios"] |= ratios(method, tables, max(best, limit.matrix_rate(limit.torch.bfloat16, repeats)))
     return found
@@ -52,14 +56,15 @@ def measure(repeats: int, steps: int, only: Sequence[str] = ()) -> dict[str, Any
 
 def ratios(method: str, tables: dict[int, dict[str, Any]], matrix_gflops: float) -> dict[str, float]:
     """Return what one method's tables say, both batch sizes together."""
-    mine, others = VARIANTS[method][0], VARIANTS[method][1:]
-    speed = {variant: together(tables, variant, "trained_tokens_per_second") for variant in VARIANTS[method]}
+    mine, *others = tables[BATCHES[0]]
+    speed = {variant: together(tables, variant, "trained_tokens_per_second") for variant in (mine, *others)}
     found = {}
     for other in others:
         name = f"{method}_vs_{other.replace(' ', '_')}" if other != "plain peft" else "qlora_vs_plain"
         found[name] = speed[mine] / speed[other]
         pairs = [(table[mine], table[other]) for table in tables.values()]
-        found[f"{name}_loss_difference"] = max(abs(a["final_loss"] / b["final_loss"] - 1) for a, b in pairs)
+        if other != llamafactory.NAME:  # it trains on one token more per row
+            found[f"{name}_loss_difference"] = max(abs(a["final_loss"] / b["final_loss"] - 1) for a, b in pairs)
         found[f"{name}_peak_memory"] = max(a["peak_gib"] / b["peak_gib"] for a, b in pairs)
     if method == "lora":
         found["lora_share_of_machine_limit"] = together(tables, mine, "needed_gflops") / matrix_gflops
@@ -104,9 +109,11 @@ def run_trl(method: str, batch: int, steps: int, side: Side, folder: str, best: 
 
     from ftlab import models
 
-    obvious = (
+    obvious: dict[str, Any] = (
         {"gradient_checkpointing": False, "bf16": True, "model_init_kwargs": {"dtype": "bfloat16"}} if best else {}
     )
+    if method == "qlora":
+        obvious["model_init_kwargs"] = {"dtype": "bfloat16", "quantization_config": four_bits()}
     args = SFTConfig(
         output_dir=folder,
         use_cpu=sides.ON_CPU,
@@ -125,7 +132,7 @@ def run_trl(method: str, batch: int, steps: int, side: Side, folder: str, best: 
         models.fetch("smollm2-135m"),
         args,
         train_dataset=Dataset.from_list(rows()),
-        peft_config=lora() if method == "lora" else None,
+        peft_config=None if method == "full" else lora(),
         callbacks=[side],
     )
     trainer.train()
@@ -137,9 +144,8 @@ def run_loop(method: str, batch: int, steps: int, side: Side) -> None:
     For qlora the model is prepared as PEFT's guide to quantization does it.
     """
     import torch
-    from accelerate.data_loader import SeedableRandomSampler
     from peft import get_peft_model, prepare_model_for_kbit_training
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, get_cosine_schedule_with_warmup
+    from transformers import AutoModelForCausalLM, AutoTokenizer, get_cosine_schedule_with_warmup
 
     from ftlab import models
 
@@ -147,13 +153,7 @@ def run_loop(method: str, batch: int, steps: int, side: Side) -> None:
     tokenizer = AutoTokenizer.from_pretrained(path)
     encoded = rows()
     if method == "qlora":
-        four_bits = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-        model = AutoModelForCausalLM.from_pretrained(path, quantization_config=four_bits)
+        model = AutoModelForCausalLM.from_pretrained(path, quantization_config=four_bits())
         model = prepare_model_for_kbit_training(model)
     else:
         model = AutoModelForCausalLM.from_pretrained(path, dtype="bfloat16")
@@ -163,9 +163,7 @@ def run_loop(method: str, batch: int, steps: int, side: Side) -> None:
         [weight for weight in model.parameters() if weight.requires_grad], lr=LEARNING_RATE[method], weight_decay=0
     )
     schedule = get_cosine_schedule_with_warmup(optimizer, 0, steps)
-    # The order in which Trainer draws.
-    sampler = SeedableRandomSampler(encoded, data_seed=SEED)
-    loader = torch.utils.data.DataLoader(encoded, batch, sampler=sampler, collate_fn=tokenizer_batch(tokenizer))
+    loader = torch.utils.data.DataLoader(encoded, batch, sampler=order(encoded), collate_fn=tokenizer_batch(tokenizer))
     for inputs in itertools.islice(itertools.chain.from_iterable(itertools.repeat(loader)), steps):
         loss = model(**{name: value.to(limit.ON) for name, value in inputs.items()}, use_cache=False).loss
         loss.backward()
@@ -175,6 +173,49 @@ def run_loop(method: str, batch: int, steps: int, side: Side) -> None:
         optimizer.zero_grad()
         side.losses.append(loss.item())
         side.on_step_end(None, None, None)
+
+
+def order(encoded: list[Any]) -> Any:
+    """Return a sampler that draws rows in the order in which Trainer draws them."""
+    from accelerate.data_loader import SeedableRandomSampler
+
+    return SeedableRandomSampler(encoded, data_seed=SEED)
+
+
+def run_llamafactory(command: str, batch: int, steps: int, folder: Path) -> dict[str, Any]:
+    """Train with LLaMA-Factory's command, in bfloat16, everything else as it comes; return its figures."""
+    from ftlab import models
+    from ftlab.data import registry
+
+    keys = {
+        "model_name_or_path": models.fetch("smollm2-135m"), "stage": "sft", "do_train": True,
+        "finetuning_type": "lora", "lora_rank": RANK, "lora_target": "all", "cutoff_len": 256,
+        "max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": LEARNING_RATE["lora"],
+        "lr_scheduler_type": "cosine", "logging_steps": 1, "save_strategy": "no", "report_to": "none", "seed": SEED,
+        "bf16": True, "use_cpu": sides.ON_CPU,
+    }  # fmt: skip
+    encoded = rows()
+    trained = [sum(label != -100 for label in row["labels"][1:]) for row in encoded]
+    drawn = itertools.chain.from_iterable(itertools.repeat(order(encoded)))
+    batches = [sum(trained[i] for i in itertools.islice(drawn, batch)) for _ in range(steps)]
+    plain = [
+        {"instruction": row["messages"][0]["content"], "input": "", "output": row["messages"][1]["content"]}
+        for row in registry.load("identity_en", "data", substitutions=SUBSTITUTIONS)
+    ]
+    return llamafactory.figures(command, keys, plain, batches, folder)
+
+
+def four_bits() -> Any:
+    """Return how qlora's sides quantize."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
 
 
 def lora() -> Any:
@@ -210,10 +251,13 @@ def needed_flops(tokens: float, trained: float, length: float) -> float:
     return (4 * LINEAR_WEIGHTS + 6 * ADAPTER_WEIGHTS + attention) * tokens + 4 * HEAD_WEIGHTS * trained
 
 
-def main(variant: str, method: str, batch: int, steps: int) -> None:
+def main(variant: str, method: str, batch: int, steps: int, command: str) -> None:
     """Run one variant and print its figures as JSON."""
     side = Side()
     with tempfile.TemporaryDirectory() as folder:
+        if variant == llamafactory.NAME:
+            print(json.dumps(run_llamafactory(command, batch, steps, Path(folder))))
+            return
         if variant == "ftlab":
             run_ftlab(method, batch, steps, side, str(Path(folder) / "run"))
         elif variant.startswith("plain"):
@@ -229,4 +273,4 @@ def main(variant: str, method: str, batch: int, steps: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), sys.argv[5])

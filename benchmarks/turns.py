@@ -64,10 +64,11 @@ def same(table: dict[str, dict[str, Any]], figure: str) -> None:
 
 
 def show(table: dict[str, dict[str, Any]]) -> None:
-    """Print one row per variant."""
+    """Print one row per variant, with a dash for what it does not report."""
     names = list(next(iter(table.values())))
     widths = {name: max(len(name), 12) + 2 for name in names}
     print(f"{'':<24}" + "".join(f"{name:>{widths[name]}}" for name in names))
     for variant, row in table.items():
-        cells = (row[name] if isinstance(row[name], str) else f"{row[name]:.3f}" for name in names)
+        values = (row.get(name, "-") for name in names)
+        cells = (value if isinstance(value, str) else f"{value:.3f}" for value in values)
         print(f"{variant:<24}" + "".join(f"{cell:>{widths[name]}}" for name, cell in zip(names, cells, strict=True)))
