@@ -29,12 +29,14 @@ class Side(TrainerCallback):
         losses: the loss of each step.
         seen: per batch, in order, a digest of its tokens (padding left out) and their number with a label; how many
             tokens there were, and that number. A batch that goes through the model twice stands here once.
+        rows: per batch, in the same order, its tokens row by row.
     """
 
     def __init__(self) -> None:
         self.ends: list[float] = []
         self.losses: list[float] = []
         self.seen: dict[str, tuple[int, int]] = {}
+        self.rows: dict[str, list[list[int]]] = {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: nn.Module, **_: Any) -> None:
         """Begin."""
@@ -64,6 +66,7 @@ class Side(TrainerCallback):
         digest = hashlib.sha256(ids[real.bool()].cpu().numpy().tobytes()).hexdigest()
         tokens, trained = int(real.sum()), int((labels[:, 1:] != -100).sum())
         self.seen[f"{digest} {trained}"] = (tokens, trained)
+        self.rows[digest] = [row[keep.bool()].tolist() for row, keep in zip(ids, real, strict=True)]
 
     def seconds(self) -> float:
         """Return the seconds of the timed steps together."""
@@ -83,11 +86,17 @@ class Side(TrainerCallback):
         return {
             "trained_tokens_per_second": trained / self.seconds(),
             "tokens_per_second": tokens / self.seconds(),
+            "distinct_share": self.distinct() / tokens,
             "seconds_per_step": self.seconds() / self.steps(),
             "peak_gib": peak_gib(),
             "final_loss": statistics.fmean(self.losses[-LAST:]),
             "samples": hashlib.sha256("".join(self.seen).encode()).hexdigest()[:12],
         }
+
+    def distinct(self) -> int:
+        """Return how many tokens of the timed batches no other row of their batch holds behind the same beginning."""
+        timed = list(self.rows.values())[-self.steps() :]
+        return sum(len({tuple(row[:end]) for row in rows for end in range(1, len(row) + 1)}) for rows in timed)
 
 
 def same_start(model: nn.Module) -> None:

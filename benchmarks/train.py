@@ -68,6 +68,7 @@ def ratios(method: str, tables: dict[int, dict[str, Any]], matrix_gflops: float)
         found[f"{name}_peak_memory"] = max(a["peak_gib"] / b["peak_gib"] for a, b in pairs)
     if method == "lora":
         found["lora_share_of_machine_limit"] = together(tables, mine, "needed_gflops") / matrix_gflops
+        found["lora_distinct_share_of_machine_limit"] = together(tables, mine, "distinct_gflops") / matrix_gflops
     return found
 
 
@@ -241,7 +242,7 @@ def tokenizer_batch(tokenizer: Any) -> Any:
 
 
 def needed_flops(tokens: float, trained: float, length: float) -> float:
-    """Return the multiplications and additions that a LoRA step needs, whoever computes it.
+    """Return the multiplications and additions that a LoRA step needs, whoever computes it, row by row.
 
     Per token, a frozen weight takes 2 forward and 2 for the gradient of its input, a weight of an adapter 2 more for
     its own; a causal table of `length` columns is half a table, three times over (forward, and two gradients of each
@@ -269,6 +270,8 @@ def main(variant: str, method: str, batch: int, steps: int, command: str) -> Non
         tokens, trained = figures["tokens_per_second"], figures["trained_tokens_per_second"]
         length = tokens * figures["seconds_per_step"] / batch
         figures["needed_gflops"] = needed_flops(tokens, trained, length) / 1e9
+        distinct = tokens * figures["distinct_share"]
+        figures["distinct_gflops"] = needed_flops(distinct, trained, length) / 1e9
     print(json.dumps(figures))
 
 

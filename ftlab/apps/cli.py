@@ -164,9 +164,12 @@ def show_recipe(options: argparse.Namespace) -> None:
 
 def explain_key(options: argparse.Namespace) -> None:
     """Print what a key means."""
-    from ftlab.runs import recipe
+    from ftlab import device
+    from ftlab.runs import defaults, recipe
 
     print(recipe.explain(options.key))
+    if line := defaults.here(options.key, device.describe()):
+        print(line)
 
 
 def chat_with(options: argparse.Namespace) -> None:

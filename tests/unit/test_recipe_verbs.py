@@ -9,7 +9,7 @@ import pytest
 from ftlab import device
 from ftlab.apps import cli
 from ftlab.errors import LabError
-from ftlab.runs import chat, export, fields, recipe, score, stages, train
+from ftlab.runs import chat, defaults, export, fields, recipe, score, stages, train
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
@@ -104,3 +104,15 @@ def test_chat_refuses_what_does_not_belong_together(capsys):
     assert cli.main(["chat", "recipes/chat.yaml", "--adapter", "x"]) == 2
     assert cli.main(["chat", "smollm2-135m", "temperature=1"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_default_that_the_machine_decides_is_told_with_its_reason():
+    cpu = device.Machine("cpu", "test", "bfloat16", 2, 2**34, "test")
+    # Under both of its names.
+    for name in ("gradient_checkpointing", "activation_checkpointing"):
+        assert defaults.here(name, cpu).startswith("  on this machine: False; memory is not what is short")
+        assert defaults.here(name, CARD).startswith("  on this machine: True; memory is what is short")
+    assert defaults.here("bf16", CARD).startswith("  on this machine: True")
+    assert defaults.here("lora_rank", cpu) == ""
+    for name in defaults.REASONS:
+        assert recipe.explain(name)

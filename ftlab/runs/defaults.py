@@ -1,0 +1,43 @@
+"""What the machine decides where a recipe leaves a key alone, and why."""
+
+from pathlib import Path
+
+from ftlab.device import Machine
+from ftlab.runs import fields
+from ftlab.runs import recipe as recipes
+
+# Key -> kind of machine -> why. Ratios are seconds of one LoRA step on two cores: benchmarks/README.md, `levers`.
+REASONS = {
+    "use_cpu": {"cpu": "there is no accelerator"},
+    "bf16": {
+        "cpu": "nothing is autocast: a frozen base is loaded in the format that this processor multiplies fastest",
+        "cuda": "this card multiplies bfloat16 natively; where it does not, fp16 is on instead",
+    },
+    "fp16": {"cuda": "for cards before Ampere, which emulate bfloat16; Trainer scales the loss"},
+    "activation_checkpointing": {
+        "cpu": "memory is not what is short, and computing activations twice makes a step 1.6 times as long",
+        "cuda": "memory is what is short",
+    },
+    "dataloader_pin_memory": {"cuda": "pinned rows are copied to the card beside its work"},
+    "flash_attn": {
+        "cpu": f"plain products for rows up to {fields.SHORT_ROW} tokens, else torch's fused kernel, "
+        "with which a step on short rows is 1.3 times as long",
+        "cuda": "torch's fused kernel; fa2 where flash-attn is installed",
+    },
+    "shortcuts": {
+        "cpu": "without them a step is 2.8 times as long, with the same losses to 1e-5 in float32",
+        "cuda": "they are for CPUs; here nothing is changed",
+    },
+}
+# What transformers 5.23 calls it -> what recipes may call it as well.
+ALIASES = {"gradient_checkpointing": "activation_checkpointing"}
+
+
+def here(name: str, machine: Machine) -> str:
+    """Return one line on a key's default on this machine, "" where the machine does not decide it."""
+    name = ALIASES.get(name, name)
+    reason = REASONS.get(name, {}).get(machine.accelerator)
+    if not reason:
+        return ""
+    settings, _ = fields.training_settings(recipes.read({"model_name_or_path": "smollm2-135m"})[0], Path(), machine)
+    return f"  on this machine: {settings[name]}; {reason}" if name in settings else f"  on this machine: {reason}"
