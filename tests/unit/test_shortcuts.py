@@ -134,6 +134,24 @@ def test_short_rows_attend_as_in_transformers():
     same(gradients(plain), gradients(short))
 
 
+def test_packed_rows_do_not_see_each_other():
+    plain, short = llama(), llama()
+    shortcuts.install(short)
+    alone = plain(**padded(), use_cache=False).logits[padded()["attention_mask"].bool()]
+    starts = torch.tensor([0, *LENGTHS]).cumsum(0).int()
+    # As trl's collator hands them over.
+    together = short(
+        input_ids=torch.cat(rows())[None],
+        position_ids=torch.cat([torch.arange(length) for length in LENGTHS])[None],
+        cu_seq_lens_q=starts,
+        cu_seq_lens_k=starts,
+        max_length_q=max(LENGTHS),
+        max_length_k=max(LENGTHS),
+        use_cache=False,
+    ).logits[0]
+    same([alone.detach()], [together.detach()])
+
+
 def test_answers_are_the_same():
     plain, short = llama().eval(), llama().eval()
     attention.use(short)
