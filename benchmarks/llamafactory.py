@@ -15,7 +15,6 @@ from typing import Any
 from benchmarks.sides import LAST, WARM_UP
 
 NAME = "llama-factory"
-# Its rows are ours to the token without a `template`: it then takes the tokenizer's own.
 DATASET = "identity"
 
 
@@ -24,7 +23,7 @@ def figures(command: str, keys: dict[str, Any], rows: list[dict[str, str]], batc
 
     Args:
         command: its `llamafactory-cli`.
-        keys: the recipe, in its own words.
+        keys: the recipe, in its own words; without a `template` it takes the tokenizer's, and its rows are ours.
         rows: `instruction`, `input` and `output`.
         batches: trained tokens of each batch, in order.
     Raises:
@@ -34,7 +33,6 @@ def figures(command: str, keys: dict[str, Any], rows: list[dict[str, str]], batc
     (folder / "dataset_info.json").write_text(json.dumps({DATASET: {"file_name": "rows.json"}}))
     run = folder / "run"
     keys = keys | {"dataset": DATASET, "dataset_dir": str(folder), "output_dir": str(run)}
-    (folder / "train.json").write_text(json.dumps(keys))
     (folder / "train.yaml").write_text(json.dumps(keys))  # JSON is YAML
     ends, losses = follow([command, "train", str(folder / "train.yaml")], run / "trainer_log.jsonl")
     if len(ends) != len(batches):
@@ -44,7 +42,6 @@ def figures(command: str, keys: dict[str, Any], rows: list[dict[str, str]], batc
         "trained_tokens_per_second": sum(batches[WARM_UP:]) / seconds,
         "seconds_per_step": seconds / (len(ends) - WARM_UP),
         "peak_gib": resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20,
-        "first_loss": losses[0],
         "final_loss": statistics.fmean(losses[-LAST:]),
     }
 

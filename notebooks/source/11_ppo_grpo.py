@@ -366,13 +366,13 @@ replies["PPO"] = answers(policy_model)
 # ## GRPO and RLOO, through TRL
 # The same task, the same reward, no value head. RLOO compares each completion with the mean of the *others* in its group
 # and does not divide by the spread. On a CPU, `shortcuts.install` lets a model read once what the rows of a batch begin
-# with in common, here a question and its template: the same numbers in half the time. Without that line nothing changes
-# but the clock.
+# with in common, here a question and its template: the same numbers, sooner. Completions are drawn from the same
+# distribution, with other random numbers.
 
 
-# %% [markdown] id="grpo-why" lang="zh" of="dc3eb960"
+# %% [markdown] id="grpo-why" lang="zh" of="902135f4"
 # ## GRPO 与 RLOO，用 TRL
-# 同样的任务，同样的奖励，没有价值头。RLOO 把每条回答与同组*其他*回答的平均值比较，也不除以离散程度。在 CPU 上，`shortcuts.install` 让模型只读一次一批数据共同的开头（这里是问题和它的模板）：数字相同，时间减半。去掉这一行，变的只有时钟。
+# 同样的任务，同样的奖励，没有价值头。RLOO 把每条回答与同组*其他*回答的平均值比较，也不除以离散程度。在 CPU 上，`shortcuts.install` 让模型只读一次一批数据共同的开头（这里是问题和它的模板）：数字相同，只是更快。回答取自同一个分布，只是随机数不同。
 
 
 # %% id="train"

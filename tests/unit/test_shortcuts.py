@@ -48,6 +48,16 @@ def same(one: list[Tensor], other: list[Tensor], tolerance: float = 1e-5) -> Non
         torch.testing.assert_close(left, right, rtol=0, atol=tolerance)
 
 
+def compute_alike(plain: nn.Module, short: nn.Module, batch: dict[str, Tensor]) -> None:
+    """Compare two models' logits and gradients where a batch has tokens."""
+    real = batch["attention_mask"].bool()
+    logits = [model(**batch, use_cache=False).logits[real] for model in (plain, short)]
+    for found in logits:
+        found.square().mean().backward()
+    same([logits[0].detach()], [logits[1].detach()])
+    same(gradients(plain), gradients(short))
+
+
 @pytest.mark.parametrize("rows_at_once", [1, 4, 128])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_a_frozen_head_scores_as_trl_does(rows_at_once, temperature, monkeypatch):
@@ -126,12 +136,7 @@ def test_adapters_in_float32_train_a_base_in_bfloat16():
 def test_short_rows_attend_as_in_transformers():
     plain, short = llama(), llama()
     assert attention.use(short) and attention.used(short) and not attention.used(plain)
-    real = padded()["attention_mask"].bool()
-    logits = [model(**padded(), use_cache=False).logits[real] for model in (plain, short)]
-    for found in logits:
-        found.square().mean().backward()
-    same([logits[0].detach()], [logits[1].detach()])
-    same(gradients(plain), gradients(short))
+    compute_alike(plain, short, padded())
 
 
 def test_packed_rows_do_not_see_each_other():
@@ -224,24 +229,14 @@ def test_a_tree_computes_as_its_rows_do(batch):
     plain, short = llama(), llama()
     attention.use(short)
     shared.install(short.model)
-    real = batch["attention_mask"].bool()
-    logits = [model(**batch, use_cache=False).logits[real] for model in (plain, short)]
-    for found in logits:
-        found.square().mean().backward()
-    same([logits[0].detach()], [logits[1].detach()])
-    same(gradients(plain), gradients(short))
+    compute_alike(plain, short, batch)
 
 
 def test_everything_installed_at_once_computes_the_same():
     batch = group()
     plain, short = adapted(), adapted()
     assert shortcuts.install(short) and attention.used(short)
-    real = batch["attention_mask"].bool()
-    logits = [model(**batch, use_cache=False).logits[real] for model in (plain, short)]
-    for found in logits:
-        found.square().mean().backward()
-    same([logits[0].detach()], [logits[1].detach()])
-    same(gradients(plain), gradients(short))
+    compute_alike(plain, short, batch)
 
 
 def test_another_family_gets_lora_alone():
