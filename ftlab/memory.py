@@ -266,14 +266,15 @@ def estimate(decoder: Decoder, training: Training) -> Needs:
     table = table_entries(d, t)
     dequantized = d.hidden * d.intermediate * 2 if t.linear_bytes < 2 else 0
     mlp = 2 * t.number_bytes * tokens * d.intermediate
-    back = max(block + mlp, 12 * (table + tokens * d.hidden)) + casts + dequantized
+    entry = 6 if t.number_bytes == 4 else entry_bytes(t)
+    back = max(block + mlp, 2 * entry * table + 12 * tokens * d.hidden) + casts + dequantized
     dense = d.vocabulary * d.hidden * t.trained_bytes if t.embedding_trained else 0
     last_block = back + block_input * (d.layers - layers + 1 if t.checkpointing else 0)
     moments = (
         rollout_bytes(d, t),
         held + logits + dense,
         held + reference_bytes(d, t),
-        held + (back if t.checkpointing else max(0, 6 * table - 2 * mlp)),
+        held + (back if t.checkpointing else max(0, entry * table - 2 * mlp)),
         gradients / share(t, 2) + max(dense, last_block),
     )
     parts = [weight_bytes(d, t) / share(t, 3), optimizer / share(t, 1)]
@@ -329,15 +330,24 @@ def block_bytes(decoder: Decoder, training: Training) -> float:
         norms = count * (4 + 4 + 5)
     middle = d.intermediate * d.experts_per_token * d.mlp_tensors
     adapters = len(d.linear_shapes) * t.adapter_rank
-    # The table in float32, and rounded for its product with the values; the tanh of its scores.
-    entry = 4 + (2 if number == 2 else 0) + (number if capped else 0)
     activations = norms * d.hidden + number * (2 * (wide + narrow) + middle + adapters)
+    # The tanh of capped scores is kept as well.
+    entry = entry_bytes(t) + (number if capped else 0)
     return tokens * activations + entry * table_entries(d, t)
 
 
 def table_entries(decoder: Decoder, training: Training) -> int:
     """Return the entries of one block's attention table; 0 where a fused kernel makes none."""
     return training.tokens * decoder.heads * training.length if training.eager else 0
+
+
+def entry_bytes(training: Training) -> int:
+    """Return what is kept of one entry of a table: in float32, and rounded for its product with the values.
+
+    ftlab's own attention (`grouped`) keeps the rounded one alone; autocast takes every softmax in float32.
+    """
+    number = training.number_bytes
+    return number if number == 4 or (training.grouped and not training.autocast) else 4 + number
 
 
 def even_part(tokens: int, limit: int) -> int:
@@ -369,11 +379,11 @@ def pass_bytes(decoder: Decoder, training: Training, sequences: int, length: int
     """Return what one block holds while rows go through it without gradients.
 
     Of the MLP the gate, its activation, the other half and their product; or of attention the masked scores, the same
-    in float32, and their softmax.
+    in float32 where their softmax is, and that.
     """
     number = training.number_bytes
     middle = sequences * length * decoder.intermediate * decoder.experts_per_token * decoder.mlp_tensors * number
-    entry = number + (4 if number == 2 else 0) + 4
+    entry = 2 * number if entry_bytes(training) == number else number + 4 + 4
     return max(middle, entry * sequences * decoder.heads * length**2 if training.eager else 0)
 
 

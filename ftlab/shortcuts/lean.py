@@ -13,7 +13,7 @@ from torch import Tensor, nn
 KINDS = ("Linear", "Linear4bit", "Linear8bitLt")
 
 
-class Delta(torch.autograd.Function):
+class Adapter(torch.autograd.Function):
     """result + scale * x A^T B^T, with A and B rounded to the format of `x` for the products.
 
     PEFT takes four steps, each with a node of its own, and turns `x` into the adapter's float32 first. The matrices are
@@ -40,12 +40,46 @@ class Delta(torch.autograd.Function):
         flat = gradient.reshape(-1, gradient.shape[-1])
         thin_gradient = (flat @ b.to(flat.dtype)).mul_(ctx.scale)
         of_x = (thin_gradient @ a.to(flat.dtype)).view(ctx.shape) if ctx.needs_input_grad[1] else None
-        of_a, of_b = (thin_gradient.t() @ rows).to(a.dtype), (flat.t() @ thin).to(b.dtype)
-        return gradient, of_x, of_a, of_b, None
+        return gradient, of_x, *of_matrices(rows, thin, flat, thin_gradient, a, b), None
+
+
+class AdaptedMatrix(torch.autograd.Function):
+    """x W^T + scale * x A^T B^T with a frozen W: as `Adapter`, and the layer that it stands beside in the same step."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
+        """Return (..., outputs).
+
+        Args:
+            x: (..., inputs). weight: (outputs, inputs). a: (r, inputs). b: (outputs, r).
+        """
+        rows = x.reshape(-1, x.shape[-1])
+        thin = (rows @ a.to(x.dtype).t()).mul_(scale)
+        ctx.save_for_backward(rows, thin, weight, a, b)
+        ctx.scale, ctx.shape = scale, x.shape
+        return (rows @ weight.t()).addmm_(thin, b.to(x.dtype).t()).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of x, a and b."""
+        rows, thin, weight, a, b = ctx.saved_tensors
+        flat = gradient.reshape(-1, gradient.shape[-1])
+        thin_gradient = (flat @ b.to(flat.dtype)).mul_(ctx.scale)
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = (flat @ weight).addmm_(thin_gradient, a.to(flat.dtype)).view(ctx.shape)
+        return of_x, None, *of_matrices(rows, thin, flat, thin_gradient, a, b), None
+
+
+def of_matrices(
+    rows: Tensor, thin: Tensor, gradient: Tensor, thin_gradient: Tensor, a: Tensor, b: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of A and B, in their own format."""
+    return (thin_gradient.t() @ rows).to(a.dtype), (gradient.t() @ thin).to(b.dtype)
 
 
 def install(model: nn.Module) -> int:
-    """Let every plain LoRA layer of a model compute its adapter with `Delta`; return how many there are.
+    """Let every plain LoRA layer of a model compute its adapter with one step; return how many there are.
 
     DoRA and its like, dropout, several adapters at once, and adapters switched off or merged go PEFT's own way.
     """
@@ -77,7 +111,7 @@ def rounded(model: nn.Module) -> Iterator[None]:
 
 
 def forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Compute a LoRA layer: its base as it is, its adapter with `Delta` where that computes the same."""
+    """Compute a LoRA layer: its base as it is, its adapter with one step where that computes the same."""
     active = layer.active_adapters
     name = active[0] if len(active) == 1 else ""
     plain = name in layer.lora_A and name not in layer.lora_variant and not args and not kwargs
@@ -86,12 +120,21 @@ def forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     a, b = layer.lora_A[name], layer.lora_B[name]
     if b.bias is not None:
         return type(layer).forward(layer, x)
-    result = layer.base_layer(x)
+    base = layer.base_layer
+    if torch.is_grad_enabled() and is_frozen_matrix(base, x):
+        return AdaptedMatrix.apply(x, base.weight, a.weight, b.weight, layer.scaling[name])
+    result = base(x)
     if torch.is_grad_enabled() or not hasattr(layer, "kept"):
-        return Delta.apply(result, x.to(result.dtype), a.weight, b.weight, layer.scaling[name])
+        return Adapter.apply(result, x.to(result.dtype), a.weight, b.weight, layer.scaling[name])
     if name not in layer.kept:
         layer.kept[name] = a.weight.to(result.dtype).t(), b.weight.to(result.dtype).t()
     down, up = layer.kept[name]
     thin = x.to(result.dtype).reshape(-1, x.shape[-1]) @ down
     flat = torch.addmm(result.view(-1, result.shape[-1]), thin, up, alpha=layer.scaling[name])
     return flat.view(result.shape)
+
+
+def is_frozen_matrix(base: nn.Module, x: Tensor) -> bool:
+    """Say whether a layer is nothing but a matrix that is not trained, in the format of its input."""
+    plain = type(base) is nn.Linear and base.bias is None and not base.weight.requires_grad
+    return plain and base.weight.dtype == x.dtype and not torch.is_autocast_enabled(x.device.type)

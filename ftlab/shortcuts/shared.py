@@ -13,6 +13,10 @@ from torch import Tensor, nn
 from ftlab.shortcuts.attention import table
 from ftlab.shortcuts.places import Pack, Pad, Places, joined, places, split
 
+# Up to so many tokens, one attention table of all of them takes less time than gathering each row's.
+TOGETHER = 256
+# oneDNN makes a kernel for every shape that it meets, a millisecond each and some forty a step: sizes come in steps.
+GRAIN = 16
 # What else a call may ask for.
 UNDERSTOOD = ("use_cache", "position_ids", "output_hidden_states")
 
@@ -52,20 +56,25 @@ class Tree(NamedTuple):
     """A batch whose rows begin alike.
 
     Attributes:
-        tokens, depths: (nodes,), each node's token, and how many tokens stand before it in its rows.
+        tokens, depths: (nodes,), each node's token, and how many tokens stand before it in its rows. The last few nodes
+            are spare: they stand nowhere, and make up a whole number of `GRAIN`.
         nodes: (batch, seq_len), the node at each place; any at padding.
-        tables: the attention of its nodes, in their order.
+        mask: (1, 1, nodes, nodes), of few nodes: added to their scores.
+        tables: of many nodes, the attention of all but the spare ones, in their order.
     """
 
     tokens: Tensor
     depths: Tensor
     nodes: Tensor
+    mask: Tensor | None
     tables: list[Table]
 
     def attend(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float
     ) -> Tensor:
         """Return the attention (1, nodes, heads, head_dim) of (1, heads, nodes, head_dim)."""
+        if self.mask is not None:
+            return table(module, query, key, value, self.mask.to(query.dtype), scaling, dropout)
         flat, found = [joined(part) for part in (query, key, value)], []
         for one in self.tables:
             rows = one.where.rows
@@ -73,14 +82,15 @@ class Tree(NamedTuple):
             theirs = [split(Spread.apply(part, one.keys), rows, key.shape[1]) for part in flat[1:]]
             result = table(module, mine, *theirs, one.mask.to(query.dtype), scaling, dropout)
             found.append(Pack.apply(result.flatten(0, 1).flatten(1), one.where))
-        return torch.cat(found).view(1, -1, *query.shape[1::2])
+        spare = query.shape[2] - sum(map(len, found))
+        return nn.functional.pad(torch.cat(found), (0, 0, 0, spare)).view(1, -1, *query.shape[1::2])
 
 
 def grow(input_ids: Tensor, attention_mask: Tensor) -> Tree:
     """Return the tree of a padded batch, (batch, seq_len); the tokens of a row stand side by side."""
     real = attention_mask.bool()
     lengths = real.sum(1)
-    column = torch.arange(int(lengths.max()))
+    column = torch.arange(in_grains(int(lengths.max())))
     there = column < lengths[:, None]
     ids = input_ids.new_full(there.shape, -1)
     ids[there] = input_ids[real]
@@ -96,12 +106,38 @@ def grow(input_ids: Tensor, attention_mask: Tensor) -> Tree:
     for i in range(len(nodes)):
         nodes[i, : common[i]] = nodes[like[i], : common[i]]
     nodes[~there] = 0
-    tokens, depths = ids.new_empty(int(own.sum())), ids.new_empty(int(own.sum()))
+    size = in_grains(int(own.sum()))
+    tokens, depths = ids.new_zeros(size), ids.new_zeros(size)
     tokens[nodes[there]], depths[nodes[there]] = ids[there], column.expand_as(nodes)[there]
     padded = torch.zeros_like(input_ids)
     padded[real] = nodes[there]
+    if size <= TOGETHER:
+        return Tree(tokens, depths, padded, ancestry(nodes, there, depths), [])
     tables = [attended(nodes[rows], lengths[rows], common[rows], int(starts[rows[0]])) for rows in groups]
-    return Tree(tokens, depths, padded, tables)
+    return Tree(tokens, depths, padded, None, tables)
+
+
+def in_grains(size: int) -> int:
+    """Return the next whole number of `GRAIN`."""
+    return -(-size // GRAIN) * GRAIN
+
+
+def ancestry(nodes: Tensor, there: Tensor, depths: Tensor) -> Tensor:
+    """Return the mask of all nodes: a node sees those of its rows that do not stand behind it.
+
+    Args:
+        nodes, there: (rows, longest), the node at each place, and whether there is one. depths: (nodes,).
+    """
+    seen = torch.zeros(len(depths), len(depths), dtype=torch.bool)
+    for row, real in zip(nodes, there, strict=True):
+        seen[row[real, None], row[real]] = True
+    return blocked(~seen | (depths > depths[:, None]))[None]
+
+
+def blocked(hidden: Tensor) -> Tensor:
+    """Return what is added to scores, (rows, 1, queries, keys), where keys are hidden, (rows, queries, keys)."""
+    # The smallest number of bfloat16 is no infinity in float32 either.
+    return torch.zeros(hidden.shape).masked_fill_(hidden, torch.finfo(torch.bfloat16).min).unsqueeze(-3)
 
 
 def kin(ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
@@ -119,12 +155,10 @@ def attended(nodes: Tensor, lengths: Tensor, common: Tensor, first: int) -> Tabl
             and how many of those are other rows'. first: the number of the first token that is their own.
     """
     own = lengths - common
-    where = places(nn.functional.pad(own.cumsum(0), (1, 0)), int(own.max()))
-    width = int(lengths.max())
+    where = places(nn.functional.pad(own.cumsum(0), (1, 0)), in_grains(int(own.max())))
+    width = in_grains(int(lengths.max()))
     depth = common[:, None] + torch.arange(where.length)
-    hidden = torch.arange(width) > depth[:, :, None]
-    # The smallest number of bfloat16 is no infinity in float32 either.
-    mask = torch.zeros(hidden.shape).masked_fill_(hidden, torch.finfo(torch.bfloat16).min)[:, None]
+    mask = blocked(torch.arange(width) > depth[:, :, None])
     return Table(slice(first, first + len(where.back)), where, nodes[:, :width].flatten(), mask)
 
 

@@ -18,11 +18,11 @@ from ftlab.shortcuts import attention, lean, logprobs, rollout, shared
 LENGTHS = (5, 9, 7)
 
 
-def llama(attn_implementation: str = "eager") -> LlamaForCausalLM:
+def llama(**keys: object) -> LlamaForCausalLM:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=300, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, attn_implementation=attn_implementation,
+        num_key_value_heads=2, **{"attn_implementation": "eager"} | keys,
     )  # fmt: skip
     return LlamaForCausalLM(config).train()
 
@@ -86,9 +86,9 @@ def test_a_trained_head_is_left_to_trl():
     assert weight.grad.abs().sum() > 0 and hidden.grad is not None
 
 
-def adapted(**keys: object) -> nn.Module:
+def adapted(base: nn.Module | None = None, **keys: object) -> nn.Module:
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM", **keys)
-    model = get_peft_model(llama(), config)
+    model = get_peft_model(base or llama(), config)
     torch.manual_seed(2)
     for name, weight in model.named_parameters():
         if "lora_B" in name:
@@ -106,6 +106,25 @@ def test_lora_computes_as_peft_does(keys):
         loss.backward()
     same([losses[0].detach()], [losses[1].detach()])
     same(gradients(plain), gradients(short))
+
+
+def test_lora_beside_biased_layers_computes_as_peft_does():
+    plain = adapted(llama(attention_bias=True, mlp_bias=True))
+    short = copy.deepcopy(plain)
+    lean.install(short)
+    compute_alike(plain, short, padded())
+
+
+def test_lora_computes_under_autocast():
+    losses = []
+    for install in (False, True):
+        model = adapted()
+        lean.install(model) if install else None
+        with torch.autocast("cpu", torch.bfloat16):
+            losses.append(model(**padded(), labels=padded()["input_ids"]).loss)
+        losses[-1].backward()
+        assert len(gradients(model)) == 28
+    same([losses[0].detach()], [losses[1].detach()], tolerance=0.02)
 
 
 def test_adapters_switched_off_or_merged_go_pefts_way():
@@ -219,13 +238,19 @@ def test_rows_that_begin_alike_are_read_once():
     tree = shared.grow(**batch)
     # The first line, the rest of two questions, and six answers; one is the same as another.
     real = batch["attention_mask"].bool()
-    assert len(tree.tokens) == 4 + 1 + 2 + (2 + 5 + 1 + 4 + 5 + 5)
+    count = 4 + 1 + 2 + (2 + 5 + 1 + 4 + 5 + 5)
+    assert tree.nodes[real].unique().tolist() == list(range(count))
+    # Three spare ones, so that few batches ask oneDNN for a kernel of their own.
+    assert len(tree.tokens) == count + 3 == 2 * shared.GRAIN
     assert torch.equal(tree.tokens[tree.nodes[real]], batch["input_ids"][real])
     assert torch.equal(tree.depths[tree.nodes[real]], (real.cumsum(1) - 1)[real])
 
 
+@pytest.mark.parametrize("together", [0, 256], ids=["tables", "together"])
 @pytest.mark.parametrize("batch", [group(), group(left=False), padded()], ids=["left", "right", "nothing shared"])
-def test_a_tree_computes_as_its_rows_do(batch):
+def test_a_tree_computes_as_its_rows_do(batch, together, monkeypatch):
+    monkeypatch.setattr(shared, "TOGETHER", together)
+    assert (shared.grow(**batch).mask is None) == (together == 0)
     plain, short = llama(), llama()
     attention.use(short)
     shared.install(short.model)
