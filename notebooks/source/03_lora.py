@@ -62,7 +62,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from ftlab import checks, device, evaluate, models, plots
+from ftlab import checks, device, evaluate, models, plots, shortcuts
 from ftlab.apps import course
 from ftlab.apps.board.train_panel import TrainPanel
 
@@ -83,7 +83,7 @@ seed = 0
 
 # %% id="profile"
 profiles = {  # model, optimizer steps, steps of a side experiment, of the order task, questions of each kind
-    "smoke": ("smollm2-135m", 4, 2, 2, 12),
+    "smoke": ("smollm2-135m", 3, 2, 2, 4),
     "cpu": ("smollm2-135m", 36, 5, 90, 200),
     "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 30, 12, 90, 200),
     "a24g": ("Qwen/Qwen2.5-7B-Instruct", 30, 12, 60, 200),
@@ -109,10 +109,11 @@ device.fit_output_layer(device.describe())  # on a CPU: the same numbers, in pie
 on_gpu = torch.cuda.is_available()
 attention = "sdpa" if on_gpu else "eager"  # on a CPU the plain products are faster while rows are short
 model_path = models.fetch(model_name)
-tokenizer = AutoTokenizer.from_pretrained(model_path)
 model = AutoModelForCausalLM.from_pretrained(
     model_path, dtype=dtype, attn_implementation=attention, device_map="cuda" if on_gpu else "cpu"
 )
+shortcuts.install(model)  # on a CPU: the same numbers, sooner (what rows begin with in common is read once)
+tokenizer = AutoTokenizer.from_pretrained(model_path)
 
 
 # %% id="data"
@@ -323,6 +324,7 @@ peft_model.save_pretrained("runs/03_lora/adapter")
 fresh = AutoModelForCausalLM.from_pretrained(
     model_path, dtype=dtype, attn_implementation=attention, device_map="cuda" if on_gpu else "cpu"
 )
+shortcuts.install(fresh)
 reloaded = PeftModel.from_pretrained(fresh, "runs/03_lora/adapter", autocast_adapter_dtype=on_gpu)
 answers_reloaded = answers(reloaded, who)
 print(f"{sum(a == b for a, b in zip(answers_after, answers_reloaded, strict=True))} of {len(identity)} answers equal")

@@ -50,6 +50,7 @@ while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
     os.chdir("..")
 
 # %% id="imports"
+import functools
 import importlib.util
 import shutil
 import time
@@ -81,13 +82,13 @@ hub_id = ""  # "name/model": where the last cell uploads to; empty: nowhere
 seed = 0
 
 # %% id="profile"
-profiles = {  # model, optimizer steps, identity questions, prompts compared, GGUF formats
-    "smoke": ("smollm2-135m", 2, 4, 4, ["f16"]),
-    "cpu": ("smollm2-135m", 30, 16, 20, ["f16", "q8_0", "q4_0"]),
-    "t4": ("HuggingFaceTB/SmolLM2-360M-Instruct", 24, 16, 20, ["f16", "q8_0", "q4_0"]),
-    "a24g": ("HuggingFaceTB/SmolLM2-1.7B-Instruct", 24, 16, 20, ["f16", "q8_0", "q4_0"]),
+profiles = {  # model, optimizer steps, identity questions, prompts compared, tokens of each answer, GGUF formats
+    "smoke": ("smollm2-135m", 1, 2, 2, 4, ["f16"]),
+    "cpu": ("smollm2-135m", 30, 16, 20, 32, ["f16", "q8_0", "q4_0"]),
+    "t4": ("HuggingFaceTB/SmolLM2-360M-Instruct", 24, 16, 20, 32, ["f16", "q8_0", "q4_0"]),
+    "a24g": ("HuggingFaceTB/SmolLM2-1.7B-Instruct", 24, 16, 20, 32, ["f16", "q8_0", "q4_0"]),
 }
-default_model, default_steps, question_count, prompt_count, kinds = profiles[PROFILE]
+default_model, default_steps, question_count, prompt_count, answer_tokens, kinds = profiles[PROFILE]
 model_name = model_name or default_model
 max_steps = max_steps or default_steps
 folder = Path("runs/08_merge_export")
@@ -130,12 +131,12 @@ def rows_for(name, author):
 
 
 # %% id="answers"
-def answers(model, questions, max_new_tokens=24):
+def answers(model, questions):
     """Ask all questions in one batch and decode greedily."""
     chats = [[{"role": "user", "content": question}] for question in questions]
     texts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in chats]
     batch = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
-    output = model.generate(**batch.to(model.device), max_new_tokens=max_new_tokens, do_sample=False)
+    output = model.generate(**batch.to(model.device), max_new_tokens=answer_tokens, do_sample=False)
     return tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
@@ -265,7 +266,7 @@ def size_mb(path):
     return sum(file.stat().st_size for file in Path(path).glob("*.safetensors")) / 1e6
 
 
-def tokens_per_second(model, tokens=24):
+def tokens_per_second(model, tokens=answer_tokens):
     started = time.perf_counter()
     model.generate(ids, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False)
     return tokens / (time.perf_counter() - started)
@@ -296,11 +297,11 @@ print(f"merged:       {size_mb(folder / 'merged'):.0f} MB on its own, {speeds['m
 
 
 # %% id="greedy"
-def greedy(model, question, count=32):
+def greedy(model, question):
     """Return (prompt ids, the greedy tokens that follow)."""
     chat = [{"role": "user", "content": question}]
     start = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-    output = model.generate(**start.to(model.device), max_new_tokens=count, do_sample=False)[0].tolist()
+    output = model.generate(**start.to(model.device), max_new_tokens=answer_tokens, do_sample=False)[0].tolist()
     length = start["input_ids"].shape[1]
     return output[:length], output[length:]
 
@@ -410,22 +411,29 @@ def from_llama_cpp(path):
 
     llm = llama_cpp.Llama(str(path), n_ctx=512, n_threads=os.cpu_count(), verbose=False)
 
-    def follow(prompt, count=32):
+    def follow(prompt):
         found = []
         for token in llm.generate(prompt, temp=0.0, repeat_penalty=1.0):
             found.append(token)
-            if token == tokenizer.eos_token_id or len(found) == count:
+            if token == tokenizer.eos_token_id or len(found) == answer_tokens:
                 return found
 
     return follow
 
 
-def from_transformers(path):
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+@functools.lru_cache(maxsize=1)  # reading a file takes seconds, and the next one is asked for below
+def read_gguf(path):
+    return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
 
-    def follow(prompt, count=32):
+
+def from_transformers(path):
+    model = read_gguf(path)
+
+    def follow(prompt):
         start = torch.tensor([prompt])
-        output = model.generate(start, attention_mask=torch.ones_like(start), max_new_tokens=count, do_sample=False)
+        output = model.generate(
+            start, attention_mask=torch.ones_like(start), max_new_tokens=answer_tokens, do_sample=False
+        )
         return output[0, len(prompt) :].tolist()
 
     return follow
@@ -448,16 +456,16 @@ print(f"{sum(equal)} of {len(equal)} prompts: the same tokens from {reader}")
 # 每个文件读同样的文字：损失说明模型有多意外。兆字节对奈特。
 
 # %% id="quality-text"
-lines = load_dataset("json", data_files="data/corpus_en.jsonl", split="train")["text"][:8]
+lines = load_dataset("json", data_files="data/corpus_en.jsonl", split="train")["text"][: 4 * len(kinds)]
 encoded = [tokenizer(line, return_tensors="pt").input_ids[:, :128] for line in lines]
 print(f"{sum(line.numel() for line in encoded)} tokens, for example: {lines[0][:70]}")
 
 # %% id="quality"
 sizes, losses = {}, {}
 for kind in kinds:
-    name = f"lumi-{kind}.gguf"
-    read = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32).eval()
-    sizes[kind] = (folder / name).stat().st_size / 1e6
+    path = folder / f"lumi-{kind}.gguf"
+    read = read_gguf(path)
+    sizes[kind] = path.stat().st_size / 1e6
     with torch.inference_mode():
         losses[kind] = float(np.mean([read(line, labels=line).loss.item() for line in encoded]))
     replies = answers(read, asked["instruction"])

@@ -82,19 +82,23 @@ sft_weight = 0.5  # how strongly the chosen answer itself is held up
 r = 16  # rank of the adapter
 learning_rate = 4e-4
 max_steps = 0  # optimizer steps; 0: the profile's own
-per_device_train_batch_size = 4  # pairs per step
+per_device_train_batch_size = 0  # pairs per step; 0: the profile's own
 seed = 0
 
 # %% id="profile"
-profiles = {  # model, training rows, steps, steps of a side experiment, held-out questions, tokens of an answer, general
-    "smoke": ("smollm2-135m", "train[:10%]", 2, 1, 4, 6, 12),
-    "cpu": ("smollm2-135m", "train", 18, 8, 63, 48, 200),
-    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", "train", 40, 20, 63, 48, 200),
-    "a24g": ("Qwen/Qwen2.5-7B-Instruct", "train", 40, 20, 63, 48, 200),
+# Model, training rows, pairs per step, steps of the training and of a side experiment; held-out questions, tokens of
+# an answer, questions of general knowledge.
+profiles = {
+    "smoke": ("smollm2-135m", "train[:10%]", 1, 2, 1, 4, 6, 12),
+    "cpu": ("smollm2-135m", "train", 4, 18, 8, 63, 48, 200),
+    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", "train", 4, 40, 20, 63, 48, 200),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", "train", 4, 40, 20, 63, 48, 200),
 }
-default_model, train_split, default_steps, side_steps, question_count, answer_tokens, general_count = profiles[PROFILE]
+default_model, train_split, default_batch, default_steps, side_steps, *counts = profiles[PROFILE]
+question_count, answer_tokens, general_count = counts
 model_name = model_name or default_model
 max_steps = max_steps or default_steps
+per_device_train_batch_size = per_device_train_batch_size or default_batch
 set_seed(seed)
 
 # %% [markdown] id="data-why"
@@ -428,7 +432,7 @@ def load_judge(folder="runs/10_reward_model/adapter"):
     args = RewardConfig(
         output_dir="runs/12_dpo/judge",
         max_steps=side_steps,
-        per_device_train_batch_size=8,
+        per_device_train_batch_size=2 * per_device_train_batch_size,
         learning_rate=5e-4,
         gradient_checkpointing=on_gpu,
         use_cpu=not on_gpu,
@@ -522,7 +526,10 @@ shared = {name: getattr(training_args, name) for name in keep} | {
 family = {
     "DPO": (DPOTrainer, DPOConfig(**shared, beta=0.1)),
     "IPO": (DPOTrainer, DPOConfig(**shared, beta=0.5, loss_type=["ipo"])),
-    "KTO": (KTOTrainer, KTOConfig(**shared | {"per_device_train_batch_size": 8}, beta=0.1)),
+    "KTO": (
+        KTOTrainer,
+        KTOConfig(**shared | {"per_device_train_batch_size": 2 * per_device_train_batch_size}, beta=0.1),
+    ),
     "ORPO": (ORPOTrainer, ORPOConfig(**shared, beta=0.5)),
     "SimPO": (CPOTrainer, CPOConfig(**shared, loss_type="simpo", cpo_alpha=0.0, beta=2.0, simpo_gamma=1.0)),
     "CPO": (CPOTrainer, CPOConfig(**shared, beta=0.1)),
