@@ -20,8 +20,9 @@ def fetch(name: str) -> str:
     """Return a local folder with the model `name`, fetching it when it is not here yet.
 
     Args:
-        name: the embedded model ("smollm2-135m"), another catalogue name, a local folder, a Hugging Face id
-            "org/name", or a ModelScope id "modelscope:org/name". With USE_MODELSCOPE_HUB=1 every id is ModelScope's.
+        name: the embedded model ("smollm2-135m", or "smollm2-135m-short" for its first blocks alone), another
+            catalogue name, a local folder, a Hugging Face id "org/name", or a ModelScope id "modelscope:org/name".
+            With USE_MODELSCOPE_HUB=1 every id is ModelScope's.
     Raises:
         LabError: unknown name, no model in that folder, only pickle weights, no network, no disk space.
 
@@ -29,6 +30,8 @@ def fetch(name: str) -> str:
     """
     if name == embedded.NAME:
         return str(embedded.fetch())
+    if name == embedded.SHORT_NAME:
+        return str(embedded.fetch_short())
     if Path(name).is_dir():
         return str(checked(Path(name)))
     if looks_like_path(name):

@@ -184,11 +184,17 @@ def probe_ids(vocabulary: int) -> torch.Tensor:
 def answers(model: PreTrainedModel, probe: torch.Tensor) -> Answers:
     """Return what a float32 model says to the probe."""
     ids = probe.to(model.device)
-    logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().cpu()
     # No end token: every row gives the same number of tokens to compare.
     plain = GenerationConfig(max_new_tokens=GREEDY_TOKENS, do_sample=False, pad_token_id=0)
     greedy = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=plain)
-    return Answers(logits, greedy[:, ids.shape[1] :].cpu())
+    return Answers(logits_of(model, probe), greedy[:, ids.shape[1] :].cpu())
+
+
+@torch.inference_mode()
+def logits_of(model: PreTrainedModel, probe: torch.Tensor) -> torch.Tensor:
+    """Return the logits (batch, seq_len, vocabulary) that a model gives to the probe."""
+    ids = probe.to(model.device)
+    return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().cpu()
 
 
 def merge(
@@ -211,7 +217,7 @@ def merge(
         raise fail("export_misfit", where=str(adapter), reason=reason[:160]) from None
     live = answers(adapted, probe)
     with adapted.disable_adapter():
-        unchanged = torch.equal(answers(adapted, probe).logits, live.logits)
+        unchanged = torch.equal(logits_of(adapted, probe), live.logits)
     if unchanged:
         raise fail("export_no_effect", where=str(adapter))
     untie_if_trained_apart(adapted.get_base_model())

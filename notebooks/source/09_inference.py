@@ -53,6 +53,7 @@ while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
     os.chdir("..")
 
 # %% id="imports"
+import gc
 import json
 import secrets
 import socket
@@ -71,6 +72,8 @@ from ftlab import checks, device, models
 from ftlab.apps import course
 from ftlab.runs import fastest
 
+gc.freeze()  # what the imports made, half a million objects, is left out of every later garbage collection
+
 # %% id="parameters" tags=["parameters"]
 PROFILE = "cpu"  # smoke, cpu, t4 or a24g
 model_name = ""  # empty: the profile's own; a merged model's folder from lesson 08 works too
@@ -82,7 +85,7 @@ seed = 0
 
 # %% id="profile"
 profiles = {  # model, new tokens where speed is measured, and where tokens are compared, prompts compared, batch sizes
-    "smoke": ("smollm2-135m", 12, 6, 6, (1, 4, 16)),
+    "smoke": ("smollm2-135m-short", 12, 6, 6, (1, 4, 16)),
     "cpu": ("smollm2-135m", 64, 12, 100, (1, 2, 4, 8, 16)),
     "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 64, 12, 100, (1, 2, 4, 8, 16)),
     "a24g": ("Qwen/Qwen2.5-7B-Instruct", 64, 12, 100, (1, 2, 4, 8, 16)),

@@ -51,6 +51,7 @@ while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
     os.chdir("..")
 
 # %% id="imports"
+import gc
 import inspect
 import re
 import time
@@ -65,6 +66,8 @@ from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, RLOOConfig
 from ftlab import checks, device, models, shortcuts
 from ftlab.apps import course
 from ftlab.runs import ppo
+
+gc.freeze()  # what the imports made, half a million objects, is left out of every later garbage collection
 
 # %% id="parameters" tags=["parameters"]
 PROFILE = "cpu"  # smoke, cpu, t4 or a24g

