@@ -266,6 +266,7 @@ def estimate(decoder: Decoder, training: Training) -> Needs:
     table = table_entries(d, t)
     dequantized = d.hidden * d.intermediate * 2 if t.linear_bytes < 2 else 0
     mlp = 2 * t.number_bytes * tokens * d.intermediate
+    # With float32 weights: a float32 table and autocast's rounded copy; without autocast too much, not too little.
     entry = 6 if t.number_bytes == 4 else entry_bytes(t)
     back = max(block + mlp, 2 * entry * table + 12 * tokens * d.hidden) + casts + dequantized
     dense = d.vocabulary * d.hidden * t.trained_bytes if t.embedding_trained else 0

@@ -28,7 +28,7 @@ class Adapter(torch.autograd.Function):
             x: (..., inputs). a: (r, inputs). b: (outputs, r).
         """
         rows = x.reshape(-1, x.shape[-1])
-        thin = (rows @ a.to(x.dtype).t()).mul_(scale)
+        thin = narrow(rows, a, scale)
         ctx.save_for_backward(rows, thin, a, b)
         ctx.scale, ctx.shape = scale, x.shape
         return torch.addmm(result.reshape(-1, result.shape[-1]), thin, b.to(x.dtype).t()).view(result.shape)
@@ -38,9 +38,9 @@ class Adapter(torch.autograd.Function):
         """Return the gradients of result, x, a and b."""
         rows, thin, a, b = ctx.saved_tensors
         flat = gradient.reshape(-1, gradient.shape[-1])
-        thin_gradient = (flat @ b.to(flat.dtype)).mul_(ctx.scale)
-        of_x = (thin_gradient @ a.to(flat.dtype)).view(ctx.shape) if ctx.needs_input_grad[1] else None
-        return gradient, of_x, *of_matrices(rows, thin, flat, thin_gradient, a, b), None
+        of_thin, of_a, of_b = gradients(rows, thin, flat, a, b, ctx.scale)
+        of_x = (of_thin @ a.to(flat.dtype)).view(ctx.shape) if ctx.needs_input_grad[1] else None
+        return gradient, of_x, of_a, of_b, None
 
 
 class AdaptedMatrix(torch.autograd.Function):
@@ -54,7 +54,7 @@ class AdaptedMatrix(torch.autograd.Function):
             x: (..., inputs). weight: (outputs, inputs). a: (r, inputs). b: (outputs, r).
         """
         rows = x.reshape(-1, x.shape[-1])
-        thin = (rows @ a.to(x.dtype).t()).mul_(scale)
+        thin = narrow(rows, a, scale)
         ctx.save_for_backward(rows, thin, weight, a, b)
         ctx.scale, ctx.shape = scale, x.shape
         return (rows @ weight.t()).addmm_(thin, b.to(x.dtype).t()).view(*x.shape[:-1], -1)
@@ -64,18 +64,24 @@ class AdaptedMatrix(torch.autograd.Function):
         """Return the gradients of x, a and b."""
         rows, thin, weight, a, b = ctx.saved_tensors
         flat = gradient.reshape(-1, gradient.shape[-1])
-        thin_gradient = (flat @ b.to(flat.dtype)).mul_(ctx.scale)
+        of_thin, of_a, of_b = gradients(rows, thin, flat, a, b, ctx.scale)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = (flat @ weight).addmm_(thin_gradient, a.to(flat.dtype)).view(ctx.shape)
-        return of_x, None, *of_matrices(rows, thin, flat, thin_gradient, a, b), None
+            of_x = (flat @ weight).addmm_(of_thin, a.to(flat.dtype)).view(ctx.shape)
+        return of_x, None, of_a, of_b, None
 
 
-def of_matrices(
-    rows: Tensor, thin: Tensor, gradient: Tensor, thin_gradient: Tensor, a: Tensor, b: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return the gradients of A and B, in their own format."""
-    return (thin_gradient.t() @ rows).to(a.dtype), (gradient.t() @ thin).to(b.dtype)
+def narrow(rows: Tensor, a: Tensor, scale: float) -> Tensor:
+    """Return scale * rows A^T, (rows, r), in the format of the rows."""
+    return (rows @ a.to(rows.dtype).t()).mul_(scale)
+
+
+def gradients(
+    rows: Tensor, thin: Tensor, gradient: Tensor, a: Tensor, b: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the gradients of rows A^T, in the format of `gradient`, and of A and B, in their own."""
+    of_thin = (gradient @ b.to(gradient.dtype)).mul_(scale)
+    return of_thin, (of_thin.t() @ rows).to(a.dtype), (gradient.t() @ thin).to(b.dtype)
 
 
 def install(model: nn.Module) -> int:

@@ -51,6 +51,7 @@ while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
 
 # %% id="imports"
 import functools
+import gc
 import importlib.util
 import shutil
 import time
@@ -62,13 +63,15 @@ import numpy as np
 import torch
 from datasets import load_dataset
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from ftlab import checks, device, models
 from ftlab.apps import course
 from ftlab.runs import export, recipe
 from ftlab.runs import gguf as gguf_file
+
+gc.freeze()  # what the imports made, half a million objects, is left out of every later garbage collection
 
 # %% id="parameters" tags=["parameters"]
 PROFILE = "cpu"  # smoke, cpu, t4 or a24g
@@ -83,7 +86,7 @@ seed = 0
 
 # %% id="profile"
 profiles = {  # model, optimizer steps, identity questions, prompts compared, tokens of each answer, GGUF formats
-    "smoke": ("smollm2-135m", 1, 2, 2, 4, ["f16"]),
+    "smoke": ("smollm2-135m-short", 1, 2, 2, 4, ["f16"]),
     "cpu": ("smollm2-135m", 30, 16, 20, 32, ["f16", "q8_0", "q4_0"]),
     "t4": ("HuggingFaceTB/SmolLM2-360M-Instruct", 24, 16, 20, 32, ["f16", "q8_0", "q4_0"]),
     "a24g": ("HuggingFaceTB/SmolLM2-1.7B-Instruct", 24, 16, 20, 32, ["f16", "q8_0", "q4_0"]),
@@ -394,6 +397,7 @@ for path in sorted(folder.glob("lumi-*.gguf")):
     print(f"{path.name:<16} {path.stat().st_size / 1e6:>5.0f} MB")
 fields = gguf.GGUFReader(folder / "lumi-f16.gguf").fields
 print(fields["general.architecture"].contents(), fields["tokenizer.ggml.pre"].contents())
+print(fields["tokenizer.chat_template"].contents()[:100])
 
 # %% [markdown] id="gguf-run-why"
 # Does it answer the same? Where llama.cpp is installed (`pip install llama-cpp-python`) it runs the file; elsewhere
@@ -423,7 +427,9 @@ def from_llama_cpp(path):
 
 @functools.lru_cache(maxsize=1)  # reading a file takes seconds, and the next one is asked for below
 def read_gguf(path):
-    return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    config = AutoConfig.from_pretrained(folder / "merged")  # else the whole file is read once more, for its sizes
+    load = AutoModelForCausalLM.from_pretrained
+    return load(path.parent, gguf_file=path.name, config=config, dtype=torch.float32).eval()
 
 
 def from_transformers(path):
@@ -504,21 +510,16 @@ print(f"logits differ by {difference(on_wrong_base, reloaded):.1f}; Lumi {says('
 
 # %% [markdown] id="break-template-why"
 # ## Break it: the wrong chat template
-# The weights are right and the template in the file is another family's. It loads, it talks, and it has forgotten
-# what it learned: the prompt looks like nothing it was trained on.
+# The template travels in the file, as you saw. Here the weights are right and the template is another family's. The
+# model loads, it talks, and it has forgotten what it learned: the prompt looks like nothing it was trained on.
 
-# %% [markdown] id="break-template-why" lang="zh" of="b9a01c7b"
+# %% [markdown] id="break-template-why" lang="zh" of="bad4ac84"
 # ## 弄坏它：错误的对话模板
-# 权重是对的，文件里的模板却是另一家的。它能加载，能说话，却忘了学过的东西：提示不像它训练时见过的任何样子。
+# 模板随文件一起走，上面已经看到。这里权重是对的，模板却是另一家的。模型能加载，能说话，却忘了学过的东西：提示不像它训练时见过的任何样子。
 
 # %% id="break-template"
 right_template = tokenizer.chat_template
 tokenizer.chat_template = "{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
-shutil.copytree(folder / "merged", folder / "wrong_template", dirs_exist_ok=True)
-tokenizer.save_pretrained(folder / "wrong_template")
-gguf_file.write(folder / "wrong_template", folder / "wrong_template.gguf", "f16")
-fields = gguf.GGUFReader(folder / "wrong_template.gguf").fields
-print("in the file:", fields["tokenizer.chat_template"].contents())
 wrong = answers(reloaded, asked["instruction"])
 tokenizer.chat_template = right_template
 right = answers(reloaded, asked["instruction"])
