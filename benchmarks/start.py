@@ -20,7 +20,7 @@ def measure(repeats: int, steps: int) -> dict:
 
 
 def age() -> float:
-    """Return the seconds since this process was started; psutil counts from a whole second of the boot."""
+    """Return the seconds since this process was started (Linux); psutil counts from a whole second of the boot."""
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 

