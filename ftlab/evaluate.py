@@ -25,21 +25,39 @@ def interval(share: float, total: int) -> tuple[float, float]:
     return max(0.0, min(share, middle - half)), min(1.0, max(share, middle + half))
 
 
-@torch.inference_mode()
 def generate_answers(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     conversations: Sequence[list[dict[str, Any]]],
     max_new_tokens: int = 48,
     batch_size: int = 32,
+    tools: list[dict[str, Any]] | None = None,
 ) -> list[str]:
-    """Return one greedy answer per conversation, in the order given.
+    """Return one greedy answer per conversation, in the order given; special tokens are left out of the answers.
 
-    Prompts are sorted by length and padded on the left, batch by batch; special tokens are left out of the answers.
+    Args:
+        tools: JSON schemas of functions that every prompt offers.
     """
-    prompts = [tokens.prompt(tokenizer, messages) for messages in conversations]
+    prompts = [tokens.prompt(tokenizer, messages, tools) for messages in conversations]
+    answers = generate_ids(model, tokenizer, prompts, max_new_tokens, batch_size)
+    return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+
+@torch.inference_mode()
+def generate_ids(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int = 48,
+    batch_size: int = 32,
+) -> list[list[int]]:
+    """Return the token ids of one greedy answer per prompt, in the order given, up to the token that ends it.
+
+    Prompts are sorted by length and padded on the left, batch by batch.
+    """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    answers = [""] * len(prompts)
+    ends = end_ids(model, tokenizer)
+    answers: list[list[int]] = [[] for _ in prompts]
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         batch = pad_left([prompts[i] for i in chosen], tokenizer.pad_token_id).to(model.device)
@@ -49,24 +67,48 @@ def generate_answers(
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            eos_token_id=ends,
             pad_token_id=tokenizer.pad_token_id,
         )
-        texts = tokenizer.batch_decode(output[:, batch.shape[1] :], skip_special_tokens=True)
-        for i, text in zip(chosen, texts, strict=True):
-            answers[i] = text.strip()
+        for i, ids in zip(chosen, output[:, batch.shape[1] :].tolist(), strict=True):
+            # What follows the end of an answer that was shorter than its neighbours is padding.
+            last = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+            answers[i] = ids[: last + 1]
     return answers
 
 
+def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return the ids of all tokens that end an answer: those the model names, and those that training ends with."""
+    own = model.generation_config.eos_token_id
+    own = own if isinstance(own, list) else [own]
+    return sorted({*own, *tokens.end_ids(tokenizer)} - {None})
+
+
 def contains(answers: Sequence[str], expected: Sequence[str]) -> float:
-    """Return the share of answers that contain what is expected of them, upper and lower case alike."""
-    pairs = zip(answers, expected, strict=True)
-    return sum(want.casefold() in answer.casefold() for answer, want in pairs) / len(answers)
+    """Return the share of answers that contain what is expected of them, upper and lower case alike.
+
+    What a model thought before its answer does not count, and nothing contains an empty text.
+    """
+    pairs = [(without_thought(answer), want.strip()) for answer, want in zip(answers, expected, strict=True)]
+    return sum(bool(want) and want.casefold() in answer.casefold() for answer, want in pairs) / len(pairs)
 
 
 def exact_match(answers: Sequence[str], expected: Sequence[str]) -> float:
-    """Return the share of answers that equal what is expected, but for white space around them."""
-    pairs = zip(answers, expected, strict=True)
-    return sum(answer.strip() == want.strip() for answer, want in pairs) / len(answers)
+    """Return the share of answers that equal what is expected, but for white space and thoughts before them.
+
+    Where an empty text is expected nothing matches: an empty answer would be right by accident.
+    """
+    pairs = [(without_thought(answer), without_thought(want)) for answer, want in zip(answers, expected, strict=True)]
+    return sum(bool(want) and answer == want for answer, want in pairs) / len(pairs)
+
+
+def without_thought(text: str) -> str:
+    """Return a text without what a model thought before its answer, the empty thought that templates add included.
+
+    >>> without_thought("<think>two and two</think> 4"), without_thought(" 4")
+    ('4', '4')
+    """
+    return text.rpartition("</think>")[2].strip()
 
 
 def multiple_choice(
@@ -126,7 +168,6 @@ def choice_log_probabilities(
     return [[means.pop(0) for _ in range(n)] for n in counts]
 
 
-@torch.inference_mode()
 def perplexity(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -135,12 +176,20 @@ def perplexity(
     cutoff_len: int = 1024,
 ) -> float:
     """Return exp of the mean loss over the trained tokens of `rows`, as `tokens.encode` marks them."""
-    model.eval()
     encoded = [tokens.encode(tokenizer, row, cutoff_len=cutoff_len) for row in rows]
+    return math.exp(mean_loss(model, encoded, tokenizer.pad_token_id, batch_size))
+
+
+@torch.inference_mode()
+def mean_loss(
+    model: PreTrainedModel, examples: Sequence[dict[str, list[int]]], pad_token_id: int, batch_size: int = 8
+) -> float:
+    """Return the mean loss, in nats, over the trained tokens of encoded examples (`input_ids`, `labels`)."""
+    model.eval()
     loss_sum, count = 0.0, 0
-    for start in range(0, len(encoded), batch_size):
-        batch = encoded[start : start + batch_size]
-        ids = pad_right([row["input_ids"] for row in batch], tokenizer.pad_token_id).to(model.device)
+    for start in range(0, len(examples), batch_size):
+        batch = examples[start : start + batch_size]
+        ids = pad_right([row["input_ids"] for row in batch], pad_token_id).to(model.device)
         mask = pad_right([[1] * len(row["input_ids"]) for row in batch], 0).to(model.device)
         labels = pad_right([row["labels"] for row in batch], tokens.IGNORED).to(model.device)
         logits = model(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
@@ -148,7 +197,7 @@ def perplexity(
             logits.transpose(1, 2), labels[:, 1:], ignore_index=tokens.IGNORED, reduction="sum"
         )
         loss_sum, count = loss_sum + losses.item(), count + int(labels[:, 1:].ne(tokens.IGNORED).sum())
-    return math.exp(loss_sum / count)
+    return loss_sum / count
 
 
 def pad_left(rows: Sequence[Sequence[int]], value: int) -> torch.Tensor:

@@ -4,10 +4,14 @@ import difflib
 import json
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ftlab import embedded
 from ftlab.catalogue import MODELS
 from ftlab.errors import LabError, fail
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # Weights are read from safetensors alone; code and pickles of a hub repository are never fetched.
 SAFE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
@@ -68,6 +72,36 @@ def adapter(name: str | Path) -> Path:
     if not all((folder / file).is_file() for file in ADAPTER_FILES):
         raise fail("model_no_adapter", where=str(name), files=", ".join(ADAPTER_FILES))
     return folder
+
+
+def require_rows(tokenizer: "PreTrainedTokenizerBase", rows: int, where: str) -> None:
+    """Refuse a tokenizer that makes token ids for which the embedding, of `rows` rows, has none.
+
+    Raises:
+        LabError: with both numbers.
+    """
+    if unreachable(tokenizer, rows):
+        raise fail("model_rows", where=where, tokens=len(tokenizer), rows=rows)
+
+
+def embedding_rows(folder: str | Path) -> int:
+    """Return how many tokens the embedding of a model folder has rows for, as its config.json says."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder).get_text_config().vocab_size
+
+
+def unreachable(tokenizer: "PreTrainedTokenizerBase", rows: int) -> list[str]:
+    """Return the tokens that a text can have and an embedding of `rows` rows has not.
+
+    A control token that the chat template never writes does not count: typed text is escaped, so that nothing makes it.
+    Gemma 3 has one such for images, behind the last row of its text models.
+    """
+    beyond = (
+        [token for token, number in tokenizer.get_vocab().items() if number >= rows] if len(tokenizer) > rows else []
+    )
+    control = set(tokenizer.all_special_tokens)
+    return [token for token in beyond if token not in control or token in str(tokenizer.chat_template)]
 
 
 def missing_shards(folder: Path) -> list[str]:

@@ -71,6 +71,16 @@ def encode(
     return {"input_ids": ids[:cutoff_len], "labels": labels[:cutoff_len]}
 
 
+def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return every id that ends an answer."""
+    found = {tokenizer.eos_token_id} - {None}
+    if tokenizer.chat_template is not None:
+        turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
+        special = [token for token in template_ids(tokenizer, turn) if token in set(tokenizer.all_special_ids)]
+        found |= set(special[-1:])
+    return sorted(found)
+
+
 def answer_span(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], turn: int, ids: list[int], tools: list | str | None
 ) -> tuple[int, int]:

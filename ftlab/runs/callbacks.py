@@ -17,8 +17,8 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ftlab.errors import LabError, fail
 from ftlab.runs import checkpoint
+from ftlab.runs.folder import STOP
 
-STOP = "STOP"
 # float16 loss scaling finds its scale by overflowing, a few steps in a row at most.
 FP16_SKIPS = 25
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -18,8 +19,9 @@ from transformers import (
 )
 
 from ftlab import device, evaluate, models, tokens
+from ftlab.errors import fail
 from ftlab.evaluate import pad_left
-from ftlab.runs import fastest, fields, templates
+from ftlab.runs import fastest, fields, folder, templates
 from ftlab.runs.engines import Loop
 from ftlab.runs.keys import Recipe
 
@@ -66,40 +68,128 @@ def begun(text: str, stop: str) -> int:
 
 
 def load(
-    model_name_or_path: str, adapter: str | Path | None = None, backend: str = "huggingface", **options: Any
+    model_name_or_path: str,
+    adapter: str | Path | None = None,
+    backend: str = "huggingface",
+    template: str | None = None,
+    **options: Any,
 ) -> tuple[PreTrainedModel | Loop, PreTrainedTokenizerBase]:
-    """Return a model, with an adapter on it if one is named, and its tokenizer; `options` go to `from_pretrained`.
+    """Return a model, with what was trained on it if that is named, and its tokenizer.
 
     Args:
+        adapter: an adapter folder or a run folder; a run that trained the whole model stands for that model.
         backend: an engine of runs/engines.py, or "auto"; all but "huggingface" merge the adapter.
+        template: the recipe key, for a base model without a chat template of its own.
+        options: go to `from_pretrained`.
+    Raises:
+        LabError: no such model; weights of another base; a tokenizer that does not fit.
     """
-    folder = models.adapter(adapter) if adapter else None
-    path = models.fetch(model_name_or_path)
+    if adapter:
+        # Before the base, which may have to be fetched.
+        folder.weights_of(adapter)
+    base = Path(models.fetch(model_name_or_path))
+    weights = folder.weights_for(adapter, base, model_name_or_path) if adapter else None
     machine = device.describe()
     options = {"dtype": machine.dtype, "device_map": machine.accelerator} | options
     device.fold_rows(machine)
-    model = AutoModelForCausalLM.from_pretrained(path, **options)
-    if folder:
-        model = PeftModel.from_pretrained(model, folder)
-    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer = tokenizer_of(weights, base, trust_remote_code=bool(options.get("trust_remote_code")))
+    if said := templates.apply(template, tokenizer):
+        print(said)
+    whole = weights.folder if weights and not weights.is_adapter else base
+    model = AutoModelForCausalLM.from_pretrained(whole, **options)
+    if weights and weights.is_adapter:
+        model = adapted(model, weights, tokenizer)
+    models.require_rows(tokenizer, model.get_input_embeddings().weight.shape[0], str(whole))
+    end_answers(model, tokenizer)
     return fastest.pick(model.eval(), tokenizer, backend), tokenizer
 
 
+def tokenizer_of(weights: folder.Weights | None, base: Path, **options: Any) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that was saved with trained weights, chat template included; the base's where none was."""
+    saved = weights is not None and (weights.folder / "tokenizer_config.json").is_file()
+    tokenizer = AutoTokenizer.from_pretrained(weights.folder if weights and saved else base, **options)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def adapted(
+    model: PreTrainedModel, weights: folder.Weights, tokenizer: PreTrainedTokenizerBase, **options: Any
+) -> PeftModel:
+    """Return a model with an adapter on it, its embedding grown by the tokens that the adapter has weights for.
+
+    Raises:
+        LabError: the adapter does not fit; the base that belongs to it is named.
+    """
+    fit_vocabulary(model, weights.folder, tokenizer)
+    try:
+        return PeftModel.from_pretrained(model, str(weights.folder), **options)
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = next((line.strip() for line in str(error).splitlines()[1:] if "size mismatch" in line), str(error))
+        values = {"reason": reason[:160], "trained_on": folder.origin(weights)[0] or "?"}
+        raise fail("export_misfit", where=str(weights.folder), **values) from None
+
+
+def fit_vocabulary(model: PreTrainedModel, adapter: Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give the base the rows of the tokens that were added for the adapter, which carries their weights.
+
+    Raises:
+        LabError: the tokenizer has tokens whose weights nobody saved, or the weights cannot be read.
+    """
+    try:
+        with safe_open(adapter / folder.ADAPTER_WEIGHTS, "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
+    except SafetensorError as error:
+        raise fail("export_adapter_damaged", where=str(adapter), reason=str(error)[:120]) from None
+    rows = [
+        shape[0]
+        for name, shape in shapes.items()
+        if name.endswith("weight") and len(shape) == 2 and "lora_" not in name and is_embedding(name)
+    ]
+    have = model.get_input_embeddings().weight.shape[0]
+    if rows and max(rows) != have:
+        model.resize_token_embeddings(max(rows), mean_resizing=False)
+    elif models.unreachable(tokenizer, have):
+        raise fail("export_tokens", where=str(adapter), tokens=len(tokenizer), rows=have)
+
+
+def is_embedding(name: str) -> bool:
+    """Say whether a weight's name is that of an input or output embedding in any family."""
+    return any(part in name for part in ("embed_tokens", "lm_head", "embed_in", "embed_out", "word_embeddings"))
+
+
+def end_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let every token that ends an answer end the generation: the model's own, and those that training ends with."""
+    model.generation_config.eos_token_id = evaluate.end_ids(model, tokenizer)
+
+
 def from_recipe(recipe: Recipe) -> tuple[PreTrainedModel | Loop, PreTrainedTokenizerBase]:
-    """Return the model a recipe names, with the adapter it names or its run has left, and the tokenizer."""
+    """Return the model a recipe names, with what its run has left on it or the adapter it names, and the tokenizer."""
+    return load(recipe.model_name_or_path, trained(recipe), engine_of(recipe), recipe.template, **options_of(recipe))
+
+
+def trained(recipe: Recipe) -> Path | None:
+    """Return the folder of what a recipe has trained, else of the adapter it names, None where neither is there."""
+    made = Path(recipe.output_dir).expanduser() if recipe.output_dir else None
+    if made and folder.holds_weights(made):
+        return made
+    return Path(recipe.adapter_name_or_path) if recipe.adapter_name_or_path else None
+
+
+def engine_of(recipe: Recipe) -> str:
+    """Return the engine that a recipe asks for."""
+    return "huggingface" if recipe.infer_backend == "hf" else recipe.infer_backend
+
+
+def options_of(recipe: Recipe) -> dict[str, Any]:
+    """Return what `from_pretrained` takes of a recipe."""
     options: dict[str, Any] = {"trust_remote_code": recipe.trust_remote_code}
     if recipe.infer_dtype != "auto":
         options["dtype"] = recipe.infer_dtype
     if recipe.quantization_bit:
         settings = fields.quantization_settings(recipe, device.describe())
         options["quantization_config"] = BitsAndBytesConfig(**settings)
-    made = Path(recipe.output_dir or "").expanduser() / "adapter"
-    left = made if recipe.output_dir and made.is_dir() else None
-    model, tokenizer = load(recipe.model_name_or_path, recipe.adapter_name_or_path or left, **options)
-    if said := templates.apply(recipe.template, tokenizer):
-        print(said)
-    backend = "huggingface" if recipe.infer_backend == "hf" else recipe.infer_backend
-    return fastest.pick(model, tokenizer, backend), tokenizer
+    return options
 
 
 def generation_of(recipe: Recipe) -> dict[str, Any]:

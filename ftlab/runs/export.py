@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError
@@ -20,11 +19,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, Pre
 from ftlab import catalogue, device, models
 from ftlab.errors import LabError, fail
 from ftlab.runs import callbacks as watch
-from ftlab.runs import checkpoint, gguf, templates, train
+from ftlab.runs import chat, checkpoint, gguf, templates, train
+from ftlab.runs import folder as folders
 from ftlab.runs import recipe as recipes
 from ftlab.runs.keys import Recipe
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 # Largest logit difference, in units of the largest logit (at least 1): float32 adds in another order after a merge.
 TOLERANCE = 1e-4
 GREEDY_TOKENS = 16
@@ -84,22 +83,29 @@ def export(recipe: Recipe) -> Export:
     if recipe.quantization_bit:
         raise fail("export_quantized", where="quantization_bit", value=f"{recipe.quantization_bit} bit")
     base = Path(models.fetch(recipe.model_name_or_path))
-    if getattr(AutoConfig.from_pretrained(base), "quantization_config", None):
-        raise fail("export_quantized", where=str(base), value="its config.json says so")
-    adapter = models.adapter(recipe.adapter_name_or_path) if recipe.adapter_name_or_path else None
+    name = recipe.adapter_name_or_path
+    weights = folders.weights_for(name, base, recipe.model_name_or_path) if name else None
+    whole = weights.folder if weights and not weights.is_adapter else base
+    if getattr(AutoConfig.from_pretrained(whole), "quantization_config", None):
+        raise fail("export_quantized", where=str(whole), value="its config.json says so")
+    adapter = weights.folder if weights and weights.is_adapter else None
     if adapter:
-        require_own_base(adapter, base, recipe.model_name_or_path)
         require_effect(adapter)
-    with_tokenizer = adapter if adapter and (adapter / "tokenizer_config.json").is_file() else base
-    tokenizer = train.load_tokenizer(recipe, str(with_tokenizer))
+    saved = weights and (weights.folder / "tokenizer_config.json").is_file()
+    tokenizer = train.load_tokenizer(recipe, str(weights.folder if weights and saved else base))
     templates.apply(recipe.template, tokenizer)
-    model = load_base(recipe, base)
-    probe = probe_ids(max(len(tokenizer), 1))
+    model = load_base(recipe, whole)
+    if adapter:
+        chat.fit_vocabulary(model, adapter, tokenizer)
+    rows = model.get_input_embeddings().weight.shape[0]
+    models.require_rows(tokenizer, rows, str(whole))
+    probe = probe_ids(min(len(tokenizer), rows))
     model, live, merged = merge(model, adapter, tokenizer, probe)
     dtype = model.config.dtype if recipe.export_dtype == "auto" else getattr(torch, recipe.export_dtype)
     require_space(model, dtype, recipe, target)
+    chat.end_answers(model, tokenizer)
     with beside(target) as folder:
-        return finish(recipe, Parts(model, tokenizer, adapter, target, folder, dtype), probe, live, merged)
+        return finish(recipe, Parts(model, tokenizer, weights, target, folder, dtype), probe, live, merged)
 
 
 class Parts(NamedTuple):
@@ -107,7 +113,7 @@ class Parts(NamedTuple):
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    adapter: Path | None
+    weights: folders.Weights | None
     target: Path
     folder: Path
     dtype: torch.dtype
@@ -123,26 +129,6 @@ def empty_target(recipe: Recipe) -> Path:
     return target
 
 
-def require_own_base(adapter: Path, base: Path, name: str) -> None:
-    """Refuse an adapter that was trained on another model of the same shapes: it would merge, and talk nonsense.
-
-    A run's manifest has the fingerprint of its base. Elsewhere the base that the adapter names is fingerprinted where
-    it is a folder, and only names can be compared where it is not.
-
-    Raises:
-        LabError: naming the base that belongs to it.
-    """
-    trained_on = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path") or ""
-    recorded = (checkpoint.read_manifest(adapter.parent) or {}).get("model")
-    if recorded is None and Path(trained_on).is_dir():
-        recorded = train.model_fingerprint(Path(trained_on))
-    same_name = Path(trained_on).name.casefold() in (Path(name).name.casefold(), base.name.casefold(), "")
-    if recorded != train.model_fingerprint(base) if recorded else not (same_name or Path(name).is_dir()):
-        raise fail("export_other_base", where=str(adapter), trained_on=trained_on or "?", base=name)
-    if not recorded and not same_name:
-        print(f"{adapter}: trained on {trained_on}; whether {name} is that model, only its shapes can tell")
-
-
 def require_effect(adapter: Path) -> None:
     """Refuse an adapter whose weights change nothing, or are no numbers.
 
@@ -150,7 +136,7 @@ def require_effect(adapter: Path) -> None:
         LabError: saying which.
     """
     try:
-        weights = load_file(adapter / ADAPTER_WEIGHTS)
+        weights = load_file(adapter / folders.ADAPTER_WEIGHTS)
     except SafetensorError as error:
         raise fail("export_adapter_damaged", where=str(adapter), reason=str(error)[:120]) from None
     broken = next((name for name, weight in weights.items() if not torch.isfinite(weight).all()), None)
@@ -208,13 +194,8 @@ def merge(
     if adapter is None:
         said = answers(model, probe)
         return model, said, said
-    fit_vocabulary(model, adapter, tokenizer)
     own = model.config.dtype
-    try:
-        adapted = PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False).eval()
-    except (RuntimeError, ValueError, KeyError) as error:
-        reason = next((line.strip() for line in str(error).splitlines()[1:] if "size mismatch" in line), str(error))
-        raise fail("export_misfit", where=str(adapter), reason=reason[:160]) from None
+    adapted = chat.adapted(model, folders.Weights(adapter, True), tokenizer, autocast_adapter_dtype=False).eval()
     live = answers(adapted, probe)
     with adapted.disable_adapter():
         unchanged = torch.equal(logits_of(adapted, probe), live.logits)
@@ -229,29 +210,6 @@ def merge(
     after = answers(merged, probe)
     require_equal("merged", live, after, adapter)
     return merged, live, after
-
-
-def fit_vocabulary(model: PreTrainedModel, adapter: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the base the rows of the tokens that were added for the adapter, which carries their weights.
-
-    Raises:
-        LabError: the tokenizer has tokens whose weights nobody saved.
-    """
-    rows = [
-        weight.shape[0]
-        for name, weight in load_file(adapter / ADAPTER_WEIGHTS).items()
-        if name.endswith("weight") and weight.ndim == 2 and "lora_" not in name and is_embedding(name)
-    ]
-    have = model.get_input_embeddings().weight.shape[0]
-    if rows and max(rows) != have:
-        model.resize_token_embeddings(max(rows), mean_resizing=False)
-    elif len(tokenizer) > have:
-        raise fail("export_tokens", where=str(adapter), tokens=len(tokenizer), rows=have)
-
-
-def is_embedding(name: str) -> bool:
-    """Say whether a weight's name is that of an input or output embedding in any family."""
-    return any(part in name for part in ("embed_tokens", "lm_head", "embed_in", "embed_out", "word_embeddings"))
 
 
 def untie_if_trained_apart(model: PreTrainedModel) -> None:
@@ -362,7 +320,7 @@ def finish(recipe: Recipe, parts: Parts, probe: torch.Tensor, live: Answers, mer
         greedy_equal_share=live.greedy.eq(reloaded.greedy).float().mean().item(),
         **(write_gguf(recipe.export_gguf, parts, probe, live) if recipe.export_gguf else {}),
     )
-    (folder / train.CARD).write_text(card(recipe, parts, done), encoding="utf-8")
+    (folder / folders.CARD).write_text(card(recipe, parts, done), encoding="utf-8")
     folder.chmod(0o755)
     if parts.target.exists():
         parts.target.rmdir()
@@ -401,19 +359,19 @@ def card(recipe: Recipe, parts: Parts, done: Export) -> str:
     head = ["library_name: transformers", "pipeline_tag: text-generation"]
     head += [f"base_model: {base}", f"license: {known.licence.lower()}"] if known else []
     lines = ["---", *head, "---", f"# {parts.target.name}", ""]
-    run = parts.adapter.parent if parts.adapter else None
-    if run and (run / train.RECIPE).is_file():
-        trained = recipes.load(run / train.RECIPE)
+    run = parts.weights.folder.parent if parts.weights else None
+    if run and (run / folders.RECIPE).is_file():
+        trained = recipes.load(run / folders.RECIPE)
         lines += [f"`{base}`, tuned by {trained.finetuning_type} {trained.objective} on `{trained.dataset}`.", ""]
         lines += table("recipe", recipes.plain(trained))
-    elif parts.adapter:
-        settings = json.loads((parts.adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        lines += [f"`{base}` with the {settings.get('peft_type')} adapter `{parts.adapter.name}`.", ""]
+    elif parts.weights and parts.weights.is_adapter:
+        settings = json.loads((parts.weights.folder / folders.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        lines += [f"`{base}` with the {settings.get('peft_type')} adapter `{parts.weights.folder.name}`.", ""]
         lines += table("adapter", {name: settings[name] for name in ("r", "lora_alpha") if name in settings})
     else:
         lines += [f"`{base}`, saved in {parts.dtype}.", ""]
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        lines += table("measured", json.loads((run / train.METRICS).read_text(encoding="utf-8")) if run else {})
+        lines += table("measured", json.loads((run / folders.METRICS).read_text(encoding="utf-8")) if run else {})
     checks = {
         "merged against adapter, float32, largest logit difference": f"{done.merge_difference:.1e}",
         "reloaded against saved": f"{done.reload_difference:.1e}",

@@ -159,6 +159,11 @@ def read_arguments(text: str) -> Any:
         return text
 
 
+def digests(datasets: tuple[Dataset, Dataset | None]) -> str:
+    """Return a digest of the training rows and of the validation rows."""
+    return "+".join(digest(part) for part in datasets if part is not None)
+
+
 def digest(dataset: Dataset) -> str:
     """Return a digest of every row, in order."""
     found = hashlib.sha256()

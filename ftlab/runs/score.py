@@ -1,4 +1,4 @@
-"""Score a recipe: loss and answers on its validation rows, before and after, without training anything."""
+"""Score a recipe: loss and answers on its held-out examples, before and after training, without training anything."""
 
 import math
 from collections.abc import Sequence
@@ -6,80 +6,124 @@ from pathlib import Path
 from typing import Any
 
 from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 
-from ftlab import evaluate
-from ftlab.data import registry
+from ftlab import evaluate, responses, tokens
 from ftlab.errors import fail, say
-from ftlab.runs import chat, rows
-from ftlab.runs.checkpoint import write_json
+from ftlab.runs import chat, checkpoint, folder, rows
 from ftlab.runs.keys import Recipe
-from ftlab.runs.train import SCORES
 
 Scores = dict[str, dict[str, float]]
+# Token ids and labels of one conversation, up to the answer that is asked for.
+Example = dict[str, list[int]]
 # What can be asked for: `loss` brings perplexity with it, `exact_match` writes every answer and takes far longer.
 FIGURES = ("loss", "exact_match")
+# Tokens that an answer may have more than the longest expected one.
+SPARE = 8
 
 
 def score(recipe: Recipe, limit: int = 200, figures: Sequence[str] = FIGURES) -> Scores:
     """Return {"base" and/or "tuned": {"loss", "perplexity", "exact_match", "rows"}} and write it into the run folder.
 
-    The rows are those of `eval_dataset`, or of `dataset` where there is none. The adapter is `adapter_name_or_path`, or
-    the one in `output_dir`; without one only the base is scored.
+    The examples are those of `eval_dataset`, else the ones that `val_size` holds out of `dataset`, in the tokens that
+    training sees. "tuned" is what the run in `output_dir` has left, else `adapter_name_or_path`; where there is
+    neither, which is said, only the base is scored.
 
     Args:
-        limit: rows that are read at most.
+        limit: examples that are scored at most.
         figures: which of FIGURES are worked out.
     Raises:
-        LabError: no data set, a stage without answers, or an adapter that cannot be read.
+        LabError: no data set, a stage without answers, or weights that cannot be read or belong to another base.
     """
-    name = recipe.eval_dataset or recipe.dataset
-    if not name:
+    if not (recipe.eval_dataset or recipe.dataset):
         raise fail("recipe_missing_key", key="eval_dataset")
     if recipe.objective not in ("sft", "ppo", "grpo"):
         raise fail("eval_stage", where="stage", stage=recipe.objective)
-    if not recipe.eval_dataset:
-        print(say("eval_seen", name=name))
-    asked = registry.load(
-        name, recipe.dataset_dir, max_samples=recipe.max_samples, substitutions=recipe.dataset_substitutions
-    )
-    if "messages" not in asked.column_names:
-        raise fail("train_columns", where=name, stage="sft", needed="messages", found=", ".join(asked.column_names))
-    chosen = [rows.present(row) for row in asked.select(range(min(limit, len(asked))))]
-    model, tokenizer = chat.from_recipe(recipe)
+    trained = chat.trained(recipe)
+    if trained is None and recipe.output_dir:
+        print(say("eval_untrained", where=recipe.output_dir))
+    options = {"template": recipe.template, **chat.options_of(recipe)}
+    model, tokenizer = chat.load(recipe.model_name_or_path, trained, **options)
+    chosen = held_out(recipe, tokenizer, trained)[:limit]
     found: Scores = {}
-    if isinstance(model, PeftModel):
+    if trained is None:
+        found["base"] = scores(model, tokenizer, chosen, figures)
+    elif isinstance(model, PeftModel):
         with model.disable_adapter():
-            found["base"] = scores(recipe, model, tokenizer, chosen, figures)
-        found["tuned"] = scores(recipe, model, tokenizer, chosen, figures)
+            found["base"] = scores(model, tokenizer, chosen, figures)
+        found["tuned"] = scores(model, tokenizer, chosen, figures)
     else:
-        found["base"] = scores(recipe, model, tokenizer, chosen, figures)
+        tuned = scores(model, tokenizer, chosen, figures)
+        # Not both in memory at once.
+        del model
+        model, _ = chat.load(recipe.model_name_or_path, **options)
+        found = {"base": scores(model, tokenizer, chosen, figures), "tuned": tuned}
     if recipe.output_dir and Path(recipe.output_dir).expanduser().is_dir():
-        write_json(Path(recipe.output_dir).expanduser() / SCORES, found)
+        checkpoint.write_json(Path(recipe.output_dir).expanduser() / folder.SCORES, found)
     return found
 
 
+def held_out(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, trained: Path | None) -> list[Example]:
+    """Return the examples to score on, encoded; it is said where the run may have been trained on them."""
+    # Of a prompt that is trained on nobody could tell where the answer begins.
+    plain = recipe.model_copy(update={"train_on_prompt": False})
+    if recipe.eval_dataset:
+        found = rows.prepared(plain, recipe.eval_dataset, tokenizer)
+    elif recipe.val_size:
+        datasets = rows.splits(plain, tokenizer)
+        found = datasets[1]
+        if trained and not recipe.train_on_prompt and not same_data(trained, rows.digests(datasets)):
+            print(say("eval_other_rows", where=str(trained)))
+    else:
+        print(say("eval_seen", name=recipe.dataset))
+        found = rows.prepared(plain, recipe.dataset or "", tokenizer)
+    return [example for row in found for example in encoded(row, tokenizer)]
+
+
+def same_data(trained: Path, digests: str) -> bool:
+    """Return True if a run was trained on, and held out, the very examples with these digests."""
+    manifest = checkpoint.read_manifest(trained) or checkpoint.read_manifest(trained.parent) or {}
+    return manifest.get("data") == digests
+
+
+def encoded(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+    """Return a prepared row's token ids and labels; those of ppo and grpo are still text."""
+    if "input_ids" in row:
+        return [row]
+    return tokens.encode(tokenizer, {"messages": [*row["prompt"], {"role": "assistant", "content": row["answer"]}]})
+
+
 def scores(
-    recipe: Recipe, model: Any, tokenizer: Any, chosen: list[dict[str, Any]], figures: Sequence[str] = FIGURES
+    model: Any, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], figures: Sequence[str] = FIGURES
 ) -> dict[str, float]:
-    """Return the figures of one model on rows of messages; the last answer of each is asked for."""
+    """Return the figures of one model on encoded examples; the last answer of each is asked for."""
     found: dict[str, float] = {}
     if "loss" in figures:
-        perplexity = evaluate.perplexity(model, tokenizer, chosen, cutoff_len=recipe.cutoff_len)
-        found |= {"loss": math.log(perplexity), "perplexity": perplexity}
+        loss = evaluate.mean_loss(model, examples, tokenizer.pad_token_id)
+        found |= {"loss": loss, "perplexity": math.exp(loss)}
     if "exact_match" in figures:
-        asked = [row["messages"][:-1] for row in chosen]
-        wanted = [row["messages"][-1]["content"] for row in chosen]
-        most = min(max(len(tokenizer(text).input_ids) for text in wanted) + 8, recipe.cutoff_len)
-        answers = evaluate.generate_answers(model, tokenizer, asked, max_new_tokens=most)
-        found["exact_match"] = evaluate.exact_match(answers, wanted)
-    return found | {"rows": len(chosen)}
+        found["exact_match"] = exact_match(model, tokenizer, examples)
+    return found | {"rows": len(examples)}
+
+
+def exact_match(model: Any, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> float:
+    """Return the share of examples whose last answer a model gives: text without thoughts, tool calls as calls."""
+    pairs = [responses.split(example) for example in examples]
+    most = max(len(wanted) for _, wanted in pairs) + SPARE
+    answers = evaluate.generate_ids(model, tokenizer, [prompt for prompt, _ in pairs], most)
+    reader = responses.Reader(tokenizer)
+    right = [
+        reader.read(prompt, answer).equals(reader.read(prompt, wanted))
+        for (prompt, wanted), answer in zip(pairs, answers, strict=True)
+    ]
+    return sum(right) / len(right)
 
 
 def table(found: Scores) -> str:
     """Return scores as a table, a line per model."""
-    lines = [f"{'':<8}{'rows':>6}{'loss':>9}{'perplexity':>12}{'exact answers':>15}"]
+    lines = [f"{'':<8}{'n':>6}{'loss':>9}{'perplexity':>12}   exact answers (95% interval)"]
     for name, row in found.items():
         low, high = evaluate.interval(row["exact_match"], int(row["rows"]))
         share = f"{row['exact_match']:.0%} ({low:.0%}-{high:.0%})"
-        lines.append(f"{name:<8}{row['rows']:>6}{row['loss']:>9.3f}{row['perplexity']:>12.2f}{share:>15}")
+        lines.append(f"{name:<8}{row['rows']:>6}{row['loss']:>9.3f}{row['perplexity']:>12.2f}   {share}")
     return "\n".join(lines)

@@ -1,8 +1,6 @@
 """A recipe in, a run folder out; a run that was cut short goes on where its last good checkpoint stands."""
 
 import contextlib
-import hashlib
-import json
 import os
 import shutil
 import time
@@ -24,14 +22,25 @@ from ftlab.errors import fail
 from ftlab.runs import callbacks as watch
 from ftlab.runs import checkpoint, rows, stages, templates
 from ftlab.runs import recipe as recipes
+from ftlab.runs.folder import (
+    CARD,
+    LOG,
+    METRICS,
+    OWN_FILES,
+    PICTURE,
+    PISSA_START,
+    RECIPE,
+    RESULTS,
+    changes,
+    damage,
+    fingerprint,
+    model_fingerprint,
+    printable,
+    read_metrics,
+    refuse_foreign,
+    state,
+)
 from ftlab.runs.keys import Recipe
-
-RECIPE, LOG, METRICS, PICTURE, CARD = "recipe.yaml", "train_log.jsonl", "metrics.json", "loss.png", "README.md"
-SCORES = "eval_results.json"
-PISSA_START = "pissa_start"
-RESULTS = ("adapter", "model")
-OWN_FILES = (RECIPE, LOG, METRICS, SCORES, checkpoint.MANIFEST, PICTURE, CARD, *RESULTS, PISSA_START, watch.STOP)
-OWN_PREFIXES = (checkpoint.PREFIX, checkpoint.ASIDE, checkpoint.DELETING, checkpoint.PARTIAL, "run.", "runs")
 
 
 @dataclass(frozen=True)
@@ -111,6 +120,7 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
     args, notes = stages.training_args(recipe, folder, machine)
     tokenizer = load_tokenizer(recipe, model_path)
     notes.append(templates.apply(recipe.template, tokenizer))
+    models.require_rows(tokenizer, models.embedding_rows(model_path), model_path)
     if is_main():
         for note in filter(None, notes):
             print(note)
@@ -118,12 +128,18 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
         datasets = rows.splits(recipe, tokenizer)
     if args.eval_strategy != "no" and datasets[1] is None:
         raise fail("train_no_validation", where="eval_strategy")
-    about = {
+    return Job(
+        recipe, folder, model_path, machine, args, tokenizer, datasets, fingerprints(recipe, model_path, datasets)
+    )
+
+
+def fingerprints(recipe: Recipe, model_path: str, datasets: tuple[Dataset, Dataset | None]) -> dict[str, str]:
+    """Return the digests that have to be the same for a run to be reused or resumed."""
+    return {
         "recipe": fingerprint(recipes.decisive(recipe)),
-        "data": "+".join(rows.digest(part) for part in datasets if part is not None),
+        "data": rows.digests(datasets),
         "model": model_fingerprint(Path(model_path)),
     }
-    return Job(recipe, folder, model_path, machine, args, tokenizer, datasets, about)
 
 
 def load_tokenizer(recipe: Recipe, path: str) -> PreTrainedTokenizerBase:
@@ -139,30 +155,13 @@ def load_tokenizer(recipe: Recipe, path: str) -> PreTrainedTokenizerBase:
 
 def finished(job: Job) -> dict[str, float] | None:
     """Return the metrics of a finished run of this job, None if there is none whose every file verifies."""
-    manifest = checkpoint.read_manifest(job.folder)
-    if manifest is None or manifest.get("finished") is not True or changes(manifest, job):
-        return None
-    result = next((job.folder / name for name in RESULTS if (job.folder / name).is_dir()), None)
-    reason = checkpoint.problem(result, {"run_id": manifest.get("run_id")}) if result else "it is missing"
-    if not reason:
-        with contextlib.suppress(OSError, ValueError):
-            return json.loads((job.folder / METRICS).read_text())
-        reason = f"{METRICS} cannot be read"
-    print(f"{job.folder}: a finished run, but its result cannot be trusted: {reason}; it is made again")
+    if state(job.recipe, lambda: job.about).name == "finished":
+        return read_metrics(job.folder)
+    manifest = checkpoint.read_manifest(job.folder) or {}
+    if manifest.get("finished") is True and not changes(manifest, job.recipe, job.about):
+        reason = damage(job.folder, manifest)
+        print(f"{job.folder}: a finished run, but its result cannot be trusted: {reason}; it is made again")
     return None
-
-
-def changes(manifest: dict[str, Any], job: Job) -> str:
-    """Return what a run in the folder has that this job has not, "" if they are the same run."""
-    then, now = manifest.get("settings", {}), printable(recipes.decisive(job.recipe))
-    if not isinstance(then, dict):
-        return "recipe"
-    found = [
-        f"{name}: {then.get(name)} -> {now.get(name)}" for name in {**then, **now} if then.get(name) != now.get(name)
-    ]
-    found += [name for name in ("data", "model") if manifest.get(name) != job.about[name]]
-    found += ["recipe"] if not found and manifest.get("recipe") != job.about["recipe"] else []
-    return ", ".join(found[:4])
 
 
 def begin(job: Job, fresh: bool) -> Start:
@@ -174,7 +173,7 @@ def begin(job: Job, fresh: bool) -> Start:
     manifest = checkpoint.read_manifest(job.folder)
     refuse_foreign(job.folder)
     asked = job.recipe.training.get("resume_from_checkpoint")
-    changed = changes(manifest, job) if manifest else ""
+    changed = changes(manifest, job.recipe, job.about) if manifest else ""
     if asked and manifest and not fresh:
         start = Start(str(manifest.get("run_id")), named_checkpoint(job, manifest, Path(asked), changed))
     elif manifest and not fresh and not changed:
@@ -219,15 +218,6 @@ def named_checkpoint(job: Job, manifest: dict[str, Any], path: Path, changed: st
         raise fail("checkpoint_not_ours", where=str(path), reason=reason)
     print(f"{path}: going on from step {checkpoint.step_of(path)}" + (f" with {changed}" if changed else ""))
     return path
-
-
-def refuse_foreign(folder: Path) -> None:
-    """Refuse a folder that holds files which are no run's; they are left alone."""
-    foreign = [
-        path.name for path in folder.iterdir() if path.name not in OWN_FILES and not path.name.startswith(OWN_PREFIXES)
-    ]
-    if foreign:
-        raise fail("train_folder_used", where=str(folder), files=", ".join(sorted(foreign)[:3]))
 
 
 def clear(folder: Path, manifest: dict[str, Any] | None) -> None:
@@ -364,11 +354,6 @@ def record(job: Job, run_id: str) -> dict[str, Any]:
     return {"run_id": run_id, "settings": settings} | about | job.about
 
 
-def printable(values: dict[str, Any]) -> dict[str, Any]:
-    """Return values as they come back from JSON, so that then and now compare."""
-    return json.loads(json.dumps(values, default=str))
-
-
 def card(job: Job, trainer: Trainer, metrics: dict[str, float]) -> str:
     """Return the model card: base, data, settings, what was trained, what was measured."""
     settings = "\n".join(f"| `{name}` | {value} |" for name, value in recipes.plain(job.recipe).items())
@@ -383,21 +368,3 @@ def card(job: Job, trainer: Trainer, metrics: dict[str, float]) -> str:
         f"| setting | value |\n|---|---|\n{settings}\n\n| measured | value |\n|---|---|\n{measured}\n\n"
         f"Data {job.about['data']}, base {job.about['model']}, seed {job.args.seed}, torch {torch.__version__}.\n"
     )
-
-
-def fingerprint(values: dict[str, Any]) -> str:
-    """Return a digest of plain values."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def model_fingerprint(folder: Path) -> str:
-    """Return a digest of a model folder: its small files whole, of its weights the size and both ends."""
-    found = hashlib.sha256()
-    small = [folder / name for name in ("config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja")]
-    for path in [path for path in small if path.is_file()] + sorted(folder.glob("*.safetensors")):
-        found.update(f"{path.name}:{path.stat().st_size}:".encode())
-        with path.open("rb") as file:
-            found.update(file.read(2**20))
-            file.seek(max(0, path.stat().st_size - 2**20))
-            found.update(file.read())
-    return found.hexdigest()[:16]

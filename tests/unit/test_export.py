@@ -28,7 +28,7 @@ from transformers import (
 
 from ftlab.apps import cli
 from ftlab.errors import LabError
-from ftlab.runs import export, gguf, recipe, train
+from ftlab.runs import export, folder, gguf, recipe, train
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
 GROUPED = SIZES | {"num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256}
@@ -236,7 +236,7 @@ def test_a_run_knows_its_base_even_where_that_has_moved(tiny_recipe, tmp_path):
 
 
 def test_an_adapter_that_does_not_fit_is_refused(pair, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "require_own_base", lambda *_: None)
+    monkeypatch.setattr(folder, "require_own_base", lambda *_: None)
     wider = make_base(tmp_path / "wide", "olmo2")
     AutoModelForCausalLM.from_config(
         LlamaConfig(vocab_size=258, **GROUPED | {"intermediate_size": 128})

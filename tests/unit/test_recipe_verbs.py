@@ -9,7 +9,7 @@ import pytest
 from ftlab import device
 from ftlab.apps import cli
 from ftlab.errors import LabError
-from ftlab.runs import chat, defaults, export, fields, recipe, score, stages, train
+from ftlab.runs import chat, defaults, export, fields, folder, recipe, score, stages, train
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
@@ -69,8 +69,8 @@ def test_eval_scores_base_and_adapter_and_writes_them(tiny_recipe, capsys):
     run = train.train(recipe.load(tiny_recipe | {"max_steps": 30}))
     found = score.score(recipe.load(tiny_recipe | {"max_steps": 30}))
     assert found["tuned"]["loss"] < found["base"]["loss"] and found["base"]["rows"] == 12
-    assert json.loads((run.folder / train.SCORES).read_text()) == found
-    assert "perplexity" in score.table(found) and "name an eval_dataset" in capsys.readouterr().out
+    assert json.loads((run.folder / folder.SCORES).read_text()) == found
+    assert "perplexity" in score.table(found) and "for held-out examples" in capsys.readouterr().out
     # What eval left does not make the folder somebody else's.
     assert train.train(recipe.load(tiny_recipe | {"max_steps": 30})).reused
 

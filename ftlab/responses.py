@@ -1,0 +1,202 @@
+"""What a model wrote, read back: its thought, its text, its tool calls.
+
+Every chat template writes calls in a syntax of its own. The one that a template uses is found by rendering a call and
+trying which reader gives it back, so that a template that differs in a blank still is read.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_parsing.response_parser import parse_response
+
+from ftlab import tokens
+from ftlab.errors import LabError
+
+# TRL's descriptions of the syntaxes that are not JSON, and one that it lacks (Muse Glimmer's).
+TRL_SYNTAXES = ("qwen3_5", "nemotron_3", "glm4moe", "gptoss", "lfm2_2_5", "gemma4")
+ATEM = {
+    "defaults": {"role": "assistant"},
+    "fields": {
+        "tool_calls": {
+            "open_pattern": r'<atem:invoke name="(?P<name>[^"]+)">',
+            "close_pattern": r"</atem:invoke>\s*",
+            "repeats": True,
+            "content": "xml-inline",
+            "content_args": {"tag_pattern": r'<atem:parameter name="(?P<key>[^"]+)">(?P<value>.*?)</atem:parameter>'},
+            "transform": {"type": "function", "function": {"name": "{name}", "arguments": "{content}"}},
+        },
+        "content": {"content": "text"},
+    },
+}
+WRAPPERS = re.compile(r"</?tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>")
+PROBE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "probe_tool",
+        "description": "Probe.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
+    },
+}
+PROBE_CALL = {"name": "probe_tool", "arguments": {"city": "Oslo", "days": 3}}
+PROBE = [
+    {"role": "user", "content": "hi"},
+    {
+        "role": "assistant",
+        "content": "",
+        "tool_calls": [{"id": "call00000", "type": "function", "function": PROBE_CALL}],
+    },
+]
+
+
+class Response(NamedTuple):
+    """One answer.
+
+    Attributes:
+        content: the text without the thought, the calls, and the tokens that end the answer.
+        calls: {"name": str, "arguments": dict} of every tool call, in the order written.
+    """
+
+    thought: str
+    content: str
+    calls: list[dict[str, Any]]
+
+    def equals(self, other: "Response") -> bool:
+        """Return True if both answer the same; empty answers never do.
+
+        Where a call is made, only the calls count: name and arguments, the order of the keys does not matter.
+        """
+        if self.calls or other.calls:
+            return [canonical(call) for call in self.calls] == [canonical(call) for call in other.calls]
+        return bool(self.content.strip()) and self.content.strip() == other.content.strip()
+
+
+# Answer text, prompt text and tools to a Response.
+Read = Callable[[str, str, list | None], Response]
+
+
+class Reader:
+    """Reads what a model wrote under a tokenizer's chat template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self.tokenizer = tokenizer
+        self.ends = [tokenizer.decode([token]) for token in tokens.end_ids(tokenizer)]
+        self.parse = self.found()
+
+    def read(self, prompt: Sequence[int], answer: Sequence[int], tools: list | None = None) -> Response:
+        """Return the answer in the token ids that follow the token ids of a prompt.
+
+        Args:
+            tools: JSON schemas; some templates write "3" and 3 alike, and only the schema tells them apart.
+        """
+        text = self.tokenizer.decode(answer)
+        try:
+            response = self.parse(text, self.tokenizer.decode(prompt), tools)
+        except (ValueError, TypeError, KeyError):
+            # A call that was not written to its end.
+            response = read_json(text, "", tools)
+        if not response.calls and not response.content.strip():
+            # A thought without an end: what there is counts as the answer.
+            response = Response("", text, [])
+        return response._replace(content=self.without_end(response.content).strip())
+
+    def without_end(self, text: str) -> str:
+        """Return a text without the tokens that end an answer."""
+        end = next((end for end in self.ends if end and text.rstrip().endswith(end)), None)
+        return self.without_end(text.rstrip().removesuffix(end)) if end else text
+
+    def found(self) -> Read:
+        """Return the reader that gives a call back as this template writes it; JSON where none does."""
+        try:
+            encoded = as_list(tokens.encode(self.tokenizer, {"messages": PROBE, "tools": [PROBE_TOOL]}))[-1]
+        except (LabError, ValueError, TypeError, KeyError):
+            return read_json
+        prompt, answer = map(self.tokenizer.decode, split(encoded))
+        for reader in readers(self.tokenizer):
+            try:
+                if reader(answer, prompt, [PROBE_TOOL]).calls == [PROBE_CALL]:
+                    return reader
+            except (ValueError, TypeError, KeyError):
+                continue
+        return read_json
+
+
+def split(example: dict[str, list[int]]) -> tuple[list[int], list[int]]:
+    """Return the prompt of an encoded example's last trained answer, and the ids of that answer."""
+    trained = [label != tokens.IGNORED for label in example["labels"]]
+    end = len(trained) - trained[::-1].index(True)
+    start = end - trained[:end][::-1].index(False) if False in trained[:end] else 0
+    return example["input_ids"][:start], example["input_ids"][start:end]
+
+
+def as_list(encoded: Any) -> list[dict[str, list[int]]]:
+    return encoded if isinstance(encoded, list) else [encoded]
+
+
+def readers(tokenizer: PreTrainedTokenizerBase) -> Iterator[Read]:
+    """Yield the readers to try: the tokenizer's own, JSON, then the others that are known."""
+    # Imported here: a lesson that only scores text does not need TRL.
+    from trl import chat_template_utils
+
+    if own := getattr(tokenizer, "response_template", None):
+        yield by_syntax(own)
+    yield read_json
+    for name in TRL_SYNTAXES:
+        yield by_syntax(getattr(chat_template_utils, f"{name}_template"))
+    yield by_syntax(ATEM)
+
+
+def by_syntax(syntax: dict[str, Any]) -> Read:
+    """Return the reader of a syntax that is described as transformers' `response_template`."""
+
+    def read(text: str, prompt: str, tools: list | None) -> Response:
+        found = parse_response(text, syntax, prefix=prompt, tools=tools)
+        thought = found.get("reasoning_content") or found.get("thinking") or ""
+        calls = [call["function"] for call in found.get("tool_calls", [])]
+        return Response(thought, found.get("content") or "", [as_call(call) for call in calls])
+
+    return read
+
+
+def read_json(text: str, prompt: str, tools: list | None) -> Response:
+    """Read calls that are JSON objects with a name and arguments, alone or in `<tool_call>` tags."""
+    before, closed, after = text.rpartition("</think>")
+    thought, text = (before.replace("<think>", "").strip(), after) if closed else ("", text)
+    content, calls, place = "", [], 0
+    while (start := text.find("{", place)) >= 0:
+        content += text[place:start]
+        try:
+            value, place = json.JSONDecoder().raw_decode(text, start)
+        except (ValueError, RecursionError):
+            value, place = None, start + 1
+        if is_call(value):
+            calls.append(as_call(value))
+        else:
+            content += text[start:place]
+    content = WRAPPERS.sub("", content + text[place:]) if calls else content + text[place:]
+    return Response(thought, content.strip(), calls)
+
+
+def is_call(value: Any) -> bool:
+    """Return True for {"name": ..., "arguments": ...}; Llama 3.1 says `parameters`."""
+    return (
+        isinstance(value, dict)
+        and isinstance(value.get("name"), str)
+        and len(value) == 2
+        and bool({"arguments", "parameters"} & set(value))
+    )
+
+
+def as_call(value: dict[str, Any]) -> dict[str, Any]:
+    """Return a call with its arguments as a dictionary, whether they were written as an object or as JSON text."""
+    arguments = value.get("arguments", value.get("parameters")) or {}
+    if isinstance(arguments, str):
+        arguments = json.loads(arguments)
+    return {"name": value["name"], "arguments": arguments}
+
+
+def canonical(value: Any) -> str:
+    """Return a JSON text that is the same for the same value, whatever the order of its keys."""
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)

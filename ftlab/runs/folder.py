@@ -1,0 +1,224 @@
+"""A run folder: what lies in it, which weights it holds, and which base they belong to."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from ftlab.errors import LabError, fail, say
+from ftlab.runs import checkpoint
+from ftlab.runs import recipe as recipes
+from ftlab.runs.keys import Recipe
+
+RECIPE, LOG, METRICS, PICTURE, CARD = "recipe.yaml", "train_log.jsonl", "metrics.json", "loss.png", "README.md"
+SCORES = "eval_results.json"
+PISSA_START, STOP = "pissa_start", "STOP"
+RESULTS = ("adapter", "model")
+OWN_FILES = (RECIPE, LOG, METRICS, SCORES, checkpoint.MANIFEST, PICTURE, CARD, *RESULTS, PISSA_START, STOP)
+OWN_PREFIXES = (checkpoint.PREFIX, checkpoint.ASIDE, checkpoint.DELETING, checkpoint.PARTIAL, "run.", "runs")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+class Weights(NamedTuple):
+    """Trained weights: the folder they are in, and whether they are an adapter or a whole model."""
+
+    folder: Path
+    is_adapter: bool
+
+
+class State(NamedTuple):
+    """What lies in a recipe's run folder.
+
+    Attributes:
+        name: "other" is a run of another recipe, data set or model; "foreign" are files that belong to no run.
+        detail: the newest checkpoint's step of an unfinished run; what differs; the foreign files.
+    """
+
+    name: Literal["new", "unfinished", "finished", "other", "foreign"]
+    detail: str = ""
+
+
+def state(recipe: Recipe, fingerprints: Callable[[], dict[str, str]]) -> State:
+    """Return what lies in the run folder of a recipe.
+
+    Args:
+        fingerprints: returns those of the recipe's `data` and `model`; called only where the settings are the run's.
+    """
+    folder = Path(recipe.output_dir or "").expanduser()
+    manifest = checkpoint.read_manifest(folder) if folder.is_dir() else None
+    if manifest is None:
+        return foreign(folder)
+    if changed := changes(manifest, recipe, {}) or changes(manifest, recipe, fingerprints()):
+        return State("other", changed)
+    if manifest.get("finished") is True and not damage(folder, manifest):
+        return State("finished")
+    last = next(iter(checkpoint.checkpoints(folder)), None)
+    return State("unfinished", str(checkpoint.step_of(last) if last else 0))
+
+
+def foreign(folder: Path) -> State:
+    """Return the state of a folder without a manifest."""
+    try:
+        if folder.is_dir():
+            refuse_foreign(folder)
+    except LabError as error:
+        return State("foreign", str(error))
+    return State("new")
+
+
+def changes(manifest: dict[str, Any], recipe: Recipe, fingerprints: dict[str, str]) -> str:
+    """Return what a run has that a recipe has not, "" if they are the same run.
+
+    Args:
+        fingerprints: of the recipe's `data` and `model`, as the manifest has them; those not given are not compared.
+    """
+    then, now = manifest.get("settings", {}), printable(recipes.decisive(recipe))
+    if not isinstance(then, dict):
+        return "recipe"
+    found = [
+        f"{name}: {then.get(name)} -> {now.get(name)}" for name in {**then, **now} if then.get(name) != now.get(name)
+    ]
+    for name, value in fingerprints.items():
+        # That the settings' digest differs says nothing more where a setting does.
+        found += [name] if manifest.get(name) != value and not (found and name == "recipe") else []
+    return ", ".join(found[:4])
+
+
+def damage(folder: Path, manifest: dict[str, Any]) -> str:
+    """Return why the result of a finished run cannot be trusted, "" if every byte is as it was written."""
+    result = next((folder / name for name in RESULTS if (folder / name).is_dir()), None)
+    reason = checkpoint.problem(result, {"run_id": manifest.get("run_id")}) if result else "it is missing"
+    return reason or ("" if read_metrics(folder) is not None else f"{METRICS} cannot be read")
+
+
+def read_metrics(folder: Path) -> dict[str, float] | None:
+    """Return the metrics of a finished run, None where they cannot be read."""
+    try:
+        return json.loads((folder / METRICS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Refuse a folder that holds files which do not belong to a run; they are left alone."""
+    found = [
+        path.name for path in folder.iterdir() if path.name not in OWN_FILES and not path.name.startswith(OWN_PREFIXES)
+    ]
+    if found:
+        raise fail("train_folder_used", where=str(folder), files=", ".join(sorted(found)[:3]))
+
+
+def weights_of(name: str | Path) -> Weights:
+    """Return the trained weights in a folder: an adapter, a whole model, or a run.
+
+    A finished run has `adapter/` or `model/`; of a stopped one the newest checkpoint is taken whose every byte is as
+    it was written.
+
+    Raises:
+        LabError: there are none, or they are not safetensors.
+    """
+    folder = Path(name).expanduser()
+    places = (*(folder / part for part in RESULTS), folder)
+    if (found := next((one for place in places if (one := look(place))), None)) is not None:
+        return found
+    if (found := newest(folder)) is not None:
+        return found
+    raise fail("model_no_adapter", where=str(name), files=f"{ADAPTER_CONFIG}, {ADAPTER_WEIGHTS}")
+
+
+def weights_for(name: str | Path, base: Path, model_name_or_path: str) -> Weights:
+    """Return the trained weights in a folder, for use with a base; a stopped run's checkpoint is said.
+
+    Args:
+        base: the folder of the model called `model_name_or_path`.
+    Raises:
+        LabError: there are none, or they belong to another base.
+    """
+    weights = weights_of(name)
+    require_own_base(weights, base, model_name_or_path)
+    if weights.folder.name.startswith(checkpoint.PREFIX) and weights.folder != Path(name).expanduser():
+        print(say("folder_checkpoint", where=str(name), name=weights.folder.name))
+    return weights
+
+
+def newest(folder: Path) -> Weights | None:
+    """Return the weights of a run's newest checkpoint that verifies, None where there is none."""
+    run_id = (checkpoint.read_manifest(folder) or {}).get("run_id")
+    for path in checkpoint.checkpoints(folder) if run_id else ():
+        found = look(path)
+        if found and not checkpoint.problem(path, {"run_id": run_id}):
+            return found
+    return None
+
+
+def holds_weights(folder: Path) -> bool:
+    """Return True if a run has left something that was trained: its result, or a checkpoint."""
+    return any(look(folder / part) for part in RESULTS) or newest(folder) is not None
+
+
+def look(folder: Path) -> Weights | None:
+    """Return the weights that lie directly in a folder, None if none do; a whole model counts if a run made it."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        return Weights(folder, True) if (folder / ADAPTER_WEIGHTS).is_file() else None
+    whole = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    return Weights(folder, False) if whole and "run_id" in (checkpoint.read_manifest(folder) or {}) else None
+
+
+def require_own_base(weights: Weights, base: Path, name: str) -> None:
+    """Refuse weights that were trained on another model than the one named.
+
+    An adapter of another base with the same shapes would load, and talk nonsense. The manifest of a run has its base's
+    fingerprint. Elsewhere the base that the adapter names is fingerprinted where it is a folder, and only names can be
+    compared where it is not.
+
+    Args:
+        base: the folder of the model called `name`.
+    Raises:
+        LabError: naming the base that they belong to.
+    """
+    trained_on, recorded = origin(weights)
+    if recorded is None and not trained_on:
+        return
+    if recorded is None and Path(trained_on).is_dir():
+        recorded = model_fingerprint(Path(trained_on))
+    same_name = Path(trained_on).name.casefold() in (Path(name).name.casefold(), base.name.casefold(), "")
+    if recorded != model_fingerprint(base) if recorded else not (same_name or Path(name).is_dir()):
+        raise fail("export_other_base", where=str(weights.folder), trained_on=trained_on or "?", base=name)
+    if not recorded and not same_name:
+        print(say("folder_base_unknown", where=str(weights.folder), trained_on=trained_on, name=name))
+
+
+def origin(weights: Weights) -> tuple[str, str | None]:
+    """Return the name of the base that weights were trained on, and its fingerprint where a run recorded it."""
+    manifests = [checkpoint.read_manifest(folder) or {} for folder in (weights.folder, weights.folder.parent)]
+    about = next((one for one in manifests if "run_id" in one and "model" in one), {})
+    settings = next((one["settings"] for one in manifests if isinstance(one.get("settings"), dict)), {})
+    own = {}
+    if weights.is_adapter:
+        own = json.loads((weights.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    named = settings.get("model_name_or_path") if about else None
+    return str(named or own.get("base_model_name_or_path") or ""), about.get("model")
+
+
+def printable(values: dict[str, Any]) -> dict[str, Any]:
+    """Return values as they come back from JSON, so that then and now compare."""
+    return json.loads(json.dumps(values, default=str))
+
+
+def fingerprint(values: dict[str, Any]) -> str:
+    """Return a digest of plain values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def model_fingerprint(folder: Path) -> str:
+    """Return a digest of a model folder: its small files whole, of its weights the size and both ends."""
+    found = hashlib.sha256()
+    small = [folder / name for name in ("config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja")]
+    for path in [path for path in small if path.is_file()] + sorted(folder.glob("*.safetensors")):
+        found.update(f"{path.name}:{path.stat().st_size}:".encode())
+        with path.open("rb") as file:
+            found.update(file.read(2**20))
+            file.seek(max(0, path.stat().st_size - 2**20))
+            found.update(file.read())
+    return found.hexdigest()[:16]
