@@ -90,7 +90,8 @@ def encoded(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Exa
     """Return a prepared row's token ids and labels; those of ppo and grpo are still text."""
     if "input_ids" in row:
         return [row]
-    return tokens.encode(tokenizer, {"messages": [*row["prompt"], {"role": "assistant", "content": row["answer"]}]})
+    messages = [*row["prompt"], {"role": "assistant", "content": row["answer"]}]
+    return responses.as_list(tokens.encode(tokenizer, {"messages": messages}))
 
 
 def scores(
