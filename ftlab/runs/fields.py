@@ -42,11 +42,11 @@ def objective_settings(recipe: Recipe) -> dict[str, Any]:
     """Return the config fields that belong to a recipe's stage alone."""
     match recipe.objective:
         case "pt":
-            # Documents one after the other, cut every cutoff_len tokens, as pre-training does.
-            return {"packing": True, "packing_strategy": "wrapped"}
+            # Texts one after the other, cut every cutoff_len tokens, as pre-training does, unless `packing: false`.
+            return {"packing": recipe.packs, "packing_strategy": "wrapped"}
         case "sft":
             loss = {"loss_type": "dft"} if recipe.use_dft_loss else {}
-            return {"packing": recipe.packing} | loss
+            return {"packing": recipe.packs} | loss
         case "dpo":
             mixed = {"loss_type": [recipe.pref_loss, "sft"], "loss_weights": [1.0, recipe.pref_ftx]}
             loss = mixed if recipe.pref_ftx else {"loss_type": [recipe.pref_loss]}
@@ -147,7 +147,7 @@ def attention_for(recipe: Recipe, machine: Machine) -> str | None:
     """
     if recipe.flash_attn != "auto":
         return ATTENTION[recipe.flash_attn]
-    short = recipe.cutoff_len <= SHORT_ROW and not recipe.packing
+    short = recipe.cutoff_len <= SHORT_ROW and not (recipe.packs and recipe.stage == "sft")
     return "eager" if machine.accelerator == "cpu" and short else None
 
 

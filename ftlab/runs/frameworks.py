@@ -40,7 +40,10 @@ ALWAYS = {
     "lora_dropout", "lora_target", "pref_beta", "quantization_type", "double_quantization",
 }  # fmt: skip
 # What the frameworks decide for themselves, or what leaves no trace in the weights.
-SILENT = {"do_train", "plot_loss", "overwrite_output_dir", "dataset_dir", "quantization_method", "template"}
+SILENT = {
+    "do_train", "plot_loss", "overwrite_output_dir", "dataset_dir", "quantization_method", "template",
+    "allow_other_template",
+}  # fmt: skip
 
 Values = dict[str, Any]
 

@@ -7,7 +7,8 @@ The names are LLaMA-Factory's, so that a YAML written for it runs here. Any othe
 import dataclasses
 import math
 import typing
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from transformers import TrainingArguments
@@ -28,6 +29,9 @@ class Recipe(BaseModel):
     adapter_name_or_path: str | None = key(None, "adapter folder to go on from", "PeftModel.from_pretrained(...)")
     trust_remote_code: bool = key(False, "run code that comes with the model", "from_pretrained(trust_remote_code=)")
     template: str | None = key(None, "family of the chat template, checked; None: the model's own", "chat_template")
+    allow_other_template: bool = key(
+        False, "let `template` replace the model's own chat template, and save it with the run", "chat_template"
+    )
     default_system: str | None = key(None, "system turn for chats that have none", "messages[0]")
     flash_attn: Literal["auto", "disabled", "sdpa", "fa2", "fa3"] = key(
         "auto",
@@ -47,7 +51,7 @@ class Recipe(BaseModel):
         "pt: raw text; sft: answers; rm: reward model; dpo, kto, orpo, simpo: preferences; ppo, grpo: rewards",
         "SFT/Reward/DPO/KTO/ORPO/CPO/GRPOTrainer, ftlab's PPOTrainer",
     )
-    do_train: bool = key(True, "train; LLaMA-Factory asks for it, ftlab train always does")
+    do_train: bool = key(True, "false: `ftlab train` refuses the recipe, which is for eval, chat or export")
     finetuning_type: Literal["lora", "full", "freeze"] = key(
         "lora", "lora: thin matrices beside the weights; full: all weights; freeze: the last layers", "peft_config"
     )
@@ -109,7 +113,12 @@ class Recipe(BaseModel):
     interleave_probs: str | None = key(None, "one probability per set, separated by commas", "interleave_datasets")
     val_size: float = key(0.0, "share (below 1) or number of rows held out", "Dataset.train_test_split", ge=0)
     cutoff_len: int = key(2048, "tokens kept of each row, from its start", "max_length", ge=8)
-    packing: bool = key(False, "fill rows up with several samples, kept apart", "SFTConfig.packing")
+    packing: bool | None = key(
+        None,
+        "sft: put several examples into one row, kept apart; pt: join the texts and cut them every cutoff_len tokens, "
+        "false: each text by itself; None: true for pt alone",
+        "SFTConfig.packing",
+    )
     train_on_prompt: bool = key(False, "the loss looks at the prompt too", "labels")
     mask_history: bool = key(False, "of several answers only the last is trained on", "labels")
 
@@ -180,11 +189,26 @@ class Recipe(BaseModel):
             raise ValueError("`pissa_init` and `use_dora` cannot be combined")
         if self.pissa_init and self.quantization_bit:
             raise ValueError("`pissa_init` changes the base weights, which `quantization_bit` freezes")
+        if self.val_size > 1 and self.val_size != int(self.val_size):
+            raise ValueError("`val_size` above 1 is a number of examples: it must be a whole number")
         if self.packing and self.stage not in ("sft", "pt"):
             raise ValueError(f"`packing` is for sft and pt, not for `stage: {self.stage}`")
+        if self.finetuning_type != "lora":
+            self.fits_whole_weights()
         if self.stage in ("ppo", "grpo"):
             self.fits_rewards()
         return self
+
+    def fits_whole_weights(self) -> None:
+        """Refuse keys that need an adapter.
+
+        Raises:
+            ValueError: naming them.
+        """
+        if self.adapter_name_or_path:
+            raise ValueError("`adapter_name_or_path` is continued by `finetuning_type: lora` alone: merge it first")
+        if self.loraplus_lr_ratio:
+            raise ValueError("`loraplus_lr_ratio` needs `finetuning_type: lora`")
 
     def fits_rewards(self) -> None:
         """Refuse keys that learning from rewards cannot use.
@@ -206,6 +230,11 @@ class Recipe(BaseModel):
     def objective(self) -> str:
         """The stage, with LLaMA-Factory's `stage: dpo` + `pref_loss: orpo | simpo` resolved."""
         return self.pref_loss if self.stage == "dpo" and self.pref_loss in ("orpo", "simpo") else self.stage
+
+    @property
+    def packs(self) -> bool:
+        """Whether several examples share a row; without the key, as LLaMA-Factory decides it."""
+        return self.stage == "pt" if self.packing is None else self.packing
 
 
 # The functions of rewards.py that a recipe can name.
@@ -241,11 +270,9 @@ TRAINING_HINTS = {
 
 # old key -> (new key, what to say): renamed by the libraries or by other frameworks, same value.
 RENAMED = {
-    "warmup_ratio": ("warmup_steps", "below 1 it is a share of all steps"),
     "evaluation_strategy": ("eval_strategy", "transformers renamed it"),
     "max_seq_length": ("cutoff_len", "trl calls it max_length now"),
     "max_length": ("cutoff_len", "trl's name for it"),
-    "neat_packing": ("packing", "packed samples are always kept apart"),
     "enable_liger_kernel": ("use_liger_kernel", "transformers' name for it"),
     "per_gpu_train_batch_size": ("per_device_train_batch_size", "transformers renamed it"),
     "no_cuda": ("use_cpu", "transformers renamed it"),
@@ -267,10 +294,18 @@ DROPPED = {
     "predict_with_generate": "`ftlab eval` answers and scores",
     "low_cpu_mem_usage": "transformers always does it",
     "use_fast_tokenizer": "there is no other",
-    "upcast_layernorm": "trained weights are float32 anyway",
-    "tokenized_path": "encoded rows are cached by their content",
-    "pissa_convert": "the adapter is saved with the base it needs",
-    "create_new_adapter": "a run always writes its own adapter",
+    "upcast_layernorm": "norms that are trained are float32 unless `pure_bf16` is set; frozen ones stay as they are",
+    "tokenized_path": "nothing is read from it or written to it: the run encodes `dataset` and trains on it",
+    "pissa_convert": "a PiSSA adapter is always saved as one for the unchanged base",
+    "do_eval": "`eval_strategy` decides",
+    "do_predict": "`ftlab eval` answers and scores",
+    "logging_first_step": "the first and the last step are always logged",
+    "prediction_loss_only": "evaluation during training computes the loss alone",
+    "include_for_metrics": "evaluation during training computes the loss alone",
+    "batch_eval_metrics": "evaluation during training computes the loss alone",
+    "eval_do_concat_batches": "evaluation during training computes the loss alone",
+    "eval_use_gather_object": "evaluation during training computes the loss alone",
+    "length_column_name": "lengths are counted from the tokens",
     "ray_run_name": "runs here are not Ray jobs",
     "print_param_status": "the run's README says what was trained",
     "reward_model_type": "the folder says whether it holds an adapter or a model",
@@ -316,6 +351,135 @@ ELSEWHERE = {
     ("export_legacy_format", True): "pickles are not written; safetensors load everywhere",
     ("resume_from_checkpoint", False): "remove the key: `fresh=true` starts over",
 }
+
+
+class Condition(NamedTuple):
+    """Keys that count in some runs only: which, in what runs, and that as words."""
+
+    names: tuple[str, ...]
+    met: Callable[[Recipe], bool]
+    needs: str
+
+
+PREFERENCES = ("dpo", "kto", "orpo", "simpo")
+REWARDED = ("ppo", "grpo")
+CONDITIONS = (
+    Condition(
+        (
+            "lora_rank",
+            "lora_alpha",
+            "lora_dropout",
+            "lora_target",
+            "additional_target",
+            "use_rslora",
+            "use_dora",
+            "pissa_init",
+        ),
+        lambda recipe: recipe.finetuning_type == "lora",
+        "finetuning_type: lora",
+    ),
+    Condition(
+        ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules"),
+        lambda recipe: recipe.finetuning_type == "freeze",
+        "finetuning_type: freeze",
+    ),
+    Condition(("pissa_iter",), lambda recipe: recipe.pissa_init, "pissa_init: true"),
+    Condition(
+        ("quantization_type", "double_quantization"), lambda recipe: recipe.quantization_bit == 4, "quantization_bit: 4"
+    ),
+    Condition(("allow_other_template",), lambda recipe: recipe.template is not None, "a `template`"),
+    Condition(("use_dft_loss",), lambda recipe: recipe.objective == "sft", "stage: sft"),
+    Condition(("train_on_prompt", "mask_history"), lambda recipe: recipe.objective == "sft", "stage: sft"),
+    Condition(
+        ("pref_beta",),
+        lambda recipe: recipe.objective in PREFERENCES + REWARDED,
+        "stage: dpo, kto, orpo, simpo, ppo or grpo",
+    ),
+    Condition(("pref_loss",), lambda recipe: recipe.stage == "dpo", "stage: dpo"),
+    Condition(("pref_ftx", "ld_alpha"), lambda recipe: recipe.objective == "dpo", "stage: dpo and a loss of DPO's"),
+    Condition(
+        ("dpo_label_smoothing",),
+        lambda recipe: recipe.objective == "dpo" and recipe.pref_loss in ("sigmoid", "robust"),
+        "stage: dpo and pref_loss: sigmoid or robust",
+    ),
+    Condition(("simpo_gamma",), lambda recipe: recipe.objective == "simpo", "stage: simpo"),
+    Condition(("kto_chosen_weight", "kto_rejected_weight"), lambda recipe: recipe.objective == "kto", "stage: kto"),
+    Condition(("reward_funcs", "reward_model"), lambda recipe: recipe.objective in REWARDED, "stage: ppo or grpo"),
+    Condition(("num_generations",), lambda recipe: recipe.objective == "grpo", "stage: grpo"),
+    Condition(("ppo_epochs",), lambda recipe: recipe.objective == "ppo", "stage: ppo"),
+    Condition(
+        ("top_p", "top_k", "do_sample", "repetition_penalty", "num_beams"),
+        lambda recipe: recipe.objective not in REWARDED,
+        "`ftlab chat`: while training, completions are sampled from the whole distribution",
+    ),
+    Condition(
+        ("mix_strategy", "interleave_probs"),
+        lambda recipe: "," in (recipe.dataset or "") + (recipe.eval_dataset or ""),
+        "more than one data set",
+    ),
+    Condition(("num_train_epochs",), lambda recipe: recipe.training.get("max_steps", -1) <= 0, "max_steps: -1"),
+    Condition(
+        ("warmup_steps",),
+        lambda recipe: recipe.training.get("lr_scheduler_type") not in ("constant", "reduce_lr_on_plateau", "greedy"),
+        "a scheduler that warms up, such as constant_with_warmup",
+    ),
+    Condition(("eval_steps",), lambda recipe: recipe.training.get("eval_strategy") == "steps", "eval_strategy: steps"),
+    Condition(
+        ("eval_delay", "eval_accumulation_steps", "per_device_eval_batch_size", "bf16_full_eval", "fp16_full_eval"),
+        lambda recipe: recipe.training.get("eval_strategy", "no") != "no" or recipe.training.get("eval_on_start"),
+        "an eval_strategy",
+    ),
+    Condition(
+        ("save_steps",), lambda recipe: recipe.training.get("save_strategy", "steps") == "steps", "save_strategy: steps"
+    ),
+    Condition(
+        ("logging_steps",),
+        lambda recipe: recipe.training.get("logging_strategy", "steps") == "steps",
+        "logging_strategy: steps",
+    ),
+    Condition(
+        ("metric_for_best_model", "greater_is_better"),
+        lambda recipe: bool(
+            recipe.early_stopping_steps
+            or recipe.training.get("load_best_model_at_end")
+            or recipe.training.get("save_strategy") == "best"
+            or recipe.training.get("lr_scheduler_type") == "reduce_lr_on_plateau"
+        ),
+        "load_best_model_at_end: true",
+    ),
+    Condition(
+        ("run_name", "project"),
+        lambda recipe: recipe.training.get("report_to", "none") not in ("none", [], ["none"]),
+        "report_to",
+    ),
+    Condition(
+        ("trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
+        lambda recipe: "trackio" in recipe.training.get("report_to", ()),
+        "report_to: trackio",
+    ),
+    Condition(
+        ("hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "hub_always_push"),
+        lambda recipe: bool(recipe.training.get("push_to_hub")),
+        "push_to_hub: true",
+    ),
+    Condition(
+        ("liger_kernel_config",), lambda recipe: bool(recipe.training.get("use_liger_kernel")), "use_liger_kernel: true"
+    ),
+    Condition(
+        ("optim_target_modules",),
+        lambda recipe: str(recipe.training.get("optim", "")).startswith(("galore", "apollo")),
+        "an `optim` of GaLore or APOLLO",
+    ),
+)
+
+
+def ineffective(recipe: Recipe) -> list[tuple[str, Any, str]]:
+    """Return (key, value, what it needs) of every key that was given and changes nothing in this run."""
+    own = {name: getattr(recipe, name) for name in recipe.model_fields_set if name != "training"}
+    given = {name: value for name, value in own.items() if value != Recipe.model_fields[name].default}
+    given |= recipe.training
+    unmet = [condition for condition in CONDITIONS if not condition.met(recipe)]
+    return [(name, given[name], condition.needs) for condition in unmet for name in condition.names if name in given]
 
 
 def finite(value: object) -> bool:

@@ -3,10 +3,11 @@
 import difflib
 import enum
 import inspect
+import math
 import re
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -39,7 +40,10 @@ TRAINING_RANGES = {
     "seed": (0, 2**32 - 1),
     "dataloader_num_workers": (0, 4096),
 }
-COMMA_LISTS = ("dataset", "eval_dataset", "lora_target", "additional_target", "interleave_probs")
+COMMA_LISTS = (
+    "dataset", "eval_dataset", "adapter_name_or_path", "lora_target", "additional_target", "freeze_trainable_modules",
+    "freeze_extra_modules", "interleave_probs", "reward_funcs",
+)  # fmt: skip
 
 
 class Given(NamedTuple):
@@ -91,7 +95,8 @@ def read(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> 
     for override in overrides:
         override_key(given, override)
     given, notes = translate(given)
-    return build(given), notes
+    recipe = build(given)
+    return recipe, notes + remarks(recipe)
 
 
 def override_key(given: Given, override: str) -> None:
@@ -110,40 +115,161 @@ def translate(given: Given) -> tuple[Given, list[str]]:
     """Return the keys under today's names, and a note per key that changed or went.
 
     Raises:
-        LabError: a key, or a value, that this stack cannot serve; what to write instead is said.
+        LabError: a key, or a value, that this stack cannot serve; or two names of one setting that disagree.
     """
+    asked = {str(name): value for name, value in given.values.items() if value is not None}
     values, places, notes = {}, dict(given.places), []
-    for name, value in given.values.items():
-        name, where = str(name), given.where(str(name))
-        if value is None:
-            continue
-        if name == "resume_from_checkpoint" and value is True:
-            notes.append(say("recipe_note_dropped", key=name, value="true", reason="an interrupted run always resumes"))
-            continue
-        if name in keys.OUT_OF_REACH and value is not False:
-            raise fail(
-                "recipe_out_of_reach", where=where, key=f"{name}: {brief(value)}", instead=keys.OUT_OF_REACH[name]
-            )
-        if instead := keys.ELSEWHERE.get((name, value) if isinstance(value, str | bool) else ("", "")):
-            raise fail("recipe_out_of_reach", where=where, key=f"{name}: {brief(value)}", instead=instead)
-        if name in keys.OUT_OF_REACH:
-            continue
+    for name, value in asked.items():
+        where = given.where(name)
+        refuse_out_of_reach(name, value, where)
         if name in keys.DROPPED:
-            notes.append(say("recipe_note_dropped", key=name, value=brief(value), reason=keys.DROPPED[name]))
-        elif name in keys.RENAMED:
+            notes.append(dropped(name, value, keys.DROPPED[name]))
+        if name in (*keys.DROPPED, *keys.OUT_OF_REACH, *RESOLVED):
+            continue
+        if name in keys.RENAMED:
+            found = renamed(name, value)
             new, reason = keys.RENAMED[name]
-            value = keys.RENAMED_VALUES[name].get(value is True, value) if name in keys.RENAMED_VALUES else value
-            notes.append(say("recipe_note_renamed", key=name, new=new, value=brief(value), reason=reason))
-            if new not in given.values:
-                values[new], places[new] = value, where
+            notes.append(say("recipe_note_renamed", key=name, new=new, value=brief(found[new]), reason=reason))
         else:
             joined = isinstance(value, list) and name in COMMA_LISTS
-            values[name] = ",".join(map(str, value)) if joined else value
-    if values.get("overwrite_output_dir") is True:
-        notes.append(say("recipe_note_overwrite"))
-    if values.get("trust_remote_code") is True:
-        notes.append(say("recipe_note_remote_code"))
+            found = {name: ",".join(map(str, value)) if joined else value}
+        for new, new_value in found.items():
+            if new in values and values[new] != new_value:
+                raise two_values(given, new, values[new], name, value)
+            values[new] = new_value
+            if new not in asked:
+                places[new] = where
+    for name in (name for name in RESOLVED if name in asked):
+        found, said = RESOLVED[name](asked, given.where(name))
+        values |= found
+        places |= dict.fromkeys(found, given.where(name))
+        notes += [said] if said else []
     return Given(values, places, given.place), notes
+
+
+def refuse_out_of_reach(name: str, value: Any, where: str) -> None:
+    """Refuse a key, or a value of it, that this stack cannot serve.
+
+    Raises:
+        LabError: saying what to write instead.
+    """
+    if name in keys.OUT_OF_REACH and value is not False:
+        raise fail("recipe_out_of_reach", where=where, key=f"{name}: {brief(value)}", instead=keys.OUT_OF_REACH[name])
+    if instead := keys.ELSEWHERE.get((name, value) if isinstance(value, str | bool) else ("", "")):
+        raise fail("recipe_out_of_reach", where=where, key=f"{name}: {brief(value)}", instead=instead)
+
+
+def dropped(name: str, value: Any, reason: str) -> str:
+    """Return the note for a key that nothing here reads."""
+    return say("recipe_note_dropped", key=name, value=brief(value), reason=reason)
+
+
+def renamed(name: str, value: Any) -> dict[str, Any]:
+    """Return a key of RENAMED under its new name."""
+    mapped = keys.RENAMED_VALUES.get(name, {}).get(value, value) if isinstance(value, bool) else value
+    return {keys.RENAMED[name][0]: mapped}
+
+
+def two_values(given: Given, new: str, first: Any, name: str, value: Any) -> LabError:
+    """Build the error for two names of one setting that disagree."""
+    return fail("recipe_two_names", where=given.where(name), key=name, value=brief(value), new=new, first=brief(first))
+
+
+Resolved = tuple[dict[str, Any], str]
+
+
+def warmup(asked: dict[str, Any], where: str) -> Resolved:
+    """Return `warmup_ratio` as `warmup_steps`: as in transformers 4, it counts unless warmup_steps is above 0.
+
+    Raises:
+        LabError: a ratio that is not between 0 and 1.
+    """
+    ratio, steps = asked["warmup_ratio"], asked.get("warmup_steps", 0)
+    if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
+        reason = "it must be a share of all steps, from 0 to 1"
+        raise fail("recipe_value", where=where, key="warmup_ratio", value=brief(ratio), reason=reason)
+    if steps != 0:
+        overruling = f"warmup_steps: {brief(steps)}"
+        return {}, say("recipe_note_overruled", key="warmup_ratio", value=brief(ratio), by=overruling)
+    # From 1 on transformers counts steps; the largest number below 1 is a share that is rounded up to all of them.
+    share = ratio if ratio < 1 else math.nextafter(1, 0)
+    reason = "below 1 it is a share of all steps" if ratio < 1 else "the largest share below 1: all steps"
+    note = say("recipe_note_renamed", key="warmup_ratio", new="warmup_steps", value=brief(share), reason=reason)
+    return {"warmup_steps": share}, note
+
+
+def neat_packing(asked: dict[str, Any], where: str) -> Resolved:
+    """Return `neat_packing` as `packing`: true turns packing on, as in LLaMA-Factory, whatever `packing` says.
+
+    Raises:
+        LabError: stage pt, which joins texts instead of keeping them apart.
+    """
+    value = asked["neat_packing"]
+    if value is False:
+        return {}, dropped("neat_packing", value, "examples that share a row are always kept apart")
+    if asked.get("stage") == "pt":
+        raise fail("recipe_together", where=where, reason="`neat_packing` is for `stage: sft`: pt joins texts")
+    reason = "examples that share a row are kept apart"
+    reason += "; `packing: false` does not count beside it" if asked.get("packing") is False else ""
+    note = say("recipe_note_renamed", key="neat_packing", new="packing", value=brief(value), reason=reason)
+    return {"packing": value}, note
+
+
+def new_adapter(asked: dict[str, Any], where: str) -> Resolved:
+    """Return nothing for `create_new_adapter` and a note; beside an adapter it is refused.
+
+    The new adapter would belong to the base with the first adapter merged into it, and that is saved nowhere.
+
+    Raises:
+        LabError: an adapter is named.
+    """
+    value, adapter = asked["create_new_adapter"], asked.get("adapter_name_or_path")
+    if not isinstance(value, bool):
+        raise fail("recipe_value", where=where, key="create_new_adapter", value=brief(value), reason="true or false")
+    if value and adapter:
+        raise fail("recipe_new_adapter", where=where, adapter=adapter)
+    continued = f"the adapter {adapter} is continued" if adapter else "without adapter_name_or_path it is always so"
+    return {}, dropped("create_new_adapter", value, continued)
+
+
+def resume(asked: dict[str, Any], where: str) -> Resolved:
+    """Return `resume_from_checkpoint`, or for true what it comes to: an unfinished run is resumed without it."""
+    value = asked["resume_from_checkpoint"]
+    if value is not True:
+        return {"resume_from_checkpoint": value}, ""
+    folder = Path(str(asked.get("output_dir", ""))).expanduser()
+    left = asked.get("output_dir") and next(folder.glob("checkpoint-*"), None)
+    start = (
+        "an unfinished run is resumed without it" if left else f"{folder} has no checkpoint: training starts at step 1"
+    )
+    return {}, dropped("resume_from_checkpoint", True, start)
+
+
+# Keys that are resolved against others: their value alone does not say what comes of them.
+RESOLVED: dict[str, Callable[[dict[str, Any], str], Resolved]] = {
+    "warmup_ratio": warmup,
+    "neat_packing": neat_packing,
+    "create_new_adapter": new_adapter,
+    "resume_from_checkpoint": resume,
+}
+RESOLVED_MEANING = {
+    "warmup_ratio": "now warmup_steps below 1: a share of all steps; warmup_steps above 0 counts instead",
+    "neat_packing": "true: packing: true; examples that share a row are always kept apart",
+    "create_new_adapter": "refused beside adapter_name_or_path: merge that adapter first",
+}
+
+
+def remarks(recipe: Recipe) -> list[str]:
+    """Return what is worth knowing of a recipe: keys that change nothing in this run, keys that do more than it seems.
+
+    Of the resolved recipe, never of the keys as they were written.
+    """
+    lines = [
+        say("recipe_note_no_effect", key=name, value=brief(value), needs=needs)
+        for name, value, needs in keys.ineffective(recipe)
+    ]
+    lines += [say("recipe_note_overwrite")] if recipe.overwrite_output_dir else []
+    return lines + ([say("recipe_note_remote_code")] if recipe.trust_remote_code else [])
 
 
 def build(given: Given) -> Recipe:
@@ -164,10 +290,31 @@ def build(given: Given) -> Recipe:
             training[name] = checked_training(name, value, given.where(name))
         else:
             raise unknown(name, given.where(name))
+    refuse_contradictions(training, given)
+    if "," in str(own.get("adapter_name_or_path", "")):
+        raise fail("recipe_adapters", where=given.where("adapter_name_or_path"), adapters=own["adapter_name_or_path"])
     try:
         return Recipe(**own, training=training)
     except ValidationError as error:
         raise explained(error.errors()[0], given) from None
+
+
+def refuse_contradictions(training: dict[str, Any], given: Given) -> None:
+    """Refuse TrainingArguments fields that contradict each other and that transformers lets pass.
+
+    Raises:
+        LabError: naming the two.
+    """
+    old, new = "gradient_checkpointing", "activation_checkpointing"
+    for part in ("", "_kwargs"):
+        if old + part in training and training[old + part] != training.get(new + part, training[old + part]):
+            raise two_values(given, new + part, training[new + part], old + part, training[old + part])
+    if training.get("bf16") and training.get("fp16"):
+        raise fail("recipe_together", where=given.where("fp16"), reason="`bf16` and `fp16` are both true")
+    warm = training.get("warmup_steps", 0)
+    if warm > 1 and warm != int(warm):
+        reason = "from 1 on it is a number of steps, which must be a whole number"
+        raise fail("recipe_value", where=given.where("warmup_steps"), key="warmup_steps", value=warm, reason=reason)
 
 
 def explained(problem: dict[str, Any], given: Given) -> LabError:
@@ -242,6 +389,8 @@ def explain(name: str) -> str:
     if name in keys.RENAMED:
         new, reason = keys.RENAMED[name]
         return f"{name}: now {new} ({reason})\n{explain(new)}"
+    if name in RESOLVED_MEANING:
+        return f"{name}: {RESOLVED_MEANING[name]}"
     if name in keys.DROPPED:
         return f"{name}: read and dropped; {keys.DROPPED[name]}"
     if name in keys.OUT_OF_REACH:
@@ -326,6 +475,6 @@ def plain(recipe: Recipe) -> dict[str, Any]:
 def decisive(recipe: Recipe) -> dict[str, Any]:
     """Return the keys that decide what weights come out, training fields beside the others."""
     sampled = keys.SAMPLING if recipe.objective in ("ppo", "grpo") else ()
-    values = recipe.model_dump(exclude=set(keys.OUTSIDE_THE_RUN) - set(sampled))
+    values = recipe.model_dump(exclude=set(keys.OUTSIDE_THE_RUN) - set(sampled)) | {"packing": recipe.packs}
     training = values.pop("training")
     return values | {name: value for name, value in training.items() if name not in keys.TRAINING_OUTSIDE_THE_RUN}

@@ -75,7 +75,7 @@ def encoded(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -
     """Return `input_ids` and `labels` of every row, both of shape (seq_len,)."""
     options = {"train_on_prompt": recipe.train_on_prompt, "mask_history": recipe.mask_history}
     found = rows.map(lambda row: tokens.encode(tokenizer, present(row), **options), remove_columns=rows.column_names)
-    if recipe.stage == "pt":
+    if recipe.stage == "pt" and recipe.packs:
         print(f"rows: {len(rows)} read, joined and cut every {recipe.cutoff_len} tokens")
         return found
     lengths = [len(ids) for ids in found["input_ids"]]

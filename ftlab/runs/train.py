@@ -98,6 +98,8 @@ def train(
     for name, value in (("dataset", recipe.dataset), ("output_dir", recipe.output_dir)):
         if not value:
             raise fail("recipe_missing_key", key=name)
+    if not recipe.do_train:
+        raise fail("train_not_asked", where="do_train")
     folder = Path(recipe.output_dir or "").expanduser()
     # Of several processes only the first one writes.
     with checkpoint.lock(folder) if is_main() else contextlib.nullcontext():

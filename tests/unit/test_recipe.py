@@ -1,11 +1,17 @@
 """Recipes: what a YAML file becomes, and every way it can be wrong in one line with its place."""
 
+import math
+from pathlib import Path
+
 import pytest
 from peft import LoraConfig
+from trl import SFTConfig
 
+from ftlab.device import Machine
 from ftlab.errors import LabError
 from ftlab.runs import fields, recipe
 
+CPU = Machine("cpu", "test", "bfloat16", 2, 2**34, "test")
 GOOD = {"model_name_or_path": "smollm2-135m", "dataset": "identity_en", "output_dir": "runs/x"}
 
 
@@ -44,6 +50,109 @@ def test_dropped_keys_are_translated_and_said(capsys):
     made = recipe.load(GOOD | {"warmup_ratio": 0.1, "overwrite_output_dir": True})
     assert made.training == {"warmup_steps": 0.1} and made.overwrite_output_dir
     assert "warmup_ratio is now warmup_steps: 0.1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("given", "counts", "said"),
+    [
+        ({"warmup_ratio": 0.5, "warmup_steps": 0}, 0.5, "warmup_ratio is now warmup_steps: 0.5"),
+        ({"warmup_steps": 0, "warmup_ratio": 0.5}, 0.5, "warmup_ratio is now warmup_steps: 0.5"),
+        ({"warmup_ratio": 0.5, "warmup_steps": 7}, 7, "warmup_ratio: 0.5 does not count beside warmup_steps: 7"),
+        ({"warmup_ratio": 0.0, "warmup_steps": 7}, 7, "warmup_ratio: 0.0 does not count beside warmup_steps: 7"),
+        ({"warmup_ratio": 0.0}, 0.0, "warmup_ratio is now warmup_steps: 0.0"),
+        ({"warmup_ratio": 1.0}, math.nextafter(1, 0), "all steps"),
+        ({"warmup_ratio": 1}, math.nextafter(1, 0), "all steps"),
+    ],
+)
+def test_the_note_on_warmup_says_what_counts(given, counts, said):
+    made, notes = recipe.read(GOOD | given)
+    assert made.training["warmup_steps"] == counts and len(notes) == 1 and said in notes[0]
+
+
+@pytest.mark.parametrize("steps", [1, 7, 1000, 10**9])
+def test_a_ratio_of_one_warms_up_over_all_steps(steps, tmp_path):
+    made, _ = recipe.read(GOOD | {"warmup_ratio": 1.0})
+    recipe.write(made, tmp_path / "r.yaml")
+    again = recipe.load(tmp_path / "r.yaml")
+    assert SFTConfig(output_dir=str(tmp_path), bf16=False, **again.training).get_warmup_steps(steps) == steps
+
+
+@pytest.mark.parametrize(
+    ("given", "packs", "said"),
+    [
+        ({"neat_packing": True}, True, "neat_packing is now packing: True"),
+        ({"neat_packing": True, "packing": False}, True, "`packing: false` does not count beside it"),
+        ({"packing": False, "neat_packing": True}, True, "`packing: false` does not count beside it"),
+        ({"neat_packing": False, "packing": True}, True, "always kept apart"),
+        ({"neat_packing": False}, False, "always kept apart"),
+        ({"stage": "pt"}, True, ""),
+        ({"stage": "pt", "packing": False}, False, ""),
+    ],
+)
+def test_packing_is_what_the_notes_say(given, packs, said):
+    made, notes = recipe.read(GOOD | given)
+    assert fields.training_settings(made, Path("x"), CPU)[0]["packing"] is packs
+    assert len(notes) == bool(said) and all(said in note for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"max_seq_length": 512, "cutoff_len": 256}, r"`max_seq_length: 512` and `cutoff_len: 256`|remove one"),
+        ({"max_seq_length": 512, "max_length": 256}, "remove one"),
+        ({"evaluation_strategy": "steps", "eval_strategy": "epoch"}, "remove one"),
+        ({"disable_gradient_checkpointing": True, "gradient_checkpointing": True}, "remove one"),
+        ({"gradient_checkpointing": True, "activation_checkpointing": False}, "remove one"),
+        ({"group_by_length": True, "train_sampling_strategy": "random"}, "remove one"),
+        ({"bf16": True, "fp16": True}, "both true"),
+        ({"neat_packing": True, "stage": "pt"}, "pt joins texts"),
+        ({"warmup_ratio": 5}, "from 0 to 1"),
+        ({"warmup_ratio": "a tenth"}, "from 0 to 1"),
+        ({"warmup_steps": 2.5}, "whole number"),
+        ({"val_size": 2.5}, "whole number"),
+        ({"disable_gradient_checkpointing": "maybe"}, "cannot be 'maybe'"),
+        ({"adapter_name_or_path": "a,b"}, "several adapters"),
+        ({"adapter_name_or_path": ["a", "b"]}, "several adapters"),
+        ({"adapter_name_or_path": "a", "create_new_adapter": True}, "saved nowhere"),
+        ({"adapter_name_or_path": "a", "finetuning_type": "full"}, "merge it first"),
+        ({"loraplus_lr_ratio": 16.0, "finetuning_type": "freeze"}, "needs `finetuning_type: lora`"),
+    ],
+)
+def test_two_keys_that_disagree_are_refused(given, message):
+    with pytest.raises(LabError, match=message) as error:
+        recipe.read(GOOD | given)
+    assert error.value.exit_code == 2 and error.value.fix
+
+
+def test_two_names_of_one_value_are_one_key():
+    assert recipe.read(GOOD | {"max_seq_length": 512, "cutoff_len": 512})[0].cutoff_len == 512
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"create_new_adapter": True}, "without adapter_name_or_path it is always so"),
+        ({"create_new_adapter": False, "adapter_name_or_path": "a"}, "the adapter a is continued"),
+        ({"tokenized_path": "saves/t"}, "nothing is read from it or written to it"),
+        ({"resume_from_checkpoint": True}, "no checkpoint: training starts at step 1"),
+        ({"include_for_metrics": ["loss"]}, "the loss alone"),
+        ({"simpo_gamma": 1.0, "pref_beta": 0.3}, "it needs stage: simpo"),
+        (
+            {"lora_rank": 4, "finetuning_type": "full"},
+            "lora_rank: 4 has no effect on this run: it needs finetuning_type",
+        ),
+        ({"max_steps": 3, "num_train_epochs": 2.0}, "num_train_epochs: 2.0 has no effect"),
+        ({"stage": "ppo", "reward_funcs": "exact_answer", "top_k": 5}, "top_k: 5 has no effect on this run"),
+    ],
+)
+def test_what_changes_nothing_is_said(given, said):
+    assert any(said in note for note in recipe.read(GOOD | given)[1])
+
+
+def test_an_unfinished_run_is_what_resuming_means(tmp_path):
+    (tmp_path / "run" / "checkpoint-4").mkdir(parents=True)
+    _, notes = recipe.read(GOOD | {"resume_from_checkpoint": True, "output_dir": str(tmp_path / "run")})
+    assert "an unfinished run is resumed without it" in notes[0]
 
 
 def test_a_recipe_survives_the_way_to_yaml_and_back(tmp_path):

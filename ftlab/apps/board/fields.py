@@ -139,9 +139,11 @@ def choices(key: str) -> list[Any]:
         found = [False, True] if bool in flat(keys.TRAINING_HINTS[key]) else recipe.choices_of(key)
         return [*([None] if default(key) is None else []), *found]
     hint = Recipe.model_fields[key].annotation
-    if hint is bool:
-        return [False, True]
-    found = [one for part in (hint, *typing.get_args(hint)) if is_literal(part) for one in typing.get_args(part)]
+    found = (
+        [False, True]
+        if bool in flat(hint)
+        else [one for part in (hint, *typing.get_args(hint)) if is_literal(part) for one in typing.get_args(part)]
+    )
     return [*([None] if default(key) is None else []), *found]
 
 

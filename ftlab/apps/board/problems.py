@@ -53,7 +53,7 @@ def check(values: dict[str, Any], words: Words, roots: Sequence[Path], table: Ma
     except LabError as error:
         return Checked(None, {error.where or ALL: short(error)}, [])
     messages = together(made)
-    return Checked(None if messages else made, messages, notes)
+    return Checked(None if messages else made, messages, notes + recipe.remarks(made))
 
 
 def one(key: str, value: Any, words: Words, roots: Sequence[Path], table: Mapping[str, Field]) -> str:

@@ -192,7 +192,7 @@ def sequences(tokenizer: Any, row: dict[str, Any]) -> tuple[int, ...]:
 def tokens_per_step(made: Recipe, lengths: list[tuple[int, ...]]) -> float:
     """Return the tokens of one optimizer step: packed rows are full, others as long as they are."""
     rows = passes(made)
-    if made.packing or made.stage == "pt":
+    if made.packs:
         return float(rows * made.cutoff_len)
     return rows * sum(min(one, made.cutoff_len) for row in lengths for one in row) / len(lengths)
 
@@ -210,7 +210,7 @@ def total_steps(made: Recipe, lengths: list[tuple[int, ...]]) -> int | None:
     if not lengths:
         return None
     rows = float(len(lengths))
-    if made.packing or made.stage == "pt":
+    if made.packs:
         rows = sum(min(one, made.cutoff_len) for row in lengths for one in row) / made.cutoff_len
     rows -= rows * made.val_size if made.val_size < 1 else made.val_size
     batch = made.training.get("per_device_train_batch_size", 8)
