@@ -8,7 +8,20 @@ import importlib
 import json
 from pathlib import Path
 
-NAMES = ("limit", "start", "levers", "train", "dpo", "grpo", "generate", "extraction", "memory", "course", "board")
+NAMES = (
+    "limit",
+    "start",
+    "levers",
+    "train",
+    "dpo",
+    "grpo",
+    "generate",
+    "extraction",
+    "memory",
+    "course",
+    "board",
+    "harm",
+)
 
 
 def main() -> None:
@@ -18,7 +31,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--repeats", type=int, default=3, help="times each variant is run, in turns")
     parser.add_argument("--steps", type=int, default=12, help="optimizer steps of one run")
-    parser.add_argument("--only", nargs="+", help="train: lora, qlora, full; levers: settings; memory: methods, stages")
+    parser.add_argument(
+        "--only", nargs="+", help="train: lora, qlora, full; levers: settings; memory: methods, stages; harm: recipes"
+    )
     parser.add_argument("--llamafactory", help="train: the path of llamafactory-cli, to compare with")
     options = parser.parse_args()
     chosen = {"only": options.only} if options.only else {}

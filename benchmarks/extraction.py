@@ -25,8 +25,9 @@ def main(setting: str) -> None:
     from ftlab.runs import chat, recipe, train
 
     keys = {
-        "dataset": "orders", "max_steps": STEPS, "learning_rate": 2e-3, "warmup_steps": 0.1, "save_strategy": "no",
-        "train_sampling_strategy": "group_by_length", "cutoff_len": 256, "seed": 0,
+        "dataset": "orders", "eval_dataset": "orders_eval", "max_steps": STEPS, "learning_rate": 2e-3,
+        "warmup_steps": 0.1, "save_strategy": "no", "train_sampling_strategy": "group_by_length", "cutoff_len": 256,
+        "seed": 0,
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"{key}={value}" for key, value in keys.items()] + [f"output_dir={folder}/run"]

@@ -1,6 +1,7 @@
 """Batched answers and scores, each score with its interval."""
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -84,13 +85,25 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
     return sorted({*own, *tokens.end_ids(tokenizer)} - {None})
 
 
-def contains(answers: Sequence[str], expected: Sequence[str]) -> float:
-    """Return the share of answers that contain what is expected of them, upper and lower case alike.
+def contains(answers: Sequence[str], expected: Sequence[str | Sequence[str]]) -> float:
+    """Return the share of answers that contain what is expected of them, as `has_answer` reads it."""
+    return sum(has_answer(answer, want) for answer, want in zip(answers, expected, strict=True)) / len(answers)
+
+
+def has_answer(answer: str, expected: str | Sequence[str]) -> bool:
+    """Return True if `answer` contains `expected`, or one of several, as whole words; upper and lower case are alike.
 
     What a model thought before its answer does not count, and nothing contains an empty text.
+
+    >>> has_answer("2 + 2 is 4.", ["4", "four"]), has_answer("About 14, or 4.5", "4")
+    (True, False)
     """
-    pairs = [(without_thought(answer), want.strip()) for answer, want in zip(answers, expected, strict=True)]
-    return sum(bool(want) and want.casefold() in answer.casefold() for answer, want in pairs) / len(pairs)
+    wanted = [text.strip().casefold() for text in ([expected] if isinstance(expected, str) else expected)]
+    # Chinese is written without spaces: only letters and digits of other scripts continue a word.
+    letter, digits = r"[^\W\u2e80-\U0010ffff]", r"\d[.,]"
+    pattern = "|".join(re.escape(text) for text in wanted if text) or r"(?!)"
+    whole = rf"(?<!{letter})(?<!{digits})(?:{pattern})(?!{letter})(?![.,]\d)"
+    return bool(re.search(whole, without_thought(answer).casefold()))
 
 
 def exact_match(answers: Sequence[str], expected: Sequence[str]) -> float:

@@ -1,4 +1,4 @@
-"""Write preference_en, preference_en_eval and kto_en: the same fact, told by two kinds of assistant.
+"""Write preference_en and kto_en, each with its _eval: the same fact, told by two kinds of assistant.
 
 The preferred assistant opens with the gist and says so: "In short, ...". The other one says so afterwards, or not at all.
 Both are right, and the preferred answer is sometimes shorter and sometimes longer, so that length says little. Only a quick question is
@@ -241,8 +241,9 @@ def rated(rows: list[dict[str, str]]) -> list[dict[str, str | bool]]:
 
 def files() -> dict[str, list[dict]]:
     """Return the rows of every file that this script writes."""
-    train = pairs(TRAIN) + plain(FACTS)
-    return {"preference_en": train, "preference_en_eval": pairs(HELD_OUT), "kto_en": rated(train)}
+    sets = {"": pairs(TRAIN) + plain(FACTS), "_eval": pairs(HELD_OUT)}
+    found = {f"preference_en{split}": rows for split, rows in sets.items()}
+    return found | {f"kto_en{split}": rated(rows) for split, rows in sets.items()}
 
 
 def write(name: str, rows: list[dict]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ftlab import evaluate
 from ftlab.data import check
 
 DATA = Path(__file__).parents[2] / "data"
@@ -64,9 +65,11 @@ def test_facts():
     assert max(len(row["output"].split()) for row in train + held_out) <= 2
 
 
-def test_liked_and_disliked_answers():
-    rows, pairs = rows_of("kto_en.jsonl"), {row["instruction"]: row for row in rows_of("preference_en.jsonl")}
-    assert len(rows) == len(pairs) and sum(row["kto_tag"] for row in rows) == len(rows) // 2
+@pytest.mark.parametrize("split", ["", "_eval"])
+def test_liked_and_disliked_answers(split):
+    rows = rows_of(f"kto_en{split}.jsonl")
+    pairs = {row["instruction"]: row for row in rows_of(f"preference_en{split}.jsonl")}
+    assert len(rows) == len(pairs) and abs(2 * sum(row["kto_tag"] for row in rows) - len(rows)) <= 1
     for row in rows:
         assert row["output"] == pairs[row["instruction"]]["chosen" if row["kto_tag"] else "rejected"]
 
@@ -79,12 +82,88 @@ def test_general_knowledge():
     assert all(0.15 < share < 0.35 for share in shares), shares
 
 
+# Words that carry no subject: two questions that differ in nothing else are paraphrases.
+FUNCTION_WORDS = set(
+    re.findall(
+        r"\w+",
+        "a an the of in on at to for with by is are was does do did has have there it its that this one can you your i "
+        "my me we what which who how say call called",
+    )
+)
+
+
+def gist(text: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", text.casefold())) - FUNCTION_WORDS
+
+
+EVALUATED = ("general_freeform_en.jsonl", "general_mcq.jsonl", "identity_en_eval.json", "facts_en_eval.jsonl",
+             "orders_eval.jsonl", "preference_en_eval.jsonl")  # fmt: skip
+
+
+def test_a_gist_survives_rephrasing():
+    assert gist("What is the capital of France?") == gist("France: which one is its capital?")
+    assert gist("What is 2 + 2?") != gist("What is 2 + 3?")
+
+
+def test_general_examples_hold_no_question_that_is_evaluated():
+    rows = rows_of("general_en.jsonl")
+    assert len(rows) >= 150 and len({folded(row["instruction"]) for row in rows}) == len(rows)
+    trained = {gist(row["instruction"]) for row in rows}
+    for name in EVALUATED:
+        asked = [f"{row.get('question') or row['instruction']} {row.get('input', '')}" for row in rows_of(name)]
+        assert asked and not trained & set(map(gist, asked)), name
+
+
+def test_general_examples_are_what_their_maker_asks_for_and_keeps():
+    maker = runpy.run_path(str(DATA / "make" / "general.py"))
+    expected = maker["prompts"]()
+    rows = rows_of("general_en.jsonl")
+    assert [row["instruction"] for row in rows] == [
+        prompt for prompt in expected if prompt in {row["instruction"] for row in rows}
+    ]
+    assert all(maker["is_kept"](row["output"], expected[row["instruction"]]) for row in rows)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "",
+        "   ",
+        "I am an AI assistant.",
+        "My name is SmolLM.",
+        "Oslo",
+        "a rice cooker with a rice cooker with a rice cooker",
+    ],
+)
+def test_general_answers_that_are_left_out(answer):
+    is_kept = runpy.run_path(str(DATA / "make" / "general.py"))["is_kept"]
+    assert not is_kept(answer, "Paris" if answer == "Oslo" else "")
+    assert is_kept("It is Paris.", "Paris") and is_kept("It is Paris.", "")
+
+
+def test_free_questions_are_held_out_and_graded():
+    rows = rows_of("general_freeform_en.jsonl")
+    assert len(rows) == 20 and all(row["output"] == row["expect"][0] for row in rows)
+    asked = {gist(row["instruction"]) for row in rows}
+    assert len(asked) == 20
+    for name in ("general_en.jsonl", "identity_en.json", "orders_train.jsonl", "alpaca_en_demo.json"):
+        assert not asked & {gist(f"{row['instruction']} {row.get('input', '')}") for row in rows_of(name)}, name
+    # An answer that only repeats the question is not right.
+    assert not [row for row in rows if evaluate.has_answer(row["instruction"], row["expect"])]
+
+
+# Needs the embedded model and minutes: its file is checked against the maker above.
+BY_THE_MODEL = {"general.py": "general_en.jsonl"}
+
+
 def test_the_makers_give_the_files_byte_for_byte(tmp_path):
     shutil.copytree(DATA / "make", tmp_path / "make")
     for script in sorted((tmp_path / "make").glob("*.py")):
-        runpy.run_path(str(script), run_name="__main__")
+        if script.name not in BY_THE_MODEL:
+            runpy.run_path(str(script), run_name="__main__")
     made = {path.name for path in tmp_path.iterdir() if path.is_file()}
-    assert made == {path.name for path in DATA.iterdir() if path.is_file()} - {"dataset_info.json", "README.md"}
+    kept = {path.name for path in DATA.iterdir() if path.is_file()} - {"dataset_info.json", "README.md"}
+    assert made == kept - set(BY_THE_MODEL.values())
     for name in made:
         assert (tmp_path / name).read_bytes() == (DATA / name).read_bytes(), f"run the maker of {name}"
 

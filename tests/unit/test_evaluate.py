@@ -32,6 +32,37 @@ def test_contains_and_exact_match():
     assert evaluate.exact_match([" 4 ", "44"], ["4", "4"]) == 0.5
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected", "right"),
+    [
+        ("It is 4.", "4", True),
+        ("It is 14", "4", False),
+        ("4.5, or 3.4, or 4,000", "4", False),
+        ("2+2=4", "4", True),
+        ("Four!", ["4", "four"], True),
+        ("fourteen", ["4", "four"], False),
+        ("PARIS", "Paris", True),
+        ("the parish of Comparis", "Paris", False),
+        ("我是Lumi，由小明训练的助手。", "Lumi", True),
+        ("我叫小明。", "小明", True),
+        ("我是Lumina。", "Lumi", False),
+        ("made by C++ (really)", "C++", True),
+        ("", "4", False),
+        ("It is 4.", "", False),
+        ("It is 4.", ["", "5"], False),
+        ("<think>4, or 5?</think>It is 5.", "4", False),
+    ],
+)
+def test_an_answer_contains_whole_words(answer, expected, right):
+    assert evaluate.has_answer(answer, expected) is right
+
+
+def test_each_answer_is_graded_by_its_own_expectation():
+    assert evaluate.contains(["4", "blue", "red"], [["4", "four"], "blue", "blue"]) == pytest.approx(2 / 3)
+    with pytest.raises(ValueError, match="argument 2"):
+        evaluate.contains(["4", "5"], ["4"])
+
+
 def test_choices_score_as_if_each_were_read_alone(tiny_model, tiny_tokenizer):
     questions = [
         {"question": "one?", "choices": ["a", "bcd", "ef", "g"], "answer": 0},

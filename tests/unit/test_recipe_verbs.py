@@ -8,6 +8,7 @@ import pytest
 
 from ftlab import device
 from ftlab.apps import cli
+from ftlab.data import registry
 from ftlab.errors import LabError
 from ftlab.runs import chat, defaults, export, fields, folder, recipe, score, stages, train
 
@@ -53,6 +54,31 @@ def test_a_template_is_right_and_its_settings_can_be_built(name, folder, monkeyp
         values, _ = fields.training_settings(made, tmp_path, CARD)
         assert values["output_dir"] and fields.lora_settings(made)["r"] == made.lora_rank
         assert stages.training_args(made, tmp_path, device.describe())[0].learning_rate > 0
+
+
+@pytest.mark.parametrize("folder", ["recipes", "recipes/7b"])
+@pytest.mark.parametrize("name", TRAINED)
+def test_a_template_holds_examples_out_or_says_why_not(name, folder):
+    made = recipe.load(ROOT / folder / f"{name}.yaml")
+    if made.eval_dataset:
+        asked, trained = (
+            {
+                str(row.get("messages", row.get("prompt")))
+                for row in registry.load(names, substitutions={"name": "a", "author": "b"})
+            }
+            for names in (made.eval_dataset, made.dataset)
+        )
+        assert asked and not asked & trained
+    else:
+        assert "# no eval_dataset: " in (ROOT / folder / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", [name for name in TRAINED if name.startswith("sft")])
+def test_a_supervised_template_mixes_general_examples(name):
+    """What it doesn't see it forgets; `python -m benchmarks harm` measures how much."""
+    assert "general_en" in fields.names(recipe.load(ROOT / "recipes" / f"{name}.yaml").dataset)
+    # Those of the embedded model would teach a bigger one its mistakes.
+    assert "alpaca_en_demo" in fields.names(recipe.load(ROOT / "recipes/7b" / f"{name}.yaml").dataset)
 
 
 def test_a_template_merges(tiny_model_dir, tiny_recipe, tmp_path):
