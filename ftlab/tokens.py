@@ -1,35 +1,58 @@
-"""The one renderer: a conversation to token ids and labels, and back to rows a person can read.
+"""The one encoder: a data set's example to token ids and labels, and back to what a person can read.
 
-Training, evaluation, chat and the server all render through this file, so that a model is asked in the very tokens
-it was trained on.
+Training, `data check`, evaluation, chat and the server all encode through this file, on the texts that `rendering.py`
+makes. Prompt and answer are split as text (`answers.py`) and tokenized apart, as at chat time: the model is given the
+prompt's tokens and writes the answer's.
 """
 
 import html
-import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from ftlab.errors import fail
+from ftlab.answers import answer, end_of_turn
+from ftlab.rendering import PLACEHOLDER, Message, Tools, control_tokens, render
 
 IGNORED = -100
-Message = dict[str, Any]
+Encoded = dict[str, list[int]]
 
 
 class Token(NamedTuple):
-    """One token of a rendered row: its id, its text, and whether the loss looks at it."""
+    """One token of an encoded example: its id, its text, and whether the loss looks at it."""
 
     id: int
     text: str
     trained: bool
 
 
-def prompt(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: list | str | None = None
-) -> list[int]:
+class Turn(NamedTuple):
+    """One answer with what stands before it: since the beginning, or since the answer before it.
+
+    Attributes:
+        source: token ids of the prompt part.
+        answer: token ids of the answer, from where it begins to where generation stops.
+        tail: token ids that the template writes behind that (ChatML's line break); generation never gets there.
+        ended: the answer's last token ends the turn. Templates without such a token (GLM-4's) let the next speaker's
+            token end it, and eos where nobody follows: that token is then added to the answer.
+        history: how many tokens of `source` are earlier turns.
+    """
+
+    source: list[int]
+    answer: list[int]
+    tail: list[int]
+    ended: bool
+    history: int = 0
+
+
+def prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools = None) -> list[int]:
     """Return the token ids of a conversation up to where the assistant's answer begins, shape (prompt_len,)."""
-    return template_ids(tokenizer, messages, tools, add_generation_prompt=True)
+    return ids_of(tokenizer, render(tokenizer, messages, tools, add_generation_prompt=True))
+
+
+def conversation(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools = None) -> list[int]:
+    """Return the token ids of a whole conversation, shape (seq_len,)."""
+    return ids_of(tokenizer, render(tokenizer, messages, tools))
 
 
 def encode(
@@ -39,95 +62,195 @@ def encode(
     cutoff_len: int | None = None,
     train_on_prompt: bool = False,
     mask_history: bool = False,
-) -> dict[str, list[int]]:
-    """Render a row to `input_ids` and `labels`, both of shape (seq_len,).
+) -> list[Encoded]:
+    """Encode an example of a data set as one or several training examples.
+
+    A conversation is one training example as long as its template leaves earlier answers as they were generated. Where
+    it rewrites them (Qwen3 takes earlier thoughts out) an answer that follows begins a training example of its own,
+    with the prompt that the model would be asked at that point; every answer is trained once.
 
     Args:
-        row: `messages` (every assistant turn is trained on), `prompt` and `completion` as lists of messages (the
-            completion is trained on), each with optional `tools`; or `text` (all of it is trained on).
-        cutoff_len: tokens to keep, from the start; None keeps all.
-        train_on_prompt: the loss looks at every token.
-        mask_history: of several assistant turns only the last is trained on.
+        row: `messages` (every assistant turn without `weight: 0` is trained on), `prompt` and `completion` as lists of
+            messages (the completion is trained on), each with optional `tools`; or `text` (all of it is trained on).
+        cutoff_len: the most tokens of a training example, see `truncate_lengths`; None keeps all.
+        train_on_prompt: the loss looks at the prompt too.
+        mask_history: of several assistant turns only the last is trained on, the others are not looked at.
     Returns:
-        `labels` equals `input_ids` where the token is trained on and is -100 elsewhere. What follows a turn's end
-        token (ChatML's line break) is not trained on: generation stops before it. An answer after which the template
-        writes no such token gets eos.
+        Training examples {"input_ids", "labels"}, both of shape (seq_len,). `labels` equals `input_ids` where a token
+        is trained on and is -100 elsewhere. What a template writes behind the token that ends a turn is not trained on.
     Raises:
-        LabError: the template renders a turn differently once another follows, so that the answer cannot be found.
+        LabError: the template refuses the conversation, or leaves an answer out of it.
     """
+    return [
+        cut(example, cutoff_len, train_on_prompt) for example in examples(tokenizer, row, mask_history=mask_history)
+    ]
+
+
+def examples(
+    tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], *, mask_history: bool = False
+) -> list[list[Turn]]:
+    """Return the training examples of a data set's example, each as its turns, nothing cut."""
     if "text" in row:
-        ids = [*tokenizer(row["text"], add_special_tokens=False).input_ids, tokenizer.eos_token_id]
-        return {"input_ids": ids[:cutoff_len], "labels": ids[:cutoff_len]}
+        ids = ids_of(tokenizer, row["text"])
+        return [[Turn([], [*ids, tokenizer.eos_token_id], [], ended=True)]]
     messages = row["messages"] if "messages" in row else [*row["prompt"], *row["completion"]]
     first = 0 if "messages" in row else len(row["prompt"])
-    ids = template_ids(tokenizer, messages, row.get("tools"))
-    turns = [i for i, message in enumerate(messages) if message["role"] == "assistant" and i >= first]
-    spans = [answer_span(tokenizer, messages, turn, ids, row.get("tools")) for turn in turns]
-    if spans and spans[-1][1] > len(ids):
-        ids = [*ids, tokenizer.eos_token_id]
-    labels = list(ids) if train_on_prompt else [IGNORED] * len(ids)
-    for start, end in spans[-1:] if mask_history else spans:
-        labels[start:end] = ids[start:end]
-    return {"input_ids": ids[:cutoff_len], "labels": labels[:cutoff_len]}
+    answers = [n for n, one in enumerate(messages) if n >= first and one["role"] == "assistant"]
+    made: list[list[Turn]] = []
+    for number in answers[-1:] if mask_history else answers:
+        if messages[number].get("weight") == 0:
+            continue
+        turn = turn_of(tokenizer, messages[:number], messages[number : number + 1], row.get("tools"))
+        if not (made and (joined := joined_to(made[-1], turn, tokenizer))):
+            made.append([turn])
+        else:
+            made[-1] = joined
+    return [closed(turns, tokenizer) for turns in made]
+
+
+def turn_of(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], said: Sequence[Message], tools: Tools = None
+) -> Turn:
+    """Return an answer and all that stands before it as one turn."""
+    found = answer(tokenizer, messages, said, tools)
+    source = ids_of(tokenizer, found.prompt)
+    written, tail = continuation(tokenizer, found.prompt, found.text), ids_of(tokenizer, found.tail)
+    return Turn(source, written, tail, found.ended, history_len(tokenizer, found.prompt, source, messages, tools))
+
+
+def joined_to(turns: list[Turn], turn: Turn, tokenizer: PreTrainedTokenizerBase) -> list[Turn]:
+    """Return a training example that goes on with a turn, [] where the turn's prompt does not begin with it.
+
+    Some templates end a conversation with more than a turn: Phi-3's writes `<|endoftext|>` behind the last one.
+    """
+    *before, last = turns
+    for kept in (last, last._replace(tail=[])):
+        so_far = [token for one in (*before, kept) for token in (*one.source, *one.answer, *one.tail)]
+        if turn.source[: len(so_far)] != so_far:
+            continue
+        source = turn.source[len(so_far) :]
+        if not kept.ended and source[0] in tokenizer.convert_tokens_to_ids(control_tokens(tokenizer)):
+            kept, source = kept._replace(answer=[*kept.answer, source[0]], ended=True), source[1:]
+        return [*before, kept, turn._replace(source=source, history=0)]
+    return []
+
+
+def closed(turns: list[Turn], tokenizer: PreTrainedTokenizerBase) -> list[Turn]:
+    """Return turns whose last answer ends with a token that ends it: eos where the template writes none."""
+    *before, last = turns
+    if last.ended:
+        return turns
+    return [*before, last._replace(answer=[*last.answer, tokenizer.eos_token_id], ended=True)]
+
+
+def encode_sides(
+    tokenizer: PreTrainedTokenizerBase,
+    row: dict[str, Any],
+    sides: Sequence[str],
+    cutoff_len: int | None = None,
+) -> Encoded:
+    """Encode a prompt and its answers: of a pair (`chosen`, `rejected`) or one that is liked or not (`completion`).
+
+    Args:
+        sides: the columns of the answers.
+        cutoff_len: the most tokens of the prompt with its longest answer, see `truncate_lengths`; None keeps all.
+    Returns:
+        `prompt_ids`, and `{side}_ids` for every side, each with the token that ends it.
+    Raises:
+        LabError: the template refuses the conversation, or leaves an answer out of it.
+    """
+    turns = [closed([turn_of(tokenizer, row["prompt"], row[side], row.get("tools"))], tokenizer)[0] for side in sides]
+    longest = max(turns, key=lambda turn: len(turn.answer))._replace(tail=[])
+    size = len(longest.source) + len(longest.answer) if cutoff_len is None else cutoff_len
+    prompt_ids, written = shortened(longest, size)
+    return {"prompt_ids": prompt_ids} | {
+        f"{side}_ids": turn.answer[: len(written)] for side, turn in zip(sides, turns, strict=True)
+    }
+
+
+def history_len(
+    tokenizer: PreTrainedTokenizerBase, asked: str, ids: list[int], before: Sequence[Message], tools: Tools
+) -> int:
+    """Return how many tokens of a prompt stand before what the last question says, 0 where there is one turn alone."""
+    last = max((n for n, one in enumerate(before) if one["role"] == "assistant"), default=-1)
+    if last < 0 or last + 1 >= len(before):
+        return 0
+    marked = [*before[: last + 1], before[last + 1] | {"content": PLACEHOLDER}, *before[last + 2 :]]
+    history = render(tokenizer, marked, tools, add_generation_prompt=True).partition(PLACEHOLDER)[0]
+    head = ids_of(tokenizer, history)
+    return len(head) if asked.startswith(history) and ids[: len(head)] == head else 0
 
 
 def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return every id that ends an answer."""
-    found = {tokenizer.eos_token_id} - {None}
-    if tokenizer.chat_template is not None:
-        turn = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "x"}]
-        special = [token for token in template_ids(tokenizer, turn) if token in set(tokenizer.all_special_ids)]
-        found |= set(special[-1:])
-    return sorted(found)
+    """Return every token id that ends an answer: eos, and the token with which the chat template ends a turn."""
+    ends = [] if tokenizer.chat_template is None else ids_of(tokenizer, end_of_turn(tokenizer))[-1:]
+    return sorted({*ends, tokenizer.eos_token_id} - {None})
 
 
-def answer_span(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], turn: int, ids: list[int], tools: list | str | None
-) -> tuple[int, int]:
-    """Return where in `ids` the answer of `messages[turn]` starts and ends, the token that ends the turn included.
+def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the token ids of a text as it stands, nothing added."""
+    return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
-    A template without such a token (GLM-4's) lets the next speaker's token end the answer; after the last answer that
-    is one place behind the end of `ids`, where eos belongs.
+
+def continuation(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> list[int]:
+    """Return the token ids of a text that goes on from another.
+
+    Most tokenizers read it as it stands. Llama 2's puts a space before every text, which no answer begins with: there
+    the ids are those behind the tokens of what stands before.
     """
-    before = template_ids(tokenizer, messages[:turn], tools, add_generation_prompt=True)
-    upto = template_ids(tokenizer, messages[: turn + 1], tools)
-    if ids[: len(upto)] != upto or upto[: len(before)] != before:
-        raise fail("tokens_not_a_prefix", where=f"turn {turn + 1}")
-    special = set(tokenizer.all_special_ids)
-    end = len(upto)
-    while end > len(before) and not tokenizer.decode(upto[end - 1]).strip():
-        end -= 1
-    if upto[end - 1] in special:
-        return len(before), end
-    followed = len(upto) == len(ids) or ids[len(upto)] in special
-    return len(before), len(upto) + followed
+    if tokenizer.tokenize("a") == ["a"]:
+        return ids_of(tokenizer, text)
+    asked, both = ids_of(tokenizer, before), ids_of(tokenizer, before + text)
+    return both[len(asked) :] if both[: len(asked)] == asked else ids_of(tokenizer, text)
 
 
-def template_ids(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: Sequence[Message],
-    tools: list | str | None = None,
-    add_generation_prompt: bool = False,
-) -> list[int]:
-    """Return the ids of the model's own chat template over `messages`."""
-    if tokenizer.chat_template is None:
-        raise fail("tokens_no_template", where=tokenizer.name_or_path)
-    known = "tool_calls" in str(tokenizer.chat_template)
-    rendered = tokenizer.apply_chat_template(
-        [message if known else calls_as_text(message) for message in messages],
-        tools=json.loads(tools) if isinstance(tools, str) else tools,
-        add_generation_prompt=add_generation_prompt,
-        return_dict=True,
-    )
-    return rendered["input_ids"]
+def cut(turns: Sequence[Turn], cutoff_len: int | None, train_on_prompt: bool = False) -> Encoded:
+    """Return a training example of at most `cutoff_len` tokens.
+
+    As in LLaMA-Factory each turn in its order gets what the turns before it left, shared between prompt and answer by
+    `truncate_lengths`; both keep their beginnings. Earlier turns inside a prompt go first, the earliest before others.
+    """
+    encoded: Encoded = {"input_ids": [], "labels": []}
+    for turn in turns:
+        whole = len(turn.source) + len(turn.answer) + len(turn.tail)
+        left = whole if cutoff_len is None else cutoff_len - len(encoded["input_ids"])
+        if left <= 0:
+            break
+        source, written = shortened(turn, left)
+        trained = [*[IGNORED] * len(source), *turn.answer, *[IGNORED] * len(turn.tail)][: len(source) + len(written)]
+        encoded["input_ids"] += [*source, *written]
+        encoded["labels"] += [*source, *written] if train_on_prompt else trained
+    return encoded
 
 
-def calls_as_text(message: Message) -> Message:
-    """Write a tool call into the content, for a template that would otherwise leave it out."""
-    if not message.get("tool_calls"):
-        return message
-    calls = [json.dumps(call["function"], ensure_ascii=False) for call in message["tool_calls"]]
-    return {"role": message["role"], "content": "\n".join(filter(None, [message["content"], *calls]))}
+def shortened(turn: Turn, budget: int) -> tuple[list[int], list[int]]:
+    """Return a turn's prompt and its answer with its tail, together at most `budget` tokens long."""
+    history, question = turn.source[: turn.history], turn.source[turn.history :]
+    written = [*turn.answer, *turn.tail]
+    kept_question, kept_written = truncate_lengths(len(question), len(written), budget)
+    kept_history = max(0, budget - kept_question - kept_written)
+    history = history[max(0, len(history) - kept_history) :]
+    return [*history, *question[:kept_question]], written[:kept_written]
+
+
+def truncate_lengths(source: int, target: int, cutoff: int) -> tuple[int, int]:
+    """Return how many tokens of a prompt (source) and of its answer (target) fit into `cutoff` tokens together.
+
+    The shorter one is kept whole while it takes less than half of the budget; else both give in proportion.
+    Source: the rule of LLaMA-Factory's `infer_seqlen`, which cuts the very same examples.
+
+    >>> truncate_lengths(3000, 2000, 1000)
+    (600, 400)
+    >>> truncate_lengths(100, 1000, 1000)
+    (100, 900)
+    """
+    if 2 * target < cutoff:
+        kept_target = target
+    elif 2 * source < cutoff:
+        kept_target = min(target, cutoff - source)
+    else:
+        kept_target = min(target, cutoff * target // (source + target))
+    return min(source, cutoff - kept_target), kept_target
 
 
 def ends_with_turn_end(tokenizer: PreTrainedTokenizerBase, encoded: dict[str, list[int]]) -> bool:

@@ -1,0 +1,111 @@
+"""Where an answer begins and ends in the text of a chat template."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from ftlab.control import pattern
+from ftlab.errors import fail
+from ftlab.rendering import PLACEHOLDER, THOUGHT, Message, Tools, control_tokens, escaped, render
+
+
+class Answer(NamedTuple):
+    """One answer as text: what the model is asked, what it should write, and what the template writes behind."""
+
+    prompt: str
+    text: str
+    tail: str
+    ended: bool
+
+
+def answer(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], said: Sequence[Message], tools: Tools = None
+) -> Answer:
+    """Return an answer as text: what the model is asked, what it should write, what the template writes behind that.
+
+    Where the answer begins is found with a placeholder in its place, so that no text in it can be taken for the
+    template's. A generation prompt may say more than the template writes before an answer: R1's opens the thought.
+    Then the answer goes on from there and ends the thought.
+
+    Args:
+        messages: what stands before the answer.
+        said: the answer: an assistant message, or several with what is said between them.
+    Raises:
+        LabError: the template refuses the conversation, or leaves the answer out.
+    """
+    whole = render(tokenizer, [*messages, *said], tools)
+    marked = render(tokenizer, [*messages, {"role": "assistant", "content": PLACEHOLDER}], tools)
+    header = marked.partition(PLACEHOLDER)[0]
+    # A template that asks without thoughts (Qwen3.5's smaller models) is asked with them for an answer that has one.
+    for options in ({}, {"enable_thinking": True}):
+        asked = render(tokenizer, messages, tools, add_generation_prompt=True, **options)
+        shared = common_prefix(asked, header)
+        if whole.startswith(shared):
+            break
+    else:
+        raise fail("tokens_no_answer")
+    written = with_thought_written(tokenizer, said[0], whole[len(shared) :], asked[len(shared) :])
+    calls = [call["function"]["name"] for message in said for call in message.get("tool_calls") or []]
+    if any(part not in written for part in (thought_and_content(tokenizer, said[0])[1], *calls)):
+        raise fail("tokens_no_answer")
+    end = end_of_turn(tokenizer)
+    at = written.rfind(end) if end else -1
+    text = written[: at + len(end)] if at >= 0 else written
+    return Answer(asked, text, written[len(text) :], at >= 0 or text.endswith(control_tokens(tokenizer)))
+
+
+def with_thought_written(tokenizer: PreTrainedTokenizerBase, message: Message, written: str, opened: str) -> str:
+    """Return an answer with the thought that its template leaves out, or that the generation prompt began.
+
+    Args:
+        written: what the template writes of the message, from where it and the generation prompt part.
+        opened: what the generation prompt says from there on, such as `<think>` and a line break.
+    """
+    thought, _ = thought_and_content(tokenizer, message)
+    begun = opened.strip().endswith("<think>")
+    if thought in written and not begun:
+        return written
+    rest = THOUGHT.sub("", written, count=1)
+    start = ("" if opened.endswith("\n") else "\n") if begun else "<think>\n"
+    return f"{start}{thought}\n</think>\n\n{rest.lstrip() if thought else rest}"
+
+
+def thought_and_content(tokenizer: PreTrainedTokenizerBase, message: Message) -> tuple[str, str]:
+    """Return what an assistant message thinks and what it says, as its template writes them, white space trimmed."""
+    shown = escaped(message, control_tokens(tokenizer))
+    content = shown.get("content") or ""
+    inside = THOUGHT.match(content)
+    thought = shown.get("reasoning_content") or (inside[1] if inside else "")
+    return thought.strip(), (content[inside.end() :] if inside else content).strip()
+
+
+def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the text with which the chat template ends an answer, "" where it writes no token for that."""
+    return end_of_turn_under(tokenizer, str(tokenizer.chat_template))
+
+
+@lru_cache(maxsize=8)
+def end_of_turn_under(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
+    """Return `end_of_turn`, worked out once for a tokenizer and a template.
+
+    It ends with the last control token that stands behind an answer whether or not another turn follows; where there
+    is none in common (gpt-oss writes `<|return|>` or `<|end|>`), with the first that stands behind the last answer.
+    """
+    asked, said = {"role": "user", "content": "a"}, {"role": "assistant", "content": PLACEHOLDER}
+    last, followed = (
+        render(tokenizer, turns).partition(PLACEHOLDER)[2] for turns in ([asked, said], [asked, said, asked])
+    )
+    if not control_tokens(tokenizer):
+        return ""
+    control = pattern(control_tokens(tokenizer))
+    ends = [one.end() for one in control.finditer(common_prefix(last, followed))]
+    ends = ends[-1:] or [one.end() for one in control.finditer(last)][:1]
+    return last[: ends[0]] if ends else ""
+
+
+def common_prefix(first: str, second: str) -> str:
+    """Return the longest text with which both begin."""
+    size = next((n for n, (one, other) in enumerate(zip(first, second, strict=False)) if one != other), None)
+    return first[:size] if size is not None else min(first, second, key=len)

@@ -1,0 +1,266 @@
+"""Messages to the text of a model's own chat template: the one place that calls `apply_chat_template`.
+
+Training, checking, evaluation, chat and the server render through this file. What a template cannot show is written
+where it can, by the same rules for all of them, so that a model is asked in the very text it was trained on:
+
+- Control tokens inside a message (`<|im_end|>` typed by a user) are escaped: they read the same and end no turn.
+- `arguments` of a tool call are objects, JSON text is parsed; a template that needs them as text gets text.
+- Tools go into the system turn where the template has no place for them, calls into the content.
+- A thought (`reasoning_content`) goes into the field that the template reads, else as `<think>` into the content.
+- Where the template refuses a system turn or a tool's result, they become part of the next user turn or one.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
+
+from ftlab.control import escape_control_tokens
+from ftlab.errors import fail, say
+
+Message = dict[str, Any]
+Tools = list[dict[str, Any]] | str | None
+
+# What a template raises on a conversation that it was not written for.
+TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError)
+THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
+TOOLS = "You can call these tools. To call one, answer with its name and arguments as JSON, nothing else:\n"
+# Stands for an answer where only what a template writes around it is of interest; no text holds it.
+PLACEHOLDER = "\ue0f1"
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    tools: Tools = None,
+    add_generation_prompt: bool = False,
+    **options: bool,
+) -> str:
+    """Return the text of a conversation under the tokenizer's chat template.
+
+    Args:
+        options: further variables of the template, such as `enable_thinking`.
+    Raises:
+        LabError: the tokenizer has no template, or its template refuses the conversation; the reason is named.
+    """
+    if tokenizer.chat_template is None:
+        raise fail("tokens_no_template", where=tokenizer.name_or_path)
+    schemas = json.loads(tools) if isinstance(tools, str) else tools
+    template = tokenizer.get_chat_template(tools=schemas)
+    control = control_tokens(tokenizer)
+    shown = [shown_message(escaped(message, control), template) for message in messages]
+    if schemas and "tools" not in template:
+        shown, schemas = with_tools_said(shown, schemas), None
+    parted = wants_parts(tokenizer, template)
+    reason = ""
+    for adapted in ADAPTED:
+        try:
+            text = tokenizer.apply_chat_template(
+                [as_parts(message) for message in adapted(shown)] if parted else adapted(shown),
+                tools=schemas or None,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+                **options,
+            )
+        except TEMPLATE_ERRORS as error:
+            reason = reason or (str(error).splitlines() or [type(error).__name__])[0]
+            continue
+        if not (missing := left_out(text, shown)):
+            return text
+        reason = reason or say("tokens_left_out", number=missing, role=shown[missing - 1]["role"])
+    raise fail("tokens_template", reason=reason)
+
+
+def left_out(text: str, messages: Sequence[Message]) -> int:
+    """Return the number, from 1, of the first message that a rendered conversation leaves out; 0 if it has them all.
+
+    Earlier thoughts may be left out. The messages have to stand in their order, the system turn anywhere.
+    """
+    at = 0
+    for number, message in enumerate(messages, 1):
+        if any(text.find(call["function"]["name"], at) < 0 for call in message.get("tool_calls", [])):
+            return number
+        said = message["content"].rpartition("</think>" if message["role"] == "assistant" else "\x00")[2].strip()
+        start = 0 if message["role"] == "system" else at
+        # Some templates write a tool's result as JSON.
+        found = max(text.find(form, start) for form in (said, json.dumps(said, ensure_ascii=False)[1:-1]))
+        if found >= 0:
+            at = at if message["role"] == "system" else found + len(said)
+        elif "tool_calls" not in message:
+            return number
+    return 0
+
+
+def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+    """Return the texts that the tokenizer reads as control tokens, single characters left out."""
+    return controls_of(tokenizer, len(tokenizer))
+
+
+@lru_cache(maxsize=8)
+def controls_of(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[str, ...]:
+    """Return `control_tokens`, worked out once for a tokenizer of `size` tokens."""
+    special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
+    found = special | set(tokenizer.all_special_tokens)
+    # Chat templates look for the thought by these words.
+    return tuple(sorted(token for token in found - {"<think>", "</think>"} if len(token) > 1))
+
+
+def escaped(value: Any, control: tuple[str, ...]) -> Any:
+    """Return a message with the control tokens in its texts made harmless."""
+    if isinstance(value, str):
+        return harmless(value, control) if any(token in value for token in control) else value
+    if isinstance(value, dict):
+        return {name: inner if name == "role" else escaped(inner, control) for name, inner in value.items()}
+    return [escaped(inner, control) for inner in value] if isinstance(value, list) else value
+
+
+def harmless(text: str, control: Sequence[str]) -> str:
+    """Escape control tokens, also those that lie inside others and come to light when those are broken."""
+    while (changed := escape_control_tokens(text, control)) != text:
+        text = changed
+    return text
+
+
+@lru_cache(maxsize=8)
+def wants_parts(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Return True if a template shows a message only as a list of parts, as those of vision models do."""
+    message = {"role": "user", "content": PLACEHOLDER}
+    found = []
+    for asked in (message, as_parts(message)):
+        try:
+            found.append(PLACEHOLDER in tokenizer.apply_chat_template([asked], chat_template=template, tokenize=False))
+        except TEMPLATE_ERRORS:
+            found.append(False)
+    return found == [False, True]
+
+
+def as_parts(message: Message) -> Message:
+    """Return a message whose content is a list with one part of text."""
+    return message | {"content": [{"type": "text", "text": message["content"]}]}
+
+
+def shown_message(message: Message, template: str) -> Message:
+    """Return a message with what `template` would leave out written where it looks."""
+    shown = {name: value for name, value in message.items() if name != "weight" and value is not None}
+    shown.setdefault("content", "")
+    if shown["role"] == "assistant":
+        shown = with_thought(shown, template)
+    if not shown.get("tool_calls"):
+        return {name: value for name, value in shown.items() if name != "tool_calls"}
+    shown["tool_calls"] = [with_parsed_arguments(call) for call in shown["tool_calls"]]
+    return shown if "tool_calls" in template else with_calls_said(shown)
+
+
+def with_thought(message: Message, template: str) -> Message:
+    """Return an assistant message whose thought stands where `template` reads it."""
+    shown = dict(message)
+    thought = shown.pop("reasoning_content", "")
+    reads = next((name for name in ("reasoning_content", "thinking") if reads_field(template, name)), "")
+    inside = THOUGHT.match(shown["content"])
+    if not thought and inside and reads:
+        thought, shown["content"] = inside[1].strip(), shown["content"][inside.end() :]
+    if not thought.strip():
+        return shown
+    if reads:
+        return shown | {reads: thought}
+    return shown | {"content": f"<think>\n{thought.strip()}\n</think>\n\n{shown['content']}"}
+
+
+def reads_field(template: str, name: str) -> bool:
+    """Return True if a template reads this field of a message."""
+    return (
+        re.search(rf"\.{name}\b|\[['\"]{name}['\"]\]|['\"]{name}['\"] in |get\(['\"]{name}['\"]", template) is not None
+    )
+
+
+def with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool call whose arguments are an object, where they are one as JSON text."""
+    function = dict(call["function"])
+    function["arguments"] = parsed(function.get("arguments", {}))
+    return {**call, "function": function}
+
+
+def parsed(arguments: Any) -> Any:
+    """Return the value of JSON text, the text itself where it is not JSON."""
+    if not isinstance(arguments, str):
+        return arguments
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
+
+
+def with_calls_said(message: Message) -> Message:
+    """Return an assistant message whose tool calls are written into its content, a line of JSON each."""
+    calls = [json.dumps(call["function"], ensure_ascii=False) for call in message["tool_calls"]]
+    kept = {name: value for name, value in message.items() if name != "tool_calls"}
+    return kept | {"content": "\n".join(filter(None, [message["content"], *calls]))}
+
+
+def with_tools_said(messages: list[Message], tools: list[dict[str, Any]]) -> list[Message]:
+    """Return a conversation whose system turn describes the tools, for a template that has no place for them."""
+    schemas = "\n".join(json.dumps(tool.get("function", tool), ensure_ascii=False) for tool in tools)
+    system = [messages[0]["content"]] if messages and messages[0]["role"] == "system" else []
+    said = {"role": "system", "content": "\n\n".join([*filter(None, system), TOOLS + schemas])}
+    return [said, *messages[len(system) :]]
+
+
+def unchanged(messages: list[Message]) -> list[Message]:
+    """Return the conversation as it is."""
+    return messages
+
+
+def with_arguments_as_text(messages: list[Message]) -> list[Message]:
+    """Return a conversation whose tool arguments are JSON text, for templates that join them to other text."""
+    return [
+        message
+        | {
+            "tool_calls": [
+                call | {"function": call["function"] | {"arguments": text_of(call["function"]["arguments"])}}
+                for call in message["tool_calls"]
+            ]
+        }
+        if "tool_calls" in message
+        else message
+        for message in messages
+    ]
+
+
+def text_of(arguments: Any) -> str:
+    """Return tool arguments as JSON text."""
+    return arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+
+
+def with_system_in_user(messages: list[Message]) -> list[Message]:
+    """Return a conversation whose system turn begins the first user turn, as LLaMA-Factory has it for Gemma."""
+    if len(messages) < 2 or (messages[0]["role"], messages[1]["role"]) != ("system", "user"):
+        return messages
+    system, user, *rest = messages
+    return [user | {"content": f"{system['content']}\n\n{user['content']}"}, *rest]
+
+
+def with_plain_roles(messages: list[Message]) -> list[Message]:
+    """Return a conversation of user and assistant turns alone: tools' results as user turns, calls as content."""
+    made: list[Message] = []
+    for message in messages:
+        if message["role"] == "tool" and made and made[-1]["role"] == "user":
+            made[-1] = made[-1] | {"content": f"{made[-1]['content']}\n{message['content']}"}
+        elif message["role"] == "tool":
+            made.append({"role": "user", "content": message["content"]})
+        else:
+            made.append(with_calls_said(message) if "tool_calls" in message else message)
+    return made
+
+
+# Tried in this order until the template takes the conversation.
+ADAPTED: tuple[Callable[[list[Message]], list[Message]], ...] = (
+    unchanged,
+    with_arguments_as_text,
+    with_system_in_user,
+    with_plain_roles,
+    lambda messages: with_plain_roles(with_system_in_user(messages)),
+)
