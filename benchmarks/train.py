@@ -86,7 +86,8 @@ def rows() -> list[dict[str, list[int]]]:
     from ftlab.data import registry
 
     tokenizer = AutoTokenizer.from_pretrained(models.fetch("smollm2-135m"))
-    return [tokens.encode(tokenizer, row) for row in registry.load("identity_en", "data", substitutions=SUBSTITUTIONS)]
+    rows = registry.load("identity_en", "data", substitutions=SUBSTITUTIONS)
+    return [example for row in rows for example in tokens.encode(tokenizer, row)]
 
 
 def run_ftlab(method: str, batch: int, steps: int, side: Side, folder: str) -> None:

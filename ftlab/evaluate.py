@@ -189,7 +189,7 @@ def perplexity(
     cutoff_len: int = 1024,
 ) -> float:
     """Return exp of the mean loss over the trained tokens of `rows`, as `tokens.encode` marks them."""
-    encoded = [tokens.encode(tokenizer, row, cutoff_len=cutoff_len) for row in rows]
+    encoded = [example for row in rows for example in tokens.encode(tokenizer, row, cutoff_len=cutoff_len)]
     return math.exp(mean_loss(model, encoded, tokenizer.pad_token_id, batch_size))
 
 

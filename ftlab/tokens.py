@@ -143,29 +143,37 @@ def closed(turns: list[Turn], tokenizer: PreTrainedTokenizerBase) -> list[Turn]:
     return [*before, last._replace(answer=[*last.answer, tokenizer.eos_token_id], ended=True)]
 
 
-def encode_sides(
-    tokenizer: PreTrainedTokenizerBase,
-    row: dict[str, Any],
-    sides: Sequence[str],
-    cutoff_len: int | None = None,
-) -> Encoded:
-    """Encode a prompt and its answers: of a pair (`chosen`, `rejected`) or one that is liked or not (`completion`).
+def sides(
+    tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], columns: Sequence[str], *, with_tail: bool = False
+) -> list[Turn]:
+    """Return the answers to one prompt, of a pair or a single one, each as a turn that ends itself.
 
     Args:
-        sides: the columns of the answers.
-        cutoff_len: the most tokens of the prompt with its longest answer, see `truncate_lengths`; None keeps all.
-    Returns:
-        `prompt_ids`, and `{side}_ids` for every side, each with the token that ends it.
+        columns: where the answers stand: `chosen` and `rejected`, or `completion`.
+        with_tail: count what the template writes behind the answer's end as part of it.
     Raises:
         LabError: the template refuses the conversation, or leaves an answer out of it.
     """
-    turns = [closed([turn_of(tokenizer, row["prompt"], row[side], row.get("tools"))], tokenizer)[0] for side in sides]
-    longest = max(turns, key=lambda turn: len(turn.answer))._replace(tail=[])
-    size = len(longest.source) + len(longest.answer) if cutoff_len is None else cutoff_len
-    prompt_ids, written = shortened(longest, size)
-    return {"prompt_ids": prompt_ids} | {
-        f"{side}_ids": turn.answer[: len(written)] for side, turn in zip(sides, turns, strict=True)
-    }
+    made = [closed([turn_of(tokenizer, row["prompt"], row[one], row.get("tools"))], tokenizer)[0] for one in columns]
+    return [turn._replace(answer=[*turn.answer, *(turn.tail if with_tail else [])], tail=[]) for turn in made]
+
+
+def judged(tokenizer: PreTrainedTokenizerBase, asked: Sequence[Message], said: Sequence[Message]) -> list[int]:
+    """Return the token ids of a prompt with its answer as a reward model reads them, shape (seq_len,)."""
+    (turn,) = sides(tokenizer, {"prompt": asked, "completion": said}, ("completion",), with_tail=True)
+    return [*turn.source, *turn.answer]
+
+
+def cut_sides(turns: Sequence[Turn], cutoff_len: int | None) -> list[list[int]]:
+    """Return the ids of the prompt and of every answer; `cutoff_len` holds the prompt and the longest answer."""
+    longest = max(turns, key=lambda turn: len(turn.answer))
+    prompt_ids, written = shortened(longest, length([longest]) if cutoff_len is None else cutoff_len)
+    return [prompt_ids, *(turn.answer[: len(written)] for turn in turns)]
+
+
+def length(turns: Sequence[Turn]) -> int:
+    """Return how many tokens turns take, nothing cut."""
+    return sum(len(turn.source) + len(turn.answer) + len(turn.tail) for turn in turns)
 
 
 def history_len(
@@ -212,8 +220,7 @@ def cut(turns: Sequence[Turn], cutoff_len: int | None, train_on_prompt: bool = F
     """
     encoded: Encoded = {"input_ids": [], "labels": []}
     for turn in turns:
-        whole = len(turn.source) + len(turn.answer) + len(turn.tail)
-        left = whole if cutoff_len is None else cutoff_len - len(encoded["input_ids"])
+        left = length([turn]) if cutoff_len is None else cutoff_len - len(encoded["input_ids"])
         if left <= 0:
             break
         source, written = shortened(turn, left)
@@ -266,8 +273,8 @@ def summary(tokenizer: PreTrainedTokenizerBase, encoded: Sequence[dict[str, list
     ending = sum(ends_with_turn_end(tokenizer, row) for row in encoded)
     middle, high = lengths[len(lengths) // 2], lengths[int(0.95 * (len(lengths) - 1))]
     return (
-        f"{len(lengths)} rows, tokens: median {middle}, 95% within {high}, longest {lengths[-1]}\n"
-        f"trained tokens: {trained / sum(lengths):.0%}; rows that end with a turn end: {ending / len(lengths):.0%}\n"
+        f"{len(lengths)} training examples, tokens: median {middle}, 95% within {high}, longest {lengths[-1]}\n"
+        f"trained tokens: {trained / sum(lengths):.0%}; examples that end with a turn end: {ending / len(lengths):.0%}\n"
         + histogram(lengths)
     )
 

@@ -273,14 +273,16 @@ def show_data(options: argparse.Namespace) -> None:
 
     from ftlab import models, tokens
     from ftlab.data import registry
+    from ftlab.data.encoding import Encoding, shown
 
     tokenizer = AutoTokenizer.from_pretrained(models.fetch(options.model))
     rows = registry.rows_of(options.name, options.dataset_dir)
-    encoded = [tokens.encode(tokenizer, row, cutoff_len=options.cutoff_len) for row in rows]
-    if not 1 <= options.row <= len(encoded):
-        raise fail("data_no_row", where=options.name, row=options.row, total=len(encoded))
-    print(tokens.to_ansi(tokens.tokens(tokenizer, **encoded[options.row - 1])))
-    print(tokens.summary(tokenizer, encoded))
+    if not 1 <= options.row <= len(rows):
+        raise fail("data_no_row", where=options.name, row=options.row, total=len(rows))
+    how = Encoding(cutoff_len=options.cutoff_len)
+    for example in shown(tokenizer, rows[options.row - 1], how):
+        print(tokens.to_ansi(tokens.tokens(tokenizer, **example)))
+    print(tokens.summary(tokenizer, [example for row in rows for example in shown(tokenizer, row, how)]))
 
 
 def show_memory(options: argparse.Namespace) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple, TextIO
 from ftlab.control import CONTROL_TOKENS, escape_control_tokens
 from ftlab.data import lines
 from ftlab.data.convert import Made, converted, on_texts
+from ftlab.data.encoding import Encoding, encode
 from ftlab.data.entries import Entry, detect
-from ftlab.data.lengths import token_lengths, truncate_lengths
 from ftlab.data.read import SUFFIXES, Row, texts
 from ftlab.data.registry import opened
 from ftlab.data.split import digest, question
@@ -84,18 +84,16 @@ def check(
     cutoff_len: int | None = None,
     tokenizer: "PreTrainedTokenizerBase | None" = None,
     fix_to: Path | None = None,
-    *,
-    row_lengths: Callable[[Row], int] | None = None,
 ) -> Report:
     """Read sets to their ends and report every problem.
 
     Args:
         path_or_name: a registry name or a path; of several, separated by commas, rows that one shares with an earlier
             one are reported too.
-        cutoff_len: tokens kept of a row; needs `tokenizer` or `row_lengths`.
-        tokenizer: whose control tokens and chat template count; without one, the control tokens of common models.
+        cutoff_len: the most tokens of a training example; needs `tokenizer`.
+        tokenizer: whose control tokens and chat template count: every row is encoded as training would. Without one,
+            the control tokens of common models are looked for.
         fix_to: write the good rows there, as .jsonl or .json, in UTF-8, control tokens escaped, duplicates left out.
-        row_lengths: how many tokens a row takes, where no tokenizer is to count them.
     Raises:
         LabError: no such set, or `fix_to` exists or cannot be written.
     """
@@ -106,7 +104,7 @@ def check(
     if tokenizer is not None and cutoff_len and tokenizer.chat_template is None:
         raise fail("tokens_no_template", where=tokenizer.name_or_path)
     report = Report(path_or_name)
-    look = Look(report, tokens, cutoff_len, tokenizer, row_lengths)
+    look = Look(report, tokens, cutoff_len, tokenizer)
     if fix_to is None:
         for name in names:
             look.through(name, Path(dataset_dir), None)
@@ -134,7 +132,6 @@ class Look:
     tokens: Sequence[str]
     cutoff_len: int | None
     tokenizer: "PreTrainedTokenizerBase | None"
-    row_lengths: Callable[[Row], int] | None
     rows: dict[bytes, str] = field(default_factory=dict)
     questions: dict[bytes, str] = field(default_factory=dict)
 
@@ -180,10 +177,8 @@ class Look:
             report.changes += [say("data_changed_dropped", where=made.where, why=problem.what)] if keep else []
             return
         raw = self.escaped(made, keep is not None)
-        lost = self.tokens_lost(row, made.where)
-        report.tokens_lost += lost
-        report.cut += bool(lost)
-        report.kept += not lost
+        fate = self.fate(row, made.where)
+        setattr(report, fate, getattr(report, fate) + 1)
         if keep:
             keep(raw)
 
@@ -212,23 +207,25 @@ class Look:
         self.report.changes += [say("data_changed_escaped", where=made.where, count=total)] if fixing else []
         return on_texts(made.raw, lambda text: harmless(text, self.tokens))
 
-    def tokens_lost(self, row: Row, where: str) -> int:
-        """Return how many tokens cutoff_len takes from a row, and report which."""
-        if not self.cutoff_len or "text" in row or not (self.tokenizer or self.row_lengths):
-            return 0
+    def fate(self, row: Row, where: str) -> str:
+        """Return what training makes of a good row: "kept", "cut" or "dropped"; report tokens lost and refusals."""
+        if self.tokenizer is None or (self.tokenizer.chat_template is None and "text" not in row):
+            return "kept"
+        # Texts are joined and cut into pieces, nothing is lost.
+        how = Encoding(cutoff_len=None if "text" in row else self.cutoff_len)
         try:
-            counted = token_lengths(self.tokenizer, row) if self.tokenizer else (0, self.row_lengths(row))
+            outcome = encode(self.tokenizer, row, how)
         except LabError as problem:
             self.report.add(LabError(problem.what, where, problem.fix))
-            return 0
-        source, target = counted
-        kept_source, kept_target = truncate_lengths(source, target, self.cutoff_len)
-        if (kept_source, kept_target) == (source, target):
-            return 0
-        counts = {"tokens": source + target, "cutoff_len": self.cutoff_len}
-        cuts = {"prompt": source - kept_source, "answer": target - kept_target}
-        self.report.add(fail("data_too_long", where=where, **counts, **cuts))
-        return sum(cuts.values())
+            return "dropped"
+        if not outcome.lost and outcome.examples:
+            return "kept"
+        counts = {"cutoff_len": self.cutoff_len, "lost": outcome.lost, "answer": outcome.answer_lost}
+        self.report.add(fail("data_too_long" if outcome.examples else "data_nothing_left", where=where, **counts))
+        if not outcome.examples:
+            return "dropped"
+        self.report.tokens_lost += outcome.lost
+        return "cut"
 
 
 def harmless(text: str, tokens: Sequence[str]) -> str:

@@ -32,7 +32,7 @@ class Recipe(BaseModel):
     allow_other_template: bool = key(
         False, "let `template` replace the model's own chat template, and save it with the run", "chat_template"
     )
-    default_system: str | None = key(None, "system turn for chats that have none", "messages[0]")
+    default_system: str | None = key(None, "system turn for training examples and chats that have none", "messages[0]")
     flash_attn: Literal["auto", "disabled", "sdpa", "fa2", "fa3"] = key(
         "auto",
         "attention kernel; auto on a CPU: plain products for rows up to 512 tokens",
@@ -245,7 +245,7 @@ SAMPLING = ("temperature", "max_new_tokens")
 OUTSIDE_THE_RUN = (
     "output_dir", "overwrite_output_dir", "do_train", "plot_loss", "infer_backend", "infer_dtype", "do_sample",
     "temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "num_beams", "export_dir", "export_size",
-    "export_device", "export_dtype", "export_gguf", "export_legacy_format", "default_system", "shortcuts",
+    "export_device", "export_dtype", "export_gguf", "export_legacy_format", "shortcuts",
 )  # fmt: skip
 TRAINING_OUTSIDE_THE_RUN = (
     "resume_from_checkpoint", "report_to", "run_name", "project", "save_total_limit", "disable_tqdm", "log_level",

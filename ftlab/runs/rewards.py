@@ -15,7 +15,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from ftlab import models
+from ftlab import models, tokens
 from ftlab.errors import LabError, fail
 from ftlab.runs.keys import REWARDS, Recipe
 
@@ -139,13 +139,13 @@ def from_model(name: str, base: str, dtype: torch.dtype) -> Reward:
 
     @torch.inference_mode()
     def reward_model(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
-        chats = [[*asked, *said] for asked, said in zip(prompts, completions, strict=True)]
-        texts = tokenizer.apply_chat_template(chats, tokenize=False)
+        pairs = zip(prompts, completions, strict=True)
+        chats = [tokens.judged(tokenizer, list(asked), list(said)) for asked, said in pairs]
         found: list[float] = []
-        for start in range(0, len(texts), BATCH):
-            part = texts[start : start + BATCH]
+        for start in range(0, len(chats), BATCH):
+            part = chats[start : start + BATCH]
             # On the right: the score is read off the last token of each row.
-            batch = tokenizer(part, padding=True, padding_side="right", add_special_tokens=False, return_tensors="pt")
+            batch = tokenizer.pad({"input_ids": part}, padding_side="right", return_tensors="pt")
             found += judge(**batch.to(device)).logits[:, 0].float().tolist()
         return found
 

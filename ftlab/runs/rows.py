@@ -1,40 +1,57 @@
-"""The rows of a recipe, rendered and counted: what is read, cut and dropped is said, never silent."""
+"""The examples of a recipe, encoded and counted: what is read, cut and dropped is said, never silent."""
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from ftlab import tokens
+from ftlab import rendering, tokens
 from ftlab.data import registry
-from ftlab.errors import fail
+from ftlab.data.encoding import Encoding, encode, with_system
+from ftlab.data.split import split
+from ftlab.data.store import features
+from ftlab.errors import LabError, fail
 from ftlab.runs.fields import COLUMNS, names
 from ftlab.runs.keys import Recipe
 
+# Examples that cannot be used are named up to this many.
+NAMED = 4
+
 
 def splits(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset | None]:
-    """Return the training rows and the validation rows (None where the recipe asks for none).
+    """Return what is trained on and what validates (None where the recipe asks for none), as the trainers take it.
 
     Raises:
-        LabError: rows that cannot be read, that the stage cannot train on, or none left.
+        LabError: examples that cannot be read, that the stage cannot train on, or none left.
     """
-    trained = prepared(recipe, recipe.dataset or "", tokenizer)
+    trained, held_out = read_splits(recipe)
+    validated = None if held_out is None else as_trained(recipe, held_out, tokenizer)
+    return as_trained(recipe, trained, tokenizer), validated
+
+
+def read_splits(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
+    """Return the examples of a recipe in TRL's shapes, for training and for validation, each with its place.
+
+    `val_size` holds out examples after duplicates were dropped; those that ask the same stay on one side.
+    """
+    trained = read(recipe, recipe.dataset or "")
     if recipe.eval_dataset:
-        return trained, prepared(recipe, recipe.eval_dataset, tokenizer)
+        return trained, read(recipe, recipe.eval_dataset)
     if not recipe.val_size:
         return trained, None
-    size = recipe.val_size if recipe.val_size < 1 else int(recipe.val_size)
-    if size >= len(trained):
-        raise fail("train_val_size", where="val_size", size=size, rows=len(trained))
-    split = trained.train_test_split(test_size=size, seed=recipe.training.get("seed", 42))
-    print(f"validation: {len(split['test'])} of {len(trained)} rows are held out")
-    return split["train"], split["test"]
+    if recipe.val_size >= len(trained):
+        raise fail("train_val_size", where="val_size", size=int(recipe.val_size), rows=len(trained))
+    parts = split(trained, val_size=recipe.val_size, test_size=0, seed=recipe.training.get("seed", 42))
+    if not len(parts.validation):
+        raise fail("train_val_size", where="val_size", size=recipe.val_size, rows=len(trained))
+    return parts.train, parts.validation
 
 
-def prepared(recipe: Recipe, dataset: str, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Return the rows of some data sets in the form their stage's trainer takes, and say what was cut or dropped."""
+def read(recipe: Recipe, dataset: str) -> Dataset:
+    """Return the examples of some data sets in TRL's shapes, each with its place, if the stage can train on them."""
     chances = [float(part) for part in names(recipe.interleave_probs)] if recipe.interleave_probs else None
     rows = registry.load(
         dataset,
@@ -45,118 +62,149 @@ def prepared(recipe: Recipe, dataset: str, tokenizer: PreTrainedTokenizerBase) -
         seed=recipe.training.get("seed", 42),
         substitutions=recipe.dataset_substitutions,
     )
+    rows = rows.add_column("where", [f"{dataset}: row {number}" for number in range(1, len(rows) + 1)])
     columns = COLUMNS[recipe.objective]
     if not set(columns) <= set(rows.column_names):
-        found = ", ".join(rows.column_names)
+        found = ", ".join(name for name in rows.column_names if name != "where")
         raise fail("train_columns", where=dataset, stage=recipe.objective, needed=", ".join(columns), found=found)
-    if recipe.objective in ("ppo", "grpo"):
-        return asked(recipe, rows, tokenizer)
-    if "input_ids" in KEEPS[recipe.objective]:
-        return encoded(recipe, rows, tokenizer)
-    kept = fitting(recipe, rows, tokenizer)
-    return rendered(kept, tokenizer) if recipe.objective in ("orpo", "simpo") else kept
+    return rows
 
 
-def rendered(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Return preference rows as text; the experimental trainers cannot write text into columns of messages."""
-    from trl import apply_chat_template
-
-    return Dataset.from_list([apply_chat_template(present(row), tokenizer) for row in rows])
+def prepared(recipe: Recipe, dataset: str, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Return the examples of some data sets in the form their stage's trainer takes."""
+    return as_trained(recipe, read(recipe, dataset), tokenizer)
 
 
-# sft and pt rows reach the trainer as token ids: one renderer for training, chat and server. trl renders
-# preferences itself, with the same chat template.
-KEEPS = {"sft": ("input_ids", "labels"), "pt": ("input_ids", "labels")} | {
-    name: COLUMNS[name] for name in ("rm", "dpo", "orpo", "simpo", "kto")
-}
+def as_trained(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+    """Return examples in the form their stage's trainer takes, and say what was cut or dropped."""
+    return asked(recipe, rows, tokenizer) if recipe.objective in ("ppo", "grpo") else encoded(recipe, rows, tokenizer)
+
+
+def encoding_of(recipe: Recipe) -> Encoding:
+    """Return how a recipe's examples are encoded."""
+    joined = recipe.stage == "pt" and recipe.packs
+    return Encoding(
+        cutoff_len=None if joined else recipe.cutoff_len,
+        train_on_prompt=recipe.train_on_prompt,
+        mask_history=recipe.mask_history,
+        default_system=recipe.default_system,
+        judged=recipe.stage == "rm",
+    )
 
 
 def encoded(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Return `input_ids` and `labels` of every row, both of shape (seq_len,)."""
-    options = {"train_on_prompt": recipe.train_on_prompt, "mask_history": recipe.mask_history}
-    found = rows.map(lambda row: tokens.encode(tokenizer, present(row), **options), remove_columns=rows.column_names)
-    if recipe.stage == "pt" and recipe.packs:
-        print(f"rows: {len(rows)} read, joined and cut every {recipe.cutoff_len} tokens")
-        return found
-    lengths = [len(ids) for ids in found["input_ids"]]
-    lost = sum(max(0, length - recipe.cutoff_len) for length in lengths)
-    cut = sum(length > recipe.cutoff_len for length in lengths)
-    found = found.map(lambda row: {name: value[: recipe.cutoff_len] for name, value in row.items()})
-    kept = found.filter(lambda row: any(label != tokens.IGNORED for label in row["labels"]))
-    say_count(recipe, len(rows), cut, lost, len(rows) - len(kept))
-    return kept
+    """Return the training examples of every example, as token ids."""
+    how, count = encoding_of(recipe), Count(recipe)
+
+    def encode_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        made: list[dict[str, Any]] = []
+        for number in range(len(batch["where"])):
+            row = present({name: column[number] for name, column in batch.items()})
+            outcome = count.usable(lambda row=row: encode(tokenizer, row, how), row["where"])
+            if outcome is None:
+                continue
+            count.outcome(len(outcome.examples), outcome.lost)
+            made += outcome.examples
+        return {name: [example[name] for example in made] for name in made[0]} if made else {}
+
+    # Counted anew each time: a cached result would say nothing.
+    found = rows.map(encode_batch, batched=True, remove_columns=rows.column_names, load_from_cache_file=False)
+    count.say()
+    return found
 
 
 def asked(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Return `prompt` (messages) and `answer` (text) of the rows that end with an answer and whose prompt fits."""
-    found = []
+    """Return `prompt` (messages) and `answer` (text) of the examples that end with an answer and whose prompt fits."""
+    found, count = [], Count(recipe)
     for row in map(present, rows):
-        *before, last = row["messages"]
-        fits = len(tokens.prompt(tokenizer, before)) <= recipe.cutoff_len if before else False
-        if fits and last["role"] == "assistant" and last.get("content"):
-            found.append({"prompt": before, "answer": last["content"]})
-    say_count(recipe, len(rows), 0, 0, len(rows) - len(found))
-    return Dataset.from_list(found)
+        *before, last = with_system(row, recipe.default_system)["messages"]
+        length = count.usable(lambda before=before: len(tokens.prompt(tokenizer, before)), row["where"])
+        if length is None:
+            continue
+        fits = before and length <= recipe.cutoff_len and last["role"] == "assistant" and last.get("content")
+        count.outcome(int(bool(fits)), 0)
+        if fits:
+            # TRL renders these itself.
+            shown = [rendering.escaped(message, rendering.control_tokens(tokenizer)) for message in before]
+            found.append({"prompt": shown, "answer": last["content"]})
+    count.say()
+    return Dataset.from_list(found, features=features(("prompt", "answer")))
 
 
-def fitting(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Return preference rows whose prompt leaves room for an answer (rm: whose longer side fits whole)."""
-    sides = ("completion",) if recipe.stage == "kto" else ("chosen", "rejected")
+class Count:
+    """What became of the examples of a recipe.
 
-    def lengths(row: dict[str, Any]) -> tuple[int, int]:
-        shown = present(row)
-        prompt = len(tokens.prompt(tokenizer, shown["prompt"], shown.get("tools")))
-        full = [tokens.template_ids(tokenizer, [*shown["prompt"], *shown[side]], shown.get("tools")) for side in sides]
-        return prompt, max(map(len, full))
-
-    measured = [lengths(row) for row in rows]
-    limit = recipe.cutoff_len
-    keep = [i for i, (prompt, full) in enumerate(measured) if (full if recipe.stage == "rm" else prompt + 1) <= limit]
-    cut = sum(measured[i][1] > limit for i in keep)
-    lost = sum(max(0, measured[i][1] - limit) for i in keep)
-    say_count(recipe, len(rows), cut, lost, len(rows) - len(keep))
-    return rows.select(keep)
-
-
-def say_count(recipe: Recipe, read: int, cut: int, lost: int, dropped: int) -> None:
-    """Print what became of the rows.
-
-    Raises:
-        LabError: none is left.
+    Attributes:
+        read, kept, cut, dropped: examples; dropped ones had no answer left within cutoff_len.
+        made: training examples; a conversation may give several.
+        lost: tokens that cutoff_len took from the kept ones.
+        bad: problems of examples that the chat template refuses.
     """
-    print(
-        f"rows: {read} read, {read - dropped} kept; {cut} cut to {recipe.cutoff_len} tokens ({lost} tokens lost), "
-        f"{dropped} dropped because no answer was left"
-    )
-    if dropped == read:
-        raise fail("train_no_rows", where=recipe.dataset or "", cutoff_len=recipe.cutoff_len)
+
+    def __init__(self, recipe: Recipe) -> None:
+        self.recipe = recipe
+        self.read = self.kept = self.cut = self.dropped = self.made = self.lost = 0
+        self.bad: list[LabError] = []
+
+    def usable(self, work: Callable[[], Any], where: str) -> Any:
+        """Return the result of `work`, None where the chat template refuses the example and the recipe drops such.
+
+        Raises:
+            LabError: the template refuses it; its place is named.
+        """
+        self.read += 1
+        try:
+            return work()
+        except LabError as error:
+            problem = LabError(error.what, where, error.fix)
+            if getattr(self.recipe, "on_bad_rows", "refuse") == "refuse":
+                raise problem from None
+            self.bad.append(problem)
+            return None
+
+    def outcome(self, made: int, lost: int) -> None:
+        """Count one example."""
+        self.made += made
+        self.kept += bool(made)
+        self.dropped += not made
+        self.cut += bool(made and lost)
+        self.lost += lost if made else 0
+
+    def say(self) -> None:
+        """Print what became of the examples.
+
+        Raises:
+            LabError: none is left.
+        """
+        several = f", {self.made} training examples of them" if self.made > self.kept else ""
+        if encoding_of(self.recipe).cutoff_len is None:
+            print(f"examples: {self.read} read, joined and cut every {self.recipe.cutoff_len} tokens")
+            return
+        print(
+            f"examples: {self.read} read, {self.kept} kept{several}; {self.cut} cut to {self.recipe.cutoff_len} tokens "
+            f"({self.lost} tokens lost), {self.dropped} dropped because no answer was left"
+        )
+        if self.bad:
+            print(f"{len(self.bad)} more dropped because the chat template refuses them:")
+            print("\n".join(str(problem) for problem in self.bad[:NAMED]))
+        if not self.kept:
+            raise fail("train_no_rows", where=self.recipe.dataset or "", cutoff_len=self.recipe.cutoff_len)
 
 
 def present(row: dict[str, Any]) -> dict[str, Any]:
-    """Return a row without the keys that Arrow filled with None, its tools and tool arguments read back from text."""
-    clean = without_none(row)
-    if isinstance(clean.get("tools"), str):
-        clean["tools"] = json.loads(clean["tools"])
-    for turns in (value for value in clean.values() if isinstance(value, list)):
-        for call in (call for turn in turns if isinstance(turn, dict) for call in turn.get("tool_calls", [])):
-            if isinstance(call.get("function", {}).get("arguments"), str):
-                call["function"]["arguments"] = read_arguments(call["function"]["arguments"])
-    return clean
+    """Return an example without the columns, and the keys of messages, that a table filled with None."""
+    return {
+        name: [without_none(one) for one in value] if isinstance(value, list) else value
+        for name, value in row.items()
+        if value is not None
+    }
 
 
-def without_none(value: Any) -> Any:
-    """Return a nested value without its None entries."""
-    if isinstance(value, dict):
-        return {name: without_none(inner) for name, inner in value.items() if inner is not None}
-    return [without_none(inner) for inner in value] if isinstance(value, list) else value
-
-
-def read_arguments(text: str) -> Any:
-    """Return a tool call's arguments as templates want them, the text itself where it is no JSON."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
+def without_none(message: Any) -> Any:
+    """Return a message without its keys that hold None; what is inside tool calls and schemas stays as it is."""
+    return (
+        {name: value for name, value in message.items() if value is not None} if isinstance(message, dict) else message
+    )
 
 
 def digests(datasets: tuple[Dataset, Dataset | None]) -> str:
@@ -165,7 +213,7 @@ def digests(datasets: tuple[Dataset, Dataset | None]) -> str:
 
 
 def digest(dataset: Dataset) -> str:
-    """Return a digest of every row, in order."""
+    """Return a digest of every example, in order."""
     found = hashlib.sha256()
     for row in dataset:
         found.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())

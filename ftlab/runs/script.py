@@ -13,8 +13,10 @@ from ftlab.runs.keys import Recipe
 DATA = (
     "dataset", "eval_dataset", "dataset_dir", "dataset_substitutions", "max_samples", "mix_strategy",
     "interleave_probs", "val_size", "cutoff_len", "packing", "train_on_prompt", "mask_history", "stage", "pref_loss",
-    "reward_funcs", "reward_model",
+    "reward_funcs", "reward_model", "default_system",
 )  # fmt: skip
+# What `tokenized.py` is for: TRL's trainers of the other objectives take token ids by themselves.
+TOKENIZED_HERE = ("dpo", "kto", "orpo", "simpo")
 
 
 def script(recipe: Recipe) -> str:
@@ -63,6 +65,7 @@ def imports(recipe: Recipe, machine: device.Machine, trainers: str, classes: lis
     ours += ["rewards"] if recipe.stage == "grpo" else []
     short = fields.takes_shortcuts(recipe, machine)
     lines += [f"from ftlab import device{', shortcuts' * short}", f"from ftlab.runs import {', '.join(sorted(ours))}"]
+    lines += ["from ftlab.runs.tokenized import takes_ids"] if recipe.objective in TOKENIZED_HERE else []
     lines += ["from ftlab.shortcuts import lean"] if shortens(recipe, machine) else []
     lines.append("")
     return "\n".join(lines)
@@ -141,6 +144,8 @@ def training(
         options.append("optimizers=(optimizer, None)")
     if recipe.early_stopping_steps:
         options.append(f"callbacks=[EarlyStoppingCallback(early_stopping_patience={recipe.early_stopping_steps})]")
+    if recipe.objective in TOKENIZED_HERE:
+        trainer = f"takes_ids({trainer})"
     lines.append(call(f"trainer = {trainer}", options))
     name = "adapter" if recipe.finetuning_type == "lora" else "model"
     lines += ["trainer.train()", f"trainer.save_model({str(folder / name)!r})"]

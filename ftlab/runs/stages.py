@@ -24,6 +24,7 @@ from ftlab.device import Machine, keep_gradients
 from ftlab.errors import fail
 from ftlab.runs import fields, rewards
 from ftlab.runs.keys import Recipe
+from ftlab.runs.tokenized import takes_ids
 from ftlab.shortcuts import lean
 
 
@@ -148,7 +149,7 @@ def build_trainer(
     if recipe.objective != "ppo":
         options["eval_dataset"] = datasets[1]
     try:
-        return trainer_class(
+        return takes_ids(trainer_class)(
             model=model,
             args=args,
             train_dataset=datasets[0],

@@ -202,7 +202,7 @@ train_dataset[0]
 # 损失只看回答（绿色）：模型要学的是*说*这句话，而不是提问。把鼠标停在词元上可看到它的编号。回合结束符也是绿色；没有它，模型永远学不会停下来。
 
 # %% id="mask"
-encoded = tokens.encode(tokenizer, train_dataset[0])
+(encoded,) = tokens.encode(tokenizer, train_dataset[0])
 display(HTML(tokens.to_html(tokens.tokens(tokenizer, **encoded))))
 
 # %% [markdown] id="before-why"

@@ -7,8 +7,8 @@ import pytest
 
 from ftlab.control import CONTROL_TOKENS, escape_control_tokens
 from ftlab.data import check, registry
-from ftlab.data.lengths import truncate_lengths
 from ftlab.errors import LabError
+from ftlab.tokens import truncate_lengths
 
 GOOD = {"instruction": "Name a river.", "output": "The Elbe."}
 
@@ -203,17 +203,12 @@ def test_rows_above_cutoff_len_are_reported_with_what_goes(folder, tokenizer):
     assert report.problems == [
         check.Problem(
             f"{path}:2",
-            "the row takes 141 tokens, cutoff_len keeps 100: 0 of the prompt and 41 of the answer go",
+            "cutoff_len 100 takes 41 tokens from the row, 40 of them from its answer",
             "raise cutoff_len, or shorten the row",
         )
     ]
     assert (report.kept, report.cut, report.tokens_lost) == (1, 1, 41)
     assert len(tokenizer.apply_chat_template(registry.load(path)[1]["messages"], return_dict=True)["input_ids"]) == 141
-
-
-def test_lengths_may_come_from_elsewhere(folder):
-    report = check.check(write(folder / "x.jsonl", GOOD, answer("b")), cutoff_len=5, row_lengths=lambda row: 7)
-    assert (report.kept, report.cut, report.tokens_lost) == (0, 2, 4)
 
 
 def test_a_template_that_refuses_a_row_is_a_problem(folder, tokenizer):
@@ -223,9 +218,10 @@ def test_a_template_that_refuses_a_row_is_a_problem(folder, tokenizer):
     tokenizer.chat_template = "{{ raise_exception('no such role') }}"
     report = check.check("x.jsonl", cutoff_len=10, tokenizer=tokenizer)
     assert [str(problem) for problem in report.problems] == [
-        "x.jsonl:1: the chat template refuses the row: no such role\n"
-        "  fix: change the roles of the row, or choose another template"
+        "x.jsonl:1: the chat template refuses the conversation: no such role\n"
+        "  fix: change the roles or the order of its messages, or use a model with another template"
     ]
+    assert (report.kept, report.dropped) == (0, 1)
 
 
 def test_escaped_control_tokens_are_plain_text_to_the_tokenizer(folder, tokenizer):

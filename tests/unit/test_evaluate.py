@@ -88,7 +88,7 @@ def test_perplexity_is_exp_of_the_mean_loss_over_trained_tokens(tiny_model, tiny
     rows = [{"text": "abc"}, {"text": "a longer text"}]
     losses = []
     for row in rows:
-        ids = torch.tensor([tokens.encode(tiny_tokenizer, row)["input_ids"]])
+        ids = torch.tensor([tokens.encode(tiny_tokenizer, row)[0]["input_ids"]])
         with torch.no_grad():
             logits = tiny_model(ids).logits[0, :-1].log_softmax(-1)
         losses += (-logits.gather(1, ids[0, 1:, None])).flatten().tolist()

@@ -34,7 +34,7 @@ def conversations(count: int = 200) -> list[list[dict[str, str]]]:
 def trained_prompt(tokenizer, messages) -> list[int]:
     """Return what the trainer puts before the answer: the row's tokens up to the first one that is trained on."""
     answer = [{"role": "assistant", "content": "yes"}]
-    row = tokens.encode(tokenizer, {"prompt": messages, "completion": answer})
+    (row,) = tokens.encode(tokenizer, {"prompt": messages, "completion": answer})
     start = next(i for i, label in enumerate(row["labels"]) if label != tokens.IGNORED)
     return row["input_ids"][:start]
 

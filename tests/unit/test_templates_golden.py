@@ -48,7 +48,7 @@ def test_tokens_and_labels(family, conversation):
     tokenizer = tokenizer_of(FAMILIES[family])
     golden = expected(tokenizer, FAMILIES[family][conversation])
     row = {"messages": CONVERSATIONS[conversation]}
-    encoded = tokens.encode(tokenizer, row)
+    (encoded,) = tokens.encode(tokenizer, row)
     assert tokenizer.decode(encoded["input_ids"]) == tokenizer.decode(golden["input_ids"])
     assert encoded == golden
     assert tokens.ends_with_turn_end(tokenizer, encoded)
@@ -57,7 +57,7 @@ def test_tokens_and_labels(family, conversation):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_prompt_is_what_the_answer_was_trained_after(family):
     tokenizer = tokenizer_of(FAMILIES[family])
-    encoded = tokens.encode(tokenizer, {"messages": CONVERSATIONS["one_turn"]})
+    (encoded,) = tokens.encode(tokenizer, {"messages": CONVERSATIONS["one_turn"]})
     prompt = tokens.prompt(tokenizer, CONVERSATIONS["one_turn"][:1])
     assert prompt == encoded["input_ids"][: len(prompt)]
     assert all(label == tokens.IGNORED for label in encoded["labels"][: len(prompt)])

@@ -194,7 +194,8 @@ def test_a_folder_of_somebody_else_is_left_alone(tiny_recipe, tmp_path):
 def test_validation_rows_are_held_out_and_scored(tiny_recipe, capsys):
     done, _ = run(tiny_recipe, val_size=0.25, eval_strategy="steps", eval_steps=3)
     assert [row["step"] for row in rows(done.folder) if "eval_loss" in row] == [3, 6]
-    assert "3 of 12 rows are held out" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "9 train + 3 validation" in printed and "examples: 9 read, 9 kept" in printed
 
 
 def test_the_first_and_the_last_step_are_always_logged(tiny_recipe):
@@ -202,10 +203,11 @@ def test_the_first_and_the_last_step_are_always_logged(tiny_recipe):
     assert [row["step"] for row in rows(done.folder)] == [1, 6]
 
 
-def test_rows_that_are_cut_or_dropped_are_counted(tiny_recipe, capsys):
-    with pytest.raises(LabError, match="no row keeps a trained token"):
-        run(tiny_recipe, cutoff_len=8)
-    assert "12 read, 0 kept" in capsys.readouterr().out
+def test_examples_that_are_cut_are_counted(tiny_recipe, capsys):
+    run(tiny_recipe, cutoff_len=64, max_steps=1)
+    assert "examples: 12 read, 12 kept; 0 cut to 64 tokens (0 tokens lost), 0 dropped" in capsys.readouterr().out
+    run(tiny_recipe, cutoff_len=32, max_steps=1, overwrite_output_dir=True)
+    assert "examples: 12 read, 12 kept; 12 cut to 32 tokens" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

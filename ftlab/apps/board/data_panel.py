@@ -11,6 +11,7 @@ from ftlab import embedded, errors, tokens
 from ftlab.apps.board import readouts
 from ftlab.apps.board.words import Words
 from ftlab.data import check, registry
+from ftlab.data.encoding import Encoding, shown
 from ftlab.data.entries import INFO, read_info
 from ftlab.errors import LabError
 
@@ -92,7 +93,7 @@ class DataPanel:
                     return
                 self.tokenizer = readouts.tokenizer_of(place)
                 self.rows = registry.rows_of(name, self.dataset_dir)
-                measured = [self.encoded(row)[0] for row in self.rows[:MEASURED]]
+                measured = [example for row in self.rows[:MEASURED] for example in self.encoded(row)]
         except (LabError, OSError, ValueError, KeyError) as error:
             self.rows = []
             self.say_bad(error)
@@ -100,18 +101,14 @@ class DataPanel:
         if not self.rows:
             self.caption.value, self.shown.value = html.escape(self.words("data_empty")), ""
             return
-        heading = html.escape(self.words("data_lengths", rows=len(measured)))
+        heading = html.escape(self.words("data_lengths", rows=len(self.rows[:MEASURED])))
         self.lengths.value = f"<b>{heading}</b>{pre(tokens.summary(self.tokenizer, measured))}"
         self.row.max, self.row.value = len(self.rows), 1
         self.show_row()
 
     def encoded(self, row: dict[str, Any]) -> list[dict[str, list[int]]]:
-        """Return a row as ids and labels; of a pair, the chosen side and the rejected one."""
-        options = {"cutoff_len": self.cutoff.value}
-        if "chosen" in row:
-            sides = [row | {"completion": row[side]} for side in ("chosen", "rejected")]
-            return [tokens.encode(self.tokenizer, side, **options) for side in sides]
-        return [tokens.encode(self.tokenizer, row, **options)]
+        """Return the training examples of a row as ids and labels; of a pair, the chosen side and the rejected one."""
+        return shown(self.tokenizer, row, Encoding(cutoff_len=self.cutoff.value))
 
     def show_row(self) -> None:
         """Show the row whose number stands in the field."""

@@ -13,7 +13,7 @@ from ftlab.apps.board import past
 from ftlab.catalogue import MODELS, hub_id
 from ftlab.data import registry
 from ftlab.data.convert import converted
-from ftlab.data.lengths import token_lengths
+from ftlab.data.encoding import Encoding, shown
 from ftlab.errors import LabError
 from ftlab.memory import Decoder
 from ftlab.runs import checkpoint, needs, recipe, train
@@ -143,19 +143,21 @@ def local_folder(name: str) -> str | None:
 
 
 def lengths_of(made: Recipe, folder: str) -> list[tuple[int, ...]]:
-    """Return the tokens of each row, one number per sequence that a step sees; [] where a set cannot be read."""
+    """Return the tokens of each training example: one number, of a pair two; [] where a set cannot be read."""
     found: list[tuple[int, ...]] = []
     for name in (part.strip() for part in (made.dataset or "").split(",")):
         path = Path(name) if Path(name).is_file() else Path(made.dataset_dir) / "dataset_info.json"
         changed = path.stat().st_mtime if path.is_file() else 0.0
-        rows = set_lengths(name, made.dataset_dir, folder, changed)
-        found += rows[: made.max_samples]
+        how = Encoding(mask_history=made.mask_history, default_system=made.default_system)
+        found += set_lengths(name, made.dataset_dir, folder, changed, made.max_samples, how)
     return found
 
 
 @cache
-def set_lengths(name: str, dataset_dir: str, folder: str, changed: float) -> list[tuple[int, ...]]:
-    """Return the tokens of each row of one set: the first rows counted, the others given their mean.
+def set_lengths(
+    name: str, dataset_dir: str, folder: str, changed: float, max_samples: int | None, how: Encoding
+) -> list[tuple[int, ...]]:
+    """Return the tokens of each training example of one set: those of the first rows counted, the others by their mean.
 
     Nothing is fetched: a set on a hub has no rows yet. Of a set above MOST_ROWS only so many count.
     """
@@ -163,16 +165,17 @@ def set_lengths(name: str, dataset_dir: str, folder: str, changed: float) -> lis
         entry, path = registry.find(name, Path(dataset_dir))
         if path is None:
             return []
-        made = islice(converted(entry, path, None, None), MOST_ROWS)
+        made = islice(converted(entry, path, None, None), min(MOST_ROWS, max_samples or MOST_ROWS))
         rows = [one.row for one in made if not isinstance(one.row, LabError)]
         tokenizer = tokenizer_of(folder)
-        counted = [sequences(tokenizer, row) for row in rows[:SAMPLE]]
+        counted = [lengths for row in rows[:SAMPLE] for lengths in sequences(tokenizer, row, how)]
     except (LabError, OSError, ValueError):
         return []
     if not counted:
         return []
-    mean = tuple(round(sum(column) / len(counted)) for column in zip(*counted, strict=False))
-    return counted + [mean] * (len(rows) - len(counted))
+    mean = tuple(round(sum(column) / len(counted)) for column in zip(*counted, strict=True))
+    left = round(max(0, len(rows) - SAMPLE) * len(counted) / min(len(rows), SAMPLE))
+    return counted + [mean] * left
 
 
 @cache
@@ -181,12 +184,10 @@ def tokenizer_of(folder: str) -> Any:
     return AutoTokenizer.from_pretrained(folder)
 
 
-def sequences(tokenizer: Any, row: dict[str, Any]) -> tuple[int, ...]:
-    """Return the tokens of every sequence that a row becomes: one, or two for a pair."""
-    if "chosen" in row:
-        sides = [{"messages": [*row["prompt"], *row[side]]} for side in ("chosen", "rejected")]
-        return tuple(sum(token_lengths(tokenizer, side)) for side in sides)
-    return (sum(token_lengths(tokenizer, row)),)
+def sequences(tokenizer: Any, row: dict[str, Any], how: Encoding) -> list[tuple[int, ...]]:
+    """Return the tokens of every training example that a row becomes, of a pair those of both sides together."""
+    lengths = [len(example["input_ids"]) for example in shown(tokenizer, row, how)]
+    return [tuple(lengths)] if "chosen" in row else [(length,) for length in lengths]
 
 
 def tokens_per_step(made: Recipe, lengths: list[tuple[int, ...]]) -> float:

@@ -1,0 +1,48 @@
+"""TRL's preference trainers for examples that are token ids already.
+
+SFTTrainer and RewardTrainer take such examples by themselves. The others would render and tokenize a second time, by
+comparing token prefixes, and train on other tokens than `data check` shows and chat asks with.
+"""
+
+from functools import cache
+from typing import Any
+
+from datasets import Dataset
+from transformers import Trainer
+
+
+@cache
+def takes_ids(trainer_class: type[Trainer]) -> type[Trainer]:
+    """Return a trainer class that takes examples as `ftlab.data.encoding` gives them, the same one where it does so.
+
+    TRL has no setting for it, hence the methods' private names.
+    """
+    if hasattr(trainer_class, "tokenize_row"):
+        return type(trainer_class.__name__, (trainer_class,), {"tokenize_row": pair_row})
+    if trainer_class.__name__ in ("DPOTrainer", "KTOTrainer"):
+        return type(trainer_class.__name__, (trainer_class,), {"_prepare_dataset": prepare})
+    return trainer_class
+
+
+def prepare(self: Any, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
+    """Return the examples as they are; KTO's with another answer of the same batch, from which it estimates the KL."""
+    if not getattr(self, "calculate_KL", False):
+        return dataset
+
+    def rotate(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        *others, last = batch["completion_ids"]
+        return {"KL_completion_ids": [last, *others]}
+
+    return dataset.map(rotate, batched=True, batch_size=args.per_device_train_batch_size)
+
+
+def pair_row(self: Any, feature: dict[str, Any], model: Any = None) -> dict[str, list[int]]:
+    """Return a pair with the names that ORPO's and CPO's trainers give to its parts."""
+    prompt = feature["prompt_ids"]
+    row = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
+    for side in ("chosen", "rejected"):
+        answer = feature[f"{side}_ids"]
+        row[f"{side}_input_ids"] = prompt + answer
+        row[f"{side}_attention_mask"] = [1] * len(prompt + answer)
+        row[f"{side}_labels"] = [-100] * len(prompt) + answer
+    return row
