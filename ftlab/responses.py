@@ -110,7 +110,7 @@ class Reader:
     def found(self) -> Read:
         """Return the reader that gives a call back as this template writes it; JSON where none does."""
         try:
-            encoded = as_list(tokens.encode(self.tokenizer, {"messages": PROBE, "tools": [PROBE_TOOL]}))[-1]
+            encoded = tokens.encode(self.tokenizer, {"messages": PROBE, "tools": [PROBE_TOOL]})[-1]
         except (LabError, ValueError, TypeError, KeyError):
             return read_json
         prompt, answer = map(self.tokenizer.decode, split(encoded))
@@ -129,10 +129,6 @@ def split(example: dict[str, list[int]]) -> tuple[list[int], list[int]]:
     end = len(trained) - trained[::-1].index(True)
     start = end - trained[:end][::-1].index(False) if False in trained[:end] else 0
     return example["input_ids"][:start], example["input_ids"][start:end]
-
-
-def as_list(encoded: Any) -> list[dict[str, list[int]]]:
-    return encoded if isinstance(encoded, list) else [encoded]
 
 
 def readers(tokenizer: PreTrainedTokenizerBase) -> Iterator[Read]:

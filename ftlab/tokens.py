@@ -50,11 +50,6 @@ def prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tool
     return ids_of(tokenizer, render(tokenizer, messages, tools, add_generation_prompt=True))
 
 
-def conversation(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tools: Tools = None) -> list[int]:
-    """Return the token ids of a whole conversation, shape (seq_len,)."""
-    return ids_of(tokenizer, render(tokenizer, messages, tools))
-
-
 def encode(
     tokenizer: PreTrainedTokenizerBase,
     row: dict[str, Any],
@@ -82,7 +77,8 @@ def encode(
         LabError: the template refuses the conversation, or leaves an answer out of it.
     """
     return [
-        cut(example, cutoff_len, train_on_prompt) for example in examples(tokenizer, row, mask_history=mask_history)
+        truncated(example, cutoff_len, train_on_prompt)
+        for example in examples(tokenizer, row, mask_history=mask_history)
     ]
 
 
@@ -164,7 +160,7 @@ def judged(tokenizer: PreTrainedTokenizerBase, asked: Sequence[Message], said: S
     return [*turn.source, *turn.answer]
 
 
-def cut_sides(turns: Sequence[Turn], cutoff_len: int | None) -> list[list[int]]:
+def truncated_sides(turns: Sequence[Turn], cutoff_len: int | None) -> list[list[int]]:
     """Return the ids of the prompt and of every answer; `cutoff_len` holds the prompt and the longest answer."""
     longest = max(turns, key=lambda turn: len(turn.answer))
     prompt_ids, written = shortened(longest, length([longest]) if cutoff_len is None else cutoff_len)
@@ -212,7 +208,7 @@ def continuation(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> 
     return both[len(asked) :] if both[: len(asked)] == asked else ids_of(tokenizer, text)
 
 
-def cut(turns: Sequence[Turn], cutoff_len: int | None, train_on_prompt: bool = False) -> Encoded:
+def truncated(turns: Sequence[Turn], cutoff_len: int | None, train_on_prompt: bool = False) -> Encoded:
     """Return a training example of at most `cutoff_len` tokens.
 
     As in LLaMA-Factory each turn in its order gets what the turns before it left, shared between prompt and answer by
@@ -274,7 +270,7 @@ def summary(tokenizer: PreTrainedTokenizerBase, encoded: Sequence[dict[str, list
     middle, high = lengths[len(lengths) // 2], lengths[int(0.95 * (len(lengths) - 1))]
     return (
         f"{len(lengths)} training examples, tokens: median {middle}, 95% within {high}, longest {lengths[-1]}\n"
-        f"trained tokens: {trained / sum(lengths):.0%}; examples that end with a turn end: {ending / len(lengths):.0%}\n"
+        f"trained tokens: {trained / sum(lengths):.0%}; ending with a turn end: {ending / len(lengths):.0%}\n"
         + histogram(lengths)
     )
 

@@ -63,10 +63,10 @@ def encode_turns(tokenizer: "PreTrainedTokenizerBase", row: Row, how: Encoding) 
     from ftlab import tokens
 
     whole = tokens.examples(tokenizer, row, mask_history=how.mask_history)
-    made = [tokens.cut(turns, how.cutoff_len, how.train_on_prompt) for turns in whole]
+    made = [tokens.truncated(turns, how.cutoff_len, how.train_on_prompt) for turns in whole]
     kept = [example for example in made if any(label != tokens.IGNORED for label in example["labels"])]
     lost = sum(map(tokens.length, whole)) - sum(len(example["input_ids"]) for example in made)
-    answers = [tokens.cut(turns, how.cutoff_len)["labels"] for turns in whole] if lost else []
+    answers = [tokens.truncated(turns, how.cutoff_len)["labels"] for turns in whole] if lost else []
     trained = sum(label != tokens.IGNORED for labels in answers for label in labels)
     whole_answers = sum(len(turn.answer) for turns in whole for turn in turns)
     return Outcome(kept, lost, whole_answers - trained if lost else 0)
@@ -77,7 +77,7 @@ def encode_sides(tokenizer: "PreTrainedTokenizerBase", row: Row, how: Encoding, 
     from ftlab import tokens
 
     turns = tokens.sides(tokenizer, row, sides, with_tail=how.judged)
-    prompt_ids, *answers = tokens.cut_sides(turns, how.cutoff_len)
+    prompt_ids, *answers = tokens.truncated_sides(turns, how.cutoff_len)
     answer_lost = sum(len(turn.answer) - len(ids) for turn, ids in zip(turns, answers, strict=True))
     lost = len(turns[0].source) - len(prompt_ids) + answer_lost
     if not all(answers):

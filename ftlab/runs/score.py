@@ -91,7 +91,7 @@ def encoded(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Exa
     if "input_ids" in row:
         return [row]
     messages = [*row["prompt"], {"role": "assistant", "content": row["answer"]}]
-    return responses.as_list(tokens.encode(tokenizer, {"messages": messages}))
+    return tokens.encode(tokenizer, {"messages": messages})
 
 
 def scores(

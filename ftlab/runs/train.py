@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, Traine
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
-from ftlab import device, models
+from ftlab import device, evaluate, models
 from ftlab.errors import fail
 from ftlab.runs import callbacks as watch
 from ftlab.runs import checkpoint, rows, stages, templates
@@ -240,6 +240,9 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     set_seed(job.args.seed)
     device.fit_output_layer(job.machine, job.recipe.shortcuts)
     model = stages.prepare_model(job.recipe, stages.load_model(job.recipe, job.model_path, job.machine))
+    if job.recipe.stage != "rm":
+        # A base model's eos may be another token than the one that its new chat template ends answers with.
+        model.generation_config.eos_token_id = evaluate.end_ids(model, job.tokenizer)
     if job.recipe.pissa_init and is_main() and not (job.folder / PISSA_START).exists():
         # PiSSA takes the adapter's start out of the base weights; without that start no plain adapter can be made.
         model.save_pretrained(job.folder / PISSA_START)

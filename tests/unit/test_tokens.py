@@ -55,7 +55,7 @@ def test_a_long_example_keeps_its_answer(tiny_tokenizer):
 
 def test_later_turns_go_first(tiny_tokenizer):
     (whole,) = tokens.encode(tiny_tokenizer, {"messages": CHAT})
-    first = len(tokens.conversation(tiny_tokenizer, CHAT[:2]))
+    first = len(tokens.encode(tiny_tokenizer, {"messages": CHAT[:2]})[0]["input_ids"])
     (cut,) = tokens.encode(tiny_tokenizer, {"messages": CHAT}, cutoff_len=first)
     assert cut == {name: ids[:first] for name, ids in whole.items()}
 
