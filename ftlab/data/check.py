@@ -1,11 +1,14 @@
 """Everything that is wrong with a data set, in one report: place, problem, fix; and kept + cut + dropped = read."""
 
+import base64
 import json
+import math
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TextIO
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from ftlab.control import CONTROL_TOKENS, escape_control_tokens
 from ftlab.data import lines
@@ -13,8 +16,9 @@ from ftlab.data.convert import Made, converted, on_texts
 from ftlab.data.encoding import Encoding, encode
 from ftlab.data.entries import Entry, detect
 from ftlab.data.read import SUFFIXES, Row, texts
-from ftlab.data.registry import opened
+from ftlab.data.registry import is_table, opened
 from ftlab.data.split import digest, question
+from ftlab.data.unread import Unread, say_all
 from ftlab.errors import LabError, fail, say
 
 if TYPE_CHECKING:
@@ -43,9 +47,12 @@ class Report:
     Attributes:
         read: rows; read = kept + cut + dropped.
         cut: good rows that lose tokens to cutoff_len, `tokens_lost` in all.
-        dropped: rows that cannot be used, among them `duplicates`.
+        dropped: rows that cannot be used.
+        duplicates: good rows that say the same as an earlier one; `fix_to` leaves them out.
+        overlap: good rows that ask the same as a row of an earlier set.
         changed: good rows that hold control tokens; `fix_to` escapes them.
         total: problems found, of which `problems` holds the first 1000.
+        unread: what the rows hold and no format reads, one line each.
         changes: what `fix_to` did, one line each.
     """
 
@@ -60,6 +67,7 @@ class Report:
     tokens_lost: int = 0
     total: int = 0
     problems: list[Problem] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
 
     def add(self, problem: LabError) -> None:
@@ -72,7 +80,7 @@ class Report:
         shown = [str(problem) for problem in self.problems[:SHOWN]]
         if self.total > SHOWN:
             shown.append(say("data_more", count=self.total - SHOWN, total=self.total))
-        shown += self.changes
+        shown += [*self.unread, *self.changes]
         names = ("name", "read", "kept", "cut", "tokens_lost", "dropped", "duplicates", "overlap", "changed")
         shown.append(say("data_summary", **{name: getattr(self, name) for name in names}))
         return "\n".join(shown)
@@ -135,8 +143,8 @@ class Look:
     rows: dict[bytes, str] = field(default_factory=dict)
     questions: dict[bytes, str] = field(default_factory=dict)
 
-    def through(self, name: str, dataset_dir: Path, keep: Callable[[Row], None] | None) -> bool:
-        """Check every row of a set, hand the repaired good ones to `keep`; False if the file breaks off.
+    def through(self, name: str, dataset_dir: Path, keep: Callable[[Row], None] | None) -> Entry | None:
+        """Check every row of a set, hand the repaired good ones to `keep`; None if the file breaks off.
 
         Raises:
             LabError: there is no such set.
@@ -147,15 +155,17 @@ class Look:
         own: dict[bytes, str] = {}
         try:
             entry = self.in_real_encoding(entry, path, keep is not None)
-            for made in converted(entry, path, hub, None):
+            unread = Unread(entry, table=is_table(path))
+            for made in unread.counted(converted(entry, path, hub, None)):
                 self.report.read += 1
                 self.one(made, own, keep)
+            self.report.unread += say_all(unread.notes(name, all_columns=True))
         except LabError as end:
             self.report.add(end)
-            return False
+            return None
         finally:
             self.questions.update(own)
-        return True
+        return entry
 
     def in_real_encoding(self, entry: Entry | None, path: Path | None, fixing: bool) -> Entry:
         """Return the entry of a set (None: detect it), in the encoding that the file has, whatever the entry says."""
@@ -170,17 +180,23 @@ class Look:
     def one(self, made: Made, own: dict[bytes, str], keep: Callable[[Row], None] | None) -> None:
         """Check one row."""
         report, row = self.report, made.row
-        problem = row if isinstance(row, LabError) else self.repeated(row, made.where, own)
-        if problem:
-            report.add(problem)
+        if isinstance(row, LabError):
             report.dropped += 1
-            report.changes += [say("data_changed_dropped", where=made.where, why=problem.what)] if keep else []
+            self.leave_out(row, made.where, keep is not None)
             return
-        raw = self.escaped(made, keep is not None)
+        repeated = self.repeated(row, made.where, own)
+        if repeated:
+            self.leave_out(repeated, made.where, keep is not None)
+        raw = self.escaped(made, keep is not None and not repeated)
         fate = self.fate(row, made.where)
         setattr(report, fate, getattr(report, fate) + 1)
-        if keep:
+        if keep and not repeated:
             keep(raw)
+
+    def leave_out(self, problem: LabError, where: str, fixing: bool) -> None:
+        """Report a row that a repaired file does not have."""
+        self.report.add(problem)
+        self.report.changes += [say("data_changed_dropped", where=where, why=problem.what)] if fixing else []
 
     def repeated(self, row: Row, where: str, own: dict[bytes, str]) -> LabError | None:
         """Return the problem of a row that was there before, in this set or, as a question, in an earlier one."""
@@ -236,29 +252,43 @@ def harmless(text: str, tokens: Sequence[str]) -> str:
 
 
 def with_rows_written(look: Look, name: str, dataset_dir: Path, fix_to: Path) -> None:
-    """Check a set and write its good rows under a temporary name; rename when complete, remove when not."""
-    partial = fix_to.with_name(f".{fix_to.name}.{os.getpid()}.partial")
+    """Check a set and write its good rows under a temporary name; rename when they read back, remove when not."""
+    partial = fix_to.with_name(f".{fix_to.stem}.{os.getpid()}.partial{fix_to.suffix}")
     try:
         with partial.open("x", encoding="utf-8") as file:
-            whole = look.through(name, dataset_dir, RowWriter(file, array=fix_to.suffix == ".json"))
+            writer = RowWriter(file, array=fix_to.suffix == ".json")
+            entry = look.through(name, dataset_dir, writer)
             if fix_to.suffix == ".json":
-                file.write("\n]\n" if look.report.kept + look.report.cut else "[]\n")
+                file.write("\n]\n" if writer.rows else "[]\n")
             file.flush()
             os.fsync(file.fileno())
-        written = look.report.kept + look.report.cut
-        if not whole or not written:
+        if entry is None or not writer.rows:
             look.report.changes.append(say("data_fix_not_written", path=fix_to))
             return
+        check_written(entry, partial, fix_to, writer.rows)
         if fix_to.exists():
             raise FileExistsError
         partial.rename(fix_to)
-        look.report.changes.append(say("data_fix_written", path=fix_to, rows=written))
+        look.report.changes += [*writer.said(), say("data_fix_written", path=fix_to, rows=writer.rows)]
     except FileExistsError:
         raise fail("data_fix_exists", where=str(fix_to)) from None
     except OSError as error:
         raise fail("data_fix_failed", where=str(fix_to), reason=error.strerror) from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_written(entry: Entry, partial: Path, fix_to: Path, written: int) -> None:
+    """Read what was written as a set would be.
+
+    Raises:
+        LabError: a row does not come back; the first problem is named.
+    """
+    named = replace(entry, encoding="utf-8", where="") if entry.where else detect(partial)
+    read = [made.row for made in converted(named, partial, None, None)]
+    problem = next((row for row in read if isinstance(row, LabError)), None)
+    if problem or len(read) != written:
+        raise fail("data_fix_unreadable", where=str(fix_to), reason=problem.what if problem else f"{len(read)} rows")
 
 
 @dataclass
@@ -268,10 +298,43 @@ class RowWriter:
     file: TextIO
     array: bool
     rows: int = 0
+    translated: Counter[tuple[str, str, str]] = field(default_factory=Counter)
 
     def __call__(self, row: Row) -> None:
         """Write one row on a line of its own."""
         if self.array:
             self.file.write(",\n" if self.rows else "[\n")
-        self.file.write(json.dumps(row, ensure_ascii=False) + ("" if self.array else "\n"))
+        plain = {column: self.plain(value, column) for column, value in row.items()}
+        self.file.write(json.dumps(plain, ensure_ascii=False, allow_nan=False) + ("" if self.array else "\n"))
         self.rows += 1
+
+    def plain(self, value: Any, column: str) -> Any:
+        """Return a value of a table as JSON has it, and count what it has not."""
+        if isinstance(value, dict):
+            return {str(name): self.plain(inner, column) for name, inner in value.items()}
+        if isinstance(value, list | tuple):
+            return [self.plain(inner, column) for inner in value]
+        if value is None or isinstance(value, str | bool | int) or (isinstance(value, float) and math.isfinite(value)):
+            return value
+        written, form = in_json(value)
+        self.translated[column, type(value).__name__, form] += 1
+        return written
+
+    def said(self) -> list[str]:
+        """Return one line for each column and type that was written as something else."""
+        return [
+            say("data_changed_type", column=column, count=count, type=type_, form=form)
+            for (column, type_, form), count in self.translated.items()
+        ]
+
+
+def in_json(value: Any) -> tuple[str | None, str]:
+    """Return what stands in JSON for a value that it does not have, and how that is called.
+
+    NaN and infinity: null. Dates and times: their ISO 8601 text. Bytes: base64. All others: their text.
+    """
+    if isinstance(value, float):
+        return None, "null"
+    if isinstance(value, bytes):
+        return base64.b64encode(value).decode(), "base64"
+    return (value.isoformat(), "ISO 8601") if hasattr(value, "isoformat") else (str(value), "text")

@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ftlab.data.entries import EASILY_LOST, Entry, files, format_of_entry
-from ftlab.data.read import Row, nearest, rows
-from ftlab.errors import LabError, fail, say
+from ftlab.data.entries import Entry, files, format_of_entry
+from ftlab.data.read import Row, empty, rows, suggestion, texts
+from ftlab.errors import LabError, fail
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -15,6 +15,13 @@ if TYPE_CHECKING:
 # LLaMA-Factory's own two, wherever they stand; any other name unless it follows a letter or a brace, as in LaTeX
 # (\frac{{abc}}{{def}}).
 PLACEHOLDER = re.compile(r"\{\{(?:(name|author)|(?<![A-Za-z0-9}\\]\{\{)([A-Za-z_]\w{2,}))\}\}", re.ASCII)
+
+
+# Column -> what a placeholder in a text stands for: `<image>` means a picture where there is such a column.
+MEDIA = {
+    "image": "<image>", "images": "<image>", "video": "<video>", "videos": "<video>", "audio": "<audio>",
+    "audios": "<audio>",
+}  # fmt: skip
 
 
 class Made(NamedTuple):
@@ -43,6 +50,7 @@ def converted(
             continue
         seen.update(dict.fromkeys(raw))
         try:
+            refuse_media(raw, where)
             made = convert(raw, columns, tags, where)
             yield Made(where, raw, made if substitutions is None else filled(made, substitutions, where))
         except LabError as problem:
@@ -63,18 +71,25 @@ def raw_rows(entry: Entry, path: Path | None, hub: "Dataset | None") -> Iterator
 
 
 def check_seen(entry: Entry, seen: dict[str, None]) -> None:
-    """Compare the columns of all rows with those of the entry; say which well-known ones are left out.
+    """Compare the columns of all rows with those of the entry.
 
     Raises:
         LabError: the entry lists a column that no row has.
     """
-    columns = entry.all_columns()
     for column in entry.columns.values():
         if column and column not in seen:
-            raise fail("data_no_column_at_all", where=entry.where, column=column, near=nearest(column, seen))
-    for name in EASILY_LOST:
-        if name in seen and name not in columns.values() and format_of_entry(entry).gives != ("text",):
-            print(say("data_unused", where=entry.where, column=name))
+            raise fail("data_no_column_at_all", where=entry.where, column=column, near=suggestion(column, seen))
+
+
+def refuse_media(row: Row, where: str) -> None:
+    """Refuse a row about a picture, a video or a sound, which nobody would see.
+
+    Raises:
+        LabError: such a column says something, or a text has the placeholder of one that is empty.
+    """
+    for column, placeholder in MEDIA.items():
+        if column in row and not (empty(row[column]) and all(placeholder not in text for text in texts(row))):
+            raise fail("data_media_row", where=where, column=column)
 
 
 def filled(row: Row, substitutions: dict[str, str], where: str) -> Row:

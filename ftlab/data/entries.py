@@ -3,11 +3,13 @@
 import json
 import os
 from dataclasses import dataclass, field, fields, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ftlab.data.formats import ALPACA_COLUMNS, OPENAI_TAGS, SHAREGPT_TAGS, Columns, Format, Tags, format_of
-from ftlab.data.read import SUFFIXES, Row, kind, nearest, reason, rows, unique_keys
+from ftlab.data.formats import ALPACA_COLUMNS, Columns, Format, format_of, tags_of
+from ftlab.data.messages import OPENAI_TAGS, SHAREGPT_TAGS, Tags
+from ftlab.data.read import SUFFIXES, Row, empty, kind, nearest, reason, rows, unique_keys
 from ftlab.errors import LabError, fail
 
 INFO = "dataset_info.json"
@@ -20,8 +22,6 @@ COLUMNS = (
 MEDIA_COLUMNS = ("images", "videos", "audios")
 # Keys of LLaMA-Factory that name a source we do not read; fine beside one that we do.
 OTHER_SOURCES = ("om_hub_url", "script_url", "cloud_file_name")
-# Columns that a row may have under these very names, and that are lost when the entry does not list them.
-EASILY_LOST = ("system", "history", "tools")
 # (prompt, query, response) of files without an entry, the most common first.
 KNOWN_COLUMNS = (
     ("instruction", "input", "output"),
@@ -29,7 +29,13 @@ KNOWN_COLUMNS = (
     ("prompt", "", "completion"),
     ("question", "", "answer"),
     ("question", "", "response"),
+    ("query", "", "response"),
 )
+# Of these (trl's, and ms-swift's) a column `label` is KTO's. Beside the others it may be the name of a class.
+JUDGED = ("prompt", "query")
+# Rows among which a file used by its path must have one with a format.
+LOOKED_AT = 1000
+TRUTHS = ("true", "false", "yes", "no", "1", "0", "-1", "1.0", "0.0")
 
 
 @dataclass(frozen=True)
@@ -134,7 +140,7 @@ def check_types(given: Row, where: str) -> None:
 def check_columns(entry: Entry) -> None:
     """Refuse an entry whose `columns` or `tags`, by listing some, took away one that its format needs."""
     columns = entry.all_columns()
-    needed = ["prompt"] if entry.formatting == "alpaca" else ["messages"]
+    needed = ["messages"] if entry.formatting != "alpaca" else [] if entry.ranking else ["prompt"]
     needed += ["chosen", "rejected"] if entry.ranking else []
     if entry.formatting == "alpaca" and not entry.ranking and {"query", "history", "kto_tag"} & set(columns):
         needed.append("response")
@@ -193,20 +199,27 @@ def files(path: Path) -> list[Path]:
 
 
 def detect(path: Path, encoding: str = "utf-8") -> Entry:
-    """Return the entry that fits the first row of a file used by its path.
+    """Return the entry that fits a file used by its path: that of its first row which has a format.
 
     Raises:
-        LabError: no format has these columns, or the row cannot be read.
+        LabError: no format has the columns of the first rows, or they cannot be read.
     """
-    line, row = next(rows(path, encoding), (1, None))
-    if row is None:
-        raise fail("data_no_rows", where=f"{path}:{line}")
-    if isinstance(row, LabError):
-        raise row
-    entry = guess(row)
-    if entry is None:
-        raise fail("data_no_format", where=f"{path}:{line}", columns=nearest("", row))
-    return replace(entry, encoding=encoding)
+    problem: LabError | None = None
+    try:
+        for place, row in islice(rows(path, encoding), LOOKED_AT):
+            entry = None if isinstance(row, LabError) else guess(row)
+            if entry:
+                return replace(entry, encoding=encoding)
+            unknown = row if isinstance(row, LabError) else no_format(f"{path}:{place}", row)
+            problem = problem or unknown
+    except LabError as end:
+        problem = problem or end
+    raise problem or fail("data_no_rows", where=f"{path}:1")
+
+
+def no_format(where: str, row: Row) -> LabError:
+    """Build the error of a row whose columns fit no format."""
+    return fail("data_no_format", where=where, columns=nearest("", row))
 
 
 def described(entry: Entry) -> str:
@@ -223,21 +236,43 @@ def format_of_entry(entry: Entry) -> Format:
 def guess(row: Row) -> Entry | None:
     """Return the entry whose columns these are."""
     ranking = "chosen" in row and "rejected" in row
-    tag = next((name for name in ("kto_tag", "label") if isinstance(row.get(name), bool)), "")
-    kto = {"kto_tag": "kto_tag" if "kto_tag" in row else tag} if tag or "kto_tag" in row else {}
     sides = {"chosen": "chosen", "rejected": "rejected"} if ranking else {}
-    for column in ("messages", "conversations"):
+    for column in () if ranking and begins_with_prompt(row["chosen"]) else ("messages", "conversations"):
         if column in row:
-            columns = {"messages": column, "system": "system", "tools": "tools"} | sides | (kto if not ranking else {})
-            return Entry(formatting=formatting_of(row[column]), ranking=ranking, columns=columns)
+            kto = {} if ranking else kto_column(row, judged=True)
+            columns = {"messages": column, "system": "system", "tools": tools_column(row)} | sides | kto
+            formatting = "openai" if tags_of(row[column]) is OPENAI_TAGS else "sharegpt"
+            return Entry(formatting=formatting, ranking=ranking, columns=columns)
+    tools = {"tools": tools_column(row)} if {"tools", "functions"} & set(row) else {}
     for prompt, query, response in KNOWN_COLUMNS:
         if prompt in row and (ranking or response in row):
-            columns = {"prompt": prompt, "query": query, "system": "system", "history": "history"}
+            columns = {"prompt": prompt, "query": query, "system": "system", "history": "history"} | tools
+            kto = kto_column(row, judged=prompt in JUDGED)
             return Entry(ranking=ranking, columns=columns | (sides or {"response": response} | kto))
+    if ranking:
+        # The prompt is what both sides begin with.
+        return Entry(ranking=True, columns={"system": "system"} | tools | sides)
     return Entry(columns={"prompt": "text"}) if "text" in row else None
 
 
-def formatting_of(conversation: object) -> str:
-    """Return the formatting whose tags the turns of a conversation have."""
-    first = conversation[0] if isinstance(conversation, list) and conversation else None
-    return "openai" if isinstance(first, dict) and "role" in first else "sharegpt"
+def begins_with_prompt(side: object) -> bool:
+    """Return whether a side of a preference is a whole conversation, as in UltraFeedback."""
+    first = side[0] if isinstance(side, list) and side else None
+    return isinstance(first, dict) and first.get("role", first.get("from")) in ("system", "developer", "user", "human")
+
+
+def tools_column(row: Row) -> str:
+    """Return the column of a row's tools: OpenAI called it `functions` before."""
+    return "functions" if empty(row.get("tools")) and not empty(row.get("functions")) else "tools"
+
+
+def kto_column(row: Row, judged: bool) -> Columns:
+    """Return the column that says whether an answer was liked, {} where there is none.
+
+    Args:
+        judged: a `label` that only looks like true or false is KTO's too (and refused later), not a class.
+    """
+    label = row.get("label")
+    meant = isinstance(label, bool) or (judged and str(label).strip().lower() in TRUTHS)
+    name = "kto_tag" if "kto_tag" in row else "label" if meant else ""
+    return {"kto_tag": name} if name else {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlab.data import lines
-from ftlab.errors import LabError, fail
+from ftlab.errors import LabError, fail, say
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 # The only ways for JSON to smuggle half a character or a NUL into text that was decoded.
@@ -19,17 +19,21 @@ SUSPECT_ESCAPE = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
 MAX_DEPTH = 100
 TOO_DEEP = "it is nested too deeply"
 Row = dict[str, Any]
-Read = tuple[int, Row | LabError]
+# A line number, or "line (row number)" where several rows stand on one line.
+Place = int | str
+Read = tuple[Place, Row | LabError]
+# Two rows on one line of an array.
+NEXT_ON_LINE = re.compile(r"[ \t]*,[ \t]*[^\s\]]")
 
 
 def rows(path: Path, encoding: str = "utf-8") -> Iterator[Read]:
-    """Yield (line number, row) for every row of `path`, or (line number, what is wrong with that row).
+    """Yield (place, row) for every row of `path`, or (place, what is wrong with that row).
 
     Memory stays flat: one row, at most 64 MiB of text, is held at a time.
 
     Args:
         path: .json or .jsonl (either: an array, or one object a line), .csv, .parquet (the line is the row's number),
-            or .txt (a line is a row).
+            or .txt (a line is a row). Rows of an array that share a line have their number beside it: `1 (row 3)`.
         encoding: of the text; a byte-order mark is accepted.
     Raises:
         LabError: the file as a whole cannot be read, or not from some line on.
@@ -221,14 +225,19 @@ def array_rows(path: Path, encoding: str) -> Iterator[Read]:
     window.character()
     window.move(window.at + 1)
     separator = "]" if window.character() == "]" else ","
+    number = before = 0
     while separator == ",":
-        line = window.line
+        number, line = number + 1, window.line
+        place = f"{line} (row {number})" if line == before else line
         try:
-            row, end = array_row(window, f"{path}:{line}")
+            row, end = array_row(window, f"{path}:{place}")
         except json.JSONDecodeError as error:
-            yield syntax_error(window, error, path)
+            yield syntax_error(window, error, path, place)
             return
-        yield line, row
+        if place == line == window.line + window.text.count("\n", window.at, end):
+            place = f"{line} (row {number})" if NEXT_ON_LINE.match(window.text, end) else line
+        yield place, placed(row, f"{path}:{place}")
+        before = line
         window.move(end)
         separator = window.character()
         if not separator:
@@ -242,6 +251,11 @@ def array_rows(path: Path, encoding: str) -> Iterator[Read]:
     window.move(window.at + 1)
     if window.character():
         raise fail("data_json", where=f"{path}:{window.line}", reason="something follows the closing `]`")
+
+
+def placed(row: Row | LabError, where: str) -> Row | LabError:
+    """Return a row, or its problem with its final place."""
+    return LabError(row.what, where, row.fix) if isinstance(row, LabError) else row
 
 
 def array_row(window: Window, where: str) -> tuple[Row | LabError, int]:
@@ -261,18 +275,19 @@ def array_row(window: Window, where: str) -> tuple[Row | LabError, int]:
         return fail("data_json", where=where, reason=reason(error)), window.value(LAX_DECODER)[1]
 
 
-def syntax_error(window: Window, error: json.JSONDecodeError, path: Path) -> Read:
+def syntax_error(window: Window, error: json.JSONDecodeError, path: Path, place: Place) -> Read:
     """Return the problem of a file that ends inside a row.
 
     Raises:
         LabError: the row is broken before the file ends, or too long to be read.
     """
     line = window.line + window.text.count("\n", window.at, error.pos)
+    at = place if line == window.line else line
     if len(window.text) - window.at > lines.MAX_LINE_BYTES:
         raise fail("data_long_line", where=f"{path}:{window.line}", limit=lines.MAX_LINE_BYTES // 2**20)
     if error.pos >= len(window.text.rstrip()) or error.msg.startswith("Unterminated string"):
-        return line, fail("data_truncated", where=f"{path}:{line}")
-    raise fail("data_json", where=f"{path}:{line}", reason=error.msg)
+        return at, fail("data_truncated", where=f"{path}:{at}")
+    raise fail("data_json", where=f"{path}:{at}", reason=error.msg)
 
 
 def kind(value: object) -> str:
@@ -285,6 +300,18 @@ def nearest(name: str, names: Iterable[Any]) -> str:
     """Return the known names most like `name`, or the first ones."""
     known = [str(one) for one in names]
     return ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:8])
+
+
+def suggestion(name: str, names: Iterable[Any]) -> str:
+    """Return "did you mean x?" where a known name is near, else which names there are."""
+    known = [str(one) for one in names]
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    return say("data_near", near=", ".join(near)) if near else say("data_known", names=", ".join(known[:8]))
+
+
+def empty(value: object) -> bool:
+    """Return whether a value says nothing: null, NaN, an empty text, list or object."""
+    return value is None or value in ("", [], {}) or value != value
 
 
 def csv_rows(path: Path, encoding: str) -> Iterator[Read]:
@@ -339,7 +366,16 @@ def parquet_rows(path: Path) -> Iterator[Read]:
             for batch in file.iter_batches(batch_size=256):
                 for row in batch.to_pylist():
                     number += 1
-                    yield number, row if row else fail("data_empty_row", where=f"{path}:{number}")
-    except (pyarrow.ArrowException, OSError, ValueError, MemoryError) as error:
+                    yield number, table_row(row, f"{path}:{number}")
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise fail("data_parquet", where=f"{path}:{number + 1}", reason=why) from None
+
+
+def table_row(row: Row, where: str) -> Row | LabError:
+    """Return a row of a table if it can be a row of a JSON file too."""
+    if not row:
+        return fail("data_empty_row", where=where)
+    if depth(row) > MAX_DEPTH:
+        return fail("data_json", where=where, reason=TOO_DEEP)
+    return fail("data_nul", where=where) if any("\x00" in text for text in texts(row)) else row

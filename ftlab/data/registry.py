@@ -1,6 +1,7 @@
 """Data sets by name or path to rows that TRL trains on: read strictly, written once to a cache, mixed."""
 
 import hashlib
+import json
 import os
 import random
 import tempfile
@@ -8,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ftlab import embedded
 from ftlab.control import CONTROL_TOKENS
@@ -17,12 +18,15 @@ from ftlab.data.entries import Entry, described, files, find, format_of_entry, g
 from ftlab.data.hub import fetched
 from ftlab.data.read import Row, nearest, texts
 from ftlab.data.store import write
+from ftlab.data.unread import Note, Unread, say_all
 from ftlab.errors import LabError, fail, say
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 STOPS = {"interleave_under": "first_exhausted", "interleave_over": "all_exhausted"}
+# What becomes of a row that cannot be used.
+ON_BAD_ROWS = ("refuse", "drop")
 # Problems named in the one error of a strict load; `ftlab data check` lists more.
 NAMED = 4
 
@@ -36,8 +40,12 @@ def load(
     interleave_probs: list[float] | None = None,
     seed: int = 42,
     substitutions: dict[str, str] | None = None,
+    on_bad_rows: str = "refuse",
+    places: bool = False,
 ) -> "Dataset":
-    """Return the rows of one or several sets in TRL's shapes; nothing is repaired or dropped on the way.
+    """Return the rows of one or several sets in TRL's shapes; nothing is repaired on the way.
+
+    What the rows hold and no format reads is counted and printed, each time that they are loaded.
 
     A file is read once and kept as an Arrow file under `FTLAB_CACHE` (else ~/.cache/ftlab), named after the content,
     so that memory stays flat and a changed file is read again.
@@ -50,11 +58,13 @@ def load(
         interleave_probs: one probability per set, for the two interleaving strategies.
         seed: of the interleaving and of `num_samples`.
         substitutions: name -> text for `{{name}}` placeholders.
+        on_bad_rows: "refuse" the set for one row that cannot be used, or "drop" such rows, print how many and which.
+        places: add a column `where`, "file:line" of each row.
     Returns:
         Columns `messages` | `prompt`, `completion`, `label` | `prompt`, `chosen`, `rejected` | `text`, and `tools`
-        where any row has some.
+        where any row has some. A message that is not trained on has `weight: 0`.
     Raises:
-        LabError: any row that cannot be read; the first ones' places, and how many there are.
+        LabError: a row that cannot be used (with "drop": all of them); the first ones' places, and how many there are.
     """
     from datasets import concatenate_datasets, interleave_datasets
 
@@ -64,8 +74,12 @@ def load(
     check_mix(names, mix_strategy, interleave_probs)
     if max_samples is not None and max_samples < 1:
         raise fail("data_max_samples", where="max_samples", got=max_samples)
-    sets = [load_one(name, Path(dataset_dir), max_samples, seed, substitutions or {}) for name in names]
-    shapes = [", ".join(column for column in one.column_names if column != "tools") for one in sets]
+    if on_bad_rows not in ON_BAD_ROWS:
+        raise fail("data_on_bad_rows", where="on_bad_rows", got=on_bad_rows, known=", ".join(ON_BAD_ROWS))
+    options = Options(max_samples, seed, substitutions or {}, on_bad_rows == "drop")
+    sets = [load_one(name, Path(dataset_dir), options) for name in names]
+    sets = sets if places else [one.remove_columns("where") for one in sets]
+    shapes = [", ".join(column for column in one.column_names if column not in ("tools", "where")) for one in sets]
     if len(set(shapes)) > 1:
         found = "; ".join(f"{name}: {shape}" for name, shape in zip(names, shapes, strict=True))
         raise fail("data_mixed_shapes", where=dataset, shapes=found)
@@ -88,33 +102,66 @@ def check_mix(names: list[str], mix_strategy: str, interleave_probs: list[float]
         raise fail("data_probs", where="interleave_probs", got=got, sets=len(names))
 
 
-def load_one(
-    name: str, dataset_dir: Path, max_samples: int | None, seed: int, substitutions: dict[str, str]
-) -> "Dataset":
-    """Return the rows of one set."""
+class Options(NamedTuple):
+    """How one set is read."""
+
+    max_samples: int | None
+    seed: int
+    substitutions: dict[str, str]
+    drop: bool
+
+
+def load_one(name: str, dataset_dir: Path, options: Options) -> "Dataset":
+    """Return the rows of one set, each with its place in the column `where`."""
     from datasets import Dataset
 
     entry, path, hub = opened(name, dataset_dir)
     if not entry.where:
         print(say("data_read_as", path=name, format=described(entry)))
-    # num_samples draws from all rows, so that all have to be read.
-    limit = None if entry.num_samples else max_samples
     gives = format_of_entry(entry).gives
-    key = fingerprint(path, hub, entry, limit, substitutions)
-    target = cache_folder() / f"{key}.arrow"
-    if not target.is_file():
-        made = converted(entry, path, hub, substitutions)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as scratch:
-            partial = Path(scratch) / "rows.arrow"
-            write(good_rows(made, limit, name), gives, partial)
-            os.replace(partial, target)
+    target = kept(name, entry, path, hub, options)
+    for line in say_all(notes_beside(target)):
+        print(line)
     rows = Dataset.from_file(str(target))
     if "tools" in gives and rows.data.column("tools").null_count == len(rows):
         rows = rows.remove_columns("tools")
     if entry.num_samples:
-        rows = rows.select(drawn(len(rows), entry.num_samples, seed))
-        rows = rows.select(range(min(max_samples, len(rows)))) if max_samples else rows
+        rows = rows.select(drawn(len(rows), entry.num_samples, options.seed))
+        rows = rows.select(range(min(options.max_samples, len(rows)))) if options.max_samples else rows
     return rows
+
+
+def kept(name: str, entry: Entry, path: Path | None, hub: "Dataset | None", options: Options) -> Path:
+    """Return the Arrow file of a set's rows, written first where there is none."""
+    # num_samples draws from all rows, so that all have to be read.
+    limit = None if entry.num_samples else options.max_samples
+    target = cache_folder() / f"{fingerprint(path, hub, entry, (limit, *options[2:]))}.arrow"
+    if target.is_file():
+        return target
+    unread = Unread(entry, table=is_table(path))
+    made = unread.counted(converted(entry, path, hub, options.substitutions))
+    notes: list[Note] = []
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as scratch:
+        partial = Path(scratch) / "rows.arrow"
+        good = good_rows(made, limit, name, notes, drop=options.drop)
+        write(good, (*format_of_entry(entry).gives, "where"), partial)
+        notes += unread.notes(name, all_columns=not entry.where)
+        if notes:
+            (Path(scratch) / "notes.json").write_text(json.dumps(notes, ensure_ascii=False), encoding="utf-8")
+            os.replace(Path(scratch) / "notes.json", target.with_suffix(".json"))
+        os.replace(partial, target)
+    return target
+
+
+def notes_beside(target: Path) -> list[Note]:
+    """Return what was noted when an Arrow file was written."""
+    path = target.with_suffix(".json")
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+
+
+def is_table(path: Path | None) -> bool:
+    """Return whether rows come from a table whose columns give every object the same keys, filled up with null."""
+    return path is None or any(file.suffix.lower() == ".parquet" for file in files(path))
 
 
 def opened(name: str, dataset_dir: Path) -> "tuple[Entry, Path | None, Dataset | None]":
@@ -135,32 +182,46 @@ def opened(name: str, dataset_dir: Path) -> "tuple[Entry, Path | None, Dataset |
     return entry, None, hub
 
 
-def good_rows(made: Iterable[Made], limit: int | None, name: str) -> Iterator[Row]:
-    """Yield rows for as long as all are good; then read on, only to count what is wrong.
+def good_rows(
+    made: Iterable[Made], limit: int | None, name: str, notes: list[Note], *, drop: bool = False
+) -> Iterator[Row]:
+    """Yield rows with their places for as long as all are good; then read on, only to count what is wrong.
 
+    Args:
+        notes: gets what there is to say about the rows.
+        drop: bad rows are left out and noted.
     Raises:
-        LabError: a row is bad, or there is none at all.
+        LabError: a row is bad (with `drop`: all are, or the file cannot be read any further), or there is none at all.
     """
     problems: list[LabError] = []
     total = read = controlled = 0
+    broken = False
     try:
         for one in islice(made, limit):
             read += 1
             if isinstance(one.row, LabError):
                 total += 1
                 problems += [one.row] if len(problems) < NAMED else []
-            elif not problems:
+            elif drop or not problems:
                 controlled += any(token in text for text in texts(one.row) for token in CONTROL_TOKENS)
-                yield one.row
+                yield one.row | {"where": one.where}
     except LabError as end:
-        total += 1
-        problems.append(end)
-    if problems:
+        total, broken = total + 1, True
+        problems = [end, *problems] if drop else [*problems, end]
+    if problems and (broken or not drop or total == read):
         raise refusal(problems[:NAMED], total, name)
     if not read:
         raise fail("data_no_rows", where=name)
+    if problems:
+        notes.append(left_out(problems, total, read, name))
     if controlled:
-        print(say("data_controlled", name=name, count=controlled))
+        notes.append(("data_controlled", {"name": name, "count": controlled}))
+
+
+def left_out(problems: list[LabError], total: int, read: int, name: str) -> Note:
+    """Return the note about rows that were left out, the first ones with their places."""
+    lines = [f"{problem.where}: {problem.what}" for problem in problems]
+    return "data_left_out", {"name": name, "count": total, "read": read, "first": "\n  ".join(lines)}
 
 
 def refusal(problems: list[LabError], total: int, name: str) -> LabError:
@@ -180,10 +241,11 @@ def drawn(rows: int, wanted: int, seed: int) -> list[int]:
 
 
 def fingerprint(
-    path: Path | None, hub: "Dataset | None", entry: Entry, limit: int | None, substitutions: dict[str, str]
+    path: Path | None, hub: "Dataset | None", entry: Entry, how: tuple[int | None, dict[str, str], bool]
 ) -> str:
     """Return the name under which converted rows are kept: it changes with the data, the entry and our own code."""
-    seen = hashlib.sha256(repr((entry, limit, sorted(substitutions.items()))).encode())
+    limit, substitutions, drop = how
+    seen = hashlib.sha256(repr((entry, limit, sorted(substitutions.items()), drop)).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         seen.update(source.read_bytes())
     if path is None:
@@ -209,7 +271,18 @@ def cache_folder() -> Path:
     return folder
 
 
-def rows_of(name: str, dataset_dir: str | Path = "data") -> list[Row]:
-    """Return the good rows of one set in TRL's shapes, placeholders left as they are."""
+def rows_of(name: str, dataset_dir: str | Path = "data", *, places: bool = False) -> list[Row]:
+    """Return the good rows of one set in TRL's shapes, placeholders left as they are; what is left out is printed.
+
+    Args:
+        places: give each row a key `where`, "file:line".
+    Raises:
+        LabError: no row is good.
+    """
     entry, path, hub = opened(name, Path(dataset_dir))
-    return [one.row for one in converted(entry, path, hub, None) if not isinstance(one.row, LabError)]
+    unread, notes = Unread(entry, table=is_table(path)), []
+    made = unread.counted(converted(entry, path, hub, None))
+    rows = list(good_rows(made, None, name, notes, drop=True))
+    for line in say_all([*notes, *unread.notes(name, all_columns=not entry.where)]):
+        print(line)
+    return rows if places else [{key: value for key, value in row.items() if key != "where"} for row in rows]

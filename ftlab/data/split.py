@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftlab.data.convert import on_texts
-from ftlab.data.read import Row, nearest
+from ftlab.data.read import Row, suggestion
 from ftlab.errors import fail, say
 
 if TYPE_CHECKING:
@@ -51,7 +51,12 @@ def question(row: Row) -> bytes:
     """Return the digest of what a row asks: all but its answer, or the whole of a raw text."""
     if "messages" in row:
         return digest(row["messages"][:-1])
-    return digest(row["prompt"]) if "prompt" in row else digest(row)
+    return digest(row["prompt"]) if "prompt" in row else digest(content(row))
+
+
+def content(row: Row) -> Row:
+    """Return a row without its place."""
+    return {name: value for name, value in row.items() if name != "where"}
 
 
 def overlap(first: Iterable[Row], second: Iterable[Row]) -> int:
@@ -64,7 +69,7 @@ def dedup(dataset: "Dataset") -> tuple["Dataset", int]:
     """Return the rows without those that say the same as an earlier one, and how many those were."""
     first: dict[bytes, int] = {}
     for number, row in enumerate(dataset):
-        first.setdefault(digest(row), number)
+        first.setdefault(digest(content(row)), number)
     return dataset.select(sorted(first.values())), len(dataset) - len(first)
 
 
@@ -88,7 +93,7 @@ def split(
         LabError: the sizes leave nothing to train on, or there is no such column.
     """
     if stratify is not None and stratify not in dataset.column_names:
-        known = nearest(stratify, dataset.column_names)
+        known = suggestion(stratify, dataset.column_names)
         raise fail("data_no_column", where="stratify", column=stratify, near=known)
     unique, dropped = dedup(dataset)
     wanted = [size_of(size, len(unique)) for size in (test_size, val_size)]

@@ -20,7 +20,7 @@ def features(columns: tuple[str, ...]) -> "Features":
     """Return the types of TRL's columns; messages and tools are JSON, so that each keeps the very fields it has."""
     from datasets import Features, Json, List, Value
 
-    plain = {"text": Value("string"), "answer": Value("string"), "label": Value("bool")}
+    plain = {name: Value("string") for name in ("text", "answer", "where")} | {"label": Value("bool")}
     return Features({column: plain.get(column) or List(Json()) for column in columns})
 
 

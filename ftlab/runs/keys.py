@@ -110,6 +110,9 @@ class Recipe(BaseModel):
     mix_strategy: Literal["concat", "interleave_under", "interleave_over"] = key(
         "concat", "one set after the other, or taking turns", "interleave_datasets"
     )
+    on_bad_rows: Literal["refuse", "drop"] = key(
+        "refuse", "what becomes of rows that cannot be used: refuse the set, or drop them and say how many and which"
+    )
     interleave_probs: str | None = key(None, "one probability per set, separated by commas", "interleave_datasets")
     val_size: float = key(0.0, "share (below 1) or number of rows held out", "Dataset.train_test_split", ge=0)
     cutoff_len: int = key(2048, "tokens kept of each row, from its start", "max_length", ge=8)

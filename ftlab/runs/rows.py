@@ -61,8 +61,9 @@ def read(recipe: Recipe, dataset: str) -> Dataset:
         interleave_probs=chances,
         seed=recipe.training.get("seed", 42),
         substitutions=recipe.dataset_substitutions,
+        on_bad_rows=recipe.on_bad_rows,
+        places=True,
     )
-    rows = rows.add_column("where", [f"{dataset}: row {number}" for number in range(1, len(rows) + 1)])
     columns = COLUMNS[recipe.objective]
     if not set(columns) <= set(rows.column_names):
         found = ", ".join(name for name in rows.column_names if name != "where")

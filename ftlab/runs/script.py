@@ -11,7 +11,7 @@ from ftlab.runs.keys import Recipe
 
 # The keys that the rows depend on.
 DATA = (
-    "dataset", "eval_dataset", "dataset_dir", "dataset_substitutions", "max_samples", "mix_strategy",
+    "dataset", "eval_dataset", "dataset_dir", "dataset_substitutions", "max_samples", "on_bad_rows", "mix_strategy",
     "interleave_probs", "val_size", "cutoff_len", "packing", "train_on_prompt", "mask_history", "stage", "pref_loss",
     "reward_funcs", "reward_model", "default_system",
 )  # fmt: skip

@@ -60,17 +60,17 @@ def test_a_report_lists_what_is_wrong_and_adds_up(folder):
     report = check.check(path)
     assert str(report) == (
         f"{path}:2: there is no `output`\n"
-        "  fix: did you mean instruction? name the columns under `columns` in dataset_info.json\n"
+        "  fix: there are instruction; name the columns under `columns` in dataset_info.json\n"
         f"{path}:3: the row says the same as {path}:1\n"
         "  fix: drop it; `--fix OUT` does\n"
         f"{path}:4: the row says the same as {path}:1\n"
         "  fix: drop it; `--fix OUT` does\n"
         f"{path}:5: 2 control tokens stand in the text (<s>): they would open or end a turn\n"
         "  fix: escape them; `--fix OUT` does\n"
-        f"{path}: 5 rows read = 2 kept + 0 cut (0 tokens lost) + 3 dropped (2 duplicates, 0 in another set); "
+        f"{path}: 5 rows read = 4 kept + 0 cut (0 tokens lost) + 1 dropped; 2 duplicates, 0 in another set, "
         "1 with control tokens"
     )
-    assert (report.read, report.kept, report.cut, report.dropped, report.total) == (5, 2, 0, 3, 4)
+    assert (report.read, report.kept, report.cut, report.dropped, report.total) == (5, 4, 0, 1, 4)
     assert report.problems[0] == check.Problem(f"{path}:2", "there is no `output`", report.problems[0].fix)
 
 
@@ -103,7 +103,7 @@ def test_rows_shared_with_another_set_are_reported(folder):
             "take it out of one of the two, or the score will flatter",
         )
     ]
-    assert (report.overlap, report.kept, report.dropped) == (1, 3, 1)
+    assert (report.overlap, report.kept, report.dropped) == (1, 4, 0)
 
 
 def test_fix_writes_the_good_rows_and_says_every_change(folder):

@@ -158,8 +158,8 @@ def test_identity_needs_its_placeholders_filled(folder):
         registry.load("identity", folder)
     where = folder / "identity.json"
     assert str(caught.value) == (
-        f"{where}:1: the text holds the placeholder {{{{name}}}}, which would be trained on as it stands "
-        f"(2 problems in all, the next at {where}:1; `ftlab data check identity` lists them)\n"
+        f"{where}:1 (row 1): the text holds the placeholder {{{{name}}}}, which would be trained on as it stands "
+        f"(2 problems in all, the next at {where}:1 (row 2); `ftlab data check identity` lists them)\n"
         "  fix: give it a value: `dataset_substitutions: {name: ...}` in a recipe"
     )
     with pytest.raises(LabError, match=r"placeholder \{\{author\}\}"):

@@ -145,7 +145,8 @@ def test_giving_columns_resets_the_unlisted_ones_and_says_what_is_lost(folder, c
     assert capsys.readouterr().out == ""
     listed = registry.load("listed", folder)[0]["messages"]
     assert [turn["content"] for turn in listed] == ["a", "1"]
-    assert "the rows have `system`, but the entry leaves it out" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "listed: 1 rows have `system`, which is not read" in said and "1 rows have `input`" in said
 
 
 def test_giving_tags_resets_the_unlisted_ones(folder):

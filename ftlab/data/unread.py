@@ -1,0 +1,137 @@
+"""What stands in a data set and is read by nobody: counted, so that nothing is lost without a word."""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from ftlab.data.convert import PLACEHOLDER, Made
+from ftlab.data.entries import COLUMNS, Entry
+from ftlab.data.formats import is_messages, tags_of
+from ftlab.data.messages import OPENAI_NAMES, ROLES, THOUGHTS, WEIGHTS, Message, Tags
+from ftlab.data.read import Row, empty, texts
+from ftlab.errors import say
+
+# A message of errors.messages() and its values: it may be said again, in another language, when the cache is read.
+Note = tuple[str, dict[str, Any]]
+# Columns that formats give a meaning: without them the examples say something else.
+KNOWN = {
+    *COLUMNS, "instruction", "input", "output", "question", "answer", "completion", "context", "conversations", "label",
+    "functions", "score", "scores", "score_chosen", "score_rejected", "margin", "rejected_response",
+    "rejected_messages", "chosen_messages", "chat_template_kwargs", "enable_thinking", "mask", *THOUGHTS, *WEIGHTS,
+}  # fmt: skip
+
+
+class Unread:
+    """Counts, over the rows of one set, what no format reads.
+
+    Attributes:
+        columns: column -> rows in which it says something.
+        keys: key of a message -> messages in which it says something.
+    """
+
+    def __init__(self, entry: Entry, *, table: bool) -> None:
+        self.entry, self.table = entry, table
+        self.read, self.tags = set(entry.all_columns().values()), entry.all_tags()
+        self.columns: Counter[str] = Counter()
+        self.keys: Counter[str] = Counter()
+        self.systems = self.nulls = self.placeholders = 0
+
+    def counted(self, rows: Iterable[Made]) -> Iterator[Made]:
+        """Yield rows, counting what the good ones hold beyond what was read."""
+        for made in rows:
+            if isinstance(made.row, dict):
+                self.count(made.raw, made.row)
+            yield made
+
+    def count(self, raw: Row, row: Row) -> None:
+        """Count what one good row holds beyond what was read."""
+        self.columns.update(name for name, value in raw.items() if name not in self.read and not empty(value))
+        conversations = {name: value for name, value in raw.items() if name in self.read and is_turns(value)}
+        for value in conversations.values():
+            for turn in [value] if isinstance(value, dict) else value:
+                self.keys.update(unread_keys(turn, self.tags_for(value)))
+        self.systems += self.other_system(raw, row)
+        self.nulls += self.table and (any(map(null_arguments, all_turns(conversations))) or self.null_tools(raw))
+        self.placeholders += any("{{" in text and PLACEHOLDER.search(text) for text in texts(row))
+
+    def tags_for(self, value: object) -> Tags:
+        """Return the tags of a conversation: those of the entry, or what TRL's own lists have."""
+        return self.tags if self.entry.formatting != "alpaca" else tags_of(value)
+
+    def other_system(self, raw: Row, row: Row) -> bool:
+        """Return whether a row has a system column beside a system turn that says something else."""
+        column = raw.get(self.entry.all_columns().get("system"))
+        first = (row.get("messages") or row.get("prompt") or [{}])[0]
+        return isinstance(column, str) and bool(column.strip()) and column != first.get("content")
+
+    def null_tools(self, raw: Row) -> bool:
+        """Return whether the schemas of a row's tools hold nulls inside."""
+        tools = raw.get(self.entry.all_columns().get("tools"))
+        return isinstance(tools, list) and any(has_null(tool) for tool in tools)
+
+    def notes(self, name: str, *, all_columns: bool) -> list[Note]:
+        """Return what there is to say; columns that no format knows are listed with `all_columns`."""
+        known = {} if self.entry_gives_text() else {c: n for c, n in self.columns.items() if c in KNOWN}
+        found: list[Note] = [
+            ("data_unread_rows", {"name": name, "count": count, "column": column}) for column, count in known.items()
+        ]
+        found += [("data_unread_keys", {"name": name, "count": count, "key": key}) for key, count in self.keys.items()]
+        if self.systems:
+            found.append(("data_two_systems", {"name": name, "count": self.systems}))
+        if self.nulls:
+            found.append(("data_nulls_kept", {"name": name, "count": self.nulls}))
+        if self.placeholders:
+            found.append(("data_placeholders", {"name": name, "count": self.placeholders}))
+        others = [column for column in self.columns if column not in known]
+        if others and all_columns:
+            found.append(("data_unread_columns", {"name": name, "columns": ", ".join(others)}))
+        return found
+
+    def entry_gives_text(self) -> bool:
+        """Return whether the set is raw text, beside which no column has a meaning."""
+        return self.entry.formatting == "alpaca" and not {"response", "chosen"} & set(self.entry.all_columns())
+
+
+def say_all(notes: Iterable[Note]) -> list[str]:
+    """Return notes in the user's language."""
+    return [say(key, **values) for key, values in notes]
+
+
+def is_turns(value: object) -> bool:
+    """Return whether a value is a turn, or a list of turns."""
+    return is_messages([value]) or is_messages(value)
+
+
+def all_turns(conversations: dict[str, Any]) -> list[Message]:
+    """Return every turn of a row."""
+    return [turn for value in conversations.values() for turn in ([value] if isinstance(value, dict) else value)]
+
+
+def unread_keys(turn: Message, tags: Tags) -> list[str]:
+    """Return the keys of a turn that say something and are not read."""
+    named = turn.get(tags["role_tag"])
+    role = next((role for tag, role in ROLES.items() if tags.get(tag) == named), "")
+    role = role or ROLES.get(OPENAI_NAMES.get(named, ("", ""))[0], "")
+    read = {tags["role_tag"], tags["content_tag"], "tool_calls", "function_call"}
+    if role == "tool":
+        read |= {"name", "tool_call_id"}
+    if role in ("assistant", "function"):
+        read |= {*THOUGHTS, *WEIGHTS}
+    return [key for key, value in turn.items() if key not in read and not empty(value) and not off(key, value)]
+
+
+def off(key: str, value: object) -> bool:
+    """Return whether a key says that a turn is not trained on, which is so for all but the assistant's."""
+    return key in WEIGHTS and value in (0, False)
+
+
+def null_arguments(turn: Message) -> bool:
+    """Return whether the arguments of a turn's tool calls hold nulls, not as JSON text but in a table's columns."""
+    calls = turn.get("tool_calls") or []
+    return any(has_null((call.get("function") or call).get("arguments")) for call in calls)
+
+
+def has_null(value: Any) -> bool:
+    """Return whether there is a null inside an object or a list."""
+    inside = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    return any(one is None or has_null(one) for one in inside)
