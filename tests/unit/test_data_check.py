@@ -147,7 +147,8 @@ def test_latin_1_is_not_taken_for_chinese(folder):
     (folder / "x.jsonl").write_bytes(text.encode("latin-1"))
     report = check.check("x.jsonl", fix_to=folder / "mended.jsonl")
     assert report.problems[0].fix == "save the file as UTF-8, or set `encoding: latin-1` in dataset_info.json"
-    assert not (folder / "mended.jsonl").exists()
+    assert report.changes[0] == "x.jsonl:1: left out (the text is not UTF-8)"
+    assert json.loads((folder / "mended.jsonl").read_text()) == GOOD
 
 
 def test_nothing_is_overwritten(folder):
