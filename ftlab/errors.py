@@ -1,14 +1,18 @@
 """The one exception a user is meant to see, and the one table its words come from."""
 
 import contextlib
+import difflib
 import os
+import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
 
 LANGUAGES = ("en", "zh")
+# A name's words: learning_rate has two, meta-llama/Llama-3 three.
+WORDS = re.compile(r"[^\W_]+")
 # What a panel speaks, where that is not what the environment says.
 SPOKEN: ContextVar[str] = ContextVar("SPOKEN", default="")
 
@@ -59,6 +63,30 @@ def say(key: str, /, **values: object) -> str:
         KeyError: the table has no such key, or a placeholder has no value.
     """
     return messages()[key][language()].format(**values)
+
+
+def near(name: str, known: Iterable[str], most: int = 3) -> list[str]:
+    """Return the known names that somebody may have meant by `name`, nearest first; [] where none is really near.
+
+    Near is a slip of the keyboard, or the words of one among the words of the other.
+
+    >>> near("lora_rnak", ["lora_rank", "seed"]), near("batch_size", ["per_device_train_batch_size", "seed"])
+    (['lora_rank'], ['per_device_train_batch_size'])
+    >>> near("galore_rank", ["lora_rank"]), near("xyzzy", ["model_name_or_path"])
+    ([], [])
+    """
+    names, words = list(dict.fromkeys(known)), set(WORDS.findall(name.casefold()))
+    slips = difflib.get_close_matches(name, names, n=most, cutoff=0.81)
+    folded = [other for other in names if other.casefold() == name.casefold()]
+    longer = [other for other in names if words and words < set(WORDS.findall(other.casefold()))]
+    begun = [other for other in names if len(name) >= 4 and other.startswith(name)]
+    return list(dict.fromkeys([*folded, *slips, *begun, *longer]))[:most]
+
+
+def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Return "did you mean ...?" in the user's language where a known name is near, else `otherwise`."""
+    found = near(name, known)
+    return say("did_you_mean", nearest=", ".join(found)) if found else otherwise
 
 
 def fail(key: str, /, where: str = "", exit_code: int = 2, **values: object) -> LabError:

@@ -1,6 +1,5 @@
 """A name to a local folder that `from_pretrained` takes, on any machine and behind any mirror."""
 
-import difflib
 import json
 import os
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ftlab import embedded
 from ftlab.catalogue import MODELS
-from ftlab.errors import LabError, fail
+from ftlab.errors import LabError, fail, suggest
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,6 +45,24 @@ def fetch(name: str) -> str:
     if name.startswith(MODELSCOPE_PREFIX) or os.environ.get("USE_MODELSCOPE_HUB") == "1":
         return from_modelscope(known.modelscope_id if known else name.removeprefix(MODELSCOPE_PREFIX))
     return from_hub(known.hub_id if known else name)
+
+
+def is_here(name: str) -> bool:
+    """Return True if `fetch` would fetch nothing for a model; for a name that nobody knows too: it would refuse it."""
+    if name in (embedded.NAME, embedded.SHORT_NAME):
+        return (embedded.cache_dir() / name).is_dir()
+    known = next((model for model in MODELS if model.name == name), None)
+    if Path(name).is_dir() or looks_like_path(name) or (known is None and "/" not in name):
+        return True
+    if name.startswith(MODELSCOPE_PREFIX) or os.environ.get("USE_MODELSCOPE_HUB") == "1":
+        return False
+    from huggingface_hub import snapshot_download
+
+    try:
+        snapshot_download(known.hub_id if known else name, allow_patterns=SAFE_FILES, local_files_only=True)
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def checked(folder: Path) -> Path:
@@ -169,8 +186,8 @@ def from_modelscope(model_id: str) -> str:
 def unknown(name: str) -> LabError:
     """Build the error for a name nobody knows, with the nearest that exist."""
     names = [model.name for model in MODELS] + [model.hub_id for model in MODELS]
-    nearest = difflib.get_close_matches(name, names, n=3, cutoff=0.3) or [embedded.NAME]
-    return fail("model_unknown", name=name, nearest=", ".join(nearest))
+    hint = suggest(name, [embedded.NAME, *names])
+    return fail("model_unknown", name=name, hint=f"{hint} " if hint else "")
 
 
 def looks_like_path(name: str) -> bool:

@@ -36,7 +36,9 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe; fresh=true retrains")
     recipes = add(verbs, "recipe", None, "check a recipe, explain a key")
     actions = recipes.add_subparsers(required=True, metavar="WHAT")
-    add(actions, "check", check_recipe, "is this recipe right, and what was renamed").add_argument("recipe")
+    check = add(actions, "check", check_recipe, "what `ftlab train` would refuse, and what was renamed")
+    check.add_argument("recipe")
+    check.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
     add(actions, "explain", explain_key, "meaning, default, range, the library field it becomes").add_argument("key")
     show = add(actions, "show", show_recipe, "the same run for another framework")
     show.add_argument("recipe")
@@ -164,10 +166,12 @@ def export_recipe(options: argparse.Namespace) -> None:
 
 def check_recipe(options: argparse.Namespace) -> None:
     """Print what a recipe's keys became."""
-    from ftlab.runs import recipe
+    with uncollected():
+        from ftlab.runs import recipe, train
 
-    for note in recipe.check(options.recipe):
+    for note in recipe.check(options.recipe, options.overrides):
         print(note)
+    train.check(recipe.read(options.recipe, options.overrides)[0])
     print(f"{options.recipe}: a recipe that can be run")
 
 

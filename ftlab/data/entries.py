@@ -9,7 +9,7 @@ from typing import Any
 
 from ftlab.data.formats import ALPACA_COLUMNS, Columns, Format, format_of, tags_of
 from ftlab.data.messages import OPENAI_TAGS, SHAREGPT_TAGS, Tags
-from ftlab.data.read import SUFFIXES, Row, empty, kind, nearest, reason, rows, unique_keys
+from ftlab.data.read import SUFFIXES, Row, empty, first, kind, reason, rows, suggestion, unique_keys
 from ftlab.errors import LabError, fail
 
 INFO = "dataset_info.json"
@@ -98,7 +98,7 @@ def entry_of(name: str, dataset_dir: Path) -> Entry:
     """
     info = read_info(dataset_dir)
     if name not in info:
-        raise fail("data_unknown_set", where=str(dataset_dir / INFO), name=name, nearest=nearest(name, info))
+        raise fail("data_unknown_set", where=str(dataset_dir / INFO), name=name, nearest=suggestion(name, info))
     where, given = f"{dataset_dir / INFO}: {name}", info[name]
     if not isinstance(given, dict):
         raise fail("data_not_object", where=where, got=kind(given))
@@ -121,14 +121,14 @@ def check_types(given: Row, where: str) -> None:
         if key in OTHER_SOURCES:
             continue
         if key not in known:
-            raise fail("data_unknown_key", where=where, key=key, nearest=nearest(key, known))
+            raise fail("data_unknown_key", where=where, key=key, nearest=suggestion(key, known))
         allowed = types.get(key, (str, type(None)) if known[key].default is None else (str,))
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             raise fail("data_key_type", where=where, key=key, got=kind(value), expected=allowed[0].__name__)
     for key, names in (("columns", (*COLUMNS, *MEDIA_COLUMNS)), ("tags", tuple(SHAREGPT_TAGS))):
         for name, value in given.get(key, {}).items():
             if name not in names:
-                raise fail("data_unknown_key", where=f"{where}: {key}", key=name, nearest=nearest(name, names))
+                raise fail("data_unknown_key", where=f"{where}: {key}", key=name, nearest=suggestion(name, names))
             if name in MEDIA_COLUMNS and value is not None:
                 raise fail("data_media", where=f"{where}: {key}", column=name)
             if not isinstance(value, str | None):
@@ -219,7 +219,7 @@ def detect(path: Path, encoding: str = "utf-8") -> Entry:
 
 def no_format(where: str, row: Row) -> LabError:
     """Build the error of a row whose columns fit no format."""
-    return fail("data_no_format", where=where, columns=nearest("", row))
+    return fail("data_no_format", where=where, columns=first(row))
 
 
 def described(entry: Entry) -> str:

@@ -1,7 +1,6 @@
 """A file of any common kind to rows, each with its line number; a broken row is a problem with a place."""
 
 import csv
-import difflib
 import json
 import re
 from collections.abc import Iterable, Iterator
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlab.data import lines
-from ftlab.errors import LabError, fail, say
+from ftlab.errors import LabError, fail, say, suggest
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 # The only ways for JSON to smuggle half a character or a NUL into text that was decoded.
@@ -296,17 +295,15 @@ def kind(value: object) -> str:
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
-def nearest(name: str, names: Iterable[Any]) -> str:
-    """Return the known names most like `name`, or the first ones."""
-    known = [str(one) for one in names]
-    return ", ".join(difflib.get_close_matches(name, known, n=3, cutoff=0.5) or known[:8])
-
-
 def suggestion(name: str, names: Iterable[Any]) -> str:
     """Return "did you mean x?" where a known name is near, else which names there are."""
     known = [str(one) for one in names]
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    return say("data_near", near=", ".join(near)) if near else say("data_known", names=", ".join(known[:8]))
+    return suggest(name, known, say("data_known", names=first(known)))
+
+
+def first(names: Iterable[Any]) -> str:
+    """Return the first names as a message shows them."""
+    return ", ".join(str(one) for one in list(names)[:8])
 
 
 def empty(value: object) -> bool:

@@ -16,7 +16,7 @@ from ftlab.control import CONTROL_TOKENS
 from ftlab.data.convert import Made, converted
 from ftlab.data.entries import Entry, described, files, find, format_of_entry, guess
 from ftlab.data.hub import fetched
-from ftlab.data.read import Row, nearest, texts
+from ftlab.data.read import Row, first, texts
 from ftlab.data.store import write
 from ftlab.data.unread import Note, Unread, say_all
 from ftlab.errors import LabError, fail, say
@@ -177,7 +177,7 @@ def opened(name: str, dataset_dir: Path) -> "tuple[Entry, Path | None, Dataset |
     if not entry.where:
         guessed = guess(next(iter(hub), {}))
         if guessed is None:
-            raise fail("data_no_format", where=f"{name}:1", columns=nearest("", hub.column_names))
+            raise fail("data_no_format", where=f"{name}:1", columns=first(hub.column_names))
         entry = replace(guessed, hf_hub_url=name)
     return entry, None, hub
 

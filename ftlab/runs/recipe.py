@@ -1,6 +1,5 @@
 """A recipe: one run as plain keys, read from YAML or a dict, checked, explained and written back."""
 
-import difflib
 import enum
 import inspect
 import math
@@ -16,8 +15,8 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
-from ftlab.errors import LabError, fail, say
-from ftlab.runs import keys, strict_yaml
+from ftlab.errors import LabError, fail, say, suggest
+from ftlab.runs import continued, keys, strict_yaml
 from ftlab.runs.keys import Recipe
 
 # TrainingArguments has no ranges of its own; outside these a run can only fail later, or silently do nothing.
@@ -294,9 +293,10 @@ def build(given: Given) -> Recipe:
     if "," in str(own.get("adapter_name_or_path", "")):
         raise fail("recipe_adapters", where=given.where("adapter_name_or_path"), adapters=own["adapter_name_or_path"])
     try:
-        return Recipe(**own, training=training)
+        recipe = Recipe(**own, training=training)
     except ValidationError as error:
         raise explained(error.errors()[0], given) from None
+    return continued.settle(recipe, given.places)
 
 
 def refuse_contradictions(training: dict[str, Any], given: Given) -> None:
@@ -332,8 +332,8 @@ def unknown(name: str, where: str) -> LabError:
     """Build the error for a key nobody knows, with the nearest that exist."""
     if name in keys.REFUSED_TRAINING:
         return fail("recipe_out_of_reach", where=where, key=name, instead=keys.REFUSED_TRAINING[name])
-    near = difflib.get_close_matches(name, known(), n=3, cutoff=0.5) or ["model_name_or_path"]
-    return fail("recipe_unknown_key", where=where, key=brief(name).strip("'"), nearest=", ".join(near))
+    hint = suggest(name, [*known(), *keys.RENAMED, *RESOLVED], say("recipe_keys_listed"))
+    return fail("recipe_unknown_key", where=where, key=brief(name).strip("'"), hint=hint)
 
 
 def known() -> list[str]:
@@ -345,8 +345,8 @@ def checked_training(name: str, value: Any, where: str) -> Any:
     """Return a TrainingArguments field's value, unchanged, if its type, name or range is right."""
     choices = choices_of(name)
     if choices and isinstance(value, str) and value not in choices:
-        near = difflib.get_close_matches(value, choices, n=3, cutoff=0.3) or choices[:3]
-        raise fail("recipe_choice", where=where, key=name, value=brief(value), nearest=", ".join(near))
+        hint = suggest(value, choices, say("one_of", names=", ".join(choices)))
+        raise fail("recipe_choice", where=where, key=name, value=brief(value), hint=hint)
     try:
         adapter(name).validate_python(value)
     except ValidationError as error:

@@ -1,15 +1,19 @@
 """A recipe's stage as library objects: the config, the model with what is trained on it, and TRL's trainer for it."""
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     BitsAndBytesConfig,
@@ -17,12 +21,16 @@ from transformers import (
     PreTrainedTokenizerBase,
     Trainer,
     TrainerCallback,
+    TrainingArguments,
+    get_scheduler,
 )
+from transformers.integrations import get_reporting_integration_callbacks
 
-from ftlab import models, shortcuts
+from ftlab import shortcuts
 from ftlab.device import Machine, keep_gradients
 from ftlab.errors import fail
-from ftlab.runs import fields, rewards
+from ftlab.runs import continued, fields, rewards, targets
+from ftlab.runs.folder import weights_of
 from ftlab.runs.keys import Recipe
 from ftlab.runs.tokenized import takes_ids
 from ftlab.shortcuts import lean
@@ -44,7 +52,9 @@ def training_args(recipe: Recipe, folder: Path, machine: Machine) -> tuple[Any, 
     config_class, _ = trainer_classes(recipe.objective)
     values, notes = fields.training_settings(recipe, folder, machine)
     try:
-        return config_class(**values), notes
+        args = config_class(**values)
+        require_available(args)
+        return args, notes
     except (TypeError, ValueError, KeyError, AttributeError, ImportError, OSError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise fail("recipe_training", reason=reason) from None
@@ -59,15 +69,95 @@ def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
     options = fields.model_settings(recipe, machine)
     if recipe.quantization_bit:
         options["quantization_config"] = BitsAndBytesConfig(**fields.quantization_settings(recipe, machine))
-    kind: Any = AutoModelForSequenceClassification if recipe.stage == "rm" else AutoModelForCausalLM
     try:
-        model = kind.from_pretrained(path, **options)
+        model = model_class(recipe).from_pretrained(path, **options)
     except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
         raise fail("train_model", where=path, reason=(str(error).splitlines() or ["?"])[0][:200]) from None
     keep_gradients(model)
     if fields.takes_shortcuts(recipe, machine):
         shortcuts.install(model)
     return model
+
+
+def require_available(args: TrainingArguments) -> None:
+    """Build what Trainer builds after the weights are loaded: trackers, optimizer class, schedule.
+
+    Raises:
+        Exception: what they raise of a package that is missing, or of arguments that do not fit.
+    """
+    for tracker in get_reporting_integration_callbacks(args.report_to):
+        tracker()
+    if not args.optim_target_modules:
+        Trainer.get_optimizer_cls_and_kwargs(args)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
+    steps, options = 10, args.lr_scheduler_kwargs
+    get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, options)
+
+
+def model_class(recipe: Recipe) -> Any:
+    """Return the class that loads a recipe's base."""
+    return AutoModelForSequenceClassification if recipe.stage == "rm" else AutoModelForCausalLM
+
+
+def rehearse(recipe: Recipe, path: str) -> None:
+    """Refuse layers that a recipe names and its model lacks, without loading a weight.
+
+    Raises:
+        LabError: what `prepare_model` would refuse.
+    """
+    default = recipe.lora_target == "all" and not recipe.additional_target
+    usual = default if recipe.finetuning_type == "lora" else recipe.finetuning_type == "full"
+    if usual and not recipe.adapter_name_or_path and "optim_target_modules" not in recipe.training:
+        return
+    model = skeleton(recipe, path)
+    targets.require(recipe, model)
+    if recipe.finetuning_type == "freeze":
+        freeze(recipe, model)
+    elif recipe.adapter_name_or_path:
+        require_all_layers(recipe, model)
+    elif recipe.finetuning_type == "lora":
+        settings = fields.lora_settings(recipe) | {"init_lora_weights": True}
+        with refusing("lora_target"):
+            get_peft_model(model, LoraConfig(**settings), low_cpu_mem_usage=True)
+
+
+def skeleton(recipe: Recipe, path: str) -> PreTrainedModel:
+    """Return a recipe's base with the shapes of its weights and without their values."""
+    options = {"num_labels": 1} if recipe.stage == "rm" else {}
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=recipe.trust_remote_code, **options)
+        with torch.device("meta"):
+            return model_class(recipe).from_config(config, trust_remote_code=recipe.trust_remote_code)
+    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
+        raise fail("train_model", where=path, reason=(str(error).splitlines() or ["?"])[0][:200]) from None
+
+
+def require_all_layers(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Refuse `lora_target: all` beside an adapter that has some layers only: it is continued as it is.
+
+    Raises:
+        LabError: with the layers that it has.
+    """
+    config = continued.config_of(recipe.adapter_name_or_path or "") or {}
+    has = config.get("target_modules")
+    if "lora_target" in recipe.model_fields_set and recipe.lora_target == "all" and isinstance(has, list):
+        lacking = targets.all_linear(model) - {targets.leaf(name) for name in has}
+        if lacking:
+            asked = {"key": "lora_target", "value": "all", "adapter": recipe.adapter_name_or_path}
+            raise fail("recipe_continued", where="lora_target", has=", ".join(sorted(has)), **asked)
+
+
+@contextlib.contextmanager
+def refusing(where: str) -> Iterator[None]:
+    """Turn what PEFT says of layers that it cannot adapt into one line.
+
+    Raises:
+        LabError: PEFT refused the layers or the adapter.
+    """
+    try:
+        yield
+    except (ValueError, OSError, TypeError, RuntimeError) as error:
+        raise fail("train_adapter", where=where, reason=str(error).splitlines()[0][:200]) from None
 
 
 def prepare_model(recipe: Recipe, model: PreTrainedModel) -> nn.Module:
@@ -78,14 +168,15 @@ def prepare_model(recipe: Recipe, model: PreTrainedModel) -> nn.Module:
     """
     # What Trainer's own loop needs and generation does not: keys and values of a pass are never used again.
     model.config.use_cache = False
+    targets.require(recipe, model)
     if recipe.finetuning_type == "full":
         return model
     if recipe.finetuning_type == "freeze":
         return freeze(recipe, model)
-    try:
+    with refusing("adapter_name_or_path" if recipe.adapter_name_or_path else "lora_target"):
         own_dtype = {"autocast_adapter_dtype": fields.adapts_in_float32(recipe, model.device.type)}
         if recipe.adapter_name_or_path:
-            start = models.adapter(recipe.adapter_name_or_path)
+            start = weights_of(recipe.adapter_name_or_path).folder
             adapted = PeftModel.from_pretrained(model, start, is_trainable=True, **own_dtype)
         else:
             adapted = get_peft_model(model, LoraConfig(**fields.lora_settings(recipe)), **own_dtype)
@@ -94,31 +185,30 @@ def prepare_model(recipe: Recipe, model: PreTrainedModel) -> nn.Module:
         if model.device.type == "cpu" and recipe.shortcuts:
             lean.install(adapted)
         return adapted
-    except (ValueError, OSError, TypeError) as error:
-        raise fail("train_adapter", where="lora_target", reason=str(error).splitlines()[0][:200]) from None
 
 
 def freeze(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
-    """Leave only some layers trainable: the last n, or the first n where n is negative."""
-    layers = max((m for m in model.modules() if isinstance(m, nn.ModuleList)), key=len)
-    count = recipe.freeze_trainable_layers
+    """Leave only some layers trainable: the last n, or the first n where n is negative.
+
+    Raises:
+        LabError: more layers than there are.
+    """
+    layers, count = targets.blocks(model), recipe.freeze_trainable_layers
     if not 1 <= abs(count) <= len(layers):
         raise fail("train_freeze", where="freeze_trainable_layers", count=count, layers=len(layers))
     model.requires_grad_(False)
     chosen = layers[-count:] if count > 0 else layers[:-count]
     wanted = None if recipe.freeze_trainable_modules == "all" else fields.names(recipe.freeze_trainable_modules)
-    for layer in chosen:
-        for name, weight in layer.named_parameters():
-            weight.requires_grad_(wanted is None or any(part in name.split(".") for part in wanted))
-    extra = fields.names(recipe.freeze_extra_modules) if recipe.freeze_extra_modules else []
+    for name, weight in chosen.named_parameters():
+        weight.requires_grad_(wanted is None or any(part in wanted for part in targets.parts(name, True)))
+    extra = fields.names(recipe.freeze_extra_modules or "")
     # The head of a reward model is new: frozen, it would stay random.
     extra += ["score"] if recipe.stage == "rm" else []
-    for name, weight in model.named_parameters():
-        if any(part in name.split(".") for part in extra):
+    inside = {id(weight) for weight in layers.parameters()}
+    # A tied head is the embedding under a second name.
+    for name, weight in model.named_parameters(remove_duplicate=False):
+        if id(weight) not in inside and any(part in extra for part in targets.parts(name, False)):
             weight.requires_grad_(True)
-    if not any(weight.requires_grad for weight in model.parameters()):
-        asked = recipe.freeze_trainable_modules
-        raise fail("train_adapter", where="freeze_trainable_modules", reason=f"no layer has a part called {asked}")
     return model
 
 

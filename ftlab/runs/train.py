@@ -18,7 +18,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
 from ftlab import device, evaluate, models
-from ftlab.errors import fail
+from ftlab.errors import fail, say
 from ftlab.runs import callbacks as watch
 from ftlab.runs import checkpoint, rows, stages, templates
 from ftlab.runs import recipe as recipes
@@ -39,6 +39,7 @@ from ftlab.runs.folder import (
     read_metrics,
     refuse_foreign,
     state,
+    weights_for,
 )
 from ftlab.runs.keys import Recipe
 
@@ -95,11 +96,7 @@ def train(
     Raises:
         LabError: bad data, a folder that holds another run or is in use, a loss that is no number, a full disk.
     """
-    for name, value in (("dataset", recipe.dataset), ("output_dir", recipe.output_dir)):
-        if not value:
-            raise fail("recipe_missing_key", key=name)
-    if not recipe.do_train:
-        raise fail("train_not_asked", where="do_train")
+    require_training(recipe)
     folder = Path(recipe.output_dir or "").expanduser()
     # Of several processes only the first one writes.
     with checkpoint.lock(folder) if is_main() else contextlib.nullcontext():
@@ -108,6 +105,41 @@ def train(
             print(f"{folder}: this recipe was trained before on the same data; reused (fresh=true trains again)")
             return Run(folder, metrics, reused=True)
         return run(job, begin(job, fresh), callbacks, quiet)
+
+
+def require_training(recipe: Recipe) -> None:
+    """Refuse a recipe that is not for training.
+
+    Raises:
+        LabError: no data set or run folder, or `do_train: false`.
+    """
+    for name, value in (("dataset", recipe.dataset), ("output_dir", recipe.output_dir)):
+        if not value:
+            raise fail("recipe_missing_key", key=name)
+    if not recipe.do_train:
+        raise fail("train_not_asked", where="do_train")
+
+
+def check(recipe: Recipe) -> None:
+    """Refuse a recipe that `train` would refuse: all of it is done but loading weights, and nothing is written.
+
+    A model that would have to be fetched first is not looked at, and that is said; so is a recipe without a data set or
+    a run folder, which is for chat or export.
+
+    Raises:
+        LabError: what `train` raises before it loads the weights.
+    """
+    if not (recipe.dataset and recipe.output_dir):
+        print(say("check_no_training"))
+        return
+    require_training(recipe)
+    if not models.is_here(recipe.model_name_or_path):
+        print(say("check_no_model", name=recipe.model_name_or_path))
+        return
+    folder = Path(recipe.output_dir).expanduser()
+    job = prepare(recipe, folder)
+    if folder.is_dir():
+        decide(job, fresh=False)
 
 
 def is_main() -> bool:
@@ -119,6 +151,9 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
     """Load what a recipe names: model folder, tokenizer, rows, settings."""
     model_path = models.fetch(recipe.model_name_or_path)
     machine = device.describe()
+    if recipe.adapter_name_or_path:
+        weights_for(recipe.adapter_name_or_path, Path(model_path), recipe.model_name_or_path)
+    stages.rehearse(recipe, model_path)
     args, notes = stages.training_args(recipe, folder, machine)
     tokenizer = load_tokenizer(recipe, model_path)
     notes.append(templates.apply(recipe.template, tokenizer))
@@ -166,24 +201,36 @@ def finished(job: Job) -> dict[str, float] | None:
     return None
 
 
-def begin(job: Job, fresh: bool) -> Start:
-    """Decide how a run begins, and make its folder ready.
+def decide(job: Job, fresh: bool) -> Start:
+    """Return how a run begins; nothing is written.
 
     Raises:
-        LabError: the folder holds files of somebody else, or another recipe's run, and nobody said to replace it.
+        LabError: the folder holds files of somebody else, or another recipe's run, and nobody said to replace it; or
+            `resume_from_checkpoint` names no checkpoint of this run.
     """
     manifest = checkpoint.read_manifest(job.folder)
     refuse_foreign(job.folder)
     asked = job.recipe.training.get("resume_from_checkpoint")
     changed = changes(manifest, job.recipe, job.about) if manifest else ""
-    if asked and manifest and not fresh:
-        start = Start(str(manifest.get("run_id")), named_checkpoint(job, manifest, Path(asked), changed))
-    elif manifest and not fresh and not changed:
-        start = go_on(job, str(manifest.get("run_id")))
-    elif manifest and changed and not fresh and not job.recipe.overwrite_output_dir:
+    if asked and (fresh or not manifest):
+        reason = "fresh=true starts over" if fresh else "output_dir holds no run"
+        raise fail("checkpoint_not_ours", where=str(asked), reason=reason)
+    if asked and manifest:
+        return Start(str(manifest.get("run_id")), named_checkpoint(job, manifest, Path(asked), changed))
+    if manifest and not fresh and not changed:
+        return go_on(job, str(manifest.get("run_id")))
+    if manifest and changed and not fresh and not job.recipe.overwrite_output_dir:
         raise fail("train_folder_other", where=str(job.folder), changed=changed)
-    else:
-        start = Start(uuid.uuid4().hex, None)
+    return Start(uuid.uuid4().hex, None)
+
+
+def begin(job: Job, fresh: bool) -> Start:
+    """Decide how a run begins, and make its folder ready.
+
+    Raises:
+        LabError: as `decide`, or the disk refused a file.
+    """
+    start, manifest = decide(job, fresh), checkpoint.read_manifest(job.folder)
     if job.args.world_size > 1:
         torch.distributed.barrier()
     if is_main():

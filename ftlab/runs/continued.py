@@ -1,0 +1,83 @@
+"""An adapter that a recipe continues decides the keys that describe an adapter: they are read from it."""
+
+import contextlib
+import json
+from typing import Any
+
+from ftlab.errors import LabError, fail
+from ftlab.runs.keys import Recipe
+
+CONFIG = "adapter_config.json"
+# Key of a recipe -> its name in PEFT's adapter_config.json.
+DECIDED = {
+    "lora_rank": "r",
+    "lora_alpha": "lora_alpha",
+    "lora_dropout": "lora_dropout",
+    "lora_target": "target_modules",
+    "additional_target": "modules_to_save",
+    "use_rslora": "use_rslora",
+    "use_dora": "use_dora",
+}
+
+
+def settle(recipe: Recipe, where: dict[str, str]) -> Recipe:
+    """Return a recipe that continues an adapter with the keys that the adapter decides, as they are in the adapter.
+
+    A recipe that names none, or one that is not there yet, is returned as it is.
+
+    Args:
+        where: key -> `file:line`.
+    Raises:
+        LabError: a key that was given another value than the adapter has.
+    """
+    if not recipe.adapter_name_or_path or (config := config_of(recipe.adapter_name_or_path)) is None:
+        return recipe
+    given, has = recipe.model_fields_set, decided(config)
+    if "lora_target" in given and recipe.lora_target == "all":
+        # Whether the adapter has all layers only the model can tell: stages.rehearse.
+        del has["lora_target"]
+    for key, value in (has | {"pissa_init": False}).items():
+        asked = getattr(recipe, key)
+        if key in given and asked is not None and comparable(asked) != comparable(value):
+            shown = str(value).lower() if isinstance(value, bool) else value
+            raise fail(
+                "recipe_continued",
+                where=where.get(key, key),
+                key=key,
+                value=asked,
+                adapter=recipe.adapter_name_or_path,
+                has=shown,
+            )
+    if (config.get("task_type") == "SEQ_CLS") != (recipe.stage == "rm"):
+        kind = config.get("task_type")
+        raise fail(
+            "recipe_continued_stage",
+            where=where.get("stage", "stage"),
+            stage=recipe.stage,
+            adapter=recipe.adapter_name_or_path,
+            kind=kind,
+        )
+    return recipe.model_copy(update=has)
+
+
+def config_of(name: str) -> dict[str, Any] | None:
+    """Return the adapter_config.json of a LoRA adapter, or of the one in a run folder; None where there is none."""
+    # Imported here: a run folder's state depends on recipes.
+    from ftlab.runs import folder
+
+    with contextlib.suppress(LabError, OSError, ValueError):
+        weights = folder.weights_of(name)
+        config = json.loads((weights.folder / CONFIG).read_text(encoding="utf-8"))
+        return config if config.get("peft_type") == "LORA" else None
+    return None
+
+
+def decided(config: dict[str, Any]) -> dict[str, Any]:
+    """Return what an adapter's config says, as values of a recipe's keys."""
+    values = {key: config.get(name, Recipe.model_fields[key].default) for key, name in DECIDED.items()}
+    return {key: ",".join(sorted(value)) if isinstance(value, list) else value for key, value in values.items()}
+
+
+def comparable(value: Any) -> Any:
+    """Return a value in a form in which the order of a comma list does not count."""
+    return sorted(part.strip() for part in value.split(",")) if isinstance(value, str) else value

@@ -1,0 +1,114 @@
+"""Layers that a recipe names: each name must match one of the model's, even where others do."""
+
+from collections.abc import Iterable, Iterator
+
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+from transformers.trainer_utils import check_target_module_exists
+
+from ftlab.errors import fail, near
+from ftlab.runs import fields
+from ftlab.runs.keys import Recipe
+
+ADAPTED = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, nn.MultiheadAttention, Conv1D)
+# How many names a message shows.
+SHOWN = 12
+
+
+def require(recipe: Recipe, model: nn.Module) -> None:
+    """Refuse names that match nothing in a model; its weights are not looked at.
+
+    Raises:
+        LabError: every missing name of the first key that has one, and the names that the model has.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if recipe.finetuning_type == "lora" and not recipe.adapter_name_or_path:
+        require_lora(recipe, modules)
+    if recipe.finetuning_type == "freeze":
+        require_freeze(recipe, model)
+    wanted = recipe.training.get("optim_target_modules")
+    if isinstance(wanted, list):
+        linear = [path for path, module in modules.items() if isinstance(module, nn.Linear)]
+        missing = [name for name in wanted if not any(check_target_module_exists([name], path) for path in linear)]
+        refuse("optim_target_modules", missing, map(leaf, linear))
+
+
+def require_lora(recipe: Recipe, modules: dict[str, nn.Module]) -> None:
+    """Refuse names of `lora_target` and `additional_target` that match nothing, or the same layer twice."""
+    adapted = [path for path, module in modules.items() if isinstance(module, ADAPTED)]
+    targets = [] if recipe.lora_target == "all" else fields.names(recipe.lora_target)
+    whole = fields.names(recipe.additional_target or "")
+    refuse(
+        "lora_target", [name for name in targets if not any(ends(path, name) for path in adapted)], map(leaf, adapted)
+    )
+    owners = [path for path, module in modules.items() if any(True for _ in module.parameters())]
+    refuse(
+        "additional_target", [name for name in whole if not any(ends(path, name) for path in owners)], map(leaf, owners)
+    )
+    both = [name for name in targets if name in whole]
+    if both:
+        reason = f"`lora_target` and `additional_target` both name {', '.join(both)}"
+        raise fail("recipe_together", where="additional_target", reason=reason)
+
+
+def require_freeze(recipe: Recipe, model: nn.Module) -> None:
+    """Refuse names of `freeze_trainable_modules` and `freeze_extra_modules` that match nothing where they count."""
+    inside = {id(weight) for weight in blocks(model).parameters()}
+    for key, wanted, there in (
+        ("freeze_trainable_modules", recipe.freeze_trainable_modules, True),
+        ("freeze_extra_modules", recipe.freeze_extra_modules or "", False),
+    ):
+        every = model.named_parameters(remove_duplicate=False)
+        known = {part for name, weight in every if (id(weight) in inside) is there for part in parts(name, there)}
+        asked = [] if wanted == "all" else fields.names(wanted)
+        refuse(key, [name for name in asked if name not in known], known)
+
+
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """Return the list of a model's layers: the one that holds most weights, for experts lie in lists as well."""
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    return max(lists, key=lambda module: sum(weight.numel() for weight in module.parameters()))
+
+
+def parts(name: str, inside: bool) -> Iterator[str]:
+    """Yield the names by which a weight's layer can be called, without the number of its block.
+
+    >>> list(parts("model.layers.3.mlp.up_proj.weight", inside=True)), list(parts("lm_head.weight", inside=False))
+    (['mlp', 'up_proj'], ['lm_head'])
+    """
+    *path, _ = name.split(".")
+    number = next((place for place, part in enumerate(path) if part.isdigit()), -1)
+    # Outside the blocks only the layer itself has a name: `model` would be all of them.
+    yield from path[number + 1 :] if inside else path[-1:]
+
+
+def all_linear(model: nn.Module) -> set[str]:
+    """Return the names of the layers that `lora_target: all` stands for in a model."""
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    linear = (nn.Linear, Conv1D)
+    return {leaf(path) for path, module in model.named_modules() if isinstance(module, linear) and module is not output}
+
+
+def refuse(key: str, missing: list[str], known: Iterable[str]) -> None:
+    """Refuse a key's missing names, and show the model's, the nearest first.
+
+    Raises:
+        LabError: there is one.
+    """
+    if not missing:
+        return
+    names = sorted({name for name in known if name and not name.isdigit()})
+    first = [found for name in missing for found in near(name, names)]
+    shown = list(dict.fromkeys([*first, *names]))
+    more = f" ... ({len(shown)})" if len(shown) > SHOWN else ""
+    raise fail("train_names", where=key, missing=", ".join(missing), names=", ".join(shown[:SHOWN]) + more)
+
+
+def ends(path: str, name: str) -> bool:
+    """Return True if a layer's path is a name, or ends with it after a dot: PEFT's rule for lists."""
+    return path == name or path.endswith(f".{name}")
+
+
+def leaf(path: str) -> str:
+    """Return the last part of a layer's path."""
+    return path.rpartition(".")[2]
