@@ -3,14 +3,17 @@
 import os
 import platform
 import types
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
 import psutil
 import torch
 
+from ftlab.errors import fail
+
 # Vocabulary entries that trl's loss goes through at once: what stays in a CPU's cache, and trl's own number.
 CPU_LOSS_TILE, LOSS_TILE = 2048, 32768
+DTYPES = ("float32", "bfloat16", "float16")
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes")
 
 
@@ -42,7 +45,19 @@ class Machine:
 
 
 def describe() -> Machine:
-    """Return the machine this process runs on."""
+    """Return the machine this process runs on; `FTLAB_DTYPE` overrides the number format that it would choose.
+
+    Raises:
+        LabError: `FTLAB_DTYPE` is not in DTYPES.
+    """
+    here, asked = detected(), os.environ.get("FTLAB_DTYPE", "")
+    if asked and asked not in DTYPES:
+        raise fail("device_dtype", where="FTLAB_DTYPE", value=asked, dtypes=", ".join(DTYPES))
+    return replace(here, dtype=asked, reason="FTLAB_DTYPE") if asked else here
+
+
+def detected() -> Machine:
+    """Return the machine as torch reports it."""
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         dtype, reason = cuda_dtype(properties.major)
@@ -148,6 +163,20 @@ def keep_gradients(model: torch.nn.Module) -> None:
     for layer in model.modules():
         if hasattr(layer, "support_avx512bf16_for_cpu"):
             layer.support_avx512bf16_for_cpu = False
+
+
+def lift_adapters(model: torch.nn.Module, machine: Machine) -> None:
+    """Put the adapters of a quantized model back into float32 on a machine that does not multiply bfloat16.
+
+    trl's trainers turn them into bfloat16 on every machine, and have no setting for it. A processor without the
+    instructions emulates each product with them, at a hundredth of the speed, and the loss scaling that float16 needs
+    takes no bfloat16 gradients.
+    """
+    if machine.dtype == "bfloat16":
+        return
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ loaded. Taught in notebooks/04_qlora.ipynb; predicted against measured: `python 
 
 import gc
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -264,7 +265,7 @@ def estimate(decoder: Decoder, training: Training) -> Needs:
     logits = logit_bytes(d, t)
     # On the way back: one block's activations and gradients, or its attention tables, and a matrix made whole again.
     table = table_entries(d, t)
-    dequantized = d.hidden * d.intermediate * 2 if t.linear_bytes < 2 else 0
+    dequantized = d.hidden * d.intermediate * t.number_bytes if t.linear_bytes < 2 else 0
     mlp = 2 * t.number_bytes * tokens * d.intermediate
     # With float32 weights: a float32 table and autocast's rounded copy; without autocast too much, not too little.
     entry = 6 if t.number_bytes == 4 else entry_bytes(t)
@@ -434,6 +435,8 @@ def measure_peak_bytes(*models: "nn.Module") -> Iterator[Peak]:
         yield peak
         peak.bytes = torch.cuda.max_memory_allocated()
         return
+    # Above the level at which torch's profiler announces on stderr that it starts and stops.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     from torch._C._profiler import _EventType
     from torch.profiler import ProfilerActivity, profile
 

@@ -28,7 +28,8 @@ LARGE, COUNTS = "80 GB", (2, 4, 8, 16, 32, 64)
 PAIRED = ("rm", "dpo", "orpo", "simpo")
 # Stages that compare with a frozen copy of what is trained; those that read with it while the activations are held.
 COMPARED, COMPARED_IN_THE_LOSS = ("dpo", "kto", "grpo"), ("dpo", "kto")
-# Stages whose trainers in trl turn the adapter of a quantized model into bfloat16.
+# Stages whose trainers in trl turn the adapter of a quantized model into bfloat16, and leave it there where the machine
+# multiplies that (device.lift_adapters).
 ROUNDED = ("sft", "pt", "rm", "dpo", "kto", "grpo")
 METHODS = {
     "full": {"finetuning_type": "full"},
@@ -114,7 +115,7 @@ def trained_bytes(recipe: Recipe, machine: Machine, plain: int) -> int:
     """Return the bytes of one trained weight: the model's own, or an adapter's."""
     if recipe.finetuning_type != "lora":
         return plain
-    if recipe.quantization_bit and recipe.objective in ROUNDED:
+    if recipe.quantization_bit and machine.dtype == "bfloat16" and recipe.objective in ROUNDED:
         return 2
     return 4 if fields.adapts_in_float32(recipe, machine.accelerator) else plain
 

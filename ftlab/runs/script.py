@@ -147,6 +147,8 @@ def training(
     if recipe.objective in TOKENIZED_HERE:
         trainer = f"takes_ids({trainer})"
     lines.append(call(f"trainer = {trainer}", options))
+    if recipe.quantization_bit and machine.dtype != "bfloat16":
+        lines.append("device.lift_adapters(model, device.describe())  # trl has turned them into bfloat16")
     name = "adapter" if recipe.finetuning_type == "lora" else "model"
     lines += ["trainer.train()", f"trainer.save_model({str(folder / name)!r})"]
     return "\n".join(lines) + "\n"

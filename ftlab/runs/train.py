@@ -298,6 +298,8 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     keeper = watch.Keeper(job.folder, about, job.recipe.training.get("save_total_limit"))
     watchers = [watch.Log(job.folder / LOG), watch.Guard(), stop, *early_stop(job), *extra, keeper]
     trainer = stages.build_trainer(job.recipe, model, job.args, job.tokenizer, job.datasets, watchers)
+    if job.recipe.quantization_bit:
+        device.lift_adapters(trainer.model, job.machine)
     if quiet:
         for shown in (DEFAULT_PROGRESS_CALLBACK, ProgressCallback, PrinterCallback):
             trainer.remove_callback(shown)

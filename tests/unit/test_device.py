@@ -1,11 +1,15 @@
 """What follows from a machine."""
 
+from pathlib import Path
+
+import bitsandbytes
 import pytest
 import torch
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 from trl.trainer import utils as trl_utils
 
 from ftlab import device
+from ftlab.apps import cli
 from ftlab.device import Machine
 
 
@@ -29,6 +33,35 @@ def test_this_machine_can_be_described():
     here = device.describe()
     assert here.cores >= 1 and here.memory_bytes > 2**28 and here.dtype in str(here)
     assert device.versions()["torch"].startswith("2.") and device.installed("no-such-package") == "-"
+
+
+@pytest.mark.parametrize("dtype", device.DTYPES)
+def test_the_environment_overrides_the_format(monkeypatch, capsys, dtype):
+    monkeypatch.setenv("FTLAB_DTYPE", dtype)
+    assert (device.describe().dtype, device.describe().reason) == (dtype, "FTLAB_DTYPE")
+    assert cli.main(["env"]) == 0
+    assert f"train in {dtype}: FTLAB_DTYPE" in capsys.readouterr().out
+
+
+def test_an_empty_override_leaves_the_choice_to_the_machine(monkeypatch):
+    monkeypatch.setenv("FTLAB_DTYPE", "")
+    assert device.describe() == device.detected()
+
+
+@pytest.mark.parametrize("verb", [["env"], ["train", "recipes/sft_lora.yaml"], ["course", "run", "00"], ["models"]])
+def test_another_format_is_refused_in_one_line(monkeypatch, capsys, verb):
+    monkeypatch.setenv("FTLAB_DTYPE", "half")
+    assert cli.main(verb) == 2
+    said = capsys.readouterr().err
+    assert "FTLAB_DTYPE: `half` is not a number format" in said and "fix: " in said and "Traceback" not in said
+
+
+def test_only_device_asks_what_the_processor_multiplies():
+    """A place that asks torch by itself would not see FTLAB_DTYPE."""
+    asking = ("get_capabilities", "is_bf16_supported", "_is_avx512_bf16_supported", "get_device_capability")
+    paths = [*Path("ftlab").rglob("*.py"), *Path("notebooks/source").glob("*.py")]
+    found = {path.name for path in paths if any(name in path.read_text(encoding="utf-8") for name in asking)}
+    assert found == {"device.py"}
 
 
 def test_small_loss_tiles_change_no_number(monkeypatch):
@@ -71,12 +104,17 @@ def test_the_last_position_of_many_rows_is_multiplied_without_copying_the_weight
     assert torch.allclose(found[False].float(), found[True].float(), atol=1e-2)
 
 
-def test_a_4_bit_model_that_has_answered_still_passes_gradients_back(tiny_model_dir):
-    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype="bfloat16")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("packs", [False, None], ids=["elsewhere", "here"])
+def test_a_4_bit_model_that_has_answered_still_passes_gradients_back(tiny_model_dir, monkeypatch, packs, dtype):
+    """bitsandbytes looks at the processor by itself: whether it packs does not follow from FTLAB_DTYPE."""
+    if packs is not None:
+        monkeypatch.setattr(bitsandbytes.nn.modules, "has_avx512bf16", lambda: packs)
+    settings = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)
     ids = torch.arange(5, 25)[None]
     gradients = {}
     for answered in (False, True):
-        model = LlamaForCausalLM.from_pretrained(tiny_model_dir, dtype="bfloat16", quantization_config=settings)
+        model = LlamaForCausalLM.from_pretrained(tiny_model_dir, dtype=dtype, quantization_config=settings)
         device.keep_gradients(model)
         if answered:
             with torch.no_grad():

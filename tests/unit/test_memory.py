@@ -145,6 +145,8 @@ def two_steps(config, keys, rows, tokenizer, folder, **different):
     args, _ = stages.training_args(run, folder, machine)
     model = stages.prepare_model(run, stages.load_model(run, str(folder / "model"), machine))
     trainer = stages.build_trainer(run, model, args, tokenizer, (Dataset.from_list(rows), None), [])
+    if run.quantization_bit:
+        device.lift_adapters(model, machine)
     with memory.measure_peak_bytes(model) as peak:
         trainer.train()
     return needs.needs(run, machine).peak, peak.bytes
@@ -176,7 +178,7 @@ def test_predicted_is_measured_in_other_families(config, tiny_tokenizer, tmp_pat
     assert predicted == pytest.approx(measured, rel=0.1)
 
 
-@pytest.mark.parametrize("method", ["full", "lora"])
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_predicted_is_measured_in_float32(method, tiny_tokenizer, tmp_path):
     """As on a processor without bfloat16."""
     keys = needs.METHODS[method]
@@ -234,6 +236,8 @@ def test_trl_rounds_the_adapter_of_a_quantized_model():
         for keys in [(), (("quantization_bit", 4),), (("quantization_bit", 4), ("stage", "orpo"))]
     }
     assert list(found.values()) == [4, 2, 4]
+    run = recipe.load(KEYS | {"quantization_bit": 4})
+    assert needs.training(run, decoder, replace(machine, dtype="float16")).trained_bytes == 4
 
 
 def test_a_report_names_the_knob_that_makes_it_fit():

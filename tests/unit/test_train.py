@@ -103,6 +103,20 @@ def test_a_quantized_base_trains_its_adapter(tiny_recipe, bits):
     assert weights.changed() == weights.trainable() and all("lora" in name for name in weights.trainable())
 
 
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+@pytest.mark.parametrize(("dtype", "kept"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)])
+def test_a_quantized_base_s_adapter_is_in_a_format_that_the_machine_multiplies(
+    tiny_recipe, tiny_rows, monkeypatch, stage, dtype, kept
+):
+    """trl rounds it to bfloat16 on every machine, also where a product with bfloat16 is emulated."""
+    monkeypatch.setenv("FTLAB_DTYPE", dtype)
+    data = {"sft": "sft", "dpo": "preference"}[stage]
+    keys = {"stage": stage, "dataset": str(tiny_rows / f"{data}.json"), "max_steps": 2}
+    _done, weights = run(tiny_recipe, quantization_bit=4, **keys)
+    trained = dict(weights.model.named_parameters())
+    assert {trained[name].dtype for name in weights.trainable()} == {kept}
+
+
 def test_dpo_starts_at_ln_2(tiny_recipe, tiny_rows):
     done, _ = run(tiny_recipe, stage="dpo", dataset=str(tiny_rows / "preference.json"), max_steps=2)
     assert rows(done.folder)[0]["loss"] == pytest.approx(0.6931, abs=1e-3)
