@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import gc
-import logging
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -14,8 +13,6 @@ from ftlab.errors import LANGUAGES, LabError, fail
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 for a run that failed, 2 for bad input."""
     options = parser().parse_args(arguments)
-    # On a CPU it says at every import that it has no kernels for another kind of processor.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         return options.verb(options) or 0
     except LabError as error:

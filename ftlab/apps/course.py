@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -50,12 +51,14 @@ def run(numbers: list[str], profile: str = "smoke", say: Callable[[str], None] =
         numbers: lesson numbers; empty means all.
         profile: one of PROFILES.
     Raises:
-        LabError: unknown profile or lesson.
+        LabError: unknown profile or lesson, or FTLAB_DTYPE is not a number format.
     """
+    from ftlab import device
     from ftlab.apps import notebooks
 
     if profile not in PROFILES:
         raise fail("course_no_profile", profile=profile, profiles=", ".join(PROFILES))
+    machine = asdict(device.describe()) | {"versions": device.versions()}
     out = notebooks.root() / "runs" / "course"
     out.mkdir(parents=True, exist_ok=True)
     results = []
@@ -64,7 +67,7 @@ def run(numbers: list[str], profile: str = "smoke", say: Callable[[str], None] =
         results.append(run_one(lesson, profile, out))
         if results[-1].error:
             say(results[-1].error)
-    write_summary(results, profile, out / "summary.json")
+    write_summary(results, profile, machine, out / "summary.json")
     say(table(results))
     return results
 
@@ -83,7 +86,7 @@ def run_one(lesson: "Lesson", profile: str, out: Path) -> Result:
         os.environ["HF_HUB_OFFLINE"] = "1"
     executed = out / f"{lesson.name}.ipynb"
     started, error = time.monotonic(), ""
-    with PeakMemory() as peak:
+    with PeakMemory() as peak, notebooks.kernel_settings() as settings:
         try:
             papermill.execute_notebook(
                 lesson.notebook(),
@@ -91,6 +94,8 @@ def run_one(lesson: "Lesson", profile: str, out: Path) -> Result:
                 parameters={"PROFILE": profile},
                 cwd=notebooks.root(),
                 execution_timeout=CELL_TIMEOUT_SECONDS,
+                progress_bar=sys.stderr.isatty(),
+                **settings,
             )
         except papermill.PapermillExecutionError as failure:
             error = f"{lesson.name}: {failure.ename}: {failure.evalue} (see {executed})"
@@ -139,11 +144,8 @@ def strip_widgets(path: Path) -> None:
     nbformat.write(notebook, path)
 
 
-def write_summary(results: list[Result], profile: str, path: Path) -> None:
-    """Write what a run of the course measured, as JSON."""
-    from ftlab import device
-
-    machine = asdict(device.describe()) | {"versions": device.versions()}
+def write_summary(results: list[Result], profile: str, machine: dict[str, object], path: Path) -> None:
+    """Write what a run of the course measured on a machine, as JSON."""
     rows = [{key: value for key, value in asdict(result).items() if key != "error"} for result in results]
     path.write_text(json.dumps({"profile": profile, "machine": machine, "notebooks": rows}, indent=1))
 

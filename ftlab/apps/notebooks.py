@@ -1,14 +1,19 @@
 """From a lesson's text source to its notebooks: English and Chinese, the same code, the same outputs."""
 
+import contextlib
 import hashlib
 import os
 import re
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jupytext
 import nbformat
 from nbformat import NotebookNode
+from traitlets.config import Config
 
 from ftlab.errors import fail
 
@@ -132,13 +137,32 @@ def run_clean(notebook: NotebookNode) -> dict[str, tuple[list, int | None]]:
     # Panels train with their initial values and leave a picture: there is nobody to click.
     os.environ["FTLAB_HEADLESS"] = "1"
     place = {"metadata": {"path": str(root())}}
-    NotebookClient(notebook, timeout=1800, resources=place, record_timing=False, coalesce_streams=True).execute()
+    with kernel_settings() as settings:
+        client = NotebookClient(
+            notebook, timeout=1800, resources=place, record_timing=False, coalesce_streams=True, **settings
+        )
+        client.execute()
     for cell in code_cells(notebook):
         cell.outputs = [output for output in cell.outputs if is_lasting(output)]
         for output in cell.outputs:
             if len(output.get("data", {}).get("image/png", "")) * 3 / 4 > MAX_PICTURE_BYTES:
                 raise fail("course_big_picture", where=cell.id, limit=MAX_PICTURE_BYTES // 1000)
     return {cell.id: (cell.outputs, cell.execution_count) for cell in code_cells(notebook)}
+
+
+@contextlib.contextmanager
+def kernel_settings() -> Iterator[dict[str, Any]]:
+    """Yield what a `NotebookClient` is told about its kernel: socket files instead of TCP, and quiet libraries.
+
+    Everybody on the machine can connect to a TCP port, and ipykernel warns of it; the folder of the socket files can
+    be opened by this user alone.
+    """
+    # The path of a socket has room for 104 bytes on macOS, 108 on Linux; TMPDIR may be longer.
+    place = "/tmp" if os.access("/tmp", os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="ftlab-", dir=place) as folder:
+        transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
+        # ftlab silences what its libraries say about each other; a lesson imports some of them before it.
+        yield {"config": transport, "extra_arguments": ["--IPKernelApp.exec_lines=import ftlab; del ftlab"]}
 
 
 def is_lasting(output: NotebookNode) -> bool:

@@ -15,7 +15,7 @@ SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 
 
 def raise_loopback() -> None:
-    """Switch the loopback interface on: Jupyter talks to its kernels through it."""
+    """Switch the loopback interface on: the server of lesson 09 is asked through it."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
         request = struct.pack("16sH14s", b"lo", 0, b"")
         flags = struct.unpack("16sH14s", fcntl.ioctl(handle, SIOCGIFFLAGS, request))[1]

@@ -1,6 +1,9 @@
 """From a lesson's source to its notebooks, to its outcomes."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -95,6 +98,42 @@ def test_a_failing_lesson_is_reported_and_fails_the_run(lesson, capsys):
     assert cli.main(["course", "run", "07", "--profile", "cpu"]) == 1
     said = capsys.readouterr().out
     assert "AssertionError: cpu" in said and "07_test              failed" in said
+
+
+def test_a_run_prints_nothing_that_libraries_say(lesson, tmp_path):
+    """Neither the kernel about its sockets, nor bitsandbytes about its import, nor the profiler about its work."""
+    noisy = [
+        "import bitsandbytes, torch, warnings",
+        "from ftlab import memory",
+        "with memory.measure_peak_bytes():",
+        "    torch.ones(2)",
+        "warnings.warn('`gradient_checkpointing` is deprecated and will be removed', FutureWarning)",
+    ]
+    lesson.write_text(lesson.read_text().replace("print(PROFILE)", "\n".join(noisy)))
+    notebooks.build(notebooks.lessons()[0])
+    # ipykernel hands on what is written below Python only outside pytest; and no socket's path has room for this.
+    inherited = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+    deep = tmp_path.joinpath(*["deep" * 10] * 4)
+    deep.mkdir(parents=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "ftlab", "course", "run"],
+        env=inherited | {"TMPDIR": str(deep)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["running", "notebook", "07_test"]
+    executed = nbformat.read(tmp_path / "runs" / "course" / "07_test.ipynb", as_version=4)
+    assert [output for cell in notebooks.code_cells(executed) for output in cell.outputs if "name" in output] == []
+
+
+def test_a_kernel_talks_through_socket_files_of_this_user():
+    with notebooks.kernel_settings() as settings:
+        prefix = Path(settings["config"].KernelManager.ip)
+        assert settings["config"].KernelManager.transport == "ipc"
+        # 104 bytes on macOS, the number and the terminating zero included.
+        assert len(str(prefix)) + 4 < 104 and prefix.parent.stat().st_mode & 0o077 == 0
+    assert not prefix.parent.exists()
 
 
 def test_exercises_are_checked_in_the_learner_s_copy(lesson, capsys):

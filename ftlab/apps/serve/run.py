@@ -2,6 +2,7 @@
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from threading import Thread
 
 import uvicorn
 from starlette.types import ASGIApp
+from transformers.utils.logging import disable_progress_bar
 
 from ftlab import embedded
 from ftlab.apps.serve import app, security
@@ -44,6 +46,8 @@ def serve(
         raise fail("serve_remote", where=host)
     bound = listen(host, port)
     token, said = security.token(embedded.cache_dir() / "serve")
+    if not sys.stderr.isatty():
+        disable_progress_bar()
     model, tokenizer = chat.load(model_name_or_path, adapter)
     engine = Engine(model, tokenizer)
     name = Path(model_name_or_path).resolve().name if os.path.isdir(model_name_or_path) else model_name_or_path
