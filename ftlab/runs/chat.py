@@ -72,6 +72,7 @@ def load(
     adapter: str | Path | None = None,
     backend: str = "huggingface",
     template: str | None = None,
+    replace_template: bool = False,
     **options: Any,
 ) -> tuple[PreTrainedModel | Loop, PreTrainedTokenizerBase]:
     """Return a model, with what was trained on it if that is named, and its tokenizer.
@@ -80,6 +81,7 @@ def load(
         adapter: an adapter folder or a run folder; a run that trained the whole model stands for that model.
         backend: an engine of runs/engines.py, or "auto"; all but "huggingface" merge the adapter.
         template: the recipe key, for a base model without a chat template of its own.
+        replace_template: the recipe key `allow_other_template`.
         options: go to `from_pretrained`.
     Raises:
         LabError: no such model; weights of another base; a tokenizer that does not fit.
@@ -93,7 +95,7 @@ def load(
     options = {"dtype": machine.dtype, "device_map": machine.accelerator} | options
     device.fold_rows(machine)
     tokenizer = tokenizer_of(weights, base, trust_remote_code=bool(options.get("trust_remote_code")))
-    if said := templates.apply(template, tokenizer):
+    if said := templates.apply(template, tokenizer, replace_template):
         print(said)
     whole = weights.folder if weights and not weights.is_adapter else base
     model = AutoModelForCausalLM.from_pretrained(whole, **options)
@@ -182,8 +184,10 @@ def engine_of(recipe: Recipe) -> str:
 
 
 def options_of(recipe: Recipe) -> dict[str, Any]:
-    """Return what `from_pretrained` takes of a recipe."""
+    """Return what `load` and `from_pretrained` take of a recipe."""
     options: dict[str, Any] = {"trust_remote_code": recipe.trust_remote_code}
+    if recipe.allow_other_template and recipe.template:
+        options["replace_template"] = True
     if recipe.infer_dtype != "auto":
         options["dtype"] = recipe.infer_dtype
     if recipe.quantization_bit:

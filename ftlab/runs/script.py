@@ -80,7 +80,9 @@ def rows(recipe: Recipe) -> str:
     lines = [
         f"tokenizer = AutoTokenizer.from_pretrained({path!r}{', trust_remote_code=True' * recipe.trust_remote_code})",
         "tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token",
-        f"templates.apply({recipe.template!r}, tokenizer)" if recipe.template else "",
+        f"templates.apply({recipe.template!r}, tokenizer{', replace=True' * recipe.allow_other_template})"
+        if recipe.template
+        else "",
         "data = recipe.load({" + "".join(f"\n    {name!r}: {value!r}," for name, value in given.items()) + "\n})",
         "train_dataset, eval_dataset = rows.splits(data, tokenizer)",
         "",

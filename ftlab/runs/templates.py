@@ -1,12 +1,13 @@
-"""`template:` names a family of chat templates; the model's own is what counts, so the two are compared."""
+"""`template:` names a chat template by LLaMA-Factory's name; the model's own counts, if it does what the name says."""
 
-import difflib
+import contextlib
 from pathlib import Path
 from typing import NamedTuple
 
+from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ftlab.errors import fail
+from ftlab.errors import fail, say, suggest
 
 
 class Family(NamedTuple):
@@ -16,9 +17,11 @@ class Family(NamedTuple):
     marks: tuple[str, ...]
 
 
+# A template belongs to the first family whose marks it has: those with more marks come before those with fewer.
 FAMILIES = (
+    Family(("phi4",), ("<|im_start|>", "<|im_sep|>")),
     Family(
-        ("chatml", "qwen", "qwen3", "qwen3_nothink", "smollm", "smollm2", "yi", "internlm2", "hermes", "hunyuan"),
+        ("chatml", "qwen", "qwen3", "qwen3_nothink", "smollm", "smollm2", "yi", "intern2", "internlm2", "hermes"),
         ("<|im_start|>", "<|im_end|>"),
     ),
     Family(("llama3",), ("<|start_header_id|>", "<|eot_id|>")),
@@ -27,23 +30,36 @@ FAMILIES = (
     Family(("gemma", "gemma2", "gemma3"), ("<start_of_turn>",)),
     Family(("glm4", "glm4_moe", "glmz1"), ("[gMASK]", "<|user|>")),
     Family(("deepseek3", "deepseekr1"), ("<｜User｜>", "<｜Assistant｜>")),
+    Family(("hunyuan",), ("<|startoftext|>", "<|extra_0|>")),
     Family(("baichuan2",), ("<reserved_106>",)),
-    Family(("phi4",), ("<|im_sep|>",)),
     Family(("phi", "phi_small"), ("<|user|>", "<|end|>")),
-    Family(("olmo",), ("<|user|>", "<|assistant|>")),
-    Family(("zephyr",), ("<|user|>", "<|assistant|>")),
+    Family(("zephyr", "olmo"), ("<|user|>", "<|assistant|>")),
     Family(("vicuna",), ("USER:", "ASSISTANT:")),
     Family(("alpaca",), ("### Instruction:", "### Response:")),
     Family(("default",), ("Human: ", "Assistant:")),
 )
-# For a model that has no template of its own: the three that base models are usually tuned with.
-FOR_BASE_MODELS = {
-    "chatml": (
-        "{% for message in messages %}"
-        "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-        "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    ),
+# Names that promise a think block in every answer, an empty one where the data has no thought.
+THINKING = ("qwen3", "deepseekr1", "glmz1", "glm4_moe")
+# What the system turn says that a name brings with it where the data has none; the other names bring none.
+SYSTEM_TURNS = {
+    "qwen": "You are Qwen",
+    "smollm2": "named SmolLM",
+    "intern2": "You are an AI assistant whose name is InternLM",
+    "llama2_zh": "You are a helpful assistant. 你是一个乐于助人的助手。",
+    "zephyr": "You are Zephyr",
+    "vicuna": "A chat between a curious user and an artificial intelligence assistant.",
+    "alpaca": "Below is an instruction",
+}
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+# Templates that ftlab can give to a model: to a base model, which has none, or in place of the model's own.
+TEXTS = dict.fromkeys(("chatml", "qwen3_nothink", "smollm", "yi"), CHATML) | {
     "alpaca": (
+        "{% if messages[0]['role'] != 'system' %}{{ 'Below is an instruction that describes a task. "
+        "Write a response that appropriately completes the request.\n\n' }}{% endif %}"
         "{% for message in messages %}{% if message['role'] == 'user' %}"
         "{{ '### Instruction:\n' + message['content'] + '\n\n' }}{% elif message['role'] == 'assistant' %}"
         "{{ '### Response:\n' + message['content'] + eos_token + '\n\n' }}{% else %}"
@@ -52,52 +68,118 @@ FOR_BASE_MODELS = {
     ),
     "default": (
         "{% for message in messages %}{% if message['role'] == 'user' %}"
-        "{{ 'Human: ' + message['content'] + '\n' }}{% elif message['role'] == 'assistant' %}"
-        "{{ 'Assistant: ' + message['content'] + eos_token + '\n' }}{% else %}"
-        "{{ 'System: ' + message['content'] + '\n' }}{% endif %}{% endfor %}"
-        "{% if add_generation_prompt %}{{ 'Assistant: ' }}{% endif %}"
+        "{{ 'Human: ' + message['content'] + eos_token + '\n' }}{% elif message['role'] == 'assistant' %}"
+        "{{ 'Assistant:' + message['content'] + eos_token + '\n' }}{% else %}"
+        "{{ 'System: ' + message['content'] + eos_token + '\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
     ),
 }
+# Plain ChatML by name: given in place of an own template that writes think blocks.
+PLAIN = ("chatml", "qwen3_nothink")
+QUESTION, ANSWER, SYSTEM = "Hi?", "Yes.", "@@"
 
 
-def apply(name: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Compare `template: name` with the model's own chat template; give one to a base model that has none.
+def apply(name: str | None, tokenizer: PreTrainedTokenizerBase, replace: bool = False) -> str:
+    """Compare `template: name` with the model's own chat template, and give the model another where that is meant.
 
+    A base model is given the template; so is one whose own writes think blocks where the name says plain ChatML.
+
+    Args:
+        replace: put the named template in place of the model's own, whatever that is.
     Returns:
         A note for the user, "" when there is nothing to say.
     Raises:
-        LabError: the family is another one (the right value is named), or nobody knows the name.
+        LabError: the model's own is another one (the right value is named), or nobody knows the name.
     """
-    if name in (None, "empty"):
+    if name is None:
         return ""
-    family = family_of_name(name)
-    own = tokenizer.chat_template
-    if own is None:
-        if name not in FOR_BASE_MODELS:
-            raise fail("recipe_template_none", where="template", name=name, known=", ".join(FOR_BASE_MODELS))
-        tokenizer.chat_template = FOR_BASE_MODELS[name]
-        return f"template: {name}: the model has no chat template of its own, this one is saved with it"
-    texts = own if isinstance(own, str) else " ".join(own.values())
-    if all(mark in texts for mark in family.marks):
-        return ""
-    right = right_name(texts, tokenizer.name_or_path)
-    raise fail("recipe_template", where="template", name=name, family=right, right=right or "-")
+    family, own = family_of_name(name), tokenizer.chat_template
+    if own is None or replace:
+        if name not in TEXTS:
+            key = "recipe_template_none" if own is None else "recipe_template_no_text"
+            raise fail(key, where="template", name=name, known=", ".join(TEXTS))
+        tokenizer.chat_template = TEXTS[name]
+        return say("recipe_note_template_base" if own is None else "recipe_note_template_given", name=name)
+    text = own if isinstance(own, str) else " ".join(own.values())
+    same, blocks = family is family_of_text(text), thinks(tokenizer)
+    if same and blocks == (name in THINKING):
+        return system_note(name, tokenizer)
+    if same and name in PLAIN:
+        tokenizer.chat_template = CHATML
+        return say("recipe_note_template_plain", name=name)
+    right = right_name(text, tokenizer.name_or_path, blocks)
+    if same:
+        raise fail(
+            "recipe_template_thinks" if blocks else "recipe_template_plain", where="template", name=name, right=right
+        )
+    raise fail("recipe_template", where="template", name=name, family=right or "?", right=right or "-")
 
 
 def family_of_name(name: str) -> Family:
-    """Return the family a name belongs to."""
+    """Return the family a name belongs to.
+
+    Raises:
+        LabError: `empty`, which would train text without turns, or a name that nobody knows.
+    """
+    if name == "empty":
+        raise fail("recipe_template_empty", where="template")
     family = next((family for family in FAMILIES if name in family.names), None)
     if family is None:
-        names = [name for family in FAMILIES for name in family.names]
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.4) or ["chatml", "llama3", "mistral"]
-        raise fail("recipe_template_unknown", where="template", name=name, nearest=", ".join(near))
+        hint = suggest(name, [known for family in FAMILIES for known in family.names])
+        raise fail("recipe_template_unknown", where="template", name=name, hint=f"{hint} " if hint else "")
     return family
 
 
-def right_name(template: str, model: str) -> str:
-    """Return the name to write for a chat template: the family's name that the model's own contains, or its first."""
-    family = next((family for family in FAMILIES if all(mark in template for mark in family.marks)), None)
-    if family is None:
-        return ""
+def family_of_text(template: str) -> Family | None:
+    """Return the family of a chat template, None for one of no known family."""
+    return next((family for family in FAMILIES if all(mark in template for mark in family.marks)), None)
+
+
+def right_name(template: str, model: str, blocks: bool) -> str:
+    """Return the name to write for a chat template: the one that the model's own name contains, or the first that fits.
+
+    Args:
+        blocks: whether the template writes think blocks.
+    """
+    family = family_of_text(template)
+    fitting = [name for name in family.names if (name in THINKING) is blocks] if family else []
     spoken = Path(model).name.lower()
-    return next((name for name in family.names if name in spoken), family.names[0])
+    told = [name for name in fitting if name.removesuffix("_nothink") in spoken]
+    return max(told, key=len) if told else (fitting or [""])[0]
+
+
+def rendered(tokenizer: PreTrainedTokenizerBase, *turns: tuple[str, str], ask: bool = False) -> str:
+    """Return what a tokenizer's chat template makes of some turns (role, text), "" where it refuses them."""
+    messages = [{"role": role, "content": text} for role, text in turns]
+    with contextlib.suppress(TemplateError, TypeError, ValueError, KeyError, IndexError):
+        return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
+    return ""
+
+
+def thinks(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return True if a chat template writes a think block by itself, into an answer or before it."""
+    asked = ("user", QUESTION)
+    answered = rendered(tokenizer, asked, ("assistant", ANSWER))
+    return "<think>" in answered + rendered(tokenizer, asked, ask=True)
+
+
+def system_note(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a note where a model's own template brings another system turn than the name promises, else ""."""
+    promised, own = SYSTEM_TURNS.get(name, ""), own_system_turn(tokenizer)
+    if promised in own and bool(promised) == bool(own):
+        return ""
+    shown = [f"`{text[:80]}`" if text else say("no_system_turn") for text in (own.strip(), promised)]
+    return say("recipe_note_template_system", name=name, own=shown[0], promised=shown[1])
+
+
+def own_system_turn(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the system turn that a chat template writes by itself where a conversation has none, else ""."""
+    bare, full = rendered(tokenizer, ("user", QUESTION)), rendered(tokenizer, ("system", SYSTEM), ("user", QUESTION))
+    before, _, after = full.partition(SYSTEM)
+    rest = bare.removeprefix(before)
+    if not full or not before or rest == bare or rest.startswith(QUESTION):
+        return ""
+    between = after.partition(QUESTION)[0]
+    # Some templates put a date before whatever the system turn says: then that is all there is.
+    said = rest.partition(between)[0]
+    return said or before.removeprefix(tokenizer.bos_token or "")

@@ -156,7 +156,7 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
     stages.rehearse(recipe, model_path)
     args, notes = stages.training_args(recipe, folder, machine)
     tokenizer = load_tokenizer(recipe, model_path)
-    notes.append(templates.apply(recipe.template, tokenizer))
+    notes.append(templates.apply(recipe.template, tokenizer, recipe.allow_other_template))
     models.require_rows(tokenizer, models.embedding_rows(model_path), model_path)
     if is_main():
         for note in filter(None, notes):

@@ -130,8 +130,7 @@ def template(name: str) -> None:
     Raises:
         LabError: nobody knows it.
     """
-    if name != "empty":
-        templates.family_of_name(name)
+    templates.family_of_name(name)
 
 
 def state(made: Recipe) -> tuple[str, str]:
