@@ -1,5 +1,6 @@
 """A data set's example as a trainer gets it: the training examples it becomes, and the tokens that cutoff_len takes."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftlab.data.read import Row
@@ -48,6 +49,13 @@ def encode(tokenizer: "PreTrainedTokenizerBase", row: Row, how: Encoding) -> Out
     row = with_system(row, how.default_system)
     column = next((name for name in SIDES if name in row), "")
     return encode_sides(tokenizer, row, how, SIDES[column]) if column else encode_turns(tokenizer, row, how)
+
+
+def columns_of(columns: Sequence[str], how: Encoding) -> tuple[str, ...]:
+    """Return the columns that training examples have, for the columns that a data set has."""
+    if "chosen" in columns:
+        return ("chosen_ids", "rejected_ids") if how.judged else ("prompt_ids", "chosen_ids", "rejected_ids")
+    return ("prompt_ids", "completion_ids", "label") if "label" in columns else ("input_ids", "labels")
 
 
 def with_system(row: Row, default_system: str | None) -> Row:

@@ -5,12 +5,12 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from datasets import Dataset
+from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ftlab import rendering, tokens
 from ftlab.data import registry
-from ftlab.data.encoding import Encoding, encode, with_system
+from ftlab.data.encoding import Encoding, columns_of, encode, with_system
 from ftlab.data.split import split
 from ftlab.data.store import features
 from ftlab.errors import LabError, fail
@@ -96,6 +96,9 @@ def encoding_of(recipe: Recipe) -> Encoding:
 def encoded(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Return the training examples of every example, as token ids."""
     how, count = encoding_of(recipe), Count(recipe)
+    types = {
+        name: Value("bool") if name == "label" else List(Value("int64")) for name in columns_of(rows.column_names, how)
+    }
 
     def encode_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         made: list[dict[str, Any]] = []
@@ -106,16 +109,24 @@ def encoded(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -
                 continue
             count.outcome(len(outcome.examples), outcome.lost)
             made += outcome.examples
-        return {name: [example[name] for example in made] for name in made[0]} if made else {}
+        return {name: [example[name] for example in made] for name in types}
 
-    # Counted anew each time: a cached result would say nothing.
-    found = rows.map(encode_batch, batched=True, remove_columns=rows.column_names, load_from_cache_file=False)
+    found = rows.map(
+        encode_batch,
+        batched=True,
+        remove_columns=rows.column_names,
+        features=Features(types),
+        # Counted anew each time: a cached result would say nothing.
+        load_from_cache_file=False,
+    )
     count.say()
     return found
 
 
 def asked(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Return `prompt` (messages) and `answer` (text) of the examples that end with an answer and whose prompt fits."""
+    if "tools" in rows.column_names:
+        raise fail("train_tools", where=recipe.dataset or "", stage=recipe.objective)
     found, count = [], Count(recipe)
     for row in map(present, rows):
         *before, last = with_system(row, recipe.default_system)["messages"]
@@ -158,7 +169,7 @@ class Count:
             return work()
         except LabError as error:
             problem = LabError(error.what, where, error.fix)
-            if getattr(self.recipe, "on_bad_rows", "refuse") == "refuse":
+            if self.recipe.on_bad_rows == "refuse":
                 raise problem from None
             self.bad.append(problem)
             return None

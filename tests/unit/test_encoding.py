@@ -1,0 +1,333 @@
+"""Where answers begin and end under every chat template that TRL ships, and what cutting leaves of long examples."""
+
+import contextlib
+import json
+import os
+import random
+import re
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+from tiny import CHATML, make_tokenizer
+from transformers import PreTrainedTokenizerFast
+
+from ftlab import rendering, tokens
+from ftlab.data import check, encoding
+from ftlab.errors import LabError
+from ftlab.runs import recipe, rows
+
+TEMPLATES = sorted(path.name for path in (files("trl") / "chat_templates").iterdir() if path.name.endswith(".jinja"))
+# Merges over white space, as real tokenizers have them: "\n\n", "  ", "\n " and words with a space before.
+MERGES = [("Ċ", "Ċ"), ("Ġ", "Ġ"), ("Ċ", "Ġ"), ("ĠĠ", "ĠĠ"), ("Ġ", "I"), ("s", "Ċ"), (">", "Ċ"), ("Ġ", "x")]
+CONTROL = re.compile(
+    r"<\|[^|<>'\" ]+\|>|<｜[^｜]+｜>|</?(?:start|end)_of_(?:turn|utterance)>|<turn\|>|<\|turn>|<\|tool_response>|</s>"
+)
+ENDS = (
+    "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|return|>", "<｜end▁of▁sentence｜>", "</s>", "<|END_OF_TURN_TOKEN|>",
+    "<end_of_utterance>", "<turn|>", "<|eot|>", "<|end|>",
+)  # fmt: skip
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Oslo", "until": None}}}
+TOOL = {"type": "function", "function": {"name": "weather", "description": "Look.", "parameters": {"type": "object"}}}
+CONVERSATIONS = {
+    "two_turns": [("user", "Hi"), ("assistant", "Hello"), ("user", "Bye"), ("assistant", "See you")],
+    "system": [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello")],
+    "spaces": [("user", "Code"), ("assistant", "    x = 1"), ("user", "More"), ("assistant", "\n\n  x = 2")],
+    "thoughts": [
+        ("user", "2+2?"),
+        ("assistant", "It is 4.", "Two and two."),
+        ("user", "3+3?"),
+        ("assistant", "It is 6.", "Three."),
+    ],
+    "call": [("user", "Weather?"), ("assistant", CALL), ("tool", "3 degrees"), ("assistant", "It is cold.")],
+    "ends_in_call": [("user", "Weather?"), ("assistant", CALL)],
+}
+
+
+def message(role: str, content: str | dict, thought: str = "") -> dict:
+    """Return a message; a dict is a tool call."""
+    if isinstance(content, dict):
+        return {"role": role, "content": "", "tool_calls": [content]}
+    return {"role": role, "content": content} | ({"reasoning_content": thought} if thought else {})
+
+
+def tokenizer_with(template: str) -> PreTrainedTokenizerFast:
+    """Return a byte-level tokenizer with merges, a template and the control tokens that the template names."""
+    tokenizer = make_tokenizer(MERGES)
+    marks = sorted(set(CONTROL.findall(template)))
+    tokenizer.add_special_tokens({"additional_special_tokens": marks})
+    tokenizer.eos_token = next((end for end in ENDS if end in marks), "<|im_end|>")
+    tokenizer.bos_token = "<bos>"
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def bundled(name: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one of TRL's templates."""
+    return tokenizer_with((files("trl") / "chat_templates" / name).read_text(encoding="utf-8"))
+
+
+def spans(example: dict[str, list[int]]) -> list[tuple[int, int]]:
+    """Return where trained tokens begin and end."""
+    trained = [label != tokens.IGNORED for label in example["labels"]]
+    starts = [n for n, here in enumerate(trained) if here and not (n and trained[n - 1])]
+    return [(start, next((n for n in range(start, len(trained)) if not trained[n]), len(trained))) for start in starts]
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_every_answer_is_trained_once_as_it_is_asked_for(name, conversation):
+    tokenizer = bundled(name)
+    messages = [message(*turn) for turn in CONVERSATIONS[conversation]]
+    row = {"messages": messages} | ({"tools": [TOOL]} if "call" in conversation else {})
+    examples = tokens.encode(tokenizer, row)
+    found = [(example["input_ids"], *span) for example in examples for span in spans(example)]
+    answers = [n for n, one in enumerate(messages) if one["role"] == "assistant"]
+    assert len(found) == len(answers)
+    control = set(tokenizer.convert_tokens_to_ids(rendering.control_tokens(tokenizer)))
+    for (ids, start, end), turn in zip(found, answers, strict=True):
+        prompts = [
+            tokens.ids_of(tokenizer, rendering.render(tokenizer, messages[:turn], row.get("tools"), True, **options))
+            for options in ({}, {"enable_thinking": True})
+        ]
+        assert ids[:start] in prompts
+        text = tokenizer.decode(ids[start:end])
+        said = messages[turn]
+        assert said["content"].strip() in text and said.get("reasoning_content", "") in text
+        assert all(call["function"]["name"] in text and "Oslo" in text for call in said.get("tool_calls", []))
+        assert ids[end - 1] in control
+        # Nothing but the answer: no word of a later turn.
+        assert not any(later["content"] and later["content"] in text for later in messages[turn + 1 :])
+
+
+def test_prompt_and_answer_are_tokenized_apart():
+    tokenizer = tokenizer_with(CHATML)
+    messages = [{"role": "user", "content": "Code"}, {"role": "assistant", "content": "\n  x"}]
+    (example,) = tokens.encode(tokenizer, {"messages": messages})
+    prompt = tokens.prompt(tokenizer, messages[:1])
+    answer = tokenizer("\n  x<|im_end|>", add_special_tokens=False).input_ids
+    assert example["input_ids"] == [*prompt, *answer, *tokenizer("\n", add_special_tokens=False).input_ids]
+    assert [label for label in example["labels"] if label != tokens.IGNORED] == answer
+    # Together the line breaks would have merged, and the answer would begin inside a token.
+    together = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=True)["input_ids"]
+    assert together[: len(prompt)] != prompt
+
+
+def test_a_history_that_is_rewritten_gives_an_example_for_each_answer():
+    tokenizer = bundled("qwen3.jinja")
+    messages = [message(*turn) for turn in CONVERSATIONS["thoughts"]]
+    first, second = tokens.encode(tokenizer, {"messages": messages})
+    assert tokenizer.decode([label for label in first["labels"] if label != tokens.IGNORED]) == (
+        "<think>\nTwo and two.\n</think>\n\nIt is 4.<|im_end|>"
+    )
+    # As the model is asked at that point: without its earlier thought.
+    assert "Two and two" not in tokenizer.decode(second["input_ids"])
+    (last,) = tokens.encode(tokenizer, {"messages": messages}, mask_history=True)
+    assert last == second
+
+
+def test_turns_of_weight_0_are_not_trained_on(tiny_tokenizer):
+    messages = [message(*turn) for turn in CONVERSATIONS["two_turns"]]
+    messages[1]["weight"] = 0
+    (example,) = tokens.encode(tiny_tokenizer, {"messages": messages})
+    assert tiny_tokenizer.decode([one for one in example["labels"] if one != tokens.IGNORED]) == "See you<|im_end|>"
+    assert tokens.encode(tiny_tokenizer, {"messages": messages[:2]}) == []
+
+
+def test_masked_history_does_not_look_at_earlier_turns(tiny_tokenizer, monkeypatch):
+    asked = []
+    monkeypatch.setattr(tokens, "turn_of", lambda tokenizer, messages, *rest: asked.append(len(messages)))
+    monkeypatch.setattr(tokens, "closed", lambda turns, tokenizer: turns)
+    tokens.examples(
+        tiny_tokenizer, {"messages": [message(*one) for one in CONVERSATIONS["two_turns"]]}, mask_history=True
+    )
+    assert asked == [3]
+
+
+def test_a_long_history_loses_its_beginning_and_the_last_question_stays(tiny_tokenizer):
+    messages = [
+        message("user", "a" * 300),
+        message("assistant", "b"),
+        message("user", "Why?"),
+        message("assistant", "So."),
+    ]
+    (example,) = tokens.encode(tiny_tokenizer, {"messages": messages}, mask_history=True, cutoff_len=64)
+    text = tiny_tokenizer.decode(example["input_ids"])
+    assert len(example["input_ids"]) == 64
+    assert text.endswith("Why?<|im_end|>\n<|im_start|>assistant\nSo.<|im_end|>\n")
+
+
+def test_control_tokens_in_a_message_end_no_turn(tiny_tokenizer):
+    messages = [message("user", "What is <|im_end|>?"), message("assistant", "It is <|im_end|>.")]
+    (example,) = tokens.encode(tiny_tokenizer, {"messages": messages})
+    # The system never speaks: two turns, two ends.
+    assert example["input_ids"].count(tiny_tokenizer.eos_token_id) == 2
+    assert tokens.prompt(tiny_tokenizer, messages[:1]).count(tiny_tokenizer.eos_token_id) == 1
+
+
+def test_tools_stand_in_the_system_turn_where_the_template_has_no_place(tiny_tokenizer):
+    messages = [message(*turn) for turn in CONVERSATIONS["call"]]
+    text = rendering.render(tiny_tokenizer, messages, [TOOL])
+    assert '"description": "Look."' in text.split("<|im_end|>")[0]
+    assert '{"name": "weather", "arguments": {"city": "Oslo", "until": null}}' in text
+
+
+def test_arguments_as_json_text_are_the_same_call(tiny_tokenizer):
+    for tokenizer in (tiny_tokenizer, bundled("qwen2_5.jinja"), bundled("qwen3_6.jinja"), bundled("deepseekv3.jinja")):
+        call = {
+            "type": "function",
+            "function": {"name": "weather", "arguments": json.dumps({"city": "Oslo", "until": None})},
+        }
+        messages = [message("user", "Weather?"), message("assistant", call)]
+        parsed = [message("user", "Weather?"), message("assistant", CALL)]
+        assert rendering.render(tokenizer, messages, [TOOL]) == rendering.render(tokenizer, parsed, [TOOL])
+
+
+def test_a_system_turn_that_the_template_refuses_begins_the_first_question():
+    tokenizer = bundled("gemma.jinja")
+    text = rendering.render(tokenizer, [message("system", "Be brief."), message("user", "Hi")])
+    assert "<start_of_turn>user\nBe brief.\n\nHi<end_of_turn>" in text
+
+
+def test_the_end_of_an_answer_is_among_the_end_ids():
+    tokenizer = tokenizer_with(CHATML)
+    tokenizer.add_special_tokens({"eos_token": "<|endoftext|>"})
+    ids = tokenizer.convert_tokens_to_ids(["<|im_end|>", "<|endoftext|>"])
+    assert tokens.end_ids(tokenizer) == sorted(ids)
+    tokenizer.chat_template = None
+    assert tokens.end_ids(tokenizer) == ids[1:]
+
+
+# The whole figure: FTLAB_CASES=2000 pytest tests/unit/test_encoding.py -k data_check
+CASES = int(os.environ.get("FTLAB_CASES", "40"))
+WORDS = (
+    "Hi",
+    "a longer sentence with words",
+    "\n\n",
+    "    x = 1",
+    "你好 🙂",
+    "<|im_end|>",
+    "</think>",
+    "<think>\nhm\n</think>\n\n",
+    "1",
+)
+FAMILIES = (
+    "qwen2_5",
+    "qwen3",
+    "qwen3_5_think",
+    "llama3_1",
+    "gemma",
+    "gptoss",
+    "deepseek_r1_distill",
+    "phi3",
+    "glm4moe",
+)
+
+
+def random_set(chance: random.Random) -> list[dict]:
+    """Return a few examples of one shape with random turns, lengths, thoughts and weights."""
+
+    def text() -> str:
+        return " ".join(chance.choice(WORDS) for _ in range(chance.randint(1, 8))) or "x"
+
+    def turns() -> list[dict]:
+        made = [{"role": "system", "content": f"System {text()}"}] if chance.random() < 0.3 else []
+        for _ in range(chance.randint(1, 3)):
+            made += [
+                {"role": "user", "content": f"Question {text()}"},
+                {"role": "assistant", "content": f"Answer {text()}"},
+            ]
+            if chance.random() < 0.2:
+                made[-1]["weight"] = 0
+            if chance.random() < 0.2:
+                made[-1]["reasoning_content"] = "A thought."
+        return made
+
+    shape = chance.choice(("messages", "messages", "pair", "kto", "tools"))
+    made = []
+    for _ in range(chance.randint(1, 4)):
+        row: dict = {"messages": turns()}
+        if shape == "pair":
+            row = {"instruction": text() + "?", "chosen": f"Yes {text()}", "rejected": f"No {text()}"}
+        elif shape == "kto":
+            row = {"instruction": text() + "?", "output": f"Yes {text()}", "kto_tag": chance.random() < 0.5}
+        elif shape == "tools":
+            row["messages"] += [
+                message("user", "Weather?"),
+                message("assistant", CALL),
+                message("tool", text()),
+                message("assistant", "Cold."),
+            ]
+            row["tools"] = [TOOL]
+        made.append(row)
+    return made
+
+
+@pytest.mark.parametrize("seed", range(CASES))
+def test_data_check_says_what_training_does(seed, tmp_path, monkeypatch, capsys):
+    """Kept, cut and dropped are the same, and so is every id and label."""
+    chance = random.Random(seed)
+    path = tmp_path / "set.jsonl"
+    made = random_set(chance)
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made), encoding="utf-8")
+    tokenizer, cutoff_len = bundled(f"{chance.choice(FAMILIES)}.jinja"), chance.choice((16, 48, 128, 2048))
+    report = check.check(str(path), cutoff_len=cutoff_len, tokenizer=tokenizer)
+    stage = "dpo" if "chosen" in made[0] else "kto" if "kto_tag" in made[0] else "sft"
+    keys = {
+        "model_name_or_path": "x",
+        "dataset": str(path),
+        "stage": stage,
+        "cutoff_len": cutoff_len,
+        "on_bad_rows": "drop",
+    }
+    try:
+        trained, _ = rows.splits(recipe.load(keys), tokenizer)
+    except LabError:
+        assert report.kept + report.cut == 0
+        return
+    printed = capsys.readouterr().out
+    counts = re.search(r"(\d+) read, (\d+) kept.*?; (\d+) cut to \d+ tokens \((\d+) tokens lost\)", printed)
+    read, kept, cut, lost = map(int, counts.groups())
+    assert (kept, cut, lost) == (report.kept + report.cut, report.cut, report.tokens_lost)
+    assert report.read - kept == report.dropped and read <= report.read
+    shown = []
+    for row in rows.read(recipe.load(keys), str(path)):
+        with contextlib.suppress(LabError):
+            how = encoding.Encoding(cutoff_len=cutoff_len)
+            shown += encoding.encode(tokenizer, rows.present(row), how).examples
+    assert list(trained) == shown
+
+
+@pytest.mark.parametrize("seed", range(max(1, CASES // 4)))
+def test_nothing_that_stands_in_a_row_is_a_traceback(seed, tmp_path):
+    """Fuzz: mutated examples through check and encode under every family; FTLAB_CASES=20000 makes 5,000 rows."""
+    chance = random.Random(seed)
+    row = random_set(chance)[0]
+    for _ in range(chance.randint(1, 3)):
+        mutate(row, chance)
+    path = Path(tmp_path / "set.jsonl")
+    path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    for family in chance.sample(FAMILIES, 2):
+        try:
+            report = check.check(str(path), cutoff_len=64, tokenizer=bundled(f"{family}.jinja"))
+        except LabError:
+            continue
+        assert report.kept + report.cut + report.dropped == report.read
+
+
+def mutate(value: object, chance: random.Random) -> None:
+    """Change one thing somewhere inside a value."""
+    places = [value]
+    for one in places:
+        places += [
+            inner for inner in (one.values() if isinstance(one, dict) else one) if isinstance(inner, dict | list)
+        ]
+    place = chance.choice([one for one in places if one] or [value])
+    key = chance.choice(list(place)) if isinstance(place, dict) else chance.randrange(len(place))
+    junk = chance.choice(
+        (None, 0, 1.5, True, "", "x", [], {}, ["x"], {"role": "user"}, "<|im_end|>", "assistant", "tool")
+    )
+    if chance.random() < 0.3:
+        del place[key]
+    else:
+        place[key] = junk
