@@ -14,7 +14,7 @@ from ftlab.control import CONTROL_TOKENS, escape_control_tokens
 from ftlab.data import lines
 from ftlab.data.convert import Made, converted, on_texts
 from ftlab.data.encoding import Encoding, encode
-from ftlab.data.entries import Entry, detect
+from ftlab.data.entries import Entry, described, detect, format_of_entry
 from ftlab.data.read import SUFFIXES, Row, texts
 from ftlab.data.registry import is_table, opened
 from ftlab.data.split import digest, question
@@ -265,7 +265,10 @@ def with_rows_written(look: Look, name: str, dataset_dir: Path, fix_to: Path) ->
         if entry is None or not writer.rows:
             look.report.changes.append(say("data_fix_not_written", path=fix_to))
             return
-        check_written(entry, partial, fix_to, writer.rows)
+        problem = unread_problem(entry, partial, writer.rows)
+        if problem:
+            look.report.add(fail("data_fix_unreadable", where=str(fix_to), reason=problem))
+            return
         if fix_to.exists():
             raise FileExistsError
         partial.rename(fix_to)
@@ -278,17 +281,16 @@ def with_rows_written(look: Look, name: str, dataset_dir: Path, fix_to: Path) ->
         partial.unlink(missing_ok=True)
 
 
-def check_written(entry: Entry, partial: Path, fix_to: Path, written: int) -> None:
-    """Read what was written as a set would be.
-
-    Raises:
-        LabError: a row does not come back; the first problem is named.
-    """
-    named = replace(entry, encoding="utf-8", where="") if entry.where else detect(partial)
-    read = [made.row for made in converted(named, partial, None, None)]
-    problem = next((row for row in read if isinstance(row, LabError)), None)
-    if problem or len(read) != written:
-        raise fail("data_fix_unreadable", where=str(fix_to), reason=problem.what if problem else f"{len(read)} rows")
+def unread_problem(entry: Entry, partial: Path, written: int) -> str:
+    """Return why rows that were written are not read as those of their set were, "" if they are."""
+    try:
+        named = replace(entry, encoding="utf-8", where="") if entry.where else detect(partial)
+        read = [made.row for made in converted(named, partial, None, None)]
+    except LabError as problem:
+        return problem.what
+    problem = next((row.what for row in read if isinstance(row, LabError)), "")
+    same = len(read) == written and format_of_entry(named).convert is format_of_entry(entry).convert
+    return problem or ("" if same else f"{described(named)}, {len(read)} / {written}")
 
 
 @dataclass

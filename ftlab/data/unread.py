@@ -20,6 +20,9 @@ KNOWN = {
     "rejected_messages", "chosen_messages", "chat_template_kwargs", "enable_thinking", "mask", *THOUGHTS, *WEIGHTS,
 }  # fmt: skip
 
+# The columns of an entry that may hold turns.
+SPOKEN = ("messages", "prompt", "response", "chosen", "rejected")
+
 
 class Unread:
     """Counts, over the rows of one set, what no format reads.
@@ -31,7 +34,9 @@ class Unread:
 
     def __init__(self, entry: Entry, *, table: bool) -> None:
         self.entry, self.table = entry, table
-        self.read, self.tags = set(entry.all_columns().values()), entry.all_tags()
+        columns = entry.all_columns()
+        self.read, self.tags = set(columns.values()), entry.all_tags()
+        self.spoken = [columns[name] for name in SPOKEN if name in columns]
         self.columns: Counter[str] = Counter()
         self.keys: Counter[str] = Counter()
         self.systems = self.nulls = self.placeholders = 0
@@ -46,17 +51,20 @@ class Unread:
     def count(self, raw: Row, row: Row) -> None:
         """Count what one good row holds beyond what was read."""
         self.columns.update(name for name, value in raw.items() if name not in self.read and not empty(value))
-        conversations = {name: value for name, value in raw.items() if name in self.read and is_turns(value)}
-        for value in conversations.values():
-            for turn in [value] if isinstance(value, dict) else value:
-                self.keys.update(unread_keys(turn, self.tags_for(value)))
+        turns = [turn for name in self.spoken for turn in self.turns(raw.get(name))]
+        for turn, tags in turns:
+            self.keys.update(unread_keys(turn, tags))
         self.systems += self.other_system(raw, row)
-        self.nulls += self.table and (any(map(null_arguments, all_turns(conversations))) or self.null_tools(raw))
+        self.nulls += self.table and (any(null_arguments(turn) for turn, _ in turns) or self.null_tools(raw))
         self.placeholders += any("{{" in text and PLACEHOLDER.search(text) for text in texts(row))
 
-    def tags_for(self, value: object) -> Tags:
-        """Return the tags of a conversation: those of the entry, or what TRL's own lists have."""
-        return self.tags if self.entry.formatting != "alpaca" else tags_of(value)
+    def turns(self, value: object) -> list[tuple[Message, Tags]]:
+        """Return the turns in a column with their tags: those of the entry, or what TRL's own lists have."""
+        listed = [value] if isinstance(value, dict) else value
+        if not is_messages(listed):
+            return []
+        tags = tags_of(listed) if self.entry.formatting == "alpaca" else self.tags
+        return [(turn, tags) for turn in listed]
 
     def other_system(self, raw: Row, row: Row) -> bool:
         """Return whether a row has a system column beside a system turn that says something else."""
@@ -95,16 +103,6 @@ class Unread:
 def say_all(notes: Iterable[Note]) -> list[str]:
     """Return notes in the user's language."""
     return [say(key, **values) for key, values in notes]
-
-
-def is_turns(value: object) -> bool:
-    """Return whether a value is a turn, or a list of turns."""
-    return is_messages([value]) or is_messages(value)
-
-
-def all_turns(conversations: dict[str, Any]) -> list[Message]:
-    """Return every turn of a row."""
-    return [turn for value in conversations.values() for turn in ([value] if isinstance(value, dict) else value)]
 
 
 def unread_keys(turn: Message, tags: Tags) -> list[str]:

@@ -1,5 +1,6 @@
 """Broken data files: each is refused with its place and a fix, none with a traceback, and no wrong row comes in."""
 
+import copy
 import csv
 import hashlib
 import io
@@ -354,6 +355,110 @@ def test_mutated_files_are_checked_and_mended(seed, tmp_path_factory):
     if mended.exists():
         assert sum(1 for _ in rows(mended)) == report.kept - report.duplicates - report.overlap
         assert check.check(str(mended)).total == 0
+
+
+def said(role, content, **more):
+    return {"role": role, "content": content} | more
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"until": null}'}}
+PAIR = {"chosen": [said("assistant", "b")], "rejected": [said("assistant", "c")]}
+# Good rows with all that a format may hold, as seeds.
+GOOD_ROWS = [
+    {
+        "messages": [
+            said("system", "s"),
+            said("user", "a", name="x"),
+            said("assistant", "b", weight=0, reasoning="c"),
+            said("user", [{"type": "text", "text": "d"}]),
+            said("assistant", None, tool_calls=[CALL]),
+            said("tool", "ok", tool_call_id="c1"),
+            said("assistant", "e"),
+        ],
+        "tools": [{"name": "f", "parameters": {"default": None}}],
+        "images": [],
+    },
+    {
+        "messages": [
+            said("user", "a"),
+            said("assistant", None, function_call={"name": "f", "arguments": "{}"}),
+            said("function", "ok", name="f"),
+            said("assistant", "b"),
+        ],
+        "functions": [{"name": "f"}],
+        "label": False,
+    },
+    {
+        "conversations": [
+            {"from": "human", "value": "a"},
+            {"from": "function_call", "value": '{"name": "f", "arguments": {"x": null}}'},
+            {"from": "observation", "value": "o"},
+            {"from": "gpt", "value": "b", "train": True},
+        ],
+        "tools": "[]",
+        "system": "s",
+    },
+    {"instruction": "a", "input": "b", "output": "c", "history": [["q", "r"]], "label": "x"},
+    {"prompt": "a", "completion": "b", "label": True},
+    {"prompt": [said("user", "a")], "completion": [said("assistant", "b")], "tools": [{"name": "f"}]},
+    {"prompt": [said("user", "a")], "margin": 1.0} | PAIR,
+    {side: [said("user", "a"), *answer] for side, answer in PAIR.items()},
+    {"conversations": [{"from": "human", "value": "a"}]}
+    | {side: {"from": "gpt", "value": side} for side in ("chosen", "rejected")},
+    {"text": "a", "label": 1},
+]
+STRANGE = [
+    None, "", " ", 0, 1, True, False, 0.5, -1, 10**30, [], {}, "x", ["x"], [None], {"a": None}, "true", "[]", "{}",
+    "user", "tool", "<image>", "{{name}}", "<think>t</think>", [["a", "b"]], [{"type": "image"}], said("user", "z"),
+    [said("assistant", "z")],
+]  # fmt: skip
+KEYS = [
+    "messages", "role", "content", "weight", "train", "reasoning_content", "tools", "functions", "label", "kto_tag",
+    "images", "system", "history", "prompt", "chosen", "rejected", "tool_calls", "function_call", "name", "arguments",
+    "from", "value", "id", "where", "text", "type",
+]  # fmt: skip
+
+
+def containers(value):
+    """Return every object and list of a row that is not empty, from the outside in."""
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return ([value] if inside else []) + [found for one in inside for found in containers(one)]
+
+
+def mutated_row(chance):
+    """Return a good row with up to three changes."""
+    row = copy.deepcopy(chance.choice(GOOD_ROWS))
+    for _ in range(chance.randrange(4)):
+        inside = chance.choice(containers(row) or [row])
+        keys = list(inside) if isinstance(inside, dict) else range(len(inside))
+        key, value = chance.choice(keys or [0]), copy.deepcopy(chance.choice(STRANGE))
+        if chance.random() < 0.3 and isinstance(inside, dict):
+            inside[chance.choice(KEYS)] = value
+        elif chance.random() < 0.3 and len(inside):
+            del inside[key]
+        elif len(inside):
+            inside[key] = value
+    return row
+
+
+@settings(max_examples=400, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+@given(seed=st.integers(0, 2**64 - 1))
+def test_a_check_keeps_the_rows_that_a_load_accepts(seed, tmp_path_factory):
+    chance = random.Random(seed)
+    rows_ = [mutated_row(chance) for _ in range(chance.randint(1, 4))]
+    folder = tmp_path_factory.getbasetemp()
+    path, fixed = folder / f"rows{chance.choice(('.json', '.jsonl'))}", folder / "fixed.jsonl"
+    lines = [json.dumps(row) for row in rows_]
+    path.write_text("\n".join(lines) if path.suffix == ".jsonl" else f"[{','.join(lines)}]")
+    fixed.unlink(missing_ok=True)
+    report = check.check(str(path), fix_to=fixed)
+    try:
+        accepted = len(registry.load(str(path), on_bad_rows="drop", substitutions={"name": "n"}))
+    except LabError:
+        accepted = 0
+    assert accepted == report.kept
+    if fixed.exists():
+        assert len(registry.load(str(fixed), substitutions={"name": "n"})) == report.kept - report.duplicates
 
 
 # Not getrusage: its peak begins with what the process that started this one held.
