@@ -19,10 +19,11 @@ from ftlab.errors import LabError
 TRL_SYNTAXES = ("qwen3_5", "nemotron_3", "glm4moe", "gptoss", "lfm2_2_5", "gemma4")
 ATEM = {
     "defaults": {"role": "assistant"},
+    "start_anchor": "<|start|>assistant",
     "fields": {
         "tool_calls": {
-            "open_pattern": r'<atem:invoke name="(?P<name>[^"]+)">',
-            "close_pattern": r"</atem:invoke>\s*",
+            "open_pattern": r'(\s*to=\S+<\|message\|>)?(<atem:function_calls>)?\s*<atem:invoke name="(?P<name>[^"]+)">',
+            "close_pattern": r"</atem:invoke>\s*(</atem:function_calls>)?\s*",
             "repeats": True,
             "content": "xml-inline",
             "content_args": {"tag_pattern": r'<atem:parameter name="(?P<key>[^"]+)">(?P<value>.*?)</atem:parameter>'},

@@ -63,7 +63,7 @@ def foreign(folder: Path) -> State:
         if folder.is_dir():
             refuse_foreign(folder)
     except LabError as error:
-        return State("foreign", str(error))
+        return State("foreign", f"{error.what}; {error.fix}")
     return State("new")
 
 

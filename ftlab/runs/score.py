@@ -70,20 +70,21 @@ def held_out(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, trained: Path |
     if recipe.eval_dataset:
         found = rows.prepared(plain, recipe.eval_dataset, tokenizer)
     elif recipe.val_size:
-        datasets = rows.splits(plain, tokenizer)
-        found = datasets[1]
-        if trained and not recipe.train_on_prompt and not same_data(trained, rows.digests(datasets)):
+        examples = rows.read_splits(recipe)[1]
+        found = rows.as_trained(recipe, examples, tokenizer)
+        if trained and not held_out_by(trained, rows.digest(found)):
             print(say("eval_other_rows", where=str(trained)))
+        found = rows.as_trained(plain, examples, tokenizer) if recipe.train_on_prompt else found
     else:
         print(say("eval_seen", name=recipe.dataset))
         found = rows.prepared(plain, recipe.dataset or "", tokenizer)
     return [example for row in found for example in encoded(row, tokenizer)]
 
 
-def same_data(trained: Path, digests: str) -> bool:
-    """Return True if a run was trained on, and held out, the very examples with these digests."""
+def held_out_by(trained: Path, digest: str) -> bool:
+    """Return True if a run validated on the examples with this digest: then it was not trained on them."""
     manifest = checkpoint.read_manifest(trained) or checkpoint.read_manifest(trained.parent) or {}
-    return manifest.get("data") == digests
+    return str(manifest.get("data")).partition("+")[2] == digest
 
 
 def encoded(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Example]:

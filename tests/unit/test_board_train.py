@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 from ftlab.apps import course
-from ftlab.apps.board import jobs, past, readouts
+from ftlab.apps.board import jobs, past, problems, readouts
 from ftlab.apps.board.data_panel import DataPanel
 from ftlab.apps.board.shown import command
 from ftlab.apps.board.train_panel import TrainPanel
@@ -340,3 +341,36 @@ def test_a_long_log_is_thinned_for_the_picture():
     assert len(few) < 2 * past.POINTS and few[-1] == rows[-1]
     assert past.picture({"run": rows}).startswith(PNG)
     assert past.picture({}).startswith(PNG)
+
+
+def test_board_and_trainer_judge_a_folder_alike(tiny_recipe, tiny_rows, tmp_path):
+    rows = tmp_path / "rows.json"
+    rows.write_text((tiny_rows / "sft.json").read_text())
+    model = shutil.copytree(tiny_recipe["model_name_or_path"], tmp_path / "model")
+    values = tiny_recipe | {"dataset": str(rows), "model_name_or_path": str(model)}
+    made = recipe.load(values)
+    assert problems.state(made).name == "new"
+    train.train(made)
+    assert problems.state(made).name == "finished" and train.train(made).reused
+    other = made.model_copy(update={"lora_rank": 8})
+    rows.write_text(rows.read_text().replace("It is 1.", "It is one."))
+    for changed, says in ((other, "lora_rank: 4 -> 8"), (made, "data")):
+        assert problems.state(changed) == ("other", says)
+        with pytest.raises(LabError, match=says):
+            train.train(changed)
+    rows.write_text((tiny_rows / "sft.json").read_text())
+    assert problems.state(made).name == "finished"
+    # The template is part of the model.
+    template = model / "chat_template.jinja"
+    template.write_text(template.read_text() + "{# changed #}")
+    assert problems.state(made).name == "other"
+    with pytest.raises(LabError, match="model"):
+        train.train(made)
+
+
+def test_a_finished_run_whose_weights_changed_is_not_finished(tiny_recipe):
+    done = train.train(recipe.load(tiny_recipe))
+    weights = done.weights / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert problems.state(recipe.load(tiny_recipe)) == ("unfinished", "6")
+    assert not train.train(recipe.load(tiny_recipe)).reused

@@ -1,17 +1,23 @@
 """The API as OpenAI's own client sees it."""
 
+import copy
 import json
 import re
 import time
+from importlib import resources
 from pathlib import Path
 
 import openai
 import pytest
 import serving
+import torch
 from peft import LoraConfig, get_peft_model
 
+from ftlab import tokens
 from ftlab.apps.serve import schema
+from ftlab.apps.serve.batch import Batch
 from ftlab.apps.serve.security import Limits
+from ftlab.data import formats
 
 ROOT = Path(__file__).parents[2]
 ASKED = [{"role": "user", "content": "hello"}]
@@ -100,6 +106,98 @@ def test_a_conversation_with_parts_a_developer_and_a_tool(client):
         {"role": "tool", "content": "12:00", "tool_call_id": "1"},
     ]
     assert client.chat.completions.create(**GREEDY | {"messages": messages}).usage.prompt_tokens > 40
+
+
+TOOL = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "The weather in a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}},
+    },
+}
+CALL = '{"name": "weather", "arguments": {"city": "Oslo"}}'
+
+
+@pytest.fixture
+def written(server, monkeypatch):
+    """Let the model write a text; returns a function that sets it."""
+    texts = {}
+
+    def forward(batch, ids, rows, cache):
+        target = [*server.engine.tokenizer(texts["now"]).input_ids, server.engine.tokenizer.eos_token_id]
+        likeliest = torch.tensor([target[len(row.generated)] for row in rows])
+        return torch.nn.functional.one_hot(likeliest, len(server.engine.tokenizer)).float()
+
+    monkeypatch.setattr(Batch, "forward", forward)
+    return lambda text: texts.update(now=text)
+
+
+def test_tools_are_in_the_prompt_and_calls_come_back(server, client, written):
+    request = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "Weather?"}],
+        "max_tokens": 120,
+        "temperature": 0,
+    }
+    written(f"{CALL}\n{CALL.replace('Oslo', 'Rome')}")
+    plain = client.chat.completions.create(**request)
+    assert plain.choices[0].message.content.startswith('{"name"') and plain.choices[0].finish_reason == "stop"
+    offered = client.chat.completions.create(**request, tools=[TOOL])
+    assert offered.usage.prompt_tokens > plain.usage.prompt_tokens + 100
+    (choice,) = offered.choices
+    assert choice.finish_reason == "tool_calls" and choice.message.content is None
+    calls = choice.message.tool_calls
+    assert [(call.function.name, json.loads(call.function.arguments)) for call in calls] == [
+        ("weather", {"city": "Oslo"}),
+        ("weather", {"city": "Rome"}),
+    ]
+    assert len({call.id for call in calls}) == 2
+    unwanted = client.chat.completions.create(**request, tools=[TOOL], tool_choice="none")
+    assert unwanted.usage.prompt_tokens == plain.usage.prompt_tokens and not unwanted.choices[0].message.tool_calls
+
+
+def test_a_streamed_call_arrives_at_the_end(client, written):
+    request = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "Weather?"}],
+        "max_tokens": 120,
+        "temperature": 0,
+    }
+    written("One moment. " + CALL)
+    chunks = [chunk.choices[0] for chunk in client.chat.completions.create(**request, tools=[TOOL], stream=True)]
+    assert [chunk.finish_reason for chunk in chunks] == [None, "tool_calls"]
+    assert chunks[-1].delta.content == "One moment."
+    assert json.loads(chunks[-1].delta.tool_calls[0].function.arguments) == {"city": "Oslo"}
+    written(CALL[:-5])
+    (choice,) = client.chat.completions.create(**request, tools=[TOOL]).choices
+    assert choice.message.content == CALL[:-5] and not choice.message.tool_calls and choice.finish_reason == "stop"
+
+
+def test_an_earlier_call_is_rendered_as_training_does(server):
+    turns = [
+        {"role": "user", "content": "Weather?"},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "1", "type": "function", "function": {"name": "weather", "arguments": '{"a": 1}'}}],
+        },
+        {"role": "tool", "tool_call_id": "1", "content": "3"},
+    ]
+    row = formats.sharegpt(
+        {"messages": [*turns, {"role": "assistant", "content": "ok"}]},
+        {"messages": "messages"},
+        formats.OPENAI_TAGS,
+        "x",
+    )
+    tokenizer = copy.deepcopy(server.engine.tokenizer)
+    asked = schema.ChatRequest.model_validate_json(json.dumps({"model": "tiny", "messages": turns})).messages
+    for template in ("chatml", "qwen2_5", "qwen3", "qwen3_5_think", "llama3_1", "glm4moe"):
+        if template != "chatml":
+            tokenizer.chat_template = (resources.files("trl") / "chat_templates" / f"{template}.jinja").read_text()
+        assert tokens.prompt(tokenizer, [one.rendered() for one in asked]) == tokens.prompt(
+            tokenizer, row["messages"][:-1]
+        )
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,15 @@ from peft import PeftModel
 from ftlab import embedded, models
 from ftlab.apps.board.words import Words
 from ftlab.apps.board.work import Work
-from ftlab.runs import chat
+from ftlab.errors import fail
+from ftlab.runs import chat, checkpoint
+from ftlab.runs import folder as folders
 
 # Seconds between two updates of an answer that is being written.
 REDRAW_SECONDS = 0.15
 BASE = ""
+# In the folder of a run that trained a whole model.
+WHOLE = "model/config.json"
 
 
 class ChatPanel:
@@ -144,18 +148,22 @@ class ChatPanel:
         """Load the model, and every adapter under a name of its own."""
         self.say("chat_loading", model=name)
         self.loaded = None
-        folders = [models.adapter(one) for one in chosen]
-        model, tokenizer = chat.load(name, folders[0] if folders else None)
+        base = Path(models.fetch(name))
+        found = [folders.weights_for(one, base, name) for one in chosen]
+        if whole := next((one.folder for one in found if not one.is_adapter), None):
+            # Its base would have to be a second model in memory.
+            raise fail("model_no_adapter", where=str(whole), files=folders.ADAPTER_CONFIG)
+        model, tokenizer = chat.load(name, chosen[0] if chosen else None)
         self.names = {BASE: BASE}
-        for number, folder in enumerate(folders):
-            label = label_of(folder)
+        for number, weights in enumerate(found):
+            label = label_of(weights.folder)
             label = label if label not in self.names else f"{label} ({number + 1})"
             self.names[label] = "default" if number == 0 else f"adapter_{number}"
             if number:
-                model.load_adapter(folder, adapter_name=self.names[label])
+                model.load_adapter(weights.folder, adapter_name=self.names[label])
         self.loaded = model, tokenizer
         self.forget()
-        self.say("chat_ready", model=name, adapters=len(folders))
+        self.say("chat_ready", model=name, adapters=len(found))
 
     def ask_now(self, question: str) -> None:
         """Write the answers of all columns."""
@@ -222,10 +230,16 @@ class ChatPanel:
 
 def label_of(folder: Path) -> str:
     """Return what a run or adapter folder is called."""
-    return folder.parent.name if folder.name == "adapter" else folder.name
+    inside = folder.name == "adapter" or folder.name.startswith(checkpoint.PREFIX)
+    return folder.parent.name if inside else folder.name
 
 
-def tuned(runs: Path) -> list[Path]:
-    """Return the run folders that hold an adapter, the newest first."""
-    found = [path.parents[1] for path in runs.glob("*/adapter/adapter_config.json")]
+def tuned(runs: Path, *more: str) -> list[Path]:
+    """Return the run folders that hold an adapter, of a finished run or in a checkpoint, the newest first.
+
+    Args:
+        more: patterns, from the run folder on, of other files that make a run count.
+    """
+    patterns = (f"adapter/{folders.ADAPTER_CONFIG}", f"{checkpoint.PREFIX}*/{folders.ADAPTER_CONFIG}", *more)
+    found = {path.parents[1] for pattern in patterns for path in runs.glob(f"*/{pattern}")}
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)

@@ -7,7 +7,7 @@ import ipywidgets as widgets
 
 from ftlab import embedded, errors, evaluate
 from ftlab.apps.board import problems, shown
-from ftlab.apps.board.chat_panel import tuned
+from ftlab.apps.board.chat_panel import WHOLE, tuned
 from ftlab.apps.board.data_panel import registered
 from ftlab.apps.board.fields import EVALUATED
 from ftlab.apps.board.form import Form
@@ -66,8 +66,8 @@ class EvaluatePanel:
         return widgets.Checkbox(value=True, description=text, tooltip=tip, indent=False).add_class(f"ft-{name}")
 
     def list_adapters(self) -> None:
-        """Offer the runs that have an adapter; a training that has just ended is among them."""
-        self.task.form.controls["adapter_name_or_path"].options = tuple(map(str, tuned(self.runs)))
+        """Offer the runs that have trained something; a training that has just ended is among them."""
+        self.task.form.controls["adapter_name_or_path"].options = tuple(map(str, tuned(self.runs, WHOLE)))
 
     def chosen(self) -> list[str]:
         """Return the figures that are ticked."""

@@ -8,7 +8,7 @@ import torch
 
 from ftlab import device, embedded, errors
 from ftlab.apps.board import readouts, shown
-from ftlab.apps.board.chat_panel import tuned
+from ftlab.apps.board.chat_panel import WHOLE, tuned
 from ftlab.apps.board.fields import EXPORTED
 from ftlab.apps.board.form import Form
 from ftlab.apps.board.task import Task
@@ -46,8 +46,8 @@ class ExportPanel:
         self.box = self.task.box.add_class("ftlab-export")
 
     def list_adapters(self) -> None:
-        """Offer the runs that have an adapter; a training that has just ended is among them."""
-        self.task.form.controls["adapter_name_or_path"].options = tuple(map(str, tuned(self.runs)))
+        """Offer the runs that have trained something; a training that has just ended is among them."""
+        self.task.form.controls["adapter_name_or_path"].options = tuple(map(str, tuned(self.runs, WHOLE)))
 
     def look(self, made: Recipe) -> str:
         """Return what the export takes of memory and of the disk.

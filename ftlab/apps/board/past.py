@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 from matplotlib.figure import Figure
 
 from ftlab import plots
-from ftlab.runs import checkpoint, strict_yaml, train
+from ftlab.runs import checkpoint, strict_yaml
+from ftlab.runs import folder as folders
 
 Row = dict[str, float]
 # Points drawn of a curve: more than the picture has columns only cost time.
@@ -27,8 +28,8 @@ class Past(NamedTuple):
 
 def earlier(root: Path, most: int = 50) -> list[Past]:
     """Return the runs in the folders under `root`, the newest first."""
-    found = [path.parent for path in root.glob(f"*/{train.RECIPE}")]
-    found.sort(key=lambda folder: (folder / train.RECIPE).stat().st_mtime, reverse=True)
+    found = [path.parent for path in root.glob(f"*/{folders.RECIPE}")]
+    found.sort(key=lambda folder: (folder / folders.RECIPE).stat().st_mtime, reverse=True)
     return [look(folder) for folder in found[:most]]
 
 
@@ -51,13 +52,13 @@ def settings(folder: Path) -> dict[str, Any]:
     Raises:
         LabError: there is none, or it cannot be read.
     """
-    return strict_yaml.read(folder / train.RECIPE)[0]
+    return strict_yaml.read(folder / folders.RECIPE)[0]
 
 
 def rows_in(folder: Path) -> list[Row]:
     """Return the rows of a run's log; a line that is being written is left for the next look."""
     try:
-        text = (folder / train.LOG).read_text(encoding="utf-8")
+        text = (folder / folders.LOG).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return []
     found = []

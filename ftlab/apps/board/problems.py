@@ -1,17 +1,25 @@
 """What is wrong with what stands in the fields, said key by key, before anything is run."""
 
+import contextlib
+import io
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
 from ftlab import embedded, models
+from ftlab.apps.board import readouts
 from ftlab.apps.board.fields import FIELDS, Field
 from ftlab.apps.board.words import Words
 from ftlab.catalogue import MODELS
-from ftlab.data import registry
+from ftlab.data import entries, registry
 from ftlab.errors import LabError, fail
-from ftlab.runs import checkpoint, recipe, templates, train
+from ftlab.runs import folder as folders
+from ftlab.runs import recipe, rows, templates, train
+from ftlab.runs.folder import State
 from ftlab.runs.keys import REWARDS, Recipe
 
 # A run folder's name is copied into commands by people: what a shell acts on has no place in it.
@@ -90,7 +98,7 @@ def folder(name: str, words: Words, roots: Sequence[Path]) -> str:
 def together(made: Recipe) -> dict[str, str]:
     """Return what a recipe names that is not there: its model, its template, its data sets."""
     messages = {}
-    looks = {"model_name_or_path": model, "adapter_name_or_path": models.adapter, "template": template}
+    looks = {"model_name_or_path": model, "adapter_name_or_path": folders.weights_of, "template": template}
     for key, look in looks.items():
         name = getattr(made, key)
         try:
@@ -133,28 +141,63 @@ def template(name: str) -> None:
     templates.family_of_name(name)
 
 
-def state(made: Recipe) -> tuple[str, str]:
-    """Return what lies in a recipe's run folder, and a detail.
+# What has been worked out about run folders: nothing of it is looked at twice while no file changes.
+KNOWN: dict[tuple[str, tuple], State] = {}
 
-    "new"; "unfinished" with the newest checkpoint's step; "finished"; "other" with what differs; "foreign" with why.
-    """
-    place = Path(made.output_dir or "").expanduser()
-    manifest = checkpoint.read_manifest(place) if place.is_dir() else None
-    if manifest is None:
+
+def state(made: Recipe) -> State:
+    """Return what lies in a recipe's run folder, as training will judge it."""
+    if not made.output_dir:
+        return State("new")
+    key = json.dumps(made.model_dump(), sort_keys=True, default=str), files_of(made)
+    if key not in KNOWN:
+        KNOWN.clear()
         try:
-            if place.is_dir():
-                train.refuse_foreign(place)
+            KNOWN[key] = folders.state(made, lambda: fingerprints(made))
         except LabError as error:
-            return "foreign", short(error)
-        return "new", ""
-    then, now = manifest.get("settings", {}), train.printable(recipe.decisive(made))
-    changed = [f"{key}: {then.get(key)} → {now.get(key)}" for key in {**then, **now} if then.get(key) != now.get(key)]
-    if changed:
-        return "other", ", ".join(changed[:3])
-    if manifest.get("finished"):
-        return "finished", ""
-    newest = next(iter(checkpoint.checkpoints(place)), None)
-    return "unfinished", str(checkpoint.step_of(newest) if newest else 0)
+            # Training would not begin either.
+            KNOWN[key] = State("other", short(error))
+    return KNOWN[key]
+
+
+def files_of(made: Recipe) -> tuple:
+    """Return path, size and time of every file that the state of a run depends on."""
+    model = readouts.local_folder(made.model_name_or_path)
+    places = [Path(made.output_dir or "").expanduser(), *([Path(model)] if model else [])]
+    found = [path for place in places for path in place.rglob("*")]
+    for name in filter(None, (part.strip() for part in f"{made.dataset or ''},{made.eval_dataset or ''}".split(","))):
+        with contextlib.suppress(LabError):
+            place = registry.find(name, Path(made.dataset_dir))[1]
+            found += [Path(made.dataset_dir) / "dataset_info.json", *(entries.files(place) if place else [])]
+    stats = [(str(path), path.stat()) for path in found if path.is_file()]
+    return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
+
+
+def fingerprints(made: Recipe) -> dict[str, str]:
+    """Return the fingerprints of a recipe's data and model, {} where the model is not here yet.
+
+    Raises:
+        LabError: the data cannot be trained on.
+    """
+    path = readouts.local_folder(made.model_name_or_path)
+    if path is None:
+        return {}
+    with contextlib.redirect_stdout(io.StringIO()), without_bars():
+        tokenizer = train.load_tokenizer(made, path)
+        templates.apply(made.template, tokenizer)
+        return train.fingerprints(made, path, rows.splits(made, tokenizer))
+
+
+@contextlib.contextmanager
+def without_bars() -> Iterator[None]:
+    """Keep the progress bars of datasets out of the page."""
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            enable_progress_bars()
 
 
 def short(error: LabError) -> str:

@@ -1,8 +1,9 @@
 """What the server says, in the shapes of OpenAI's API: errors, answers, streamed chunks."""
 
 import json
+import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,6 +11,7 @@ from starlette.responses import JSONResponse
 from transformers import PreTrainedTokenizerBase
 
 from ftlab.apps.serve.batch import Likelihood, Piece
+from ftlab.responses import Response
 
 
 class Refused(Exception):
@@ -41,9 +43,11 @@ class Choice:
     tokens: int = 0
     finish: str | None = None
     likelihoods: list[Likelihood] = field(default_factory=list)
+    ids: Sequence[int] = ()
 
     def add(self, piece: Piece) -> None:
         """Take in what a step gave."""
+        self.ids = piece.ids
         self.text += piece.text
         self.tokens = piece.tokens
         self.finish = piece.finish
@@ -59,6 +63,7 @@ class Answer:
         chat: whether a chat or a text completion was asked for.
         ignored: parameters of the request that had no effect.
         logprobs: whether the chat request asked for log probabilities.
+        read: reads the tool calls in an answer's tokens; None where no tools were offered.
     """
 
     id: str
@@ -68,6 +73,7 @@ class Answer:
     ignored: Sequence[str]
     logprobs: bool
     tokenizer: PreTrainedTokenizerBase
+    read: Callable[[Sequence[int]], Response] | None = None
     created: int = field(default_factory=lambda: int(time.time()))
 
     def body(self, choices: list[dict[str, Any]], streamed: bool, **more: Any) -> dict[str, Any]:
@@ -83,11 +89,29 @@ class Answer:
 
     def choice(self, choice: Choice) -> dict[str, Any]:
         """Return one finished choice."""
+        finish: str | None = choice.finish
         if self.chat:
-            content: dict[str, Any] = {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
+            said = self.said(choice)
+            finish = "tool_calls" if "tool_calls" in said else finish
+            content: dict[str, Any] = {"message": {"role": "assistant", "refusal": None, **said}}
         else:
             content = {"text": choice.text}
-        return {"index": choice.index, **content, **self.likely(choice.likelihoods), "finish_reason": choice.finish}
+        return {"index": choice.index, **content, **self.likely(choice.likelihoods), "finish_reason": finish}
+
+    def said(self, choice: Choice) -> dict[str, Any]:
+        """Return what a finished answer says: its text, or the tool calls in it and the text beside them."""
+        response = self.read(choice.ids) if self.read and choice.ids else None
+        if response is None or not response.calls:
+            return {"content": choice.text}
+        calls = [
+            {
+                "id": f"call_{secrets.token_hex(12)}",
+                "type": "function",
+                "function": {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)},
+            }
+            for call in response.calls
+        ]
+        return {"content": response.content or None, "tool_calls": calls}
 
     def first(self, index: int) -> dict[str, Any]:
         """Return the chunk that opens a streamed chat answer."""
@@ -100,6 +124,14 @@ class Answer:
         content = {"delta": delta} if self.chat else {"text": piece.text}
         likely = self.likely([piece.likelihood] if piece.likelihood else [])
         return self.body([{"index": index, **content, **likely, "finish_reason": piece.finish}], streamed=True)
+
+    def last(self, choice: Choice) -> dict[str, Any]:
+        """Return a streamed answer in one piece: whether it is a tool call is known at its end."""
+        whole = self.choice(choice)
+        delta = {name: value for name, value in whole.pop("message").items() if name in ("content", "tool_calls")}
+        if "tool_calls" in delta:
+            delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(delta["tool_calls"])]
+        return self.body([{**whole, "delta": delta}], streamed=True)
 
     def usage(self, choices: Sequence[Choice]) -> dict[str, int]:
         """Count tokens: of the prompt once, of all choices together."""

@@ -6,7 +6,8 @@ import hashlib
 import re
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from jinja2 import TemplateError
 from peft import PeftModel
 from starlette.exceptions import HTTPException
 
-from ftlab import tokens
+from ftlab import responses, tokens
 from ftlab.apps.serve import schema
 from ftlab.apps.serve.answers import Answer, Choice, Refused, event, refusal
 from ftlab.apps.serve.batch import Finish, Job, Piece
 from ftlab.apps.serve.engine import Busy, Engine
 from ftlab.apps.serve.schema import ChatRequest, CompletionRequest, Sampling
 from ftlab.apps.serve.security import Guard, Limits, body
+from ftlab.errors import LabError
 
 BASE = "-base"
 
@@ -161,6 +163,7 @@ class Service:
         self.engine, self.name, self.limits = engine, name, limits
         self.names = [name, name + BASE] if isinstance(engine.model, PeftModel) else [name]
         self.started = int(time.time())
+        self.reader = responses.Reader(engine.tokenizer)
         # Tokenizers may not be changed and used at once; rendering sets their padding.
         self.rendering = asyncio.Lock()
 
@@ -191,14 +194,15 @@ class Service:
         adapter = self.adapter_of(asked.model)
         messages = [message.rendered() for message in asked.messages]
         try:
-            prompt = await self.render(tokens.prompt, self.engine.tokenizer, messages)
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            prompt = await self.render(tokens.prompt, self.engine.tokenizer, messages, asked.offered)
+        except (LabError, TemplateError, TypeError, ValueError, KeyError) as error:
             # A template refuses what its model does not know: a system turn, two user turns in a row.
-            reason = str(error)[:200]
+            reason = (error.what if isinstance(error, LabError) else str(error))[:200]
             raise Refused(400, f"the chat template: {reason}", "messages", "invalid_value") from error
         logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
         wanted = asked.max_completion_tokens or asked.max_tokens
-        return await self.answer(request, asked, prompt, wanted, adapter, True, logprobs)
+        read = partial(self.reader.read, prompt, tools=asked.offered) if asked.offered else None
+        return await self.answer(request, asked, prompt, wanted, adapter, True, logprobs, read)
 
     async def complete(self, request: Request, asked: CompletionRequest) -> Response:
         """Answer a text completion request."""
@@ -220,6 +224,7 @@ class Service:
         adapter: bool,
         chat: bool,
         logprobs: int | None,
+        read: Callable[[Sequence[int]], responses.Response] | None = None,
     ) -> Response:
         """Queue the jobs of a request and respond with what they give."""
         max_tokens, count = self.checked(len(prompt), wanted, asked)
@@ -254,7 +259,7 @@ class Service:
             raise Refused(429, "too many requests are waiting", code="queue_full") from busy
         identity = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
         wants = logprobs is not None
-        answer = Answer(identity, asked.model, chat, len(prompt), asked.ignored, wants, self.engine.tokenizer)
+        answer = Answer(identity, asked.model, chat, len(prompt), asked.ignored, wants, self.engine.tokenizer, read)
         watch = asyncio.create_task(drop_with_client(request, jobs))
         if asked.stream:
             usage = bool(asked.stream_options and asked.stream_options.include_usage)
@@ -308,7 +313,10 @@ class Service:
                     yield event(refused.body())
                     return
                 choices[index].add(piece)
-                yield event(answer.chunk(index, piece))
+                if answer.read is None:
+                    yield event(answer.chunk(index, piece))
+                elif piece.finish:
+                    yield event(answer.last(choices[index]))
             if usage:
                 yield event(answer.body([], streamed=True, usage=answer.usage(choices)))
             yield "data: [DONE]\n\n"

@@ -36,12 +36,17 @@ class Likelihood(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What a step gave to one job: text, tokens generated so far, and at the end why it ended."""
+    """What a step gave to one job: text, tokens generated so far, and at the end why it ended.
+
+    Attributes:
+        ids: all tokens of an answer that has come to its own end, or to its longest; () before that.
+    """
 
     text: str
     tokens: int
     finish: Finish | None = None
     likelihood: Likelihood | None = None
+    ids: Sequence[int] = ()
 
 
 @dataclass(eq=False)
@@ -104,7 +109,8 @@ class Row:
         if self.finish:
             text += self.until.push(self.new_text(last=True)) + self.until.flush()
         if text or self.finish or likelihood:
-            self.job.emit(Piece(text, len(self.generated), self.finish, likelihood))
+            ids = self.generated if self.finish and not self.until.found else ()
+            self.job.emit(Piece(text, len(self.generated), self.finish, likelihood, ids))
 
     def new_text(self, last: bool) -> str:
         """Return the text that the newest tokens added; half a character waits for its other bytes.

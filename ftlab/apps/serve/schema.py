@@ -11,7 +11,6 @@ Stop = Annotated[str, Field(min_length=1, max_length=256)]
 
 # Parameters that would change the answer and that this server cannot follow -> values that ask for nothing.
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "tools": ([],),
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
@@ -59,12 +58,30 @@ class ToolCall(Strict):
     function: Function
 
 
+class ToolSchema(Strict):
+    """What a tool is called, what it does, and the JSON schema of its arguments."""
+
+    name: Annotated[str, Field(min_length=1, max_length=256)]
+    description: Text | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(Strict):
+    """A tool that the model may call."""
+
+    type: Literal["function"] = "function"
+    function: ToolSchema
+
+
 class ChatMessage(Strict):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | Annotated[list[Part], Field(min_length=1, max_length=64)] | None = None
+    reasoning_content: Text | None = None
     tool_calls: Annotated[list[ToolCall], Field(max_length=64)] | None = None
+    tool_call_id: Annotated[str, Field(max_length=256)] | None = None
+    name: Annotated[str, Field(max_length=256)] | None = None
 
     def rendered(self) -> dict[str, Any]:
         """Return the message as chat templates know it."""
@@ -72,7 +89,10 @@ class ChatMessage(Strict):
         content = "".join(part.text for part in parts) if parts else self.content or ""
         calls = [call.model_dump() for call in self.tool_calls or []]
         role = "system" if self.role == "developer" else self.role
-        return {"role": role, "content": content} | ({"tool_calls": calls} if calls else {})
+        more = {"tool_calls": calls} | {
+            name: getattr(self, name) for name in ("reasoning_content", "tool_call_id", "name")
+        }
+        return {"role": role, "content": content} | {name: value for name, value in more.items() if value}
 
 
 class StreamOptions(Strict):
@@ -115,6 +135,14 @@ class ChatRequest(Sampling):
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+
+    @property
+    def offered(self) -> list[dict[str, Any]] | None:
+        """The tools as chat templates know them, None where the model is not to call any."""
+        if not self.tools or (self.model_extra or {}).get("tool_choice") == "none":
+            return None
+        return [tool.model_dump(exclude_none=True) for tool in self.tools]
 
 
 class CompletionRequest(Sampling):

@@ -1,0 +1,110 @@
+"""`ftlab eval`: held-out examples, calls compared as calls, the interval; nothing scored as trained that was not."""
+
+import json
+
+import pytest
+from transformers import AutoTokenizer
+
+from ftlab import evaluate, responses, tokens
+from ftlab.runs import folder, recipe, rows, score, train
+
+TOOLS = [
+    {
+        "name": "weather",
+        "description": "The weather in a city.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
+    }
+]
+
+
+@pytest.fixture
+def calls(tmp_path):
+    """A data set whose answers are tool calls."""
+    asked = [
+        {
+            "conversations": [
+                {"from": "human", "value": f"Weather in city {number}?"},
+                {
+                    "from": "function_call",
+                    "value": json.dumps({"name": "weather", "arguments": {"city": str(number), "days": 3}}),
+                },
+            ],
+            "tools": json.dumps(TOOLS),
+        }
+        for number in range(12)
+    ]
+    (tmp_path / "calls.json").write_text(json.dumps(asked))
+    return str(tmp_path / "calls.json")
+
+
+def test_a_random_model_calls_no_tool_right(tiny_recipe, calls):
+    made = recipe.load(tiny_recipe | {"dataset": calls, "cutoff_len": 512, "max_steps": 1})
+    assert score.score(made, figures=("exact_match",))["base"] == {"exact_match": 0, "rows": 12}
+    train.train(made)
+    found = score.score(made, figures=("exact_match",))
+    assert found["tuned"] == found["base"] == {"exact_match": 0, "rows": 12}
+
+
+def test_calls_are_compared_as_calls_with_the_tools_in_the_prompt(tiny_recipe, calls, monkeypatch):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_recipe["model_name_or_path"])
+    asked = []
+
+    def turned(model, tokenizer, prompts, *_):
+        asked.extend(tokenizer.decode(prompt) for prompt in prompts)
+        numbers = [text.split("Weather in city ")[1].split("?")[0] for text in asked]
+        texts = [f'{{"arguments": {{"days": 3, "city": "{number}"}}, "name": "weather"}}' for number in numbers]
+        # One is wrong: another argument.
+        texts[0] = texts[0].replace('"days": 3', '"days": 4')
+        return [[*tokenizer(text).input_ids, tokenizer.eos_token_id] for text in texts]
+
+    monkeypatch.setattr(evaluate, "generate_ids", turned)
+    made = recipe.load(tiny_recipe | {"dataset": calls, "cutoff_len": 512})
+    found = score.score(made, figures=("exact_match",))
+    assert found["base"]["exact_match"] == pytest.approx(11 / 12)
+    assert all("The weather in a city." in text for text in asked) and len(asked) == 12
+    row = {"messages": [{"role": "user", "content": "Weather in city 0?"}], "tools": [{"function": TOOLS[0]}]}
+    assert asked[0] == tokenizer.decode(tokens.prompt(tokenizer, row["messages"], row["tools"]))
+
+
+def test_eval_scores_what_the_run_held_out(tiny_recipe, capsys):
+    values = tiny_recipe | {"val_size": 4, "default_system": "Be brief."}
+    made = recipe.load(values)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_recipe["model_name_or_path"])
+    trained, validated = rows.splits(made, tokenizer)
+    chosen = score.held_out(made, tokenizer, None)
+    assert chosen == list(validated) and len(chosen) == 4
+    assert not {str(one["input_ids"]) for one in chosen} & {str(one["input_ids"]) for one in trained}
+    assert "Be brief." in tokenizer.decode(responses.split(chosen[0])[0])
+    train.train(made)
+    capsys.readouterr()
+    found = score.score(made)
+    assert found["tuned"]["rows"] == 4 and "held out other" not in capsys.readouterr().out
+    assert "n " in score.table(found) and "95% interval" in score.table(found) and "     4" in score.table(found)
+    # Another split: the run may have seen these.
+    score.score(recipe.load(values | {"seed": 7}), figures=("loss",))
+    assert "held out other examples" in capsys.readouterr().out
+
+
+def test_a_folder_that_was_never_trained_has_no_tuned_score(tiny_recipe, capsys):
+    found = score.score(recipe.load(tiny_recipe), figures=("loss",))
+    assert set(found) == {"base"} and "nothing trained yet" in capsys.readouterr().out
+
+
+def test_a_whole_model_is_scored_beside_its_base(tiny_recipe):
+    keys = {"finetuning_type": "full", "learning_rate": 1e-3, "val_size": 4, "eval_strategy": "steps", "eval_steps": 6}
+    made = recipe.load(tiny_recipe | keys | {"bf16": False})
+    before = score.score(made, figures=("loss",))
+    run = train.train(made)
+    found = score.score(made, figures=("loss",))
+    assert found["base"] == before["base"] and found["tuned"]["loss"] < found["base"]["loss"]
+    log = [json.loads(line) for line in (run.folder / folder.LOG).read_text().splitlines()]
+    evaluated = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
+    assert found["tuned"]["loss"] == pytest.approx(evaluated[-1], abs=5e-3)
+
+
+def test_a_prompt_that_is_trained_on_is_not_an_answer(tiny_recipe):
+    made = recipe.load(tiny_recipe | {"val_size": 4, "train_on_prompt": True})
+    tokenizer = AutoTokenizer.from_pretrained(tiny_recipe["model_name_or_path"])
+    prompt, answer = responses.split(score.held_out(made, tokenizer, None)[0])
+    assert tokenizer.decode(prompt).endswith("<|im_start|>assistant\n")
+    assert tokenizer.decode(answer).startswith("It is ")

@@ -1,0 +1,184 @@
+"""What a run has left is found by its folder, fits its base, and ends its answers as it was trained to."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
+
+from ftlab import models, tokens
+from ftlab.apps import cli
+from ftlab.errors import LabError
+from ftlab.runs import chat, checkpoint, export, folder, recipe, score, train
+
+METHODS = {"lora": {}, "full": {"finetuning_type": "full", "learning_rate": 1e-3}}
+
+
+class StopAt(TrainerCallback):
+    """Ask a run to stop after a step, as `touch STOP` does."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **_):
+        if state.global_step == self.step:
+            (Path(args.output_dir) / folder.STOP).touch()
+
+
+@pytest.fixture
+def twin(tiny_model_dir, tmp_path) -> Path:
+    """Another model of the same shapes."""
+    return other_model(tiny_model_dir, tmp_path / "twin", hidden_size=64)
+
+
+def other_model(like: Path, place: Path, **sizes) -> Path:
+    shutil.copytree(like, place)
+    torch.manual_seed(7)
+    config = LlamaConfig.from_pretrained(like, **sizes)
+    LlamaForCausalLM(config).save_pretrained(place)
+    return place
+
+
+def stopped(values: dict, **keys) -> Path:
+    """Return the folder of a run that was stopped after four of its six steps."""
+    run = train.train(recipe.load(values | keys), callbacks=[StopAt(3)])
+    assert run.stopped_at == 4 and not any((run.folder / name).exists() for name in folder.RESULTS)
+    return run.folder
+
+
+def first_weight(model) -> torch.Tensor:
+    return next(weight for name, weight in model.named_parameters() if "lora_B" in name or "q_proj.weight" in name)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_stopped_run_is_used_by_its_folder(tiny_recipe, tiny_model_dir, tmp_path, method, capsys):
+    place = stopped(tiny_recipe, **METHODS[method])
+    found = folder.weights_of(place)
+    assert found == (place / "checkpoint-4", method == "lora")
+    model, _ = chat.load(str(tiny_model_dir), place, dtype="float32")
+    assert "checkpoint-4, its newest checkpoint, is used" in capsys.readouterr().out
+    saved = load_file(next(found.folder.glob("*.safetensors")))
+    name = next(name for name in saved if name.endswith(("q_proj.lora_B.weight", "q_proj.weight")))
+    assert torch.equal(first_weight(model), saved[name].float())
+    scores = score.score(recipe.load(tiny_recipe | METHODS[method]))
+    assert scores["tuned"]["loss"] < scores["base"]["loss"]
+    values = {"model_name_or_path": str(tiny_model_dir), "adapter_name_or_path": str(place)}
+    done = export.export(recipe.load(values | {"export_dir": str(tmp_path / "out")}))
+    assert done.greedy_equal_share == 1 and (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_checkpoint_that_does_not_verify_is_passed_over(tiny_recipe):
+    place = stopped(tiny_recipe)
+    weights = place / "checkpoint-4" / folder.ADAPTER_WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1] + b"x")
+    assert folder.weights_of(place).folder == place / "checkpoint-2"
+    for path in checkpoint.checkpoints(place):
+        shutil.rmtree(path)
+    with pytest.raises(LabError, match="adapter"):
+        folder.weights_of(place)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_other_bases_are_refused_everywhere_with_the_right_one_named(tiny_recipe, twin, tmp_path, method):
+    run = train.train(recipe.load(tiny_recipe | METHODS[method]))
+    wide = other_model(twin, tmp_path / "wide", hidden_size=128)
+    for base in (twin, wide):
+        keys = {"model_name_or_path": str(base), "adapter_name_or_path": str(run.folder)}
+        wrong = recipe.load(keys | {"dataset": tiny_recipe["dataset"], "export_dir": str(tmp_path / "out")})
+        for act in (
+            lambda base=base: chat.load(str(base), run.folder),
+            lambda wrong=wrong: chat.from_recipe(wrong),
+            lambda wrong=wrong: score.score(wrong),
+            lambda wrong=wrong: export.export(wrong),
+        ):
+            with pytest.raises(LabError, match="another model") as caught:
+                act()
+            assert tiny_recipe["model_name_or_path"] in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_serve_and_chat_say_it_in_one_line(tiny_recipe, twin, capsys, monkeypatch, tmp_path):
+    run = train.train(recipe.load(tiny_recipe))
+    for verb in (["chat"], ["serve", "--port", "0"]):
+        assert cli.main([verb[0], str(twin), "--adapter", str(run.folder), *verb[1:]]) == 2
+        said = capsys.readouterr().err
+        assert "another model" in said and tiny_recipe["model_name_or_path"] in said and "Traceback" not in said
+
+
+def test_an_adapter_without_a_record_is_judged_by_its_shapes(tiny_recipe, tmp_path):
+    run = train.train(recipe.load(tiny_recipe))
+    lone = shutil.copytree(run.weights, tmp_path / "lone")
+    (lone / checkpoint.MANIFEST).unlink()
+    config = json.loads((lone / folder.ADAPTER_CONFIG).read_text())
+    (lone / folder.ADAPTER_CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": "org/gone"}))
+    wide = other_model(Path(tiny_recipe["model_name_or_path"]), tmp_path / "wide", hidden_size=128)
+    with pytest.raises(LabError, match="size mismatch") as caught:
+        chat.load(str(wide), lone)
+    assert "org/gone" in caught.value.what and caught.value.exit_code == 2
+
+
+@pytest.fixture
+def base_model(tmp_path) -> Path:
+    """A base model: no chat template, and an eos that ends no turn."""
+    place = tiny.make_model(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    tokenizer.chat_template, tokenizer.eos_token, tokenizer.pad_token = None, "<|im_start|>", "<|im_start|>"
+    (place / "chat_template.jinja").unlink()
+    tokenizer.save_pretrained(place)
+    model = AutoModelForCausalLM.from_pretrained(place)
+    model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.save_pretrained(place)
+    return place
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_token_that_ends_trained_answers_ends_generated_ones(tiny_recipe, base_model, tmp_path, method):
+    values = tiny_recipe | METHODS[method] | {"model_name_or_path": str(base_model), "template": "chatml"}
+    run = train.train(recipe.load(values))
+    ends = [tiny.make_tokenizer().convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|im_start|>")]
+    assert len(set(ends)) == 2
+    if method == "full":
+        saved = json.loads((run.weights / "generation_config.json").read_text())
+        assert saved["eos_token_id"] == sorted(ends)
+    model, tokenizer = chat.load(str(base_model), run.folder)
+    assert model.generation_config.eos_token_id == sorted(ends) and tokens.end_ids(tokenizer) == sorted(ends)
+    assert tokenizer.chat_template
+    keys = {"model_name_or_path": str(base_model), "adapter_name_or_path": str(run.folder)}
+    export.export(recipe.load(keys | {"export_dir": str(tmp_path / "out")}))
+    exported = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert exported["eos_token_id"] == sorted(ends)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == tokenizer.chat_template
+
+
+def test_more_tokens_than_rows_are_refused_before_anything_is_done(tiny_model_dir, tiny_recipe, tmp_path):
+    place = shutil.copytree(tiny_model_dir, tmp_path / "more")
+    rows = models.embedding_rows(place)
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    tokenizer.add_tokens(["<plan>", "</plan>"])
+    tokenizer.save_pretrained(place)
+    values = tiny_recipe | {"model_name_or_path": str(place), "export_dir": str(tmp_path / "out")}
+    for act in (
+        lambda: train.train(recipe.load(values)),
+        lambda: export.export(recipe.load(values)),
+        lambda: chat.load(str(place)),
+    ):
+        with pytest.raises(LabError, match=f"the tokenizer has {rows + 2} tokens, the embedding {rows} rows") as caught:
+            act()
+        assert caught.value.exit_code == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_control_token_that_nothing_writes_may_lie_behind_the_last_row(tiny_model_dir, tmp_path):
+    place = shutil.copytree(tiny_model_dir, tmp_path / "more")
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    # Gemma 3's text models: one row less than the tokenizer has tokens.
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<image_soft_token>"]})
+    tokenizer.save_pretrained(place)
+    assert models.unreachable(tokenizer, len(tokenizer) - 1) == []
+    model, loaded = chat.load(str(place))
+    assert chat.reply(model, loaded, [{"role": "user", "content": "<image_soft_token>"}], max_new_tokens=2) is not None
+    keys = {"model_name_or_path": str(place), "export_dir": str(tmp_path / "out")}
+    assert export.export(recipe.load(keys)).greedy_equal_share == 1
