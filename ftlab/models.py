@@ -91,21 +91,21 @@ def adapter(name: str | Path) -> Path:
     return folder
 
 
-def require_rows(tokenizer: "PreTrainedTokenizerBase", rows: int, where: str) -> None:
-    """Refuse a tokenizer that makes token ids for which the embedding, of `rows` rows, has none.
+def require_rows(tokenizer: "PreTrainedTokenizerBase", rows: int | None, where: str) -> None:
+    """Refuse a tokenizer that makes token ids for which the embedding, of `rows` rows, has none; None is not known.
 
     Raises:
         LabError: with both numbers.
     """
-    if unreachable(tokenizer, rows):
+    if rows is not None and unreachable(tokenizer, rows):
         raise fail("model_rows", where=where, tokens=len(tokenizer), rows=rows)
 
 
-def embedding_rows(folder: str | Path) -> int:
-    """Return how many tokens the embedding of a model folder has rows for, as its config.json says."""
-    from transformers import AutoConfig
-
-    return AutoConfig.from_pretrained(folder).get_text_config().vocab_size
+def embedding_rows(folder: str | Path) -> int | None:
+    """Return how many tokens the embedding of a model folder has rows for, None where its config.json does not say."""
+    # As text: a configuration may ask for code of its own.
+    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    return config.get("text_config", config).get("vocab_size")
 
 
 def unreachable(tokenizer: "PreTrainedTokenizerBase", rows: int) -> list[str]:

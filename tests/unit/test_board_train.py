@@ -123,7 +123,7 @@ def test_a_failed_training_is_said_and_can_be_mended(tiny_recipe, tmp_path):
 def test_another_run_in_the_folder_blocks_start_and_a_free_folder_is_offered(tiny_recipe):
     run(TrainPanel(tiny_recipe))
     panel = TrainPanel(tiny_recipe | {"lora_rank": 8})
-    assert panel.view.start.disabled and "lora_rank: 4 → 8" in shown(panel.view.folder_message)
+    assert panel.view.start.disabled and "lora_rank: 4 -> 8" in shown(panel.view.folder_message)
     panel.view.new_folder.click()
     assert panel.folder().name == "run-2" and not panel.view.start.disabled
     assert not shown(panel.view.folder_message) and panel.view.new_folder.layout.display == "none"
