@@ -52,7 +52,10 @@ def one(name: str, seed: int, asked: list[Row], before: list[str]) -> dict[str, 
     own_right = graded(answers(model, tokenizer, own), own)
     old, new = graded(before, asked), graded(after, asked)
     seconds = run.metrics["train_seconds"]
-    print(f"{name}, seed {seed}: general {share(new)}, {loaded.eval_dataset} {share(own_right)}, {seconds:.0f} s")
+    print(
+        f"{name}, seed {seed}: general {share(new)}, {loaded.eval_dataset} {share(own_right)}, {seconds:.0f} s",
+        flush=True,
+    )
     for row, was, now, text in zip(asked, old, new, after, strict=True):
         if was != now:
             print(f"    {'lost' if was else 'won'}: {row['instruction']} -> {text!r}", flush=True)

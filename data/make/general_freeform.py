@@ -1,8 +1,8 @@
 """Write general_freeform_en: general questions that are asked before and after training, graded by what an answer contains.
 
 A line of QUESTIONS is a question and the answers that count as right, each as whole words. They are kept apart from
-what SFT recipes train on. The untouched smollm2-135m answers 18 of the 20 right, greedily and in 48 tokens; 12 others
-that it got wrong were left out, because what it doesn't know it cannot forget.
+what SFT recipes train on. The untouched smollm2-135m answers 18 to 20 right, greedily, in float32 and in bfloat16; 12
+others were left out, because what it doesn't know it cannot forget.
     python data/make/general_freeform.py
 """
 
