@@ -205,11 +205,12 @@ def chat_with(options: argparse.Namespace) -> None:
         asked = recipe.load(options.model, options.overrides)
         model, tokenizer = chat.from_recipe(asked)
         generation = chat.generation_of(asked)
-        messages += [{"role": "system", "content": asked.default_system}] if asked.default_system else []
+        messages += chat.system_turn(asked.default_system, asked.adapter_name_or_path)
     elif options.overrides:
         raise fail("chat_overrides", model=options.model)
     else:
         model, tokenizer = chat.load(options.model, options.adapter, options.backend or "huggingface")
+        messages += chat.system_turn(None, options.adapter)
     while question := read_line():
         messages.append({"role": "user", "content": question})
         answer = ""

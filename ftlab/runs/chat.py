@@ -167,7 +167,7 @@ def end_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> N
 
 def from_recipe(recipe: Recipe) -> tuple[PreTrainedModel | Loop, PreTrainedTokenizerBase]:
     """Return the model a recipe names, with what its run has left on it or the adapter it names, and the tokenizer."""
-    return load(recipe.model_name_or_path, trained(recipe), engine_of(recipe), recipe.template, **options_of(recipe))
+    return load(recipe.model_name_or_path, trained(recipe), engine_of(recipe), **options_of(recipe))
 
 
 def trained(recipe: Recipe) -> Path | None:
@@ -185,7 +185,7 @@ def engine_of(recipe: Recipe) -> str:
 
 def options_of(recipe: Recipe) -> dict[str, Any]:
     """Return what `load` and `from_pretrained` take of a recipe."""
-    options: dict[str, Any] = {"trust_remote_code": recipe.trust_remote_code}
+    options: dict[str, Any] = {"template": recipe.template, "trust_remote_code": recipe.trust_remote_code}
     if recipe.allow_other_template and recipe.template:
         options["replace_template"] = True
     if recipe.infer_dtype != "auto":
@@ -201,6 +201,23 @@ def generation_of(recipe: Recipe) -> dict[str, Any]:
     names = ("do_sample", "max_new_tokens", "repetition_penalty", "num_beams")
     sampling = ("temperature", "top_p", "top_k") if recipe.do_sample else ()
     return {name: getattr(recipe, name) for name in (*names, *sampling)}
+
+
+def system_turn(default_system: str | None, adapter: str | Path | None = None) -> list[Message]:
+    """Return the system turn that a conversation begins with where it has none of its own.
+
+    Args:
+        default_system: the recipe key; where it is not given, what the run of an adapter was trained with counts.
+    """
+    said = default_system or (folder.trained_with(adapter).get("default_system") if adapter else None)
+    return [{"role": "system", "content": said}] if said else []
+
+
+def switchable(model: PreTrainedModel | PeftModel | Loop) -> bool:
+    """Return True if switching the adapter off leaves the base as it was: PiSSA takes its start out of the base."""
+    return isinstance(model, PeftModel) and not any(
+        str(config.init_lora_weights).startswith("pissa") for config in model.peft_config.values()
+    )
 
 
 def adapters(model: PreTrainedModel | PeftModel, on: bool) -> AbstractContextManager[None]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ftlab.errors import LabError, fail, say
-from ftlab.runs import checkpoint
+from ftlab.runs import checkpoint, strict_yaml
 from ftlab.runs import recipe as recipes
 from ftlab.runs.keys import Recipe
 
@@ -199,6 +199,13 @@ def origin(weights: Weights) -> tuple[str, str | None]:
         own = json.loads((weights.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     named = settings.get("model_name_or_path") if about else None
     return str(named or own.get("base_model_name_or_path") or ""), about.get("model")
+
+
+def trained_with(name: str | Path) -> dict[str, Any]:
+    """Return the recipe keys that the run was trained with which weights belong to, {} where no run made them."""
+    place = Path(name).expanduser()
+    recorded = next((path for path in (place / RECIPE, place.parent / RECIPE) if path.is_file()), None)
+    return strict_yaml.read(recorded)[0] if recorded else {}
 
 
 def printable(values: dict[str, Any]) -> dict[str, Any]:

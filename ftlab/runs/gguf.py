@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 
+from ftlab import tokens
 from ftlab.errors import fail
 
 # name -> (format of the matrices, format of the embedding, what the header calls it). The embedding is also the
@@ -153,6 +154,10 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, s
         number = getattr(tokenizer, f"{name}_token_id")
         if number is not None:
             getattr(writer, f"add_{name}_token_id")(number)
+    # Where a chat template ends turns with another token than eos: llama.cpp stops at both.
+    ends = [number for number in tokens.end_ids(tokenizer) if number != tokenizer.eos_token_id]
+    if ends:
+        writer.add_eot_token_id(ends[0])
     writer.add_add_bos_token(tokenizer("a").input_ids[0] == tokenizer.bos_token_id)
 
 

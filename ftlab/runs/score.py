@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
 from transformers import PreTrainedTokenizerBase
 
 from ftlab import evaluate, responses, tokens
@@ -40,15 +39,14 @@ def score(recipe: Recipe, limit: int = 200, figures: Sequence[str] = FIGURES) ->
     if recipe.objective not in ("sft", "ppo", "grpo"):
         raise fail("eval_stage", where="stage", stage=recipe.objective)
     trained = chat.trained(recipe)
-    if trained is None and recipe.output_dir:
-        print(say("eval_untrained", where=recipe.output_dir))
-    options = {"template": recipe.template, **chat.options_of(recipe)}
+    say_untrained(recipe, trained)
+    options = chat.options_of(recipe)
     model, tokenizer = chat.load(recipe.model_name_or_path, trained, **options)
     chosen = held_out(recipe, tokenizer, trained)[:limit]
     found: Scores = {}
     if trained is None:
         found["base"] = scores(model, tokenizer, chosen, figures)
-    elif isinstance(model, PeftModel):
+    elif chat.switchable(model):
         with model.disable_adapter():
             found["base"] = scores(model, tokenizer, chosen, figures)
         found["tuned"] = scores(model, tokenizer, chosen, figures)
@@ -61,6 +59,17 @@ def score(recipe: Recipe, limit: int = 200, figures: Sequence[str] = FIGURES) ->
     if recipe.output_dir and Path(recipe.output_dir).expanduser().is_dir():
         checkpoint.write_json(Path(recipe.output_dir).expanduser() / folder.SCORES, found)
     return found
+
+
+def say_untrained(recipe: Recipe, trained: Path | None) -> None:
+    """Say where the run folder of a recipe holds nothing that was trained, or what another recipe trained."""
+    if not recipe.output_dir:
+        return
+    run = Path(recipe.output_dir).expanduser()
+    if trained != run:
+        print(say("eval_untrained", where=run, instead=trained or recipe.model_name_or_path))
+    elif changed := folder.changes(checkpoint.read_manifest(run) or {}, recipe, {}):
+        print(say("eval_other_run", where=run, changed=changed))
 
 
 def held_out(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, trained: Path | None) -> list[Example]:

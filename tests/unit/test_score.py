@@ -88,6 +88,9 @@ def test_eval_scores_what_the_run_held_out(tiny_recipe, capsys):
 def test_a_folder_that_was_never_trained_has_no_tuned_score(tiny_recipe, capsys):
     found = score.score(recipe.load(tiny_recipe), figures=("loss",))
     assert set(found) == {"base"} and "nothing trained yet" in capsys.readouterr().out
+    train.train(recipe.load(tiny_recipe))
+    score.score(recipe.load(tiny_recipe | {"lora_rank": 8}), figures=("loss",))
+    assert "other settings than this recipe has: lora_rank: 4 -> 8" in capsys.readouterr().out
 
 
 def test_a_whole_model_is_scored_beside_its_base(tiny_recipe):

@@ -200,6 +200,18 @@ def test_an_earlier_call_is_rendered_as_training_does(server):
         )
 
 
+def test_a_conversation_without_a_system_turn_begins_as_the_run_was_trained(server, client):
+    request = GREEDY | {"max_tokens": 1}
+    counts = []
+    for system in ([], [{"role": "system", "content": "Arr."}]):
+        server.app.state.service.system = system
+        counts.append(client.chat.completions.create(**request).usage.prompt_tokens)
+    own = [{"role": "system", "content": "Hm."}, *ASKED]
+    assert client.chat.completions.create(**request | {"messages": own}).usage.prompt_tokens == counts[1] - 1
+    server.app.state.service.system = []
+    assert counts[1] == counts[0] + len(server.engine.tokenizer("<|im_start|>system\nArr.<|im_end|>\n").input_ids)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "param"),
     [

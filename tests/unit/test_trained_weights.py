@@ -1,5 +1,6 @@
 """What a run has left is found by its folder, fits its base, and ends its answers as it was trained to."""
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -182,3 +183,27 @@ def test_a_control_token_that_nothing_writes_may_lie_behind_the_last_row(tiny_mo
     assert chat.reply(model, loaded, [{"role": "user", "content": "<image_soft_token>"}], max_new_tokens=2) is not None
     keys = {"model_name_or_path": str(place), "export_dir": str(tmp_path / "out")}
     assert export.export(recipe.load(keys)).greedy_equal_share == 1
+
+
+def test_the_base_of_a_stopped_pissa_run_is_the_base(tiny_recipe, tiny_model_dir):
+    """Its checkpoint's adapter is taken out of the base's weights, so that switching it off does not leave the base."""
+    keys = tiny_recipe | {"pissa_init": True}
+    before = score.score(recipe.load(keys), figures=("loss",))["base"]
+    place = stopped(keys)
+    found = score.score(recipe.load(keys), figures=("loss",))
+    assert found["base"] == before and found["tuned"]["loss"] < before["loss"]
+    model, _ = chat.load(str(tiny_model_dir), place)
+    assert not chat.switchable(model)
+
+
+def test_a_conversation_begins_with_the_system_turn_of_the_run(tiny_recipe, tiny_model_dir, monkeypatch):
+    run = train.train(recipe.load(tiny_recipe | {"default_system": "You are a pirate."}))
+    system = {"role": "system", "content": "You are a pirate."}
+    for name in (run.folder, run.weights):
+        assert chat.system_turn(None, name) == [system]
+    assert chat.system_turn("Be brief.", run.folder)[0]["content"] == "Be brief." and chat.system_turn(None) == []
+    asked = []
+    monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
+    monkeypatch.setattr(chat, "stream", lambda model, tokenizer, messages, **_: asked.extend(messages) or iter("yes"))
+    assert cli.main(["chat", str(tiny_model_dir), "--adapter", str(run.folder)]) == 0
+    assert asked[:2] == [system, {"role": "user", "content": "hello"}]

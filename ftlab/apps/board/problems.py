@@ -106,6 +106,13 @@ def together(made: Recipe) -> dict[str, str]:
                 look(name)
         except LabError as error:
             messages[key] = short(error)
+    base = readouts.local_folder(made.model_name_or_path)
+    if made.adapter_name_or_path and base and not messages:
+        with contextlib.redirect_stdout(io.StringIO()):
+            try:
+                folders.weights_for(made.adapter_name_or_path, Path(base), made.model_name_or_path)
+            except LabError as error:
+                messages["adapter_name_or_path"] = short(error)
     for key in ("dataset", "eval_dataset"):
         for name in (part.strip() for part in (getattr(made, key) or "").split(",")):
             try:
@@ -184,7 +191,7 @@ def fingerprints(made: Recipe) -> dict[str, str]:
         return {}
     with contextlib.redirect_stdout(io.StringIO()), without_bars():
         tokenizer = train.load_tokenizer(made, path)
-        templates.apply(made.template, tokenizer)
+        templates.apply(made.template, tokenizer, made.allow_other_template)
         return train.fingerprints(made, path, rows.splits(made, tokenizer))
 
 

@@ -15,7 +15,6 @@ from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
 from jinja2 import TemplateError
-from peft import PeftModel
 from starlette.exceptions import HTTPException
 
 from ftlab import responses, tokens
@@ -26,6 +25,7 @@ from ftlab.apps.serve.engine import Busy, Engine
 from ftlab.apps.serve.schema import ChatRequest, CompletionRequest, Sampling
 from ftlab.apps.serve.security import Guard, Limits, body
 from ftlab.errors import LabError
+from ftlab.runs import chat
 
 BASE = "-base"
 
@@ -37,6 +37,7 @@ def create(
     limits: Limits | None = None,
     names: frozenset[str] = frozenset(),
     any_address: bool = False,
+    system: Sequence[dict[str, Any]] = (),
 ) -> FastAPI:
     """Return the application.
 
@@ -45,10 +46,11 @@ def create(
         token: what a client must send.
         names: host names besides this machine's own that a client may use.
         any_address: whether clients may use plain IP addresses other than loopback.
+        system: the turn that the model was trained to see first, for conversations without a system turn.
     """
     app = FastAPI(title="ftlab serve", docs_url=None, redoc_url=None, redirect_slashes=False)
     limits = limits or Limits()
-    app.state.service = Service(engine, name, limits)
+    app.state.service = Service(engine, name, limits, system)
     app.add_middleware(Guard, token=token, names=names, any_address=any_address, limits=limits)
     add_errors(app)
     add_routes(app, app.state.service)
@@ -159,9 +161,10 @@ def chat_page() -> tuple[str, str]:
 class Service:
     """From a checked request to jobs, and from what they give to a response."""
 
-    def __init__(self, engine: Engine, name: str, limits: Limits) -> None:
+    def __init__(self, engine: Engine, name: str, limits: Limits, system: Sequence[dict[str, Any]] = ()) -> None:
+        self.system = list(system)
         self.engine, self.name, self.limits = engine, name, limits
-        self.names = [name, name + BASE] if isinstance(engine.model, PeftModel) else [name]
+        self.names = [name, name + BASE] if chat.switchable(engine.model) else [name]
         self.started = int(time.time())
         self.reader = responses.Reader(engine.tokenizer)
         # Tokenizers may not be changed and used at once; rendering sets their padding.
@@ -193,6 +196,8 @@ class Service:
             raise Refused(400, "top_logprobs needs logprobs: true", "top_logprobs", "invalid_value")
         adapter = self.adapter_of(asked.model)
         messages = [message.rendered() for message in asked.messages]
+        if adapter and messages[0]["role"] != "system":
+            messages = [*self.system, *messages]
         try:
             prompt = await self.render(tokens.prompt, self.engine.tokenizer, messages, asked.offered)
         except (LabError, TemplateError, TypeError, ValueError, KeyError) as error:

@@ -52,7 +52,8 @@ def serve(
     engine = Engine(model, tokenizer)
     name = Path(model_name_or_path).resolve().name if os.path.isdir(model_name_or_path) else model_name_or_path
     names = frozenset([*(remote_names or []), host])
-    made = app.create(engine, name, token, names=names, any_address=remote_names is not None)
+    system = chat.system_turn(None, adapter)
+    made = app.create(engine, name, token, names=names, any_address=remote_names is not None, system=system)
     print(f"{name} answers at {address(bound)}/v1\n{said}", flush=True)
     try:
         server(made).run(sockets=[bound])
