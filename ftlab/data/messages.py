@@ -112,7 +112,8 @@ def message_of(turn: object, tags: Tags, where: str) -> Message:
     required = not calls and (role != "tool" or tags["content_tag"] not in turn)
     content = content_of(turn, tags["content_tag"], where, required)
     if role == "function":
-        role, content, calls = "assistant", "", function_calls(content, where)
+        content, calls = thought_and_calls(content, where)
+        role = "assistant"
     message = {"role": role, "content": content} | ({"tool_calls": calls} if calls else {})
     kept = {key: turn[key] for key in ("name", "tool_call_id") if role == "tool" and isinstance(turn.get(key), str)}
     untrained = {"weight": 0} if not trained(turn, where) and role == "assistant" else {}
@@ -232,6 +233,12 @@ def openai_calls(calls: object, where: str) -> list[Row]:
         # Some write {"name", "arguments"} without the object around them.
         made.append(identity | tool_call(call if call.get("function") is None else call["function"], where))
     return made
+
+
+def thought_and_calls(content: str, where: str) -> tuple[str, list[Row]]:
+    """Return the think block before the calls of a ShareGPT function_call turn ("" without one), and the calls."""
+    thought, end, calls = content.partition("</think>") if content.lstrip().startswith("<think>") else ("", "", content)
+    return thought + end, function_calls(calls, where)
 
 
 def function_calls(content: str, where: str) -> list[Row]:

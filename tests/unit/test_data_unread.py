@@ -167,6 +167,14 @@ def test_a_thought_elsewhere_is_counted_and_one_in_the_content_stays(capsys):
     ]
 
 
+def test_a_think_block_before_a_function_call_stays():
+    call = '{"name": "f", "arguments": {"x": "</think>"}}'
+    turns = [("human", "a"), ("function_call", f"<think>\nhm\n</think>\n\n{call}"), ("observation", "o"), ("gpt", "b")]
+    message = loaded({"conversations": [{"from": who, "value": said} for who, said in turns]})[0]["messages"][1]
+    assert message["content"] == "<think>\nhm\n</think>"
+    assert message["tool_calls"][0]["function"]["arguments"] == {"x": "</think>"}
+
+
 # contents in parts, media
 
 
