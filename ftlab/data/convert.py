@@ -17,11 +17,9 @@ if TYPE_CHECKING:
 PLACEHOLDER = re.compile(r"\{\{(?:(name|author)|(?<![A-Za-z0-9}\\]\{\{)([A-Za-z_]\w{2,}))\}\}", re.ASCII)
 
 
-# Column -> what a placeholder in a text stands for: `<image>` means a picture where there is such a column.
-MEDIA = {
-    "image": "<image>", "images": "<image>", "video": "<video>", "videos": "<video>", "audio": "<audio>",
-    "audios": "<audio>",
-}  # fmt: skip
+# Columns of pictures, videos and sounds; of others whose names begin so, a placeholder in the text tells.
+MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios")
+MEDIA = ("image", "video", "audio")
 
 
 class Made(NamedTuple):
@@ -85,10 +83,12 @@ def refuse_media(row: Row, where: str) -> None:
     """Refuse a row about a picture, a video or a sound, which nobody would see.
 
     Raises:
-        LabError: such a column says something, or a text has the placeholder of one that is empty.
+        LabError: such a column says something, or a text has the placeholder of one (`<image>`).
     """
-    for column, placeholder in MEDIA.items():
-        if column in row and not (empty(row[column]) and all(placeholder not in text for text in texts(row))):
+    for column in row:
+        medium = next((one for one in MEDIA if column.startswith(one)), "")
+        meant = column in MEDIA_COLUMNS and not empty(row[column])
+        if medium and (meant or any(f"<{medium}>" in text for text in texts(row))):
             raise fail("data_media_row", where=where, column=column)
 
 

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ftlab.data.read import DECODER, MAX_DEPTH, TOO_DEEP, Row, depth, kind, suggestion
+from ftlab.data.read import DECODER, MAX_DEPTH, TOO_DEEP, Row, depth, empty, kind, suggestion
 from ftlab.errors import fail
 
 Message = dict[str, Any]
@@ -54,6 +54,8 @@ WEIGHTS = (
     "weight", "loss", "loss_scale", "train", "train_detail", "training", "training_detail", "loss_mask",
     "step_loss_mask",
 )  # fmt: skip
+# Keys under which a turn brings pictures or sounds along, as in Ollama.
+MEDIA_KEYS = ("image", "images", "video", "videos", "audios")
 TEXT_PARTS = ("text", "input_text", "output_text")
 MEDIA_PARTS = ("image", "video", "audio", "input_image", "input_video", "input_audio", "file", "input_file")
 
@@ -105,6 +107,9 @@ def message_of(turn: object, tags: Tags, where: str) -> Message:
     if not isinstance(turn, dict):
         raise fail("data_not_object", where=where, got=kind(turn))
     role = role_of(text_of(turn, tags["role_tag"], where), tags, where)
+    for key in MEDIA_KEYS:
+        if not empty(turn.get(key)):
+            raise fail("data_media_row", where=where, column=key)
     calls = calls_of(turn, where)
     if calls and role != "assistant":
         raise fail("data_tool_call", where=where)

@@ -222,6 +222,17 @@ def test_rows_with_media_are_refused(column, folder):
         registry.load("set", folder)
 
 
+def test_media_under_other_names_are_told_by_the_placeholder(capsys):
+    row = {"instruction": "<image>\nWhat?", "output": "b", "image_path": "x.png"}
+    assert refused(row) == "1: `image_path`: ftlab trains on text only"
+    assert noted(capsys, row | {"instruction": "What?"}) == ["columns not read: image_path"]
+    assert (
+        refused({"messages": [user("What?", images=["x"]), assistant("b")]})
+        == "1 (turn 1): `images`: ftlab trains on text only"
+    )
+    assert len(loaded({"messages": [user("What?", images=[]), assistant("b")]})) == 1
+
+
 # KTO
 
 
