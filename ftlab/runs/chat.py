@@ -88,7 +88,7 @@ def load(
     """
     if adapter:
         # Before the base, which may have to be fetched.
-        folder.weights_of(adapter)
+        folder.require_language_model(folder.weights_of(adapter))
     base = Path(models.fetch(model_name_or_path))
     weights = folder.weights_for(adapter, base, model_name_or_path) if adapter else None
     machine = device.describe()

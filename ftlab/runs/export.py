@@ -85,6 +85,8 @@ def export(recipe: Recipe) -> Export:
     base = Path(models.fetch(recipe.model_name_or_path))
     name = recipe.adapter_name_or_path
     weights = folders.weights_for(name, base, recipe.model_name_or_path) if name else None
+    if weights:
+        folders.require_language_model(weights)
     whole = weights.folder if weights and not weights.is_adapter else base
     if getattr(AutoConfig.from_pretrained(whole), "quantization_config", None):
         raise fail("export_quantized", where=str(whole), value="its config.json says so")

@@ -189,6 +189,18 @@ def require_own_base(weights: Weights, base: Path, name: str) -> None:
         print(say("folder_base_unknown", where=str(weights.folder), trained_on=trained_on, name=name))
 
 
+def require_language_model(weights: Weights) -> None:
+    """Refuse a reward model: it has one output in place of the head that writes text.
+
+    Raises:
+        LabError: naming its folder.
+    """
+    name, key = (ADAPTER_CONFIG, "task_type") if weights.is_adapter else ("config.json", "architectures")
+    kind = str(json.loads((weights.folder / name).read_text(encoding="utf-8")).get(key))
+    if "SEQ_CLS" in kind or "ForSequenceClassification" in kind:
+        raise fail("folder_reward_model", where=str(weights.folder))
+
+
 def origin(weights: Weights) -> tuple[str, str | None]:
     """Return the name of the base that weights were trained on, and its fingerprint where a run recorded it."""
     manifests = [checkpoint.read_manifest(folder) or {} for folder in (weights.folder, weights.folder.parent)]

@@ -7,6 +7,7 @@ from ftlab import device, embedded, models
 from ftlab.catalogue import hub_id
 from ftlab.errors import fail
 from ftlab.runs import fields
+from ftlab.runs.folder import weights_of
 from ftlab.runs.keys import Recipe
 
 # The keys that the rows depend on.
@@ -108,7 +109,7 @@ def model(recipe: Recipe, machine: device.Machine) -> str:
     lines.append("model.config.use_cache = False")
     own_dtype = f"autocast_adapter_dtype={fields.adapts_in_float32(recipe, machine.accelerator)}"
     if recipe.finetuning_type == "lora" and recipe.adapter_name_or_path:
-        start = str(models.adapter(recipe.adapter_name_or_path))
+        start = str(weights_of(recipe.adapter_name_or_path).folder)
         lines.append(call("model = PeftModel.from_pretrained", ["model", repr(start), "is_trainable=True", own_dtype]))
     elif recipe.finetuning_type == "lora":
         lines.append(call("peft_config = LoraConfig", arguments(fields.lora_settings(recipe))))

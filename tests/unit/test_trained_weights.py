@@ -207,3 +207,14 @@ def test_a_conversation_begins_with_the_system_turn_of_the_run(tiny_recipe, tiny
     monkeypatch.setattr(chat, "stream", lambda model, tokenizer, messages, **_: asked.extend(messages) or iter("yes"))
     assert cli.main(["chat", str(tiny_model_dir), "--adapter", str(run.folder)]) == 0
     assert asked[:2] == [system, {"role": "user", "content": "hello"}]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_reward_model_does_not_talk(tiny_recipe, tiny_rows, tiny_model_dir, tmp_path, method):
+    rows = {"stage": "rm", "dataset": str(tiny_rows / "preference.json")}
+    run = train.train(recipe.load(tiny_recipe | METHODS[method] | rows))
+    keys = {"model_name_or_path": str(tiny_model_dir), "export_dir": str(tmp_path / "out"), "stage": "rm"}
+    wrong = recipe.load(keys | {"adapter_name_or_path": str(run.folder)})
+    for act in (lambda: chat.load(str(tiny_model_dir), run.folder), lambda: export.export(wrong)):
+        with pytest.raises(LabError, match="this is a reward model"):
+            act()
