@@ -1,6 +1,6 @@
 """Linear layers that keep one byte, or half a byte, per weight: what a CPU reads for each token shrinks with them.
 
-PyTorch itself brings the products of 16- or 32-bit inputs with such weights. Taught in notebooks/09_inference.ipynb.
+PyTorch itself ships the products of bfloat16 inputs with such weights. Taught in notebooks/09_inference.ipynb.
 """
 
 import copy
@@ -9,6 +9,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+# What is multiplied, whatever the model is in: torch's kernels for float32 inputs are loops, 10 to 100 times slower
+# even on a processor without bfloat16 instructions.
+INPUTS = torch.bfloat16
 # Weights that share one scale and one offset in four bits.
 BLOCK = 32
 # The products want a multiple of so many outputs.
@@ -23,12 +26,13 @@ class Int8Linear(nn.Module):
         scale = linear.weight.float().abs().amax(dim=1).clamp(min=1e-8) / 127
         codes = (linear.weight.float() / scale[:, None]).round().to(torch.int8)
         self.register_buffer("weight", codes)
-        self.register_buffer("scale", scale.to(linear.weight.dtype))
+        self.register_buffer("scale", scale.to(INPUTS))
         self.bias = linear.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the outputs, (..., out_features)."""
-        found = torch._weight_int8pack_mm(x.reshape(-1, x.shape[-1]), self.weight, self.scale)
+        flat = x.reshape(-1, x.shape[-1]).to(INPUTS)
+        found = torch._weight_int8pack_mm(flat, self.weight, self.scale).to(x.dtype)
         return with_bias(found, self.bias, x)
 
 
@@ -37,21 +41,20 @@ class Int4Linear(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        dtype = linear.weight.dtype
         blocks = linear.weight.float().unflatten(1, (-1, BLOCK))
         low, high = blocks.amin(dim=2), blocks.amax(dim=2)
-        scale = ((high - low) / 15).clamp(min=1e-8).to(dtype).float()
+        scale = ((high - low) / 15).clamp(min=1e-8).to(INPUTS).float()
         codes = ((blocks - low[:, :, None]) / scale[:, :, None]).round().clamp(0, 15).int()
         # A weight is (code - 8) * scale + offset.
         offsets = torch.stack([scale, low + 8 * scale], dim=2).transpose(0, 1)
         self.register_buffer("weight", torch._convert_weight_to_int4pack_for_cpu(codes.flatten(1), 1))
-        self.register_buffer("scale", offsets.to(dtype).contiguous())
+        self.register_buffer("scale", offsets.to(INPUTS).contiguous())
         self.bias = linear.bias
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the outputs, (..., out_features)."""
-        flat = x.reshape(-1, x.shape[-1])
-        found = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.weight, BLOCK, self.scale)
+        flat = x.reshape(-1, x.shape[-1]).to(INPUTS)
+        found = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.weight, BLOCK, self.scale).to(x.dtype)
         return with_bias(found, self.bias, x)
 
 
