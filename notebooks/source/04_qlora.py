@@ -8,13 +8,13 @@
 # | you will have | measured as |
 # |---|---|
 # | NF4 by hand | share of blocks with the library's codes |
-# | quality against bits | perplexity at 2, 3, 4, 8 and 16 bits |
+# | quality against bits | perplexity at 2, 3, 4 and 8 bits, and as loaded |
 # | memory, predicted and measured | error of the prediction |
 # | QLoRA beside LoRA | fields right, bytes, seconds |
 #
 # **Cost:** about 7 minutes and 7 GB on two CPU cores, 5 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="a780df80"
+# %% [markdown] id="title" lang="zh" of="3f557d1f"
 # # 04 · QLoRA：同样的事，每个权重只用四位
 #
 # LoRA 只训练百分之一的权重，但全部权重都得放在内存里。QLoRA 把冻结的权重各存成四位。在这里，你亲手做出这种数字格式，证明它与库的相等，看它损失多少质量，在加载任何东西之前预测训练要多少内存，再用分配器核对预测，最后用它训练。
@@ -22,7 +22,7 @@
 # | 你将得到 | 用什么衡量 |
 # |---|---|
 # | 手写的 NF4 | 与库编码相同的块所占比例 |
-# | 质量与位数 | 2、3、4、8、16 位时的困惑度 |
+# | 质量与位数 | 2、3、4、8 位时与原样加载时的困惑度 |
 # | 预测的与实测的内存 | 预测误差 |
 # | QLoRA 与 LoRA 并排 | 正确字段的比例、字节、秒 |
 #
@@ -124,6 +124,8 @@ def load(**options):
 
 model = load()
 weight = model.model.layers[0].mlp.up_proj.weight.detach()
+number_bytes = weight.element_size()
+as_loaded = f"{8 * number_bytes} bits"  # 16, on a processor without bfloat16 instructions 32
 print(f"{tuple(weight.shape)} weights of {weight.dtype}, from {weight.min():.2f} to {weight.max():.2f}")
 
 # %% [markdown] id="idea-why"
@@ -248,7 +250,7 @@ def surprise(model):
 
 # %% id="quality"
 widths = {f"{bits} bits": torch.linspace(-1, 1, 2**bits) for bits in (8, 4, 3, 2)} | {"NF4": nf4}
-quality, errors = {"16 bits": surprise(model)}, {}
+quality, errors = {as_loaded: surprise(model)}, {}
 for label, levels in widths.items():
     rounded = load()
     for layer in rounded.model.layers.modules():
@@ -262,7 +264,7 @@ for label, levels in widths.items():
 
 # %% id="quality-plot"
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-order = ["16 bits", "8 bits", "NF4", "4 bits"]
+order = [as_loaded, "8 bits", "NF4", "4 bits"]
 bars = left.bar(order, [quality[label] for label in order], color=["grey", "grey", "#d95f02", "grey"])
 left.bar_label(bars, fmt="%.1f")
 left.set(ylabel="perplexity", title=f"3 bits: {quality['3 bits']:,.0f}, 2 bits: {quality['2 bits']:,.0f}")
@@ -299,14 +301,15 @@ quantized = load(quantization_config=quantization_config)
 device.keep_gradients(quantized)  # why: the second trap below
 print(quantized.model.layers[0].mlp.up_proj)
 nf4_perplexity = surprise(quantized)
-print(f"perplexity {quality['16 bits']:.1f} -> {nf4_perplexity:.1f}")
+print(f"perplexity {quality[as_loaded]:.1f} -> {nf4_perplexity:.1f}")
 
 # %% id="base-bytes"
 base_bytes_ratio = found / 16  # of the quantized layers: bits per weight with double quantization, against 16
 footprints = [memory.held_bytes(candidate) for candidate in (quantized, model)]  # the blocks' scales included
 whole_ratio = footprints[0] / footprints[1]
 print(
-    f"quantized layers: {base_bytes_ratio:.2f} of 16 bits; with the embedding, which stays as it is: {whole_ratio:.2f}"
+    f"quantized layers: {base_bytes_ratio:.2f} of 16 bits; "
+    f"the whole model, its embedding as loaded: {whole_ratio:.2f} of {as_loaded}"
 )
 
 # %% [markdown] id="memory-why"
@@ -394,12 +397,13 @@ print(f"LoRA trains {lora_weights:,} weights")
 
 # %% id="numbers"
 def numbers(method, checkpointing):
-    told = {"checkpointing": checkpointing, "eager": attention == "eager"}
+    told = {"checkpointing": checkpointing, "eager": attention == "eager", "other_bytes": number_bytes}
     told |= {"loss_tile": 32768, "tile_bytes": 2} if on_gpu else {"loss_tile": 2048, "tile_bytes": 31}
-    adapter = {"adapter_rank": r, "trained": lora_weights, "trained_bytes": 4 if on_gpu else 2}
+    adapter = {"adapter_rank": r, "trained": lora_weights, "trained_bytes": 4 if on_gpu else number_bytes}
+    adapter |= {"linear_bytes": number_bytes}
     if not on_gpu:  # with a frozen output layer `fit_output_layer` holds the whole logits of a few tokens at a time
         adapter |= {"loss_tile": config.vocab_size, "tile_rows": 128, "tile_bytes": 12}
-    float32 = {"linear_bytes": 4, "other_bytes": 4, "trained_bytes": 4, "autocast": True}
+    float32 = {"linear_bytes": 4, "other_bytes": 4, "trained_bytes": 4, "autocast": dtype == "bfloat16"}
     blocks = sum(weight.numel() for weight in model.model.layers[-2:].parameters())
     return (
         told
@@ -425,6 +429,13 @@ def build(method):
 
 
 # %% id="two-steps"
+def unround(model):
+    """Put what is trained into float32 where this machine doesn't multiply bfloat16; why: the third trap below."""
+    for weight in model.parameters():
+        if weight.requires_grad and dtype != "bfloat16":
+            weight.data = weight.data.float()
+
+
 def two_steps(method, rows, length, checkpointing):
     """Return a trainer for two steps on rows that are all `length` tokens long."""
     tokens = torch.randint(0, 1000, (2 * rows, length)).tolist()
@@ -436,12 +447,13 @@ def two_steps(method, rows, length, checkpointing):
         activation_checkpointing=checkpointing,
         logging_strategy="no",
         disable_tqdm=True,
-        bf16=method in ("full", "freeze") or training_args.bf16,
+        bf16=training_args.bf16 or (method in ("full", "freeze") and dtype == "bfloat16"),
         train_sampling_strategy="random",
     )
     data = Dataset.from_list([{"input_ids": row, "labels": row} for row in tokens])
     AcceleratorState._reset_state(True)  # it remembers the first trainer's precision for the life of the process
     trainer = SFTTrainer(build(method), args, train_dataset=data, processing_class=tokenizer)
+    unround(trainer.model)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -456,7 +468,7 @@ for cell in itertools.product(methods, *measured):  # method, examples, tokens, 
     with memory.measure_peak_bytes(short_run.model) as peak:
         short_run.train()
     if "LoRA" in cell[0]:  # the base is used again
-        short_run.model.unload().gradient_checkpointing_disable()
+        short_run.model.unload().activation_checkpointing_disable()
     table.append((*cell, memory.estimate(sizes, told), peak.bytes))
 
 # %% id="measure-table"
@@ -539,6 +551,7 @@ for method in ("LoRA", "QLoRA"):
     set_seed(seed)
     tuned[method] = build(method)
     trainer = SFTTrainer(tuned[method], training_args, train_dataset=order_dataset, processing_class=tokenizer)
+    unround(trainer.model)
     started = time.perf_counter()
     trainer.train()
     seconds[method] = time.perf_counter() - started
@@ -546,11 +559,12 @@ for method in ("LoRA", "QLoRA"):
 lora_score, qlora_score = mean(scores["LoRA"]), mean(scores["QLoRA"])
 
 # %% id="compare"
-bits_per_weight = {"LoRA": 16, "QLoRA": found}
+bits_per_weight = {"LoRA": 8 * number_bytes, "QLoRA": found}
 for method, each in scores.items():
+    adapter = next(weight for weight in tuned[method].parameters() if weight.requires_grad)
     print(
         f"{method:<6} {mean(each):.0%} of fields, {each.count(1) / len(each):.0%} of orders exact, "
-        f"{seconds[method]:.0f} s, {bits_per_weight[method]:.1f} bits per frozen weight"
+        f"{seconds[method]:.0f} s, {bits_per_weight[method]:.1f} bits per frozen weight, adapter in {adapter.dtype}"
     )
 
 # %% [markdown] id="compare-read"
@@ -591,19 +605,19 @@ for name in ("adamw_torch", "adamw_8bit", "paged_adamw_8bit"):
 # %% [markdown] id="break-why"
 # ## Break it: merging into the 4-bit base
 # The adapter learned beside *rounded* weights. Where to merge it? `merge_and_unload` on the 4-bit model adds the change and
-# rounds the sum to sixteen levels again: a small change vanishes between two levels. Merged into the 16-bit base nothing
-# is rounded away.
+# rounds the sum to sixteen levels again: a small change vanishes between two levels. The base that was never quantized has
+# no such gaps: a change merged into it stays.
 
-# %% [markdown] id="break-why" lang="zh" of="129f1f25"
+# %% [markdown] id="break-why" lang="zh" of="6fad8828"
 # ## 弄坏它：合并进 4 位的基座
-# 适配器是在*取整过的*权重旁边学的。该合并到哪里？在 4 位模型上调用 `merge_and_unload`，会把改动加上去，再一次取整到十六个等级：小改动就消失在两个等级之间。合并进 16 位基座则什么也不会被取整掉。
+# 适配器是在*取整过的*权重旁边学的。该合并到哪里？在 4 位模型上调用 `merge_and_unload`，会把改动加上去，再一次取整到十六个等级：小改动就消失在两个等级之间。没有量化过的基座没有这样的间隔：合并进去的改动会留下来。
 
 # %% id="break"
 tuned["QLoRA"].save_pretrained("runs/04_qlora/adapter")
 few = asked.select(range(min(50, len(asked))))
 merged = {"adapter kept": mean(scores["QLoRA"][: len(few)])}
 onto = PeftModel.from_pretrained(load(), "runs/04_qlora/adapter", autocast_adapter_dtype=on_gpu)
-merged["merged, 16 bits"] = mean(order_scores(onto.merge_and_unload(), few))
+merged[f"merged, {as_loaded}"] = mean(order_scores(onto.merge_and_unload(), few))
 four_bits = tuned["QLoRA"].merge_and_unload()
 merged["merged, 4 bits"] = mean(order_scores(four_bits, few))
 print(merged)
@@ -617,14 +631,14 @@ plt.show()
 
 # %% [markdown] id="trap-why"
 # ### A trap that gives no error: answer, then train
-# On a CPU with bfloat16 instructions a 4-bit layer repacks its weights the first time it answers. The packed form
+# On a CPU with AVX512_BF16 instructions a 4-bit layer repacks its weights the first time it answers. The packed form
 # multiplies without a backward pass, so that a model which is scored and *then* trained loses the gradient of every layer
 # below. The loss still falls, only less: the first version of this lesson fell for it. `device.keep_gradients` above
-# forbids the repacking.
+# forbids the repacking. On a CPU without these instructions the layer stays as it is, and keeps its gradient.
 
-# %% [markdown] id="trap-why" lang="zh" of="56066bb6"
+# %% [markdown] id="trap-why" lang="zh" of="11b9f645"
 # ### 一个不报错的陷阱：先回答，再训练
-# 在有 bfloat16 指令的 CPU 上，4 位的层第一次回答时会把权重重新打包。打包后的形式相乘时没有反向传播，所以先打分、*再*训练的模型会丢掉下面每一层的梯度。损失照样下降，只是降得少：本课的第一版就中了招。上面的 `device.keep_gradients` 禁止了重新打包。
+# 在有 AVX512_BF16 指令的 CPU 上，4 位的层第一次回答时会把权重重新打包。打包后的形式相乘时没有反向传播，所以先打分、*再*训练的模型会丢掉下面每一层的梯度。损失照样下降，只是降得少：本课的第一版就中了招。上面的 `device.keep_gradients` 禁止了重新打包。在没有这种指令的 CPU 上，这一层保持原样，梯度也还在。
 
 # %% id="trap"
 layer = Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16).to(where)
@@ -640,21 +654,43 @@ def gradient():
 print("gradient before the layer has answered:", gradient())
 with torch.no_grad():
     layer.eval()(x.detach())
-print("gradient after it has answered once:", gradient())
+repacked = getattr(layer.weight.quant_state, "packing_format_for_cpu", False)
+print("gradient after it has answered once:", gradient(), "(repacked)" if repacked else "(not repacked here)")
+
+# %% [markdown] id="rounded-why"
+# ### A trap that costs time: the adapter's own format
+# TRL's trainers turn the adapter of a quantized model into bfloat16, on every machine. A processor without bfloat16
+# instructions emulates each product with it, and the loss scaling of a T4 takes no bfloat16 gradients. `unround` above puts
+# the adapter back into float32 there, and leaves it alone elsewhere.
+
+# %% [markdown] id="rounded-why" lang="zh" of="1ac6d816"
+# ### 一个费时间的陷阱：适配器自己的格式
+# 无论在什么机器上，TRL 的训练器都会把量化模型的适配器转成 bfloat16。没有 bfloat16 指令的处理器只能模拟每一次相乘，而 T4 的损失缩放不接受 bfloat16 的梯度。上面的 `unround` 在这些机器上把适配器放回 float32，在其他机器上不作改动。
+
+# %% id="rounded"
+for kind in (torch.float32, torch.bfloat16):
+    a, b = torch.randn(256, 576, dtype=kind, device=where), torch.randn(576, 1536, dtype=kind, device=where)
+    (a @ b).sum().item()  # the first product also sets things up
+    started = time.perf_counter()
+    (a @ b).sum().item()
+    print(f"256 x 576 times 576 x 1536 in {kind}: {1000 * (time.perf_counter() - started):.1f} ms")
 
 # %% [markdown] id="kbit-why"
 # ### One more call you will meet
 # `prepare_model_for_kbit_training` readies a quantized model for training: it freezes everything, lifts what is not quantized
 # to float32, and lets gradients reach the first block when activations are recomputed. TRL's trainer does the last part
-# itself, and float32 numbers are slow to multiply on a CPU, so it was not used above.
+# itself, and bfloat16 is faster to multiply than float32 where there are instructions for it, so it was not used above.
 
-# %% [markdown] id="kbit-why" lang="zh" of="bdf77803"
+# %% [markdown] id="kbit-why" lang="zh" of="d843fbb6"
 # ### 你还会遇到的一个调用
-# `prepare_model_for_kbit_training` 让量化的模型可以训练：冻结全部权重，把未量化的部分升到 float32，并在重算激活时让梯度到达第一个块。最后一步 TRL 的训练器自己会做；而 float32 的数在 CPU 上乘得慢，所以上面没有用它。
+# `prepare_model_for_kbit_training` 让量化的模型可以训练：冻结全部权重，把未量化的部分升到 float32，并在重算激活时让梯度到达第一个块。最后一步 TRL 的训练器自己会做；而在有相应指令的机器上，bfloat16 比 float32 乘得快，所以上面没有用它。
 
 # %% id="kbit"
-dtypes = {name: weight.dtype for name, weight in four_bits.named_parameters()}
-prepared = prepare_model_for_kbit_training(four_bits, use_gradient_checkpointing=False)
+published = AutoModelForCausalLM.from_pretrained(  # what is not quantized in 16 bits, whatever this machine trains in
+    model_path, dtype=torch.bfloat16, quantization_config=quantization_config, device_map=where
+)
+dtypes = {name: weight.dtype for name, weight in published.named_parameters()}
+prepared = prepare_model_for_kbit_training(published, use_gradient_checkpointing=False)
 lifted = [name for name, weight in prepared.named_parameters() if weight.dtype != dtypes[name]]
 print(f"lifted to float32: {len(lifted)} weights, such as {lifted[0]} and {lifted[-1]}")
 
@@ -674,7 +710,7 @@ stored = {
     "int8": {"load_in_8bit": True},
 }
 print(f"{'nf4, double':<12} {footprints[0] / 2**20:6.0f} MiB, perplexity {nf4_perplexity:.1f}")
-print(f"{'bfloat16':<12} {footprints[1] / 2**20:6.0f} MiB, perplexity {quality['16 bits']:.1f}")
+print(f"{dtype:<12} {footprints[1] / 2**20:6.0f} MiB, perplexity {quality[as_loaded]:.1f}")
 for label, options in stored.items():
     if options.get("load_in_4bit"):
         options["bnb_4bit_compute_dtype"] = dtype
@@ -722,10 +758,10 @@ assert nf4_codes_equal_share == 1
 assert base_bytes_ratio <= 0.35
 assert mean(errors["8 bits"]) < mean(errors["NF4"]) < mean(errors["4 bits"]) < mean(errors["2 bits"])
 assert quality["NF4"] < quality["4 bits"] < quality["2 bits"] or not full_size
-assert quality["8 bits"] < 1.05 * quality["16 bits"] or not full_size
+assert quality["8 bits"] < 1.05 * quality[as_loaded] or not full_size
 assert memory_error_max <= 0.10 and memory_error_mean <= 0.05
 assert qlora_score >= lora_score - 0.03 or not full_size
-assert merged["merged, 16 bits"] >= merged["merged, 4 bits"] or not full_size
+assert merged[f"merged, {as_loaded}"] >= merged["merged, 4 bits"] or not full_size
 outcomes = {
     "nf4_codes_equal_share": nf4_codes_equal_share,
     "base_bytes_ratio": base_bytes_ratio,
