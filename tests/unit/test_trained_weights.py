@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
+from gguf import GGUFReader
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from ftlab import models, tokens
 from ftlab.apps import cli
+from ftlab.apps.board import problems
 from ftlab.errors import LabError
 from ftlab.runs import chat, checkpoint, export, folder, recipe, score, train
 
@@ -148,7 +150,9 @@ def test_the_token_that_ends_trained_answers_ends_generated_ones(tiny_recipe, ba
     assert model.generation_config.eos_token_id == sorted(ends) and tokens.end_ids(tokenizer) == sorted(ends)
     assert tokenizer.chat_template
     keys = {"model_name_or_path": str(base_model), "adapter_name_or_path": str(run.folder)}
-    export.export(recipe.load(keys | {"export_dir": str(tmp_path / "out")}))
+    done = export.export(recipe.load(keys | {"export_dir": str(tmp_path / "out"), "export_gguf": "f16"}))
+    named = GGUFReader(done.gguf).fields
+    assert [int(named[f"tokenizer.ggml.{name}_token_id"].parts[-1][0]) for name in ("eot", "eos")] == ends
     exported = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert exported["eos_token_id"] == sorted(ends)
     assert AutoTokenizer.from_pretrained(tmp_path / "out").chat_template == tokenizer.chat_template
@@ -218,3 +222,11 @@ def test_a_reward_model_does_not_talk(tiny_recipe, tiny_rows, tiny_model_dir, tm
     for act in (lambda: chat.load(str(tiny_model_dir), run.folder), lambda: export.export(wrong)):
         with pytest.raises(LabError, match="this is a reward model"):
             act()
+
+
+def test_the_panels_say_it_beside_the_field(tiny_recipe, twin):
+    run = train.train(recipe.load(tiny_recipe))
+    for base, wrong in ((tiny_recipe["model_name_or_path"], False), (str(twin), True)):
+        keys = {"model_name_or_path": base, "adapter_name_or_path": str(run.folder)}
+        said = problems.together(recipe.load(keys))
+        assert ("another model" in said.get("adapter_name_or_path", "")) is wrong
