@@ -263,7 +263,7 @@ def with_rows_written(look: Look, name: str, dataset_dir: Path, fix_to: Path) ->
             file.flush()
             os.fsync(file.fileno())
         if entry is None or not writer.rows:
-            look.report.changes.append(say("data_fix_not_written", path=fix_to))
+            look.report.changes.append(say("data_fix_nothing" if entry else "data_fix_not_written", path=fix_to))
             return
         problem = unread_problem(entry, partial, writer.rows)
         if problem:

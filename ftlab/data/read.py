@@ -360,6 +360,9 @@ def parquet_rows(path: Path) -> Iterator[Read]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if len(set(names)) < len(names):
+                raise ValueError(f"the column {next(n for n in names if names.count(n) > 1)!r} stands there twice")
             for batch in file.iter_batches(batch_size=256):
                 for row in batch.to_pylist():
                     number += 1

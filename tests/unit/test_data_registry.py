@@ -132,7 +132,8 @@ def test_the_first_problems_are_listed_with_the_total(folder):
         registry.load("bad.jsonl")
     assert str(caught.value) == (
         "bad.jsonl:2: `output` must be a string, got number (9 problems in all, the next at bad.jsonl:3, bad.jsonl:4, "
-        "bad.jsonl:5; `ftlab data check bad.jsonl` lists them)\n  fix: put the text in quotes, or drop the row"
+        "bad.jsonl:5; `ftlab data check bad.jsonl` lists them)\n"
+        "  fix: write a text (in JSON: in quotes), or drop the row"
     )
 
 

@@ -563,6 +563,9 @@ def test_values_of_a_table_that_are_read_must_be_text(folder):
     assert [problem.what for problem in check.check("y.parquet").problems] == [
         "tool calls and tools can hold what JSON has, got date"
     ]
+    names = ["instruction", "output", "output"]
+    parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array([one]) for one in "abc"], names=names), "w.parquet")
+    assert "'output' stands there twice" in check.check("w.parquet").problems[0].what
     nul = pyarrow.table({"instruction": ["a"], "output": ["b\x00"]})
     parquet.write_table(nul, "z.parquet")
     assert "NUL" in check.check("z.parquet").problems[0].what
