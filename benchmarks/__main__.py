@@ -1,11 +1,13 @@
 """Side-by-side measurements: python -m benchmarks NAME [--json FILE] [--repeats N] [--steps N] [--only PART ...].
 
-Each prints one table and its ratios; what a ratio compares was run in turns on this machine, in this call.
+Each prints one table and its ratios; what a ratio compares was run in turns on this machine, in this call. `gpu` is the
+exception: a check of one GPU within some minutes.
 """
 
 import argparse
 import importlib
 import json
+import sys
 from pathlib import Path
 
 NAMES = (
@@ -21,6 +23,7 @@ NAMES = (
     "course",
     "board",
     "harm",
+    "gpu",
 )
 
 
@@ -35,7 +38,14 @@ def main() -> None:
         "--only", nargs="+", help="train: lora, qlora, full; levers: settings; memory: methods, stages; harm: recipes"
     )
     parser.add_argument("--llamafactory", help="train: the path of llamafactory-cli, to compare with")
+    parser.add_argument("--minutes", type=float, default=8, help="gpu: what does not fit is left out, by name")
+    parser.add_argument("--dry-run", action="store_true", help="gpu: every part on the CPU, with tiny models")
+    parser.add_argument("--needs", action="store_true", help="gpu: list the packages to carry to the machine")
     options = parser.parse_args()
+    if options.name == "gpu":
+        from benchmarks import gpu
+
+        sys.exit(gpu.main(options.minutes, options.json, options.dry_run, options.needs))
     chosen = {"only": options.only} if options.only else {}
     chosen |= {"command": options.llamafactory} if options.llamafactory else {}
     found = importlib.import_module(f"benchmarks.{options.name}").measure(options.repeats, options.steps, **chosen)

@@ -36,9 +36,9 @@ def matrix_rate(dtype: torch.dtype, repeats: int) -> float:
     return flops / best_seconds(layer, repeats) / 1e9
 
 
-def bandwidth(repeats: int) -> float:
-    """Return the GB/s of reading and writing 256 MB."""
-    source = torch.ones(2**26, device=ON)
+def bandwidth(repeats: int, numbers: int = 2**26) -> float:
+    """Return the GB/s of reading and writing so many float32 numbers, by default 256 MB."""
+    source = torch.ones(numbers, device=ON)
     target = torch.empty_like(source)
     return 2 * source.nbytes / best_seconds(lambda: target.copy_(source), repeats) / 1e9
 

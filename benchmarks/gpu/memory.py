@@ -1,0 +1,56 @@
+"""Memory: what `ftlab memory` predicts against what the allocator saw, two steps of full rows."""
+
+import random
+from typing import Any
+
+from benchmarks import memory
+from benchmarks.gpu.parts import Place
+from benchmarks.gpu.works import require_memory
+from ftlab.runs import needs, recipe, train
+
+DRY_LENGTH = 64
+
+
+def cell(name: str, place: Place) -> dict[str, Any]:
+    """Return predicted and measured MiB of a setting, such as "lora 4 x 512 checkpointing 1B"."""
+    method, batch, _, length, *_, size = name.split()
+    count, tokens = int(batch), DRY_LENGTH if place.dry else int(length)
+    keys = {
+        "model_name_or_path": str(place.model(size)), "per_device_train_batch_size": count, "cutoff_len": tokens,
+        "gradient_checkpointing": "checkpointing" in name,
+    }  # fmt: skip
+    if method in needs.METHODS:
+        keys |= needs.METHODS[method]
+        # Every token is trained on.
+        drawn = [random.choices(range(1000), k=tokens) for _ in range(count * memory.STEPS)]
+        rows: list[dict[str, Any]] = [{"input_ids": row, "labels": row} for row in drawn]
+    else:
+        rows = stage_rows(method, count, tokens, words(recipe.load(keys)))
+        keys |= {"stage": method} | (memory_of_completions(count) if method == "grpo" else {})
+    require_memory(recipe.load(keys))
+    return memory.cell(keys, rows)
+
+
+def memory_of_completions(count: int) -> dict[str, Any]:
+    """Return GRPO's keys: all completions answer one prompt."""
+    return {"reward_funcs": "short_answer", "max_new_tokens": memory.NEW_TOKENS, "num_generations": count}
+
+
+def stage_rows(stage: str, count: int, tokens: int, known: list[str]) -> list[dict[str, Any]]:
+    """Return rows of two steps that fill their length: full prompts, or a prompt of one word and full answers."""
+
+    def text(length: int) -> str:
+        return "".join(random.choices(known, k=length))
+
+    if stage == "grpo":
+        return [{"prompt": text(tokens), "answer": text(1)} for _ in range(count * memory.STEPS)]
+    # The end token is added.
+    sides = [{"chosen": text(tokens - 2), "rejected": text(tokens - 2)} for _ in range(count * memory.STEPS)]
+    return [{"prompt": text(1)} | side for side in sides]
+
+
+def words(run: recipe.Recipe) -> list[str]:
+    """Return words that are one token each, with the space before it."""
+    tokenizer = train.load_tokenizer(run, run.model_name_or_path)
+    found = [token.replace("Ġ", " ") for token in tokenizer.get_vocab() if token[:1] == "Ġ" and token[1:].isalpha()]
+    return [word for word in sorted(found) if len(tokenizer(word)["input_ids"]) == 1][:64]
