@@ -56,31 +56,40 @@ def method_cells(method: str) -> Iterator[tuple[str, dict[str, Any], list[dict[s
     for length, batch, checkpointing in itertools.product(LENGTHS, BATCHES, CHECKPOINTING):
         label = f"{method} {batch} x {length}{' checkpointing' if checkpointing else ''}"
         keys = {"cutoff_len": length, "per_device_train_batch_size": batch, "gradient_checkpointing": checkpointing}
-        rows = [random.choices(range(49000), k=length) for _ in range(batch * STEPS)]
+        rows = [ids(length) for _ in range(batch * STEPS)]
         yield label, keys | needs.METHODS[method], [{"input_ids": row, "labels": row} for row in rows]
 
 
 def stage_cells(stage: str) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
-    """Yield (label, keys, rows) of one stage: prompts of one word and answers that fill the row, or full prompts."""
+    """Yield (label, keys, rows) of one stage."""
     for batch, length in STAGES[stage]:
         keys = {"stage": stage, "cutoff_len": length, "per_device_train_batch_size": batch}
         if stage in ("ppo", "grpo"):
             keys |= {"reward_funcs": "short_answer", "max_new_tokens": NEW_TOKENS}
             keys |= {"ppo_epochs": 1} if stage == "ppo" else {"num_generations": batch}
-            rows = [{"prompt": words(length), "answer": words(1)} for _ in range(batch * STEPS)]
-        elif stage == "kto":
-            answers = range(batch * STEPS)
-            rows = [{"prompt": words(1), "completion": words(length - 2), "label": i % 2 == 0} for i in answers]
-        else:
-            # The end token is added.
-            sides = [{"chosen": words(length - 2), "rejected": words(length - 2)} for _ in range(batch * STEPS)]
-            rows = [{"prompt": words(1)} | side for side in sides]
-        yield f"{stage} {batch} x {length}", keys, rows
+        yield f"{stage} {batch} x {length}", keys, stage_rows(stage, batch * STEPS, length)
 
 
-def words(count: int) -> str:
-    """Return a text of so many tokens."""
-    return "".join(random.choices(WORDS, k=count))
+def stage_rows(stage: str, count: int, length: int, known: Sequence[str] = WORDS) -> list[dict[str, Any]]:
+    """Return rows of `length` tokens: full prompts, or prompts of one token and answers that fill the row.
+
+    Args:
+        known: words that are one token each, of which prompts are made.
+    """
+    if stage in ("ppo", "grpo"):
+        return [{"prompt": "".join(random.choices(known, k=length)), "answer": known[0]} for _ in range(count)]
+    if stage == "rm":
+        return [{"chosen_ids": ids(length), "rejected_ids": ids(length)} for _ in range(count)]
+    if stage == "kto":
+        answers = [{"completion_ids": ids(length - 1), "label": number % 2 == 0} for number in range(count)]
+    else:
+        answers = [{"chosen_ids": ids(length - 1), "rejected_ids": ids(length - 1)} for _ in range(count)]
+    return [{"prompt_ids": ids(1)} | answer for answer in answers]
+
+
+def ids(count: int) -> list[int]:
+    """Return so many random token ids, of those that the smallest vocabulary here has."""
+    return random.choices(range(100, 1000), k=count)
 
 
 def cell(keys: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """Memory: sizes against real models, estimates against what the allocator saw, what fits and what to turn."""
 
 import math
-import random
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from transformers import (
     Qwen2Config,
 )
 
+from benchmarks.memory import stage_rows
 from ftlab import catalogue, device, memory
 from ftlab.device import Machine
 from ftlab.errors import LabError
@@ -191,18 +191,10 @@ def test_predicted_is_measured_in_every_stage(stage, tiny_tokenizer, tmp_path):
     keys = {"stage": stage, "per_device_train_batch_size": 4}
     if stage in ("ppo", "grpo"):
         keys |= {"reward_funcs": "short_answer", "max_new_tokens": 16, "num_generations": 4, "ppo_epochs": 1}
-        rows = [{"prompt": text(96), "answer": "a"} for _ in range(8)]
-    elif stage == "kto":
-        rows = [{"prompt": "a", "completion": text(94), "label": i % 2 == 0} for i in range(8)]
-    else:
-        rows = [{"prompt": "a", "chosen": text(94), "rejected": text(94)} for _ in range(8)]
+    # A letter is one token of the tiny tokenizer.
+    rows = stage_rows(stage, 8, 96, "abcdefgh")
     predicted, measured = two_steps(LLAMA_SMALL, keys, rows, tiny_tokenizer, tmp_path)
     assert predicted == pytest.approx(measured, rel=0.1)
-
-
-def text(count):
-    """Return a text of so many tokens of the tiny tokenizer."""
-    return "".join(random.choices("abcdefgh", k=count))
 
 
 @pytest.mark.parametrize(
