@@ -14,7 +14,7 @@ REASONS = {
         "cuda": "this card multiplies bfloat16 natively; where it does not, fp16 is on instead",
     },
     "fp16": {"cuda": "for cards before Ampere, which emulate bfloat16; Trainer scales the loss"},
-    "activation_checkpointing": {
+    fields.CHECKPOINTING: {
         "cpu": "memory is not what is short, and computing activations twice makes a step 1.8 times as long",
         "cuda": "memory is what is short",
     },
@@ -29,8 +29,8 @@ REASONS = {
         "cuda": "they are for CPUs; here nothing is changed",
     },
 }
-# What transformers 5.23 calls it -> what recipes may call it as well.
-ALIASES = {"gradient_checkpointing": "activation_checkpointing"}
+# What recipes may call it -> what this transformers calls it.
+ALIASES = dict.fromkeys(("gradient_checkpointing", "activation_checkpointing"), fields.CHECKPOINTING)
 
 
 def here(name: str, machine: Machine) -> str:

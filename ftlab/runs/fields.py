@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from transformers import TrainingArguments
+
 from ftlab.device import Machine, training_arguments
 from ftlab.errors import say
 from ftlab.runs.keys import Recipe
@@ -10,6 +12,12 @@ from ftlab.runs.keys import Recipe
 # Tokens: rows up to this length are faster in plain attention on a CPU.
 SHORT_ROW = 512
 ATTENTION = {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
+# What this transformers calls recomputing activations: 5.23 renamed it and warns at the old name, 5.17 has only that.
+CHECKPOINTING = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in TrainingArguments.__dataclass_fields__
+)
 # What the rows of a stage must hold.
 COLUMNS = {
     "sft": ("messages",),
@@ -87,10 +95,9 @@ def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[d
             if given and not settings[name]:
                 notes.append(f"{name}: true is left out: this machine trains in {machine.dtype} ({machine.reason})")
     for part in ("", "_kwargs"):
-        # transformers 5.23 knows it under the new name, and warns at the old one.
         for given in (settings, asked):
             if f"gradient_checkpointing{part}" in given:
-                given[f"activation_checkpointing{part}"] = given.pop(f"gradient_checkpointing{part}")
+                given[f"{CHECKPOINTING}{part}"] = given.pop(f"gradient_checkpointing{part}")
     if asked.get("bf16"):
         settings["fp16"] = False
     if asked.get("fp16"):

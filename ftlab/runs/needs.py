@@ -100,7 +100,7 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
         autocast=whole and (fields.autocasts(recipe, machine) or bool(settings.get("fp16"))),
         eager=fields.attention_for(recipe, machine) == "eager",
         grouped=short,
-        checkpointing=bool(settings.get("activation_checkpointing")),
+        checkpointing=bool(settings.get(fields.CHECKPOINTING)),
         **loss(recipe, decoder, machine),
         embedding_trained=kind == "full",
         reference_copy=recipe.objective in COMPARED,
