@@ -1,6 +1,5 @@
 """Memory: what `ftlab memory` predicts against what the allocator saw, two steps of full rows."""
 
-import random
 from typing import Any
 
 from benchmarks import memory
@@ -22,31 +21,18 @@ def cell(name: str, place: Place) -> dict[str, Any]:
     if method in needs.METHODS:
         keys |= needs.METHODS[method]
         # Every token is trained on.
-        drawn = [random.choices(range(1000), k=tokens) for _ in range(count * memory.STEPS)]
+        drawn = [memory.ids(tokens) for _ in range(count * memory.STEPS)]
         rows: list[dict[str, Any]] = [{"input_ids": row, "labels": row} for row in drawn]
     else:
-        rows = stage_rows(method, count, tokens, words(recipe.load(keys)))
-        keys |= {"stage": method} | (memory_of_completions(count) if method == "grpo" else {})
+        rows = memory.stage_rows(method, count * memory.STEPS, tokens, words(recipe.load(keys)))
+        keys |= {"stage": method} | (grpo_keys(count) if method == "grpo" else {})
     require_memory(recipe.load(keys))
     return memory.cell(keys, rows)
 
 
-def memory_of_completions(count: int) -> dict[str, Any]:
+def grpo_keys(count: int) -> dict[str, Any]:
     """Return GRPO's keys: all completions answer one prompt."""
     return {"reward_funcs": "short_answer", "max_new_tokens": memory.NEW_TOKENS, "num_generations": count}
-
-
-def stage_rows(stage: str, count: int, tokens: int, known: list[str]) -> list[dict[str, Any]]:
-    """Return rows of two steps that fill their length: full prompts, or a prompt of one word and full answers."""
-
-    def text(length: int) -> str:
-        return "".join(random.choices(known, k=length))
-
-    if stage == "grpo":
-        return [{"prompt": text(tokens), "answer": text(1)} for _ in range(count * memory.STEPS)]
-    # The end token is added.
-    sides = [{"chosen": text(tokens - 2), "rejected": text(tokens - 2)} for _ in range(count * memory.STEPS)]
-    return [{"prompt": text(1)} | side for side in sides]
 
 
 def words(run: recipe.Recipe) -> list[str]:

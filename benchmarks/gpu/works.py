@@ -228,8 +228,8 @@ def chat(size: str, place: Place) -> dict[str, Any]:
     ):
         loaded, tokenizer = chatting.load(str(model), adapter)
         # Random weights end an answer at any token.
-        shown = {"max_new_tokens": DRY_NEW_TOKENS, "suppress_tokens": tokenizer.all_special_ids}
-        answer = chatting.reply(loaded, tokenizer, question, **shown)
+        plain = {"max_new_tokens": DRY_NEW_TOKENS, "suppress_tokens": tokenizer.all_special_ids}
+        answer = "".join(chatting.stream(loaded, tokenizer, question, **plain))
         if not answer:
             raise ArithmeticError(f"an empty answer of the {name} model")
         figures[f"{name}_characters"] = len(answer)
