@@ -110,6 +110,8 @@ def describe(place: Place) -> dict[str, Any]:
         # A dry run on a machine with a GPU is one on the CPU all the same.
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         torch.cuda.is_available = lambda: False
+        # For models so small a second thread only waits.
+        torch.set_num_threads(1)
     if not torch.cuda.is_available() and not place.dry:
         return {"reason": NO_GPU}
     found = {"python": sys.version.split()[0], "cuda": torch.version.cuda or "-"}
