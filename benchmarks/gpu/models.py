@@ -29,6 +29,10 @@ SIZES: dict[str, tuple[str, dict[str, Any]]] = {
 TINY = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 4,
         "num_key_value_heads": 2, "vocab_size": 2048}  # fmt: skip
 CONTEXT = 4096
+CHATML = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
 LEARNT_TOKENS = 2000
 
 
@@ -77,8 +81,6 @@ def make_tokenizer(vocabulary: int) -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    from ftlab.runs.templates import FOR_BASE_MODELS
-
     learnt = Tokenizer(models.BPE())
     learnt.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
@@ -94,7 +96,7 @@ def make_tokenizer(vocabulary: int) -> Any:
     inner.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=marks[1], pad_token=marks[1])
     tokenizer.add_special_tokens({"additional_special_tokens": [marks[0]]})
-    tokenizer.chat_template = FOR_BASE_MODELS["chatml"]
+    tokenizer.chat_template = CHATML
     return tokenizer
 
 

@@ -59,7 +59,7 @@ def parts(dry: bool = False) -> list[Part]:
     """Return all parts, in order of worth."""
     found = [
         Part("matrix rate and bandwidth", "card", 4, call("speed", "card"), ()),
-        Part("make 135M", "card", 4, call("models", "make", "135M"), ("pydantic", "ruamel.yaml")),
+        Part("make 135M", "card", 4, call("models", "make", "135M"), ()),
         works("sft lora 135M", 8),
         works("sft qlora nf4 135M", 6, packages=FOUR_BITS),
         works("sft lora fp16 135M", 6),
@@ -67,7 +67,7 @@ def parts(dry: bool = False) -> list[Part]:
         works("dpo 135M", 6),
         works("reward model 135M", 5),
         works("grpo 135M", 10, after=("reward model 135M",)),
-        Part("make 1B", "card", 8, call("models", "make", "1B"), ("pydantic", "ruamel.yaml")),
+        Part("make 1B", "card", 8, call("models", "make", "1B"), ()),
         *(speed(side, "1B", 10) for side in ("ftlab", "TRL defaults", "TRL tuned")),
         works("resume 135M", 10),
         works("export and reload 135M", 8, packages=ANSWER, after=("sft lora 135M",)),
@@ -75,7 +75,7 @@ def parts(dry: bool = False) -> list[Part]:
         works("ppo 135M", 10, after=("reward model 135M",)),
         *(memory(f"{method} 4 x 1024{way} 1B", 6) for method in ("lora", "qlora", "full") for way in WAYS),
         works("sft full 1B", 15),
-        Part("make 7B", "card", 35, call("models", "make", "7B"), ("pydantic", "ruamel.yaml")),
+        Part("make 7B", "card", 35, call("models", "make", "7B"), ()),
         *(speed(side, "7B", 25) for side in ("ftlab", "TRL defaults", "TRL tuned")),
         works("sft qlora nf4 7B", 20, packages=FOUR_BITS),
         decode("1B", 8),

@@ -57,7 +57,9 @@ def check(name: str, place: Place) -> dict[str, Any]:
         keys |= {"reward_model": str(place.run(f"reward model {size}"))}
         keys |= {"max_new_tokens": DRY_NEW_TOKENS if place.dry else NEW_TOKENS}
     keys |= DRY if place.dry else {}
-    with forced("float16" if what.endswith("fp16") else ""):
+    # float16 needs loss scaling, which a CPU does not have: a dry run takes float32.
+    other = "float32" if place.dry else "float16"
+    with forced(other if what.endswith("fp16") else ""):
         return train_and_look(keys)
 
 
