@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import os
 import re
 import tomllib
@@ -98,3 +99,53 @@ def fail(key: str, /, where: str = "", exit_code: int = 2, **values: object) -> 
     """
     remedy = messages()[key].get(f"fix_{language()}", "").format(**values)
     return LabError(say(key, **values), where, remedy, exit_code)
+
+
+def explained(error: BaseException, where: str = "") -> LabError | None:
+    """Return the LabError for what the system or a missing package did, None for any other exception.
+
+    Libraries raise these anywhere: memory that is used up, a disk that is full, a file that may not be read, a module
+    that is not installed. What they mean depends on the exception alone.
+    """
+    if isinstance(error, LabError):
+        return error
+    if out_of_memory(error):
+        return fail("out_of_memory", where=where, exit_code=1)
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("ftlab"):
+        # Imported here: packages.py itself needs this module.
+        from ftlab import packages
+
+        return packages.missing(error.name, where)
+    if isinstance(error, OSError) and error.errno is not None:
+        place = where or str(error.filename or "")
+        key = "system_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "system_refused"
+        return fail(key, where=place, exit_code=1, reason=os.strerror(error.errno))
+    return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return True if an exception says that memory is used up, whichever library raised it."""
+    words = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | OSError | ImportError) and any(word in str(error) for word in words)
+    )
+
+
+def reason_of(error: BaseException) -> str:
+    """Return the first line of an exception, at most 200 characters, with its type where it says little by itself."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    named = not first or isinstance(error, KeyError | AssertionError | ZeroDivisionError)
+    return shortened(f"{type(error).__name__}: {first}".removesuffix(": ") if named else first)
+
+
+def shortened(text: str, limit: int = 200) -> str:
+    """Return a text of at most `limit` characters: as many whole sentences as fit, else words and an ellipsis.
+
+    >>> shortened("One sentence. Another one.", 20), shortened("Words and words", 12)
+    ('One sentence.', 'Words ...')
+    """
+    if len(text) <= limit:
+        return text
+    sentences = text[:limit].rpartition(". ")[0]
+    return f"{sentences}." if sentences else f"{text[: limit - 4].rpartition(' ')[0] or text[: limit - 4]} ..."

@@ -1,33 +1,42 @@
 """A name to a local folder that `from_pretrained` takes, on any machine and behind any mirror."""
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ftlab import embedded
 from ftlab.catalogue import MODELS
-from ftlab.errors import LabError, fail, suggest
+from ftlab.errors import LabError, explained, fail, reason_of, suggest
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Weights are read from safetensors alone; code and pickles of a hub repository are never fetched.
+# Weights are read from safetensors alone; pickles of a hub repository are never fetched.
 SAFE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+# Fetched as well where `trust_remote_code` says that it may run.
+CODE_FILES = ("*.py",)
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
+# The longest header of a safetensors file that its reader accepts, in bytes.
+LONGEST_HEADER = 100_000_000
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MODELSCOPE_PREFIX = "modelscope:"
 
 
-def fetch(name: str) -> str:
+def fetch(name: str, trust_remote_code: bool = False) -> str:
     """Return a local folder with the model `name`, fetching it when it is not here yet.
 
     Args:
         name: the embedded model ("smollm2-135m", or "smollm2-135m-short" for its first blocks alone), another
             catalogue name, a local folder, a Hugging Face id "org/name", or a ModelScope id "modelscope:org/name".
             With USE_MODELSCOPE_HUB=1 every id is ModelScope's.
+        trust_remote_code: fetch the code that comes with the model too.
     Raises:
-        LabError: unknown name, no model in that folder, only pickle weights, no network, no disk space.
+        LabError: unknown name, no model in that folder, only pickle weights, files that are cut short, code that is
+            not trusted, no network, no disk space.
 
     HF_HOME must be set before huggingface_hub is imported; HF_ENDPOINT may be set at any time before this call.
     """
@@ -35,16 +44,20 @@ def fetch(name: str) -> str:
         return str(embedded.fetch())
     if name == embedded.SHORT_NAME:
         return str(embedded.fetch_short())
-    if Path(name).is_dir():
-        return str(checked(Path(name)))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(checked(folder, trust_remote_code))
+    if folder.is_file():
+        raise fail("model_is_file", where=name)
     if looks_like_path(name):
         raise fail("model_no_folder", where=name)
     known = next((model for model in MODELS if model.name == name), None)
     if known is None and "/" not in name:
         raise unknown(name)
     if name.startswith(MODELSCOPE_PREFIX) or os.environ.get("USE_MODELSCOPE_HUB") == "1":
-        return from_modelscope(known.modelscope_id if known else name.removeprefix(MODELSCOPE_PREFIX))
-    return from_hub(known.hub_id if known else name)
+        name = known.modelscope_id if known else name.removeprefix(MODELSCOPE_PREFIX)
+        return from_modelscope(name, trust_remote_code)
+    return from_hub(known.hub_id if known else name, trust_remote_code)
 
 
 def is_here(name: str) -> bool:
@@ -52,7 +65,7 @@ def is_here(name: str) -> bool:
     if name in (embedded.NAME, embedded.SHORT_NAME):
         return (embedded.cache_dir() / name).is_dir()
     known = next((model for model in MODELS if model.name == name), None)
-    if Path(name).is_dir() or looks_like_path(name) or (known is None and "/" not in name):
+    if Path(name).expanduser().exists() or looks_like_path(name) or (known is None and "/" not in name):
         return True
     if name.startswith(MODELSCOPE_PREFIX) or os.environ.get("USE_MODELSCOPE_HUB") == "1":
         return False
@@ -65,29 +78,187 @@ def is_here(name: str) -> bool:
     return True
 
 
-def checked(folder: Path) -> Path:
-    """Return `folder` if `from_pretrained` can read a model from it without unpickling anything."""
-    if not (folder / "config.json").is_file():
-        raise fail("model_no_config", where=str(folder))
-    if not list(folder.glob("*.safetensors")):
+def checked(folder: Path, trust_remote_code: bool = False) -> Path:
+    """Return `folder` if `from_pretrained` can read a model from it without unpickling anything.
+
+    Raises:
+        LabError: a file that is missing, cut short or not JSON, or code of its own that is not trusted.
+    """
+    config = read_config(folder)
+    shards = list(folder.glob("*.safetensors"))
+    if not shards:
         pickled = any(path.suffix in PICKLES for path in folder.iterdir())
         raise fail("model_no_safetensors" if pickled else "model_no_weights", where=str(folder))
-    missing = missing_shards(folder)
+    missing = missing_shards(folder) + missing_code(folder, config, trust_remote_code)
     if missing:
         raise fail("model_incomplete", where=str(folder), missing=", ".join(missing[:3]))
+    for shard in sorted(shards):
+        if reason := broken_weights(shard):
+            raise fail("model_broken_weights", where=str(shard), reason=reason)
     return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the config.json of a model folder.
+
+    Raises:
+        LabError: there is none, or it is not a JSON object.
+    """
+    if not (folder / "config.json").is_file():
+        raise fail("model_no_config", where=str(folder))
+    return read_json(folder / "config.json")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        LabError: it cannot be read, or is something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise explained(error, str(path)) or error from None
+    except (ValueError, RecursionError) as error:
+        raise fail("model_broken_json", where=str(path), reason=reason_of(error)) from None
+    if not isinstance(values, dict):
+        raise fail("model_broken_json", where=str(path), reason=f"a {type(values).__name__}, not an object")
+    return values
+
+
+def broken_weights(path: Path) -> str:
+    """Return what is wrong with a safetensors file, "" if it is as long as its header says.
+
+    The file begins with the length of its header in eight bytes, then the header, which is JSON: name -> dtype, shape
+    and [begin, end] of each tensor in the bytes that follow. A download that was cut short is shorter than that.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, LONGEST_HEADER):
+            return f"it is cut short: {size} bytes"
+        try:
+            tensors = json.loads(file.read(length))
+            ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
+        except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+            return "its header is not readable"
+    needed = 8 + length + max(ends, default=0)
+    return "" if size == needed else f"it has {size} bytes and should have {needed}"
+
+
+def refuse_code(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> None:
+    """Refuse a model that needs the code which comes with it, unless that is trusted.
+
+    Many models carry code that transformers has no use for any more, because it knows their architecture.
+
+    Raises:
+        LabError: naming the key that allows it.
+    """
+    code = config.get("auto_map")
+    if not code or trust_remote_code:
+        return
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    if config.get("model_type") not in CONFIG_MAPPING:
+        raise fail("model_own_code", where=str(folder), code=", ".join(sorted(code_files(config))) or "auto_map")
+
+
+def code_files(config: dict[str, Any]) -> set[str]:
+    """Return the names of the files that `auto_map` of a config.json names; "repo--file.Class" is another repository's.
+
+    >>> code_files({"auto_map": {"AutoConfig": "configuration_x.XConfig", "AutoModel": "org/x--modeling_x.X"}})
+    {'configuration_x.py'}
+    """
+    named = config.get("auto_map")
+    texts = named.values() if isinstance(named, dict) else []
+    return {f"{text.rpartition('.')[0]}.py" for text in texts if isinstance(text, str) and "--" not in text}
+
+
+def missing_code(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> list[str]:
+    """Return the files of trusted code that config.json names and the folder lacks.
+
+    Raises:
+        LabError: the model needs its code, and that is not trusted.
+    """
+    refuse_code(folder, config, trust_remote_code)
+    return sorted(name for name in code_files(config) if trust_remote_code and not (folder / name).is_file())
+
+
+@contextlib.contextmanager
+def loading(where: str | Path, key: str = "train_model") -> Iterator[None]:
+    """Turn whatever a library raises on the files of a model into one line.
+
+    Args:
+        key: the message, which takes a reason.
+    Raises:
+        LabError: naming `where`.
+    """
+    try:
+        yield
+    except LabError:
+        raise
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            raise fail("model_own_code", where=str(where), code="auto_map") from None
+        raise explained(error, str(where)) or fail(key, where=str(where), reason=reason_of(error)) from error
+
+
+def load(kind: Any, folder: str | Path, **options: Any) -> "PreTrainedModel":
+    """Return the model in a folder with all its weights read from there.
+
+    Args:
+        kind: AutoModelForCausalLM or a class like it.
+        options: of `from_pretrained`.
+    Raises:
+        LabError: the folder cannot be read, or lacks weights, which transformers would fill with random numbers.
+    """
+    # With other shapes it raises a report of several lines, unless told to go on; then it returns their names.
+    fixed = {"trust_remote_code": False, "use_safetensors": True, "ignore_mismatched_sizes": True}
+    with loading(folder):
+        model, told = kind.from_pretrained(folder, output_loading_info=True, **fixed | options)
+    if told["mismatched_keys"]:
+        name, found, needed = min(told["mismatched_keys"])
+        values = {"name": name, "found": tuple(found), "needed": tuple(needed)}
+        raise fail("model_other_shape", where=str(folder), **values)
+    # A reward model's head is new when its training begins.
+    missing = sorted(name for name in told["missing_keys"] if not name.startswith("score."))
+    if missing:
+        raise fail("model_missing_weights", where=str(folder), count=len(missing), names=", ".join(missing[:3]))
+    return model
+
+
+def load_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer in a folder.
+
+    Raises:
+        LabError: there is none, it cannot be read, or it needs code that is not trusted.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+
+    if not any(found for pattern in TOKENIZER_FILES for found in Path(folder).glob(pattern)):
+        raise fail("model_no_tokenizer", where=str(folder))
+    if (Path(folder) / "config.json").is_file():
+        # The tokenizer's class follows from it; what is wrong with it is not the tokenizer's.
+        with loading(folder):
+            AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    with loading(folder, "model_tokenizer"):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
 
 def adapter(name: str | Path) -> Path:
     """Return the folder of an adapter; a run folder stands for the adapter inside it.
 
     Raises:
-        LabError: there is none, or its weights are not safetensors: PEFT would unpickle them.
+        LabError: there is none, it is damaged, or its weights are not safetensors: PEFT would unpickle them.
     """
     folder = Path(name).expanduser()
     folder = folder / "adapter" if (folder / "adapter").is_dir() else folder
     if not all((folder / file).is_file() for file in ADAPTER_FILES):
         raise fail("model_no_adapter", where=str(name), files=", ".join(ADAPTER_FILES))
+    settings, weights = (folder / file for file in ADAPTER_FILES)
+    read_json(settings)
+    if reason := broken_weights(weights):
+        raise fail("model_broken_weights", where=str(weights), reason=reason)
     return folder
 
 
@@ -104,7 +275,7 @@ def require_rows(tokenizer: "PreTrainedTokenizerBase", rows: int | None, where: 
 def embedding_rows(folder: str | Path) -> int | None:
     """Return how many tokens the embedding of a model folder has rows for, None where its config.json does not say."""
     # As text: a configuration may ask for code of its own.
-    config = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
+    config = read_config(Path(folder))
     return config.get("text_config", config).get("vocab_size")
 
 
@@ -126,61 +297,87 @@ def missing_shards(folder: Path) -> list[str]:
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return []
-    shards = set(json.loads(index.read_text())["weight_map"].values())
-    return sorted(shard for shard in shards if not (folder / shard).is_file())
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+        raise fail("model_broken_json", where=str(index), reason="no `weight_map`")
+    return sorted(shard for shard in set(shards.values()) if not (folder / shard).is_file())
 
 
-def from_hub(repo_id: str) -> str:
+def from_hub(repo_id: str, trust_remote_code: bool = False) -> str:
     """Return the snapshot folder of a Hugging Face repository, from the cache when it is complete there."""
     # Imported here: huggingface_hub reads HF_HOME on import, and a lesson sets it first.
     from huggingface_hub import constants, snapshot_download
 
     endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
+    patterns = SAFE_FILES + (CODE_FILES if trust_remote_code else ())
     try:
-        return str(checked(Path(snapshot_download(repo_id, allow_patterns=SAFE_FILES, local_files_only=True))))
-    except (OSError, LabError):
-        # Not cached, or cached in part: ask the hub.
+        cached = Path(snapshot_download(repo_id, allow_patterns=patterns, local_files_only=True))
+        return str(checked(cached, trust_remote_code))
+    except LabError:
+        # Cached in part, or cut short: ask the hub.
+        if constants.HF_HUB_OFFLINE:
+            raise
+    except OSError:
         if constants.HF_HUB_OFFLINE:
             raise fail("hub_offline", name=repo_id, endpoint=endpoint, reason="HF_HUB_OFFLINE=1") from None
-    needed_bytes = hub_bytes(repo_id, endpoint)
+    except ValueError:
+        # An id that no hub accepts.
+        raise unknown(repo_id) from None
+    needed_bytes = hub_bytes(repo_id, endpoint, trust_remote_code)
     place = Path(constants.HF_HUB_CACHE)
     place.mkdir(parents=True, exist_ok=True)
     embedded.require_space(place, needed_bytes)
     print(f"fetching {repo_id} ({needed_bytes / 1e6:.0f} MB, once) from {endpoint} into {place}", flush=True)
-    return str(checked(Path(snapshot_download(repo_id, allow_patterns=SAFE_FILES, endpoint=endpoint))))
+    try:
+        fetched = Path(snapshot_download(repo_id, allow_patterns=patterns, endpoint=endpoint))
+    except Exception as error:
+        # Whatever the HTTP client raises in the middle of a download; what arrived is kept, and gone on from.
+        raise explained(error, str(place)) or fail(
+            "hub_offline", name=repo_id, endpoint=endpoint, reason=reason_of(error)
+        ) from error
+    return str(checked(fetched, trust_remote_code))
 
 
-def hub_bytes(repo_id: str, endpoint: str) -> int:
+def hub_bytes(repo_id: str, endpoint: str, trust_remote_code: bool = False) -> int:
     """Ask the hub once how many bytes the safe files of `repo_id` are.
 
     Raises:
-        LabError: no such repository, gated, only pickle weights, or no connection.
+        LabError: no such repository, gated, only pickle weights, code that is not trusted, or no connection.
     """
     import httpx2
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     try:
-        siblings = HfApi(endpoint=endpoint).model_info(repo_id, files_metadata=True, timeout=10).siblings
+        about = HfApi(endpoint=endpoint).model_info(repo_id, files_metadata=True, timeout=10)
     except GatedRepoError:
         raise fail("hub_gated", name=repo_id) from None
     except RepositoryNotFoundError:
         raise unknown(repo_id) from None
     except (httpx2.HTTPError, HfHubHTTPError, OSError) as error:
         raise fail("hub_offline", name=repo_id, endpoint=endpoint, reason=type(error).__name__) from None
+    siblings = about.siblings or []
+    refuse_code(Path(repo_id), about.config or {}, trust_remote_code)
     safe = [file for file in siblings if Path(file.rfilename).suffix == ".safetensors"]
     if not safe:
         raise fail("model_no_safetensors", where=repo_id)
     return sum(file.size or 0 for file in siblings if Path(file.rfilename).suffix not in PICKLES)
 
 
-def from_modelscope(model_id: str) -> str:
-    """Return the snapshot folder of a ModelScope model."""
+def from_modelscope(model_id: str, trust_remote_code: bool = False) -> str:
+    """Return the snapshot folder of a ModelScope model.
+
+    Raises:
+        LabError: the package modelscope is missing, or could not fetch the model.
+    """
     try:
         from modelscope import snapshot_download
     except ImportError:
         raise fail("modelscope_missing", name=model_id) from None
-    return str(checked(Path(snapshot_download(model_id, allow_file_pattern=list(SAFE_FILES)))))
+    patterns = SAFE_FILES + (CODE_FILES if trust_remote_code else ())
+    with loading(model_id):
+        fetched = Path(snapshot_download(model_id, allow_file_pattern=list(patterns)))
+    return str(checked(fetched, trust_remote_code))
 
 
 def unknown(name: str) -> LabError:

@@ -3,55 +3,114 @@
 import argparse
 import contextlib
 import gc
+import os
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ftlab.errors import LANGUAGES, LabError, fail
+from ftlab import __version__
+from ftlab.apps.arguments import Parser, lines, open_streams, refuse_unknown_verb
+from ftlab.errors import LANGUAGES, LabError, explained, fail, say
+
+# As a shell reports a command that Ctrl-C ended, and one whose reader went away (`ftlab data show NAME | head`).
+STOPPED, NO_READER = 130, 141
+TRUST = ("--trust-remote-code", "--trust_remote_code")
+EXIT_CODES = (
+    "exit codes: 0 done; 1 failed, or problems were found; 2 the input is wrong; 130 stopped by Ctrl-C - a run also by "
+    "SIGTERM or a file STOP in its folder: it has saved, and the same command goes on from there"
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 1 for a run that failed, 2 for bad input."""
-    options = parser().parse_args(arguments)
+    """Run one command and return its exit code, see EXIT_CODES; only a bug of ftlab's own shows a traceback."""
     try:
-        return options.verb(options) or 0
+        open_streams()
+        return flushed(command(sys.argv[1:] if arguments is None else arguments))
     except LabError as error:
-        print(f"ftlab: {error}", file=sys.stderr)
-        return error.exit_code
+        return told(error)
     except KeyboardInterrupt:
         print("ftlab: stopped", file=sys.stderr)
-        return 130
+        return STOPPED
+    except BrokenPipeError:
+        silence()
+        return NO_READER
+    except Exception as error:
+        if known := explained(error):
+            return told(known)
+        traceback.print_exc()
+        print(f"ftlab: {say('cli_bug')}", file=sys.stderr)
+        return 1
 
 
-def parser() -> argparse.ArgumentParser:
+def command(arguments: Sequence[str]) -> int:
+    """Run the verb that the arguments begin with."""
+    top = parser()
+    if arguments[:1] == ["help"]:
+        arguments = [*arguments[1:2], "--help"]
+    refuse_unknown_verb(arguments, top.verbs)
+    try:
+        # Without a verb, what there is.
+        options = top.parse_args(arguments or ["--help"])
+    except SystemExit as end:
+        return int(end.code or 0)
+    return options.verb(options) or 0
+
+
+def flushed(code: int) -> int:
+    """Return an exit code when all output is written: the reader may be gone at the very end, too."""
+    if sys.stdout:
+        sys.stdout.flush()
+    return code
+
+
+def told(error: LabError) -> int:
+    """Print an error for the user and return its exit code."""
+    with contextlib.suppress(BrokenPipeError):
+        print(f"ftlab: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def silence() -> None:
+    """Send what is still to be written nowhere: Python flushes at its end, and would complain about the closed pipe."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):
+            os.dup2(nowhere, stream.fileno())
+
+
+def parser() -> Parser:
     """Build the parser; each verb's function is its `verb` default."""
-    top = argparse.ArgumentParser(prog="ftlab", description="A course on fine-tuning language models.")
+    top = Parser(prog="ftlab", description="A course on fine-tuning language models.", epilog=EXIT_CODES)
+    top.add_argument("--version", action="version", version=f"ftlab {__version__}")
     verbs = top.add_subparsers(required=True, metavar="VERB")
+    top.verbs = verbs.choices
 
     train = add(verbs, "train", train_recipe, "run a recipe")
+    train.epilog = EXIT_CODES
     train.add_argument("recipe", metavar="RECIPE.yaml")
-    train.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe; fresh=true retrains")
+    take_keys(train, "; fresh=true retrains")
     recipes = add(verbs, "recipe", None, "check a recipe, explain a key")
     actions = recipes.add_subparsers(required=True, metavar="WHAT")
     check = add(actions, "check", check_recipe, "what `ftlab train` would refuse, and what was renamed")
-    check.add_argument("recipe")
-    check.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
+    check.add_argument("recipe", metavar="RECIPE.yaml")
+    take_keys(check)
     add(actions, "explain", explain_key, "meaning, default, range, the library field it becomes").add_argument("key")
     show = add(actions, "show", show_recipe, "the same run for another framework")
-    show.add_argument("recipe")
-    show.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
+    show.add_argument("recipe", metavar="RECIPE.yaml")
+    take_keys(show)
     frameworks = ["trl", "llamafactory", "swift", "axolotl", "alpaca-lora"]
     show.add_argument("--as", dest="framework", choices=frameworks, default="trl", help="default: %(default)s")
     score = add(verbs, "eval", score_recipe, "loss and exact answers of a recipe's model, with and without its adapter")
     score.add_argument("recipe", metavar="RECIPE.yaml")
-    score.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
+    take_keys(score)
     export = add(verbs, "export", export_recipe, "merge a recipe's adapter into its base, save, reload and compare")
     export.add_argument("recipe", metavar="RECIPE.yaml")
-    export.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
+    take_keys(export)
     chat = add(verbs, "chat", chat_with, "talk to a model in the terminal")
     chat.add_argument("model", help="catalogue name, local folder, hub id, or a RECIPE.yaml that names one")
-    chat.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
-    chat.add_argument("--adapter", help="the adapter folder of a run")
+    take_keys(chat)
+    chat.add_argument("--adapter", metavar="DIR", help="the adapter folder of a run")
     backends = ["auto", "huggingface", "static", "loop", "int8", "int4", "llama.cpp", "llama.cpp-q4"]
     chat.add_argument("--backend", choices=backends, help="who generates; auto measures them (default: huggingface)")
     server = add(verbs, "serve", serve_model, "answer over HTTP as OpenAI's API does; every client needs the token")
@@ -85,13 +144,16 @@ def parser() -> argparse.ArgumentParser:
         action.add_argument("--dataset-dir", default="data")
         action.add_argument("--model", default="smollm2-135m", help="whose tokenizer and chat template")
         action.add_argument("--cutoff-len", type=int, default=1024, help="tokens kept of a row")
+    for action in (chat, server, check, show):
+        action.add_argument(*TRUST, action="store_true", help="run the code that comes with the model")
     check.add_argument("--fix", metavar="OUT.jsonl", help="write the repaired rows there")
     show.add_argument("--row", type=int, default=1, help="which row, from 1")
     needs = add(verbs, "memory", show_memory, "what training a model takes, part by part, and whether it fits here")
     needs.add_argument("model", help="catalogue name, local folder or hub id, or a RECIPE.yaml")
-    needs.add_argument("overrides", nargs="*", metavar="key=value", help="any key of the recipe")
+    take_keys(needs)
     add(verbs, "models", list_models, "list the models the field teaches with, and what each needs here")
     add(verbs, "env", show_env, "what to paste into an issue: machine, versions")
+    add(verbs, "version", show_version, "print the version")
 
     course = add(verbs, "course", None, "list, run, check and build the lessons")
     parts = course.add_subparsers(required=True, metavar="WHAT")
@@ -107,11 +169,18 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def add(verbs: argparse._SubParsersAction, name: str, function: object, text: str) -> argparse.ArgumentParser:
+def add(verbs: argparse._SubParsersAction, name: str, function: object, text: str) -> Parser:
     """Add one verb with its help text."""
     verb = verbs.add_parser(name, help=text, description=text)
     verb.set_defaults(verb=function)
     return verb
+
+
+def take_keys(verb: Parser, more: str = "") -> None:
+    """Let a verb take any key of a recipe, as `key=value` or `--key value`."""
+    verb.keys = True
+    text = f"any key of the recipe{more}; --key value works too"
+    verb.add_argument("overrides", nargs="*", metavar="key=value", help=text)
 
 
 @contextlib.contextmanager
@@ -128,15 +197,21 @@ def uncollected() -> Iterator[None]:
         gc.enable()
 
 
-def train_recipe(options: argparse.Namespace) -> None:
-    """Run a recipe and say where its run folder is."""
+def train_recipe(options: argparse.Namespace) -> int:
+    """Run a recipe and say where its run folder is; STOPPED where it was stopped before its end."""
     with uncollected():
         from ftlab.runs import recipe, train
 
-    overrides = [override for override in options.overrides if override != "fresh=true"]
-    run = train.train(recipe.load(options.recipe, overrides), fresh=len(overrides) < len(options.overrides))
-    if run.stopped_at is None:
-        print(f"{run.folder}: loss {run.metrics['train_loss']:.3f} after {run.metrics['train_seconds']:.0f} s")
+    said = [override for override in options.overrides if override.lower().startswith("fresh=")]
+    fresh = [override.lower().removeprefix("fresh=") for override in said]
+    if wrong := next((value for value in fresh if value not in ("true", "false")), None):
+        raise fail("recipe_choice", where="fresh", key="fresh", value=wrong, nearest="true")
+    overrides = [override for override in options.overrides if override not in said]
+    run = train.train(recipe.load(options.recipe, overrides), fresh=fresh[-1:] == ["true"])
+    if run.stopped_at is not None:
+        return STOPPED
+    print(f"{run.folder}: loss {run.metrics['train_loss']:.3f} after {run.metrics['train_seconds']:.0f} s")
+    return 0
 
 
 def score_recipe(options: argparse.Namespace) -> None:
@@ -202,16 +277,18 @@ def chat_with(options: argparse.Namespace) -> None:
     if options.model.endswith((".yaml", ".yml")):
         if options.adapter or options.backend:
             raise fail("chat_model", model=options.model)
-        asked = recipe.load(options.model, options.overrides)
+        asked = recipe.load(options.model, options.overrides + ["trust_remote_code=true"] * options.trust_remote_code)
         model, tokenizer = chat.from_recipe(asked)
         generation = chat.generation_of(asked)
         messages += chat.system_turn(asked.default_system, asked.adapter_name_or_path)
     elif options.overrides:
         raise fail("chat_overrides", model=options.model)
     else:
-        model, tokenizer = chat.load(options.model, options.adapter, options.backend or "huggingface")
+        backend = options.backend or "huggingface"
+        trusted = options.trust_remote_code
+        model, tokenizer = chat.load(options.model, options.adapter, backend, trust_remote_code=trusted)
         messages += chat.system_turn(None, options.adapter)
-    while question := read_line():
+    for question in lines("you: "):
         messages.append({"role": "user", "content": question})
         answer = ""
         for piece in chat.stream(model, tokenizer, messages, **generation):
@@ -223,14 +300,16 @@ def chat_with(options: argparse.Namespace) -> None:
 
 def serve_model(options: argparse.Namespace) -> None:
     """Serve a model until interrupted."""
-    from importlib.util import find_spec
+    from ftlab import packages
 
-    if missing := [name for name in ("fastapi", "uvicorn") if not find_spec(name)]:
-        raise fail("serve_missing", missing=", ".join(missing))
+    for name in ("fastapi", "uvicorn"):
+        packages.require(name, "ftlab serve")
     with uncollected():
         from ftlab.apps.serve import run
 
-    run.serve(options.model, options.adapter, options.host, options.port, options.allow_remote)
+    run.serve(
+        options.model, options.adapter, options.host, options.port, options.allow_remote, options.trust_remote_code
+    )
 
 
 def open_board(options: argparse.Namespace) -> None:
@@ -240,24 +319,21 @@ def open_board(options: argparse.Namespace) -> None:
     serve.serve(options.recipe, options.host, options.port, options.lang, options.allow_remote)
 
 
-def read_line() -> str:
-    """Return the next line typed, "" at the end of the input."""
-    try:
-        return input("you: ")
-    except EOFError:
-        return ""
+def tokenizer_for(options: argparse.Namespace) -> Any:
+    """Return the tokenizer of the model that `--model` names."""
+    from ftlab import models
+
+    trusted = options.trust_remote_code
+    return models.load_tokenizer(models.fetch(options.model, trusted), trusted)
 
 
 def check_data(options: argparse.Namespace) -> int:
     """Print the report on a data set; 1 if it has problems."""
     from pathlib import Path
 
-    from transformers import AutoTokenizer
-
-    from ftlab import models
     from ftlab.data import check
 
-    tokenizer = AutoTokenizer.from_pretrained(models.fetch(options.model))
+    tokenizer = tokenizer_for(options)
     report = check.check(
         options.name,
         options.dataset_dir,
@@ -271,13 +347,11 @@ def check_data(options: argparse.Namespace) -> int:
 
 def show_data(options: argparse.Namespace) -> None:
     """Print a row token by token, then what the whole set is made of."""
-    from transformers import AutoTokenizer
-
-    from ftlab import models, tokens
+    from ftlab import tokens
     from ftlab.data import registry
     from ftlab.data.encoding import Encoding, shown
 
-    tokenizer = AutoTokenizer.from_pretrained(models.fetch(options.model))
+    tokenizer = tokenizer_for(options)
     rows = registry.rows_of(options.name, options.dataset_dir)
     if not 1 <= options.row <= len(rows):
         raise fail("data_no_row", where=options.name, row=options.row, total=len(rows))
@@ -296,7 +370,8 @@ def show_memory(options: argparse.Namespace) -> None:
     run = recipe.load(options.model if is_file else {"model_name_or_path": options.model}, options.overrides)
     machine = device.describe()
     print(
-        f"{run.model_name_or_path}: {needs.sizes(run.model_name_or_path).parameters / 1e9:.2f}B parameters; {machine}"
+        f"{run.model_name_or_path}: "
+        f"{needs.sizes(run.model_name_or_path, run.trust_remote_code).parameters / 1e9:.2f}B parameters; {machine}"
     )
     print(needs.report(run, machine))
 
@@ -329,12 +404,17 @@ def show_env(options: argparse.Namespace) -> None:
     """Print machine and versions."""
     import platform
 
-    from ftlab import __version__, device
+    from ftlab import device
 
     print(f"ftlab {__version__}, Python {platform.python_version()}, {platform.platform()}")
     print(device.describe())
     for name, version in device.versions().items():
         print(f"{name} {version}")
+
+
+def show_version(options: argparse.Namespace) -> None:
+    """Print the version."""
+    print(f"ftlab {__version__}")
 
 
 def list_lessons(options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ftlab.errors import LabError, fail
+from ftlab.errors import LabError, explained, fail, reason_of
 from ftlab.runs import checkpoint
 from ftlab.runs.folder import STOP
 
@@ -36,6 +36,35 @@ def row_of(entry: dict[str, Any]) -> dict[str, float]:
 def rows_of(history: Iterable[dict[str, Any]]) -> list[dict[str, float]]:
     """Return the log rows of a history, without the summary that Trainer adds at the end."""
     return [row_of(entry) for entry in history if "train_runtime" not in entry]
+
+
+class Begin(TrainerCallback):
+    """Write into the run folder when the training begins: what the libraries refuse, they have refused by then."""
+
+    def __init__(self, write: Callable[[nn.Module], None]) -> None:
+        self.write, self.begun = write, False
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
+    ) -> None:
+        """Call `write` with the model, before any weight has changed."""
+        self.write(model)
+        self.begun = True
+
+    @contextlib.contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Turn what the libraries raise before the first step into one line: it is about the settings.
+
+        Raises:
+            LabError: with the library's reason.
+        """
+        try:
+            yield
+        except (ValueError, TypeError, ImportError, LookupError, AttributeError, RuntimeError) as error:
+            # The name of a metric is looked up at the first evaluation only.
+            if self.begun and "metric_for_best_model" not in str(error):
+                raise
+            raise explained(error) or fail("recipe_training", reason=reason_of(error)) from error
 
 
 class Log(TrainerCallback):
@@ -136,7 +165,6 @@ class Stop(TrainerCallback):
         self.folder = folder
         self.asked = threading.Event()
         self.stopped_at: int | None = None
-        (folder / STOP).unlink(missing_ok=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Ask Trainer to save and stop; a run at its last step ends by itself."""
@@ -250,7 +278,12 @@ def writing(path: Path, run_folder: Path) -> Iterator[None]:
 
 
 def is_write_error(error: Exception) -> bool:
-    """Say whether an exception is a write that the system refused, in whatever library's dress."""
+    """Return True if an exception is a write that the system refused, whichever library raised it.
+
+    A closed pipe is not: it is where the output goes, which was written before.
+    """
+    if isinstance(error, BrokenPipeError):
+        return False
     words = ("os error", "No space left", "Input/output error", "PytorchStreamWriter", "iostream error", "enforce fail")
     return isinstance(error, OSError) or any(word in str(error) for word in words)
 

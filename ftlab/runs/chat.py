@@ -11,14 +11,13 @@ from peft import PeftModel
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForCausalLM,
-    AutoTokenizer,
     BitsAndBytesConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TextIteratorStreamer,
 )
 
-from ftlab import device, evaluate, models, tokens
+from ftlab import device, evaluate, models, packages, tokens
 from ftlab.errors import fail
 from ftlab.evaluate import pad_left
 from ftlab.runs import fastest, fields, folder, templates
@@ -89,16 +88,17 @@ def load(
     if adapter:
         # Before the base, which may have to be fetched.
         folder.require_language_model(folder.weights_of(adapter))
-    base = Path(models.fetch(model_name_or_path))
+    trusted = bool(options.get("trust_remote_code"))
+    base = Path(models.fetch(model_name_or_path, trusted))
     weights = folder.weights_for(adapter, base, model_name_or_path) if adapter else None
     machine = device.describe()
     options = {"dtype": machine.dtype, "device_map": machine.accelerator} | options
     device.fold_rows(machine)
-    tokenizer = tokenizer_of(weights, base, trust_remote_code=bool(options.get("trust_remote_code")))
+    tokenizer = tokenizer_of(weights, base, trusted)
     if said := templates.apply(template, tokenizer, replace_template):
         print(said)
     whole = weights.folder if weights and not weights.is_adapter else base
-    model = AutoModelForCausalLM.from_pretrained(whole, **options)
+    model = models.load(AutoModelForCausalLM, whole, **options)
     if weights and weights.is_adapter:
         model = adapted(model, weights, tokenizer)
     models.require_rows(tokenizer, model.get_input_embeddings().weight.shape[0], str(whole))
@@ -106,10 +106,12 @@ def load(
     return fastest.pick(model.eval(), tokenizer, backend), tokenizer
 
 
-def tokenizer_of(weights: folder.Weights | None, base: Path, **options: Any) -> PreTrainedTokenizerBase:
+def tokenizer_of(
+    weights: folder.Weights | None, base: Path, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
     """Return the tokenizer that was saved with trained weights, chat template included; the base's where none was."""
     saved = weights is not None and (weights.folder / "tokenizer_config.json").is_file()
-    tokenizer = AutoTokenizer.from_pretrained(weights.folder if weights and saved else base, **options)
+    tokenizer = models.load_tokenizer(weights.folder if weights and saved else base, trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -188,6 +190,8 @@ def options_of(recipe: Recipe) -> dict[str, Any]:
     options: dict[str, Any] = {"template": recipe.template, "trust_remote_code": recipe.trust_remote_code}
     if recipe.allow_other_template and recipe.template:
         options["replace_template"] = True
+    if recipe.quantization_bit:
+        packages.require("bitsandbytes", "quantization_bit")
     if recipe.infer_dtype != "auto":
         options["dtype"] = recipe.infer_dtype
     if recipe.quantization_bit:

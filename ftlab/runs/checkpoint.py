@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from ftlab.errors import fail
+from ftlab.errors import explained, fail
+from ftlab.runs.target import claimed
 
 MANIFEST = "manifest.json"
 LOCK, OWNER = "run.lock", "run.pid"
@@ -199,21 +200,28 @@ def size_bytes(folder: Path) -> int:
 def lock(run_folder: Path) -> Iterator[None]:
     """Hold a run folder: no second run can enter it. The system drops the lock of a process that died.
 
+    Where no run began, no lock file stays behind, and no folder that was made for it.
+
     Raises:
-        LabError: another process holds it; its id is named.
+        LabError: another process holds it, whose id is named, or the system refused to write there.
     """
-    run_folder.mkdir(parents=True, exist_ok=True)
-    held = FileLock(run_folder / LOCK, timeout=0)
-    try:
-        held.acquire()
-    except Timeout:
-        raise fail("checkpoint_locked", where=str(run_folder), pid=owner(run_folder)) from None
-    try:
-        (run_folder / OWNER).write_text(str(os.getpid()))
-        yield
-    finally:
-        (run_folder / OWNER).unlink(missing_ok=True)
-        held.release()
+    with claimed(run_folder):
+        held = FileLock(run_folder / LOCK, timeout=0)
+        try:
+            held.acquire()
+        except Timeout:
+            raise fail("checkpoint_locked", where=str(run_folder), pid=owner(run_folder)) from None
+        except OSError as error:
+            raise explained(error, str(run_folder)) or error from None
+        try:
+            (run_folder / OWNER).write_text(str(os.getpid()))
+            yield
+        finally:
+            (run_folder / OWNER).unlink(missing_ok=True)
+            if not (run_folder / MANIFEST).exists():
+                # While it is held: whoever opened it before finds it gone, and makes another.
+                (run_folder / LOCK).unlink(missing_ok=True)
+            held.release()
 
 
 def owner(run_folder: Path) -> str:

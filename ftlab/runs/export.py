@@ -23,6 +23,7 @@ from ftlab.runs import chat, checkpoint, gguf, templates, train
 from ftlab.runs import folder as folders
 from ftlab.runs import recipe as recipes
 from ftlab.runs.keys import Recipe
+from ftlab.runs.target import claimed, refuse_place
 
 # Largest logit difference, in units of the largest logit (at least 1): float32 adds in another order after a merge.
 TOLERANCE = 1e-4
@@ -82,13 +83,13 @@ def export(recipe: Recipe) -> Export:
     target = empty_target(recipe)
     if recipe.quantization_bit:
         raise fail("export_quantized", where="quantization_bit", value=f"{recipe.quantization_bit} bit")
-    base = Path(models.fetch(recipe.model_name_or_path))
+    base = Path(models.fetch(recipe.model_name_or_path, recipe.trust_remote_code))
     name = recipe.adapter_name_or_path
     weights = folders.weights_for(name, base, recipe.model_name_or_path) if name else None
     if weights:
         folders.require_language_model(weights)
     whole = weights.folder if weights and not weights.is_adapter else base
-    if getattr(AutoConfig.from_pretrained(whole), "quantization_config", None):
+    if models.read_config(whole).get("quantization_config"):
         raise fail("export_quantized", where=str(whole), value="its config.json says so")
     adapter = weights.folder if weights and weights.is_adapter else None
     if adapter:
@@ -128,6 +129,7 @@ def empty_target(recipe: Recipe) -> Path:
     target = Path(recipe.export_dir).expanduser()
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise fail("export_used", where=str(target))
+    refuse_place(target, "export_dir")
     return target
 
 
@@ -152,11 +154,13 @@ def require_effect(adapter: Path) -> None:
 
 def load_base(recipe: Recipe, base: Path) -> PreTrainedModel:
     """Return the base in float32; its own number format stays in `config.dtype`."""
-    own = AutoConfig.from_pretrained(base).dtype or torch.float32
+    trusted = {"trust_remote_code": recipe.trust_remote_code}
+    with models.loading(base):
+        own = AutoConfig.from_pretrained(base, **trusted).dtype or torch.float32
     # The probe is answered in one batch: without this torch would copy the output layer once per row.
     device.fold_rows(device.describe())
     where = device.describe().accelerator if recipe.export_device == "auto" else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, device_map=where)
+    model = models.load(AutoModelForCausalLM, base, dtype=torch.float32, device_map=where, **trusted)
     model.config.dtype = own
     return model.eval()
 
@@ -285,13 +289,24 @@ def beside(target: Path) -> Iterator[Path]:
     Raises:
         LabError: the system refused a write.
     """
+    with claimed(target.parent):
+        try:
+            folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{checkpoint.PARTIAL}{target.name}-"))
+        except OSError as error:
+            raise fail("export_write", where=str(target), exit_code=1, reason=error.strerror or str(error)) from None
+        with writing(folder, target):
+            yield folder
+
+
+@contextlib.contextmanager
+def writing(folder: Path, target: Path) -> Iterator[None]:
+    """Turn a write that the system refused into one line; the folder is gone afterwards, unless it was renamed.
+
+    Raises:
+        LabError: naming the target.
+    """
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{checkpoint.PARTIAL}{target.name}-"))
-    except OSError as error:
-        raise fail("export_write", where=str(target), exit_code=1, reason=error.strerror or str(error)) from None
-    try:
-        yield folder
+        yield
     except LabError:
         raise
     except Exception as error:
@@ -312,7 +327,9 @@ def finish(recipe: Recipe, parts: Parts, probe: torch.Tensor, live: Answers, mer
     model.save_pretrained(folder, max_shard_size=f"{recipe.export_size}GB")
     parts.tokenizer.save_pretrained(folder)
     saved = answers(cast(model, torch.float32), probe)
-    reloaded = answers(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval(), probe)
+    trusted = recipe.trust_remote_code
+    again = models.load(AutoModelForCausalLM, folder, dtype=torch.float32, trust_remote_code=trusted)
+    reloaded = answers(again.eval(), probe)
     require_equal("reloaded", saved, reloaded, parts.target)
     done = Export(
         folder=parts.target,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ftlab.errors import LabError, fail, say
+from ftlab.errors import LabError, explained, fail, say
 from ftlab.runs import checkpoint, strict_yaml
 from ftlab.runs import recipe as recipes
 from ftlab.runs.keys import Recipe
@@ -46,7 +46,7 @@ def state(recipe: Recipe, fingerprints: Callable[[], dict[str, str]]) -> State:
         fingerprints: returns those of the recipe's `data` and `model`; called only where the settings are the run's.
     """
     folder = Path(recipe.output_dir or "").expanduser()
-    manifest = checkpoint.read_manifest(folder) if folder.is_dir() else None
+    manifest = own_manifest(folder) if folder.is_dir() else None
     if manifest is None:
         return foreign(folder)
     if changed := changes(manifest, recipe, {}) or changes(manifest, recipe, fingerprints()):
@@ -100,13 +100,28 @@ def read_metrics(folder: Path) -> dict[str, float] | None:
         return None
 
 
+def own_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest that a run wrote into its folder, None where it is missing or another tool's."""
+    manifest = checkpoint.read_manifest(folder)
+    return manifest if manifest and "run_id" in manifest and "settings" in manifest else None
+
+
 def refuse_foreign(folder: Path) -> None:
-    """Refuse a folder that holds files which do not belong to a run; they are left alone."""
-    found = [
-        path.name for path in folder.iterdir() if path.name not in OWN_FILES and not path.name.startswith(OWN_PREFIXES)
-    ]
+    """Refuse a folder that holds files which do not belong to a run; they are left alone.
+
+    Without a run's manifest a README.md or a folder `model` is somebody's own, whatever its name.
+
+    Raises:
+        LabError: naming some of them, or that the folder cannot be read.
+    """
+    own = OWN_FILES if own_manifest(folder) else (STOP,)
+    try:
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    except OSError as error:
+        raise explained(error, str(folder)) or error from None
+    found = [name for name in names if name not in own and not name.startswith(OWN_PREFIXES)]
     if found:
-        raise fail("train_folder_used", where=str(folder), files=", ".join(sorted(found)[:3]))
+        raise fail("train_folder_used", where=str(folder), files=", ".join(found[:3]))
 
 
 def weights_of(name: str | Path) -> Weights:

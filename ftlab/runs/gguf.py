@@ -12,9 +12,9 @@ import gguf
 import numpy as np
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
 
-from ftlab import tokens
+from ftlab import models, tokens
 from ftlab.errors import fail
 
 # name -> (format of the matrices, format of the embedding, what the header calls it). The embedding is also the
@@ -37,7 +37,9 @@ def write(folder: Path, target: Path, kind: str) -> None:
     Raises:
         LabError: an architecture, a position scheme or a tokenizer that this writer does not know.
     """
-    config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    with models.loading(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = models.load_tokenizer(folder)
     require_known(config, folder)
     matrices, embedding, file_type = KINDS[kind]
     writer = gguf.GGUFWriter(target, "llama")

@@ -53,25 +53,28 @@ KNOBS = (
 
 
 @cache
-def sizes(name: str) -> Decoder:
+def sizes(name: str, trust_remote_code: bool = False) -> Decoder:
     """Return the sizes of a model from the catalogue, or from its config.json; no weights are read.
 
     Raises:
-        LabError: there is no such model, or it is no decoder of text.
+        LabError: there is no such model, it needs code that is not trusted, or it is not a decoder of text.
     """
     repository = catalogue.hub_id(name)
     for model in catalogue.MODELS:
         if repository == model.hub_id:
             return model.sizes
     folder = Path(name).expanduser()
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        raise fail("model_no_config", where=name)
-    if not folder.is_dir() and "/" not in name:
+    if folder.is_dir():
+        models.refuse_code(folder, models.read_config(folder), trust_remote_code)
+    elif folder.is_file():
+        raise fail("model_is_file", where=name)
+    elif models.looks_like_path(name):
+        raise fail("model_no_folder", where=name)
+    elif "/" not in name:
         raise models.unknown(name)
-    try:
-        config = AutoConfig.from_pretrained(folder if folder.is_dir() else name)
-    except (OSError, ValueError, KeyError) as error:
-        raise fail("train_model", where=name, reason=(str(error).splitlines() or ["?"])[0][:200]) from None
+    with models.loading(name):
+        source = folder if folder.is_dir() else name
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
     return Decoder.from_config(config.get_text_config().to_dict())
 
 
@@ -176,7 +179,7 @@ def needs(recipe: Recipe, machine: Machine, length: int | None = None) -> Needs:
     Raises:
         LabError: the model is not known.
     """
-    decoder = sizes(recipe.model_name_or_path)
+    decoder = sizes(recipe.model_name_or_path, recipe.trust_remote_code)
     return memory.estimate(decoder, training(recipe, decoder, machine, length))
 
 
@@ -191,14 +194,14 @@ def changed(recipe: Recipe, keys: dict[str, object]) -> Recipe | None:
 def report(recipe: Recipe, machine: Machine) -> str:
     """Return the recipe's needs beside those of the other methods, whether it fits, and what to turn if it does not."""
     rows = {f"{name}{'  <- this recipe' if name == method(recipe) else ''}": keys for name, keys in METHODS.items()}
-    batch = training(recipe, sizes(recipe.model_name_or_path), machine)
+    batch = training(recipe, sizes(recipe.model_name_or_path, recipe.trust_remote_code), machine)
     lines = [f"{batch.sequences} rows of {batch.length} tokens at a time"]
     lines += [f"{'GiB':<24} weights  moments gradients activations   logits     peak  smallest card"]
     for label, keys in rows.items():
         wanted = recipe if "this" in label else changed(without(recipe, "quantization_bit"), keys)
         if wanted:
             lines.append(row(label, needs(wanted, machine)))
-    own = memory.estimate(sizes(recipe.model_name_or_path), batch)
+    own = memory.estimate(sizes(recipe.model_name_or_path, recipe.trust_remote_code), batch)
     room = machine.memory_bytes - RESERVED_BYTES
     if own.peak <= room:
         lines.append(say("memory_fits", peak=gib(own.peak), room=gib(machine.memory_bytes)))

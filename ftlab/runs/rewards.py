@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoModelForSequenceClassification
 
 from ftlab import models, tokens
-from ftlab.errors import LabError, fail
+from ftlab.errors import LabError, fail, reason_of
 from ftlab.runs.keys import REWARDS, Recipe
 
 Reward = Callable[..., list[float]]
@@ -130,10 +130,11 @@ def from_model(name: str, base: str, dtype: torch.dtype) -> Reward:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         judge = load(folder, base, dtype).to(device).eval()
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
-        reason = (str(error).splitlines() or ["?"])[0][:200]
-        raise fail("reward_model", where=name, reason=reason) from None
+        tokenizer = models.load_tokenizer(folder)
+    except LabError:
+        raise
+    except Exception as error:
+        raise fail("reward_model", where=name, reason=reason_of(error)) from None
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     judge.config.pad_token_id = tokenizer.pad_token_id
 
@@ -156,8 +157,8 @@ def load(folder: Path, base: str, dtype: torch.dtype) -> Any:
     """Return a reward model: an adapter on its base, or a whole model."""
     kind = AutoModelForSequenceClassification
     if not (folder / "adapter_config.json").is_file():
-        return kind.from_pretrained(folder, num_labels=1, dtype=dtype, use_safetensors=True)
+        return models.load(kind, folder, num_labels=1, dtype=dtype)
     under = PeftConfig.from_pretrained(folder).base_model_name_or_path or base
     under = under if Path(under).is_dir() else base
-    model = kind.from_pretrained(under, num_labels=1, dtype=dtype, use_safetensors=True)
+    model = models.load(kind, under, num_labels=1, dtype=dtype)
     return PeftModel.from_pretrained(model, models.adapter(str(folder)))

@@ -26,7 +26,7 @@ from transformers import (
 )
 from transformers.integrations import get_reporting_integration_callbacks
 
-from ftlab import shortcuts
+from ftlab import models, shortcuts
 from ftlab.device import Machine, keep_gradients
 from ftlab.errors import fail
 from ftlab.runs import continued, fields, rewards, targets
@@ -64,15 +64,12 @@ def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
     """Return the base model of a recipe; a reward model has one output instead of a vocabulary.
 
     Raises:
-        LabError: transformers cannot load it.
+        LabError: transformers cannot load it, or its files lack weights.
     """
     options = fields.model_settings(recipe, machine)
     if recipe.quantization_bit:
         options["quantization_config"] = BitsAndBytesConfig(**fields.quantization_settings(recipe, machine))
-    try:
-        model = model_class(recipe).from_pretrained(path, **options)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
-        raise fail("train_model", where=path, reason=(str(error).splitlines() or ["?"])[0][:200]) from None
+    model = models.load(model_class(recipe), path, **options)
     keep_gradients(model)
     if fields.takes_shortcuts(recipe, machine):
         shortcuts.install(model)
@@ -124,12 +121,9 @@ def rehearse(recipe: Recipe, path: str) -> None:
 def skeleton(recipe: Recipe, path: str) -> PreTrainedModel:
     """Return a recipe's base with the shapes of its weights and without their values."""
     options = {"num_labels": 1} if recipe.stage == "rm" else {}
-    try:
+    with models.loading(path), torch.device("meta"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=recipe.trust_remote_code, **options)
-        with torch.device("meta"):
-            return model_class(recipe).from_config(config, trust_remote_code=recipe.trust_remote_code)
-    except (OSError, ValueError, ImportError, RuntimeError, KeyError) as error:
-        raise fail("train_model", where=path, reason=(str(error).splitlines() or ["?"])[0][:200]) from None
+        return model_class(recipe).from_config(config, trust_remote_code=recipe.trust_remote_code)
 
 
 def require_all_layers(recipe: Recipe, model: PreTrainedModel) -> None:

@@ -7,20 +7,22 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState, set_seed
+from torch import nn
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState, set_seed
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
-from ftlab import device, evaluate, models
+from ftlab import device, evaluate, models, packages
 from ftlab.errors import fail, say
 from ftlab.runs import callbacks as watch
-from ftlab.runs import checkpoint, rows, stages, templates
+from ftlab.runs import checkpoint, rows, stages, target, templates
 from ftlab.runs import recipe as recipes
 from ftlab.runs.folder import (
     CARD,
@@ -35,6 +37,7 @@ from ftlab.runs.folder import (
     damage,
     fingerprint,
     model_fingerprint,
+    own_manifest,
     printable,
     read_metrics,
     refuse_foreign,
@@ -108,16 +111,20 @@ def train(
 
 
 def require_training(recipe: Recipe) -> None:
-    """Refuse a recipe that is not for training.
+    """Refuse a recipe that is not for training, or not for training here.
 
     Raises:
-        LabError: no data set or run folder, or `do_train: false`.
+        LabError: no data set or run folder, `do_train: false`, a place that a run may not be in, or a package missing.
     """
     for name, value in (("dataset", recipe.dataset), ("output_dir", recipe.output_dir)):
         if not value:
             raise fail("recipe_missing_key", key=name)
     if not recipe.do_train:
         raise fail("train_not_asked", where="do_train")
+    folder = Path(recipe.output_dir or "").expanduser()
+    target.refuse_place(folder, "output_dir")
+    refuse_foreign(folder)
+    packages.require_for(recipe)
 
 
 def check(recipe: Recipe) -> None:
@@ -149,7 +156,7 @@ def is_main() -> bool:
 
 def prepare(recipe: Recipe, folder: Path) -> Job:
     """Load what a recipe names: model folder, tokenizer, rows, settings."""
-    model_path = models.fetch(recipe.model_name_or_path)
+    model_path = models.fetch(recipe.model_name_or_path, recipe.trust_remote_code)
     machine = device.describe()
     if recipe.adapter_name_or_path:
         weights_for(recipe.adapter_name_or_path, Path(model_path), recipe.model_name_or_path)
@@ -181,10 +188,7 @@ def fingerprints(recipe: Recipe, model_path: str, datasets: tuple[Dataset, Datas
 
 def load_tokenizer(recipe: Recipe, path: str) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a model folder; a padding token is needed for batches."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=recipe.trust_remote_code)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
-        raise fail("train_model", where=path, reason=(str(error).splitlines() or ["?"])[0][:200]) from None
+    tokenizer = models.load_tokenizer(path, recipe.trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -194,7 +198,7 @@ def finished(job: Job) -> dict[str, float] | None:
     """Return the metrics of a finished run of this job, None if there is none whose every file verifies."""
     if state(job.recipe, lambda: job.about).name == "finished":
         return read_metrics(job.folder)
-    manifest = checkpoint.read_manifest(job.folder) or {}
+    manifest = own_manifest(job.folder) or {}
     if manifest.get("finished") is True and not changes(manifest, job.recipe, job.about):
         reason = damage(job.folder, manifest)
         print(f"{job.folder}: a finished run, but its result cannot be trusted: {reason}; it is made again")
@@ -208,8 +212,7 @@ def decide(job: Job, fresh: bool) -> Start:
         LabError: the folder holds files of somebody else, or another recipe's run, and nobody said to replace it; or
             `resume_from_checkpoint` names no checkpoint of this run.
     """
-    manifest = checkpoint.read_manifest(job.folder)
-    refuse_foreign(job.folder)
+    manifest = own_manifest(job.folder)
     asked = job.recipe.training.get("resume_from_checkpoint")
     changed = changes(manifest, job.recipe, job.about) if manifest else ""
     if asked and (fresh or not manifest):
@@ -225,21 +228,36 @@ def decide(job: Job, fresh: bool) -> Start:
 
 
 def begin(job: Job, fresh: bool) -> Start:
-    """Decide how a run begins, and make its folder ready.
+    """Return how a run begins when every process has decided it.
 
     Raises:
-        LabError: as `decide`, or the disk refused a file.
+        LabError: as `decide`.
     """
-    start, manifest = decide(job, fresh), checkpoint.read_manifest(job.folder)
+    start = decide(job, fresh)
     if job.args.world_size > 1:
+        # Every process has read the folder before the first one writes into it.
         torch.distributed.barrier()
-    if is_main():
-        with watch.writing(job.folder, job.folder):
-            if start.resume is None:
-                clear(job.folder, manifest)
-            recipes.write(job.recipe, job.folder / RECIPE)
-            checkpoint.write_json(job.folder / checkpoint.MANIFEST, record(job, start.run_id) | {"finished": False})
     return start
+
+
+def open_folder(job: Job, start: Start, model: nn.Module) -> None:
+    """Write what a run's folder begins with, and remove what an earlier run left where this one starts over.
+
+    Raises:
+        LabError: the system refused a write.
+    """
+    if not is_main():
+        return
+    with watch.writing(job.folder, job.folder):
+        if start.resume is None:
+            clear(job.folder, own_manifest(job.folder))
+        # The manifest first: it says whose files the others are.
+        checkpoint.write_json(job.folder / checkpoint.MANIFEST, record(job, start.run_id) | {"finished": False})
+        recipes.write(job.recipe, job.folder / RECIPE)
+        (job.folder / watch.STOP).unlink(missing_ok=True)
+        if job.recipe.pissa_init and not (job.folder / PISSA_START).exists():
+            # PiSSA takes the adapter's start out of the base weights; without it no plain adapter can be made.
+            model.save_pretrained(job.folder / PISSA_START)
 
 
 def go_on(job: Job, run_id: str) -> Start:
@@ -275,8 +293,8 @@ def clear(folder: Path, manifest: dict[str, Any] | None) -> None:
     for path in checkpoint.checkpoints(folder):
         if run_id and (checkpoint.read_manifest(path) or {}).get("run_id") == run_id:
             shutil.rmtree(path)
-    # The manifest goes last: until then the folder still says whose files these are.
-    for name in sorted(OWN_FILES, key=lambda name: name == checkpoint.MANIFEST):
+    # The manifest stays until the next one takes its place: the folder still says whose files these are.
+    for name in (name for name in OWN_FILES if manifest and name != checkpoint.MANIFEST):
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -290,13 +308,11 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     if job.recipe.stage != "rm":
         # A base model's eos may be another token than the one that its new chat template ends answers with.
         model.generation_config.eos_token_id = evaluate.end_ids(model, job.tokenizer)
-    if job.recipe.pissa_init and is_main() and not (job.folder / PISSA_START).exists():
-        # PiSSA takes the adapter's start out of the base weights; without that start no plain adapter can be made.
-        model.save_pretrained(job.folder / PISSA_START)
     stop = watch.Stop(job.folder)
     about = {"run_id": start.run_id, "versions": device.versions()} | job.about
     keeper = watch.Keeper(job.folder, about, job.recipe.training.get("save_total_limit"))
-    watchers = [watch.Log(job.folder / LOG), watch.Guard(), stop, *early_stop(job), *extra, keeper]
+    begin = watch.Begin(partial(open_folder, job, start))
+    watchers = [begin, watch.Log(job.folder / LOG), watch.Guard(), stop, *early_stop(job), *extra, keeper]
     trainer = stages.build_trainer(job.recipe, model, job.args, job.tokenizer, job.datasets, watchers)
     if job.recipe.quantization_bit:
         device.lift_adapters(trainer.model, job.machine)
@@ -306,8 +322,9 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     refuse_untrained(trainer)
     started = time.monotonic()
     metrics: dict[str, float] = {}
-    with stop.listening(), keeper.telling():
+    with stop.listening(), keeper.telling(), begin.refusing():
         if start.resume and complete(start.resume, start, job):
+            open_folder(job, start, model)
             load_finished(trainer, start.resume)
         else:
             metrics = trainer.train(resume_from_checkpoint=str(start.resume) if start.resume else None).metrics

@@ -6,9 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from transformers import AutoTokenizer
-
-from ftlab import device, embedded, memory
+from ftlab import device, embedded, memory, models
 from ftlab.apps.board import past
 from ftlab.catalogue import MODELS, hub_id
 from ftlab.data import registry
@@ -181,7 +179,7 @@ def set_lengths(
 @cache
 def tokenizer_of(folder: str) -> Any:
     """Return the tokenizer of a model folder."""
-    return AutoTokenizer.from_pretrained(folder)
+    return models.load_tokenizer(folder)
 
 
 def sequences(tokenizer: Any, row: dict[str, Any], how: Encoding) -> list[tuple[int, ...]]:

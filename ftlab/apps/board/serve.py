@@ -13,14 +13,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from importlib.util import find_spec
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import nbformat
 
-from ftlab import errors
+from ftlab import errors, packages
 from ftlab.apps.board import past
 from ftlab.apps.notebooks import METADATA
 from ftlab.errors import fail
@@ -70,8 +69,8 @@ def serving(
         port: 0 takes any free one.
         environment: what the server and its kernels see besides this process's own variables.
     """
-    if not find_spec("voila"):
-        raise fail("board_missing", missing="voila")
+    for name in ("voila", "ipywidgets", "jupyterlab"):
+        packages.require(name, "ftlab board")
     if not allow_remote and not is_loopback(host):
         raise fail("board_remote", where="--host", host=host)
     port = free(host, port)

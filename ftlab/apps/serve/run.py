@@ -29,6 +29,7 @@ def serve(
     host: str | None = None,
     port: int | None = None,
     remote_names: Sequence[str] | None = None,
+    trust_remote_code: bool = False,
 ) -> None:
     """Serve a model until interrupted.
 
@@ -37,6 +38,7 @@ def serve(
         port: port to bind; API_PORT or 8000 if None, 0 for any free one.
         remote_names: None keeps to loopback; a list, if only an empty one, allows other addresses and names the
             host names that clients may use for this machine besides its IP addresses.
+        trust_remote_code: run the code that comes with the model.
     Raises:
         LabError: the address is not loopback though it should be, or is taken; the token is weak.
     """
@@ -48,7 +50,7 @@ def serve(
     token, said = security.token(embedded.cache_dir() / "serve")
     if not sys.stderr.isatty():
         disable_progress_bar()
-    model, tokenizer = chat.load(model_name_or_path, adapter)
+    model, tokenizer = chat.load(model_name_or_path, adapter, trust_remote_code=trust_remote_code)
     engine = Engine(model, tokenizer)
     name = Path(model_name_or_path).resolve().name if os.path.isdir(model_name_or_path) else model_name_or_path
     names = frozenset([*(remote_names or []), host])

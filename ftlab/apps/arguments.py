@@ -1,0 +1,129 @@
+"""How the command line is read: `--key value` as `key=value`, streams that every terminal takes, near suggestions."""
+
+import argparse
+import io
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ftlab.errors import fail, suggest
+
+# What a flag's value may be: any other word after `--packing` is something else.
+FLAG_WORDS = ("true", "false", "yes", "no", "on", "off")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that takes no abbreviated options and, where `keys` is set, a recipe's keys as options.
+
+    Attributes:
+        keys: whether `--key value` and `--key=value` stand for `key=value`. The verb's own options win: none of them
+            has the name of a key with another meaning.
+        verbs: the parsers of the verbs by their names.
+    """
+
+    keys = False
+    verbs: Mapping[str, Any] = {}
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, allow_abbrev=False, **options)
+
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        """Parse after rewriting keys; the verb's own options come first, so that they may stand anywhere."""
+        if self.keys and args is not None:
+            own = {name: action.nargs != 0 for action in self._actions for name in action.option_strings}
+            args = rewritten(args, own)
+        return super().parse_known_args(args, namespace)
+
+
+def rewritten(arguments: Sequence[str], own: dict[str, bool]) -> list[str]:
+    """Return arguments with every `--key value` as `key=value`, the verb's own options in front.
+
+    Args:
+        own: the verb's options -> whether a value follows.
+    Raises:
+        LabError: a key without its value.
+
+    >>> rewritten(["r.yaml", "--learning-rate", "1e-4", "--packing", "--as", "trl"], {"--as": True})
+    ['--as', 'trl', 'r.yaml', 'learning_rate=1e-4', 'packing=true']
+    """
+    options, others, rest = [], [], list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        if name in own:
+            options.append(word)
+            if own[name] and not equals and rest:
+                options.append(rest.pop(0))
+        elif not name.startswith("--") or name == "--":
+            others.append(word)
+        else:
+            key = name.removeprefix("--").replace("-", "_")
+            others.append(f"{key}={value if equals else value_of(key, rest)}")
+    return options + others
+
+
+def value_of(key: str, rest: list[str]) -> str:
+    """Return the value that follows `--key`, taken off `rest`; a flag without one is "true".
+
+    Raises:
+        LabError: nothing follows a key that is not a flag.
+    """
+    flag = is_flag(key)
+    if rest and rest[0].lower() in FLAG_WORDS:
+        return rest.pop(0)
+    if rest and not flag and not rest[0].startswith("--") and (flag is False or is_value(rest[0])):
+        return rest.pop(0)
+    if flag is False:
+        raise fail("recipe_no_value", where=f"--{key}")
+    return "true"
+
+
+def is_flag(key: str) -> bool | None:
+    """Return whether a recipe's key takes true or false and nothing else; None for a key of another day."""
+    # Imported here: it brings transformers, which most command lines do not need.
+    from ftlab.runs import keys
+
+    if key in keys.RENAMED_VALUES:
+        return True
+    key = keys.RENAMED.get(key, (key, ""))[0]
+    field = keys.Recipe.model_fields.get(key)
+    hint = field.annotation if field else keys.TRAINING_HINTS.get(key)
+    return None if hint is None else hint in (bool, bool | None)
+
+
+def is_value(word: str) -> bool:
+    """Return True if a word can only be the value of the key before it: not a recipe, and not an override."""
+    return "=" not in word and not word.endswith((".yaml", ".yml"))
+
+
+def refuse_unknown_verb(arguments: Sequence[str], verbs: Iterable[str]) -> None:
+    """Refuse a first word that is not a verb; a near one is suggested where there is one.
+
+    Raises:
+        LabError: naming the word.
+    """
+    if not arguments or arguments[0].startswith("-") or arguments[0] in verbs:
+        return
+    hint = suggest(arguments[0], verbs)
+    raise fail("cli_unknown_verb", where=arguments[0][:60], hint=f"{hint} " if hint else "")
+
+
+def open_streams() -> None:
+    """Let the standard streams take any text: characters that their encoding lacks are escaped, broken ones are "?"."""
+    for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
+        # A notebook's streams are of another kind, and take everything.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def lines(prompt: str) -> Iterator[str]:
+    """Yield the lines typed after a prompt until an empty one, or the end of the input."""
+    # None where the shell closed it (`<&-`).
+    while sys.stdin is not None:
+        try:
+            line = input(prompt)
+        except EOFError:
+            return
+        if not line:
+            return
+        yield line

@@ -1,0 +1,106 @@
+"""Optional packages: what to install for a module that is missing, and which of a recipe's keys need one."""
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+from ftlab.errors import LabError, fail, say
+
+if TYPE_CHECKING:
+    from ftlab.runs.keys import Recipe
+
+# Extras of pyproject.toml -> the modules they bring.
+EXTRAS = {
+    "course": ("jupyterlab", "ipykernel", "ipywidgets", "IPython", "jupytext", "papermill", "voila", "nbformat",
+               "nbclient", "nbconvert", "jupyter_client"),
+    "gpu": ("bitsandbytes",),
+    "serve": ("fastapi", "uvicorn", "starlette", "openai"),
+    "llamacpp": ("llama_cpp",),
+}  # fmt: skip
+# Other modules -> what pip calls their packages. A name that is not here is nothing to be suggested to pip.
+PACKAGES = {
+    "wandb": "wandb", "tensorboard": "tensorboard", "swanlab": "swanlab", "mlflow": "mlflow", "trackio": "trackio",
+    "clearml": "clearml", "codecarbon": "codecarbon", "dagshub": "dagshub", "dvclive": "dvclive", "neptune": "neptune",
+    "deepspeed": "deepspeed", "torchao": "torchao", "schedulefree": "schedulefree", "grokadamw": "grokadamw",
+    "torch_xla": "torch_xla", "torch_npu": "torch-npu", "modelscope": "modelscope", "tiktoken": "tiktoken",
+    "sentencepiece": "sentencepiece", "einops": "einops", "kernels": "kernels", "matplotlib": "matplotlib",
+    "psutil": "psutil", "gguf": "gguf", "pyarrow": "pyarrow", "openpyxl": "openpyxl",
+    "galore_torch": "galore-torch", "apollo_torch": "apollo-torch", "lomo_optim": "lomo-optim",
+    "optimi": "torch-optimi", "torchdistx": "git+https://github.com/pytorch/torchdistx", "flash_attn": "flash-attn",
+    "flash_attn_interface": "flash-attn-3", "liger_kernel": "liger-kernel", "comet_ml": "comet-ml",
+    "azureml": "azureml-core", "flytekit": "flytekit flytekitplugins-deck-standard", "google.protobuf": "protobuf",
+    "sklearn": "scikit-learn", "yaml": "PyYAML",
+}  # fmt: skip
+# Beginnings of `optim` -> the module behind it; what is not here is part of torch or transformers.
+OPTIMIZERS = {
+    "galore": "galore_torch", "apollo": "apollo_torch", "lomo": "lomo_optim", "adalomo": "lomo_optim",
+    "grokadamw": "grokadamw", "schedule_free": "schedulefree", "stable_adamw": "optimi",
+    "adamw_torch_4bit": "torchao", "adamw_torch_8bit": "torchao", "adamw_torch_xla": "torch_xla",
+    "adamw_torch_npu": "torch_npu", "adamw_anyprecision": "torchdistx", "adamw_bnb": "bitsandbytes",
+    "adamw_8bit": "bitsandbytes", "ademamix": "bitsandbytes", "lion": "bitsandbytes", "paged": "bitsandbytes",
+    "rmsprop_bnb": "bitsandbytes",
+}  # fmt: skip
+# `report_to` -> its module.
+TRACKERS = {
+    "azure_ml": "azureml", "clearml": "clearml", "codecarbon": "codecarbon", "comet_ml": "comet_ml",
+    "dagshub": "dagshub", "dvclive": "dvclive", "flyte": "flytekit", "mlflow": "mlflow", "neptune": "neptune",
+    "swanlab": "swanlab", "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb",
+}  # fmt: skip
+ATTENTION = {"fa2": "flash_attn", "fa3": "flash_attn_interface"}
+
+
+def install(module: str) -> str:
+    """Return the command that installs a module, or a sentence where its package is not known.
+
+    >>> install("voila"), install("galore_torch")
+    ("pip install 'ftlab[course]'", 'pip install galore-torch')
+    """
+    top = module.partition(".")[0]
+    extra = next((f"'ftlab[{name}]'" for name, modules in EXTRAS.items() if top in modules), None)
+    package = extra or PACKAGES.get(module) or PACKAGES.get(top)
+    return f"pip install {package}" if package else say("package_unknown", module=top)
+
+
+def missing(module: str, where: str = "") -> LabError:
+    """Build the error for a module that is not installed."""
+    return fail("package_missing", where=where, package=module.partition(".")[0], install=install(module))
+
+
+def require(module: str, where: str = "") -> None:
+    """Refuse to go on without a module.
+
+    Args:
+        where: the key, or the option, that needs it.
+    Raises:
+        LabError: it is not installed; the command that installs it is named.
+    """
+    if find_spec(module) is None:
+        raise missing(module, where)
+
+
+def of_recipe(recipe: "Recipe") -> list[tuple[str, str]]:
+    """Return (key, module) for every optional module that training a recipe needs."""
+    asked = recipe.training
+    optim = str(asked.get("optim", ""))
+    wanted = [("optim", module) for start, module in OPTIMIZERS.items() if optim.startswith(start)]
+    trackers = asked.get("report_to") or []
+    for name in [trackers] if isinstance(trackers, str) else trackers:
+        # A name that is none of them is refused by transformers: to suggest it to pip could install anything.
+        wanted += [("report_to", TRACKERS[name])] if name in TRACKERS else []
+    if recipe.quantization_bit:
+        wanted.append(("quantization_bit", "bitsandbytes"))
+    if recipe.flash_attn in ATTENTION:
+        wanted.append(("flash_attn", ATTENTION[recipe.flash_attn]))
+    wanted += [("use_liger_kernel", "liger_kernel")] if asked.get("use_liger_kernel") else []
+    wanted += [("deepspeed", "deepspeed")] if asked.get("deepspeed") else []
+    return wanted
+
+
+def require_for(recipe: "Recipe") -> None:
+    """Refuse a recipe that needs an optional module which is not installed.
+
+    Raises:
+        LabError: naming the key, the package and the command that installs it.
+    """
+    for key, module in of_recipe(recipe):
+        if not (key == "report_to" and module == "tensorboard" and find_spec("tensorboardX")):
+            require(module, key)
