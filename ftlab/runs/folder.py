@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from ftlab import models
 from ftlab.errors import LabError, explained, fail, say
 from ftlab.runs import checkpoint, strict_yaml
 from ftlab.runs import recipe as recipes
@@ -223,7 +224,7 @@ def origin(weights: Weights) -> tuple[str, str | None]:
     settings = next((one["settings"] for one in manifests if isinstance(one.get("settings"), dict)), {})
     own = {}
     if weights.is_adapter:
-        own = json.loads((weights.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        own = models.read_json(weights.folder / ADAPTER_CONFIG)
     named = settings.get("model_name_or_path") if about else None
     return str(named or own.get("base_model_name_or_path") or ""), about.get("model")
 
