@@ -1,12 +1,13 @@
 """How the command line is read: `--key value` as `key=value`, streams that every terminal takes, near suggestions."""
 
 import argparse
+import difflib
 import io
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ftlab.errors import fail, suggest
+from ftlab.errors import fail, say
 
 # What a flag's value may be: any other word after `--packing` is something else.
 FLAG_WORDS = ("true", "false", "yes", "no", "on", "off")
@@ -36,7 +37,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def rewritten(arguments: Sequence[str], own: dict[str, bool]) -> list[str]:
-    """Return arguments with every `--key value` as `key=value`, the verb's own options in front.
+    """Return arguments with every `--key value` as `key=value`: the verb's own options, the recipe, then the keys.
 
     Args:
         own: the verb's options -> whether a value follows.
@@ -46,7 +47,7 @@ def rewritten(arguments: Sequence[str], own: dict[str, bool]) -> list[str]:
     >>> rewritten(["r.yaml", "--learning-rate", "1e-4", "--packing", "--as", "trl"], {"--as": True})
     ['--as', 'trl', 'r.yaml', 'learning_rate=1e-4', 'packing=true']
     """
-    options, others, rest = [], [], list(arguments)
+    options, recipe, overrides, rest = [], [], [], list(arguments)
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")
@@ -55,11 +56,11 @@ def rewritten(arguments: Sequence[str], own: dict[str, bool]) -> list[str]:
             if own[name] and not equals and rest:
                 options.append(rest.pop(0))
         elif not name.startswith("--") or name == "--":
-            others.append(word)
+            (overrides if recipe else recipe).append(word)
         else:
             key = name.removeprefix("--").replace("-", "_")
-            others.append(f"{key}={value if equals else value_of(key, rest)}")
-    return options + others
+            overrides.append(f"{key}={value if equals else value_of(key, rest)}")
+    return options + recipe + overrides
 
 
 def value_of(key: str, rest: list[str]) -> str:
@@ -104,8 +105,9 @@ def refuse_unknown_verb(arguments: Sequence[str], verbs: Iterable[str]) -> None:
     """
     if not arguments or arguments[0].startswith("-") or arguments[0] in verbs:
         return
-    hint = suggest(arguments[0], verbs)
-    raise fail("cli_unknown_verb", where=arguments[0][:60], hint=f"{hint} " if hint else "")
+    close = difflib.get_close_matches(arguments[0], verbs, n=2, cutoff=0.6)
+    hint = say("did_you_mean", nearest=", ".join(close)) + " " if close else ""
+    raise fail("cli_unknown_verb", where=arguments[0][:60], hint=hint)
 
 
 def open_streams() -> None:

@@ -40,7 +40,11 @@ class Disk:
         elif event == "os.mkdir" and os.path.isdir(arguments[0]):
             # makedirs(exist_ok=True) on a folder that is there: a failure would be ignored, rightly.
             return
-        elif event in ("os.rename", "os.mkdir", "os.remove") and isinstance(arguments[0], str | os.PathLike):
+        elif event == "os.rename":
+            # What is written beside its place first appears there by its new name.
+            paths = [os.fspath(path) for path in arguments[:2] if isinstance(path, str | os.PathLike)]
+            self.touch(next((path for path in paths if path.startswith(self.folder)), ""))
+        elif event in ("os.mkdir", "os.remove") and isinstance(arguments[0], str | os.PathLike):
             self.touch(arguments[0])
 
 

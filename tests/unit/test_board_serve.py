@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from ftlab import packages
 from ftlab.apps import cli
 from ftlab.apps.board import serve
 from ftlab.errors import LabError
@@ -38,8 +39,8 @@ def test_a_broken_recipe_is_said_before_anything_is_served(tmp_path, capsys):
 
 
 def test_without_voila_it_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(serve, "find_spec", lambda name: None)
-    with pytest.raises(LabError, match="pip install voila"), serve.serving():
+    monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    with pytest.raises(LabError, match=r"ftlab\[course\]"), serve.serving():
         pass
 
 

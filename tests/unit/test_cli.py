@@ -1,10 +1,29 @@
-"""The command line around its verbs."""
+"""The command line around its verbs: how it is read, what it prints, how it ends."""
 
 import gc
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
+from ftlab import __version__, packages
 from ftlab.apps import cli
+from ftlab.apps.arguments import rewritten
+from ftlab.errors import LabError, explained, fail, reason_of
+from ftlab.runs import keys, recipe
+from ftlab.runs.recipe import choices_of
+
+ROOT = Path(__file__).parents[2]
+
+
+def ftlab(*arguments: str, before: str = "", **options) -> subprocess.CompletedProcess:
+    """Run a command in a process of its own, after some lines of Python."""
+    code = f"import sys; {before}\nfrom ftlab.apps.cli import main\nsys.exit(main())"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | options.pop("env", {})
+    return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, env=environment, **options)
 
 
 def test_garbage_is_collected_again_after_the_imports_even_where_one_fails():
@@ -13,3 +32,205 @@ def test_garbage_is_collected_again_after_the_imports_even_where_one_fails():
         raise ImportError
     assert gc.isenabled() and gc.get_freeze_count()
     gc.unfreeze()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["r.yaml", "--learning_rate", "1e-4"], ["r.yaml", "learning_rate=1e-4"]),
+        (["r.yaml", "--learning_rate=1e-4"], ["r.yaml", "learning_rate=1e-4"]),
+        (["--learning-rate", "1e-4", "r.yaml"], ["r.yaml", "learning_rate=1e-4"]),
+        (["--max_steps", "-1", "r.yaml"], ["r.yaml", "max_steps=-1"]),
+        (["--packing", "r.yaml"], ["r.yaml", "packing=true"]),
+        (["r.yaml", "--packing", "--plot_loss", "False"], ["r.yaml", "packing=true", "plot_loss=False"]),
+        (["r.yaml", "--neat_packing", "--dataset", "a,b"], ["r.yaml", "neat_packing=true", "dataset=a,b"]),
+        (["--overwrite_cache", "r.yaml"], ["r.yaml", "overwrite_cache=true"]),
+        (["r.yaml", "--preprocessing_num_workers", "16"], ["r.yaml", "preprocessing_num_workers=16"]),
+        (["r.yaml", "--fresh", "lora_rank=4"], ["r.yaml", "fresh=true", "lora_rank=4"]),
+        (["r.yaml", "a=1", "--as", "trl", "b=2"], ["--as", "trl", "r.yaml", "a=1", "b=2"]),
+        (["r.yaml", "--as=trl", "-h"], ["--as=trl", "-h", "r.yaml"]),
+    ],
+)
+def test_a_key_is_an_option_as_in_hugging_faces_scripts(words, expected):
+    assert rewritten(words, {"--as": True, "-h": False}) == expected
+
+
+@pytest.mark.parametrize("words", [["r.yaml", "--learning_rate"], ["--dataset", "--packing", "r.yaml"]])
+def test_a_key_without_its_value_is_named(words):
+    with pytest.raises(LabError, match=r"this key has no value") as error:
+        rewritten(words, {})
+    assert error.value.where in ("--learning_rate", "--dataset")
+
+
+def test_no_verb_has_an_option_with_the_name_of_a_key():
+    known = {f"--{name}" for name in recipe.known()} - {cli.TRUST[1]}
+    for name, verb in cli.parser().verbs.items():
+        taken = known & {option for action in verb._actions for option in action.option_strings}
+        assert not (verb.keys and taken), (name, taken)
+
+
+def test_key_value_reaches_the_recipe_wherever_it_stands(tiny_recipe, tmp_path, capsys):
+    recipe.write(recipe.load(tiny_recipe), tmp_path / "r.yaml")
+    path = str(tmp_path / "r.yaml")
+    assert cli.main(["recipe", "show", "--lora_rank", "2", path, "--as", "axolotl", "learning_rate=3e-4"]) == 0
+    shown = capsys.readouterr().out
+    assert "lora_r: 2" in shown and "learning_rate: 0.0003" in shown
+    assert cli.main(["memory", path, "--cutoff-len", "64"]) == 0
+    assert "2 rows of 64 tokens" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["version"], ["--version"]])
+def test_the_version(arguments, capsys):
+    assert cli.main(arguments) == 0 and capsys.readouterr().out == f"ftlab {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["help"], ["--help"], ["-h"], ["help", "train"], ["train", "--help"]])
+def test_help_is_asked_for_in_every_way_and_names_the_exit_codes(arguments, capsys):
+    assert cli.main(arguments) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("usage: ftlab") and "130" in said
+
+
+@pytest.mark.parametrize(("word", "near"), [("trian", "train"), ("exprot", "export"), ("xyzzy", ""), ("", "")])
+def test_an_unknown_verb_has_a_suggestion_only_where_one_is_near(word, near, capsys):
+    assert cli.main([word]) == 2
+    said = capsys.readouterr().err
+    assert ("did you mean" in said) == bool(near) and near in said and said.count("\n") == 2
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["recipe", "chekc", "r.yaml"], ["chat", "m", "--backnd", "loop"]])
+def test_what_the_parser_refuses_is_bad_input(arguments, capsys):
+    assert cli.main(arguments) == 2 and "Traceback" not in capsys.readouterr().err
+
+
+def verb_that(error: BaseException):
+    """Return a stand-in for a verb that raises."""
+
+    def verb(options: object) -> None:
+        raise error
+
+    return verb
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (KeyboardInterrupt(), 130, "stopped"),
+        (MemoryError(), 1, "memory is used up"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 1, "memory is used up"),
+        (OSError(12, "Cannot allocate memory"), 1, "memory is used up"),
+        (PermissionError(13, "Permission denied", "/a/b"), 1, "/a/b: the system refused: Permission denied"),
+        (OSError(28, "No space left on device", "/a/b"), 1, "/a/b: the disk is full"),
+        (ModuleNotFoundError("No module named 'voila'", name="voila"), 2, "pip install 'ftlab[course]'"),
+        (ModuleNotFoundError("No module named 'llama_cpp'", name="llama_cpp.x"), 2, "pip install 'ftlab[llamacpp]'"),
+        (ModuleNotFoundError("No module named 'surprise'", name="surprise"), 2, "provides the module surprise"),
+        (fail("model_no_folder", where="./m"), 2, "./m: there is no such folder"),
+    ],
+)
+def test_what_the_user_or_the_system_did_has_no_traceback(monkeypatch, capsys, error, code, words):
+    monkeypatch.setattr(cli, "show_env", verb_that(error))
+    assert cli.main(["env"]) == code
+    said = capsys.readouterr().err
+    assert words in said and said.startswith("ftlab: ") and "Traceback" not in said
+
+
+@pytest.mark.parametrize("error", [IndexError("list index"), ModuleNotFoundError("no", name="ftlab.runs.gone")])
+def test_a_bug_of_ours_keeps_its_traceback_and_says_where_to_report_it(monkeypatch, capsys, error):
+    monkeypatch.setattr(cli, "show_env", verb_that(error))
+    assert cli.main(["env"]) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said and "this is a bug in ftlab" in said and "ftlab env" in said
+
+
+def test_reasons_are_one_line_of_whole_sentences():
+    assert reason_of(ValueError("One.\nTwo.")) == "One." and reason_of(ValueError()) == "ValueError"
+    assert reason_of(KeyError("added_tokens")) == "KeyError: 'added_tokens'"
+    assert reason_of(ValueError("Bad field 'x':\n  expected int\n")) == "Bad field 'x': expected int"
+    assert reason_of(ValueError("A sentence. " * 30)).endswith("A sentence.") and explained(ValueError()) is None
+
+
+def test_a_reader_that_leaves_is_not_an_error():
+    """`ftlab ... | head -c 50`: the pipe is closed before anything is written."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "ftlab", "version"]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    os.close(write)
+    assert done.returncode == 141 and done.stderr == b""
+
+
+def test_a_terminal_without_utf8_gets_escapes():
+    done = ftlab("help", "xyzzy", before="print('\u4e2d', file=sys.stderr)", env={"PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 2
+    chinese = {"PYTHONIOENCODING": "ascii", "FTLAB_LANG": "zh"}
+    verb = "import ftlab.apps.cli as c; c.show_version = lambda options: print('\u4e2d')"
+    done = ftlab("version", before=verb, env=chinese)
+    assert done.returncode == 0 and done.stdout == b"\\u4e2d\n"
+
+
+def test_closed_streams_are_the_end_of_the_input():
+    verb = "import ftlab.apps.cli as c; c.show_version = lambda options: print(*c.lines('you: '))"
+    code = f"{verb}; raise SystemExit(c.main(['version']))"
+    for closed in ("<&-", ">&- <&-", "</dev/null"):
+        line = f'"{sys.executable}" -c "{code}" {closed}'
+        done = subprocess.run(line, shell=True, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
+        assert done.returncode == 0 and b"Traceback" not in done.stderr, closed
+
+
+def test_bytes_that_are_not_utf8_are_a_question_all_the_same():
+    verb = "import ftlab.apps.cli as c; c.show_version = lambda options: print(len(next(c.lines(''))))"
+    done = ftlab("version", before=verb, input=b"\xff\xfe hi\n", env={"PYTHONUTF8": "1"})
+    assert (done.returncode, done.stdout) == (0, b"5\n")
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "extra"),
+    [
+        ("fastapi", ["serve", "m"], "serve"),
+        ("uvicorn", ["serve", "m"], "serve"),
+        ("voila", ["board"], "course"),
+        ("ipywidgets", ["board"], "course"),
+        ("nbformat", ["board"], "course"),
+        ("nbformat", ["course", "list"], "course"),
+    ],
+)
+def test_a_verb_without_its_package_names_the_extra(module, arguments, extra):
+    done = ftlab(*arguments, before=f"sys.modules['{module}'] = None", cwd=ROOT)
+    said = done.stderr.decode()
+    assert done.returncode == 2 and f"pip install 'ftlab[{extra}]'" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("changed", "module", "command"),
+    [
+        ({"quantization_bit": 4}, "bitsandbytes", "pip install 'ftlab[gpu]'"),
+        ({"optim": "paged_adamw_8bit"}, "bitsandbytes", "pip install 'ftlab[gpu]'"),
+        ({"optim": "galore_adamw"}, "galore_torch", "pip install galore-torch"),
+        ({"optim": "apollo_adamw"}, "apollo_torch", "pip install apollo-torch"),
+        ({"optim": "schedule_free_adamw"}, "schedulefree", "pip install schedulefree"),
+        ({"report_to": "wandb"}, "wandb", "pip install wandb"),
+        ({"report_to": ["tensorboard"]}, "tensorboard", "pip install tensorboard"),
+        ({"deepspeed": "ds.json"}, "deepspeed", "pip install deepspeed"),
+        ({"use_liger_kernel": True}, "liger_kernel", "pip install liger-kernel"),
+        ({"flash_attn": "fa2"}, "flash_attn", "pip install flash-attn"),
+    ],
+)
+def test_a_recipe_names_the_package_that_it_needs(tiny_recipe, monkeypatch, changed, module, command):
+    monkeypatch.setattr(packages, "find_spec", lambda name: None if name == module else find_spec("json"))
+    if module == "tensorboard":
+        monkeypatch.setattr(packages, "find_spec", lambda name: None)
+    with pytest.raises(LabError) as error:
+        packages.require_for(recipe.load(tiny_recipe | changed))
+    assert error.value.where in changed and error.value.fix == command
+
+
+def test_every_optimizer_is_torchs_or_has_its_package():
+    plain = {"adamw_torch", "adamw_torch_fused", "adafactor", "sgd", "adagrad", "rmsprop"}
+    values = {"model_name_or_path": "m"}
+    for name in choices_of("optim"):
+        needed = packages.of_recipe(keys.Recipe(**values, training={"optim": name}))
+        assert bool(needed) != (name in plain), name
+
+
+def test_a_name_nobody_knows_is_not_suggested_to_pip(tiny_recipe):
+    assert packages.of_recipe(recipe.load(tiny_recipe | {"report_to": "nonsense"})) == []

@@ -236,7 +236,7 @@ def test_examples_that_are_cut_are_counted(tiny_recipe, capsys):
         ({"template": "llama3"}, "write `template: chatml`"),
         ({"template": "chatmal"}, "did you mean chatml"),
         ({"deepspeed": "nowhere.json"}, "settings do not fit|eepspeed"),
-        ({"report_to": "wandb"}, "settings do not fit"),
+        ({"report_to": "wandb"}, "pip install wandb"),
         ({"output_dir": None}, "does not say `output_dir`"),
         ({"model_name_or_path": "./nowhere"}, "no such folder"),
     ],
