@@ -127,9 +127,9 @@ def empty_target(recipe: Recipe) -> Path:
     if not recipe.export_dir:
         raise fail("recipe_missing_key", key="export_dir")
     target = Path(recipe.export_dir).expanduser()
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise fail("export_used", where=str(target))
     refuse_place(target, "export_dir")
+    if target.is_dir() and any(target.iterdir()):
+        raise fail("export_used", where=str(target))
     return target
 
 

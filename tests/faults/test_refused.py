@@ -62,7 +62,7 @@ BROKEN = {
     "half a config": (cut("config.json", 0.5), "config.json: this file is not the JSON object"),
     "a list as config": (written("config.json", "[1]"), "a list, not an object"),
     "an unknown architecture": (config(model_type="nobody"), "model type `nobody`"),
-    "no architecture": (config(model_type=None), "Unrecognized model"),
+    "no architecture": (config(model_type=None), "does not recognize this architecture"),
     "more layers than weights": (config(num_hidden_layers=4), "lack 18 weights"),
     "wider than its weights": (config(hidden_size=128), "is (258, 64) and should be (258, 128)"),
     "a size that is a text": (config(hidden_size="64"), "'hidden_size' expected int"),
@@ -201,11 +201,9 @@ def test_a_place_that_may_not_be_written_to(tmp_path, monkeypatch):
 LATE = {
     "a scheduler without what it needs": {"lr_scheduler_type": "warmup_stable_decay"},
     "an argument that the scheduler has not": {"lr_scheduler_kwargs": {"nonsense": 1}},
-    "an argument that the optimizer has not": {"optim": "adamw_torch", "optim_args": "nonsense=1"},
     "a layer that is not there": {"lora_target": "nobody"},
     "a metric that nobody measures": {"metric_for_best_model": "nonsense", "load_best_model_at_end": True},
     "a reward model that is none": {"stage": "grpo", "reward_model": "nowhere"},
-    "no answer within the cutoff": {"cutoff_len": 8},
     "a checkpoint of nobody": {"resume_from_checkpoint": "checkpoint-7"},
 }
 
