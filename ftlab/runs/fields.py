@@ -11,6 +11,7 @@ from ftlab.runs.keys import Recipe
 
 # Tokens: rows up to this length are faster in plain attention on a CPU.
 SHORT_ROW = 512
+FORMATS = {"bf16": "bfloat16", "fp16": "float16"}
 ATTENTION = {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
 # What this transformers calls recomputing activations: 5.23 renamed it and warns at the old name, 5.17 has only that.
 CHECKPOINTING = next(
@@ -88,12 +89,14 @@ def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[d
     if recipe.early_stopping_steps:
         settings |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
     asked, notes = dict(recipe.training), []
-    for name in ("bf16", "fp16"):
+    wished = {name for name in FORMATS if asked.get(name)}
+    for name, dtype in FORMATS.items():
         possible = machine.accelerator == "cuda" and (name == "fp16" or machine.dtype == "bfloat16")
         if name in asked and not (asked[name] and possible):
             given = asked.pop(name)
-            if given and not settings[name]:
-                notes.append(f"{name}: true is left out: this machine trains in {machine.dtype} ({machine.reason})")
+            if given is not (machine.dtype == dtype) and not (wished - {name}):
+                value = str(given).lower()
+                notes.append(say("train_format", key=name, value=value, dtype=machine.dtype, reason=machine.reason))
     for part in ("", "_kwargs"):
         for given in (settings, asked):
             if f"gradient_checkpointing{part}" in given:

@@ -1,6 +1,7 @@
 """Recipes: what a YAML file becomes, and every way it can be wrong in one line with its place."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,21 @@ def test_two_names_of_one_value_are_one_key():
 )
 def test_what_changes_nothing_is_said(given, said):
     assert any(said in note for note in recipe.read(GOOD | given)[1])
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype", "said"),
+    [
+        ({"bf16": False}, "bfloat16", "bf16: false does not count: this machine trains in bfloat16"),
+        ({"bf16": True}, "float32", "bf16: true does not count: this machine trains in float32"),
+        ({"bf16": True}, "bfloat16", ""),
+        ({"bf16": False}, "float32", ""),
+        ({"fp16": True}, "bfloat16", "fp16: true does not count"),
+    ],
+)
+def test_a_number_format_that_the_machine_does_not_train_in_is_said(given, dtype, said):
+    _, notes = fields.training_settings(recipe.load(GOOD | given), Path("x"), replace(CPU, dtype=dtype))
+    assert len(notes) == bool(said) and all(said in note for note in notes)
 
 
 def test_an_unfinished_run_is_what_resuming_means(tmp_path):

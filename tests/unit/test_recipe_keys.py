@@ -1,0 +1,330 @@
+"""Every key that a recipe accepts changes what is built from it, or is said to change nothing, or is refused."""
+
+import contextlib
+import json
+from pathlib import Path
+from types import UnionType
+from typing import Any, get_args
+
+import pytest
+
+from ftlab import device
+from ftlab.errors import LabError
+from ftlab.runs import chat, export, fields, keys, recipe, rewards, rows, script, stages, targets, templates, train
+
+CPU = device.Machine("cpu", "test", "bfloat16", 2, 2**34, "test")
+GPU = device.Machine("cuda", "test", "float16", 2, 2**34, "test")
+PAIRS, PROMPTS = {"stage": "dpo", "dataset": "preference"}, {"stage": "grpo", "reward_funcs": "exact_answer"}
+FREEZE, EVAL = {"finetuning_type": "freeze"}, {"val_size": 0.25, "eval_strategy": "steps"}
+MIXED = {"dataset": "sft,long", "mix_strategy": "interleave_over"}
+# Every key of Recipe: a value that is not its default, and the keys beside which it counts.
+VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "model_name_or_path": ("other", {}),
+    "adapter_name_or_path": ("nowhere", {}),
+    "trust_remote_code": (True, {}),
+    "template": ("llama3", {}),
+    "allow_other_template": (True, {"template": "default"}),
+    "default_system": ("Be kind.", {}),
+    "flash_attn": ("disabled", {"cutoff_len": 1024}),
+    "quantization_bit": (4, {}),
+    "quantization_method": ("hqq", {}),
+    "quantization_type": ("fp4", {"quantization_bit": 4}),
+    "double_quantization": (False, {"quantization_bit": 4}),
+    "stage": ("pt", {}),
+    "do_train": (False, {}),
+    "finetuning_type": ("full", {}),
+    "lora_rank": (5, {}),
+    "lora_alpha": (5, {}),
+    "lora_dropout": (0.1, {}),
+    "lora_target": ("q_proj", {}),
+    "additional_target": ("lm_head", {}),
+    "use_rslora": (True, {}),
+    "use_dora": (True, {}),
+    "pissa_init": (True, {}),
+    "pissa_iter": (4, {"pissa_init": True}),
+    "loraplus_lr_ratio": (16.0, {}),
+    "freeze_trainable_layers": (1, FREEZE),
+    "freeze_trainable_modules": ("mlp", FREEZE),
+    "freeze_extra_modules": ("lm_head", FREEZE),
+    "pure_bf16": (True, {"finetuning_type": "full"}),
+    "use_dft_loss": (True, {}),
+    "pref_beta": (0.3, PAIRS),
+    "pref_loss": ("ipo", PAIRS),
+    "pref_ftx": (0.5, PAIRS),
+    "dpo_label_smoothing": (0.1, PAIRS),
+    "ld_alpha": (0.5, PAIRS),
+    "simpo_gamma": (1.0, PAIRS | {"stage": "simpo"}),
+    "kto_chosen_weight": (2.0, {"stage": "kto", "dataset": "kto"}),
+    "kto_rejected_weight": (2.0, {"stage": "kto", "dataset": "kto"}),
+    "reward_funcs": ("short_answer", PROMPTS),
+    "reward_model": ("nowhere", PROMPTS),
+    "num_generations": (4, PROMPTS),
+    "ppo_epochs": (2, PROMPTS | {"stage": "ppo"}),
+    "dataset": ("long", {}),
+    "eval_dataset": ("long", {}),
+    "dataset_dir": ("elsewhere", {"dataset": "named"}),
+    "dataset_substitutions": ({"who": "Lumi"}, {"dataset": "placeholder"}),
+    "max_samples": (3, {}),
+    "on_bad_rows": ("drop", {"dataset": "bad"}),
+    "mix_strategy": ("interleave_over", {"dataset": "sft,long"}),
+    "interleave_probs": ("0.9,0.1", MIXED),
+    "val_size": (0.25, {}),
+    "cutoff_len": (40, {}),
+    "packing": (True, {}),
+    "train_on_prompt": (True, {}),
+    "mask_history": (True, {"dataset": "long"}),
+    "output_dir": ("elsewhere", {}),
+    "early_stopping_steps": (2, EVAL),
+    "shortcuts": (False, {}),
+    "overwrite_output_dir": (True, {}),
+    "plot_loss": (False, {}),
+    "infer_backend": ("static", {}),
+    "infer_dtype": ("float16", {}),
+    "do_sample": (False, {}),
+    "temperature": (0.5, {}),
+    "top_p": (0.5, {}),
+    "top_k": (5, {}),
+    "max_new_tokens": (5, {}),
+    "repetition_penalty": (1.5, {}),
+    "num_beams": (2, {}),
+    "export_dir": ("elsewhere", {}),
+    "export_size": (2, {}),
+    "export_device": ("auto", {}),
+    "export_dtype": ("float16", {}),
+    "export_gguf": ("f16", {}),
+    "export_legacy_format": (True, {}),
+}
+# Of TrainingArguments' fields those whose value cannot be made from their type.
+TRAINING_VALUES: dict[str, Any] = {
+    "deepspeed": {"stage": 2}, "fsdp": "full_shard", "fsdp_config": {"min_num_params": 1},
+    "debug": "underflow_overflow", "disable_tqdm": False,
+    "accelerator_config": {"split_batches": True}, "lr_scheduler_kwargs": {"num_cycles": 2}, "seed": 7,
+    "liger_kernel_config": {"rope": True}, "gradient_checkpointing_kwargs": {"use_reentrant": True},
+    "activation_checkpointing_kwargs": {"use_reentrant": True}, "include_num_input_tokens_seen": "all",
+    "optim_target_modules": ["q_proj"], "parallelism_config": None,
+    "warmup_steps": 3, "adam_beta1": 0.5, "adam_beta2": 0.5,
+}  # fmt: skip
+# Handed to ftlab's own rotation and resumption instead of Trainer's: tests/unit/test_checkpoint.py, test_targets.py.
+HANDED_ON = ("save_total_limit", "resume_from_checkpoint")
+
+
+@pytest.fixture
+def base(tiny_recipe, tiny_rows, tmp_path, monkeypatch) -> dict[str, Any]:
+    """Return a recipe in a folder with a data set for each kind of key."""
+    monkeypatch.chdir(tmp_path)
+    talk = [{"from": who, "value": f"{who} {i}"} for i in range(2) for who in ("human", "gpt")]
+    sets: dict[str, Any] = {
+        "long": [{"conversations": [*talk, {"from": "human", "value": f"{i}"}, {"from": "gpt", "value": "ok"}]}
+                 for i in range(6)],
+        "placeholder": [{"instruction": "Who are you?", "output": f"I am {{{{who}}}}, {i}."} for i in range(3)],
+        "bad": [{"instruction": f"Hi {i}?", "output": "Yes." if i else 7} for i in range(4)],
+    }  # fmt: skip
+    for name, content in sets.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    for path in tiny_rows.iterdir():
+        (tmp_path / path.name).write_text(path.read_text())
+    for folder in ("data", "elsewhere"):
+        (tmp_path / folder).mkdir()
+        entry = {"named": {"file_name": f"../{'sft' if folder == 'data' else 'long'}.json"}}
+        entry["named"] |= {"formatting": "sharegpt"} if folder == "elsewhere" else {}
+        (tmp_path / folder / "dataset_info.json").write_text(json.dumps(entry))
+    kept = {name: value for name, value in tiny_recipe.items() if name not in ("lora_rank", "cutoff_len")}
+    return kept | {"dataset": "sft", "output_dir": "run"}
+
+
+def paths(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe's keys with its data sets as files of the working folder."""
+    named = {
+        key: ",".join(name if name == "named" else f"./{name}.json" for name in values[key].split(","))
+        for key in ("dataset", "eval_dataset")
+        if values.get(key)
+    }
+    return values | named
+
+
+class Spy:
+    """A recipe that remembers which of its keys were read."""
+
+    def __init__(self, made: recipe.Recipe) -> None:
+        self.made, self.read = made, set()
+
+    def __getattr__(self, name: str) -> Any:
+        self.read.add(name)
+        return getattr(self.made, name)
+
+
+def settings(made: recipe.Recipe) -> Any:
+    """Return what the libraries' config objects are given, on a CPU and on a T4."""
+    found: list[Any] = [fields.TRAINERS[made.objective]]
+    for machine in (CPU, GPU):
+        found += [
+            fields.training_settings(made, Path(made.output_dir or ""), machine),
+            fields.model_settings(made, machine),
+        ]
+        found += [fields.takes_shortcuts(made, machine), fields.adapts_in_float32(made, machine.accelerator)]
+        found += [fields.quantization_settings(made, machine)] if made.quantization_bit else []
+    return [*found, fields.lora_settings(made)] if made.finetuning_type == "lora" else [*found, made.finetuning_type]
+
+
+def trained_layers(made: recipe.Recipe) -> Any:
+    """Return the names of the weights that stay trainable, where layers are frozen."""
+    if made.finetuning_type != "freeze":
+        return None
+    model = stages.skeleton(made, made.model_name_or_path)
+    targets.require(made, model)
+    stages.freeze(made, model)
+    return [name for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad]
+
+
+def answers(made: recipe.Recipe) -> Any:
+    """Return how `ftlab chat` answers, and what rewards an answer."""
+    found = [chat.generation_of(made), chat.options_of(made), chat.engine_of(made), made.default_system]
+    return (
+        [*found, rewards.functions(made, made.model_name_or_path, "float32")] if made.stage in keys.REWARDED else found
+    )
+
+
+def examples(made: recipe.Recipe) -> Any:
+    """Return a digest of every training example and every validation example."""
+    tokenizer = train.load_tokenizer(made, made.model_name_or_path)
+    templates.apply(made.template, tokenizer, made.allow_other_template)
+    return rows.digests(rows.splits(made, tokenizer))
+
+
+def run_of(made: recipe.Recipe) -> Any:
+    """Return what `ftlab train` would refuse."""
+    if made.adapter_name_or_path:
+        stages.weights_of(made.adapter_name_or_path)
+    return train.require_training(made)
+
+
+PARTS = (settings, trained_layers, answers, run_of, examples)
+
+
+def effect(before: dict[str, Any], name: str, value: Any) -> str:
+    """Return what a key does to a recipe: "refused", "noted", the part that it changes, or "" for nothing."""
+    old, old_notes = recipe.read(paths(before))
+    try:
+        made, notes = recipe.read(paths(before | {name: value}))
+    except LabError as error:
+        assert name in str(error), f"{name} is refused without being named: {error}"
+        return "refused"
+    if any(name in note for note in notes if note not in old_notes):
+        return "noted"
+    for part in PARTS:
+        first, second = outcome(part, old), outcome(part, made)
+        if first != second:
+            return part.__name__
+    return ""
+
+
+def outcome(part: Any, made: recipe.Recipe) -> Any:
+    """Return what a part comes to, or the error that refuses it."""
+    try:
+        return part(made)
+    except LabError as error:
+        return str(error)
+
+
+def test_every_key_has_a_value_here():
+    """Somebody who adds a key says here what it changes."""
+    assert set(VALUES) == set(keys.Recipe.model_fields) - {"training"}
+
+
+# These are read by one function each, which is run once and watched.
+WATCHED = (
+    "plot_loss",
+    "loraplus_lr_ratio",
+    "export_dir",
+    "export_size",
+    "export_device",
+    "export_dtype",
+    "export_gguf",
+)
+
+
+@pytest.mark.parametrize("name", [name for name in VALUES if name not in WATCHED])
+def test_every_key_changes_what_is_built_or_is_said_not_to(name, base):
+    value, beside = VALUES[name]
+    if beside.get("quantization_bit"):
+        pytest.importorskip("bitsandbytes")
+    assert effect(base | beside, name, value), f"{name}: {value!r} is accepted and changes nothing"
+
+
+def test_keys_of_the_last_steps_are_read_by_them(base, tmp_path):
+    made = recipe.read(
+        paths(base | {"max_steps": 1, "loraplus_lr_ratio": 4.0, "export_dir": "out", "export_gguf": None})
+    )[0]
+    watched = Spy(made)
+    done = train.train(watched)
+    with contextlib.suppress(LabError):
+        adapter = {"adapter_name_or_path": str(done.folder), "export_gguf": "f16"}
+        seen = Spy(made.model_copy(update=adapter))
+        export.export(seen)
+    assert set(WATCHED) <= watched.read | seen.read
+
+
+@pytest.mark.parametrize("name", sorted(set(keys.TRAINING_HINTS) - set(HANDED_ON)))
+def test_every_field_of_training_arguments_counts_or_is_said_not_to(name, base):
+    value = TRAINING_VALUES[name] if name in TRAINING_VALUES else other_value(name)
+    assert value is None or effect(base, name, value), f"{name}: {value!r} is accepted and changes nothing"
+
+
+def other_value(name: str) -> Any:
+    """Return a value of a field's type that is not its default."""
+    default = stages.TrainingArguments.__dataclass_fields__[name].default
+    if choices := recipe.choices_of(name):
+        return next(choice for choice in choices if choice != getattr(default, "value", default))
+    hint = keys.TRAINING_HINTS[name]
+    kinds = get_args(hint) if isinstance(hint, UnionType) or get_args(hint) else (hint,)
+    if bool in kinds:
+        return default is not True
+    for kind, made in ((int, 3), (float, 0.5), (str, "other")):
+        if kind in kinds:
+            return made
+    return ["loss"]
+
+
+@pytest.mark.parametrize("name", [*keys.RENAMED, *keys.DROPPED, *keys.OUT_OF_REACH, *recipe.RESOLVED])
+def test_every_translated_key_is_said_or_refused(name, base):
+    value: Any = True
+    if name in keys.RENAMED and keys.RENAMED[name][0] in keys.TRAINING_HINTS | keys.Recipe.model_fields:
+        value = {
+            "evaluation_strategy": "epoch",
+            "max_seq_length": 64,
+            "max_length": 64,
+            "per_gpu_train_batch_size": 3,
+        }.get(name, True)
+    assert effect(base, name, 0.5 if name == "warmup_ratio" else value) in ("noted", "refused")
+
+
+METHODS = ("lora", "full", "freeze")
+STAGES = {
+    "pt": {"dataset": "text"}, "sft": {"dataset": "long"}, "rm": {"dataset": "preference"},
+    "dpo": {"dataset": "preference"},
+    "kto": {"dataset": "kto"}, "orpo": {"dataset": "preference"}, "simpo": {"dataset": "preference"},
+    "ppo": {"reward_funcs": "exact_answer"}, "grpo": {"reward_funcs": "exact_answer"},
+}  # fmt: skip
+CONDITIONAL = sorted({name for condition in keys.CONDITIONS for name in condition.names if name in VALUES})
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stage", STAGES)
+def test_in_every_stage_and_method_a_key_counts_or_is_said_not_to(stage, method, base):
+    """A key that counts in some runs only: where it is not said to be without effect, something built differs."""
+    if stage == "ppo" and method != "lora":
+        return
+    before = base | STAGES[stage] | {"stage": stage, "finetuning_type": method}
+    for name in CONDITIONAL:
+        # Rewards are refused without a source, and one that is there already is not another one.
+        value = VALUES[name][0] if name != "reward_funcs" else "exact_answer,short_answer"
+        assert effect(before, name, value), f"{name}: {value!r} changes nothing in {stage}, {method}"
+
+
+def test_the_script_reads_every_key_that_the_examples_depend_on(base):
+    made = Spy(recipe.read(paths(base))[0])
+    tokenizer = train.load_tokenizer(made, made.model_name_or_path)
+    made.read.clear()
+    rows.splits(made, tokenizer)
+    known = made.read & set(keys.Recipe.model_fields) - {"model_name_or_path", "training"}
+    assert known <= set(script.DATA), known - set(script.DATA)
