@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -57,6 +58,8 @@ def main(minutes: float, target: Path | None, dry: bool, list_needs: bool) -> in
 def run(found: dict[str, Any], worker: Worker, seconds: float, target: Path | None) -> int:
     """Fill `found` part by part for so many seconds; print each result as it comes, and the table at the end."""
     code = 130
+    # Whoever limits the time of a command ends it so: the table is printed all the same.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for result in schedule.results(parts(found["about"]["dry"]), worker, seconds):
             found["parts"].append(result)

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import queue
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -84,6 +85,8 @@ def serve(pipe: Connection, place: Place) -> None:
         # What libraries print goes into the log, the table stays readable.
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    # Sent to a whole group, it would end this process before its parent has removed the files.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     names: queue.Queue[str] = queue.Queue()
     threading.Thread(target=listen, args=(pipe, names, place), daemon=True).start()
     pipe.send(describe(place))

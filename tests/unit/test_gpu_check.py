@@ -283,16 +283,18 @@ def test_a_part_that_is_stopped_leaves_a_worker_for_the_next_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_check_that_is_killed_leaves_whole_results_and_no_files(tmp_path, monkeypatch):
+@pytest.mark.parametrize("ended", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "ended"])
+def test_a_check_that_is_killed_leaves_whole_results_and_no_files(tmp_path, monkeypatch, ended):
     target = tmp_path / "gpu.json"
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(gpu, "SHARED", tmp_path / "none")
     running = subprocess.Popen(command("--dry-run", "--json", str(target)), cwd=ROOT, stdout=subprocess.PIPE)
     running.stdout.readline()
     running.stdout.readline()
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    running.send_signal(ended)
+    assert running.wait() == {signal.SIGKILL: -9, signal.SIGTERM: 130}[ended]
     assert json.loads(target.read_text())["parts"][0]["status"] == "ok"
     # The pipe closes when the last process that writes into it has ended: the child is gone as well.
-    running.stdout.read()
+    printed = running.stdout.read().decode()
+    assert ("### GPU" in printed) == (ended == signal.SIGTERM)
     assert [path.name for path in tmp_path.iterdir()] == ["gpu.json"]
