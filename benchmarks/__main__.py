@@ -24,6 +24,7 @@ NAMES = (
     "board",
     "harm",
     "gpu",
+    "llamafactory_tokens",
 )
 
 
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument(
         "--only", nargs="+", help="train: lora, qlora, full; levers: settings; memory: methods, stages; harm: recipes"
     )
-    parser.add_argument("--llamafactory", help="train: the path of llamafactory-cli, to compare with")
+    parser.add_argument("--llamafactory", help="train: the path of llamafactory-cli; llamafactory_tokens: its folder")
     parser.add_argument("--minutes", type=float, default=8, help="gpu: what does not fit is left out, by name")
     parser.add_argument("--dry-run", action="store_true", help="gpu: every part on the CPU, with tiny models")
     parser.add_argument("--needs", action="store_true", help="gpu: list the packages to carry to the machine")

@@ -252,7 +252,8 @@ def truncate_lengths(source: int, target: int, cutoff: int) -> tuple[int, int]:
     elif 2 * source < cutoff:
         kept_target = min(target, cutoff - source)
     else:
-        kept_target = min(target, cutoff * target // (source + target))
+        # In floating point like theirs, which loses a token where the share is whole but its factors are not.
+        kept_target = min(target, int(cutoff * (target / (source + target))))
     return min(source, cutoff - kept_target), kept_target
 
 
