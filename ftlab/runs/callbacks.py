@@ -35,7 +35,7 @@ def row_of(entry: dict[str, Any]) -> dict[str, float]:
 
 def rows_of(history: Iterable[dict[str, Any]]) -> list[dict[str, float]]:
     """Return the log rows of a history, without the summary that Trainer adds at the end."""
-    return [row_of(entry) for entry in history if "train_runtime" not in entry]
+    return [row_of(entry) for entry in history if "train_loss" not in entry]
 
 
 class Begin(TrainerCallback):
@@ -90,7 +90,7 @@ class Log(TrainerCallback):
             LabError: a loss that is no number.
         """
         entry = state.log_history[-1]
-        if "train_runtime" in entry:
+        if "train_loss" in entry:
             return
         row = row_of(entry)
         if state.is_world_process_zero:

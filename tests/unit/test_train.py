@@ -251,3 +251,9 @@ def test_the_right_template_and_none_are_the_same_run_of_tokens(tiny_recipe, tmp
     named, _ = run(tiny_recipe, template="qwen")
     own, _ = run(tiny_recipe, output_dir=str(tmp_path / "own"))
     assert rows(named.folder) == rows(own.folder)
+
+
+def test_counting_input_tokens_leaves_the_log_as_it_is(tiny_recipe):
+    done, _ = run(tiny_recipe, include_num_input_tokens_seen=True, max_steps=2)
+    found = rows(done.folder)
+    assert [row["step"] for row in found] == [1, 2] and found[1]["num_input_tokens_seen"] > 0
