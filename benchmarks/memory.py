@@ -110,7 +110,7 @@ def cell(keys: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float]:
     path = models.fetch(run.model_name_or_path)
     with tempfile.TemporaryDirectory() as folder:
         args, _ = stages.training_args(run, Path(folder), machine)
-        model = stages.prepare_model(run, stages.load_model(run, path, machine))
+        model = stages.prepare_model(run, stages.load_model(run, path, machine), machine)
         data = (Dataset.from_list(rows), None)
         trainer = stages.build_trainer(run, model, args, train.load_tokenizer(run, path), data, [])
         with memory.measure_peak_bytes(model) as peak:

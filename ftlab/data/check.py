@@ -190,7 +190,7 @@ class Look:
         raw = self.escaped(made, keep is not None and not repeated)
         fate = self.fate(row, made.where)
         setattr(report, fate, getattr(report, fate) + 1)
-        if keep and not repeated:
+        if keep and not repeated and fate != "dropped":
             keep(raw)
 
     def leave_out(self, problem: LabError, where: str, fixing: bool) -> None:

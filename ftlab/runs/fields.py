@@ -6,7 +6,7 @@ from typing import Any
 from transformers import TrainingArguments
 
 from ftlab.device import Machine, training_arguments
-from ftlab.errors import say
+from ftlab.errors import fail, say
 from ftlab.runs.keys import Recipe
 
 # Tokens: rows up to this length are faster in plain attention on a CPU.
@@ -101,6 +101,8 @@ def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[d
         for given in (settings, asked):
             if f"gradient_checkpointing{part}" in given:
                 given[f"{CHECKPOINTING}{part}"] = given.pop(f"gradient_checkpointing{part}")
+    if machine.dtype == "float16" and machine.accelerator != "cuda":
+        raise fail("train_float16", where="FTLAB_DTYPE", accelerator=machine.accelerator)
     if asked.get("bf16"):
         settings["fp16"] = False
     if asked.get("fp16"):

@@ -154,7 +154,7 @@ def refusing(where: str) -> Iterator[None]:
         raise fail("train_adapter", where=where, reason=str(error).splitlines()[0][:200]) from None
 
 
-def prepare_model(recipe: Recipe, model: PreTrainedModel) -> nn.Module:
+def prepare_model(recipe: Recipe, model: PreTrainedModel, machine: Machine) -> nn.Module:
     """Return the model with the weights marked that this recipe trains.
 
     Raises:
@@ -168,7 +168,7 @@ def prepare_model(recipe: Recipe, model: PreTrainedModel) -> nn.Module:
     if recipe.finetuning_type == "freeze":
         return freeze(recipe, model)
     with refusing("adapter_name_or_path" if recipe.adapter_name_or_path else "lora_target"):
-        own_dtype = {"autocast_adapter_dtype": fields.adapts_in_float32(recipe, model.device.type)}
+        own_dtype = {"autocast_adapter_dtype": fields.adapts_in_float32(recipe, machine.accelerator)}
         if recipe.adapter_name_or_path:
             start = weights_of(recipe.adapter_name_or_path).folder
             adapted = PeftModel.from_pretrained(model, start, is_trainable=True, **own_dtype)
@@ -176,7 +176,8 @@ def prepare_model(recipe: Recipe, model: PreTrainedModel) -> nn.Module:
             adapted = get_peft_model(model, LoraConfig(**fields.lora_settings(recipe)), **own_dtype)
         # Trainer loads a checkpoint's adapter by this call; a resumed run must go on in the format it began in.
         adapted.load_adapter = partial(adapted.load_adapter, **own_dtype)
-        if model.device.type == "cpu" and recipe.shortcuts:
+        # Not the model's device: the trainer moves it to the accelerator later.
+        if machine.accelerator == "cpu" and recipe.shortcuts:
             lean.install(adapted)
         return adapted
 

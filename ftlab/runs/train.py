@@ -304,7 +304,7 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     # Before the model: a new head, and the thin matrices, are drawn from this seed.
     set_seed(job.args.seed)
     device.fit_output_layer(job.machine, job.recipe.shortcuts)
-    model = stages.prepare_model(job.recipe, stages.load_model(job.recipe, job.model_path, job.machine))
+    model = stages.prepare_model(job.recipe, stages.load_model(job.recipe, job.model_path, job.machine), job.machine)
     if job.recipe.stage != "rm":
         # A base model's eos may be another token than the one that its new chat template ends answers with.
         model.generation_config.eos_token_id = evaluate.end_ids(model, job.tokenizer)

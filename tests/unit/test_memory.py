@@ -143,7 +143,7 @@ def two_steps(config, keys, rows, tokenizer, folder, **different):
     machine = replace(device.describe(), **different)
     device.fit_output_layer(machine)
     args, _ = stages.training_args(run, folder, machine)
-    model = stages.prepare_model(run, stages.load_model(run, str(folder / "model"), machine))
+    model = stages.prepare_model(run, stages.load_model(run, str(folder / "model"), machine), machine)
     trainer = stages.build_trainer(run, model, args, tokenizer, (Dataset.from_list(rows), None), [])
     if run.quantization_bit:
         device.lift_adapters(model, machine)

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM, Phi3Config, Phi3ForCausalLM
 
+from ftlab import device
 from ftlab.apps import cli
 from ftlab.errors import LabError, near
 from ftlab.runs import fields, recipe, stages, targets, train
@@ -95,7 +96,7 @@ def test_exactly_the_named_layers_are_trained(keys, trained, other_models, tiny_
     made = recipe.load(tiny_recipe | {"model_name_or_path": other_models("tied")} | keys)
     base = LlamaForCausalLM.from_pretrained(other_models("tied"))
     known = targets.all_linear(base) | {"embed_tokens", "norm", "input_layernorm", "lm_head"}
-    model = stages.prepare_model(made, base)
+    model = stages.prepare_model(made, base, device.describe())
     paths = [name for name, weight in model.named_parameters() if weight.requires_grad]
     assert {part for path in paths for part in path.split(".") if part in known} == trained
 
@@ -190,8 +191,8 @@ def test_a_checkpoint_to_resume_from_must_be_of_the_run(tiny_recipe, tmp_path, w
         ({"template": "llama3"}, "does not fit this model"),
         ({"do_train": False}, "do_train: false"),
         ({"report_to": "wandb"}, "settings do not fit|wandb"),
-        ({"lr_scheduler_type": "cosine_with_min_lr"}, "settings do not fit"),
-        ({"optim": "lomo"}, "settings do not fit"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "needs the package lomo_optim"),
+        ({"optim": "lomo"}, "needs the package lomo_optim"),
         ({"model_name_or_path": "./nowhere"}, "no such folder"),
         ({"lora_target": "W_pack"}, "called W_pack"),
         ({"adapter_name_or_path": "nowhere"}, "no adapter|not an adapter"),

@@ -45,7 +45,9 @@ def model_dir(request, tmp_path_factory, tiny_tokenizer):
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_trained_weights_are_those_of_the_model_itself(tiny_recipe, model_dir, change):
     made = recipe.load(tiny_recipe | {"model_name_or_path": str(model_dir)} | change)
-    model = stages.prepare_model(made, stages.load_model(made, made.model_name_or_path, device.describe()))
+    model = stages.prepare_model(
+        made, stages.load_model(made, made.model_name_or_path, device.describe()), device.describe()
+    )
     real = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
     assert trained_weights(made, needs.sizes(str(model_dir))) == real
 
@@ -65,6 +67,6 @@ def test_layers_that_a_family_calls_otherwise_are_counted():
     made = recipe.load({"model_name_or_path": "pythia-160m", "lora_target": "query_key_value,dense", "lora_rank": 4})
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    adapted = stages.prepare_model(made, model)
+    adapted = stages.prepare_model(made, model, device.describe())
     real = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
     assert trained_weights(made, Decoder.from_config(config.to_dict())) == real
