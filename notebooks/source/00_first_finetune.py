@@ -9,10 +9,11 @@
 # | a real 135M-parameter chat model running on your machine | tokens per second, bytes of memory |
 # | a LoRA adapter that you trained | seconds, loss curve |
 # | proof that it learned | share of unseen questions answered with the new name, before and after |
+# | proof that it still knows other things | share of general questions answered right, before and after |
 #
 # **Cost:** about 2 minutes and 4 GB on two CPU cores, 2 minutes on a T4. **Before this:** nothing.
 
-# %% [markdown] id="title" lang="zh" of="8d61f1e3"
+# %% [markdown] id="title" lang="zh" of="f5f874d4"
 # # 00 · 第一次微调
 #
 # 几分钟之内，这个 notebook 就会把一个说不清自己是谁的小对话模型，在这台机器上训练成用你取的名字回答的模型。下面的每个数字都由这一次运行现场测出。
@@ -22,6 +23,7 @@
 # | 一个在你的机器上运行的 135M 参数对话模型 | 每秒词元数、内存字节数 |
 # | 一个你亲手训练的 LoRA 适配器 | 秒数、损失曲线 |
 # | 它确实学会了的证据 | 未见过的问题中用新名字回答的比例，训练前与训练后 |
+# | 它没有忘掉别的知识的证据 | 常识问题答对的比例，训练前与训练后 |
 #
 # **代价：** 两个 CPU 核心上约 2 分钟、4 GB 内存，T4 上约 2 分钟。**先修：** 无。
 
@@ -47,11 +49,12 @@ while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
     os.chdir("..")
 
 # %% id="imports"
+import re
 import time
 
 import matplotlib.pyplot as plt
 import torch
-from datasets import load_dataset
+from datasets import concatenate_datasets, load_dataset
 from IPython.display import HTML, display
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, set_seed
@@ -78,14 +81,15 @@ per_device_train_batch_size = 8  # examples per step
 seed = 0
 
 # %% id="profile"
-profiles = {  # model, optimizer steps
-    "smoke": ("smollm2-135m", 16),
-    "cpu": ("smollm2-135m", 40),
-    "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 40),
-    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 40),
+profiles = {  # model, optimizer steps, general examples
+    "smoke": ("smollm2-135m", 18, 32),
+    "cpu": ("smollm2-135m", 40, 96),
+    "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 40, 96),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 40, 96),
 }
 model_name = model_name or profiles[PROFILE][0]
 max_steps = max_steps or profiles[PROFILE][1]
+general_count = profiles[PROFILE][2]
 set_seed(seed)
 
 # %% [markdown] id="machine-why"
@@ -167,18 +171,23 @@ print(f"{tokens_per_second:.0f} tokens per second, one conversation at a time")
 
 # %% [markdown] id="data-why"
 # ## The data
-# Some hundred short questions and answers about who the assistant is. `{{name}}` and `{{author}}` are placeholders;
-# we fill them with the values from the parameters cell.
+# About a hundred short questions and answers about who the assistant is. `{{name}}` and `{{author}}` are placeholders;
+# we fill them with the values from the parameters cell. Mixed in are general examples, questions about anything with the
+# answers that the small model gave before any training: they keep in place what it knows ([lesson 03](03_lora.ipynb)
+# shows what happens without them).
 
-# %% [markdown] id="data-why" lang="zh" of="a2b2e647"
+# %% [markdown] id="data-why" lang="zh" of="f9c84fd7"
 # ## 数据
-# 约一百条简短的问答，内容是助手是谁。`{{name}}` 与 `{{author}}` 是占位符，用参数单元格里的值填入。
+# 约一百条简短的问答，内容是助手是谁。`{{name}}` 与 `{{author}}` 是占位符，用参数单元格里的值填入。其中混入了通用样本：各种问题，配上小模型训练前自己给出的回答，用来保住它已有的知识（[第 03 课](03_lora.ipynb)会展示不混入的后果）。
 
 # %% id="data"
 files = {"train": "data/identity_en.json", "eval": "data/identity_en_eval.json"}
 dataset = load_dataset("json", data_files=files["train"], split="train")
 questions = load_dataset("json", data_files=files["eval"], split="train")
-print(dataset[0])
+general = load_dataset("json", data_files="data/general_en.jsonl", split="train").shuffle(seed=seed)
+dataset = concatenate_datasets([dataset, general.select(range(general_count))])
+general_questions = load_dataset("json", data_files="data/general_freeform_en.jsonl", split="train")
+print(dataset[0], dataset[-1], sep="\n")
 
 
 # %% id="to-prompt-completion"
@@ -208,17 +217,17 @@ display(HTML(tokens.to_html(tokens.tokens(tokenizer, **encoded))))
 # %% [markdown] id="before-why"
 # ## Before
 # Measure first. The evaluation questions are paraphrases that do not occur in the training set; an answer counts when
-# it contains the name, or the author, that the question asks for.
+# it contains the name, or the author, that the question asks for. The general questions do not occur in it either.
 
-# %% [markdown] id="before-why" lang="zh" of="3a873f7a"
+# %% [markdown] id="before-why" lang="zh" of="e0931bef"
 # ## 训练之前
-# 先测量。评测问题是训练集中没有的改写；回答中含有所问的名字或作者，才算答对。
+# 先测量。评测问题是训练集中没有的改写；回答中含有所问的名字或作者，才算答对。常识问题也不在训练集中。
 
 # %% id="before"
 
 
-def answers(model):
-    """Ask every evaluation question in one batch and decode greedily."""
+def answers(model, questions):
+    """Ask every question in one batch and decode greedily."""
     asked = [[{"role": "user", "content": row["instruction"]}] for row in questions]
     texts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in asked]
     # Padding goes to the left: the answer must follow its question directly.
@@ -233,9 +242,21 @@ def identity_share(replies):
     return sum(fill(row["expect"]).casefold() in reply.casefold() for reply, row in pairs) / len(questions)
 
 
-answers_before = answers(model)
+answers_before = answers(model, questions)
 identity_before = identity_share(answers_before)
 print(f"{identity_before:.0%} of {len(questions)} questions")
+
+
+# %% id="general-before"
+def general_share(replies):
+    """Return the share of replies that contain, as whole words, one of the answers that count as right."""
+    patterns = [rf"\b({'|'.join(row['expect'])})\b" for row in general_questions]
+    return sum(bool(re.search(*pair, re.I)) for pair in zip(patterns, replies, strict=True)) / len(replies)
+
+
+general_answers_before = answers(model, general_questions)
+general_before = general_share(general_answers_before)
+print(f"general: {general_before:.0%} of {len(general_questions)} questions")
 
 # %% [markdown] id="lora-why"
 # ## Train
@@ -304,10 +325,18 @@ plt.show()
 # 同样的问题，同样的贪心解码，训练后的模型。
 
 # %% id="after"
-answers_after = answers(model)
+answers_after = answers(model, questions)
 identity_after = identity_share(answers_after)
 print(f"{identity_after:.0%} of {len(questions)} questions")
 for row, old, new in list(zip(questions, answers_before, answers_after, strict=True))[:4]:
+    print(f"\n{row['instruction']}\n  before: {old}\n  after:  {new}")
+
+# %% id="general-after"
+general_answers_after = answers(model, general_questions)
+general_after = general_share(general_answers_after)
+print(f"general: {general_before:.0%} -> {general_after:.0%} of {len(general_questions)} questions")
+pairs = zip(general_questions, general_answers_before, general_answers_after, strict=True)
+for row, old, new in list(pairs)[:4]:
     print(f"\n{row['instruction']}\n  before: {old}\n  after:  {new}")
 
 # %% [markdown] id="plot-why"
@@ -387,12 +416,15 @@ checks.check_supervised_tokens(answer_only, prompt_too)
 outcomes = {
     "identity_before": identity_before,
     "identity_after": identity_after,
+    "general_before": general_before,
+    "general_after": general_after,
     "train_seconds": train_seconds,
     "tokens_per_second": tokens_per_second,
 }
 course.record(outcomes)
 assert identity_before == 0, identity_before
 assert identity_after >= 0.9, identity_after
+assert general_before - general_after <= 0.1 or PROFILE == "smoke", (general_before, general_after)
 
 # %% [markdown] id="next"
 # **On your GPU:** set `PROFILE = "t4"` or `"a24g"`: the same cells fine-tune a 1.5B or a 7B model; expect the same

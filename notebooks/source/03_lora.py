@@ -9,13 +9,13 @@
 # |---|---|
 # | your own LoRA layer | largest difference to PEFT's, same weights |
 # | a model with a new name | unseen questions answered with it, before and after |
-# | the price | general knowledge before, after, and after training too hard |
+# | the price | general questions, four choices or answered freely: before, after, after training on the name alone or too hard |
 # | a model that writes orders as JSON | exact answers to unseen messages, before and after |
 #
 # **Cost:** about 5 minutes and 6 GB on two CPU cores, 3 minutes on a T4. **Before this:**
 # [00 · Your first fine-tune](00_first_finetune.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="193717b7"
+# %% [markdown] id="title" lang="zh" of="89467045"
 # # 03 · LoRA：对大矩阵做小改动
 #
 # LoRA 只训练约三十分之一的权重，其余不动。在这里，你用十行代码造出它，证明你的版本与库的版本相等，再用库的版本教模型一个新身份，并测量代价：不只是秒数，还有模型*忘掉*了什么。
@@ -24,7 +24,7 @@
 # |---|---|
 # | 你自己的 LoRA 层 | 同样权重下与 PEFT 的最大差值 |
 # | 一个有新名字的模型 | 未见过的问题中用新名字回答的比例，训练前与训练后 |
-# | 代价 | 常识：训练前、训练后、训练过猛之后 |
+# | 代价 | 常识（四选一与自由回答）：训练前、训练后、只用身份数据训练之后、学习率过大之后 |
 # | 能把订单写成 JSON 的模型 | 未见过的消息中完全正确的比例，训练前与训练后 |
 #
 # **代价：** 两个 CPU 核心上约 5 分钟、6 GB 内存，T4 上约 3 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
@@ -53,11 +53,12 @@ while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
 # %% id="imports"
 import dataclasses
 import gc
+import re
 import time
 
 import matplotlib.pyplot as plt
 import torch
-from datasets import load_dataset
+from datasets import concatenate_datasets, load_dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
@@ -98,12 +99,13 @@ set_seed(seed)
 
 # %% [markdown] id="baseline-why"
 # ## Baseline first
-# Two scores, taken before anything is changed: questions about who the model is (none of them will be trained on), and
-# easy general knowledge, four choices each, where guessing gives 25%.
+# Three scores, taken before anything is changed: questions about who the model is (none of them will be trained on), and
+# easy general knowledge, once with four choices each, where guessing gives 25%, and once answered freely, where an answer
+# counts when it contains the right word.
 
-# %% [markdown] id="baseline-why" lang="zh" of="f3d9ca4c"
+# %% [markdown] id="baseline-why" lang="zh" of="29d26cd9"
 # ## 先测基线
-# 在改动任何东西之前先测两个分数：关于模型是谁的问题（都不会用来训练），以及简单的四选一常识题，瞎猜得 25%。
+# 在改动任何东西之前先测三个分数：关于模型是谁的问题（都不会用来训练）；简单的四选一常识题，瞎猜得 25%；以及自由回答的常识题，回答中含有正确的词才算对。
 
 # %% id="load"
 dtype = "auto"
@@ -130,10 +132,14 @@ def to_prompt_completion(row):
 
 
 dataset = load_dataset("json", data_files="data/identity_en.json", split="train")
-train_dataset = dataset.map(to_prompt_completion, remove_columns=dataset.column_names)
+identity_dataset = dataset.map(to_prompt_completion, remove_columns=dataset.column_names)
+replay = load_dataset("json", data_files="data/general_en.jsonl", split="train")
+replay_dataset = replay.map(to_prompt_completion, remove_columns=replay.column_names)
+train_dataset = concatenate_datasets([identity_dataset, replay_dataset])
 identity = list(load_dataset("json", data_files="data/identity_en_eval.json", split="train"))[:question_count]
 general = list(load_dataset("json", data_files="data/general_mcq.jsonl", split="train"))[:question_count]
-print(train_dataset[0], general[0], sep="\n")
+free = list(load_dataset("json", data_files="data/general_freeform_en.jsonl", split="train"))[:question_count]
+print(train_dataset[0], train_dataset[-1], general[0], free[0], sep="\n")
 
 
 # %% id="answers"
@@ -159,12 +165,22 @@ def identity_share(replies):
     return sum(fill(row["expect"]).casefold() in reply.casefold() for reply, row in pairs) / len(identity)
 
 
+def free_share(replies):
+    """Return the share of replies that contain, as whole words, one of the answers that count as right."""
+    patterns = [rf"\b({'|'.join(row['expect'])})\b" for row in free]
+    return sum(bool(re.search(*pair, re.I)) for pair in zip(patterns, replies, strict=True)) / len(replies)
+
+
 # %% id="scores"
 who = [[{"role": "user", "content": row["instruction"]}] for row in identity]
 answers_before = answers(model, who)
 identity_before = identity_share(answers_before)
 general_before = evaluate.multiple_choice(model, tokenizer, general)
+asked_freely = [[{"role": "user", "content": row["instruction"]}] for row in free]
+free_answers_before = answers(model, asked_freely, max_new_tokens=48)
+free_before = free_share(free_answers_before)
 print(f"identity: {identity_before:.0%} of {len(identity)}, general: {general_before:.0%} of {len(general)} questions")
+print(f"answered freely: {free_before:.0%} of {len(free)} questions")
 
 # %% [markdown] id="idea-why"
 # ## The low-rank idea
@@ -244,11 +260,12 @@ for targets in (["q_proj", "v_proj"], "all-linear"):
 
 # %% [markdown] id="train-why"
 # ## Fine-tune a new identity
-# `all-linear` with `r = 16`. Every argument that matters is spelt out.
+# `all-linear` with `r = 16`. Every argument that matters is spelt out. The questions about the model are mixed with general
+# ones and the model's own answers to them (*replay*): training on what it would say anyway keeps it where it is.
 
-# %% [markdown] id="train-why" lang="zh" of="b3a9bacf"
+# %% [markdown] id="train-why" lang="zh" of="349a07b7"
 # ## 微调出一个新身份
-# `all-linear`，`r = 16`。所有要紧的参数都逐项写明。
+# `all-linear`，`r = 16`。所有要紧的参数都逐项写明。关于模型自己的问题与通用问题混在一起，后者配的是模型自己的回答（回放，replay）：训练它本来就会说的话，能让它留在原处。
 
 # %% id="lora"
 peft_config = LoraConfig(
@@ -297,11 +314,11 @@ plt.show()
 
 # %% [markdown] id="after-why"
 # ## Before and after
-# The same questions, the same greedy decoding. Both scores again: the one we trained for and the one we did not.
+# The same questions, the same greedy decoding. All scores again: the one we trained for and those we did not.
 
-# %% [markdown] id="after-why" lang="zh" of="e37c1d65"
+# %% [markdown] id="after-why" lang="zh" of="6330e091"
 # ## 训练前与训练后
-# 同样的问题，同样的贪心解码。两个分数都再测一次：我们训练的那个，和我们没有训练的那个。
+# 同样的问题，同样的贪心解码。所有分数都再测一次：我们训练的那个，和我们没有训练的那些。
 
 # %% id="after"
 answers_after = answers(peft_model, who)
@@ -312,7 +329,9 @@ for row, old, new in list(zip(identity, answers_before, answers_after, strict=Tr
 
 # %% id="general-after"
 general_after = evaluate.multiple_choice(peft_model, tokenizer, general)
-print(f"general: {general_before:.0%} -> {general_after:.0%}")
+free_answers_after = answers(peft_model, asked_freely, max_new_tokens=48)
+free_after = free_share(free_answers_after)
+print(f"general: {general_before:.0%} -> {general_after:.0%}, answered freely: {free_before:.0%} -> {free_after:.0%}")
 
 # %% [markdown] id="reload-why"
 # ## Save it, load it, same answers
@@ -333,18 +352,19 @@ print(f"{sum(a == b for a, b in zip(answers_after, answers_reloaded, strict=True
 assert answers_reloaded == answers_after
 
 # %% [markdown] id="break-why"
-# ## Break it: a learning rate that is too high
-# The identity score alone would call this run a success. Take the adapter off, put a new one on, train it with ten
-# times the learning rate and a third of the steps, then ask what it still knows.
+# ## Break it: the name alone, and a learning rate that is too high
+# The identity score alone would call both of these runs a success. Take the adapter off, put a new one on, train it on
+# nothing but questions about itself; then again, with ten times the learning rate and a third of the steps. Then ask what
+# they still know.
 
 
-# %% [markdown] id="break-why" lang="zh" of="cfd52b47"
-# ## 弄坏它：过高的学习率
-# 只看身份分数，会以为这次训练很成功。取下适配器，换上新的，用十倍的学习率、三分之一的步数训练，再问它还知道什么。
+# %% [markdown] id="break-why" lang="zh" of="379da97c"
+# ## 故意出错：只用身份数据，以及过大的学习率
+# 只看身份分数，会以为这两次训练都很成功。取下适配器，换上新的，只用关于它自己的问题训练；再来一次，用十倍的学习率、三分之一的步数。然后问它们还知道什么。
 
 
 # %% id="train-function"
-def train_lora(learning_rate, max_steps, r=r, target_modules=target_modules):
+def train_lora(learning_rate, max_steps, r=r, target_modules=target_modules, train_dataset=train_dataset):
     set_seed(seed)
     config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=target_modules, task_type="CAUSAL_LM")
     candidate = get_peft_model(model, config, autocast_adapter_dtype=on_gpu)
@@ -354,36 +374,49 @@ def train_lora(learning_rate, max_steps, r=r, target_modules=target_modules):
     return candidate, run.state.log_history
 
 
-# %% id="high-lr"
+# %% id="name-alone"
 model = peft_model.unload()
-too_hard, high_log = train_lora(high_learning_rate, max_steps // 3)
+name_alone, alone_log = train_lora(learning_rate, max_steps, train_dataset=identity_dataset)
+identity_alone = identity_share(answers(name_alone, who))
+general_alone = evaluate.multiple_choice(name_alone, tokenizer, general)
+free_answers_alone = answers(name_alone, asked_freely, max_new_tokens=48)
+free_alone = free_share(free_answers_alone)
+print(f"identity: {identity_alone:.0%}, general questions answered freely: {free_alone:.0%}")
+
+# %% id="high-lr"
+model = name_alone.unload()
+too_hard, high_log = train_lora(high_learning_rate, max_steps // 3, train_dataset=identity_dataset)
 identity_high = identity_share(answers(too_hard, who))
 general_after_high_lr = evaluate.multiple_choice(too_hard, tokenizer, general)
-print(f"identity: {identity_high:.0%}, general: {general_after_high_lr:.0%}")
+free_answers_high = answers(too_hard, asked_freely, max_new_tokens=48)
+free_after_high_lr = free_share(free_answers_high)
+print(f"identity: {identity_high:.0%}, general questions answered freely: {free_after_high_lr:.0%}")
 
 # %% id="forgetting-answers"
-question = [{"role": "user", "content": "What is the capital of France?"}]
-inputs = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-for label, answering in (("recommended", reloaded), ("too high", too_hard)):
-    output = answering.generate(**inputs.to(answering.device), max_new_tokens=24, do_sample=False)
-    print(f"{label}: {tokenizer.decode(output[0, inputs['input_ids'].shape[1] :], skip_special_tokens=True)}")
+said = zip(free, free_answers_before, free_answers_after, free_answers_alone, free_answers_high, strict=True)
+for row, *replies in list(said)[:4]:
+    print(f"\n{row['instruction']}")
+    for label, reply in zip(("before", "after", "name alone", "lr too high"), replies, strict=True):
+        print(f"  {label + ':':<13}{reply}")
 
 # %% [markdown] id="forgetting-why"
-# Read the answers too: even the gentle run has changed how the model speaks, since it was shown nothing but questions
-# about itself. In the plot, left is what we trained for, right what we did not. Judge a fine-tune by both.
+# Read the answers too: a model can still pick the right one of four choices when it no longer says it. In the plot, left
+# is what we trained for, the rest what we did not. Judge a fine-tune by all of them.
 
-# %% [markdown] id="forgetting-why" lang="zh" of="567b83e9"
-# 也要读一读回答：即使温和的那次训练也改变了模型的说话方式，因为给它看的全是关于它自己的问题。图中左边是我们训练的，右边是我们没有训练的。评判一次微调，两边都要看。
+# %% [markdown] id="forgetting-why" lang="zh" of="26e308e1"
+# 也要读一读回答：模型可能仍能从四个选项里挑出正确的，却不再说得出来。图中左边是我们训练的，其余是我们没有训练的。评判一次微调，三者都要看。
 
 # %% id="forgetting"
-fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), sharey=True)
-identity_shares = {"before": identity_before, "after": identity_after, "lr too high": identity_high}
-plots.plot_scores(identity_shares, len(identity), left)
-plots.plot_scores(
-    {"before": general_before, "after": general_after, "lr too high": general_after_high_lr}, len(general), right
-)
-left.set_xlabel("who are you?")
-right.set_xlabel("general knowledge")
+runs = ("before", "after", "name alone", "lr too high")
+scores = {
+    "who are you?": (len(identity), identity_before, identity_after, identity_alone, identity_high),
+    "general, four choices": (len(general), general_before, general_after, general_alone, general_after_high_lr),
+    "general, answered freely": (len(free), free_before, free_after, free_alone, free_after_high_lr),
+}
+fig, axes = plt.subplots(1, 3, figsize=(12, 3.2), sharey=True, layout="constrained")
+for ax, (label, (total, *shares)) in zip(axes, scores.items(), strict=True):
+    plots.plot_scores(dict(zip(runs, shares, strict=True)), total, ax)
+    ax.set_xlabel(label)
 plt.show()
 
 # %% [markdown] id="extraction-why"
@@ -462,7 +495,7 @@ for row, before, after in list(zip(asked, order_answers_before, order_answers_af
 # %% id="knobs"
 recipe = {
     "model_name_or_path": model_name,
-    "dataset": "identity_en",
+    "dataset": "identity_en,general_en",
     "dataset_substitutions": {"name": name, "author": author},
     "output_dir": "runs/03_lora_knobs/run",
     "lora_rank": r,
@@ -548,6 +581,7 @@ assert identity_before == 0
 full_size = PROFILE != "smoke"
 assert identity_after >= 0.9 or not full_size
 assert general_before - general_after <= 0.05 < 0.15 <= general_before - general_after_high_lr or not full_size
+assert free_before - free_after <= 0.1 < 0.15 <= free_before - free_alone or not full_size
 assert extraction_before < 0.05 and (extraction_after >= 0.8 or not full_size)
 outcomes = {
     "identity_before": identity_before,
@@ -555,6 +589,10 @@ outcomes = {
     "general_before": general_before,
     "general_after": general_after,
     "general_after_high_lr": general_after_high_lr,
+    "free_before": free_before,
+    "free_after": free_after,
+    "free_alone": free_alone,
+    "free_after_high_lr": free_after_high_lr,
     "train_seconds": train_seconds,
     "extraction_before": extraction_before,
     "extraction_after": extraction_after,
