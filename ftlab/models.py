@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from ftlab import embedded
 from ftlab.catalogue import MODELS
-from ftlab.errors import LabError, explained, fail, reason_of, suggest
+from ftlab.errors import LabError, fail, reason_of, suggest
+from ftlab.system_errors import explained
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -203,7 +204,7 @@ def loading(where: str | Path, key: str = "train_model") -> Iterator[None]:
         raise explained(error, str(where)) or fail(key, where=str(where), reason=reason_of(error)) from error
 
 
-def load(kind: Any, folder: str | Path, **options: Any) -> "PreTrainedModel":
+def load_weights(kind: Any, folder: str | Path, **options: Any) -> "PreTrainedModel":
     """Return the model in a folder with all its weights read from there.
 
     Args:

@@ -1,12 +1,9 @@
 """Optional packages: what to install for a module that is missing, and which of a recipe's keys need one."""
 
 from importlib.util import find_spec
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ftlab.errors import LabError, fail, say
-
-if TYPE_CHECKING:
-    from ftlab.runs.keys import Recipe
 
 # Extras of pyproject.toml -> the modules they bring.
 EXTRAS = {
@@ -77,7 +74,7 @@ def require(module: str, where: str = "") -> None:
         raise missing(module, where)
 
 
-def of_recipe(recipe: "Recipe") -> list[tuple[str, str]]:
+def of_recipe(recipe: Any) -> list[tuple[str, str]]:
     """Return (key, module) for every optional module that training a recipe needs."""
     asked = recipe.training
     optim = str(asked.get("optim", ""))
@@ -95,7 +92,7 @@ def of_recipe(recipe: "Recipe") -> list[tuple[str, str]]:
     return wanted
 
 
-def require_for(recipe: "Recipe") -> None:
+def require_for(recipe: Any) -> None:
     """Refuse a recipe that needs an optional module which is not installed.
 
     Raises:

@@ -11,7 +11,8 @@ from typing import Any
 
 from ftlab import __version__
 from ftlab.apps.arguments import Parser, lines, open_streams, refuse_unknown_verb
-from ftlab.errors import LANGUAGES, LabError, explained, fail, say
+from ftlab.errors import LANGUAGES, LabError, fail, say
+from ftlab.system_errors import explained
 
 # As a shell reports a command that Ctrl-C ended, and one whose reader went away (`ftlab data show NAME | head`).
 STOPPED, NO_READER = 130, 141
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if known := explained(error):
             return told(known)
         traceback.print_exc()
-        print(f"ftlab: {say('cli_bug')}", file=sys.stderr)
+        print("ftlab:", say("cli_bug"), file=sys.stderr)
         return 1
 
 

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ftlab.errors import LabError, explained, fail, reason_of
+from ftlab.errors import LabError, fail, reason_of
 from ftlab.runs import checkpoint
 from ftlab.runs.folder import STOP
+from ftlab.system_errors import explained
 
 # float16 loss scaling finds its scale by overflowing, a few steps in a row at most.
 FP16_SKIPS = 25

@@ -98,7 +98,7 @@ def load(
     if said := templates.apply(template, tokenizer, replace_template):
         print(said)
     whole = weights.folder if weights and not weights.is_adapter else base
-    model = models.load(AutoModelForCausalLM, whole, **options)
+    model = models.load_weights(AutoModelForCausalLM, whole, **options)
     if weights and weights.is_adapter:
         model = adapted(model, weights, tokenizer)
     models.require_rows(tokenizer, model.get_input_embeddings().weight.shape[0], str(whole))

@@ -15,8 +15,9 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from ftlab.errors import explained, fail
+from ftlab.errors import fail
 from ftlab.runs.target import claimed
+from ftlab.system_errors import explained
 
 MANIFEST = "manifest.json"
 LOCK, OWNER = "run.lock", "run.pid"

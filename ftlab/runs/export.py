@@ -160,7 +160,7 @@ def load_base(recipe: Recipe, base: Path) -> PreTrainedModel:
     # The probe is answered in one batch: without this torch would copy the output layer once per row.
     device.fold_rows(device.describe())
     where = device.describe().accelerator if recipe.export_device == "auto" else "cpu"
-    model = models.load(AutoModelForCausalLM, base, dtype=torch.float32, device_map=where, **trusted)
+    model = models.load_weights(AutoModelForCausalLM, base, dtype=torch.float32, device_map=where, **trusted)
     model.config.dtype = own
     return model.eval()
 
@@ -328,7 +328,7 @@ def finish(recipe: Recipe, parts: Parts, probe: torch.Tensor, live: Answers, mer
     parts.tokenizer.save_pretrained(folder)
     saved = answers(cast(model, torch.float32), probe)
     trusted = recipe.trust_remote_code
-    again = models.load(AutoModelForCausalLM, folder, dtype=torch.float32, trust_remote_code=trusted)
+    again = models.load_weights(AutoModelForCausalLM, folder, dtype=torch.float32, trust_remote_code=trusted)
     reloaded = answers(again.eval(), probe)
     require_equal("reloaded", saved, reloaded, parts.target)
     done = Export(

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ftlab import models
-from ftlab.errors import LabError, explained, fail, say
+from ftlab.errors import LabError, fail, say
 from ftlab.runs import checkpoint, strict_yaml
 from ftlab.runs import recipe as recipes
 from ftlab.runs.keys import Recipe
+from ftlab.system_errors import explained
 
 RECIPE, LOG, METRICS, PICTURE, CARD = "recipe.yaml", "train_log.jsonl", "metrics.json", "loss.png", "README.md"
 SCORES = "eval_results.json"

@@ -131,8 +131,8 @@ def from_model(name: str, base: str, dtype: torch.dtype) -> Reward:
     try:
         judge = load(folder, base, dtype).to(device).eval()
         tokenizer = models.load_tokenizer(folder)
-    except LabError:
-        raise
+    except LabError as error:
+        raise fail("reward_model", where=name, reason=error.what) from None
     except Exception as error:
         raise fail("reward_model", where=name, reason=reason_of(error)) from None
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
@@ -157,8 +157,8 @@ def load(folder: Path, base: str, dtype: torch.dtype) -> Any:
     """Return a reward model: an adapter on its base, or a whole model."""
     kind = AutoModelForSequenceClassification
     if not (folder / "adapter_config.json").is_file():
-        return models.load(kind, folder, num_labels=1, dtype=dtype)
+        return models.load_weights(kind, folder, num_labels=1, dtype=dtype)
     under = PeftConfig.from_pretrained(folder).base_model_name_or_path or base
     under = under if Path(under).is_dir() else base
-    model = models.load(kind, under, num_labels=1, dtype=dtype)
+    model = models.load_weights(kind, under, num_labels=1, dtype=dtype)
     return PeftModel.from_pretrained(model, models.adapter(str(folder)))

@@ -69,7 +69,7 @@ def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
     options = fields.model_settings(recipe, machine)
     if recipe.quantization_bit:
         options["quantization_config"] = BitsAndBytesConfig(**fields.quantization_settings(recipe, machine))
-    model = models.load(model_class(recipe), path, **options)
+    model = models.load_weights(model_class(recipe), path, **options)
     keep_gradients(model)
     if fields.takes_shortcuts(recipe, machine):
         shortcuts.install(model)

@@ -6,7 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ftlab.errors import explained, fail
+from ftlab.errors import fail
+from ftlab.system_errors import explained
 
 
 def refuse_place(folder: Path, key: str) -> None:

@@ -74,6 +74,8 @@ class Job(NamedTuple):
     datasets: tuple[Dataset, Dataset | None]
     # What has to be the same for a run to be reused or resumed.
     about: dict[str, Any]
+    # When the run was asked for, in seconds since the epoch.
+    since: float
 
 
 class Start(NamedTuple):
@@ -156,6 +158,7 @@ def is_main() -> bool:
 
 def prepare(recipe: Recipe, folder: Path) -> Job:
     """Load what a recipe names: model folder, tokenizer, rows, settings."""
+    since = time.time()
     model_path = models.fetch(recipe.model_name_or_path, recipe.trust_remote_code)
     machine = device.describe()
     if recipe.adapter_name_or_path:
@@ -172,9 +175,8 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
         datasets = rows.splits(recipe, tokenizer)
     if args.eval_strategy != "no" and datasets[1] is None:
         raise fail("train_no_validation", where="eval_strategy")
-    return Job(
-        recipe, folder, model_path, machine, args, tokenizer, datasets, fingerprints(recipe, model_path, datasets)
-    )
+    about = fingerprints(recipe, model_path, datasets)
+    return Job(recipe, folder, model_path, machine, args, tokenizer, datasets, about, since)
 
 
 def fingerprints(recipe: Recipe, model_path: str, datasets: tuple[Dataset, Dataset | None]) -> dict[str, str]:
@@ -254,10 +256,17 @@ def open_folder(job: Job, start: Start, model: nn.Module) -> None:
         # The manifest first: it says whose files the others are.
         checkpoint.write_json(job.folder / checkpoint.MANIFEST, record(job, start.run_id) | {"finished": False})
         recipes.write(job.recipe, job.folder / RECIPE)
-        (job.folder / watch.STOP).unlink(missing_ok=True)
+        forget_stop(job)
         if job.recipe.pissa_init and not (job.folder / PISSA_START).exists():
             # PiSSA takes the adapter's start out of the base weights; without it no plain adapter can be made.
             model.save_pretrained(job.folder / PISSA_START)
+
+
+def forget_stop(job: Job) -> None:
+    """Remove a STOP that was meant for an earlier run; one that came while this run was loading counts."""
+    with contextlib.suppress(FileNotFoundError):
+        if (job.folder / watch.STOP).stat().st_mtime < job.since:
+            (job.folder / watch.STOP).unlink()
 
 
 def go_on(job: Job, run_id: str) -> Start:
@@ -294,7 +303,7 @@ def clear(folder: Path, manifest: dict[str, Any] | None) -> None:
         if run_id and (checkpoint.read_manifest(path) or {}).get("run_id") == run_id:
             shutil.rmtree(path)
     # The manifest stays until the next one takes its place: the folder still says whose files these are.
-    for name in (name for name in OWN_FILES if manifest and name != checkpoint.MANIFEST):
+    for name in (name for name in OWN_FILES if manifest and name not in (checkpoint.MANIFEST, watch.STOP)):
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 

@@ -12,9 +12,10 @@ import pytest
 from ftlab import __version__, packages
 from ftlab.apps import cli
 from ftlab.apps.arguments import rewritten
-from ftlab.errors import LabError, explained, fail, reason_of
+from ftlab.errors import LabError, fail, reason_of
 from ftlab.runs import keys, recipe
 from ftlab.runs.recipe import choices_of
+from ftlab.system_errors import explained
 
 ROOT = Path(__file__).parents[2]
 

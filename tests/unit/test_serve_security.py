@@ -143,6 +143,6 @@ def test_names_that_a_client_may_use(host, local, remote):
 
 
 def test_missing_packages_are_named(monkeypatch, capsys):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr("ftlab.packages.find_spec", lambda name: None)
     assert cli.main(["serve", "tiny"]) == 2
-    assert "fastapi, uvicorn" in capsys.readouterr().err
+    assert "the package fastapi" in capsys.readouterr().err

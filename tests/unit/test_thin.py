@@ -33,6 +33,8 @@ ALLOWED = {
 
 FLOORS = [
     {"errors", "memory", "catalogue", "embedded", "control"},
+    {"packages"},
+    {"system_errors"},
     {"shortcuts"},
     {"device", "models", "rendering"},
     {"answers"},

@@ -134,9 +134,12 @@ def local_folder(name: str) -> str | None:
     if Path(name).is_dir():
         return name
     from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
 
-    known = hub_id(name)
-    found = try_to_load_from_cache(known, "config.json") if known.count("/") == 1 else None
+    try:
+        found = try_to_load_from_cache(hub_id(name), "config.json")
+    except HFValidationError:
+        return None
     return str(Path(found).parent) if isinstance(found, str) else None
 
 

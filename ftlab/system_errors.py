@@ -1,0 +1,34 @@
+"""What the system and missing packages raise, whichever library it happens in, as one line for the user."""
+
+import errno
+import os
+
+from ftlab import packages
+from ftlab.errors import LabError, fail
+
+
+def explained(error: BaseException, where: str = "") -> LabError | None:
+    """Return the LabError for what the system or a missing package did, None for any other exception.
+
+    Libraries raise these anywhere: memory that is used up, a disk that is full, a file that may not be read, a module
+    that is not installed. What they mean depends on the exception alone.
+    """
+    if isinstance(error, LabError):
+        return error
+    if out_of_memory(error):
+        return fail("out_of_memory", where=where, exit_code=1)
+    if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("ftlab"):
+        return packages.missing(error.name, where)
+    if isinstance(error, OSError) and error.errno is not None:
+        place = where or str(error.filename or "")
+        key = "system_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "system_refused"
+        return fail(key, where=place, exit_code=1, reason=os.strerror(error.errno))
+    return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Return True if an exception says that memory is used up, whichever library raised it."""
+    words = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError | OSError | ImportError) and any(word in str(error) for word in words)
+    )
