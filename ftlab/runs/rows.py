@@ -52,13 +52,15 @@ def read_splits(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
 
 def read(recipe: Recipe, dataset: str) -> Dataset:
     """Return the examples of some data sets in TRL's shapes, each with its place, if the stage can train on them."""
-    chances = [float(part) for part in names(recipe.interleave_probs)] if recipe.interleave_probs else None
+    # What validates is read whole: the mixture, with a probability for each set, is that of the training examples.
+    mixed = dataset == recipe.dataset
+    chances = [float(part) for part in names(recipe.interleave_probs or "")] if mixed else []
     rows = registry.load(
         dataset,
         recipe.dataset_dir,
         max_samples=recipe.max_samples,
-        mix_strategy=recipe.mix_strategy,
-        interleave_probs=chances,
+        mix_strategy=recipe.mix_strategy if mixed else "concat",
+        interleave_probs=chances or None,
         seed=recipe.training.get("seed", 42),
         substitutions=recipe.dataset_substitutions,
         on_bad_rows=recipe.on_bad_rows,

@@ -257,3 +257,12 @@ def test_counting_input_tokens_leaves_the_log_as_it_is(tiny_recipe):
     done, _ = run(tiny_recipe, include_num_input_tokens_seen=True, max_steps=2)
     found = rows(done.folder)
     assert [row["step"] for row in found] == [1, 2] and found[1]["num_input_tokens_seen"] > 0
+
+
+def test_what_validates_is_not_mixed_as_what_is_trained_on(tiny_recipe, tiny_rows, tmp_path, tiny_tokenizer):
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps([{"instruction": f"Name {n}.", "output": "Yes."} for n in range(12)]))
+    keys = {"dataset": f"{tiny_rows / 'sft.json'},{other}", "eval_dataset": str(tiny_rows / "sft.json")}
+    keys |= {"mix_strategy": "interleave_under", "interleave_probs": "0.5,0.5"}
+    trained, held_out = train.rows.splits(recipe.load(tiny_recipe | keys), tiny_tokenizer)
+    assert len(held_out) == 12 and len(trained) > 12
