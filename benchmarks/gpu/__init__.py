@@ -63,8 +63,9 @@ def run(found: dict[str, Any], worker: Worker, seconds: float, target: Path | No
     try:
         for result in schedule.results(parts(found["about"]["dry"]), worker, seconds):
             found["parts"].append(result)
-            print(report.line(result), flush=True)
+            # Kept before it is printed: who reads the line may end the check.
             keep(found, target)
+            print(report.line(result), flush=True)
         code = int(any(part["status"] == "failed" for part in found["parts"]))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

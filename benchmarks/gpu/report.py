@@ -20,8 +20,11 @@ def shown(value: Any) -> str:
 
 def write(found: dict[str, Any], target: Path) -> None:
     """Replace the JSON file at once, so that a run that is killed leaves a whole one."""
-    partial(target).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial(target), target)
+    try:
+        partial(target).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+        os.replace(partial(target), target)
+    finally:
+        partial(target).unlink(missing_ok=True)
 
 
 def partial(target: Path) -> Path:

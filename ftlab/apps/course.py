@@ -80,7 +80,8 @@ def run_one(lesson: "Lesson", profile: str, out: Path) -> Result:
 
     outcomes = out / f"{lesson.name}.outcomes.json"
     outcomes.unlink(missing_ok=True)
-    os.environ |= {"FTLAB_OUTCOMES": str(outcomes), "FTLAB_HEADLESS": "1"}
+    # Torch's C++ side announces on stderr what a profiler could not see.
+    os.environ |= {"FTLAB_OUTCOMES": str(outcomes), "FTLAB_HEADLESS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     if profile in ("smoke", "cpu"):
         # These use the embedded model: libraries that look for the hub all the same are told not to.
         os.environ["HF_HUB_OFFLINE"] = "1"
