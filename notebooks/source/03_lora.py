@@ -335,11 +335,12 @@ print(f"general: {general_before:.0%} -> {general_after:.0%}, answered freely: {
 
 # %% [markdown] id="reload-why"
 # ## Save it, load it, same answers
-# Only the adapter is written. Loaded onto a fresh copy of the model, it must answer word for word the same.
+# Only the adapter is written. Loaded onto a fresh copy of the model, every weight of it must be the same bit for bit. The
+# answers then agree too, but for a near tie between two tokens that rounding decides.
 
-# %% [markdown] id="reload-why" lang="zh" of="b71e230e"
+# %% [markdown] id="reload-why" lang="zh" of="1af03d0b"
 # ## 保存、加载、回答相同
-# 写入磁盘的只有适配器。把它加载到一份新的模型上，回答必须逐字相同。
+# 写入磁盘的只有适配器。把它加载到一份新的模型上，每个权重都必须逐位相同。回答也随之一致，只有两个 token 概率几乎相等、由舍入决定时才会不同。
 
 # %% id="reload"
 peft_model.save_pretrained("runs/03_lora/adapter")
@@ -349,7 +350,9 @@ fresh = AutoModelForCausalLM.from_pretrained(
 reloaded = PeftModel.from_pretrained(fresh, "runs/03_lora/adapter", autocast_adapter_dtype=on_gpu)
 answers_reloaded = answers(reloaded, who)
 print(f"{sum(a == b for a, b in zip(answers_after, answers_reloaded, strict=True))} of {len(identity)} answers equal")
-assert answers_reloaded == answers_after
+trained_weights = {name: weight for name, weight in peft_model.named_parameters() if "lora_" in name}
+for name, weight in reloaded.named_parameters():
+    assert "lora_" not in name or torch.equal(weight, trained_weights[name]), name
 
 # %% [markdown] id="break-why"
 # ## Break it: the name alone, and a learning rate that is too high
