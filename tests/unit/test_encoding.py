@@ -322,7 +322,9 @@ def mutate(value: object, chance: random.Random) -> None:
         places += [
             inner for inner in (one.values() if isinstance(one, dict) else one) if isinstance(inner, dict | list)
         ]
-    place = chance.choice([one for one in places if one] or [value])
+    if not (filled := [one for one in places if one]):
+        return
+    place = chance.choice(filled)
     key = chance.choice(list(place)) if isinstance(place, dict) else chance.randrange(len(place))
     junk = chance.choice(
         (None, 0, 1.5, True, "", "x", [], {}, ["x"], {"role": "user"}, "<|im_end|>", "assistant", "tool")
