@@ -1,7 +1,7 @@
 """Control tokens inside plain text: `<|im_end|>` typed by a user must not end a turn."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 # What chat templates use to mark turns, whoever's model it is.
 CONTROL_TOKENS = (
@@ -30,3 +30,10 @@ def escape_control_tokens(text: str, tokens: Iterable[str] = CONTROL_TOKENS) -> 
     True
     """
     return pattern(tokens).sub(lambda found: found.group()[0] + JOINER + found.group()[1:], text)
+
+
+def harmless(text: str, tokens: Sequence[str]) -> str:
+    """Escape control tokens, also those that lie inside others and come to light when those are broken."""
+    while (escaped := escape_control_tokens(text, tokens)) != text:
+        text = escaped
+    return text

@@ -19,7 +19,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ftlab.control import escape_control_tokens
+from ftlab.control import harmless
 from ftlab.errors import fail, say
 
 Message = dict[str, Any]
@@ -116,13 +116,6 @@ def escaped(value: Any, control: tuple[str, ...]) -> Any:
     if isinstance(value, dict):
         return {name: inner if name == "role" else escaped(inner, control) for name, inner in value.items()}
     return [escaped(inner, control) for inner in value] if isinstance(value, list) else value
-
-
-def harmless(text: str, control: Sequence[str]) -> str:
-    """Escape control tokens, also those that lie inside others and come to light when those are broken."""
-    while (changed := escape_control_tokens(text, control)) != text:
-        text = changed
-    return text
 
 
 @lru_cache(maxsize=8)

@@ -81,7 +81,7 @@ class Clock(TrainerCallback):
 
 
 def train(side: str, size: str, place: Place) -> dict[str, Any]:
-    """Time LoRA by ftlab's recipe or by TRL's trainer, as it comes or tuned, on the same rows."""
+    """Time LoRA by ftlab's recipe or by TRL's trainer, with its defaults or tuned, on the same rows."""
     rows, lengths = write_rows(size, place)
     clock = Clock()
     run = lora_recipe(side, size, place)

@@ -114,7 +114,7 @@ def train_and_look(keys: dict[str, Any], callbacks: Sequence[TrainerCallback] = 
     if look.unreached and done.stopped_at is None:
         names = sorted(look.unreached)
         raise ArithmeticError(f"no gradient reached {len(names)} of {look.trained} weights, such as {names[0]}")
-    steps = [later - sooner for sooner, later in zip(look.ends, look.ends[1:], strict=False)]
+    steps = [later - earlier for earlier, later in zip(look.ends, look.ends[1:], strict=False)]
     return {
         "steps": len(steps),
         "first_loss": look.losses[0],

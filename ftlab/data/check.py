@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from ftlab.control import CONTROL_TOKENS, escape_control_tokens
+from ftlab.control import CONTROL_TOKENS, harmless
 from ftlab.data import lines
 from ftlab.data.convert import Made, converted, on_texts
 from ftlab.data.encoding import Encoding, encode
@@ -242,13 +242,6 @@ class Look:
             return "dropped"
         self.report.tokens_lost += outcome.lost
         return "cut"
-
-
-def harmless(text: str, tokens: Sequence[str]) -> str:
-    """Escape control tokens, also those that lie inside others and come to light when those are broken."""
-    while (escaped := escape_control_tokens(text, tokens)) != text:
-        text = escaped
-    return text
 
 
 def with_rows_written(look: Look, name: str, dataset_dir: Path, fix_to: Path) -> None:

@@ -220,7 +220,7 @@ def lock(run_folder: Path) -> Iterator[None]:
         finally:
             (run_folder / OWNER).unlink(missing_ok=True)
             if not (run_folder / MANIFEST).exists():
-                # While it is held: whoever opened it before finds it gone, and makes another.
+                # While it is held: a process that opened it before finds it gone, and makes another.
                 (run_folder / LOCK).unlink(missing_ok=True)
             held.release()
 
