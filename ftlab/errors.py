@@ -13,6 +13,8 @@ from pathlib import Path
 LANGUAGES = ("en", "zh")
 # A name's words: learning_rate has two, meta-llama/Llama-3 three.
 WORDS = re.compile(r"[^\W_]+")
+# Characters of a value in a message: enough for the names of all data sets, too few to hide the sentence.
+LONGEST_VALUE = 600
 # What a panel speaks, where that is not what the environment says.
 SPOKEN: ContextVar[str] = ContextVar("SPOKEN", default="")
 
@@ -62,7 +64,18 @@ def say(key: str, /, **values: object) -> str:
     Raises:
         KeyError: the table has no such key, or a placeholder has no value.
     """
-    return messages()[key][language()].format(**values)
+    return filled(messages()[key][language()], values)
+
+
+def filled(text: str, values: dict[str, object]) -> str:
+    """Return a text with its placeholders filled; a value of more than LONGEST_VALUE characters is cut.
+
+    A value may be what a user's file holds, and a name of five thousand letters hides the sentence around it.
+    """
+    short = {
+        name: shortened(value, LONGEST_VALUE) if isinstance(value, str) else value for name, value in values.items()
+    }
+    return text.format(**short)
 
 
 def near(name: str, known: Iterable[str], most: int = 3) -> list[str]:
@@ -96,7 +109,7 @@ def fail(key: str, /, where: str = "", exit_code: int = 2, **values: object) -> 
     ./m: there is no such folder
       fix: check the path, or name a model that `ftlab models` lists
     """
-    remedy = messages()[key].get(f"fix_{language()}", "").format(**values)
+    remedy = filled(messages()[key].get(f"fix_{language()}", ""), values)
     return LabError(say(key, **values), where, remedy, exit_code)
 
 
