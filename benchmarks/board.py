@@ -37,7 +37,7 @@ def until(true) -> float:
 
 def main(mode: str, steps: int) -> None:
     """Use one panel on the recipe of lesson 03 and print what it took, as JSON."""
-    from ftlab.apps.board import page, past
+    from ftlab.apps.board import curves, page
     from ftlab.apps.board.train_panel import TrainPanel
 
     with tempfile.TemporaryDirectory() as folder:
@@ -52,14 +52,14 @@ def main(mode: str, steps: int) -> None:
         empty = panel.view.plot.value
         panel.view.start.click()
         first = until(lambda: panel.view.plot.value != empty)
-        until(lambda: past.last_step(panel.rows) >= steps // 2)
-        began, at = time.perf_counter(), past.last_step(panel.rows)
-        until(lambda: past.last_step(panel.rows) >= at + 3)
-        step_seconds = (time.perf_counter() - began) / (past.last_step(panel.rows) - at)
-        pressed = past.last_step(past.rows_in(Path(f"{folder}/run")))
+        until(lambda: curves.last_step(panel.rows) >= steps // 2)
+        began, at = time.perf_counter(), curves.last_step(panel.rows)
+        until(lambda: curves.last_step(panel.rows) >= at + 3)
+        step_seconds = (time.perf_counter() - began) / (curves.last_step(panel.rows) - at)
+        pressed = curves.last_step(curves.rows_in(Path(f"{folder}/run")))
         panel.view.stop.click()
         stop_seconds = until(panel.idle.is_set)
-        after = past.last_step(past.rows_in(Path(f"{folder}/run"))) - pressed
+        after = curves.last_step(curves.rows_in(Path(f"{folder}/run"))) - pressed
         assert (Path(folder) / "run" / f"checkpoint-{pressed + after}").is_dir()
     figures = {"slider_seconds": max(moves), "first_plot_seconds": first, "steps_after_stop": after}
     print(json.dumps(figures | {"stop_seconds": stop_seconds, "step_seconds": step_seconds}))

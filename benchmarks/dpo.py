@@ -31,7 +31,7 @@ def measure(repeats: int, steps: int) -> dict[str, Any]:
 
 def run_ftlab(steps: int, side: Side, folder: str) -> None:
     """Train the recipe."""
-    from ftlab.runs import recipe
+    from ftlab.recipe import read as recipes
     from ftlab.runs import train as runs
 
     overrides = {
@@ -39,7 +39,7 @@ def run_ftlab(steps: int, side: Side, folder: str) -> None:
         "learning_rate": LEARNING_RATE, "pref_beta": BETA, "pref_ftx": FTX, "seed": train.SEED,
         "save_strategy": '"no"', "plot_loss": "false",
     }  # fmt: skip
-    loaded = recipe.load("recipes/dpo.yaml", [f"{key}={value}" for key, value in overrides.items()])
+    loaded = recipes.load("recipes/dpo.yaml", [f"{key}={value}" for key, value in overrides.items()])
     runs.train(loaded, callbacks=[side], quiet=True)
 
 

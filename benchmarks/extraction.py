@@ -22,7 +22,8 @@ def main(setting: str) -> None:
     """Train one setting on `orders`, score it on `orders_eval`, print both figures."""
     from ftlab import evaluate
     from ftlab.data import registry
-    from ftlab.runs import chat, recipe, train
+    from ftlab.recipe import read as recipes
+    from ftlab.runs import chat, train
 
     keys = {
         "dataset": "orders", "eval_dataset": "orders_eval", "max_steps": STEPS, "learning_rate": 2e-3,
@@ -31,7 +32,7 @@ def main(setting: str) -> None:
     }  # fmt: skip
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"{key}={value}" for key, value in keys.items()] + [f"output_dir={folder}/run"]
-        run = train.train(recipe.load("recipes/sft_lora.yaml", overrides + SETTINGS[setting]))
+        run = train.train(recipes.load("recipes/sft_lora.yaml", overrides + SETTINGS[setting]))
         model, tokenizer = chat.load("smollm2-135m", Path(folder) / "run" / "adapter")
         rows = registry.rows_of("orders_eval")
         answers = evaluate.generate_answers(model, tokenizer, [row["messages"][:-1] for row in rows], max_new_tokens=80)

@@ -44,22 +44,22 @@ def ratios(rates: dict[str, float], batch: dict[str, float]) -> dict[str, float]
 def main(variant: str) -> None:
     """Measure one variant and print it."""
     from ftlab import models
-    from ftlab.runs import chat, fastest
+    from ftlab.runs import chat, pick_engine
 
     model, tokenizer = chat.load(models.fetch("smollm2-135m"))
     if variant == BATCH:
         print(json.dumps({"tokens_per_second": at_once(model, tokenizer, 16), "alone": at_once(model, tokenizer, 1)}))
         return
-    (row,) = fastest.compare(model, tokenizer, [variant], NEW_TOKENS)
+    (row,) = pick_engine.compare(model, tokenizer, [variant], NEW_TOKENS)
     print(json.dumps({"tokens_per_second": row.tokens_per_second, "divergence": row.divergence}))
 
 
 def at_once(model: object, tokenizer: object, rows: int) -> float:
     """Return the tokens per second of `rows` answers in one batch, prompts included, the better of two."""
     from ftlab import tokens
-    from ftlab.runs import chat, fastest
+    from ftlab.runs import chat, pick_engine
 
-    prompt = tokens.prompt(tokenizer, [{"role": "user", "content": fastest.QUESTION}])
+    prompt = tokens.prompt(tokenizer, [{"role": "user", "content": pick_engine.QUESTION}])
     batch = chat.padded(model, tokenizer, [prompt] * rows)
     seconds = []
     for _ in range(2):

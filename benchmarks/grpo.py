@@ -48,7 +48,7 @@ class Rewarded(Side):
 
 def run_ftlab(steps: int, side: Side, folder: str) -> None:
     """Train the recipe."""
-    from ftlab.runs import recipe
+    from ftlab.recipe import read as recipes
     from ftlab.runs import train as runs
 
     overrides = {
@@ -57,7 +57,7 @@ def run_ftlab(steps: int, side: Side, folder: str) -> None:
         "learning_rate": LEARNING_RATE, "lora_rank": train.RANK, "seed": train.SEED, "save_strategy": '"no"',
         "plot_loss": "false",
     }  # fmt: skip
-    loaded = recipe.load("recipes/grpo.yaml", [f"{key}={value}" for key, value in overrides.items()])
+    loaded = recipes.load("recipes/grpo.yaml", [f"{key}={value}" for key, value in overrides.items()])
     runs.train(loaded, callbacks=[side], quiet=True)
 
 
@@ -67,10 +67,11 @@ def run_trl(steps: int, side: Side, folder: str) -> None:
     from trl import GRPOConfig, GRPOTrainer
 
     from ftlab import models
-    from ftlab.runs import recipe, rewards, rows
+    from ftlab.recipe import read as recipes
+    from ftlab.runs import dataset, rewards
 
     path = models.fetch("smollm2-135m")
-    keys = recipe.load("recipes/grpo.yaml")
+    keys = recipes.load("recipes/grpo.yaml")
     args = GRPOConfig(
         output_dir=folder,
         use_cpu=sides.ON_CPU,
@@ -88,7 +89,7 @@ def run_trl(steps: int, side: Side, folder: str) -> None:
         disable_tqdm=True,
         seed=train.SEED,
     )
-    data, _ = rows.splits(keys, AutoTokenizer.from_pretrained(path))
+    data, _ = dataset.splits(keys, AutoTokenizer.from_pretrained(path))
     trainer = GRPOTrainer(
         path,
         reward_funcs=rewards.BUILT_IN["short_answer"],

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ftlab import evaluate
-from ftlab.runs import chat, recipe, train
+from ftlab.recipe import read as recipes
+from ftlab.runs import chat, train
 
 RECIPES = ("sft_lora", "sft_qlora", "sft_full")
 SEEDS = (42, 1, 2)
@@ -43,7 +44,7 @@ def one(name: str, seed: int, asked: list[Row], before: list[str]) -> dict[str, 
     """Train a recipe with a seed; print and return its figures."""
     with tempfile.TemporaryDirectory() as folder:
         values = [f"output_dir={folder}/run", f"seed={seed}", "save_strategy=no", "plot_loss=false"]
-        loaded = recipe.load(f"recipes/{name}.yaml", values)
+        loaded = recipes.load(f"recipes/{name}.yaml", values)
         run = train.train(loaded, quiet=True)
         model, tokenizer = chat.load(loaded.model_name_or_path, run.folder, **chat.options_of(loaded))
     # Asked on their own, as before: in another batch bfloat16 rounds otherwise.

@@ -50,7 +50,7 @@ def main(variant: str, steps: int) -> None:
     from trl.trainer import utils
 
     from ftlab import device, models
-    from ftlab.shortcuts import attention, lean, shared
+    from ftlab.cpu import attention, lora, prefix_sharing
 
     plain = VARIANTS[variant]
     device.fit_output_layer(device.describe(), "tiles" not in plain)
@@ -62,12 +62,12 @@ def main(variant: str, steps: int) -> None:
     if not {"attention", "sdpa"} & set(plain):
         attention.use(model)
         if "shared" not in plain:
-            shared.install(model.base_model)
+            prefix_sharing.install(model.base_model)
     utils.add_fused_lm_head(model)
-    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(model, lora, autocast_adapter_dtype="bfloat16" not in plain).train()
+    config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(model, config, autocast_adapter_dtype="bfloat16" not in plain).train()
     if "lora" not in plain:
-        lean.install(model)
+        lora.install(model)
     if "checkpointing" in plain:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable()

@@ -28,7 +28,7 @@ from transformers import AddedToken, AutoTokenizer, PreTrainedTokenizerBase
 
 from ftlab import models
 from ftlab.data import encoding, registry
-from ftlab.runs import templates
+from ftlab.recipe import templates
 from ftlab.tokens import IGNORED
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden" / "llamafactory.json"

@@ -51,13 +51,13 @@ def main(part: str) -> None:
 
 def method_cells(method: str) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
     """Yield (label, keys, rows) of one method: full rows of random tokens."""
-    from ftlab.runs import needs
+    from ftlab.recipe import memory_needs
 
     for length, batch, checkpointing in itertools.product(LENGTHS, BATCHES, CHECKPOINTING):
         label = f"{method} {batch} x {length}{' checkpointing' if checkpointing else ''}"
         keys = {"cutoff_len": length, "per_device_train_batch_size": batch, "gradient_checkpointing": checkpointing}
         rows = [ids(length) for _ in range(batch * STEPS)]
-        yield label, keys | needs.METHODS[method], [{"input_ids": row, "labels": row} for row in rows]
+        yield label, keys | memory_needs.METHODS[method], [{"input_ids": row, "labels": row} for row in rows]
 
 
 def stage_cells(stage: str) -> Iterator[tuple[str, dict[str, Any], list[dict[str, Any]]]]:
@@ -97,22 +97,24 @@ def cell(keys: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float]:
     from datasets import Dataset
 
     from ftlab import device, memory, models
-    from ftlab.runs import needs, recipe, stages, train
+    from ftlab.recipe import memory_needs
+    from ftlab.recipe import read as recipes
+    from ftlab.runs import build, train
 
     common = {
         "model_name_or_path": "smollm2-135m", "max_steps": STEPS, "save_strategy": "no", "lora_rank": 16,
         "disable_tqdm": True,
     }  # fmt: skip
-    run = recipe.load(common | keys)
+    run = recipes.load(common | keys)
     machine = device.describe()
-    predicted = needs.needs(run, machine).peak
+    predicted = memory_needs.needs(run, machine).peak
     device.fit_output_layer(machine)
     path = models.fetch(run.model_name_or_path)
     with tempfile.TemporaryDirectory() as folder:
-        args, _ = stages.training_args(run, Path(folder), machine)
-        model = stages.prepare_model(run, stages.load_model(run, path, machine), machine)
+        args, _ = build.training_args(run, Path(folder), machine)
+        model = build.prepare_model(run, build.load_model(run, path, machine), machine)
         data = (Dataset.from_list(rows), None)
-        trainer = stages.build_trainer(run, model, args, train.load_tokenizer(run, path), data, [])
+        trainer = build.build_trainer(run, model, args, train.load_tokenizer(run, path), data, [])
         with memory.measure_peak_bytes(model) as peak:
             trainer.train()
     mib = 2**20

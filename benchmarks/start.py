@@ -31,7 +31,8 @@ def main() -> None:
     with cli.uncollected():
         from transformers import TrainerCallback
 
-        from ftlab.runs import recipe, train
+        from ftlab.recipe import read as recipes
+        from ftlab.runs import train
 
     class FirstStep(TrainerCallback):
         began = 0.0
@@ -42,7 +43,7 @@ def main() -> None:
     first = FirstStep()
     with tempfile.TemporaryDirectory() as folder:
         overrides = [f"output_dir={folder}/run", "max_steps=1", "save_strategy=no", "plot_loss=false"]
-        train.train(recipe.load("recipes/sft_lora.yaml", overrides), callbacks=[first])
+        train.train(recipes.load("recipes/sft_lora.yaml", overrides), callbacks=[first])
     print(json.dumps({"seconds_to_first_step": first.began}))
 
 

@@ -92,7 +92,8 @@ def rows() -> list[dict[str, list[int]]]:
 
 def run_ftlab(method: str, batch: int, steps: int, side: Side, folder: str) -> None:
     """Train the method's recipe."""
-    from ftlab.runs import recipe, train
+    from ftlab.recipe import read as recipes
+    from ftlab.runs import train
 
     keys = {
         "dataset": "identity_en", "output_dir": folder, "max_steps": steps, "per_device_train_batch_size": batch,
@@ -100,7 +101,7 @@ def run_ftlab(method: str, batch: int, steps: int, side: Side, folder: str) -> N
         "logging_steps": 1, "plot_loss": "false",
     } | ({} if method == "full" else {"lora_rank": RANK})  # fmt: skip
     keys |= {f"dataset_substitutions.{name}": value for name, value in SUBSTITUTIONS.items()}
-    loaded = recipe.load(f"recipes/{RECIPES[method]}.yaml", [f"{key}={value}" for key, value in keys.items()])
+    loaded = recipes.load(f"recipes/{RECIPES[method]}.yaml", [f"{key}={value}" for key, value in keys.items()])
     train.train(loaded, callbacks=[side], quiet=True)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
-from ftlab.control import pattern
+from ftlab.control_tokens import pattern
 from ftlab.errors import fail
 from ftlab.rendering import PLACEHOLDER, THOUGHT, Message, Tools, control_tokens, escaped, render
 

@@ -114,7 +114,7 @@ def fit_output_layer(machine: Machine, shortcuts: bool = True) -> int:
     trl's trainers never hold the logits of a whole batch; they go through the vocabulary in tiles of 32,768 entries,
     and without Triton they score every position, also those that have no label. Both suit accelerators. On a CPU tiles
     of 2,048 stay in its cache, only the labelled positions are scored, and where the output layer is not trained its
-    products are taken once (`shortcuts/logprobs.py`): the same numbers, a third of the step saved (`python -m
+    products are taken once (`cpu/output_layer.py`): the same numbers, a third of the step saved (`python -m
     benchmarks levers`). trl has no settings for them, hence the private names. Without `shortcuts` it is as trl has it.
     """
     from trl.kernels import chunked_logprob
@@ -132,9 +132,9 @@ def fit_output_layer(machine: Machine, shortcuts: bool = True) -> int:
 def log_prob_function() -> types.SimpleNamespace:
     """Return what stands in for trl's autograd function: something with an `apply`."""
     # Imported here: it needs trl, and describing a machine does not.
-    from ftlab.shortcuts import logprobs
+    from ftlab.cpu import output_layer
 
-    return types.SimpleNamespace(apply=logprobs.log_probs)
+    return types.SimpleNamespace(apply=output_layer.log_probs)
 
 
 def fold_rows(machine: Machine) -> None:

@@ -23,7 +23,7 @@ NF4_DOUBLE_BYTES = 4 / 8 + 1 / 64 + 4 / (64 * 256)  # the scale in one byte, and
 INT8_BYTES = 1.0
 # Rows of a tile of logits in trl's loss (trl/kernels/chunked_logprob.py), and of a loss that takes no tiles.
 TOKENS_IN_A_TILE, ALL_ROWS = 4096, 2**40
-# Rows of whole logits held at once where the output layer is frozen (ftlab/shortcuts/logprobs.py), and bytes of each.
+# Rows of whole logits held at once where the output layer is frozen (ftlab/cpu/output_layer.py), and bytes of each.
 FROZEN_ROWS, FROZEN_BYTES = 128, 12
 # Bytes held of each logit in it: by CUDA's kernel, in place; by the same in torch, seven and a half float32 copies.
 FUSED_TILE_BYTES, TORCH_TILE_BYTES = 2, 31

@@ -19,7 +19,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
-from ftlab.control import harmless
+from ftlab.control_tokens import harmless
 from ftlab.errors import fail, say
 
 Message = dict[str, Any]

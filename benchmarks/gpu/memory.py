@@ -5,7 +5,9 @@ from typing import Any
 from benchmarks import memory
 from benchmarks.gpu.parts import Place
 from benchmarks.gpu.works import require_memory
-from ftlab.runs import needs, recipe, train
+from ftlab.recipe import memory_needs
+from ftlab.recipe import read as recipes
+from ftlab.runs import train
 
 DRY_LENGTH = 64
 
@@ -18,15 +20,15 @@ def cell(name: str, place: Place) -> dict[str, Any]:
         "model_name_or_path": str(place.model(size)), "per_device_train_batch_size": count, "cutoff_len": tokens,
         "gradient_checkpointing": "checkpointing" in name,
     }  # fmt: skip
-    if method in needs.METHODS:
-        keys |= needs.METHODS[method]
+    if method in memory_needs.METHODS:
+        keys |= memory_needs.METHODS[method]
         # Every token is trained on.
         drawn = [memory.ids(tokens) for _ in range(count * memory.STEPS)]
         rows: list[dict[str, Any]] = [{"input_ids": row, "labels": row} for row in drawn]
     else:
-        rows = memory.stage_rows(method, count * memory.STEPS, tokens, words(recipe.load(keys)))
+        rows = memory.stage_rows(method, count * memory.STEPS, tokens, words(recipes.load(keys)))
         keys |= {"stage": method} | (grpo_keys(count) if method == "grpo" else {})
-    require_memory(recipe.load(keys))
+    require_memory(recipes.load(keys))
     return memory.cell(keys, rows)
 
 
@@ -35,7 +37,7 @@ def grpo_keys(count: int) -> dict[str, Any]:
     return {"reward_funcs": "short_answer", "max_new_tokens": memory.NEW_TOKENS, "num_generations": count}
 
 
-def words(run: recipe.Recipe) -> list[str]:
+def words(run: recipes.Recipe) -> list[str]:
     """Return words that are one token each, with the space before it."""
     tokenizer = train.load_tokenizer(run, run.model_name_or_path)
     found = [token.replace("Ġ", " ") for token in tokenizer.get_vocab() if token[:1] == "Ġ" and token[1:].isalpha()]

@@ -13,7 +13,8 @@ from benchmarks import limit
 from benchmarks.gpu.parts import DATA, Place
 from benchmarks.gpu.works import RESERVED_BYTES, require_memory
 from ftlab import device
-from ftlab.runs import needs, recipe
+from ftlab.recipe import memory_needs
+from ftlab.recipe import read as recipes
 from ftlab.runs import train as training
 
 RANK, BATCH, LENGTH, ROWS = 16, 8, 1024, 128
@@ -95,7 +96,7 @@ def train(side: str, size: str, place: Place) -> dict[str, Any]:
     return figures | {"model_tflops": needed / figures["seconds_per_step"] / 1e12} | {"settings": settings(side, run)}
 
 
-def lora_recipe(side: str, size: str, place: Place) -> recipe.Recipe:
+def lora_recipe(side: str, size: str, place: Place) -> recipes.Recipe:
     """Return the recipe of ftlab's side; it also tells what TRL's side would take of memory."""
     keys = {
         "model_name_or_path": str(place.model(size)), "dataset": "speed", "dataset_dir": str(place.folder),
@@ -105,19 +106,19 @@ def lora_recipe(side: str, size: str, place: Place) -> recipe.Recipe:
         "disable_tqdm": True, "logging_steps": 50,
     }  # fmt: skip
     if not side.endswith("tuned"):
-        return recipe.load(keys)
+        return recipes.load(keys)
     keys |= {"packing": True, "gradient_checkpointing": False}
-    return recipe.load(keys | {"gradient_checkpointing": not fits(recipe.load(keys))})
+    return recipes.load(keys | {"gradient_checkpointing": not fits(recipes.load(keys))})
 
 
-def fits(run: recipe.Recipe) -> bool:
+def fits(run: recipes.Recipe) -> bool:
     """Return True if the GPU holds a recipe, as predicted; a CPU always does here."""
     machine = device.describe()
     room = machine.memory_bytes - RESERVED_BYTES
-    return machine.accelerator != "cuda" or needs.needs(run, machine).peak < room
+    return machine.accelerator != "cuda" or memory_needs.needs(run, machine).peak < room
 
 
-def settings(side: str, run: recipe.Recipe) -> str:
+def settings(side: str, run: recipes.Recipe) -> str:
     """Return what a side's settings are beside its defaults."""
     if not side.endswith("tuned"):
         return "defaults"
@@ -132,7 +133,7 @@ def attention() -> str:
     return "flash_attention_2" if find_spec("flash_attn") else "sdpa"
 
 
-def train_with_trl(side: str, run: recipe.Recipe, rows: list[dict[str, str]], clock: Clock, place: Place) -> None:
+def train_with_trl(side: str, run: recipes.Recipe, rows: list[dict[str, str]], clock: Clock, place: Place) -> None:
     """Train with SFTTrainer on the same rows; tuned as its guide to speed and memory says."""
     from datasets import Dataset
     from peft import LoraConfig
@@ -190,13 +191,13 @@ def write_rows(size: str, place: Place) -> tuple[list[dict[str, str]], list[int]
     return rows, [len(tokenizer(row["output"])["input_ids"]) for row in rows]
 
 
-def needed_flops(run: recipe.Recipe, figures: dict[str, float], lengths: list[int]) -> float:
+def needed_flops(run: recipes.Recipe, figures: dict[str, float], lengths: list[int]) -> float:
     """Return the multiplications and additions that a LoRA step needs, recomputed activations not counted.
 
     Per token, a frozen weight takes 2 forward and 2 for the gradient of its input, a weight of an adapter 2 more;
     causal attention over a row of L tokens 6 x L x its width per layer; the output layer 4 where there is a label.
     """
-    decoder = needs.sizes(run.model_name_or_path)
+    decoder = memory_needs.sizes(run.model_name_or_path)
     tokens = figures["tokens_per_step"]
     trained = figures["trained_tokens_per_second"] * figures["seconds_per_step"]
     length = sum(count**2 for count in lengths) / sum(lengths)
@@ -207,10 +208,10 @@ def needed_flops(run: recipe.Recipe, figures: dict[str, float], lengths: list[in
 
 def decode(size: str, place: Place) -> dict[str, Any]:
     """Return tokens per second of one answer at a time, by `generate` and by ftlab's loop, and the memory roof."""
-    from ftlab.runs import chat, fastest
+    from ftlab.runs import chat, pick_engine
 
     model, tokenizer = chat.load(str(place.model(size)))
-    rows = fastest.compare(model, tokenizer, ["huggingface", "loop"], DRY_NEW_TOKENS if place.dry else NEW_TOKENS)
+    rows = pick_engine.compare(model, tokenizer, ["huggingface", "loop"], DRY_NEW_TOKENS if place.dry else NEW_TOKENS)
     # Every token reads all weights; of an embedding that is not the output layer a single row.
     read = sum(weight.nbytes for weight in model.parameters())
     if not model.config.tie_word_embeddings:

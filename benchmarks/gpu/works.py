@@ -15,7 +15,9 @@ from transformers import TrainerCallback
 
 from benchmarks.gpu.parts import DATA, Place, Unfit
 from ftlab import device
-from ftlab.runs import needs, recipe, train
+from ftlab.recipe import memory_needs
+from ftlab.recipe import read as recipes
+from ftlab.runs import train
 from ftlab.runs.callbacks import trained
 
 # Beside the model: what CUDA, its libraries and their workspaces take.
@@ -106,7 +108,7 @@ def train_and_look(keys: dict[str, Any], callbacks: Sequence[TrainerCallback] = 
         Unfit: more memory than the GPU has.
     """
     look = Look()
-    run = recipe.load(common() | keys)
+    run = recipes.load(common() | keys)
     require_memory(run)
     done = train.train(run, callbacks=[look, *callbacks], quiet=True)
     if not look.losses or not all(map(math.isfinite, look.losses)):
@@ -133,14 +135,14 @@ def common() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def require_memory(run: recipe.Recipe) -> None:
+def require_memory(run: recipes.Recipe) -> None:
     """Refuse a recipe that the GPU cannot hold, as predicted.
 
     Raises:
         Unfit: with both sizes.
     """
     machine = device.describe()
-    predicted = needs.needs(run, machine).peak
+    predicted = memory_needs.needs(run, machine).peak
     if machine.accelerator == "cuda" and predicted + RESERVED_BYTES > machine.memory_bytes:
         raise Unfit(f"needs {predicted / 2**30:.1f} GiB, the GPU has {machine.memory_bytes / 2**30:.1f}")
 
@@ -210,7 +212,7 @@ def export(size: str, place: Place) -> dict[str, Any]:
         "export_dir": str(place.run(f"merged {size}")),
         "export_device": "auto",
     }
-    done = exporting.export(recipe.load(keys))
+    done = exporting.export(recipes.load(keys))
     return {"logit_difference": done.total_difference, "greedy_equal_share": done.greedy_equal_share}
 
 

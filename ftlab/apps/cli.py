@@ -201,14 +201,15 @@ def uncollected() -> Iterator[None]:
 def train_recipe(options: argparse.Namespace) -> int:
     """Run a recipe and say where its run folder is; STOPPED where it was stopped before its end."""
     with uncollected():
-        from ftlab.runs import recipe, train
+        from ftlab.recipe import read as recipes
+        from ftlab.runs import train
 
     said = [override for override in options.overrides if override.lower().startswith("fresh=")]
     fresh = [override.lower().removeprefix("fresh=") for override in said]
     if wrong := next((value for value in fresh if value not in ("true", "false")), None):
         raise fail("recipe_choice", where="fresh", key="fresh", value=wrong, nearest="true")
     overrides = [override for override in options.overrides if override not in said]
-    run = train.train(recipe.load(options.recipe, overrides), fresh=fresh[-1:] == ["true"])
+    run = train.train(recipes.load(options.recipe, overrides), fresh=fresh[-1:] == ["true"])
     if run.stopped_at is not None:
         return STOPPED
     print(f"{run.folder}: loss {run.metrics['train_loss']:.3f} after {run.metrics['train_seconds']:.0f} s")
@@ -218,17 +219,19 @@ def train_recipe(options: argparse.Namespace) -> int:
 def score_recipe(options: argparse.Namespace) -> None:
     """Print the scores of a recipe's model."""
     with uncollected():
-        from ftlab.runs import recipe, score
+        from ftlab.recipe import read as recipes
+        from ftlab.runs import evaluation
 
-    print(score.table(score.score(recipe.load(options.recipe, options.overrides))))
+    print(evaluation.table(evaluation.score(recipes.load(options.recipe, options.overrides))))
 
 
 def export_recipe(options: argparse.Namespace) -> None:
     """Export what a recipe names and say how it compares with the live model."""
     with uncollected():
-        from ftlab.runs import export, recipe
+        from ftlab.recipe import read as recipes
+        from ftlab.runs import export
 
-    done = export.export(recipe.load(options.recipe, options.overrides))
+    done = export.export(recipes.load(options.recipe, options.overrides))
     print(
         f"{done.folder}: largest logit difference {done.merge_difference:.1e} merged, {done.total_difference:.1e} "
         f"reloaded; {done.greedy_equal_share:.0%} of greedy tokens equal"
@@ -240,45 +243,49 @@ def export_recipe(options: argparse.Namespace) -> None:
 def check_recipe(options: argparse.Namespace) -> None:
     """Print what a recipe's keys became."""
     with uncollected():
-        from ftlab.runs import recipe, train
+        from ftlab.recipe import read as recipes
+        from ftlab.runs import train
 
-    for note in recipe.check(options.recipe, options.overrides):
+    for note in recipes.check(options.recipe, options.overrides):
         print(note)
-    train.check(recipe.read(options.recipe, options.overrides)[0])
+    train.check(recipes.read(options.recipe, options.overrides)[0])
     print(f"{options.recipe}: a recipe that can be run")
 
 
 def show_recipe(options: argparse.Namespace) -> None:
     """Print a recipe as a script, a file or a command of another framework."""
-    from ftlab.runs import frameworks, recipe, script
+    from ftlab.recipe import read as recipes
+    from ftlab.recipe import to_frameworks, to_script
 
-    run, notes = recipe.read(options.recipe, options.overrides)
+    run, notes = recipes.read(options.recipe, options.overrides)
     for note in notes:
         print(note, file=sys.stderr)
-    print(script.script(run) if options.framework == "trl" else frameworks.show(run, options.framework), end="")
+    print(to_script.script(run) if options.framework == "trl" else to_frameworks.show(run, options.framework), end="")
 
 
 def explain_key(options: argparse.Namespace) -> None:
     """Print what a key means."""
     from ftlab import device
-    from ftlab.runs import defaults, recipe
+    from ftlab.recipe import machine_defaults
+    from ftlab.recipe import read as recipes
 
-    print(recipe.explain(options.key))
-    if line := defaults.here(options.key, device.describe()):
+    print(recipes.explain(options.key))
+    if line := machine_defaults.here(options.key, device.describe()):
         print(line)
 
 
 def chat_with(options: argparse.Namespace) -> None:
     """Answer line after line until the input ends."""
     with uncollected():
-        from ftlab.runs import chat, recipe
+        from ftlab.recipe import read as recipes
+        from ftlab.runs import chat
 
     generation: dict[str, Any] = {}
     messages: list[chat.Message] = []
     if options.model.endswith((".yaml", ".yml")):
         if options.adapter or options.backend:
             raise fail("chat_model", model=options.model)
-        asked = recipe.load(options.model, options.overrides + ["trust_remote_code=true"] * options.trust_remote_code)
+        asked = recipes.load(options.model, options.overrides + ["trust_remote_code=true"] * options.trust_remote_code)
         model, tokenizer = chat.from_recipe(asked)
         generation = chat.generation_of(asked)
         messages += chat.system_turn(asked.default_system, asked.adapter_name_or_path)
@@ -315,9 +322,9 @@ def serve_model(options: argparse.Namespace) -> None:
 
 def open_board(options: argparse.Namespace) -> None:
     """Serve the page until interrupted."""
-    from ftlab.apps.board import serve
+    from ftlab.apps.board import voila_server
 
-    serve.serve(options.recipe, options.host, options.port, options.lang, options.allow_remote)
+    voila_server.serve(options.recipe, options.host, options.port, options.lang, options.allow_remote)
 
 
 def tokenizer_for(options: argparse.Namespace) -> Any:
@@ -365,22 +372,25 @@ def show_data(options: argparse.Namespace) -> None:
 def show_memory(options: argparse.Namespace) -> None:
     """Print what a recipe, or a model under the recipe's defaults, needs on this machine."""
     from ftlab import device
-    from ftlab.runs import needs, recipe
+    from ftlab.recipe import memory_needs
+    from ftlab.recipe import read as recipes
 
     is_file = options.model.endswith((".yaml", ".yml"))
-    run = recipe.load(options.model if is_file else {"model_name_or_path": options.model}, options.overrides)
+    run = recipes.load(options.model if is_file else {"model_name_or_path": options.model}, options.overrides)
     machine = device.describe()
     print(
         f"{run.model_name_or_path}: "
-        f"{needs.sizes(run.model_name_or_path, run.trust_remote_code).parameters / 1e9:.2f}B parameters; {machine}"
+        f"{memory_needs.sizes(run.model_name_or_path, run.trust_remote_code).parameters / 1e9:.2f}B parameters; "
+        f"{machine}"
     )
-    print(needs.report(run, machine))
+    print(memory_needs.report(run, machine))
 
 
 def list_models(options: argparse.Namespace) -> None:
     """Print the catalogue with what each model needs on this machine."""
     from ftlab import catalogue, device
-    from ftlab.runs import needs, recipe
+    from ftlab.recipe import memory_needs
+    from ftlab.recipe import read as recipes
 
     machine = device.describe()
     print(machine)
@@ -389,7 +399,8 @@ def list_models(options: argparse.Namespace) -> None:
     for model in catalogue.MODELS:
         keys = {"model_name_or_path": model.name, "per_device_train_batch_size": 1, "cutoff_len": 512}
         found = [
-            needs.needs(recipe.load(keys | needs.METHODS[name]), machine).peak for name in ("qlora", "lora", "full")
+            memory_needs.needs(recipes.load(keys | memory_needs.METHODS[name]), machine).peak
+            for name in ("qlora", "lora", "full")
         ]
         cells = " ".join(f"{fits(need, machine.memory_bytes):>7}" for need in (2 * model.parameters, *found))
         print(f"{model.name:<14} {model.parameters / 1e9:>9.2f}B {cells}  {model.licence}, {model.hub_id}")

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
-from ftlab.control import CONTROL_TOKENS, harmless
-from ftlab.data import lines
+from ftlab.control_tokens import CONTROL_TOKENS, harmless
+from ftlab.data import decoding
 from ftlab.data.convert import Made, converted, on_texts
+from ftlab.data.dataset_info import Entry, described, detect, format_of_entry
 from ftlab.data.encoding import Encoding, encode
-from ftlab.data.entries import Entry, described, detect, format_of_entry
 from ftlab.data.read import SUFFIXES, Row, texts
 from ftlab.data.registry import is_table, opened
 from ftlab.data.split import digest, question
@@ -171,7 +171,7 @@ class Look:
         """Return the entry of a set (None: detect it), in the encoding that the file has, whatever the entry says."""
         encoding = entry.encoding if entry else "utf-8"
         if path is not None and path.is_file() and path.suffix.lower() != ".parquet":
-            encoding, problem = lines.real_encoding(path, encoding)
+            encoding, problem = decoding.real_encoding(path, encoding)
             if problem:
                 self.report.add(problem)
                 self.report.changes += [say("data_changed_encoding", where=path, encoding=encoding)] if fixing else []

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ftlab.data.entries import Entry, files, format_of_entry
+from ftlab.data.dataset_info import Entry, files, format_of_entry
 from ftlab.data.read import Row, empty, rows, suggestion, texts
 from ftlab.errors import LabError, fail
 

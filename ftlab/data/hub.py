@@ -3,7 +3,7 @@
 import os
 from typing import TYPE_CHECKING
 
-from ftlab.data.entries import Entry
+from ftlab.data.dataset_info import Entry
 from ftlab.errors import LabError, fail, say
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ftlab.data import lines
+from ftlab.data import decoding
 from ftlab.errors import LabError, fail, say, suggest
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
@@ -46,18 +46,18 @@ def rows(path: Path, encoding: str = "utf-8") -> Iterator[Read]:
         raise fail("data_empty_file", where=f"{path}:1")
     if suffix == ".parquet":
         return parquet_rows(path)
-    encoding = lines.codec(encoding, str(path))
-    lines.refuse_wide(path, encoding)
+    encoding = decoding.codec(encoding, str(path))
+    decoding.refuse_wide(path, encoding)
     if suffix == ".csv":
         return csv_rows(path, encoding)
     if suffix == ".txt":
         return text_rows(path, encoding)
-    return array_rows(path, encoding) if lines.first_character(path, encoding) == "[" else line_rows(path, encoding)
+    return array_rows(path, encoding) if decoding.first_character(path, encoding) == "[" else line_rows(path, encoding)
 
 
 def text_rows(path: Path, encoding: str) -> Iterator[Read]:
     """Yield a row for every line of raw text that is not blank."""
-    for number, text in lines.lines(path, encoding):
+    for number, text in decoding.lines(path, encoding):
         if isinstance(text, LabError):
             yield number, text
         elif text.strip():
@@ -71,7 +71,7 @@ def line_rows(path: Path, encoding: str) -> Iterator[Read]:
         LabError: the first object is spread over several lines, so that no line of the file is a row.
     """
     first = True
-    for number, text in lines.lines(path, encoding):
+    for number, text in decoding.lines(path, encoding):
         if isinstance(text, str) and not text.strip():
             continue
         row = text if isinstance(text, LabError) else parsed(text, f"{path}:{number}")
@@ -210,7 +210,7 @@ class Window:
                 return decoder.raw_decode(self.text, self.at)
             except json.JSONDecodeError:
                 # The value may only be cut off by the end of the window.
-                if len(self.text) - self.at > lines.MAX_LINE_BYTES or not self.grow():
+                if len(self.text) - self.at > decoding.MAX_LINE_BYTES or not self.grow():
                     raise
 
 
@@ -220,7 +220,7 @@ def array_rows(path: Path, encoding: str) -> Iterator[Read]:
     Raises:
         LabError: a syntax error; after it the borders of the next rows would be a guess.
     """
-    window = Window(lines.chunks(path, encoding))
+    window = Window(decoding.chunks(path, encoding))
     window.character()
     window.move(window.at + 1)
     separator = "]" if window.character() == "]" else ","
@@ -282,8 +282,8 @@ def syntax_error(window: Window, error: json.JSONDecodeError, path: Path, place:
     """
     line = window.line + window.text.count("\n", window.at, error.pos)
     at = place if line == window.line else line
-    if len(window.text) - window.at > lines.MAX_LINE_BYTES:
-        raise fail("data_long_line", where=f"{path}:{window.line}", limit=lines.MAX_LINE_BYTES // 2**20)
+    if len(window.text) - window.at > decoding.MAX_LINE_BYTES:
+        raise fail("data_long_line", where=f"{path}:{window.line}", limit=decoding.MAX_LINE_BYTES // 2**20)
     if error.pos >= len(window.text.rstrip()) or error.msg.startswith("Unterminated string"):
         return at, fail("data_truncated", where=f"{path}:{at}")
     raise fail("data_json", where=f"{path}:{at}", reason=error.msg)
@@ -317,7 +317,7 @@ def csv_rows(path: Path, encoding: str) -> Iterator[Read]:
     Raises:
         LabError: no usable header, bytes that are no text, or a quote that is never closed.
     """
-    csv.field_size_limit(lines.MAX_LINE_BYTES)
+    csv.field_size_limit(decoding.MAX_LINE_BYTES)
     reader = csv.reader(csv_lines(path, encoding), strict=True)
     start = 1
     try:
@@ -342,7 +342,7 @@ def csv_rows(path: Path, encoding: str) -> Iterator[Read]:
 
 def csv_lines(path: Path, encoding: str) -> Iterator[str]:
     """Yield the lines of a CSV file; a quoted cell may span several, so none can be left out."""
-    for _, text in lines.lines(path, encoding):
+    for _, text in decoding.lines(path, encoding):
         if isinstance(text, LabError):
             raise text
         yield text

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ftlab import embedded
-from ftlab.control import CONTROL_TOKENS
+from ftlab.control_tokens import CONTROL_TOKENS
+from ftlab.data.arrow_cache import write
 from ftlab.data.convert import Made, converted
-from ftlab.data.entries import Entry, described, files, find, format_of_entry, guess
+from ftlab.data.dataset_info import Entry, described, files, find, format_of_entry, guess
 from ftlab.data.hub import fetched
 from ftlab.data.read import Row, first, texts
-from ftlab.data.store import write
 from ftlab.data.unread import Note, Unread, say_all
 from ftlab.errors import LabError, fail, say
 

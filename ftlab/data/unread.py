@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ftlab.data.convert import PLACEHOLDER, Made
-from ftlab.data.entries import COLUMNS, Entry
+from ftlab.data.dataset_info import COLUMNS, Entry
 from ftlab.data.formats import is_messages, tags_of
 from ftlab.data.messages import OPENAI_NAMES, ROLES, THOUGHTS, WEIGHTS, Message, Tags
 from ftlab.data.read import Row, empty, texts

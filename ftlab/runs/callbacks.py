@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ftlab import manifests, saved_weights
 from ftlab.errors import LabError, fail, reason_of
 from ftlab.runs import checkpoint
 from ftlab.runs.folder import STOP
@@ -225,9 +226,9 @@ class Keeper(TrainerCallback):
         control.should_log = True
         if control.should_evaluate or not state.is_world_process_zero:
             return
-        last = next(iter(checkpoint.checkpoints(self.folder)), None)
+        last = next(iter(saved_weights.checkpoints(self.folder)), None)
         checkpoint.require_space(self.folder, checkpoint.size_bytes(last) if last else 0)
-        self.saving = self.folder / f"{checkpoint.PREFIX}{state.global_step}"
+        self.saving = self.folder / f"{saved_weights.PREFIX}{state.global_step}"
         if self.saving.exists():
             checkpoint.set_aside(self.saving)
 
@@ -238,9 +239,9 @@ class Keeper(TrainerCallback):
         if not state.is_world_process_zero:
             return
         # Trainer's pickled arguments: nothing reads them, and the run folder has them as recipe.yaml.
-        path = self.folder / f"{checkpoint.PREFIX}{state.global_step}"
+        path = self.folder / f"{saved_weights.PREFIX}{state.global_step}"
         (path / "training_args.bin").unlink(missing_ok=True)
-        checkpoint.write_manifest(path, self.about | {"step": state.global_step})
+        manifests.write_manifest(path, self.about | {"step": state.global_step})
         self.saving = None
         if self.limit:
             best = {Path(state.best_model_checkpoint).resolve()} if state.best_model_checkpoint else set()
@@ -257,7 +258,7 @@ class Keeper(TrainerCallback):
             with writing(self.folder, self.folder):
                 yield
         except LabError:
-            if self.saving and checkpoint.read_manifest(self.saving) is None:
+            if self.saving and manifests.read_manifest(self.saving) is None:
                 shutil.rmtree(self.saving, ignore_errors=True)
             raise
 
@@ -293,5 +294,5 @@ def save_failed(error: Exception, path: Path, folder: Path) -> Exception:
     """Build the error for a save that did not reach the disk."""
     number = error.errno if isinstance(error, OSError) else None
     reason = os.strerror(number) if number else (str(error).splitlines() or [type(error).__name__])[0][:120]
-    kept = next((found.name for found in checkpoint.checkpoints(folder) if checkpoint.read_manifest(found)), "-")
+    kept = next((found.name for found in saved_weights.checkpoints(folder) if manifests.read_manifest(found)), "-")
     return fail("checkpoint_write", where=str(path), exit_code=1, reason=reason, kept=kept)

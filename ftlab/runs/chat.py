@@ -17,12 +17,13 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from ftlab import device, evaluate, models, packages, tokens
+from ftlab import device, evaluate, models, packages, saved_weights, tokens
 from ftlab.errors import fail
 from ftlab.evaluate import pad_left
-from ftlab.runs import fastest, fields, folder, templates
+from ftlab.recipe import library_args, templates
+from ftlab.recipe.keys import Recipe
+from ftlab.runs import folder, pick_engine
 from ftlab.runs.engines import Loop
-from ftlab.runs.keys import Recipe
 
 Message = dict[str, Any]
 
@@ -87,7 +88,7 @@ def load(
     """
     if adapter:
         # Before the base, which may have to be fetched.
-        folder.require_language_model(folder.weights_of(adapter))
+        saved_weights.require_language_model(saved_weights.weights_of(adapter))
     trusted = bool(options.get("trust_remote_code"))
     base = Path(models.fetch(model_name_or_path, trusted))
     weights = folder.weights_for(adapter, base, model_name_or_path) if adapter else None
@@ -103,11 +104,11 @@ def load(
         model = adapted(model, weights, tokenizer)
     models.require_rows(tokenizer, model.get_input_embeddings().weight.shape[0], str(whole))
     end_answers(model, tokenizer)
-    return fastest.pick(model.eval(), tokenizer, backend), tokenizer
+    return pick_engine.pick(model.eval(), tokenizer, backend), tokenizer
 
 
 def tokenizer_of(
-    weights: folder.Weights | None, base: Path, trust_remote_code: bool = False
+    weights: saved_weights.Weights | None, base: Path, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
     """Return the tokenizer that was saved with trained weights, chat template included; the base's where none was."""
     saved = weights is not None and (weights.folder / "tokenizer_config.json").is_file()
@@ -118,7 +119,7 @@ def tokenizer_of(
 
 
 def adapted(
-    model: PreTrainedModel, weights: folder.Weights, tokenizer: PreTrainedTokenizerBase, **options: Any
+    model: PreTrainedModel, weights: saved_weights.Weights, tokenizer: PreTrainedTokenizerBase, **options: Any
 ) -> PeftModel:
     """Return a model with an adapter on it, its embedding grown by the tokens that the adapter has weights for.
 
@@ -142,7 +143,7 @@ def fit_vocabulary(model: PreTrainedModel, adapter: Path, tokenizer: PreTrainedT
         LabError: the tokenizer has tokens whose weights nobody saved, or the weights cannot be read.
     """
     try:
-        with safe_open(adapter / folder.ADAPTER_WEIGHTS, "pt") as file:
+        with safe_open(adapter / saved_weights.ADAPTER_WEIGHTS, "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
     except SafetensorError as error:
         raise fail("export_adapter_damaged", where=str(adapter), reason=str(error)[:120]) from None
@@ -176,7 +177,7 @@ def from_recipe(recipe: Recipe) -> tuple[PreTrainedModel | Loop, PreTrainedToken
 def trained(recipe: Recipe) -> Path | None:
     """Return the folder of what a recipe has trained, else of the adapter it names, None where neither is there."""
     made = Path(recipe.output_dir).expanduser() if recipe.output_dir else None
-    if made and folder.holds_weights(made):
+    if made and saved_weights.holds_weights(made):
         return made
     return Path(recipe.adapter_name_or_path) if recipe.adapter_name_or_path else None
 
@@ -196,7 +197,7 @@ def options_of(recipe: Recipe) -> dict[str, Any]:
     if recipe.infer_dtype != "auto":
         options["dtype"] = recipe.infer_dtype
     if recipe.quantization_bit:
-        settings = fields.quantization_settings(recipe, device.describe())
+        settings = library_args.quantization_settings(recipe, device.describe())
         options["quantization_config"] = BitsAndBytesConfig(**settings)
     return options
 

@@ -16,13 +16,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ftlab import catalogue, device, models
+from ftlab import catalogue, device, manifests, models
 from ftlab.errors import LabError, fail
+from ftlab.recipe import read as recipes
+from ftlab.recipe import templates
+from ftlab.recipe.keys import Recipe
 from ftlab.runs import callbacks as watch
-from ftlab.runs import chat, checkpoint, gguf, templates, train
+from ftlab.runs import chat, gguf, train
 from ftlab.runs import folder as folders
-from ftlab.runs import recipe as recipes
-from ftlab.runs.keys import Recipe
 from ftlab.runs.target import claimed, refuse_place
 
 # Largest logit difference, in units of the largest logit (at least 1): float32 adds in another order after a merge.
@@ -291,7 +292,7 @@ def beside(target: Path) -> Iterator[Path]:
     """
     with claimed(target.parent):
         try:
-            folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{checkpoint.PARTIAL}{target.name}-"))
+            folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{manifests.PARTIAL}{target.name}-"))
         except OSError as error:
             raise fail("export_write", where=str(target), exit_code=1, reason=error.strerror or str(error)) from None
         with writing(folder, target):

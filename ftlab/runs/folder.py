@@ -6,27 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ftlab import models
+from ftlab import manifests, models, saved_weights
 from ftlab.errors import LabError, fail, say
-from ftlab.runs import checkpoint, strict_yaml
-from ftlab.runs import recipe as recipes
-from ftlab.runs.keys import Recipe
+from ftlab.recipe import read as recipes
+from ftlab.recipe import strict_yaml
+from ftlab.recipe.keys import Recipe
+from ftlab.runs import checkpoint
 from ftlab.system_errors import explained
 
 RECIPE, LOG, METRICS, PICTURE, CARD = "recipe.yaml", "train_log.jsonl", "metrics.json", "loss.png", "README.md"
 SCORES = "eval_results.json"
 PISSA_START, STOP = "pissa_start", "STOP"
-RESULTS = ("adapter", "model")
-OWN_FILES = (RECIPE, LOG, METRICS, SCORES, checkpoint.MANIFEST, PICTURE, CARD, *RESULTS, PISSA_START, STOP)
-OWN_PREFIXES = (checkpoint.PREFIX, checkpoint.ASIDE, checkpoint.DELETING, checkpoint.PARTIAL, "run.", "runs")
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-
-
-class Weights(NamedTuple):
-    """Trained weights: the folder they are in, and whether they are an adapter or a whole model."""
-
-    folder: Path
-    is_adapter: bool
+OWN_FILES = (RECIPE, LOG, METRICS, SCORES, manifests.MANIFEST, PICTURE, CARD, *saved_weights.RESULTS, PISSA_START, STOP)
+OWN_PREFIXES = (saved_weights.PREFIX, checkpoint.ASIDE, checkpoint.DELETING, manifests.PARTIAL, "run.", "runs")
 
 
 class State(NamedTuple):
@@ -55,8 +47,8 @@ def state(recipe: Recipe, fingerprints: Callable[[], dict[str, str]]) -> State:
         return State("other", changed)
     if manifest.get("finished") is True and not damage(folder, manifest):
         return State("finished")
-    last = next(iter(checkpoint.checkpoints(folder)), None)
-    return State("unfinished", str(checkpoint.step_of(last) if last else 0))
+    last = next(iter(saved_weights.checkpoints(folder)), None)
+    return State("unfinished", str(saved_weights.step_of(last) if last else 0))
 
 
 def foreign(folder: Path) -> State:
@@ -89,8 +81,8 @@ def changes(manifest: dict[str, Any], recipe: Recipe, fingerprints: dict[str, st
 
 def damage(folder: Path, manifest: dict[str, Any]) -> str:
     """Return why the result of a finished run cannot be trusted, "" if every byte is as it was written."""
-    result = next((folder / name for name in RESULTS if (folder / name).is_dir()), None)
-    reason = checkpoint.problem(result, {"run_id": manifest.get("run_id")}) if result else "it is missing"
+    result = next((folder / name for name in saved_weights.RESULTS if (folder / name).is_dir()), None)
+    reason = manifests.problem(result, {"run_id": manifest.get("run_id")}) if result else "it is missing"
     return reason or ("" if read_metrics(folder) is not None else f"{METRICS} cannot be read")
 
 
@@ -104,7 +96,7 @@ def read_metrics(folder: Path) -> dict[str, float] | None:
 
 def own_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the manifest that a run wrote into its folder, None where it is missing or another tool's."""
-    manifest = checkpoint.read_manifest(folder)
+    manifest = manifests.read_manifest(folder)
     return manifest if manifest and "run_id" in manifest and "settings" in manifest else None
 
 
@@ -126,25 +118,7 @@ def refuse_foreign(folder: Path) -> None:
         raise fail("train_folder_used", where=str(folder), files=", ".join(found[:3]))
 
 
-def weights_of(name: str | Path) -> Weights:
-    """Return the trained weights in a folder: an adapter, a whole model, or a run.
-
-    A finished run has `adapter/` or `model/`; of a stopped one the newest checkpoint is taken whose every byte is as
-    it was written.
-
-    Raises:
-        LabError: there are none, or they are not safetensors.
-    """
-    folder = Path(name).expanduser()
-    places = (*(folder / part for part in RESULTS), folder)
-    if (found := next((one for place in places if (one := look(place))), None)) is not None:
-        return found
-    if (found := newest(folder)) is not None:
-        return found
-    raise fail("model_no_adapter", where=str(name), files=f"{ADAPTER_CONFIG}, {ADAPTER_WEIGHTS}")
-
-
-def weights_for(name: str | Path, base: Path, model_name_or_path: str) -> Weights:
+def weights_for(name: str | Path, base: Path, model_name_or_path: str) -> saved_weights.Weights:
     """Return the trained weights in a folder, for use with a base; a stopped run's checkpoint is said.
 
     Args:
@@ -152,37 +126,14 @@ def weights_for(name: str | Path, base: Path, model_name_or_path: str) -> Weight
     Raises:
         LabError: there are none, or they belong to another base.
     """
-    weights = weights_of(name)
+    weights = saved_weights.weights_of(name)
     require_own_base(weights, base, model_name_or_path)
-    if weights.folder.name.startswith(checkpoint.PREFIX) and weights.folder != Path(name).expanduser():
+    if weights.folder.name.startswith(saved_weights.PREFIX) and weights.folder != Path(name).expanduser():
         print(say("folder_checkpoint", where=str(name), name=weights.folder.name))
     return weights
 
 
-def newest(folder: Path) -> Weights | None:
-    """Return the weights of a run's newest checkpoint that verifies, None where there is none."""
-    run_id = (checkpoint.read_manifest(folder) or {}).get("run_id")
-    for path in checkpoint.checkpoints(folder) if run_id else ():
-        found = look(path)
-        if found and not checkpoint.problem(path, {"run_id": run_id}):
-            return found
-    return None
-
-
-def holds_weights(folder: Path) -> bool:
-    """Return True if a run has left something that was trained: its result, or a checkpoint."""
-    return any(look(folder / part) for part in RESULTS) or newest(folder) is not None
-
-
-def look(folder: Path) -> Weights | None:
-    """Return the weights that lie directly in a folder, None if none do; a whole model counts if a run made it."""
-    if (folder / ADAPTER_CONFIG).is_file():
-        return Weights(folder, True) if (folder / ADAPTER_WEIGHTS).is_file() else None
-    whole = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
-    return Weights(folder, False) if whole and "run_id" in (checkpoint.read_manifest(folder) or {}) else None
-
-
-def require_own_base(weights: Weights, base: Path, name: str) -> None:
+def require_own_base(weights: saved_weights.Weights, base: Path, name: str) -> None:
     """Refuse weights that were trained on another model than the one named.
 
     An adapter of another base with the same shapes would load, and talk nonsense. The manifest of a run has its base's
@@ -206,26 +157,14 @@ def require_own_base(weights: Weights, base: Path, name: str) -> None:
         print(say("folder_base_unknown", where=str(weights.folder), trained_on=trained_on, name=name))
 
 
-def require_language_model(weights: Weights) -> None:
-    """Refuse a reward model: it has one output in place of the head that writes text.
-
-    Raises:
-        LabError: naming its folder.
-    """
-    name, key = (ADAPTER_CONFIG, "task_type") if weights.is_adapter else ("config.json", "architectures")
-    kind = str(json.loads((weights.folder / name).read_text(encoding="utf-8")).get(key))
-    if "SEQ_CLS" in kind or "ForSequenceClassification" in kind:
-        raise fail("folder_reward_model", where=str(weights.folder))
-
-
-def origin(weights: Weights) -> tuple[str, str | None]:
+def origin(weights: saved_weights.Weights) -> tuple[str, str | None]:
     """Return the name of the base that weights were trained on, and its fingerprint where a run recorded it."""
-    manifests = [checkpoint.read_manifest(folder) or {} for folder in (weights.folder, weights.folder.parent)]
+    manifests = [manifests.read_manifest(folder) or {} for folder in (weights.folder, weights.folder.parent)]
     about = next((one for one in manifests if "run_id" in one and "model" in one), {})
     settings = next((one["settings"] for one in manifests if isinstance(one.get("settings"), dict)), {})
     own = {}
     if weights.is_adapter:
-        own = models.read_json(weights.folder / ADAPTER_CONFIG)
+        own = models.read_json(weights.folder / saved_weights.ADAPTER_CONFIG)
     named = settings.get("model_name_or_path") if about else None
     return str(named or own.get("base_model_name_or_path") or ""), about.get("model")
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForSequenceClassification
 
 from ftlab import models, tokens
 from ftlab.errors import LabError, fail, reason_of
-from ftlab.runs.keys import REWARDS, Recipe
+from ftlab.recipe.keys import REWARDS, Recipe
 
 Reward = Callable[..., list[float]]
 # Words that a short answer may have for nothing.

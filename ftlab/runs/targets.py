@@ -7,8 +7,8 @@ from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import check_target_module_exists
 
 from ftlab.errors import fail, near
-from ftlab.runs import fields
-from ftlab.runs.keys import Recipe
+from ftlab.recipe import library_args
+from ftlab.recipe.keys import Recipe
 
 ADAPTED = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, nn.MultiheadAttention, Conv1D)
 # How many names a message shows.
@@ -36,8 +36,8 @@ def require(recipe: Recipe, model: nn.Module) -> None:
 def require_lora(recipe: Recipe, modules: dict[str, nn.Module]) -> None:
     """Refuse names of `lora_target` and `additional_target` that match nothing, or the same layer twice."""
     adapted = [path for path, module in modules.items() if isinstance(module, ADAPTED)]
-    targets = [] if recipe.lora_target == "all" else fields.names(recipe.lora_target)
-    whole = fields.names(recipe.additional_target or "")
+    targets = [] if recipe.lora_target == "all" else library_args.names(recipe.lora_target)
+    whole = library_args.names(recipe.additional_target or "")
     refuse(
         "lora_target", [name for name in targets if not any(ends(path, name) for path in adapted)], map(leaf, adapted)
     )
@@ -60,7 +60,7 @@ def require_freeze(recipe: Recipe, model: nn.Module) -> None:
     ):
         every = model.named_parameters(remove_duplicate=False)
         known = {part for name, weight in every if (id(weight) in inside) is there for part in parts(name, there)}
-        asked = [] if wanted == "all" else fields.names(wanted)
+        asked = [] if wanted == "all" else library_args.names(wanted)
         refuse(key, [name for name in asked if name not in known], known)
 
 

@@ -19,11 +19,13 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, Trai
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
-from ftlab import device, evaluate, models, packages
+from ftlab import device, evaluate, manifests, models, packages, saved_weights
 from ftlab.errors import fail, say
+from ftlab.recipe import read as recipes
+from ftlab.recipe import templates
+from ftlab.recipe.keys import Recipe
+from ftlab.runs import build, checkpoint, dataset, target
 from ftlab.runs import callbacks as watch
-from ftlab.runs import checkpoint, rows, stages, target, templates
-from ftlab.runs import recipe as recipes
 from ftlab.runs.folder import (
     CARD,
     LOG,
@@ -32,7 +34,6 @@ from ftlab.runs.folder import (
     PICTURE,
     PISSA_START,
     RECIPE,
-    RESULTS,
     changes,
     damage,
     fingerprint,
@@ -44,7 +45,7 @@ from ftlab.runs.folder import (
     state,
     weights_for,
 )
-from ftlab.runs.keys import Recipe
+from ftlab.saved_weights import RESULTS
 
 
 @dataclass(frozen=True)
@@ -163,8 +164,8 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
     machine = device.describe()
     if recipe.adapter_name_or_path:
         weights_for(recipe.adapter_name_or_path, Path(model_path), recipe.model_name_or_path)
-    stages.rehearse(recipe, model_path)
-    args, notes = stages.training_args(recipe, folder, machine)
+    build.rehearse(recipe, model_path)
+    args, notes = build.training_args(recipe, folder, machine)
     tokenizer = load_tokenizer(recipe, model_path)
     notes.append(templates.apply(recipe.template, tokenizer, recipe.allow_other_template))
     models.require_rows(tokenizer, models.embedding_rows(model_path), model_path)
@@ -172,7 +173,7 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
         for note in filter(None, notes):
             print(note)
     with args.main_process_first():
-        datasets = rows.splits(recipe, tokenizer)
+        datasets = dataset.splits(recipe, tokenizer)
     if args.eval_strategy != "no" and datasets[1] is None:
         raise fail("train_no_validation", where="eval_strategy")
     about = fingerprints(recipe, model_path, datasets)
@@ -183,7 +184,7 @@ def fingerprints(recipe: Recipe, model_path: str, datasets: tuple[Dataset, Datas
     """Return the digests that have to be the same for a run to be reused or resumed."""
     return {
         "recipe": fingerprint(recipes.decisive(recipe)),
-        "data": rows.digests(datasets),
+        "data": dataset.digests(datasets),
         "model": model_fingerprint(Path(model_path)),
     }
 
@@ -254,7 +255,7 @@ def open_folder(job: Job, start: Start, model: nn.Module) -> None:
         if start.resume is None:
             clear(job.folder, own_manifest(job.folder))
         # The manifest first: it says whose files the others are.
-        checkpoint.write_json(job.folder / checkpoint.MANIFEST, record(job, start.run_id) | {"finished": False})
+        manifests.write_json(job.folder / manifests.MANIFEST, record(job, start.run_id) | {"finished": False})
         recipes.write(job.recipe, job.folder / RECIPE)
         forget_stop(job)
         if job.recipe.pissa_init and not (job.folder / PISSA_START).exists():
@@ -276,7 +277,7 @@ def go_on(job: Job, run_id: str) -> Start:
         for path, reason in skipped:
             print(f"{path}: skipped, {reason}")
         if found:
-            print(f"{job.folder}: an unfinished run; going on from step {checkpoint.step_of(found)}")
+            print(f"{job.folder}: an unfinished run; going on from step {saved_weights.step_of(found)}")
         else:
             print(f"{job.folder}: an unfinished run without a checkpoint to go on from; starting over")
     return Start(run_id, found)
@@ -292,18 +293,18 @@ def named_checkpoint(job: Job, manifest: dict[str, Any], path: Path, changed: st
     reason = reason or checkpoint.resume_problem(path, {"run_id": manifest.get("run_id")})
     if reason:
         raise fail("checkpoint_not_ours", where=str(path), reason=reason)
-    print(f"{path}: going on from step {checkpoint.step_of(path)}" + (f" with {changed}" if changed else ""))
+    print(f"{path}: going on from step {saved_weights.step_of(path)}" + (f" with {changed}" if changed else ""))
     return path
 
 
 def clear(folder: Path, manifest: dict[str, Any] | None) -> None:
     """Remove what an earlier run wrote into the folder: its files, and the checkpoints that carry its id."""
     run_id = (manifest or {}).get("run_id")
-    for path in checkpoint.checkpoints(folder):
-        if run_id and (checkpoint.read_manifest(path) or {}).get("run_id") == run_id:
+    for path in saved_weights.checkpoints(folder):
+        if run_id and (manifests.read_manifest(path) or {}).get("run_id") == run_id:
             shutil.rmtree(path)
     # The manifest stays until the next one takes its place: the folder still says whose files these are.
-    for name in (name for name in OWN_FILES if manifest and name not in (checkpoint.MANIFEST, watch.STOP)):
+    for name in (name for name in OWN_FILES if manifest and name not in (manifests.MANIFEST, watch.STOP)):
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
@@ -313,7 +314,7 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     # Before the model: a new head, and the thin matrices, are drawn from this seed.
     set_seed(job.args.seed)
     device.fit_output_layer(job.machine, job.recipe.shortcuts)
-    model = stages.prepare_model(job.recipe, stages.load_model(job.recipe, job.model_path, job.machine), job.machine)
+    model = build.prepare_model(job.recipe, build.load_model(job.recipe, job.model_path, job.machine), job.machine)
     if job.recipe.stage != "rm":
         # A base model's eos may be another token than the one that its new chat template ends answers with.
         model.generation_config.eos_token_id = evaluate.end_ids(model, job.tokenizer)
@@ -322,7 +323,7 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     keeper = watch.Keeper(job.folder, about, job.recipe.training.get("save_total_limit"))
     begin = watch.Begin(partial(open_folder, job, start))
     watchers = [begin, watch.Log(job.folder / LOG), watch.Guard(), stop, *early_stop(job), *extra, keeper]
-    trainer = stages.build_trainer(job.recipe, model, job.args, job.tokenizer, job.datasets, watchers)
+    trainer = build.build_trainer(job.recipe, model, job.args, job.tokenizer, job.datasets, watchers)
     if job.recipe.quantization_bit:
         device.lift_adapters(trainer.model, job.machine)
     if quiet:
@@ -339,7 +340,7 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
             metrics = trainer.train(resume_from_checkpoint=str(start.resume) if start.resume else None).metrics
     history = watch.rows_of(trainer.state.log_history)
     metrics |= {"train_loss": mean_loss(history), "train_seconds": time.monotonic() - started}
-    metrics |= {"resumed_from_step": checkpoint.step_of(start.resume)} if start.resume else {}
+    metrics |= {"resumed_from_step": saved_weights.step_of(start.resume)} if start.resume else {}
     if stop.stopped_at is not None:
         print(f"{job.folder}: stopped at step {stop.stopped_at} and saved; the same command goes on from there")
         return Run(job.folder, metrics, reused=False, stopped_at=stop.stopped_at)
@@ -364,7 +365,7 @@ def refuse_untrained(trainer: Trainer) -> None:
 def complete(path: Path, start: Start, job: Job) -> bool:
     """Say whether a checkpoint is the run's last: Trainer would take one step too many from it."""
     state = TrainerState.load_from_json(str(path / "trainer_state.json"))
-    manifest = checkpoint.read_manifest(path) or {}
+    manifest = manifests.read_manifest(path) or {}
     return state.global_step >= state.max_steps and manifest.get("recipe") == job.about["recipe"]
 
 
@@ -394,10 +395,10 @@ def finish(job: Job, trainer: Trainer, metrics: dict[str, float], run_id: str) -
     if not watch.all_finite(watch.trained(trainer.model)):
         raise fail("train_broken", where=str(job.folder), exit_code=1, name="a trained weight")
     weights = job.folder / ("adapter" if job.recipe.finetuning_type == "lora" else "model")
-    partial = job.folder / f"{checkpoint.PARTIAL}{weights.name}"
+    partial = job.folder / f"{manifests.PARTIAL}{weights.name}"
     with watch.writing(weights, job.folder):
         save_weights(job, trainer, partial)
-        checkpoint.write_manifest(partial, {"run_id": run_id})
+        manifests.write_manifest(partial, {"run_id": run_id})
         if weights.exists():
             shutil.rmtree(weights)
         partial.rename(weights)
@@ -407,8 +408,8 @@ def finish(job: Job, trainer: Trainer, metrics: dict[str, float], run_id: str) -
 
             plots.save_loss(watch.rows_of(trainer.state.log_history), job.folder / PICTURE)
         (job.folder / CARD).write_text(card(job, trainer, metrics), encoding="utf-8")
-        checkpoint.write_json(job.folder / METRICS, metrics)
-        checkpoint.write_json(job.folder / checkpoint.MANIFEST, record(job, run_id) | {"finished": True})
+        manifests.write_json(job.folder / METRICS, metrics)
+        manifests.write_json(job.folder / manifests.MANIFEST, record(job, run_id) | {"finished": True})
 
 
 def save_weights(job: Job, trainer: Trainer, folder: Path) -> None:

@@ -60,7 +60,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, TextStreamer, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from ftlab import checks, device, models, plots, shortcuts, tokens
+from ftlab import checks, cpu, device, models, plots, tokens
 from ftlab.apps import course
 
 # %% [markdown] id="parameters-why"
@@ -270,7 +270,7 @@ print(f"general: {general_before:.0%} of {len(general_questions)} questions")
 # %% id="lora"
 peft_config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
 model = get_peft_model(model, peft_config)
-shortcuts.install(model)  # on a CPU: the same numbers, sooner (what rows begin with in common is read once)
+cpu.install(model)  # on a CPU: the same numbers, sooner (what rows begin with in common is read once)
 model.print_trainable_parameters()
 
 # %% [markdown] id="config-why"

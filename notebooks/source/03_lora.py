@@ -64,7 +64,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from ftlab import checks, device, evaluate, models, plots, shortcuts
+from ftlab import checks, cpu, device, evaluate, models, plots
 from ftlab.apps import course
 from ftlab.apps.board.train_panel import TrainPanel
 
@@ -117,7 +117,7 @@ model_path = models.fetch(model_name)
 model = AutoModelForCausalLM.from_pretrained(
     model_path, dtype=dtype, attn_implementation=attention, device_map="cuda" if on_gpu else "cpu"
 )
-shortcuts.install(model)  # on a CPU: the same numbers, sooner (what rows begin with in common is read once)
+cpu.install(model)  # on a CPU: the same numbers, sooner (what rows begin with in common is read once)
 tokenizer = AutoTokenizer.from_pretrained(model_path)
 
 

@@ -68,7 +68,8 @@ from trl import SFTConfig, SFTTrainer
 
 from ftlab import checks, device, models
 from ftlab.apps import course
-from ftlab.runs import export, recipe
+from ftlab.recipe import read as recipes
+from ftlab.runs import export
 from ftlab.runs import gguf as gguf_file
 
 gc.freeze()  # what the imports made, half a million objects, is left out of every later garbage collection
@@ -571,7 +572,7 @@ settings = {
     "export_size": 5,
     "export_dtype": "bfloat16",
 }
-export.export(recipe.load(settings))
+export.export(recipes.load(settings))
 print(Path("runs/08_merge_export/exported/README.md").read_text())
 
 # %% [markdown] id="exercise-size-why"

@@ -70,7 +70,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Stat
 
 from ftlab import checks, device, models
 from ftlab.apps import course
-from ftlab.runs import fastest
+from ftlab.runs import pick_engine
 
 gc.freeze()  # what the imports made, half a million objects, is left out of every later garbage collection
 
@@ -559,7 +559,7 @@ assert behind.max() < 0.3  # each token is the likeliest, or one that rounding c
 # **运行前先猜：** 四位只读八位一半的字节。`int4` 会比 `int8` 快一倍吗？
 
 # %% id="engines"
-rows = fastest.compare(model, tokenizer, new_tokens=max_new_tokens)
+rows = pick_engine.compare(model, tokenizer, new_tokens=max_new_tokens)
 rates = {row.name: row.tokens_per_second for row in rows}
 plain_tokens_per_second, best_tokens_per_second = rates["huggingface"], max(rates.values())
 

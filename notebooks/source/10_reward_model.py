@@ -66,7 +66,7 @@ from trl import RewardConfig, RewardTrainer
 
 from ftlab import checks, device, evaluate, models
 from ftlab.apps import course
-from ftlab.apps.board import label
+from ftlab.apps.board import label_panel
 
 gc.freeze()  # what the imports made, half a million objects, is left out of every later garbage collection
 
@@ -140,9 +140,11 @@ def rule(question, left, right):
 
 
 # %% id="rate"
-pile = label.Labels([(x["instruction"], x["chosen"], x["rejected"]) for x in pairs[:8]], "mine", "runs/10_reward_model")
+pile = label_panel.Labels(
+    [(x["instruction"], x["chosen"], x["rejected"]) for x in pairs[:8]], "mine", "runs/10_reward_model"
+)
 if i_rate:
-    display(label.panel(pile))
+    display(label_panel.panel(pile))
 else:
     print(pile.rate(rule), "preferences in", pile.path)
 

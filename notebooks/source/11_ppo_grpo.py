@@ -63,7 +63,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer
 
-from ftlab import checks, device, models, shortcuts
+from ftlab import checks, cpu, device, models
 from ftlab.apps import course
 from ftlab.runs import ppo
 
@@ -347,7 +347,7 @@ logs, seconds, replies = {}, {}, {"before": answers_before}
 
 # %% id="ppo-train"
 policy_model = get_peft_model(load_model(), peft_config)
-shortcuts.install(policy_model)  # on a CPU: the same numbers in half the time
+cpu.install(policy_model)  # on a CPU: the same numbers in half the time
 ppo_args = ppo.PPOConfig(
     output_dir="runs/11_ppo_grpo/ppo",
     max_steps=2 * ppo_batches,
@@ -394,13 +394,13 @@ def train(trainer):
 # %% id="grpo-train"
 grpo_args = GRPOConfig(output_dir="runs/11_ppo_grpo/grpo", max_steps=grpo_batches, loss_type="grpo", **grpo_settings)
 grpo = prepare(GRPOTrainer, grpo_args, right_and_brief)
-shortcuts.install(grpo.model)
+cpu.install(grpo.model)
 logs["GRPO"], seconds["GRPO"], replies["GRPO"] = train(grpo)
 
 # %% id="rloo-train"
 rloo_args = RLOOConfig(output_dir="runs/11_ppo_grpo/rloo", max_steps=side_batches, **grpo_settings)
 rloo = prepare(RLOOTrainer, rloo_args, right_and_brief)
-shortcuts.install(rloo.model)
+cpu.install(rloo.model)
 logs["RLOO"], seconds["RLOO"], replies["RLOO"] = train(rloo)
 
 # %% [markdown] id="curves-why"
@@ -475,7 +475,7 @@ hack_args = GRPOConfig(
     output_dir="runs/11_ppo_grpo/hack", max_steps=2 * side_batches, loss_type="grpo", **grpo_settings
 )
 hacked = prepare(GRPOTrainer, hack_args, only_brief)
-shortcuts.install(hacked.model)
+cpu.install(hacked.model)
 hack_log, _, replies["hacked"] = train(hacked)
 hack_curve = curve(hack_log, ("reward",))
 print(f"training reward {hack_curve[0]:.2f} -> {hack_curve[-1]:.2f}")
@@ -539,7 +539,7 @@ judged_args = GRPOConfig(
     output_dir="runs/11_ppo_grpo/judged", max_steps=side_batches, loss_type="grpo", **grpo_settings
 )
 judged = prepare(GRPOTrainer, judged_args, judge)
-shortcuts.install(judged.model)
+cpu.install(judged.model)
 judged_log, _, replies["judged"] = train(judged)
 judged_curve = curve(judged_log, ("reward",))
 print(f"the judge's reward {judged_curve[0]:.2f} -> {judged_curve[-1]:.2f}")

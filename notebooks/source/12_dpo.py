@@ -72,7 +72,7 @@ from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, Rewa
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
-from ftlab import checks, device, evaluate, memory, models, plots, shortcuts
+from ftlab import checks, cpu, device, evaluate, memory, models, plots
 from ftlab.apps import course
 
 gc.freeze()  # what the imports made, half a million objects, is left out of every later garbage collection
@@ -333,7 +333,7 @@ def prepare(trainer_class, args, dataset):
 
 started = time.perf_counter()
 trainer = prepare(DPOTrainer, training_args, train_dataset)
-shortcuts.install(trainer.model)  # on a CPU: the prompt of a pair is read once; the same numbers, sooner
+cpu.install(trainer.model)  # on a CPU: the prompt of a pair is read once; the same numbers, sooner
 trainer.train()
 train_seconds = time.perf_counter() - started
 policy_model = trainer.model
@@ -564,7 +564,7 @@ for name, (trainer_class, args) in family.items():
 
 # %% id="family-shortcuts"
 for trainer in trainers.values():
-    shortcuts.install(trainer.model)
+    cpu.install(trainer.model)
 
 # %% id="family-run"
 table = []
@@ -628,7 +628,7 @@ print(length_pairs[0]["chosen"], length_pairs[0]["rejected"], sep="\n")
 
 # %% id="break-train"
 run = prepare(DPOTrainer, training_args, length_dataset)
-shortcuts.install(run.model)
+cpu.install(run.model)
 run.train()
 answers_hurried = answers(run.model)
 last = [row for row in run.state.log_history if "loss" in row][-1]

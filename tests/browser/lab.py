@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from ftlab.apps.board import serve
+from ftlab.apps.board import voila_server
 
 TOKEN = "only-for-these-tests"
 SETTINGS = {
@@ -33,7 +33,7 @@ def lab(root: Path, private_folder: Path) -> Iterator[str]:
         path = private_folder / "settings" / f"{name}.jupyterlab-settings"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(values))
-    port = serve.free("127.0.0.1", 0)
+    port = voila_server.free("127.0.0.1", 0)
     command = [
         sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ServerApp.ip=127.0.0.1",
         f"--ServerApp.port={port}", "--ServerApp.port_retries=0", f"--IdentityProvider.token={TOKEN}",
@@ -46,7 +46,7 @@ def lab(root: Path, private_folder: Path) -> Iterator[str]:
             command, stdout=output, stderr=output, env=os.environ | private(private_folder), start_new_session=True
         )
     try:
-        serve.wait_for(f"http://127.0.0.1:{port}/api/status?token={TOKEN}", process, log)
+        voila_server.wait_for(f"http://127.0.0.1:{port}/api/status?token={TOKEN}", process, log)
         yield f"http://127.0.0.1:{port}"
     finally:
-        serve.end(process)
+        voila_server.end(process)

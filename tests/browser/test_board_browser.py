@@ -34,7 +34,7 @@ from lab import TOKEN, lab, private
 
 from ftlab import embedded
 from ftlab.apps import notebooks
-from ftlab.apps.board import fields, jobs, past, serve
+from ftlab.apps.board import controls, curves, training_job, voila_server
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -55,7 +55,7 @@ def place(tmp_path, monkeypatch):
     # Tests that run lessons leave it behind.
     monkeypatch.delenv("FTLAB_HEADLESS", raising=False)
     yield folder
-    if left := jobs.living_under(folder / "runs"):
+    if left := training_job.living_under(folder / "runs"):
         psutil.Process(left.pid).kill()
 
 
@@ -79,14 +79,14 @@ def kept(page, name):
 
 def losses(folder):
     """Return the losses of a run's log; its steps have to be 1, 2, 3 ... without a gap."""
-    rows = past.rows_in(folder)
+    rows = curves.rows_in(folder)
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)), "steps were lost or done twice"
     return [row["loss"] for row in rows]
 
 
 def uninterrupted(values, path):
     """Train a recipe from its command, in a process that has as many threads as the kernel had."""
-    path.write_text(fields.yaml_lines(values))
+    path.write_text(controls.yaml_lines(values))
     subprocess.run([sys.executable, "-m", "ftlab", "train", str(path)], check=True, capture_output=True)
 
 
@@ -152,7 +152,7 @@ def test_lesson_03_in_jupyterlab(place, tmp_path, monkeypatch):
         until(lambda: state(page) == "done", 120, "it goes on to the end")
         shot(page, "lab_done", ".ft-plot")
         shot(page, "lab_knobs", ".ft-lora_rank")
-    values = past.settings(folder)
+    values = curves.settings(folder)
     assert (values["lora_rank"], values["max_steps"]) == (64, steps)
     uninterrupted(values | {"output_dir": "runs/whole"}, place / "whole.yaml")
     assert losses(folder) == losses(place / "runs" / "whole"), "as if it had never been stopped"
@@ -224,10 +224,10 @@ def take_the_quiz(page):
 
 def test_the_page_of_ftlab_board(place, values, tmp_path):
     path = place / "tiny.yaml"
-    path.write_text(fields.yaml_lines(values | {"max_steps": 20_000}))
+    path.write_text(controls.yaml_lines(values | {"max_steps": 20_000}))
     folder = place / "runs" / "tiny"
     with (
-        serve.serving(str(path), lang="zh", environment=private(tmp_path / "private")) as served,
+        voila_server.serving(str(path), lang="zh", environment=private(tmp_path / "private")) as served,
         browser() as page,
         kept(page, "page"),
     ):
@@ -240,7 +240,7 @@ def test_the_page_of_ftlab_board(place, values, tmp_path):
         turn_a_knob(page)
         press(page, "start")
         until(lambda: step(page) >= 5, 90, "training is on its way")
-        pid = json.loads((folder / jobs.JOB).read_text())["pid"]
+        pid = json.loads((folder / training_job.JOB).read_text())["pid"]
         shot(page, "page_running")
         opened(page, served.url)
         until(lambda: step(page) >= 10, 60, "the page finds its training after a reload")
@@ -252,13 +252,13 @@ def test_the_page_of_ftlab_board(place, values, tmp_path):
         opened(page, served.url)
         # What the page said while its kernel died is about that.
         page.problems.clear()
-        at = len(past.rows_in(folder))
+        at = len(curves.rows_in(folder))
         until(lambda: step(page) > at, 60, "the page finds its training after the kernel's death")
         shot(page, "page_attached")
         press(page, "stop")
         until(lambda: state(page) == "stopped", 60, "it stops")
         stopped = len(losses(folder))
-        assert (folder / f"checkpoint-{stopped}").is_dir() and jobs.living(folder) is None
+        assert (folder / f"checkpoint-{stopped}").is_dir() and training_job.living(folder) is None
         page.get_by_role("tab", name="数据").click()
         until(lambda: page.locator(".ft-tokens span").count() > 10, 20, "a row is shown token by token")
         shot(page, "page_data")

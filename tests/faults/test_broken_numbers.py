@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Trainer
 
+from ftlab import saved_weights
 from ftlab.errors import LabError
-from ftlab.runs import checkpoint, recipe, train
+from ftlab.recipe import read as recipes
+from ftlab.runs import train
 
 
 def tensors(value: object) -> Iterator[torch.Tensor]:
@@ -49,18 +51,18 @@ def test_broken_base_weights(tiny_recipe, tmp_path, finetuning_type, value):
     poisoned(base, "layers.0.mlp.down_proj", value)
     values = tiny_recipe | {"model_name_or_path": str(base), "finetuning_type": finetuning_type}
     with pytest.raises(LabError, match="step 1") as error:
-        train.train(recipe.load(values))
+        train.train(recipes.load(values))
     folder = Path(values["output_dir"])
     assert error.value.exit_code == 1 and not broken_files(folder)
     assert not (folder / "adapter").exists() and not (folder / "model").exists()
 
 
 def test_a_broken_adapter_to_go_on_from(tiny_recipe, tmp_path):
-    first = train.train(recipe.load(tiny_recipe))
+    first = train.train(recipes.load(tiny_recipe))
     poisoned(first.weights, "lora_B", float("nan"))
     values = tiny_recipe | {"adapter_name_or_path": str(first.weights), "output_dir": str(tmp_path / "second")}
     with pytest.raises(LabError, match="step 1") as error:
-        train.train(recipe.load(values))
+        train.train(recipes.load(values))
     assert error.value.exit_code == 1 and not broken_files(tmp_path / "second")
 
 
@@ -83,27 +85,27 @@ def test_a_number_breaks_during_training(tiny_recipe, monkeypatch, step, where):
 
     monkeypatch.setattr(Trainer, "training_step", training_step)
     with pytest.raises(LabError, match=f"step ({step}|{step + 1})") as error:
-        train.train(recipe.load(tiny_recipe | {"logging_steps": 1}))
+        train.train(recipes.load(tiny_recipe | {"logging_steps": 1}))
     folder = Path(tiny_recipe["output_dir"])
     assert error.value.exit_code == 1 and not broken_files(folder) and not (folder / "adapter").exists()
     # The saves before it are whole, and the run goes on from the newest of them.
     monkeypatch.setattr(Trainer, "training_step", whole)
-    saved = sorted(path.name for path in folder.glob(f"{checkpoint.PREFIX}*"))
-    assert saved == [f"{checkpoint.PREFIX}{n}" for n in (2, 4) if n < step]
-    assert not train.train(recipe.load(tiny_recipe | {"logging_steps": 1})).reused
+    saved = sorted(path.name for path in folder.glob(f"{saved_weights.PREFIX}*"))
+    assert saved == [f"{saved_weights.PREFIX}{n}" for n in (2, 4) if n < step]
+    assert not train.train(recipes.load(tiny_recipe | {"logging_steps": 1})).reused
 
 
 @pytest.mark.parametrize("value", [".nan", ".inf", "-.inf", "1e400"])
 def test_a_learning_rate_that_is_no_number_is_refused(tiny_recipe, value):
     with pytest.raises(LabError, match=r"finite|between|cannot be") as error:
-        recipe.load(tiny_recipe, [f"learning_rate={value}"])
+        recipes.load(tiny_recipe, [f"learning_rate={value}"])
     assert error.value.exit_code == 2
 
 
 def test_a_learning_rate_that_explodes(tiny_recipe):
     values = tiny_recipe | {"learning_rate": 1e5, "lr_scheduler_type": "constant", "max_grad_norm": 0}
     try:
-        train.train(recipe.load(values))
+        train.train(recipes.load(values))
     except LabError as error:
         assert error.exit_code == 1
     assert not broken_files(Path(values["output_dir"]))

@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from ftlab.runs import checkpoint, recipe, train
+from ftlab import manifests
+from ftlab.recipe import read as recipes
+from ftlab.runs import checkpoint, train
 
 STATE_FILES = ("adapter_model.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json")
 
@@ -41,7 +43,7 @@ def two_runs(tiny_model_dir, tiny_rows, tmp_path_factory):
     place = tmp_path_factory.mktemp("two_runs")
     for name, seed in (("run", 42), ("other", 7)):
         values = tiny.make_recipe(tiny_model_dir, tiny_rows, place / name) | {"seed": seed, "save_total_limit": 9}
-        train.train(recipe.load(values))
+        train.train(recipes.load(values))
     return place
 
 
@@ -51,8 +53,8 @@ def cut_short(place: Path, target: Path) -> Path:
     folder = target / "run"
     for name in ("adapter", "checkpoint-6"):
         shutil.rmtree(folder / name)
-    manifest = checkpoint.read_manifest(folder) | {"finished": False}
-    checkpoint.write_json(folder / "manifest.json", manifest)
+    manifest = manifests.read_manifest(folder) | {"finished": False}
+    manifests.write_json(folder / "manifest.json", manifest)
     return folder
 
 
@@ -69,7 +71,7 @@ def test_a_damaged_checkpoint_is_passed_over(two_runs, tiny_model_dir, tiny_rows
         assert damage is swapped and file == "scheduler.pt"
         bit_flip(folder / "checkpoint-4" / file)
     values = tiny.make_recipe(tiny_model_dir, tiny_rows, folder) | {"seed": 42, "save_total_limit": 9}
-    done = train.train(recipe.load(values))
+    done = train.train(recipes.load(values))
     said = capsys.readouterr().out
     assert f"checkpoint-4: skipped, {file}" in said and "going on from step 2" in said
     weights = "adapter/adapter_model.safetensors"
@@ -81,7 +83,7 @@ def test_a_damaged_checkpoint_is_passed_over(two_runs, tiny_model_dir, tiny_rows
 def test_a_damaged_manifest_is_a_save_that_was_cut_short(two_runs, tmp_path, damage):
     folder = cut_short(two_runs, tmp_path / "copy")
     damage(folder / "checkpoint-4" / "manifest.json")
-    run_id = checkpoint.read_manifest(folder)["run_id"]
+    run_id = manifests.read_manifest(folder)["run_id"]
     found, skipped = checkpoint.find_resume(folder, {"run_id": run_id})
     assert found == folder / "checkpoint-2" and "no readable manifest" in skipped[0].reason
 
@@ -92,6 +94,6 @@ def test_a_whole_checkpoint_of_another_run_is_not_taken(two_runs, tiny_model_dir
     folder = cut_short(two_runs, tmp_path / "copy")
     shutil.copytree(two_runs / "other" / "checkpoint-6", folder / "checkpoint-6")
     values = tiny.make_recipe(tiny_model_dir, tiny_rows, folder) | {"seed": 42, "save_total_limit": 9}
-    train.train(recipe.load(values))
+    train.train(recipes.load(values))
     said = capsys.readouterr().out
     assert "checkpoint-6: skipped, its run_id is another one" in said and "going on from step 4" in said

@@ -57,12 +57,12 @@ def train(values: dict[str, Any], log: Path) -> None:
         os.dup2(file.fileno(), 2)
     import torch
 
-    from ftlab.runs import recipe
+    from ftlab.recipe import read as recipes
     from ftlab.runs.train import train as run
 
     torch.set_num_threads(1)
     try:
-        run(recipe.load(values))
+        run(recipes.load(values))
     except BaseException:
         sys.excepthook(*sys.exc_info())
         sys.stderr.flush()

@@ -10,7 +10,8 @@ import torch
 
 from ftlab import models
 from ftlab.errors import LabError
-from ftlab.runs import chat, recipe, train
+from ftlab.recipe import read as recipes
+from ftlab.runs import chat, train
 
 PICKLED = (
     "pytorch_model.bin",
@@ -51,7 +52,7 @@ def put(path: Path, sign: Path) -> None:
 def attempt(values: dict) -> LabError | None:
     """Train; return the error a user would see, if there is one."""
     try:
-        train.train(recipe.load(values))
+        train.train(recipes.load(values))
     except LabError as error:
         return error
     return None
@@ -78,7 +79,7 @@ def test_in_a_model_folder(tiny_recipe, tmp_path, sign, name, instead):
 
 @pytest.mark.parametrize("name", ["adapter_model.bin", "adapter_model.pt", "pytorch_model.bin"])
 def test_in_an_adapter_folder(tiny_recipe, tmp_path, sign, name):
-    first = train.train(recipe.load(tiny_recipe))
+    first = train.train(recipes.load(tiny_recipe))
     adapter = shutil.copytree(first.weights, tmp_path / "adapter")
     (adapter / "adapter_model.safetensors").unlink()
     put(adapter / name, sign)
@@ -91,7 +92,7 @@ def test_in_an_adapter_folder(tiny_recipe, tmp_path, sign, name):
 
 @pytest.mark.parametrize("name", STATES)
 def test_in_a_checkpoint(tiny_recipe, sign, name):
-    folder = train.train(recipe.load(tiny_recipe)).folder
+    folder = train.train(recipes.load(tiny_recipe)).folder
     shutil.rmtree(folder / "adapter")
     newest = folder / "checkpoint-6"
     put(newest / name, sign)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from ftlab.apps import cli
 from ftlab.errors import LabError
-from ftlab.runs import keys, recipe
+from ftlab.recipe import keys
+from ftlab.recipe import read as recipes
 
 CASES = os.environ.get("FTLAB_CASES")
 SECRET = "a-secret-of-the-environment"
@@ -42,7 +43,7 @@ PIECES = [
     "stage: ppoo", "deepspeed: /etc/passwd", "trust_remote_code: true",
 ]  # fmt: skip
 NAMES = st.sampled_from(
-    sorted(recipe.known()) + sorted(keys.RENAMED) + sorted(keys.DROPPED) + sorted(keys.OUT_OF_REACH)
+    sorted(recipes.known()) + sorted(keys.RENAMED) + sorted(keys.DROPPED) + sorted(keys.OUT_OF_REACH)
 )
 VALUES = st.one_of(st.sampled_from(PIECES), st.text(max_size=20), st.floats().map(str), st.integers().map(str))
 
@@ -73,7 +74,7 @@ def mutated(draw: st.DrawFn) -> str:
 def verdict(path: Path) -> str:
     """Return "" for a recipe that is taken, or the message that refuses it; anything else is raised."""
     try:
-        recipe.check(path)
+        recipes.check(path)
         return ""
     except LabError as error:
         assert error.exit_code == 2

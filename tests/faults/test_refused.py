@@ -11,10 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from ftlab import models
+from ftlab import models, saved_weights
 from ftlab.apps import cli
 from ftlab.errors import LabError
-from ftlab.runs import chat, checkpoint, export, needs, recipe, score, target, train
+from ftlab.recipe import memory_needs
+from ftlab.recipe import read as recipes
+from ftlab.runs import chat, checkpoint, evaluation, export, target, train
 
 ROOT = Path(__file__).parents[2]
 
@@ -98,7 +100,7 @@ def test_a_broken_model_is_one_line_for_training_and_for_chat(broken, tiny_recip
     damage, words = BROKEN[name]
     folder = broken(damage)
     values = tiny_recipe | {"model_name_or_path": str(folder), "output_dir": str(tmp_path / "a" / "b")}
-    for action in (lambda: train.train(recipe.load(values)), lambda: chat.load(str(folder))):
+    for action in (lambda: train.train(recipes.load(values)), lambda: chat.load(str(folder))):
         said = refusal(action)
         assert words in said and str(folder) in said
     assert not (tmp_path / "a").exists(), "a refused run left a folder"
@@ -109,11 +111,11 @@ def test_a_broken_model_is_one_line_for_every_other_verb(broken, tiny_recipe, tm
     damage, words = BROKEN[name]
     folder = broken(damage)
     values = tiny_recipe | {"model_name_or_path": str(folder), "export_dir": str(tmp_path / "a" / "b")}
-    own = recipe.load(values | {"output_dir": None})
+    own = recipes.load(values | {"output_dir": None})
     assert words in refusal(lambda: export.export(own)) and not (tmp_path / "a").exists()
-    assert words in refusal(lambda: score.score(own))
+    assert words in refusal(lambda: evaluation.score(own))
     if "config" in name or "code" in name:
-        assert words in refusal(lambda: needs.sizes(str(folder)))
+        assert words in refusal(lambda: memory_needs.sizes(str(folder)))
     assert cli.main(["data", "show", own.dataset, "--model", str(folder)]) == 2
 
 
@@ -137,17 +139,17 @@ def test_code_of_a_model_runs_only_where_it_is_trusted(with_code, tiny_recipe, t
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked on stdin"))
     values = tiny_recipe | {"model_name_or_path": str(folder), "max_steps": 1}
     for action in (
-        lambda: train.train(recipe.load(values)),
-        lambda: train.check(recipe.load(values)),
+        lambda: train.train(recipes.load(values)),
+        lambda: train.check(recipes.load(values)),
         lambda: chat.load(str(folder)),
-        lambda: export.export(recipe.load(values | {"output_dir": None, "export_dir": str(tmp_path / "out")})),
-        lambda: score.score(recipe.load(values | {"output_dir": None})),
-        lambda: needs.sizes(str(folder)),
+        lambda: export.export(recipes.load(values | {"output_dir": None, "export_dir": str(tmp_path / "out")})),
+        lambda: evaluation.score(recipes.load(values | {"output_dir": None})),
+        lambda: memory_needs.sizes(str(folder)),
         lambda: models.load_tokenizer(folder),
     ):
         assert "trust_remote_code" in refusal(action) and not sign.exists()
     assert cli.main(["data", "check", tiny_recipe["dataset"], "--model", str(folder)]) == 2 and not sign.exists()
-    trusted = recipe.load(values | {"trust_remote_code": True})
+    trusted = recipes.load(values | {"trust_remote_code": True})
     assert train.train(trusted).stopped_at is None and sign.exists()
     assert chat.load(str(folder), trust_remote_code=True)[0].config.model_type == "own"
 
@@ -184,7 +186,7 @@ def test_no_place_of_somebody_elses_is_written_to(tiny_recipe, tmp_path, monkeyp
     values = tiny_recipe | {"dataset": "data/sft.json", "model_name_or_path": "model", "output_dir": None, key: place}
     before = snapshot(home)
     action = train.train if key == "output_dir" else export.export
-    refusal(lambda: action(recipe.load(values)))
+    refusal(lambda: action(recipes.load(values)))
     assert snapshot(home) == before
 
 
@@ -211,20 +213,20 @@ LATE = {
 @pytest.mark.parametrize("name", LATE)
 def test_a_refused_run_leaves_no_folder_and_changes_nothing_in_one(tiny_recipe, tmp_path, name):
     new = tmp_path / "runs" / "deep" / "run"
-    refusal(lambda: train.train(recipe.load(tiny_recipe | LATE[name] | {"output_dir": str(new)})))
+    refusal(lambda: train.train(recipes.load(tiny_recipe | LATE[name] | {"output_dir": str(new)})))
     assert not (tmp_path / "runs").exists()
     empty = tmp_path / "empty"
     empty.mkdir()
-    refusal(lambda: train.train(recipe.load(tiny_recipe | LATE[name] | {"output_dir": str(empty)})))
+    refusal(lambda: train.train(recipes.load(tiny_recipe | LATE[name] | {"output_dir": str(empty)})))
     assert list(empty.iterdir()) == []
 
 
 def test_a_refused_replacement_leaves_the_run_that_was_there(tiny_recipe, tmp_path):
-    first = train.train(recipe.load(tiny_recipe | {"max_steps": 2}))
+    first = train.train(recipes.load(tiny_recipe | {"max_steps": 2}))
     before = snapshot(first.folder)
     for change in ({"lr_scheduler_kwargs": {"nonsense": 1}}, {"lora_target": "nobody"}, {"learning_rate": 1e-3}):
         fresh = "learning_rate" not in change
-        refusal(lambda change=change, fresh=fresh: train.train(recipe.load(tiny_recipe | change), fresh=fresh))
+        refusal(lambda change=change, fresh=fresh: train.train(recipes.load(tiny_recipe | change), fresh=fresh))
         assert snapshot(first.folder) == before, change
 
 
@@ -233,7 +235,7 @@ def test_a_folder_with_another_tools_manifest_is_not_a_run(tiny_recipe, tmp_path
     (folder / "model").mkdir(parents=True)
     (folder / "manifest.json").write_text('{"name": "a web page"}')
     before = snapshot(folder)
-    assert "files that" in refusal(lambda: train.train(recipe.load(tiny_recipe), fresh=True))
+    assert "files that" in refusal(lambda: train.train(recipes.load(tiny_recipe), fresh=True))
     assert snapshot(folder) == before
 
 
@@ -246,7 +248,7 @@ def test_a_lock_that_nothing_began_under_is_removed(tmp_path):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_reward_model_on_a_quantized_base_trains(tiny_recipe, tiny_rows, bits):
     pairs = {"stage": "rm", "dataset": str(tiny_rows / "preference.json"), "max_steps": 1}
-    done = train.train(recipe.load(tiny_recipe | pairs | {"quantization_bit": bits}))
+    done = train.train(recipes.load(tiny_recipe | pairs | {"quantization_bit": bits}))
     assert done.metrics["train_loss"] > 0
 
 
@@ -254,7 +256,7 @@ def test_a_reward_model_on_a_quantized_base_trains(tiny_recipe, tiny_rows, bits)
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, "STOP"], ids=["Ctrl-C", "SIGTERM", "STOP"])
 def test_a_stopped_run_has_saved_and_its_exit_code_says_so(tiny_recipe, tmp_path, how):
     values = tiny_recipe | {"max_steps": 2000, "save_steps": 1000}
-    recipe.write(recipe.load(values), tmp_path / "r.yaml")
+    recipes.write(recipes.load(values), tmp_path / "r.yaml")
     command = [sys.executable, "-m", "ftlab", "train", str(tmp_path / "r.yaml")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -264,4 +266,4 @@ def test_a_stopped_run_has_saved_and_its_exit_code_says_so(tiny_recipe, tmp_path
     (tmp_path / "run" / "STOP").touch() if how == "STOP" else run.send_signal(how)
     said = run.communicate()[0]
     assert run.returncode == 130 and "Traceback" not in said and "saved" in said
-    assert checkpoint.checkpoints(tmp_path / "run")
+    assert saved_weights.checkpoints(tmp_path / "run")

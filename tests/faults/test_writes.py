@@ -12,8 +12,10 @@ import peft.peft_model
 import pytest
 import torch
 
+from ftlab import manifests, saved_weights
 from ftlab.errors import LabError
-from ftlab.runs import checkpoint, recipe, train
+from ftlab.recipe import read as recipes
+from ftlab.runs import train
 
 
 class Disk:
@@ -85,25 +87,25 @@ def failing(folder: Path, at: int | None, number: int = errno.ENOSPC):
 
 def good_steps(folder: Path) -> list[int]:
     """Return the steps of the checkpoints that verify."""
-    run_id = (checkpoint.read_manifest(folder) or {}).get("run_id")
+    run_id = (manifests.read_manifest(folder) or {}).get("run_id")
     return [
-        checkpoint.step_of(path)
-        for path in checkpoint.checkpoints(folder)
-        if not checkpoint.problem(path, {"run_id": run_id})
+        saved_weights.step_of(path)
+        for path in saved_weights.checkpoints(folder)
+        if not manifests.problem(path, {"run_id": run_id})
     ]
 
 
 def test_every_write_of_a_save_may_fail(tiny_recipe, tmp_path):
     values = tiny_recipe | {"max_steps": 4}
-    whole = train.train(recipe.load(values | {"output_dir": str(tmp_path / "whole")}))
+    whole = train.train(recipes.load(values | {"output_dir": str(tmp_path / "whole")}))
     weights = "adapter/adapter_model.safetensors"
     with failing(tmp_path / "counted" / "checkpoint-4", None) as disk:
-        train.train(recipe.load(values | {"output_dir": str(tmp_path / "counted")}))
+        train.train(recipes.load(values | {"output_dir": str(tmp_path / "counted")}))
         total = disk.count
     assert total >= 20, f"only {total} writes were seen"
     for at in range(1, total + 1):
         folder = tmp_path / f"run{at}"
-        own = recipe.load(values | {"output_dir": str(folder)})
+        own = recipes.load(values | {"output_dir": str(folder)})
         number = errno.ENOSPC if at % 2 else errno.EIO
         with failing(folder / "checkpoint-4", at, number), pytest.raises(LabError) as error:
             train.train(own)
@@ -122,19 +124,19 @@ def test_every_write_of_a_save_may_fail(tiny_recipe, tmp_path):
     "name", ["partial-adapter", "adapter", "loss.png", "README.md", "metrics.json", "partial-manifest.json"]
 )
 def test_results_that_cannot_be_written_are_not_trusted(tiny_recipe, tmp_path, name):
-    own = recipe.load(tiny_recipe | {"max_steps": 2})
+    own = recipes.load(tiny_recipe | {"max_steps": 2})
     folder = tmp_path / "run"
     at = 4 if name == "partial-manifest.json" else 1
     with failing(folder / name, at), pytest.raises(LabError):
         train.train(own)
-    assert not (checkpoint.read_manifest(folder) or {}).get("finished")
+    assert not (manifests.read_manifest(folder) or {}).get("finished")
     assert not train.train(own).reused and train.train(own).reused
 
 
 def test_the_system_itself_refuses_to_write_more(tiny_recipe, tmp_path):
     """A limit on the size of files is a full disk for every library alike, Rust and C++ included."""
     values = tiny_recipe | {"finetuning_type": "full", "save_steps": 2, "max_steps": 4}
-    own = recipe.load(values)
+    own = recipes.load(values)
     child = os.fork()
     if not child:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)

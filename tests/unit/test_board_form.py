@@ -7,11 +7,12 @@ from string import Formatter
 import pytest
 
 from ftlab import errors
-from ftlab.apps.board import fields, problems
+from ftlab.apps.board import controls, validation
 from ftlab.apps.board.form import Form
 from ftlab.apps.board.words import Words, table
 from ftlab.errors import LANGUAGES, LabError
-from ftlab.runs import recipe, strict_yaml
+from ftlab.recipe import read as recipes
+from ftlab.recipe import strict_yaml
 
 ROOT = Path(__file__).parents[2]
 BOARD = ROOT / "ftlab" / "apps" / "board"
@@ -58,8 +59,8 @@ def through_a_panel(values, tmp_path):
     """Return the recipe that `ftlab train` reads from the YAML that a panel shows."""
     form = Form(values, Words("en"))
     path = tmp_path / "shown.yaml"
-    path.write_text(fields.yaml_lines(form.written()), encoding="utf-8")
-    return form, recipe.load(path)
+    path.write_text(controls.yaml_lines(form.written()), encoding="utf-8")
+    return form, recipes.load(path)
 
 
 @pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.relative_to(ROOT / "recipes").as_posix())
@@ -67,8 +68,8 @@ def test_a_recipe_comes_out_of_the_panel_as_it_went_in(path, tmp_path, monkeypat
     monkeypatch.chdir(ROOT)
     values, _ = strict_yaml.read(path)
     form, back = through_a_panel(values, tmp_path)
-    assert back.model_dump() == recipe.load(path).model_dump()
-    assert form.recipe() == recipe.load(path), form.checked.messages
+    assert back.model_dump() == recipes.load(path).model_dump()
+    assert form.recipe() == recipes.load(path), form.checked.messages
 
 
 def test_a_llama_factory_yaml_opens_in_the_panel(tmp_path, monkeypatch):
@@ -76,7 +77,7 @@ def test_a_llama_factory_yaml_opens_in_the_panel(tmp_path, monkeypatch):
     path = tmp_path / "lf.yaml"
     path.write_text(LLAMA_FACTORY)
     form, back = through_a_panel(strict_yaml.read(path)[0], tmp_path)
-    assert back.model_dump() == recipe.load(path).model_dump()
+    assert back.model_dump() == recipes.load(path).model_dump()
     assert form.controls["lora_rank"].value == 12 and form.controls["warmup_steps"].value == "0.1"
     assert "bf16: true" in form.lines.value and "ddp_timeout" in form.lines.value
 
@@ -89,12 +90,12 @@ def test_every_control_reaches_the_recipe(form):
             continue
         before = form.written()
         old = widget.value
-        if fields.FIELDS[key].kind == "text":
-            widget.value = moved.get(key, "text" if fields.is_text(key) else "0.25")
+        if controls.FIELDS[key].kind == "text":
+            widget.value = moved.get(key, "text" if controls.is_text(key) else "0.25")
         else:
             widget.value = moved.get(key) or next(v for v in fields_values(widget) if v != old)
         assert form.written().get(key) != before.get(key), key
-        assert strict_yaml.parse(fields.yaml_lines(form.written()), "") == form.written()
+        assert strict_yaml.parse(controls.yaml_lines(form.written()), "") == form.written()
         widget.value = old
         assert form.written() == before, key
 
@@ -169,27 +170,27 @@ def test_a_message_goes_when_the_field_is_mended_and_is_never_markup(form):
 
 def test_keys_that_contradict_each_other(form):
     form.controls["train_on_prompt"].value = form.controls["mask_history"].value = True
-    assert form.recipe() is None and "mask_history" in form.checked.messages[problems.ALL]
+    assert form.recipe() is None and "mask_history" in form.checked.messages[validation.ALL]
 
 
 def test_at_most_twelve_are_in_sight_and_knobs_choose_them(tiny_recipe, tmp_path):
     form = Form(tiny_recipe, Words("en"), roots=[tmp_path])
     grid, _, _ = form.box.children
-    assert len(grid.children) == fields.MOST_VISIBLE == 12
+    assert len(grid.children) == controls.MOST_VISIBLE == 12
     few = Form(tiny_recipe, Words("en"), knobs=("lora_rank", "lora_alpha"), roots=[tmp_path])
     assert len(few.box.children[0].children) == 2
     shown = [cell for part in few.box.children[2].children[:-1] for cell in part.children]
-    assert len(shown) + 2 == len(fields.FIELDS)
+    assert len(shown) + 2 == len(controls.FIELDS)
     with pytest.raises(LabError, match="no_such_key"):
         Form(tiny_recipe, Words("en"), knobs=("no_such_key",))
     with pytest.raises(LabError, match="13"):
-        Form(tiny_recipe, Words("en"), knobs=tuple(fields.FIELDS)[:13])
+        Form(tiny_recipe, Words("en"), knobs=tuple(controls.FIELDS)[:13])
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_labels_carry_their_key_and_tell_what_happens(tiny_recipe, tmp_path, lang):
     form = Form(tiny_recipe, Words(lang), roots=[tmp_path])
-    for key in fields.FIELDS:
+    for key in controls.FIELDS:
         label = form.cell(key).children[0].value
         assert f"<code>{key}</code>" in label and len(form.controls[key].tooltip) > 10
         assert (re.search(r"[\u4e00-\u9fff]", form.words.tip(key)) is not None) == (lang == "zh")
@@ -212,7 +213,7 @@ def faults(entries, code):
             found += [f"{name}: placeholders differ"] if differ else []
         known = {f"{kind}{lang}" for kind in ("", "tip_") for lang in LANGUAGES}
         found += [] if entry.get("en") and set(entry) <= known else [f"{name}: {sorted(set(entry) - known)}"]
-    keys = {key for keys in fields.TABLES for key in keys}
+    keys = {key for keys in controls.TABLES for key in keys}
     found += [key for key in keys if not {"en", "zh", "tip_en", "tip_zh"} <= set(entries.get(key, ()))]
     found += [name for name in re.findall(r'words(?:\.tip)?\(\s*"(\w+)"', code) if name not in entries]
     tips = re.findall(r'words\.tip\(\s*"(\w+)"', code)

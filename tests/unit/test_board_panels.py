@@ -6,11 +6,12 @@ import re
 
 import pytest
 
-from ftlab.apps.board import fields, page
+from ftlab.apps.board import controls, page
 from ftlab.apps.board.chat_panel import BASE, ChatPanel
 from ftlab.apps.board.data_panel import DataPanel
 from ftlab.errors import LANGUAGES
-from ftlab.runs import recipe, train
+from ftlab.recipe import read as recipes
+from ftlab.runs import train
 
 
 def shown(widget):
@@ -74,7 +75,7 @@ def two_runs(tiny_recipe, tmp_path):
     """A folder with two finished runs."""
     for name, seed in (("one", 1), ("two", 2)):
         changed = {"output_dir": str(tmp_path / "runs" / name), "seed": seed, "max_steps": 6 * seed}
-        train.train(recipe.load(tiny_recipe | changed), quiet=True)
+        train.train(recipes.load(tiny_recipe | changed), quiet=True)
     return tmp_path / "runs"
 
 
@@ -126,12 +127,12 @@ def test_what_cannot_be_loaded_is_said(tmp_path):
 
 def test_a_training_that_ends_on_the_page_can_be_talked_to(tiny_recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(fields.yaml_lines(tiny_recipe | {"output_dir": "runs/tiny"}))
+    (tmp_path / "tiny.yaml").write_text(controls.yaml_lines(tiny_recipe | {"output_dir": "runs/tiny"}))
     made = []
     monkeypatch.setattr(page, "ChatPanel", lambda *given, **named: made.append(ChatPanel(*given, **named)) or made[0])
     tabs = page.board("tiny.yaml", lang="zh")
     assert "对话" in tabs.titles and not made[0].adapters.options
-    train.train(recipe.load(tiny_recipe | {"output_dir": "runs/tiny"}), quiet=True)
+    train.train(recipes.load(tiny_recipe | {"output_dir": "runs/tiny"}), quiet=True)
     made[0].list_adapters()
     assert made[0].adapters.options == (("tiny", "runs/tiny"),)
 

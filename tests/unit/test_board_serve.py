@@ -12,7 +12,7 @@ import pytest
 
 from ftlab import packages
 from ftlab.apps import cli
-from ftlab.apps.board import serve
+from ftlab.apps.board import voila_server
 from ftlab.errors import LabError
 
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -40,14 +40,14 @@ def test_a_broken_recipe_is_said_before_anything_is_served(tmp_path, capsys):
 
 def test_without_voila_it_says_what_to_install(monkeypatch):
     monkeypatch.setattr(packages, "find_spec", lambda name: None)
-    with pytest.raises(LabError, match=r"ftlab\[course\]"), serve.serving():
+    with pytest.raises(LabError, match=r"ftlab\[course\]"), voila_server.serving():
         pass
 
 
 @pytest.mark.slow
 def test_the_token_lets_in_and_stands_in_no_command_line(monkeypatch):
     monkeypatch.delenv("JUPYTER_TOKEN", raising=False)
-    with serve.serving() as served:
+    with voila_server.serving() as served:
         bare, token = served.url.split("?token=")
         assert len(token) >= 32 and bare.startswith("http://127.0.0.1:")
         process = psutil.Process(served.process.pid)
@@ -62,7 +62,7 @@ def test_the_token_lets_in_and_stands_in_no_command_line(monkeypatch):
         for path in ("voila/files/voila.json", "voila/files/ftlab.ipynb", "voila/files/..%2f..%2fetc%2fpasswd"):
             assert "root:" not in opened(f"{bare}{path}?token={token}") and token not in opened(bare + path)
         with pytest.raises(LabError, match="--port"):
-            serve.free("127.0.0.1", int(bare.rstrip("/").rpartition(":")[2]))
+            voila_server.free("127.0.0.1", int(bare.rstrip("/").rpartition(":")[2]))
     assert served.process.poll() is not None and not folder.exists()
 
 

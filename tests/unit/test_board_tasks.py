@@ -8,14 +8,16 @@ from pathlib import Path
 import pytest
 
 from ftlab import device
-from ftlab.apps.board import fields, page
+from ftlab.apps.board import controls, page
 from ftlab.apps.board.evaluate_panel import EvaluatePanel
 from ftlab.apps.board.export_panel import ExportPanel
 from ftlab.apps.board.memory_panel import MemoryPanel
 from ftlab.apps.board.quiz_panel import QuizPanel, course_file, read
 from ftlab.apps.board.words import table
 from ftlab.errors import LANGUAGES, LabError
-from ftlab.runs import export, needs, recipe, score, strict_yaml, train
+from ftlab.recipe import memory_needs, strict_yaml
+from ftlab.recipe import read as recipes
+from ftlab.runs import evaluation, export, train
 
 ROOT = Path(__file__).parents[2]
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
@@ -42,7 +44,7 @@ def run(panel):
 def trained(tiny_recipe, tmp_path):
     """The keys of a recipe that has been trained, and the folder of its run beside others."""
     values = tiny_recipe | {"output_dir": str(tmp_path / "runs" / "one")}
-    train.train(recipe.load(values), quiet=True)
+    train.train(recipes.load(values), quiet=True)
     return values
 
 
@@ -58,7 +60,7 @@ def test_before_and_after_are_what_the_verb_gives(evaluating):
     )
     run(evaluating)
     assert state(evaluating) == "worked" and not evaluating.task.start.disabled, shown(evaluating.task.status)
-    again = score.score(recipe.load(evaluating.task.form.written()))
+    again = evaluation.score(recipes.load(evaluating.task.form.written()))
     assert evaluating.found == again and again["base"]["loss"] > again["tuned"]["loss"]
     text = shown(evaluating.task.result)
     for row in again.values():
@@ -168,20 +170,20 @@ def test_the_commands_are_those_of_the_verbs(evaluating, exporting, tmp_path):
         text = shown(panel.task.command)
         assert f"ftlab {verb} " in text
         (tmp_path / "shown.yaml").write_text(text.split("EOF'\n")[1].split("\nEOF")[0])
-        assert recipe.load(tmp_path / "shown.yaml") == panel.task.form.recipe()
+        assert recipes.load(tmp_path / "shown.yaml") == panel.task.form.recipe()
         assert strict_yaml.read(tmp_path / "shown.yaml")[0] == panel.task.form.written()
 
 
 def test_the_table_is_that_of_the_memory_report():
     panel = MemoryPanel({"model_name_or_path": "qwen2.5-7b", "lora_rank": 16})
     panel.machine.value, panel.batches.value, panel.lengths.value = "24 GB", "1, 4", "512, 2048"
-    assert len(panel.found) == len(needs.METHODS) * 4
+    assert len(panel.found) == len(memory_needs.METHODS) * 4
     keys = {"model_name_or_path": "qwen2.5-7b", "lora_rank": 16, "per_device_train_batch_size": 4, "cutoff_len": 2048}
-    for name, method in needs.METHODS.items():
-        one = needs.needs(recipe.load(keys | method), needs.card("24 GB"))
+    for name, method in memory_needs.METHODS.items():
+        one = memory_needs.needs(recipes.load(keys | method), memory_needs.card("24 GB"))
         assert panel.found[name, 4, 2048] == one
-        assert needs.smallest_card(one) in shown(panel.table)
-    room = 24 * needs.GIB - needs.RESERVED_BYTES
+        assert memory_needs.smallest_card(one) in shown(panel.table)
+    room = 24 * memory_needs.GIB - memory_needs.RESERVED_BYTES
     fits = sum(found.peak <= room for found in panel.found.values())
     assert 0 < fits < len(panel.found) and panel.table.value.count("#2d6a4f") == fits
 
@@ -189,12 +191,12 @@ def test_the_table_is_that_of_the_memory_report():
 def test_the_machine_decides_too():
     panel = MemoryPanel({"model_name_or_path": "smollm2-135m"})
     here = panel.found
-    assert here["lora", 1, 512] == needs.needs(
-        recipe.load({"model_name_or_path": "smollm2-135m", "per_device_train_batch_size": 1, "cutoff_len": 512}),
+    assert here["lora", 1, 512] == memory_needs.needs(
+        recipes.load({"model_name_or_path": "smollm2-135m", "per_device_train_batch_size": 1, "cutoff_len": 512}),
         device.describe(),
     )
     panel.machine.value = "T4 16 GB"
-    assert panel.found != here and needs.card("T4 16 GB").dtype == "float16"
+    assert panel.found != here and memory_needs.card("T4 16 GB").dtype == "float16"
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "many", "1;2", "1000000000", "1,2,3,4,5,6", "1,,2", "²"])
@@ -273,7 +275,7 @@ def test_questions_are_never_markup(tmp_path):
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_the_page_has_every_panel_in_its_language(tiny_recipe, tmp_path, monkeypatch, lang):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "tiny.yaml").write_text(fields.yaml_lines(tiny_recipe | {"output_dir": "runs/tiny"}))
+    (tmp_path / "tiny.yaml").write_text(controls.yaml_lines(tiny_recipe | {"output_dir": "runs/tiny"}))
     tabs = page.board("tiny.yaml", lang=lang)
     titles = {
         "en": ("data", "train", "evaluate", "chat", "export", "memory", "quiz"),

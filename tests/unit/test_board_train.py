@@ -17,14 +17,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from ftlab import manifests
 from ftlab.apps import course
-from ftlab.apps.board import jobs, past, problems, readouts
+from ftlab.apps.board import curves, estimates, training_job, validation
 from ftlab.apps.board.data_panel import DataPanel
-from ftlab.apps.board.shown import command
 from ftlab.apps.board.train_panel import TrainPanel
+from ftlab.apps.board.train_view import command
 from ftlab.apps.notebooks import METADATA
 from ftlab.errors import LANGUAGES, LabError
-from ftlab.runs import checkpoint, recipe, train
+from ftlab.recipe import read as recipes
+from ftlab.runs import train
 
 PNG = b"\x89PNG"
 
@@ -57,7 +59,7 @@ def run(panel):
 def stop_at(panel, step):
     """Press Start, then Stop once the log has reached a step."""
     panel.view.start.click()
-    until(lambda: past.last_step(past.rows_in(panel.folder())) >= step)
+    until(lambda: curves.last_step(curves.rows_in(panel.folder())) >= step)
     panel.view.stop.click()
     panel.wait()
 
@@ -89,7 +91,7 @@ def test_a_stopped_and_continued_run_is_the_uninterrupted_one(slow_recipe, tmp_p
     parts = TrainPanel(slow_recipe | {"max_steps": 60, "output_dir": str(tmp_path / "parts")})
     stop_at(parts, 5)
     assert state(parts) == "stopped", shown(parts.view.status)
-    stopped = past.last_step(parts.rows)
+    stopped = curves.last_step(parts.rows)
     assert 5 <= stopped < 60 and (parts.folder() / f"checkpoint-{stopped}").is_dir()
     assert parts.view.start.description == "Continue" and not parts.view.start.disabled
     run(parts)
@@ -104,7 +106,7 @@ def test_stop_while_it_is_still_loading(slow_recipe):
     panel.view.start.click()
     panel.view.stop.click()
     panel.wait()
-    assert state(panel) == "stopped" and past.last_step(panel.rows) <= 3
+    assert state(panel) == "stopped" and curves.last_step(panel.rows) <= 3
     assert not (panel.folder() / "STOP").exists()
 
 
@@ -159,7 +161,7 @@ def test_earlier_runs_open_again_and_curves_are_compared(tiny_recipe, tmp_path):
     assert two.view.plot.value == alone
     two.view.earlier.value = tmp_path / "runs" / "one"
     two.view.open.click()
-    assert two.form.recipe() == recipe.load(tmp_path / "runs" / "one" / "recipe.yaml")
+    assert two.form.recipe() == recipes.load(tmp_path / "runs" / "one" / "recipe.yaml")
     assert two.rows == one.rows and state(two) == "finished"
 
 
@@ -168,7 +170,7 @@ def test_a_process_outlives_its_panel_and_is_found_again(slow_recipe):
     panel = TrainPanel(slow_recipe, mode="process")
     panel.view.start.click()
     pid = panel.job.pid
-    until(lambda: past.rows_in(panel.folder()))
+    until(lambda: curves.rows_in(panel.folder()))
     again = TrainPanel(slow_recipe, mode="process")
     assert again.job and again.job.pid == pid and again.view.start.disabled
     until(lambda: state(again) in ("running", "done"))
@@ -177,21 +179,21 @@ def test_a_process_outlives_its_panel_and_is_found_again(slow_recipe):
     panel.wait()
     steps = [row["step"] for row in again.rows]
     assert state(again) == "stopped" and steps == list(range(1, len(steps) + 1))
-    assert jobs.living(again.folder()) is None and again.view.start.description == "Continue"
+    assert training_job.living(again.folder()) is None and again.view.start.description == "Continue"
 
 
 def test_a_number_that_another_process_got_is_not_taken_for_the_training(tmp_path):
-    (tmp_path / jobs.JOB).write_text(json.dumps({"pid": os.getpid(), "created": 1.0}))
-    assert jobs.living(tmp_path) is None
+    (tmp_path / training_job.JOB).write_text(json.dumps({"pid": os.getpid(), "created": 1.0}))
+    assert training_job.living(tmp_path) is None
     for text in ("", "[]", "{", '{"pid": "x"}'):
-        (tmp_path / jobs.JOB).write_text(text)
-        assert jobs.living(tmp_path) is None
+        (tmp_path / training_job.JOB).write_text(text)
+        assert training_job.living(tmp_path) is None
 
 
 def test_a_process_that_fails_leaves_its_last_words(tiny_recipe, tmp_path):
-    made = recipe.load(tiny_recipe)
+    made = recipes.load(tiny_recipe)
     broken = tiny_recipe | {"dataset": str(tmp_path / "gone.json")}
-    job = jobs.InProcess.start(made, broken, False, "en")
+    job = training_job.InProcess.start(made, broken, False, "en")
     until(lambda: not job.alive())
     assert "gone.json" in job.problem()
 
@@ -203,7 +205,7 @@ def test_a_panel_made_again_finds_the_training_in_its_own_kernel(slow_recipe):
     assert second.job is first.job and second.view.start.disabled
     second.view.stop.click()
     first.wait(), second.wait()
-    assert not jobs.THREADS
+    assert not training_job.THREADS
 
 
 def test_headless_show_trains_and_leaves_a_picture(tiny_recipe, monkeypatch, capsys):
@@ -266,7 +268,7 @@ def test_the_command_runs_as_it_is_shown(tiny_recipe, tmp_path, monkeypatch):
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert recipe.load(tmp_path / "run.yaml") == panel.form.recipe()
+    assert recipes.load(tmp_path / "run.yaml") == panel.form.recipe()
     values = {"output_dir": f"runs/{name}", "note": "a\nEOF\nb $(touch hacked)"}
     subprocess.run(
         ["bash", "-c", command(values, " fresh=true").replace("ftlab train", "true")], cwd=tmp_path, check=True
@@ -288,10 +290,10 @@ def test_tokens_and_steps_are_those_of_the_training(tiny_recipe):
         "gradient_accumulation_steps": 2,
         "save_steps": 50,
     }
-    made = recipe.load(values)
-    found = readouts.readouts(made)
+    made = recipes.load(values)
+    found = estimates.readouts(made)
     done = train.train(made)
-    assert found.steps == past.last_step(past.rows_in(done.folder))
+    assert found.steps == curves.last_step(curves.rows_in(done.folder))
     rows = train.rows.splits(made, train.load_tokenizer(made, made.model_name_or_path))[0]
     mean = sum(len(row["input_ids"]) for row in rows) / len(rows)
     assert found.tokens_per_step == pytest.approx(4 * mean, rel=0.02)
@@ -299,18 +301,18 @@ def test_tokens_and_steps_are_those_of_the_training(tiny_recipe):
 
 
 def test_minutes_are_those_of_an_earlier_run_like_it_on_this_machine(tiny_recipe, tmp_path):
-    made = recipe.load(tiny_recipe | {"output_dir": str(tmp_path / "next"), "max_steps": 60})
-    assert readouts.readouts(made).seconds is None, "no run, no guess"
-    done = train.train(recipe.load(tiny_recipe))
-    found = readouts.readouts(made)
+    made = recipes.load(tiny_recipe | {"output_dir": str(tmp_path / "next"), "max_steps": 60})
+    assert estimates.readouts(made).seconds is None, "no run, no guess"
+    done = train.train(recipes.load(tiny_recipe))
+    found = estimates.readouts(made)
     assert found.pace.run == "run" and found.seconds == pytest.approx(10 * done.metrics["train_seconds"])
-    assert "as fast as run was" in shown(TrainPanel(recipe.plain(made)).view.readouts)
+    assert "as fast as run was" in shown(TrainPanel(recipes.plain(made)).view.readouts)
     for change in ({"finetuning_type": "full"}, {"stage": "pt"}, {"gradient_checkpointing": True}):
-        assert readouts.readouts(recipe.load(recipe.plain(made) | change)).seconds is None, change
-    manifest = checkpoint.read_manifest(done.folder) | {"machine": "another one"}
-    checkpoint.write_json(done.folder / checkpoint.MANIFEST, manifest)
+        assert estimates.readouts(recipes.load(recipes.plain(made) | change)).seconds is None, change
+    manifest = manifests.read_manifest(done.folder) | {"machine": "another one"}
+    manifests.write_json(done.folder / manifests.MANIFEST, manifest)
     (done.folder / train.METRICS).touch()
-    assert readouts.readouts(made).seconds is None, "measured elsewhere"
+    assert estimates.readouts(made).seconds is None, "measured elsewhere"
 
 
 def test_what_is_not_here_yet_is_not_fetched(tiny_recipe):
@@ -331,16 +333,16 @@ def test_a_slider_s_move_is_shown_at_once(tiny_recipe):
 
 def test_a_half_written_log_line_is_left_for_the_next_look(tmp_path):
     (tmp_path / "train_log.jsonl").write_text('{"step": 1, "loss": 2.0}\n[1]\n{"step": 2, "lo')
-    assert past.rows_in(tmp_path) == [{"step": 1, "loss": 2.0}]
-    assert past.rows_in(tmp_path / "nowhere") == []
+    assert curves.rows_in(tmp_path) == [{"step": 1, "loss": 2.0}]
+    assert curves.rows_in(tmp_path / "nowhere") == []
 
 
 def test_a_long_log_is_thinned_for_the_picture():
     rows = [{"step": i, "loss": 1.0} for i in range(20_000)] + [{"step": 20_000, "eval_loss": 2.0}]
-    few = past.thinned(rows)
-    assert len(few) < 2 * past.POINTS and few[-1] == rows[-1]
-    assert past.picture({"run": rows}).startswith(PNG)
-    assert past.picture({}).startswith(PNG)
+    few = curves.thinned(rows)
+    assert len(few) < 2 * curves.POINTS and few[-1] == rows[-1]
+    assert curves.picture({"run": rows}).startswith(PNG)
+    assert curves.picture({}).startswith(PNG)
 
 
 def test_board_and_trainer_judge_a_folder_alike(tiny_recipe, tiny_rows, tmp_path):
@@ -348,29 +350,29 @@ def test_board_and_trainer_judge_a_folder_alike(tiny_recipe, tiny_rows, tmp_path
     rows.write_text((tiny_rows / "sft.json").read_text())
     model = shutil.copytree(tiny_recipe["model_name_or_path"], tmp_path / "model")
     values = tiny_recipe | {"dataset": str(rows), "model_name_or_path": str(model)}
-    made = recipe.load(values)
-    assert problems.state(made).name == "new"
+    made = recipes.load(values)
+    assert validation.state(made).name == "new"
     train.train(made)
-    assert problems.state(made).name == "finished" and train.train(made).reused
+    assert validation.state(made).name == "finished" and train.train(made).reused
     other = made.model_copy(update={"lora_rank": 8})
     rows.write_text(rows.read_text().replace("It is 1.", "It is one."))
     for changed, says in ((other, "lora_rank: 4 -> 8"), (made, "data")):
-        assert problems.state(changed) == ("other", says)
+        assert validation.state(changed) == ("other", says)
         with pytest.raises(LabError, match=says):
             train.train(changed)
     rows.write_text((tiny_rows / "sft.json").read_text())
-    assert problems.state(made).name == "finished"
+    assert validation.state(made).name == "finished"
     # The template is part of the model.
     template = model / "chat_template.jinja"
     template.write_text(template.read_text() + "{# changed #}")
-    assert problems.state(made).name == "other"
+    assert validation.state(made).name == "other"
     with pytest.raises(LabError, match="model"):
         train.train(made)
 
 
 def test_a_finished_run_whose_weights_changed_is_not_finished(tiny_recipe):
-    done = train.train(recipe.load(tiny_recipe))
+    done = train.train(recipes.load(tiny_recipe))
     weights = done.weights / "adapter_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    assert problems.state(recipe.load(tiny_recipe)) == ("unfinished", "6")
-    assert not train.train(recipe.load(tiny_recipe)).reused
+    assert validation.state(recipes.load(tiny_recipe)) == ("unfinished", "6")
+    assert not train.train(recipes.load(tiny_recipe)).reused

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from transformers import TrainerCallback
 
+from ftlab import manifests, saved_weights
 from ftlab.errors import LabError
-from ftlab.runs import checkpoint, recipe, train
+from ftlab.recipe import read as recipes
+from ftlab.runs import checkpoint, train
 
 STATE = {"trainer_state.json": "{}", "optimizer.pt": "o", "scheduler.pt": "s", "adapter_model.safetensors": "w"}
 
@@ -23,7 +25,7 @@ def make(run_folder: Path, step: int, run_id: str = "mine", sealed: bool = True)
     for name, text in STATE.items():
         (folder / name).write_text(text + str(step))
     if sealed:
-        checkpoint.write_manifest(folder, {"run_id": run_id, "step": step})
+        manifests.write_manifest(folder, {"run_id": run_id, "step": step})
     return folder
 
 
@@ -65,13 +67,13 @@ def test_the_newest_that_verifies_is_taken_and_the_others_are_named_and_kept(tmp
         ("checkpoint-20", "it has no readable manifest: the save was cut short"),
         ("checkpoint-30", "its run_id is another one"),
     }
-    assert len(checkpoint.checkpoints(tmp_path)) == 6
+    assert len(saved_weights.checkpoints(tmp_path)) == 6
 
 
 def test_a_file_that_the_manifest_does_not_name_is_not_trusted(tmp_path):
     folder = make(tmp_path, 2)
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    assert "pytorch_model.bin was not written by this run" in checkpoint.problem(folder, {"run_id": "mine"})
+    assert "pytorch_model.bin was not written by this run" in manifests.problem(folder, {"run_id": "mine"})
 
 
 def test_a_checkpoint_under_another_number_is_not_trusted(tmp_path):
@@ -83,7 +85,7 @@ def test_weights_alone_are_no_checkpoint_to_go_on_from(tmp_path):
     folder = tmp_path / "checkpoint-2"
     folder.mkdir()
     (folder / "adapter_model.safetensors").write_text("w")
-    checkpoint.write_manifest(folder, {"run_id": "mine", "step": 2})
+    manifests.write_manifest(folder, {"run_id": "mine", "step": 2})
     assert checkpoint.resume_problem(folder, {"run_id": "mine"}) == "it was saved without trainer_state.json"
 
 
@@ -110,7 +112,7 @@ def test_what_is_set_aside_keeps_its_content_and_frees_its_name(tmp_path):
     first = checkpoint.set_aside(make(tmp_path, 2))
     second = checkpoint.set_aside(make(tmp_path, 2))
     assert first != second and (first / "optimizer.pt").read_text() == "o2"
-    assert checkpoint.checkpoints(tmp_path) == []
+    assert saved_weights.checkpoints(tmp_path) == []
 
 
 def test_a_full_disk_is_said_before_the_save(tmp_path):
@@ -171,15 +173,15 @@ def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
 def test_a_stopped_run_goes_on_to_the_very_same_weights(tiny_recipe, tiny_rows, tmp_path, capsys, keys):
     keys = keys | ({"dataset": str(tiny_rows / f"{keys['dataset']}.json")} if "dataset" in keys else {})
     values = tiny_recipe | keys
-    whole = train.train(recipe.load(values | {"output_dir": str(tmp_path / "whole")}))
+    whole = train.train(recipes.load(values | {"output_dir": str(tmp_path / "whole")}))
     folder = tmp_path / "run"
     stop = StopAfter(4, lambda: (folder / "STOP").touch())
-    part = train.train(recipe.load(values), callbacks=[stop])
+    part = train.train(recipes.load(values), callbacks=[stop])
     # A callback of the caller runs after ftlab's own, so the file is seen one step later.
     assert part.stopped_at in (4, 5) and not (folder / "STOP").exists()
     assert f"stopped at step {part.stopped_at}" in capsys.readouterr().out
     seen = Seen()
-    again = train.train(recipe.load(values), callbacks=[seen])
+    again = train.train(recipes.load(values), callbacks=[seen])
     assert f"going on from step {part.stopped_at}" in capsys.readouterr().out
     assert seen.steps[0] == part.stopped_at + 1 and again.stopped_at is None
     name = "model.safetensors" if keys.get("finetuning_type") == "full" else "adapter_model.safetensors"
@@ -195,43 +197,43 @@ def test_a_signal_saves_and_stops(tiny_recipe, number):
 
     ask = StopAfter(3, lambda: os.kill(os.getpid(), getattr(signal, number)))
     before = signal.getsignal(signal.SIGTERM)
-    part = train.train(recipe.load(tiny_recipe), callbacks=[ask])
+    part = train.train(recipes.load(tiny_recipe), callbacks=[ask])
     assert part.stopped_at == 4 and signal.getsignal(signal.SIGTERM) is before
-    assert train.train(recipe.load(tiny_recipe)).stopped_at is None
+    assert train.train(recipes.load(tiny_recipe)).stopped_at is None
 
 
 def test_training_in_a_thread_sets_no_signal_handler(tiny_recipe):
     done = []
-    thread = threading.Thread(target=lambda: done.append(train.train(recipe.load(tiny_recipe))))
+    thread = threading.Thread(target=lambda: done.append(train.train(recipes.load(tiny_recipe))))
     thread.start()
     thread.join()
     assert done and not done[0].reused
 
 
 def test_a_run_whose_last_checkpoint_is_complete_only_writes_its_results(tiny_recipe):
-    whole = train.train(recipe.load(tiny_recipe))
+    whole = train.train(recipes.load(tiny_recipe))
     expected = results(whole.folder)
     (whole.folder / "metrics.json").unlink()
     seen = Seen()
-    again = train.train(recipe.load(tiny_recipe), callbacks=[seen])
+    again = train.train(recipes.load(tiny_recipe), callbacks=[seen])
     assert seen.steps == [] and results(again.folder) == expected and (whole.folder / "metrics.json").exists()
 
 
 def test_old_checkpoints_rotate(tiny_recipe):
-    done = train.train(recipe.load(tiny_recipe | {"save_total_limit": 2}))
-    assert [path.name for path in checkpoint.checkpoints(done.folder)] == ["checkpoint-6", "checkpoint-4"]
+    done = train.train(recipes.load(tiny_recipe | {"save_total_limit": 2}))
+    assert [path.name for path in saved_weights.checkpoints(done.folder)] == ["checkpoint-6", "checkpoint-4"]
 
 
 def test_naming_a_checkpoint_allows_a_changed_recipe(tiny_recipe, tmp_path, capsys):
-    done = train.train(recipe.load(tiny_recipe))
+    done = train.train(recipes.load(tiny_recipe))
     longer = tiny_recipe | {"max_steps": 8, "resume_from_checkpoint": str(done.folder / "checkpoint-4")}
     seen = Seen()
-    train.train(recipe.load(longer), callbacks=[seen])
+    train.train(recipes.load(longer), callbacks=[seen])
     assert seen.steps == [5, 6, 7, 8] and "max_steps: 6 -> 8" in capsys.readouterr().out
     with pytest.raises(LabError, match="not in output_dir"):
         other = longer | {"output_dir": str(tmp_path / "other")}
-        train.train(recipe.load(other | {"resume_from_checkpoint": None}))
-        train.train(recipe.load(other | {"max_steps": 9}))
+        train.train(recipes.load(other | {"resume_from_checkpoint": None}))
+        train.train(recipes.load(other | {"max_steps": 9}))
 
 
 def test_a_seal_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
@@ -243,5 +245,5 @@ def test_a_seal_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(json, "dump", torn)
     with pytest.raises(OSError, match="No space"):
-        checkpoint.write_manifest(folder, {"run_id": "mine", "step": 2})
-    assert checkpoint.read_manifest(folder) is None
+        manifests.write_manifest(folder, {"run_id": "mine", "step": 2})
+    assert manifests.read_manifest(folder) is None

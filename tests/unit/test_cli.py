@@ -13,8 +13,9 @@ from ftlab import __version__, packages
 from ftlab.apps import cli
 from ftlab.apps.arguments import rewritten
 from ftlab.errors import LabError, fail, reason_of
-from ftlab.runs import keys, recipe
-from ftlab.runs.recipe import choices_of
+from ftlab.recipe import keys
+from ftlab.recipe import read as recipes
+from ftlab.recipe.read import choices_of
 from ftlab.system_errors import explained
 
 ROOT = Path(__file__).parents[2]
@@ -64,14 +65,14 @@ def test_a_key_without_its_value_is_named(words):
 
 
 def test_no_verb_has_an_option_with_the_name_of_a_key():
-    known = {f"--{name}" for name in recipe.known()} - {cli.TRUST[1]}
+    known = {f"--{name}" for name in recipes.known()} - {cli.TRUST[1]}
     for name, verb in cli.parser().verbs.items():
         taken = known & {option for action in verb._actions for option in action.option_strings}
         assert not (verb.keys and taken), (name, taken)
 
 
 def test_key_value_reaches_the_recipe_wherever_it_stands(tiny_recipe, tmp_path, capsys):
-    recipe.write(recipe.load(tiny_recipe), tmp_path / "r.yaml")
+    recipes.write(recipes.load(tiny_recipe), tmp_path / "r.yaml")
     path = str(tmp_path / "r.yaml")
     assert cli.main(["recipe", "show", "--lora_rank", "2", path, "--as", "axolotl", "learning_rate=3e-4"]) == 0
     shown = capsys.readouterr().out
@@ -221,7 +222,7 @@ def test_a_recipe_names_the_package_that_it_needs(tiny_recipe, monkeypatch, chan
     if module == "tensorboard":
         monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(LabError) as error:
-        packages.require_for(recipe.load(tiny_recipe | changed))
+        packages.require_for(recipes.load(tiny_recipe | changed))
     assert error.value.where in changed and error.value.fix == command
 
 
@@ -234,4 +235,4 @@ def test_every_optimizer_is_torchs_or_has_its_package():
 
 
 def test_a_name_nobody_knows_is_not_suggested_to_pip(tiny_recipe):
-    assert packages.of_recipe(recipe.load(tiny_recipe | {"report_to": "nonsense"})) == []
+    assert packages.of_recipe(recipes.load(tiny_recipe | {"report_to": "nonsense"})) == []

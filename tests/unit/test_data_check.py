@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from ftlab.control import CONTROL_TOKENS, escape_control_tokens
+from ftlab.control_tokens import CONTROL_TOKENS, escape_control_tokens
 from ftlab.data import check, registry
 from ftlab.errors import LabError
 from ftlab.tokens import truncate_lengths

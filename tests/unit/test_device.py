@@ -12,7 +12,9 @@ from ftlab import device
 from ftlab.apps import cli
 from ftlab.device import Machine
 from ftlab.errors import LabError
-from ftlab.runs import fields, recipe, stages
+from ftlab.recipe import library_args
+from ftlab.recipe import read as recipes
+from ftlab.runs import build
 
 
 def machine(accelerator: str, dtype: str) -> Machine:
@@ -130,15 +132,15 @@ def test_a_4_bit_model_that_has_answered_still_passes_gradients_back(tiny_model_
 def test_float16_is_not_trained_on_a_cpu(monkeypatch, tiny_recipe):
     monkeypatch.setenv("FTLAB_DTYPE", "float16")
     with pytest.raises(LabError, match="float16 is trained with a GPU's loss scaling"):
-        fields.training_settings(recipe.load(tiny_recipe), Path(tiny_recipe["output_dir"]), device.describe())
+        library_args.training_settings(recipes.load(tiny_recipe), Path(tiny_recipe["output_dir"]), device.describe())
 
 
 def test_an_adapter_for_a_gpu_is_prepared_for_it_before_it_is_moved_there(tiny_recipe):
     """The model is on the CPU until the trainer begins; what suits a CPU must not be installed."""
-    made = recipe.load(tiny_recipe | {"lora_dropout": 0.1})
+    made = recipes.load(tiny_recipe | {"lora_dropout": 0.1})
     gpu = device.Machine("cuda", "a GPU", "bfloat16", 8, 24 * 2**30, "")
     model = LlamaForCausalLM.from_pretrained(tiny_recipe["model_name_or_path"], dtype=torch.bfloat16)
-    adapted = stages.prepare_model(made, model, gpu)
+    adapted = build.prepare_model(made, model, gpu)
     layer = adapted.base_model.model.model.layers[0].self_attn.q_proj
     assert layer.lora_A["default"].weight.dtype == torch.float32
     assert "forward" not in vars(layer)

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from ftlab import rendering, tokens
 from ftlab.data import check, encoding
 from ftlab.errors import LabError
-from ftlab.runs import recipe, rows
+from ftlab.recipe import read as recipes
+from ftlab.runs import dataset
 
 TEMPLATES = sorted(path.name for path in (files("trl") / "chat_templates").iterdir() if path.name.endswith(".jinja"))
 # Merges over white space, as real tokenizers have them: "\n\n", "  ", "\n " and words with a space before.
@@ -281,7 +282,7 @@ def test_data_check_says_what_training_does(seed, tmp_path, monkeypatch, capsys)
         "on_bad_rows": "drop",
     }
     try:
-        trained, _ = rows.splits(recipe.load(keys), tokenizer)
+        trained, _ = dataset.splits(recipes.load(keys), tokenizer)
     except LabError:
         assert report.kept + report.cut == 0
         return
@@ -291,10 +292,10 @@ def test_data_check_says_what_training_does(seed, tmp_path, monkeypatch, capsys)
     assert (kept, cut, lost) == (report.kept + report.cut, report.cut, report.tokens_lost)
     assert report.read - kept == report.dropped and read <= report.read
     shown = []
-    for row in rows.read(recipe.load(keys), str(path)):
+    for row in dataset.read(recipes.load(keys), str(path)):
         with contextlib.suppress(LabError):
             how = encoding.Encoding(cutoff_len=cutoff_len)
-            shown += encoding.encode(tokenizer, rows.present(row), how).examples
+            shown += encoding.encode(tokenizer, dataset.present(row), how).examples
     assert list(trained) == shown
 
 

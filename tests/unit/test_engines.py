@@ -12,8 +12,9 @@ from torch import nn
 
 from ftlab.apps import cli
 from ftlab.errors import LabError
-from ftlab.runs import chat, engines, fastest, recipe, weight_only
-from ftlab.runs.keys import Recipe
+from ftlab.recipe import read as recipes
+from ftlab.recipe.keys import Recipe
+from ftlab.runs import chat, engines, pick_engine, weight_only
 
 # No token has this id.
 ENDLESS = 100_000
@@ -160,11 +161,11 @@ def test_an_adapter_is_part_of_every_engine(tiny_model_dir):
     tuned = get_peft_model(model, LoraConfig(target_modules="all-linear", init_lora_weights=False)).eval()
     expected = chat.reply(tuned, tokenizer, MESSAGES, max_new_tokens=10)
     assert engines.build("huggingface", tuned, tokenizer) is tuned
-    assert chat.reply(fastest.pick(tuned, tokenizer, "loop"), tokenizer, MESSAGES, max_new_tokens=10) == expected
+    assert chat.reply(pick_engine.pick(tuned, tokenizer, "loop"), tokenizer, MESSAGES, max_new_tokens=10) == expected
 
 
 def test_every_engine_is_measured_said_and_compared(loaded, capsys):
-    rows = fastest.compare(*loaded, new_tokens=6)
+    rows = pick_engine.compare(*loaded, new_tokens=6)
     said = capsys.readouterr().out
     assert [row.name for row in rows][:4] == ["huggingface", "loop", "int8", "int4"]
     assert all(row.tokens_per_second > 0 and str(row) in said for row in rows)
@@ -176,28 +177,30 @@ def test_every_engine_is_measured_said_and_compared(loaded, capsys):
 
 def rows_of(**rates):
     """Return what `measured` would yield: name -> (tokens per second, divergence)."""
-    return [(fastest.Measured(name, *numbers), name) for name, numbers in rates.items()]
+    return [(pick_engine.Measured(name, *numbers), name) for name, numbers in rates.items()]
 
 
 def test_auto_takes_the_fastest_that_stays_close(loaded, monkeypatch, capsys):
-    found = rows_of(huggingface=(10, 0.0), loop=(12, 0.0), int8=(20, fastest.LIMIT), int4=(30, 2 * fastest.LIMIT))
-    monkeypatch.setattr(fastest, "measured", lambda *given: iter(found))
-    assert fastest.pick(*loaded) == "int8"
+    found = rows_of(
+        huggingface=(10, 0.0), loop=(12, 0.0), int8=(20, pick_engine.LIMIT), int4=(30, 2 * pick_engine.LIMIT)
+    )
+    monkeypatch.setattr(pick_engine, "measured", lambda *given: iter(found))
+    assert pick_engine.pick(*loaded) == "int8"
     assert "answers come from int8" in capsys.readouterr().out
-    assert isinstance(fastest.pick(*loaded, "int4"), engines.Loop), "a named engine is not measured away"
+    assert isinstance(pick_engine.pick(*loaded, "int4"), engines.Loop), "a named engine is not measured away"
 
 
 def test_a_missing_library_is_one_line_with_the_fix(loaded, monkeypatch):
     monkeypatch.setattr(engines, "find_spec", lambda name: None)
     with pytest.raises(LabError, match=r"llama.cpp is not installed\n.*pip install") as error:
-        fastest.pick(*loaded, "llama.cpp")
+        pick_engine.pick(*loaded, "llama.cpp")
     assert error.value.exit_code == 2
 
 
 @needs_llama_cpp
 def test_llama_cpp_answers_as_the_model_does(loaded):
     model, tokenizer = loaded
-    (row,) = fastest.compare(model, tokenizer, ["llama.cpp"], new_tokens=12)
+    (row,) = pick_engine.compare(model, tokenizer, ["llama.cpp"], new_tokens=12)
     assert row.divergence < 0.01
     engine = engines.build("llama.cpp", model, tokenizer)
     assert chat.reply(engine, tokenizer, MESSAGES, max_new_tokens=8)
@@ -210,7 +213,7 @@ def test_keys_command_line_and_engines_name_the_same(tiny_model_dir, monkeypatch
     names = {"auto", *engines.KINDS}
     assert set(typing.get_args(Recipe.model_fields["infer_backend"].annotation)) == names | {"hf"}
     loads = []
-    monkeypatch.setattr(fastest, "pick", lambda model, tokenizer, name: loads.append(name) or model)
+    monkeypatch.setattr(pick_engine, "pick", lambda model, tokenizer, name: loads.append(name) or model)
     monkeypatch.setattr("builtins.input", lambda prompt: "")
     for name in sorted(names):
         assert cli.main(["chat", str(tiny_model_dir), "--backend", name]) == 0
@@ -219,9 +222,9 @@ def test_keys_command_line_and_engines_name_the_same(tiny_model_dir, monkeypatch
 
 def test_a_recipe_names_its_engine(tiny_model_dir, monkeypatch):
     keys = {"model_name_or_path": str(tiny_model_dir), "stage": "sft"}
-    model, _ = chat.from_recipe(recipe.load(keys | {"infer_backend": "loop"}))
+    model, _ = chat.from_recipe(recipes.load(keys | {"infer_backend": "loop"}))
     assert isinstance(model, engines.Loop)
-    assert not isinstance(chat.from_recipe(recipe.load(keys | {"infer_backend": "hf"}))[0], engines.Loop)
+    assert not isinstance(chat.from_recipe(recipes.load(keys | {"infer_backend": "hf"}))[0], engines.Loop)
     with pytest.raises(LabError, match="quantization_bit"):
-        recipe.load(keys | {"infer_backend": "int4", "quantization_bit": 4})
+        recipes.load(keys | {"infer_backend": "int4", "quantization_bit": 4})
     assert cli.main(["chat", "recipes/chat.yaml", "--backend", "auto"]) == 2

@@ -28,7 +28,8 @@ from transformers import (
 
 from ftlab.apps import cli
 from ftlab.errors import LabError
-from ftlab.runs import export, folder, gguf, recipe, train
+from ftlab.recipe import read as recipes
+from ftlab.runs import export, folder, gguf, train
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
 GROUPED = SIZES | {"num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256}
@@ -88,7 +89,7 @@ def make_adapter(base: Path, folder: Path, added: int = 0, **settings) -> PeftMo
 
 def run(base: Path, adapter: Path, target: Path, **keys) -> export.Export:
     values = {"model_name_or_path": str(base), "adapter_name_or_path": str(adapter), "export_dir": str(target)}
-    return export.export(recipe.load(values | keys))
+    return export.export(recipes.load(values | keys))
 
 
 def greedy(model, tokenizer, prompt: str, count: int = 12) -> list[int]:
@@ -175,9 +176,9 @@ def test_weights_are_cut_at_export_size(tmp_path, monkeypatch):
 
 
 def test_a_run_folder_is_exported_and_its_card_says_what_it_is(tiny_recipe, tmp_path):
-    done = train.train(recipe.load(tiny_recipe))
+    done = train.train(recipes.load(tiny_recipe))
     keys = {"model_name_or_path": tiny_recipe["model_name_or_path"], "adapter_name_or_path": str(done.folder)}
-    out = export.export(recipe.load(keys | {"export_dir": str(tmp_path / "out")}))
+    out = export.export(recipes.load(keys | {"export_dir": str(tmp_path / "out")}))
     card = (out.folder / "README.md").read_text()
     for fact in ("sft.json", "lora sft", "| learning_rate | 0.01 |", "| train_loss |", "| greedy tokens equal |"):
         assert fact in card
@@ -186,7 +187,7 @@ def test_a_run_folder_is_exported_and_its_card_says_what_it_is(tiny_recipe, tmp_
 def test_without_an_adapter_the_base_is_saved(tmp_path):
     base = make_base(tmp_path / "base")
     keys = {"model_name_or_path": str(base), "export_dir": str(tmp_path / "out"), "export_dtype": "float16"}
-    done = export.export(recipe.load(keys))
+    done = export.export(recipes.load(keys))
     assert done.merge_difference == done.reload_difference == 0 < done.total_difference < 0.01
 
 
@@ -226,7 +227,7 @@ def test_an_adapter_of_another_base_is_refused(pair, tmp_path):
 
 
 def test_a_run_knows_its_base_even_where_that_has_moved(tiny_recipe, tmp_path):
-    done = train.train(recipe.load(tiny_recipe))
+    done = train.train(recipes.load(tiny_recipe))
     twin = make_base(tmp_path / "twin", seed=7)
     config = json.loads((done.folder / "adapter" / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = "somewhere/else"

@@ -16,8 +16,8 @@ from benchmarks import gpu
 from benchmarks.gpu import models, needs, report, schedule, speed, works
 from benchmarks.gpu.parts import Part, Place, parts
 from benchmarks.gpu.worker import Worker
-from ftlab.runs import recipe
-from ftlab.runs.needs import sizes
+from ftlab.recipe import read as recipes
+from ftlab.recipe.memory_needs import sizes
 
 ROOT = Path(__file__).parents[2]
 
@@ -152,7 +152,7 @@ def test_float16_is_forced_inside_its_part_alone(monkeypatch):
 
 def test_needed_flops_of_the_tiny_model(tiny_model_dir):
     """2 layers of 64: linear layers 36,864 + ..., counted by hand below; 10 tokens a row, 4 of 8 tokens trained."""
-    run = recipe.load({"model_name_or_path": str(tiny_model_dir)})
+    run = recipes.load({"model_name_or_path": str(tiny_model_dir)})
     linear = 2 * (64 * 64 + 64 * 32 + 64 * 32 + 64 * 64 + 3 * 64 * 128)
     adapters = 2 * 16 * (128 + 96 + 96 + 128 + 3 * 192)
     attention = 6 * 2 * 64 * 10

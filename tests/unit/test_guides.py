@@ -10,7 +10,8 @@ import pytest
 
 from ftlab.apps import cli
 from ftlab.errors import LabError
-from ftlab.runs import chat, export, recipe, train
+from ftlab.recipe import read as recipes
+from ftlab.runs import chat, export, train
 
 # Keys as the examples of LLaMA-Factory 0.9 and the Qwen2 and Llama 3 guides have them, batch sizes and all.
 TRAINING = """
@@ -87,7 +88,7 @@ def test_a_template_of_another_family_is_refused_with_the_right_one(written, tin
     path = written("llama3 lora sft guide")
     path.write_text(path.read_text().replace("template: qwen", "template: llama3"))
     with pytest.raises(LabError, match=r"chatml|qwen") as error:
-        train.train(recipe.load(path))
+        train.train(recipes.load(path))
     assert error.value.exit_code == 2
 
 
@@ -114,7 +115,7 @@ def test_what_needs_something_else_is_named(written, line, named, capsys):
 
 
 def test_the_merge_and_chat_examples(written, tiny_model_dir, tmp_path):
-    run = train.train(recipe.load(written("qwen2 lora sft guide")))
+    run = train.train(recipes.load(written("qwen2 lora sft guide")))
     merge = f"""
 model_name_or_path: {tiny_model_dir}
 adapter_name_or_path: {run.weights}
@@ -127,8 +128,8 @@ export_device: cpu
 export_legacy_format: false
 """
     (tmp_path / "merge.yaml").write_text(merge)
-    assert export.export(recipe.load(tmp_path / "merge.yaml")).greedy_equal_share == 1
+    assert export.export(recipes.load(tmp_path / "merge.yaml")).greedy_equal_share == 1
     (tmp_path / "chat.yaml").write_text("".join(f"{line}\n" for line in merge.strip().splitlines()[:5]))
-    asked = recipe.load(tmp_path / "chat.yaml")
+    asked = recipes.load(tmp_path / "chat.yaml")
     model, tokenizer = chat.from_recipe(asked)
     assert isinstance(chat.reply(model, tokenizer, [{"role": "user", "content": "hi"}], max_new_tokens=3), str)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ftlab.apps.board.label import LEFT, RIGHT, SKIP, Labels, panel
+from ftlab.apps.board.label_panel import LEFT, RIGHT, SKIP, Labels, panel
 from ftlab.data import registry
 from ftlab.errors import LabError
 

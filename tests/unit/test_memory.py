@@ -20,11 +20,13 @@ from transformers import (
 
 from benchmarks.memory import stage_rows
 from ftlab import catalogue, device, memory
+from ftlab.cpu import attention
 from ftlab.device import Machine
 from ftlab.errors import LabError
 from ftlab.memory import Decoder, Training
-from ftlab.runs import needs, recipe, stages
-from ftlab.shortcuts import attention
+from ftlab.recipe import memory_needs
+from ftlab.recipe import read as recipes
+from ftlab.runs import build
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 500}
 LLAMA = Decoder(32, 4096, 32, 8, 128, 14336, 128256, False)
@@ -139,17 +141,17 @@ def two_steps(config, keys, rows, tokenizer, folder, **different):
     """Return the bytes predicted and measured of two steps on a random model; `different` changes the machine."""
     AutoModelForCausalLM.from_config(config).save_pretrained(folder / "model")
     common = {"model_name_or_path": str(folder / "model"), "max_steps": 2, "save_strategy": "no"}
-    run = recipe.load(KEYS | keys | common)
+    run = recipes.load(KEYS | keys | common)
     machine = replace(device.describe(), **different)
     device.fit_output_layer(machine)
-    args, _ = stages.training_args(run, folder, machine)
-    model = stages.prepare_model(run, stages.load_model(run, str(folder / "model"), machine), machine)
-    trainer = stages.build_trainer(run, model, args, tokenizer, (Dataset.from_list(rows), None), [])
+    args, _ = build.training_args(run, folder, machine)
+    model = build.prepare_model(run, build.load_model(run, str(folder / "model"), machine), machine)
+    trainer = build.build_trainer(run, model, args, tokenizer, (Dataset.from_list(rows), None), [])
     if run.quantization_bit:
         device.lift_adapters(model, machine)
     with memory.measure_peak_bytes(model) as peak:
         trainer.train()
-    return needs.needs(run, machine).peak, peak.bytes
+    return memory_needs.needs(run, machine).peak, peak.bytes
 
 
 LLAMA_SMALL = LlamaConfig(**SHAPE, num_key_value_heads=2)
@@ -167,7 +169,7 @@ def token_rows():
 @pytest.mark.parametrize("method", ["full", "freeze", "lora"])
 def test_predicted_is_measured(method, checkpointing, tiny_tokenizer, tmp_path):
     """Random Llama of a useful shape: within 10%, as on the real model (`python -m benchmarks memory`)."""
-    keys = needs.METHODS[method] | {"gradient_checkpointing": checkpointing}
+    keys = memory_needs.METHODS[method] | {"gradient_checkpointing": checkpointing}
     predicted, measured = two_steps(LLAMA_SMALL, keys, token_rows(), tiny_tokenizer, tmp_path)
     assert predicted == pytest.approx(measured, rel=0.1)
 
@@ -181,7 +183,7 @@ def test_predicted_is_measured_in_other_families(config, tiny_tokenizer, tmp_pat
 @pytest.mark.parametrize("method", ["full", "lora", "qlora"])
 def test_predicted_is_measured_in_float32(method, tiny_tokenizer, tmp_path):
     """As on a processor without bfloat16."""
-    keys = needs.METHODS[method]
+    keys = memory_needs.METHODS[method]
     predicted, measured = two_steps(LLAMA_SMALL, keys, token_rows(), tiny_tokenizer, tmp_path, dtype="float32")
     assert predicted == pytest.approx(measured, rel=0.1)
 
@@ -205,40 +207,46 @@ def test_predicted_is_measured_in_every_stage(stage, tiny_tokenizer, tmp_path):
 def test_keys_are_shared_where_ftlabs_attention_is_used(config, shared, tmp_path):
     """Elsewhere every head gets its own copy, which autograd keeps: the prediction says so too."""
     config.save_pretrained(tmp_path)
-    run = recipe.load(KEYS | {"model_name_or_path": str(tmp_path)})
-    decoder = needs.sizes(str(tmp_path))
-    assert needs.training(run, decoder, device.describe()).grouped == shared
+    run = recipes.load(KEYS | {"model_name_or_path": str(tmp_path)})
+    decoder = memory_needs.sizes(str(tmp_path))
+    assert memory_needs.training(run, decoder, device.describe()).grouped == shared
     with torch.device("meta"):
         assert attention.use(AutoModelForCausalLM.from_config(config)) == shared
 
 
 def test_what_a_group_is_asked_is_counted_once():
-    decoder, cpu = needs.sizes("smollm2-135m"), Machine("cpu", "a laptop", "bfloat16", 2, 16 * needs.GIB, "")
+    decoder, cpu = (
+        memory_needs.sizes("smollm2-135m"),
+        Machine("cpu", "a laptop", "bfloat16", 2, 16 * memory_needs.GIB, ""),
+    )
     keys = KEYS | {"stage": "grpo", "reward_funcs": "short_answer", "max_new_tokens": 10, "num_generations": 4}
-    eight = recipe.load(keys | {"per_device_train_batch_size": 8})
-    assert needs.training(eight, decoder, cpu).tokens == 2 * 96 + 8 * 10
-    plain = recipe.load(keys | {"per_device_train_batch_size": 8, "shortcuts": False})
-    assert needs.training(plain, decoder, cpu).tokens == 8 * (96 + 10)
+    eight = recipes.load(keys | {"per_device_train_batch_size": 8})
+    assert memory_needs.training(eight, decoder, cpu).tokens == 2 * 96 + 8 * 10
+    plain = recipes.load(keys | {"per_device_train_batch_size": 8, "shortcuts": False})
+    assert memory_needs.training(plain, decoder, cpu).tokens == 8 * (96 + 10)
 
 
 def test_trl_rounds_the_adapter_of_a_quantized_model():
-    decoder, machine = needs.sizes("smollm2-135m"), Machine("cuda", "a card", "bfloat16", 8, 15 * needs.GIB, "")
+    decoder, machine = (
+        memory_needs.sizes("smollm2-135m"),
+        Machine("cuda", "a card", "bfloat16", 8, 15 * memory_needs.GIB, ""),
+    )
     found = {
-        keys: needs.training(recipe.load(KEYS | dict(keys)), decoder, machine).trained_bytes
+        keys: memory_needs.training(recipes.load(KEYS | dict(keys)), decoder, machine).trained_bytes
         for keys in [(), (("quantization_bit", 4),), (("quantization_bit", 4), ("stage", "orpo"))]
     }
     assert list(found.values()) == [4, 2, 4]
-    run = recipe.load(KEYS | {"quantization_bit": 4})
-    assert needs.training(run, decoder, replace(machine, dtype="float16")).trained_bytes == 4
+    run = recipes.load(KEYS | {"quantization_bit": 4})
+    assert memory_needs.training(run, decoder, replace(machine, dtype="float16")).trained_bytes == 4
 
 
 def test_a_report_names_the_knob_that_makes_it_fit():
-    card = Machine("cuda", "a card", "bfloat16", 8, 15 * needs.GIB, "")
-    fits = needs.report(recipe.load(KEYS), card)
+    card = Machine("cuda", "a card", "bfloat16", 8, 15 * memory_needs.GIB, "")
+    fits = memory_needs.report(recipes.load(KEYS), card)
     assert "lora  <- this recipe" in fits and "fits: " in fits
-    big = recipe.load(KEYS | {"model_name_or_path": "qwen2.5-7b"})
-    assert "with quantization_bit: 4, finetuning_type: lora: " in needs.report(big, card)
-    whole = needs.report(recipe.load(KEYS | {"model_name_or_path": "qwen2.5-7b", "cutoff_len": 100_000}), card)
+    big = recipes.load(KEYS | {"model_name_or_path": "qwen2.5-7b"})
+    assert "with quantization_bit: 4, finetuning_type: lora: " in memory_needs.report(big, card)
+    whole = memory_needs.report(recipes.load(KEYS | {"model_name_or_path": "qwen2.5-7b", "cutoff_len": 100_000}), card)
     assert "no knob makes it fit here" in whole and "smallest card: 80 GB" in whole
 
 
@@ -251,12 +259,14 @@ def test_the_smallest_card_or_how_many(weights, card):
     layers = round(weights / LLAMA.block_parameters)
     decoder = replace(LLAMA, layers=layers, vocabulary=1)
     found = memory.estimate(decoder, Training(1, 1, decoder.parameters, checkpointing=True))
-    assert needs.smallest_card(found) == card
+    assert memory_needs.smallest_card(found) == card
 
 
 def test_a_report_says_how_many_cards():
-    card = Machine("cuda", "a card", "bfloat16", 8, 24 * needs.GIB, "")
-    rows = needs.report(recipe.load(KEYS | {"model_name_or_path": "glm4-9b", "cutoff_len": 2048}), card).splitlines()
+    card = Machine("cuda", "a card", "bfloat16", 8, 24 * memory_needs.GIB, "")
+    rows = memory_needs.report(
+        recipes.load(KEYS | {"model_name_or_path": "glm4-9b", "cutoff_len": 2048}), card
+    ).splitlines()
     (full,) = (line for line in rows if line.startswith("full "))
     assert full.endswith("x 80 GB, ZeRO-3")
 
@@ -264,21 +274,21 @@ def test_a_report_says_how_many_cards():
 @pytest.mark.parametrize("path", sorted(Path("recipes").rglob("*.yaml")), ids=str)
 def test_every_template_gets_its_report(path):
     machine = device.describe()
-    lines = needs.report(recipe.read(path)[0], machine).splitlines()
+    lines = memory_needs.report(recipes.read(path)[0], machine).splitlines()
     assert sum("<- this recipe" in line for line in lines) == 1 and lines[-1].strip()
 
 
 def test_more_of_anything_takes_more():
     machine = device.describe()
-    peak = needs.needs(recipe.load(KEYS), machine).peak
+    peak = memory_needs.needs(recipes.load(KEYS), machine).peak
     for keys in ({"cutoff_len": 200}, {"per_device_train_batch_size": 4}, {"lora_rank": 64}, {"stage": "dpo"}):
-        assert needs.needs(recipe.load(KEYS | keys), machine).peak > peak
-    assert needs.needs(recipe.load(KEYS | {"quantization_bit": 4}), machine).peak < peak
+        assert memory_needs.needs(recipes.load(KEYS | keys), machine).peak > peak
+    assert memory_needs.needs(recipes.load(KEYS | {"quantization_bit": 4}), machine).peak < peak
 
 
 def test_an_unknown_model_is_refused(tmp_path):
     with pytest.raises(LabError, match=r"config\.json"):
-        needs.sizes(str(tmp_path))
+        memory_needs.sizes(str(tmp_path))
     with pytest.raises(LabError, match="smollm2-135"):
-        needs.sizes("smollm-135m")
-    assert not math.isnan(needs.sizes("HuggingFaceTB/SmolLM2-135M-Instruct").parameters)
+        memory_needs.sizes("smollm-135m")
+    assert not math.isnan(memory_needs.sizes("HuggingFaceTB/SmolLM2-135M-Instruct").parameters)

@@ -12,7 +12,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, TrainerCallback
 
 from ftlab.errors import LabError
-from ftlab.runs import ppo, recipe, rewards, train
+from ftlab.recipe import read as recipes
+from ftlab.runs import ppo, rewards, train
 
 EOS = 7
 ONES = torch.ones(1, 3)
@@ -354,26 +355,26 @@ def rl_recipe(tiny_recipe):
 
 @pytest.mark.parametrize("stage", ["ppo", "grpo"])
 def test_the_stage_runs_and_leaves_an_adapter(rl_recipe, stage):
-    run = train.train(recipe.load(rl_recipe | {"stage": stage}))
+    run = train.train(recipes.load(rl_recipe | {"stage": stage}))
     assert (run.folder / "adapter" / "adapter_model.safetensors").is_file()
     assert (run.folder / "checkpoint-6" / ppo.VALUE_HEAD).is_file() is (stage == "ppo")
-    again = train.train(recipe.load(rl_recipe | {"stage": stage}))
+    again = train.train(recipes.load(rl_recipe | {"stage": stage}))
     assert again.reused
     with pytest.raises(LabError, match="max_new_tokens: 8 -> 9"):
-        train.train(recipe.load(rl_recipe | {"stage": stage, "max_new_tokens": 9}))
+        train.train(recipes.load(rl_recipe | {"stage": stage, "max_new_tokens": 9}))
 
 
 @pytest.mark.parametrize("stage", ["ppo", "grpo"])
 def test_a_reward_model_of_stage_rm_scores(tiny_recipe, tiny_rows, rl_recipe, tmp_path, stage):
     keys = {"stage": "rm", "dataset": str(tiny_rows / "preference.json"), "output_dir": str(tmp_path / "judge")}
-    judge = train.train(recipe.load(tiny_recipe | keys)).folder
+    judge = train.train(recipes.load(tiny_recipe | keys)).folder
     # The keys of LLaMA-Factory's PPO example.
     keys = {"stage": stage, "reward_model": str(judge), "reward_model_type": "lora", "top_k": 0, "top_p": 0.9}
     keys |= {"max_steps": 2, "ppo_score_norm": True}
-    run = train.train(recipe.load(rl_recipe | keys))
+    run = train.train(recipes.load(rl_recipe | keys))
     assert list(run.weights.glob("adapter_model.safetensors"))
     with pytest.raises(LabError, match="the reward model cannot be loaded"):
-        train.train(recipe.load(rl_recipe | keys | {"reward_model": str(tmp_path), "output_dir": str(tmp_path / "x")}))
+        train.train(recipes.load(rl_recipe | keys | {"reward_model": str(tmp_path), "output_dir": str(tmp_path / "x")}))
 
 
 @pytest.mark.parametrize("stage", ["ppo", "grpo"])
@@ -387,9 +388,9 @@ def test_a_bad_reward_keeps_the_last_checkpoint(rl_recipe, stage, monkeypatch):
     good = rewards.BUILT_IN["short_answer"]
     monkeypatch.setitem(rewards.BUILT_IN, "short_answer", breaks)
     with pytest.raises(LabError, match="breaks: the reward function returned nan"):
-        train.train(recipe.load(rl_recipe | {"stage": stage, "max_steps": 12}))
+        train.train(recipes.load(rl_recipe | {"stage": stage, "max_steps": 12}))
     monkeypatch.setitem(rewards.BUILT_IN, "short_answer", good)
-    run = train.train(recipe.load(rl_recipe | {"stage": stage, "max_steps": 12}))
+    run = train.train(recipes.load(rl_recipe | {"stage": stage, "max_steps": 12}))
     assert run.metrics["resumed_from_step"] >= 2
 
 
@@ -407,4 +408,4 @@ def test_a_bad_reward_keeps_the_last_checkpoint(rl_recipe, stage, monkeypatch):
 def test_keys_that_cannot_be_served_are_refused(rl_recipe, keys, message):
     values = {name: value for name, value in (rl_recipe | {"stage": "ppo"} | keys).items() if value is not None}
     with pytest.raises(LabError, match=message):
-        recipe.load(values)
+        recipes.load(values)

@@ -10,7 +10,8 @@ from trl import SFTConfig
 
 from ftlab.device import Machine
 from ftlab.errors import LabError
-from ftlab.runs import fields, recipe
+from ftlab.recipe import library_args
+from ftlab.recipe import read as recipes
 
 CPU = Machine("cpu", "test", "bfloat16", 2, 2**34, "test")
 GOOD = {"model_name_or_path": "smollm2-135m", "dataset": "identity_en", "output_dir": "runs/x"}
@@ -27,28 +28,30 @@ def yaml_of(**extra: object) -> str:
 
 
 def test_llama_factory_keys_become_library_objects():
-    made = recipe.load(GOOD | {"lora_rank": 4, "lora_target": "q_proj,v_proj", "cutoff_len": 99, "learning_rate": 1e-4})
-    config = LoraConfig(**fields.lora_settings(made))
+    made = recipes.load(
+        GOOD | {"lora_rank": 4, "lora_target": "q_proj,v_proj", "cutoff_len": 99, "learning_rate": 1e-4}
+    )
+    config = LoraConfig(**library_args.lora_settings(made))
     assert (config.r, config.lora_alpha, config.target_modules) == (4, 8, {"q_proj", "v_proj"})
     assert made.training == {"learning_rate": 1e-4} and made.cutoff_len == 99
 
 
 def test_all_means_every_linear_layer():
-    assert fields.lora_settings(recipe.load(GOOD))["target_modules"] == "all-linear"
+    assert library_args.lora_settings(recipes.load(GOOD))["target_modules"] == "all-linear"
 
 
 def test_numbers_are_read_as_yaml_1_2_does(tmp_path):
-    made = recipe.load(write(tmp_path, yaml_of(learning_rate="1e-4", run_name="no")))
+    made = recipes.load(write(tmp_path, yaml_of(learning_rate="1e-4", run_name="no")))
     assert made.training == {"learning_rate": 1e-4, "run_name": "no"}
 
 
 def test_overrides_win(tmp_path):
-    made = recipe.load(write(tmp_path, yaml_of(learning_rate="1e-4")), ["learning_rate=0.5", "lora_rank=2"])
+    made = recipes.load(write(tmp_path, yaml_of(learning_rate="1e-4")), ["learning_rate=0.5", "lora_rank=2"])
     assert made.training["learning_rate"] == 0.5 and made.lora_rank == 2
 
 
 def test_dropped_keys_are_translated_and_said(capsys):
-    made = recipe.load(GOOD | {"warmup_ratio": 0.1, "overwrite_output_dir": True})
+    made = recipes.load(GOOD | {"warmup_ratio": 0.1, "overwrite_output_dir": True})
     assert made.training == {"warmup_steps": 0.1} and made.overwrite_output_dir
     assert "warmup_ratio is now warmup_steps: 0.1" in capsys.readouterr().out
 
@@ -66,15 +69,15 @@ def test_dropped_keys_are_translated_and_said(capsys):
     ],
 )
 def test_the_note_on_warmup_says_what_counts(given, counts, said):
-    made, notes = recipe.read(GOOD | given)
+    made, notes = recipes.read(GOOD | given)
     assert made.training["warmup_steps"] == counts and len(notes) == 1 and said in notes[0]
 
 
 @pytest.mark.parametrize("steps", [1, 7, 1000, 10**9])
 def test_a_ratio_of_one_warms_up_over_all_steps(steps, tmp_path):
-    made, _ = recipe.read(GOOD | {"warmup_ratio": 1.0})
-    recipe.write(made, tmp_path / "r.yaml")
-    again = recipe.load(tmp_path / "r.yaml")
+    made, _ = recipes.read(GOOD | {"warmup_ratio": 1.0})
+    recipes.write(made, tmp_path / "r.yaml")
+    again = recipes.load(tmp_path / "r.yaml")
     assert SFTConfig(output_dir=str(tmp_path), bf16=False, **again.training).get_warmup_steps(steps) == steps
 
 
@@ -91,8 +94,8 @@ def test_a_ratio_of_one_warms_up_over_all_steps(steps, tmp_path):
     ],
 )
 def test_packing_is_what_the_notes_say(given, packs, said):
-    made, notes = recipe.read(GOOD | given)
-    assert fields.training_settings(made, Path("x"), CPU)[0]["packing"] is packs
+    made, notes = recipes.read(GOOD | given)
+    assert library_args.training_settings(made, Path("x"), CPU)[0]["packing"] is packs
     assert len(notes) == bool(said) and all(said in note for note in notes)
 
 
@@ -121,12 +124,12 @@ def test_packing_is_what_the_notes_say(given, packs, said):
 )
 def test_two_keys_that_disagree_are_refused(given, message):
     with pytest.raises(LabError, match=message) as error:
-        recipe.read(GOOD | given)
+        recipes.read(GOOD | given)
     assert error.value.exit_code == 2 and error.value.fix
 
 
 def test_two_names_of_one_value_are_one_key():
-    assert recipe.read(GOOD | {"max_seq_length": 512, "cutoff_len": 512})[0].cutoff_len == 512
+    assert recipes.read(GOOD | {"max_seq_length": 512, "cutoff_len": 512})[0].cutoff_len == 512
 
 
 @pytest.mark.parametrize(
@@ -147,7 +150,7 @@ def test_two_names_of_one_value_are_one_key():
     ],
 )
 def test_what_changes_nothing_is_said(given, said):
-    assert any(said in note for note in recipe.read(GOOD | given)[1])
+    assert any(said in note for note in recipes.read(GOOD | given)[1])
 
 
 @pytest.mark.parametrize(
@@ -161,20 +164,20 @@ def test_what_changes_nothing_is_said(given, said):
     ],
 )
 def test_a_number_format_that_the_machine_does_not_train_in_is_said(given, dtype, said):
-    _, notes = fields.training_settings(recipe.load(GOOD | given), Path("x"), replace(CPU, dtype=dtype))
+    _, notes = library_args.training_settings(recipes.load(GOOD | given), Path("x"), replace(CPU, dtype=dtype))
     assert len(notes) == bool(said) and all(said in note for note in notes)
 
 
 def test_an_unfinished_run_is_what_resuming_means(tmp_path):
     (tmp_path / "run" / "checkpoint-4").mkdir(parents=True)
-    _, notes = recipe.read(GOOD | {"resume_from_checkpoint": True, "output_dir": str(tmp_path / "run")})
+    _, notes = recipes.read(GOOD | {"resume_from_checkpoint": True, "output_dir": str(tmp_path / "run")})
     assert "an unfinished run is resumed without it" in notes[0]
 
 
 def test_a_recipe_survives_the_way_to_yaml_and_back(tmp_path):
-    made = recipe.load(GOOD | {"dataset_substitutions": {"name": "Lumi"}, "max_steps": 3, "val_size": 0.1})
-    recipe.write(made, tmp_path / "r.yaml")
-    assert recipe.load(tmp_path / "r.yaml") == made
+    made = recipes.load(GOOD | {"dataset_substitutions": {"name": "Lumi"}, "max_steps": 3, "val_size": 0.1})
+    recipes.write(made, tmp_path / "r.yaml")
+    assert recipes.load(tmp_path / "r.yaml") == made
 
 
 @pytest.mark.parametrize(
@@ -196,17 +199,17 @@ def test_a_recipe_survives_the_way_to_yaml_and_back(tmp_path):
 )
 def test_a_bad_recipe_is_one_line_with_its_place(tmp_path, text, message):
     with pytest.raises(LabError, match=message) as error:
-        recipe.load(write(tmp_path, text))
+        recipes.load(write(tmp_path, text))
     assert error.value.exit_code == 2 and error.value.fix
 
 
 def test_environment_variables_are_not_read(tmp_path):
-    made = recipe.load(write(tmp_path, yaml_of(run_name="${oc.env:HOME}")))
+    made = recipes.load(write(tmp_path, yaml_of(run_name="${oc.env:HOME}")))
     assert made.training["run_name"] == "${oc.env:HOME}"
 
 
 def test_a_missing_file_and_a_bare_override_are_said(tmp_path):
     with pytest.raises(LabError, match="no such recipe"):
-        recipe.load(tmp_path / "none.yaml")
+        recipes.load(tmp_path / "none.yaml")
     with pytest.raises(LabError, match="key=value"):
-        recipe.load(GOOD, ["learning_rate"])
+        recipes.load(GOOD, ["learning_rate"])

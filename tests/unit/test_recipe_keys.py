@@ -10,7 +10,9 @@ import pytest
 
 from ftlab import device
 from ftlab.errors import LabError
-from ftlab.runs import chat, export, fields, keys, recipe, rewards, rows, script, stages, targets, templates, train
+from ftlab.recipe import keys, library_args, templates, to_script
+from ftlab.recipe import read as recipes
+from ftlab.runs import build, chat, dataset, export, rewards, targets, train
 
 CPU = device.Machine("cpu", "test", "bfloat16", 2, 2**34, "test")
 GPU = device.Machine("cuda", "test", "float16", 2, 2**34, "test")
@@ -145,7 +147,7 @@ def paths(values: dict[str, Any]) -> dict[str, Any]:
 class Spy:
     """A recipe that remembers which of its keys were read."""
 
-    def __init__(self, made: recipe.Recipe) -> None:
+    def __init__(self, made: recipes.Recipe) -> None:
         self.made, self.read = made, set()
 
     def __getattr__(self, name: str) -> Any:
@@ -153,30 +155,35 @@ class Spy:
         return getattr(self.made, name)
 
 
-def settings(made: recipe.Recipe) -> Any:
+def settings(made: recipes.Recipe) -> Any:
     """Return what the libraries' config objects are given, on a CPU and on a T4."""
-    found: list[Any] = [fields.TRAINERS[made.objective]]
+    found: list[Any] = [library_args.TRAINERS[made.objective]]
     for machine in (CPU, GPU):
         found += [
-            fields.training_settings(made, Path(made.output_dir or ""), machine),
-            fields.model_settings(made, machine),
+            library_args.training_settings(made, Path(made.output_dir or ""), machine),
+            library_args.model_settings(made, machine),
         ]
-        found += [fields.takes_shortcuts(made, machine), fields.adapts_in_float32(made, machine.accelerator)]
-        found += [fields.quantization_settings(made, machine)] if made.quantization_bit else []
-    return [*found, fields.lora_settings(made)] if made.finetuning_type == "lora" else [*found, made.finetuning_type]
+        found += [
+            library_args.takes_shortcuts(made, machine),
+            library_args.adapts_in_float32(made, machine.accelerator),
+        ]
+        found += [library_args.quantization_settings(made, machine)] if made.quantization_bit else []
+    return (
+        [*found, library_args.lora_settings(made)] if made.finetuning_type == "lora" else [*found, made.finetuning_type]
+    )
 
 
-def trained_layers(made: recipe.Recipe) -> Any:
+def trained_layers(made: recipes.Recipe) -> Any:
     """Return the names of the weights that stay trainable, where layers are frozen."""
     if made.finetuning_type != "freeze":
         return None
-    model = stages.skeleton(made, made.model_name_or_path)
+    model = build.skeleton(made, made.model_name_or_path)
     targets.require(made, model)
-    stages.freeze(made, model)
+    build.freeze(made, model)
     return [name for name, weight in model.named_parameters(remove_duplicate=False) if weight.requires_grad]
 
 
-def answers(made: recipe.Recipe) -> Any:
+def answers(made: recipes.Recipe) -> Any:
     """Return how `ftlab chat` answers, and what rewards an answer."""
     found = [chat.generation_of(made), chat.options_of(made), chat.engine_of(made), made.default_system]
     return (
@@ -184,17 +191,17 @@ def answers(made: recipe.Recipe) -> Any:
     )
 
 
-def examples(made: recipe.Recipe) -> Any:
+def examples(made: recipes.Recipe) -> Any:
     """Return a digest of every training example and every validation example."""
     tokenizer = train.load_tokenizer(made, made.model_name_or_path)
     templates.apply(made.template, tokenizer, made.allow_other_template)
-    return rows.digests(rows.splits(made, tokenizer))
+    return dataset.digests(dataset.splits(made, tokenizer))
 
 
-def run_of(made: recipe.Recipe) -> Any:
+def run_of(made: recipes.Recipe) -> Any:
     """Return what `ftlab train` would refuse."""
     if made.adapter_name_or_path:
-        stages.weights_of(made.adapter_name_or_path)
+        build.weights_of(made.adapter_name_or_path)
     return train.require_training(made)
 
 
@@ -203,9 +210,9 @@ PARTS = (settings, trained_layers, answers, run_of, examples)
 
 def effect(before: dict[str, Any], name: str, value: Any) -> str:
     """Return what a key does to a recipe: "refused", "noted", the part that it changes, or "" for nothing."""
-    old, old_notes = recipe.read(paths(before))
+    old, old_notes = recipes.read(paths(before))
     try:
-        made, notes = recipe.read(paths(before | {name: value}))
+        made, notes = recipes.read(paths(before | {name: value}))
     except LabError as error:
         assert name in str(error), f"{name} is refused without being named: {error}"
         return "refused"
@@ -218,7 +225,7 @@ def effect(before: dict[str, Any], name: str, value: Any) -> str:
     return ""
 
 
-def outcome(part: Any, made: recipe.Recipe) -> Any:
+def outcome(part: Any, made: recipes.Recipe) -> Any:
     """Return what a part comes to, or the error that refuses it."""
     try:
         return part(made)
@@ -252,7 +259,7 @@ def test_every_key_changes_what_is_built_or_is_said_not_to(name, base):
 
 
 def test_keys_of_the_last_steps_are_read_by_them(base, tmp_path):
-    made = recipe.read(
+    made = recipes.read(
         paths(base | {"max_steps": 1, "loraplus_lr_ratio": 4.0, "export_dir": "out", "export_gguf": None})
     )[0]
     watched = Spy(made)
@@ -272,8 +279,8 @@ def test_every_field_of_training_arguments_counts_or_is_said_not_to(name, base):
 
 def other_value(name: str) -> Any:
     """Return a value of a field's type that is not its default."""
-    default = stages.TrainingArguments.__dataclass_fields__[name].default
-    if choices := recipe.choices_of(name):
+    default = build.TrainingArguments.__dataclass_fields__[name].default
+    if choices := recipes.choices_of(name):
         return next(choice for choice in choices if choice != getattr(default, "value", default))
     hint = keys.TRAINING_HINTS[name]
     kinds = get_args(hint) if isinstance(hint, UnionType) or get_args(hint) else (hint,)
@@ -285,7 +292,7 @@ def other_value(name: str) -> Any:
     return ["loss"]
 
 
-@pytest.mark.parametrize("name", [*keys.RENAMED, *keys.DROPPED, *keys.OUT_OF_REACH, *recipe.RESOLVED])
+@pytest.mark.parametrize("name", [*keys.RENAMED, *keys.DROPPED, *keys.OUT_OF_REACH, *recipes.RESOLVED])
 def test_every_translated_key_is_said_or_refused(name, base):
     value: Any = True
     if name in keys.RENAMED and keys.RENAMED[name][0] in keys.TRAINING_HINTS | keys.Recipe.model_fields:
@@ -322,9 +329,9 @@ def test_in_every_stage_and_method_a_key_counts_or_is_said_not_to(stage, method,
 
 
 def test_the_script_reads_every_key_that_the_examples_depend_on(base):
-    made = Spy(recipe.read(paths(base))[0])
+    made = Spy(recipes.read(paths(base))[0])
     tokenizer = train.load_tokenizer(made, made.model_name_or_path)
     made.read.clear()
-    rows.splits(made, tokenizer)
+    dataset.splits(made, tokenizer)
     known = made.read & set(keys.Recipe.model_fields) - {"model_name_or_path", "training"}
-    assert known <= set(script.DATA), known - set(script.DATA)
+    assert known <= set(to_script.DATA), known - set(to_script.DATA)

@@ -10,7 +10,9 @@ from ftlab import device
 from ftlab.apps import cli
 from ftlab.data import registry
 from ftlab.errors import LabError
-from ftlab.runs import chat, defaults, export, fields, folder, recipe, score, stages, train
+from ftlab.recipe import library_args, machine_defaults
+from ftlab.recipe import read as recipes
+from ftlab.runs import build, chat, evaluation, export, folder, train
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = sorted(path.stem for path in (ROOT / "recipes").glob("*.yaml"))
@@ -40,7 +42,7 @@ def test_both_folders_have_the_same_templates():
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_template_trains(name, tiny_model_dir, tmp_path):
     values = tiny_values(name, tiny_model_dir, tmp_path / "run")
-    run = train.train(recipe.load(ROOT / "recipes" / f"{name}.yaml", values))
+    run = train.train(recipes.load(ROOT / "recipes" / f"{name}.yaml", values))
     assert not run.reused and list(run.weights.glob("*.safetensors"))
 
 
@@ -48,18 +50,18 @@ def test_a_template_trains(name, tiny_model_dir, tmp_path):
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_is_right_and_its_settings_can_be_built(name, folder, monkeypatch, tmp_path):
     path = ROOT / folder / f"{name}.yaml"
-    assert recipe.check(path) == []
-    made = recipe.load(path)
+    assert recipes.check(path) == []
+    made = recipes.load(path)
     if name not in ("merge", "chat"):
-        values, _ = fields.training_settings(made, tmp_path, CARD)
-        assert values["output_dir"] and fields.lora_settings(made)["r"] == made.lora_rank
-        assert stages.training_args(made, tmp_path, device.describe())[0].learning_rate > 0
+        values, _ = library_args.training_settings(made, tmp_path, CARD)
+        assert values["output_dir"] and library_args.lora_settings(made)["r"] == made.lora_rank
+        assert build.training_args(made, tmp_path, device.describe())[0].learning_rate > 0
 
 
 @pytest.mark.parametrize("folder", ["recipes", "recipes/7b"])
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_template_holds_examples_out_or_says_why_not(name, folder):
-    made = recipe.load(ROOT / folder / f"{name}.yaml")
+    made = recipes.load(ROOT / folder / f"{name}.yaml")
     if made.eval_dataset:
         asked, trained = (
             {
@@ -76,29 +78,29 @@ def test_a_template_holds_examples_out_or_says_why_not(name, folder):
 @pytest.mark.parametrize("name", [name for name in TRAINED if name.startswith("sft")])
 def test_a_supervised_template_mixes_general_examples(name):
     """What it doesn't see it forgets; `python -m benchmarks harm` measures how much."""
-    assert "general_en" in fields.names(recipe.load(ROOT / "recipes" / f"{name}.yaml").dataset)
+    assert "general_en" in library_args.names(recipes.load(ROOT / "recipes" / f"{name}.yaml").dataset)
     # Those of the embedded model would teach a bigger one its mistakes.
-    assert "alpaca_en_demo" in fields.names(recipe.load(ROOT / "recipes/7b" / f"{name}.yaml").dataset)
+    assert "alpaca_en_demo" in library_args.names(recipes.load(ROOT / "recipes/7b" / f"{name}.yaml").dataset)
 
 
 def test_a_template_merges(tiny_model_dir, tiny_recipe, tmp_path):
-    run = train.train(recipe.load(tiny_recipe))
+    run = train.train(recipes.load(tiny_recipe))
     values = [
         f"model_name_or_path={tiny_model_dir}",
         f"adapter_name_or_path={run.folder}",
         f"export_dir={tmp_path / 'm'}",
     ]
-    assert export.export(recipe.load(ROOT / "recipes" / "merge.yaml", values)).greedy_equal_share == 1
+    assert export.export(recipes.load(ROOT / "recipes" / "merge.yaml", values)).greedy_equal_share == 1
 
 
 def test_eval_scores_base_and_adapter_and_writes_them(tiny_recipe, capsys):
-    run = train.train(recipe.load(tiny_recipe | {"max_steps": 30}))
-    found = score.score(recipe.load(tiny_recipe | {"max_steps": 30}))
+    run = train.train(recipes.load(tiny_recipe | {"max_steps": 30}))
+    found = evaluation.score(recipes.load(tiny_recipe | {"max_steps": 30}))
     assert found["tuned"]["loss"] < found["base"]["loss"] and found["base"]["rows"] == 12
     assert json.loads((run.folder / folder.SCORES).read_text()) == found
-    assert "perplexity" in score.table(found) and "for held-out examples" in capsys.readouterr().out
+    assert "perplexity" in evaluation.table(found) and "for held-out examples" in capsys.readouterr().out
     # What eval left does not make the folder somebody else's.
-    assert train.train(recipe.load(tiny_recipe | {"max_steps": 30})).reused
+    assert train.train(recipes.load(tiny_recipe | {"max_steps": 30})).reused
 
 
 @pytest.mark.parametrize(
@@ -112,12 +114,12 @@ def test_eval_scores_base_and_adapter_and_writes_them(tiny_recipe, capsys):
 def test_eval_refuses_in_one_line(tiny_recipe, keys, message):
     values = {name: value for name, value in (tiny_recipe | keys).items() if value is not None}
     with pytest.raises(LabError, match=message) as error:
-        score.score(recipe.load(values))
+        evaluation.score(recipes.load(values))
     assert error.value.exit_code == 2
 
 
 def test_chat_takes_a_recipe(tiny_recipe, tiny_model_dir, tmp_path, monkeypatch, capsys):
-    run = train.train(recipe.load(tiny_recipe))
+    run = train.train(recipes.load(tiny_recipe))
     values = [f"model_name_or_path={tiny_model_dir}", f"adapter_name_or_path={run.folder}", "max_new_tokens=4"]
     monkeypatch.setattr("sys.stdin", io.StringIO("hello\n"))
     asked: list[dict] = []
@@ -136,9 +138,9 @@ def test_a_default_that_the_machine_decides_is_told_with_its_reason():
     cpu = device.Machine("cpu", "test", "bfloat16", 2, 2**34, "test")
     # Under both of its names.
     for name in ("gradient_checkpointing", "activation_checkpointing"):
-        assert defaults.here(name, cpu).startswith("  on this machine: False; memory is not what is short")
-        assert defaults.here(name, CARD).startswith("  on this machine: True; memory is what is short")
-    assert defaults.here("bf16", CARD).startswith("  on this machine: True")
-    assert defaults.here("lora_rank", cpu) == ""
-    for name in defaults.REASONS:
-        assert recipe.explain(name)
+        assert machine_defaults.here(name, cpu).startswith("  on this machine: False; memory is not what is short")
+        assert machine_defaults.here(name, CARD).startswith("  on this machine: True; memory is what is short")
+    assert machine_defaults.here("bf16", CARD).startswith("  on this machine: True")
+    assert machine_defaults.here("lora_rank", cpu) == ""
+    for name in machine_defaults.REASONS:
+        assert recipes.explain(name)

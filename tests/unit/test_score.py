@@ -6,7 +6,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from ftlab import evaluate, responses, tokens
-from ftlab.runs import folder, recipe, rows, score, train
+from ftlab.recipe import read as recipes
+from ftlab.runs import dataset, evaluation, folder, train
 
 TOOLS = [
     {
@@ -38,10 +39,10 @@ def calls(tmp_path):
 
 
 def test_a_random_model_calls_no_tool_right(tiny_recipe, calls):
-    made = recipe.load(tiny_recipe | {"dataset": calls, "cutoff_len": 512, "max_steps": 1})
-    assert score.score(made, figures=("exact_match",))["base"] == {"exact_match": 0, "rows": 12}
+    made = recipes.load(tiny_recipe | {"dataset": calls, "cutoff_len": 512, "max_steps": 1})
+    assert evaluation.score(made, figures=("exact_match",))["base"] == {"exact_match": 0, "rows": 12}
     train.train(made)
-    found = score.score(made, figures=("exact_match",))
+    found = evaluation.score(made, figures=("exact_match",))
     assert found["tuned"] == found["base"] == {"exact_match": 0, "rows": 12}
 
 
@@ -58,8 +59,8 @@ def test_calls_are_compared_as_calls_with_the_tools_in_the_prompt(tiny_recipe, c
         return [[*tokenizer(text).input_ids, tokenizer.eos_token_id] for text in texts]
 
     monkeypatch.setattr(evaluate, "generate_ids", turned)
-    made = recipe.load(tiny_recipe | {"dataset": calls, "cutoff_len": 512})
-    found = score.score(made, figures=("exact_match",))
+    made = recipes.load(tiny_recipe | {"dataset": calls, "cutoff_len": 512})
+    found = evaluation.score(made, figures=("exact_match",))
     assert found["base"]["exact_match"] == pytest.approx(11 / 12)
     assert all("The weather in a city." in text for text in asked) and len(asked) == 12
     row = {"messages": [{"role": "user", "content": "Weather in city 0?"}], "tools": [{"function": TOOLS[0]}]}
@@ -68,37 +69,37 @@ def test_calls_are_compared_as_calls_with_the_tools_in_the_prompt(tiny_recipe, c
 
 def test_eval_scores_what_the_run_held_out(tiny_recipe, capsys):
     values = tiny_recipe | {"val_size": 4, "default_system": "Be brief."}
-    made = recipe.load(values)
+    made = recipes.load(values)
     tokenizer = AutoTokenizer.from_pretrained(tiny_recipe["model_name_or_path"])
-    trained, validated = rows.splits(made, tokenizer)
-    chosen = score.held_out(made, tokenizer, None)
+    trained, validated = dataset.splits(made, tokenizer)
+    chosen = evaluation.held_out(made, tokenizer, None)
     assert chosen == list(validated) and len(chosen) == 4
     assert not {str(one["input_ids"]) for one in chosen} & {str(one["input_ids"]) for one in trained}
     assert "Be brief." in tokenizer.decode(responses.split(chosen[0])[0])
     train.train(made)
     capsys.readouterr()
-    found = score.score(made)
+    found = evaluation.score(made)
     assert found["tuned"]["rows"] == 4 and "held out other" not in capsys.readouterr().out
-    assert "n " in score.table(found) and "95% interval" in score.table(found) and "     4" in score.table(found)
+    assert all(words in evaluation.table(found) for words in ("n ", "95% interval", "     4"))
     # Another split: the run may have seen these.
-    score.score(recipe.load(values | {"seed": 7}), figures=("loss",))
+    evaluation.score(recipes.load(values | {"seed": 7}), figures=("loss",))
     assert "held out other examples" in capsys.readouterr().out
 
 
 def test_a_folder_that_was_never_trained_has_no_tuned_score(tiny_recipe, capsys):
-    found = score.score(recipe.load(tiny_recipe), figures=("loss",))
+    found = evaluation.score(recipes.load(tiny_recipe), figures=("loss",))
     assert set(found) == {"base"} and "nothing trained yet" in capsys.readouterr().out
-    train.train(recipe.load(tiny_recipe))
-    score.score(recipe.load(tiny_recipe | {"lora_rank": 8}), figures=("loss",))
+    train.train(recipes.load(tiny_recipe))
+    evaluation.score(recipes.load(tiny_recipe | {"lora_rank": 8}), figures=("loss",))
     assert "other settings than this recipe has: lora_rank: 4 -> 8" in capsys.readouterr().out
 
 
 def test_a_whole_model_is_scored_beside_its_base(tiny_recipe):
     keys = {"finetuning_type": "full", "learning_rate": 1e-3, "val_size": 4, "eval_strategy": "steps", "eval_steps": 6}
-    made = recipe.load(tiny_recipe | keys | {"bf16": False})
-    before = score.score(made, figures=("loss",))
+    made = recipes.load(tiny_recipe | keys | {"bf16": False})
+    before = evaluation.score(made, figures=("loss",))
     run = train.train(made)
-    found = score.score(made, figures=("loss",))
+    found = evaluation.score(made, figures=("loss",))
     assert found["base"] == before["base"] and found["tuned"]["loss"] < found["base"]["loss"]
     log = [json.loads(line) for line in (run.folder / folder.LOG).read_text().splitlines()]
     evaluated = [entry["eval_loss"] for entry in log if "eval_loss" in entry]
@@ -106,8 +107,8 @@ def test_a_whole_model_is_scored_beside_its_base(tiny_recipe):
 
 
 def test_a_prompt_that_is_trained_on_is_not_an_answer(tiny_recipe):
-    made = recipe.load(tiny_recipe | {"val_size": 4, "train_on_prompt": True})
+    made = recipes.load(tiny_recipe | {"val_size": 4, "train_on_prompt": True})
     tokenizer = AutoTokenizer.from_pretrained(tiny_recipe["model_name_or_path"])
-    prompt, answer = responses.split(score.held_out(made, tokenizer, None)[0])
+    prompt, answer = responses.split(evaluation.held_out(made, tokenizer, None)[0])
     assert tokenizer.decode(prompt).endswith("<|im_start|>assistant\n")
     assert tokenizer.decode(answer).startswith("It is ")

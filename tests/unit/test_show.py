@@ -10,7 +10,9 @@ import pytest
 from ftlab import device
 from ftlab.apps import cli
 from ftlab.errors import LabError
-from ftlab.runs import frameworks, recipe, script, train
+from ftlab.recipe import read as recipes
+from ftlab.recipe import to_frameworks, to_script
+from ftlab.runs import train
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = ROOT / "tests" / "golden" / "show"
@@ -45,14 +47,14 @@ GPU = device.Machine("cuda", "a card", "bfloat16", 8, 24 * 2**30, "fast there")
 
 def shown(name: str, framework: str) -> str:
     """Return what is printed, a refusal included."""
-    made = recipe.load(RECIPES[name])
+    made = recipes.load(RECIPES[name])
     try:
-        return script.script(made) if framework == "trl" else frameworks.show(made, framework)
+        return to_script.script(made) if framework == "trl" else to_frameworks.show(made, framework)
     except LabError as error:
         return f"{error}\n"
 
 
-@pytest.mark.parametrize("framework", ["trl", "llamafactory", *frameworks.FRAMEWORKS])
+@pytest.mark.parametrize("framework", ["trl", "llamafactory", *to_frameworks.FRAMEWORKS])
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_is_shown_is_the_golden_file(name, framework, monkeypatch):
     """`FTLAB_GOLDEN=write pytest tests/unit/test_show.py` writes the files anew: read the difference."""
@@ -69,13 +71,13 @@ def test_what_is_shown_is_the_golden_file(name, framework, monkeypatch):
 def test_the_yaml_for_llama_factory_is_the_same_recipe(name, tmp_path):
     path = tmp_path / "lf.yaml"
     path.write_text(shown(name, "llamafactory"))
-    given, back = recipe.load(RECIPES[name]), recipe.load(path)
-    same = recipe.decisive(back) | {"lora_alpha": given.lora_alpha}
+    given, back = recipes.load(RECIPES[name]), recipes.load(path)
+    same = recipes.decisive(back) | {"lora_alpha": given.lora_alpha}
     if name == "simpo":
         # LLaMA-Factory has it as a loss of its stage dpo, and stops early in another way.
         same |= {"stage": "simpo", "pref_loss": given.pref_loss, "early_stopping_steps": given.early_stopping_steps}
-    silent = frameworks.ONLY["lora"] if given.finetuning_type == "full" else set()
-    expected = {key: value for key, value in recipe.decisive(given).items() if key not in silent}
+    silent = to_frameworks.ONLY["lora"] if given.finetuning_type == "full" else set()
+    expected = {key: value for key, value in recipes.decisive(given).items() if key not in silent}
     assert {key: same.get(key) for key in expected} == expected
 
 
@@ -97,10 +99,10 @@ def test_the_yaml_for_llama_factory_is_the_same_recipe(name, tmp_path):
 )
 def test_the_trl_script_trains_the_same_run(tiny_recipe, tiny_rows, tmp_path, rows, keys):
     values = tiny_recipe | {"dataset": str(tiny_rows / f"{rows}.json"), "output_dir": str(tmp_path / "recipe")} | keys
-    folder = train.train(recipe.load(values)).folder
+    folder = train.train(recipes.load(values)).folder
     log = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
     path = tmp_path / "script.py"
-    path.write_text(script.script(recipe.load(values | {"output_dir": str(tmp_path / "script")})))
+    path.write_text(to_script.script(recipes.load(values | {"output_dir": str(tmp_path / "script")})))
     trained = runpy.run_path(str(path))
     history = [row["loss"] for row in trained["trainer"].state.log_history if "loss" in row]
     assert history == pytest.approx([row["loss"] for row in log if "loss" in row], rel=1e-4)
@@ -119,8 +121,8 @@ def test_what_alpaca_lora_cannot_read_is_refused():
     for dataset in (None, "alpaca_en_demo,alpaca_zh_demo"):
         values = {name: value for name, value in (LORA | {"dataset": dataset}).items() if value}
         with pytest.raises(LabError, match="alpaca-lora cannot do this"):
-            frameworks.show(recipe.load(values), "alpaca-lora")
+            to_frameworks.show(recipes.load(values), "alpaca-lora")
 
 
 def test_the_table_in_the_documentation_is_current():
-    assert frameworks.table() in (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert to_frameworks.table() in (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")

@@ -11,7 +11,9 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaFo
 from ftlab import device
 from ftlab.apps import cli
 from ftlab.errors import LabError, near
-from ftlab.runs import fields, recipe, stages, targets, train
+from ftlab.recipe import library_args
+from ftlab.recipe import read as recipes
+from ftlab.runs import build, targets, train
 from tests.tiny import make_tokenizer
 
 SIZES = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -68,9 +70,9 @@ NOT_THERE = [
 def test_a_name_that_matches_nothing_is_refused_before_weights_are_read(
     model, keys, message, other_models, tiny_recipe, tiny_rows, monkeypatch
 ):
-    monkeypatch.setattr(stages, "load_model", lambda *_: pytest.fail("the weights were read"))
+    monkeypatch.setattr(build, "load_model", lambda *_: pytest.fail("the weights were read"))
     keys = keys | ({"dataset": str(tiny_rows / f"{keys['dataset']}.json")} if "dataset" in keys else {})
-    made = recipe.load(tiny_recipe | {"model_name_or_path": other_models(model)} | keys)
+    made = recipes.load(tiny_recipe | {"model_name_or_path": other_models(model)} | keys)
     for refusing in (train.train, train.check):
         with pytest.raises(LabError, match=message) as error:
             refusing(made)
@@ -93,10 +95,10 @@ def test_a_name_that_matches_nothing_is_refused_before_weights_are_read(
     ],
 )  # fmt: skip
 def test_exactly_the_named_layers_are_trained(keys, trained, other_models, tiny_recipe):
-    made = recipe.load(tiny_recipe | {"model_name_or_path": other_models("tied")} | keys)
+    made = recipes.load(tiny_recipe | {"model_name_or_path": other_models("tied")} | keys)
     base = LlamaForCausalLM.from_pretrained(other_models("tied"))
     known = targets.all_linear(base) | {"embed_tokens", "norm", "input_layernorm", "lm_head"}
-    model = stages.prepare_model(made, base, device.describe())
+    model = build.prepare_model(made, base, device.describe())
     paths = [name for name, weight in model.named_parameters() if weight.requires_grad]
     assert {part for path in paths for part in path.split(".") if part in known} == trained
 
@@ -112,21 +114,21 @@ def test_a_block_is_found_where_experts_are_a_longer_list():
 
 
 def test_all_is_every_linear_layer_but_the_head(other_models, tiny_recipe):
-    made = recipe.load(tiny_recipe | {"model_name_or_path": other_models("phi3")})
-    model = stages.skeleton(made, other_models("phi3"))
+    made = recipes.load(tiny_recipe | {"model_name_or_path": other_models("phi3")})
+    model = build.skeleton(made, other_models("phi3"))
     assert targets.all_linear(model) == {"qkv_proj", "o_proj", "gate_up_proj", "down_proj"}
 
 
 @pytest.fixture
 def first(tiny_recipe, tmp_path):
     """Return the run folder of an adapter of rank 4 on two layers, and the keys of a recipe that continues it."""
-    done = train.train(recipe.load(tiny_recipe | {"lora_target": "q_proj,v_proj", "lora_alpha": 6, "max_steps": 1}))
+    done = train.train(recipes.load(tiny_recipe | {"lora_target": "q_proj,v_proj", "lora_alpha": 6, "max_steps": 1}))
     plain = {name: value for name, value in tiny_recipe.items() if name != "lora_rank"}
     return plain | {"adapter_name_or_path": str(done.folder), "output_dir": str(tmp_path / "second"), "max_steps": 1}
 
 
 def test_a_continued_adapter_decides_its_own_keys_and_they_are_recorded(first):
-    made = recipe.load(first)
+    made = recipes.load(first)
     assert (made.lora_rank, made.lora_alpha, made.lora_target) == (4, 6, "q_proj,v_proj")
     done = train.train(made)
     assert json.loads((done.weights / "adapter_config.json").read_text())["r"] == 4
@@ -134,7 +136,7 @@ def test_a_continued_adapter_decides_its_own_keys_and_they_are_recorded(first):
     assert "lora_rank: 4" in written and "lora_alpha: 6" in written
     assert "| `lora_rank` | 4 |" in (done.folder / "README.md").read_text()
     # What was recorded is the same run.
-    assert train.train(recipe.load(first)).reused and train.train(recipe.load(done.folder / "recipe.yaml")).reused
+    assert train.train(recipes.load(first)).reused and train.train(recipes.load(done.folder / "recipe.yaml")).reused
     shapes = {
         weight.shape[0]
         for name, weight in load_file(done.weights / "adapter_model.safetensors").items()
@@ -164,22 +166,22 @@ def test_what_a_continued_adapter_cannot_have_is_refused(first, tiny_rows, keys,
     keys = keys | ({"dataset": str(tiny_rows / f"{keys['dataset']}.json")} if "dataset" in keys else {})
     for refusing in (train.train, train.check):
         with pytest.raises(LabError, match=message) as error:
-            refusing(recipe.load(first | keys))
+            refusing(recipes.load(first | keys))
         assert error.value.exit_code == 2 and error.value.fix
 
 
 def test_what_agrees_with_a_continued_adapter_may_be_written(first):
     agreeing = {"lora_rank": 4, "lora_alpha": 6, "lora_target": "v_proj, q_proj", "lora_dropout": 0.0}
-    assert recipe.load(first | agreeing).lora_rank == 4
+    assert recipes.load(first | agreeing).lora_rank == 4
 
 
 @pytest.mark.parametrize("where", ["missing", "there"])
 def test_a_checkpoint_to_resume_from_must_be_of_the_run(tiny_recipe, tmp_path, where):
     if where == "there":
-        train.train(recipe.load(tiny_recipe | {"output_dir": str(tmp_path / "one"), "max_steps": 2}))
+        train.train(recipes.load(tiny_recipe | {"output_dir": str(tmp_path / "one"), "max_steps": 2}))
     asked = {"output_dir": str(tmp_path / "two"), "resume_from_checkpoint": str(tmp_path / "one" / "checkpoint-2")}
     with pytest.raises(LabError, match="cannot be resumed from: output_dir holds no run"):
-        train.train(recipe.load(tiny_recipe | asked))
+        train.train(recipes.load(tiny_recipe | asked))
 
 
 @pytest.mark.parametrize(
@@ -200,23 +202,23 @@ def test_a_checkpoint_to_resume_from_must_be_of_the_run(tiny_recipe, tmp_path, w
 )
 def test_check_refuses_what_train_refuses_and_leaves_nothing(tiny_recipe, tmp_path, keys, message, capsys):
     path = tmp_path / "r.yaml"
-    recipe.strict_yaml.dump(tiny_recipe | keys, path)
+    recipes.strict_yaml.dump(tiny_recipe | keys, path)
     assert cli.main(["recipe", "check", str(path)]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not (tmp_path / "run").exists()
 
 
 def test_check_takes_what_train_takes_without_reading_weights(tiny_recipe, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(stages, "load_model", lambda *_: pytest.fail("the weights were read"))
+    monkeypatch.setattr(build, "load_model", lambda *_: pytest.fail("the weights were read"))
     path = tmp_path / "r.yaml"
-    recipe.strict_yaml.dump(tiny_recipe | {"lora_target": "q_proj", "val_size": 0.25}, path)
+    recipes.strict_yaml.dump(tiny_recipe | {"lora_target": "q_proj", "val_size": 0.25}, path)
     assert cli.main(["recipe", "check", str(path)]) == 0
     assert "a recipe that can be run" in capsys.readouterr().out and not (tmp_path / "run").exists()
 
 
 def test_check_says_what_it_could_not_check(tmp_path, capsys):
     path = tmp_path / "r.yaml"
-    recipe.strict_yaml.dump({"model_name_or_path": "nobody/no-such-model", "export_dir": "x"}, path)
+    recipes.strict_yaml.dump({"model_name_or_path": "nobody/no-such-model", "export_dir": "x"}, path)
     assert cli.main(["recipe", "check", str(path)]) == 0
     assert "only the keys were checked" in capsys.readouterr().out
 
@@ -233,17 +235,17 @@ def test_check_says_what_it_could_not_check(tmp_path, capsys):
 )
 def test_a_near_name_is_suggested(typed, meant):
     with pytest.raises(LabError, match=f"did you mean .*{meant}"):
-        recipe.load({"model_name_or_path": "smollm2-135m", typed: 1})
+        recipes.load({"model_name_or_path": "smollm2-135m", typed: 1})
 
 
 @pytest.mark.parametrize("typed", ["xyzzy", "galore_rank", "ray_num_workers", "tensor_model_parallel_size", "q"])
 def test_a_name_like_no_other_gets_no_suggestion(typed):
     with pytest.raises(LabError) as error:
-        recipe.load({"model_name_or_path": "smollm2-135m", typed: 1})
+        recipes.load({"model_name_or_path": "smollm2-135m", typed: 1})
     assert "did you mean" not in str(error.value)
     assert error.value.fix
 
 
 def test_names_that_share_letters_only_are_not_near():
-    assert near("xyzzy", recipe.known()) == [] == near("", recipe.known())
-    assert fields.names("a, b,,c ") == ["a", "b", "c"]
+    assert near("xyzzy", recipes.known()) == [] == near("", recipes.known())
+    assert library_args.names("a, b,,c ") == ["a", "b", "c"]

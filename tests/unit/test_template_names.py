@@ -6,7 +6,9 @@ import pytest
 
 from ftlab import tokens
 from ftlab.errors import LabError
-from ftlab.runs import chat, recipe, templates, train
+from ftlab.recipe import read as recipes
+from ftlab.recipe import templates
+from ftlab.runs import chat, train
 from tests.tiny import CHATML, make_tokenizer
 
 TALK = [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": "Yes."}]
@@ -134,10 +136,10 @@ def test_an_unknown_name_is_refused(name, message):
 def test_one_key_puts_another_template_in_place_of_the_models_own(tiny_recipe, capsys):
     other = tiny_recipe | {"template": "default", "max_steps": 2}
     with pytest.raises(LabError, match="allow_other_template: true replaces"):
-        train.train(recipe.load(other))
-    done = train.train(recipe.load(other | {"allow_other_template": True}))
+        train.train(recipes.load(other))
+    done = train.train(recipes.load(other | {"allow_other_template": True}))
     assert "template: default replaces the model's own chat template" in capsys.readouterr().out
     _, tokenizer = chat.load(other["model_name_or_path"], done.folder)
     assert text_of(tokenizer) == "Human: Hi?<|im_end|>\nAssistant:Yes.<|im_end|>\n"
     with pytest.raises(LabError, match="no text of `template: llama3`"):
-        train.train(recipe.load(other | {"allow_other_template": True, "template": "llama3"}))
+        train.train(recipes.load(other | {"allow_other_template": True, "template": "llama3"}))

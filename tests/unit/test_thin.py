@@ -32,16 +32,17 @@ ALLOWED = {
 }
 
 FLOORS = [
-    {"errors", "memory", "catalogue", "embedded", "control"},
-    {"packages"},
-    {"system_errors"},
-    {"shortcuts"},
+    {"errors", "memory", "catalogue", "embedded", "control_tokens"},
+    {"packages", "manifests"},
+    {"system_errors", "saved_weights"},
+    {"cpu"},
     {"device", "models", "rendering"},
     {"answers"},
     {"tokens"},
     {"data", "responses"},
     {"evaluate", "checks"},
     {"plots"},
+    {"recipe"},
     {"runs"},
     {"apps"},
 ]

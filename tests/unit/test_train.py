@@ -9,9 +9,10 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from ftlab.cpu import lora
 from ftlab.errors import LabError
-from ftlab.runs import recipe, train
-from ftlab.shortcuts import lean
+from ftlab.recipe import read as recipes
+from ftlab.runs import train
 
 
 class Weights(TrainerCallback):
@@ -30,7 +31,7 @@ class Weights(TrainerCallback):
 
 def run(values, **overrides) -> tuple[train.Run, Weights]:
     weights = Weights()
-    return train.train(recipe.load(values | overrides), callbacks=[weights]), weights
+    return train.train(recipes.load(values | overrides), callbacks=[weights]), weights
 
 
 def rows(folder: Path) -> list[dict]:
@@ -56,7 +57,7 @@ def test_a_run_folder_has_what_it_should(tiny_recipe):
     assert [row["step"] for row in rows(done.folder)] == [1, 2, 3, 4, 5, 6]
     manifest = json.loads((done.folder / "manifest.json").read_text())
     assert manifest["finished"] and {"run_id", "recipe", "data", "model", "versions"} <= set(manifest)
-    assert recipe.load(done.folder / "recipe.yaml") == recipe.load(tiny_recipe)
+    assert recipes.load(done.folder / "recipe.yaml") == recipes.load(tiny_recipe)
     assert not list(done.folder.rglob("*.bin")), "a pickle nobody reads"
     assert weights.trainable() == weights.changed()
 
@@ -140,7 +141,7 @@ def test_the_adapter_that_is_saved_is_the_one_that_was_trained(tiny_recipe, tiny
     )
     loaded = PeftModel.from_pretrained(base, str(done.weights)).eval()
     # The same steps in the same order: equal to the bit.
-    lean.install(loaded)
+    lora.install(loaded)
     ids = torch.arange(5, 25)[None]
     with torch.no_grad():
         assert torch.equal(loaded(ids).logits, weights.model.eval()(ids).logits)
@@ -157,14 +158,14 @@ def test_training_goes_on_from_an_adapter(tiny_recipe, tmp_path):
 
 def test_the_same_recipe_is_trained_once(tiny_recipe, capsys):
     run(tiny_recipe)
-    again = train.train(recipe.load(tiny_recipe))
+    again = train.train(recipes.load(tiny_recipe))
     assert again.reused and "reused" in capsys.readouterr().out
-    assert not train.train(recipe.load(tiny_recipe), fresh=True).reused
+    assert not train.train(recipes.load(tiny_recipe), fresh=True).reused
 
 
 def test_what_changes_no_weight_does_not_make_it_another_run(tiny_recipe):
     run(tiny_recipe)
-    assert train.train(recipe.load(tiny_recipe | {"temperature": 0.1, "plot_loss": False})).reused
+    assert train.train(recipes.load(tiny_recipe | {"temperature": 0.1, "plot_loss": False})).reused
 
 
 def test_another_recipe_does_not_replace_a_run_unasked(tiny_recipe):
@@ -264,5 +265,5 @@ def test_what_validates_is_not_mixed_as_what_is_trained_on(tiny_recipe, tiny_row
     other.write_text(json.dumps([{"instruction": f"Name {n}.", "output": "Yes."} for n in range(12)]))
     keys = {"dataset": f"{tiny_rows / 'sft.json'},{other}", "eval_dataset": str(tiny_rows / "sft.json")}
     keys |= {"mix_strategy": "interleave_under", "interleave_probs": "0.5,0.5"}
-    trained, held_out = train.rows.splits(recipe.load(tiny_recipe | keys), tiny_tokenizer)
+    trained, held_out = train.rows.splits(recipes.load(tiny_recipe | keys), tiny_tokenizer)
     assert len(held_out) == 12 and len(trained) > 12

@@ -5,10 +5,12 @@ import torch
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, LlamaConfig
 
 from ftlab import device
-from ftlab.apps.board import readouts
+from ftlab.apps.board import estimates
 from ftlab.memory import Decoder
-from ftlab.runs import needs, recipe, stages
-from ftlab.runs.trained import trained_weights
+from ftlab.recipe import memory_needs
+from ftlab.recipe import read as recipes
+from ftlab.recipe.trained_weights import trained_weights
+from ftlab.runs import build
 
 CHANGES = [
     {},
@@ -44,29 +46,29 @@ def model_dir(request, tmp_path_factory, tiny_tokenizer):
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_trained_weights_are_those_of_the_model_itself(tiny_recipe, model_dir, change):
-    made = recipe.load(tiny_recipe | {"model_name_or_path": str(model_dir)} | change)
-    model = stages.prepare_model(
-        made, stages.load_model(made, made.model_name_or_path, device.describe()), device.describe()
+    made = recipes.load(tiny_recipe | {"model_name_or_path": str(model_dir)} | change)
+    model = build.prepare_model(
+        made, build.load_model(made, made.model_name_or_path, device.describe()), device.describe()
     )
     real = sum(weight.numel() for weight in model.parameters() if weight.requires_grad)
-    assert trained_weights(made, needs.sizes(str(model_dir))) == real
+    assert trained_weights(made, memory_needs.sizes(str(model_dir))) == real
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_the_panel_and_the_memory_report_count_the_same(tiny_recipe, change):
-    made = recipe.load(tiny_recipe | change)
-    decoder, machine = needs.sizes(made.model_name_or_path), device.describe()
-    assert readouts.readouts(made).trained == needs.training(made, decoder, machine).trained
-    assert readouts.memory_bytes(made, decoder, []) == needs.needs(made, machine).peak
+    made = recipes.load(tiny_recipe | change)
+    decoder, machine = memory_needs.sizes(made.model_name_or_path), device.describe()
+    assert estimates.readouts(made).trained == memory_needs.training(made, decoder, machine).trained
+    assert estimates.memory_bytes(made, decoder, []) == memory_needs.needs(made, machine).peak
 
 
 def test_layers_that_a_family_calls_otherwise_are_counted():
     config = GPTNeoXConfig(
         hidden_size=64, num_hidden_layers=3, num_attention_heads=4, vocab_size=500, intermediate_size=256
     )
-    made = recipe.load({"model_name_or_path": "pythia-160m", "lora_target": "query_key_value,dense", "lora_rank": 4})
+    made = recipes.load({"model_name_or_path": "pythia-160m", "lora_target": "query_key_value,dense", "lora_rank": 4})
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    adapted = stages.prepare_model(made, model, device.describe())
+    adapted = build.prepare_model(made, model, device.describe())
     real = sum(weight.numel() for weight in adapted.parameters() if weight.requires_grad)
     assert trained_weights(made, Decoder.from_config(config.to_dict())) == real

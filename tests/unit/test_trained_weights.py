@@ -12,11 +12,12 @@ from gguf import GGUFReader
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
-from ftlab import models, tokens
+from ftlab import manifests, models, saved_weights, tokens
 from ftlab.apps import cli
-from ftlab.apps.board import problems
+from ftlab.apps.board import validation
 from ftlab.errors import LabError
-from ftlab.runs import chat, checkpoint, export, folder, recipe, score, train
+from ftlab.recipe import read as recipes
+from ftlab.runs import chat, evaluation, export, folder, train
 
 METHODS = {"lora": {}, "full": {"finetuning_type": "full", "learning_rate": 1e-3}}
 
@@ -48,8 +49,8 @@ def other_model(like: Path, place: Path, **sizes) -> Path:
 
 def stopped(values: dict, **keys) -> Path:
     """Return the folder of a run that was stopped after four of its six steps."""
-    run = train.train(recipe.load(values | keys), callbacks=[StopAt(3)])
-    assert run.stopped_at == 4 and not any((run.folder / name).exists() for name in folder.RESULTS)
+    run = train.train(recipes.load(values | keys), callbacks=[StopAt(3)])
+    assert run.stopped_at == 4 and not any((run.folder / name).exists() for name in saved_weights.RESULTS)
     return run.folder
 
 
@@ -60,42 +61,42 @@ def first_weight(model) -> torch.Tensor:
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stopped_run_is_used_by_its_folder(tiny_recipe, tiny_model_dir, tmp_path, method, capsys):
     place = stopped(tiny_recipe, **METHODS[method])
-    found = folder.weights_of(place)
+    found = saved_weights.weights_of(place)
     assert found == (place / "checkpoint-4", method == "lora")
     model, _ = chat.load(str(tiny_model_dir), place, dtype="float32")
     assert "checkpoint-4, its newest checkpoint, is used" in capsys.readouterr().out
     saved = load_file(next(found.folder.glob("*.safetensors")))
     name = next(name for name in saved if name.endswith(("q_proj.lora_B.weight", "q_proj.weight")))
     assert torch.equal(first_weight(model), saved[name].float())
-    scores = score.score(recipe.load(tiny_recipe | METHODS[method]))
+    scores = evaluation.score(recipes.load(tiny_recipe | METHODS[method]))
     assert scores["tuned"]["loss"] < scores["base"]["loss"]
     values = {"model_name_or_path": str(tiny_model_dir), "adapter_name_or_path": str(place)}
-    done = export.export(recipe.load(values | {"export_dir": str(tmp_path / "out")}))
+    done = export.export(recipes.load(values | {"export_dir": str(tmp_path / "out")}))
     assert done.greedy_equal_share == 1 and (tmp_path / "out" / "model.safetensors").is_file()
 
 
 def test_a_checkpoint_that_does_not_verify_is_passed_over(tiny_recipe):
     place = stopped(tiny_recipe)
-    weights = place / "checkpoint-4" / folder.ADAPTER_WEIGHTS
+    weights = place / "checkpoint-4" / saved_weights.ADAPTER_WEIGHTS
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
-    assert folder.weights_of(place).folder == place / "checkpoint-2"
-    for path in checkpoint.checkpoints(place):
+    assert saved_weights.weights_of(place).folder == place / "checkpoint-2"
+    for path in saved_weights.checkpoints(place):
         shutil.rmtree(path)
     with pytest.raises(LabError, match="adapter"):
-        folder.weights_of(place)
+        saved_weights.weights_of(place)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_other_bases_are_refused_everywhere_with_the_right_one_named(tiny_recipe, twin, tmp_path, method):
-    run = train.train(recipe.load(tiny_recipe | METHODS[method]))
+    run = train.train(recipes.load(tiny_recipe | METHODS[method]))
     wide = other_model(twin, tmp_path / "wide", hidden_size=128)
     for base in (twin, wide):
         keys = {"model_name_or_path": str(base), "adapter_name_or_path": str(run.folder)}
-        wrong = recipe.load(keys | {"dataset": tiny_recipe["dataset"], "export_dir": str(tmp_path / "out")})
+        wrong = recipes.load(keys | {"dataset": tiny_recipe["dataset"], "export_dir": str(tmp_path / "out")})
         for act in (
             lambda base=base: chat.load(str(base), run.folder),
             lambda wrong=wrong: chat.from_recipe(wrong),
-            lambda wrong=wrong: score.score(wrong),
+            lambda wrong=wrong: evaluation.score(wrong),
             lambda wrong=wrong: export.export(wrong),
         ):
             with pytest.raises(LabError, match="another model") as caught:
@@ -104,7 +105,7 @@ def test_other_bases_are_refused_everywhere_with_the_right_one_named(tiny_recipe
 
 
 def test_serve_and_chat_say_it_in_one_line(tiny_recipe, twin, capsys, monkeypatch, tmp_path):
-    run = train.train(recipe.load(tiny_recipe))
+    run = train.train(recipes.load(tiny_recipe))
     for verb in (["chat"], ["serve", "--port", "0"]):
         assert cli.main([verb[0], str(twin), "--adapter", str(run.folder), *verb[1:]]) == 2
         said = capsys.readouterr().err
@@ -112,11 +113,11 @@ def test_serve_and_chat_say_it_in_one_line(tiny_recipe, twin, capsys, monkeypatc
 
 
 def test_an_adapter_without_a_record_is_judged_by_its_shapes(tiny_recipe, tmp_path):
-    run = train.train(recipe.load(tiny_recipe))
+    run = train.train(recipes.load(tiny_recipe))
     lone = shutil.copytree(run.weights, tmp_path / "lone")
-    (lone / checkpoint.MANIFEST).unlink()
-    config = json.loads((lone / folder.ADAPTER_CONFIG).read_text())
-    (lone / folder.ADAPTER_CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": "org/gone"}))
+    (lone / manifests.MANIFEST).unlink()
+    config = json.loads((lone / saved_weights.ADAPTER_CONFIG).read_text())
+    (lone / saved_weights.ADAPTER_CONFIG).write_text(json.dumps(config | {"base_model_name_or_path": "org/gone"}))
     wide = other_model(Path(tiny_recipe["model_name_or_path"]), tmp_path / "wide", hidden_size=128)
     with pytest.raises(LabError, match="size mismatch") as caught:
         chat.load(str(wide), lone)
@@ -140,7 +141,7 @@ def base_model(tmp_path) -> Path:
 @pytest.mark.parametrize("method", METHODS)
 def test_the_token_that_ends_trained_answers_ends_generated_ones(tiny_recipe, base_model, tmp_path, method):
     values = tiny_recipe | METHODS[method] | {"model_name_or_path": str(base_model), "template": "chatml"}
-    run = train.train(recipe.load(values))
+    run = train.train(recipes.load(values))
     ends = [tiny.make_tokenizer().convert_tokens_to_ids(token) for token in ("<|im_end|>", "<|im_start|>")]
     assert len(set(ends)) == 2
     if method == "full":
@@ -150,7 +151,7 @@ def test_the_token_that_ends_trained_answers_ends_generated_ones(tiny_recipe, ba
     assert model.generation_config.eos_token_id == sorted(ends) and tokens.end_ids(tokenizer) == sorted(ends)
     assert tokenizer.chat_template
     keys = {"model_name_or_path": str(base_model), "adapter_name_or_path": str(run.folder)}
-    done = export.export(recipe.load(keys | {"export_dir": str(tmp_path / "out"), "export_gguf": "f16"}))
+    done = export.export(recipes.load(keys | {"export_dir": str(tmp_path / "out"), "export_gguf": "f16"}))
     named = GGUFReader(done.gguf).fields
     assert [int(named[f"tokenizer.ggml.{name}_token_id"].parts[-1][0]) for name in ("eot", "eos")] == ends
     exported = json.loads((tmp_path / "out" / "generation_config.json").read_text())
@@ -166,8 +167,8 @@ def test_more_tokens_than_rows_are_refused_before_anything_is_done(tiny_model_di
     tokenizer.save_pretrained(place)
     values = tiny_recipe | {"model_name_or_path": str(place), "export_dir": str(tmp_path / "out")}
     for act in (
-        lambda: train.train(recipe.load(values)),
-        lambda: export.export(recipe.load(values)),
+        lambda: train.train(recipes.load(values)),
+        lambda: export.export(recipes.load(values)),
         lambda: chat.load(str(place)),
     ):
         with pytest.raises(LabError, match=f"the tokenizer has {rows + 2} tokens, the embedding {rows} rows") as caught:
@@ -186,22 +187,22 @@ def test_a_control_token_that_nothing_writes_may_lie_behind_the_last_row(tiny_mo
     model, loaded = chat.load(str(place))
     assert chat.reply(model, loaded, [{"role": "user", "content": "<image_soft_token>"}], max_new_tokens=2) is not None
     keys = {"model_name_or_path": str(place), "export_dir": str(tmp_path / "out")}
-    assert export.export(recipe.load(keys)).greedy_equal_share == 1
+    assert export.export(recipes.load(keys)).greedy_equal_share == 1
 
 
 def test_the_base_of_a_stopped_pissa_run_is_the_base(tiny_recipe, tiny_model_dir):
     """Its checkpoint's adapter is taken out of the base's weights, so that switching it off does not leave the base."""
     keys = tiny_recipe | {"pissa_init": True}
-    before = score.score(recipe.load(keys), figures=("loss",))["base"]
+    before = evaluation.score(recipes.load(keys), figures=("loss",))["base"]
     place = stopped(keys)
-    found = score.score(recipe.load(keys), figures=("loss",))
+    found = evaluation.score(recipes.load(keys), figures=("loss",))
     assert found["base"] == before and found["tuned"]["loss"] < before["loss"]
     model, _ = chat.load(str(tiny_model_dir), place)
     assert not chat.switchable(model)
 
 
 def test_a_conversation_begins_with_the_system_turn_of_the_run(tiny_recipe, tiny_model_dir, monkeypatch):
-    run = train.train(recipe.load(tiny_recipe | {"default_system": "You are a pirate."}))
+    run = train.train(recipes.load(tiny_recipe | {"default_system": "You are a pirate."}))
     system = {"role": "system", "content": "You are a pirate."}
     for name in (run.folder, run.weights):
         assert chat.system_turn(None, name) == [system]
@@ -216,17 +217,17 @@ def test_a_conversation_begins_with_the_system_turn_of_the_run(tiny_recipe, tiny
 @pytest.mark.parametrize("method", METHODS)
 def test_a_reward_model_does_not_talk(tiny_recipe, tiny_rows, tiny_model_dir, tmp_path, method):
     rows = {"stage": "rm", "dataset": str(tiny_rows / "preference.json")}
-    run = train.train(recipe.load(tiny_recipe | METHODS[method] | rows))
+    run = train.train(recipes.load(tiny_recipe | METHODS[method] | rows))
     keys = {"model_name_or_path": str(tiny_model_dir), "export_dir": str(tmp_path / "out"), "stage": "rm"}
-    wrong = recipe.load(keys | {"adapter_name_or_path": str(run.folder)})
+    wrong = recipes.load(keys | {"adapter_name_or_path": str(run.folder)})
     for act in (lambda: chat.load(str(tiny_model_dir), run.folder), lambda: export.export(wrong)):
         with pytest.raises(LabError, match="this is a reward model"):
             act()
 
 
 def test_the_panels_say_it_beside_the_field(tiny_recipe, twin):
-    run = train.train(recipe.load(tiny_recipe))
+    run = train.train(recipes.load(tiny_recipe))
     for base, wrong in ((tiny_recipe["model_name_or_path"], False), (str(twin), True)):
         keys = {"model_name_or_path": base, "adapter_name_or_path": str(run.folder)}
-        said = problems.together(recipe.load(keys))
+        said = validation.together(recipes.load(keys))
         assert ("another model" in said.get("adapter_name_or_path", "")) is wrong

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from ftlab.errors import LabError
-from ftlab.runs import recipe, train
+from ftlab.recipe import read as recipes
+from ftlab.runs import train
 
 ROOT = Path(__file__).parents[2]
 
@@ -24,7 +25,7 @@ def losses(folder: Path) -> list[float]:
 def torchrun(values: dict, folder: Path, processes: int) -> subprocess.CompletedProcess:
     """Run `ftlab train` in several processes on this machine."""
     path = folder / "r.yaml"
-    recipe.write(recipe.load(values), path)
+    recipes.write(recipes.load(values), path)
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, *launcher, "-m", "ftlab", "train", str(path)]
@@ -36,7 +37,7 @@ def test_two_processes_are_one_with_twice_the_accumulation(tiny_recipe, tmp_path
     values = tiny_recipe | {"per_device_train_batch_size": 1, "max_steps": 4, "save_steps": 2, "logging_steps": 1}
     one = values | {"gradient_accumulation_steps": 4, "output_dir": str(tmp_path / "one")}
     two = values | {"gradient_accumulation_steps": 2, "output_dir": str(tmp_path / "two")}
-    train.train(recipe.load(one))
+    train.train(recipes.load(one))
     done = torchrun(two, tmp_path, 2)
     assert done.returncode == 0, done.stderr[-3000:]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)

@@ -10,11 +10,11 @@ from typing import Any
 import ipywidgets as widgets
 from peft import PeftModel
 
-from ftlab import embedded, models
+from ftlab import embedded, models, saved_weights
+from ftlab.apps.board.background import Work
 from ftlab.apps.board.words import Words
-from ftlab.apps.board.work import Work
 from ftlab.errors import fail
-from ftlab.runs import chat, checkpoint
+from ftlab.runs import chat
 from ftlab.runs import folder as folders
 
 # Seconds between two updates of an answer that is being written.
@@ -230,7 +230,7 @@ class ChatPanel:
 
 def label_of(folder: Path) -> str:
     """Return what a run or adapter folder is called."""
-    inside = folder.name == "adapter" or folder.name.startswith(checkpoint.PREFIX)
+    inside = folder.name == "adapter" or folder.name.startswith(saved_weights.PREFIX)
     return folder.parent.name if inside else folder.name
 
 
@@ -240,6 +240,6 @@ def tuned(runs: Path, *more: str) -> list[Path]:
     Args:
         more: patterns, from the run folder on, of other files that make a run count.
     """
-    patterns = (f"adapter/{folders.ADAPTER_CONFIG}", f"{checkpoint.PREFIX}*/{folders.ADAPTER_CONFIG}", *more)
+    patterns = (f"adapter/{folders.ADAPTER_CONFIG}", f"{saved_weights.PREFIX}*/{folders.ADAPTER_CONFIG}", *more)
     found = {path.parents[1] for pattern in patterns for path in runs.glob(f"*/{pattern}")}
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)

@@ -8,11 +8,11 @@ from typing import Any
 import ipywidgets as widgets
 
 from ftlab import embedded, errors, tokens
-from ftlab.apps.board import readouts
+from ftlab.apps.board import estimates
 from ftlab.apps.board.words import Words
 from ftlab.data import check, registry
+from ftlab.data.dataset_info import INFO, read_info
 from ftlab.data.encoding import Encoding, shown
-from ftlab.data.entries import INFO, read_info
 from ftlab.errors import LabError
 
 # Rows that are rendered for the lengths; more would make the page wait.
@@ -86,12 +86,12 @@ class DataPanel:
         self.rows, self.tokenizer, self.report.value, self.lengths.value = [], None, "", ""
         try:
             with errors.speaking(self.words.lang):
-                name, place = self.name.value.strip(), readouts.local_folder(self.model.value.strip())
+                name, place = self.name.value.strip(), estimates.local_folder(self.model.value.strip())
                 if place is None or registry.find(name, self.dataset_dir)[1] is None:
                     # Looking at data is no reason to fetch gigabytes.
                     self.say_bad(self.words("data_not_here", name=name if place else self.model.value))
                     return
-                self.tokenizer = readouts.tokenizer_of(place)
+                self.tokenizer = estimates.tokenizer_of(place)
                 self.rows = registry.rows_of(name, self.dataset_dir)
                 measured = [example for row in self.rows[:MEASURED] for example in self.encoded(row)]
         except (LabError, OSError, ValueError, KeyError) as error:

@@ -6,15 +6,15 @@ from typing import Any
 import ipywidgets as widgets
 
 from ftlab import embedded, errors, evaluate
-from ftlab.apps.board import problems, shown
+from ftlab.apps.board import train_view, validation
 from ftlab.apps.board.chat_panel import WHOLE, tuned
+from ftlab.apps.board.controls import EVALUATED
 from ftlab.apps.board.data_panel import registered
-from ftlab.apps.board.fields import EVALUATED
 from ftlab.apps.board.form import Form
-from ftlab.apps.board.task import Task
+from ftlab.apps.board.recipe_task import Task
 from ftlab.apps.board.words import Words
-from ftlab.runs import score
-from ftlab.runs.keys import Recipe
+from ftlab.recipe.keys import Recipe
+from ftlab.runs import evaluation
 
 # Keys that a recipe hands on, besides those with a field.
 KEPT = ("dataset_dir", "dataset_substitutions", "trust_remote_code", "quantization_bit", "default_system")
@@ -48,13 +48,13 @@ class EvaluatePanel:
         sets = registered(Path(given.get("dataset_dir") or "data"))
         if (held_out := f"{given.get('dataset')}_eval") in sets:
             values.setdefault("eval_dataset", held_out)
-        self.found: score.Scores = {}
-        self.figures = {name: self.box_of(BOXES[name]) for name in score.FIGURES}
+        self.found: evaluation.Scores = {}
+        self.figures = {name: self.box_of(BOXES[name]) for name in evaluation.FIGURES}
         with errors.speaking(self.words.lang):
             form = Form(values, self.words, table=EVALUATED)
         form.controls["eval_dataset"].options = tuple(sets)
         row = widgets.HBox(list(self.figures.values()), layout={"flex_flow": "row wrap"})
-        self.task = Task(self.words, form, "eval", "evaluate_start", self.look, problems.ALL, self.score, (row,))
+        self.task = Task(self.words, form, "eval", "evaluate_start", self.look, validation.ALL, self.score, (row,))
         for box in self.figures.values():
             box.observe(lambda _: self.task.changed(), names="value")
         self.list_adapters()
@@ -85,7 +85,7 @@ class EvaluatePanel:
 
     def score(self, made: Recipe) -> str:
         """Score the recipe's model, and return the table."""
-        self.found = score.score(made, made.max_samples or ROWS, self.chosen())
+        self.found = evaluation.score(made, made.max_samples or ROWS, self.chosen())
         return self.table()
 
     def table(self) -> str:
@@ -100,7 +100,7 @@ class EvaluatePanel:
             base, after = self.found["base"], self.found["tuned"]
             moved = [f"{after[name] - base[name]:+{'.0%' if name == 'exact_match' else '.3f'}}" for name in names]
             rows.append([self.words("scored_moved"), "", *moved])
-        return shown.grid(head, rows)
+        return train_view.grid(head, rows)
 
 
 def written(name: str, row: dict[str, float]) -> str:

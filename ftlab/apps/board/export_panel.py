@@ -7,16 +7,16 @@ from typing import Any
 import torch
 
 from ftlab import device, embedded, errors
-from ftlab.apps.board import readouts, shown
+from ftlab.apps.board import estimates, train_view
 from ftlab.apps.board.chat_panel import WHOLE, tuned
-from ftlab.apps.board.fields import EXPORTED
+from ftlab.apps.board.controls import EXPORTED
 from ftlab.apps.board.form import Form
-from ftlab.apps.board.task import Task
+from ftlab.apps.board.recipe_task import Task
 from ftlab.apps.board.words import Words
 from ftlab.errors import fail
+from ftlab.recipe.keys import Recipe
 from ftlab.runs import export
 from ftlab.runs.export import Export
-from ftlab.runs.keys import Recipe
 
 
 class ExportPanel:
@@ -55,8 +55,8 @@ class ExportPanel:
         Raises:
             LabError: the folder is in use, or something of it is too small.
         """
-        target, place = export.empty_target(made), readouts.local_folder(made.model_name_or_path)
-        decoder = readouts.decoder_of(made, place)
+        target, place = export.empty_target(made), estimates.local_folder(made.model_name_or_path)
+        decoder = estimates.decoder_of(made, place)
         if decoder is None:
             return self.words("unknown")
         weights, free, dtype = decoder.parameters, export.free_bytes(target), format_of(made, place)
@@ -68,11 +68,13 @@ class ExportPanel:
         rows = [
             [
                 self.words(name),
-                self.words("memory_over" if need > has else "memory_of", needed=shown.gib(need), there=shown.gib(has)),
+                self.words(
+                    "memory_over" if need > has else "memory_of", needed=train_view.gib(need), there=train_view.gib(has)
+                ),
             ]
             for name, (need, has) in cells.items()
         ]
-        return shown.grid(["", ""], rows)
+        return train_view.grid(["", ""], rows)
 
     def export(self, made: Recipe) -> str:
         """Export, and return how the result compares with the live model."""
@@ -90,7 +92,7 @@ class ExportPanel:
         }
         if done.gguf:
             figures |= {"export_gguf_file": done.gguf.name, "export_gguf_difference": f"{done.gguf_difference:.1e}"}
-        return shown.grid(["", ""], [[self.words(name), text] for name, text in figures.items()])
+        return train_view.grid(["", ""], [[self.words(name), text] for name, text in figures.items()])
 
 
 def format_of(made: Recipe, place: str | None) -> torch.dtype:

@@ -8,12 +8,12 @@ from typing import Any
 import ipywidgets as widgets
 
 from ftlab import errors
-from ftlab.apps.board import fields, problems
-from ftlab.apps.board.fields import FIELDS, GROUPS, MOST_VISIBLE, Field
+from ftlab.apps.board import controls, validation
+from ftlab.apps.board.controls import FIELDS, GROUPS, MOST_VISIBLE, Field
 from ftlab.apps.board.words import Words
 from ftlab.errors import LabError, fail
-from ftlab.runs import recipe
-from ftlab.runs.keys import Recipe
+from ftlab.recipe import read as recipes
+from ftlab.recipe.keys import Recipe
 
 WIDE = {"width": "98%"}
 # What a list holds where a key is left out: ipywidgets takes None for no choice at all, and shows nothing.
@@ -51,7 +51,7 @@ class Form:
         self.words, self.roots = words, tuple(roots) or (Path.cwd(),)
         self.given: set[str] = set()
         self.controls = {key: control(key, table[key], words).add_class(f"ft-{key}") for key in table}
-        self.messages = {key: message(key) for key in (*table, problems.LINES, problems.ALL)}
+        self.messages = {key: message(key) for key in (*table, validation.LINES, validation.ALL)}
         self.lines = widgets.Textarea(layout={"width": "98%", "height": "6em"}, continuous_update=False)
         self.lines.tooltip = words.tip("group_lines")
         self.lines.add_class("ft-lines")
@@ -60,7 +60,7 @@ class Form:
         self.load(values)
         for widget in (*self.controls.values(), self.lines):
             widget.observe(lambda _: self.changed(), names="value")
-        self.box = widgets.VBox([self.in_sight(visible), self.messages[problems.ALL], self.folded(visible)])
+        self.box = widgets.VBox([self.in_sight(visible), self.messages[validation.ALL], self.folded(visible)])
 
     def in_sight(self, visible: Sequence[str]) -> widgets.Widget:
         """Return the visible controls, three beside each other."""
@@ -76,7 +76,7 @@ class Form:
         grouped["group_method"] = [*rest, *grouped["group_method"]]
         groups = {name: members for name, members in grouped.items() if members}
         parts: list[widgets.Widget] = [self.in_sight(members) for members in groups.values()]
-        parts.append(widgets.VBox([self.lines, self.messages[problems.LINES]]))
+        parts.append(widgets.VBox([self.lines, self.messages[validation.LINES]]))
         accordion = widgets.Accordion(parts, layout=WIDE)
         accordion.titles = tuple(self.words(name) for name in (*groups, "group_lines"))
         return accordion.add_class("ft-more")
@@ -93,8 +93,8 @@ class Form:
         Raises:
             LabError: a key that no recipe has.
         """
-        made, notes = recipe.read(dict(values))
-        plain = recipe.plain(made)
+        made, notes = recipes.read(dict(values))
+        plain = recipes.plain(made)
         # Keys written out stay written out, also at their defaults.
         plain |= {key: value for key, value in values.items() if key in self.table and key not in plain}
         plain = {key: value for key, value in plain.items() if value is not None}
@@ -102,8 +102,8 @@ class Form:
         self.quiet = True
         try:
             for key, widget in self.controls.items():
-                put(widget, self.table[key], plain.get(key, fields.default(key)), key in plain)
-            self.lines.value = fields.yaml_lines({key: plain[key] for key in plain if key not in self.table})
+                put(widget, self.table[key], plain.get(key, controls.default(key)), key in plain)
+            self.lines.value = controls.yaml_lines({key: plain[key] for key in plain if key not in self.table})
         finally:
             self.quiet = False
         self.changed()
@@ -114,7 +114,7 @@ class Form:
         found: dict[str, Any] = {}
         for key, widget in self.controls.items():
             value = self.value(key, widget)
-            if value is not None and (key in self.given or value != fields.default(key)):
+            if value is not None and (key in self.given or value != controls.default(key)):
                 found[key] = value
         return found
 
@@ -125,7 +125,7 @@ class Form:
         if self.table[key].kind == "slider":
             return widget.value
         try:
-            return fields.read_text(key, widget.value)
+            return controls.read_text(key, widget.value)
         except LabError as error:
             return error
 
@@ -144,22 +144,22 @@ class Form:
         """Say what is wrong with a key beside its field, "" if nothing is."""
         show_message(self.messages[key], said)
 
-    def check(self) -> problems.Checked:
+    def check(self) -> validation.Checked:
         """Check all fields and the free lines together."""
         values = self.values()
         try:
-            lines = fields.read_lines(self.lines.value)
+            lines = controls.read_lines(self.lines.value)
         except LabError as error:
-            return problems.Checked(None, {problems.LINES: problems.short(error)}, [])
+            return validation.Checked(None, {validation.LINES: validation.short(error)}, [])
         if twice := [key for key in lines if key in self.table]:
-            return problems.Checked(None, {problems.LINES: self.words("bad_twice", keys=", ".join(twice))}, [])
-        checked = problems.check(values | lines, self.words, self.roots, self.table)
-        beside = {key if key in self.messages else problems.LINES: said for key, said in checked.messages.items()}
+            return validation.Checked(None, {validation.LINES: self.words("bad_twice", keys=", ".join(twice))}, [])
+        checked = validation.check(values | lines, self.words, self.roots, self.table)
+        beside = {key if key in self.messages else validation.LINES: said for key, said in checked.messages.items()}
         return checked._replace(messages=beside)
 
     def written(self) -> dict[str, Any]:
         """Return the keys as they are to be written into a YAML; the fields have to be right."""
-        return self.values() | fields.read_lines(self.lines.value)
+        return self.values() | controls.read_lines(self.lines.value)
 
     def recipe(self) -> Recipe | None:
         """Return the recipe that stands in the fields, None while something is wrong."""
@@ -170,13 +170,13 @@ def control(key: str, field: Field, words: Words) -> widgets.Widget:
     """Return the widget of one key, at its default."""
     tip = words.tip(key)
     if field.kind == "slider":
-        widget = widgets.SelectionSlider(options=stops(field, fields.default(key)), tooltip=tip, layout=WIDE)
+        widget = widgets.SelectionSlider(options=stops(field, controls.default(key)), tooltip=tip, layout=WIDE)
     elif field.kind == "choice":
         nothing = (words("nothing"), LEFT_OUT)
-        options = [nothing if one is None else (fields.write_text(one), one) for one in fields.choices(key)]
+        options = [nothing if one is None else (controls.write_text(one), one) for one in controls.choices(key)]
         widget = widgets.Dropdown(options=options, tooltip=tip, layout=WIDE)
     else:
-        shown = fields.write_text(fields.default(key))
+        shown = controls.write_text(controls.default(key))
         hint = words("default_value", value=shown) if shown else ""
         widget = widgets.Combobox(placeholder=hint, tooltip=tip, layout=WIDE, continuous_update=False)
         widget.options = tuple(field.options)
@@ -196,7 +196,7 @@ def put(widget: widgets.Widget, field: Field, value: Any, given: bool) -> None:
     elif field.kind == "choice":
         widget.value = LEFT_OUT if value is None else value
     else:
-        widget.value = fields.write_text(value) if given else ""
+        widget.value = controls.write_text(value) if given else ""
 
 
 def message(key: str) -> widgets.HTML:

@@ -7,13 +7,13 @@ from typing import Any
 import ipywidgets as widgets
 
 from ftlab import device, embedded, errors
-from ftlab.apps.board import readouts, shown
-from ftlab.apps.board.fields import SIZED
+from ftlab.apps.board import estimates, train_view
+from ftlab.apps.board.controls import SIZED
 from ftlab.apps.board.form import Form, message, show_message
 from ftlab.apps.board.words import Words
 from ftlab.memory import Needs
-from ftlab.runs import needs
-from ftlab.runs.keys import Recipe
+from ftlab.recipe import memory_needs
+from ftlab.recipe.keys import Recipe
 
 # A table that is read at a glance.
 MOST_VALUES = 5
@@ -39,7 +39,7 @@ class MemoryPanel:
         with errors.speaking(self.words.lang):
             self.form = Form(values, self.words, table=SIZED)
         self.machine = widgets.Dropdown(
-            options=[(self.words("this_machine"), ""), *((name, name) for name in needs.CARDS)]
+            options=[(self.words("this_machine"), ""), *((name, name) for name in memory_needs.CARDS)]
         )
         self.batches = widgets.Text(value="1, 4, 16", continuous_update=False)
         self.lengths = widgets.Text(value="512, 2048, 8192", continuous_update=False)
@@ -66,12 +66,12 @@ class MemoryPanel:
         self.found, self.table.value = {}, ""
         if not (made and batches and lengths):
             return
-        place = readouts.local_folder(made.model_name_or_path)
-        if readouts.decoder_of(made, place) is None:
+        place = estimates.local_folder(made.model_name_or_path)
+        if estimates.decoder_of(made, place) is None:
             self.table.value = html.escape(self.words("unknown"))
             return
-        machine = needs.card(self.machine.value) if self.machine.value else device.describe()
-        self.found = needs.grid(made, machine, batches, lengths)
+        machine = memory_needs.card(self.machine.value) if self.machine.value else device.describe()
+        self.found = memory_needs.grid(made, machine, batches, lengths)
         self.table.value = self.shown(made, machine, batches, lengths)
 
     def numbers(self, name: str, field: widgets.Text, least: int, most: int) -> list[int]:
@@ -86,26 +86,26 @@ class MemoryPanel:
 
     def shown(self, made: Recipe, machine: device.Machine, batches: list[int], lengths: list[int]) -> str:
         """Return the table: a line per method and batch, a column per length, green where it fits."""
-        room = machine.memory_bytes - needs.RESERVED_BYTES
+        room = machine.memory_bytes - memory_needs.RESERVED_BYTES
         head = [self.words("sized_method"), self.words("sized_rows")]
         head += [self.words("sized_tokens", length=f"{length:,}") for length in lengths]
         rows = []
-        for name in needs.METHODS:
+        for name in memory_needs.METHODS:
             for batch in batches:
                 cells = [self.found.get((name, batch, length)) for length in lengths]
                 if any(cells):
                     label = name if batch == batches[0] else ""
                     rows.append([label, str(batch), *(self.cell(one, room) for one in cells)])
         room_said = self.words(
-            "sized_room", room=shown.gib(int(room)), machine=machine.name, model=made.model_name_or_path
+            "sized_room", room=train_view.gib(int(room)), machine=machine.name, model=made.model_name_or_path
         )
-        return f"<p>{html.escape(room_said)}</p>" + shown.grid(head, rows)
+        return f"<p>{html.escape(room_said)}</p>" + train_view.grid(head, rows)
 
     def cell(self, found: Needs | None, room: float) -> str:
         """Return one cell: the peak, green where it fits, and the smallest card, or how many cards, that hold it."""
         if found is None:
             return "-"
-        colour = GREEN if found.peak <= room else shown.RED
-        card = html.escape(needs.smallest_card(found))
-        peak = f'<b style="color:{colour}">{shown.gib(found.peak)}</b>'
+        colour = GREEN if found.peak <= room else train_view.RED
+        card = html.escape(memory_needs.smallest_card(found))
+        peak = f'<b style="color:{colour}">{train_view.gib(found.peak)}</b>'
         return f'<td style="padding:2px 14px 2px 0">{peak} <small>{card}</small></td>'

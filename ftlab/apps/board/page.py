@@ -8,17 +8,17 @@ import ipywidgets as widgets
 from IPython.display import display
 
 from ftlab import embedded
-from ftlab.apps.board import jobs
+from ftlab.apps.board import training_job
 from ftlab.apps.board.chat_panel import ChatPanel
 from ftlab.apps.board.data_panel import DataPanel
 from ftlab.apps.board.evaluate_panel import EvaluatePanel
 from ftlab.apps.board.export_panel import ExportPanel
 from ftlab.apps.board.memory_panel import MemoryPanel
 from ftlab.apps.board.quiz_panel import QuizPanel
-from ftlab.apps.board.serve import RECIPE, WORKING_FOLDER
 from ftlab.apps.board.train_panel import TrainPanel
+from ftlab.apps.board.voila_server import RECIPE, WORKING_FOLDER
 from ftlab.apps.board.words import Words
-from ftlab.runs import strict_yaml
+from ftlab.recipe import strict_yaml
 
 # What the train tab begins with where no recipe is named.
 BEGINNING: dict[str, Any] = {
@@ -49,8 +49,8 @@ def board(source: str | None = None, lang: str | None = None) -> widgets.Tab:
     words = Words(lang)
     values = strict_yaml.read(Path(source))[0] if source else dict(BEGINNING)
     root = Path(values.get("output_dir") or "runs/board").expanduser().parent
-    running = jobs.living_under(root)
-    train = TrainPanel(jobs.settings(running.folder) if running else values, lang=words.lang, mode="process")
+    running = training_job.living_under(root)
+    train = TrainPanel(training_job.settings(running.folder) if running else values, lang=words.lang, mode="process")
     name = str(values.get("dataset") or "").split(",")[0].strip()
     model = str(values.get("model_name_or_path") or embedded.NAME)
     data = DataPanel(name, values.get("dataset_dir", "data"), model, int(values.get("cutoff_len", 1024)), words.lang)

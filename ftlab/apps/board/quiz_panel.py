@@ -8,7 +8,7 @@ from typing import NamedTuple
 import ipywidgets as widgets
 
 from ftlab.apps import notebooks
-from ftlab.apps.board import shown
+from ftlab.apps.board import train_view
 from ftlab.apps.board.words import Words
 from ftlab.errors import LabError, fail
 
@@ -52,7 +52,7 @@ class QuizPanel:
             self.questions = read(Path(path) if path else course_file(self.words.lang))
         except LabError as error:
             self.questions = []
-            self.verdict.value = shown.red(str(error))
+            self.verdict.value = train_view.red(str(error))
         self.show()
 
     def button(self, name: str) -> widgets.Button:
@@ -90,7 +90,7 @@ class QuizPanel:
         asked, number = self.questions[self.at], self.choices.value
         self.given.setdefault(self.at, number)
         right = number == asked.answer
-        name, colour = ("quiz_right", "#2d6a4f") if right else ("quiz_wrong", shown.RED)
+        name, colour = ("quiz_right", "#2d6a4f") if right else ("quiz_wrong", train_view.RED)
         verdict = self.words(name, answer=asked.choices[asked.answer])
         why = f"{asked.why} {self.words('quiz_lesson', lesson=asked.lesson)}"
         self.verdict.value = f'<b style="color:{colour}">{html.escape(verdict)}</b><p>{html.escape(why)}</p>'

@@ -10,12 +10,13 @@ from typing import Any, Literal
 from IPython.display import Image, display
 
 from ftlab import errors
-from ftlab.apps.board import jobs, past, problems, readouts, shown
+from ftlab.apps.board import curves, estimates, train_view, training_job, validation
 from ftlab.apps.board.form import Form
 from ftlab.apps.board.words import Words
 from ftlab.errors import LabError
-from ftlab.runs import callbacks, script, strict_yaml
-from ftlab.runs.keys import Recipe
+from ftlab.recipe import strict_yaml, to_script
+from ftlab.recipe.keys import Recipe
+from ftlab.runs import callbacks
 
 # Seconds between two looks at the log, and so between two pictures.
 REDRAW_SECONDS = 0.4
@@ -53,20 +54,20 @@ class TrainPanel:
             # A run may go below the working folder, and beside the run that the recipe's author named.
             self.root = Path(values.get("output_dir") or "runs/new").expanduser().parent
             self.form = Form(values, self.words, knobs, (Path.cwd(), self.root))
-        self.job: jobs.Job | None = None
-        self.rows: list[past.Row] = []
-        self.compared: dict[str, list[past.Row]] = {}
+        self.job: training_job.Job | None = None
+        self.rows: list[curves.Row] = []
+        self.compared: dict[str, list[curves.Row]] = {}
         self.began: tuple[float, int] | None = None
         self.followed: Recipe | None = None
         self.after: list[Callable[[], None]] = []
         self.idle = threading.Event()
         self.idle.set()
-        self.view = shown.View(self.words, self.form)
+        self.view = train_view.View(self.words, self.form)
         self.connect()
         self.form.watchers.append(self.changed)
         self.list_runs()
         self.changed()
-        self.rows = past.rows_in(self.folder())
+        self.rows = curves.rows_in(self.folder())
         self.draw()
 
     def connect(self) -> None:
@@ -90,17 +91,17 @@ class TrainPanel:
             made = self.form.recipe()
             if made:
                 self.view.show_command(self.form.written(), self.view.fresh.value)
-                self.view.show_readouts(readouts.readouts(made))
+                self.view.show_readouts(estimates.readouts(made))
             if self.job is None:
-                found = jobs.living(self.folder()) if made else None
+                found = training_job.living(self.folder()) if made else None
                 self.follow(found) if found else self.offer(made)
 
     def offer(self, made: Recipe | None) -> None:
         """Say what Start would do, and allow it if it can be done."""
-        state, detail = problems.state(made) if made else ("wrong", "")
+        state, detail = validation.state(made) if made else ("wrong", "")
         replaced = made is not None and (self.view.fresh.value or made.overwrite_output_dir)
         blocked = state == "foreign" or (state == "other" and not replaced)
-        self.view.offer(state, detail, made is not None and not blocked, past.free_name(self.folder()))
+        self.view.offer(state, detail, made is not None and not blocked, curves.free_name(self.folder()))
 
     def start(self) -> None:
         """Begin the training that stands in the fields, or go on with it."""
@@ -111,20 +112,20 @@ class TrainPanel:
         with errors.speaking(self.words.lang):
             try:
                 if self.mode == "thread":
-                    self.follow(jobs.InThread(made, fresh, self.words.lang))
+                    self.follow(training_job.InThread(made, fresh, self.words.lang))
                 else:
-                    self.follow(jobs.InProcess.start(made, self.form.written(), fresh, self.words.lang))
+                    self.follow(training_job.InProcess.start(made, self.form.written(), fresh, self.words.lang))
             except OSError as error:
                 self.view.say("failed", reason=str(error))
 
     def stop(self) -> None:
         """Ask the training to save and stop after its step."""
         if self.job:
-            jobs.ask_to_stop(self.job)
+            training_job.ask_to_stop(self.job)
             self.view.stop.disabled = True
             self.view.say("stopping")
 
-    def follow(self, job: jobs.Job) -> None:
+    def follow(self, job: training_job.Job) -> None:
         """Watch a training from a thread, until it ends."""
         self.job, self.began, self.followed = job, None, self.form.recipe()
         self.idle.clear()
@@ -132,19 +133,19 @@ class TrainPanel:
         self.view.say("attached", pid=job.pid) if job.pid != os.getpid() else self.view.say("loading")
         threading.Thread(target=self.watch, args=(job,), name="ftlab panel", daemon=True).start()
 
-    def watch(self, job: jobs.Job) -> None:
+    def watch(self, job: training_job.Job) -> None:
         """Look at the log every 0.4 s and redraw where it has grown."""
         try:
             with errors.speaking(self.words.lang):
                 seen = None
                 while job.alive():
-                    rows = past.rows_in(job.folder)
+                    rows = curves.rows_in(job.folder)
                     if rows != seen:
                         seen = self.rows = rows
                         self.tell(job)
                         self.draw(job.folder.name)
                     if job.asked:
-                        jobs.ask_to_stop(job)
+                        training_job.ask_to_stop(job)
                     time.sleep(REDRAW_SECONDS)
                 self.ended(job)
         finally:
@@ -153,31 +154,31 @@ class TrainPanel:
                 self.view.under_way(False)
             self.idle.set()
 
-    def tell(self, job: jobs.Job) -> None:
+    def tell(self, job: training_job.Job) -> None:
         """Say how far a training is, how fast, and when it will be done."""
-        step = past.last_step(self.rows)
+        step = curves.last_step(self.rows)
         if not step or job.asked:
             return
         now = time.monotonic()
         self.began = self.began or (now, step)
         seconds, steps = now - self.began[0], step - self.began[1]
         # Of what is trained, not of what has been typed since.
-        guess = readouts.readouts(self.followed) if self.followed else None
+        guess = estimates.readouts(self.followed) if self.followed else None
         total = job.steps or (guess.steps if guess else None) or step
         each = seconds / steps if steps else None
         rate = guess.tokens_per_step / each if each and guess and guess.tokens_per_step else None
         losses = [row["loss"] for row in self.rows if "loss" in row]
         self.view.progress(step, total, losses[-1] if losses else None, each, rate, job.memory_bytes())
 
-    def ended(self, job: jobs.Job) -> None:
+    def ended(self, job: training_job.Job) -> None:
         """Show how a training ended, and offer what can be done next."""
         # A request that came too late would stop the next run.
         (job.folder / callbacks.STOP).unlink(missing_ok=True)
-        self.rows = past.rows_in(job.folder)
+        self.rows = curves.rows_in(job.folder)
         self.draw(job.folder.name)
         self.job = None
         self.view.under_way(False)
-        left = past.look(job.folder)
+        left = curves.look(job.folder)
         self.view.fresh.value = False
         self.list_runs()
         self.changed()
@@ -185,23 +186,23 @@ class TrainPanel:
             action()
         if reason := job.problem():
             self.view.say("failed", reason=reason)
-        elif isinstance(job, jobs.InThread) and job.run and job.run.reused:
+        elif isinstance(job, training_job.InThread) and job.run and job.run.reused:
             self.view.say("reused")
         elif left.finished:
             self.view.say("done", step=left.step, loss="-" if left.loss is None else f"{left.loss:.3f}")
-        elif job.asked or isinstance(job, jobs.InThread):
+        elif job.asked or isinstance(job, training_job.InThread):
             self.view.say("stopped", step=left.step)
         else:
-            self.view.say("ended", reason=past.last_words(job.folder / jobs.OUTPUT))
+            self.view.say("ended", reason=curves.last_words(job.folder / training_job.OUTPUT))
 
     def draw(self, name: str = "") -> None:
         """Draw the run in hand and what it is compared with."""
-        self.view.plot.value = past.picture({name or self.folder().name: self.rows, **self.compared})
+        self.view.plot.value = curves.picture({name or self.folder().name: self.rows, **self.compared})
 
     def list_runs(self) -> None:
         """Fill the lists of earlier runs."""
         with errors.speaking(self.words.lang):
-            self.view.list_runs(past.earlier(self.root))
+            self.view.list_runs(curves.earlier(self.root))
 
     def open(self, folder: Path | None) -> None:
         """Bring an earlier run's settings into the fields and its curve into the plot."""
@@ -209,21 +210,21 @@ class TrainPanel:
             return
         try:
             with errors.speaking(self.words.lang):
-                self.form.load(past.settings(folder))
+                self.form.load(curves.settings(folder))
         except LabError as error:
             self.view.say("failed", reason=str(error))
             return
-        self.rows = past.rows_in(folder)
+        self.rows = curves.rows_in(folder)
         self.draw()
 
     def compare_with(self, folder: Path | None) -> None:
         """Draw another run's curve beside this one; None takes it away."""
-        self.compared = {folder.name + " ": past.rows_in(folder)} if folder else {}
+        self.compared = {folder.name + " ": curves.rows_in(folder)} if folder else {}
         self.draw()
 
     def take_free_folder(self) -> None:
         """Write into a folder that no other run has."""
-        self.form.controls["output_dir"].value = str(past.free_name(self.folder()))
+        self.form.controls["output_dir"].value = str(curves.free_name(self.folder()))
 
     def show_code(self) -> None:
         """Write the script for exactly these settings."""
@@ -231,7 +232,7 @@ class TrainPanel:
         if made:
             try:
                 with errors.speaking(self.words.lang):
-                    self.view.show_code(script.script(made))
+                    self.view.show_code(to_script.script(made))
             except LabError as error:
                 self.view.show_code(f"# {error}")
 
@@ -246,18 +247,18 @@ class TrainPanel:
         if not headless():
             display(self.view.box)
             return
-        while (made := self.form.recipe()) and problems.state(made)[0] == "other":
-            self.form.controls["output_dir"].value = str(past.next_name(self.folder()))
+        while (made := self.form.recipe()) and validation.state(made)[0] == "other":
+            self.form.controls["output_dir"].value = str(curves.next_name(self.folder()))
         if made is None:
             key, said = next(iter(self.form.checked.messages.items()))
             raise LabError(said, key)
         with errors.speaking(self.words.lang):
-            job = jobs.InThread(made, False, self.words.lang)
+            job = training_job.InThread(made, False, self.words.lang)
             self.follow(job)
             self.wait()
         if job.error:
             raise job.error
-        print(shown.command(self.form.written()))
+        print(train_view.command(self.form.written()))
         display(Image(bytes(self.view.plot.value)))
 
     def wait(self) -> None:

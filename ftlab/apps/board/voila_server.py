@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 import nbformat
 
 from ftlab import errors, packages
-from ftlab.apps.board import past
+from ftlab.apps.board import curves
 from ftlab.apps.notebooks import METADATA
 from ftlab.errors import fail
-from ftlab.runs import recipe
+from ftlab.recipe import read as recipes
 
 # How the page's kernel learns where it works and what it shows.
 WORKING_FOLDER, RECIPE, LANGUAGE = "FTLAB_BOARD_FOLDER", "FTLAB_BOARD_RECIPE", "FTLAB_LANG"
@@ -47,7 +47,7 @@ def serve(source: str | None, host: str, port: int, lang: str | None, allow_remo
         LabError: no Voila, a recipe that is none, an address that is taken or reachable from outside.
     """
     if source:
-        recipe.read(source)
+        recipes.read(source)
     with serving(source, host, port, lang, allow_remote) as served:
         print(f"{served.url}\nCtrl-C ends the page; trainings that run go on", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
@@ -156,7 +156,7 @@ def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
             return
         except OSError:
             time.sleep(0.2)
-    raise fail("board_died", exit_code=1, reason=past.last_words(log) or "-")
+    raise fail("board_died", exit_code=1, reason=curves.last_words(log) or "-")
 
 
 def end(process: subprocess.Popen) -> None:

@@ -16,8 +16,8 @@ from pydantic import TypeAdapter, ValidationError
 from transformers import TrainingArguments
 
 from ftlab.errors import LabError, fail, say, suggest
-from ftlab.runs import continued, keys, strict_yaml
-from ftlab.runs.keys import Recipe
+from ftlab.recipe import continued, keys, strict_yaml
+from ftlab.recipe.keys import Recipe
 
 # TrainingArguments has no ranges of its own; outside these a run can only fail later, or silently do nothing.
 TRAINING_RANGES = {

@@ -6,9 +6,9 @@ from typing import Any
 from ftlab import device, embedded, models
 from ftlab.catalogue import hub_id
 from ftlab.errors import fail
-from ftlab.runs import fields
-from ftlab.runs.folder import weights_of
-from ftlab.runs.keys import Recipe
+from ftlab.recipe import library_args
+from ftlab.recipe.keys import Recipe
+from ftlab.saved_weights import weights_of
 
 # The keys that the rows depend on.
 DATA = (
@@ -37,8 +37,8 @@ def script(recipe: Recipe) -> str:
             raise fail("recipe_not_there", where=name, key=f"{name}: {value}", framework="trl")
     machine = device.describe()
     folder = Path(recipe.output_dir or "").expanduser()
-    settings, _ = fields.training_settings(recipe, folder, machine)
-    trainers, *classes = fields.TRAINERS[recipe.objective]
+    settings, _ = library_args.training_settings(recipe, folder, machine)
+    trainers, *classes = library_args.TRAINERS[recipe.objective]
     blocks = [imports(recipe, machine, trainers, classes), rows(recipe), model(recipe, machine)]
     return "\n".join([*blocks, training(recipe, machine, classes, settings, folder)])
 
@@ -62,12 +62,12 @@ def imports(recipe: Recipe, machine: device.Machine, trainers: str, classes: lis
         lines.append("from peft.optimizers import create_loraplus_optimizer")
     lines.append(f"from transformers import {', '.join(sorted(transformers))}")
     lines += [f"from {trainers} import {', '.join(classes)}", ""]
-    ours = ["recipe", "rows"] + (["templates"] if recipe.template else [])
-    ours += ["rewards"] if recipe.stage == "grpo" else []
-    short = fields.takes_shortcuts(recipe, machine)
-    lines += [f"from ftlab import device{', shortcuts' * short}", f"from ftlab.runs import {', '.join(sorted(ours))}"]
+    short = library_args.takes_shortcuts(recipe, machine)
+    lines += [f"from ftlab import {'cpu, ' * short}device"]
+    lines += ["from ftlab.cpu import lora"] if shortens(recipe, machine) else []
+    lines += [f"from ftlab.recipe import read{', templates' if recipe.template else ''}"]
+    lines += [f"from ftlab.runs import dataset{', rewards' * (recipe.stage == 'grpo')}"]
     lines += ["from ftlab.runs.tokenized import takes_ids"] if recipe.objective in TOKENIZED_HERE else []
-    lines += ["from ftlab.shortcuts import lean"] if shortens(recipe, machine) else []
     lines.append("")
     return "\n".join(lines)
 
@@ -84,8 +84,8 @@ def rows(recipe: Recipe) -> str:
         f"templates.apply({recipe.template!r}, tokenizer{', replace=True' * recipe.allow_other_template})"
         if recipe.template
         else "",
-        "data = recipe.load({" + "".join(f"\n    {name!r}: {value!r}," for name, value in given.items()) + "\n})",
-        "train_dataset, eval_dataset = rows.splits(data, tokenizer)",
+        "data = read.load({" + "".join(f"\n    {name!r}: {value!r}," for name, value in given.items()) + "\n})",
+        "train_dataset, eval_dataset = dataset.splits(data, tokenizer)",
         "",
     ]
     return "\n".join(line for line in lines if line) + "\n"
@@ -94,33 +94,33 @@ def rows(recipe: Recipe) -> str:
 def model(recipe: Recipe, machine: device.Machine) -> str:
     """Return the part that loads the model and puts what is trained on it."""
     kind = "AutoModelForSequenceClassification" if recipe.stage == "rm" else "AutoModelForCausalLM"
-    options = [f"{name}={value!r}" for name, value in fields.model_settings(recipe, machine).items()]
+    options = [f"{name}={value!r}" for name, value in library_args.model_settings(recipe, machine).items()]
     lines = []
     if recipe.quantization_bit:
-        quantized = fields.quantization_settings(recipe, machine)
+        quantized = library_args.quantization_settings(recipe, machine)
         lines.append(call("quantization_config = BitsAndBytesConfig", arguments(quantized)))
         options.append("quantization_config=quantization_config")
     path = location(recipe.model_name_or_path)
     lines.append(f"set_seed({recipe.training.get('seed', 42)})")
     lines.append(call(f"model = {kind}.from_pretrained", [repr(path), *options]))
     lines += ["device.keep_gradients(model)"] if recipe.quantization_bit == 4 else []
-    if fields.takes_shortcuts(recipe, machine):
-        lines.append("shortcuts.install(model)  # the same numbers, faster on a CPU: what rows share is read once")
+    if library_args.takes_shortcuts(recipe, machine):
+        lines.append("cpu.install(model)  # the same numbers, faster on a CPU: what rows share is read once")
     lines.append("model.config.use_cache = False")
-    own_dtype = f"autocast_adapter_dtype={fields.adapts_in_float32(recipe, machine.accelerator)}"
+    own_dtype = f"autocast_adapter_dtype={library_args.adapts_in_float32(recipe, machine.accelerator)}"
     if recipe.finetuning_type == "lora" and recipe.adapter_name_or_path:
         start = str(weights_of(recipe.adapter_name_or_path).folder)
         lines.append(call("model = PeftModel.from_pretrained", ["model", repr(start), "is_trainable=True", own_dtype]))
     elif recipe.finetuning_type == "lora":
-        lines.append(call("peft_config = LoraConfig", arguments(fields.lora_settings(recipe))))
+        lines.append(call("peft_config = LoraConfig", arguments(library_args.lora_settings(recipe))))
         lines.append(f"model = get_peft_model(model, peft_config, {own_dtype})")
     if shortens(recipe, machine):
-        lines.append("lean.install(model)  # LoRA as one step of autograd: the same numbers, faster on a CPU")
+        lines.append("lora.install(model)  # LoRA as one step of autograd: the same numbers, faster on a CPU")
     return "\n".join(lines) + "\n"
 
 
 def shortens(recipe: Recipe, machine: device.Machine) -> bool:
-    """Say whether the recipe's adapters are computed by `lean`."""
+    """Say whether the recipe's adapters are computed by `cpu.lora`."""
     return recipe.finetuning_type == "lora" and recipe.shortcuts and machine.accelerator == "cpu"
 
 

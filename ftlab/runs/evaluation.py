@@ -7,10 +7,10 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from ftlab import evaluate, responses, tokens
+from ftlab import evaluate, manifests, responses, tokens
 from ftlab.errors import fail, say
-from ftlab.runs import chat, checkpoint, folder, rows
-from ftlab.runs.keys import Recipe
+from ftlab.recipe.keys import Recipe
+from ftlab.runs import chat, dataset, folder
 
 Scores = dict[str, dict[str, float]]
 # Token ids and labels of one conversation, up to the answer that is asked for.
@@ -57,7 +57,7 @@ def score(recipe: Recipe, limit: int = 200, figures: Sequence[str] = FIGURES) ->
         model, _ = chat.load(recipe.model_name_or_path, **options)
         found = {"base": scores(model, tokenizer, chosen, figures), "tuned": tuned}
     if recipe.output_dir and Path(recipe.output_dir).expanduser().is_dir():
-        checkpoint.write_json(Path(recipe.output_dir).expanduser() / folder.SCORES, found)
+        manifests.write_json(Path(recipe.output_dir).expanduser() / folder.SCORES, found)
     return found
 
 
@@ -68,7 +68,7 @@ def say_untrained(recipe: Recipe, trained: Path | None) -> None:
     run = Path(recipe.output_dir).expanduser()
     if trained != run:
         print(say("eval_untrained", where=run, instead=trained or recipe.model_name_or_path))
-    elif changed := folder.changes(checkpoint.read_manifest(run) or {}, recipe, {}):
+    elif changed := folder.changes(manifests.read_manifest(run) or {}, recipe, {}):
         print(say("eval_other_run", where=run, changed=changed))
 
 
@@ -77,22 +77,22 @@ def held_out(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, trained: Path |
     # Of a prompt that is trained on nobody could tell where the answer begins.
     plain = recipe.model_copy(update={"train_on_prompt": False})
     if recipe.eval_dataset:
-        found = rows.prepared(plain, recipe.eval_dataset, tokenizer)
+        found = dataset.prepared(plain, recipe.eval_dataset, tokenizer)
     elif recipe.val_size:
-        examples = rows.read_splits(recipe)[1]
-        found = rows.as_trained(recipe, examples, tokenizer)
-        if trained and not held_out_by(trained, rows.digest(found)):
+        examples = dataset.read_splits(recipe)[1]
+        found = dataset.as_trained(recipe, examples, tokenizer)
+        if trained and not held_out_by(trained, dataset.digest(found)):
             print(say("eval_other_rows", where=str(trained)))
-        found = rows.as_trained(plain, examples, tokenizer) if recipe.train_on_prompt else found
+        found = dataset.as_trained(plain, examples, tokenizer) if recipe.train_on_prompt else found
     else:
         print(say("eval_seen", name=recipe.dataset))
-        found = rows.prepared(plain, recipe.dataset or "", tokenizer)
+        found = dataset.prepared(plain, recipe.dataset or "", tokenizer)
     return [example for row in found for example in encoded(row, tokenizer)]
 
 
 def held_out_by(trained: Path, digest: str) -> bool:
     """Return True if a run validated on the examples with this digest: then it was not trained on them."""
-    manifest = checkpoint.read_manifest(trained) or checkpoint.read_manifest(trained.parent) or {}
+    manifest = manifests.read_manifest(trained) or manifests.read_manifest(trained.parent) or {}
     return str(manifest.get("data")).partition("+")[2] == digest
 
 

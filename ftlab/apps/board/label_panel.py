@@ -9,7 +9,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from ftlab.data.entries import INFO, read_info
+from ftlab.data.dataset_info import INFO, read_info
 from ftlab.errors import fail
 
 Rater = Callable[[str, str, str], int]

@@ -9,14 +9,14 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from ftlab import catalogue, memory, models
+from ftlab.cpu import attention
 from ftlab.device import CPU_LOSS_TILE, LOSS_TILE, Machine, cuda_dtype
 from ftlab.errors import LabError, fail, say
 from ftlab.memory import Decoder, Needs, Training
-from ftlab.runs import fields
-from ftlab.runs import recipe as recipes
-from ftlab.runs.keys import Recipe
-from ftlab.runs.trained import trained_weights
-from ftlab.shortcuts import attention
+from ftlab.recipe import library_args
+from ftlab.recipe import read as recipes
+from ftlab.recipe.keys import Recipe
+from ftlab.recipe.trained_weights import trained_weights
 
 GIB = 2**30
 # What stays free of a machine's memory: the system, Python and its libraries; on a card CUDA itself.
@@ -84,13 +84,13 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
     What a model writes itself (ppo, grpo) comes on top of that length.
     """
     kind, whole = recipe.finetuning_type, recipe.finetuning_type != "lora"
-    plain = 4 if fields.weights_dtype(recipe, machine) == "float32" else 2
+    plain = 4 if library_args.weights_dtype(recipe, machine) == "float32" else 2
     quantized = {None: plain, 8: memory.INT8_BYTES, 4: nf4_bytes(recipe)}[recipe.quantization_bit]
-    settings, _ = fields.training_settings(recipe, Path("."), machine)
+    settings, _ = library_args.training_settings(recipe, Path("."), machine)
     batch = settings.get("per_device_train_batch_size", 8)
     given = min(length or recipe.cutoff_len, recipe.cutoff_len)
     new_tokens = recipe.max_new_tokens if recipe.objective in ("ppo", "grpo") else 0
-    short = fields.takes_shortcuts(recipe, machine) and decoder.family in attention.FAMILIES
+    short = library_args.takes_shortcuts(recipe, machine) and decoder.family in attention.FAMILIES
     return Training(
         sequences=batch * (2 if recipe.objective in PAIRED else 1),
         length=given + new_tokens,
@@ -100,10 +100,10 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
         linear_bytes=quantized,
         other_bytes=plain,
         trained_bytes=trained_bytes(recipe, machine, plain),
-        autocast=whole and (fields.autocasts(recipe, machine) or bool(settings.get("fp16"))),
-        eager=fields.attention_for(recipe, machine) == "eager",
+        autocast=whole and (library_args.autocasts(recipe, machine) or bool(settings.get("fp16"))),
+        eager=library_args.attention_for(recipe, machine) == "eager",
         grouped=short,
-        checkpointing=bool(settings.get(fields.CHECKPOINTING)),
+        checkpointing=bool(settings.get(library_args.CHECKPOINTING)),
         **loss(recipe, decoder, machine),
         embedding_trained=kind == "full",
         reference_copy=recipe.objective in COMPARED,
@@ -120,7 +120,7 @@ def trained_bytes(recipe: Recipe, machine: Machine, plain: int) -> int:
         return plain
     if recipe.quantization_bit and machine.dtype == "bfloat16" and recipe.objective in ROUNDED:
         return 2
-    return 4 if fields.adapts_in_float32(recipe, machine.accelerator) else plain
+    return 4 if library_args.adapts_in_float32(recipe, machine.accelerator) else plain
 
 
 def rollout_rows(recipe: Recipe, batch: int, accumulated: int) -> int:
@@ -129,7 +129,7 @@ def rollout_rows(recipe: Recipe, batch: int, accumulated: int) -> int:
 
 
 def repeated_rows(recipe: Recipe, batch: int) -> int:
-    """Return how many rows ask what another row of their group has asked: `shared.py` reads that once."""
+    """Return how many rows ask what another row of their group has asked: `cpu/prefix_sharing.py` reads that once."""
     return batch - math.ceil(batch / recipe.num_generations) if recipe.objective == "grpo" else 0
 
 
@@ -166,7 +166,7 @@ def whole_logit_bytes(recipe: Recipe, machine: Machine) -> int:
     row by row and put together; and in ORPO the log-softmax of the chosen half once more.
     """
     # Under autocast accelerate returns them in float32.
-    rounded = fields.weights_dtype(recipe, machine) != "float32" and not fields.autocasts(recipe, machine)
+    rounded = library_args.weights_dtype(recipe, machine) != "float32" and not library_args.autocasts(recipe, machine)
     number = 2 if rounded else 4
     if recipe.objective == "ppo":
         return number + 4 + 4 + 4

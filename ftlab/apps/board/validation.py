@@ -11,16 +11,18 @@ from typing import Any, NamedTuple
 from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from ftlab import embedded, models
-from ftlab.apps.board import readouts
-from ftlab.apps.board.fields import FIELDS, Field
+from ftlab.apps.board import estimates
+from ftlab.apps.board.controls import FIELDS, Field
 from ftlab.apps.board.words import Words
 from ftlab.catalogue import MODELS
-from ftlab.data import entries, registry
+from ftlab.data import dataset_info, registry
 from ftlab.errors import LabError, fail
+from ftlab.recipe import read as recipes
+from ftlab.recipe import templates
+from ftlab.recipe.keys import REWARDS, Recipe
+from ftlab.runs import dataset, train
 from ftlab.runs import folder as folders
-from ftlab.runs import recipe, rows, templates, train
 from ftlab.runs.folder import State
-from ftlab.runs.keys import REWARDS, Recipe
 
 # A run folder's name is copied into commands by people: what a shell acts on has no place in it.
 SHELL = set(";|&$`<>\\\"'*?!(){}[]#\n\r\t")
@@ -56,12 +58,12 @@ def check(values: dict[str, Any], words: Words, roots: Sequence[Path], table: Ma
     if messages:
         return Checked(None, messages, [])
     try:
-        given, notes = recipe.translate(recipe.Given(dict(values), {key: key for key in values}, ALL))
-        made = recipe.build(given)
+        given, notes = recipes.translate(recipes.Given(dict(values), {key: key for key in values}, ALL))
+        made = recipes.build(given)
     except LabError as error:
         return Checked(None, {error.where or ALL: short(error)}, [])
     messages = together(made)
-    return Checked(None if messages else made, messages, notes + recipe.remarks(made))
+    return Checked(None if messages else made, messages, notes + recipes.remarks(made))
 
 
 def one(key: str, value: Any, words: Words, roots: Sequence[Path], table: Mapping[str, Field]) -> str:
@@ -78,8 +80,8 @@ def one(key: str, value: Any, words: Words, roots: Sequence[Path], table: Mappin
     if key == "stage" and value in ("ppo", "grpo"):
         alone["reward_funcs"] = REWARDS[0]
     try:
-        given, _ = recipe.translate(recipe.Given(alone, {}, ""))
-        recipe.build(given)
+        given, _ = recipes.translate(recipes.Given(alone, {}, ""))
+        recipes.build(given)
     except LabError as error:
         return short(error)
     return ""
@@ -106,7 +108,7 @@ def together(made: Recipe) -> dict[str, str]:
                 look(name)
         except LabError as error:
             messages[key] = short(error)
-    base = readouts.local_folder(made.model_name_or_path)
+    base = estimates.local_folder(made.model_name_or_path)
     if made.adapter_name_or_path and base and not messages:
         with contextlib.redirect_stdout(io.StringIO()):
             try:
@@ -169,13 +171,13 @@ def state(made: Recipe) -> State:
 
 def files_of(made: Recipe) -> tuple:
     """Return path, size and time of every file that the state of a run depends on."""
-    model = readouts.local_folder(made.model_name_or_path)
+    model = estimates.local_folder(made.model_name_or_path)
     places = [Path(made.output_dir or "").expanduser(), *([Path(model)] if model else [])]
     found = [path for place in places for path in place.rglob("*")]
     for name in filter(None, (part.strip() for part in f"{made.dataset or ''},{made.eval_dataset or ''}".split(","))):
         with contextlib.suppress(LabError):
             place = registry.find(name, Path(made.dataset_dir))[1]
-            found += [Path(made.dataset_dir) / "dataset_info.json", *(entries.files(place) if place else [])]
+            found += [Path(made.dataset_dir) / "dataset_info.json", *(dataset_info.files(place) if place else [])]
     stats = [(str(path), path.stat()) for path in found if path.is_file()]
     return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
 
@@ -186,13 +188,13 @@ def fingerprints(made: Recipe) -> dict[str, str]:
     Raises:
         LabError: the data cannot be trained on.
     """
-    path = readouts.local_folder(made.model_name_or_path)
+    path = estimates.local_folder(made.model_name_or_path)
     if path is None:
         return {}
     with contextlib.redirect_stdout(io.StringIO()), without_bars():
         tokenizer = train.load_tokenizer(made, path)
         templates.apply(made.template, tokenizer, made.allow_other_template)
-        return train.fingerprints(made, path, rows.splits(made, tokenizer))
+        return train.fingerprints(made, path, dataset.splits(made, tokenizer))
 
 
 @contextlib.contextmanager

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import ipywidgets as widgets
 
 from ftlab import errors
-from ftlab.apps.board import problems, shown
+from ftlab.apps.board import train_view, validation
+from ftlab.apps.board.background import Work
 from ftlab.apps.board.form import WIDE, Form
 from ftlab.apps.board.words import Words
-from ftlab.apps.board.work import Work
 from ftlab.errors import LabError
-from ftlab.runs.keys import Recipe
+from ftlab.recipe.keys import Recipe
 
 # Seconds between two looks at the clock.
 TICK_SECONDS = 1.0
@@ -73,12 +73,12 @@ class Task:
         made, wrong = self.form.recipe(), ""
         self.before.value = ""
         if made:
-            self.command.value = shown.pre(shown.command(self.form.written(), verb=self.verb))
+            self.command.value = train_view.pre(train_view.command(self.form.written(), verb=self.verb))
             with errors.speaking(self.words.lang):
                 try:
                     self.before.value = self.look(made)
                 except LabError as error:
-                    wrong = problems.short(error)
+                    wrong = validation.short(error)
             self.form.tell(self.blamed, wrong)
         self.start.disabled = busy or made is None or bool(wrong)
 
@@ -101,17 +101,17 @@ class Task:
             ended.set()
             clock.join()
         self.result.value = result
-        self.say("worked", time=shown.clock(time.monotonic() - began))
+        self.say("worked", time=train_view.clock(time.monotonic() - began))
 
     def tick(self, began: float, ended: threading.Event) -> None:
         """Say every second that the work goes on."""
         while True:
-            self.say("working", time=shown.clock(time.monotonic() - began))
+            self.say("working", time=train_view.clock(time.monotonic() - began))
             if ended.wait(TICK_SECONDS):
                 return
 
     def say(self, name: str, /, **values: object) -> None:
         """Say one sentence of the table beside the button."""
         text = self.words(name, **values)
-        said = shown.red(text) if name == "failed" else html.escape(text)
+        said = train_view.red(text) if name == "failed" else html.escape(text)
         self.status.value = f'<span data-state="{name}">{said}</span>'

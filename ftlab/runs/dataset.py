@@ -10,12 +10,12 @@ from transformers import PreTrainedTokenizerBase
 
 from ftlab import rendering, tokens
 from ftlab.data import registry
+from ftlab.data.arrow_cache import features
 from ftlab.data.encoding import Encoding, columns_of, encode, with_system
 from ftlab.data.split import split
-from ftlab.data.store import features
 from ftlab.errors import LabError, fail
-from ftlab.runs.fields import COLUMNS, names
-from ftlab.runs.keys import Recipe
+from ftlab.recipe.keys import Recipe
+from ftlab.recipe.library_args import COLUMNS, names
 
 # Examples that cannot be used are named up to this many.
 NAMED = 4

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ftlab.shortcuts.attention import table
-from ftlab.shortcuts.places import Pack, Pad, Places, joined, places, split
+from ftlab.cpu.attention import table
+from ftlab.cpu.places import Pack, Pad, Places, joined, places, split
 
 # Up to so many tokens, one attention table of all of them takes less time than gathering each row's.
 TOGETHER = 256

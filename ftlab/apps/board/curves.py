@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from ftlab import plots
-from ftlab.runs import checkpoint, strict_yaml
+from ftlab import manifests, plots
+from ftlab.recipe import strict_yaml
 from ftlab.runs import folder as folders
 
 Row = dict[str, float]
@@ -37,7 +37,7 @@ def look(folder: Path) -> Past:
     """Return what a run folder holds."""
     rows = rows_in(folder)
     losses = [row["loss"] for row in rows if "loss" in row]
-    manifest = checkpoint.read_manifest(folder) or {}
+    manifest = manifests.read_manifest(folder) or {}
     return Past(folder, bool(manifest.get("finished")), last_step(rows), losses[-1] if losses else None)
 
 

@@ -28,7 +28,7 @@ def attention(
     Args:
         query: (batch, heads, query_len, head_dim). key, value: (batch, kv_heads, key_len, head_dim).
         attention_mask: (batch, 1, query_len, key_len), added to the scores.
-        shared: for a batch of one that holds the tokens of many rows, their tree (`shared.Tree`).
+        shared: for a batch of one that holds the tokens of many rows, their tree (`prefix_sharing.Tree`).
     """
     if shared is not None:
         return shared.attend(module, query, key, value, scaling, dropout), None

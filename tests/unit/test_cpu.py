@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from trl.kernels import ChunkedLogProbFunction
 
-from ftlab import device, shortcuts
-from ftlab.runs import recipe, rewards, train
-from ftlab.shortcuts import attention, lean, logprobs, rollout, shared
+from ftlab import cpu, device
+from ftlab.cpu import attention, lora, output_layer, prefix_sharing, rollout
+from ftlab.recipe import read as recipes
+from ftlab.runs import rewards, train
 
 # Rows of different lengths, so that a batch of them has padding.
 LENGTHS = (5, 9, 7)
@@ -63,16 +64,16 @@ def compute_alike(plain: nn.Module, short: nn.Module, batch: dict[str, Tensor]) 
 @pytest.mark.parametrize("rows_at_once", [1, 4, 128])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_a_frozen_head_scores_as_trl_does(rows_at_once, temperature, monkeypatch):
-    monkeypatch.setattr(logprobs, "FROZEN_ROWS", rows_at_once)
+    monkeypatch.setattr(output_layer, "FROZEN_ROWS", rows_at_once)
     torch.manual_seed(0)
     weight, targets = torch.randn(500, 16), torch.randint(0, 500, (11,))
     hidden = torch.randn(11, 16)
     # Some labels are the likeliest token.
     targets[:5] = (hidden[:5] @ weight.t()).argmax(-1)
     found, slopes = [], []
-    for function in (ChunkedLogProbFunction.apply, logprobs.log_probs):
+    for function in (ChunkedLogProbFunction.apply, output_layer.log_probs):
         leaf = hidden.clone().requires_grad_()
-        columns = function(leaf, weight, None, targets, temperature, 64, None, 1.3, logprobs.ALL)
+        columns = function(leaf, weight, None, targets, temperature, 64, None, 1.3, output_layer.ALL)
         # An entropy bonus asks for the gradient of the second column too.
         (columns[0] @ torch.linspace(1, 2, 11) + 0.1 * columns[1].sum()).backward()
         found.append([column.detach().float() for column in columns])
@@ -84,7 +85,7 @@ def test_a_frozen_head_scores_as_trl_does(rows_at_once, temperature, monkeypatch
 def test_a_trained_head_is_left_to_trl():
     weight = torch.randn(50, 8, requires_grad=True)
     hidden = torch.randn(3, 8, requires_grad=True)
-    logprobs.log_probs(hidden, weight, None, torch.tensor([1, 2, 3]), 1.0, 16)[0].sum().backward()
+    output_layer.log_probs(hidden, weight, None, torch.tensor([1, 2, 3]), 1.0, 16)[0].sum().backward()
     assert weight.grad.abs().sum() > 0 and hidden.grad is not None
 
 
@@ -102,7 +103,7 @@ def adapted(base: nn.Module | None = None, **keys: object) -> nn.Module:
 def test_lora_computes_as_peft_does(keys):
     plain = adapted(**keys)
     short = copy.deepcopy(plain)
-    assert lean.install(short) == 14
+    assert lora.install(short) == 14
     losses = [model(**padded(), labels=padded()["input_ids"]).loss for model in (plain, short)]
     for loss in losses:
         loss.backward()
@@ -113,7 +114,7 @@ def test_lora_computes_as_peft_does(keys):
 def test_lora_beside_biased_layers_computes_as_peft_does():
     plain = adapted(llama(attention_bias=True, mlp_bias=True))
     short = copy.deepcopy(plain)
-    lean.install(short)
+    lora.install(short)
     compute_alike(plain, short, padded())
 
 
@@ -121,7 +122,7 @@ def test_lora_computes_under_autocast():
     losses = []
     for install in (False, True):
         model = adapted()
-        lean.install(model) if install else None
+        lora.install(model) if install else None
         with torch.autocast("cpu", torch.bfloat16):
             losses.append(model(**padded(), labels=padded()["input_ids"]).loss)
         losses[-1].backward()
@@ -131,7 +132,7 @@ def test_lora_computes_under_autocast():
 
 def test_adapters_switched_off_or_merged_go_pefts_way():
     model = adapted()
-    lean.install(model)
+    lora.install(model)
     with torch.no_grad():
         trained = model(**padded()).logits
         with model.disable_adapter():
@@ -144,7 +145,7 @@ def test_adapters_in_float32_train_a_base_in_bfloat16():
     model = adapted().to(torch.bfloat16)
     for name, weight in model.named_parameters():
         weight.data = weight.data.float() if "lora_" in name else weight.data
-    lean.install(model)
+    lora.install(model)
     model(**padded(), labels=padded()["input_ids"]).loss.backward()
     assert {gradient.dtype for gradient in gradients(model)} == {torch.float32}
     reference = adapted()
@@ -162,7 +163,7 @@ def test_short_rows_attend_as_in_transformers():
 
 def test_packed_rows_do_not_see_each_other():
     plain, short = llama(), llama()
-    shortcuts.install(short)
+    cpu.install(short)
     alone = plain(**padded(), use_cache=False).logits[padded()["attention_mask"].bool()]
     starts = torch.tensor([0, *LENGTHS]).cumsum(0).int()
     # As trl's collator hands them over.
@@ -200,7 +201,7 @@ def test_a_run_without_shortcuts_logs_the_same_losses(keys, tiny_recipe, tmp_pat
     for short in (True, False):
         folder = tmp_path / str(short)
         values = tiny_recipe | keys | {"shortcuts": short, "output_dir": str(folder), "learning_rate": 1e-3}
-        train.train(recipe.load(values))
+        train.train(recipes.load(values))
         lines = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
         logs.append([row[name] for row in lines for name in ("loss", "eval_loss", "grad_norm") if name in row])
     assert logs[0] == pytest.approx(logs[1], abs=2e-5)
@@ -209,14 +210,14 @@ def test_a_run_without_shortcuts_logs_the_same_losses(keys, tiny_recipe, tmp_pat
 def test_supervised_rows_are_read_once_where_they_begin_alike(tiny_recipe, tmp_path, monkeypatch):
     trees, given = [], []
 
-    def grow(input_ids: Tensor, attention_mask: Tensor) -> shared.Tree:
+    def grow(input_ids: Tensor, attention_mask: Tensor) -> prefix_sharing.Tree:
         trees.append(shared_grow(input_ids, attention_mask))
         given.append(int(attention_mask.sum()))
         return trees[-1]
 
-    shared_grow = shared.grow
-    monkeypatch.setattr(shared, "grow", grow)
-    train.train(recipe.load(tiny_recipe | {"output_dir": str(tmp_path / "run"), "per_device_train_batch_size": 4}))
+    shared_grow = prefix_sharing.grow
+    monkeypatch.setattr(prefix_sharing, "grow", grow)
+    train.train(recipes.load(tiny_recipe | {"output_dir": str(tmp_path / "run"), "per_device_train_batch_size": 4}))
     # Every row begins with the template's first lines.
     assert trees and all(len(tree.tokens) < tokens for tree, tokens in zip(trees, given, strict=True))
 
@@ -237,13 +238,13 @@ def group(left: bool = True) -> dict[str, Tensor]:
 
 def test_rows_that_begin_alike_are_read_once():
     batch = group()
-    tree = shared.grow(**batch)
+    tree = prefix_sharing.grow(**batch)
     # The first line, the rest of two questions, and six answers; one is the same as another.
     real = batch["attention_mask"].bool()
     count = 4 + 1 + 2 + (2 + 5 + 1 + 4 + 5 + 5)
     assert tree.nodes[real].unique().tolist() == list(range(count))
     # Three spare ones, so that few batches ask oneDNN for a kernel of their own.
-    assert len(tree.tokens) == count + 3 == 2 * shared.GRAIN
+    assert len(tree.tokens) == count + 3 == 2 * prefix_sharing.GRAIN
     assert torch.equal(tree.tokens[tree.nodes[real]], batch["input_ids"][real])
     assert torch.equal(tree.depths[tree.nodes[real]], (real.cumsum(1) - 1)[real])
 
@@ -251,25 +252,25 @@ def test_rows_that_begin_alike_are_read_once():
 @pytest.mark.parametrize("together", [0, 256], ids=["tables", "together"])
 @pytest.mark.parametrize("batch", [group(), group(left=False), padded()], ids=["left", "right", "nothing shared"])
 def test_a_tree_computes_as_its_rows_do(batch, together, monkeypatch):
-    monkeypatch.setattr(shared, "TOGETHER", together)
-    assert (shared.grow(**batch).mask is None) == (together == 0)
+    monkeypatch.setattr(prefix_sharing, "TOGETHER", together)
+    assert (prefix_sharing.grow(**batch).mask is None) == (together == 0)
     plain, short = llama(), llama()
     attention.use(short)
-    shared.install(short.model)
+    prefix_sharing.install(short.model)
     compute_alike(plain, short, batch)
 
 
 def test_everything_installed_at_once_computes_the_same():
     batch = group()
     plain, short = adapted(), adapted()
-    assert shortcuts.install(short) and attention.used(short)
+    assert cpu.install(short) and attention.used(short)
     compute_alike(plain, short, batch)
 
 
 def test_another_family_gets_lora_alone():
     model = adapted()
     model.config.model_type = "gemma2"
-    assert not shortcuts.install(model) and not attention.used(model)
+    assert not cpu.install(model) and not attention.used(model)
     assert "forward" not in vars(model.get_base_model().model)
 
 
@@ -281,7 +282,7 @@ def test_a_tree_tells_hidden_states_too():
     for install in (False, True):
         model = llama()
         attention.use(model)
-        shared.install(model.model) if install else None
+        prefix_sharing.install(model.model) if install else None
         with torch.no_grad():
             output = model(**batch, position_ids=places, use_cache=False, output_hidden_states=True)
         found.append([hidden[real] for hidden in output.hidden_states])
@@ -291,8 +292,8 @@ def test_a_tree_tells_hidden_states_too():
 def test_what_is_no_batch_of_whole_rows_is_no_tree(monkeypatch):
     model = llama()
     attention.use(model)
-    shared.install(model.model)
-    monkeypatch.setattr(shared, "grow", lambda *_: pytest.fail("grown"))
+    prefix_sharing.install(model.model)
+    monkeypatch.setattr(prefix_sharing, "grow", lambda *_: pytest.fail("grown"))
     batch = group()
     for call in (
         {"input_ids": batch["input_ids"]},
@@ -320,7 +321,7 @@ def writers() -> list[nn.Module]:
         model = adapted().eval()
         if short:
             attention.use(model.get_base_model())
-            lean.install(model)
+            lora.install(model)
             rollout.install(model.get_base_model())
         made.append(model)
     return made
@@ -335,7 +336,7 @@ def test_a_group_writes_as_its_rows_do_alone():
     greedy.eos_token_id = int(expected[0, 6])
     expected = plain.generate(**prompts(), generation_config=greedy)
     assert (expected == 0).any() and torch.equal(expected, short.generate(**prompts(), generation_config=greedy))
-    assert not any(hasattr(layer, "kept") for layer in lean.layers(short))
+    assert not any(hasattr(layer, "kept") for layer in lora.layers(short))
 
 
 def test_a_group_samples_from_the_models_distribution():
@@ -385,7 +386,7 @@ def test_grpo_losses_are_the_same(tiny_recipe, tmp_path, monkeypatch):
             "max_new_tokens": 6, "pref_beta": 0.1, "max_steps": 2, "learning_rate": 1e-3,
             "shortcuts": short, "output_dir": str(folder),
         }  # fmt: skip
-        train.train(recipe.load(values))
+        train.train(recipes.load(values))
         lines = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
         logs.append([row[name] for row in lines for name in ("loss", "grad_norm", "kl", "reward") if name in row])
     assert len(logs[0]) >= 6 and logs[0] == pytest.approx(logs[1], abs=2e-5)

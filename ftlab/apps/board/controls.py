@@ -11,8 +11,9 @@ from transformers import TrainingArguments
 
 from ftlab import errors
 from ftlab.catalogue import MODELS
-from ftlab.runs import keys, recipe, strict_yaml
-from ftlab.runs.keys import Recipe
+from ftlab.recipe import keys, strict_yaml
+from ftlab.recipe import read as recipes
+from ftlab.recipe.keys import Recipe
 
 MOST_VISIBLE = 12
 Kind = typing.Literal["text", "slider", "choice"]
@@ -136,7 +137,7 @@ def choices(key: str) -> list[Any]:
     ([None, 4, 8], [False, True], [None, False, True])
     """
     if key not in Recipe.model_fields:
-        found = [False, True] if bool in flat(keys.TRAINING_HINTS[key]) else recipe.choices_of(key)
+        found = [False, True] if bool in flat(keys.TRAINING_HINTS[key]) else recipes.choices_of(key)
         return [*([None] if default(key) is None else []), *found]
     hint = Recipe.model_fields[key].annotation
     found = (

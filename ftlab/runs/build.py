@@ -26,19 +26,20 @@ from transformers import (
 )
 from transformers.integrations import get_reporting_integration_callbacks
 
-from ftlab import models, shortcuts
+from ftlab import cpu, models
+from ftlab.cpu import lora
 from ftlab.device import Machine, keep_gradients
 from ftlab.errors import fail
-from ftlab.runs import continued, fields, rewards, targets
-from ftlab.runs.folder import weights_of
-from ftlab.runs.keys import Recipe
+from ftlab.recipe import continued, library_args
+from ftlab.recipe.keys import Recipe
+from ftlab.runs import rewards, targets
 from ftlab.runs.tokenized import takes_ids
-from ftlab.shortcuts import lean
+from ftlab.saved_weights import weights_of
 
 
 def trainer_classes(objective: str) -> tuple[type, type]:
     """Return (config class, trainer class) for what a recipe trains; only these are imported."""
-    module, *names = fields.TRAINERS[objective]
+    module, *names = library_args.TRAINERS[objective]
     config, trainer = (getattr(importlib.import_module(module), name) for name in names)
     return config, trainer
 
@@ -50,7 +51,7 @@ def training_args(recipe: Recipe, folder: Path, machine: Machine) -> tuple[Any, 
         LabError: a value, or a combination, that transformers refuses.
     """
     config_class, _ = trainer_classes(recipe.objective)
-    values, notes = fields.training_settings(recipe, folder, machine)
+    values, notes = library_args.training_settings(recipe, folder, machine)
     try:
         args = config_class(**values)
         require_available(args)
@@ -66,13 +67,13 @@ def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
     Raises:
         LabError: transformers cannot load it, or its files lack weights.
     """
-    options = fields.model_settings(recipe, machine)
+    options = library_args.model_settings(recipe, machine)
     if recipe.quantization_bit:
-        options["quantization_config"] = BitsAndBytesConfig(**fields.quantization_settings(recipe, machine))
+        options["quantization_config"] = BitsAndBytesConfig(**library_args.quantization_settings(recipe, machine))
     model = models.load_weights(model_class(recipe), path, **options)
     keep_gradients(model)
-    if fields.takes_shortcuts(recipe, machine):
-        shortcuts.install(model)
+    if library_args.takes_shortcuts(recipe, machine):
+        cpu.install(model)
     return model
 
 
@@ -113,7 +114,7 @@ def rehearse(recipe: Recipe, path: str) -> None:
     elif recipe.adapter_name_or_path:
         require_all_layers(recipe, model)
     elif recipe.finetuning_type == "lora":
-        settings = fields.lora_settings(recipe) | {"init_lora_weights": True}
+        settings = library_args.lora_settings(recipe) | {"init_lora_weights": True}
         with refusing("lora_target"):
             get_peft_model(model, LoraConfig(**settings), low_cpu_mem_usage=True)
 
@@ -168,17 +169,17 @@ def prepare_model(recipe: Recipe, model: PreTrainedModel, machine: Machine) -> n
     if recipe.finetuning_type == "freeze":
         return freeze(recipe, model)
     with refusing("adapter_name_or_path" if recipe.adapter_name_or_path else "lora_target"):
-        own_dtype = {"autocast_adapter_dtype": fields.adapts_in_float32(recipe, machine.accelerator)}
+        own_dtype = {"autocast_adapter_dtype": library_args.adapts_in_float32(recipe, machine.accelerator)}
         if recipe.adapter_name_or_path:
             start = weights_of(recipe.adapter_name_or_path).folder
             adapted = PeftModel.from_pretrained(model, start, is_trainable=True, **own_dtype)
         else:
-            adapted = get_peft_model(model, LoraConfig(**fields.lora_settings(recipe)), **own_dtype)
+            adapted = get_peft_model(model, LoraConfig(**library_args.lora_settings(recipe)), **own_dtype)
         # Trainer loads a checkpoint's adapter by this call; a resumed run must go on in the format it began in.
         adapted.load_adapter = partial(adapted.load_adapter, **own_dtype)
         # Not the model's device: the trainer moves it to the accelerator later.
         if machine.accelerator == "cpu" and recipe.shortcuts:
-            lean.install(adapted)
+            lora.install(adapted)
         return adapted
 
 
@@ -193,10 +194,10 @@ def freeze(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
         raise fail("train_freeze", where="freeze_trainable_layers", count=count, layers=len(layers))
     model.requires_grad_(False)
     chosen = layers[-count:] if count > 0 else layers[:-count]
-    wanted = None if recipe.freeze_trainable_modules == "all" else fields.names(recipe.freeze_trainable_modules)
+    wanted = None if recipe.freeze_trainable_modules == "all" else library_args.names(recipe.freeze_trainable_modules)
     for name, weight in chosen.named_parameters():
         weight.requires_grad_(wanted is None or any(part in wanted for part in targets.parts(name, True)))
-    extra = fields.names(recipe.freeze_extra_modules or "")
+    extra = library_args.names(recipe.freeze_extra_modules or "")
     # The head of a reward model is new: frozen, it would stay random.
     extra += ["score"] if recipe.stage == "rm" else []
     inside = {id(weight) for weight in layers.parameters()}

@@ -1,8 +1,8 @@
 """How many weights a recipe trains, counted from the model's sizes: no weights are read, no model is built."""
 
 from ftlab.memory import Decoder
-from ftlab.runs import fields
-from ftlab.runs.keys import Recipe
+from ftlab.recipe import library_args
+from ftlab.recipe.keys import Recipe
 
 
 def trained_weights(recipe: Recipe, decoder: Decoder) -> int:
@@ -17,12 +17,12 @@ def trained_weights(recipe: Recipe, decoder: Decoder) -> int:
         return decoder.layers * decoder.block_parameters + sum(outside(recipe, decoder).values()) + head
     if recipe.finetuning_type == "freeze":
         return unfrozen(recipe, decoder) + head
-    targets = () if recipe.lora_target == "all" else tuple(fields.names(recipe.lora_target))
+    targets = () if recipe.lora_target == "all" else tuple(library_args.names(recipe.lora_target))
     added = decoder.lora_parameters(recipe.lora_rank, targets)
     if recipe.use_dora:
         added += decoder.layers * sum(outputs for _, outputs in decoder.adapted(targets))
     copied = outside(recipe, decoder) | {"lm_head": decoder.vocabulary * decoder.hidden}
-    return added + head + sum(copied.get(name, 0) for name in fields.names(recipe.additional_target or ""))
+    return added + head + sum(copied.get(name, 0) for name in library_args.names(recipe.additional_target or ""))
 
 
 def outside(recipe: Recipe, decoder: Decoder) -> dict[str, int]:
@@ -36,9 +36,9 @@ def unfrozen(recipe: Recipe, decoder: Decoder) -> int:
     """Return the weights that `finetuning_type: freeze` leaves trainable: some blocks, or parts of them, and extras."""
     layers = min(abs(recipe.freeze_trainable_layers), decoder.layers)
     modules = recipe.freeze_trainable_modules
-    wanted = None if modules == "all" else set(fields.names(modules))
+    wanted = None if modules == "all" else set(library_args.names(modules))
     block = sum(count for path, count in parts(decoder) if wanted is None or wanted & set(path))
-    extra = fields.names(recipe.freeze_extra_modules or "")
+    extra = library_args.names(recipe.freeze_extra_modules or "")
     return layers * block + sum(count for name, count in outside(recipe, decoder).items() if name in extra)
 
 

@@ -4,8 +4,9 @@ import contextlib
 import json
 from typing import Any
 
+from ftlab import saved_weights
 from ftlab.errors import LabError, fail
-from ftlab.runs.keys import Recipe
+from ftlab.recipe.keys import Recipe
 
 CONFIG = "adapter_config.json"
 # Key of a recipe -> its name in PEFT's adapter_config.json.
@@ -63,10 +64,9 @@ def settle(recipe: Recipe, where: dict[str, str]) -> Recipe:
 def config_of(name: str) -> dict[str, Any] | None:
     """Return the adapter_config.json of a LoRA adapter, or of the one in a run folder; None where there is none."""
     # Imported here: a run folder's state depends on recipes.
-    from ftlab.runs import folder
 
     with contextlib.suppress(LabError, OSError, ValueError):
-        weights = folder.weights_of(name)
+        weights = saved_weights.weights_of(name)
         config = json.loads((weights.folder / CONFIG).read_text(encoding="utf-8"))
         return config if config.get("peft_type") == "LORA" else None
     return None

@@ -14,10 +14,11 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ftlab import errors
-from ftlab.apps.board import fields, past
-from ftlab.apps.board.work import said
-from ftlab.runs import callbacks, strict_yaml, train
-from ftlab.runs.keys import Recipe
+from ftlab.apps.board import controls, curves
+from ftlab.apps.board.background import said
+from ftlab.recipe import strict_yaml
+from ftlab.recipe.keys import Recipe
+from ftlab.runs import callbacks, train
 
 # In the run folder; `ftlab train` lets files of these names alone.
 YAML, OUTPUT, JOB = "run.yaml", "run.out", "run.job"
@@ -92,7 +93,7 @@ class InProcess:
         """Run `ftlab train` on the YAML, apart from this process: it ends neither with the page nor with the kernel."""
         folder = folder_of(made)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / YAML).write_text(fields.yaml_lines(written), encoding="utf-8")
+        (folder / YAML).write_text(controls.yaml_lines(written), encoding="utf-8")
         command = [sys.executable, "-m", "ftlab", "train", str(folder / YAML), *(["fresh=true"] if fresh else [])]
         with (folder / OUTPUT).open("wb") as output:
             child = subprocess.Popen(
@@ -130,7 +131,7 @@ class InProcess:
 
     def problem(self) -> str:
         """Return the last words of a process that failed, "" for one that finished or stopped as asked."""
-        words = past.last_words(self.folder / OUTPUT)
+        words = curves.last_words(self.folder / OUTPUT)
         failed = words.startswith("ftlab:") or (self.child is not None and self.child.returncode not in (0, None))
         return words if failed else ""
 

@@ -3,7 +3,7 @@
 from peft import PeftModel
 from transformers import PreTrainedModel
 
-from ftlab.shortcuts import attention, lean, rollout, shared
+from ftlab.cpu import attention, lora, prefix_sharing, rollout
 
 
 def install(model: PreTrainedModel | PeftModel) -> bool:
@@ -15,10 +15,10 @@ def install(model: PreTrainedModel | PeftModel) -> bool:
     """
     if model.device.type != "cpu":
         return False
-    lean.install(model)
+    lora.install(model)
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     if not attention.use(base):
         return False
-    shared.install(base.base_model)
+    prefix_sharing.install(base.base_model)
     rollout.install(base)
     return True

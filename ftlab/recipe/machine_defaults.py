@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from ftlab.device import Machine
-from ftlab.runs import fields
-from ftlab.runs import recipe as recipes
+from ftlab.recipe import library_args
+from ftlab.recipe import read as recipes
 
 # Key -> kind of machine -> why. Ratios are seconds of one LoRA step on two cores: benchmarks/README.md, `levers`.
 REASONS = {
@@ -14,13 +14,13 @@ REASONS = {
         "cuda": "this card multiplies bfloat16 natively; where it does not, fp16 is on instead",
     },
     "fp16": {"cuda": "for cards before Ampere, which emulate bfloat16; Trainer scales the loss"},
-    fields.CHECKPOINTING: {
+    library_args.CHECKPOINTING: {
         "cpu": "memory is not what is short, and computing activations twice makes a step 1.8 times as long",
         "cuda": "memory is what is short",
     },
     "dataloader_pin_memory": {"cuda": "pinned rows are copied to the card beside its work"},
     "flash_attn": {
-        "cpu": f"plain products for rows up to {fields.SHORT_ROW} tokens, else torch's fused kernel, "
+        "cpu": f"plain products for rows up to {library_args.SHORT_ROW} tokens, else torch's fused kernel, "
         "with which a step on short rows is 1.4 times as long",
         "cuda": "torch's fused kernel; fa2 where flash-attn is installed",
     },
@@ -30,7 +30,7 @@ REASONS = {
     },
 }
 # What recipes may call it -> what this transformers calls it.
-ALIASES = dict.fromkeys(("gradient_checkpointing", "activation_checkpointing"), fields.CHECKPOINTING)
+ALIASES = dict.fromkeys(("gradient_checkpointing", "activation_checkpointing"), library_args.CHECKPOINTING)
 
 
 def here(name: str, machine: Machine) -> str:
@@ -39,5 +39,7 @@ def here(name: str, machine: Machine) -> str:
     reason = REASONS.get(name, {}).get(machine.accelerator)
     if not reason:
         return ""
-    settings, _ = fields.training_settings(recipes.read({"model_name_or_path": "smollm2-135m"})[0], Path(), machine)
+    settings, _ = library_args.training_settings(
+        recipes.read({"model_name_or_path": "smollm2-135m"})[0], Path(), machine
+    )
     return f"  on this machine: {settings[name]}; {reason}" if name in settings else f"  on this machine: {reason}"

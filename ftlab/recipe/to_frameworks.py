@@ -13,12 +13,12 @@ from ruamel.yaml import YAML
 from transformers import TrainingArguments
 
 from ftlab.catalogue import hub_id
-from ftlab.data import entries
+from ftlab.data import dataset_info
 from ftlab.errors import LabError, fail
-from ftlab.runs import keys
-from ftlab.runs.fields import names as parts
-from ftlab.runs.keys import Recipe
-from ftlab.runs.recipe import decisive, plain
+from ftlab.recipe import keys
+from ftlab.recipe.keys import Recipe
+from ftlab.recipe.library_args import names as parts
+from ftlab.recipe.read import decisive, plain
 
 PREFERENCES = ("dpo", "kto", "orpo", "simpo")
 REWARDED = ("ppo", "grpo")
@@ -192,7 +192,7 @@ def files(recipe: Recipe, dataset: str | None) -> list[str]:
     """Return the files of data sets that a recipe names."""
     found = []
     for name in parts(dataset or ""):
-        _, path = entries.find(name, Path(recipe.dataset_dir))
+        _, path = dataset_info.find(name, Path(recipe.dataset_dir))
         found.append(str(path or name))
     return found
 
@@ -270,7 +270,7 @@ def axolotl(recipe: Recipe) -> str:
 
 def axolotl_set(recipe: Recipe, name: str) -> Values:
     """Return how axolotl reads one data set."""
-    entry, path = entries.find(name, Path(recipe.dataset_dir))
+    entry, path = dataset_info.find(name, Path(recipe.dataset_dir))
     read: Values = {"path": str(path or name), "ds_type": "json"}
     if recipe.objective == "rm":
         return read | {"type": "bradley_terry.chat_template"}

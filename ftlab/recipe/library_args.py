@@ -7,7 +7,7 @@ from transformers import TrainingArguments
 
 from ftlab.device import Machine, training_arguments
 from ftlab.errors import fail, say
-from ftlab.runs.keys import Recipe
+from ftlab.recipe.keys import Recipe
 
 # Tokens: rows up to this length are faster in plain attention on a CPU.
 SHORT_ROW = 512
@@ -172,7 +172,7 @@ def adapts_in_float32(recipe: Recipe, accelerator: str) -> bool:
     """Say whether adapters are kept in float32 beside a 16-bit base, as PEFT does by itself.
 
     On a CPU PEFT's own way of computing with them would cost a third of a step; there they are in the base's format
-    where ftlab's (`lean.py`) does not apply.
+    where ftlab's (`cpu/lora.py`) does not apply.
     """
     return accelerator != "cpu" or (recipe.shortcuts and not recipe.use_dora and not recipe.lora_dropout)
 

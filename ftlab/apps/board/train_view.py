@@ -8,10 +8,10 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from ftlab.apps.board import fields
+from ftlab.apps.board import controls
+from ftlab.apps.board.curves import Past
+from ftlab.apps.board.estimates import Readouts
 from ftlab.apps.board.form import WIDE, Form
-from ftlab.apps.board.past import Past
-from ftlab.apps.board.readouts import Readouts
 from ftlab.apps.board.words import Words
 
 RED = "#b00020"
@@ -177,7 +177,7 @@ class View:
 
 def command(values: dict[str, Any], overrides: str = "", verb: str = "train") -> str:
     """Return what to paste into a terminal: the YAML, written to a file, and the command that runs it."""
-    text = fields.yaml_lines(values)
+    text = controls.yaml_lines(values)
     end = "EOF"
     while end in text.splitlines():
         end += "_"

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 from transformers.generation import GenerationMode
 
-from ftlab.shortcuts import attention, lean
+from ftlab.cpu import attention, lora
 
 # What a rollout asks of `generate`: one token after the other, nothing returned beside them.
 MODES = (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH)
@@ -32,7 +32,7 @@ def generate(model: PreTrainedModel, *others: Any, **given: Any) -> Any:
     plain = plain and not config.return_dict_in_generate and not config.cache_implementation
     if not plain:
         return type(model).generate(model, *others, **given)
-    with lean.rounded(model):
+    with lora.rounded(model):
         return type(model).generate(model, custom_generate=loop, **given)
 
 

@@ -6,17 +6,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ftlab import device, embedded, memory, models
-from ftlab.apps.board import past
+from ftlab import device, embedded, manifests, memory, models
+from ftlab.apps.board import curves
 from ftlab.catalogue import MODELS, hub_id
 from ftlab.data import registry
 from ftlab.data.convert import converted
 from ftlab.data.encoding import Encoding, shown
 from ftlab.errors import LabError
 from ftlab.memory import Decoder
-from ftlab.runs import checkpoint, needs, recipe, train
-from ftlab.runs.keys import Recipe
-from ftlab.runs.trained import trained_weights
+from ftlab.recipe import memory_needs
+from ftlab.recipe import read as recipes
+from ftlab.recipe.keys import Recipe
+from ftlab.recipe.trained_weights import trained_weights
+from ftlab.runs import train
 
 # Rows whose lengths stand for all of them.
 SAMPLE = 200
@@ -77,7 +79,7 @@ def decoder_of(made: Recipe, place: str | None) -> Decoder | None:
     listed = any(made.model_name_or_path in (model.name, model.hub_id) for model in MODELS)
     known = made.model_name_or_path if listed else place
     try:
-        return needs.sizes(known) if known else None
+        return memory_needs.sizes(known) if known else None
     except LabError:
         return None
 
@@ -85,7 +87,7 @@ def decoder_of(made: Recipe, place: str | None) -> Decoder | None:
 def memory_bytes(made: Recipe, decoder: Decoder, lengths: list[tuple[int, ...]]) -> int:
     """Return the bytes that a recipe needs at its longest rows."""
     longest = max((one for row in lengths for one in row), default=None)
-    return memory.estimate(decoder, needs.training(made, decoder, device.describe(), longest)).peak
+    return memory.estimate(decoder, memory_needs.training(made, decoder, device.describe(), longest)).peak
 
 
 def pace(made: Recipe) -> Pace | None:
@@ -103,15 +105,15 @@ def pace(made: Recipe) -> Pace | None:
 def measured(folder: Path, changed: float) -> tuple[tuple, float | None]:
     """Return what a finished run was like, and its tokens per second; None where it ran elsewhere or did no step."""
     try:
-        made = recipe.load(folder / train.RECIPE)
+        made = recipes.load(folder / train.RECIPE)
         metrics = json.loads((folder / train.METRICS).read_text(encoding="utf-8"))
-        steps = past.last_step(past.rows_in(folder)) - metrics.get("resumed_from_step", 0)
+        steps = curves.last_step(curves.rows_in(folder)) - metrics.get("resumed_from_step", 0)
         seconds = float(metrics["train_seconds"])
     except (LabError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return (), None
     place = local_folder(made.model_name_or_path)
     lengths = lengths_of(made, place) if place else []
-    here = (checkpoint.read_manifest(folder) or {}).get("machine") == device.describe().name
+    here = (manifests.read_manifest(folder) or {}).get("machine") == device.describe().name
     return kind(made), tokens_per_step(made, lengths) * steps / seconds if here and lengths and steps > 0 else None
 
 

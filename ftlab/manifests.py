@@ -1,0 +1,98 @@
+"""A manifest: the size and sha256 of every file in a folder, written last, so that a cut save is seen."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+# Put in front of a file's name while it is written.
+PARTIAL = "partial-"
+
+
+def write_manifest(folder: Path, about: dict[str, Any]) -> None:
+    """Seal a folder: every file on disk for good, then a manifest of their sizes and sha256, renamed into place.
+
+    Args:
+        about: what else the manifest says (run_id, step, fingerprints, versions).
+    Raises:
+        OSError: a write failed; the folder has no manifest then, and is not trusted.
+    """
+    files = {}
+    for path in contents(folder):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": digest}
+    write_json(folder / MANIFEST, about | {"files": files})
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write a JSON file so that a crash leaves the old one or the new one, never a part."""
+    partial = path.with_name(PARTIAL + path.name)
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(values, file, indent=1, ensure_ascii=False)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable; Windows has no such call and needs none."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def contents(folder: Path) -> list[Path]:
+    """Return the files of a folder, its manifest left out."""
+    own = (MANIFEST, PARTIAL + MANIFEST)
+    return sorted(
+        path for path in folder.rglob("*") if path.is_file() and path.relative_to(folder).as_posix() not in own
+    )
+
+
+def read_manifest(folder: Path) -> dict[str, Any] | None:
+    """Return the manifest of a folder, None where there is none or it cannot be read."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def problem(folder: Path, about: dict[str, Any]) -> str:
+    """Return why a folder cannot be trusted, "" if every byte of it is what its manifest says.
+
+    Args:
+        about: entries that the manifest must have with these values.
+    """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return "it has no readable manifest: the save was cut short"
+    for name, value in about.items():
+        if manifest.get(name) != value:
+            return f"its {name} is another one"
+    files = manifest.get("files")
+    if not isinstance(files, dict):
+        return "its manifest names no files"
+    extra = {path.relative_to(folder).as_posix() for path in contents(folder)} - set(files)
+    if extra:
+        return f"{min(extra)} was not written by this run"
+    return next((reason for name, entry in files.items() if (reason := file_problem(folder / name, entry))), "")
+
+
+def file_problem(path: Path, entry: Any) -> str:
+    """Return why a file is not what its manifest entry says, "" if it is."""
+    if not path.is_file():
+        return f"{path.name} is missing"
+    if not isinstance(entry, dict) or path.stat().st_size != entry.get("size"):
+        return f"{path.name} has another size"
+    with path.open("rb") as file:
+        same = hashlib.file_digest(file, "sha256").hexdigest() == entry.get("sha256")
+    return "" if same else f"{path.name} has other content"

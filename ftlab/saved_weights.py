@@ -1,0 +1,85 @@
+"""Trained weights on disk: an adapter, a whole model, or the result or a checkpoint of a run."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from ftlab import manifests
+from ftlab.errors import fail
+
+RESULTS = ("adapter", "model")
+# What the folder of a checkpoint is called, before its step.
+PREFIX = "checkpoint-"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+
+
+class Weights(NamedTuple):
+    """Trained weights: the folder they are in, and whether they are an adapter or a whole model."""
+
+    folder: Path
+    is_adapter: bool
+
+
+def weights_of(name: str | Path) -> Weights:
+    """Return the trained weights in a folder: an adapter, a whole model, or a run.
+
+    A finished run has `adapter/` or `model/`; of a stopped one the newest checkpoint is taken whose every byte is as
+    it was written.
+
+    Raises:
+        LabError: there are none, or they are not safetensors.
+    """
+    folder = Path(name).expanduser()
+    places = (*(folder / part for part in RESULTS), folder)
+    if (found := next((one for place in places if (one := look(place))), None)) is not None:
+        return found
+    if (found := newest(folder)) is not None:
+        return found
+    raise fail("model_no_adapter", where=str(name), files=f"{ADAPTER_CONFIG}, {ADAPTER_WEIGHTS}")
+
+
+def newest(folder: Path) -> Weights | None:
+    """Return the weights of a run's newest checkpoint that verifies, None where there is none."""
+    run_id = (manifests.read_manifest(folder) or {}).get("run_id")
+    for path in checkpoints(folder) if run_id else ():
+        found = look(path)
+        if found and not manifests.problem(path, {"run_id": run_id}):
+            return found
+    return None
+
+
+def holds_weights(folder: Path) -> bool:
+    """Return True if a run has left something that was trained: its result, or a checkpoint."""
+    return any(look(folder / part) for part in RESULTS) or newest(folder) is not None
+
+
+def look(folder: Path) -> Weights | None:
+    """Return the weights that lie directly in a folder, None if none do; a whole model counts if a run made it."""
+    if (folder / ADAPTER_CONFIG).is_file():
+        return Weights(folder, True) if (folder / ADAPTER_WEIGHTS).is_file() else None
+    whole = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+    return Weights(folder, False) if whole and "run_id" in (manifests.read_manifest(folder) or {}) else None
+
+
+def require_language_model(weights: Weights) -> None:
+    """Refuse a reward model: it has one output in place of the head that writes text.
+
+    Raises:
+        LabError: naming its folder.
+    """
+    name, key = (ADAPTER_CONFIG, "task_type") if weights.is_adapter else ("config.json", "architectures")
+    kind = str(json.loads((weights.folder / name).read_text(encoding="utf-8")).get(key))
+    if "SEQ_CLS" in kind or "ForSequenceClassification" in kind:
+        raise fail("folder_reward_model", where=str(weights.folder))
+
+
+def checkpoints(run_folder: Path) -> list[Path]:
+    """Return the checkpoint folders of a run, highest step first."""
+    numbered = [path for path in run_folder.glob(PREFIX + "*") if path.is_dir() and step_of(path) >= 0]
+    return sorted(numbered, key=step_of, reverse=True)
+
+
+def step_of(path: Path) -> int:
+    """Return the step in a checkpoint's name, -1 where there is none."""
+    number = path.name.removeprefix(PREFIX)
+    return int(number) if number.isdecimal() and number.isascii() else -1
