@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ftlab import catalogue, device, manifests, models
+from ftlab import catalogue, device, manifests, models, saved_weights
 from ftlab.errors import LabError, fail
 from ftlab.recipe import read as recipes
 from ftlab.recipe import templates
@@ -88,7 +88,7 @@ def export(recipe: Recipe) -> Export:
     name = recipe.adapter_name_or_path
     weights = folders.weights_for(name, base, recipe.model_name_or_path) if name else None
     if weights:
-        folders.require_language_model(weights)
+        saved_weights.require_language_model(weights)
     whole = weights.folder if weights and not weights.is_adapter else base
     if models.read_config(whole).get("quantization_config"):
         raise fail("export_quantized", where=str(whole), value="its config.json says so")
@@ -117,7 +117,7 @@ class Parts(NamedTuple):
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    weights: folders.Weights | None
+    weights: saved_weights.Weights | None
     target: Path
     folder: Path
     dtype: torch.dtype
@@ -141,7 +141,7 @@ def require_effect(adapter: Path) -> None:
         LabError: saying which.
     """
     try:
-        weights = load_file(adapter / folders.ADAPTER_WEIGHTS)
+        weights = load_file(adapter / saved_weights.ADAPTER_WEIGHTS)
     except SafetensorError as error:
         raise fail("export_adapter_damaged", where=str(adapter), reason=str(error)[:120]) from None
     broken = next((name for name, weight in weights.items() if not torch.isfinite(weight).all()), None)
@@ -202,7 +202,7 @@ def merge(
         said = answers(model, probe)
         return model, said, said
     own = model.config.dtype
-    adapted = chat.adapted(model, folders.Weights(adapter, True), tokenizer, autocast_adapter_dtype=False).eval()
+    adapted = chat.adapted(model, saved_weights.Weights(adapter, True), tokenizer, autocast_adapter_dtype=False).eval()
     live = answers(adapted, probe)
     with adapted.disable_adapter():
         unchanged = torch.equal(logits_of(adapted, probe), live.logits)
@@ -385,7 +385,7 @@ def card(recipe: Recipe, parts: Parts, done: Export) -> str:
         lines += [f"`{base}`, tuned by {trained.finetuning_type} {trained.objective} on `{trained.dataset}`.", ""]
         lines += table("recipe", recipes.plain(trained))
     elif parts.weights and parts.weights.is_adapter:
-        settings = json.loads((parts.weights.folder / folders.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        settings = json.loads((parts.weights.folder / saved_weights.ADAPTER_CONFIG).read_text(encoding="utf-8"))
         lines += [f"`{base}` with the {settings.get('peft_type')} adapter `{parts.weights.folder.name}`.", ""]
         lines += table("adapter", {name: settings[name] for name in ("r", "lora_alpha") if name in settings})
     else:

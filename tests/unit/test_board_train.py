@@ -294,7 +294,7 @@ def test_tokens_and_steps_are_those_of_the_training(tiny_recipe):
     found = estimates.readouts(made)
     done = train.train(made)
     assert found.steps == curves.last_step(curves.rows_in(done.folder))
-    rows = train.rows.splits(made, train.load_tokenizer(made, made.model_name_or_path))[0]
+    rows = train.dataset.splits(made, train.load_tokenizer(made, made.model_name_or_path))[0]
     mean = sum(len(row["input_ids"]) for row in rows) / len(rows)
     assert found.tokens_per_step == pytest.approx(4 * mean, rel=0.02)
     assert found.needed_bytes and found.memory_bytes > found.needed_bytes

@@ -265,5 +265,5 @@ def test_what_validates_is_not_mixed_as_what_is_trained_on(tiny_recipe, tiny_row
     other.write_text(json.dumps([{"instruction": f"Name {n}.", "output": "Yes."} for n in range(12)]))
     keys = {"dataset": f"{tiny_rows / 'sft.json'},{other}", "eval_dataset": str(tiny_rows / "sft.json")}
     keys |= {"mix_strategy": "interleave_under", "interleave_probs": "0.5,0.5"}
-    trained, held_out = train.rows.splits(recipes.load(tiny_recipe | keys), tiny_tokenizer)
+    trained, held_out = train.dataset.splits(recipes.load(tiny_recipe | keys), tiny_tokenizer)
     assert len(held_out) == 12 and len(trained) > 12

@@ -152,7 +152,7 @@ class ChatPanel:
         found = [folders.weights_for(one, base, name) for one in chosen]
         if whole := next((one.folder for one in found if not one.is_adapter), None):
             # Its base would have to be a second model in memory.
-            raise fail("model_no_adapter", where=str(whole), files=folders.ADAPTER_CONFIG)
+            raise fail("model_no_adapter", where=str(whole), files=saved_weights.ADAPTER_CONFIG)
         model, tokenizer = chat.load(name, chosen[0] if chosen else None)
         self.names = {BASE: BASE}
         for number, weights in enumerate(found):
@@ -240,6 +240,10 @@ def tuned(runs: Path, *more: str) -> list[Path]:
     Args:
         more: patterns, from the run folder on, of other files that make a run count.
     """
-    patterns = (f"adapter/{folders.ADAPTER_CONFIG}", f"{saved_weights.PREFIX}*/{folders.ADAPTER_CONFIG}", *more)
+    patterns = (
+        f"adapter/{saved_weights.ADAPTER_CONFIG}",
+        f"{saved_weights.PREFIX}*/{saved_weights.ADAPTER_CONFIG}",
+        *more,
+    )
     found = {path.parents[1] for pattern in patterns for path in runs.glob(f"*/{pattern}")}
     return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)

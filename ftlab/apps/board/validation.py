@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
-from ftlab import embedded, models
+from ftlab import embedded, models, saved_weights
 from ftlab.apps.board import estimates
 from ftlab.apps.board.controls import FIELDS, Field
 from ftlab.apps.board.words import Words
@@ -100,7 +100,7 @@ def folder(name: str, words: Words, roots: Sequence[Path]) -> str:
 def together(made: Recipe) -> dict[str, str]:
     """Return what a recipe names that is not there: its model, its template, its data sets."""
     messages = {}
-    looks = {"model_name_or_path": model, "adapter_name_or_path": folders.weights_of, "template": template}
+    looks = {"model_name_or_path": model, "adapter_name_or_path": saved_weights.weights_of, "template": template}
     for key, look in looks.items():
         name = getattr(made, key)
         try:
