@@ -12,7 +12,7 @@ import time
 import traceback
 from importlib.metadata import version
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
 from benchmarks.gpu.parts import Place, Unfit, parts
 
@@ -92,7 +92,11 @@ def serve(pipe: Connection, place: Place) -> None:
     pipe.send(describe(place))
     known = {part.name: part for part in parts(place.dry)}
     while True:
-        pipe.send(perform(known[names.get()], place))
+        result = perform(known[names.get()], place)
+        try:
+            pipe.send(result)
+        except OSError:
+            end(place)
 
 
 def listen(pipe: Connection, names: "queue.Queue[str]", place: Place) -> None:
@@ -101,8 +105,16 @@ def listen(pipe: Connection, names: "queue.Queue[str]", place: Place) -> None:
         while True:
             names.put(pipe.recv())
     except (EOFError, OSError):
+        end(place)
+
+
+def end(place: Place) -> NoReturn:
+    """Remove the files of this process and end it; its other thread may write some more while they are removed."""
+    for _ in range(100):
         shutil.rmtree(place.folder, ignore_errors=True)
-        os._exit(1)
+        if not place.folder.exists():
+            break
+    os._exit(1)
 
 
 def describe(place: Place) -> dict[str, Any]:
