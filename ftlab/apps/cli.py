@@ -153,7 +153,7 @@ def parser() -> Parser:
     needs.add_argument("model", help="catalogue name, local folder or hub id, or a RECIPE.yaml")
     take_keys(needs)
     add(verbs, "models", list_models, "list the models the field teaches with, and what each needs here")
-    add(verbs, "env", show_env, "what to paste into an issue: machine, versions")
+    add(verbs, "env", show_env, "what to paste into an issue: machine, versions, FTLAB_ variables")
     add(verbs, "version", show_version, "print the version")
 
     course = add(verbs, "course", None, "list, run, check and build the lessons")
@@ -413,7 +413,7 @@ def fits(need_bytes: int, memory_bytes: int) -> str:
 
 
 def show_env(options: argparse.Namespace) -> None:
-    """Print machine and versions."""
+    """Print machine, versions and the FTLAB_ variables, none of which is a secret."""
     import platform
 
     from ftlab import device
@@ -422,6 +422,8 @@ def show_env(options: argparse.Namespace) -> None:
     print(device.describe())
     for name, version in device.versions().items():
         print(f"{name} {version}")
+    for name in sorted(name for name in os.environ if name.startswith("FTLAB_")):
+        print(f"{name}={os.environ[name]}")
 
 
 def show_version(options: argparse.Namespace) -> None:

@@ -236,3 +236,12 @@ def test_every_optimizer_is_torchs_or_has_its_package():
 
 def test_a_name_nobody_knows_is_not_suggested_to_pip(tiny_recipe):
     assert packages.of_recipe(recipes.load(tiny_recipe | {"report_to": "nonsense"})) == []
+
+
+def test_env_prints_the_variables_of_ftlab_and_no_others(monkeypatch, capsys):
+    monkeypatch.setenv("FTLAB_DTYPE", "float32")
+    monkeypatch.setenv("API_KEY", "a-secret-that-must-not-be-pasted")
+    assert cli.main(["env"]) == 0
+    printed = capsys.readouterr().out
+    assert f"ftlab {__version__}, Python" in printed and "\nFTLAB_DTYPE=float32\n" in printed
+    assert "secret" not in printed

@@ -1,6 +1,7 @@
 """The project's own files agree with each other."""
 
 import re
+import shlex
 import subprocess
 import tomllib
 from pathlib import Path
@@ -14,8 +15,8 @@ from ftlab.apps import notebooks
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LESSONS = notebooks.lessons()
-# Built from source for minutes, and needed by nobody who does not ask for it.
-BY_HAND = {"llamacpp"}
+# llamacpp is built from source for minutes; mutants is for whoever measures the tests.
+BY_HAND = {"llamacpp", "mutants"}
 
 
 def name_of(requirement: str) -> str:
@@ -81,3 +82,28 @@ def test_the_readme_s_picture_is_the_lesson_s():
     assert base64.b64decode(picture) == (ROOT / "notebooks" / "forgetting.png").read_bytes(), (
         "copy it from the notebook"
     )
+
+
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
+def test_workflows_pin_actions_to_commits_and_only_read_the_repository(path):
+    workflow = YAML(typ="safe").load(path.read_text())
+    assert workflow["permissions"] == {"contents": "read"}
+    for line in path.read_text().splitlines():
+        if "uses:" in line:
+            assert re.search(r"uses: [\w-]+/[\w-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$", line), line
+
+
+def test_the_workflow_tests_what_the_makefile_tests():
+    (job,) = YAML(typ="safe").load((ROOT / ".github/workflows/test.yml").read_text())["jobs"].values()
+    assert job["steps"][-1]["run"] == ".ci/run" and "make test" in (ROOT / ".ci/run").read_text()
+
+
+def test_the_weekly_workflow_lifts_the_limits_of_pyproject():
+    steps = [step for job in YAML(typ="safe").load(WORKFLOWS[1].read_text())["jobs"].values() for step in job["steps"]]
+    (lift,) = [step["run"] for step in steps if step.get("run", "").startswith("sed")]
+    arguments = shlex.split(lift.replace("sed -i", "sed").replace("pyproject.toml", str(ROOT / "pyproject.toml")))
+    lifted = tomllib.loads(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout)
+    assert {"trl>=1.16", "peft>=0.21"} <= set(lifted["project"]["dependencies"])
