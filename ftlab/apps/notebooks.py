@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 import tempfile
@@ -103,7 +104,7 @@ def build(lesson: Lesson, execute: bool = False) -> None:
     """Write both editions of a lesson.
 
     Outputs come from a clean top-to-bottom run when `execute` is set; otherwise those of the notebook on disk are
-    kept, if no code cell has changed since.
+    kept, down to the first code cell that has changed since.
     """
     english = edition(lesson, "en")
     outputs = run_clean(english) if execute else kept_outputs(lesson, english)
@@ -117,13 +118,16 @@ def build(lesson: Lesson, execute: bool = False) -> None:
 
 
 def kept_outputs(lesson: Lesson, built: NotebookNode) -> dict[str, tuple[list, int | None]]:
-    """Return cell id -> (outputs, execution count) of the notebook on disk, or {} when its code is not `built`'s."""
+    """Return cell id -> (outputs, execution count) of the notebook on disk, for the cells above the first changed one.
+
+    What a cell prints depends on the cells above it alone.
+    """
     if not lesson.notebook().is_file():
         return {}
     old = code_cells(nbformat.read(lesson.notebook(), as_version=4))
-    if [(cell.id, cell.source) for cell in old] != [(cell.id, cell.source) for cell in code_cells(built)]:
-        return {}
-    return {cell.id: (cell.outputs, cell.execution_count) for cell in old}
+    pairs = zip(old, code_cells(built), strict=False)
+    same = itertools.takewhile(lambda pair: (pair[0].id, pair[0].source) == (pair[1].id, pair[1].source), pairs)
+    return {cell.id: (cell.outputs, cell.execution_count) for cell, _ in same}
 
 
 def run_clean(notebook: NotebookNode) -> dict[str, tuple[list, int | None]]:

@@ -64,7 +64,8 @@ def test_both_editions_share_code_and_differ_in_prose(lesson, tmp_path):
 def test_outputs_stay_until_code_changes(lesson, tmp_path):
     path = tmp_path / "notebooks" / "07_test.ipynb"
     notebook = built(path)
-    notebook.cells[2].outputs = [nbformat.v4.new_output("stream", text="kept")]
+    for cell in notebooks.code_cells(notebook):
+        cell.outputs = [nbformat.v4.new_output("stream", text="kept")]
     nbformat.write(notebook, path)
     lesson.write_text(lesson.read_text().replace("A test lesson", "A test").replace("of=", "off="))
     with pytest.raises(LabError, match="older English"):
@@ -72,7 +73,8 @@ def test_outputs_stay_until_code_changes(lesson, tmp_path):
     lesson.write_text(SOURCE.format(digest=notebooks.digest("# 07 · A test lesson"), answer=16896))
     assert built(path).cells[2].outputs[0].text == "kept"
     lesson.write_text(lesson.read_text().replace("print(PROFILE)", "print(1)"))
-    assert built(path).cells[2].outputs == []
+    above, changed, below = notebooks.code_cells(built(path))
+    assert above.outputs[0].text == "kept" and changed.outputs == below.outputs == []
 
 
 @pytest.mark.parametrize("broken", ['id="title"', 'id="parameters"'])
