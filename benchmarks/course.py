@@ -3,13 +3,13 @@
 import json
 from typing import Any
 
-from ftlab.apps import course, notebooks
+from ftlab.apps import course, lesson_files
 
 
 def measure(repeats: int, steps: int) -> dict[str, Any]:
     """Run the course once and return its summary; the lessons print their own table."""
     course.run([], "smoke")
-    summary = json.loads((notebooks.root() / "runs" / "course" / "summary.json").read_text(encoding="utf-8"))
+    summary = json.loads((lesson_files.root() / "runs" / "course" / "summary.json").read_text(encoding="utf-8"))
     rows = summary["notebooks"]
     failed = [row["name"] for row in rows if row["status"] != "ok"]
     if failed:

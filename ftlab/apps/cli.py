@@ -433,10 +433,10 @@ def show_version(options: argparse.Namespace) -> None:
 
 def list_lessons(options: argparse.Namespace) -> None:
     """Print number and title of every lesson."""
-    from ftlab.apps import notebooks
+    from ftlab.apps import lesson_files
 
-    for lesson in notebooks.lessons():
-        print(notebooks.title(lesson))
+    for lesson in lesson_files.lessons():
+        print(lesson_files.title(lesson))
 
 
 def run_lessons(options: argparse.Namespace) -> int:
@@ -458,8 +458,8 @@ def check_exercises(options: argparse.Namespace) -> int:
 
 def build_lessons(options: argparse.Namespace) -> None:
     """Write the notebooks of both languages."""
-    from ftlab.apps import notebooks
+    from ftlab.apps import lesson_files, notebooks
 
-    for lesson in notebooks.lessons(options.numbers):
+    for lesson in lesson_files.lessons(options.numbers):
         notebooks.build(lesson, execute=options.run)
         print(f"built {lesson.name}")

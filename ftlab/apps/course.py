@@ -18,7 +18,7 @@ from ftlab.errors import fail
 
 # Lessons import this file for `record` alone; what reads notebooks takes more than a second to import.
 if TYPE_CHECKING:
-    from ftlab.apps.notebooks import Lesson
+    from ftlab.apps.lesson_files import Lesson
 
 PROFILES = ("smoke", "cpu", "t4", "a24g")
 # A stuck kernel must not hang the run; no lesson's cell comes near this.
@@ -54,15 +54,15 @@ def run(numbers: list[str], profile: str = "smoke", say: Callable[[str], None] =
         LabError: unknown profile or lesson, or FTLAB_DTYPE is not a number format.
     """
     from ftlab import device
-    from ftlab.apps import notebooks
+    from ftlab.apps import lesson_files
 
     if profile not in PROFILES:
         raise fail("course_no_profile", profile=profile, profiles=", ".join(PROFILES))
     machine = asdict(device.describe()) | {"versions": device.versions()}
-    out = notebooks.root() / "runs" / "course"
+    out = lesson_files.root() / "runs" / "course"
     out.mkdir(parents=True, exist_ok=True)
     results = []
-    for lesson in notebooks.lessons(numbers):
+    for lesson in lesson_files.lessons(numbers):
         say(f"running {lesson.name} ({profile})")
         results.append(run_one(lesson, profile, out))
         if results[-1].error:
@@ -76,7 +76,7 @@ def run_one(lesson: "Lesson", profile: str, out: Path) -> Result:
     """Execute one lesson with papermill; its executed copy is kept in `out`."""
     import papermill
 
-    from ftlab.apps import notebooks
+    from ftlab.apps import lesson_files, notebooks
 
     outcomes = out / f"{lesson.name}.outcomes.json"
     outcomes.unlink(missing_ok=True)
@@ -93,7 +93,7 @@ def run_one(lesson: "Lesson", profile: str, out: Path) -> Result:
                 lesson.notebook(),
                 executed,
                 parameters={"PROFILE": profile},
-                cwd=notebooks.root(),
+                cwd=lesson_files.root(),
                 execution_timeout=CELL_TIMEOUT_SECONDS,
                 progress_bar=sys.stderr.isatty(),
                 **settings,
@@ -165,9 +165,9 @@ def check(number: str) -> list[checks.Verdict]:
     """Run the exercise cells of the learner's copy of a lesson and return one verdict each."""
     import nbformat
 
-    from ftlab.apps import notebooks
+    from ftlab.apps import lesson_files, notebooks
 
-    (lesson,) = notebooks.lessons([number])
+    (lesson,) = lesson_files.lessons([number])
     cells = notebooks.code_cells(nbformat.read(lesson.notebook(), as_version=4))
     return [verdict(cell.source) for cell in cells if "exercise" in cell.metadata.get("tags", [])]
 

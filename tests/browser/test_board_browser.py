@@ -33,7 +33,7 @@ from drive import (
 from lab import TOKEN, lab, private
 
 from ftlab import embedded
-from ftlab.apps import notebooks
+from ftlab.apps import lesson_files, notebooks
 from ftlab.apps.board import controls, curves, training_job, voila_server
 
 ROOT = Path(__file__).parents[2]
@@ -113,7 +113,7 @@ def type_nonsense(page, steps, folder):
 
 def lesson_in(place):
     """Put lesson 03 as a Chinese learner has it into a course folder, with the smallest profile."""
-    (lesson,) = notebooks.lessons(["03"])
+    (lesson,) = lesson_files.lessons(["03"])
     made = notebooks.edition(lesson, "zh")
     (parameters,) = [cell for cell in made.cells if "parameters" in cell.metadata.get("tags", [])]
     parameters.source = parameters.source.replace('PROFILE = "cpu"', 'PROFILE = "smoke"')

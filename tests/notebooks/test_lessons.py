@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ftlab import device, embedded
-from ftlab.apps import notebooks
+from ftlab.apps import lesson_files
 
 HERE = Path(__file__).parent
 # What this machine would not choose, and the lessons that show in the fewest seconds that it works all the same.
@@ -28,25 +28,25 @@ def no_network() -> list[str]:
 
 
 @pytest.mark.notebook
-@pytest.mark.parametrize("lesson", notebooks.lessons(), ids=lambda lesson: lesson.name)
+@pytest.mark.parametrize("lesson", lesson_files.lessons(), ids=lambda lesson: lesson.name)
 def test_a_lesson_runs_without_network(lesson, no_network):
     run(lesson, no_network, {})
 
 
 @pytest.mark.notebook
-@pytest.mark.parametrize("lesson", notebooks.lessons(SHORT), ids=lambda lesson: lesson.name)
+@pytest.mark.parametrize("lesson", lesson_files.lessons(SHORT), ids=lambda lesson: lesson.name)
 def test_a_short_lesson_runs_in_the_other_format(lesson, no_network):
     run(lesson, no_network, {"FTLAB_DTYPE": OTHER_DTYPE})
 
 
-def run(lesson: notebooks.Lesson, no_network: list[str], settings: dict[str, str]) -> None:
+def run(lesson: lesson_files.Lesson, no_network: list[str], settings: dict[str, str]) -> None:
     """Run a lesson as `make course` does; the lesson and its libraries say nothing on stderr."""
     embedded.fetch()
     command = [*no_network, sys.executable, "-m", "ftlab", "course", "run", lesson.number, "--profile", "smoke"]
     # HF_HUB_OFFLINE is unset: the lesson itself must not look for the hub.
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
     environment |= settings
-    done = subprocess.run(command, cwd=notebooks.root(), env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=lesson_files.root(), env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert not done.stderr
     print(done.stdout.splitlines()[-1])

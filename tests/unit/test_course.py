@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from ftlab.apps import cli, course, notebooks
+from ftlab.apps import cli, course, lesson_files, notebooks
 from ftlab.errors import LabError
 
 SOURCE = """# %% [markdown] id="title"
@@ -47,7 +47,7 @@ def lesson(tmp_path, monkeypatch):
 
 
 def built(path: Path) -> nbformat.NotebookNode:
-    notebooks.build(notebooks.lessons()[0])
+    notebooks.build(lesson_files.lessons()[0])
     return nbformat.read(path, as_version=4)
 
 
@@ -81,11 +81,11 @@ def test_outputs_stay_until_code_changes(lesson, tmp_path):
 def test_a_cell_without_its_own_id_is_refused(lesson, broken):
     lesson.write_text(lesson.read_text().replace('id="work"', broken))
     with pytest.raises(LabError, match="id that no other cell"):
-        notebooks.build(notebooks.lessons()[0])
+        notebooks.build(lesson_files.lessons()[0])
 
 
 def test_a_run_collects_outcomes_and_writes_the_summary(lesson, tmp_path, capsys):
-    notebooks.build(notebooks.lessons()[0])
+    notebooks.build(lesson_files.lessons()[0])
     assert cli.main(["course", "run", "--profile", "smoke"]) == 0
     summary = json.loads((tmp_path / "runs" / "course" / "summary.json").read_text())
     (row,) = summary["notebooks"]
@@ -96,7 +96,7 @@ def test_a_run_collects_outcomes_and_writes_the_summary(lesson, tmp_path, capsys
 
 
 def test_a_failing_lesson_is_reported_and_fails_the_run(lesson, capsys):
-    notebooks.build(notebooks.lessons()[0])
+    notebooks.build(lesson_files.lessons()[0])
     assert cli.main(["course", "run", "07", "--profile", "cpu"]) == 1
     said = capsys.readouterr().out
     assert "AssertionError: cpu" in said and "07_test              failed" in said
@@ -112,7 +112,7 @@ def test_a_run_prints_nothing_that_libraries_say(lesson, tmp_path):
         "warnings.warn('`gradient_checkpointing` is deprecated and will be removed', FutureWarning)",
     ]
     lesson.write_text(lesson.read_text().replace("print(PROFILE)", "\n".join(noisy)))
-    notebooks.build(notebooks.lessons()[0])
+    notebooks.build(lesson_files.lessons()[0])
     # ipykernel hands on what is written below Python only outside pytest; and no socket's path has room for this.
     inherited = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
     deep = tmp_path.joinpath(*["deep" * 10] * 4)
@@ -139,10 +139,10 @@ def test_a_kernel_talks_through_socket_files_of_this_user():
 
 
 def test_exercises_are_checked_in_the_learner_s_copy(lesson, capsys):
-    notebooks.build(notebooks.lessons()[0])
+    notebooks.build(lesson_files.lessons()[0])
     assert cli.main(["course", "check", "7"]) == 0
     lesson.write_text(lesson.read_text().replace("16896", "1 / 0"))
-    notebooks.build(notebooks.lessons()[0])
+    notebooks.build(lesson_files.lessons()[0])
     assert cli.main(["course", "check", "07"]) == 1
     assert "ZeroDivisionError" in capsys.readouterr().out
 
@@ -168,6 +168,6 @@ def test_record_does_nothing_outside_a_run(monkeypatch, tmp_path):
 
 def test_the_command_line_outside_the_course_says_so(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(notebooks, "__file__", str(tmp_path / "a" / "b" / "c.py"))
+    monkeypatch.setattr(lesson_files, "__file__", str(tmp_path / "a" / "b" / "c.py"))
     assert cli.main(["course", "list"]) == 2
     assert "the course is not here" in capsys.readouterr().err

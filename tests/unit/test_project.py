@@ -10,11 +10,11 @@ import nbformat
 import pytest
 from ruamel.yaml import YAML
 
-from ftlab.apps import notebooks
+from ftlab.apps import lesson_files, notebooks
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-LESSONS = notebooks.lessons()
+LESSONS = lesson_files.lessons()
 # llamacpp is built from source for minutes; mutants is for whoever measures the tests.
 BY_HAND = {"llamacpp", "mutants"}
 
@@ -39,7 +39,7 @@ def test_the_conda_environment_installs_the_same_extras_as_make():
     assert f".[{extras}]" in (ROOT / "Makefile").read_text()
 
 
-@pytest.mark.parametrize("language", notebooks.LANGUAGES)
+@pytest.mark.parametrize("language", lesson_files.LANGUAGES)
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
 def test_committed_notebooks_are_those_of_their_source(lesson, language):
     committed = nbformat.read(lesson.notebook(language), as_version=4)
@@ -53,7 +53,8 @@ def test_committed_notebooks_are_those_of_their_source(lesson, language):
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
 def test_committed_notebooks_carry_a_clean_run(lesson):
     english, chinese = (
-        notebooks.code_cells(nbformat.read(lesson.notebook(language), as_version=4)) for language in notebooks.LANGUAGES
+        notebooks.code_cells(nbformat.read(lesson.notebook(language), as_version=4))
+        for language in lesson_files.LANGUAGES
     )
     assert [cell.execution_count for cell in english] == list(range(1, len(english) + 1))
     assert [cell.outputs for cell in english] == [cell.outputs for cell in chinese]
@@ -62,7 +63,7 @@ def test_committed_notebooks_carry_a_clean_run(lesson):
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
 def test_every_prose_cell_has_its_chinese_twin(lesson):
-    english, chinese = (notebooks.edition(lesson, language).cells for language in notebooks.LANGUAGES)
+    english, chinese = (notebooks.edition(lesson, language).cells for language in lesson_files.LANGUAGES)
     same = [a.id for a, b in zip(english, chinese, strict=True) if a.cell_type == "markdown" and a.source == b.source]
     assert not same
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import ipywidgets as widgets
 
-from ftlab.apps import notebooks
+from ftlab.apps import lesson_files
 from ftlab.apps.board import train_view
 from ftlab.apps.board.words import Words
 from ftlab.errors import LabError, fail
@@ -108,7 +108,7 @@ def course_file(lang: str) -> Path:
     Raises:
         LabError: the course's folder is not here.
     """
-    return notebooks.root() / "data" / f"quiz_{lang}.json"
+    return lesson_files.root() / "data" / f"quiz_{lang}.json"
 
 
 def read(path: Path) -> list[Question]:

@@ -1,0 +1,53 @@
+"""The lessons: their numbers, names, titles, and where their files lie. What builds them is in notebooks.py."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ftlab.errors import fail
+
+LANGUAGES = {"en": "notebooks", "zh": "notebooks/zh"}
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One lesson: its number ("03"), its name ("03_lora") and its text source."""
+
+    number: str
+    name: str
+    source: Path
+
+    def notebook(self, language: str = "en") -> Path:
+        """Return where the notebook of this language edition lies."""
+        return self.source.parents[2] / LANGUAGES[language] / f"{self.name}.ipynb"
+
+
+def root() -> Path:
+    """Return the folder of the course: the working directory or the nearest above it that holds notebooks/source."""
+    for folder in (Path.cwd(), *Path.cwd().parents, Path(__file__).parents[2]):
+        if (folder / "notebooks" / "source").is_dir():
+            return folder
+    raise fail("course_no_root", where=str(Path.cwd()))
+
+
+def lessons(numbers: list[str] | None = None) -> list[Lesson]:
+    """Return the lessons in teaching order, or those of `numbers` ("3", "03" and "03_lora" alike).
+
+    Raises:
+        LabError: no lesson has one of these numbers.
+    """
+    found = [
+        Lesson(path.stem[:2], path.stem, path) for path in sorted((root() / "notebooks" / "source").glob("[0-9]*.py"))
+    ]
+    if not numbers:
+        return found
+    for number in numbers:
+        if number[:2].zfill(2) not in {lesson.number for lesson in found}:
+            raise fail("course_no_lesson", number=number, numbers=", ".join(lesson.number for lesson in found))
+    wanted = {number[:2].zfill(2) for number in numbers}
+    return [lesson for lesson in found if lesson.number in wanted]
+
+
+def title(lesson: Lesson) -> str:
+    """Return the heading of a lesson: the first line of its first cell."""
+    source = lesson.source.read_text(encoding="utf-8")
+    return next(line.removeprefix("# # ") for line in source.splitlines() if line.startswith("# # "))
