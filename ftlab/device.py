@@ -1,20 +1,32 @@
 """What this machine is, and the training settings that follow from it."""
 
+from __future__ import annotations
+
 import os
 import platform
+import sys
 import types
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
-import torch
 
 from ftlab.errors import fail
+
+if TYPE_CHECKING:
+    import torch
 
 # Vocabulary entries that trl's loss goes through at once: what stays in a CPU's cache, and trl's own number.
 CPU_LOSS_TILE, LOSS_TILE = 2048, 32768
 DTYPES = ("float32", "bfloat16", "float16")
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes")
+# What the drivers of accelerators put into a Linux system: NVIDIA's, NVIDIA's under gVisor or WSL, AMD's.
+DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+# The instructions that multiply bfloat16, by torch's names; Linux calls one of them otherwise.
+BFLOAT16 = ("amx_bf16", "avx512_bf16", "sve_bf16", "bf16")
+LINUX_NAMES = {"svebf16": "sve_bf16"}
 
 
 @dataclass(frozen=True)
@@ -57,16 +69,41 @@ def describe() -> Machine:
 
 
 def detected() -> Machine:
-    """Return the machine as torch reports it."""
+    """Return the machine as torch reports it; torch is imported only where there may be an accelerator."""
+    if "torch" not in sys.modules and not may_have_accelerator():
+        return processor(linux_capabilities())
+    import torch
+
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
         dtype, reason = cuda_dtype(properties.major)
         return Machine("cuda", properties.name, dtype, cores(), properties.total_memory, reason)
-    memory_bytes = psutil.virtual_memory().total
     if torch.backends.mps.is_available():
+        memory_bytes = psutil.virtual_memory().total
         return Machine("mps", platform.processor(), "float32", cores(), memory_bytes, "the safe choice on Apple GPUs")
-    dtype, reason = cpu_dtype(torch.cpu.get_capabilities())
-    return Machine("cpu", processor_name(), dtype, cores(), memory_bytes, reason)
+    return processor(torch.cpu.get_capabilities())
+
+
+def may_have_accelerator() -> bool:
+    """Return False if this machine has no driver that torch could use; True where only torch can tell."""
+    return platform.system() != "Linux" or any(Path(driver).exists() for driver in DRIVERS)
+
+
+def linux_capabilities() -> dict[str, bool | str]:
+    """Return the bfloat16 entries of `torch.cpu.get_capabilities()`, read from /proc/cpuinfo."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    # x86 has "flags", Arm "Features"; every core repeats the line.
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    return {LINUX_NAMES.get(flag, flag): True for flag in flags if LINUX_NAMES.get(flag, flag) in BFLOAT16}
+
+
+def processor(capabilities: dict[str, bool | str]) -> Machine:
+    """Return a machine without an accelerator, whose processor has these `torch.cpu.get_capabilities()`."""
+    dtype, reason = cpu_dtype(capabilities)
+    return Machine("cpu", processor_name(), dtype, cores(), psutil.virtual_memory().total, reason)
 
 
 def cuda_dtype(compute_capability_major: int) -> tuple[str, str]:
@@ -86,7 +123,7 @@ def cpu_dtype(capabilities: dict[str, bool | str]) -> tuple[str, str]:
     >>> cpu_dtype({"avx512_bf16": True})[0], cpu_dtype({"avx2": True})[0]
     ('bfloat16', 'float32')
     """
-    for instruction in ("amx_bf16", "avx512_bf16", "sve_bf16", "bf16"):
+    for instruction in BFLOAT16:
         if capabilities.get(instruction):
             return "bfloat16", f"this processor multiplies bfloat16 natively ({instruction})"
     return "float32", "this processor has no bfloat16 instructions"
@@ -144,12 +181,16 @@ def fold_rows(machine: Machine) -> None:
     layer's whole weight once per row (pytorch/pytorch issue 151934): 5.6 GB for a hundred prompts and a vocabulary of
     50,000. Positions that lie side by side in memory avoid it.
     """
+    import torch
+
     if machine.accelerator == "cpu":
         torch.nn.Linear.forward = multiply_side_by_side
 
 
 def multiply_side_by_side(layer: torch.nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
     """Return what `Linear.forward` returns, for inputs (..., in_features) copied side by side where they are not."""
+    import torch
+
     return torch.nn.functional.linear(inputs.contiguous(), layer.weight, layer.bias)
 
 

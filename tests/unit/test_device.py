@@ -39,6 +39,41 @@ def test_this_machine_can_be_described():
     assert device.versions()["torch"].startswith("2.") and device.installed("no-such-package") == "-"
 
 
+def test_a_machine_is_described_without_torch_as_torch_describes_it(monkeypatch):
+    asked = device.detected()
+    if device.may_have_accelerator():
+        pytest.skip("only torch can tell what accelerator this machine has")
+    told = {name: value for name, value in torch.cpu.get_capabilities().items() if name in device.BFLOAT16 and value}
+    assert device.linux_capabilities() == told
+    monkeypatch.delitem(device.sys.modules, "torch")
+    assert device.detected() == asked
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("flags\t\t: fpu avx512f avx512_bf16 amx_bf16 amx_tile", {"avx512_bf16": True, "amx_bf16": True}),
+        ("Features\t: fp asimd svebf16 i8mm bf16", {"sve_bf16": True, "bf16": True}),
+        ("flags\t\t: fpu avx2", {}),
+        ("", {}),
+    ],
+)
+def test_instructions_are_read_under_the_names_that_torch_gives_them(monkeypatch, line, found):
+    monkeypatch.setattr(device.Path, "read_text", lambda path, encoding: f"processor\t: 0\n{line}\n")
+    assert device.linux_capabilities() == found
+
+
+def test_a_driver_or_another_system_lets_torch_decide(monkeypatch, tmp_path):
+    monkeypatch.setattr(device.platform, "system", lambda: "Linux")
+    monkeypatch.setattr(device, "DRIVERS", (str(tmp_path / "nvidiactl"),))
+    assert not device.may_have_accelerator()
+    (tmp_path / "nvidiactl").touch()
+    assert device.may_have_accelerator()
+    monkeypatch.setattr(device, "DRIVERS", ())
+    monkeypatch.setattr(device.platform, "system", lambda: "Darwin")
+    assert device.may_have_accelerator()
+
+
 @pytest.mark.parametrize("dtype", device.DTYPES)
 def test_the_environment_overrides_the_format(monkeypatch, capsys, dtype):
     monkeypatch.setenv("FTLAB_DTYPE", dtype)
