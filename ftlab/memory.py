@@ -34,6 +34,8 @@ ADAM_MOMENTS = 2
 # Families whose MLP has two matrices, and whose norms are torch's; Llama's and its heirs' have three (gate, up, down),
 # and norms that turn their input into float32.
 TWO_MATRIX_MLP = ("gpt_neox", "bloom", "gpt2", "opt", "phi", "falcon", "gptj")
+# Families whose attention is Llama's: nothing is done to the scores beside scaling and masking.
+PLAIN_ATTENTION = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "phi3")
 # Families with four norms in a block, and with scores and logits that go through a tanh, whose result is kept.
 CAPPED, CAP_BYTES = ("gemma2",), 4
 # Linear layers under other families' names: what each stands for here, side by side where several are one matrix.

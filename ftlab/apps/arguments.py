@@ -81,7 +81,7 @@ def value_of(key: str, rest: list[str]) -> str:
 
 def is_flag(key: str) -> bool | None:
     """Return whether a recipe's key takes true or false and nothing else; None for a key of another day."""
-    # Imported here: it brings transformers, which most command lines do not need.
+    # Imported here: it brings pydantic, which most command lines do not need.
     from ftlab.recipe import keys
 
     if key in keys.RENAMED_VALUES:

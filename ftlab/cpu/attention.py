@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
+from ftlab.memory import PLAIN_ATTENTION
+
 NAME = "short_rows"
-# Families whose attention is Llama's: nothing is done to the scores beside scaling and masking.
-FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "phi3")
+FAMILIES = PLAIN_ATTENTION
 
 
 def attention(

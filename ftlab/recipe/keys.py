@@ -4,14 +4,13 @@ The names are LLaMA-Factory's, so that a YAML written for it runs here. Any othe
 `transformers.TrainingArguments` under its own name and lands in `Recipe.training`.
 """
 
-import dataclasses
 import math
-import typing
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from transformers import TrainingArguments
+
+from ftlab.recipe.training_fields import FIELDS
 
 
 def key(default: Any, meaning: str, becomes: str = "", **limits: Any) -> Any:
@@ -264,11 +263,9 @@ REFUSED_TRAINING = {
     "logging_nan_inf_filter": "it hides a broken loss, which ftlab stops at",
 }
 TRAINING_HINTS = {
-    name: hint
-    for name, hint in typing.get_type_hints(TrainingArguments).items()
-    if name in {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
-    and name not in Recipe.model_fields
-    and name not in REFUSED_TRAINING
+    name: field.hint
+    for name, field in FIELDS.items()
+    if name not in Recipe.model_fields and name not in REFUSED_TRAINING
 }
 
 # old key -> (new key, what to say): renamed by the libraries or by other frameworks, same value.

@@ -3,22 +3,17 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainingArguments
-
 from ftlab.device import Machine, training_arguments
 from ftlab.errors import fail, say
 from ftlab.recipe.keys import Recipe
+from ftlab.recipe.training_fields import FIELDS
 
 # Tokens: rows up to this length are faster in plain attention on a CPU.
 SHORT_ROW = 512
 FORMATS = {"bf16": "bfloat16", "fp16": "float16"}
 ATTENTION = {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
 # What this transformers calls recomputing activations: 5.23 renamed it and warns at the old name, 5.17 has only that.
-CHECKPOINTING = next(
-    name
-    for name in ("activation_checkpointing", "gradient_checkpointing")
-    if name in TrainingArguments.__dataclass_fields__
-)
+CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in FIELDS)
 # What the rows of a stage must hold.
 COLUMNS = {
     "sft": ("messages",),

@@ -6,10 +6,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
-from transformers import AutoConfig
-
 from ftlab import catalogue, memory, models
-from ftlab.cpu import attention
 from ftlab.device import CPU_LOSS_TILE, LOSS_TILE, Machine, cuda_dtype
 from ftlab.errors import LabError, fail, say
 from ftlab.memory import Decoder, Needs, Training
@@ -72,6 +69,8 @@ def sizes(name: str, trust_remote_code: bool = False) -> Decoder:
         raise fail("model_no_folder", where=name)
     elif "/" not in name:
         raise models.unknown(name)
+    from transformers import AutoConfig
+
     with models.loading(name):
         source = folder if folder.is_dir() else name
         config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
@@ -90,7 +89,7 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
     batch = settings.get("per_device_train_batch_size", 8)
     given = min(length or recipe.cutoff_len, recipe.cutoff_len)
     new_tokens = recipe.max_new_tokens if recipe.objective in ("ppo", "grpo") else 0
-    short = library_args.takes_shortcuts(recipe, machine) and decoder.family in attention.FAMILIES
+    short = library_args.takes_shortcuts(recipe, machine) and decoder.family in memory.PLAIN_ATTENTION
     return Training(
         sequences=batch * (2 if recipe.objective in PAIRED else 1),
         length=given + new_tokens,

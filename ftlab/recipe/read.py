@@ -1,9 +1,7 @@
 """A recipe: one run as plain keys, read from YAML or a dict, checked, explained and written back."""
 
-import enum
 import inspect
 import math
-import re
 import types
 import typing
 from collections.abc import Callable, Sequence
@@ -13,11 +11,11 @@ from typing import Any, NamedTuple
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import TypeAdapter, ValidationError
-from transformers import TrainingArguments
 
 from ftlab.errors import LabError, fail, say, suggest
 from ftlab.recipe import continued, keys, strict_yaml
 from ftlab.recipe.keys import Recipe
+from ftlab.recipe.training_fields import FIELDS, Named
 
 # TrainingArguments has no ranges of its own; outside these a run can only fail later, or silently do nothing.
 TRAINING_RANGES = {
@@ -370,8 +368,7 @@ def adapter(name: str) -> TypeAdapter:
 def choices_of(name: str) -> list[str]:
     """Return the names a TrainingArguments field accepts, [] where any text goes."""
     parts = typing.get_args(keys.TRAINING_HINTS[name])
-    enums = [part for part in parts if inspect.isclass(part) and issubclass(part, enum.Enum)]
-    return [member.value for found in enums for member in found]
+    return [choice for part in parts if isinstance(part, Named) for choice in part.choices]
 
 
 def brief(value: object) -> str:
@@ -433,21 +430,12 @@ def explain_training(name: str) -> str:
     low, high = TRAINING_RANGES.get(name, (None, None))
     limits = "" if low is None else f"; from {low:g} to {high:g}"
     choices = f"\n  one of: {', '.join(choices_of(name))}" if choices_of(name) else ""
-    default = TrainingArguments.__dataclass_fields__[name].default
-    shown = default.value if isinstance(default, enum.Enum) else default
+    field = FIELDS[name]
     return (
-        f"{name}: {documented(name)}\n"
-        f"  type: {type_name(keys.TRAINING_HINTS[name])}; default {shown!r}{limits}{choices}\n"
+        f"{name}: {field.meaning}\n"
+        f"  type: {type_name(field.hint)}; default {field.default!r}{limits}{choices}\n"
         f"  becomes: transformers.TrainingArguments.{name}"
     )
-
-
-def documented(name: str) -> str:
-    """Return the first sentences that transformers' own docstring has for a field."""
-    pattern = rf"^        {name} ?\(.*?\):\n(.*?)(?=^        \S|^    \S|\Z)"
-    found = re.search(pattern, TrainingArguments.__doc__ or "", re.DOTALL | re.MULTILINE)
-    text = " ".join(found.group(1).split()) if found else "see the documentation of TrainingArguments"
-    return text if len(text) <= 300 else text[:297].rsplit(" ", 1)[0] + " ..."
 
 
 def type_name(hint: Any) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
-from transformers import TrainingArguments
 
 from ftlab.catalogue import hub_id
 from ftlab.data import dataset_info
@@ -19,6 +18,7 @@ from ftlab.recipe import keys
 from ftlab.recipe.keys import Recipe
 from ftlab.recipe.library_args import names as parts
 from ftlab.recipe.read import decisive, plain
+from ftlab.recipe.training_fields import FIELDS
 
 PREFERENCES = ("dpo", "kto", "orpo", "simpo")
 REWARDED = ("ppo", "grpo")
@@ -156,8 +156,7 @@ def relevant(recipe: Recipe) -> Values:
     values |= {name: value for name, value in given.items() if name not in elsewhere}
     values["model_name_or_path"] = hub_id(recipe.model_name_or_path)
     values |= {"stage": recipe.objective, "lora_alpha": recipe.lora_alpha or 2 * recipe.lora_rank}
-    fields = TrainingArguments.__dataclass_fields__
-    shared = {name: recipe.training.get(name, fields[name].default) for name in SHARED}
+    shared = {name: recipe.training.get(name, FIELDS[name].default) for name in SHARED}
     shared["learning_rate"] = recipe.training.get("learning_rate", 5e-5)
     shared["logging_steps"] = recipe.training.get("logging_steps", 1)
     if shared["max_steps"] > 0 and "num_train_epochs" not in recipe.training:

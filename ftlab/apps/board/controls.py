@@ -1,17 +1,15 @@
 """Which keys of a recipe have a control, of what kind, and how its text and a recipe's value become each other."""
 
-import enum
 import io
 import typing
 from functools import cache
 from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
-from transformers import TrainingArguments
 
 from ftlab import errors
 from ftlab.catalogue import MODELS
-from ftlab.recipe import keys, strict_yaml
+from ftlab.recipe import keys, strict_yaml, training_fields
 from ftlab.recipe import read as recipes
 from ftlab.recipe.keys import Recipe
 
@@ -125,8 +123,7 @@ def default(key: str) -> Any:
     if key in ("logging_steps", "gradient_checkpointing"):
         # ftlab's own: every step is logged, and the machine decides about the second.
         return 1 if key == "logging_steps" else None
-    value = TrainingArguments.__dataclass_fields__[key].default
-    return value.value if isinstance(value, enum.Enum) else value
+    return training_fields.FIELDS[key].default
 
 
 @cache

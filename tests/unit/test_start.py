@@ -1,0 +1,34 @@
+"""What answers at once does not import the libraries that train: each of them takes a second or more."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"torch", "transformers", "trl", "peft", "datasets", "pandas", "pyarrow", "matplotlib", "jupytext", "nbformat"}
+VERBS = (
+    ("--help",), ("train", "--help"), ("models",), ("recipe", "explain", "learning_rate"),
+    ("recipe", "explain", "template"), ("recipe", "show", "recipes/sft_lora.yaml", "--as", "swift"),
+    ("memory", "qwen3-8b"), ("course", "list"), ("env",), ("version",), ("nonsense",),
+)  # fmt: skip
+
+
+def imported(code: str) -> set[str]:
+    """Return the top-level modules that a fresh process has imported after some lines of Python."""
+    report = "\nimport json, sys; print(json.dumps(sorted({name.partition('.')[0] for name in sys.modules})))"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code + report]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_a_verb_that_answers_at_once_imports_no_library_that_trains(verb):
+    code = (
+        f"from ftlab import device; device.may_have_accelerator = bool\nfrom ftlab.apps.cli import main; main({verb})"
+    )
+    assert not imported(code) & HEAVY
