@@ -6,6 +6,7 @@ import os
 import platform
 import sys
 import types
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -117,7 +118,7 @@ def cuda_dtype(compute_capability_major: int) -> tuple[str, str]:
     return "float16", "before Ampere bfloat16 is emulated; float16 needs loss scaling, which Trainer does"
 
 
-def cpu_dtype(capabilities: dict[str, bool | str]) -> tuple[str, str]:
+def cpu_dtype(capabilities: Mapping[str, bool | str]) -> tuple[str, str]:
     """Return (dtype, reason) for a CPU with these `torch.cpu.get_capabilities()`.
 
     >>> cpu_dtype({"avx512_bf16": True})[0], cpu_dtype({"avx2": True})[0]

@@ -259,7 +259,7 @@ def estimate(decoder: Decoder, training: Training) -> Needs:
     block, block_input = block_bytes(d, t), tokens * d.hidden * (4 if t.autocast else t.number_bytes)
     casts = d.linear_parameters * 2 if t.autocast else 0
     if t.checkpointing:
-        held = d.layers * block_input
+        held: float = d.layers * block_input
     else:
         # Norms that turn their input into float32 keep that copy, not the input itself.
         beside = d.layers * block_input if t.hidden_kept and t.number_bytes == 2 else 0
@@ -281,9 +281,18 @@ def estimate(decoder: Decoder, training: Training) -> Needs:
         held + (back if t.checkpointing else max(0, entry * table - 2 * mlp)),
         gradients / share(t, 2) + max(dense, last_block),
     )
-    parts = [weight_bytes(d, t) / share(t, 3), optimizer / share(t, 1)]
-    peak = sum(parts) + gathered_bytes(d, t) + max(moments)
-    return Needs(*map(int, (*parts, gradients / share(t, 2), max(held, last_block), logits, peak)), d, t)
+    weights, state = weight_bytes(d, t) / share(t, 3), optimizer / share(t, 1)
+    peak = weights + state + gathered_bytes(d, t) + max(moments)
+    return Needs(
+        weights=int(weights),
+        optimizer=int(state),
+        gradients=int(gradients / share(t, 2)),
+        activations=int(max(held, last_block)),
+        logits=int(logits),
+        peak=int(peak),
+        decoder=d,
+        training=t,
+    )
 
 
 def share(training: Training, stage: int) -> int:

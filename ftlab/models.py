@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Weights are read from safetensors alone; pickles of a hub repository are never fetched.
-SAFE_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+SAFE_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 # Fetched as well where `trust_remote_code` says that it may run.
-CODE_FILES = ("*.py",)
+CODE_FILES = ["*.py"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
 # The longest header of a safetensors file that its reader accepts, in bytes.
 LONGEST_HEADER = 100_000_000
@@ -310,7 +310,7 @@ def from_hub(repo_id: str, trust_remote_code: bool = False) -> str:
     from huggingface_hub import constants, snapshot_download
 
     endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
-    patterns = SAFE_FILES + (CODE_FILES if trust_remote_code else ())
+    patterns = SAFE_FILES + (CODE_FILES if trust_remote_code else [])
     try:
         cached = Path(snapshot_download(repo_id, allow_patterns=patterns, local_files_only=True))
         return str(checked(cached, trust_remote_code))
@@ -375,7 +375,7 @@ def from_modelscope(model_id: str, trust_remote_code: bool = False) -> str:
         from modelscope import snapshot_download
     except ImportError:
         raise fail("modelscope_missing", name=model_id) from None
-    patterns = SAFE_FILES + (CODE_FILES if trust_remote_code else ())
+    patterns = SAFE_FILES + (CODE_FILES if trust_remote_code else [])
     with loading(model_id):
         fetched = Path(snapshot_download(model_id, allow_file_pattern=list(patterns)))
     return str(checked(fetched, trust_remote_code))

@@ -26,7 +26,7 @@ class Parser(argparse.ArgumentParser):
     verbs: Mapping[str, Any] = {}
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, allow_abbrev=False, **options)
+        super().__init__(*arguments, **options | {"allow_abbrev": False})
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse after rewriting keys; the verb's own options come first, so that they may stand anywhere."""
@@ -47,7 +47,10 @@ def rewritten(arguments: Sequence[str], own: dict[str, bool]) -> list[str]:
     >>> rewritten(["r.yaml", "--learning-rate", "1e-4", "--packing", "--as", "trl"], {"--as": True})
     ['--as', 'trl', 'r.yaml', 'learning_rate=1e-4', 'packing=true']
     """
-    options, recipe, overrides, rest = [], [], [], list(arguments)
+    options: list[str] = []
+    recipe: list[str] = []
+    overrides: list[str] = []
+    rest = list(arguments)
     while rest:
         word = rest.pop(0)
         name, equals, value = word.partition("=")

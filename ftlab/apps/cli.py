@@ -397,7 +397,7 @@ def list_models(options: argparse.Namespace) -> None:
     print("GiB at one row of 512 tokens (`ftlab memory NAME` says more)")
     print(f"{'name':<14} {'parameters':>10} {'run':>7} {'QLoRA':>7} {'LoRA':>7} {'full':>7}  licence, hub id")
     for model in catalogue.MODELS:
-        keys = {"model_name_or_path": model.name, "per_device_train_batch_size": 1, "cutoff_len": 512}
+        keys: dict[str, Any] = {"model_name_or_path": model.name, "per_device_train_batch_size": 1, "cutoff_len": 512}
         found = [
             memory_needs.needs(recipes.load(keys | memory_needs.METHODS[name]), machine).peak
             for name in ("qlora", "lora", "full")

@@ -174,10 +174,11 @@ def check(number: str) -> list[checks.Verdict]:
 
 def verdict(source: str) -> checks.Verdict:
     """Run one exercise cell by itself; its last line calls the check."""
-    body = ast.parse(source).body
+    statements = ast.parse(source).body
     namespace: dict[str, object] = {"checks": checks}
     try:
-        exec(compile(ast.Module(body[:-1], []), "exercise", "exec"), namespace)
-        return eval(compile(ast.Expression(body[-1].value), "exercise", "eval"), namespace)
+        *body, last = statements
+        exec(compile(ast.Module(body, []), "exercise", "exec"), namespace)
+        return eval(compile(ast.unparse(last), "exercise", "eval"), namespace)
     except Exception as error:
         return checks.Verdict(False, f"the cell stops with {type(error).__name__}: {error}")

@@ -48,7 +48,7 @@ def batches(rows: Iterator[Row], columns: tuple[str, ...]) -> Iterator[dict[str,
     """Yield the rows as columns of at most BATCH_ROWS values and, but for one huge row, about BATCH_BYTES of text."""
     batch: dict[str, list[Any]] = {column: [] for column in columns}
     size = count = 0
-    rounded = set()
+    rounded: set[bool] = set()
     for row in rows:
         for column in columns:
             value = row[column]

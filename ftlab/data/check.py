@@ -149,9 +149,9 @@ class Look:
         Raises:
             LabError: there is no such set.
         """
-        path = Path(name)
-        direct = path.suffix.lower() in SUFFIXES and path.is_file()
-        entry, path, hub = (None, path, None) if direct else opened(name, dataset_dir)
+        given = Path(name)
+        direct = given.suffix.lower() in SUFFIXES and given.is_file()
+        entry, path, hub = (None, given, None) if direct else opened(name, dataset_dir)
         own: dict[bytes, str] = {}
         try:
             entry = self.in_real_encoding(entry, path, keep is not None)
@@ -175,7 +175,10 @@ class Look:
             if problem:
                 self.report.add(problem)
                 self.report.changes += [say("data_changed_encoding", where=path, encoding=encoding)] if fixing else []
-        return replace(entry, encoding=encoding) if entry else detect(path, encoding)
+        if entry:
+            return replace(entry, encoding=encoding)
+        assert path is not None, "only a file used by its path comes without an entry"
+        return detect(path, encoding)
 
     def one(self, made: Made, own: dict[bytes, str], keep: Callable[[Row], None] | None) -> None:
         """Check one row."""
@@ -236,7 +239,7 @@ class Look:
             return "dropped"
         if not outcome.lost and outcome.examples:
             return "kept"
-        counts = {"cutoff_len": self.cutoff_len, "lost": outcome.lost, "answer": outcome.answer_lost}
+        counts: dict[str, Any] = {"cutoff_len": self.cutoff_len, "lost": outcome.lost, "answer": outcome.answer_lost}
         self.report.add(fail("data_too_long" if outcome.examples else "data_nothing_left", where=where, **counts))
         if not outcome.examples:
             return "dropped"
@@ -279,8 +282,8 @@ def unread_problem(entry: Entry, partial: Path, written: int) -> str:
     try:
         named = replace(entry, encoding="utf-8", where="") if entry.where else detect(partial)
         read = [made.row for made in converted(named, partial, None, None)]
-    except LabError as problem:
-        return problem.what
+    except LabError as error:
+        return error.what
     problem = next((row.what for row in read if isinstance(row, LabError)), "")
     same = len(read) == written and format_of_entry(named).convert is format_of_entry(entry).convert
     return problem or ("" if same else f"{described(named)}, {len(read)} / {written}")

@@ -23,10 +23,10 @@ MEDIA = ("image", "video", "audio")
 
 
 class Made(NamedTuple):
-    """A row at `where`: `raw` as the file has it (None: unreadable), `row` in TRL's shape or the problem."""
+    """A row at `where`: `raw` as the file has it ({}: unreadable), `row` in TRL's shape or the problem."""
 
     where: str
-    raw: Row | None
+    raw: Row
     row: Row | LabError
 
 
@@ -44,7 +44,7 @@ def converted(
     seen: dict[str, None] = {}
     for where, raw in raw_rows(entry, path, hub):
         if isinstance(raw, LabError):
-            yield Made(where, None, raw)
+            yield Made(where, {}, raw)
             continue
         seen.update(dict.fromkeys(raw))
         try:
@@ -60,7 +60,7 @@ def converted(
 def raw_rows(entry: Entry, path: Path | None, hub: "Dataset | None") -> Iterator[tuple[str, Row | LabError]]:
     """Yield (`file:line`, row as it is written)."""
     if path is None:
-        for number, row in enumerate(hub, 1):
+        for number, row in enumerate(hub or (), 1):
             yield f"{entry.hf_hub_url or entry.ms_hub_url}:{number}", row
         return
     for file in files(path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -47,7 +48,7 @@ class Entry:
     ms_hub_url: str = ""
     formatting: str = "alpaca"
     ranking: bool = False
-    columns: dict[str, str | None] = field(default_factory=dict)
+    columns: Mapping[str, str | None] = field(default_factory=dict)
     tags: dict[str, str | None] = field(default_factory=dict)
     subset: str | None = None
     split: str = "train"
@@ -236,6 +237,7 @@ def format_of_entry(entry: Entry) -> Format:
 def guess(row: Row) -> Entry | None:
     """Return the entry whose columns these are."""
     ranking = "chosen" in row and "rejected" in row
+    columns: Columns
     sides = {"chosen": "chosen", "rejected": "rejected"} if ranking else {}
     for column in () if ranking and begins_with_prompt(row["chosen"]) else ("messages", "conversations"):
         if column in row:

@@ -36,8 +36,10 @@ def wide_encoding(path: Path) -> str:
         return "utf-32"
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "utf-16"
-    zeros = [byte == 0 for byte in start]
-    return {(False, True, False, True): "utf-16-le", (True, False, True, False): "utf-16-be"}.get(tuple(zeros), "")
+    zeros = tuple(byte == 0 for byte in start)
+    if zeros == (False, True, False, True):
+        return "utf-16-le"
+    return "utf-16-be" if zeros == (True, False, True, False) else ""
 
 
 def refuse_wide(path: Path, encoding: str) -> None:

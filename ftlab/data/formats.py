@@ -157,7 +157,7 @@ def whole_conversations(
     prompt = without_weights(chosen[:shared])
     if not prompt or prompt[-1]["role"] not in ("user", "tool"):
         raise fail("data_no_shared_prompt", where=where)
-    if row.get(columns.get("prompt")) is not None:
+    if "prompt" in columns and row.get(columns["prompt"]) is not None:
         asked = [bare(one) for one in without_weights(question_of(row, columns, where))]
         if asked != [bare(one) for one in prompt[-len(asked) :]] or history_of(row, columns, where):
             raise fail("data_other_prompt", where=where, column=columns["prompt"])

@@ -258,7 +258,7 @@ def function_calls(content: str, where: str) -> list[Row]:
     return [tool_call(call, where) for call in calls]
 
 
-def tool_call(function: object, where: str) -> Row:
+def tool_call(function: Any, where: str) -> Row:
     """Return one call: a name, and arguments as an object or as its JSON text. A null in them is a value."""
     try:
         name, arguments = function["name"], function["arguments"] if "arguments" in function else no_arguments(function)

@@ -248,10 +248,9 @@ def fingerprint(
     seen = hashlib.sha256(repr((entry, limit, sorted(substitutions.items()), drop)).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
         seen.update(source.read_bytes())
-    if path is None:
+    if hub is not None:
         seen.update(hub._fingerprint.encode())
-        return seen.hexdigest()
-    for file in files(path):
+    for file in files(path) if path else ():
         with file.open("rb") as data:
             seen.update(file.suffix.lower().encode() + hashlib.file_digest(data, "sha256").digest())
     return seen.hexdigest()
@@ -280,7 +279,8 @@ def rows_of(name: str, dataset_dir: str | Path = "data", *, places: bool = False
         LabError: no row is good.
     """
     entry, path, hub = opened(name, Path(dataset_dir))
-    unread, notes = Unread(entry, table=is_table(path)), []
+    unread = Unread(entry, table=is_table(path))
+    notes: list[Note] = []
     made = unread.counted(converted(entry, path, hub, None))
     rows = list(good_rows(made, None, name, notes, drop=True))
     for line in say_all([*notes, *unread.notes(name, all_columns=not entry.where)]):

@@ -58,7 +58,7 @@ class Unread:
         self.nulls += self.table and (any(null_arguments(turn) for turn, _ in turns) or self.null_tools(raw))
         self.placeholders += any("{{" in text and PLACEHOLDER.search(text) for text in texts(row))
 
-    def turns(self, value: object) -> list[tuple[Message, Tags]]:
+    def turns(self, value: Any) -> list[tuple[Message, Tags]]:
         """Return the turns in a column with their tags: those of the entry, or what TRL's own lists have."""
         listed = [value] if isinstance(value, dict) else value
         if not is_messages(listed):
@@ -68,13 +68,15 @@ class Unread:
 
     def other_system(self, raw: Row, row: Row) -> bool:
         """Return whether a row has a system column beside a system turn that says something else."""
-        column = raw.get(self.entry.all_columns().get("system"))
+        columns = self.entry.all_columns()
+        column = raw.get(columns["system"]) if "system" in columns else None
         first = (row.get("messages") or row.get("prompt") or [{}])[0]
         return isinstance(column, str) and bool(column.strip()) and column != first.get("content")
 
     def null_tools(self, raw: Row) -> bool:
         """Return whether the schemas of a row's tools hold nulls inside."""
-        tools = raw.get(self.entry.all_columns().get("tools"))
+        columns = self.entry.all_columns()
+        tools = raw.get(columns["tools"]) if "tools" in columns else None
         return isinstance(tools, list) and any(has_null(tool) for tool in tools)
 
     def notes(self, name: str, *, all_columns: bool) -> list[Note]:
@@ -109,7 +111,7 @@ def unread_keys(turn: Message, tags: Tags) -> list[str]:
     """Return the keys of a turn that say something and are not read."""
     named = turn.get(tags["role_tag"])
     role = next((role for tag, role in ROLES.items() if tags.get(tag) == named), "")
-    role = role or ROLES.get(OPENAI_NAMES.get(named, ("", ""))[0], "")
+    role = role or ROLES.get(OPENAI_NAMES.get(named or "", ("", ""))[0], "")
     read = {tags["role_tag"], tags["content_tag"], "tool_calls", "function_call"}
     if role == "tool":
         read |= {"name", "tool_call_id"}

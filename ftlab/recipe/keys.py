@@ -279,7 +279,7 @@ RENAMED = {
     "group_by_length": ("train_sampling_strategy", "true is now group_by_length"),
     "disable_gradient_checkpointing": ("gradient_checkpointing", "turned round"),
 }
-RENAMED_VALUES = {
+RENAMED_VALUES: dict[str, dict[bool, Any]] = {
     "group_by_length": {True: "group_by_length", False: "random"},
     "disable_gradient_checkpointing": {True: False, False: True},
 }
@@ -426,7 +426,7 @@ CONDITIONS = (
     Condition(("eval_steps",), lambda recipe: recipe.training.get("eval_strategy") == "steps", "eval_strategy: steps"),
     Condition(
         ("eval_delay", "eval_accumulation_steps", "per_device_eval_batch_size", "bf16_full_eval", "fp16_full_eval"),
-        lambda recipe: recipe.training.get("eval_strategy", "no") != "no" or recipe.training.get("eval_on_start"),
+        lambda recipe: recipe.training.get("eval_strategy", "no") != "no" or bool(recipe.training.get("eval_on_start")),
         "an eval_strategy",
     ),
     Condition(

@@ -49,10 +49,9 @@ def objective_settings(recipe: Recipe) -> dict[str, Any]:
             # Texts one after the other, cut every cutoff_len tokens, as pre-training does, unless `packing: false`.
             return {"packing": recipe.packs, "packing_strategy": "wrapped"}
         case "sft":
-            loss = {"loss_type": "dft"} if recipe.use_dft_loss else {}
-            return {"packing": recipe.packs} | loss
+            return {"packing": recipe.packs} | ({"loss_type": "dft"} if recipe.use_dft_loss else {})
         case "dpo":
-            mixed = {"loss_type": [recipe.pref_loss, "sft"], "loss_weights": [1.0, recipe.pref_ftx]}
+            mixed: dict[str, Any] = {"loss_type": [recipe.pref_loss, "sft"], "loss_weights": [1.0, recipe.pref_ftx]}
             loss = mixed if recipe.pref_ftx else {"loss_type": [recipe.pref_loss]}
             tail = {} if recipe.ld_alpha is None else {"ld_alpha": recipe.ld_alpha}
             return {"beta": recipe.pref_beta, "label_smoothing": recipe.dpo_label_smoothing} | loss | tail
@@ -78,7 +77,7 @@ def sampling(recipe: Recipe) -> dict[str, Any]:
 
 def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[dict[str, Any], list[str]]:
     """Return the fields of TRL's config object for a recipe on a machine, and notes on what it could not do."""
-    settings = training_arguments(machine) | {"bf16": autocasts(recipe, machine)}
+    settings: dict[str, Any] = training_arguments(machine) | {"bf16": autocasts(recipe, machine)}
     # transformers' own defaults where trl has others, so that a LLaMA-Factory YAML means what it meant.
     settings |= {"learning_rate": 5e-5, "logging_steps": 1, "report_to": "none", "logging_nan_inf_filter": False}
     if recipe.early_stopping_steps:

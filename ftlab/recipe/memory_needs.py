@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from ftlab import catalogue, memory, models
 from ftlab.device import CPU_LOSS_TILE, LOSS_TILE, Machine, cuda_dtype
@@ -28,14 +29,14 @@ COMPARED, COMPARED_IN_THE_LOSS = ("dpo", "kto", "grpo"), ("dpo", "kto")
 # Stages whose trainers in trl turn the adapter of a quantized model into bfloat16, and leave it there where the machine
 # multiplies that (device.lift_adapters).
 ROUNDED = ("sft", "pt", "rm", "dpo", "kto", "grpo")
-METHODS = {
+METHODS: dict[str, dict[str, Any]] = {
     "full": {"finetuning_type": "full"},
     "freeze": {"finetuning_type": "freeze"},
     "lora": {"finetuning_type": "lora"},
     "qlora": {"finetuning_type": "lora", "quantization_bit": 4},
 }
 # What to turn when a recipe does not fit, the cheapest first.
-KNOBS = (
+KNOBS: tuple[dict[str, Any], ...] = (
     {"gradient_checkpointing": True},
     {"per_device_train_batch_size": 1},
     {"gradient_checkpointing": True, "per_device_train_batch_size": 1},
@@ -182,7 +183,7 @@ def needs(recipe: Recipe, machine: Machine, length: int | None = None) -> Needs:
     return memory.estimate(decoder, training(recipe, decoder, machine, length))
 
 
-def changed(recipe: Recipe, keys: dict[str, object]) -> Recipe | None:
+def changed(recipe: Recipe, keys: dict[str, Any]) -> Recipe | None:
     """Return a recipe with some keys set, None where they contradict the others."""
     try:
         return recipes.read(recipes.plain(recipe) | keys)[0]
@@ -270,7 +271,7 @@ def advice(recipe: Recipe, machine: Machine, room: float) -> str:
     return say("memory_never", keys=written(keys), peak=gib(found.peak), card=smallest_card(found))
 
 
-def written(keys: dict[str, object]) -> str:
+def written(keys: dict[str, Any]) -> str:
     """Return keys as they stand in a YAML."""
     return ", ".join(
         f"{name}: {str(value).lower() if isinstance(value, bool) else value}" for name, value in keys.items()

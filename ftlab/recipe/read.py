@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
 
 from ftlab.errors import LabError, fail, say, suggest
 from ftlab.recipe import continued, keys, strict_yaml
@@ -18,7 +19,7 @@ from ftlab.recipe.keys import Recipe
 from ftlab.recipe.training_fields import FIELDS, Named
 
 # TrainingArguments has no ranges of its own; outside these a run can only fail later, or silently do nothing.
-TRAINING_RANGES = {
+TRAINING_RANGES: dict[str, tuple[float, float]] = {
     "per_device_train_batch_size": (1, 2**20),
     "per_device_eval_batch_size": (1, 2**20),
     "gradient_accumulation_steps": (1, 2**20),
@@ -115,7 +116,9 @@ def translate(given: Given) -> tuple[Given, list[str]]:
         LabError: a key, or a value, that this stack cannot serve; or two names of one setting that disagree.
     """
     asked = {str(name): value for name, value in given.values.items() if value is not None}
-    values, places, notes = {}, dict(given.places), []
+    values: dict[str, Any] = {}
+    notes: list[str] = []
+    places = dict(given.places)
     for name, value in asked.items():
         where = given.where(name)
         refuse_out_of_reach(name, value, where)
@@ -315,7 +318,7 @@ def refuse_contradictions(training: dict[str, Any], given: Given) -> None:
         raise fail("recipe_value", where=given.where("warmup_steps"), key="warmup_steps", value=warm, reason=reason)
 
 
-def explained(problem: dict[str, Any], given: Given) -> LabError:
+def explained(problem: ErrorDetails, given: Given) -> LabError:
     """Build the error for what pydantic found."""
     if not problem["loc"]:
         return fail("recipe_together", where=given.place, reason=problem["msg"].removeprefix("Value error, "))
@@ -351,11 +354,17 @@ def checked_training(name: str, value: Any, where: str) -> Any:
         reason = error.errors()[0]["msg"]
         reason = reason[0].lower() + reason[1:]
         raise fail("recipe_value", where=where, key=name, value=brief(value), reason=reason) from None
-    low, high = TRAINING_RANGES.get(name, (None, None))
-    if low is not None and isinstance(value, int | float) and not low <= value <= high:
+    if name in TRAINING_RANGES and isinstance(value, int | float) and not in_range(name, value):
+        low, high = TRAINING_RANGES[name]
         reason = f"it must be between {low:g} and {high:g}"
         raise fail("recipe_value", where=where, key=name, value=brief(value), reason=reason)
     return value
+
+
+def in_range(name: str, value: float) -> bool:
+    """Return True if the value of a key of TRAINING_RANGES lies within its range; NaN does not."""
+    low, high = TRAINING_RANGES[name]
+    return low <= value <= high
 
 
 @cache
@@ -403,11 +412,13 @@ def explain_own(name: str) -> str:
     """Explain a key of this recipe."""
     field = Recipe.model_fields[name]
     limits = ", ".join(bound(limit) for limit in field.metadata)
+    extra = field.json_schema_extra
+    becomes = extra["becomes"] if isinstance(extra, dict) else ""
     default = "required" if field.is_required() else f"default {field.default!r}"
     return (
         f"{name}: {field.description}\n"
         f"  type: {type_name(field.annotation)}; {default}{'; ' + limits if limits else ''}\n"
-        f"  becomes: {field.json_schema_extra['becomes']}"
+        f"  becomes: {becomes}"
     )
 
 
@@ -427,8 +438,7 @@ def bound(limit: Any) -> str:
 
 def explain_training(name: str) -> str:
     """Explain a TrainingArguments field in the words of its own documentation."""
-    low, high = TRAINING_RANGES.get(name, (None, None))
-    limits = "" if low is None else f"; from {low:g} to {high:g}"
+    limits = "; from {:g} to {:g}".format(*TRAINING_RANGES[name]) if name in TRAINING_RANGES else ""
     choices = f"\n  one of: {', '.join(choices_of(name))}" if choices_of(name) else ""
     field = FIELDS[name]
     return (

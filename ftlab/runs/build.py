@@ -11,7 +11,6 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
-from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -138,7 +137,7 @@ def require_all_layers(recipe: Recipe, model: PreTrainedModel) -> None:
     if "lora_target" in recipe.model_fields_set and recipe.lora_target == "all" and isinstance(has, list):
         lacking = targets.all_linear(model) - {targets.leaf(name) for name in has}
         if lacking:
-            asked = {"key": "lora_target", "value": "all", "adapter": recipe.adapter_name_or_path}
+            asked: dict[str, Any] = {"key": "lora_target", "value": "all", "adapter": recipe.adapter_name_or_path}
             raise fail("recipe_continued", where="lora_target", has=", ".join(sorted(has)), **asked)
 
 
@@ -155,7 +154,7 @@ def refusing(where: str) -> Iterator[None]:
         raise fail("train_adapter", where=where, reason=str(error).splitlines()[0][:200]) from None
 
 
-def prepare_model(recipe: Recipe, model: PreTrainedModel, machine: Machine) -> nn.Module:
+def prepare_model(recipe: Recipe, model: PreTrainedModel, machine: Machine) -> PreTrainedModel | PeftModel:
     """Return the model with the weights marked that this recipe trains.
 
     Raises:
@@ -210,7 +209,7 @@ def freeze(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
 
 def build_trainer(
     recipe: Recipe,
-    model: nn.Module,
+    model: PreTrainedModel | PeftModel,
     args: Any,
     tokenizer: PreTrainedTokenizerBase,
     datasets: tuple[Dataset, Dataset | None],

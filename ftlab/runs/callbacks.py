@@ -185,15 +185,15 @@ class Stop(TrainerCallback):
 
         def ask(number: int, frame: object) -> None:
             self.asked.set()
-            signal.signal(number, before[number])
+            signal.signal(number, before[signal.Signals(number)])
 
-        for number in before:
-            signal.signal(number, ask)
+        for listened in before:
+            signal.signal(listened, ask)
         try:
             yield
         finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+            for listened, handler in before.items():
+                signal.signal(listened, handler)
 
 
 class Keeper(TrainerCallback):

@@ -1,10 +1,10 @@
 """Talk to a model: one reply, many at once, a streamed one, or base and tuned side by side."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from peft import PeftModel
@@ -132,8 +132,8 @@ def adapted(
     # PEFT raises whatever the settings of an adapter lead it into.
     except Exception as error:
         reason = next((line.strip() for line in str(error).splitlines()[1:] if "size mismatch" in line), str(error))
-        values = {"reason": reason[:160], "trained_on": folder.origin(weights)[0] or "?"}
-        raise fail("export_misfit", where=str(weights.folder), **values) from None
+        trained_on = folder.origin(weights)[0] or "?"
+        raise fail("export_misfit", where=str(weights.folder), reason=reason[:160], trained_on=trained_on) from None
 
 
 def fit_vocabulary(model: PreTrainedModel, adapter: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -219,7 +219,7 @@ def system_turn(default_system: str | None, adapter: str | Path | None = None) -
     return [{"role": "system", "content": said}] if said else []
 
 
-def switchable(model: PreTrainedModel | PeftModel | Loop) -> bool:
+def switchable(model: PreTrainedModel | PeftModel | Loop) -> TypeGuard[PeftModel]:
     """Return True if switching the adapter off leaves the base as it was: PiSSA takes its start out of the base."""
     return isinstance(model, PeftModel) and not any(
         str(config.init_lora_weights).startswith("pissa") for config in model.peft_config.values()
@@ -269,7 +269,7 @@ def stream(
     tools: list | None = None,
     adapter: bool = True,
     **generation: Any,
-) -> Iterator[str]:
+) -> Generator[str, None, None]:
     """Yield the answer to a conversation piece by piece; closing the iterator stops the generation.
 
     Args:
@@ -279,8 +279,9 @@ def stream(
             before the first of `stop_strings`.
     """
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    left, broken = Event(), []
-    inputs = padded(model, tokenizer, [tokens.prompt(tokenizer, messages, tools)])
+    left = Event()
+    broken: list[Exception] = []
+    inputs: dict[str, Any] = padded(model, tokenizer, [tokens.prompt(tokenizer, messages, tools)])
     options = settings(tokenizer, generation) | {
         "streamer": streamer,
         "stopping_criteria": [lambda ids, scores, **_: torch.full(ids.shape[:1], left.is_set(), device=ids.device)],

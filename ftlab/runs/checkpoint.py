@@ -34,7 +34,7 @@ class Skipped(NamedTuple):
 
 def find_resume(run_folder: Path, about: dict[str, Any]) -> tuple[Path | None, list[Skipped]]:
     """Return the newest checkpoint that verifies, and those newer ones that do not. Nothing is deleted."""
-    skipped = []
+    skipped: list[Skipped] = []
     for path in saved_weights.checkpoints(run_folder):
         reason = resume_problem(path, about)
         if not reason:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from datasets import Dataset, Features, List, Value
@@ -106,7 +107,7 @@ def encoded(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -
         made: list[dict[str, Any]] = []
         for number in range(len(batch["where"])):
             row = present({name: column[number] for name, column in batch.items()})
-            outcome = count.usable(lambda row=row: encode(tokenizer, row, how), row["where"])
+            outcome = count.usable(partial(encode, tokenizer, row, how), row["where"])
             if outcome is None:
                 continue
             count.outcome(len(outcome.examples), outcome.lost)
@@ -132,10 +133,10 @@ def asked(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> 
     found, count = [], Count(recipe)
     for row in map(present, rows):
         *before, last = with_system(row, recipe.default_system)["messages"]
-        length = count.usable(lambda before=before: len(tokens.prompt(tokenizer, before)), row["where"])
-        if length is None:
+        prompt = count.usable(partial(tokens.prompt, tokenizer, before), row["where"])
+        if prompt is None:
             continue
-        fits = before and length <= recipe.cutoff_len and last["role"] == "assistant" and last.get("content")
+        fits = before and len(prompt) <= recipe.cutoff_len and last["role"] == "assistant" and last.get("content")
         count.outcome(int(bool(fits)), 0)
         if fits:
             # TRL renders these itself.

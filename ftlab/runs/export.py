@@ -279,8 +279,7 @@ def require_space(model: PreTrainedModel, dtype: torch.dtype, recipe: Recipe, ta
     needed = disk_bytes(sum(weight.numel() for weight in model.parameters()), dtype, recipe)
     free = free_bytes(target)
     if free < needed:
-        values = {"needed": f"{needed / 1e6:.0f}", "free": f"{free / 1e6:.0f}"}
-        raise fail("export_space", where=str(target), **values)
+        raise fail("export_space", where=str(target), needed=f"{needed / 1e6:.0f}", free=f"{free / 1e6:.0f}")
 
 
 @contextlib.contextmanager

@@ -161,7 +161,7 @@ def origin(weights: saved_weights.Weights) -> tuple[str, str | None]:
     """Return the name of the base that weights were trained on, and its fingerprint where a run recorded it."""
     sealed = [manifests.read_manifest(folder) or {} for folder in (weights.folder, weights.folder.parent)]
     about = next((one for one in sealed if "run_id" in one and "model" in one), {})
-    settings = next((one["settings"] for one in sealed if isinstance(one.get("settings"), dict)), {})
+    settings: dict[str, Any] = next((one["settings"] for one in sealed if isinstance(one.get("settings"), dict)), {})
     own = {}
     if weights.is_adapter:
         own = models.read_json(weights.folder / saved_weights.ADAPTER_CONFIG)

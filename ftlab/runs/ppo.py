@@ -20,7 +20,14 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Sampler
-from transformers import GenerationConfig, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from ftlab import tokens
 from ftlab.errors import fail
@@ -90,7 +97,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     Source: arXiv:1506.02438, equation 16.
     """
     values = values * mask
-    advantages, later, next_value = torch.zeros_like(rewards), 0.0, 0.0
+    advantages = torch.zeros_like(rewards)
+    later = next_value = rewards.new_zeros(len(rewards))
     for t in reversed(range(rewards.shape[1])):
         surprise = rewards[:, t] + gamma * next_value - values[:, t]
         later = (surprise + gamma * lam * later) * mask[:, t]
@@ -129,7 +137,7 @@ class Reading(NamedTuple):
     entropies: Tensor
 
 
-def read(model: nn.Module, input_ids: Tensor, attention_mask: Tensor, length: int, temperature: float) -> Reading:
+def read(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, length: int, temperature: float) -> Reading:
     """Read the last `length` tokens of rows (B, P + C) with policy and value head in one pass.
 
     Logits and hidden state at a position belong to the token after it, so both are taken one place earlier.

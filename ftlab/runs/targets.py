@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator
 
 from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import check_target_module_exists
 
@@ -84,7 +85,7 @@ def parts(name: str, inside: bool) -> Iterator[str]:
 
 def all_linear(model: nn.Module) -> set[str]:
     """Return the names of the layers that `lora_target: all` stands for in a model."""
-    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     linear = (nn.Linear, Conv1D)
     return {leaf(path) for path, module in model.named_modules() if isinstance(module, linear) and module is not output}
 

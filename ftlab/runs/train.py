@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from torch import nn
-from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState, set_seed
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
@@ -243,7 +242,7 @@ def begin(job: Job, fresh: bool) -> Start:
     return start
 
 
-def open_folder(job: Job, start: Start, model: nn.Module) -> None:
+def open_folder(job: Job, start: Start, model: PreTrainedModel | PeftModel) -> None:
     """Write what a run's folder begins with, and remove what an earlier run left where this one starts over.
 
     Raises:

@@ -21,6 +21,9 @@ OUTPUTS = 16
 class Int8Linear(nn.Module):
     """Eight bits per weight, one scale per output; inputs of shape (..., in_features)."""
 
+    weight: torch.Tensor
+    scale: torch.Tensor
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
         scale = linear.weight.float().abs().amax(dim=1).clamp(min=1e-8) / 127

@@ -9,6 +9,7 @@ from typing import Any
 
 import ipywidgets as widgets
 from peft import PeftModel
+from transformers import PreTrainedTokenizerBase
 
 from ftlab import embedded, models, saved_weights
 from ftlab.apps.board.background import Work
@@ -47,7 +48,7 @@ class ChatPanel:
         lang: str | None = None,
     ) -> None:
         self.words = Words(lang)
-        self.loaded: tuple[Any, Any] | None = None
+        self.loaded: tuple[Any, PreTrainedTokenizerBase] | None = None
         self.histories: dict[str, list[dict[str, str]]] = {}
         self.names: dict[str, str] = {}
         self.left = threading.Event()
@@ -128,7 +129,7 @@ class ChatPanel:
         question = self.question.value.strip()
         if question and self.loaded and self.idle.is_set():
             self.question.value = ""
-            self.begin(self.ask_now, question)
+            self.begin(self.ask_now, question, *self.loaded)
 
     def begin(self, action: Any, *given: Any) -> None:
         """Do something in a thread, if nothing else is under way."""
@@ -153,30 +154,29 @@ class ChatPanel:
         if whole := next((one.folder for one in found if not one.is_adapter), None):
             # Its base would have to be a second model in memory.
             raise fail("model_no_adapter", where=str(whole), files=saved_weights.ADAPTER_CONFIG)
-        model, tokenizer = chat.load(name, chosen[0] if chosen else None)
+        loaded = chat.load(name, chosen[0] if chosen else None)
         self.names = {BASE: BASE}
         for number, weights in enumerate(found):
             label = label_of(weights.folder)
             label = label if label not in self.names else f"{label} ({number + 1})"
             self.names[label] = "default" if number == 0 else f"adapter_{number}"
-            if number:
-                model.load_adapter(weights.folder, adapter_name=self.names[label])
-        self.loaded = model, tokenizer
+            if number and isinstance(loaded[0], PeftModel):
+                loaded[0].load_adapter(weights.folder, adapter_name=self.names[label])
+        self.loaded = loaded
         self.forget()
         self.say("chat_ready", model=name, adapters=len(found))
 
-    def ask_now(self, question: str) -> None:
+    def ask_now(self, question: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the answers of all columns."""
         for column in self.names:
             if self.left.is_set():
                 break
             self.say("chat_answering", name=self.title(column))
-            self.answer(column, question)
+            self.answer(column, question, model, tokenizer)
         self.say("chat_ready", model=self.model.value.strip(), adapters=len(self.names) - 1)
 
-    def answer(self, column: str, question: str) -> None:
+    def answer(self, column: str, question: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write one column's answer, piece by piece."""
-        model, tokenizer = self.loaded
         history = self.histories[column]
         history.append({"role": "user", "content": question})
         if isinstance(model, PeftModel) and column != BASE:

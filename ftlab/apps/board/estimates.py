@@ -67,7 +67,7 @@ def readouts(made: Recipe) -> Readouts:
         decoder.parameters + added if decoder else None,
         tokens,
         steps,
-        tokens * steps / known.tokens_per_second if known else None,
+        tokens * steps / known.tokens_per_second if known and tokens and steps else None,
         known,
         memory_bytes(made, decoder, lengths) if decoder else None,
         machine_bytes(),

@@ -34,7 +34,8 @@ class ExportPanel:
     def __init__(
         self, source: dict[str, Any] | None = None, runs: str | Path = "runs", lang: str | None = None
     ) -> None:
-        self.words, self.runs, self.done = Words(lang), Path(runs), None
+        self.words, self.runs = Words(lang), Path(runs)
+        self.done: Export | None = None
         given = source or {}
         values = {key: given[key] for key in (*EXPORTED, "template") if given.get(key) is not None}
         values.setdefault("model_name_or_path", embedded.NAME)
@@ -78,8 +79,8 @@ class ExportPanel:
 
     def export(self, made: Recipe) -> str:
         """Export, and return how the result compares with the live model."""
-        self.done = export.export(made)
-        return self.table(self.done)
+        done = self.done = export.export(made)
+        return self.table(done)
 
     def table(self, done: Export) -> str:
         """Return the verification as a table."""

@@ -180,5 +180,8 @@ def components() -> dict[str, Any]:
     """Return the request bodies as OpenAPI components."""
     from pydantic.json_schema import models_json_schema
 
-    kinds = [(ChatRequest, "validation"), (CompletionRequest, "validation")]
+    kinds: list[tuple[type[BaseModel], Literal["validation"]]] = [
+        (ChatRequest, "validation"),
+        (CompletionRequest, "validation"),
+    ]
     return models_json_schema(kinds, ref_template="#/components/schemas/{model}")[1]["$defs"]

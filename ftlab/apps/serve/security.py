@@ -110,7 +110,7 @@ def is_loopback(host: str) -> bool:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
         raise fail("serve_bind", where=host, reason=error.strerror or error) from error
-    return all(ipaddress.ip_address(entry[4][0].split("%")[0]).is_loopback for entry in found)
+    return all(ipaddress.ip_address(str(entry[4][0]).split("%")[0]).is_loopback for entry in found)
 
 
 class Guard:
