@@ -101,7 +101,7 @@ def linux_capabilities() -> dict[str, bool | str]:
     return {LINUX_NAMES.get(flag, flag): True for flag in flags if LINUX_NAMES.get(flag, flag) in BFLOAT16}
 
 
-def processor(capabilities: dict[str, bool | str]) -> Machine:
+def processor(capabilities: Mapping[str, bool | str]) -> Machine:
     """Return a machine without an accelerator, whose processor has these `torch.cpu.get_capabilities()`."""
     dtype, reason = cpu_dtype(capabilities)
     return Machine("cpu", processor_name(), dtype, cores(), psutil.virtual_memory().total, reason)

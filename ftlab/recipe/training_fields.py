@@ -18,7 +18,7 @@ from ftlab.device import installed
 
 TABLE = Path(__file__).with_name("training_fields.json")
 # Names that a type is written with, beside those of transformers' own classes.
-PLAIN = {kind.__name__: kind for kind in (bool, dict, float, int, list, str, type(None))}
+PLAIN: dict[str, Any] = {kind.__name__: kind for kind in (bool, dict, float, int, list, str, type(None))}
 PLAIN |= {"Any": Any, "Literal": Literal, "Union": Union}
 
 
