@@ -49,11 +49,11 @@ def main(variant: str, steps: int) -> None:
     from trl.kernels import ChunkedLogProbFunction
     from trl.trainer import utils
 
-    from ftlab import device, models
+    from ftlab import cpu, device, models
     from ftlab.cpu import attention, lora, prefix_sharing
 
     plain = VARIANTS[variant]
-    device.fit_output_layer(device.describe(), "tiles" not in plain)
+    cpu.install(cpu.decide(device.describe(), wanted="tiles" not in plain))
     if "head" in plain:
         utils._ChunkedLogProbFunction = ChunkedLogProbFunction
     path = models.fetch("smollm2-135m")

@@ -96,8 +96,8 @@ def cell(keys: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float]:
     """Train two steps as a recipe would; return bytes predicted and measured."""
     from datasets import Dataset
 
-    from ftlab import device, memory, models
-    from ftlab.recipe import memory_needs
+    from ftlab import cpu, device, memory, models
+    from ftlab.recipe import library_args, memory_needs
     from ftlab.recipe import read as recipes
     from ftlab.runs import build, train
 
@@ -108,14 +108,13 @@ def cell(keys: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, float]:
     run = recipes.load(common | keys)
     machine = device.describe()
     predicted = memory_needs.needs(run, machine).peak
-    device.fit_output_layer(machine)
     path = models.fetch(run.model_name_or_path)
     with tempfile.TemporaryDirectory() as folder:
         args, _ = build.training_args(run, Path(folder), machine)
         model = build.prepare_model(run, build.load_model(run, path, machine), machine)
         data = (Dataset.from_list(rows), None)
         trainer = build.build_trainer(run, model, args, train.load_tokenizer(run, path), data, [])
-        with memory.measure_peak_bytes(model) as peak:
+        with cpu.fast_paths(library_args.plan(run, machine)), memory.measure_peak_bytes(model) as peak:
             trainer.train()
     mib = 2**20
     return {

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import sys
-import types
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -19,8 +18,6 @@ from ftlab.errors import fail
 if TYPE_CHECKING:
     import torch
 
-# Vocabulary entries that trl's loss goes through at once: what stays in a CPU's cache, and trl's own number.
-CPU_LOSS_TILE, LOSS_TILE = 2048, 32768
 DTYPES = ("float32", "bfloat16", "float16")
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes")
 # What the drivers of accelerators put into a Linux system: NVIDIA's, NVIDIA's under gVisor or WSL, AMD's.
@@ -144,81 +141,6 @@ def training_arguments(machine: Machine) -> dict[str, bool]:
         "gradient_checkpointing": not on_cpu,
         "dataloader_pin_memory": machine.accelerator == "cuda",
     }
-
-
-def fit_output_layer(machine: Machine, shortcuts: bool = True) -> int:
-    """Make trl and torch compute the output layer as suits this machine; return how many entries a tile of it covers.
-
-    trl's trainers never hold the logits of a whole batch; they go through the vocabulary in tiles of 32,768 entries,
-    and without Triton they score every position, also those that have no label. Both suit accelerators. On a CPU tiles
-    of 2,048 stay in its cache, only the labelled positions are scored, and where the output layer is not trained its
-    products are taken once (`cpu/output_layer.py`): the same numbers, a third of the step saved (`python -m
-    benchmarks levers`). trl has no settings for them, hence the private names. Without `shortcuts` it is as trl has it.
-    """
-    from trl.kernels import chunked_logprob
-    from trl.trainer import utils
-
-    fold_rows(machine)
-    own = machine.accelerator == "cpu" and shortcuts
-    utils._CHUNKED_LOGPROB_CHUNK_SIZE = CPU_LOSS_TILE if own else LOSS_TILE
-    # What this name decides in that module is whether positions without a label are left out.
-    utils._use_triton = (lambda device: True) if own else chunked_logprob._use_triton
-    utils._ChunkedLogProbFunction = log_prob_function() if own else chunked_logprob.ChunkedLogProbFunction
-    return utils._CHUNKED_LOGPROB_CHUNK_SIZE
-
-
-def log_prob_function() -> types.SimpleNamespace:
-    """Return what stands in for trl's autograd function: something with an `apply`."""
-    # Imported here: it needs trl, and describing a machine does not.
-    from ftlab.cpu import output_layer
-
-    return types.SimpleNamespace(apply=output_layer.log_probs)
-
-
-def fold_rows(machine: Machine) -> None:
-    """Make torch multiply the rows of a batch as one matrix on a CPU.
-
-    Asked for the last position of many rows, as `generate` does with every batch of prompts, torch copies the output
-    layer's whole weight once per row (pytorch/pytorch issue 151934): 5.6 GB for a hundred prompts and a vocabulary of
-    50,000. Positions that lie side by side in memory avoid it.
-    """
-    import torch
-
-    if machine.accelerator == "cpu":
-        torch.nn.Linear.forward = multiply_side_by_side
-
-
-def multiply_side_by_side(layer: torch.nn.Linear, inputs: torch.Tensor) -> torch.Tensor:
-    """Return what `Linear.forward` returns, for inputs (..., in_features) copied side by side where they are not."""
-    import torch
-
-    return torch.nn.functional.linear(inputs.contiguous(), layer.weight, layer.bias)
-
-
-def keep_gradients(model: torch.nn.Module) -> None:
-    """Keep a 4-bit model's weights in the form that passes gradients back.
-
-    On a CPU with bfloat16 instructions bitsandbytes repacks each layer the first time it answers. The packed form
-    multiplies without a backward pass: whoever evaluates and then trains loses every gradient below a layer, and is
-    told so in one warning of torch's. bitsandbytes has no setting for it, hence the attribute of its layers.
-    """
-    for layer in model.modules():
-        if hasattr(layer, "support_avx512bf16_for_cpu"):
-            layer.support_avx512bf16_for_cpu = False
-
-
-def lift_adapters(model: torch.nn.Module, machine: Machine) -> None:
-    """Put the adapters of a quantized model back into float32 on a machine that does not multiply bfloat16.
-
-    trl's trainers turn them into bfloat16 on every machine, and have no setting for it. A processor without the
-    instructions emulates each product with them, at a hundredth of the speed, and the loss scaling that float16 needs
-    takes no bfloat16 gradients.
-    """
-    if machine.dtype == "bfloat16":
-        return
-    for weight in model.parameters():
-        if weight.requires_grad:
-            weight.data = weight.data.float()
 
 
 def versions() -> dict[str, str]:

@@ -1,24 +1,60 @@
-"""What makes a step of training shorter on a CPU and computes the same; each is measured in benchmarks/README.md."""
+"""Fast paths on a CPU: numerically equivalent to the libraries' own (tested to 1e-5 in float32), and faster.
 
-from peft import PeftModel
-from transformers import PreTrainedModel
+`plan` decides what applies, `patches` lists every library name that is replaced and undoes it. What each path is worth
+is measured in benchmarks/README.md.
+"""
 
-from ftlab.cpu import attention, lora, prefix_sharing, rollout
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from ftlab import device
+from ftlab.cpu import linear, quantized
+from ftlab.cpu.patches import own_process, undo
+from ftlab.cpu.plan import Plan, answering, decide
+from ftlab.cpu.quantized import keep_gradients, lift_adapters
+
+__all__ = [
+    "Plan", "answering", "decide", "fast_paths", "install", "keep_gradients", "lift_adapters", "undo", "use_fast_paths"
+]  # fmt: skip
 
 
-def install(model: PreTrainedModel | PeftModel) -> bool:
-    """Let a model that a CPU trains on short rows compute what it computes, sooner; say whether it is one that can.
+def use_fast_paths() -> None:
+    """Train by fast paths from here on, on a CPU: the models of all trainers, until `undo`.
 
-    LoRA as one step of autograd, attention as plain products, what rows of a batch begin with read once, and
-    completions for training written from one reading of their prompt. On an accelerator nothing is changed, and in
-    families outside `attention.FAMILIES` only LoRA. Padded rows of several hundred tokens are better left alone.
+    On an accelerator this does nothing.
+
+    Raises:
+        LabError: a library lacks a name that is replaced.
     """
-    if model.device.type != "cpu":
-        return False
-    lora.install(model)
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    if not attention.use(base):
-        return False
-    prefix_sharing.install(base.base_model)
-    rollout.install(base)
-    return True
+    plan = decide(device.describe())
+    if not plan.loss:
+        return
+    # Imported here: it needs PEFT.
+    from ftlab.cpu import trainers
+
+    install(plan)
+    quantized.install()
+    trainers.install()
+
+
+@contextmanager
+def fast_paths(plan: Plan) -> Iterator[None]:
+    """Have exactly what a plan says replaced in the process; afterwards what was replaced before.
+
+    Raises:
+        LabError: a library lacks a name that is replaced.
+    """
+    with own_process():
+        install(plan)
+        yield
+
+
+def install(plan: Plan) -> None:
+    """Replace what a plan says in the whole process; the rest of it is up to each model (`models.prepare`)."""
+    if plan.loss:
+        # Imported here: reading a recipe needs its plan, and not TRL.
+        from ftlab.cpu import output_layer
+
+        output_layer.install(plan.loss_tile)
+    if plan.linear:
+        linear.install()

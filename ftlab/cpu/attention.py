@@ -1,5 +1,6 @@
 """Attention for short rows on a CPU: plain products, no key or value repeated."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -7,10 +8,9 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.masking_utils import eager_mask
 
-from ftlab.memory import PLAIN_ATTENTION
+from ftlab.cpu.patches import remember
 
 NAME = "short_rows"
-FAMILIES = PLAIN_ATTENTION
 
 
 def attention(
@@ -53,16 +53,20 @@ def table(
     return result.view(batch, heads, length, width).transpose(1, 2).contiguous()
 
 
-def use(model: PreTrainedModel) -> bool:
-    """Let a model attend with this file's function, if it is of a family where that computes the same; say whether."""
-    if model.config.model_type not in FAMILIES:
-        return False
+def use(model: PreTrainedModel) -> None:
+    """Let a model of a family in `memory.PLAIN_ATTENTION` attend with this file's function."""
+    # A name of our own beside the libraries' names: it replaces nothing, so there is nothing to undo.
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, eager_mask)
+    remember(model, "attention", partial(attend_as_before, kernel=model.config._attn_implementation))
     model.set_attn_implementation(NAME)
-    return True
+
+
+def attend_as_before(model: PreTrainedModel, kernel: str) -> None:
+    """Give a model the attention back that it was loaded with."""
+    model.set_attn_implementation(kernel)
 
 
 def used(model: nn.Module) -> bool:
-    """Say whether a model attends with this file's function."""
+    """Return True if a model attends with this file's function."""
     return getattr(model.config, "_attn_implementation", "") == NAME

@@ -9,6 +9,8 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
+from ftlab.cpu.patches import replace
+
 # PEFT's classes for a linear layer: plain, and in 4 and 8 bits.
 KINDS = ("Linear", "Linear4bit", "Linear8bitLt")
 
@@ -91,7 +93,7 @@ def install(model: nn.Module) -> int:
     """
     found = layers(model)
     for layer in found:
-        layer.forward = partial(forward, layer)
+        replace(layer, "forward", partial(forward, layer))
     return len(found)
 
 

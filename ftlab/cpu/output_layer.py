@@ -1,14 +1,32 @@
 """Log-probabilities of labels under an output layer that is not trained, on a CPU: trl's, each product taken once."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 from trl.kernels import ChunkedLogProbFunction
+from trl.trainer import utils
 
+from ftlab.cpu.patches import replace
 from ftlab.memory import FROZEN_ROWS, even_part
 
 ALL = ("entropy", "log_sum_sq_probs", "mean_logits", "is_top1")
+
+
+def install(tile: int) -> None:
+    """Make TRL's losses go through the vocabulary `tile` entries at a time, for labelled positions only.
+
+    TRL's trainers never hold the logits of a whole batch; they go through the vocabulary in tiles of 32,768 entries,
+    and without Triton they score every position, also those that have no label. Both suit accelerators. On a CPU a
+    tile should stay in the cache, and where the output layer is not trained its products are taken once (`log_probs`):
+    a third of the step is saved (`python -m benchmarks levers`). TRL has no settings for them, hence the private names.
+    """
+    replace(utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", tile)
+    # What this name decides in that module is whether positions without a label are left out.
+    replace(utils, "_use_triton", lambda device: True)
+    # TRL calls the `apply` of an autograd function.
+    replace(utils, "_ChunkedLogProbFunction", SimpleNamespace(apply=log_probs))
 
 
 def log_probs(

@@ -13,6 +13,7 @@ from transformers import DynamicCache, GenerationConfig, LogitsProcessorList, Pr
 from transformers.generation import GenerationMode
 
 from ftlab.cpu import attention, lora
+from ftlab.cpu.patches import replace
 
 # What a rollout asks of `generate`: one token after the other, nothing returned beside them.
 MODES = (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH)
@@ -21,7 +22,7 @@ PLAIN = {"input_ids", "attention_mask", "generation_config"}
 
 def install(model: PreTrainedModel) -> None:
     """Let `generate` of a model that attends with `attention.attention` write with `loop` where that does the same."""
-    model.generate = partial(generate, model)
+    replace(model, "generate", partial(generate, model))
 
 
 def generate(model: PreTrainedModel, *others: Any, **given: Any) -> Any:

@@ -3,13 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from ftlab.cpu.plan import Plan, decide
 from ftlab.device import Machine, training_arguments
 from ftlab.errors import fail, say
 from ftlab.recipe.keys import Recipe
 from ftlab.recipe.training_fields import FIELDS
 
-# Tokens: rows up to this length are faster in plain attention on a CPU.
-SHORT_ROW = 512
 FORMATS = {"bf16": "bfloat16", "fp16": "float16"}
 ATTENTION = {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
 # What this transformers calls recomputing activations: 5.23 renamed it and warns at the old name, 5.17 has only that.
@@ -140,35 +139,23 @@ def model_settings(recipe: Recipe, machine: Machine) -> dict[str, Any]:
         "trust_remote_code": recipe.trust_remote_code,
         "use_safetensors": True,
     }
-    if attention := attention_for(recipe, machine):
-        options["attn_implementation"] = attention
+    if kernel := plan(recipe, machine).kernel:
+        options["attn_implementation"] = kernel
     return options | ({"num_labels": 1} if recipe.stage == "rm" else {})
 
 
-def attention_for(recipe: Recipe, machine: Machine) -> str | None:
-    """Return which attention to load the model with; None leaves it to transformers.
-
-    On a CPU the fused kernel's backward pass is slower than the plain products as long as rows are short; packed rows
-    need the fused one, which keeps them apart (`python -m benchmarks levers`).
-    """
-    if recipe.flash_attn != "auto":
-        return ATTENTION[recipe.flash_attn]
-    short = recipe.cutoff_len <= SHORT_ROW and not (recipe.packs and recipe.stage == "sft")
-    return "eager" if machine.accelerator == "cpu" and short else None
-
-
-def takes_shortcuts(recipe: Recipe, machine: Machine) -> bool:
-    """Say whether ftlab's attention for short rows is used, and what rows begin with in common is read once."""
-    return recipe.shortcuts and recipe.flash_attn == "auto" and attention_for(recipe, machine) == "eager"
-
-
-def adapts_in_float32(recipe: Recipe, accelerator: str) -> bool:
-    """Say whether adapters are kept in float32 beside a 16-bit base, as PEFT does by itself.
-
-    On a CPU PEFT's own way of computing with them would cost a third of a step; there they are in the base's format
-    where ftlab's (`cpu/lora.py`) does not apply.
-    """
-    return accelerator != "cpu" or (recipe.shortcuts and not recipe.use_dora and not recipe.lora_dropout)
+def plan(recipe: Recipe, machine: Machine, family: str | None = None) -> Plan:
+    """Return which fast paths a recipe takes on a machine; without the model's family those that need no family."""
+    return decide(
+        machine,
+        wanted=recipe.shortcuts,
+        family=family,
+        kernel=None if recipe.flash_attn == "auto" else ATTENTION[recipe.flash_attn],
+        row_length=recipe.cutoff_len,
+        packed=recipe.packs and recipe.stage == "sft",
+        adapter=recipe.finetuning_type == "lora",
+        plain_adapter=not recipe.use_dora and not recipe.lora_dropout,
+    )
 
 
 def quantization_settings(recipe: Recipe, machine: Machine) -> dict[str, Any]:

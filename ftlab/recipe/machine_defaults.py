@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ftlab.cpu.plan import SHORT_ROW
 from ftlab.device import Machine
 from ftlab.recipe import library_args
 from ftlab.recipe import read as recipes
@@ -20,7 +21,7 @@ REASONS = {
     },
     "dataloader_pin_memory": {"cuda": "pinned rows are copied to the card beside its work"},
     "flash_attn": {
-        "cpu": f"plain products for rows up to {library_args.SHORT_ROW} tokens, else torch's fused kernel, "
+        "cpu": f"plain products for rows up to {SHORT_ROW} tokens, else torch's fused kernel, "
         "with which a step on short rows is 1.4 times as long",
         "cuda": "torch's fused kernel; fa2 where flash-attn is installed",
     },

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ftlab import catalogue, memory, models
-from ftlab.device import CPU_LOSS_TILE, LOSS_TILE, Machine, cuda_dtype
+from ftlab.cpu.plan import Plan
+from ftlab.device import Machine, cuda_dtype
 from ftlab.errors import LabError, fail, say
 from ftlab.memory import Decoder, Needs, Training
 from ftlab.recipe import library_args
@@ -27,7 +28,7 @@ PAIRED = ("rm", "dpo", "orpo", "simpo")
 # Stages that compare with a frozen copy of what is trained; those that read with it while the activations are held.
 COMPARED, COMPARED_IN_THE_LOSS = ("dpo", "kto", "grpo"), ("dpo", "kto")
 # Stages whose trainers in trl turn the adapter of a quantized model into bfloat16, and leave it there where the machine
-# multiplies that (device.lift_adapters).
+# multiplies that (cpu.lift_adapters).
 ROUNDED = ("sft", "pt", "rm", "dpo", "kto", "grpo")
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"finetuning_type": "full"},
@@ -90,7 +91,7 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
     batch = settings.get("per_device_train_batch_size", 8)
     given = min(length or recipe.cutoff_len, recipe.cutoff_len)
     new_tokens = recipe.max_new_tokens if recipe.objective in ("ppo", "grpo") else 0
-    short = library_args.takes_shortcuts(recipe, machine) and decoder.family in memory.PLAIN_ATTENTION
+    plan = library_args.plan(recipe, machine, decoder.family)
     return Training(
         sequences=batch * (2 if recipe.objective in PAIRED else 1),
         length=given + new_tokens,
@@ -99,28 +100,28 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
         adapter_rank=recipe.lora_rank if kind == "lora" else 0,
         linear_bytes=quantized,
         other_bytes=plain,
-        trained_bytes=trained_bytes(recipe, machine, plain),
+        trained_bytes=trained_bytes(recipe, machine, plain, plan),
         autocast=whole and (library_args.autocasts(recipe, machine) or bool(settings.get("fp16"))),
-        eager=library_args.attention_for(recipe, machine) == "eager",
-        grouped=short,
+        eager=plan.kernel == "eager",
+        grouped=plan.attention,
         checkpointing=bool(settings.get(library_args.CHECKPOINTING)),
-        **loss(recipe, decoder, machine),
+        **loss(recipe, decoder, machine, plan),
         embedding_trained=kind == "full",
         reference_copy=recipe.objective in COMPARED,
         new_tokens=new_tokens,
         rollout_rows=rollout_rows(recipe, batch, settings.get("gradient_accumulation_steps", 1)),
-        repeated=repeated_rows(recipe, batch) * given if short else 0,
+        repeated=repeated_rows(recipe, batch) * given if plan.attention else 0,
         hidden_kept=recipe.objective == "ppo",
     )
 
 
-def trained_bytes(recipe: Recipe, machine: Machine, plain: int) -> int:
+def trained_bytes(recipe: Recipe, machine: Machine, plain: int, plan: Plan) -> int:
     """Return the bytes of one trained weight: the model's own, or an adapter's."""
     if recipe.finetuning_type != "lora":
         return plain
     if recipe.quantization_bit and machine.dtype == "bfloat16" and recipe.objective in ROUNDED:
         return 2
-    return 4 if library_args.adapts_in_float32(recipe, machine.accelerator) else plain
+    return 4 if plan.float32_adapters else plain
 
 
 def rollout_rows(recipe: Recipe, batch: int, accumulated: int) -> int:
@@ -138,7 +139,7 @@ def nf4_bytes(recipe: Recipe) -> float:
     return memory.NF4_DOUBLE_BYTES if recipe.double_quantization else memory.NF4_BYTES
 
 
-def loss(recipe: Recipe, decoder: Decoder, machine: Machine) -> dict[str, int]:
+def loss(recipe: Recipe, decoder: Decoder, machine: Machine, plan: Plan) -> dict[str, int]:
     """Return what the loss holds of logits at once, as fields of Training; a reward model has none."""
     if recipe.objective == "rm":
         return {"loss_tile": 0}
@@ -146,16 +147,14 @@ def loss(recipe: Recipe, decoder: Decoder, machine: Machine) -> dict[str, int]:
         held = whole_logit_bytes(recipe, machine)
         return {"loss_tile": decoder.vocabulary, "tile_rows": memory.ALL_ROWS, "tile_bytes": held}
     if machine.accelerator == "cuda":
-        return {"loss_tile": LOSS_TILE, "tile_bytes": memory.FUSED_TILE_BYTES}
-    own = machine.accelerator == "cpu" and recipe.shortcuts
-    tile = CPU_LOSS_TILE if own else LOSS_TILE
-    reference = {"reference_tile": tile} if recipe.objective in COMPARED_IN_THE_LOSS else {}
+        return {"loss_tile": plan.loss_tile, "tile_bytes": memory.FUSED_TILE_BYTES}
+    reference = {"reference_tile": plan.loss_tile} if recipe.objective in COMPARED_IN_THE_LOSS else {}
     capped = decoder.family in memory.CAPPED
-    if own and recipe.finetuning_type == "lora" and not recipe.additional_target and not capped:
+    if plan.loss and recipe.finetuning_type == "lora" and not recipe.additional_target and not capped:
         rows = {"tile_rows": memory.FROZEN_ROWS, "tile_bytes": memory.FROZEN_BYTES}
         return {"loss_tile": decoder.vocabulary} | rows | reference
     held = memory.TORCH_TILE_BYTES + (memory.CAP_BYTES if capped else 0)
-    return {"loss_tile": tile, "tile_bytes": held} | reference
+    return {"loss_tile": plan.loss_tile, "tile_bytes": held} | reference
 
 
 def whole_logit_bytes(recipe: Recipe, machine: Machine) -> int:

@@ -62,12 +62,12 @@ def imports(recipe: Recipe, machine: device.Machine, trainers: str, classes: lis
         lines.append("from peft.optimizers import create_loraplus_optimizer")
     lines.append(f"from transformers import {', '.join(sorted(transformers))}")
     lines += [f"from {trainers} import {', '.join(classes)}", ""]
-    short = library_args.takes_shortcuts(recipe, machine)
-    lines += [f"from ftlab import {'cpu, ' * short}device"]
-    lines += ["from ftlab.cpu import lora"] if shortens(recipe, machine) else []
+    lines += [line for line in [from_ftlab(recipe, machine)] if line]
     lines += [f"from ftlab.recipe import read{', templates' if recipe.template else ''}"]
     lines += [f"from ftlab.runs import dataset{', rewards' * (recipe.stage == 'grpo')}"]
     lines += ["from ftlab.runs.tokenized import takes_ids"] if recipe.objective in TOKENIZED_HERE else []
+    if recipe.shortcuts:
+        lines += ["", "cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower"]
     lines.append("")
     return "\n".join(lines)
 
@@ -103,25 +103,29 @@ def model(recipe: Recipe, machine: device.Machine) -> str:
     path = location(recipe.model_name_or_path)
     lines.append(f"set_seed({recipe.training.get('seed', 42)})")
     lines.append(call(f"model = {kind}.from_pretrained", [repr(path), *options]))
-    lines += ["device.keep_gradients(model)"] if recipe.quantization_bit == 4 else []
-    if library_args.takes_shortcuts(recipe, machine):
-        lines.append("cpu.install(model)  # the same numbers, faster on a CPU: what rows share is read once")
+    # With fast paths every 4-bit model keeps its gradients.
+    lines += ["cpu.keep_gradients(model)"] if recipe.quantization_bit == 4 and not recipe.shortcuts else []
     lines.append("model.config.use_cache = False")
-    own_dtype = f"autocast_adapter_dtype={library_args.adapts_in_float32(recipe, machine.accelerator)}"
+    own_dtype = f"autocast_adapter_dtype={library_args.plan(recipe, machine).float32_adapters}"
     if recipe.finetuning_type == "lora" and recipe.adapter_name_or_path:
         start = str(weights_of(recipe.adapter_name_or_path).folder)
         lines.append(call("model = PeftModel.from_pretrained", ["model", repr(start), "is_trainable=True", own_dtype]))
     elif recipe.finetuning_type == "lora":
         lines.append(call("peft_config = LoraConfig", arguments(library_args.lora_settings(recipe))))
         lines.append(f"model = get_peft_model(model, peft_config, {own_dtype})")
-    if shortens(recipe, machine):
-        lines.append("lora.install(model)  # LoRA as one step of autograd: the same numbers, faster on a CPU")
     return "\n".join(lines) + "\n"
 
 
-def shortens(recipe: Recipe, machine: device.Machine) -> bool:
-    """Say whether the recipe's adapters are computed by `cpu.lora`."""
-    return recipe.finetuning_type == "lora" and recipe.shortcuts and machine.accelerator == "cpu"
+def from_ftlab(recipe: Recipe, machine: device.Machine) -> str:
+    """Return the import of ftlab's own parts that a script calls, "" where it calls none."""
+    repairs = recipe.quantization_bit == 4 or lifts(recipe, machine)
+    names = ["cpu"] * (recipe.shortcuts or repairs) + ["device"] * lifts(recipe, machine)
+    return f"from ftlab import {', '.join(names)}" if names else ""
+
+
+def lifts(recipe: Recipe, machine: device.Machine) -> bool:
+    """Return True if the adapters, which TRL has turned into bfloat16, are put back into float32."""
+    return bool(recipe.quantization_bit) and machine.dtype != "bfloat16"
 
 
 def training(
@@ -130,10 +134,6 @@ def training(
     """Return the part that trains and saves."""
     config, trainer = classes
     lines = [call(f"args = {config}", arguments(settings))]
-    if recipe.shortcuts:
-        lines.append(
-            "device.fit_output_layer(device.describe())  # on a CPU: the same numbers in pieces that fit its cache"
-        )
     options = ["model=model", "args=args", "train_dataset=train_dataset", "eval_dataset=eval_dataset"]
     options.append("processing_class=tokenizer")
     if recipe.stage == "grpo":
@@ -150,8 +150,8 @@ def training(
     if recipe.objective in TOKENIZED_HERE:
         trainer = f"takes_ids({trainer})"
     lines.append(call(f"trainer = {trainer}", options))
-    if recipe.quantization_bit and machine.dtype != "bfloat16":
-        lines.append("device.lift_adapters(model, device.describe())  # trl has turned them into bfloat16")
+    if lifts(recipe, machine):
+        lines.append("cpu.lift_adapters(model, device.describe())  # trl has turned them into bfloat16")
     name = "adapter" if recipe.finetuning_type == "lora" else "model"
     lines += ["trainer.train()", f"trainer.save_model({str(folder / name)!r})"]
     return "\n".join(lines) + "\n"

@@ -26,8 +26,9 @@ from transformers import (
 from transformers.integrations import get_reporting_integration_callbacks
 
 from ftlab import cpu, models
-from ftlab.cpu import lora
-from ftlab.device import Machine, keep_gradients
+from ftlab.cpu.models import prepare
+from ftlab.cpu.plan import Plan
+from ftlab.device import Machine
 from ftlab.errors import fail
 from ftlab.recipe import continued, library_args
 from ftlab.recipe.keys import Recipe
@@ -70,9 +71,7 @@ def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
     if recipe.quantization_bit:
         options["quantization_config"] = BitsAndBytesConfig(**library_args.quantization_settings(recipe, machine))
     model = models.load_weights(model_class(recipe), path, **options)
-    keep_gradients(model)
-    if library_args.takes_shortcuts(recipe, machine):
-        cpu.install(model)
+    cpu.keep_gradients(model)
     return model
 
 
@@ -155,6 +154,18 @@ def refusing(where: str) -> Iterator[None]:
 
 
 def prepare_model(recipe: Recipe, model: PreTrainedModel, machine: Machine) -> PreTrainedModel | PeftModel:
+    """Return the model with the weights marked that this recipe trains, and with the fast paths of its plan.
+
+    Raises:
+        LabError: a layer that the recipe names and the model lacks.
+    """
+    plan = library_args.plan(recipe, machine, model.config.model_type)
+    trained = mark_trained(recipe, model, plan)
+    prepare(trained, plan)
+    return trained
+
+
+def mark_trained(recipe: Recipe, model: PreTrainedModel, plan: Plan) -> PreTrainedModel | PeftModel:
     """Return the model with the weights marked that this recipe trains.
 
     Raises:
@@ -168,7 +179,7 @@ def prepare_model(recipe: Recipe, model: PreTrainedModel, machine: Machine) -> P
     if recipe.finetuning_type == "freeze":
         return freeze(recipe, model)
     with refusing("adapter_name_or_path" if recipe.adapter_name_or_path else "lora_target"):
-        own_dtype = {"autocast_adapter_dtype": library_args.adapts_in_float32(recipe, machine.accelerator)}
+        own_dtype = {"autocast_adapter_dtype": plan.float32_adapters}
         if recipe.adapter_name_or_path:
             start = weights_of(recipe.adapter_name_or_path).folder
             adapted = PeftModel.from_pretrained(model, start, is_trainable=True, **own_dtype)
@@ -176,9 +187,6 @@ def prepare_model(recipe: Recipe, model: PreTrainedModel, machine: Machine) -> P
             adapted = get_peft_model(model, LoraConfig(**library_args.lora_settings(recipe)), **own_dtype)
         # Trainer loads a checkpoint's adapter by this call; a resumed run must go on in the format it began in.
         adapted.load_adapter = partial(adapted.load_adapter, **own_dtype)
-        # Not the model's device: the trainer moves it to the accelerator later.
-        if machine.accelerator == "cpu" and recipe.shortcuts:
-            lora.install(adapted)
         return adapted
 
 

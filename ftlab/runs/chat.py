@@ -17,7 +17,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from ftlab import device, evaluate, models, packages, saved_weights, tokens
+from ftlab import cpu, device, evaluate, models, packages, saved_weights, tokens
 from ftlab.errors import fail
 from ftlab.evaluate import pad_left
 from ftlab.recipe import library_args, templates
@@ -94,7 +94,7 @@ def load(
     weights = folder.weights_for(adapter, base, model_name_or_path) if adapter else None
     machine = device.describe()
     options = {"dtype": machine.dtype, "device_map": machine.accelerator} | options
-    device.fold_rows(machine)
+    cpu.install(cpu.answering(machine))
     tokenizer = tokenizer_of(weights, base, trusted)
     if said := templates.apply(template, tokenizer, replace_template):
         print(said)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ftlab import catalogue, device, manifests, models, saved_weights
+from ftlab import catalogue, cpu, device, manifests, models, saved_weights
 from ftlab.errors import LabError, fail
 from ftlab.recipe import read as recipes
 from ftlab.recipe import templates
@@ -159,7 +159,7 @@ def load_base(recipe: Recipe, base: Path) -> PreTrainedModel:
     with models.loading(base):
         own = AutoConfig.from_pretrained(base, **trusted).dtype or torch.float32
     # The probe is answered in one batch: without this torch would copy the output layer once per row.
-    device.fold_rows(device.describe())
+    cpu.install(cpu.answering(device.describe(), recipe.shortcuts))
     where = device.describe().accelerator if recipe.export_device == "auto" else "cpu"
     model = models.load_weights(AutoModelForCausalLM, base, dtype=torch.float32, device_map=where, **trusted)
     model.config.dtype = own

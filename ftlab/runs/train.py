@@ -18,10 +18,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
-from ftlab import device, evaluate, manifests, models, packages, saved_weights
+from ftlab import cpu, device, evaluate, manifests, models, packages, saved_weights
 from ftlab.errors import fail, say
+from ftlab.recipe import library_args, templates
 from ftlab.recipe import read as recipes
-from ftlab.recipe import templates
 from ftlab.recipe.keys import Recipe
 from ftlab.runs import build, checkpoint, dataset, target
 from ftlab.runs import callbacks as watch
@@ -109,7 +109,8 @@ def train(
         if not fresh and (metrics := finished(job)) is not None:
             print(f"{folder}: this recipe was trained before on the same data; reused (fresh=true trains again)")
             return Run(folder, metrics, reused=True)
-        return run(job, begin(job, fresh), callbacks, quiet)
+        with cpu.fast_paths(library_args.plan(job.recipe, job.machine)):
+            return run(job, begin(job, fresh), callbacks, quiet)
 
 
 def require_training(recipe: Recipe) -> None:
@@ -312,7 +313,6 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     """Build the trainer, train, and write the results; a stopped run says how it goes on."""
     # Before the model: a new head, and the thin matrices, are drawn from this seed.
     set_seed(job.args.seed)
-    device.fit_output_layer(job.machine, job.recipe.shortcuts)
     model = build.prepare_model(job.recipe, build.load_model(job.recipe, job.model_path, job.machine), job.machine)
     if job.recipe.stage != "rm":
         # A base model's eos may be another token than the one that its new chat template ends answers with.
@@ -324,7 +324,7 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     watchers = [begin, watch.Log(job.folder / LOG), watch.Guard(), stop, *early_stop(job), *extra, keeper]
     trainer = build.build_trainer(job.recipe, model, job.args, job.tokenizer, job.datasets, watchers)
     if job.recipe.quantization_bit:
-        device.lift_adapters(trainer.model, job.machine)
+        cpu.lift_adapters(trainer.model, job.machine)
     if quiet:
         for shown in (DEFAULT_PROGRESS_CALLBACK, ProgressCallback, PrinterCallback):
             trainer.remove_callback(shown)

@@ -11,12 +11,13 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 from trl.kernels import ChunkedLogProbFunction
 
 from ftlab import cpu, device
-from ftlab.cpu import attention, lora, output_layer, prefix_sharing, rollout
+from ftlab.cpu import attention, lora, models, output_layer, prefix_sharing, rollout
 from ftlab.recipe import read as recipes
 from ftlab.runs import rewards, train
 
 # Rows of different lengths, so that a batch of them has padding.
 LENGTHS = (5, 9, 7)
+EXACT = device.Machine("cpu", "test", "float32", 2, 2**34, "test")
 
 
 def llama(**keys: object) -> LlamaForCausalLM:
@@ -37,6 +38,11 @@ def padded() -> dict[str, Tensor]:
     length = max(LENGTHS)
     ids = torch.stack([nn.functional.pad(row, (0, length - len(row))) for row in rows()])
     return {"input_ids": ids, "attention_mask": torch.stack([(torch.arange(length) < n).long() for n in LENGTHS])}
+
+
+def prepare(model: nn.Module) -> None:
+    """Give a model the fast paths that it would have in a recipe's run on a CPU."""
+    models.prepare(model, cpu.decide(EXACT, family=models.base_of(model).config.model_type))
 
 
 def gradients(model: nn.Module) -> list[Tensor]:
@@ -157,13 +163,14 @@ def test_adapters_in_float32_train_a_base_in_bfloat16():
 
 def test_short_rows_attend_as_in_transformers():
     plain, short = llama(), llama()
-    assert attention.use(short) and attention.used(short) and not attention.used(plain)
+    attention.use(short)
+    assert attention.used(short) and not attention.used(plain)
     compute_alike(plain, short, padded())
 
 
 def test_packed_rows_do_not_see_each_other():
     plain, short = llama(), llama()
-    cpu.install(short)
+    prepare(short)
     alone = plain(**padded(), use_cache=False).logits[padded()["attention_mask"].bool()]
     starts = torch.tensor([0, *LENGTHS]).cumsum(0).int()
     # As trl's collator hands them over.
@@ -187,16 +194,9 @@ def test_answers_are_the_same():
     assert torch.equal(plain.generate(**batch, **options), short.generate(**batch, **options))
 
 
-def test_another_family_keeps_its_attention():
-    model = llama()
-    model.config.model_type = "gemma2"
-    assert not attention.use(model) and not attention.used(model)
-
-
 @pytest.mark.parametrize("keys", [{}, {"val_size": 0.25, "eval_strategy": "epoch"}, {"packing": True}], ids=str)
 def test_a_run_without_shortcuts_logs_the_same_losses(keys, tiny_recipe, tmp_path, monkeypatch):
-    exact = device.Machine("cpu", "test", "float32", 2, 2**34, "test")
-    monkeypatch.setattr(device, "describe", lambda: exact)
+    monkeypatch.setattr(device, "describe", lambda: EXACT)
     logs = []
     for short in (True, False):
         folder = tmp_path / str(short)
@@ -263,14 +263,16 @@ def test_a_tree_computes_as_its_rows_do(batch, together, monkeypatch):
 def test_everything_installed_at_once_computes_the_same():
     batch = group()
     plain, short = adapted(), adapted()
-    assert cpu.install(short) and attention.used(short)
+    prepare(short)
+    assert attention.used(short)
     compute_alike(plain, short, batch)
 
 
 def test_another_family_gets_lora_alone():
     model = adapted()
     model.config.model_type = "gemma2"
-    assert not cpu.install(model) and not attention.used(model)
+    prepare(model)
+    assert not attention.used(model) and "forward" in vars(lora.layers(model)[0])
     assert "forward" not in vars(model.get_base_model().model)
 
 
@@ -372,8 +374,7 @@ def test_generation_of_another_kind_is_transformers_own(monkeypatch):
 
 
 def test_grpo_losses_are_the_same(tiny_recipe, tmp_path, monkeypatch):
-    exact = device.Machine("cpu", "test", "float32", 2, 2**34, "test")
-    monkeypatch.setattr(device, "describe", lambda: exact)
+    monkeypatch.setattr(device, "describe", lambda: EXACT)
     # The same completions on both sides: what is drawn is another test's subject.
     monkeypatch.setattr(rollout, "install", lambda model: None)
     reward = lambda completions, **_: [float(len(str(text))) for text in completions]  # noqa: E731

@@ -8,7 +8,7 @@ import torch
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 from trl.trainer import utils as trl_utils
 
-from ftlab import device
+from ftlab import cpu, device
 from ftlab.apps import cli
 from ftlab.device import Machine
 from ftlab.errors import LabError
@@ -103,14 +103,14 @@ def test_only_device_asks_what_the_processor_multiplies():
     assert found == {"device.py"}
 
 
-def test_small_loss_tiles_change_no_number(monkeypatch):
-    monkeypatch.setattr(trl_utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", 32768)
-    monkeypatch.setattr(trl_utils, "_use_triton", lambda device: False)
-    monkeypatch.setattr(torch.nn.Linear, "forward", torch.nn.Linear.forward)
+def test_small_loss_tiles_change_no_number():
+    cpu.undo()
     large = loss_and_gradient()
-    assert device.fit_output_layer(machine("cuda", "bfloat16")) == 32768
-    assert device.fit_output_layer(machine("cpu", "bfloat16")) == 2048
-    for before, after in zip(large, loss_and_gradient(), strict=True):
+    assert trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE == cpu.decide(machine("cuda", "bfloat16")).loss_tile == 32768
+    with cpu.fast_paths(cpu.decide(machine("cpu", "bfloat16"))):
+        assert trl_utils._CHUNKED_LOGPROB_CHUNK_SIZE == 2048
+        small = loss_and_gradient()
+    for before, after in zip(large, small, strict=True):
         torch.testing.assert_close(before, after, rtol=0, atol=1e-5)
 
 
@@ -128,16 +128,14 @@ def loss_and_gradient() -> tuple[torch.Tensor, torch.Tensor]:
     return loss.detach(), model.model.embed_tokens.weight.grad
 
 
-def test_the_last_position_of_many_rows_is_multiplied_without_copying_the_weight(monkeypatch):
-    monkeypatch.setattr(torch.nn.Linear, "forward", torch.nn.Linear.forward)
+def test_the_last_position_of_many_rows_is_multiplied_without_copying_the_weight():
     layer = torch.nn.Linear(32, 100, bias=False, dtype=torch.bfloat16)
     last = torch.randn(8, 5, 32, dtype=torch.bfloat16)[:, -1:]
     found = {}
-    for fitted in (False, True):
-        if fitted:
-            device.fold_rows(machine("cpu", "bfloat16"))
-        with torch.no_grad(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
-            found[fitted] = layer(last)
+    for plan in (cpu.Plan(), cpu.answering(machine("cpu", "bfloat16"))):
+        profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+        with cpu.fast_paths(plan), torch.no_grad(), profiler as profile:
+            found[plan.linear] = layer(last)
         names = {event.key for event in profile.key_averages()}
     assert "aten::bmm" not in names, "torch still multiplies row by row"
     assert torch.allclose(found[False].float(), found[True].float(), atol=1e-2)
@@ -154,7 +152,7 @@ def test_a_4_bit_model_that_has_answered_still_passes_gradients_back(tiny_model_
     gradients = {}
     for answered in (False, True):
         model = LlamaForCausalLM.from_pretrained(tiny_model_dir, dtype=dtype, quantization_config=settings)
-        device.keep_gradients(model)
+        cpu.keep_gradients(model)
         if answered:
             with torch.no_grad():
                 model.eval()(ids)

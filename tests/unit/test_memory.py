@@ -19,12 +19,12 @@ from transformers import (
 )
 
 from benchmarks.memory import stage_rows
-from ftlab import catalogue, device, memory
+from ftlab import catalogue, cpu, device, memory
 from ftlab.cpu import attention
 from ftlab.device import Machine
 from ftlab.errors import LabError
 from ftlab.memory import Decoder, Training
-from ftlab.recipe import memory_needs
+from ftlab.recipe import library_args, memory_needs
 from ftlab.recipe import read as recipes
 from ftlab.runs import build
 
@@ -143,13 +143,12 @@ def two_steps(config, keys, rows, tokenizer, folder, **different):
     common = {"model_name_or_path": str(folder / "model"), "max_steps": 2, "save_strategy": "no"}
     run = recipes.load(KEYS | keys | common)
     machine = replace(device.describe(), **different)
-    device.fit_output_layer(machine)
     args, _ = build.training_args(run, folder, machine)
     model = build.prepare_model(run, build.load_model(run, str(folder / "model"), machine), machine)
     trainer = build.build_trainer(run, model, args, tokenizer, (Dataset.from_list(rows), None), [])
     if run.quantization_bit:
-        device.lift_adapters(model, machine)
-    with memory.measure_peak_bytes(model) as peak:
+        cpu.lift_adapters(model, machine)
+    with cpu.fast_paths(library_args.plan(run, machine)), memory.measure_peak_bytes(model) as peak:
         trainer.train()
     return memory_needs.needs(run, machine).peak, peak.bytes
 
@@ -211,19 +210,21 @@ def test_keys_are_shared_where_ftlabs_attention_is_used(config, shared, tmp_path
     decoder = memory_needs.sizes(str(tmp_path))
     assert memory_needs.training(run, decoder, device.describe()).grouped == shared
     with torch.device("meta"):
-        assert attention.use(AutoModelForCausalLM.from_config(config)) == shared
+        model = AutoModelForCausalLM.from_config(config)
+    build.prepare_model(run, model, device.describe())
+    assert attention.used(model) == shared
 
 
 def test_what_a_group_is_asked_is_counted_once():
-    decoder, cpu = (
+    decoder, laptop = (
         memory_needs.sizes("smollm2-135m"),
         Machine("cpu", "a laptop", "bfloat16", 2, 16 * memory_needs.GIB, ""),
     )
     keys = KEYS | {"stage": "grpo", "reward_funcs": "short_answer", "max_new_tokens": 10, "num_generations": 4}
     eight = recipes.load(keys | {"per_device_train_batch_size": 8})
-    assert memory_needs.training(eight, decoder, cpu).tokens == 2 * 96 + 8 * 10
+    assert memory_needs.training(eight, decoder, laptop).tokens == 2 * 96 + 8 * 10
     plain = recipes.load(keys | {"per_device_train_batch_size": 8, "shortcuts": False})
-    assert memory_needs.training(plain, decoder, cpu).tokens == 8 * (96 + 10)
+    assert memory_needs.training(plain, decoder, laptop).tokens == 8 * (96 + 10)
 
 
 def test_trl_rounds_the_adapter_of_a_quantized_model():

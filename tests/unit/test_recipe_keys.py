@@ -163,10 +163,7 @@ def settings(made: recipes.Recipe) -> Any:
             library_args.training_settings(made, Path(made.output_dir or ""), machine),
             library_args.model_settings(made, machine),
         ]
-        found += [
-            library_args.takes_shortcuts(made, machine),
-            library_args.adapts_in_float32(made, machine.accelerator),
-        ]
+        found.append(library_args.plan(made, machine, "llama"))
         found += [library_args.quantization_settings(made, machine)] if made.quantization_bit else []
     return (
         [*found, library_args.lora_settings(made)] if made.finetuning_type == "lora" else [*found, made.finetuning_type]

@@ -1,0 +1,28 @@
+"""One model's fast paths: what the objects of a model are given, as its plan says."""
+
+from peft import PeftModel
+from torch import nn
+
+from ftlab.cpu import attention, lora, prefix_sharing, rollout
+from ftlab.cpu.plan import Plan
+
+
+def prepare(model: nn.Module, plan: Plan) -> None:
+    """Give a model the fast paths of a plan; a second time changes nothing.
+
+    Raises:
+        LabError: a library lacks a name that is replaced.
+    """
+    base = base_of(model)
+    if plan.lora:
+        lora.install(model)
+    if plan.attention:
+        attention.use(base)
+        prefix_sharing.install(base.base_model)
+    if plan.rollout:
+        rollout.install(base)
+
+
+def base_of(model: nn.Module) -> nn.Module:
+    """Return the model below an adapter, or the model itself."""
+    return model.get_base_model() if isinstance(model, PeftModel) else model

@@ -1,0 +1,41 @@
+"""The model of every trainer prepared when its training begins, so that a lesson needs one line and no more."""
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from torch import nn
+from transformers import Trainer
+
+from ftlab import device
+from ftlab.cpu import attention, models, quantized
+from ftlab.cpu.patches import replace
+from ftlab.cpu.plan import Plan, decide
+
+
+def install() -> None:
+    """Let `Trainer.train`, which every trainer of TRL inherits, prepare its model first."""
+    replace(Trainer, "train", preparing(Trainer.train))
+
+
+def preparing(train: Callable[..., Any]) -> Callable[..., Any]:
+    """Return `train` with the preparation before it."""
+
+    @wraps(train)
+    def prepared(trainer: Trainer, *args: Any, **options: Any) -> Any:
+        machine = device.describe()
+        # TRL has turned adapters into bfloat16 when the trainer was made.
+        if getattr(models.base_of(trainer.model), "is_quantized", False):
+            quantized.lift_adapters(trainer.model, machine)
+        models.prepare(trainer.model, plan_for(trainer.model, machine))
+        return train(trainer, *args, **options)
+
+    return prepared
+
+
+def plan_for(model: nn.Module, machine: device.Machine) -> Plan:
+    """Return the plan for a model as it was loaded: plain attention is what short rows are loaded with."""
+    config = models.base_of(model).config
+    kernel = config._attn_implementation
+    plain = kernel in ("eager", attention.NAME)
+    return decide(machine, family=config.model_type, kernel=None if plain else kernel)
