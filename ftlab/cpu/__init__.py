@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ftlab import device
-from ftlab.cpu import linear, quantized
+from ftlab.cpu import linear
 from ftlab.cpu.patches import own_process, undo
 from ftlab.cpu.plan import Plan, answering, decide
 from ftlab.cpu.quantized import keep_gradients, lift_adapters
@@ -33,7 +33,6 @@ def use_fast_paths() -> None:
     from ftlab.cpu import trainers
 
     install(plan)
-    quantized.install()
     trainers.install()
 
 

@@ -14,12 +14,11 @@ from weakref import WeakKeyDictionary
 from ftlab.errors import fail
 
 # Replaced in the whole process, only where no object of one model holds the name: functions that are looked up in a
-# module, and classes whose objects do not exist yet.
+# module, and classes whose objects are made later.
 IN_THE_PROCESS = {
     "trl.trainer.utils": ("_CHUNKED_LOGPROB_CHUNK_SIZE", "_use_triton", "_ChunkedLogProbFunction"),
     "torch.nn.modules.linear.Linear": ("forward",),
     "transformers.trainer.Trainer": ("train",),
-    "bitsandbytes.nn.modules": ("has_avx512bf16",),
 }
 # Replaced in the objects of one model: PEFT's LoRA layers and a decoder's body (forward), a language model (generate),
 # bitsandbytes' 4-bit layers (their flag).

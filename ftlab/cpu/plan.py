@@ -49,6 +49,7 @@ def decide(
     packed: bool = False,
     adapter: bool = True,
     plain_adapter: bool = True,
+    writes: bool = True,
 ) -> Plan:
     """Return the plan for training a model on a machine.
 
@@ -58,6 +59,7 @@ def decide(
         kernel: an attention that was asked for by name; it is used as it is.
         row_length: tokens of the longest row. packed: whether rows are packed, which only fused kernels keep apart.
         adapter: whether adapters are trained. plain_adapter: whether they are LoRA without DoRA and dropout.
+        writes: whether the model generates text; a reward model does not.
     """
     on_cpu = machine.accelerator == "cpu"
     fast = wanted and on_cpu
@@ -69,7 +71,7 @@ def decide(
         linear=fast,
         lora=fast and adapter,
         attention=attention,
-        rollout=attention,
+        rollout=attention and writes,
         kernel=kernel or ("eager" if short else None),
         # PEFT's own way of computing with float32 adapters would cost a third of a step on a CPU: where ftlab's does
         # not apply they are kept in the base's format.

@@ -1,9 +1,8 @@
 """Two repairs of quantized models: gradients that a CPU would lose, and adapters in a format that it cannot multiply.
 
-Both are about right results, not speed, so recipes apply them with `shortcuts: false` too.
+Both are about right results, not speed: recipes apply them with `shortcuts: false` too, and `use_fast_paths`, which can
+be deleted without changing a result, leaves them alone.
 """
-
-from importlib.util import find_spec
 
 from torch import nn
 
@@ -22,14 +21,6 @@ def keep_gradients(model: nn.Module) -> None:
         # PEFT has a class of the same name, which holds a layer of this one.
         if type(layer).__name__ == "Linear4bit" and type(layer).__module__.startswith("bitsandbytes"):
             replace(layer, "support_avx512bf16_for_cpu", False)
-
-
-def install() -> None:
-    """Do the same for every 4-bit model that will be loaded: their layers ask this function when they are made."""
-    if find_spec("bitsandbytes"):
-        import bitsandbytes.nn.modules
-
-        replace(bitsandbytes.nn.modules, "has_avx512bf16", lambda: False)
 
 
 def lift_adapters(model: nn.Module, machine: Machine) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 from transformers import Trainer
 
 from ftlab import device
-from ftlab.cpu import attention, models, quantized
+from ftlab.cpu import attention, models
 from ftlab.cpu.patches import replace
 from ftlab.cpu.plan import Plan, decide
 
@@ -23,11 +23,7 @@ def preparing(train: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(train)
     def prepared(trainer: Trainer, *args: Any, **options: Any) -> Any:
-        machine = device.describe()
-        # TRL has turned adapters into bfloat16 when the trainer was made.
-        if getattr(models.base_of(trainer.model), "is_quantized", False):
-            quantized.lift_adapters(trainer.model, machine)
-        models.prepare(trainer.model, plan_for(trainer.model, machine))
+        models.prepare(trainer.model, plan_for(trainer.model, device.describe()))
         return train(trainer, *args, **options)
 
     return prepared
@@ -35,7 +31,7 @@ def preparing(train: Callable[..., Any]) -> Callable[..., Any]:
 
 def plan_for(model: nn.Module, machine: device.Machine) -> Plan:
     """Return the plan for a model as it was loaded: plain attention is what short rows are loaded with."""
-    config = models.base_of(model).config
-    kernel = config._attn_implementation
-    plain = kernel in ("eager", attention.NAME)
-    return decide(machine, family=config.model_type, kernel=None if plain else kernel)
+    base = models.base_of(model)
+    kernel = base.config._attn_implementation
+    asked = None if kernel in ("eager", attention.NAME) else kernel
+    return decide(machine, family=base.config.model_type, kernel=asked, writes=base.can_generate())

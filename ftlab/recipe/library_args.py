@@ -155,6 +155,7 @@ def plan(recipe: Recipe, machine: Machine, family: str | None = None) -> Plan:
         packed=recipe.packs and recipe.stage == "sft",
         adapter=recipe.finetuning_type == "lora",
         plain_adapter=not recipe.use_dora and not recipe.lora_dropout,
+        writes=recipe.stage != "rm",
     )
 
 

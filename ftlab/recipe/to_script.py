@@ -103,8 +103,7 @@ def model(recipe: Recipe, machine: device.Machine) -> str:
     path = location(recipe.model_name_or_path)
     lines.append(f"set_seed({recipe.training.get('seed', 42)})")
     lines.append(call(f"model = {kind}.from_pretrained", [repr(path), *options]))
-    # With fast paths every 4-bit model keeps its gradients.
-    lines += ["cpu.keep_gradients(model)"] if recipe.quantization_bit == 4 and not recipe.shortcuts else []
+    lines += ["cpu.keep_gradients(model)"] if recipe.quantization_bit == 4 else []
     lines.append("model.config.use_cache = False")
     own_dtype = f"autocast_adapter_dtype={library_args.plan(recipe, machine).float32_adapters}"
     if recipe.finetuning_type == "lora" and recipe.adapter_name_or_path:

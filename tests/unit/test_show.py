@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ftlab import device
+from ftlab import cpu, device
 from ftlab.apps import cli
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
@@ -104,6 +104,7 @@ def test_the_trl_script_trains_the_same_run(tiny_recipe, tiny_rows, tmp_path, ro
     path = tmp_path / "script.py"
     path.write_text(to_script.script(recipes.load(values | {"output_dir": str(tmp_path / "script")})))
     trained = runpy.run_path(str(path))
+    cpu.undo()
     history = [row["loss"] for row in trained["trainer"].state.log_history if "loss" in row]
     assert history == pytest.approx([row["loss"] for row in log if "loss" in row], rel=1e-4)
     assert list((tmp_path / "script").glob("*/*.safetensors"))
