@@ -1,7 +1,32 @@
-"""Rows that begin alike are read once: the question that a group of completions shares, the first lines of a template.
+"""Prefixes that the rows of a batch share are computed once: a group's question, the first lines of a template.
 
-What a decoder makes of a token depends on the tokens before it alone. Two rows with the same first tokens hold the same
-numbers there, so that a batch is a tree: each node is one token to compute, each row a path through it.
+A decoder's numbers for a token depend only on the tokens before it. Two rows with the same first tokens have the same
+numbers there, so a batch is a tree: each node is one token to compute, each row is a path through it. Norms,
+projections and MLPs treat every token alone and take the nodes as one row without padding; only attention has to know
+the paths.
+
+A worked example, two rows that share two tokens; row 1 is padded by one:
+
+    input_ids    7 8 9 4        attention_mask  1 1 1 1
+                 7 8 5 0                        1 1 1 0
+
+`shared_with` finds that row 1 has 2 first tokens in common with row 0, so row 0 owns 4 nodes and row 1 owns 1:
+
+    node         0 1 2 3 4      5 instead of 8 places are computed
+    tokens       7 8 9 4 5
+    depths       0 1 2 3 2      position ids: node 4 is the third token of its row
+    nodes        0 1 2 3        the node at each place; padding may show any node, nothing reads it
+                 0 1 4 0
+
+A node may look at the nodes of its rows that are not behind it. In a small tree that is one mask over all nodes:
+
+    node 2 sees  0 1 2          node 3 sees 0 1 2 3          node 4 sees 0 1 4
+
+The mask of n nodes has n * n entries, most of them hidden when there are many rows. A large tree (more than `TOGETHER`)
+therefore attends in tables instead: the queries are the tokens that a row owns, the keys are all tokens of the row.
+Row 1 asks with node 4 alone, at depth 2, and its keys are nodes 0 1 4: 1 x 3 entries.
+
+On the way back a shared node gets the sum of the gradients at its places (`Spread`): node 1 that of both rows.
 """
 
 from functools import partial
@@ -13,16 +38,17 @@ from torch import Tensor, nn
 from ftlab.cpu.attention import table
 from ftlab.cpu.patches import replace
 
-# Up to so many tokens, one attention table of all of them takes less time than gathering each row's.
+# Up to so many nodes one mask over all of them takes less time than gathering every row's keys and values.
 TOGETHER = 256
-# oneDNN makes a kernel for every shape that it meets, a millisecond each and some forty a step: sizes come in steps.
+# oneDNN compiles a kernel for every new shape: a millisecond each, about forty a step. Rounded sizes repeat; the spare
+# nodes cost less than the kernels.
 GRAIN = 16
-# What else a call may ask for.
+# What else a call may ask for: anything that is not listed might depend on a row's own places.
 UNDERSTOOD = ("use_cache", "position_ids", "output_hidden_states")
 
 
 class Places(NamedTuple):
-    """Where the tokens of rows one behind the other stand in a padded batch.
+    """Where the tokens of packed rows are in a padded batch.
 
     Attributes:
         rows: how many rows. length: tokens of the longest.
@@ -57,13 +83,13 @@ class Pad(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, packed: Tensor, where: Places) -> Tensor:
-        """Pad."""
+        """Return the padded batch."""
         ctx.where = where
         return packed.index_select(0, where.there).index_fill_(0, where.empty, 0)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Pack."""
+        """Return the packed tokens."""
         return gradient.index_select(0, ctx.where.back), None
 
 
@@ -72,13 +98,13 @@ class Pack(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, padded: Tensor, where: Places) -> Tensor:
-        """Pack."""
+        """Return the packed tokens."""
         ctx.where = where
         return padded.index_select(0, where.back)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Pad."""
+        """Return the padded batch."""
         return gradient.index_select(0, ctx.where.there).index_fill_(0, ctx.where.empty, 0), None
 
 
@@ -97,13 +123,13 @@ class Spread(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, packed: Tensor, there: Tensor) -> Tensor:
-        """Spread."""
+        """Return the token at every place."""
         ctx.there, ctx.tokens = there, len(packed)
         return packed.index_select(0, there)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Add up what comes back to a token, in float32: many small numbers of 16 bits would lose some."""
+        """Return the sum of the gradients of a token's places, added in float32: in 16 bits small ones would be lost."""
         total = gradient.new_zeros(ctx.tokens, gradient.shape[1], dtype=torch.float32)
         total.index_add_(0, ctx.there, gradient.float())
         return total.to(gradient.dtype), None
@@ -124,11 +150,11 @@ class Table(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """A batch whose rows begin alike.
+    """A batch whose rows share prefixes.
 
     Attributes:
         tokens, depths: (nodes,), each node's token, and how many tokens stand before it in its rows. The last few nodes
-            are spare: they stand nowhere, and make up a whole number of `GRAIN`.
+            are spare: they fill up a whole number of `GRAIN` and are at no place.
         nodes: (batch, seq_len), the node at each place; any at padding.
         mask: (1, 1, nodes, nodes), of few nodes: added to their scores.
         tables: of many nodes, the attention of all but the spare ones, in their order.
@@ -165,14 +191,17 @@ def grow(input_ids: Tensor, attention_mask: Tensor) -> Tree:
     there = column < lengths[:, None]
     ids = input_ids.new_full(there.shape, -1)
     ids[there] = input_ids[real]
-    common, like = kin(ids, lengths)
+    common, like = shared_with(ids, lengths)
     own = lengths - common
-    # A table is as wide as its longest row: short ends behind a common beginning are kept apart from whole rows.
+    # A table is as wide as its longest row: the short ends of rows with a long shared prefix get a table of their own,
+    # else each of them would be padded to the length of a whole row.
     short = own <= len(column) // 2
     groups = [rows for kind in (~short, short & (own > 0)) if len(rows := kind.nonzero()[:, 0])]
     order = torch.cat(groups)
     starts = torch.zeros_like(own)
     starts[order] = own[order].cumsum(0) - own[order]
+    # A row's own tokens are numbered from its start; what it shares has the numbers of the earlier row, which are final
+    # when the loop comes to this one.
     nodes = starts[:, None] + column - common[:, None]
     for i in range(len(nodes)):
         nodes[i, : common[i]] = nodes[like[i], : common[i]]
@@ -207,12 +236,14 @@ def ancestry(nodes: Tensor, there: Tensor, depths: Tensor) -> Tensor:
 
 def blocked(hidden: Tensor) -> Tensor:
     """Return what is added to scores, (rows, 1, queries, keys), where keys are hidden, (rows, queries, keys)."""
-    # The smallest number of bfloat16 is no infinity in float32 either.
+    # Not -inf, which turns a fully hidden row (a spare node) into NaN. bfloat16's smallest number stays finite when it
+    # is added to a score, in float32 and in bfloat16.
     return torch.zeros(hidden.shape).masked_fill_(hidden, torch.finfo(torch.bfloat16).min).unsqueeze(-3)
 
 
-def kin(ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """Return for each row (batch, longest) how many first tokens an earlier row has as well, and which row that is."""
+def shared_with(ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how many first tokens each row (batch, longest) shares with an earlier row, and which row that is."""
+    # Padding is -1 here, so two rows are also alike where both have ended: no row shares more than it has.
     alike = (ids[:, None] == ids).cumprod(2).sum(2).minimum(lengths[:, None])
     common, like = alike.tril(-1).max(1)
     return common, like
@@ -234,18 +265,19 @@ def attended(nodes: Tensor, lengths: Tensor, common: Tensor, first: int) -> Tabl
 
 
 def fits(body: nn.Module, input_ids: Tensor | None, attention_mask: Tensor | None, given: dict[str, Any]) -> bool:
-    """Say whether a call is a padded batch of whole rows, asked for hidden states and nothing else."""
+    """Return True if a call passes a padded batch of whole rows and asks for nothing but hidden states."""
     if input_ids is None or attention_mask is None or attention_mask.shape != input_ids.shape:
         return False
     cached = given.get("use_cache")
     if body.config.use_cache if cached is None else cached:
         return False
-    # Not `value in (None, False)`: a tensor has no one truth.
+    # Not `value in (None, False)`, which would compare tensors.
     if any(value is not None and value is not False for name, value in given.items() if name not in UNDERSTOOD):
         return False
     if body.training and drops(body):
         return False
     real = attention_mask.bool()
+    # Exactly one run of tokens per row: padding on either side, no hole, no empty row.
     begins = real[:, 0].int() + (real[:, 1:] & ~real[:, :-1]).sum(1)
     window = getattr(body.config, "sliding_window", None)
     if not bool((begins == 1).all()) or (window is not None and input_ids.shape[1] > window):
@@ -255,7 +287,7 @@ def fits(body: nn.Module, input_ids: Tensor | None, attention_mask: Tensor | Non
 
 
 def drops(body: nn.Module) -> bool:
-    """Say whether a body drops numbers at random while it is trained: for each row others, then."""
+    """Return True if a body uses dropout in training: it draws another mask for every row, so nothing is shared."""
     chances = [layer.p for layer in body.modules() if isinstance(layer, nn.Dropout)]
     return any(chances) or bool(getattr(body.config, "attention_dropout", 0))
 
@@ -263,7 +295,7 @@ def drops(body: nn.Module) -> bool:
 def forward(
     body: nn.Module, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **given: Any
 ) -> Any:
-    """Compute the body of a model: a batch of whole rows as a tree, anything else as it is."""
+    """Return what the body's own `forward` returns; a padded batch of whole rows is computed as a tree."""
     if not fits(body, input_ids, attention_mask, given):
         return type(body).forward(body, input_ids=input_ids, attention_mask=attention_mask, **given)
     tree = grow(input_ids, attention_mask)
@@ -280,5 +312,5 @@ def forward(
 
 
 def install(body: nn.Module) -> None:
-    """Let the body of a model, which attends with `attention.attention`, read what its rows share once."""
+    """Make the body of a model that attends with `attention.attention` compute shared prefixes once."""
     replace(body, "forward", partial(forward, body))
