@@ -129,7 +129,7 @@ class Spread(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        """Return the sum of the gradients of a token's places, added in float32: in 16 bits small ones would be lost."""
+        """Return the sum of the gradients of a token's places, added in float32: 16 bits would lose small ones."""
         total = gradient.new_zeros(ctx.tokens, gradient.shape[1], dtype=torch.float32)
         total.index_add_(0, ctx.there, gradient.float())
         return total.to(gradient.dtype), None

@@ -96,16 +96,21 @@ set_seed(seed)
 # ## What is this machine?
 # The number format matters most: a processor that multiplies `bfloat16` natively trains several times faster in it than
 # in `float32`, one that does not is slower; a T4 knows only `float16`.
+#
+# `cpu.use_fast_paths()` lets every trainer compute on a CPU by ftlab's functions: LoRA in one step, prefixes that rows share
+# once, the loss in tiles that fit the cache. They are numerically equivalent, only faster; on a GPU the line does nothing.
 
-# %% [markdown] id="machine-why" lang="zh" of="259af5ea"
+# %% [markdown] id="machine-why" lang="zh" of="e87c2e61"
 # ## 这是怎样的一台机器？
 # 最要紧的是数值格式：能直接计算 `bfloat16` 的处理器，用它训练比 `float32` 快几倍；不能的则更慢；T4 只认识 `float16`。
+#
+# `cpu.use_fast_paths()` 启用 CPU 快速路径：LoRA 一步算完，各行共有的前缀只算一次，损失按缓存大小分块计算。数值上等价，只是更快；删去这一行，结果相同，只是更慢。在 GPU 上这一行什么也不做。
 
 # %% id="machine"
 dtype = "auto"
 print(device.describe(), device.versions(), sep="\n")
 dtype = device.describe().dtype
-device.fit_output_layer(device.describe())  # on a CPU: the same numbers, in pieces that fit its cache
+cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower
 
 # %% [markdown] id="mirror-why"
 # ## Get the model
@@ -270,7 +275,6 @@ print(f"general: {general_before:.0%} of {len(general_questions)} questions")
 # %% id="lora"
 peft_config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
 model = get_peft_model(model, peft_config)
-cpu.install(model)  # on a CPU: the same numbers, sooner (what rows begin with in common is read once)
 model.print_trainable_parameters()
 
 # %% [markdown] id="config-why"

@@ -64,7 +64,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
-from ftlab import checks, device, models, tokens
+from ftlab import checks, cpu, device, models, tokens
 from ftlab.apps import course
 from ftlab.data import check, registry, split
 
@@ -270,7 +270,7 @@ display(HTML(tokens.to_html(tokens.tokens(tokenizer, **encoded[0]))))
 # %% id="mask-trl"
 dtype = "auto"
 dtype = device.describe().dtype
-device.fit_output_layer(device.describe())  # on a CPU: the same numbers, in pieces that fit its cache
+cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower
 on_gpu = torch.cuda.is_available()
 attention = "sdpa" if on_gpu else "eager"  # on a CPU the plain products are faster while rows are short
 model = AutoModelForCausalLM.from_pretrained(

@@ -77,7 +77,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from ftlab import checks, device, memory, models
+from ftlab import checks, cpu, device, memory, models
 from ftlab.apps import course
 
 gc.freeze()  # what the imports made, half a million objects, is left out of every later garbage collection
@@ -108,7 +108,7 @@ set_seed(seed)
 # %% id="load"
 dtype = "auto"
 dtype = device.describe().dtype
-device.fit_output_layer(device.describe())  # on a CPU: the same numbers, in pieces that fit its cache
+cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower
 on_gpu = torch.cuda.is_available()
 where = "cuda" if on_gpu else "cpu"
 attention = "sdpa" if on_gpu else "eager"  # on a CPU the plain products are faster while rows are short
@@ -298,7 +298,7 @@ quantization_config = BitsAndBytesConfig(
     bnb_4bit_compute_dtype=dtype,
 )
 quantized = load(quantization_config=quantization_config)
-device.keep_gradients(quantized)  # why: the second trap below
+cpu.keep_gradients(quantized)  # why: the second trap below
 print(quantized.model.layers[0].mlp.up_proj)
 nf4_perplexity = surprise(quantized)
 print(f"perplexity {quality[as_loaded]:.1f} -> {nf4_perplexity:.1f}")
@@ -397,11 +397,16 @@ print(f"LoRA trains {lora_weights:,} weights")
 
 # %% id="numbers"
 def numbers(method, checkpointing):
-    told = {"checkpointing": checkpointing, "eager": attention == "eager", "other_bytes": number_bytes}
+    told = {
+        "checkpointing": checkpointing,
+        "eager": attention == "eager",
+        "grouped": not on_gpu,
+        "other_bytes": number_bytes,
+    }
     told |= {"loss_tile": 32768, "tile_bytes": 2} if on_gpu else {"loss_tile": 2048, "tile_bytes": 31}
     adapter = {"adapter_rank": r, "trained": lora_weights, "trained_bytes": 4 if on_gpu else number_bytes}
     adapter |= {"linear_bytes": number_bytes}
-    if not on_gpu:  # with a frozen output layer `fit_output_layer` holds the whole logits of a few tokens at a time
+    if not on_gpu:  # with a frozen output layer the fast path holds the whole logits of a few tokens at a time
         adapter |= {"loss_tile": config.vocab_size, "tile_rows": 128, "tile_bytes": 12}
     float32 = {"linear_bytes": 4, "other_bytes": 4, "trained_bytes": 4, "autocast": dtype == "bfloat16"}
     blocks = sum(weight.numel() for weight in model.model.layers[-2:].parameters())
@@ -633,12 +638,12 @@ plt.show()
 # ### A trap that gives no error: answer, then train
 # On a CPU with AVX512_BF16 instructions a 4-bit layer repacks its weights the first time it answers. The packed form
 # multiplies without a backward pass, so that a model which is scored and *then* trained loses the gradient of every layer
-# below. The loss still falls, only less: the first version of this lesson fell for it. `device.keep_gradients` above
+# below. The loss still falls, only less: the first version of this lesson fell for it. `cpu.keep_gradients` above
 # forbids the repacking. On a CPU without these instructions the layer stays as it is, and keeps its gradient.
 
-# %% [markdown] id="trap-why" lang="zh" of="11b9f645"
+# %% [markdown] id="trap-why" lang="zh" of="0d936fc2"
 # ### 一个不报错的陷阱：先回答，再训练
-# 在有 AVX512_BF16 指令的 CPU 上，4 位的层第一次回答时会把权重重新打包。打包后的形式相乘时没有反向传播，所以先打分、*再*训练的模型会丢掉下面每一层的梯度。损失照样下降，只是降得少：本课的第一版就中了招。上面的 `device.keep_gradients` 禁止了重新打包。在没有这种指令的 CPU 上，这一层保持原样，梯度也还在。
+# 在有 AVX512_BF16 指令的 CPU 上，4 位的层第一次回答时会把权重重新打包。打包后的形式相乘时没有反向传播，所以先打分、*再*训练的模型会丢掉下面每一层的梯度。损失照样下降，只是降得少：本课的第一版就中了招。上面的 `cpu.keep_gradients` 禁止了重新打包。在没有这种指令的 CPU 上，这一层保持原样，梯度也还在。
 
 # %% id="trap"
 layer = Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16).to(where)

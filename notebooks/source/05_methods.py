@@ -84,7 +84,7 @@ from transformers import (
 )
 from trl import SFTConfig, SFTTrainer
 
-from ftlab import checks, device, models
+from ftlab import checks, cpu, device, models
 from ftlab.apps import course
 
 gc.freeze()  # what the imports made, half a million objects, is left out of every later garbage collection
@@ -123,7 +123,7 @@ set_seed(seed)
 # %% id="load"
 dtype = "auto"
 dtype = device.describe().dtype
-device.fit_output_layer(device.describe())  # on a CPU: the same numbers, in pieces that fit its cache
+cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower
 on_gpu = torch.cuda.is_available()
 where = "cuda" if on_gpu else "cpu"
 attention = "sdpa" if on_gpu else "eager"  # on a CPU the plain products are faster while rows are short

@@ -68,7 +68,7 @@ from openai import APIConnectionError, AuthenticationError, OpenAI
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, StaticCache, TextStreamer, set_seed
 
-from ftlab import checks, device, models
+from ftlab import checks, cpu, device, models
 from ftlab.apps import course
 from ftlab.runs import pick_engine
 
@@ -111,7 +111,7 @@ set_seed(seed)
 # %% id="load"
 dtype = "auto"
 dtype = device.describe().dtype
-device.fold_rows(device.describe())  # on a CPU: the same numbers, without a copy of the output layer per prompt
+cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower
 on_gpu = torch.cuda.is_available()
 model_path = models.fetch(model_name)
 tokenizer = AutoTokenizer.from_pretrained(model_path)

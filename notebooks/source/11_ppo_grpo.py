@@ -151,7 +151,7 @@ for text in ("Oslo", "The capital of Norway is Oslo.", "Bergen"):
 # %% id="load"
 dtype = "auto"
 dtype = device.describe().dtype
-device.fit_output_layer(device.describe())  # on a CPU: the same numbers, in pieces that fit its cache
+cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower
 on_gpu = torch.cuda.is_available()
 where = "cuda" if on_gpu else "cpu"
 attention = "sdpa" if on_gpu else "eager"  # on a CPU the plain products are faster while rows are short
@@ -347,7 +347,6 @@ logs, seconds, replies = {}, {}, {"before": answers_before}
 
 # %% id="ppo-train"
 policy_model = get_peft_model(load_model(), peft_config)
-cpu.install(policy_model)  # on a CPU: the same numbers in half the time
 ppo_args = ppo.PPOConfig(
     output_dir="runs/11_ppo_grpo/ppo",
     max_steps=2 * ppo_batches,
@@ -368,14 +367,14 @@ replies["PPO"] = answers(policy_model)
 # %% [markdown] id="grpo-why"
 # ## GRPO and RLOO, through TRL
 # The same task, the same reward, no value head. RLOO compares each completion with the mean of the *others* in its group
-# and does not divide by the spread. On a CPU, `shortcuts.install` lets a model read once what the rows of a batch begin
-# with in common, here a question and its template: the same numbers, sooner. Completions are drawn from the same
-# distribution, with other random numbers.
+# and does not divide by the spread. On a CPU, the fast paths compute a prefix that the rows of a batch share once, here a
+# question and its template: numerically equivalent, only faster. Completions are drawn from the same distribution, with
+# other random numbers.
 
 
-# %% [markdown] id="grpo-why" lang="zh" of="902135f4"
+# %% [markdown] id="grpo-why" lang="zh" of="4f4e6c8b"
 # ## GRPO 与 RLOO，用 TRL
-# 同样的任务，同样的奖励，没有价值头。RLOO 把每条回答与同组*其他*回答的平均值比较，也不除以离散程度。在 CPU 上，`shortcuts.install` 让模型只读一次一批数据共同的开头（这里是问题和它的模板）：数字相同，只是更快。回答取自同一个分布，只是随机数不同。
+# 同样的任务，同样的奖励，没有价值头。RLOO 把每条回答与同组*其他*回答的平均值比较，也不除以离散程度。在 CPU 上，快速路径只计算一次同一批数据共有的前缀（这里是问题和它的模板）：数值上等价，只是更快。回答取自同一个分布，只是随机数不同。
 
 
 # %% id="train"
@@ -394,13 +393,11 @@ def train(trainer):
 # %% id="grpo-train"
 grpo_args = GRPOConfig(output_dir="runs/11_ppo_grpo/grpo", max_steps=grpo_batches, loss_type="grpo", **grpo_settings)
 grpo = prepare(GRPOTrainer, grpo_args, right_and_brief)
-cpu.install(grpo.model)
 logs["GRPO"], seconds["GRPO"], replies["GRPO"] = train(grpo)
 
 # %% id="rloo-train"
 rloo_args = RLOOConfig(output_dir="runs/11_ppo_grpo/rloo", max_steps=side_batches, **grpo_settings)
 rloo = prepare(RLOOTrainer, rloo_args, right_and_brief)
-cpu.install(rloo.model)
 logs["RLOO"], seconds["RLOO"], replies["RLOO"] = train(rloo)
 
 # %% [markdown] id="curves-why"
@@ -475,7 +472,6 @@ hack_args = GRPOConfig(
     output_dir="runs/11_ppo_grpo/hack", max_steps=2 * side_batches, loss_type="grpo", **grpo_settings
 )
 hacked = prepare(GRPOTrainer, hack_args, only_brief)
-cpu.install(hacked.model)
 hack_log, _, replies["hacked"] = train(hacked)
 hack_curve = curve(hack_log, ("reward",))
 print(f"training reward {hack_curve[0]:.2f} -> {hack_curve[-1]:.2f}")
@@ -539,7 +535,6 @@ judged_args = GRPOConfig(
     output_dir="runs/11_ppo_grpo/judged", max_steps=side_batches, loss_type="grpo", **grpo_settings
 )
 judged = prepare(GRPOTrainer, judged_args, judge)
-cpu.install(judged.model)
 judged_log, _, replies["judged"] = train(judged)
 judged_curve = curve(judged_log, ("reward",))
 print(f"the judge's reward {judged_curve[0]:.2f} -> {judged_curve[-1]:.2f}")

@@ -149,7 +149,7 @@ train_dataset = train_pairs.map(to_pair, remove_columns=train_pairs.column_names
 # %% id="load"
 dtype = "auto"
 dtype = device.describe().dtype
-device.fit_output_layer(device.describe())  # on a CPU: the same numbers, in pieces that fit its cache
+cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower
 on_gpu = torch.cuda.is_available()
 where = "cuda" if on_gpu else "cpu"
 attention = "sdpa" if on_gpu else "eager"  # on a CPU the plain products are faster while rows are short
@@ -333,7 +333,6 @@ def prepare(trainer_class, args, dataset):
 
 started = time.perf_counter()
 trainer = prepare(DPOTrainer, training_args, train_dataset)
-cpu.install(trainer.model)  # on a CPU: the prompt of a pair is read once; the same numbers, sooner
 trainer.train()
 train_seconds = time.perf_counter() - started
 policy_model = trainer.model
@@ -555,17 +554,6 @@ for name, (trainer_class, args) in family.items():
     trainers[name] = prepare(trainer_class, args, kto_dataset if name == "KTO" else train_dataset)
     trainers[name].remove_callback(PrinterCallback)
 
-# %% [markdown] id="family-shortcuts-why"
-# On a CPU, `shortcuts.install` lets a model read once what two rows begin with in common: a pair's prompt. The numbers
-# stay; only the clock runs less.
-
-# %% [markdown] id="family-shortcuts-why" lang="zh" of="5a187db7"
-# 在 CPU 上，`shortcuts.install` 让模型只读一次两行共同的开头，也就是一对回答的提示。数字不变，只是时钟走得少。
-
-# %% id="family-shortcuts"
-for trainer in trainers.values():
-    cpu.install(trainer.model)
-
 # %% id="family-run"
 table = []
 some = held_out[: max(2, question_count // 3)]
@@ -628,7 +616,6 @@ print(length_pairs[0]["chosen"], length_pairs[0]["rejected"], sep="\n")
 
 # %% id="break-train"
 run = prepare(DPOTrainer, training_args, length_dataset)
-cpu.install(run.model)
 run.train()
 answers_hurried = answers(run.model)
 last = [row for row in run.state.log_history if "loss" in row][-1]
