@@ -16,7 +16,7 @@ import psutil
 from ftlab.errors import fail
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 DTYPES = ("float32", "bfloat16", "float16")
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes")

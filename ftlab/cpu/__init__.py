@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from ftlab import device
-from ftlab.cpu import linear
 from ftlab.cpu.patches import own_process, undo
 from ftlab.cpu.plan import Plan, answering, decide
 from ftlab.cpu.quantized import keep_gradients, lift_adapters
@@ -51,9 +50,11 @@ def fast_paths(plan: Plan) -> Iterator[None]:
 def install(plan: Plan) -> None:
     """Replace what a plan says in the whole process; the rest of it is up to each model (`models.prepare`)."""
     if plan.loss:
-        # Imported here: reading a recipe needs its plan, and not TRL.
+        # Imported here: reading a recipe needs its plan, and neither torch nor TRL.
         from ftlab.cpu import output_layer
 
         output_layer.install(plan.loss_tile)
     if plan.linear:
+        from ftlab.cpu import linear
+
         linear.install()

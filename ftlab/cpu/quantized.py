@@ -4,10 +4,15 @@ Both are about right results, not speed: recipes apply them with `shortcuts: fal
 be deleted without changing a result, leaves them alone.
 """
 
-from torch import nn
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from ftlab.cpu.patches import replace
 from ftlab.device import Machine
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def keep_gradients(model: nn.Module) -> None:
