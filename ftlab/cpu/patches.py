@@ -38,11 +38,22 @@ def replace(owner: Any, name: str, value: Any) -> None:
     allowed = IN_THE_PROCESS[full_name(owner)] if is_shared(owner) else IN_A_MODEL
     if name not in allowed:
         raise KeyError(f"{full_name(owner)}.{name} is missing in {__name__}")
-    if not hasattr(owner, name):
-        raise fail("cpu_name_gone", name=f"{full_name(owner)}.{name}")
+    current(owner, name)
     # The first value that was found is the library's; a second replacement must not hide it.
     remember(owner, name, partial(put_back, name=name, value=vars(owner).get(name, ABSENT)))
     setattr(owner, name, value)
+
+
+def current(owner: Any, name: str) -> Any:
+    """Return an attribute of a module, a class or one object of a model.
+
+    Raises:
+        LabError: the library has no such name (any more).
+    """
+    # A class must have the name itself: every class of modules inherits some `forward`.
+    if not (name in vars(owner) if is_shared(owner) else hasattr(owner, name)):
+        raise fail("cpu_name_gone", name=f"{full_name(owner)}.{name}")
+    return getattr(owner, name)
 
 
 def remember(owner: Any, name: str, restore: Callable[[Any], None]) -> None:

@@ -9,13 +9,13 @@ from transformers import Trainer
 
 from ftlab import device
 from ftlab.cpu import attention, models
-from ftlab.cpu.patches import replace
+from ftlab.cpu.patches import current, replace
 from ftlab.cpu.plan import Plan, decide
 
 
 def install() -> None:
     """Let `Trainer.train`, which every trainer of TRL inherits, prepare its model first."""
-    replace(Trainer, "train", preparing(Trainer.train))
+    replace(Trainer, "train", preparing(current(Trainer, "train")))
 
 
 def preparing(train: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,17 +1,27 @@
 """ftlab's shortcuts on a CPU give the numbers of the libraries they stand in for: in float32 to 1e-5."""
 
+import ast
 import copy
+import gc
 import json
+import weakref
+from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, Trainer
+from trl import SFTConfig, SFTTrainer
 from trl.kernels import ChunkedLogProbFunction
+from trl.trainer import utils as trl_utils
 
 from ftlab import cpu, device
-from ftlab.cpu import attention, lora, models, output_layer, prefix_sharing, rollout
+from ftlab.cpu import attention, linear, lora, models, output_layer, patches, prefix_sharing, rollout
+from ftlab.errors import LabError
+from ftlab.memory import PLAIN_ATTENTION
 from ftlab.recipe import read as recipes
 from ftlab.runs import rewards, train
 
@@ -38,6 +48,16 @@ def padded() -> dict[str, Tensor]:
     length = max(LENGTHS)
     ids = torch.stack([nn.functional.pad(row, (0, length - len(row))) for row in rows()])
     return {"input_ids": ids, "attention_mask": torch.stack([(torch.arange(length) < n).long() for n in LENGTHS])}
+
+
+def of_family(family: str) -> nn.Module:
+    """Return a tiny random model of a family, with the attention of short rows on a CPU."""
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "attn_implementation": "eager",
+    }  # fmt: skip
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes)).train()
 
 
 def prepare(model: nn.Module) -> None:
@@ -391,3 +411,192 @@ def test_grpo_losses_are_the_same(tiny_recipe, tmp_path, monkeypatch):
         lines = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
         logs.append([row[name] for row in lines for name in ("loss", "grad_norm", "kl", "reward") if name in row])
     assert len(logs[0]) >= 6 and logs[0] == pytest.approx(logs[1], abs=2e-5)
+
+
+def unpatched() -> dict[str, object]:
+    """Return "owner.name" -> value of everything that is ever replaced in the process."""
+    owners = {patches.full_name(owner): owner for owner in (trl_utils, nn.Linear, Trainer)}
+    assert owners.keys() == patches.IN_THE_PROCESS.keys()
+    return {f"{owner}.{name}": vars(owners[owner])[name] for owner in owners for name in patches.IN_THE_PROCESS[owner]}
+
+
+@pytest.fixture
+def clean():
+    """Begin and end with the libraries as they are."""
+    cpu.undo()
+    before = unpatched()
+    yield before
+    cpu.undo()
+    assert unpatched() == before
+
+
+@pytest.mark.parametrize("family", PLAIN_ATTENTION)
+def test_every_family_computes_the_same_by_all_paths(family, clean):
+    """With an adapter, on a group that shares prefixes, through TRL's own loss: losses and gradients to 1e-5."""
+    # Padded on the right as TRL's collators do: on the left a padding place would be scored, on the row's first token.
+    batch = group(left=False)
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    losses, slopes = [], []
+    for plan in (cpu.Plan(), cpu.decide(EXACT, family=family)):
+        model = adapted(of_family(family))
+        models.prepare(model, plan)
+        trl_utils.add_fused_lm_head(models.base_of(model))
+        with cpu.fast_paths(plan):
+            loss = model(**batch, labels=labels, use_cache=False, fused_lm_head=True).loss
+            loss.backward()
+        losses.append(loss.detach())
+        slopes.append(gradients(model))
+    assert attention.used(models.base_of(model))
+    same(losses[:1], losses[1:])
+    same(*slopes)
+
+
+@pytest.mark.parametrize("family", PLAIN_ATTENTION)
+def test_every_family_writes_the_same(family):
+    greedy = GenerationConfig(max_new_tokens=5, do_sample=False, pad_token_id=0, eos_token_id=299)
+    written = []
+    for plan in (cpu.Plan(), cpu.decide(EXACT, family=family)):
+        model = adapted(of_family(family)).eval()
+        models.prepare(model, plan)
+        written.append(model.generate(**prompts(), generation_config=greedy))
+    assert torch.equal(*written)
+
+
+def count_calls(monkeypatch) -> Counter:
+    """Count how often each path is entered."""
+    entered: Counter = Counter()
+
+    def spy(owner: object, name: str) -> None:
+        own = getattr(owner, name)
+
+        def spied(*given: object, **options: object) -> object:
+            entered[f"{owner.__name__.split('.')[-1]}.{name}"] += 1
+            return own(*given, **options)
+
+        monkeypatch.setattr(owner, name, spied)
+
+    for owner, name in PATHS:
+        spy(owner, name)
+    return entered
+
+
+PATHS = (
+    (output_layer, "log_probs"), (linear, "multiply_contiguous"), (lora, "forward"), (prefix_sharing, "grow"),
+    (attention, "table"), (prefix_sharing, "table"), (rollout, "loop"),
+)  # fmt: skip
+WRITTEN = {
+    "stage": "grpo", "reward_funcs": "short_answer", "num_generations": 4, "per_device_train_batch_size": 8,
+    "max_new_tokens": 4, "max_steps": 1,
+}  # fmt: skip
+
+
+# Where every matrix has an adapter and the output layer is TRL's, only generation calls a linear layer by itself.
+UNWRITTEN = {"rollout.loop", "linear.multiply_contiguous"}
+
+
+@pytest.mark.parametrize(("keys", "never"), [({"max_steps": 1}, UNWRITTEN), (WRITTEN, set())], ids=["sft", "grpo"])
+def test_a_training_enters_every_path(keys, never, tiny_recipe, tmp_path, monkeypatch, clean):
+    entered = count_calls(monkeypatch)
+    train.train(recipes.load(tiny_recipe | keys | {"output_dir": str(tmp_path / "run")}))
+    named = {f"{owner.__name__.split('.')[-1]}.{name}" for owner, name in PATHS}
+    # Packed as a tree, attention goes through prefix_sharing's import of the same function.
+    assert named - set(entered) <= never | {"attention.table"}
+
+
+def test_without_shortcuts_a_run_replaces_nothing(tiny_recipe, tmp_path, monkeypatch, clean):
+    """Not even where a lesson in the same process has its own line."""
+    cpu.use_fast_paths()
+    lesson = unpatched()
+    assert lesson != clean
+    entered, seen = count_calls(monkeypatch), []
+    build_trainer = train.build.build_trainer
+
+    def look(*given: object) -> Trainer:
+        trainer = build_trainer(*given)
+        patched = [name for module in trainer.model.modules() for name in patches.IN_A_MODEL if name in vars(module)]
+        # Their own fused head is TRL's, on the model itself.
+        seen.append((unpatched(), patched))
+        return trainer
+
+    monkeypatch.setattr(train.build, "build_trainer", look)
+    values = {"shortcuts": False, "max_steps": 1, "output_dir": str(tmp_path / "run")}
+    train.train(recipes.load(tiny_recipe | values))
+    assert seen[0][0] == clean and seen[0][1] in ([], ["forward"]) and not entered
+    assert unpatched() == lesson
+
+
+@pytest.mark.parametrize("where", patches.IN_THE_PROCESS)
+def test_a_name_that_a_library_dropped_is_reported(where, clean, monkeypatch):
+    owner = {patches.full_name(one): one for one in (trl_utils, nn.Linear, Trainer)}[where]
+    for name in patches.IN_THE_PROCESS[where]:
+        with monkeypatch.context() as gone:
+            gone.delattr(owner, name)
+            with pytest.raises(LabError, match=f"{where}.{name} no longer exists"):
+                cpu.use_fast_paths()
+        cpu.undo()
+
+
+def test_undo_gives_models_back_and_frees_them(clean):
+    model = adapted()
+    prepare(model)
+    prepare(model)
+    assert attention.used(models.base_of(model)) and "forward" in vars(lora.layers(model)[0])
+    cpu.undo()
+    assert not any(name in vars(module) for module in model.modules() for name in patches.IN_A_MODEL)
+    assert models.base_of(model).config._attn_implementation == "eager"
+    compute_alike(adapted(), model, group())
+    prepare(model)
+    held = weakref.ref(model)
+    del model
+    gc.collect()
+    assert held() is None
+
+
+def test_every_trainer_prepares_its_model(clean, tiny_recipe, tiny_tokenizer, tmp_path):
+    """The one line of a lesson: attention that was asked for by name stays."""
+    cpu.use_fast_paths()
+    for kernel, shares in (("eager", True), ("sdpa", False)):
+        base = llama(attn_implementation=kernel)
+        args = SFTConfig(output_dir=str(tmp_path), max_steps=1, report_to="none", use_cpu=True, bf16=False)
+        rows = Dataset.from_list([{"input_ids": [5, 6, 7, 8]}] * 8)
+        config = LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM")
+        trainer = SFTTrainer(base, args, train_dataset=rows, processing_class=tiny_tokenizer, peft_config=config)
+        assert "forward" not in vars(lora.layers(trainer.model)[0])
+        trainer.train()
+        assert "forward" in vars(lora.layers(trainer.model)[0])
+        assert attention.used(models.base_of(trainer.model)) == shares
+
+
+def test_on_an_accelerator_the_line_does_nothing(clean, monkeypatch):
+    monkeypatch.setattr(device, "describe", lambda: device.Machine("cuda", "a GPU", "bfloat16", 8, 2**34, ""))
+    cpu.use_fast_paths()
+    assert unpatched() == clean
+
+
+def test_only_the_plan_decides():
+    """Other files that ask for the key or the machine would be second places to decide."""
+    files = [path for path in Path("ftlab").rglob("*.py") if "apps" not in path.parts]
+    asking = {path.name for path in files if ".shortcuts" in path.read_text(encoding="utf-8")}
+    # What a recipe asks for goes to the plan, an export has no plan of training, and the script prints the line.
+    assert asking == {"library_args.py", "export.py", "to_script.py"}
+    inside = [
+        path.name for path in Path("ftlab/cpu").glob("*.py") if ".accelerator" in path.read_text(encoding="utf-8")
+    ]
+    assert inside == ["plan.py"]
+
+
+def test_names_are_replaced_through_one_function():
+    for path in Path("ftlab").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Assign):
+                named = {target.attr for target in node.targets if isinstance(target, ast.Attribute)}
+                assert not named & {"forward", "generate", "_use_triton", "_ChunkedLogProbFunction"}, path
+
+
+def test_two_rows_that_share_two_tokens_are_the_documented_tree():
+    ids, mask = torch.tensor([[7, 8, 9, 4], [7, 8, 5, 0]]), torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]])
+    tree = prefix_sharing.grow(ids, mask)
+    assert tree.tokens[:5].tolist() == [7, 8, 9, 4, 5] and tree.depths[:5].tolist() == [0, 1, 2, 3, 2]
+    assert tree.nodes.tolist() == [[0, 1, 2, 3], [0, 1, 4, 0]]
+    seen = [row.nonzero()[:, 0].tolist() for row in tree.mask[0, 0, 2:5] == 0]
+    assert seen == [[0, 1, 2], [0, 1, 2, 3], [0, 1, 4]]
