@@ -1,13 +1,13 @@
 """One model's fast paths: what the objects of a model are given, as its plan says."""
 
 from peft import PeftModel
-from torch import nn
+from transformers import PreTrainedModel
 
 from ftlab.cpu import attention, lora, prefix_sharing, rollout
 from ftlab.cpu.plan import Plan
 
 
-def prepare(model: nn.Module, plan: Plan) -> None:
+def prepare(model: PreTrainedModel | PeftModel, plan: Plan) -> None:
     """Give a model the fast paths of a plan; a second time changes nothing.
 
     Raises:
@@ -23,6 +23,6 @@ def prepare(model: nn.Module, plan: Plan) -> None:
         rollout.install(base)
 
 
-def base_of(model: nn.Module) -> nn.Module:
+def base_of(model: PreTrainedModel | PeftModel) -> PreTrainedModel:
     """Return the model below an adapter, or the model itself."""
     return model.get_base_model() if isinstance(model, PeftModel) else model

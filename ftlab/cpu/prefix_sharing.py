@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ftlab.cpu.attention import table
 from ftlab.cpu.patches import replace
@@ -176,8 +177,8 @@ class Tree(NamedTuple):
         for one in self.tables:
             rows = one.where.rows
             mine = split(Pad.apply(flat[0][one.own], one.where), rows, query.shape[1])
-            theirs = [split(Spread.apply(part, one.keys), rows, key.shape[1]) for part in flat[1:]]
-            result = table(module, mine, *theirs, one.mask.to(query.dtype), scaling, dropout)
+            keys, values = (split(Spread.apply(part, one.keys), rows, key.shape[1]) for part in flat[1:])
+            result = table(module, mine, keys, values, one.mask.to(query.dtype), scaling, dropout)
             found.append(Pack.apply(result.flatten(0, 1).flatten(1), one.where))
         spare = query.shape[2] - sum(map(len, found))
         return nn.functional.pad(torch.cat(found), (0, 0, 0, spare)).view(1, -1, *query.shape[1::2])
@@ -264,9 +265,9 @@ def attended(nodes: Tensor, lengths: Tensor, common: Tensor, first: int) -> Tabl
     return Table(slice(first, first + len(where.back)), where, nodes[:, :width].flatten(), mask)
 
 
-def fits(body: nn.Module, input_ids: Tensor | None, attention_mask: Tensor | None, given: dict[str, Any]) -> bool:
+def fits(body: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, given: dict[str, Any]) -> bool:
     """Return True if a call passes a padded batch of whole rows and asks for nothing but hidden states."""
-    if input_ids is None or attention_mask is None or attention_mask.shape != input_ids.shape:
+    if attention_mask.shape != input_ids.shape:
         return False
     cached = given.get("use_cache")
     if body.config.use_cache if cached is None else cached:
@@ -286,17 +287,17 @@ def fits(body: nn.Module, input_ids: Tensor | None, attention_mask: Tensor | Non
     return positions is None or torch.equal(positions.expand_as(real)[real], (real.cumsum(1) - 1)[real])
 
 
-def drops(body: nn.Module) -> bool:
+def drops(body: PreTrainedModel) -> bool:
     """Return True if a body uses dropout in training: it draws another mask for every row, so nothing is shared."""
     chances = [layer.p for layer in body.modules() if isinstance(layer, nn.Dropout)]
     return any(chances) or bool(getattr(body.config, "attention_dropout", 0))
 
 
 def forward(
-    body: nn.Module, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **given: Any
+    body: PreTrainedModel, input_ids: Tensor | None = None, attention_mask: Tensor | None = None, **given: Any
 ) -> Any:
     """Return what the body's own `forward` returns; a padded batch of whole rows is computed as a tree."""
-    if not fits(body, input_ids, attention_mask, given):
+    if input_ids is None or attention_mask is None or not fits(body, input_ids, attention_mask, given):
         return type(body).forward(body, input_ids=input_ids, attention_mask=attention_mask, **given)
     tree = grow(input_ids, attention_mask)
     given |= {"position_ids": tree.depths[None], "use_cache": False}
@@ -311,6 +312,6 @@ def forward(
     return output
 
 
-def install(body: nn.Module) -> None:
+def install(body: PreTrainedModel) -> None:
     """Make the body of a model that attends with `attention.attention` compute shared prefixes once."""
     replace(body, "forward", partial(forward, body))

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-from torch import nn
-from transformers import Trainer
+from peft import PeftModel
+from transformers import PreTrainedModel, Trainer
 
 from ftlab import device
 from ftlab.cpu import attention, models
@@ -29,7 +29,7 @@ def preparing(train: Callable[..., Any]) -> Callable[..., Any]:
     return prepared
 
 
-def plan_for(model: nn.Module, machine: device.Machine) -> Plan:
+def plan_for(model: PreTrainedModel | PeftModel, machine: device.Machine) -> Plan:
     """Return the plan for a model as it was loaded: plain attention is what short rows are loaded with."""
     base = models.base_of(model)
     kernel = base.config._attn_implementation
