@@ -247,3 +247,21 @@ def test_a_seal_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         manifests.write_manifest(folder, {"run_id": "mine", "step": 2})
     assert manifests.read_manifest(folder) is None
+
+
+def test_a_lock_that_the_system_refuses_is_told_in_one_line(tmp_path, monkeypatch):
+    def refused(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(checkpoint.FileLock, "acquire", refused)
+    with pytest.raises(LabError, match="Permission denied"), checkpoint.lock(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_owner_of_a_run_folder_is_unknown_before_it_is_written(tmp_path):
+    assert checkpoint.owner(tmp_path) == "?"
+    (tmp_path / checkpoint.OWNER).write_text("")
+    assert checkpoint.owner(tmp_path) == "?"
+    (tmp_path / checkpoint.OWNER).write_text("42\n")
+    assert checkpoint.owner(tmp_path) == "42"

@@ -1,23 +1,28 @@
 """The API as OpenAI's own client sees it."""
 
+import asyncio
 import copy
 import json
 import re
 import time
 from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 
 import openai
 import pytest
 import serving
 import torch
+from jinja2 import TemplateError
 from peft import LoraConfig, get_peft_model
 
 from ftlab import tokens
 from ftlab.apps.serve import schema
-from ftlab.apps.serve.batch import Batch
+from ftlab.apps.serve.app import drop_with_client
+from ftlab.apps.serve.batch import Batch, Job
 from ftlab.apps.serve.security import Limits
 from ftlab.data import formats
+from ftlab.errors import LabError
 
 ROOT = Path(__file__).parents[2]
 ASKED = [{"role": "user", "content": "hello"}]
@@ -349,3 +354,46 @@ def test_the_page_is_shown_without_a_token_and_holds_none(server):
 def test_no_answer_repeats_the_token(server):
     answers = [server.chat(user=1), server.http.get("/v1/models"), server.http.get("/openapi.json")]
     assert not any(serving.TOKEN in answer.text + json.dumps(dict(answer.headers)) for answer in answers)
+
+
+def test_a_conversation_that_the_template_refuses_is_a_400(server, monkeypatch):
+    def refuse(*_):
+        raise TemplateError("roles must alternate")
+
+    monkeypatch.setattr("ftlab.tokens.prompt", refuse)
+    response = server.chat()
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == "the chat template: roles must alternate"
+    monkeypatch.setattr("ftlab.tokens.prompt", lambda *_: (_ for _ in ()).throw(LabError("two user turns", "turn 2")))
+    assert server.chat().json()["error"]["message"] == "the chat template: two user turns"
+
+
+def test_a_stream_whose_generation_fails_ends_with_the_error(server, monkeypatch):
+    monkeypatch.setattr(Batch, "step", lambda self: 1 / 0)
+    lines = [line for line in server.chat(stream=True).text.splitlines() if line]
+    assert json.loads(lines[-1].removeprefix("data: "))["error"]["code"] == "internal_error"
+    monkeypatch.undo()
+    assert server.works()
+
+
+def test_a_streamed_answer_without_a_call_arrives_as_text(server):
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
+    lines = [line for line in server.chat(stream=True, tools=tools).text.splitlines() if line]
+    (last,) = json.loads(lines[-2].removeprefix("data: "))["choices"]
+    assert (
+        last["finish_reason"] in ("stop", "length")
+        and "tool_calls" not in last["delta"]
+        and lines[-1] == "data: [DONE]"
+    )
+
+
+def test_jobs_are_cancelled_when_the_client_has_left_and_not_before():
+    job, messages = Job([1], print, 1), [{"type": "http.disconnect"}, {"type": "http.request"}]
+    seen = []
+
+    async def receive():
+        seen.append(job.cancelled)
+        return messages.pop()
+
+    asyncio.run(drop_with_client(SimpleNamespace(receive=receive), [job]))
+    assert seen == [False, False] and job.cancelled

@@ -285,3 +285,23 @@ def test_a_model_with_another_state_is_refused(loaded, monkeypatch):
     monkeypatch.setattr(type(model), "_is_stateful", True)
     with pytest.raises(LabError, match="several people"):
         Engine(model, tokenizer)
+
+
+def test_what_waits_is_told_when_the_server_closes(loaded):
+    engine = endless(loaded, max_batch=1)
+    _, running = put(engine, [1], max_tokens=ENDLESS)
+    running.get(timeout=30)
+    _, waiting = put(engine, [2])
+    engine.close()
+    assert collect(running)[-1].finish == collect(waiting)[-1].finish == "cancelled"
+
+
+def test_a_row_that_has_ended_is_not_ended_again(loaded):
+    model, tokenizer = loaded
+    pieces = []
+    batch = Batch(model, frozenset(), 0)
+    batch.joining = [Row(Job([1, 2], pieces.append, 4, temperature=0.0), tokenizer) for _ in range(2)]
+    batch.join()
+    batch.rows[0].end("stop")
+    Engine.end_rows(batch, "error")
+    assert [piece.finish for piece in pieces if piece.finish] == ["stop", "error"] and not batch.rows

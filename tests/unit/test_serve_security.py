@@ -1,5 +1,6 @@
 """Safe by default: the token, the address, the names."""
 
+import asyncio
 import os
 import socket
 import stat
@@ -146,3 +147,94 @@ def test_missing_packages_are_named(monkeypatch, capsys):
     monkeypatch.setattr("ftlab.packages.find_spec", lambda name: None)
     assert cli.main(["serve", "tiny"]) == 2
     assert "the package fastapi" in capsys.readouterr().err
+
+
+def test_a_host_that_has_no_address_is_refused():
+    with pytest.raises(LabError, match=r"no-such-host\.invalid"):
+        security.is_loopback("no-such-host.invalid")
+
+
+def test_a_websocket_is_closed_before_the_application_sees_it():
+    sent = []
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(Guard(None, STRONG, frozenset(), False, Limits())({"type": "websocket"}, None, send))
+    assert sent == [{"type": "websocket.close", "code": 1008}]
+
+
+def test_a_broken_origin_has_no_address():
+    assert security.address_of("http://[::1") == "" and security.address_of("http://A.example:1") == "a.example:1"
+
+
+def test_only_so_much_of_a_refused_body_is_read():
+    taken = []
+
+    async def receive():
+        taken.append(4)
+        return {"type": "http.request", "body": b"1234", "more_body": True}
+
+    asyncio.run(security.drained(receive, Limits(), most_bytes=10))
+    assert sum(taken) == 12
+
+
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_serve_loads_the_model_says_where_it_answers_and_closes(tiny_model_dir, monkeypatch, capsys, as_folder):
+    ran = []
+
+    class Server:
+        def run(self, sockets):
+            ran.append(sockets[0].getsockname()[1])
+            sockets[0].close()
+            raise KeyboardInterrupt
+
+    closed = []
+    monkeypatch.setattr(run.Engine, "close", lambda engine, close=run.Engine.close: (closed.append(1), close(engine)))
+    monkeypatch.setattr(run, "server", lambda made: Server())
+    monkeypatch.setattr(run.sys.stderr, "isatty", lambda: as_folder, raising=False)
+    with pytest.raises(KeyboardInterrupt):
+        run.serve(str(tiny_model_dir), port=0)
+    printed = capsys.readouterr().out
+    assert f"{tiny_model_dir.name} answers at http://127.0.0.1:{ran[0]}/v1" in printed and closed == [1]
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "code"),
+    [
+        ({}, None, None),
+        ({"origin": "http://localhost"}, None, None),
+        ({"origin": "http://evil.example"}, 403, "wrong_origin"),
+        ({"host": "evil.example"}, 403, "wrong_host"),
+        ({"authorization": f"Bearer {STRONG[:-1]}x"}, 401, "invalid_api_key"),
+        ({"authorization": f"Basic {STRONG}"}, 401, "invalid_api_key"),
+        ({"content-type": "text/plain"}, 415, "unsupported_media_type"),
+        ({"content-length": "11"}, 413, "request_too_large"),
+    ],
+)
+def test_a_request_is_checked_by_its_headers_alone(change, status, code):
+    headers = {"host": "localhost", "authorization": f"Bearer {STRONG}", "content-type": "application/json"} | change
+    pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "method": "POST", "path": "/v1/models", "headers": pairs}
+    guard = Guard(None, STRONG, frozenset(), False, Limits(body_bytes=10))
+    if status is None:
+        guard.check(scope)
+        return
+    with pytest.raises(security.Refused) as refused:
+        guard.check(scope)
+    assert (refused.value.status, refused.value.code) == (status, code)
+
+
+@pytest.mark.parametrize(("chunks", "fits"), [([b"12345", b"67890"], True), ([b"12345", b"678901"], False)])
+def test_a_body_without_a_length_is_read_up_to_the_limit(chunks, fits):
+    class Request:
+        async def stream(self):
+            for chunk in chunks:
+                yield chunk
+
+    reading = security.body(Request(), Limits(body_bytes=10))
+    if fits:
+        assert asyncio.run(reading) == b"1234567890"
+    else:
+        with pytest.raises(security.Refused, match="above 10 bytes"):
+            asyncio.run(reading)
