@@ -268,7 +268,6 @@ display(HTML(tokens.to_html(tokens.tokens(tokenizer, **encoded[0]))))
 # 绿色的参与训练，灰色的只被读到。`<|im_end|>` 后面的换行是灰色的：生成在它之前就已经停了。TRL 的训练器会从 `prompt` 和 `completion` 得出这个掩码，只多一个词元：它把那个换行也训练了，这没有坏处，因为谁也不会生成到它。把它自己的批次和我们的并排看看：
 
 # %% id="mask-trl"
-dtype = "auto"
 dtype = device.describe().dtype
 cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower
 on_gpu = torch.cuda.is_available()

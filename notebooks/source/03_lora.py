@@ -52,7 +52,6 @@ while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
 
 # %% id="imports"
 import dataclasses
-import gc
 import re
 import time
 
@@ -67,8 +66,6 @@ from trl import SFTConfig, SFTTrainer
 from ftlab import checks, cpu, device, evaluate, models, plots
 from ftlab.apps import course
 from ftlab.apps.board.train_panel import TrainPanel
-
-gc.freeze()  # what the imports made, half a million objects, is left out of every later garbage collection
 
 # %% id="parameters" tags=["parameters"]
 PROFILE = "cpu"  # smoke, cpu, t4 or a24g
@@ -108,7 +105,6 @@ set_seed(seed)
 # 在改动任何东西之前先测三个分数：关于模型是谁的问题（都不会用来训练）；简单的四选一常识题，瞎猜得 25%；以及自由回答的常识题，回答中含有正确的词才算对。
 
 # %% id="load"
-dtype = "auto"
 dtype = device.describe().dtype
 cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower
 on_gpu = torch.cuda.is_available()

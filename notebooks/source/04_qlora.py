@@ -51,7 +51,6 @@ while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
 
 # %% id="imports"
 import dataclasses
-import gc
 import itertools
 import json
 import logging
@@ -80,8 +79,6 @@ from trl import SFTConfig, SFTTrainer
 from ftlab import checks, cpu, device, memory, models
 from ftlab.apps import course
 
-gc.freeze()  # what the imports made, half a million objects, is left out of every later garbage collection
-
 # %% id="parameters" tags=["parameters"]
 PROFILE = "cpu"  # smoke, cpu, t4 or a24g
 model_name = ""  # empty: the profile's own
@@ -106,7 +103,6 @@ max_steps = max_steps or default_steps
 set_seed(seed)
 
 # %% id="load"
-dtype = "auto"
 dtype = device.describe().dtype
 cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower
 on_gpu = torch.cuda.is_available()

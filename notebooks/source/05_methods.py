@@ -51,7 +51,6 @@ while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
 
 # %% id="imports"
 import dataclasses
-import gc
 import json
 import math
 import time
@@ -87,8 +86,6 @@ from trl import SFTConfig, SFTTrainer
 from ftlab import checks, cpu, device, models
 from ftlab.apps import course
 
-gc.freeze()  # what the imports made, half a million objects, is left out of every later garbage collection
-
 # %% id="parameters" tags=["parameters"]
 PROFILE = "cpu"  # smoke, cpu, t4 or a24g
 model_name = ""  # empty: the profile's own
@@ -121,7 +118,6 @@ set_seed(seed)
 # 和第 03 课一样，把订单变成 JSON。步数这么少，没有方法能把整单写对，所以要用更细的尺子：正确*字段*的比例。第二个分数衡量丢了什么：模型对常识问题的正确答案有多意外（每个 token 的损失，单位 nat）。
 
 # %% id="load"
-dtype = "auto"
 dtype = device.describe().dtype
 cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower
 on_gpu = torch.cuda.is_available()

@@ -51,7 +51,6 @@ while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
 
 # %% id="imports"
 import functools
-import gc
 import importlib.util
 import shutil
 import time
@@ -71,8 +70,6 @@ from ftlab.apps import course
 from ftlab.recipe import read as recipes
 from ftlab.runs import export
 from ftlab.runs import gguf as gguf_file
-
-gc.freeze()  # what the imports made, half a million objects, is left out of every later garbage collection
 
 # %% id="parameters" tags=["parameters"]
 PROFILE = "cpu"  # smoke, cpu, t4 or a24g
@@ -108,7 +105,6 @@ set_seed(seed)
 # 要教两个身份，每个适配器一个：Lumi 和 Nova。在此之前，模型从没听说过其中任何一个。
 
 # %% id="load"
-dtype = "auto"
 dtype = device.describe().dtype
 cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower
 on_gpu = torch.cuda.is_available()

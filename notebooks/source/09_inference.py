@@ -53,7 +53,6 @@ while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
     os.chdir("..")
 
 # %% id="imports"
-import gc
 import json
 import secrets
 import socket
@@ -71,8 +70,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Stat
 from ftlab import checks, cpu, device, models
 from ftlab.apps import course
 from ftlab.runs import pick_engine
-
-gc.freeze()  # what the imports made, half a million objects, is left out of every later garbage collection
 
 # %% id="parameters" tags=["parameters"]
 PROFILE = "cpu"  # smoke, cpu, t4 or a24g
@@ -109,7 +106,6 @@ set_seed(seed)
 # **运行前先猜：** 这台机器每秒约读 20 GB 内存，而每生成一个 token 要把全部权重读一遍。它每秒最多能生成多少 token？
 
 # %% id="load"
-dtype = "auto"
 dtype = device.describe().dtype
 cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower
 on_gpu = torch.cuda.is_available()

@@ -51,7 +51,6 @@ while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
 
 # %% id="imports"
 import dataclasses
-import gc
 import math
 import random
 import time
@@ -67,8 +66,6 @@ from trl import RewardConfig, RewardTrainer
 from ftlab import checks, device, evaluate, models
 from ftlab.apps import course
 from ftlab.apps.board import label_panel
-
-gc.freeze()  # what the imports made, half a million objects, is left out of every later garbage collection
 
 # %% id="parameters" tags=["parameters"]
 PROFILE = "cpu"  # smoke, cpu, t4 or a24g
@@ -206,7 +203,6 @@ def bradley_terry_loss(chosen_rewards, rejected_rewards):  # both (pairs,)
 # 模型还是你熟悉的那个，只是词表输出头换成了单个输出，`num_labels=1`。奖励在最后一个 token 处读出。这个头是新的，所以必须和适配器一起训练（`task_type="SEQ_CLS"` 会处理好）。
 
 # %% id="load"
-dtype = "auto"
 dtype = device.describe().dtype
 on_gpu = torch.cuda.is_available()
 model_path = models.fetch(model_name)

@@ -51,7 +51,6 @@ while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
     os.chdir("..")
 
 # %% id="imports"
-import gc
 import inspect
 import re
 import time
@@ -66,8 +65,6 @@ from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, RLOOConfig
 from ftlab import checks, cpu, device, models
 from ftlab.apps import course
 from ftlab.runs import ppo
-
-gc.freeze()  # what the imports made, half a million objects, is left out of every later garbage collection
 
 # %% id="parameters" tags=["parameters"]
 PROFILE = "cpu"  # smoke, cpu, t4 or a24g
@@ -149,7 +146,6 @@ for text in ("Oslo", "The capital of Norway is Oslo.", "Bergen"):
 # ## 先测基线
 
 # %% id="load"
-dtype = "auto"
 dtype = device.describe().dtype
 cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower
 on_gpu = torch.cuda.is_available()

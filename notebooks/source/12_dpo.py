@@ -52,7 +52,6 @@ while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
 
 # %% id="imports"
 import dataclasses
-import gc
 import math
 import time
 
@@ -74,8 +73,6 @@ from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from ftlab import checks, cpu, device, evaluate, memory, models, plots
 from ftlab.apps import course
-
-gc.freeze()  # what the imports made, half a million objects, is left out of every later garbage collection
 
 # %% id="parameters" tags=["parameters"]
 PROFILE = "cpu"  # smoke, cpu, t4 or a24g
@@ -147,7 +144,6 @@ train_dataset = train_pairs.map(to_pair, remove_columns=train_pairs.column_names
 # 留出的问题，问的都是训练里没有的事物。模型现在有多少次已经用这种风格回答？
 
 # %% id="load"
-dtype = "auto"
 dtype = device.describe().dtype
 cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower
 on_gpu = torch.cuda.is_available()

@@ -98,8 +98,8 @@ def names_in(node: ast.AST, context: type) -> set[str]:
 def without_ftlab(tree: ast.Module) -> tuple[list[ast.stmt], list[ast.stmt]]:
     """Split top-level statements into those that survive without ftlab and those that need it.
 
-    A statement needs ftlab when it imports it or reads a name that only such statements bind. What
-    `models.fetch` gives is replaced by a path, so those statements survive.
+    A statement needs ftlab when it imports it or reads a name that only such statements bind. What `models.fetch` gives
+    is replaced by a path, and the number format that `device` chose by "auto", so those statements survive.
     """
     kept, dropped, gone = [], [], set()
     bound: set[str] = set()
@@ -108,7 +108,7 @@ def without_ftlab(tree: ast.Module) -> tuple[list[ast.stmt], list[ast.stmt]]:
         if any((n.module or "").startswith("ftlab") for n in imports):
             gone |= {alias.asname or alias.name for n in imports for alias in n.names}
             dropped.append(statement)
-        elif is_fetch(statement):
+        elif is_plain_value(statement):
             bound |= names_in(statement, ast.Store)
             kept.append(statement)
         elif names_in(statement, ast.Load) & (gone - bound):
@@ -120,12 +120,12 @@ def without_ftlab(tree: ast.Module) -> tuple[list[ast.stmt], list[ast.stmt]]:
     return kept, dropped
 
 
-def is_fetch(statement: ast.stmt) -> bool:
-    """Say whether a statement is `path = models.fetch(...)`."""
-    value = getattr(statement, "value", None)
-    return (
-        isinstance(statement, ast.Assign) and isinstance(value, ast.Call) and ast.unparse(value.func) == "models.fetch"
-    )
+def is_plain_value(statement: ast.stmt) -> bool:
+    """Return True for `path = models.fetch(...)` and `dtype = device.describe().dtype`."""
+    if not isinstance(statement, ast.Assign):
+        return False
+    value = ast.unparse(statement.value)
+    return value.startswith("models.fetch(") or value == "device.describe().dtype"
 
 
 def count(statements: list[ast.stmt]) -> int:
