@@ -1,4 +1,4 @@
-# Each target installs what it needs into .venv once, and again only when its inputs change.
+# Each target installs its requirements into .venv once, and again only if pyproject.toml or constraints.txt change.
 PYTHON ?= python3
 PROFILE ?= smoke
 ONLY ?=

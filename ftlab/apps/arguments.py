@@ -1,4 +1,4 @@
-"""How the command line is read: `--key value` as `key=value`, streams that every terminal takes, near suggestions."""
+"""Parsing of the command line: `--key value` as `key=value`, robust standard streams, suggestions for typos."""
 
 import argparse
 import difflib
@@ -9,15 +9,15 @@ from typing import Any
 
 from ftlab.errors import fail, say
 
-# What a flag's value may be: any other word after `--packing` is something else.
+# The values of a flag: any other word after `--packing` is the next argument.
 FLAG_WORDS = ("true", "false", "yes", "no", "on", "off")
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that takes no abbreviated options and, where `keys` is set, a recipe's keys as options.
+    """An argument parser without abbreviated options that, if `keys` is set, accepts recipe keys as options.
 
     Attributes:
-        keys: whether `--key value` and `--key=value` stand for `key=value`. The verb's own options win: none of them
+        keys: whether `--key value` and `--key=value` mean `key=value`. The verb's own options take precedence: none
             has the name of a key with another meaning.
         verbs: the parsers of the verbs by their names.
     """
@@ -29,7 +29,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **options | {"allow_abbrev": False})
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """Parse after rewriting keys; the verb's own options come first, so that they may stand anywhere."""
+        """Parse after rewriting keys; the verb's own options are moved to the front, so they can be anywhere."""
         if self.keys and args is not None:
             own = {name: action.nargs != 0 for action in self._actions for name in action.option_strings}
             args = rewritten(args, own)
@@ -83,8 +83,8 @@ def value_of(key: str, rest: list[str]) -> str:
 
 
 def is_flag(key: str) -> bool | None:
-    """Return whether a recipe's key takes true or false and nothing else; None for a key of another day."""
-    # Imported here: it brings pydantic, which most command lines do not need.
+    """Return whether a recipe's key takes true or false and nothing else; None if the key is unknown."""
+    # Imported here because it imports pydantic, which most commands do not need.
     from ftlab.recipe import keys
 
     if key in keys.RENAMED_VALUES:
@@ -101,7 +101,7 @@ def is_value(word: str) -> bool:
 
 
 def refuse_unknown_verb(arguments: Sequence[str], verbs: Iterable[str]) -> None:
-    """Refuse a first word that is not a verb; a near one is suggested where there is one.
+    """Refuse a first word that is not a verb, and suggest a similar one.
 
     Raises:
         LabError: naming the word.
@@ -116,14 +116,14 @@ def refuse_unknown_verb(arguments: Sequence[str], verbs: Iterable[str]) -> None:
 def open_streams() -> None:
     """Let the standard streams take any text: characters that their encoding lacks are escaped, broken ones are "?"."""
     for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
-        # A notebook's streams are of another kind, and take everything.
+        # The streams of a notebook are of another class, and accept any text.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=errors)
 
 
 def lines(prompt: str) -> Iterator[str]:
     """Yield the lines typed after a prompt until an empty one, or the end of the input."""
-    # None where the shell closed it (`<&-`).
+    # None if the shell closed it (`<&-`).
     while sys.stdin is not None:
         try:
             line = input(prompt)

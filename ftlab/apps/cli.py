@@ -1,4 +1,4 @@
-"""The command line: one verb per function of the package, nothing else."""
+"""The command line: one verb per function of the package, and no logic of its own."""
 
 import argparse
 import contextlib
@@ -14,12 +14,12 @@ from ftlab.apps.arguments import Parser, lines, open_streams, refuse_unknown_ver
 from ftlab.errors import LANGUAGES, LabError, fail, say
 from ftlab.system_errors import explained
 
-# As a shell reports a command that Ctrl-C ended, and one whose reader went away (`ftlab data show NAME | head`).
+# The exit codes that a shell reports for Ctrl-C, and for a closed output pipe (`ftlab data show NAME | head`).
 STOPPED, NO_READER = 130, 141
 TRUST = ("--trust-remote-code", "--trust_remote_code")
 EXIT_CODES = (
-    "exit codes: 0 done; 1 failed, or problems were found; 2 the input is wrong; 130 stopped by Ctrl-C - a run also by "
-    "SIGTERM or a file STOP in its folder: it has saved, and the same command goes on from there"
+    "exit codes: 0 success; 1 failure, or problems found; 2 invalid input; 130 stopped by Ctrl-C, a run also by SIGTERM or a "
+    "file STOP in its folder: a checkpoint was saved, and the same command resumes from it"
 )
 
 
@@ -51,7 +51,7 @@ def command(arguments: Sequence[str]) -> int:
         arguments = [*arguments[1:2], "--help"]
     refuse_unknown_verb(arguments, top.verbs)
     try:
-        # Without a verb, what there is.
+        # Without a verb, print the help.
         options = top.parse_args(arguments or ["--help"])
     except SystemExit as end:
         return int(end.code or 0)
@@ -59,7 +59,7 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def flushed(code: int) -> int:
-    """Return an exit code when all output is written: the reader may be gone at the very end, too."""
+    """Return an exit code after flushing the output: the pipe may be closed at the very end, too."""
     if sys.stdout:
         sys.stdout.flush()
     return code
@@ -73,7 +73,7 @@ def told(error: LabError) -> int:
 
 
 def silence() -> None:
-    """Send what is still to be written nowhere: Python flushes at its end, and would complain about the closed pipe."""
+    """Discard the remaining output: Python flushes at exit, and would print an error for the closed pipe."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -90,31 +90,31 @@ def parser() -> Parser:
     train = add(verbs, "train", train_recipe, "run a recipe")
     train.epilog = EXIT_CODES
     train.add_argument("recipe", metavar="RECIPE.yaml")
-    take_keys(train, "; fresh=true retrains")
+    take_keys(train, "; fresh=true trains again from the start")
     recipes = add(verbs, "recipe", None, "check a recipe, explain a key")
     actions = recipes.add_subparsers(required=True, metavar="WHAT")
-    check = add(actions, "check", check_recipe, "what `ftlab train` would refuse, and what was renamed")
+    check = add(actions, "check", check_recipe, "show what `ftlab train` would refuse, and which keys were renamed")
     check.add_argument("recipe", metavar="RECIPE.yaml")
     take_keys(check)
-    add(actions, "explain", explain_key, "meaning, default, range, the library field it becomes").add_argument("key")
-    show = add(actions, "show", show_recipe, "the same run for another framework")
+    add(actions, "explain", explain_key, "show a key's meaning, default, range and library field").add_argument("key")
+    show = add(actions, "show", show_recipe, "print the same run for another framework")
     show.add_argument("recipe", metavar="RECIPE.yaml")
     take_keys(show)
     frameworks = ["trl", "llamafactory", "swift", "axolotl", "alpaca-lora"]
     show.add_argument("--as", dest="framework", choices=frameworks, default="trl", help="default: %(default)s")
-    score = add(verbs, "eval", score_recipe, "loss and exact answers of a recipe's model, with and without its adapter")
+    score = add(verbs, "eval", score_recipe, "print loss and exact match of a recipe's model, with and without its adapter")
     score.add_argument("recipe", metavar="RECIPE.yaml")
     take_keys(score)
     export = add(verbs, "export", export_recipe, "merge a recipe's adapter into its base, save, reload and compare")
     export.add_argument("recipe", metavar="RECIPE.yaml")
     take_keys(export)
-    chat = add(verbs, "chat", chat_with, "talk to a model in the terminal")
+    chat = add(verbs, "chat", chat_with, "chat with a model in the terminal")
     chat.add_argument("model", help="catalogue name, local folder, hub id, or a RECIPE.yaml that names one")
     take_keys(chat)
     chat.add_argument("--adapter", metavar="DIR", help="the adapter folder of a run")
     backends = ["auto", "huggingface", "static", "loop", "int8", "int4", "llama.cpp", "llama.cpp-q4"]
-    chat.add_argument("--backend", choices=backends, help="who generates; auto measures them (default: huggingface)")
-    server = add(verbs, "serve", serve_model, "answer over HTTP as OpenAI's API does; every client needs the token")
+    chat.add_argument("--backend", choices=backends, help="engine; auto measures all (default: huggingface)")
+    server = add(verbs, "serve", serve_model, "serve a model with an OpenAI-compatible API; every request needs the API key")
     server.add_argument("model", help="catalogue name, local folder or hub id")
     server.add_argument("--adapter", metavar="DIR", help="the adapter folder of a run")
     server.add_argument("--port", type=int, help="default: API_PORT, else 8000")
@@ -123,50 +123,50 @@ def parser() -> Parser:
         "--allow-remote",
         nargs="*",
         metavar="NAME",
-        help="may bind an address that other machines reach; NAMEs are host names by which clients call this one",
+        help="allow an address that other machines can reach; NAMEs are host names that clients use for this machine",
     )
     page = add(
         verbs,
         "board",
         open_board,
-        "the panels as one page in the browser: data, train, evaluate, chat, export, memory, quiz",
+        "open the panels in the browser: data, train, evaluate, chat, export, memory, quiz",
     )
-    page.add_argument("recipe", nargs="?", metavar="RECIPE.yaml", help="what the train tab begins with")
-    page.add_argument("--port", type=int, default=8866, help="default: %(default)s; AutoDL shows 6006")
+    page.add_argument("recipe", nargs="?", metavar="RECIPE.yaml", help="recipe to open in the train tab")
+    page.add_argument("--port", type=int, default=8866, help="default: %(default)s; AutoDL exposes 6006")
     page.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     page.add_argument("--lang", choices=LANGUAGES, help="default: FTLAB_LANG, else en")
-    page.add_argument("--allow-remote", action="store_true", help="may bind an address that other machines reach")
+    page.add_argument("--allow-remote", action="store_true", help="allow an address that other machines can reach")
     data = add(verbs, "data", None, "check and show data sets")
     actions = data.add_subparsers(required=True, metavar="WHAT")
-    check = add(actions, "check", check_data, "every problem of a set: file:line, what, how to fix")
-    show = add(actions, "show", show_data, "a row as the model sees it; trained tokens in green")
+    check = add(actions, "check", check_data, "list the problems of a data set with file:line and fix")
+    show = add(actions, "show", show_data, "print an example as the model sees it; trained tokens in green")
     for action in (check, show):
         action.add_argument("name", help="a name in dataset_info.json, or a path")
         action.add_argument("--dataset-dir", default="data")
-        action.add_argument("--model", default="smollm2-135m", help="whose tokenizer and chat template")
-        action.add_argument("--cutoff-len", type=int, default=1024, help="tokens kept of a row")
+        action.add_argument("--model", default="smollm2-135m", help="model whose tokenizer and chat template are used; default: %(default)s")
+        action.add_argument("--cutoff-len", type=int, default=1024, help="maximum tokens of an example; default: %(default)s")
     for action in (chat, server, check, show):
         action.add_argument(*TRUST, action="store_true", help="run the code that comes with the model")
-    check.add_argument("--fix", metavar="OUT.jsonl", help="write the repaired rows there")
-    show.add_argument("--row", type=int, default=1, help="which row, from 1")
-    needs = add(verbs, "memory", show_memory, "what training a model takes, part by part, and whether it fits here")
+    check.add_argument("--fix", metavar="OUT.jsonl", help="write the repaired data set to this file")
+    show.add_argument("--row", type=int, default=1, help="number of the example, from 1")
+    needs = add(verbs, "memory", show_memory, "estimate the memory for training, by component, and whether it fits")
     needs.add_argument("model", help="catalogue name, local folder or hub id, or a RECIPE.yaml")
     take_keys(needs)
-    add(verbs, "models", list_models, "list the models the field teaches with, and what each needs here")
-    add(verbs, "env", show_env, "what to paste into an issue: machine, versions, FTLAB_ variables")
+    add(verbs, "models", list_models, "list the known models and what each needs on this machine")
+    add(verbs, "env", show_env, "print machine, versions and FTLAB_ variables, to paste into an issue")
     add(verbs, "version", show_version, "print the version")
 
     course = add(verbs, "course", None, "list, run, check and build the lessons")
     parts = course.add_subparsers(required=True, metavar="WHAT")
-    add(parts, "list", list_lessons, "the lessons in teaching order")
-    run = add(parts, "run", run_lessons, "execute lessons headlessly and write runs/course/summary.json")
+    add(parts, "list", list_lessons, "list the lessons in teaching order")
+    run = add(parts, "run", run_lessons, "run lessons headless and write runs/course/summary.json")
     run.add_argument("numbers", nargs="*", metavar="NN")
     run.add_argument("--profile", default="smoke", help="smoke, cpu, t4 or a24g")
-    check = add(parts, "check", check_exercises, "check the exercises of your copy of a lesson")
+    check = add(parts, "check", check_exercises, "check your solutions to the exercises of a lesson")
     check.add_argument("number", metavar="NN")
-    build = add(parts, "build", build_lessons, "make the notebooks from their text sources")
+    build = add(parts, "build", build_lessons, "build the notebooks from their text sources")
     build.add_argument("numbers", nargs="*", metavar="NN")
-    build.add_argument("--run", action="store_true", help="execute them top to bottom and keep the outputs")
+    build.add_argument("--run", action="store_true", help="run them from top to bottom and keep the outputs")
     return top
 
 
@@ -180,15 +180,15 @@ def add(verbs: argparse._SubParsersAction, name: str, function: object, text: st
 def take_keys(verb: Parser, more: str = "") -> None:
     """Let a verb take any key of a recipe, as `key=value` or `--key value`."""
     verb.keys = True
-    text = f"any key of the recipe{more}; --key value works too"
+    text = f"override any recipe key{more}; --key value also works"
     verb.add_argument("overrides", nargs="*", metavar="key=value", help=text)
 
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Import the libraries inside without collecting garbage, and leave what they made out of every later collection.
+    """Import libraries with garbage collection off, and exclude their objects from later collections.
 
-    They make half a million objects that stay: looking through them again and again takes a second of the start.
+    They create half a million permanent objects; traversing them repeatedly would add a second to the startup.
     """
     gc.disable()
     try:
@@ -199,7 +199,7 @@ def uncollected() -> Iterator[None]:
 
 
 def train_recipe(options: argparse.Namespace) -> int:
-    """Run a recipe and say where its run folder is; STOPPED where it was stopped before its end."""
+    """Run a recipe and print its run folder; return STOPPED if it was stopped before the end."""
     with uncollected():
         from ftlab.recipe import read as recipes
         from ftlab.runs import train
@@ -226,7 +226,7 @@ def score_recipe(options: argparse.Namespace) -> None:
 
 
 def export_recipe(options: argparse.Namespace) -> None:
-    """Export what a recipe names and say how it compares with the live model."""
+    """Export a recipe's model and print the comparison with the model in memory."""
     with uncollected():
         from ftlab.recipe import read as recipes
         from ftlab.runs import export
@@ -241,7 +241,7 @@ def export_recipe(options: argparse.Namespace) -> None:
 
 
 def check_recipe(options: argparse.Namespace) -> None:
-    """Print what a recipe's keys became."""
+    """Print how the keys of a recipe were resolved."""
     with uncollected():
         from ftlab.recipe import read as recipes
         from ftlab.runs import train
@@ -249,7 +249,7 @@ def check_recipe(options: argparse.Namespace) -> None:
     for note in recipes.check(options.recipe, options.overrides):
         print(note)
     train.check(recipes.read(options.recipe, options.overrides)[0])
-    print(f"{options.recipe}: a recipe that can be run")
+    print(f"{options.recipe}: valid recipe")
 
 
 def show_recipe(options: argparse.Namespace) -> None:
@@ -354,7 +354,7 @@ def check_data(options: argparse.Namespace) -> int:
 
 
 def show_data(options: argparse.Namespace) -> None:
-    """Print a row token by token, then what the whole set is made of."""
+    """Print an example token by token, then a summary of the data set."""
     from ftlab import tokens
     from ftlab.data import registry
     from ftlab.data.encoding import Encoding, shown
@@ -370,7 +370,7 @@ def show_data(options: argparse.Namespace) -> None:
 
 
 def show_memory(options: argparse.Namespace) -> None:
-    """Print what a recipe, or a model under the recipe's defaults, needs on this machine."""
+    """Print the memory that a recipe, or a model with default keys, needs on this machine."""
     from ftlab import device
     from ftlab.recipe import memory_needs
     from ftlab.recipe import read as recipes
@@ -394,7 +394,7 @@ def list_models(options: argparse.Namespace) -> None:
 
     machine = device.describe()
     print(machine)
-    print("GiB at one row of 512 tokens (`ftlab memory NAME` says more)")
+    print("GiB for one example of 512 tokens (`ftlab memory NAME` shows details)")
     print(f"{'name':<14} {'parameters':>10} {'run':>7} {'QLoRA':>7} {'LoRA':>7} {'full':>7}  licence, hub id")
     for model in catalogue.MODELS:
         keys: dict[str, Any] = {"model_name_or_path": model.name, "per_device_train_batch_size": 1, "cutoff_len": 512}
@@ -404,11 +404,11 @@ def list_models(options: argparse.Namespace) -> None:
         ]
         cells = " ".join(f"{fits(need, machine.memory_bytes):>7}" for need in (2 * model.parameters, *found))
         print(f"{model.name:<14} {model.parameters / 1e9:>9.2f}B {cells}  {model.licence}, {model.hub_id}")
-    print("* = more than this machine's memory")
+    print("* = more than the memory of this machine")
 
 
 def fits(need_bytes: int, memory_bytes: int) -> str:
-    """Return a need in GiB, starred where it is more than there is."""
+    """Return bytes in GiB, with a star if they exceed the memory."""
     return f"{need_bytes / 2**30:.1f}{'*' if need_bytes > memory_bytes else ' '}"
 
 

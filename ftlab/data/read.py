@@ -136,7 +136,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> Row:
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands there twice")
+        raise ValueError(f"duplicate key {next(n for n in names if names.count(n) > 1)!r}")
     return row
 
 
@@ -249,7 +249,7 @@ def array_rows(path: Path, encoding: str) -> Iterator[Read]:
             window.character()
     window.move(window.at + 1)
     if window.character():
-        raise fail("data_json", where=f"{path}:{window.line}", reason="something follows the closing `]`")
+        raise fail("data_json", where=f"{path}:{window.line}", reason="unexpected text after the closing `]`")
 
 
 def placed(row: Row | LabError, where: str) -> Row | LabError:
@@ -362,7 +362,7 @@ def parquet_rows(path: Path) -> Iterator[Read]:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             if len(set(names)) < len(names):
-                raise ValueError(f"the column {next(n for n in names if names.count(n) > 1)!r} stands there twice")
+                raise ValueError(f"duplicate column {next(n for n in names if names.count(n) > 1)!r}")
             for batch in file.iter_batches(batch_size=256):
                 for row in batch.to_pylist():
                     number += 1

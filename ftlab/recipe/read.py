@@ -210,7 +210,7 @@ def neat_packing(asked: dict[str, Any], where: str) -> Resolved:
     if asked.get("stage") == "pt":
         raise fail("recipe_together", where=where, reason="`neat_packing` is for `stage: sft`: pt joins texts")
     reason = "examples that share a row are kept apart"
-    reason += "; `packing: false` does not count beside it" if asked.get("packing") is False else ""
+    reason += "; `packing: false` is overridden by it" if asked.get("packing") is False else ""
     note = say("recipe_note_renamed", key="neat_packing", new="packing", value=brief(value), reason=reason)
     return {"packing": value}, note
 

@@ -50,7 +50,7 @@ def parse(text: str, where: str) -> Any:
         raise
     except DuplicateKeyError as error:
         line = error.problem_mark.line + 1
-        raise fail("recipe_yaml", where=f"{where}:{line}", reason="a key stands there twice") from None
+        raise fail("recipe_yaml", where=f"{where}:{line}", reason="duplicate key") from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{where}:{mark.line + 1}" if mark else where

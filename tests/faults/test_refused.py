@@ -57,7 +57,7 @@ BROKEN = {
     "half a header": (cut("model.safetensors", 0.0002), "cut short"),
     "no byte of the weights": (cut("model.safetensors", 0), "cut short: 0 bytes"),
     "no weights": (without("model.safetensors"), "no *.safetensors"),
-    "weights as a pickle": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "reads no pickle"),
+    "weights as a pickle": (lambda f: (f / "model.safetensors").rename(f / "pytorch_model.bin"), "ftlab does not load"),
     "no tokenizer": (without("tokenizer.json", "tokenizer_config.json"), "has no tokenizer"),
     "half a tokenizer": (cut("tokenizer.json", 0.5), "tokenizer cannot be loaded"),
     "a tokenizer of something else": (written("tokenizer.json", '{"a": 1}'), "KeyError: 'added_tokens'"),

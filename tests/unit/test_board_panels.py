@@ -40,7 +40,7 @@ def registered(tiny_rows, tmp_path):
 def test_rows_of_every_kind_are_shown_with_what_is_trained_on(registered, tiny_model_dir, name):
     panel = DataPanel(name, registered, str(tiny_model_dir))
     assert set(panel.name.options) == {"sft", "text", "preference", "kto"}
-    assert "row 1 of 12" in shown(panel.caption), shown(panel.caption)
+    assert "example 1 of 12" in shown(panel.caption), shown(panel.caption)
     assert "#b7e4c7" in panel.shown.value and "12 rows" in shown(panel.lengths)
     first = panel.shown.value
     panel.next.click()
@@ -60,7 +60,7 @@ def test_problems_are_shown_and_a_set_that_is_not_there_is_said(registered, tiny
     panel.name.value = "no_such_set; rm -rf ~"
     assert "cannot be shown" in shown(panel.caption) and not panel.shown.value
     panel.name.value = "text"
-    assert "row 1 of 12" in shown(panel.caption)
+    assert "example 1 of 12" in shown(panel.caption)
     panel.model.value = "no-such-model"
     assert "cannot be shown" in shown(panel.caption)
 

@@ -77,7 +77,7 @@ def test_only_the_figures_that_are_ticked_are_worked_out(evaluating):
         evaluating.task.result
     )
     evaluating.figures["loss"].value = False
-    assert evaluating.task.start.disabled and "no figure" in shown(evaluating.task.form.messages["all"])
+    assert evaluating.task.start.disabled and "no metric" in shown(evaluating.task.form.messages["all"])
     evaluating.figures["exact_match"].value = True
     assert not evaluating.task.start.disabled and not shown(evaluating.task.form.messages["all"]).strip()
 

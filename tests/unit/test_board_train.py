@@ -253,7 +253,7 @@ def test_under_papermill_the_panel_trains_and_the_notebook_stays_readable(tiny_r
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_the_panel_speaks_both_languages(tiny_recipe, lang):
     panel = TrainPanel(tiny_recipe, lang=lang)
-    expected = {"en": "trained weights", "zh": "可训练参数"}
+    expected = {"en": "trainable parameters", "zh": "可训练参数"}
     assert expected[lang] in shown(panel.view.readouts)
     panel.form.controls["max_steps"].value = "x"
     chinese = re.search(r"[\u4e00-\u9fff]", shown(panel.form.messages["max_steps"])) is not None
@@ -306,7 +306,7 @@ def test_minutes_are_those_of_an_earlier_run_like_it_on_this_machine(tiny_recipe
     done = train.train(recipes.load(tiny_recipe))
     found = estimates.readouts(made)
     assert found.pace.run == "run" and found.seconds == pytest.approx(10 * done.metrics["train_seconds"])
-    assert "as fast as run was" in shown(TrainPanel(recipes.plain(made)).view.readouts)
+    assert "measured in run" in shown(TrainPanel(recipes.plain(made)).view.readouts)
     for change in ({"finetuning_type": "full"}, {"stage": "pt"}, {"gradient_checkpointing": True}):
         assert estimates.readouts(recipes.load(recipes.plain(made) | change)).seconds is None, change
     manifest = manifests.read_manifest(done.folder) | {"machine": "another one"}
@@ -319,8 +319,8 @@ def test_what_is_not_here_yet_is_not_fetched(tiny_recipe):
     panel = TrainPanel(tiny_recipe | {"model_name_or_path": "qwen2.5-7b"})
     assert panel.form.recipe() is not None
     text = shown(panel.view.readouts)
-    assert "known once" in text and "GiB" in text
-    assert "not on this machine" in shown(DataPanel(tiny_recipe["dataset"], model="qwen2.5-7b").caption)
+    assert "available once" in text and "GiB" in text
+    assert "not been downloaded" in shown(DataPanel(tiny_recipe["dataset"], model="qwen2.5-7b").caption)
 
 
 def test_a_slider_s_move_is_shown_at_once(tiny_recipe):

@@ -59,7 +59,7 @@ def test_a_key_is_an_option_as_in_hugging_faces_scripts(words, expected):
 
 @pytest.mark.parametrize("words", [["r.yaml", "--learning_rate"], ["--dataset", "--packing", "r.yaml"]])
 def test_a_key_without_its_value_is_named(words):
-    with pytest.raises(LabError, match=r"this key has no value") as error:
+    with pytest.raises(LabError, match=r"this key needs a value") as error:
         rewritten(words, {})
     assert error.value.where in ("--learning_rate", "--dataset")
 
@@ -118,15 +118,15 @@ def verb_that(error: BaseException):
     ("error", "code", "words"),
     [
         (KeyboardInterrupt(), 130, "stopped"),
-        (MemoryError(), 1, "memory is used up"),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 1, "memory is used up"),
-        (OSError(12, "Cannot allocate memory"), 1, "memory is used up"),
-        (PermissionError(13, "Permission denied", "/a/b"), 1, "/a/b: the system refused: Permission denied"),
+        (MemoryError(), 1, "out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 1, "out of memory"),
+        (OSError(12, "Cannot allocate memory"), 1, "out of memory"),
+        (PermissionError(13, "Permission denied", "/a/b"), 1, "/a/b: the operating system refused the operation: Permission denied"),
         (OSError(28, "No space left on device", "/a/b"), 1, "/a/b: the disk is full"),
         (ModuleNotFoundError("No module named 'voila'", name="voila"), 2, "pip install 'ftlab[course]'"),
         (ModuleNotFoundError("No module named 'llama_cpp'", name="llama_cpp.x"), 2, "pip install 'ftlab[llamacpp]'"),
         (ModuleNotFoundError("No module named 'surprise'", name="surprise"), 2, "provides the module surprise"),
-        (fail("model_no_folder", where="./m"), 2, "./m: there is no such folder"),
+        (fail("model_no_folder", where="./m"), 2, "./m: folder not found"),
     ],
 )
 def test_what_the_user_or_the_system_did_has_no_traceback(monkeypatch, capsys, error, code, words):

@@ -80,7 +80,7 @@ def test_outputs_stay_until_code_changes(lesson, tmp_path):
 @pytest.mark.parametrize("broken", ['id="title"', 'id="parameters"'])
 def test_a_cell_without_its_own_id_is_refused(lesson, broken):
     lesson.write_text(lesson.read_text().replace('id="work"', broken))
-    with pytest.raises(LabError, match="id that no other cell"):
+    with pytest.raises(LabError, match="id that is unique"):
         notebooks.build(lesson_files.lessons()[0])
 
 
@@ -150,9 +150,9 @@ def test_exercises_are_checked_in_the_learner_s_copy(lesson, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["course", "run", "99"], "there is no lesson 99"),
-        (["course", "run", "--profile", "huge"], "no profile `huge`"),
-        (["course", "check", "12"], "there is no lesson 12"),
+        (["course", "run", "99"], "lesson 99 does not exist"),
+        (["course", "run", "--profile", "huge"], "unknown profile `huge`"),
+        (["course", "check", "12"], "lesson 12 does not exist"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(lesson, capsys, arguments, message):
@@ -170,4 +170,4 @@ def test_the_command_line_outside_the_course_says_so(tmp_path, monkeypatch, caps
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(lesson_files, "__file__", str(tmp_path / "a" / "b" / "c.py"))
     assert cli.main(["course", "list"]) == 2
-    assert "the course is not here" in capsys.readouterr().err
+    assert "course not found" in capsys.readouterr().err

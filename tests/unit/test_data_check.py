@@ -59,26 +59,26 @@ def test_a_report_lists_what_is_wrong_and_adds_up(folder):
     path = write(folder / "x.jsonl", *rows)
     report = check.check(path)
     assert str(report) == (
-        f"{path}:2: there is no `output`\n"
-        "  fix: there are instruction; name the columns under `columns` in dataset_info.json\n"
-        f"{path}:3: the row says the same as {path}:1\n"
-        "  fix: drop it; `--fix OUT` does\n"
-        f"{path}:4: the row says the same as {path}:1\n"
-        "  fix: drop it; `--fix OUT` does\n"
-        f"{path}:5: 2 control tokens stand in the text (<s>): they would open or end a turn\n"
-        "  fix: escape them; `--fix OUT` does\n"
-        f"{path}: 5 rows read = 4 kept + 0 cut (0 tokens lost) + 1 dropped; 2 duplicates, 0 in another set, "
+        f"{path}:2: `output` is missing\n"
+        "  fix: available: instruction; set the column names under `columns` in dataset_info.json\n"
+        f"{path}:3: duplicate of {path}:1\n"
+        "  fix: remove it; `--fix OUT` does so\n"
+        f"{path}:4: duplicate of {path}:1\n"
+        "  fix: remove it; `--fix OUT` does so\n"
+        f"{path}:5: the text contains 2 control tokens (<s>), which would start or end a turn\n"
+        "  fix: escape them; `--fix OUT` does so\n"
+        f"{path}: 5 examples read = 4 kept + 0 truncated (0 tokens lost) + 1 dropped; 2 duplicates, 0 in another data set, "
         "1 with control tokens"
     )
     assert (report.read, report.kept, report.cut, report.dropped, report.total) == (5, 4, 0, 1, 4)
-    assert report.problems[0] == check.Problem(f"{path}:2", "there is no `output`", report.problems[0].fix)
+    assert report.problems[0] == check.Problem(f"{path}:2", "`output` is missing", report.problems[0].fix)
 
 
 def test_the_first_twenty_problems_are_shown(folder):
     path = write(folder / "x.jsonl", GOOD, *[{"instruction": "a", "output": None}] * 30)
     shown = str(check.check(path)).splitlines()
     assert len(shown) == 2 * 20 + 2
-    assert shown[-2] == "... and 10 more, 30 problems in all"
+    assert shown[-2] == "... and 10 more, 30 problems in total"
 
 
 def test_a_report_remembers_a_thousand_problems_and_counts_all(folder):
@@ -99,8 +99,8 @@ def test_rows_shared_with_another_set_are_reported(folder):
     assert report.problems == [
         check.Problem(
             f"{test}:1",
-            f"the row asks the same as {train}:1, in the other set",
-            "take it out of one of the two, or the score will flatter",
+            f"same question as {train}:1, in the other data set",
+            "remove it from one of the two, or the score will be too high",
         )
     ]
     assert (report.overlap, report.kept, report.dropped) == (1, 4, 0)
@@ -111,10 +111,10 @@ def test_fix_writes_the_good_rows_and_says_every_change(folder):
     path = write(folder / "x.jsonl", *rows)
     report = check.check(path, fix_to=folder / "mended.jsonl")
     assert report.changes == [
-        f"{path}:2: left out (the row says the same as {path}:1)",
-        f"{path}:3: left out (`output` is empty)",
+        f"{path}:2: dropped (duplicate of {path}:1)",
+        f"{path}:3: dropped (`output` is empty)",
         f"{path}:4: 2 control tokens escaped",
-        f"{folder / 'mended.jsonl'}: 2 rows written",
+        f"{folder / 'mended.jsonl'}: 2 examples written",
     ]
     assert all(change in str(report) for change in report.changes)
     mended = [json.loads(line) for line in (folder / "mended.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -138,7 +138,7 @@ def test_fix_writes_utf_8(encoding, folder):
     (folder / "x.jsonl").write_bytes(text.encode(encoding))
     report = check.check("x.jsonl", fix_to=folder / "mended.jsonl")
     assert report.total == 1 and f"encoding: {encoding}" in report.problems[0].fix
-    assert report.changes == [f"x.jsonl: decoded from {encoding}", f"{folder / 'mended.jsonl'}: 2 rows written"]
+    assert report.changes == [f"x.jsonl: decoded from {encoding}", f"{folder / 'mended.jsonl'}: 2 examples written"]
     assert [json.loads(line) for line in (folder / "mended.jsonl").read_text(encoding="utf-8").splitlines()] == rows
 
 
@@ -147,7 +147,7 @@ def test_latin_1_is_not_taken_for_chinese(folder):
     (folder / "x.jsonl").write_bytes(text.encode("latin-1"))
     report = check.check("x.jsonl", fix_to=folder / "mended.jsonl")
     assert report.problems[0].fix == "save the file as UTF-8, or set `encoding: latin-1` in dataset_info.json"
-    assert report.changes[0] == "x.jsonl:1: left out (the text is not UTF-8)"
+    assert report.changes[0] == "x.jsonl:1: dropped (the text is not UTF-8)"
     assert json.loads((folder / "mended.jsonl").read_text()) == GOOD
 
 
@@ -155,12 +155,12 @@ def test_nothing_is_overwritten(folder):
     path = write(folder / "x.jsonl", GOOD)
     for target in (Path(path), folder / "other.json"):
         target.touch()
-        with pytest.raises(LabError, match="the file to write exists already"):
+        with pytest.raises(LabError, match="the output file already exists"):
             check.check(path, fix_to=target)
     assert (folder / "x.jsonl").read_text() == json.dumps(GOOD) + "\n"
 
 
-@pytest.mark.parametrize(("target", "message"), [("x.csv", "as one .jsonl or .json"), ("no/x.json", "no such folder")])
+@pytest.mark.parametrize(("target", "message"), [("x.csv", "as one .jsonl or .json"), ("no/x.json", "folder not found")])
 def test_names_that_cannot_be_written(target, message, folder):
     with pytest.raises(LabError, match=message):
         check.check(write(folder / "x.jsonl", GOOD), fix_to=folder / target)
@@ -171,13 +171,13 @@ def test_a_file_that_breaks_off_is_not_mended(folder):
     report = check.check("x.json", fix_to=folder / "mended.json")
     assert [problem.where for problem in report.problems] == ["x.json:2"]
     assert report.changes == [
-        f"{folder / 'mended.json'}: not written; mend by hand the place where the file cannot be read any further"
+        f"{folder / 'mended.json'}: not written; first fix by hand the place after which the file cannot be read"
     ]
     assert [one.name for one in folder.iterdir() if one.is_file()] == ["x.json"]
 
 
 def test_no_such_set_is_an_error_not_a_report(folder):
-    with pytest.raises(LabError, match=r"there is no dataset_info\.json here"):
+    with pytest.raises(LabError, match=r"dataset_info\.json not found"):
         check.check("nothing", folder)
 
 
@@ -205,8 +205,8 @@ def test_rows_above_cutoff_len_are_reported_with_what_goes(folder, tokenizer):
     assert report.problems == [
         check.Problem(
             f"{path}:2",
-            "cutoff_len 100 takes 41 tokens from the row, 40 of them from its answer",
-            "raise cutoff_len, or shorten the row",
+            "cutoff_len 100 cuts 41 tokens from the example, 40 of them from its answer",
+            "increase cutoff_len, or shorten the example",
         )
     ]
     assert (report.kept, report.cut, report.tokens_lost) == (1, 1, 41)
@@ -220,8 +220,8 @@ def test_a_template_that_refuses_a_row_is_a_problem(folder, tokenizer):
     tokenizer.chat_template = "{{ raise_exception('no such role') }}"
     report = check.check("x.jsonl", cutoff_len=10, tokenizer=tokenizer)
     assert [str(problem) for problem in report.problems] == [
-        "x.jsonl:1: the chat template refuses the conversation: no such role\n"
-        "  fix: change the roles or the order of its messages, or use a model with another template"
+        "x.jsonl:1: the chat template rejected the conversation: no such role\n"
+        "  fix: change the roles or the order of the messages, or use a model with another template"
     ]
     assert (report.kept, report.dropped) == (0, 1)
 

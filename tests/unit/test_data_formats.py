@@ -158,9 +158,9 @@ def test_identity_needs_its_placeholders_filled(folder):
         registry.load("identity", folder)
     where = folder / "identity.json"
     assert str(caught.value) == (
-        f"{where}:1 (row 1): the text holds the placeholder {{{{name}}}}, which would be trained on as it stands "
-        f"(2 problems in all, the next at {where}:1 (row 2); `ftlab data check identity` lists them)\n"
-        "  fix: give it a value: `dataset_substitutions: {name: ...}` in a recipe"
+        f"{where}:1 (row 1): the text contains the placeholder {{{{name}}}}, which would be trained on literally "
+        f"(2 problems in total, the next at {where}:1 (row 2); `ftlab data check identity` lists them)\n"
+        "  fix: set its value: `dataset_substitutions: {name: ...}` in a recipe"
     )
     with pytest.raises(LabError, match=r"placeholder \{\{author\}\}"):
         registry.load("identity", folder, substitutions={"name": "Ada"})

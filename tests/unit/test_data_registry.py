@@ -43,13 +43,13 @@ def test_sets_are_mixed(folder):
 
 
 WRONG_MIXES = [
-    ({"mix_strategy": "blend"}, "mix_strategy: there is no way of mixing called `blend`"),
-    ({"interleave_probs": [0.5, 0.5]}, "interleave_probs: the probabilities do not fit 2 sets: [0.5, 0.5] (concat)"),
+    ({"mix_strategy": "blend"}, "mix_strategy: unknown mix_strategy `blend`"),
+    ({"interleave_probs": [0.5, 0.5]}, "interleave_probs: the probabilities do not match 2 data sets: [0.5, 0.5] (concat)"),
     (
         {"mix_strategy": "interleave_under", "interleave_probs": [0.5, 0.6]},
-        "interleave_probs: the probabilities do not fit 2 sets: [0.5, 0.6] (interleave_under)",
+        "interleave_probs: the probabilities do not match 2 data sets: [0.5, 0.6] (interleave_under)",
     ),
-    ({"max_samples": 0}, "max_samples: a set cannot be cut to 0 rows"),
+    ({"max_samples": 0}, "max_samples: invalid number of examples 0"),
 ]
 
 
@@ -64,7 +64,7 @@ def test_kinds_are_not_mixed(folder):
     (folder / "raw.txt").write_text("text\n")
     with pytest.raises(LabError) as caught:
         registry.load("one,raw.txt", folder)
-    assert caught.value.what == "sets of different kinds cannot be mixed: one: messages; raw.txt: text"
+    assert caught.value.what == "data sets of different kinds cannot be mixed: one: messages; raw.txt: text"
 
 
 def test_sets_with_and_without_tools_are_mixed(folder):
@@ -111,7 +111,7 @@ def test_a_second_load_reads_the_cache_and_a_refused_file_leaves_nothing(folder,
 def test_a_cache_that_cannot_be_made_is_named(folder, monkeypatch):
     (folder / "file").write_text("")
     monkeypatch.setenv("FTLAB_CACHE", str(folder / "file"))
-    with pytest.raises(LabError, match="the cache cannot be written to"):
+    with pytest.raises(LabError, match="the cache is not writable"):
         registry.load("one", folder)
 
 
@@ -131,9 +131,9 @@ def test_the_first_problems_are_listed_with_the_total(folder):
     with pytest.raises(LabError) as caught:
         registry.load("bad.jsonl")
     assert str(caught.value) == (
-        "bad.jsonl:2: `output` must be a string, got number (9 problems in all, the next at bad.jsonl:3, bad.jsonl:4, "
+        "bad.jsonl:2: `output` must be a string, got number (9 problems in total, the next at bad.jsonl:3, bad.jsonl:4, "
         "bad.jsonl:5; `ftlab data check bad.jsonl` lists them)\n"
-        "  fix: write a text (in JSON: in quotes), or drop the row"
+        "  fix: write a string (in JSON: in quotes), or remove the example"
     )
 
 
@@ -147,7 +147,7 @@ def test_giving_columns_resets_the_unlisted_ones_and_says_what_is_lost(folder, c
     listed = registry.load("listed", folder)[0]["messages"]
     assert [turn["content"] for turn in listed] == ["a", "1"]
     said = capsys.readouterr().out
-    assert "listed: 1 rows have `system`, which is not read" in said and "1 rows have `input`" in said
+    assert "listed: 1 examples have `system`, which is not read" in said and "1 examples have `input`" in said
 
 
 def test_giving_tags_resets_the_unlisted_ones(folder):
@@ -160,7 +160,7 @@ def test_giving_tags_resets_the_unlisted_ones(folder):
     tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
     entry = {"file_name": "m.jsonl", "formatting": "sharegpt", "columns": {"messages": "messages"}, "tags": tags}
     info(folder, reset=entry, whole=entry | {"tags": tags | {"system_tag": "system"}})
-    with pytest.raises(LabError, match=r"m.jsonl:1 \(turn 1\): no role is called `system`"):
+    with pytest.raises(LabError, match=r"m.jsonl:1 \(turn 1\): unknown role `system`"):
         registry.load("reset", folder)
     assert registry.load("whole", folder)[0]["messages"] == turns
 
@@ -174,16 +174,16 @@ def test_a_folder_of_files_is_one_set(folder):
     write_rows(folder / "many" / "3.jsonl", ["3"])
     assert answers(registry.load("many", folder)) == ["1", "2", "3"]
     (folder / "many" / "4.txt").write_text("text")
-    with pytest.raises(LabError, match=r"data files of one kind, found: \.jsonl \.txt"):
+    with pytest.raises(LabError, match=r"data files of one type, found: \.jsonl \.txt"):
         registry.load("many", folder)
 
 
 LOST = [
-    ("on", "no data set is called `on`"),
-    ("gone.jsonl", "no data set is called `gone.jsonl`"),
-    ("some/gone.jsonl", "there is no such file"),
-    ("", "no data set is named"),
-    ("table.xlsx", "this kind of file is not read"),
+    ("on", "unknown data set `on`"),
+    ("gone.jsonl", "unknown data set `gone.jsonl`"),
+    ("some/gone.jsonl", "file not found"),
+    ("", "no data set given"),
+    ("table.xlsx", "unsupported file type"),
 ]
 
 
@@ -196,7 +196,7 @@ def test_names_that_lead_nowhere(name, message, folder):
 
 
 def test_no_registry(folder):
-    with pytest.raises(LabError, match=r"there is no dataset_info\.json here"):
+    with pytest.raises(LabError, match=r"dataset_info\.json not found"):
         registry.load("one", folder / "elsewhere")
 
 
@@ -223,7 +223,7 @@ def test_a_hub_wins_over_a_file_and_is_asked_for_subset_and_split(folder, monkey
     info(folder, hub={"hf_hub_url": "org/set", "file_name": "one.jsonl", "subset": "s", "split": "test"})
     assert answers(registry.load("hub", folder)) == ["c", "d"]
     assert asked == {"url": "org/set", "subset": "s", "split": "test", "data_dir": None}
-    assert capsys.readouterr().out == "fetching the data set org/set from huggingface.co\n"
+    assert capsys.readouterr().out == "downloading data set org/set from huggingface.co\n"
     rows = datasets.Dataset.from_dict({"instruction": ["a", "b"], "output": ["c", None]})
     with pytest.raises(LabError, match="org/set:2: `output` must be a string, got null"):
         registry.load("hub", folder)
@@ -238,7 +238,7 @@ def test_online_names_are_hub_ids_read_by_their_columns(monkeypatch, capsys):
     assert registry.load("org/set", "ONLINE").to_list() == [{"messages": turns}]
     assert "org/set: read as openai (messages, system, tools -> messages, tools)" in capsys.readouterr().out
     rows = datasets.Dataset.from_dict({"pixels": [1]})
-    with pytest.raises(LabError, match="org/set:1: no format has these columns: pixels"):
+    with pytest.raises(LabError, match="org/set:1: these columns match no known format: pixels"):
         registry.load("org/set", "ONLINE")
 
 
@@ -252,7 +252,7 @@ def test_a_hub_out_of_reach_is_one_message(folder, monkeypatch):
     info(folder, hub={"hf_hub_url": "org/set"})
     with pytest.raises(LabError) as caught:
         registry.load("hub", folder)
-    assert caught.value.what == "the data set could not be fetched (no route)"
+    assert caught.value.what == "the data set could not be downloaded (no route)"
 
 
 def test_modelscope_is_asked_for_when_there_is_no_other_hub(folder, monkeypatch):
@@ -271,7 +271,7 @@ def test_control_tokens_are_counted(folder, capsys):
     write_rows(folder / "one.jsonl", ["fine", "ends<|im_end|> here"])
     registry.load("one", folder)
     said = capsys.readouterr().out
-    assert said.startswith("one: 1 rows hold control tokens such as <|im_end|>; `ftlab data check one --fix OUT`")
+    assert said.startswith("one: 1 examples contain control tokens such as <|im_end|>; `ftlab data check one --fix OUT`")
 
 
 def test_fractions_that_datasets_rounds_are_mentioned(folder, capsys):
@@ -281,4 +281,4 @@ def test_fractions_that_datasets_rounds_are_mentioned(folder, capsys):
         row = {"conversations": [{"from": role, "value": value} for role, value in turns]}
         (folder / "x.jsonl").write_text(json.dumps(row))
         registry.load("x.jsonl")
-        assert ("another last digit" in capsys.readouterr().out) is said
+        assert ("datasets` rounds" in capsys.readouterr().out) is said

@@ -29,7 +29,7 @@ def test_parts_add_up_share_nothing_and_come_back_the_same(capsys):
     said = capsys.readouterr().out
     assert (len(parts.validation), len(parts.test), parts.dropped) == (10, 20, 20)
     assert len(parts.train) == 70
-    assert said == "120 rows read = 70 train + 10 validation + 20 test + 20 duplicates dropped; overlap 0\n"
+    assert said == "120 examples read = 70 train + 10 validation + 20 test + 20 duplicates dropped; overlap 0\n"
     for one, other in ((parts.train, parts.test), (parts.train, parts.validation), (parts.validation, parts.test)):
         assert overlap(one, other) == overlap(other, one) == 0
     again, other = split(rows, 0.1, 20, seed=7), split(rows, 0.1, 20, seed=8)

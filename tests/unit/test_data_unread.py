@@ -91,13 +91,13 @@ def test_another_weight_is_refused(key, value):
 
 def test_weights_that_contradict_each_other_are_refused():
     said = refused({"messages": [user("a"), assistant("b", weight=1, loss=False)]})
-    assert said == "1 (turn 2): the turn is both trained on and not: weight, loss contradict each other"
+    assert said == "1 (turn 2): weight, loss contradict each other: one trains on the turn, another does not"
 
 
 def test_an_example_without_a_trained_answer_is_refused():
     good = {"messages": TURNS}
     said = refused(good, {"messages": [user("a"), assistant("b", weight=0)]}, line=2)
-    assert said == "2: no answer is trained on: all of them have weight 0"
+    assert said == "2: no answer is trained on: all have weight 0"
     assert refused({"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "train": False}]})
     assert refused({"prompt": [user("a")], "completion": [assistant("b", weight=0)]})
 
@@ -163,7 +163,7 @@ def test_a_thought_elsewhere_is_counted_and_one_in_the_content_stays(capsys):
     ]
     assert registry.load("x.jsonl")[0]["messages"][1]["content"] == "<think>c</think>b"
     assert noted(capsys, {"instruction": "a", "output": "b", "thinking": "c"}) == [
-        "1 rows have `thinking`, which is not read"
+        "1 examples have `thinking`, which is not read"
     ]
 
 
@@ -194,9 +194,9 @@ PARTS = [
     ({"type": "image"}, "`image`: ftlab trains on text only"),
     ({"type": "input_audio", "input_audio": {}}, "`input_audio`: ftlab trains on text only"),
     ({"type": "video", "video": "x"}, "`video`: ftlab trains on text only"),
-    ({"type": "tool_use", "name": "f"}, "a content part of type `tool_use` is not read"),
-    ({"type": "refusal", "refusal": "no"}, "a content part of type `refusal` is not read"),
-    ({"type": "text"}, "a content part of type `text` is not read"),
+    ({"type": "tool_use", "name": "f"}, "unsupported content part type `tool_use`"),
+    ({"type": "refusal", "refusal": "no"}, "unsupported content part type `refusal`"),
+    ({"type": "text"}, "unsupported content part type `text`"),
 ]
 
 
@@ -260,7 +260,7 @@ def test_a_csv_file_cannot_say_true(folder):
 @pytest.mark.parametrize("value", ["positive", 1, "true", 3])
 def test_a_class_beside_an_instruction_is_no_judgement(value, capsys):
     rows = [{"instruction": "a", "output": "b", "label": value}]
-    assert noted(capsys, *rows) == ["1 rows have `label`, which is not read"]
+    assert noted(capsys, *rows) == ["1 examples have `label`, which is not read"]
     assert registry.load("x.jsonl").column_names == ["messages"]
 
 
@@ -333,11 +333,11 @@ def test_the_former_function_call_and_functions_are_read():
 CALLS = [
     (
         {"tool_calls": [{"type": "custom", "custom": {"name": "f", "input": "x"}}]},
-        "a tool call of type `custom` is not read",
+        "unsupported tool call type `custom`",
     ),
-    ({"tool_calls": [{"function": {"name": "f", "parameters": {"x": 1}}}]}, "the tool call is not readable"),
-    ({"tool_calls": [{"function": {"name": "f", "arguments": '{"x": 1, "x": 2}'}}]}, "the tool call is not readable"),
-    ({"function_call": "auto"}, "the tool call is not readable"),
+    ({"tool_calls": [{"function": {"name": "f", "parameters": {"x": 1}}}]}, "invalid tool call"),
+    ({"tool_calls": [{"function": {"name": "f", "arguments": '{"x": 1, "x": 2}'}}]}, "invalid tool call"),
+    ({"function_call": "auto"}, "invalid tool call"),
     ({"tool_calls": [CALL], "function_call": {"name": "f", "arguments": "{}"}}, "the turn has both"),
 ]
 
@@ -362,7 +362,7 @@ def test_roles_that_are_not_known_are_refused_with_a_name_that_is_near():
     path = write({"conversations": [{"from": "human", "value": "a"}, {"from": "chatgpt", "value": "b"}]})
     assert "did you mean gpt?" in check.check(path).problems[0].fix
     path = write({"conversations": [{"from": "narrator", "value": "a"}, {"from": "gpt", "value": "b"}]})
-    assert check.check(path).problems[0].fix.startswith("there are human, gpt, observation, function_call, system;")
+    assert check.check(path).problems[0].fix.startswith("available: human, gpt, observation, function_call, system;")
     assert (
         loaded({"messages": [{"role": "developer", "content": "s"}, user("a"), assistant("b")]})[0]["messages"][0][
             "role"
@@ -376,7 +376,7 @@ def test_a_column_that_is_not_there_is_not_guessed_from_far():
     report = check.check("x.jsonl")
     assert report.problems[0].fix.startswith("did you mean outptu?")
     write({"instruction": "a", "output": "b"}, {"instruction": "a", "x": "b"})
-    assert check.check("x.jsonl").problems[0].fix.startswith("there are instruction, x;")
+    assert check.check("x.jsonl").problems[0].fix.startswith("available: instruction, x;")
 
 
 def test_keys_of_messages_that_nobody_reads_are_counted(capsys):
@@ -398,15 +398,15 @@ def test_columns_that_formats_know_are_counted_and_others_listed(capsys):
         "empty": "",
     }
     assert noted(capsys, row, row) == [
-        "2 rows have `margin`, which is not read",
-        "2 rows have `score_chosen`, which is not read",
+        "2 examples have `margin`, which is not read",
+        "2 examples have `score_chosen`, which is not read",
         "columns not read: source",
     ]
     assert noted(capsys, {"messages": TURNS, "rejected_response": "b"}) == [
-        "1 rows have `rejected_response`, which is not read"
+        "1 examples have `rejected_response`, which is not read"
     ]
     assert noted(capsys, {"question": "a", "context": "b", "answer": "c"}) == [
-        "1 rows have `context`, which is not read"
+        "1 examples have `context`, which is not read"
     ]
 
 
@@ -416,7 +416,7 @@ def test_a_registered_set_says_what_its_entry_leaves_out(folder, capsys):
     (folder / "dataset_info.json").write_text(json.dumps({"set": entry}))
     registry.load("set", folder)
     assert capsys.readouterr().out.splitlines() == [
-        "set: 1 rows have `system`, which is not read; `columns` in dataset_info.json says which columns are"
+        "set: 1 examples have `system`, which is not read; `columns` in dataset_info.json sets which columns are read"
     ]
     assert "set: columns not read: source" in check.check("set", folder).unread
 
@@ -424,12 +424,12 @@ def test_a_registered_set_says_what_its_entry_leaves_out(folder, capsys):
 def test_two_different_systems_are_counted(capsys):
     turns = [{"role": "system", "content": "turn"}, *TURNS]
     rows = [{"messages": turns, "system": "column"}, {"messages": turns, "system": "turn"}]
-    assert noted(capsys, *rows) == ["1 rows have a system turn and another text in the system column: the turn is read"]
+    assert noted(capsys, *rows) == ["1 examples have a system turn and a different text in the system column: the turn is used"]
 
 
 def test_placeholders_are_counted_by_a_check():
     write({"instruction": "a", "output": "I am {{name}}."})
-    assert "1 texts hold placeholders such as {{name}}" in check.check("x.jsonl").unread[0]
+    assert "1 texts contain placeholders such as {{name}}" in check.check("x.jsonl").unread[0]
 
 
 # TRL's own shapes
@@ -468,10 +468,10 @@ def test_the_prompt_of_two_conversations_is_what_they_begin_with():
 
 
 WRONG = [
-    ({"chosen": "a", "rejected": "b"}, "the row has chosen and rejected texts, but not a prompt"),
+    ({"chosen": "a", "rejected": "b"}, "the example has chosen and rejected, but no prompt"),
     (
         {"chosen": [user("a"), assistant("b")], "rejected": [user("c"), assistant("d")]},
-        "chosen and rejected don't begin with the same",
+        "chosen and rejected don't start with the same",
     ),
     (
         {"chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("b")]},
@@ -479,14 +479,14 @@ WRONG = [
     ),
     (
         {"prompt": "x", "chosen": [user("a"), assistant("b")], "rejected": [user("a"), assistant("c")]},
-        "`prompt` (or a history) is not what",
+        "`prompt` (or a history) differs from what",
     ),
-    ({"prompt": [user("a")], "completion": [user("b")]}, "this answer is given by `user`"),
+    ({"prompt": [user("a")], "completion": [user("b")]}, "this answer has the role `user`"),
     (
         {"prompt": [user("a"), assistant("b")], "completion": [assistant("c")]},
         "the conversation must end with a question",
     ),
-    ({"prompt": [user("a"), user("b")], "completion": [assistant("c")]}, "`user` speaks out of turn"),
+    ({"prompt": [user("a"), user("b")], "completion": [assistant("c")]}, "turn of `user` out of order"),
 ]
 
 
@@ -543,7 +543,7 @@ def test_a_file_that_does_not_read_back_is_not_written(suffix, folder, monkeypat
     monkeypatch.setattr(check.RowWriter, "plain", lambda self, value, column: "")
     report = check.check("x.jsonl", fix_to=folder / f"y{suffix}")
     assert [problem.what for problem in report.problems] == [
-        "nothing was written: the repaired rows are not read as before (`output` is empty)"
+        "nothing was written: the repaired examples would be read differently (`output` is empty)"
     ]
     assert sorted(one.name for one in folder.iterdir() if one.is_file()) == ["x.jsonl"]
 
@@ -561,11 +561,11 @@ def test_values_of_a_table_that_are_read_must_be_text(folder):
     turns = [user("a"), {"role": "assistant", "content": "b", "tool_calls": [call]}]
     parquet.write_table(pyarrow.table({"messages": [turns]}), "y.parquet")
     assert [problem.what for problem in check.check("y.parquet").problems] == [
-        "tool calls and tools can hold what JSON has, got date"
+        "tool calls and tools must contain only JSON values, got date"
     ]
     names = ["instruction", "output", "output"]
     parquet.write_table(pyarrow.Table.from_arrays([pyarrow.array([one]) for one in "abc"], names=names), "w.parquet")
-    assert "'output' stands there twice" in check.check("w.parquet").problems[0].what
+    assert "duplicate column 'output'" in check.check("w.parquet").problems[0].what
     nul = pyarrow.table({"instruction": ["a"], "output": ["b\x00"]})
     parquet.write_table(nul, "z.parquet")
     assert "NUL" in check.check("z.parquet").problems[0].what
@@ -593,15 +593,15 @@ def test_rows_that_share_a_line_are_numbered(folder):
 def test_bad_rows_are_refused_or_dropped_and_listed(folder, capsys):
     good, bad = {"instruction": "a", "output": "b"}, {"instruction": "a"}
     write(good, *[bad] * 6, {"instruction": "c", "output": "d"})
-    with pytest.raises(LabError, match=r"x.jsonl:2: there is no `output` \(6 problems in all"):
+    with pytest.raises(LabError, match=r"x.jsonl:2: `output` is missing \(6 problems in total"):
         registry.load("x.jsonl")
     for _ in range(2):
         capsys.readouterr()
         rows = registry.load("x.jsonl", on_bad_rows="drop", places=True)
         assert rows["where"][:] == ["x.jsonl:1", "x.jsonl:8"]
         said = capsys.readouterr().out.splitlines()[1:]
-        assert said[0] == "x.jsonl: 6 of 8 rows cannot be used and are left out, the first:"
-        assert said[1:] == [f"  x.jsonl:{line}: there is no `output`" for line in (2, 3, 4, 5)]
+        assert said[0] == "x.jsonl: 6 of 8 examples cannot be used and are dropped, the first:"
+        assert said[1:] == [f"  x.jsonl:{line}: `output` is missing" for line in (2, 3, 4, 5)]
     with pytest.raises(LabError, match="6 problems"):
         registry.load("x.jsonl")
     assert len(registry.rows_of("x.jsonl")) == check.check("x.jsonl").kept == 2
@@ -613,7 +613,7 @@ def test_bad_rows_are_refused_or_dropped_and_listed(folder, capsys):
     with pytest.raises(LabError, match=r"x.jsonl:1: `output` is empty \(2 problems"):
         registry.load("x.jsonl", on_bad_rows="drop")
     write(bad, bad)
-    with pytest.raises(LabError, match=r"x.jsonl:1: no format has these columns"):
+    with pytest.raises(LabError, match=r"x.jsonl:1: these columns match no known format"):
         registry.load("x.jsonl", on_bad_rows="drop")
 
 

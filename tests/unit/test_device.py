@@ -92,7 +92,7 @@ def test_another_format_is_refused_in_one_line(monkeypatch, capsys, verb):
     monkeypatch.setenv("FTLAB_DTYPE", "half")
     assert cli.main(verb) == 2
     said = capsys.readouterr().err
-    assert "FTLAB_DTYPE: `half` is not a number format" in said and "fix: " in said and "Traceback" not in said
+    assert "FTLAB_DTYPE: `half` is not a supported training dtype" in said and "fix: " in said and "Traceback" not in said
 
 
 def test_only_device_asks_what_the_processor_multiplies():
@@ -164,7 +164,7 @@ def test_a_4_bit_model_that_has_answered_still_passes_gradients_back(tiny_model_
 
 def test_float16_is_not_trained_on_a_cpu(monkeypatch, tiny_recipe):
     monkeypatch.setenv("FTLAB_DTYPE", "float16")
-    with pytest.raises(LabError, match="float16 is trained with a GPU's loss scaling"):
+    with pytest.raises(LabError, match="training in float16 needs loss scaling on a GPU"):
         library_args.training_settings(recipes.load(tiny_recipe), Path(tiny_recipe["output_dir"]), device.describe())
 
 

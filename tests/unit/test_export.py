@@ -221,9 +221,9 @@ def test_a_quantized_base_is_refused(pair):
 
 def test_an_adapter_of_another_base_is_refused(pair, tmp_path):
     same_shapes = make_base(tmp_path / "twin", seed=7)
-    assert "another model" in refused(same_shapes, *pair[1:])
+    assert "were trained on" in refused(same_shapes, *pair[1:])
     other_family = make_base(tmp_path / "other", "gpt_neox")
-    assert "another model" in refused(other_family, *pair[1:])
+    assert "were trained on" in refused(other_family, *pair[1:])
 
 
 def test_a_run_knows_its_base_even_where_that_has_moved(tiny_recipe, tmp_path):
@@ -232,7 +232,7 @@ def test_a_run_knows_its_base_even_where_that_has_moved(tiny_recipe, tmp_path):
     config = json.loads((done.folder / "adapter" / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = "somewhere/else"
     (done.folder / "adapter" / "adapter_config.json").write_text(json.dumps(config))
-    assert "another model" in refused(twin, done.folder, tmp_path / "out")
+    assert "were trained on" in refused(twin, done.folder, tmp_path / "out")
     run(Path(tiny_recipe["model_name_or_path"]), done.folder, tmp_path / "out")
 
 
@@ -249,7 +249,7 @@ def test_an_adapter_without_effect_is_refused(pair):
     path = pair[1] / "adapter_model.safetensors"
     weights = load_file(path)
     save_file({name: weight * ("lora_B" not in name) for name, weight in weights.items()}, path)
-    assert "changes nothing" in refused(*pair)
+    assert "has no effect" in refused(*pair)
 
 
 def test_a_damaged_adapter_is_refused(pair, tmp_path):

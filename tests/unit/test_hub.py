@@ -104,11 +104,11 @@ def test_a_hub_model_is_fetched_without_its_pickles_and_then_found_offline(fetch
 @pytest.mark.parametrize(
     ("name", "environment", "message"),
     [
-        ("org/nobody", {}, "no model is called `org/nobody`"),
-        ("org/pickled", {}, "reads no pickle"),
-        ("org/gated", {}, "asks for permission"),
+        ("org/nobody", {}, "unknown model `org/nobody`"),
+        ("org/pickled", {}, "ftlab does not load"),
+        ("org/gated", {}, "access must be requested"),
         ("org/good", {"HF_HUB_OFFLINE": "1"}, "HF_HUB_OFFLINE=1"),
-        ("org/good", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "cannot be reached"),
+        ("org/good", {"HF_ENDPOINT": "http://127.0.0.1:9"}, "is unreachable"),
     ],
 )
 def test_what_can_go_wrong_is_said(fetch, name, environment, message):

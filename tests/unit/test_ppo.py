@@ -327,7 +327,7 @@ def test_a_bad_reward_function_is_refused_by_name_and_the_weights_stay(build, re
 
 
 def test_too_few_prompts_and_a_model_without_adapter_are_refused(build, tiny_model_dir):
-    with pytest.raises(LabError, match="3 prompts are fewer than one batch takes, 4"):
+    with pytest.raises(LabError, match="a batch needs 4 prompts, but there are only 3"):
         build(rows=QUESTIONS[:3])
     bare = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
     with pytest.raises(LabError, match="LlamaForCausalLM has none"):

@@ -98,7 +98,7 @@ def test_eval_scores_base_and_adapter_and_writes_them(tiny_recipe, capsys):
     found = evaluation.score(recipes.load(tiny_recipe | {"max_steps": 30}))
     assert found["tuned"]["loss"] < found["base"]["loss"] and found["base"]["rows"] == 12
     assert json.loads((run.folder / folder.SCORES).read_text()) == found
-    assert "perplexity" in evaluation.table(found) and "for held-out examples" in capsys.readouterr().out
+    assert "perplexity" in evaluation.table(found) and "to score held-out examples" in capsys.readouterr().out
     # What eval left does not make the folder somebody else's.
     assert train.train(recipes.load(tiny_recipe | {"max_steps": 30})).reused
 
@@ -107,8 +107,8 @@ def test_eval_scores_base_and_adapter_and_writes_them(tiny_recipe, capsys):
     ("keys", "message"),
     [
         ({"stage": "dpo"}, "has no answers"),
-        ({"dataset": None}, "does not say"),
-        ({"adapter_name_or_path": "nowhere"}, "no adapter"),
+        ({"dataset": None}, "has no"),
+        ({"adapter_name_or_path": "nowhere"}, "not an adapter"),
     ],
 )
 def test_eval_refuses_in_one_line(tiny_recipe, keys, message):

@@ -88,10 +88,10 @@ def test_eval_scores_what_the_run_held_out(tiny_recipe, capsys):
 
 def test_a_folder_that_was_never_trained_has_no_tuned_score(tiny_recipe, capsys):
     found = evaluation.score(recipes.load(tiny_recipe), figures=("loss",))
-    assert set(found) == {"base"} and "nothing trained yet" in capsys.readouterr().out
+    assert set(found) == {"base"} and "no trained weights yet" in capsys.readouterr().out
     train.train(recipes.load(tiny_recipe))
     evaluation.score(recipes.load(tiny_recipe | {"lora_rank": 8}), figures=("loss",))
-    assert "other settings than this recipe has: lora_rank: 4 -> 8" in capsys.readouterr().out
+    assert "settings that differ from this recipe: lora_rank: 4 -> 8" in capsys.readouterr().out
 
 
 def test_a_whole_model_is_scored_beside_its_base(tiny_recipe):

@@ -283,7 +283,7 @@ def ask_alone(model, tokenizer, prompt):
 def test_a_model_with_another_state_is_refused(loaded, monkeypatch):
     model, tokenizer = loaded
     monkeypatch.setattr(type(model), "_is_stateful", True)
-    with pytest.raises(LabError, match="several people"):
+    with pytest.raises(LabError, match="served in batches"):
         Engine(model, tokenizer)
 
 

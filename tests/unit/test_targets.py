@@ -60,7 +60,7 @@ NOT_THERE = [
     ("tied", {"finetuning_type": "freeze", "freeze_extra_modules": "lm_heads"}, "freeze_extra.*called lm_heads"),
     ("tied", {"finetuning_type": "freeze", "freeze_extra_modules": "mlp"}, "called mlp"),
     ("tied", {"finetuning_type": "freeze", "freeze_extra_modules": "model"}, "called model"),
-    ("tied", {"finetuning_type": "freeze", "freeze_trainable_layers": 3}, "3 layers cannot be chosen from 2"),
+    ("tied", {"finetuning_type": "freeze", "freeze_trainable_layers": 3}, "cannot choose 3 of 2"),
     ("tied", {"optim_target_modules": ["q_proj", "W_pack"]}, "optim_target_modules: .*called W_pack"),
     ("tied", {"lora_target": "q_proj,lm_head", "additional_target": "lm_head"}, "both name lm_head"),
 ]  # fmt: skip
@@ -148,8 +148,8 @@ def test_a_continued_adapter_decides_its_own_keys_and_they_are_recorded(first):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"lora_rank": 16}, "`lora_rank: 16` cannot be had: .*has 4"),
-        ({"lora_rank": 8}, "`lora_rank: 8` cannot be had"),
+        ({"lora_rank": 16}, "`lora_rank: 16` conflicts with .*has 4"),
+        ({"lora_rank": 8}, "`lora_rank: 8` conflicts with"),
         ({"lora_alpha": 16}, "`lora_alpha: 16`.*has 6"),
         ({"lora_dropout": 0.1}, "`lora_dropout: 0.1`.*has 0"),
         ({"lora_target": "q_proj"}, "`lora_target: q_proj`.*has q_proj,v_proj"),
@@ -157,7 +157,7 @@ def test_a_continued_adapter_decides_its_own_keys_and_they_are_recorded(first):
         ({"additional_target": "lm_head"}, "`additional_target: lm_head`"),
         ({"use_dora": True}, "`use_dora: True`.*has false"),
         ({"pissa_init": True}, "`pissa_init: True`.*has false"),
-        ({"create_new_adapter": True, "lora_rank": 16}, "saved nowhere"),
+        ({"create_new_adapter": True, "lora_rank": 16}, "not saved anywhere"),
         ({"stage": "rm", "dataset": "preference"}, "`stage: rm` cannot continue"),
     ],
     ids=str,
@@ -180,7 +180,7 @@ def test_a_checkpoint_to_resume_from_must_be_of_the_run(tiny_recipe, tmp_path, w
     if where == "there":
         train.train(recipes.load(tiny_recipe | {"output_dir": str(tmp_path / "one"), "max_steps": 2}))
     asked = {"output_dir": str(tmp_path / "two"), "resume_from_checkpoint": str(tmp_path / "one" / "checkpoint-2")}
-    with pytest.raises(LabError, match="cannot be resumed from: output_dir holds no run"):
+    with pytest.raises(LabError, match="cannot resume from this checkpoint: output_dir holds no run"):
         train.train(recipes.load(tiny_recipe | asked))
 
 
@@ -188,16 +188,16 @@ def test_a_checkpoint_to_resume_from_must_be_of_the_run(tiny_recipe, tmp_path, w
     ("keys", "message"),
     [
         ({"stage": "dpo"}, "stage dpo trains on"),
-        ({"eval_strategy": "steps"}, "no validation rows|no validation"),
-        ({"val_size": 12}, "cannot be held out"),
-        ({"template": "llama3"}, "does not fit this model"),
+        ({"eval_strategy": "steps"}, "no validation set|no validation"),
+        ({"val_size": 12}, "cannot hold out"),
+        ({"template": "llama3"}, "does not match this model"),
         ({"do_train": False}, "do_train: false"),
-        ({"report_to": "wandb"}, "settings do not fit|wandb"),
-        ({"lr_scheduler_type": "cosine_with_min_lr"}, "settings do not fit"),
-        ({"optim": "lomo"}, "needs the package lomo_optim"),
-        ({"model_name_or_path": "./nowhere"}, "no such folder"),
+        ({"report_to": "wandb"}, "settings are inconsistent|wandb"),
+        ({"lr_scheduler_type": "cosine_with_min_lr"}, "settings are inconsistent"),
+        ({"optim": "lomo"}, "the package lomo_optim is required"),
+        ({"model_name_or_path": "./nowhere"}, "folder not found"),
         ({"lora_target": "W_pack"}, "called W_pack"),
-        ({"adapter_name_or_path": "nowhere"}, "no adapter|not an adapter"),
+        ({"adapter_name_or_path": "nowhere"}, "not an adapter"),
     ],
 )
 def test_check_refuses_what_train_refuses_and_leaves_nothing(tiny_recipe, tmp_path, keys, message, capsys):

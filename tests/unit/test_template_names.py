@@ -72,7 +72,7 @@ REFUSED = [
 def test_a_name_that_promises_something_else_is_refused_with_the_right_one(own, model, name, right):
     tokenizer = tokenizer_with(own, model)
     before = tokenizer.chat_template
-    with pytest.raises(LabError, match=f"write `template: ({right})`") as error:
+    with pytest.raises(LabError, match=f"use `template: ({right})`") as error:
         templates.apply(name, tokenizer)
     assert error.value.exit_code == 2 and tokenizer.chat_template == before
 
@@ -122,10 +122,10 @@ def test_a_system_turn_that_the_name_does_not_bring_is_said():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("empty", "bare text without turns"),
+        ("empty", "plain text without turns"),
         ("chatmal", "did you mean chatml"),
-        ("xyzzy", "no chat template is called `xyzzy`\n  fix: without the key"),
-        ("minicpm_v", "is called `minicpm_v`\n  fix: without the key"),
+        ("xyzzy", "unknown chat template `xyzzy`\n  fix: if you remove the key"),
+        ("minicpm_v", "unknown chat template `minicpm_v`\n  fix: if you remove the key"),
     ],
 )
 def test_an_unknown_name_is_refused(name, message):
@@ -141,5 +141,5 @@ def test_one_key_puts_another_template_in_place_of_the_models_own(tiny_recipe, c
     assert "template: default replaces the model's own chat template" in capsys.readouterr().out
     _, tokenizer = chat.load(other["model_name_or_path"], done.folder)
     assert text_of(tokenizer) == "Human: Hi?<|im_end|>\nAssistant:Yes.<|im_end|>\n"
-    with pytest.raises(LabError, match="no text of `template: llama3`"):
+    with pytest.raises(LabError, match="include the text of `template: llama3`"):
         train.train(recipes.load(other | {"allow_other_template": True, "template": "llama3"}))

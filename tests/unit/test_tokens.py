@@ -74,7 +74,7 @@ def test_a_base_model_without_template_is_said(tiny_tokenizer, monkeypatch):
 def test_a_template_that_leaves_answers_out_is_refused(tiny_tokenizer, monkeypatch):
     last_only = "{% for m in messages %}{{ m['content'] if loop.last else '' }}<|im_end|>{% endfor %}"
     monkeypatch.setattr(tiny_tokenizer, "chat_template", last_only)
-    with pytest.raises(LabError, match=r"leaves out message 1 \(user\)"):
+    with pytest.raises(LabError, match=r"message 1 \(user\) is missing"):
         tokens.encode(tiny_tokenizer, {"messages": CHAT})
 
 

@@ -229,17 +229,17 @@ def test_examples_that_are_cut_are_counted(tiny_recipe, capsys):
     ("keys", "message"),
     [
         ({"stage": "dpo"}, "stage dpo trains on prompt, chosen, rejected"),
-        ({"eval_strategy": "steps"}, "no validation rows"),
-        ({"val_size": 12}, "cannot be held out"),
+        ({"eval_strategy": "steps"}, "no validation set"),
+        ({"val_size": 12}, "cannot hold out"),
         ({"lora_target": "nowhere"}, "no layer called nowhere"),
-        ({"finetuning_type": "freeze", "freeze_trainable_layers": 3}, "3 layers cannot be chosen from 2"),
+        ({"finetuning_type": "freeze", "freeze_trainable_layers": 3}, "cannot choose 3 of 2"),
         ({"finetuning_type": "freeze", "freeze_trainable_modules": "nowhere"}, "no layer called nowhere"),
         ({"template": "llama3"}, "write `template: chatml`"),
         ({"template": "chatmal"}, "did you mean chatml"),
-        ({"deepspeed": "nowhere.json"}, "settings do not fit|eepspeed"),
+        ({"deepspeed": "nowhere.json"}, "settings are inconsistent|eepspeed"),
         ({"report_to": "wandb"}, "pip install wandb"),
-        ({"output_dir": None}, "does not say `output_dir`"),
-        ({"model_name_or_path": "./nowhere"}, "no such folder"),
+        ({"output_dir": None}, "has no `output_dir`"),
+        ({"model_name_or_path": "./nowhere"}, "folder not found"),
     ],
 )
 def test_what_cannot_run_is_one_line(tiny_recipe, keys, message):

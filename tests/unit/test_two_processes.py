@@ -50,5 +50,5 @@ def test_two_processes_are_one_with_twice_the_accumulation(tiny_recipe, tmp_path
 def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     alone = SimpleNamespace(args=SimpleNamespace(world_size=1))
-    with pytest.raises(LabError, match="would run in 1"):
+    with pytest.raises(LabError, match="would use 1"):
         train.refuse_untrained(alone)
