@@ -12,7 +12,7 @@ from ftlab.rendering import PLACEHOLDER, THOUGHT, Message, Tools, control_tokens
 
 
 class Answer(NamedTuple):
-    """One answer as text: what the model is asked, what it should write, and what the template writes behind."""
+    """One answer as text: the prompt, the text to generate, and what the template writes after it."""
 
     prompt: str
     text: str
@@ -23,14 +23,14 @@ class Answer(NamedTuple):
 def answer(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], said: Sequence[Message], tools: Tools = None
 ) -> Answer:
-    """Return an answer as text: what the model is asked, what it should write, what the template writes behind that.
+    """Return an answer as text: the prompt, the text to generate, and what the template writes after it.
 
     Where the answer begins is found with a placeholder in its place, so that no text in it can be taken for the
     template's. A generation prompt may say more than the template writes before an answer: R1's opens the thought.
-    Then the answer goes on from there and ends the thought.
+    Then the answer continues from there and ends the reasoning.
 
     Args:
-        messages: what stands before the answer.
+        messages: the messages before the answer.
         said: the answer: an assistant message, or several with what is said between them.
     Raises:
         LabError: the template refuses the conversation, or leaves the answer out.
@@ -90,8 +90,8 @@ def end_of_turn(tokenizer: PreTrainedTokenizerBase) -> str:
 def end_of_turn_under(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     """Return `end_of_turn`, worked out once for a tokenizer and a template.
 
-    It ends with the last control token that stands behind an answer whether or not another turn follows; where there
-    is none in common (gpt-oss writes `<|return|>` or `<|end|>`), with the first that stands behind the last answer.
+    It ends with the last control token that follows an answer whether or not another turn follows; if there
+    is none in common (gpt-oss writes `<|return|>` or `<|end|>`), with the first one after the last answer.
     """
     asked, said = {"role": "user", "content": "a"}, {"role": "assistant", "content": PLACEHOLDER}
     last, followed = (

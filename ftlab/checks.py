@@ -39,7 +39,7 @@ def check_labels(labels_of: object) -> Verdict:
     if not isinstance(labels, list) or len(labels) != 5:
         return Verdict(False, "one label per token: a list as long as input_ids")
     if labels[:2] != [-100, -100]:
-        return Verdict(False, "what stands before the answer is not trained: -100")
+        return Verdict(False, "the tokens before the answer are not trained on: -100")
     if labels[2:4] != [7, 8]:
         return Verdict(False, "inside the answer a label is the token itself")
     return Verdict(labels[4] == -100, "what follows the end mark is not trained either")
@@ -54,11 +54,11 @@ def check_padding_share(answer: float) -> Verdict:
 
 
 def check_lora_parameters(answer: int) -> Verdict:
-    """Lesson 03: parameters of LoRA with r = 8 beside one layer of 576 inputs and 1536 outputs."""
+    """Lesson 03: parameters of LoRA with r = 8 on one layer of 576 inputs and 1536 outputs."""
     if answer == 576 * 1536:
         return Verdict(False, "that is the frozen matrix W; count A and B")
     if answer == 8 * 576 * 1536:
-        return Verdict(False, "A and B stand beside each other; add them, do not multiply")
+        return Verdict(False, "A and B are separate matrices: add their sizes, do not multiply them")
     if answer in (8 * 576, 8 * 1536):
         return Verdict(False, "that is one of the two matrices")
     return Verdict(answer == 8 * (576 + 1536), "A is (r, inputs), B is (outputs, r)")

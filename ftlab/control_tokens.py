@@ -9,7 +9,7 @@ CONTROL_TOKENS = (
     "<|end_header_id|>", "<|eot_id|>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<start_of_turn>",
     "<end_of_turn>", "<bos>", "<eos>", "<s>", "</s>", "[INST]", "[/INST]", "[gMASK]", "<sop>",
 )  # fmt: skip
-# An invisible character after the first one: reads the same, is no control token any more.
+# An invisible character after the first one: looks the same, but is not a control token any more.
 JOINER = "\u2060"
 
 
@@ -19,7 +19,7 @@ def pattern(tokens: Iterable[str] = CONTROL_TOKENS) -> re.Pattern[str]:
 
 
 def count_control_tokens(text: str, tokens: Iterable[str] = CONTROL_TOKENS) -> int:
-    """Return how many control tokens stand in `text`."""
+    """Return the number of control tokens in `text`."""
     return len(pattern(tokens).findall(text))
 
 

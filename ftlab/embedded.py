@@ -92,7 +92,7 @@ def shorten(folder: Path) -> None:
 
 
 def verified(folder: Path) -> bool:
-    """Say whether every file of `folder` has the size and sha256 of its manifest."""
+    """Return True if every file of `folder` has the size and sha256 of its manifest."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
         return all((folder / name).stat().st_size == size for name, (size, _) in files.items()) and all(

@@ -1,4 +1,4 @@
-"""A name to a local folder that `from_pretrained` takes, on any machine and behind any mirror."""
+"""Resolve a model name to a local folder for `from_pretrained`, on any machine and with any mirror."""
 
 import contextlib
 import json
@@ -213,7 +213,7 @@ def load_weights(kind: Any, folder: str | Path, **options: Any) -> "PreTrainedMo
     Raises:
         LabError: the folder cannot be read, or lacks weights, which transformers would fill with random numbers.
     """
-    # With other shapes it raises a report of several lines, unless told to go on; then it returns their names.
+    # With other shapes it raises a report of several lines, unless told to continue; then it returns their names.
     fixed = {"trust_remote_code": False, "use_safetensors": True, "ignore_mismatched_sizes": True}
     with loading(folder):
         model, told = kind.from_pretrained(folder, output_loading_info=True, **fixed | options)
@@ -247,7 +247,7 @@ def load_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> "PreT
 
 
 def adapter(name: str | Path) -> Path:
-    """Return the folder of an adapter; a run folder stands for the adapter inside it.
+    """Return the folder of an adapter; a run folder means the adapter inside it.
 
     Raises:
         LabError: there is none, it is damaged, or its weights are not safetensors: PEFT would unpickle them.
@@ -389,5 +389,5 @@ def unknown(name: str) -> LabError:
 
 
 def looks_like_path(name: str) -> bool:
-    """Say whether `name` can only be meant as a path."""
+    """Return True if `name` can only be a path."""
     return name.startswith((".", "/", "~", "\\")) or name.count("/") > 1 or "\\" in name

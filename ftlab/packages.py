@@ -27,7 +27,7 @@ PACKAGES = {
     "azureml": "azureml-core", "flytekit": "flytekit flytekitplugins-deck-standard", "google.protobuf": "protobuf",
     "sklearn": "scikit-learn", "yaml": "PyYAML",
 }  # fmt: skip
-# Beginnings of `optim` -> the module behind it; what is not here is part of torch or transformers.
+# Prefixes of `optim` -> the module they need; all others are part of torch or transformers.
 OPTIMIZERS = {
     "galore": "galore_torch", "apollo": "apollo_torch", "lomo": "lomo_optim", "adalomo": "lomo_optim",
     "grokadamw": "grokadamw", "schedule_free": "schedulefree", "stable_adamw": "optimi",
@@ -63,7 +63,7 @@ def missing(module: str, where: str = "") -> LabError:
 
 
 def require(module: str, where: str = "") -> None:
-    """Refuse to go on without a module.
+    """Raise an error if a module is missing.
 
     Args:
         where: the key, or the option, that needs it.
@@ -81,7 +81,7 @@ def of_recipe(recipe: Any) -> list[tuple[str, str]]:
     wanted = [("optim", module) for start, module in OPTIMIZERS.items() if optim.startswith(start)]
     trackers = asked.get("report_to") or []
     for name in [trackers] if isinstance(trackers, str) else trackers:
-        # A name that is none of them is refused by transformers: to suggest it to pip could install anything.
+        # transformers refuses any other name: suggesting it to pip could install anything.
         wanted += [("report_to", TRACKERS[name])] if name in TRACKERS else []
     if recipe.quantization_bit:
         wanted.append(("quantization_bit", "bitsandbytes"))

@@ -149,7 +149,7 @@ def shown_message(message: Message, template: str) -> Message:
 
 
 def with_thought(message: Message, template: str) -> Message:
-    """Return an assistant message whose thought stands where `template` reads it."""
+    """Return an assistant message with its reasoning where `template` reads it."""
     shown = dict(message)
     thought = shown.pop("reasoning_content", "")
     reads = next((name for name in ("reasoning_content", "thinking") if reads_field(template, name)), "")

@@ -27,12 +27,12 @@ class Token(NamedTuple):
 
 
 class Turn(NamedTuple):
-    """One answer with what stands before it: since the beginning, or since the answer before it.
+    """One answer with the messages before it, back to the start or to the previous answer.
 
     Attributes:
         source: token ids of the prompt part.
         answer: token ids of the answer, from where it begins to where generation stops.
-        tail: token ids that the template writes behind that (ChatML's line break); generation never gets there.
+        tail: token ids that the template writes after it (ChatML's line break); generation never gets there.
         ended: the answer's last token ends the turn. Templates without such a token (GLM-4's) let the next speaker's
             token end it, and eos where nobody follows: that token is then added to the answer.
         history: how many tokens of `source` are earlier turns.
@@ -72,7 +72,7 @@ def encode(
         mask_history: of several assistant turns only the last is trained on, the others are not looked at.
     Returns:
         Training examples {"input_ids", "labels"}, both of shape (seq_len,). `labels` equals `input_ids` where a token
-        is trained on and is -100 elsewhere. What a template writes behind the token that ends a turn is not trained on.
+        is trained on and is -100 elsewhere. What a template writes after the token that ends a turn is not trained on.
     Raises:
         LabError: the template refuses the conversation, or leaves an answer out of it.
     """
@@ -107,7 +107,7 @@ def examples(
 def turn_of(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], said: Sequence[Message], tools: Tools = None
 ) -> Turn:
-    """Return an answer and all that stands before it as one turn."""
+    """Return an answer and everything before it as one turn."""
     found = answer(tokenizer, messages, said, tools)
     source = ids_of(tokenizer, found.prompt)
     written, tail = continuation(tokenizer, found.prompt, found.text), ids_of(tokenizer, found.tail)
@@ -115,9 +115,9 @@ def turn_of(
 
 
 def joined_to(turns: list[Turn], turn: Turn, tokenizer: PreTrainedTokenizerBase) -> list[Turn]:
-    """Return a training example that goes on with a turn, [] where the turn's prompt does not begin with it.
+    """Return a training example extended by a turn, [] if the turn's prompt does not start with it.
 
-    Some templates end a conversation with more than a turn: Phi-3's writes `<|endoftext|>` behind the last one.
+    Some templates end a conversation with more than a turn: Phi-3's writes `<|endoftext|>` after the last one.
     """
     *before, last = turns
     for kept in (last, last._replace(tail=[])):
@@ -145,8 +145,8 @@ def sides(
     """Return the answers to one prompt, of a pair or a single one, each as a turn that ends itself.
 
     Args:
-        columns: where the answers stand: `chosen` and `rejected`, or `completion`.
-        with_tail: count what the template writes behind the answer's end as part of it.
+        columns: columns with the answers: `chosen` and `rejected`, or `completion`.
+        with_tail: include what the template writes after the end of the answer.
     Raises:
         LabError: the template refuses the conversation, or leaves an answer out of it.
     """
@@ -175,7 +175,7 @@ def length(turns: Sequence[Turn]) -> int:
 def history_len(
     tokenizer: PreTrainedTokenizerBase, asked: str, ids: list[int], before: Sequence[Message], tools: Tools
 ) -> int:
-    """Return how many tokens of a prompt stand before what the last question says, 0 where there is one turn alone."""
+    """Return how many tokens of a prompt come before the last question, 0 for a single turn."""
     last = max((n for n, one in enumerate(before) if one["role"] == "assistant"), default=-1)
     if last < 0 or last + 1 >= len(before):
         return 0
@@ -192,15 +192,15 @@ def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the token ids of a text as it stands, nothing added."""
+    """Return the token ids of a text without adding special tokens."""
     return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
 
 
 def continuation(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> list[int]:
-    """Return the token ids of a text that goes on from another.
+    """Return the token ids of a text that continues another.
 
-    Most tokenizers read it as it stands. Llama 2's puts a space before every text, which no answer begins with: there
-    the ids are those behind the tokens of what stands before.
+    Most tokenizers encode it unchanged. Llama 2's adds a space before every text, which no answer starts with: there
+    the ids are those after the tokens of the preceding text.
     """
     if tokenizer.tokenize("a") == ["a"]:
         return ids_of(tokenizer, text)
@@ -258,7 +258,7 @@ def truncate_lengths(source: int, target: int, cutoff: int) -> tuple[int, int]:
 
 
 def ends_with_turn_end(tokenizer: PreTrainedTokenizerBase, encoded: dict[str, list[int]]) -> bool:
-    """Say whether the last trained token of a row is one that ends a turn: else the model never learns to stop."""
+    """Return True if the last trained token of a row is one that ends a turn: else the model never learns to stop."""
     trained = [label for label in encoded["labels"] if label != IGNORED]
     return bool(trained) and trained[-1] in set(tokenizer.all_special_ids)
 

@@ -18,8 +18,8 @@ from ftlab.system_errors import explained
 STOPPED, NO_READER = 130, 141
 TRUST = ("--trust-remote-code", "--trust_remote_code")
 EXIT_CODES = (
-    "exit codes: 0 success; 1 failure, or problems found; 2 invalid input; 130 stopped by Ctrl-C, a run also by SIGTERM or a "
-    "file STOP in its folder: a checkpoint was saved, and the same command resumes from it"
+    "exit codes: 0 success; 1 failure, or problems found; 2 invalid input; 130 stopped by Ctrl-C, a run also by SIGTERM "
+    "or a file STOP in its folder: a checkpoint was saved, and the same command resumes from it"
 )
 
 
@@ -102,7 +102,9 @@ def parser() -> Parser:
     take_keys(show)
     frameworks = ["trl", "llamafactory", "swift", "axolotl", "alpaca-lora"]
     show.add_argument("--as", dest="framework", choices=frameworks, default="trl", help="default: %(default)s")
-    score = add(verbs, "eval", score_recipe, "print loss and exact match of a recipe's model, with and without its adapter")
+    score = add(
+        verbs, "eval", score_recipe, "print loss and exact match of a recipe's model, with and without its adapter"
+    )
     score.add_argument("recipe", metavar="RECIPE.yaml")
     take_keys(score)
     export = add(verbs, "export", export_recipe, "merge a recipe's adapter into its base, save, reload and compare")
@@ -114,7 +116,9 @@ def parser() -> Parser:
     chat.add_argument("--adapter", metavar="DIR", help="the adapter folder of a run")
     backends = ["auto", "huggingface", "static", "loop", "int8", "int4", "llama.cpp", "llama.cpp-q4"]
     chat.add_argument("--backend", choices=backends, help="engine; auto measures all (default: huggingface)")
-    server = add(verbs, "serve", serve_model, "serve a model with an OpenAI-compatible API; every request needs the API key")
+    server = add(
+        verbs, "serve", serve_model, "serve a model with an OpenAI-compatible API; every request needs the API key"
+    )
     server.add_argument("model", help="catalogue name, local folder or hub id")
     server.add_argument("--adapter", metavar="DIR", help="the adapter folder of a run")
     server.add_argument("--port", type=int, help="default: API_PORT, else 8000")
@@ -143,8 +147,14 @@ def parser() -> Parser:
     for action in (check, show):
         action.add_argument("name", help="a name in dataset_info.json, or a path")
         action.add_argument("--dataset-dir", default="data")
-        action.add_argument("--model", default="smollm2-135m", help="model whose tokenizer and chat template are used; default: %(default)s")
-        action.add_argument("--cutoff-len", type=int, default=1024, help="maximum tokens of an example; default: %(default)s")
+        action.add_argument(
+            "--model",
+            default="smollm2-135m",
+            help="model whose tokenizer and chat template are used; default: %(default)s",
+        )
+        action.add_argument(
+            "--cutoff-len", type=int, default=1024, help="maximum tokens of an example; default: %(default)s"
+        )
     for action in (chat, server, check, show):
         action.add_argument(*TRUST, action="store_true", help="run the code that comes with the model")
     check.add_argument("--fix", metavar="OUT.jsonl", help="write the repaired data set to this file")

@@ -123,7 +123,7 @@ def kernel_settings() -> Iterator[dict[str, Any]]:
 
 
 def is_lasting(output: NotebookNode) -> bool:
-    """Say whether an output can be read on the web: progress bars and widget views cannot."""
+    """Return True if an output is readable on the web: progress bars and widget views are not."""
     if output.output_type == "stream":
         return output.name == "stdout"
     return "application/vnd.jupyter.widget-view+json" not in output.get("data", {})

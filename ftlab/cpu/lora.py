@@ -1,4 +1,4 @@
-"""LoRA on a CPU: an adapter's two thin products as one step of autograd, in the number format of their layer."""
+"""LoRA on a CPU: an adapter's two low-rank products as one autograd function, in the dtype of their layer."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -143,6 +143,6 @@ def forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def is_frozen_matrix(base: nn.Module, x: Tensor) -> bool:
-    """Say whether a layer is nothing but a matrix that is not trained, in the format of its input."""
+    """Return True if a layer is nothing but a matrix that is not trained, in the format of its input."""
     plain = type(base) is nn.Linear and base.bias is None and not base.weight.requires_grad
     return plain and base.weight.dtype == x.dtype and not torch.is_autocast_enabled(x.device.type)

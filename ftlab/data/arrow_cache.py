@@ -72,12 +72,12 @@ def batches(rows: Iterator[Row], columns: tuple[str, ...]) -> Iterator[dict[str,
 
 
 def is_tool(value: Row) -> bool:
-    """Say whether a message calls a tool, or is the schema of one: only these may hold numbers."""
+    """Return True if a message calls a tool, or is the schema of one: only these may hold numbers."""
     return "tool_calls" in value or "function" in value
 
 
 def inexact(value: Row, written: str) -> bool:
-    """Say whether `datasets` reads a value back with another last digit: its JSON reader takes 0.3 for 3 * 0.1."""
+    """Return True if `datasets` reads a value back with another last digit: its JSON reader takes 0.3 for 3 * 0.1."""
     from datasets import Json
 
     return Json().decode_example(written) != value

@@ -117,7 +117,7 @@ def undecodable(error: UnicodeDecodeError, encoding: str, where: str) -> LabErro
 
 
 def is_chinese(pieces: Iterable[bytes]) -> bool:
-    """Say whether bytes are GBK text: nine of ten characters that are not ASCII are common Chinese ones.
+    """Return True if bytes are GBK text: nine of ten characters that are not ASCII are common Chinese ones.
 
     Almost any bytes decode as GBK; without the second test "éclair" in Latin-1 would become Chinese.
     """

@@ -25,7 +25,7 @@ class Recipe(BaseModel):
 
     # model
     model_name_or_path: str = key(..., "catalogue name, local folder or hub id", "from_pretrained(...)", min_length=1)
-    adapter_name_or_path: str | None = key(None, "adapter folder to go on from", "PeftModel.from_pretrained(...)")
+    adapter_name_or_path: str | None = key(None, "adapter folder to continue from", "PeftModel.from_pretrained(...)")
     trust_remote_code: bool = key(False, "run code that comes with the model", "from_pretrained(trust_remote_code=)")
     template: str | None = key(None, "family of the chat template, checked; None: the model's own", "chat_template")
     allow_other_template: bool = key(
@@ -40,7 +40,7 @@ class Recipe(BaseModel):
     quantization_bit: Literal[4, 8] | None = key(
         None, "load the frozen base in 4 or 8 bit (QLoRA)", "BitsAndBytesConfig(load_in_4bit= / load_in_8bit=)"
     )
-    quantization_method: Literal["bnb", "bitsandbytes"] = key("bnb", "who quantizes", "BitsAndBytesConfig")
+    quantization_method: Literal["bnb", "bitsandbytes"] = key("bnb", "quantization library", "BitsAndBytesConfig")
     quantization_type: Literal["nf4", "fp4"] = key("nf4", "4-bit number format", "bnb_4bit_quant_type")
     double_quantization: bool = key(True, "quantize the scales too", "bnb_4bit_use_double_quant")
 
@@ -52,15 +52,17 @@ class Recipe(BaseModel):
     )
     do_train: bool = key(True, "false: `ftlab train` refuses the recipe, which is for eval, chat or export")
     finetuning_type: Literal["lora", "full", "freeze"] = key(
-        "lora", "lora: thin matrices beside the weights; full: all weights; freeze: the last layers", "peft_config"
+        "lora",
+        "lora: low-rank matrices added to the weights; full: all weights; freeze: the last layers",
+        "peft_config",
     )
-    lora_rank: int = key(8, "how thin the two matrices are", "LoraConfig.r", ge=1)
+    lora_rank: int = key(8, "rank of the two matrices", "LoraConfig.r", ge=1)
     lora_alpha: int | None = key(None, "their product is scaled by alpha / r; None: 2 r", "LoraConfig.lora_alpha", ge=1)
-    lora_dropout: float = key(0.0, "share of their inputs set to 0", "LoraConfig.lora_dropout", ge=0, lt=1)
+    lora_dropout: float = key(0.0, "fraction of their inputs set to 0", "LoraConfig.lora_dropout", ge=0, lt=1)
     lora_target: str = key("all", "all, or layer names separated by commas", "LoraConfig.target_modules")
     additional_target: str | None = key(None, "layers trained whole and saved", "LoraConfig.modules_to_save")
     use_rslora: bool = key(False, "scale by alpha / sqrt(r)", "LoraConfig.use_rslora")
-    use_dora: bool = key(False, "train direction and magnitude apart", "LoraConfig.use_dora")
+    use_dora: bool = key(False, "train direction and magnitude separately", "LoraConfig.use_dora")
     pissa_init: bool = key(False, "start from the weights' largest singular values", "LoraConfig.init_lora_weights")
     pissa_iter: int = key(16, "iterations of the fast SVD; -1: exact", "init_lora_weights='pissa_niter_16'", ge=-1)
     loraplus_lr_ratio: float | None = key(
@@ -70,12 +72,12 @@ class Recipe(BaseModel):
     freeze_trainable_modules: str = key("all", "freeze: names inside those layers, or all")
     freeze_extra_modules: str | None = key(None, "freeze: names outside the layers, such as lm_head")
     pure_bf16: bool = key(False, "full, freeze: keep the trained weights in bfloat16", "from_pretrained(dtype=)")
-    use_dft_loss: bool = key(False, "weigh each token by its probability", "SFTConfig.loss_type='dft'")
+    use_dft_loss: bool = key(False, "weight each token by its probability", "SFTConfig.loss_type='dft'")
 
     # preferences
     pref_beta: float = key(
         0.1,
-        "how far the model may move from its reference; ppo, grpo: the price of it",
+        "how far the model may move from its reference; ppo, grpo: coefficient of the KL penalty",
         "beta, PPOConfig.kl_coef",
         gt=0,
     )
@@ -83,11 +85,11 @@ class Recipe(BaseModel):
         "sigmoid", "the preference loss", "DPOConfig.loss_type"
     )
     pref_ftx: float = key(0.0, "weight of an SFT loss added to DPO's", "DPOConfig.loss_weights", ge=0)
-    dpo_label_smoothing: float = key(0.0, "share of pairs believed to be swapped", "label_smoothing", ge=0, lt=0.5)
+    dpo_label_smoothing: float = key(0.0, "assumed fraction of swapped pairs", "label_smoothing", ge=0, lt=0.5)
     ld_alpha: float | None = key(None, "weight of the longer answer's tail", "DPOConfig.ld_alpha", ge=0, le=1)
     simpo_gamma: float = key(0.5, "margin of SimPO", "CPOConfig.simpo_gamma", ge=0)
-    kto_chosen_weight: float = key(1.0, "weight of liked answers", "KTOConfig.desirable_weight", ge=0)
-    kto_rejected_weight: float = key(1.0, "weight of disliked answers", "KTOConfig.undesirable_weight", ge=0)
+    kto_chosen_weight: float = key(1.0, "weight of desirable answers", "KTOConfig.desirable_weight", ge=0)
+    kto_rejected_weight: float = key(1.0, "weight of undesirable answers", "KTOConfig.undesirable_weight", ge=0)
 
     # rewards
     reward_funcs: str | None = key(
@@ -105,36 +107,39 @@ class Recipe(BaseModel):
     eval_dataset: str | None = key(None, "the same, for validation", "eval_dataset")
     dataset_dir: str = key("data", "the folder of dataset_info.json")
     dataset_substitutions: dict[str, str] = key({}, "values for {{name}} placeholders in the data")
-    max_samples: int | None = key(None, "rows to take of each set", "Dataset.select", ge=1)
+    max_samples: int | None = key(None, "maximum examples of each data set", "Dataset.select", ge=1)
     mix_strategy: Literal["concat", "interleave_under", "interleave_over"] = key(
-        "concat", "one set after the other, or taking turns", "interleave_datasets"
+        "concat", "concatenate the data sets, or interleave them", "interleave_datasets"
     )
     on_bad_rows: Literal["refuse", "drop"] = key(
-        "refuse", "what becomes of rows that cannot be used: refuse the set, or drop them and say how many and which"
+        "refuse", "examples that cannot be used: refuse the data set, or drop them and report how many and which"
     )
     interleave_probs: str | None = key(None, "one probability per set, separated by commas", "interleave_datasets")
-    val_size: float = key(0.0, "share (below 1) or number of rows held out", "Dataset.train_test_split", ge=0)
-    cutoff_len: int = key(2048, "tokens kept of each row, from its start", "max_length", ge=8)
+    val_size: float = key(0.0, "fraction (below 1) or number of examples held out", "Dataset.train_test_split", ge=0)
+    cutoff_len: int = key(2048, "maximum tokens of an example", "max_length", ge=8)
     packing: bool | None = key(
         None,
-        "sft: put several examples into one row, kept apart; pt: join the texts and cut them every cutoff_len tokens, "
-        "false: each text by itself; None: true for pt alone",
+        "sft: pack several examples into one row, without attention between them; pt: join the texts and cut them "
+        "every cutoff_len tokens, "
+        "false: each text separately; None: true only for pt",
         "SFTConfig.packing",
     )
-    train_on_prompt: bool = key(False, "the loss looks at the prompt too", "labels")
-    mask_history: bool = key(False, "of several answers only the last is trained on", "labels")
+    train_on_prompt: bool = key(False, "include the prompt in the loss", "labels")
+    mask_history: bool = key(False, "train only on the last of several answers", "labels")
 
     # run
     output_dir: str | None = key(None, "the run folder", "TrainingArguments.output_dir")
     early_stopping_steps: int | None = key(
-        None, "end after so many evaluations without a better one", "EarlyStoppingCallback", ge=1
+        None, "stop after this many evaluations without improvement", "EarlyStoppingCallback", ge=1
     )
     shortcuts: bool = key(
         True,
-        "on a CPU: faster LoRA, loss and attention, common beginnings read once, the same numbers; "
-        "false: the libraries' own",
+        "on a CPU: fast paths for LoRA, loss, attention and shared prefixes, numerically equivalent; "
+        "false: only the libraries",
     )
-    overwrite_output_dir: bool = key(False, "replace another recipe's run in output_dir; this one's own is kept")
+    overwrite_output_dir: bool = key(
+        False, "replace the run of another recipe in output_dir; a run of this recipe is kept"
+    )
     plot_loss: bool = key(True, "write loss.png", "matplotlib")
     training: dict[str, Any] = key({}, "fields of transformers.TrainingArguments", "TrainingArguments")
 
@@ -143,23 +148,34 @@ class Recipe(BaseModel):
         "huggingface", "hf", "auto", "static", "loop", "int8", "int4", "llama.cpp", "llama.cpp-q4"
     ] = key(
         "huggingface",
-        "chat: who generates; auto: the fastest here whose answers stay near those of the weights as they are; "
+        "chat: the engine; auto: the fastest here that stays close to the original weights; "
         "int8, int4, llama.cpp and llama.cpp-q4 round the weights",
         "model.generate",
     )
     infer_dtype: Literal["auto", "float16", "bfloat16", "float32"] = key(
         "auto", "number format for chat", "from_pretrained(dtype=)"
     )
-    do_sample: bool = key(True, "chat: draw tokens instead of taking the likeliest", "GenerationConfig.do_sample")
+    do_sample: bool = key(True, "chat: sample tokens instead of greedy decoding", "GenerationConfig.do_sample")
     temperature: float = key(
-        0.95, "chat, ppo, grpo: above 1 flatter, below 1 sharper", "GenerationConfig.temperature", gt=0
+        0.95,
+        "chat, ppo, grpo: above 1 flattens the distribution, below 1 sharpens it",
+        "GenerationConfig.temperature",
+        gt=0,
     )
-    top_p: float = key(0.7, "chat: likeliest tokens that make up this share", "GenerationConfig.top_p", gt=0, le=1)
-    top_k: int = key(50, "chat: how many tokens to draw from; 0: all", "GenerationConfig.top_k", ge=0)
+    top_p: float = key(
+        0.7,
+        "chat: sample from the most likely tokens with this total probability",
+        "GenerationConfig.top_p",
+        gt=0,
+        le=1,
+    )
+    top_k: int = key(50, "chat: sample from this many most likely tokens; 0: all", "GenerationConfig.top_k", ge=0)
     max_new_tokens: int = key(
         1024, "chat, ppo, grpo: longest answer, in tokens", "GenerationConfig.max_new_tokens", ge=1
     )
-    repetition_penalty: float = key(1.0, "chat: above 1 repeats less", "GenerationConfig.repetition_penalty", gt=0)
+    repetition_penalty: float = key(
+        1.0, "chat: above 1 reduces repetition", "GenerationConfig.repetition_penalty", gt=0
+    )
     num_beams: int = key(1, "chat: beams of a beam search", "GenerationConfig.num_beams", ge=1)
     export_dir: str | None = key(None, "where a merged model goes", "merge_and_unload().save_pretrained(...)")
     export_size: int = key(5, "largest weight file, in GB", "save_pretrained(max_shard_size=)", ge=1)
@@ -226,7 +242,7 @@ class Recipe(BaseModel):
         if self.stage == "ppo" and self.finetuning_type != "lora":
             raise ValueError("`stage: ppo` takes the model without its adapter as reference: `finetuning_type: lora`")
         if self.stage == "ppo" and (self.loraplus_lr_ratio or self.val_size or self.eval_dataset):
-            raise ValueError("`stage: ppo` has no use for `loraplus_lr_ratio`, `val_size` and `eval_dataset`")
+            raise ValueError("`stage: ppo` does not support `loraplus_lr_ratio`, `val_size` and `eval_dataset`")
 
     @property
     def objective(self) -> str:
@@ -293,7 +309,7 @@ DROPPED = {
     "logging_dir": "trackers write into the run folder",
     "predict_with_generate": "`ftlab eval` answers and scores",
     "low_cpu_mem_usage": "transformers always does it",
-    "use_fast_tokenizer": "there is no other",
+    "use_fast_tokenizer": "fast tokenizers are always used",
     "upcast_layernorm": "norms that are trained are float32 unless `pure_bf16` is set; frozen ones stay as they are",
     "tokenized_path": "nothing is read from it or written to it: the run encodes `dataset` and trains on it",
     "pissa_convert": "a PiSSA adapter is always saved as one for the unchanged base",
@@ -317,37 +333,37 @@ DROPPED = {
 }
 # key -> (values that ask for nothing, what it needs and what to use instead).
 OUT_OF_REACH = {
-    "use_unsloth": "Unsloth needs a CUDA card and its own build; remove the key",
-    "use_unsloth_gc": "Unsloth needs a CUDA card and its own build; use `gradient_checkpointing: true`",
+    "use_unsloth": "Unsloth needs a CUDA GPU and its own build; remove the key",
+    "use_unsloth_gc": "Unsloth needs a CUDA GPU and its own build; use `gradient_checkpointing: true`",
     "use_galore": "write `optim: galore_adamw` and `optim_target_modules` (pip install galore-torch)",
     "use_apollo": "write `optim: apollo_adamw` and `optim_target_modules` (pip install apollo-torch)",
     "use_badam": "BAdam is LLaMA-Factory's own; use `optim: lomo` or LoRA",
     "use_adam_mini": "Adam-mini is LLaMA-Factory's own; use `optim: adamw_8bit`",
-    "use_muon": "Muon is no `optim` of transformers yet",
+    "use_muon": "transformers has no `optim` for Muon yet",
     "use_llama_pro": "block expansion is LLaMA-Factory's own; use `finetuning_type: freeze`",
     "use_asft_loss": "only `use_dft_loss` exists in trl",
     "use_eaft_loss": "only `use_dft_loss` exists in trl",
-    "use_ray": "cluster back ends are out of a course's reach; use torchrun",
+    "use_ray": "cluster back ends are not supported; use torchrun",
     "use_kt": "KTransformers is a cluster back end; use torchrun or deepspeed",
     "use_swanlab": "write `report_to: swanlab`",
-    "mixture_of_depths": "no library here has it",
-    "shift_attn": "LongLoRA's attention is in no library here",
-    "fp8": "FP8 needs an H100-class card and accelerate's own setting; use bf16",
+    "mixture_of_depths": "not available in the installed libraries",
+    "shift_attn": "LongLoRA's attention is not available in the installed libraries",
+    "fp8": "FP8 needs an H100-class GPU and accelerate's own setting; use bf16",
     "rope_scaling": "set it in the model's config.json",
     "streaming": "data sets are read from disk as they are needed; remove the key",
-    "export_quantization_bit": "GPTQ needs a CUDA card; write `export_gguf: q4_0`",
+    "export_quantization_bit": "GPTQ needs a CUDA GPU; write `export_gguf: q4_0`",
     "train_from_scratch": "lesson 06 trains from scratch",
-    "resize_vocab": "adding tokens is not a recipe's matter",
+    "resize_vocab": "a recipe cannot add tokens",
     "freeze_vision_tower": "text models only",
 }
 # Values of `stage` and `finetuning_type` that LLaMA-Factory has and a recipe here has not.
 ELSEWHERE = {
     ("reward_model_type", "api"): "a reward is a function here; write `reward_funcs`, or a folder in `reward_model`",
     ("finetuning_type", "oft"): "OFT is in lesson 05; use `finetuning_type: lora`",
-    ("infer_backend", "vllm"): "vLLM needs a CUDA card; `ftlab serve` speaks the same protocol",
-    ("infer_backend", "sglang"): "SGLang needs a CUDA card; `ftlab serve` speaks the same protocol",
+    ("infer_backend", "vllm"): "vLLM needs a CUDA GPU; `ftlab serve` has the same API",
+    ("infer_backend", "sglang"): "SGLang needs a CUDA GPU; `ftlab serve` has the same API",
     ("quantization_method", "hqq"): "HQQ is not installed here; use bnb",
-    ("quantization_method", "eetq"): "EETQ needs a CUDA card; use bnb",
+    ("quantization_method", "eetq"): "EETQ needs a CUDA GPU; use bnb",
     ("export_legacy_format", True): "pickles are not written; safetensors load everywhere",
     ("resume_from_checkpoint", False): "remove the key: `fresh=true` starts over",
 }
@@ -483,7 +499,7 @@ def ineffective(recipe: Recipe) -> list[tuple[str, Any, str]]:
 
 
 def finite(value: object) -> bool:
-    """Say whether a value, and every value inside it, is no infinity and no NaN."""
+    """Return True if a value, and every value inside it, is finite."""
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, dict):

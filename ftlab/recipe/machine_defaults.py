@@ -12,14 +12,14 @@ REASONS = {
     "use_cpu": {"cpu": "there is no accelerator"},
     "bf16": {
         "cpu": "nothing is autocast: a frozen base is loaded in the format that this processor multiplies fastest",
-        "cuda": "this card multiplies bfloat16 natively; where it does not, fp16 is on instead",
+        "cuda": "this GPU supports bfloat16; where it does not, fp16 is on instead",
     },
-    "fp16": {"cuda": "for cards before Ampere, which emulate bfloat16; Trainer scales the loss"},
+    "fp16": {"cuda": "for GPUs before Ampere, which emulate bfloat16; Trainer scales the loss"},
     library_args.CHECKPOINTING: {
         "cpu": "memory is not what is short, and computing activations twice makes a step 1.8 times as long",
         "cuda": "memory is what is short",
     },
-    "dataloader_pin_memory": {"cuda": "pinned rows are copied to the card beside its work"},
+    "dataloader_pin_memory": {"cuda": "pinned batches are copied to the GPU asynchronously"},
     "flash_attn": {
         "cpu": f"plain products for rows up to {SHORT_ROW} tokens, else torch's fused kernel, "
         "with which a step on short rows is 1.4 times as long",

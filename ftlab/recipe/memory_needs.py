@@ -1,4 +1,4 @@
-"""What a recipe needs in memory, said before anything is loaded; and which knob makes it fit."""
+"""Estimate of a recipe's memory before anything is loaded, and the keys that make it fit."""
 
 import math
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ from ftlab.recipe.keys import Recipe
 from ftlab.recipe.trained_weights import trained_weights
 
 GIB = 2**30
-# What stays free of a machine's memory: the system, Python and its libraries; on a card CUDA itself.
+# What stays free of a machine's memory: the system, Python and its libraries; on a GPU also CUDA.
 RESERVED_BYTES = 1.0 * GIB
-# Graphics cards by memory, the smallest first.
+# GPUs by memory, the smallest first.
 CARDS = {"8 GB": 8, "12 GB": 12, "T4 16 GB": 15, "24 GB": 24, "48 GB": 48, "80 GB": 80, "141 GB": 141}
-# How many of LARGE are tried, with everything sharded, where no card holds a training.
+# How many of LARGE are tried, with everything sharded, if a training fits on no single GPU.
 LARGE, COUNTS = "80 GB", (2, 4, 8, 16, 32, 64)
 PAIRED = ("rm", "dpo", "orpo", "simpo")
 # Stages that compare with a frozen copy of what is trained; those that read with it while the activations are held.
@@ -56,7 +56,7 @@ def sizes(name: str, trust_remote_code: bool = False) -> Decoder:
     """Return the sizes of a model from the catalogue, or from its config.json; no weights are read.
 
     Raises:
-        LabError: there is no such model, it needs code that is not trusted, or it is not a decoder of text.
+        LabError: the model does not exist, it needs code that is not trusted, or it is not a decoder of text.
     """
     repository = catalogue.hub_id(name)
     for model in catalogue.MODELS:
@@ -191,11 +191,11 @@ def changed(recipe: Recipe, keys: dict[str, Any]) -> Recipe | None:
 
 
 def report(recipe: Recipe, machine: Machine) -> str:
-    """Return the recipe's needs beside those of the other methods, whether it fits, and what to turn if it does not."""
+    """Return the needs of the recipe and of the other methods, whether it fits, and which keys to change if not."""
     rows = {f"{name}{'  <- this recipe' if name == method(recipe) else ''}": keys for name, keys in METHODS.items()}
     batch = training(recipe, sizes(recipe.model_name_or_path, recipe.trust_remote_code), machine)
     lines = [f"{batch.sequences} rows of {batch.length} tokens at a time"]
-    lines += [f"{'GiB':<24} weights  moments gradients activations   logits     peak  smallest card"]
+    lines += [f"{'GiB':<24} weights  moments gradients activations   logits     peak  smallest GPU"]
     for label, keys in rows.items():
         wanted = recipe if "this" in label else changed(without(recipe, "quantization_bit"), keys)
         if wanted:
@@ -248,7 +248,7 @@ def row(label: str, found: Needs) -> str:
 
 
 def smallest_card(found: Needs) -> str:
-    """Return the smallest graphics card that holds a training, else how many of LARGE do with ZeRO-3 or FSDP."""
+    """Return the smallest GPU that a training fits on, or how many of LARGE with ZeRO-3 or FSDP."""
     for name, size in CARDS.items():
         if found.peak + RESERVED_BYTES <= size * GIB:
             return name

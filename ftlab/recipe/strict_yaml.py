@@ -33,7 +33,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise fail("recipe_yaml", where=str(path), reason=error.strerror or "unreadable") from None
     loaded = parse(text, str(path))
     if not isinstance(loaded, dict):
-        raise fail("recipe_yaml", where=f"{path}:1", reason="it is no list of `key: value` lines")
+        raise fail("recipe_yaml", where=f"{path}:1", reason="not a list of `key: value` lines")
     return loaded, {str(key): line for key, line in key_lines(text)}
 
 
@@ -56,7 +56,7 @@ def parse(text: str, where: str) -> Any:
         place = f"{where}:{mark.line + 1}" if mark else where
         raise fail("recipe_yaml", where=place, reason=short(error.problem or error.context)) from None
     except (YAMLError, ValueError, ArithmeticError, RecursionError, LookupError, TypeError, AttributeError) as error:
-        # ruamel's own constructors fail in these ways on numbers and dates that are none.
+        # ruamel's own constructors fail in these ways on invalid numbers and dates.
         raise fail("recipe_yaml", where=where, reason=short(error)) from None
 
 

@@ -185,7 +185,7 @@ def mark_trained(recipe: Recipe, model: PreTrainedModel, plan: Plan) -> PreTrain
             adapted = PeftModel.from_pretrained(model, start, is_trainable=True, **own_dtype)
         else:
             adapted = get_peft_model(model, LoraConfig(**library_args.lora_settings(recipe)), **own_dtype)
-        # Trainer loads a checkpoint's adapter by this call; a resumed run must go on in the format it began in.
+        # Trainer loads a checkpoint's adapter by this call; a resumed run must keep the dtype it started with.
         adapted.load_adapter = partial(adapted.load_adapter, **own_dtype)
         return adapted
 

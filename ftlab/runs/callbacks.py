@@ -89,7 +89,7 @@ class Log(TrainerCallback):
         """Append the newest row.
 
         Raises:
-            LabError: a loss that is no number.
+            LabError: the loss is NaN or infinite.
         """
         entry = state.log_history[-1]
         if "train_loss" in entry:
@@ -104,7 +104,7 @@ class Log(TrainerCallback):
 
 
 class Guard(TrainerCallback):
-    """Stop before a gradient that is no number reaches the weights, and before such weights reach the disk."""
+    """Stop before a NaN or infinite gradient reaches the weights, and before such weights are saved."""
 
     def __init__(self) -> None:
         self.skipped = 0
@@ -145,7 +145,7 @@ class Guard(TrainerCallback):
 
 
 def broken(name: str, state: TrainerState) -> Exception:
-    """Build the error for a number that is none."""
+    """Build the error for a NaN or infinite number."""
     return fail("train_broken", where=f"step {state.global_step + 1}", exit_code=1, name=name)
 
 
@@ -155,7 +155,7 @@ def trained(model: nn.Module) -> list[torch.Tensor]:
 
 
 def all_finite(tensors: list[torch.Tensor]) -> bool:
-    """Say whether no tensor holds a NaN or an infinity, with one synchronisation however many there are."""
+    """Return True if every number in the tensors is finite, with a single synchronization."""
     # Any norm shows one. On a CPU torch takes six times as long to find the largest number as for this.
     return bool(nn.utils.get_total_norm(tensors).isfinite())
 

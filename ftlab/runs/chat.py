@@ -1,4 +1,4 @@
-"""Talk to a model: one reply, many at once, a streamed one, or base and tuned side by side."""
+"""Chat with a model: single, batched or streamed answers, or base and tuned model side by side."""
 
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -160,7 +160,7 @@ def fit_vocabulary(model: PreTrainedModel, adapter: Path, tokenizer: PreTrainedT
 
 
 def is_embedding(name: str) -> bool:
-    """Say whether a weight's name is that of an input or output embedding in any family."""
+    """Return True if a weight's name is that of an input or output embedding in any family."""
     return any(part in name for part in ("embed_tokens", "lm_head", "embed_in", "embed_out", "word_embeddings"))
 
 
@@ -248,7 +248,7 @@ def replies(
     batch_size: int = 32,
     **generation: Any,
 ) -> list[str]:
-    """Return one answer per conversation, in the order given: `batch_size` at once, padded on the left."""
+    """Return one answer per conversation, in order: `batch_size` at a time, padded on the left."""
     prompts = [tokens.prompt(tokenizer, messages, tools) for messages in conversations]
     answers = []
     for start in range(0, len(prompts), batch_size):

@@ -44,7 +44,7 @@ def find_resume(run_folder: Path, about: dict[str, Any]) -> tuple[Path | None, l
 
 
 def resume_problem(path: Path, about: dict[str, Any]) -> str:
-    """Return why a run cannot go on from a checkpoint, "" if it can."""
+    """Return why a run cannot resume from a checkpoint, "" if it can."""
     reason = manifests.problem(path, about | {"step": saved_weights.step_of(path)})
     if reason:
         return reason
@@ -100,7 +100,7 @@ def size_bytes(folder: Path) -> int:
 def lock(run_folder: Path) -> Iterator[None]:
     """Hold a run folder: no second run can enter it. The system drops the lock of a process that died.
 
-    Where no run began, no lock file stays behind, and no folder that was made for it.
+    Where no run began, no lock file is left, and no folder that was created for it.
 
     Raises:
         LabError: another process holds it, whose id is named, or the system refused to write there.

@@ -1,4 +1,4 @@
-"""Who generates: transformers as it comes, a leaner loop, fewer bits per weight, or llama.cpp.
+"""Engines: `generate` of transformers, a minimal decoding loop, quantized weights, or llama.cpp.
 
 Each engine is something with `device` and `generate`, which takes the names of GenerationConfig: what talks to a model
 talks to any of them.

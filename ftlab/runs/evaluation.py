@@ -52,7 +52,7 @@ def score(recipe: Recipe, limit: int = 200, figures: Sequence[str] = FIGURES) ->
         found["tuned"] = scores(model, tokenizer, chosen, figures)
     else:
         tuned = scores(model, tokenizer, chosen, figures)
-        # Not both in memory at once.
+        # Only one of them is in memory at a time.
         del model
         model, _ = chat.load(recipe.model_name_or_path, **options)
         found = {"base": scores(model, tokenizer, chosen, figures), "tuned": tuned}
@@ -62,7 +62,7 @@ def score(recipe: Recipe, limit: int = 200, figures: Sequence[str] = FIGURES) ->
 
 
 def say_untrained(recipe: Recipe, trained: Path | None) -> None:
-    """Say where the run folder of a recipe holds nothing that was trained, or what another recipe trained."""
+    """Print a note if a recipe's run folder has no trained weights, or those of another recipe."""
     if not recipe.output_dir:
         return
     run = Path(recipe.output_dir).expanduser()

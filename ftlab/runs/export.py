@@ -1,4 +1,4 @@
-"""Merge an adapter into its base and save the model: checked, written beside, reloaded, compared, then renamed."""
+"""Merge an adapter into its base and save the model: check, write to a temporary folder, reload, compare, rename."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ from ftlab.runs.target import claimed, refuse_place
 # Largest logit difference, in units of the largest logit (at least 1): float32 adds in another order after a merge.
 TOLERANCE = 1e-4
 GREEDY_TOKENS = 16
-# Tokenizer, config and card beside the weights, in bytes.
+# Bytes of tokenizer, config and model card.
 SMALL_FILES = 50_000_000
 
 
@@ -108,7 +108,7 @@ def export(recipe: Recipe) -> Export:
     dtype = model.config.dtype if recipe.export_dtype == "auto" else getattr(torch, recipe.export_dtype)
     require_space(model, dtype, recipe, target)
     chat.end_answers(model, tokenizer)
-    with beside(target) as folder:
+    with temporary_folder(target) as folder:
         return finish(recipe, Parts(model, tokenizer, weights, target, folder, dtype), probe, live, merged)
 
 
@@ -135,7 +135,7 @@ def empty_target(recipe: Recipe) -> Path:
 
 
 def require_effect(adapter: Path) -> None:
-    """Refuse an adapter whose weights change nothing, or are no numbers.
+    """Refuse an adapter whose weights have no effect, or are not finite.
 
     Raises:
         LabError: saying which.
@@ -255,7 +255,7 @@ def disk_bytes(weights: int, dtype: torch.dtype, recipe: Recipe) -> int:
 
 
 def memory_bytes(weights: int, dtype: torch.dtype, recipe: Recipe) -> int:
-    """Return what an export holds at its largest, beside Python and its libraries.
+    """Return the peak memory of an export in bytes, without Python and its libraries.
 
     The merged model in float32 while the saved one is read into float32, with its file in sight; a GGUF file is
     unpacked to float32 before a model is made of it.
@@ -283,8 +283,8 @@ def require_space(model: PreTrainedModel, dtype: torch.dtype, recipe: Recipe, ta
 
 
 @contextlib.contextmanager
-def beside(target: Path) -> Iterator[Path]:
-    """Give a folder beside the target to write in; it is gone afterwards, unless it was renamed to the target.
+def temporary_folder(target: Path) -> Iterator[Path]:
+    """Yield a folder next to the target; it is removed afterwards, unless it was renamed to the target.
 
     Raises:
         LabError: the system refused a write.
@@ -320,7 +320,7 @@ def writing(folder: Path, target: Path) -> Iterator[None]:
 
 
 def finish(recipe: Recipe, parts: Parts, probe: torch.Tensor, live: Answers, merged: Answers) -> Export:
-    """Save, reload and compare, write the card, and only then give the folder its name."""
+    """Save, reload and compare, write the model card, and only then rename the folder."""
     model, folder = parts.model, parts.folder
     cast(model, parts.dtype)
     model.config.dtype = parts.dtype

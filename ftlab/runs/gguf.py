@@ -81,7 +81,7 @@ def weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield (name, weight) of every tensor in a folder's safetensors, one at a time."""
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, "pt") as file:
-            for name in file.keys():  # noqa: SIM118 - a safetensors file is no dict
+            for name in file.keys():  # noqa: SIM118 - a safetensors file is not a dict
                 yield name, file.get_tensor(name)
 
 

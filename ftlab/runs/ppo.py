@@ -42,7 +42,7 @@ HIDDEN_LENGTH = 5.0
 
 @dataclass
 class PPOConfig(TrainingArguments):
-    """The settings of PPO, beside those of every Trainer.
+    """The settings of PPO, in addition to those of every Trainer.
 
     A batch is `per_device_train_batch_size` x `gradient_accumulation_steps` prompts; each is answered once and then
     used for `num_ppo_epochs` optimizer steps.
@@ -178,7 +178,7 @@ class Batches(Sampler[int]):
         return self.rows // self.size * self.size * self.times
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of this epoch; Trainer calls it, also when a run goes on."""
+        """Take the order of this epoch; Trainer calls it, also when a run resumes."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -349,7 +349,7 @@ class PPOTrainer(Trainer):
         super().log(logs | means, start_time)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save the adapter, and the value head in a file of its own beside it."""
+        """Save the adapter, and the value head in a separate file next to it."""
         super()._save(output_dir, state_dict)
         save_file(self.model.value_head.state_dict(), Path(output_dir or self.args.output_dir) / VALUE_HEAD)
 

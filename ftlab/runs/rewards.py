@@ -33,17 +33,17 @@ def functions(recipe: Recipe, base: str, dtype: torch.dtype) -> list[Reward]:
         base: the folder of the model that is trained.
         dtype: the number format to load a reward model in.
     Raises:
-        LabError: `reward_model` is no reward model.
+        LabError: `reward_model` is not a reward model.
     """
     found = [BUILT_IN[name.strip()] for name in (recipe.reward_funcs or "").split(",") if name.strip()]
     return found + ([from_model(recipe.reward_model, base, dtype)] if recipe.reward_model else [])
 
 
 def checked(function: Reward) -> Reward:
-    """Return a reward function that refuses what is no list of finite numbers, one per completion, naming itself.
+    """Return a reward function that refuses anything but one finite number per completion, and names itself.
 
     Raises (when called):
-        LabError: the function raised, returned too few or too many rewards, or one that is no finite number.
+        LabError: the function raised, returned too few or too many rewards, or one that is not finite.
     """
     name = name_of(function)
 
@@ -75,7 +75,7 @@ def number(value: Any, name: str, completion: Any) -> float:
     """Return a reward as a float.
 
     Raises:
-        LabError: it is no finite number.
+        LabError: it is not a finite number.
     """
     try:
         found = math.nan if isinstance(value, str) else float(value)
@@ -93,7 +93,7 @@ def text_of(completion: Any) -> str:
 
 
 def is_right(text: str, answer: str) -> bool:
-    """Say whether an answer stands in a text, in whole words, upper and lower case alike.
+    """Return True if a text contains an answer, in whole words, upper and lower case alike.
 
     >>> is_right("The capital is Oslo.", "Oslo"), is_right("Osloer", "Oslo")
     (True, False)

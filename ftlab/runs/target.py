@@ -1,4 +1,4 @@
-"""Folders that a run or an export writes to: places that are refused, and nothing left behind by what was refused."""
+"""Folders that a run or an export writes to: which are refused, and cleaning up after a refusal."""
 
 import contextlib
 import errno

@@ -1,4 +1,4 @@
-"""A recipe in, a run folder out; a run that was cut short goes on where its last good checkpoint stands."""
+"""Train a recipe into a run folder; an interrupted run resumes from its last valid checkpoint."""
 
 import contextlib
 import os
@@ -79,7 +79,7 @@ class Job(NamedTuple):
 
 
 class Start(NamedTuple):
-    """Where a run begins: its id, and the checkpoint it goes on from."""
+    """Start of a run: its id, and the checkpoint it resumes from."""
 
     run_id: str
     resume: Path | None
@@ -90,7 +90,7 @@ def train(
 ) -> Run:
     """Run a recipe with TRL's trainer for its stage and leave its run folder.
 
-    The same recipe on the same data is not trained twice: a finished run is returned, an interrupted one goes on
+    The same recipe on the same data is not trained twice: a finished run is returned, an interrupted one resumes
     from its newest checkpoint that verifies; both are said. Ctrl-C, SIGTERM and a file STOP in the run folder save
     and stop.
 
@@ -99,7 +99,7 @@ def train(
         fresh: train from the start even so, and replace what an earlier run left in the folder.
         quiet: no progress bar and no printed rows: somebody else shows the log.
     Raises:
-        LabError: bad data, a folder that holds another run or is in use, a loss that is no number, a full disk.
+        LabError: bad data, a folder that contains another run or is in use, a NaN or infinite loss, a full disk.
     """
     require_training(recipe)
     folder = Path(recipe.output_dir or "").expanduser()
@@ -153,7 +153,7 @@ def check(recipe: Recipe) -> None:
 
 
 def is_main() -> bool:
-    """Say whether this is the process that writes; torchrun numbers them."""
+    """Return True in the process that writes files; torchrun numbers the processes."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -279,7 +279,7 @@ def go_on(job: Job, run_id: str) -> Start:
         if found:
             print(f"{job.folder}: an unfinished run; going on from step {saved_weights.step_of(found)}")
         else:
-            print(f"{job.folder}: an unfinished run without a checkpoint to go on from; starting over")
+            print(f"{job.folder}: unfinished run without a checkpoint to resume from; starting over")
     return Start(run_id, found)
 
 
@@ -287,7 +287,7 @@ def named_checkpoint(job: Job, manifest: dict[str, Any], path: Path, changed: st
     """Return the checkpoint that `resume_from_checkpoint` names; naming it allows a changed recipe.
 
     Raises:
-        LabError: it is no checkpoint that this run wrote, whole.
+        LabError: it is not a complete checkpoint of this run.
     """
     reason = "it is not in output_dir" if path.resolve().parent != job.folder.resolve() else ""
     reason = reason or checkpoint.resume_problem(path, {"run_id": manifest.get("run_id")})
@@ -310,8 +310,8 @@ def clear(folder: Path, manifest: dict[str, Any] | None) -> None:
 
 
 def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = False) -> Run:
-    """Build the trainer, train, and write the results; a stopped run says how it goes on."""
-    # Before the model: a new head, and the thin matrices, are drawn from this seed.
+    """Build the trainer, train, and write the results; a stopped run prints how to resume it."""
+    # Before the model: a new head, and the low-rank matrices, are initialized from this seed.
     set_seed(job.args.seed)
     model = build.prepare_model(job.recipe, build.load_model(job.recipe, job.model_path, job.machine), job.machine)
     if job.recipe.stage != "rm":
@@ -341,7 +341,7 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     metrics |= {"train_loss": mean_loss(history), "train_seconds": time.monotonic() - started}
     metrics |= {"resumed_from_step": saved_weights.step_of(start.resume)} if start.resume else {}
     if stop.stopped_at is not None:
-        print(f"{job.folder}: stopped at step {stop.stopped_at} and saved; the same command goes on from there")
+        print(f"{job.folder}: stopped at step {stop.stopped_at} and saved; the same command resumes from there")
         return Run(job.folder, metrics, reused=False, stopped_at=stop.stopped_at)
     if is_main():
         finish(job, trainer, metrics, start.run_id)
@@ -362,7 +362,7 @@ def refuse_untrained(trainer: Trainer) -> None:
 
 
 def complete(path: Path, start: Start, job: Job) -> bool:
-    """Say whether a checkpoint is the run's last: Trainer would take one step too many from it."""
+    """Return True if a checkpoint is the run's last: Trainer would take one step too many from it."""
     state = TrainerState.load_from_json(str(path / "trainer_state.json"))
     manifest = manifests.read_manifest(path) or {}
     return state.global_step >= state.max_steps and manifest.get("recipe") == job.about["recipe"]
@@ -389,7 +389,7 @@ def finish(job: Job, trainer: Trainer, metrics: dict[str, float], run_id: str) -
     """Write what a finished run leaves; the run's manifest comes last, so that it means complete.
 
     Raises:
-        LabError: a trained weight is no number, or the disk refused a file.
+        LabError: a trained weight is NaN or infinite, or a file could not be written.
     """
     if not watch.all_finite(watch.trained(trainer.model)):
         raise fail("train_broken", where=str(job.folder), exit_code=1, name="a trained weight")
@@ -422,7 +422,7 @@ def save_weights(job: Job, trainer: Trainer, folder: Path) -> None:
         job.tokenizer.save_pretrained(folder)
     else:
         trainer.save_model(str(folder))
-    # TRL leaves its own card and pickled arguments beside the weights; the run folder has both in readable form.
+    # TRL writes its own model card and pickled arguments next to the weights; the run folder has both in readable form.
     for leftover in (CARD, "training_args.bin"):
         (folder / leftover).unlink(missing_ok=True)
 

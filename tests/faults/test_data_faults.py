@@ -200,7 +200,10 @@ ENTRIES = {
     ),
     "encoding": ({"file_name": "good.json", "encoding": "gbq"}, "unknown text encoding `gbq`"),
     "codec": ({"file_name": "good.json", "encoding": "unicode_escape"}, "unknown text encoding `unicode_escape`"),
-    "wrong_encoding": ({"file_name": "zh.json", "encoding": "ascii"}, "the text is not encoded in ascii, which dataset_info.json"),
+    "wrong_encoding": (
+        {"file_name": "zh.json", "encoding": "ascii"},
+        "the text is not encoded in ascii, which dataset_info.json",
+    ),
     "outside": ({"file_name": "../outside.json"}, "`../outside.json` is outside the folder of dataset_info.json"),
     "absolute": ({"file_name": "/etc/passwd"}, "`/etc/passwd` is outside the folder of dataset_info.json"),
     "gone": ({"file_name": "gone.json"}, "file not found"),

@@ -121,7 +121,11 @@ def verb_that(error: BaseException):
         (MemoryError(), 1, "out of memory"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), 1, "out of memory"),
         (OSError(12, "Cannot allocate memory"), 1, "out of memory"),
-        (PermissionError(13, "Permission denied", "/a/b"), 1, "/a/b: the operating system refused the operation: Permission denied"),
+        (
+            PermissionError(13, "Permission denied", "/a/b"),
+            1,
+            "/a/b: the operating system refused the operation: Permission denied",
+        ),
         (OSError(28, "No space left on device", "/a/b"), 1, "/a/b: the disk is full"),
         (ModuleNotFoundError("No module named 'voila'", name="voila"), 2, "pip install 'ftlab[course]'"),
         (ModuleNotFoundError("No module named 'llama_cpp'", name="llama_cpp.x"), 2, "pip install 'ftlab[llamacpp]'"),

@@ -67,7 +67,8 @@ def test_a_report_lists_what_is_wrong_and_adds_up(folder):
         "  fix: remove it; `--fix OUT` does so\n"
         f"{path}:5: the text contains 2 control tokens (<s>), which would start or end a turn\n"
         "  fix: escape them; `--fix OUT` does so\n"
-        f"{path}: 5 examples read = 4 kept + 0 truncated (0 tokens lost) + 1 dropped; 2 duplicates, 0 in another data set, "
+        f"{path}: 5 examples read = 4 kept + 0 truncated (0 tokens lost) + 1 dropped; 2 duplicates, "
+        "0 in another data set, "
         "1 with control tokens"
     )
     assert (report.read, report.kept, report.cut, report.dropped, report.total) == (5, 4, 0, 1, 4)
@@ -160,7 +161,9 @@ def test_nothing_is_overwritten(folder):
     assert (folder / "x.jsonl").read_text() == json.dumps(GOOD) + "\n"
 
 
-@pytest.mark.parametrize(("target", "message"), [("x.csv", "as one .jsonl or .json"), ("no/x.json", "folder not found")])
+@pytest.mark.parametrize(
+    ("target", "message"), [("x.csv", "as one .jsonl or .json"), ("no/x.json", "folder not found")]
+)
 def test_names_that_cannot_be_written(target, message, folder):
     with pytest.raises(LabError, match=message):
         check.check(write(folder / "x.jsonl", GOOD), fix_to=folder / target)

@@ -44,7 +44,10 @@ def test_sets_are_mixed(folder):
 
 WRONG_MIXES = [
     ({"mix_strategy": "blend"}, "mix_strategy: unknown mix_strategy `blend`"),
-    ({"interleave_probs": [0.5, 0.5]}, "interleave_probs: the probabilities do not match 2 data sets: [0.5, 0.5] (concat)"),
+    (
+        {"interleave_probs": [0.5, 0.5]},
+        "interleave_probs: the probabilities do not match 2 data sets: [0.5, 0.5] (concat)",
+    ),
     (
         {"mix_strategy": "interleave_under", "interleave_probs": [0.5, 0.6]},
         "interleave_probs: the probabilities do not match 2 data sets: [0.5, 0.6] (interleave_under)",
@@ -131,7 +134,8 @@ def test_the_first_problems_are_listed_with_the_total(folder):
     with pytest.raises(LabError) as caught:
         registry.load("bad.jsonl")
     assert str(caught.value) == (
-        "bad.jsonl:2: `output` must be a string, got number (9 problems in total, the next at bad.jsonl:3, bad.jsonl:4, "
+        "bad.jsonl:2: `output` must be a string, got number (9 problems in total, the next at bad.jsonl:3, "
+        "bad.jsonl:4, "
         "bad.jsonl:5; `ftlab data check bad.jsonl` lists them)\n"
         "  fix: write a string (in JSON: in quotes), or remove the example"
     )
@@ -271,7 +275,9 @@ def test_control_tokens_are_counted(folder, capsys):
     write_rows(folder / "one.jsonl", ["fine", "ends<|im_end|> here"])
     registry.load("one", folder)
     said = capsys.readouterr().out
-    assert said.startswith("one: 1 examples contain control tokens such as <|im_end|>; `ftlab data check one --fix OUT`")
+    assert said.startswith(
+        "one: 1 examples contain control tokens such as <|im_end|>; `ftlab data check one --fix OUT`"
+    )
 
 
 def test_fractions_that_datasets_rounds_are_mentioned(folder, capsys):

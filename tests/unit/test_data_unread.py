@@ -424,7 +424,9 @@ def test_a_registered_set_says_what_its_entry_leaves_out(folder, capsys):
 def test_two_different_systems_are_counted(capsys):
     turns = [{"role": "system", "content": "turn"}, *TURNS]
     rows = [{"messages": turns, "system": "column"}, {"messages": turns, "system": "turn"}]
-    assert noted(capsys, *rows) == ["1 examples have a system turn and a different text in the system column: the turn is used"]
+    assert noted(capsys, *rows) == [
+        "1 examples have a system turn and a different text in the system column: the turn is used"
+    ]
 
 
 def test_placeholders_are_counted_by_a_check():

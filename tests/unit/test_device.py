@@ -92,7 +92,9 @@ def test_another_format_is_refused_in_one_line(monkeypatch, capsys, verb):
     monkeypatch.setenv("FTLAB_DTYPE", "half")
     assert cli.main(verb) == 2
     said = capsys.readouterr().err
-    assert "FTLAB_DTYPE: `half` is not a supported training dtype" in said and "fix: " in said and "Traceback" not in said
+    assert (
+        "FTLAB_DTYPE: `half` is not a supported training dtype" in said and "fix: " in said and "Traceback" not in said
+    )
 
 
 def test_only_device_asks_what_the_processor_multiplies():

@@ -171,7 +171,9 @@ def test_more_tokens_than_rows_are_refused_before_anything_is_done(tiny_model_di
         lambda: export.export(recipes.load(values)),
         lambda: chat.load(str(place)),
     ):
-        with pytest.raises(LabError, match=f"the tokenizer has {rows + 2} tokens, but the embedding has only {rows} rows") as caught:
+        with pytest.raises(
+            LabError, match=f"the tokenizer has {rows + 2} tokens, but the embedding has only {rows} rows"
+        ) as caught:
             act()
         assert caught.value.exit_code == 2
     assert not (tmp_path / "out").exists()

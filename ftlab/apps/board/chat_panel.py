@@ -90,7 +90,7 @@ class ChatPanel:
         self.adapters.value = tuple(one for one in chosen if one in map(str, found))
 
     def knobs(self) -> dict[str, widgets.Widget]:
-        """Return the sampling knobs by the name that `generate` has for each."""
+        """Return the sampling controls by their name in `generate`."""
         made = {
             "do_sample": widgets.Checkbox(value=False, indent=False),
             "temperature": widgets.FloatSlider(value=0.7, min=0.1, max=2, step=0.05),
@@ -102,7 +102,7 @@ class ChatPanel:
         return {name: self.field(name, widget) for name, widget in made.items()}
 
     def field(self, name: str, widget: widgets.Widget) -> widgets.Widget:
-        """Give a control its name and tooltip; a sampling knob's name carries its key."""
+        """Give a control its name and tooltip; the label of a sampling control includes its key."""
         label = self.words(name)
         widget.description = label if name.startswith("chat_") or label == name else f"{name} {label}"
         widget.tooltip, widget.style = self.words.tip(name), {"description_width": "initial"}
@@ -115,7 +115,7 @@ class ChatPanel:
         return made.add_class(f"ft-{name}")
 
     def generation(self) -> dict[str, Any]:
-        """Return the fields of `generate` that the knobs stand for."""
+        """Return the fields of `generate` for the sampling controls."""
         sampled = ("temperature", "top_p", "top_k")
         on = self.sampling["do_sample"].value
         return {name: knob.value for name, knob in self.sampling.items() if on or name not in sampled}
@@ -223,7 +223,7 @@ class ChatPanel:
             self.draw(column)
 
     def say(self, name: str, /, **values: object) -> None:
-        """Say one sentence of the table beside the buttons."""
+        """Show a text of the table next to the buttons."""
         colour = ' style="color:#b00020"' if name == "chat_failed" else ""
         self.status.value = f'<span{colour} data-state="{name}">{html.escape(self.words(name, **values))}</span>'
 

@@ -151,12 +151,12 @@ def flat(hint: Any) -> tuple:
 
 
 def is_literal(hint: Any) -> bool:
-    """Say whether a type is `Literal[...]`."""
+    """Return True if a type is `Literal[...]`."""
     return typing.get_origin(hint) is typing.Literal
 
 
 def is_text(key: str) -> bool:
-    """Say whether a key holds text, which is taken as typed instead of being read as YAML."""
+    """Return True if a key has a text value, which is used as typed instead of being parsed as YAML."""
     hints = flat(Recipe.model_fields[key].annotation) if key in Recipe.model_fields else flat(keys.TRAINING_HINTS[key])
     return str in hints
 
@@ -165,7 +165,7 @@ def read_text(key: str, text: str) -> Any:
     """Return the value typed into a text field; None for an empty one.
 
     Raises:
-        LabError: it is no YAML.
+        LabError: it is not valid YAML.
     """
     text = text.strip()
     if not text:
@@ -193,7 +193,7 @@ def read_lines(text: str) -> dict[str, Any]:
     """Return the keys of free `key: value` lines.
 
     Raises:
-        LabError: they are no YAML mapping.
+        LabError: they are not a YAML mapping.
     """
     if not text.strip():
         return {}
@@ -201,5 +201,5 @@ def read_lines(text: str) -> dict[str, Any]:
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise errors.fail("recipe_yaml", reason="it is no list of `key: value` lines")
+        raise errors.fail("recipe_yaml", reason="not a list of `key: value` lines")
     return {str(key): value for key, value in found.items()}

@@ -88,7 +88,7 @@ class DataPanel:
             with errors.speaking(self.words.lang):
                 name, place = self.name.value.strip(), estimates.local_folder(self.model.value.strip())
                 if place is None or registry.find(name, self.dataset_dir)[1] is None:
-                    # Looking at data is no reason to fetch gigabytes.
+                    # Showing data does not justify downloading gigabytes.
                     self.say_bad(self.words("data_not_here", name=name if place else self.model.value))
                     return
                 self.tokenizer = estimates.tokenizer_of(place)
@@ -149,7 +149,7 @@ class DataPanel:
         self.report.value = pre(str(report))
 
     def say_bad(self, error: Exception | str) -> None:
-        """Say why nothing can be shown."""
+        """Show why there is nothing to show."""
         text = html.escape(self.words("data_bad", reason=error))
         self.caption.value, self.shown.value = f'<span style="color:#b00020">{text}</span>', ""
 
@@ -163,5 +163,5 @@ def registered(dataset_dir: Path) -> Sequence[str]:
 
 
 def pre(text: str) -> str:
-    """Return text as it stands, safe to be shown."""
+    """Return text escaped for HTML."""
     return f'<pre style="font:12px/1.3 monospace;white-space:pre-wrap">{html.escape(text)}</pre>'

@@ -74,7 +74,7 @@ class EvaluatePanel:
         return [name for name, box in self.figures.items() if box.value]
 
     def look(self, made: Recipe) -> str:
-        """Say what will be compared.
+        """Show what will be compared.
 
         Raises:
             LabError: no figure is asked for.

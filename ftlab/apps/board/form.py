@@ -141,7 +141,7 @@ class Form:
             watcher()
 
     def tell(self, key: str, said: str) -> None:
-        """Say what is wrong with a key beside its field, "" if nothing is."""
+        """Show the problem of a key next to its field, "" if there is none."""
         show_message(self.messages[key], said)
 
     def check(self) -> validation.Checked:

@@ -1,4 +1,4 @@
-"""The memory panel: what training a model takes by method, rows at a time and length, and the card that holds it."""
+"""The memory panel: what training a model takes by method, batch size and length, and the GPU that it fits on."""
 
 import html
 import re
@@ -75,7 +75,7 @@ class MemoryPanel:
         self.table.value = self.shown(made, machine, batches, lengths)
 
     def numbers(self, name: str, field: widgets.Text, least: int, most: int) -> list[int]:
-        """Return the whole numbers of a field, [] where they are none, which is said beside it."""
+        """Return the whole numbers of a field, [] with a message next to it if they are invalid."""
         parts = [part.strip() for part in field.value.split(",")]
         plain = len(parts) <= MOST_VALUES and all(re.fullmatch("[0-9]{1,8}", part) for part in parts)
         found = sorted({int(part) for part in parts}) if plain else []
@@ -102,7 +102,7 @@ class MemoryPanel:
         return f"<p>{html.escape(room_said)}</p>" + train_view.grid(head, rows)
 
     def cell(self, found: Needs | None, room: float) -> str:
-        """Return one cell: the peak, green where it fits, and the smallest card, or how many cards, that hold it."""
+        """Return one cell: the peak, green where it fits, and the smallest GPU, or how many GPUs, it fits on."""
         if found is None:
             return "-"
         colour = GREEN if found.peak <= room else train_view.RED

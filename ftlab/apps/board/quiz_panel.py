@@ -84,7 +84,7 @@ class QuizPanel:
         self.check.disabled = self.choices.value is None
 
     def answer(self) -> None:
-        """Say whether the chosen answer is right, and why the right one is; the first try counts."""
+        """Show whether the chosen answer is right, and why; the first try counts."""
         if self.choices.value is None or not self.questions:
             return
         asked, number = self.questions[self.at], self.choices.value
@@ -97,7 +97,7 @@ class QuizPanel:
         self.tell_score()
 
     def tell_score(self) -> None:
-        """Say how many first tries were right."""
+        """Show how many first tries were right."""
         right = sum(number == self.questions[at].answer for at, number in self.given.items())
         self.score.value = html.escape(self.words("quiz_score", right=right, given=len(self.given)))
 

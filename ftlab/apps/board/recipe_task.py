@@ -69,7 +69,7 @@ class Task:
         self.offer(not self.idle.is_set())
 
     def offer(self, busy: bool) -> None:
-        """Say what Start would do, and allow it if it can be done and nothing else is."""
+        """Show what Start would do, and enable it if it is possible and nothing else is running."""
         made, wrong = self.form.recipe(), ""
         self.before.value = ""
         if made:
@@ -104,14 +104,14 @@ class Task:
         self.say("worked", time=train_view.clock(time.monotonic() - began))
 
     def tick(self, began: float, ended: threading.Event) -> None:
-        """Say every second that the work goes on."""
+        """Show every second that the work is running."""
         while True:
             self.say("working", time=train_view.clock(time.monotonic() - began))
             if ended.wait(TICK_SECONDS):
                 return
 
     def say(self, name: str, /, **values: object) -> None:
-        """Say one sentence of the table beside the button."""
+        """Show a text of the table next to the button."""
         text = self.words(name, **values)
         said = train_view.red(text) if name == "failed" else html.escape(text)
         self.status.value = f'<span data-state="{name}">{said}</span>'

@@ -1,4 +1,4 @@
-"""The training panel: turn the knobs, see what they cost and what they stand for, train, stop, go on, compare."""
+"""The training panel: tune the hyperparameters, see their cost and meaning, train, stop, resume, compare."""
 
 import os
 import threading
@@ -97,7 +97,7 @@ class TrainPanel:
                 self.follow(found) if found else self.offer(made)
 
     def offer(self, made: Recipe | None) -> None:
-        """Say what Start would do, and allow it if it can be done."""
+        """Show what Start would do, and enable it if it is possible."""
         state, detail = validation.state(made) if made else ("wrong", "")
         replaced = made is not None and (self.view.fresh.value or made.overwrite_output_dir)
         blocked = state == "foreign" or (state == "other" and not replaced)
@@ -155,7 +155,7 @@ class TrainPanel:
             self.idle.set()
 
     def tell(self, job: training_job.Job) -> None:
-        """Say how far a training is, how fast, and when it will be done."""
+        """Show progress, speed and remaining time of a training."""
         step = curves.last_step(self.rows)
         if not step or job.asked:
             return
@@ -272,5 +272,5 @@ class TrainPanel:
 
 
 def headless() -> bool:
-    """Say whether nobody is looking: the lessons' runner sets FTLAB_HEADLESS."""
+    """Return True if nobody is watching: the lessons' runner sets FTLAB_HEADLESS."""
     return os.environ.get("FTLAB_HEADLESS", "").lower() in ("1", "true")

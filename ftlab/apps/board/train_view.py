@@ -78,7 +78,7 @@ class View:
         return widgets.VBox(rows).add_class("ftlab-train")
 
     def say(self, name: str, /, **values: object) -> None:
-        """Say one sentence of the table beside the buttons."""
+        """Show a text of the table next to the buttons."""
         text = self.words(name, **values)
         said = red(text) if name in ("failed", "ended") else html.escape(text)
         self.status.value = f'<span data-state="{name}">{said}</span>'
@@ -187,7 +187,7 @@ def command(values: dict[str, Any], overrides: str = "", verb: str = "train") ->
 
 
 def pre(text: str) -> str:
-    """Return text as it stands, safe to be shown."""
+    """Return text escaped for HTML."""
     return f'<pre style="{PRE}">{html.escape(text)}</pre>'
 
 

@@ -61,7 +61,7 @@ class InThread:
             THREADS.pop(self.folder.resolve(), None)
 
     def alive(self) -> bool:
-        """Say whether it still trains."""
+        """Return True while it is training."""
         return not self.ended.is_set()
 
     @property
@@ -74,7 +74,7 @@ class InThread:
         return "" if self.error is None else said(self.error)
 
     def memory_bytes(self) -> int:
-        """Return what the training takes now: of the card where there is one, else of this process."""
+        """Return what the training takes now: of the GPU if there is one, otherwise of this process."""
         if torch.cuda.is_available():
             return torch.cuda.memory_allocated()
         return psutil.Process().memory_info().rss
@@ -120,7 +120,7 @@ class InProcess:
         return found if found.alive() else None
 
     def alive(self) -> bool:
-        """Say whether that very process still runs; another one may have got its number since."""
+        """Return True if that very process still runs; another one may have got its number since."""
         if self.child is not None and self.child.poll() is not None:
             return False
         try:

@@ -44,7 +44,7 @@ def serve(source: str | None, host: str, port: int, lang: str | None, allow_remo
     Args:
         source: the recipe that the train tab begins with.
     Raises:
-        LabError: no Voila, a recipe that is none, an address that is taken or reachable from outside.
+        LabError: no Voila, an invalid recipe, an address that is taken or reachable from outside.
     """
     if source:
         recipes.read(source)
@@ -116,7 +116,7 @@ def about(source: str | None, lang: str | None) -> dict[str, str]:
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether only this machine reaches an address.
+    """Return True if only this machine reaches an address.
 
     >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
     (True, True, False)

@@ -1,1 +1,1 @@
-"""The HTTP server: an OpenAI-compatible API over one model, for several people at once."""
+"""The HTTP server: an OpenAI-compatible API over one model, for concurrent requests."""

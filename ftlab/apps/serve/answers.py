@@ -99,7 +99,7 @@ class Answer:
         return {"index": choice.index, **content, **self.likely(choice.likelihoods), "finish_reason": finish}
 
     def said(self, choice: Choice) -> dict[str, Any]:
-        """Return what a finished answer says: its text, or the tool calls in it and the text beside them."""
+        """Return what a finished answer says: its text, or its tool calls and the text around them."""
         response = self.read(choice.ids) if self.read and choice.ids else None
         if response is None or not response.calls:
             return {"content": choice.text}

@@ -93,7 +93,7 @@ def add_routes(app: FastAPI, service: "Service") -> None:
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
-        """Say whether the engine runs, and how busy it is."""
+        """Return whether the engine is running, and its load."""
         engine = service.engine
         return {"status": "ok", "running": engine.running, "waiting": len(engine.waiting)}
 
@@ -167,7 +167,7 @@ class Service:
         self.names = [name, name + BASE] if chat.switchable(engine.model) else [name]
         self.started = int(time.time())
         self.reader = responses.Reader(engine.tokenizer)
-        # Tokenizers may not be changed and used at once; rendering sets their padding.
+        # A tokenizer must not be changed and used concurrently; rendering sets its padding.
         self.rendering = asyncio.Lock()
 
     def card(self, name: str) -> dict[str, Any]:
@@ -181,7 +181,7 @@ class Service:
         }
 
     def adapter_of(self, model: str) -> bool:
-        """Say whether the adapter is on for a model name; a name is compared with those served and never opened.
+        """Return True if the adapter is on for a model name; a name is compared with those served and never opened.
 
         Raises:
             Refused: 404, no such model.
@@ -216,7 +216,7 @@ class Service:
         return await self.answer(request, asked, prompt, asked.max_tokens, adapter, False, None)
 
     async def render(self, function: Callable[..., list[int]], *arguments: Any) -> list[int]:
-        """Tokenize beside the event loop: a long text takes a while."""
+        """Tokenize in a thread: a long text would block the event loop."""
         async with self.rendering:
             return await run_in_threadpool(function, *arguments)
 

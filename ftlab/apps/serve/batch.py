@@ -143,7 +143,7 @@ class Batch:
 
     @torch.inference_mode()
     def join(self) -> None:
-        """Read the prompts of the rows in `joining`, all at once, and let them generate their first token."""
+        """Read the prompts of the rows in `joining` in one batch, and generate their first tokens."""
         rows = self.joining
         ids = pad_left([row.job.prompt for row in rows], self.pad).to(self.model.device)
         for row in rows:
@@ -215,7 +215,7 @@ def sampled(scores: torch.Tensor, row: Row) -> int:
 
 
 def likelihood(scores: torch.Tensor, token: int, count: int) -> Likelihood:
-    """Return how likely `token` was under `scores` (vocabulary,), beside the `count` likeliest."""
+    """Return how likely `token` was under `scores` (vocabulary,), and the `count` most likely tokens."""
     logprobs = scores.log_softmax(-1)
     values, ids = logprobs.topk(count)
     return Likelihood(token, float(logprobs[token]), list(zip(ids.tolist(), values.tolist(), strict=True)))

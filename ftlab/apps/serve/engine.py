@@ -27,7 +27,7 @@ class Engine:
     """A model, and the thread that generates with it.
 
     Args:
-        max_batch: answers generated at once.
+        max_batch: answers generated in one batch.
         max_queue: answers that may wait; `submit` refuses more.
         cache_tokens: positions that the keys and values of all rows may take, padding included: bounds memory.
     Raises:
@@ -124,7 +124,7 @@ class Engine:
                 batch.join()
 
     def admit(self, batch: Batch, adapter: bool) -> None:
-        """Take from the queue, in order, what fits beside the rows of a batch."""
+        """Take from the queue, in order, what fits into a batch."""
         longest = max((row.length for row in batch.rows), default=0)
         most = max((row.job.max_tokens - len(row.generated) for row in batch.rows), default=0)
         with self.changed:

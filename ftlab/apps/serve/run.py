@@ -1,4 +1,4 @@
-"""Start the server: in the foreground for `ftlab serve`, or beside the caller for a notebook and the tests."""
+"""Start the server: in the foreground for `ftlab serve`, or in a thread for a notebook and the tests."""
 
 import os
 import socket
@@ -72,7 +72,7 @@ def port_from_environment() -> int:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Bind before anything is loaded: a taken port is known at once.
+    """Bind before anything is loaded, so that a port in use is reported immediately.
 
     Raises:
         LabError: the address cannot be bound.
@@ -107,7 +107,7 @@ def server(made: ASGIApp) -> uvicorn.Server:
 
 @contextmanager
 def running(made: ASGIApp, port: int = 0) -> Iterator[str]:
-    """Run an application on loopback beside the caller and yield its URL."""
+    """Run an application on loopback in a thread and yield its URL."""
     bound = listen("127.0.0.1", port)
     beside = server(made)
     thread = Thread(target=beside.run, kwargs={"sockets": [bound]}, daemon=True)

@@ -172,7 +172,7 @@ def read(kind: type[Asked], body: bytes) -> Asked:
 
 
 def harmless(value: Any, allowed: tuple[Any, ...]) -> bool:
-    """Say whether a value asks for nothing; False is no 0 here."""
+    """Return True if a value requests nothing; False does not count as 0 here."""
     return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed)
 
 

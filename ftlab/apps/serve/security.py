@@ -101,7 +101,7 @@ def bits(text: str) -> float:
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether binding to `host` reaches this machine alone.
+    """Return True if binding to `host` reaches this machine alone.
 
     Raises:
         LabError: no address belongs to that name.
@@ -170,7 +170,7 @@ class Guard:
             raise too_large(self.limits)
 
     def knows(self, host: str) -> bool:
-        """Say whether a Host header names this server."""
+        """Return True if a Host header names this server."""
         try:
             name = (urlsplit(f"//{host}").hostname or "").lower()
         except ValueError:
@@ -183,7 +183,7 @@ class Guard:
             return False
 
     def permits(self, authorizations: list[str]) -> bool:
-        """Say whether a request carries the token; takes as long for a near miss as for a far one."""
+        """Return True if a request has the API key; the comparison takes constant time."""
         scheme, _, given = (authorizations[0] if len(authorizations) == 1 else "").partition(" ")
         right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), self.token)
         return right and scheme.lower() == "bearer"
