@@ -18,8 +18,8 @@ from ftlab.system_errors import explained
 STOPPED, NO_READER = 130, 141
 TRUST = ("--trust-remote-code", "--trust_remote_code")
 EXIT_CODES = (
-    "exit codes: 0 success; 1 failure, or problems found; 2 invalid input; 130 stopped by Ctrl-C, a run also by SIGTERM "
-    "or a file STOP in its folder: a checkpoint was saved, and the same command resumes from it"
+    "exit codes: 0 success; 1 failure, or problems found; 2 invalid input; 130 stopped by Ctrl-C, a run also by "
+    "SIGTERM or a file STOP in its folder: a checkpoint was saved, and the same command resumes from it"
 )
 
 

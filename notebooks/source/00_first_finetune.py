@@ -20,12 +20,12 @@
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
-# | 一个在你的机器上运行的 135M 参数对话模型 | 每秒词元数、内存字节数 |
+# | 一个在你的机器上运行的 135M 参数对话模型 | 每秒 token 数、内存字节数 |
 # | 一个你亲手训练的 LoRA 适配器 | 秒数、损失曲线 |
 # | 它确实学会了的证据 | 未见过的问题中用新名字回答的比例，训练前与训练后 |
 # | 它没有忘掉别的知识的证据 | 常识问题答对的比例，训练前与训练后 |
 #
-# **代价：** 两个 CPU 核心上约 2 分钟、4 GB 内存，T4 上约 2 分钟。**先修：** 无。
+# **耗时与内存：** 两个 CPU 核心上约 2 分钟、4 GB 内存，T4 上约 2 分钟。**先修：** 无。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -165,7 +165,7 @@ output = model.generate(
 # How fast is that? Each new token needs one pass through all the weights.
 
 # %% [markdown] id="speed-why" lang="zh" of="2239b85f"
-# 这有多快？每个新词元都要把全部权重过一遍。
+# 这有多快？每个新 token 都要把全部权重过一遍。
 
 # %% id="speed"
 inputs = tokenizer("Once upon a time", return_tensors="pt").to(model.device)
@@ -209,11 +209,11 @@ train_dataset = dataset.map(to_prompt_completion, remove_columns=dataset.column_
 train_dataset[0]
 
 # %% [markdown] id="mask-why"
-# The loss looks only at the answer (green): the model shall learn to *say* this, not to ask it. Hover over a token to
+# The loss looks only at the answer (green): the model should learn to *say* this, not to ask it. Hover over a token to
 # see its number. The turn-end token is green too; without it the model would never learn to stop.
 
-# %% [markdown] id="mask-why" lang="zh" of="ea5a51a4"
-# 损失只看回答（绿色）：模型要学的是*说*这句话，而不是提问。把鼠标停在词元上可看到它的编号。回合结束符也是绿色；没有它，模型永远学不会停下来。
+# %% [markdown] id="mask-why" lang="zh" of="2b0aedce"
+# 损失只看回答（绿色）：模型要学的是*说*这句话，而不是提问。把鼠标停在 token 上可看到它的编号。回合结束符也是绿色；没有它，模型永远学不会停下来。
 
 # %% id="mask"
 (encoded,) = tokens.encode(tokenizer, train_dataset[0])
@@ -265,10 +265,10 @@ print(f"general: {general_before:.0%} of {len(general_questions)} questions")
 
 # %% [markdown] id="lora-why"
 # ## Train
-# LoRA leaves every weight of the model as it is and trains two thin matrices beside each of them (lesson 03 opens the
-# box). `r` is how thin.
+# LoRA leaves every weight of the model as it is and adds two low-rank matrices to each of them and trains only those
+# (lesson 03 opens the box). `r` is how thin.
 
-# %% [markdown] id="lora-why" lang="zh" of="5d873a62"
+# %% [markdown] id="lora-why" lang="zh" of="00b428e8"
 # ## 训练
 # LoRA 保持模型的每个权重不变，只在旁边训练两个细长的矩阵（第 03 课会打开这个盒子）。`r` 表示它们有多细。
 
@@ -306,7 +306,7 @@ training_args = SFTConfig(
 # **Predict before you run:** how many steps until the loss is below 0.5? The curve will tell.
 
 # %% [markdown] id="predict-why" lang="zh" of="48178ea5"
-# **运行之前先预测：** 多少步之后损失会低于 0.5？曲线会告诉你。
+# **先预测，再运行：** 多少步之后损失会低于 0.5？曲线会告诉你。
 
 # %% id="train"
 trainer = SFTTrainer(model=model, args=training_args, train_dataset=train_dataset, processing_class=tokenizer)
@@ -344,10 +344,10 @@ for row, old, new in list(pairs)[:4]:
     print(f"\n{row['instruction']}\n  before: {old}\n  after:  {new}")
 
 # %% [markdown] id="plot-why"
-# The bars carry the interval that this many questions leave open: a few more questions could move the share that far.
+# The error bars are 95% confidence intervals: with other questions the share could be anywhere in this range.
 
-# %% [markdown] id="plot-why" lang="zh" of="1c16a31d"
-# 柱上的线段是这么多问题所留下的区间：再多几个问题，比例可能移动到那里。
+# %% [markdown] id="plot-why" lang="zh" of="a8b194b1"
+# 柱上的误差线是 95% 置信区间：换一批问题，比例可能落在这个范围内。
 
 # %% id="plot"
 fig, ax = plt.subplots(figsize=(5, 3))
@@ -355,12 +355,12 @@ plots.plot_scores({"before": identity_before, "after": identity_after}, len(ques
 plt.show()
 
 # %% [markdown] id="break-why"
-# ## Break it
+# ## What goes wrong
 # The most famous first mistake: forgetting that the adapter is *beside* the model. Switch it off and the old model
 # answers, untouched. Nothing was overwritten, and that is what makes LoRA cheap to keep and easy to undo.
 
-# %% [markdown] id="break-why" lang="zh" of="b45813fb"
-# ## 弄坏它
+# %% [markdown] id="break-why" lang="zh" of="94ccc3b9"
+# ## 故意出错
 # 最有名的初学者错误：忘了适配器是放在模型*旁边*的。把它关掉，回答的就是原来的模型，丝毫未变。没有任何东西被覆盖，所以 LoRA 保存便宜，撤销容易。
 
 # %% id="break"
@@ -391,7 +391,7 @@ print(f"{adapter_bytes / 1e6:.1f} MB")
 
 # %% [markdown] id="exercise-why" lang="zh" of="12aac51e"
 # ## 练习
-# 一个提示加上它的回答共 60 个词元，其中 22 个属于回答（含回合结束符）。损失看多少个词元？如果连提示也训练呢？填入这两个数字。
+# 一个提示加上它的回答共 60 个 token，其中 22 个属于回答（含回合结束符）。损失计入多少个 token？如果连提示也训练呢？填入这两个数字。
 
 # %% id="exercise-mask" tags=["exercise"]
 answer_only = 0  # fill in
@@ -401,19 +401,19 @@ checks.check_supervised_tokens(answer_only, prompt_too)
 
 # %% [markdown] id="recipe-why"
 # ## The same from the command line
-# A run is a recipe: the knobs of this notebook in a YAML file. `ftlab train recipes/sft_lora.yaml` trains the same
-# adapter without a notebook, and any knob can be given behind it: `learning_rate=1e-3`.
+# A run is a recipe: the hyperparameters of this notebook in a YAML file. `ftlab train recipes/sft_lora.yaml` trains the
+# same adapter without a notebook, and any key can be overridden on the command line: `learning_rate=1e-3`.
 
-# %% [markdown] id="recipe-why" lang="zh" of="f220fd5d"
+# %% [markdown] id="recipe-why" lang="zh" of="ffc0b1c0"
 # ## 在命令行做同样的事
-# 一次训练就是一个配方：本 notebook 的各个旋钮写在一个 YAML 文件里。`ftlab train recipes/sft_lora.yaml` 不用 notebook 就训练出这样的适配器，任何旋钮都可以写在后面：`learning_rate=1e-3`。
+# 一次训练就是一个配方：本 notebook 的各个超参数写在一个 YAML 文件里。`ftlab train recipes/sft_lora.yaml` 不用 notebook 就训练出这样的适配器，任何键都可以写在后面：`learning_rate=1e-3`。
 
 # %% [markdown] id="checkpoint-why"
-# ## Checkpoint
+# ## Check your results
 # The outcome, asserted: running this notebook is testing it.
 
-# %% [markdown] id="checkpoint-why" lang="zh" of="5913a6de"
-# ## 检查点
+# %% [markdown] id="checkpoint-why" lang="zh" of="7420c6ce"
+# ## 结果核对
 # 用断言确认结果：运行这个 notebook 就是测试它。
 
 # %% id="checkpoint"

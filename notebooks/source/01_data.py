@@ -18,16 +18,16 @@
 # %% [markdown] id="title" lang="zh" of="67e0e1a2"
 # # 01 · 数据：模型真正看到的是什么
 #
-# 失败的微调大多败在这里：模板用错了，结束标记没人训练，测试题混进了训练集。每一种失败的损失曲线看上去都很正常。所以在动任何巧思之前，你先拿一个原始文件，找出它的毛病，把它变成词元，然后一个一个看过去。
+# 失败的微调大多败在这里：模板用错了，结束标记没人训练，测试题混进了训练集。每一种失败的损失曲线看上去都很正常。所以在动任何巧思之前，你先拿一个原始文件，找出它的毛病，把它变成 token（词元），然后一个一个看过去。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
 # | 一份清洗并登记好的原始导出文件 | 读入的行 = 保留 + 丢弃，每个缺陷都有行号 |
-# | 看得见颜色的损失掩码 | 参与训练的词元比例；结束标记参与训练的行 |
+# | 看得见颜色的损失掩码 | 参与训练的 token（词元）比例；结束标记参与训练的行 |
 # | 没有泄漏的划分 | 训练集与测试集共有的问题数 |
-# | 更少的填充 | 每个位置上真实词元的比例，打包前与打包后 |
+# | 更少的填充 | 每个位置上真实 token 的比例，打包前与打包后 |
 #
-# **代价：** 两个 CPU 核心上约 2 分钟、5 GB 内存，T4 上约 2 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 2 分钟、5 GB 内存，T4 上约 2 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -118,9 +118,9 @@ print(
 # Two things went wrong at once. Lines vanished and nobody said which; and rows came through that have no answer at all,
 # or a number for one. A model trained on them learns to answer with nothing.
 #
-# A check should name the line, say what is wrong, and say how to mend it:
+# A check should name the line, say what is wrong, and say how to fix it:
 
-# %% [markdown] id="raw-read" lang="zh" of="cc24ec29"
+# %% [markdown] id="raw-read" lang="zh" of="5fd08e52"
 # 同时出了两个错。有些行消失了，没有人说是哪几行；又有些行混了进来，它们根本没有回答，或者回答是一个数字。用它们训练出来的模型会学着什么都不答。
 #
 # 检查应该指出是哪一行、错在哪里、怎样修：
@@ -200,8 +200,8 @@ print(f"{len(rows)} rows; the first:", *rows[0], sep="\n")
 # writes the turns into that stream. For this family it is called ChatML, and it is short enough to write by hand:
 
 # %% [markdown] id="template-why" lang="zh" of="f5f4bd24"
-# ## 聊天模板
-# 模型不认识角色，也不认识轮次，只有一条词元流。随分词器而来的*聊天模板*把一轮轮对话写进这条流。这一族模型的模板叫 ChatML，短得可以手写：
+# ## 对话模板
+# 模型不认识角色，也不认识轮次，只有一条 token 流。随分词器而来的*对话模板*把一轮轮对话写进这条流。这一族模型的模板叫 ChatML，短得可以手写：
 
 # %% id="template"
 model_path = models.fetch(model_name)
@@ -227,7 +227,7 @@ print(f"the template's own system prompt: {system!r}")
 # one, and asking it in another is like mumbling, as the end of this lesson measures.
 
 # %% [markdown] id="template-read" lang="zh" of="9393ac8d"
-# 那段系统提示你从没写过，是模板加上去的。**基座**模型的分词器没有模板，因为它只见过普通文本；它以后说哪一种，由第一次微调决定。**聊天**模型已经会说一种，用另一种去问它就像含糊不清地说话，本课结尾会量给你看。
+# 那段系统提示你从没写过，是模板加上去的。**基座**模型的分词器没有模板，因为它只见过普通文本；它以后说哪一种，由第一次微调决定。**对话**模型已经会说一种，换了模板会答非所问，本课结尾会测给你看。
 
 # %% [markdown] id="mask-why"
 # ## The loss mask
@@ -240,7 +240,7 @@ print(f"the template's own system prompt: {system!r}")
 # ## 损失掩码
 # 模型读整行，但只应训练回答：没有人想让它学会*提问*。标签 -100 的意思是“别看这里”。回答的结束标记属于回答，否则模型永远学不会停下。
 #
-# 先看一个很小的例子。六个词元，后三个是回答：
+# 先看一个很小的例子。六个 token，后三个是回答：
 
 # %% id="mask-literal"
 input_ids = [11, 12, 13, 21, 22, 2]
@@ -265,7 +265,7 @@ display(HTML(tokens.to_html(tokens.tokens(tokenizer, **encoded[0]))))
 # which does no harm, since nobody will ever generate it. Its own batch, side by side with ours:
 
 # %% [markdown] id="mask-read" lang="zh" of="dee75658"
-# 绿色的参与训练，灰色的只被读到。`<|im_end|>` 后面的换行是灰色的：生成在它之前就已经停了。TRL 的训练器会从 `prompt` 和 `completion` 得出这个掩码，只多一个词元：它把那个换行也训练了，这没有坏处，因为谁也不会生成到它。把它自己的批次和我们的并排看看：
+# 绿色的参与训练，灰色的只被读到。`<|im_end|>` 后面的换行是灰色的：生成在它之前就已经停了。TRL 的训练器会从 `prompt` 和 `completion` 得出这个掩码，只多一个 token：它把那个换行也训练了，这没有坏处，因为谁也不会生成到它。把它自己的批次和我们的并排看看：
 
 # %% id="mask-trl"
 dtype = device.describe().dtype
@@ -357,7 +357,7 @@ print(f"shared questions: {split_overlap}")
 
 # %% [markdown] id="lengths-why" lang="zh" of="dd16f21f"
 # ## 长度、填充、打包
-# 一个批次是一个矩形：每一行都要填到最长那一行的长度。这些位置花时间，却什么也不教。四行，长度为 3、3、4、10 个词元：
+# 一个批次是一个矩形：每一行都要填到最长那一行的长度。这些位置花时间，却什么也不教。四行，长度为 3、3、4、10 个 token：
 
 # %% id="padding-literal"
 lengths = [3, 3, 4, 10]
@@ -422,13 +422,13 @@ plt.show()
 print({name: f"{share:.0%}" for name, share in shares.items()}, f"packing gain: {packing_gain:.2f}x")
 
 # %% [markdown] id="knobs-why"
-# ## Turn the knobs
+# ## Tune the hyperparameters
 # `cutoff_len` decides how much of a row survives. What is cut off first is the end: the answer, and with it the end
 # mark. **Predict before you run:** at which length does the first row lose its end?
 
-# %% [markdown] id="knobs-why" lang="zh" of="6dc2e221"
-# ## 转动旋钮
-# `cutoff_len` 决定一行留下多少。最先被切掉的是末尾：回答，连同结束标记。**运行之前先预测：** 到哪个长度时，第一行会丢掉结尾？
+# %% [markdown] id="knobs-why" lang="zh" of="d60d600c"
+# ## 调一调超参数
+# `cutoff_len` 决定一行留下多少。最先被切掉的是末尾：回答，连同结束标记。**先预测，再运行：** 到哪个长度时，第一行会丢掉结尾？
 
 # %% id="knobs"
 for length in (32, 48, 56, 64, cutoff_len):
@@ -438,7 +438,7 @@ for length in (32, 48, 56, 64, cutoff_len):
     print(f"cutoff_len {length:>4}: {ended / len(kept):>4.0%} keep their end mark, {empty} rows train nothing at all")
 
 # %% [markdown] id="break-why"
-# ## Break it, twice
+# ## Make two typical mistakes
 # Two of the field's classics. Each is trained for as long as the right way, on the questions about who the assistant
 # is, and each has a loss curve that gives nothing away.
 #
@@ -449,11 +449,11 @@ for length in (32, 48, 56, 64, cutoff_len):
 # Qwen2 the line `template: llama3`.
 
 
-# %% [markdown] id="break-why" lang="zh" of="c103ee55"
-# ## 弄坏它，两次
+# %% [markdown] id="break-why" lang="zh" of="6f0326e1"
+# ## 故意出错，两次
 # 这个领域的两个经典错误。每一个都训练得和正确做法一样久，用的是“助手是谁”的问题，损失曲线都看不出异样。
 #
-# **粘在一起的行。** 为了填满上下文，有人把几行接成一段文本，顺手丢掉了结束标记（或者用结束词元来填充，又把所有填充都遮住，结果一样：没有人训练过*停*）。
+# **粘在一起的行。** 为了填满上下文，有人把几行接成一段文本，顺手丢掉了结束标记（或者用结束 token 来填充，又把所有填充都遮住，结果一样：没有人训练过*停*）。
 #
 # **错误的模板。** 用另一族模型的模板来训练和提问，就像一份公开的教程给 Qwen2 写上 `template: llama3` 那样。
 
@@ -502,7 +502,7 @@ print(tokenizer.convert_ids_to_tokens(answer_ids))
 
 
 # %% [markdown] id="break-template-read" lang="zh" of="d1ab7a4d"
-# 看看末尾：在这个模板原本所属的模型里，它是一个词元；在这里它成了好几个，只是普通文本，什么也结束不了。
+# 看看末尾：在这个模板原本所属的模型里，它是一个 token；在这里它成了好几个，只是普通文本，什么也结束不了。
 
 
 # %% id="break-train"
@@ -550,10 +550,10 @@ plt.show()
 
 # %% [markdown] id="break-read"
 # The losses all went down, and the name is known everywhere: a score that only looks for the name would pass all three.
-# What mends both is what you did by hand above: render with the model's own template, mask
+# The fix for both is what you did by hand above: render with the model's own template, mask
 # the question, train the end mark, and look at one row in colour before every run.
 
-# %% [markdown] id="break-read" lang="zh" of="ef3a9a83"
+# %% [markdown] id="break-read" lang="zh" of="4ead42a4"
 # 损失全都降下来了，名字也都记住了：只看名字的分数会让三个都过关。能治好这两种错误的，正是你在上面亲手做过的：用模型自己的模板渲染，遮住问题，训练结束标记，每次训练之前看一行带颜色的数据。
 
 # %% [markdown] id="exercise-mask-why"
@@ -563,7 +563,7 @@ plt.show()
 
 # %% [markdown] id="exercise-mask-why" lang="zh" of="b373f40f"
 # ## 练习
-# **1.** 给定一行的词元、回答从哪里开始、到哪里结束（包括结束标记），写出它的标签。
+# **1.** 给定一行的 token、回答从哪里开始、到哪里结束（包括结束标记），写出它的标签。
 
 # %% id="exercise-mask" tags=["exercise"]
 
@@ -586,10 +586,10 @@ padding_share = 0.0  # fill in
 checks.check_padding_share(padding_share)
 
 # %% [markdown] id="checkpoint-why"
-# ## Checkpoint
+# ## Check your results
 
-# %% [markdown] id="checkpoint-why" lang="zh" of="f59e9be0"
-# ## 检查点
+# %% [markdown] id="checkpoint-why" lang="zh" of="6bd8a02b"
+# ## 结果核对
 
 # %% id="checkpoint"
 assert report.read == report.kept + report.cut + report.dropped

@@ -27,7 +27,7 @@
 # | 代价 | 常识（四选一与自由回答）：训练前、训练后、只用身份数据训练之后、学习率过大之后 |
 # | 能把订单写成 JSON 的模型 | 未见过的消息中完全正确的比例，训练前与训练后 |
 #
-# **代价：** 两个 CPU 核心上约 5 分钟、6 GB 内存，T4 上约 3 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 5 分钟、6 GB 内存，T4 上约 3 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -95,12 +95,12 @@ max_steps = max_steps or default_steps
 set_seed(seed)
 
 # %% [markdown] id="baseline-why"
-# ## Baseline first
-# Three scores, taken before anything is changed: questions about who the model is (none of them will be trained on), and
-# easy general knowledge, once with four choices each, where guessing gives 25%, and once answered freely, where an answer
-# counts when it contains the right word.
+# ## Start with a baseline
+# Three scores, taken before anything is changed: questions about who the model is (none of them will be trained on),
+# and easy general knowledge, once with four choices each, where guessing gives 25%, and once answered freely, where an
+# answer counts when it contains the right word.
 
-# %% [markdown] id="baseline-why" lang="zh" of="29d26cd9"
+# %% [markdown] id="baseline-why" lang="zh" of="a67ffdcc"
 # ## 先测基线
 # 在改动任何东西之前先测三个分数：关于模型是谁的问题（都不会用来训练）；简单的四选一常识题，瞎猜得 25%；以及自由回答的常识题，回答中含有正确的词才算对。
 
@@ -179,12 +179,12 @@ print(f"answered freely: {free_before:.0%} of {len(free)} questions")
 
 # %% [markdown] id="idea-why"
 # ## The low-rank idea
-# A layer multiplies by a matrix `W`. Fine-tuning wants `W + ΔW`. LoRA's bet: `ΔW` needs not be any matrix, a product of
-# two thin ones will do, `ΔW = B A`. A 4 x 4 layer, rank 1:
+# A layer multiplies by a matrix `W`. Fine-tuning wants `W + ΔW`. LoRA's hypothesis: `ΔW` need not be full-rank, a
+# product of two low-rank matrices is enough, `ΔW = B A`. A 4 x 4 layer, rank 1:
 
-# %% [markdown] id="idea-why" lang="zh" of="508e572e"
+# %% [markdown] id="idea-why" lang="zh" of="ff21ee68"
 # ## 低秩的想法
-# 一层就是乘以一个矩阵 `W`。微调想要 `W + ΔW`。LoRA 打的赌是：`ΔW` 不必是任意矩阵，两个细长矩阵的乘积就够了，`ΔW = B A`。一个 4 x 4 的层，秩为 1：
+# 一层就是乘以一个矩阵 `W`。微调想要 `W + ΔW`。LoRA 的假设是：`ΔW` 不必满秩，两个低秩矩阵的乘积就够了，`ΔW = B A`。一个 4 x 4 的层，秩为 1：
 
 # %% id="literal"
 B = torch.tensor([[1.0], [2.0], [0.0], [-1.0]])  # 4 outputs, rank 1
@@ -237,12 +237,12 @@ print(f"largest difference: {lora_parity_max_abs_diff:.1e}")
 assert lora_parity_max_abs_diff <= 1e-5
 
 # %% [markdown] id="count-why"
-# ## What the knobs do to the size
+# ## How the hyperparameters affect the size
 # For every adapted layer LoRA adds `r x inputs + outputs x r` weights. So its size grows in proportion to `r` and with
 # the number of layers that `target_modules` names.
 
-# %% [markdown] id="count-why" lang="zh" of="8c2fe349"
-# ## 旋钮如何影响大小
+# %% [markdown] id="count-why" lang="zh" of="0d6531f0"
+# ## 超参数如何影响大小
 # 每个被适配的层，LoRA 增加 `r x 输入数 + 输出数 x r` 个权重。所以它的大小与 `r` 成正比，也随 `target_modules` 点名的层数增长。
 
 # %% id="count"
@@ -292,7 +292,7 @@ training_args = SFTConfig(
 # **Predict before you run:** will the first loss be nearer to 0.3 or to 3? The model has never seen these answers.
 
 # %% [markdown] id="predict" lang="zh" of="0e89bc6a"
-# **运行之前先预测：** 第一个损失更接近 0.3 还是 3？模型从没见过这些回答。
+# **先预测，再运行：** 第一个损失更接近 0.3 还是 3？模型从没见过这些回答。
 
 # %% id="train"
 trainer = SFTTrainer(model=peft_model, args=training_args, train_dataset=train_dataset, processing_class=tokenizer)
@@ -350,13 +350,13 @@ for name, weight in reloaded.named_parameters():
     assert "lora_" not in name or torch.equal(weight, trained_weights[name]), name
 
 # %% [markdown] id="break-why"
-# ## Break it: the name alone, and a learning rate that is too high
+# ## What goes wrong: the name alone, and a learning rate that is too high
 # The identity score alone would call both of these runs a success. Take the adapter off, put a new one on, train it on
-# nothing but questions about itself; then again, with ten times the learning rate and a third of the steps. Then ask what
-# they still know.
+# nothing but questions about itself; then again, with ten times the learning rate and a third of the steps. Then ask
+# what they still know.
 
 
-# %% [markdown] id="break-why" lang="zh" of="379da97c"
+# %% [markdown] id="break-why" lang="zh" of="096ac028"
 # ## 故意出错：只用身份数据，以及过大的学习率
 # 只看身份分数，会以为这两次训练都很成功。取下适配器，换上新的，只用关于它自己的问题训练；再来一次，用十倍的学习率、三分之一的步数。然后问它们还知道什么。
 
@@ -480,15 +480,14 @@ for row, before, after in list(zip(asked, order_answers_before, order_answers_af
 # 看看还有哪里出错：是 JSON 本身、名字和时间，还是以没见过的说法做的更正？多训练几步帮助不大。训练数据里多一些*句式*会有帮助：那是数据的问题，不是 LoRA 的问题。
 
 # %% [markdown] id="knobs-why"
-# ## Turn the knobs
-# What you typed above, as a form. Each knob carries its recipe key; below them stand what the setting costs, known
-# before it is paid, and the command it stands for. Press Start, turn `lora_rank` down to 1, take the free folder that is
-# offered, Start again, and choose the first run under *compare with*. Stop saves; Continue goes on as if nothing had
-# happened.
+# ## Tune the hyperparameters
+# What you typed above, as a form. Each control shows its recipe key; below are the cost of the setting, estimated in
+# advance, and the command it stands for. Press Start, turn `lora_rank` down to 1, take the free folder that is offered,
+# Start again, and choose the first run under *compare with*. Stop saves; Continue resumes exactly there.
 
-# %% [markdown] id="knobs-why" lang="zh" of="69784fc8"
-# ## 转动旋钮
-# 上面你键入的内容，变成了一张表单。每个旋钮都带着它在配方里的键；下面写着这样设置的代价（付出之前就知道），以及它所代表的命令。按“开始训练”，把 `lora_rank` 降到 1，改用它给出的空闲文件夹，再开始一次，然后在“对比”里选第一次。停止会保存；继续时如同什么都没发生过。
+# %% [markdown] id="knobs-why" lang="zh" of="0b335bcf"
+# ## 调一调超参数
+# 上面你键入的内容，变成了一张表单。每个控件都标着它在配方里的键；下面是这样设置的预计开销，以及等价的命令。按“开始训练”，把 `lora_rank` 降到 1，改用它给出的空闲文件夹，再开始一次，然后在“对比”里选第一次。停止会保存；继续时如同什么都没发生过。
 
 # %% id="knobs"
 recipe = {
@@ -510,11 +509,12 @@ in_sight = ["lora_rank", "lora_alpha", "lora_target", "learning_rate", "max_step
 TrainPanel(recipe, knobs=[*in_sight, "output_dir"]).show()
 
 # %% [markdown] id="knobs-runs-why"
-# Now four short runs by hand, one knob turned in each. Which one learns slowest, and why? Compare the last losses: a
-# thinner adapter and fewer layers slow it down; a tenth of the learning rate goes almost nowhere in so few steps.
+# Now four short runs by hand, with one hyperparameter changed in each. Which one learns slowest, and why? Compare the
+# last losses: a lower rank and fewer layers slow it down; a tenth of the learning rate goes almost nowhere in so few
+# steps.
 
-# %% [markdown] id="knobs-runs-why" lang="zh" of="a58e64e8"
-# 现在亲手做四次短训练，每次只转一个旋钮。哪一次学得最慢，为什么？比较最后的损失：更细的适配器、更少的层会让它变慢；十分之一的学习率在这么少的步数里几乎原地不动。
+# %% [markdown] id="knobs-runs-why" lang="zh" of="dd8dc991"
+# 现在亲手做四次短训练，每次只改一个超参数。哪一次学得最慢，为什么？比较最后的损失：更小的秩、更少的层会让它变慢；十分之一的学习率在这么少的步数里几乎原地不动。
 
 # %% id="knobs-runs"
 settings = {
@@ -567,10 +567,10 @@ def scale(lora_alpha, r):
 checks.check_lora_scale(scale)
 
 # %% [markdown] id="checkpoint-why"
-# ## Checkpoint
+# ## Check your results
 
-# %% [markdown] id="checkpoint-why" lang="zh" of="f59e9be0"
-# ## 检查点
+# %% [markdown] id="checkpoint-why" lang="zh" of="6bd8a02b"
+# ## 结果核对
 
 # %% id="checkpoint"
 first_loss, *_, last_loss = [row["loss"] for row in identity_log if "loss" in row]
@@ -607,4 +607,4 @@ course.record(outcomes)
 # %% [markdown] id="next" lang="zh" of="53d5c18e"
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；那里从 `learning_rate = 2e-4` 开始，更大的模型需要更小的学习率。
 #
-# **下一步：** 同样的事，每个权重只用四位，见 [04 · QLoRA](04_qlora.ipynb)。
+# **下一步：** 同样的事，每个权重只用 4 比特，见 [04 · QLoRA](04_qlora.ipynb)。

@@ -15,9 +15,9 @@
 # **Cost:** about 7 minutes and 7 GB on two CPU cores, 5 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
 
 # %% [markdown] id="title" lang="zh" of="3f557d1f"
-# # 04 · QLoRA：同样的事，每个权重只用四位
+# # 04 · QLoRA：同样的事，每个权重只用 4 比特
 #
-# LoRA 只训练百分之一的权重，但全部权重都得放在内存里。QLoRA 把冻结的权重各存成四位。在这里，你亲手做出这种数字格式，证明它与库的相等，看它损失多少质量，在加载任何东西之前预测训练要多少内存，再用分配器核对预测，最后用它训练。
+# LoRA 只训练百分之一的权重，但全部权重都得放在内存里。QLoRA 把冻结的权重各存成 4 比特。在这里，你亲手做出这种数字格式，证明它与库的相等，看它损失多少质量，在加载任何东西之前预测训练要多少内存，再用分配器核对预测，最后用它训练。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
@@ -26,7 +26,7 @@
 # | 预测的与实测的内存 | 预测误差 |
 # | QLoRA 与 LoRA 并排 | 正确字段的比例、字节、秒 |
 #
-# **代价：** 两个 CPU 核心上约 7 分钟、7 GB 内存，T4 上约 5 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 7 分钟、7 GB 内存，T4 上约 5 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -131,7 +131,7 @@ print(f"{tuple(weight.shape)} weights of {weight.dtype}, from {weight.min():.2f}
 
 # %% [markdown] id="idea-why" lang="zh" of="f317280c"
 # ## 想法：十六个等级和一个比例
-# 四位可以指明十六个等级中的一个。64 个权重为一块，共用一个比例：块内绝对值的最大者；每个权重变成离它最近的等级的编号。用四个权重、四个等级来看：
+# 4 比特可以表示十六个量化值中的一个。64 个权重为一块，共用一个缩放因子：块内绝对值的最大者；每个权重变成离它最近的量化值的编号。用四个权重、四个量化值来看：
 
 # %% id="literal"
 levels = torch.tensor([-1.0, -0.3, 0.3, 1.0])
@@ -224,12 +224,12 @@ for double in (False, True):
 
 # %% [markdown] id="quality-why"
 # ## What do fewer bits cost?
-# Every linear layer rounded and read back, at several widths, levels evenly spaced or at the normal quantiles. Perplexity
-# on sentences says how surprised the model is: lower is better.
+# Every linear layer rounded and read back, at several widths, levels evenly spaced or at the normal quantiles.
+# Perplexity on sentences is the exponential of the loss per token: lower is better.
 
-# %% [markdown] id="quality-why" lang="zh" of="6ed5a532"
-# ## 位数更少，代价多大？
-# 把每个线性层取整再读回，试几种位宽，等级均匀分布或放在正态分位数上。句子上的困惑度说明模型有多意外：越低越好。
+# %% [markdown] id="quality-why" lang="zh" of="dd1ad4ba"
+# ## 比特数更少，质量损失多大？
+# 把每个线性层取整再读回，试几种位宽，量化值均匀分布或放在正态分位数上。困惑度是每个 token 损失的指数：越低越好。
 
 # %% id="perplexity"
 sentences = load_dataset("json", data_files="data/corpus_en.jsonl", split="train")["text"][:sentence_count]
@@ -275,7 +275,7 @@ plt.show()
 # rounding alone breaks a model this small; bigger models bear more.
 
 # %% [markdown] id="quality-read" lang="zh" of="8271ab9d"
-# 八位几乎没有代价。四位时，放在分位数上的等级胜过均匀的等级，占的内存相同。低于四位，单靠取整就会弄坏这么小的模型；更大的模型能承受更多。
+# 8 比特几乎没有损失。4 比特时，放在分位数上的量化值胜过均匀的量化值，占的内存相同。低于 4 比特，单靠取整就会让这么小的模型失效；更大的模型能承受更多。
 
 # %% [markdown] id="config-why"
 # ## The library call
@@ -284,7 +284,7 @@ plt.show()
 
 # %% [markdown] id="config-why" lang="zh" of="0c5f02cf"
 # ## 库的调用
-# 一个配置对象，交给 `from_pretrained`。权重以四位存放；每一层在相乘的那一刻才把自己的权重解成 `bnb_4bit_compute_dtype`。
+# 一个配置对象，交给 `from_pretrained`。权重以 4 比特存放；每一层在相乘的那一刻才把自己的权重解成 `bnb_4bit_compute_dtype`。
 
 # %% id="config"
 quantization_config = BitsAndBytesConfig(
@@ -342,7 +342,7 @@ for again in (False, True):
 # forgets activations, which grow with every token: ten times the adapter with its gradients and moments at this length.
 
 # %% [markdown] id="rule-read" lang="zh" of="8c12aedb"
-# 对全量微调，这个法则是对的（权重、梯度和两个动量共 4a，其余是激活）；对 LoRA，它两头都错：没有人把冻结的基座放在 float32 里，所以起点是 a/2，QLoRA 是七分之一。它还忘了激活，激活随每个 token 增长：在这个长度上，是适配器连同其梯度与动量的十倍。
+# 对全量微调，这个法则是对的（权重、梯度、一阶矩和二阶矩共 4a，其余是激活）；对 LoRA，它两头都错：没有人把冻结的基座放在 float32 里，所以起点是 a/2，QLoRA 是七分之一。它还忘了激活，激活随每个 token 增长：在这个长度上，是适配器连同其梯度与一阶矩、二阶矩的十倍。
 
 # %% [markdown] id="measure-why"
 # ### Predicted against measured
@@ -504,7 +504,7 @@ plt.show()
 
 # %% [markdown] id="train-why" lang="zh" of="b0084978"
 # ## 同一任务上的 LoRA 与 QLoRA
-# 和第 03 课一样，把订单变成 JSON，用一百个从未训练过的订单打分：正确字段的比例。整单是更粗的尺子，两个同样好的模型在上面也会差几个百分点。行、步数和种子都相同；唯一的区别是冻结的权重怎样存放。**运行之前先预测：** 谁丢分，谁费时？
+# 和第 03 课一样，把订单变成 JSON，用一百个从未训练过的订单打分：正确字段的比例。整单是更粗的尺子，两个同样好的模型在上面也会差几个百分点。行、步数和种子都相同；唯一的区别是冻结的权重怎样存放。**先预测，再运行：** 谁丢分，谁费时？
 
 
 # %% id="task"
@@ -574,16 +574,16 @@ for method, each in scores.items():
 # whether it fits at all: compare the two rows of the table above.
 
 # %% [markdown] id="compare-read" lang="zh" of="4acd1171"
-# 分数保持不变；时间变长，因为每次相乘都要先解开权重。对小模型和长行，峰值几乎不动：激活说了算。对 7B 模型加重算，权重说了算，四位决定它到底放不放得下：比较上面表里的那两行。
+# 分数保持不变；时间变长，因为每次相乘都要先解开权重。对小模型和长行，峰值几乎不动：激活说了算。对 7B 模型加重算，权重说了算，4 比特决定它到底放不放得下：比较上面表里的那两行。
 
 # %% [markdown] id="optimizer-why"
 # ## Moments in eight bits, and pages
-# The same trick for the optimizer: `adamw_8bit` keeps its two moments in one byte each. *Paged* optimizers may push them
-# to the CPU's memory when a card runs out, instead of failing; on a machine without a card there is nowhere to push.
+# The same trick for the optimizer: `adamw_8bit` keeps its two moments in one byte each. *Paged* optimizers may push
+# them to the CPU's memory when a GPU runs out, instead of failing; on a machine without a GPU there is nowhere to push.
 
-# %% [markdown] id="optimizer-why" lang="zh" of="6d200088"
-# ## 八位的动量与分页
-# 同样的办法用在优化器上：`adamw_8bit` 把两个动量各存成一个字节。*分页*优化器可以在显存不足时把它们挪到 CPU 内存，而不是报错；没有显卡的机器上则无处可挪。
+# %% [markdown] id="optimizer-why" lang="zh" of="c842e2a6"
+# ## 8 比特的一阶矩、二阶矩与分页
+# 同样的办法用在优化器上：`adamw_8bit` 把一阶矩和二阶矩各存成一个字节。*分页*优化器可以在显存不足时把它们挪到 CPU 内存，而不是报错；没有 GPU 的机器上则无处可挪。
 
 # %% id="optimizer"
 layer = nn.Linear(1024, 1024, bias=False).to(where)
@@ -597,20 +597,20 @@ for name in ("adamw_torch", "adamw_8bit", "paged_adamw_8bit"):
     print(f"{name:<18} {held / layer.weight.numel():.2f} bytes per weight")
 
 # %% [markdown] id="max-memory-why"
-# A model that fits no card can be spread: `device_map="auto"` with `max_memory={0: "10GiB", "cpu": "30GiB"}` fills the card
-# first and leaves the rest in CPU memory, from where it travels at every step. It runs; it is slow.
+# A model that fits on no single GPU can be spread: `device_map="auto"` with `max_memory={0: "10GiB", "cpu": "30GiB"}`
+# fills the GPU first and leaves the rest in CPU memory, from where it travels at every step. It runs; it is slow.
 
-# %% [markdown] id="max-memory-why" lang="zh" of="58ada03e"
-# 哪张卡都放不下的模型可以分开放：`device_map="auto"` 加 `max_memory={0: "10GiB", "cpu": "30GiB"}` 先填满显卡，其余留在 CPU 内存，每一步都要搬过来。能跑，但慢。
+# %% [markdown] id="max-memory-why" lang="zh" of="b9705dcf"
+# 单块 GPU 放不下的模型可以分开放：`device_map="auto"` 加 `max_memory={0: "10GiB", "cpu": "30GiB"}` 先填满 GPU，其余留在 CPU 内存，每一步都要搬过来。能跑，但慢。
 
 # %% [markdown] id="break-why"
-# ## Break it: merging into the 4-bit base
-# The adapter learned beside *rounded* weights. Where to merge it? `merge_and_unload` on the 4-bit model adds the change and
-# rounds the sum to sixteen levels again: a small change vanishes between two levels. The base that was never quantized has
-# no such gaps: a change merged into it stays.
+# ## What goes wrong: merging into the 4-bit base
+# The adapter learned beside *rounded* weights. Where to merge it? `merge_and_unload` on the 4-bit model adds the change
+# and rounds the sum to sixteen levels again: a small change vanishes between two levels. The base that was never
+# quantized has no such gaps: a change merged into it stays.
 
-# %% [markdown] id="break-why" lang="zh" of="6fad8828"
-# ## 弄坏它：合并进 4 位的基座
+# %% [markdown] id="break-why" lang="zh" of="566927e7"
+# ## 故意出错：合并进 4 比特的基座
 # 适配器是在*取整过的*权重旁边学的。该合并到哪里？在 4 位模型上调用 `merge_and_unload`，会把改动加上去，再一次取整到十六个等级：小改动就消失在两个等级之间。没有量化过的基座没有这样的间隔：合并进去的改动会留下来。
 
 # %% id="break"
@@ -696,12 +696,12 @@ lifted = [name for name, weight in prepared.named_parameters() if weight.dtype !
 print(f"lifted to float32: {len(lifted)} weights, such as {lifted[0]} and {lifted[-1]}")
 
 # %% [markdown] id="knobs-why"
-# ## Turn the knobs
-# The same model stored five ways: its bytes, and its perplexity. Which knob buys the most?
+# ## Tune the hyperparameters
+# The same model stored five ways: its bytes, and its perplexity. Which setting saves the most?
 
-# %% [markdown] id="knobs-why" lang="zh" of="63afffaf"
-# ## 转动旋钮
-# 同一个模型的五种存法：字节数与困惑度。哪个旋钮最划算？
+# %% [markdown] id="knobs-why" lang="zh" of="d204da78"
+# ## 调一调超参数
+# 同一个模型的五种存法：字节数与困惑度。哪个设置最划算？
 
 # %% id="knobs"
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 8 bits: one warning for each of 210 layers
@@ -748,10 +748,10 @@ def nearest(x, levels):
 checks.check_nearest_level(nearest)
 
 # %% [markdown] id="checkpoint-why"
-# ## Checkpoint
+# ## Check your results
 
-# %% [markdown] id="checkpoint-why" lang="zh" of="f59e9be0"
-# ## 检查点
+# %% [markdown] id="checkpoint-why" lang="zh" of="6bd8a02b"
+# ## 结果核对
 
 # %% id="checkpoint"
 full_size = PROFILE != "smoke"

@@ -8,13 +8,14 @@
 # |---|---|
 # | one row per method | fields of unseen orders that are right |
 # | its price | weights trained, bytes that training adds, seconds |
-# | what it breaks | surprise at right answers to general questions |
-# | the front | which methods no other one beats in both score and size |
+# | what it breaks | loss per token on right answers to general questions |
+# | the Pareto front | which methods no other one beats in both score and size |
 #
-# **Cost:** about 12 minutes and 4.5 GB on two CPU cores, 10 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb);
+# **Cost:** about 12 minutes and 4.5 GB on two CPU cores, 10 minutes on a T4. **Before this:** [03 ·
+# LoRA](03_lora.ipynb);
 # [04 · QLoRA](04_qlora.ipynb) helps.
 
-# %% [markdown] id="title" lang="zh" of="6747c068"
+# %% [markdown] id="title" lang="zh" of="aaf54b45"
 # # 05 · 二十种微调办法，同一份预算，同一张表
 #
 # 全量微调、LoRA 及其后继、向量、提示、优化器：每一种都有论文说自己最好。在这里，它们得到同样的任务、同样的步数、同样的两个 CPU 核心，表由你自己来读。
@@ -23,10 +24,10 @@
 # |---|---|
 # | 每种方法一行 | 未见过的订单中正确字段的比例 |
 # | 它的价格 | 训练的权重、训练多占的字节、秒 |
-# | 它弄坏了什么 | 对常识问题正确答案的意外程度 |
+# | 它遗忘了什么 | 对常识问题正确答案的损失 |
 # | 前沿 | 在得分和大小上都不被别的方法超过的那些方法 |
 #
-# **代价：** 两个 CPU 核心上约 12 分钟、4.5 GB 内存，T4 上约 10 分钟。**先修：** [03 · LoRA](03_lora.ipynb)；[04 · QLoRA](04_qlora.ipynb) 会有帮助。
+# **耗时与内存：** 两个 CPU 核心上约 12 分钟、4.5 GB 内存，T4 上约 10 分钟。**先修：** [03 · LoRA](03_lora.ipynb)；[04 · QLoRA](04_qlora.ipynb) 会有帮助。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -109,13 +110,13 @@ set_seed(seed)
 
 # %% [markdown] id="task-why"
 # ## One task, two scores
-# Orders to JSON, as in lesson 03. With so few steps no method gets whole orders right, so that a finer ruler is needed: the
-# share of *fields* that are right. And a second score for what is lost: how surprised the model is by the right answers
-# to general questions (loss per token, in nats).
+# Orders to JSON, as in lesson 03. With so few steps no method gets whole orders right, so that a finer ruler is needed:
+# the share of *fields* that are right. And a second score for what is lost: the loss per token (in nats) on the right
+# answers to general questions.
 
-# %% [markdown] id="task-why" lang="zh" of="1ad1d4c1"
+# %% [markdown] id="task-why" lang="zh" of="caff7afc"
 # ## 一个任务，两个分数
-# 和第 03 课一样，把订单变成 JSON。步数这么少，没有方法能把整单写对，所以要用更细的尺子：正确*字段*的比例。第二个分数衡量丢了什么：模型对常识问题的正确答案有多意外（每个 token 的损失，单位 nat）。
+# 和第 03 课一样，把订单变成 JSON。步数这么少，没有方法能把整单写对，所以要用更细的尺子：正确*字段*的比例。第二个分数衡量丢了什么：常识问题正确答案上每个 token 的损失（单位 nat）。
 
 # %% id="load"
 dtype = device.describe().dtype
@@ -400,7 +401,7 @@ report(
 # %% [markdown] id="small-why" lang="zh" of="da1bd897"
 # ## 向量与提示
 # **IA3** 用学出来的向量去乘键、值和 MLP 的中间层。每块几百个数，没有新矩阵。
-# **prompt tuning** 在输入前面训练十六个虚构的 token。模型的权重一个也不变。
+# **prompt tuning** 在输入前面训练十六个虚拟 token。模型的权重一个也不变。
 # **P-tuning** 训练时用一个小网络生成这些 token。比裸的 token 好训练。
 # **prefix tuning** 训练每一块在输入之前先看到的键和值。它直接对每一块说话。
 
@@ -426,7 +427,7 @@ report(
 
 # %% [markdown] id="optimizer-why" lang="zh" of="63ddbb8c"
 # ## 同样的 LoRA，别的优化器
-# **8-bit AdamW** 在张量足够大时，把两个动量各存成一个字节。
+# **8-bit AdamW** 在张量足够大时，把一阶矩和二阶矩各存成一个字节。
 # **Adafactor** 每行每列存一个数，而不是每个权重一个。
 # **Muon** 让矩阵的更新变成正交的，没有哪个方向独大；动量一个而不是两个。
 
@@ -503,19 +504,20 @@ plt.show()
 
 # %% [markdown] id="read"
 # Read it with care: one task, one seed, twenty steps of four orders. A difference of a few points is noise, and a row
-# near zero with a high surprise beside it is a learning rate too high before it is a bad method: is there one here?
-# What holds up elsewhere: adapters on all linear layers reach full fine-tuning at a small part of its bytes; methods
-# with few numbers need many more steps or a larger model; the optimizer matters less than the learning rate.
+# near zero with a high loss on general questions suggests a learning rate that is too high rather than a bad method: is
+# there one here? What holds up elsewhere: adapters on all linear layers reach full fine-tuning at a small part of its
+# bytes; methods with few numbers need many more steps or a larger model; the optimizer matters less than the learning
+# rate.
 
-# %% [markdown] id="read" lang="zh" of="ca93f20a"
-# 读的时候要小心：一个任务、一个种子、二十步，每步四个订单。几个百分点的差别是噪声；得分接近零、意外程度又高的一行，首先说明学习率太高，而不是方法不好：这里有这样的一行吗？在别处也成立的是：适配全部线性层的方法，用一小部分字节就能达到全量微调；只有很少数字的方法需要多得多的步数，或更大的模型；优化器没有学习率要紧。
+# %% [markdown] id="read" lang="zh" of="4d9cba89"
+# 读的时候要小心：一个任务、一个种子、二十步，每步四个订单。几个百分点的差别是噪声；得分接近零、常识问题损失又高的一行，首先说明学习率过大，而不是方法不好：这里有这样的一行吗？在别处也成立的是：适配全部线性层的方法，用一小部分字节就能达到全量微调；只有很少数字的方法需要多得多的步数，或更大的模型；优化器没有学习率要紧。
 
 # %% [markdown] id="break-why"
-# ## Break it: one learning rate for all
+# ## What goes wrong: one learning rate for all
 # The commonest way to "show" that a method is bad: give it somebody else's learning rate. IA3 with LoRA's:
 
-# %% [markdown] id="break-why" lang="zh" of="a521c78f"
-# ## 弄坏它：所有方法用同一个学习率
+# %% [markdown] id="break-why" lang="zh" of="293ac1e2"
+# ## 故意出错：所有方法用同一个学习率
 # 要“证明”一种方法不好，最常见的做法是给它别人的学习率。IA3 用 LoRA 的学习率：
 
 # %% id="break"
@@ -523,11 +525,11 @@ wronged = run(adapt(ia3), learning_rate=2e-3)
 print(f"IA3 at its own rate {table['IA3']['score']:.0%}, at LoRA's {wronged['score']:.0%} of fields")
 
 # %% [markdown] id="knobs-why"
-# ## Turn the knobs
+# ## Tune the hyperparameters
 # LoRA's rank, everything else as above. How much of the score does a sixteenth of the size keep?
 
-# %% [markdown] id="knobs-why" lang="zh" of="df78828d"
-# ## 转动旋钮
+# %% [markdown] id="knobs-why" lang="zh" of="cb09f305"
+# ## 调一调超参数
 # LoRA 的秩，其余同上。十六分之一的大小能保住多少分数？
 
 # %% id="knobs"
@@ -552,9 +554,10 @@ total_bytes = 0  # fill in
 checks.check_full_bytes(total_bytes)
 
 # %% [markdown] id="exercise-front-why"
-# **2.** Three methods: a takes 1 MiB and gets 60%, b 4 MiB and 55%, c 9 MiB and 90%. Which are on the front? A set of names.
+# **2.** Three methods: a takes 1 MiB and gets 60%, b 4 MiB and 55%, c 9 MiB and 90%. Which are on the Pareto front? A
+# set of names.
 
-# %% [markdown] id="exercise-front-why" lang="zh" of="1b778419"
+# %% [markdown] id="exercise-front-why" lang="zh" of="4a592fbe"
 # **2.** 三种方法：a 占 1 MiB，得 60%；b 占 4 MiB，得 55%；c 占 9 MiB，得 90%。哪些在前沿上？写成名字的集合。
 
 # %% id="exercise-front" tags=["exercise"]
@@ -563,10 +566,10 @@ on_the_front = set()  # fill in
 checks.check_front(on_the_front)
 
 # %% [markdown] id="checkpoint-why"
-# ## Checkpoint
+# ## Check your results
 
-# %% [markdown] id="checkpoint-why" lang="zh" of="f59e9be0"
-# ## 检查点
+# %% [markdown] id="checkpoint-why" lang="zh" of="6bd8a02b"
+# ## 结果核对
 
 # %% id="checkpoint"
 full_size = PROFILE != "smoke"

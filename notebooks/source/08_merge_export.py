@@ -26,7 +26,7 @@
 # | 一个 GGUF 文件 | 前若干个 token 与 transformers 相同的提示有多少 |
 # | 更小的文件 | 16、8、4 位时的兆字节数与损失 |
 #
-# **代价：** 两个 CPU 核心上约 5 分钟、5 GB 内存，T4 上约 4 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 5 分钟、5 GB 内存，T4 上约 4 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -97,10 +97,10 @@ folder.mkdir(parents=True, exist_ok=True)
 set_seed(seed)
 
 # %% [markdown] id="baseline-why"
-# ## Baseline first
+# ## Start with a baseline
 # Two identities will be taught, one per adapter: Lumi and Nova. Before that the model has never heard of either.
 
-# %% [markdown] id="baseline-why" lang="zh" of="68576d41"
+# %% [markdown] id="baseline-why" lang="zh" of="35c5edf1"
 # ## 先测基线
 # 要教两个身份，每个适配器一个：Lumi 和 Nova。在此之前，模型从没听说过其中任何一个。
 
@@ -258,7 +258,7 @@ del by_hand
 
 # %% [markdown] id="kept-why" lang="zh" of="8dba3dd3"
 # ## 留着适配器，还是合并？
-# **运行前先猜：** 两者谁回答得更快，为什么？
+# **先预测，再运行：** 两者谁回答得更快，为什么？
 
 
 # %% id="kept"
@@ -279,10 +279,10 @@ print(f"adapter kept: {size_mb(folder / 'Lumi'):.0f} MB beside the base, {speeds
 print(f"merged:       {size_mb(folder / 'merged'):.0f} MB on its own, {speeds['merged']:.0f} tokens/s")
 
 # %% [markdown] id="kept-read"
-# The kept adapter costs two thin products per layer and token. In return ten adapters share one base. Merge what you
-# ship; keep what you still switch.
+# The kept adapter costs two low-rank products per layer and token. In return ten adapters share one base. Merge what
+# you ship; keep what you still switch.
 
-# %% [markdown] id="kept-read" lang="zh" of="612c3c1b"
+# %% [markdown] id="kept-read" lang="zh" of="c4f43691"
 # 留着的适配器每层、每个 token 多两次细长的乘法；换来的是十个适配器共用一个基座。要发布的就合并；还要切换的就留着。
 
 # %% [markdown] id="reload-why"
@@ -452,11 +452,11 @@ print(f"{sum(equal)} of {len(equal)} prompts: the same tokens from {reader}")
 
 # %% [markdown] id="quality-why"
 # ## What do eight and four bits cost?
-# The same text read by each file: the loss says how surprised the model is. Megabytes against nats.
+# The same text read by each file: file size against loss.
 
-# %% [markdown] id="quality-why" lang="zh" of="195ca81e"
-# ## 八位和四位要付出什么？
-# 每个文件读同样的文字：损失说明模型有多意外。兆字节对奈特。
+# %% [markdown] id="quality-why" lang="zh" of="0cfc136c"
+# ## 8 比特和 4 比特的质量损失有多大？
+# 每个文件读同样的文字：文件大小与损失。
 
 # %% id="quality-text"
 lines = load_dataset("json", data_files="data/corpus_en.jsonl", split="train")["text"][: 4 * len(kinds)]
@@ -484,12 +484,12 @@ ax.margins(x=0.15, y=0.25)
 plt.show()
 
 # %% [markdown] id="break-base-why"
-# ## Break it: the wrong base
+# ## What goes wrong: the wrong base
 # The Lumi adapter is put on a base that is not its own, here the one with Nova merged in. All shapes fit, so nothing
 # complains. Who answers?
 
-# %% [markdown] id="break-base-why" lang="zh" of="ebe26d2b"
-# ## 弄坏它：错误的基座
+# %% [markdown] id="break-base-why" lang="zh" of="140c9c0b"
+# ## 故意出错：错误的基座
 # 把 Lumi 适配器放到不属于它的基座上，这里用的是已并入 Nova 的那个。形状全都吻合，所以没有任何报错。谁在回答？
 
 # %% id="break-base"
@@ -506,12 +506,12 @@ print(f"logits differ by {difference(on_wrong_base, reloaded):.1f}; Lumi {says('
 # **修正：** 适配器是一个差值，只在一个基座上有意义。要写下是哪一个；`ftlab export` 会比较基座的指纹与训练文件夹里的记录，不同就拒绝。
 
 # %% [markdown] id="break-template-why"
-# ## Break it: the wrong chat template
+# ## What goes wrong: the wrong chat template
 # The template travels in the file, as you saw. Here the weights are right and the template is another family's. The
 # model loads, it talks, and it has forgotten what it learned: the prompt looks like nothing it was trained on.
 
-# %% [markdown] id="break-template-why" lang="zh" of="bad4ac84"
-# ## 弄坏它：错误的对话模板
+# %% [markdown] id="break-template-why" lang="zh" of="01017181"
+# ## 故意出错：错误的对话模板
 # 模板随文件一起走，上面已经看到。这里权重是对的，模板却是另一家的。模型能加载，能说话，却忘了学过的东西：提示不像它训练时见过的任何样子。
 
 # %% id="break-template"
@@ -523,12 +523,12 @@ right = answers(reloaded, asked["instruction"])
 print(f"Lumi: {says('Lumi', right):.0%} with its own template, {says('Lumi', wrong):.0%} with the other: {wrong[0]!r}")
 
 # %% [markdown] id="break-four-why"
-# ## Break it: merging into a 4-bit base
+# ## What goes wrong: merging into a 4-bit base
 # After QLoRA it is tempting to merge into the 4-bit model that was trained. Then the sum must be rounded to 16 levels
 # per block again, and much of the small change is rounded away with it.
 
-# %% [markdown] id="break-four-why" lang="zh" of="274c842c"
-# ## 弄坏它：并入 4 位基座
+# %% [markdown] id="break-four-why" lang="zh" of="a2ae94a9"
+# ## 故意出错：并入 4 比特基座
 # QLoRA 之后，很容易想把适配器并进训练时用的 4 位模型。那样和又要被舍入到每块 16 个级别，微小的改动大半随之消失。
 
 # %% id="break-four"
@@ -552,12 +552,12 @@ if importlib.util.find_spec("bitsandbytes"):
 
 # %% [markdown] id="recipe-why"
 # ## The same from a recipe
-# `ftlab export merge.yaml` with these keys merges, saves beside, reloads, compares, writes the model card and only then
-# gives the folder its name. It refuses everything you broke above.
+# `ftlab export merge.yaml` with these keys merges, saves to a temporary folder, reloads, compares, writes the model
+# card and only then gives the folder its name. It refuses everything you broke above.
 
-# %% [markdown] id="recipe-why" lang="zh" of="e848ec61"
+# %% [markdown] id="recipe-why" lang="zh" of="c4bbfd79"
 # ## 用配方做同样的事
-# `ftlab export merge.yaml` 加上这些键：合并，存在一旁，重新加载，比较，写模型卡，最后才给文件夹正式的名字。上面弄坏的每一样，它都会拒绝。
+# `ftlab export merge.yaml` 加上这些键：合并，存到临时文件夹，重新加载，比较，写模型卡，最后才给文件夹正式的名字。上面的每一种错误，它都会拒绝。
 
 # %% id="recipe"
 shutil.rmtree(folder / "exported", ignore_errors=True)
@@ -601,10 +601,10 @@ def merged_weight(W, A, B, lora_alpha):
 checks.check_merged_weight(merged_weight)
 
 # %% [markdown] id="checkpoint-why"
-# ## Checkpoint
+# ## Check your results
 
-# %% [markdown] id="checkpoint-why" lang="zh" of="f59e9be0"
-# ## 检查点
+# %% [markdown] id="checkpoint-why" lang="zh" of="6bd8a02b"
+# ## 结果核对
 
 # %% id="checkpoint"
 assert merge_max_logit_diff <= 1e-3 and merge_greedy_equal_share == 1

@@ -29,7 +29,7 @@
 # | 更快的引擎 | 每秒 token 数，并排比较 |
 # | 兼容 OpenAI 的服务 | 用真正的 `openai` 客户端提问，然后停掉 |
 #
-# **代价：** 两个 CPU 核心上约 5 分钟、5 GB 内存，T4 上约 3 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 5 分钟、5 GB 内存，T4 上约 3 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -93,17 +93,17 @@ max_new_tokens = max_new_tokens or default_tokens
 set_seed(seed)
 
 # %% [markdown] id="baseline-why"
-# ## Baseline first
+# ## Start with a baseline
 # One prompt, one answer, the call you know. The first call warms up; the best of three counts.
 #
-# **Predict before you run:** this machine reads about 20 GB of memory per second, and each new token reads all weights once.
-# How many tokens per second could it make at most?
+# **Predict before you run:** this machine reads about 20 GB of memory per second, and each new token reads all weights
+# once. How many tokens per second could it make at most?
 
-# %% [markdown] id="baseline-why" lang="zh" of="05d8b20a"
+# %% [markdown] id="baseline-why" lang="zh" of="9ad7eb04"
 # ## 先测基线
 # 一个提示、一个回答、你熟悉的调用。第一次调用用来热身；三次中取最好的一次。
 #
-# **运行前先猜：** 这台机器每秒约读 20 GB 内存，而每生成一个 token 要把全部权重读一遍。它每秒最多能生成多少 token？
+# **先预测，再运行：** 这台机器每秒约读 20 GB 内存，而每生成一个 token 要把全部权重读一遍。它每秒最多能生成多少 token？
 
 # %% id="load"
 dtype = device.describe().dtype
@@ -143,15 +143,15 @@ print(tokenizer.decode(plain_ids[0, prompt_ids.shape[1] :])[:200])
 
 # %% [markdown] id="choose-why"
 # ## From scores to a choice
-# The model ends in one score per token of the vocabulary. Four tokens are enough to see every knob:
+# The model ends in one score per token of the vocabulary. Four tokens are enough to see the effect of every parameter:
 #
 # - **greedy** takes the highest score, always the same answer;
 # - **temperature** divides the scores before the softmax: below 1 the favourite gains, above 1 the others do;
 # - **top-k** keeps the k best; **top-p** keeps the smallest set of favourites that together reach p.
 
-# %% [markdown] id="choose-why" lang="zh" of="040fe3c6"
+# %% [markdown] id="choose-why" lang="zh" of="969de14e"
 # ## 从分数到选择
-# 模型的末端是词表中每个 token 一个分数。四个 token 就足以看清每个旋钮：
+# 模型的末端是词表中每个 token 一个分数。四个 token 就足以看清每个参数的作用：
 #
 # - **贪心**取最高分，答案永远一样；
 # - **temperature** 在 softmax 之前除分数：小于 1 时领先者更占优，大于 1 时其他 token 更有机会；
@@ -167,10 +167,11 @@ shares, order = scores.softmax(-1).sort(descending=True)
 print("running sum", [round(p, 2) for p in shares.cumsum(-1).tolist()], "-> top-p 0.8 keeps", order[:2].tolist())
 
 # %% [markdown] id="scratch-why"
-# The same three knobs for a whole vocabulary. A token that is cut gets the score minus infinity, so its probability is 0.
+# The same three parameters for a whole vocabulary. A token that is cut gets the score minus infinity, so its
+# probability is 0.
 
-# %% [markdown] id="scratch-why" lang="zh" of="ee85a98d"
-# 同样三个旋钮，作用于整个词表。被去掉的 token 得分为负无穷，概率就是 0。
+# %% [markdown] id="scratch-why" lang="zh" of="3799c66e"
+# 同样三个参数，作用于整个词表。被去掉的 token 得分为负无穷，概率就是 0。
 
 
 # %% id="scratch"
@@ -215,10 +216,10 @@ sampling_parity = sum(same) / len(same)
 print(f"{sampling_parity:.0%} of {len(same)} drawn tokens equal")
 
 # %% [markdown] id="temperature-why"
-# What the knobs do to a real next token: the ten likeliest after the prompt.
+# The effect of these parameters on a real next token: the ten likeliest after the prompt.
 
-# %% [markdown] id="temperature-why" lang="zh" of="bdf78efa"
-# 看旋钮对真实的下一个 token 做了什么：提示之后最可能的十个。
+# %% [markdown] id="temperature-why" lang="zh" of="d2d83bfb"
+# 看这些参数对真实的下一个 token 有什么作用：提示之后最可能的十个。
 
 # %% id="temperature-plot"
 with torch.inference_mode():
@@ -251,7 +252,7 @@ fig.tight_layout()
 #
 # 代价是内存：每个 token，每层、每个键值头各两个向量（键和值）。
 #
-# **运行前先猜：** 按下面打印的数字，这个模型每个 token 是多少字节？
+# **先预测，再运行：** 按下面打印的数字，这个模型每个 token 是多少字节？
 
 
 # %% id="cache"
@@ -311,7 +312,7 @@ print(f"{kv_cache_speedup:.1f} times faster")
 
 # %% [markdown] id="batch-why" lang="zh" of="4554883c"
 # ## 一次处理多个提示
-# 单个提示的一步，时间花在取权重上。同一步里的第二个提示用的是已经取来的权重。提示长短不一，短的要补齐，补在*左边*：回答必须紧跟着它的问题。
+# 单个提示的一步，时间花在取权重上。同一步里的第二个提示用的是已经取来的权重。提示长短不一，短的要填充（padding），填在*左边*：回答必须紧跟着它的问题。
 
 # %% id="batch-prompts"
 with open("data/general_mcq.jsonl", encoding="utf-8") as lines:
@@ -360,7 +361,7 @@ fig.tight_layout()
 # mistake: the same with the padding on the *right*.
 
 # %% [markdown] id="unchanged-why" lang="zh" of="0014ecc9"
-# 同伴会改变回答吗？比较每个提示单独跑和 16 个一批时的 token，用 float32。然后是那个出名的错误：把补齐放在*右边*。
+# 同一批里的其他提示会影响回答吗？比较每个提示单独跑和 16 个一批时的 token，用 float32。然后是那个出名的错误：把填充放在*右边*。
 
 
 # %% id="unchanged"
@@ -385,9 +386,10 @@ for side in ("left", "right"):
 
 # %% [markdown] id="stream-why"
 # ## Streaming
-# A reader wants the first word at once. A streamer prints each token as it comes; nothing gets faster, it only *feels* so.
+# A reader wants the first word immediately. A streamer prints each token as it comes; nothing gets faster, it only
+# *feels* so.
 
-# %% [markdown] id="stream-why" lang="zh" of="6e598ca4"
+# %% [markdown] id="stream-why" lang="zh" of="ef248e5b"
 # ## 流式输出
 # 读者想马上看到第一个词。streamer 把每个 token 一出来就打印；并没有更快，只是*感觉*更快。
 
@@ -548,11 +550,11 @@ assert behind.max() < 0.3  # each token is the likeliest, or one that rounding c
 
 # %% [markdown] id="engines-why" lang="zh" of="bca2ac77"
 # ## 所有引擎，逐个测
-# `ftlab chat --backend NAME` 有这两类引擎：你写的循环 `loop`；配上它的 `int8`；`int4`，每个权重十六个级别，每 32 个一块，各有自己的比例和最低值（输出层仍用八位：四位在那里损失最大）；还有 [llama.cpp](https://github.com/ggml-org/llama.cpp)，一个专为这件事用 C++ 写的程序，读八位和四位的 GGUF 文件（第 08 课）。课程不安装它：`pip install 'ftlab[llamacpp]'` 要编译几分钟。
+# `ftlab chat --backend NAME` 有这两类引擎：你写的循环 `loop`；配上它的 `int8`；`int4`，每个权重十六个量化值，每 32 个一块，各有自己的缩放因子和最小值（输出层仍用 8 比特：4 比特在那里损失最大）；还有 [llama.cpp](https://github.com/ggml-org/llama.cpp)，一个专为这件事用 C++ 写的程序，读 8 比特和 4 比特的 GGUF 文件（第 08 课）。课程不安装它：`pip install 'ftlab[llamacpp]'` 要编译几分钟。
 #
 # 位数少了就是另一组权重，所以每个引擎还要与原模型比较：沿着同一个回答，它对下一个 token 的概率偏了多少？这就是 Kullback-Leibler 散度，单位是每个 token 多少 nat。`--backend auto` 在限度之内取最快的。
 #
-# **运行前先猜：** 四位只读八位一半的字节。`int4` 会比 `int8` 快一倍吗？
+# **先预测，再运行：** 4 比特只读 8 比特一半的字节。`int4` 会比 `int8` 快一倍吗？
 
 # %% id="engines"
 rows = pick_engine.compare(model, tokenizer, new_tokens=max_new_tokens)
@@ -576,7 +578,7 @@ fig.tight_layout()
 # that you have just trained may lose more. Measure before you ship four bits.
 
 # %% [markdown] id="engines-read" lang="zh" of="6125f46a"
-# 虚线是开头的猜测：每个权重的字节越少，它就越往右移；Python 调用越少，就越接近它。课程下载的本来就是每 32 个一块的 4 位文件，所以一部分舍入在你来之前就发生了；你刚训练出的权重可能损失更多。发布四位版本之前要先测。
+# 虚线是开头的猜测：每个权重的字节越少，它就越往右移；Python 调用越少，就越接近它。课程下载的本来就是每 32 个一块的 4 比特文件，所以一部分舍入在你来之前就发生了；你刚训练出的权重可能损失更多。发布 4 比特版本之前要先测。
 
 # %% [markdown] id="server-why"
 # ## For other people: a server
@@ -586,7 +588,7 @@ fig.tight_layout()
 
 # %% [markdown] id="server-why" lang="zh" of="be587014"
 # ## 给别人用：一个服务
-# `ftlab serve MODEL` 像 OpenAI 的 API 那样回答，所以会说这种 API 的客户端和应用都能用。它让请求在两个 token 之间加入或离开正在运行的批次，向每个人要令牌，并且除非另有说明只监听本机。这里它作为一条命令与笔记本一同运行，用一个空闲端口和自己的令牌。
+# `ftlab serve MODEL` 像 OpenAI 的 API 那样回答，所以会说这种 API 的客户端和应用都能用。它让请求在两个 token 之间加入或离开正在运行的批次，每个请求都要带 API key，并且默认只监听本机。这里它作为一条命令与笔记本一同运行，用一个空闲端口和自己的 API key。
 
 # %% id="server"
 with socket.create_server(("127.0.0.1", 0)) as free:
@@ -647,7 +649,7 @@ print(f"one after the other {rates[1]:.0f}, together {rates[8]:.0f} tokens per s
 # ```
 
 # %% [markdown] id="vllm" lang="zh" of="00610f1c"
-# **vLLM 多了什么**（在 GPU 上）：键和值分页存放，而不是一整块带补齐的内存（PagedAttention），因此能容下几百个请求；为这种布局写的内核；多块 GPU。第 08 课的合并模型用两行就能在上面运行：
+# **vLLM 多了什么**（在 GPU 上）：键和值分页存放，而不是一整块带填充的内存（PagedAttention），因此能容下几百个请求；为这种布局写的内核；多块 GPU。第 08 课的合并模型用两行就能在上面运行：
 #
 # ```
 # pip install vllm
@@ -655,11 +657,12 @@ print(f"one after the other {rates[1]:.0f}, together {rates[8]:.0f} tokens per s
 # ```
 
 # %% [markdown] id="knobs-why"
-# ## Turn the knobs
-# The same prompt, three draws per setting. Read them: where does it stop being boring, and where does it stop making sense?
+# ## Tune the hyperparameters
+# The same prompt, three draws per setting. Read them: where does it stop being boring, and where does it stop making
+# sense?
 
-# %% [markdown] id="knobs-why" lang="zh" of="aa0dd5f4"
-# ## 转动旋钮
+# %% [markdown] id="knobs-why" lang="zh" of="897d5912"
+# ## 调一调超参数
 # 同一个提示，每种设置抽三次。读一读：从哪里开始不再无聊，又从哪里开始不知所云？
 
 # %% id="knobs"
@@ -702,10 +705,10 @@ def kept_by_top_p(probabilities, top_p):
 checks.check_top_p(kept_by_top_p)
 
 # %% [markdown] id="checkpoint-why"
-# ## Checkpoint
+# ## Check your results
 
-# %% [markdown] id="checkpoint-why" lang="zh" of="f59e9be0"
-# ## 检查点
+# %% [markdown] id="checkpoint-why" lang="zh" of="6bd8a02b"
+# ## 结果核对
 
 # %% id="checkpoint"
 full_size = PROFILE != "smoke"

@@ -26,7 +26,7 @@
 # | 一个可信或不可信的概率 | 校准 |
 # | 一个被长度骗了的裁判，以及治法 | 探针：风格对长度 |
 #
-# **代价：** 两个 CPU 核心上约 2 分钟、4 GB 内存，T4 上约 2 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 2 分钟、4 GB 内存，T4 上约 2 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -109,7 +109,7 @@ for key in ("instruction", "chosen", "rejected"):
 # liked the gist or the length. **Predict before you run:** in what share of the pairs is the chosen answer shorter?
 
 # %% [markdown] id="length-why" lang="zh" of="adc88945"
-# 用心做的数据不留捷径。如果被选中的总是更长的那个，就没人说得清评分者喜欢的是要点还是长度。**运行之前先预测：** 被选中的回答在多大比例的对子里是较短的那个？
+# 用心做的数据不留捷径。如果被选中的总是更长的那个，就没人说得清评分者喜欢的是要点还是长度。**先预测，再运行：** 被选中的回答在多大比例的偏好对里是较短的那个？
 
 # %% id="length"
 shorter = sum(len(row["chosen"]) < len(row["rejected"]) for row in pairs) / len(pairs)
@@ -257,14 +257,14 @@ print(f"TRL {theirs:.6f}, by hand {bradley_terry_loss(chosen, rejected):.6f}, di
 assert bt_loss_max_abs_diff <= 1e-5
 
 # %% [markdown] id="baseline-why"
-# ## Baseline first
+# ## Start with a baseline
 # An untrained head knows nothing about taste. How often does it rank a held-out pair as the raters did? (The questions
 # of the held-out pairs do not occur in training.)
 
 
-# %% [markdown] id="baseline-why" lang="zh" of="3094d610"
+# %% [markdown] id="baseline-why" lang="zh" of="135bf52f"
 # ## 先测基线
-# 没训练过的头对口味一无所知。它给留出的对子排序，有多少次与评分者一致？（留出的问题都不出现在训练里。）
+# 没训练过的头对口味一无所知。它给留出的偏好对排序，有多少次与评分者一致？（留出的问题都不出现在训练里。）
 
 
 # %% id="rewards"
@@ -394,13 +394,13 @@ plt.show()
 # 未训练的裁判处处都说大约一半，诚实而无用。训练后的裁判很确定，而对这些从不动摇的评分者来说，它确定得有道理。若评分者意见不一，校准良好的裁判会更靠近中间。
 
 # %% [markdown] id="break-why"
-# ## Break it: a judge that measures length
+# ## What goes wrong: a judge that measures length
 # Say the raters were tired. The answers they chose were always the shorter ones, and where both answers had the same
 # style they just took the shorter. Nobody planned it, and the set does not tell.
 
 
-# %% [markdown] id="break-why" lang="zh" of="59026dff"
-# ## 弄坏它：一个量长度的裁判
+# %% [markdown] id="break-why" lang="zh" of="fcbd2185"
+# ## 故意出错：一个量长度的裁判
 # 假设评分者累了。他们选的总是较短的回答；两个回答风格相同时，就直接选短的。没人有意为之，数据里也看不出来。
 
 
@@ -429,9 +429,9 @@ print(f"held-out pairs from the same tired raters: {looks_fine:.0%}")
 
 
 # %% [markdown] id="probe-why" lang="zh" of="10e50c38"
-# 在同样方式收集的对子上，它看起来很好：毛病同时藏在评分者和测试里。*探针*是特意做的一组数据，让两种解释彼此矛盾：有风格的回答是**更长**的那个。
+# 在同样方式收集的偏好对上，它看起来很好：毛病同时藏在评分者和测试里。*探针*是特意做的一组数据，让两种解释彼此矛盾：有风格的回答是**更长**的那个。
 #
-# **运行之前先预测：** 哪个裁判会通不过探针？
+# **先预测，再运行：** 哪个裁判会通不过探针？
 
 
 # %% id="probe"
@@ -448,7 +448,7 @@ print(f"{len(probe)} probes passed: careful raters {probe_careful:.0%}, tired ra
 
 # %% [markdown] id="mend-why" lang="zh" of="60028008"
 # ### 治法在数据里
-# 加入“较长的回答被选中”的对子，直到长度不再能预测选择。其他都不变：同样的模型，同样的损失，同样的步数。
+# 加入“较长的回答被选中”的偏好对，直到长度不再能预测选择。其他都不变：同样的模型，同样的损失，同样的步数。
 
 # %% id="mend"
 longer = [row for row in train_pairs if len(row["chosen"]) > len(row["rejected"])]
@@ -500,10 +500,10 @@ margin = 0  # fill in
 checks.check_reward_margin(margin)
 
 # %% [markdown] id="checkpoint-why"
-# ## Checkpoint
+# ## Check your results
 
-# %% [markdown] id="checkpoint-why" lang="zh" of="f59e9be0"
-# ## 检查点
+# %% [markdown] id="checkpoint-why" lang="zh" of="6bd8a02b"
+# ## 结果核对
 
 # %% id="checkpoint"
 full_size = PROFILE != "smoke"
@@ -527,6 +527,6 @@ course.record(outcomes)
 #
 # **Next:** use the reward to train: [12 · DPO](12_dpo.ipynb) does it without a reward model at all.
 # %% [markdown] id="next" lang="zh" of="c8559956"
-# **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；更大的裁判适合 `learning_rate = 1e-4` 和更多对子。
+# **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；更大的裁判适合 `learning_rate = 1e-4` 和更多偏好对。
 #
 # **下一步：** 用奖励来训练：[12 · DPO](12_dpo.ipynb) 完全不需要奖励模型就能做到。

@@ -27,7 +27,7 @@
 # | 同一任务上的 PPO、GRPO 和 RLOO | 训练前后的奖励、KL、长度、熵 |
 # | 一个钻奖励空子的模型，以及治法 | 正确回答的比例，靠阅读发现 |
 #
-# **代价：** 两个 CPU 核心上约 12 分钟、7 GB 内存，T4 上约 6 分钟。**先修：** [10 · 奖励模型](10_reward_model.ipynb) 或 [12 · DPO](12_dpo.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 12 分钟、7 GB 内存，T4 上约 6 分钟。**先修：** [10 · 奖励模型](10_reward_model.ipynb) 或 [12 · DPO](12_dpo.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -140,9 +140,9 @@ for text in ("Oslo", "The capital of Norway is Oslo.", "Bergen"):
     print(right_and_brief([[{"role": "assistant", "content": text}]], ["Oslo"])[0], text)
 
 # %% [markdown] id="baseline-why"
-# ## Baseline first
+# ## Start with a baseline
 
-# %% [markdown] id="baseline-why" lang="zh" of="273068ae"
+# %% [markdown] id="baseline-why" lang="zh" of="cefc10df"
 # ## 先测基线
 
 # %% id="load"
@@ -236,7 +236,7 @@ def grpo_loss(logps, old_logps, ref_logps, advantages, mask, epsilon, beta):  # 
 
 # %% [markdown] id="zero-why" lang="zh" of="2fea2b18"
 # ### “我的损失是 0，是不是坏了？”
-# 没坏。刚写完时，每个比率都是 1，一组优势之和为 0，所以*不管奖励是多少*，损失都是 0。起训练作用的是它的斜率。**运行之前先预测：** 四条只有一个 token 的回答里，哪些得到梯度？
+# 没坏。刚写完时，每个比率都是 1，一组优势之和为 0，所以*不管奖励是多少*，损失都是 0。起训练作用的是它的斜率。**先预测，再运行：** 四条只有一个 token 的回答里，哪些得到梯度？
 
 # %% id="zero"
 logps = torch.tensor([[-1.0], [-2.0], [-0.5], [-3.0]], requires_grad=True)
@@ -330,12 +330,12 @@ for lam in (1.0, 0.5, 0.0):
     print(f"lam {lam}:", ppo.gae(rewards, values, torch.ones(1, 3), gamma=1.0, lam=lam)[0].tolist())
 
 # %% [markdown] id="gae-read"
-# Only the last token is rewarded. At `lam = 1` every token shares the surprise at the end; at `lam = 0` each one only
-# sees how the expectation changed at its own step. In PPO the KL price is part of the reward, token by token, and the
-# ratio is clipped just as in your loss above.
+# Only the last token is rewarded. At `lam = 1` every token shares the unexpected reward at the end; at `lam = 0` each
+# one only sees how the expectation changed at its own step. In PPO the KL price is part of the reward, token by token,
+# and the ratio is clipped just as in your loss above.
 
-# %% [markdown] id="gae-read" lang="zh" of="524ac0db"
-# 只有最后一个 token 有奖励。`lam = 1` 时，每个 token 都分担最后的意外；`lam = 0` 时，每个 token 只看到自己这一步预期的变化。在 PPO 里，KL 的价格逐个 token 算进奖励，比率的截断与你上面的损失一样。
+# %% [markdown] id="gae-read" lang="zh" of="54ecca10"
+# 只有最后一个 token 有奖励。`lam = 1` 时，每个 token 都分担最后意料之外的奖励；`lam = 0` 时，每个 token 只看到自己这一步预期的变化。在 PPO 里，KL 惩罚逐个 token 算进奖励，比率的截断与你上面的损失一样。
 
 # %% id="adapter"
 peft_config = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -449,14 +449,14 @@ late = curve(logs["PPO"], ("kl",))[-3:]
 ppo_kl = sum(late) / len(late)
 
 # %% [markdown] id="break-why"
-# ## Break it: a reward that can be hacked
-# Somebody forgets one factor: brief answers are paid, right or not. **Predict before you run:** what will the curve look
-# like, and what will the model say?
+# ## What goes wrong: a reward that can be hacked
+# Somebody forgets one factor: brief answers are paid, right or not. **Predict before you run:** what will the curve
+# look like, and what will the model say?
 
 
-# %% [markdown] id="break-why" lang="zh" of="6ec75a67"
-# ## 弄坏它：一个有空子可钻的奖励
-# 有人忘了一个因子：简短就给分，对不对都行。**运行之前先预测：** 曲线会是什么样子？模型会说什么？
+# %% [markdown] id="break-why" lang="zh" of="5b0e4912"
+# ## 故意出错：一个有空子可钻的奖励
+# 有人忘了一个因子：简短就给分，对不对都行。**先预测，再运行：** 曲线会是什么样子？模型会说什么？
 
 
 # %% id="break-train"
@@ -486,10 +486,11 @@ honest_right = scores(replies["GRPO"])[1]
 print(f"right answers: {honest_right:.0%} with the whole reward, {hacked_right:.0%} with half of it")
 
 # %% [markdown] id="break-mend"
-# The mend is the reward you began with: multiply, so that nothing is paid for half of the task. And read samples of every
-# run: a reward is the only thing a model is asked to do, and it is always an incomplete description of what you want.
+# The fix is the reward you began with: multiply, so that nothing is paid for half of the task. And read samples of
+# every run: a reward is the only thing a model is asked to do, and it is always an incomplete description of what you
+# want.
 
-# %% [markdown] id="break-mend" lang="zh" of="3a90e625"
+# %% [markdown] id="break-mend" lang="zh" of="d2038658"
 # 补救就是你最初的那个奖励：相乘，这样只完成一半就没有报酬。而且每次训练都要读样本：奖励是模型唯一被要求做的事，而它对你想要的总是不完整的描述。
 
 # %% [markdown] id="judge-why"
@@ -500,7 +501,7 @@ print(f"right answers: {honest_right:.0%} with the whole reward, {hacked_right:.
 
 # %% [markdown] id="judge-why" lang="zh" of="788fd613"
 # ## 用裁判代替程序
-# 大多数愿望，程序检查不了。奖励模型可以代替它：第 10 课的裁判，在这里用几步训练好，所用的成对回答里，人们想要的是以 “In short, ...” 开头的简短回答。凡是 TRL 接受函数的地方，也接受模型。**运行之前先预测：** 程序仍然给回答打分，但不再付报酬；它的分数会怎样？
+# 大多数愿望，程序检查不了。奖励模型可以代替它：第 10 课的裁判，在这里用几步训练好，所用的成对回答里，人们想要的是以 “In short, ...” 开头的简短回答。凡是 TRL 接受函数的地方，也接受模型。**先预测，再运行：** 程序仍然给回答打分，但不再付报酬；它的分数会怎样？
 
 
 # %% id="judge-data"
@@ -540,13 +541,13 @@ for method in ("before", "judged"):
     print(f"{method:<8}the program's reward {{:.2f}}, right {{:.0%}}, {{:.0f}} words".format(*scores(replies[method])))
 
 # %% [markdown] id="judge-read"
-# Compare both rewards with what you read. The judge pays for what it saw in its few pairs, not for what they were
-# meant to show: nobody asked it whether an answer is true, and whether it likes brief ones is for you to see. Its own
-# curve says nothing about that. Hence the order: first a judge that is good on held-out pairs and calibrated (lesson 10),
-# with a probe for length, then training, with a price on KL, and reading.
+# Compare both rewards with what you read. The judge pays for what it saw in its few pairs, not for what they were meant
+# to show: nobody asked it whether an answer is true, and whether it likes brief ones is for you to see. Its own curve
+# says nothing about that. The order is therefore: first a judge that is good on held-out pairs and calibrated (lesson
+# 10), with a probe for length, then training, with a price on KL, and reading.
 
-# %% [markdown] id="judge-read" lang="zh" of="63898971"
-# 把两个奖励与你读到的回答比一比。裁判付钱买的是它在那不多的对子里看到的东西，而不是那些对子本来想表达的东西：从来没有人问过它回答是不是真的，它是否喜欢简短的回答，要你自己去看。它自己的曲线对此什么也没说。所以次序是：先有一个在留出对子上判得准、校准过、查过长度偏好的裁判（第 10 课），再训练，并配上 KL 的价格，还要读样本。
+# %% [markdown] id="judge-read" lang="zh" of="cbb43ebc"
+# 把两个奖励与你读到的回答比一比。裁判付钱买的是它在那不多的偏好对里看到的东西，而不是那些偏好对本来想表达的东西：从来没有人问过它回答是不是真的，它是否喜欢简短的回答，要你自己去看。它自己的曲线对此什么也没说。所以次序是：先有一个在留出的偏好对上判得准、校准过、查过长度偏好的裁判（第 10 课），再训练，并配上 KL 惩罚，还要读样本。
 
 # %% [markdown] id="exercise-advantage-why"
 # ## Exercises
@@ -579,10 +580,10 @@ def pulls(ratio, advantage):
 checks.check_clipped_pull(pulls)
 
 # %% [markdown] id="checkpoint-why"
-# ## Checkpoint
+# ## Check your results
 
-# %% [markdown] id="checkpoint-why" lang="zh" of="f59e9be0"
-# ## 检查点
+# %% [markdown] id="checkpoint-why" lang="zh" of="6bd8a02b"
+# ## 结果核对
 
 # %% id="checkpoint"
 full_size = PROFILE != "smoke"

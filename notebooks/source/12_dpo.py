@@ -27,7 +27,7 @@
 # | 代价 | 常识、漂移、KL |
 # | 一张表里的整个家族 | 同一份数据上的 DPO、IPO、KTO、ORPO、SimPO、CPO |
 #
-# **代价：** 两个 CPU 核心上约 6 分钟、7 GB 内存，T4 上约 5 分钟。**先修：** [03 · LoRA](03_lora.ipynb)；[10 · 奖励模型](10_reward_model.ipynb) 会有帮助。
+# **耗时与内存：** 两个 CPU 核心上约 6 分钟、7 GB 内存，T4 上约 5 分钟。**先修：** [03 · LoRA](03_lora.ipynb)；[10 · 奖励模型](10_reward_model.ipynb) 会有帮助。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -136,10 +136,10 @@ def to_pair(row):
 train_dataset = train_pairs.map(to_pair, remove_columns=train_pairs.column_names)
 
 # %% [markdown] id="baseline-why"
-# ## Baseline first
+# ## Start with a baseline
 # Held-out questions, about things that do not occur in training. How often does the model answer in that style already?
 
-# %% [markdown] id="baseline-why" lang="zh" of="9093ed9f"
+# %% [markdown] id="baseline-why" lang="zh" of="682e7582"
 # ## 先测基线
 # 留出的问题，问的都是训练里没有的事物。模型现在有多少次已经用这种风格回答？
 
@@ -310,7 +310,7 @@ plt.show()
 
 # %% [markdown] id="predict" lang="zh" of="a24a3c03"
 # ## 训练
-# **运行之前先预测：** 损失比较的是两个回答。要让它下降，被选中的回答必须变得*更可能*吗？
+# **先预测，再运行：** 损失比较的是两个回答。要让它下降，被选中的回答必须变得*更可能*吗？
 
 
 # %% id="train"
@@ -416,7 +416,7 @@ plt.show()
 
 # %% [markdown] id="judge-why" lang="zh" of="8300fc1d"
 # ### 第二意见：奖励模型
-# 规则可能只在字面上被满足。第 10 课的裁判给出自己的看法；如果它的适配器不在，就快速训练一个。裁判从同样的对子里学习，所以它是第二意见，却不是独立的意见。
+# 规则可能只在字面上被满足。第 10 课的裁判给出自己的看法；如果它的适配器不在，就快速训练一个。裁判从同样的偏好对里学习，所以它是第二意见，却不是独立的意见。
 
 
 # %% id="judge"
@@ -471,7 +471,7 @@ del judge
 
 # %% [markdown] id="family-why" lang="zh" of="aed97fea"
 # ## 家族
-# 每个亲戚改变一件事。对于同样的对数概率，它们的损失：
+# 每个变体只改一处。对于同样的对数概率，它们的损失：
 #
 # | 方法 | 它改变什么 | 需要参考模型 |
 # |---|---|---|
@@ -507,7 +507,7 @@ def simpo_loss(chosen_mean, rejected_mean, beta, gamma):
 # in the course's tests, as DPO's was above.) **Predict before you run:** which of them will move least?
 
 # %% [markdown] id="family-run-why" lang="zh" of="a929f885"
-# 短训练，每个方法的步数和行数相同，起点相同。（课程的测试会把这些损失与 TRL 的比较，就像上面比较 DPO 那样。）**运行之前先预测：** 哪一个移动得最少？
+# 短训练，每个方法的步数和行数相同，起点相同。（课程的测试会把这些损失与 TRL 的比较，就像上面比较 DPO 那样。）**先预测，再运行：** 哪一个移动得最少？
 
 # %% id="family-settings"
 keep = ("per_device_train_batch_size", "lr_scheduler_type", "max_length", "logging_steps", "seed", "bf16", "fp16")
@@ -589,13 +589,13 @@ for name, share, length, kl, seconds in table:
 # 把这张表当作一次实验，而不是排名：每种方法都有自己最合适的学习率和 beta，这里没有为它们调过。它确实展示的是价目表：为了得到的风格，各自移动了多远（KL）。
 
 # %% [markdown] id="break-why"
-# ## Break it: DPO that learns only length
-# Somebody collects pairs in a hurry: the chosen answer is the rejected one without its second half. Nothing about style.
-# **Predict before you run:** what will the training curves look like?
+# ## What goes wrong: DPO that learns only length
+# Somebody collects pairs in a hurry: the chosen answer is the rejected one without its second half. Nothing about
+# style. **Predict before you run:** what will the training curves look like?
 
-# %% [markdown] id="break-why" lang="zh" of="3424f5b1"
-# ## 弄坏它：只学会长度的 DPO
-# 有人匆忙收集对子：被选中的回答就是被拒绝的回答去掉后半部分。与风格毫无关系。**运行之前先预测：** 训练曲线会是什么样子？
+# %% [markdown] id="break-why" lang="zh" of="3b46bcc3"
+# ## 故意出错：只学会长度的 DPO
+# 有人匆忙收集偏好对：被选中的回答就是被拒绝的回答去掉后半部分。与风格毫无关系。**先预测，再运行：** 训练曲线会是什么样子？
 
 # %% id="break-data"
 length_pairs = [
@@ -666,10 +666,10 @@ reference_free = set()  # fill in the names
 checks.check_reference_free(reference_free)
 
 # %% [markdown] id="checkpoint-why"
-# ## Checkpoint
+# ## Check your results
 
-# %% [markdown] id="checkpoint-why" lang="zh" of="f59e9be0"
-# ## 检查点
+# %% [markdown] id="checkpoint-why" lang="zh" of="6bd8a02b"
+# ## 结果核对
 
 # %% id="checkpoint"
 full_size = PROFILE != "smoke"

@@ -41,10 +41,10 @@ def test_rows_of_every_kind_are_shown_with_what_is_trained_on(registered, tiny_m
     panel = DataPanel(name, registered, str(tiny_model_dir))
     assert set(panel.name.options) == {"sft", "text", "preference", "kto"}
     assert "example 1 of 12" in shown(panel.caption), shown(panel.caption)
-    assert "#b7e4c7" in panel.shown.value and "12 rows" in shown(panel.lengths)
+    assert "#b7e4c7" in panel.shown.value and "12 examples" in shown(panel.lengths)
     first = panel.shown.value
     panel.next.click()
-    assert panel.shown.value != first and "row 2 of 12" in shown(panel.caption)
+    assert panel.shown.value != first and "example 2 of 12" in shown(panel.caption)
     panel.before.click()
     panel.before.click()
     assert panel.shown.value == first

@@ -189,7 +189,7 @@ def test_a_recipe_survives_the_way_to_yaml_and_back(tmp_path):
         (yaml_of(lora_rank=0), r"greater than or equal to 1"),
         (yaml_of(stage="ppoo"), r"`stage` cannot be 'ppoo'"),
         ("dataset: a\noutput_dir: b\n", r"has no `model_name_or_path`"),
-        (yaml_of() + "dataset: again\n", r"r\.yaml:4: .*twice"),
+        (yaml_of() + "dataset: again\n", r"r\.yaml:4: .*duplicate key"),
         ("a: &x 1\nb: *x\n", r"r\.yaml:2: .*aliases"),
         ("a: !!python/object:os.system x\n", r"r\.yaml:1: .*tags"),
         ("a: [1\nb: 2\n", r"r\.yaml:2: invalid YAML"),
