@@ -105,7 +105,7 @@ def processor(capabilities: Mapping[str, bool | str]) -> Machine:
 
 
 def cuda_dtype(compute_capability_major: int) -> tuple[str, str]:
-    """Return (dtype, reason) for a CUDA card; 7 is Volta and Turing (T4), 8 is Ampere.
+    """Return (dtype, reason) for a CUDA GPU; 7 is Volta and Turing (T4), 8 is Ampere.
 
     >>> cuda_dtype(7)[0], cuda_dtype(8)[0]
     ('float16', 'bfloat16')

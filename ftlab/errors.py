@@ -20,7 +20,7 @@ SPOKEN: ContextVar[str] = ContextVar("SPOKEN", default="")
 
 
 class LabError(Exception):
-    """A mistake a user can mend: what is wrong, where, and what to do.
+    """A mistake that a user can fix: what is wrong, where, and what to do.
 
     Args:
         what: what is wrong, with the value received.
@@ -106,8 +106,8 @@ def fail(key: str, /, where: str = "", exit_code: int = 2, **values: object) -> 
     """Build the LabError of message `key`; the caller raises it.
 
     >>> print(fail("model_no_folder", where="./m"))
-    ./m: there is no such folder
-      fix: check the path, or name a model that `ftlab models` lists
+    ./m: folder not found
+      fix: check the path, or use a model name from `ftlab models`
     """
     remedy = filled(messages()[key].get(f"fix_{language()}", ""), values)
     return LabError(say(key, **values), where, remedy, exit_code)

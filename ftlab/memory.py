@@ -226,7 +226,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes on one card, part by part; `peak` is less than their sum, because not all are there at once.
+    """Bytes on one GPU, part by part; `peak` is less than their sum, because not all are there at once.
 
     `decoder` and `training` are what they were estimated for.
     """
@@ -249,7 +249,7 @@ def estimate(decoder: Decoder, training: Training) -> Needs:
     gradients, one block).
 
     Returns:
-        Bytes on one card; the libraries' own workspaces and what CUDA itself takes (about 0.5 GB) are left out.
+        Bytes on one GPU; the libraries' own workspaces and what CUDA itself takes (about 0.5 GB) are left out.
     """
     t, d = training, decoder
     tokens = t.tokens

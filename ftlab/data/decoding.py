@@ -1,4 +1,4 @@
-"""The bytes of a text file to lines with their numbers; bytes that are no text are a problem with a place."""
+"""Decode a text file into numbered lines; invalid bytes are reported with their line."""
 
 import codecs
 from collections.abc import Iterable, Iterator
@@ -60,7 +60,7 @@ def first_character(path: Path, encoding: str) -> str:
 
 
 def lines(path: Path, encoding: str) -> Iterator[tuple[int, str | LabError]]:
-    """Yield (line number, text with its line end), or (line number, why this line is no text).
+    """Yield (line number, text with its line end), or (line number, why this line is invalid).
 
     Args:
         encoding: a name that `codec` returned.
@@ -160,7 +160,7 @@ def chunks(path: Path, encoding: str) -> Iterator[str]:
     """Yield the text of a file piece by piece, without its byte-order mark.
 
     Raises:
-        LabError: bytes that are no text; the line is named.
+        LabError: invalid bytes; the message names the line.
     """
     decoder = codecs.getincrementaldecoder(encoding)()
     line, first = 1, True

@@ -66,7 +66,7 @@ def prompt_of(row: Row, columns: Columns, where: str) -> list[Message]:
 
 
 def question_of(row: Row, columns: Columns, where: str) -> list[Message]:
-    """Return the messages that a row's prompt column asks with: one of a text, or the list that stands there."""
+    """Return the messages of a row's prompt column: one for a string, or the list itself."""
     given, query = row.get(columns["prompt"]), optional_text(row, columns, "query", where)
     if is_messages(given) and not query.strip():
         return not_trained(messages_of(given, columns["prompt"], tags_of(given), f"{where} ({columns['prompt']})"))

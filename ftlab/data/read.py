@@ -315,7 +315,7 @@ def csv_rows(path: Path, encoding: str) -> Iterator[Read]:
     """Yield the rows of a CSV file with a header line.
 
     Raises:
-        LabError: no usable header, bytes that are no text, or a quote that is never closed.
+        LabError: no usable header, invalid bytes, or a quote that is never closed.
     """
     csv.field_size_limit(decoding.MAX_LINE_BYTES)
     reader = csv.reader(csv_lines(path, encoding), strict=True)

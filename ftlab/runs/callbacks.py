@@ -70,7 +70,7 @@ class Begin(TrainerCallback):
 
 
 class Log(TrainerCallback):
-    """Write every logged row to train_log.jsonl as it comes; the first and the last step are always logged."""
+    """Write every logged row to train_log.jsonl immediately; the first and the last step are always logged."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -578,7 +578,7 @@ checks.check_labels(labels_of)
 # **2.** A batch has rows of 20, 30 and 50 tokens. Which share of its positions is padding?
 
 # %% [markdown] id="exercise-padding-why" lang="zh" of="bb704542"
-# **2.** 一个批次有长度为 20、30、50 个词元的三行。填充占了多大比例的位置？
+# **2.** 一个批次有长度为 20、30、50 个 token 的三行。填充占了多大比例的位置？
 
 # %% id="exercise-padding" tags=["exercise"]
 padding_share = 0.0  # fill in

@@ -386,10 +386,10 @@ for side in ("left", "right"):
 
 # %% [markdown] id="stream-why"
 # ## Streaming
-# A reader wants the first word immediately. A streamer prints each token as it comes; nothing gets faster, it only
+# A reader wants the first word immediately. A streamer prints each token immediately; nothing gets faster, it only
 # *feels* so.
 
-# %% [markdown] id="stream-why" lang="zh" of="ef248e5b"
+# %% [markdown] id="stream-why" lang="zh" of="e3ea8d59"
 # ## 流式输出
 # 读者想马上看到第一个词。streamer 把每个 token 一出来就打印；并没有更快，只是*感觉*更快。
 
@@ -430,7 +430,7 @@ print(f"same tokens, {seconds[None] / seconds[6]:.1f} times faster")
 
 # %% [markdown] id="int8-why" lang="zh" of="2e966845"
 # ## 每个权重更少的字节
-# 一次只答一个时，比的是内存：每个 token 都要读遍全部权重。十六位改成八位，要读的就少一半。每行存一个比例（绝对值最大的权重除以 127），然后取整。先用四个权重亲手算：
+# 一次只答一个时，比的是内存：每个 token 都要读遍全部权重。16 比特改成 8 比特，要读的就少一半。每行存一个缩放因子（绝对值最大的权重除以 127），然后取整。先用四个权重亲手算：
 
 # %% id="int8-literal"
 row = torch.tensor([0.31, -0.08, 0.02, -0.54])

@@ -31,7 +31,7 @@ class Form:
         controls: key -> its widget.
         lines: the text area for all other keys.
         box: all of it, to be shown.
-        checked: recipe and messages of what stands there now.
+        checked: recipe and messages for the current values.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Form:
             return error
 
     def changed(self) -> None:
-        """Check what stands there now, say it beside the fields, and tell who watches."""
+        """Check the current values, show messages next to the fields, and notify the listeners."""
         if self.quiet:
             return
         with errors.speaking(self.words.lang):

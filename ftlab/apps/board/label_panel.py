@@ -65,7 +65,7 @@ class Labels:
 
 
 def register(name: str, folder: Path) -> None:
-    """Name the preference set in the folder's dataset_info.json, beside what stands there."""
+    """Register the preference set in the folder's dataset_info.json, and keep its other entries."""
     info: dict[str, Any] = read_info(folder) if (folder / INFO).is_file() else {}
     info[name] = {"file_name": f"{name}.jsonl", "ranking": True}
     (folder / INFO).write_text(json.dumps(info, indent=1, ensure_ascii=False), encoding="utf-8")

@@ -37,7 +37,7 @@ class TrainPanel:
         rows: the log rows that the plot shows.
         after: called when a training has ended.
     Raises:
-        LabError: a key that no recipe has, too many knobs, another language.
+        LabError: a key that no recipe has, too many `knobs`, another language.
     """
 
     def __init__(

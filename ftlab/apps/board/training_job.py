@@ -130,7 +130,7 @@ class InProcess:
             return False
 
     def problem(self) -> str:
-        """Return the last words of a process that failed, "" for one that finished or stopped as asked."""
+        """Return the last output of a process that failed, "" for one that finished or stopped as asked."""
         words = curves.last_words(self.folder / OUTPUT)
         failed = words.startswith("ftlab:") or (self.child is not None and self.child.returncode not in (0, None))
         return words if failed else ""
