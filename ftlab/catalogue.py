@@ -114,7 +114,7 @@ MODELS = (
 
 
 def hub_id(name: str) -> str:
-    """Return the Hugging Face id of a catalogue name; any other name as it is.
+    """Return the Hugging Face id of a catalogue name; any other name unchanged.
 
     >>> hub_id("smollm2-135m"), hub_id("my/model")
     ('HuggingFaceTB/SmolLM2-135M-Instruct', 'my/model')

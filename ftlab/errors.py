@@ -114,7 +114,7 @@ def fail(key: str, /, where: str = "", exit_code: int = 2, **values: object) -> 
 
 
 def reason_of(error: BaseException) -> str:
-    """Return the first line of an exception, at most 200 characters, with its type where it says little by itself."""
+    """Return the first line of an exception, at most 200 characters, with its type if it is uninformative."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     named = not first or isinstance(error, KeyError | AssertionError | ZeroDivisionError)

@@ -93,7 +93,7 @@ def contains(answers: Sequence[str], expected: Sequence[str | Sequence[str]]) ->
 def has_answer(answer: str, expected: str | Sequence[str]) -> bool:
     """Return True if `answer` contains `expected`, or one of several, as whole words; upper and lower case are alike.
 
-    What a model thought before its answer does not count, and nothing contains an empty text.
+    Reasoning before the answer is ignored, and no text contains an empty one.
 
     >>> has_answer("2 + 2 is 4.", ["4", "four"]), has_answer("About 14, or 4.5", "4")
     (True, False)
@@ -107,7 +107,7 @@ def has_answer(answer: str, expected: str | Sequence[str]) -> bool:
 
 
 def exact_match(answers: Sequence[str], expected: Sequence[str]) -> float:
-    """Return the share of answers that equal what is expected, but for white space and thoughts before them.
+    """Return the share of answers equal to the expected text, ignoring white space and reasoning.
 
     Where an empty text is expected nothing matches: an empty answer would be right by accident.
     """
@@ -116,7 +116,7 @@ def exact_match(answers: Sequence[str], expected: Sequence[str]) -> float:
 
 
 def without_thought(text: str) -> str:
-    """Return a text without what a model thought before its answer, the empty thought that templates add included.
+    """Return a text without the reasoning before its answer, including the empty block that templates add.
 
     >>> without_thought("<think>two and two</think> 4"), without_thought(" 4")
     ('4', '4')

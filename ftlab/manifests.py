@@ -58,7 +58,7 @@ def contents(folder: Path) -> list[Path]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest of a folder, None where there is none or it cannot be read."""
+    """Return the manifest of a folder, None if it is missing or unreadable."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):

@@ -34,7 +34,7 @@ ADAM_MOMENTS = 2
 # Families whose MLP has two matrices, and whose norms are torch's; Llama's and its heirs' have three (gate, up, down),
 # and norms that turn their input into float32.
 TWO_MATRIX_MLP = ("gpt_neox", "bloom", "gpt2", "opt", "phi", "falcon", "gptj")
-# Families whose attention is Llama's: nothing is done to the scores beside scaling and masking.
+# Families whose attention is Llama's: the scores are only scaled and masked.
 PLAIN_ATTENTION = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "phi3")
 # Families with four norms in a block, and with scores and logits that go through a tanh, whose result is kept.
 CAPPED, CAP_BYTES = ("gemma2",), 4
@@ -185,7 +185,7 @@ class Training:
         rollout_rows: rows that it writes together.
         repeated: tokens that another row begins with as well, and that are computed once (GRPO's prompts on a CPU).
         hidden_kept: the input of every block is kept for the loss (PPO).
-        gpus: cards the run is spread over. shard: what each of them holds only a part of, as in ZeRO 1, 2, 3.
+        gpus: number of GPUs of the run. shard: ZeRO stage (1, 2, 3): what each GPU holds only a part of.
     """
 
     sequences: int
@@ -296,7 +296,7 @@ def estimate(decoder: Decoder, training: Training) -> Needs:
 
 
 def share(training: Training, stage: int) -> int:
-    """Return by how many cards a part is divided that ZeRO shards from `stage` on (1 moments, 2 gradients, 3 weights).
+    """Return over how many GPUs a part is divided that ZeRO shards from `stage` on (1 moments, 2 gradients, 3 weights).
 
     Source: Rajbhandari et al. 2020, arXiv:1910.02054, figure 1.
     """
@@ -304,7 +304,7 @@ def share(training: Training, stage: int) -> int:
 
 
 def weight_bytes(decoder: Decoder, training: Training) -> float:
-    """Return the bytes of the base model, of the adapter beside it, and of a reference's copy of what is trained."""
+    """Return the bytes of the base model, of the adapter, and of the reference's copy of the trained weights."""
     linear = decoder.layers * decoder.linear_parameters
     base = linear * training.linear_bytes + (decoder.parameters - linear) * training.other_bytes
     copies = 2 if training.reference_copy else 1
@@ -377,7 +377,7 @@ def logit_bytes(decoder: Decoder, training: Training) -> float:
 
     trl's goes through the vocabulary in tiles. Written in torch, a tile is held about eight times over while its
     gradient is computed; CUDA's own kernel computes it in place. Of every token the last norm's input and result are
-    held, of one that is scored its hidden state beside the others, and their gradient.
+    held, of one that is scored also its hidden state, and their gradient.
     """
     # What was computed once is spread over every place of the batch.
     spread = 2 * training.sequences * training.length if training.repeated else 0
@@ -401,7 +401,7 @@ def pass_bytes(decoder: Decoder, training: Training, sequences: int, length: int
 
 
 def reference_bytes(decoder: Decoder, training: Training) -> float:
-    """Return what a pass without gradients holds beside the activations: one block's, then a tile of logits."""
+    """Return what a pass without gradients holds in addition to the activations: one block's, then a tile of logits."""
     t = training
     if not t.reference_tile:
         return 0

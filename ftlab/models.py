@@ -284,7 +284,7 @@ def unreachable(tokenizer: "PreTrainedTokenizerBase", rows: int) -> list[str]:
     """Return the tokens that a text can have and an embedding of `rows` rows has not.
 
     A control token that the chat template never writes does not count: typed text is escaped, so that nothing makes it.
-    Gemma 3 has one such for images, behind the last row of its text models.
+    Gemma 3 has one such for images, after the last row of its text models.
     """
     beyond = (
         [token for token, number in tokenizer.get_vocab().items() if number >= rows] if len(tokenizer) > rows else []

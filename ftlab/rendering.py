@@ -78,7 +78,7 @@ def render(
 def left_out(text: str, messages: Sequence[Message]) -> int:
     """Return the number, from 1, of the first message that a rendered conversation leaves out; 0 if it has them all.
 
-    Earlier thoughts may be left out. The messages have to stand in their order, the system turn anywhere.
+    Earlier reasoning may be left out. The messages must be in order, the system turn anywhere.
     """
     at = 0
     for number, message in enumerate(messages, 1):
@@ -105,7 +105,7 @@ def controls_of(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[str, ...
     """Return `control_tokens`, worked out once for a tokenizer of `size` tokens."""
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     found = special | set(tokenizer.all_special_tokens)
-    # Chat templates look for the thought by these words.
+    # Chat templates look for the reasoning under these names.
     return tuple(sorted(token for token in found - {"<think>", "</think>"} if len(token) > 1))
 
 
@@ -203,7 +203,7 @@ def with_tools_said(messages: list[Message], tools: list[dict[str, Any]]) -> lis
 
 
 def unchanged(messages: list[Message]) -> list[Message]:
-    """Return the conversation as it is."""
+    """Return the conversation unchanged."""
     return messages
 
 

@@ -1,4 +1,4 @@
-"""What a model wrote, read back: its thought, its text, its tool calls.
+"""Parse what a model generated: reasoning, text and tool calls.
 
 Every chat template writes calls in a syntax of its own. The one that a template uses is found by rendering a call and
 trying which reader gives it back, so that a template that differs in a blank still is read.
@@ -56,7 +56,7 @@ class Response(NamedTuple):
     """One answer.
 
     Attributes:
-        content: the text without the thought, the calls, and the tokens that end the answer.
+        content: the text without reasoning, tool calls, and end-of-turn tokens.
         calls: {"name": str, "arguments": dict} of every tool call, in the order written.
     """
 
@@ -99,7 +99,7 @@ class Reader:
             # A call that was not written to its end.
             response = read_json(text, "", tools)
         if not response.calls and not response.content.strip():
-            # A thought without an end: what there is counts as the answer.
+            # Reasoning without an end: all of it counts as the answer.
             response = Response("", text, [])
         return response._replace(content=self.without_end(response.content).strip())
 

@@ -39,7 +39,7 @@ def weights_of(name: str | Path) -> Weights:
 
 
 def newest(folder: Path) -> Weights | None:
-    """Return the weights of a run's newest checkpoint that verifies, None where there is none."""
+    """Return the weights of a run's newest valid checkpoint, None if there is none."""
     run_id = (manifests.read_manifest(folder) or {}).get("run_id")
     for path in checkpoints(folder) if run_id else ():
         found = look(path)
@@ -54,7 +54,7 @@ def holds_weights(folder: Path) -> bool:
 
 
 def look(folder: Path) -> Weights | None:
-    """Return the weights that lie directly in a folder, None if none do; a whole model counts if a run made it."""
+    """Return the weights directly in a folder, None if there are none; a whole model counts if a run made it."""
     if (folder / ADAPTER_CONFIG).is_file():
         return Weights(folder, True) if (folder / ADAPTER_WEIGHTS).is_file() else None
     whole = (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
@@ -80,6 +80,6 @@ def checkpoints(run_folder: Path) -> list[Path]:
 
 
 def step_of(path: Path) -> int:
-    """Return the step in a checkpoint's name, -1 where there is none."""
+    """Return the step in a checkpoint's name, -1 if there is none."""
     number = path.name.removeprefix(PREFIX)
     return int(number) if number.isdecimal() and number.isascii() else -1

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 SHOWN = 20
-# A report on a large broken file must not fill the memory: what lies beyond is counted.
+# A report on a large broken file must not fill the memory: further problems are only counted.
 REMEMBERED = 1000
 
 
@@ -215,7 +215,7 @@ class Look:
         return None
 
     def escaped(self, made: Made, fixing: bool) -> Row:
-        """Report the control tokens in the texts of a row; return it as it is to be written."""
+        """Report the control tokens in the texts of a row; return the row to write."""
         counts = {token: sum(text.count(token) for text in texts(made.raw)) for token in self.tokens}
         found = [token for token, count in counts.items() if count]
         if not found:
@@ -327,7 +327,7 @@ class RowWriter:
 
 
 def in_json(value: Any) -> tuple[str | None, str]:
-    """Return what stands in JSON for a value that it does not have, and how that is called.
+    """Return the JSON replacement of an unsupported value, and its name.
 
     NaN and infinity: null. Dates and times: their ISO 8601 text. Bytes: base64. All others: their text.
     """

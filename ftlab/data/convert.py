@@ -1,4 +1,4 @@
-"""The rows of an entry, one after another: where each stands, as it is written, and in TRL's shape."""
+"""Iterate over the rows of an entry: place, original row, and row in TRL's format."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ from ftlab.errors import LabError, fail
 if TYPE_CHECKING:
     from datasets import Dataset
 
-# LLaMA-Factory's own two, wherever they stand; any other name unless it follows a letter or a brace, as in LaTeX
+# LLaMA-Factory's own two, anywhere in a text; any other name unless it follows a letter or a brace, as in LaTeX
 # (\frac{{abc}}{{def}}).
 PLACEHOLDER = re.compile(r"\{\{(?:(name|author)|(?<![A-Za-z0-9}\\]\{\{)([A-Za-z_]\w{2,}))\}\}", re.ASCII)
 
@@ -58,7 +58,7 @@ def converted(
 
 
 def raw_rows(entry: Entry, path: Path | None, hub: "Dataset | None") -> Iterator[tuple[str, Row | LabError]]:
-    """Yield (`file:line`, row as it is written)."""
+    """Yield (`file:line`, original row)."""
     if path is None:
         for number, row in enumerate(hub or (), 1):
             yield f"{entry.hf_hub_url or entry.ms_hub_url}:{number}", row
@@ -96,7 +96,7 @@ def filled(row: Row, substitutions: dict[str, str], where: str) -> Row:
     """Replace `{{name}}` placeholders in the texts of a row.
 
     Raises:
-        LabError: a placeholder nobody gave a value for; it would be trained on as it stands.
+        LabError: a placeholder without a value; it would be trained on literally.
     """
 
     def value(found: re.Match[str]) -> str:

@@ -21,7 +21,7 @@ COLUMNS = (
     "prompt", "query", "response", "history", "messages", "system", "tools", "chosen", "rejected", "kto_tag",
 )  # fmt: skip
 MEDIA_COLUMNS = ("images", "videos", "audios")
-# Keys of LLaMA-Factory that name a source we do not read; fine beside one that we do.
+# LLaMA-Factory's keys for sources that ftlab does not read; fine together with one that it reads.
 OTHER_SOURCES = ("om_hub_url", "script_url", "cloud_file_name")
 # (prompt, query, response) of files without an entry, the most common first.
 KNOWN_COLUMNS = (
@@ -153,7 +153,7 @@ def check_columns(entry: Entry) -> None:
 
 
 def find(name: str, dataset_dir: Path) -> tuple[Entry, Path | None]:
-    """Return the entry and the file (or folder) behind a registry name or a path; None where a hub holds the rows.
+    """Return the entry and the file (or folder) of a registry name or a path; None if the rows are on a hub.
 
     Raises:
         LabError: no such file, no such name, or an entry that cannot be meant.
@@ -173,7 +173,7 @@ def inside(entry: Entry, dataset_dir: Path) -> Path:
     """Return the path of an entry's file.
 
     Raises:
-        LabError: it is not there, or stands outside the folder of the registry, which may be somebody else's.
+        LabError: it does not exist, or is outside the folder of the registry, which may belong to someone else.
     """
     root = os.path.abspath(dataset_dir)
     path = os.path.normpath(os.path.join(root, entry.file_name))
@@ -185,7 +185,7 @@ def inside(entry: Entry, dataset_dir: Path) -> Path:
 
 
 def files(path: Path) -> list[Path]:
-    """Return the files behind a path: itself, or the data files of a folder in the order of their names.
+    """Return the files of a path: itself, or the data files of a folder in the order of their names.
 
     Raises:
         LabError: a folder without data files, or with several kinds of them.
@@ -269,7 +269,7 @@ def tools_column(row: Row) -> str:
 
 
 def kto_column(row: Row, judged: bool) -> Columns:
-    """Return the column that says whether an answer was liked, {} where there is none.
+    """Return the column with the KTO label, {} if there is none.
 
     Args:
         judged: a `label` that only looks like true or false is KTO's too (and refused later), not a class.

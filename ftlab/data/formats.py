@@ -150,7 +150,7 @@ def whole_conversations(
     """Return prompt, chosen and rejected of two conversations that begin with the same messages.
 
     Raises:
-        LabError: they don't, or the row has another prompt beside them.
+        LabError: they don't, or the row also has a different prompt.
     """
     pairs = zip(chosen[:-1], rejected[:-1], strict=False)
     shared = next((n for n, (one, other) in enumerate(pairs) if one != other), min(len(chosen), len(rejected)) - 1)

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def fetched(entry: Entry) -> "Dataset":
-    """Return the rows of a hub data set as they are there; both libraries keep what they fetched.
+    """Return the rows of a hub data set unchanged; both libraries cache their downloads.
 
     ModelScope is asked where the entry has no `hf_hub_url`, or has both and `USE_MODELSCOPE_HUB` is 1.
 

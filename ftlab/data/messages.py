@@ -46,7 +46,7 @@ ROLE_ALIASES = {
     "function_tag": ("function_call", "tool_call"),
     "system_tag": ("system", "developer"),
 }
-# Where formats keep what the assistant thought before it answered.
+# Keys in which formats store the assistant's reasoning.
 THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought")
 # Whether a turn is trained on: OpenAI's weight, ms-swift's loss and loss_scale, axolotl's train and training (with a
 # list of pieces under *_detail), slime's loss_mask.
@@ -167,10 +167,10 @@ def part_text(part: object, column: str, where: str) -> str:
 
 
 def thought_of(turn: Row, content: str, where: str, role: str) -> Message:
-    """Return the thought before an assistant's answer as `reasoning_content`, {} where there is none.
+    """Return the reasoning of an assistant turn as `reasoning_content`, {} if there is none.
 
     Raises:
-        LabError: not a text, or another thought beside it.
+        LabError: not a string, or a second, different reasoning text.
     """
     given = {key: turn[key] for key in THOUGHTS if turn.get(key)} if role == "assistant" else {}
     for key, value in given.items():
@@ -364,6 +364,6 @@ def answered(result: Message, open_calls: list[Row], where: str) -> list[Row]:
 
 
 def check_ids_answered(open_calls: list[Row], where: str) -> None:
-    """Refuse to go on while a call with an id waits; without ids one result may answer several calls."""
+    """Raise an error if a call with an id has no result; without ids one result may answer several calls."""
     if any("id" in call for call in open_calls):
         raise fail("data_unanswered_call", where=where)

@@ -18,7 +18,7 @@ SUSPECT_ESCAPE = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
 MAX_DEPTH = 100
 TOO_DEEP = "it is nested too deeply"
 Row = dict[str, Any]
-# A line number, or "line (row number)" where several rows stand on one line.
+# A line number, or "line (row number)" if several rows share a line.
 Place = int | str
 Read = tuple[Place, Row | LabError]
 # Two rows on one line of an array.
@@ -123,7 +123,7 @@ def texts(value: Any) -> Iterator[str]:
 
 
 def depth(value: Any) -> int:
-    """Return how many objects and lists lie inside each other in a JSON value."""
+    """Return the nesting depth of a JSON value."""
     level, inside = 0, [value]
     while inside := [one for one in inside if isinstance(one, dict | list)]:
         level += 1
@@ -161,7 +161,7 @@ def reason(error: Exception) -> str:
 
 @dataclass
 class Window:
-    """The part of a JSON text that is looked at: `text` from `at` on, which stands on line `line`."""
+    """The current part of a JSON text: `text` from position `at`, which is on line `line`."""
 
     chunks: Iterator[str]
     text: str = ""

@@ -132,7 +132,7 @@ def load_one(name: str, dataset_dir: Path, options: Options) -> "Dataset":
 
 
 def kept(name: str, entry: Entry, path: Path | None, hub: "Dataset | None", options: Options) -> Path:
-    """Return the Arrow file of a set's rows, written first where there is none."""
+    """Return the Arrow file of a data set, and write it first if it does not exist."""
     # num_samples draws from all rows, so that all have to be read.
     limit = None if entry.num_samples else options.max_samples
     target = cache_folder() / f"{fingerprint(path, hub, entry, (limit, *options[2:]))}.arrow"
@@ -165,7 +165,7 @@ def is_table(path: Path | None) -> bool:
 
 
 def opened(name: str, dataset_dir: Path) -> "tuple[Entry, Path | None, Dataset | None]":
-    """Return the entry behind a name or a path, and either its file (or folder) or its rows on a hub.
+    """Return the entry of a name or a path, and either its file (or folder) or its rows on a hub.
 
     Raises:
         LabError: no such file or name, not reachable, or a hub id without an entry whose columns fit no format.
@@ -271,7 +271,7 @@ def cache_folder() -> Path:
 
 
 def rows_of(name: str, dataset_dir: str | Path = "data", *, places: bool = False) -> list[Row]:
-    """Return the good rows of one set in TRL's shapes, placeholders left as they are; what is left out is printed.
+    """Return the valid rows of one data set in TRL's formats, with placeholders; dropped rows are printed.
 
     Args:
         places: give each row a key `where`, "file:line".

@@ -1,4 +1,4 @@
-"""What stands in a data set and is read by nobody: counted, so that nothing is lost without a word."""
+"""Fields of a data set that are not read: they are counted, so that no data is lost silently."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -67,7 +67,7 @@ class Unread:
         return [(turn, tags) for turn in listed]
 
     def other_system(self, raw: Row, row: Row) -> bool:
-        """Return whether a row has a system column beside a system turn that says something else."""
+        """Return True if a row has a system column and a different system turn."""
         columns = self.entry.all_columns()
         column = raw.get(columns["system"]) if "system" in columns else None
         first = (row.get("messages") or row.get("prompt") or [{}])[0]
@@ -98,7 +98,7 @@ class Unread:
         return found
 
     def entry_gives_text(self) -> bool:
-        """Return whether the set is raw text, beside which no column has a meaning."""
+        """Return True if the data set is raw text, so that no other column has a meaning."""
         return self.entry.formatting == "alpaca" and not {"response", "chosen"} & set(self.entry.all_columns())
 
 

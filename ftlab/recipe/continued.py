@@ -22,9 +22,9 @@ DECIDED = {
 
 
 def settle(recipe: Recipe, where: dict[str, str]) -> Recipe:
-    """Return a recipe that continues an adapter with the keys that the adapter decides, as they are in the adapter.
+    """Return a recipe that continues an adapter, with the adapter's values for the keys that it determines.
 
-    A recipe that names none, or one that is not there yet, is returned as it is.
+    A recipe without an adapter, or with one that does not exist yet, is returned unchanged.
 
     Args:
         where: key -> `file:line`.
@@ -62,7 +62,7 @@ def settle(recipe: Recipe, where: dict[str, str]) -> Recipe:
 
 
 def config_of(name: str) -> dict[str, Any] | None:
-    """Return the adapter_config.json of a LoRA adapter, or of the one in a run folder; None where there is none."""
+    """Return the adapter_config.json of a LoRA adapter, or of the one in a run folder; None if there is none."""
     # Imported here: a run folder's state depends on recipes.
 
     with contextlib.suppress(LabError, OSError, ValueError):

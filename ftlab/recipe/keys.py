@@ -310,7 +310,7 @@ DROPPED = {
     "predict_with_generate": "`ftlab eval` answers and scores",
     "low_cpu_mem_usage": "transformers always does it",
     "use_fast_tokenizer": "fast tokenizers are always used",
-    "upcast_layernorm": "norms that are trained are float32 unless `pure_bf16` is set; frozen ones stay as they are",
+    "upcast_layernorm": "trained norms are float32 unless `pure_bf16` is set; frozen ones keep their dtype",
     "tokenized_path": "nothing is read from it or written to it: the run encodes `dataset` and trains on it",
     "pissa_convert": "a PiSSA adapter is always saved as one for the unchanged base",
     "do_eval": "`eval_strategy` decides",

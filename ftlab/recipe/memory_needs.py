@@ -271,7 +271,7 @@ def advice(recipe: Recipe, machine: Machine, room: float) -> str:
 
 
 def written(keys: dict[str, Any]) -> str:
-    """Return keys as they stand in a YAML."""
+    """Return keys as written in YAML."""
     return ", ".join(
         f"{name}: {str(value).lower() if isinstance(value, bool) else value}" for name, value in keys.items()
     )

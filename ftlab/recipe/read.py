@@ -45,14 +45,14 @@ COMMA_LISTS = (
 
 
 class Given(NamedTuple):
-    """The keys somebody wrote: their values, and where each stands (`file:line`)."""
+    """The keys of a recipe file: their values, and their places (`file:line`)."""
 
     values: dict[str, Any]
     places: dict[str, str]
     place: str
 
     def where(self, key: str) -> str:
-        """Return where a key stands, the file where it stands nowhere."""
+        """Return the place of a key, or the file if the key is not in it."""
         return self.places.get(key, self.place)
 
 
@@ -216,7 +216,7 @@ def neat_packing(asked: dict[str, Any], where: str) -> Resolved:
 
 
 def new_adapter(asked: dict[str, Any], where: str) -> Resolved:
-    """Return nothing for `create_new_adapter` and a note; beside an adapter it is refused.
+    """Return nothing for `create_new_adapter` and a note; it is refused together with an adapter.
 
     The new adapter would belong to the base with the first adapter merged into it, and that is saved nowhere.
 
@@ -255,7 +255,7 @@ RESOLVED: dict[str, Callable[[dict[str, Any], str], Resolved]] = {
 RESOLVED_MEANING = {
     "warmup_ratio": "now warmup_steps below 1: a share of all steps; warmup_steps above 0 counts instead",
     "neat_packing": "true: packing: true; examples that share a row are always kept apart",
-    "create_new_adapter": "refused beside adapter_name_or_path: merge that adapter first",
+    "create_new_adapter": "refused together with adapter_name_or_path: merge that adapter first",
 }
 
 
@@ -338,7 +338,7 @@ def unknown(name: str, where: str) -> LabError:
 
 
 def known() -> list[str]:
-    """Return every key that may stand in a recipe."""
+    """Return every valid recipe key."""
     return [name for name in Recipe.model_fields if name != "training"] + list(keys.TRAINING_HINTS)
 
 
@@ -460,18 +460,18 @@ def type_name(hint: Any) -> str:
 
 
 def write(recipe: Recipe, path: Path) -> None:
-    """Write a recipe as YAML, its training fields beside the others, so that `load` reads the same recipe back."""
+    """Write a recipe as flat YAML, training fields included, so that `load` reads the same recipe back."""
     strict_yaml.dump(plain(recipe), path)
 
 
 def plain(recipe: Recipe) -> dict[str, Any]:
-    """Return the keys that differ from their defaults, training fields beside the others."""
+    """Return the keys that differ from their defaults, training fields included."""
     values = recipe.model_dump(exclude_defaults=True)
     return values | values.pop("training", {})
 
 
 def decisive(recipe: Recipe) -> dict[str, Any]:
-    """Return the keys that decide what weights come out, training fields beside the others."""
+    """Return the keys that affect the trained weights, training fields included."""
     sampled = keys.SAMPLING if recipe.objective in ("ppo", "grpo") else ()
     values = recipe.model_dump(exclude=set(keys.OUTSIDE_THE_RUN) - set(sampled)) | {"packing": recipe.packs}
     training = values.pop("training")

@@ -38,7 +38,7 @@ FAMILIES = (
     Family(("alpaca",), ("### Instruction:", "### Response:")),
     Family(("default",), ("Human: ", "Assistant:")),
 )
-# Names that promise a think block in every answer, an empty one where the data has no thought.
+# Names that promise a think block in every answer, an empty one if the data has no reasoning.
 THINKING = ("qwen3", "deepseekr1", "glmz1", "glm4_moe")
 # What the system turn says that a name brings with it where the data has none; the other names bring none.
 SYSTEM_TURNS = {
@@ -157,7 +157,7 @@ def rendered(tokenizer: PreTrainedTokenizerBase, *turns: tuple[str, str], ask: b
 
 
 def thinks(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return True if a chat template writes a think block by itself, into an answer or before it."""
+    """Return True if a chat template adds a think block, into an answer or before it."""
     asked = ("user", QUESTION)
     answered = rendered(tokenizer, asked, ("assistant", ANSWER))
     return "<think>" in answered + rendered(tokenizer, asked, ask=True)
@@ -173,7 +173,7 @@ def system_note(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def own_system_turn(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the system turn that a chat template writes by itself where a conversation has none, else ""."""
+    """Return the system turn that a chat template adds to a conversation without one, or ""."""
     bare, full = rendered(tokenizer, ("user", QUESTION)), rendered(tokenizer, ("system", SYSTEM), ("user", QUESTION))
     before, _, after = full.partition(SYSTEM)
     rest = bare.removeprefix(before)

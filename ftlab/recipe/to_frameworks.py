@@ -126,7 +126,7 @@ NOT_IN_LLAMA_FACTORY = {
 
 
 def show(recipe: Recipe, framework: str) -> str:
-    """Return the run as a command or a file of another framework; what has no equivalent there stands in comments.
+    """Return the run as a command or a file of another framework; keys without an equivalent are in comments.
 
     Args:
         framework: "llamafactory", "swift", "axolotl" or "alpaca-lora".

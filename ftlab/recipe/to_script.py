@@ -44,7 +44,7 @@ def script(recipe: Recipe) -> str:
 
 
 def location(name: str) -> str:
-    """Return what `from_pretrained` takes: the folder of the embedded model, a local one as it is, or a hub id."""
+    """Return what `from_pretrained` takes: the folder of the embedded model, a local one unchanged, or a hub id."""
     return models.fetch(name) if name == embedded.NAME else hub_id(name)
 
 

@@ -26,7 +26,7 @@ def trained_weights(recipe: Recipe, decoder: Decoder) -> int:
 
 
 def outside(recipe: Recipe, decoder: Decoder) -> dict[str, int]:
-    """Return name -> weights of what lies outside the blocks; a tied head is the embedding, a reward model has none."""
+    """Return name -> weights outside the blocks; a tied head is the embedding, a reward model has none."""
     embedding = decoder.vocabulary * decoder.hidden
     found = {"embed_tokens": embedding, "norm": decoder.hidden}
     return found if decoder.tied or recipe.stage == "rm" else found | {"lm_head": embedding}

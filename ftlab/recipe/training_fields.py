@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple, Union
 from ftlab.device import installed
 
 TABLE = Path(__file__).with_name("training_fields.json")
-# Names that a type is written with, beside those of transformers' own classes.
+# Names in type annotations, in addition to the classes of transformers.
 PLAIN: dict[str, Any] = {kind.__name__: kind for kind in (bool, dict, float, int, list, str, type(None))}
 PLAIN |= {"Any": Any, "Literal": Literal, "Union": Union}
 
@@ -60,7 +60,7 @@ def fields(table: dict[str, Any]) -> dict[str, TrainingField]:
 
 @cache
 def named(name: str, choices: tuple[str, ...]) -> Named:
-    """Return the class that stands for another library's."""
+    """Return the placeholder for a class of another library."""
     return Named(name, (), {"choices": choices})
 
 

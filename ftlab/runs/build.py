@@ -126,7 +126,7 @@ def skeleton(recipe: Recipe, path: str) -> PreTrainedModel:
 
 
 def require_all_layers(recipe: Recipe, model: PreTrainedModel) -> None:
-    """Refuse `lora_target: all` beside an adapter that has some layers only: it is continued as it is.
+    """Refuse `lora_target: all` for an adapter with only some layers: it is continued unchanged.
 
     Raises:
         LabError: with the layers that it has.

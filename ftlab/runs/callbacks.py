@@ -169,7 +169,7 @@ class Stop(TrainerCallback):
         self.stopped_at: int | None = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Ask Trainer to save and stop; a run at its last step ends by itself."""
+        """Tell Trainer to save and stop; a run at its last step ends anyway."""
         if state.global_step < state.max_steps and (self.asked.is_set() or (self.folder / STOP).exists()):
             self.stopped_at = state.global_step
             control.should_save = control.should_training_stop = True
@@ -249,7 +249,7 @@ class Keeper(TrainerCallback):
 
     @contextlib.contextmanager
     def telling(self) -> Iterator[None]:
-        """Turn a failed write of a checkpoint into one line, and leave the checkpoints before it as they are.
+        """Report a failed write of a checkpoint in one line, and keep the earlier checkpoints.
 
         Raises:
             LabError: the save failed.

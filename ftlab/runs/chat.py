@@ -78,7 +78,7 @@ def load(
     """Return a model, with what was trained on it if that is named, and its tokenizer.
 
     Args:
-        adapter: an adapter folder or a run folder; a run that trained the whole model stands for that model.
+        adapter: an adapter folder or a run folder; a run of a full fine-tune means its model.
         backend: an engine of runs/engines.py, or "auto"; all but "huggingface" merge the adapter.
         template: the recipe key, for a base model without a chat template of its own.
         replace_template: the recipe key `allow_other_template`.

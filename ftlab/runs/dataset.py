@@ -216,7 +216,7 @@ def present(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_none(message: Any) -> Any:
-    """Return a message without its keys that hold None; what is inside tool calls and schemas stays as it is."""
+    """Return a message without its keys that hold None; tool calls and schemas are not changed."""
     return (
         {name: value for name, value in message.items() if value is not None} if isinstance(message, dict) else message
     )

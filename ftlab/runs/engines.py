@@ -57,7 +57,7 @@ CONTEXT = 8192
 HONOURED = {
     "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "eos_token_id",
     "pad_token_id",
-    # Watched by who reads the stream.
+    # Checked by the reader of the stream.
     "stop_strings", "tokenizer",
 }  # fmt: skip
 
@@ -85,7 +85,7 @@ class Loop:
         stopping_criteria: Sequence[Callable[..., torch.Tensor]] = (),
         **fields: Any,
     ) -> torch.Tensor:
-        """Return `input_ids` (1, seq_len) and the new tokens behind them.
+        """Return `input_ids` (1, seq_len) and the new tokens after them.
 
         Raises:
             LabError: more than one row, a prompt longer than the context, or a field that this loop does not know.
@@ -166,7 +166,7 @@ def llama_cpp_loop(path: Path, model: PreTrainedModel) -> Loop:
 
 
 def static(model: PreTrainedModel) -> PreTrainedModel:
-    """Return the model with a cache of fixed size; on a GPU `generate` compiles it by itself."""
+    """Return the model with a static cache; on a GPU `generate` compiles it automatically."""
     made = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     made.generation_config.cache_implementation = "static"
     return made

@@ -118,7 +118,7 @@ def scores(
 
 
 def exact_match(model: Any, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> float:
-    """Return the share of examples whose last answer a model gives: text without thoughts, tool calls as calls."""
+    """Return the share of examples whose last answer the model gives: text without reasoning, tool calls as calls."""
     pairs = [responses.split(example) for example in examples]
     most = max(len(wanted) for _, wanted in pairs) + SPARE
     answers = evaluate.generate_ids(model, tokenizer, [prompt for prompt, _ in pairs], most)

@@ -403,7 +403,7 @@ def card(recipe: Recipe, parts: Parts, done: Export) -> str:
 
 
 def table(title: str, values: dict[str, Any]) -> list[str]:
-    """Return the lines of a two-column table, none where there is nothing to show."""
+    """Return the lines of a two-column table, [] if it is empty."""
     if not values:
         return []
     shown = {name: f"{value:.4g}" if isinstance(value, float) else str(value) for name, value in values.items()}

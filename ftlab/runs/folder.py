@@ -1,4 +1,4 @@
-"""A run folder: what lies in it, which weights it holds, and which base they belong to."""
+"""A run folder: its files, its weights, and the base that they belong to."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ OWN_PREFIXES = (saved_weights.PREFIX, checkpoint.ASIDE, checkpoint.DELETING, man
 
 
 class State(NamedTuple):
-    """What lies in a recipe's run folder.
+    """The contents of a recipe's run folder.
 
     Attributes:
         name: "other" is a run of another recipe, data set or model; "foreign" are files that belong to no run.
@@ -34,7 +34,7 @@ class State(NamedTuple):
 
 
 def state(recipe: Recipe, fingerprints: Callable[[], dict[str, str]]) -> State:
-    """Return what lies in the run folder of a recipe.
+    """Return the contents of a recipe's run folder.
 
     Args:
         fingerprints: returns those of the recipe's `data` and `model`; called only where the settings are the run's.

@@ -86,7 +86,7 @@ def weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def permuted(weight: torch.Tensor, name: str, config: PretrainedConfig) -> torch.Tensor:
-    """Return the rows of a query or key matrix in llama.cpp's order, any other weight as it is.
+    """Return the rows of a query or key matrix in llama.cpp's order, any other weight unchanged.
 
     transformers rotates row i of a head with row i + head_dim / 2, llama.cpp row 2i with row 2i + 1.
     """

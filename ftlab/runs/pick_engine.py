@@ -1,4 +1,4 @@
-"""Which engine is the fastest here: each is built, timed and compared with the weights as they are, and said."""
+"""Choose the fastest engine: build, time and compare each with the original weights."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -25,7 +25,7 @@ class Measured(NamedTuple):
 
     Attributes:
         tokens_per_second: one answer at a time, after its first token; the best of some.
-        divergence: mean Kullback-Leibler divergence of its next-token probabilities from those of the model as it is,
+        divergence: mean Kullback-Leibler divergence of its next-token probabilities from those of the original model,
             along that model's own greedy answer, in nats per token; 0 where the weights are the same by construction.
     """
 
@@ -75,7 +75,7 @@ def pick(
 def compare(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: Sequence[str] = (), new_tokens: int = NEW_TOKENS
 ) -> list[Measured]:
-    """Measure the engines that can run here, or those named, and say each as it is measured."""
+    """Measure the engines that can run here, or those named, and print each result."""
     return [row for row, _ in measured(model, tokenizer, names or suited(model), new_tokens)]
 
 
@@ -111,7 +111,7 @@ def measured(
 
 @torch.inference_mode()
 def following(loop: Loop, prompt: torch.Tensor, count: int, answer: torch.Tensor | None = None) -> torch.Tensor:
-    """Return the log probabilities (count, vocabulary) behind `prompt` (1, seq_len).
+    """Return the log probabilities (count, vocabulary) after `prompt` (1, seq_len).
 
     Args:
         answer: the tokens (count,) to go along; without it each likeliest one.

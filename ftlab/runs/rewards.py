@@ -107,7 +107,7 @@ def exact_answer(completions: Sequence[Any], answer: Sequence[str], **_: Any) ->
 
 
 def short_answer(completions: Sequence[Any], answer: Sequence[str], **_: Any) -> list[float]:
-    """Return 1 where the row's answer stands in up to FREE_WORDS words, a tenth less per further word, 0 without it."""
+    """Return 1 if a completion of up to FREE_WORDS words has the answer, 0.1 less per further word, 0 without it."""
     texts = [text_of(completion) for completion in completions]
     brief = [min(1.0, max(0.0, 1 - (len(said.split()) - FREE_WORDS) / 10)) for said in texts]
     return [is_right(said, want) * worth for said, want, worth in zip(texts, answer, brief, strict=True)]

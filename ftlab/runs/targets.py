@@ -66,7 +66,7 @@ def require_freeze(recipe: Recipe, model: nn.Module) -> None:
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
-    """Return the list of a model's layers: the one that holds most weights, for experts lie in lists as well."""
+    """Return the list of a model's layers: the one with the most weights, because experts are also in lists."""
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
     return max(lists, key=lambda module: sum(weight.numel() for weight in module.parameters()))
 
@@ -84,7 +84,7 @@ def parts(name: str, inside: bool) -> Iterator[str]:
 
 
 def all_linear(model: nn.Module) -> set[str]:
-    """Return the names of the layers that `lora_target: all` stands for in a model."""
+    """Return the names of the layers that `lora_target: all` selects in a model."""
     output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     linear = (nn.Linear, Conv1D)
     return {leaf(path) for path, module in model.named_modules() if isinstance(module, linear) and module is not output}

@@ -25,7 +25,7 @@ def takes_ids(trainer_class: type[Trainer]) -> type[Trainer]:
 
 
 def prepare(self: Any, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
-    """Return the examples as they are; KTO's with another answer of the same batch, from which it estimates the KL."""
+    """Return the examples unchanged; KTO's with another answer of the same batch, from which it estimates the KL."""
     if not getattr(self, "calculate_KL", False):
         return dataset
 

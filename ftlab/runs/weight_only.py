@@ -62,13 +62,13 @@ class Int4Linear(nn.Module):
 
 
 def with_bias(found: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
-    """Return outputs in the shape of the inputs `x`, the bias added where there is one."""
+    """Return outputs in the shape of the inputs `x`, plus the bias if there is one."""
     found = found.view(*x.shape[:-1], -1)
     return found if bias is None else found + bias
 
 
 def quantized(model: PreTrainedModel, bits: int) -> PreTrainedModel:
-    """Return a model on a CPU with 8- or 4-bit weights in the place of its linear layers; `model` stays as it is.
+    """Return a model on a CPU with 8- or 4-bit weights instead of its linear layers; `model` is not changed.
 
     The output layer gets eight bits in either case: four cost the most there. A layer of a size that the products do
     not take keeps its weights. What is not replaced is shared with `model`.

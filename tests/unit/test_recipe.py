@@ -193,8 +193,8 @@ def test_a_recipe_survives_the_way_to_yaml_and_back(tmp_path):
         ("a: &x 1\nb: *x\n", r"r\.yaml:2: .*aliases"),
         ("a: !!python/object:os.system x\n", r"r\.yaml:1: .*tags"),
         ("a: [1\nb: 2\n", r"r\.yaml:2: invalid YAML"),
-        ("- a\n- b\n", r"no list of `key: value`"),
-        ("", r"no list of `key: value`"),
+        ("- a\n- b\n", r"not a list of `key: value`"),
+        ("", r"not a list of `key: value`"),
     ],
 )
 def test_a_bad_recipe_is_one_line_with_its_place(tmp_path, text, message):

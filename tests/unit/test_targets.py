@@ -213,7 +213,7 @@ def test_check_takes_what_train_takes_without_reading_weights(tiny_recipe, tmp_p
     path = tmp_path / "r.yaml"
     recipes.strict_yaml.dump(tiny_recipe | {"lora_target": "q_proj", "val_size": 0.25}, path)
     assert cli.main(["recipe", "check", str(path)]) == 0
-    assert "a recipe that can be run" in capsys.readouterr().out and not (tmp_path / "run").exists()
+    assert "valid recipe" in capsys.readouterr().out and not (tmp_path / "run").exists()
 
 
 def test_check_says_what_it_could_not_check(tmp_path, capsys):

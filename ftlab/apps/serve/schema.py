@@ -123,7 +123,7 @@ class Sampling(Strict):
 
     @property
     def ignored(self) -> list[str]:
-        """Names of parameters without effect, as far as they are worth repeating."""
+        """Names of parameters without effect, cut to a reasonable length."""
         extra = (name for name in self.model_extra or {} if name not in REFUSED)
         return [name[:NAME_LENGTH] for name in sorted(extra)[:NAMES_SAID]]
 
