@@ -22,7 +22,7 @@ class Plan:
         attention: short rows by plain products; prefixes that the rows of a batch share are computed once.
         rollout: completions for training; their prompt is computed once per group.
         kernel: the attention to load a model with, a setting of transformers; None leaves it to transformers.
-        float32_adapters: whether adapters are kept in float32 beside a 16-bit base, as PEFT does by itself.
+        float32_adapters: whether adapters are kept in float32 with a 16-bit base, as in PEFT.
     """
 
     loss: bool = False

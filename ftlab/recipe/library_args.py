@@ -115,7 +115,7 @@ def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[d
 
 
 def autocasts(recipe: Recipe, machine: Machine) -> bool:
-    """Say whether float32 weights are multiplied in bfloat16: always on such a card, on a CPU for trained weights."""
+    """Return True if float32 weights are multiplied in bfloat16: always on such a GPU, on a CPU for trained weights."""
     if machine.dtype != "bfloat16":
         return False
     return machine.accelerator == "cuda" or (recipe.finetuning_type != "lora" and not recipe.pure_bf16)
@@ -133,7 +133,7 @@ def weights_dtype(recipe: Recipe, machine: Machine) -> str:
 
 
 def model_settings(recipe: Recipe, machine: Machine) -> dict[str, Any]:
-    """Return what `from_pretrained` takes beside the path and the quantization."""
+    """Return the arguments of `from_pretrained` other than the path and the quantization."""
     options: dict[str, Any] = {
         "dtype": weights_dtype(recipe, machine),
         "trust_remote_code": recipe.trust_remote_code,
