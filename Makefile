@@ -2,9 +2,10 @@
 PYTHON ?= python3
 PROFILE ?= smoke
 ONLY ?=
+MODULE ?=
 BIN := .venv/bin
 
-.PHONY: course test lab notebooks bench clean
+.PHONY: course test lab notebooks bench mutants clean
 
 course: .venv/installed
 	$(BIN)/ftlab course run $(ONLY) --profile $(PROFILE)
@@ -12,6 +13,7 @@ course: .venv/installed
 test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 	$(BIN)/pytest --durations=8
 
 lab: .venv/installed
@@ -23,6 +25,12 @@ notebooks: .venv/installed
 bench: .venv/installed
 	for name in limit start levers train dpo grpo generate extraction memory course board; do $(BIN)/python -m benchmarks $$name; done
 
+# Mutation testing of the modules in pyproject.toml, or of one: make mutants MODULE=ftlab.tokens
+mutants: .venv/installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e .[mutants]
+	$(BIN)/mutmut run $(if $(MODULE),"$(MODULE)*")
+	$(BIN)/mutmut results
+
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch
@@ -30,4 +38,4 @@ bench: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache mutants .coverage .hypothesis

@@ -28,6 +28,7 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options | {"allow_abbrev": False})
 
+    # argparse declares overloads for each kind of namespace; this one passes any of them on.
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse after rewriting keys; the verb's own options are moved to the front, so they can be anywhere."""
         if self.keys and args is not None:

@@ -122,6 +122,7 @@ def add_routes(app: FastAPI, service: "Service") -> None:
         document.setdefault("components", {}).setdefault("schemas", {}).update(schema.components())
         return document
 
+    # FastAPI documents replacing the method as the way to extend its schema.
     app.openapi = openapi  # type: ignore[method-assign]
 
 
