@@ -144,9 +144,9 @@ QUESTIONS: list[tuple] = [
             "Only the base, which is not trained, is stored in four bits and made whole again, matrix by matrix, for each product. What is trained stays in 16 or 32 bits, because tiny updates vanish in four.",
         ),
         (
-            "QLoRA 把什么存成四位？",
+            "QLoRA 把什么存成 4 比特？",
             ["适配器", "梯度", "冻结的基座权重", "优化器的矩"],
-            "只有不训练的基座存成四位，每次相乘时逐个矩阵还原。被训练的部分保持 16 或 32 位，因为四位里微小的更新会消失。",
+            "只有不训练的基座存成 4 比特，每次相乘时逐个矩阵还原。被训练的部分保持 16 或 32 位，因为 4 比特里微小的更新会消失。",
         ),
     ),
     (
@@ -155,12 +155,12 @@ QUESTIONS: list[tuple] = [
         (
             "Full fine-tuning with AdamW in float32: how many bytes per weight before any activation?",
             ["4", "16", "8", "12"],
-            "Four for the weight, four for its gradient, and twice four for Adam's two moments. That is why a model that runs on a card can be four times too big to be trained on it.",
+            "Four for the weight, four for its gradient, and twice four for Adam's two moments. That is why a model that runs on a GPU can be four times too big to be trained on it.",
         ),
         (
             "用 float32 的 AdamW 全量微调：不算激活值，每个权重要多少字节？",
             ["4", "16", "8", "12"],
-            "权重四个，梯度四个，Adam 的两个矩各四个。所以能在显卡上运行的模型，训练时可能大出四倍。",
+            "权重四个，梯度四个，Adam 的两个矩各四个。所以能在 GPU 上运行的模型，训练时可能大出四倍。",
         ),
     ),
     (
@@ -192,8 +192,8 @@ QUESTIONS: list[tuple] = [
         ),
         (
             "QLoRA 适配器可以合并到哪个基座？",
-            ["量化之前的 16 或 32 位模型", "四位的基座，这样什么都不变", "任何形状相同的模型", "都不行：它无法合并"],
-            "把很小的改动加到四位权重上，大部分会被舍入掉。形状相同的别的模型能合并而不报错，却会胡言乱语：适配器是针对特定基座训练的。",
+            ["量化之前的 16 或 32 位模型", "4 比特的基座，这样什么都不变", "任何形状相同的模型", "都不行：它无法合并"],
+            "把很小的改动加到 4 比特权重上，大部分会被舍入掉。形状相同的别的模型能合并而不报错，却会胡言乱语：适配器是针对特定基座训练的。",
         ),
     ),
     (

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "data" / "README.md", ROOT / "benchmarks" / "README.md"]
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("data/quiz_*.json")]
 TABLES = [ROOT / "ftlab" / "messages.toml", ROOT / "ftlab" / "apps" / "board" / "words.toml"]
 RECIPES = sorted(ROOT.glob("recipes/**/*.yaml"))
 MODULES = sorted(ROOT.glob("ftlab/**/*.py"))
