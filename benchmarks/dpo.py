@@ -1,4 +1,4 @@
-"""DPO on preference_en: recipes/dpo.yaml against DPOTrainer as it comes, with the same loss on the same pairs."""
+"""DPO on preference_en: recipes/dpo.yaml against the defaults of DPOTrainer, with the same loss on the same pairs."""
 
 import json
 import sys
@@ -44,7 +44,7 @@ def run_ftlab(steps: int, side: Side, folder: str) -> None:
 
 
 def run_trl(steps: int, side: Side, folder: str) -> None:
-    """Train with DPOTrainer; the recipe's loss, everything else as it comes."""
+    """Train with DPOTrainer; the recipe's loss, everything else by default."""
     from trl import DPOConfig, DPOTrainer
 
     from ftlab import models

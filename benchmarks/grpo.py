@@ -1,4 +1,4 @@
-"""GRPO on facts_en: recipes/grpo.yaml against GRPOTrainer as it comes, same questions, reward and sampling.
+"""GRPO on facts_en: recipes/grpo.yaml against the defaults of GRPOTrainer, same questions, reward and sampling.
 
 Each side trains on what it wrote itself, so that the tokens differ; what is compared is completion tokens per second,
 from the question to the optimizer step.
@@ -62,7 +62,7 @@ def run_ftlab(steps: int, side: Side, folder: str) -> None:
 
 
 def run_trl(steps: int, side: Side, folder: str) -> None:
-    """Train with GRPOTrainer; the recipe's rows, reward and sampling, everything else as it comes."""
+    """Train with GRPOTrainer; the recipe's rows, reward and sampling, everything else by default."""
     from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 

@@ -1,4 +1,4 @@
-"""Fine-tuning on identity_en: ftlab's recipes against trl as it comes, trl with the obvious settings, a plain loop.
+"""Fine-tuning on identity_en: ftlab's recipes against TRL defaults, TRL tuned, a plain loop.
 
 The same rows in the same order (checked), the same adapters to begin with, steps, rank, optimizer and learning rate.
 LLaMA-Factory is a side too where its command is given.
@@ -186,7 +186,7 @@ def order(encoded: list[Any]) -> Any:
 
 
 def run_llamafactory(command: str, batch: int, steps: int, folder: Path) -> dict[str, Any]:
-    """Train with LLaMA-Factory's command, in bfloat16, everything else as it comes; return its figures."""
+    """Train with LLaMA-Factory's command, in bfloat16, everything else by default; return its figures."""
     from ftlab import models
     from ftlab.data import registry
 

@@ -1,6 +1,6 @@
 """A check of ftlab on one GPU, in order of worth: does it work, does the memory prediction hold, how fast is it.
 
-Every part runs in a child process that is stopped when its time is up; every result is written as it comes. Nothing is
+Every part runs in a child process that is stopped when its time is up; every result is written immediately. Nothing is
 fetched: models have random weights, the tokenizer is trained on data/. Figures: benchmarks/README.md.
 """
 
@@ -56,7 +56,7 @@ def main(minutes: float, target: Path | None, dry: bool, list_needs: bool) -> in
 
 
 def run(found: dict[str, Any], worker: Worker, seconds: float, target: Path | None) -> int:
-    """Fill `found` part by part for so many seconds; print each result as it comes, and the table at the end."""
+    """Fill `found` part by part for so many seconds; print each result immediately, and the table at the end."""
     code = 130
     # Whoever limits the time of a command ends it so: the table is printed all the same.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -80,7 +80,7 @@ class Worker:
 
 
 def serve(pipe: Connection, place: Place) -> None:
-    """Say what this machine is, then run one part after the other as they are named."""
+    """Report what this machine is, then run one part after the other as they are named."""
     with place.log.open("a") as log:
         # What libraries print goes into the log, the table stays readable.
         os.dup2(log.fileno(), 1)

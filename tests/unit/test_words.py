@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("data/quiz_*.json")]
 TABLES = [ROOT / "ftlab" / "messages.toml", ROOT / "ftlab" / "apps" / "board" / "words.toml"]
 RECIPES = sorted(ROOT.glob("recipes/**/*.yaml"))
-MODULES = sorted(ROOT.glob("ftlab/**/*.py"))
+MODULES = sorted([*ROOT.glob("ftlab/**/*.py"), *ROOT.glob("benchmarks/**/*.py")])
 LESSONS = sorted(ROOT.glob("notebooks/source/*.py"))
 
 # What is written -> what to write instead.
