@@ -172,9 +172,9 @@ def parser() -> Parser:
     run = add(parts, "run", run_lessons, "run lessons headless and write runs/course/summary.json")
     run.add_argument("numbers", nargs="*", metavar="NN")
     run.add_argument("--profile", default="smoke", help="smoke, cpu, t4 or a24g")
-    check = add(parts, "check", check_exercises, "check your solutions to the exercises of a lesson")
-    check.add_argument("number", metavar="NN")
-    build = add(parts, "build", build_lessons, "build the notebooks from their text sources")
+    check = add(parts, "check", check_exercises, "check your solutions to the exercises of a lesson, or of all lessons")
+    check.add_argument("numbers", nargs="*", metavar="NN")
+    build = add(parts, "build", build_lessons, "make the notebooks from their text sources")
     build.add_argument("numbers", nargs="*", metavar="NN")
     build.add_argument("--run", action="store_true", help="run them from top to bottom and keep the outputs")
     return top
@@ -457,13 +457,17 @@ def run_lessons(options: argparse.Namespace) -> int:
 
 
 def check_exercises(options: argparse.Namespace) -> int:
-    """Print a verdict per exercise; 1 while one is open."""
-    from ftlab.apps import course
+    """Print a verdict per exercise, or the report card of all lessons; 1 while an exercise is open."""
+    from ftlab.apps import course, lesson_files
 
-    verdicts = course.check(options.number)
-    for number, verdict in enumerate(verdicts, 1):
-        print(f"exercise {number}: {verdict}")
-    return int(not all(verdict.passed for verdict in verdicts))
+    results = [(lesson, course.check(lesson)) for lesson in lesson_files.lessons(options.numbers)]
+    if options.numbers:
+        for lesson, verdicts in results:
+            for number, verdict in enumerate(verdicts, 1):
+                print(say("course_verdict", lesson=lesson.number, number=number, verdict=verdict))
+    else:
+        print(course.report_card(results))
+    return int(not all(verdict.passed for _, verdicts in results for verdict in verdicts))
 
 
 def build_lessons(options: argparse.Namespace) -> None:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from ftlab import checks
-from ftlab.errors import fail
+from ftlab.errors import fail, language, say
 
 # Lessons import this file for `record` alone; what reads notebooks takes more than a second to import.
 if TYPE_CHECKING:
     from ftlab.apps.lesson_files import Lesson
+    from ftlab.checks import Verdict
 
 PROFILES = ("smoke", "cpu", "t4", "a24g")
 # A stuck kernel must not hang the run; no lesson's cell comes near this.
@@ -161,24 +161,89 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def check(number: str) -> list[checks.Verdict]:
-    """Run the exercise cells of the learner's copy of a lesson and return one verdict each."""
+def check(lesson: "Lesson") -> list["Verdict"]:
+    """Run the exercise cells of the learner's copy of a lesson, in the learner's edition; return one verdict each."""
     import nbformat
 
-    from ftlab.apps import lesson_files, notebooks
+    from ftlab.apps import notebooks
 
-    (lesson,) = lesson_files.lessons([number])
-    cells = notebooks.code_cells(nbformat.read(lesson.notebook(), as_version=4))
-    return [verdict(cell.source) for cell in cells if "exercise" in cell.metadata.get("tags", [])]
+    cells = notebooks.code_cells(nbformat.read(lesson.notebook(language()), as_version=4))
+    above, verdicts = "", []
+    for cell in cells:
+        if "exercise" in cell.metadata.get("tags", []):
+            verdicts.append(verdict(cell.source, above))
+        above += f"{plain_python(cell.source)}\n"
+    return verdicts
 
 
-def verdict(source: str) -> checks.Verdict:
-    """Run one exercise cell by itself; its last line calls the check."""
-    statements = ast.parse(source).body
-    namespace: dict[str, object] = {"checks": checks}
+def verdict(source: str, above: str) -> "Verdict":
+    """Run one exercise cell with what it needs of the code above it; its last line calls the check."""
+    from ftlab.checks import Verdict, trying
+
+    namespace: dict[str, object] = {}
     try:
-        *body, last = statements
-        exec(compile(ast.Module(body, []), "exercise", "exec"), namespace)
-        return eval(compile(ast.unparse(last), "exercise", "eval"), namespace)
-    except Exception as error:
-        return checks.Verdict(False, f"the cell stops with {type(error).__name__}: {error}")
+        *body, last = ast.parse(source).body
+        needed = needed_statements(ast.parse(above).body, names_read(ast.parse(source)))
+        exec(compile(ast.Module([*needed, *body], []), "exercise", "exec"), namespace)
+        outcome = eval(compile(ast.unparse(last), "exercise", "eval"), namespace)
+    except (Exception, SystemExit) as error:
+        return Verdict(False, say("course_cell_stops", error=trying.described(error)))
+    return outcome if isinstance(outcome, Verdict) else Verdict(False, say("course_no_check"))
+
+
+def needed_statements(statements: list[ast.stmt], names: set[str]) -> list[ast.stmt]:
+    """Return the imports, literal assignments and definitions that bind `names`, and what those need in turn.
+
+    The rest of a lesson loads and trains models, which an answer to an exercise doesn't use.
+    """
+    wanted, before = set(names), set()
+    while wanted != before:
+        before = set(wanted)
+        wanted.update(*(names_read(statement) for statement in statements if names_bound(statement) & before))
+    return [statement for statement in statements if names_bound(statement) & wanted]
+
+
+def names_bound(statement: ast.stmt) -> set[str]:
+    """Return the names that an import, a definition or the assignment of a literal binds; none for the rest."""
+    match statement:
+        case ast.Import() | ast.ImportFrom():
+            return {(alias.asname or alias.name).split(".")[0] for alias in statement.names}
+        case ast.FunctionDef() | ast.ClassDef():
+            return {statement.name}
+        case ast.Assign(targets=[ast.Name(id=name)]) if is_literal(statement.value):
+            return {name}
+    return set()
+
+
+def is_literal(node: ast.expr) -> bool:
+    """Return True for numbers, strings and collections of them."""
+    try:
+        ast.literal_eval(node)
+    except ValueError:
+        return False
+    return True
+
+
+def names_read(tree: ast.AST) -> set[str]:
+    """Return the names that are read anywhere in `tree`."""
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)}
+
+
+def plain_python(source: str) -> str:
+    """Return a cell without its shell and magic lines; nothing for a cell that isn't Python, half-written perhaps."""
+    kept = "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("!", "%")))
+    try:
+        ast.parse(kept)
+    except SyntaxError:
+        return ""
+    return kept
+
+
+def report_card(results: list[tuple["Lesson", list["Verdict"]]]) -> str:
+    """Return how many exercises of each lesson are passed, and of all, as a text table in the user's language."""
+    from ftlab.apps import lesson_files
+
+    rows = [(lesson_files.title(lesson, language()), verdicts) for lesson, verdicts in results]
+    rows.append((say("course_all_lessons"), [verdict for _, verdicts in rows for verdict in verdicts]))
+    lines = [f"{sum(one.passed for one in verdicts):>3}/{len(verdicts):<3} {title}" for title, verdicts in rows]
+    return "\n".join([say("course_report_card"), *lines])

@@ -47,7 +47,8 @@ def lessons(numbers: list[str] | None = None) -> list[Lesson]:
     return [lesson for lesson in found if lesson.number in wanted]
 
 
-def title(lesson: Lesson) -> str:
-    """Return the heading of a lesson: the first line of its first cell."""
+def title(lesson: Lesson, language: str = "en") -> str:
+    """Return the heading of a lesson: the first line of its first cell, or of that cell's Chinese twin."""
     source = lesson.source.read_text(encoding="utf-8")
-    return next(line.removeprefix("# # ") for line in source.splitlines() if line.startswith("# # "))
+    headings = [line.removeprefix("# # ") for line in source.splitlines() if line.startswith("# # ")]
+    return headings[1] if language == "zh" else headings[0]

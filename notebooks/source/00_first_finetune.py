@@ -384,20 +384,164 @@ model.save_pretrained("runs/00_first_finetune/adapter")
 adapter_bytes = os.path.getsize("runs/00_first_finetune/adapter/adapter_model.safetensors")
 print(f"{adapter_bytes / 1e6:.1f} MB")
 
-# %% [markdown] id="exercise-why"
-# ## Exercise
-# A prompt and its answer take 60 tokens in all, 22 of them in the answer (its turn-end token included). On how many
-# tokens does the loss look? And on how many if we trained on the prompt too? Fill in the two numbers.
+# %% [markdown] id="exercise-mask-why"
+# ## Exercises
+# Replace each `...` and run the cell. A wrong answer gets a hint, the next one a clearer hint; `ftlab course check 00`
+# checks your saved copy of the whole lesson.
+#
+# **1.** A prompt and its answer take 60 tokens in all, 22 of them in the answer (its turn-end token included). How many
+# tokens contribute to the loss? And how many if we trained on the prompt too?
 
-# %% [markdown] id="exercise-why" lang="zh" of="12aac51e"
+# %% [markdown] id="exercise-mask-why" lang="zh" of="9cf82926"
 # ## 练习
-# 一个提示加上它的回答共 60 个 token，其中 22 个属于回答（含回合结束符）。损失计入多少个 token？如果连提示也训练呢？填入这两个数字。
+# 把每个 `...` 换成你的答案，再运行单元格。答错会给提示，再答错提示会更具体；`ftlab course check 00` 检查你保存的整课练习。
+#
+# **1.** 提示和回答一共 60 个 token，其中 22 个属于回答（含回合结束符）。计算损失的有多少个 token？如果连提示也训练，又是多少个？
 
 # %% id="exercise-mask" tags=["exercise"]
-answer_only = 0  # fill in
-prompt_too = 0  # fill in
+answer_only = ...  # your answer
+prompt_too = ...  # your answer
 
 checks.check_supervised_tokens(answer_only, prompt_too)
+
+# %% [markdown] id="exercise-mask-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# answer_only = 22
+# prompt_too = 60
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-mask-solution" lang="zh" of="87d4ea64"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# answer_only = 22
+# prompt_too = 60
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-loss-why"
+# **2.** `token_losses` holds the loss of each token, `mask` is 1 for the tokens of the answer and 0 elsewhere (two
+# tensors of the same shape). Return the loss that the trainer reports: the mean over the answer's tokens.
+
+# %% [markdown] id="exercise-loss-why" lang="zh" of="cd28a062"
+# **2.** `token_losses` 是每个 token 的损失，`mask` 在回答的 token 处为 1，其余为 0（两个形状相同的张量）。返回训练器报告的损失：只在回答的 token 上求平均。
+
+# %% id="exercise-loss" tags=["exercise"]
+
+
+def answer_loss(token_losses, mask):
+    return ...  # your code
+
+
+token_losses, mask = torch.tensor([9.0, 9.0, 1.0, 3.0]), torch.tensor([0, 0, 1, 1])
+print(answer_loss(token_losses, mask))  # 2 once it is right
+
+checks.check_answer_loss(answer_loss)
+
+# %% [markdown] id="exercise-loss-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def answer_loss(token_losses, mask):
+#     return (token_losses * mask).sum() / mask.sum()
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-loss-solution" lang="zh" of="4d9eb869"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def answer_loss(token_losses, mask):
+#     return (token_losses * mask).sum() / mask.sum()
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-step-why"
+# **3.** Write one step of gradient descent: return the new weights, given two tensors and the learning rate.
+
+# %% [markdown] id="exercise-step-why" lang="zh" of="0bf7a9c6"
+# **3.** 写出梯度下降的一步：给定权重、梯度（两个张量）和学习率，返回新的权重。
+
+# %% id="exercise-step" tags=["exercise"]
+
+
+def gradient_step(weights, gradient, learning_rate):
+    return ...  # your code
+
+
+weights, gradient = torch.tensor([1.0, 2.0]), torch.tensor([10.0, -10.0])
+print(gradient_step(weights, gradient, 0.1))  # [0, 3] once it is right
+
+checks.check_gradient_step(gradient_step)
+
+# %% [markdown] id="exercise-step-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def gradient_step(weights, gradient, learning_rate):
+#     return weights - learning_rate * gradient
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-step-solution" lang="zh" of="be4c29f4"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def gradient_step(weights, gradient, learning_rate):
+#     return weights - learning_rate * gradient
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-share-why"
+# **4.** Return the share of a model's parameters that is trained (a number from 0 to 1), for any `torch` module. A
+# parameter is trained if its `requires_grad` is True.
+
+# %% [markdown] id="exercise-share-why" lang="zh" of="00208431"
+# **4.** 对任意 `torch` 模块，返回其参数中参与训练的比例（0 到 1）。`requires_grad` 为 True 的参数才会被训练。
+
+# %% id="exercise-share" tags=["exercise"]
+
+
+def trainable_share(model):
+    return ...  # your code
+
+
+layer = torch.nn.Linear(3, 1)
+layer.weight.requires_grad_(False)
+print(trainable_share(layer))  # 0.25 once it is right: the bias is one of four numbers
+
+checks.check_trainable_share(trainable_share)
+
+# %% [markdown] id="exercise-share-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def trainable_share(model):
+#     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+#     return trainable / sum(p.numel() for p in model.parameters())
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-share-solution" lang="zh" of="cb3bd997"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def trainable_share(model):
+#     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+#     return trainable / sum(p.numel() for p in model.parameters())
+# ```
+#
+# </details>
 
 # %% [markdown] id="recipe-why"
 # ## The same from the command line

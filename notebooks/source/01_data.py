@@ -558,32 +558,149 @@ plt.show()
 
 # %% [markdown] id="exercise-mask-why"
 # ## Exercises
-# **1.** Write the labels of a row, given its tokens, where the answer starts, and where it ends (the end mark's place
-# included).
+# Replace each `...` and run the cell. A wrong answer gets a hint, the next one a clearer hint; `ftlab course check 01`
+# checks your saved copy of the whole lesson.
+#
+# **1.** Write the labels of an example. `input_ids` is a list; the answer, end mark included, is at positions `start`
+# to `end - 1`. Everything else is not trained.
 
-# %% [markdown] id="exercise-mask-why" lang="zh" of="b373f40f"
+# %% [markdown] id="exercise-mask-why" lang="zh" of="e6c24a55"
 # ## 练习
-# **1.** 给定一行的 token、回答从哪里开始、到哪里结束（包括结束标记），写出它的标签。
+# 把每个 `...` 换成你的答案，再运行单元格。答错会给提示，再答错提示会更具体；`ftlab course check 01` 检查你保存的整课练习。
+#
+# **1.** 写出一个样本的标签。`input_ids` 是列表；回答（含结束符）位于 `start` 到 `end - 1`，其余位置不训练。
 
 # %% id="exercise-mask" tags=["exercise"]
 
 
 def labels_of(input_ids, start, end):
-    return []  # fill in (one line)
+    return ...  # your code
 
 
 checks.check_labels(labels_of)
 
-# %% [markdown] id="exercise-padding-why"
-# **2.** A batch has rows of 20, 30 and 50 tokens. Which share of its positions is padding?
+# %% [markdown] id="exercise-mask-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def labels_of(input_ids, start, end):
+#     return [-100] * start + input_ids[start:end] + [-100] * (len(input_ids) - end)
+# ```
+#
+# </details>
 
-# %% [markdown] id="exercise-padding-why" lang="zh" of="bb704542"
-# **2.** 一个批次有长度为 20、30、50 个 token 的三行。填充占了多大比例的位置？
+# %% [markdown] id="exercise-mask-solution" lang="zh" of="f91dba45"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def labels_of(input_ids, start, end):
+#     return [-100] * start + input_ids[start:end] + [-100] * (len(input_ids) - end)
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-padding-why"
+# **2.** A batch has examples of 20, 30 and 50 tokens. Which share of its positions is padding?
+
+# %% [markdown] id="exercise-padding-why" lang="zh" of="a7ef4fa4"
+# **2.** 一个批次有三个样本，长度为 20、30、50 个 token。填充（padding）占了多大比例的位置？
 
 # %% id="exercise-padding" tags=["exercise"]
-padding_share = 0.0  # fill in
+padding_share = ...  # your answer
 
 checks.check_padding_share(padding_share)
+
+# %% [markdown] id="exercise-padding-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# padding_share = 1 - (20 + 30 + 50) / (3 * 50)
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-padding-solution" lang="zh" of="56c7b681"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# padding_share = 1 - (20 + 30 + 50) / (3 * 50)
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-shift-why"
+# **3.** A causal model's `logits` have shape (tokens, vocabulary); row `t` predicts token `t + 1`. Return the mean
+# cross-entropy of a text, given its `logits` and its `input_ids` (a tensor).
+
+# %% [markdown] id="exercise-shift-why" lang="zh" of="c34c4751"
+# **3.** 因果语言模型的 `logits` 形状为（token 数，词表大小），第 `t` 行预测第 `t + 1` 个 token。给定 `logits` 和张量 `input_ids`，返回整段文本的平均交叉熵。
+
+# %% id="exercise-shift" tags=["exercise"]
+
+
+def next_token_loss(logits, input_ids):
+    return ...  # your code
+
+
+checks.check_next_token_loss(next_token_loss)
+
+# %% [markdown] id="exercise-shift-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def next_token_loss(logits, input_ids):
+#     return torch.nn.functional.cross_entropy(logits[:-1], input_ids[1:])
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-shift-solution" lang="zh" of="b4e8b144"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def next_token_loss(logits, input_ids):
+#     return torch.nn.functional.cross_entropy(logits[:-1], input_ids[1:])
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-pad-why"
+# **4.** Build a batch: `rows` is a list of lists of token ids. Return one tensor of shape (rows, longest row), padded
+# with `pad_id` on the right.
+
+# %% [markdown] id="exercise-pad-why" lang="zh" of="020a23ab"
+# **4.** 组一个批次：`rows` 是 token id 列表的列表。返回形状为（行数，最长行的长度）的张量，右侧用 `pad_id` 填充。
+
+# %% id="exercise-pad" tags=["exercise"]
+
+
+def padded_batch(rows, pad_id):
+    return ...  # your code
+
+
+checks.check_pad_right(padded_batch)
+
+# %% [markdown] id="exercise-pad-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def padded_batch(rows, pad_id):
+#     longest = max(len(row) for row in rows)
+#     return torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows])
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-pad-solution" lang="zh" of="1534aeb9"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def padded_batch(rows, pad_id):
+#     longest = max(len(row) for row in rows)
+#     return torch.tensor([row + [pad_id] * (longest - len(row)) for row in rows])
+# ```
+#
+# </details>
 
 # %% [markdown] id="checkpoint-why"
 # ## Check your results

@@ -540,31 +540,156 @@ plt.show()
 
 # %% [markdown] id="exercise-parameters-why"
 # ## Exercises
-# **1.** One layer has 576 inputs and 1,536 outputs. How many parameters does LoRA with `r = 8` train beside it?
+# Replace each `...` and run the cell. A wrong answer gets a hint, the next one a clearer hint; `ftlab course check 03`
+# checks your saved copy of the whole lesson.
+#
+# **1.** One layer has 576 inputs and 1,536 outputs. How many parameters does LoRA with `r = 8` train for it?
 
-# %% [markdown] id="exercise-parameters-why" lang="zh" of="03a888f5"
+# %% [markdown] id="exercise-parameters-why" lang="zh" of="d21172e8"
 # ## 练习
-# **1.** 一层有 576 个输入、1,536 个输出。`r = 8` 的 LoRA 在它旁边训练多少个参数？
+# 把每个 `...` 换成你的答案，再运行单元格。答错会给提示，再答错提示会更具体；`ftlab course check 03` 检查你保存的整课练习。
+#
+# **1.** 某一层有 576 个输入、1,536 个输出。`r = 8` 的 LoRA 为它训练多少个参数？
 
 # %% id="exercise-parameters" tags=["exercise"]
-trainable = 0  # fill in
+trainable = ...  # your answer
 
 checks.check_lora_parameters(trainable)
 
-# %% [markdown] id="exercise-scale-why"
-# **2.** Write the function that says how strongly `B A x` is added, given `lora_alpha` and `r`.
+# %% [markdown] id="exercise-parameters-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# trainable = 8 * (576 + 1536)
+# ```
+#
+# </details>
 
-# %% [markdown] id="exercise-scale-why" lang="zh" of="0923cc95"
-# **2.** 写一个函数，给定 `lora_alpha` 与 `r`，返回 `B A x` 以多大的倍数加上去。
+# %% [markdown] id="exercise-parameters-solution" lang="zh" of="56d3e50f"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# trainable = 8 * (576 + 1536)
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-scale-why"
+# **2.** Write the function that returns the factor by which `B A x` is multiplied, given `lora_alpha` and `r`.
+
+# %% [markdown] id="exercise-scale-why" lang="zh" of="1c0c5beb"
+# **2.** 写一个函数，给定 `lora_alpha` 和 `r`，返回 `B A x` 要乘的系数。
 
 # %% id="exercise-scale" tags=["exercise"]
 
 
 def scale(lora_alpha, r):
-    return 0  # fill in (one line)
+    return ...  # your code
 
 
 checks.check_lora_scale(scale)
+
+# %% [markdown] id="exercise-scale-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def scale(lora_alpha, r):
+#     return lora_alpha / r
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-scale-solution" lang="zh" of="d7cf62d7"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def scale(lora_alpha, r):
+#     return lora_alpha / r
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-forward-why"
+# **3.** Write the forward pass of a LoRA layer without a bias: `x` is (tokens, inputs), `W` (outputs, inputs), `A` (r,
+# inputs) and `B` (outputs, r).
+
+# %% [markdown] id="exercise-forward-why" lang="zh" of="afae8fb8"
+# **3.** 写出无偏置 LoRA 层的前向计算：`x` 是 (token 数, 输入)，`W` 是 (输出, 输入)，`A` 是 (r, 输入)，`B` 是 (输出, r)。
+
+# %% id="exercise-forward" tags=["exercise"]
+
+
+def lora_forward(x, W, A, B, scale):
+    return ...  # your code
+
+
+x, W = torch.ones(2, 4), torch.zeros(3, 4)
+A, B = torch.ones(1, 4), torch.ones(3, 1)
+print(lora_forward(x, W, A, B, 2.0))  # 8 everywhere once it is right
+
+checks.check_lora_forward(lora_forward)
+
+# %% [markdown] id="exercise-forward-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def lora_forward(x, W, A, B, scale):
+#     return x @ W.T + scale * (x @ A.T @ B.T)
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-forward-solution" lang="zh" of="14bbdb43"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def lora_forward(x, W, A, B, scale):
+#     return x @ W.T + scale * (x @ A.T @ B.T)
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-freeze-why"
+# **4.** Prepare a module for LoRA: set `requires_grad` of every parameter so that only those with `lora_` in their name
+# are trained. The function changes `model` and returns nothing.
+
+# %% [markdown] id="exercise-freeze-why" lang="zh" of="ad33a177"
+# **4.** 为 LoRA 训练准备一个模块：设置每个参数的 `requires_grad`，只训练名字中含有 `lora_` 的参数。函数直接修改 `model`，不返回值。
+
+# %% id="exercise-freeze" tags=["exercise"]
+
+
+def train_only_lora(model):
+    return ...  # your code
+
+
+layer = nn.ParameterDict({"weight": torch.ones(2), "lora_A": torch.ones(2)})
+train_only_lora(layer)
+print({key: value.requires_grad for key, value in layer.items()})  # lora_A alone once it is right
+
+checks.check_lora_freeze(train_only_lora)
+
+# %% [markdown] id="exercise-freeze-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def train_only_lora(model):
+#     for name, parameter in model.named_parameters():
+#         parameter.requires_grad_("lora_" in name)
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-freeze-solution" lang="zh" of="9ca3c99d"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def train_only_lora(model):
+#     for name, parameter in model.named_parameters():
+#         parameter.requires_grad_("lora_" in name)
+# ```
+#
+# </details>
 
 # %% [markdown] id="checkpoint-why"
 # ## Check your results

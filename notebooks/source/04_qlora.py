@@ -720,32 +720,147 @@ for label, options in stored.items():
 
 # %% [markdown] id="exercise-bytes-why"
 # ## Exercises
-# **1.** A model has 6.5 billion weights in linear layers. How many bytes do they take in NF4 with blocks of 64 and a 4-byte
-# scale per block, without double quantization?
+# Replace each `...` and run the cell. A wrong answer gets a hint, the next one a clearer hint; `ftlab course check 04`
+# checks your saved copy of the whole lesson.
+#
+# **1.** A model has 6.5 billion weights in linear layers. How many bytes do they take in NF4 with blocks of 64 and a
+# 4-byte scale per block, without double quantization?
 
-# %% [markdown] id="exercise-bytes-why" lang="zh" of="348b22b6"
+# %% [markdown] id="exercise-bytes-why" lang="zh" of="246bd1ec"
 # ## 练习
-# **1.** 一个模型的线性层有 65 亿个权重。用 NF4、每块 64 个、每块一个 4 字节的比例、不用双重量化，它们占多少字节？
+# 把每个 `...` 换成你的答案，再运行单元格。答错会给提示，再答错提示会更具体；`ftlab course check 04` 检查你保存的整课练习。
+#
+# **1.** 一个模型的线性层有 65 亿个权重。用 NF4 存放：每块 64 个、每块一个 4 字节的缩放因子、不用双重量化，共占多少字节？
 
 # %% id="exercise-bytes" tags=["exercise"]
-bytes_taken = 0  # fill in
+bytes_taken = ...  # your answer
 
 checks.check_nf4_bytes(bytes_taken)
 
-# %% [markdown] id="exercise-nearest-why"
-# **2.** Write the function that returns the number of the level nearest to `x`, given a list of levels.
+# %% [markdown] id="exercise-bytes-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# bytes_taken = 6_500_000_000 // 2 + 6_500_000_000 // 64 * 4
+# ```
+#
+# </details>
 
-# %% [markdown] id="exercise-nearest-why" lang="zh" of="f8171f75"
-# **2.** 写一个函数，给定一个等级列表，返回离 `x` 最近的等级的编号。
+# %% [markdown] id="exercise-bytes-solution" lang="zh" of="6be51a19"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# bytes_taken = 6_500_000_000 // 2 + 6_500_000_000 // 64 * 4
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-nearest-why"
+# **2.** Write the function that returns the index of the level nearest to `x`, given a list of levels.
+
+# %% [markdown] id="exercise-nearest-why" lang="zh" of="1dcf3782"
+# **2.** 写一个函数，给定量化等级的列表，返回离 `x` 最近的等级的下标。
 
 # %% id="exercise-nearest" tags=["exercise"]
 
 
 def nearest(x, levels):
-    return 0  # fill in (one line)
+    return ...  # your code
 
 
 checks.check_nearest_level(nearest)
+
+# %% [markdown] id="exercise-nearest-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def nearest(x, levels):
+#     return min(range(len(levels)), key=lambda i: abs(levels[i] - x))
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-nearest-solution" lang="zh" of="893be042"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def nearest(x, levels):
+#     return min(range(len(levels)), key=lambda i: abs(levels[i] - x))
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-scales-why"
+# **3.** `weights` is a flat tensor whose length is a multiple of `block_size`. Return the scale of every block: the
+# largest absolute value in it.
+
+# %% [markdown] id="exercise-scales-why" lang="zh" of="17bc958a"
+# **3.** `weights` 是一维张量，长度是 `block_size` 的整数倍。返回每一块的缩放因子：块内绝对值的最大值。
+
+# %% id="exercise-scales" tags=["exercise"]
+
+
+def block_scales(weights, block_size):
+    return ...  # your code
+
+
+checks.check_block_scales(block_scales)
+
+# %% [markdown] id="exercise-scales-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def block_scales(weights, block_size):
+#     return weights.reshape(-1, block_size).abs().max(dim=1).values
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-scales-solution" lang="zh" of="66bf2f62"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def block_scales(weights, block_size):
+#     return weights.reshape(-1, block_size).abs().max(dim=1).values
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-restore-why"
+# **4.** Turn codes back into weights: `codes` has shape (blocks, block size) and holds indices into the tensor
+# `levels`; `scales` holds one scale per block.
+
+# %% [markdown] id="exercise-restore-why" lang="zh" of="3bc56d3e"
+# **4.** 把量化值还原成权重：`codes` 形状为（块数, 块大小），内容是张量 `levels` 的下标；`scales` 每块一个缩放因子。
+
+# %% id="exercise-restore" tags=["exercise"]
+
+
+def restored_weights(codes, levels, scales):
+    return ...  # your code
+
+
+checks.check_restored_weights(restored_weights)
+
+# %% [markdown] id="exercise-restore-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def restored_weights(codes, levels, scales):
+#     return levels[codes] * scales[:, None]
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-restore-solution" lang="zh" of="8ebc0090"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def restored_weights(codes, levels, scales):
+#     return levels[codes] * scales[:, None]
+# ```
+#
+# </details>
 
 # %% [markdown] id="checkpoint-why"
 # ## Check your results

@@ -541,29 +541,144 @@ for size, row in ((rank, thin), (r, table["LoRA"])):
 
 # %% [markdown] id="exercise-bytes-why"
 # ## Exercises
-# **1.** A model of 100 million bfloat16 weights is trained in full, gradients and both of AdamW's averages in bfloat16 too.
-# How many bytes are the weights, gradients and averages together?
+# Replace each `...` and run the cell. A wrong answer gets a hint, the next one a clearer hint; `ftlab course check 05`
+# checks your saved copy of the whole lesson.
+#
+# **1.** A model of 100 million bfloat16 weights is fully fine-tuned; the gradients and both of AdamW's moments are
+# bfloat16 too. How many bytes do weights, gradients and moments take together?
 
-# %% [markdown] id="exercise-bytes-why" lang="zh" of="dbff9936"
+# %% [markdown] id="exercise-bytes-why" lang="zh" of="9ad1e5f9"
 # ## 练习
-# **1.** 一个有 1 亿个 bfloat16 权重的模型做全量训练，梯度和 AdamW 的两个平均值也都是 bfloat16。权重、梯度和平均值一共多少字节？
+# 把每个 `...` 换成你的答案，再运行单元格。答错会给提示，再答错提示会更具体；`ftlab course check 05` 检查你保存的整课练习。
+#
+# **1.** 一个有 1 亿个 bfloat16 权重的模型做全量微调，梯度和 AdamW 的一阶矩、二阶矩也都是 bfloat16。权重、梯度和两个矩一共占多少字节？
 
 # %% id="exercise-bytes" tags=["exercise"]
-total_bytes = 0  # fill in
+total_bytes = ...  # your answer
 
 checks.check_full_bytes(total_bytes)
 
-# %% [markdown] id="exercise-front-why"
-# **2.** Three methods: a takes 1 MiB and gets 60%, b 4 MiB and 55%, c 9 MiB and 90%. Which are on the Pareto front? A
-# set of names.
+# %% [markdown] id="exercise-bytes-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# total_bytes = 100_000_000 * 4 * 2
+# ```
+#
+# </details>
 
-# %% [markdown] id="exercise-front-why" lang="zh" of="4a592fbe"
-# **2.** 三种方法：a 占 1 MiB，得 60%；b 占 4 MiB，得 55%；c 占 9 MiB，得 90%。哪些在前沿上？写成名字的集合。
+# %% [markdown] id="exercise-bytes-solution" lang="zh" of="d954c318"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# total_bytes = 100_000_000 * 4 * 2
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-front-why"
+# **2.** Three methods: `a` takes 1 MiB and gets 60%, `b` 4 MiB and 55%, `c` 9 MiB and 90%. Which are on the Pareto
+# front? A set of names, such as `{"a", "b"}`.
+
+# %% [markdown] id="exercise-front-why" lang="zh" of="b9756df6"
+# **2.** 三种方法：`a` 占 1 MiB，得 60%；`b` 占 4 MiB，得 55%；`c` 占 9 MiB，得 90%。哪些在 Pareto 前沿上？写成名字的集合，例如 `{"a", "b"}`。
 
 # %% id="exercise-front" tags=["exercise"]
-on_the_front = set()  # fill in
+on_the_front = ...  # your answer
 
 checks.check_front(on_the_front)
+
+# %% [markdown] id="exercise-front-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# on_the_front = {"a", "c"}
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-front-solution" lang="zh" of="082f1824"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# on_the_front = {"a", "c"}
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-ia3-why"
+# **3.** Write IA3 for one layer: the output of the frozen layer (`x` is (tokens, inputs), `W` (outputs, inputs)) times
+# one learned number per output.
+
+# %% [markdown] id="exercise-ia3-why" lang="zh" of="80531f6b"
+# **3.** 写出一层的 IA3：冻结层的输出（`x` 是 (token 数, 输入)，`W` 是 (输出, 输入)）乘以每个输出各自的可训练系数 `scale`。
+
+# %% id="exercise-ia3" tags=["exercise"]
+
+
+def ia3_forward(x, W, scale):
+    return ...  # your code
+
+
+checks.check_ia3_forward(ia3_forward)
+
+# %% [markdown] id="exercise-ia3-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def ia3_forward(x, W, scale):
+#     return (x @ W.T) * scale
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-ia3-solution" lang="zh" of="77e8ca91"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def ia3_forward(x, W, scale):
+#     return (x @ W.T) * scale
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-dora-why"
+# **4.** Write DoRA's weight: `W` and LoRA's `update` are (outputs, inputs), `magnitude` has one number per output. Each
+# row of `W + update` gets exactly the length that `magnitude` says.
+
+# %% [markdown] id="exercise-dora-why" lang="zh" of="4a181019"
+# **4.** 写出 DoRA 的权重：`W` 和 LoRA 的 `update` 是 (输出, 输入)，`magnitude` 每个输出一个数。`W + update` 的每一行的长度恰好等于 `magnitude` 中的值。
+
+# %% id="exercise-dora" tags=["exercise"]
+
+
+def dora_weight(W, update, magnitude):
+    return ...  # your code
+
+
+checks.check_dora_weight(dora_weight)
+
+# %% [markdown] id="exercise-dora-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def dora_weight(W, update, magnitude):
+#     V = W + update
+#     return magnitude[:, None] * V / V.norm(dim=1, keepdim=True)
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-dora-solution" lang="zh" of="7030fbcf"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def dora_weight(W, update, magnitude):
+#     V = W + update
+#     return magnitude[:, None] * V / V.norm(dim=1, keepdim=True)
+# ```
+#
+# </details>
 
 # %% [markdown] id="checkpoint-why"
 # ## Check your results

@@ -573,32 +573,149 @@ print(Path("runs/08_merge_export/exported/README.md").read_text())
 
 # %% [markdown] id="exercise-size-why"
 # ## Exercises
-# **1.** A layer has 1,000,000 weights, a multiple of 32 of them. How many bytes does it take in `Q8_0`?
+# Replace each `...` and run the cell. A wrong answer gets a hint, the next one a clearer hint; `ftlab course check 08`
+# checks your saved copy of the whole lesson.
+#
+# **1.** A layer has 1,000,000 weights, a multiple of 32. How many bytes does it take in `Q8_0`?
 
-# %% [markdown] id="exercise-size-why" lang="zh" of="b83bab50"
+# %% [markdown] id="exercise-size-why" lang="zh" of="5aaa697f"
 # ## 练习
-# **1.** 一层有 1,000,000 个权重，是 32 的倍数。用 `Q8_0` 存放要多少字节？
+# 把每个 `...` 换成你的答案，再运行单元格。答错会给提示，再答错提示会更具体；`ftlab course check 08` 检查你保存的整课练习。
+#
+# **1.** 某一层有 1,000,000 个权重（是 32 的倍数）。用 `Q8_0` 存放要多少字节？
 
 # %% id="exercise-size" tags=["exercise"]
-q8_bytes = 0  # fill in
+q8_bytes = ...  # your answer
 
 checks.check_q8_bytes(q8_bytes)
 
-# %% [markdown] id="exercise-merge-why"
-# **2.** Write the merge of one layer: tensors `W` (outputs, inputs), `A` (r, inputs), `B` (outputs, r), and
-# `lora_alpha`. The rank can be read off `A`.
+# %% [markdown] id="exercise-size-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# q8_bytes = 1_000_000 // 32 * (32 + 2)
+# ```
+#
+# </details>
 
-# %% [markdown] id="exercise-merge-why" lang="zh" of="800f2a1c"
-# **2.** 写出一层的合并：张量 `W`（输出，输入）、`A`（r，输入）、`B`（输出，r），以及 `lora_alpha`。秩可以从 `A` 读出。
+# %% [markdown] id="exercise-size-solution" lang="zh" of="675a8617"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# q8_bytes = 1_000_000 // 32 * (32 + 2)
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-merge-why"
+# **2.** Merge LoRA into one layer: tensors `W` (outputs, inputs), `A` (r, inputs), `B` (outputs, r), and `lora_alpha`.
+# The rank follows from the shape of `A`.
+
+# %% [markdown] id="exercise-merge-why" lang="zh" of="8d0acf85"
+# **2.** 把 LoRA 合并进一层：张量 `W` (输出, 输入)、`A` (r, 输入)、`B` (输出, r)，以及 `lora_alpha`。秩可以从 `A` 的形状读出。
 
 # %% id="exercise-merge" tags=["exercise"]
 
 
 def merged_weight(W, A, B, lora_alpha):
-    return W  # fill in (one line)
+    return ...  # your code
 
 
 checks.check_merged_weight(merged_weight)
+
+# %% [markdown] id="exercise-merge-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def merged_weight(W, A, B, lora_alpha):
+#     return W + lora_alpha / A.shape[0] * B @ A
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-merge-solution" lang="zh" of="9481835b"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def merged_weight(W, A, B, lora_alpha):
+#     return W + lora_alpha / A.shape[0] * B @ A
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-mix-why"
+# **3.** Mix several adapters into one layer, as PEFT's `cat` does: `updates` is a list of their scaled products `B A`,
+# `mix` a list of as many weights.
+
+# %% [markdown] id="exercise-mix-why" lang="zh" of="166edb71"
+# **3.** 把多个适配器合并进一层，等价于 PEFT 的 `cat`：`updates` 是各适配器缩放后的乘积 `B A` 的列表，`mix` 是同样多个权重的列表。
+
+# %% id="exercise-mix" tags=["exercise"]
+
+
+def mixed_weight(W, updates, mix):
+    return ...  # your code
+
+
+checks.check_mixed_weight(mixed_weight)
+
+# %% [markdown] id="exercise-mix-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def mixed_weight(W, updates, mix):
+#     return W + sum(m * update for m, update in zip(mix, updates))
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-mix-solution" lang="zh" of="0dba1b7d"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def mixed_weight(W, updates, mix):
+#     return W + sum(m * update for m, update in zip(mix, updates))
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-round-why"
+# **4.** Round one block of weights as `Q8_0` does and restore it: the scale maps the largest absolute value to 127, the
+# codes are rounded to integers, and the result is codes times scale.
+
+# %% [markdown] id="exercise-round-why" lang="zh" of="f020d03c"
+# **4.** 像 `Q8_0` 那样量化一块权重再还原：缩放因子把绝对值的最大值映射到 127，量化值取整，结果是量化值乘缩放因子。
+
+# %% id="exercise-round" tags=["exercise"]
+
+
+def q8_roundtrip(block):
+    return ...  # your code
+
+
+checks.check_q8_roundtrip(q8_roundtrip)
+
+# %% [markdown] id="exercise-round-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def q8_roundtrip(block):
+#     scale = block.abs().max() / 127
+#     return (block / scale).round() * scale
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-round-solution" lang="zh" of="6ba8b6a6"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def q8_roundtrip(block):
+#     scale = block.abs().max() / 127
+#     return (block / scale).round() * scale
+# ```
+#
+# </details>
 
 # %% [markdown] id="checkpoint-why"
 # ## Check your results

@@ -677,32 +677,160 @@ for t, p in ((0.2, 1.0), (0.8, 0.9), (1.0, 1.0), (1.8, 1.0)):
 
 # %% [markdown] id="exercise-cache-why"
 # ## Exercises
-# **1.** A 7B model has 28 layers, 4 key-value heads of 128 numbers each, and keeps its cache in 16 bits. How many bytes do
-# 1,000 tokens take?
+# Replace each `...` and run the cell. A wrong answer gets a hint, the next one a clearer hint; `ftlab course check 09`
+# checks your saved copy of the whole lesson.
+#
+# **1.** A 7B model has 28 layers and 4 key-value heads of 128 numbers each, and keeps its cache in 16 bits. How many
+# bytes do 1,000 tokens take?
 
-# %% [markdown] id="exercise-cache-why" lang="zh" of="795a8189"
+# %% [markdown] id="exercise-cache-why" lang="zh" of="4b18eb40"
 # ## 练习
-# **1.** 一个 7B 模型有 28 层、4 个键值头，每头 128 个数，缓存用 16 位。1,000 个 token 占多少字节？
+# 把每个 `...` 换成你的答案，再运行单元格。答错会给提示，再答错提示会更具体；`ftlab course check 09` 检查你保存的整课练习。
+#
+# **1.** 一个 7B 模型有 28 层、4 个键值头（KV head），每头 128 个数，缓存用 16 位。1,000 个 token 占多少字节？
 
 # %% id="exercise-cache" tags=["exercise"]
-cache_bytes = 0  # fill in
+cache_bytes = ...  # your answer
 
 checks.check_cache_bytes(cache_bytes)
 
-# %% [markdown] id="exercise-top-p-why"
-# **2.** Write top-p for a plain list: `probabilities` are sorted, the highest first. Return how many of them stay.
+# %% [markdown] id="exercise-cache-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# cache_bytes = 1000 * 28 * 4 * 128 * 2 * 2
+# ```
+#
+# </details>
 
-# %% [markdown] id="exercise-top-p-why" lang="zh" of="b3f98744"
-# **2.** 为一个普通列表写 top-p：`probabilities` 已从高到低排好。返回留下多少个。
+# %% [markdown] id="exercise-cache-solution" lang="zh" of="1e0bee55"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# cache_bytes = 1000 * 28 * 4 * 128 * 2 * 2
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-top-p-why"
+# **2.** Write top-p for a plain list: `probabilities` is sorted, the highest first. Return how many tokens are kept:
+# the fewest whose sum reaches `top_p`.
+
+# %% [markdown] id="exercise-top-p-why" lang="zh" of="65dad1db"
+# **2.** 为普通列表写 top-p：`probabilities` 已从高到低排序。返回保留多少个 token：总和达到 `top_p` 所需的最少个数。
 
 # %% id="exercise-top-p" tags=["exercise"]
 
 
 def kept_by_top_p(probabilities, top_p):
-    return len(probabilities)  # fill in
+    return ...  # your code
 
 
 checks.check_top_p(kept_by_top_p)
+
+# %% [markdown] id="exercise-top-p-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def kept_by_top_p(probabilities, top_p):
+#     total = 0
+#     for kept, probability in enumerate(probabilities, 1):
+#         total += probability
+#         if total >= top_p:
+#             return kept
+#     return len(probabilities)
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-top-p-solution" lang="zh" of="8cd9bfe5"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def kept_by_top_p(probabilities, top_p):
+#     total = 0
+#     for kept, probability in enumerate(probabilities, 1):
+#         total += probability
+#         if total >= top_p:
+#             return kept
+#     return len(probabilities)
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-temperature-why"
+# **3.** Return the probabilities that sampling draws from: `logits` has shape (sequences, vocabulary), `temperature` is
+# above 0.
+
+# %% [markdown] id="exercise-temperature-why" lang="zh" of="a1a6845c"
+# **3.** 返回采样时使用的概率：`logits` 形状为（序列数, 词表大小），`temperature` 大于 0。
+
+# %% id="exercise-temperature" tags=["exercise"]
+
+
+def with_temperature(logits, temperature):
+    return ...  # your code
+
+
+checks.check_temperature(with_temperature)
+
+# %% [markdown] id="exercise-temperature-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def with_temperature(logits, temperature):
+#     return (logits / temperature).softmax(dim=-1)
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-temperature-solution" lang="zh" of="c409be57"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def with_temperature(logits, temperature):
+#     return (logits / temperature).softmax(dim=-1)
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-attention-why"
+# **4.** Write the attention of one new token and one head: `query` is (size,), the cached `keys` are (tokens, size) and
+# `values` (tokens, size).
+
+# %% [markdown] id="exercise-attention-why" lang="zh" of="5ff9fb40"
+# **4.** 写出一个新 token 在一个头上的注意力：`query` 是 (size,)，缓存的 `keys` 是 (token 数, size)，`values` 是 (token 数, size)。
+
+# %% id="exercise-attention" tags=["exercise"]
+
+
+def cached_attention(query, keys, values):
+    return ...  # your code
+
+
+checks.check_cached_attention(cached_attention)
+
+# %% [markdown] id="exercise-attention-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def cached_attention(query, keys, values):
+#     scores = keys @ query / len(query) ** 0.5
+#     return scores.softmax(dim=0) @ values
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-attention-solution" lang="zh" of="276f6b19"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def cached_attention(query, keys, values):
+#     scores = keys @ query / len(query) ** 0.5
+#     return scores.softmax(dim=0) @ values
+# ```
+#
+# </details>
 
 # %% [markdown] id="checkpoint-why"
 # ## Check your results

@@ -472,32 +472,149 @@ plt.show()
 
 # %% [markdown] id="exercise-probability-why"
 # ## Exercises
-# **1.** Write the probability that answer a is preferred to answer b, given their rewards. It must stay finite for rewards
-# of 1,000 as well.
+# Replace each `...` and run the cell. A wrong answer gets a hint, the next one a clearer hint; `ftlab course check 10`
+# checks your saved copy of the whole lesson.
+#
+# **1.** Write the probability that answer a is preferred to answer b, given their rewards (two numbers). It must stay
+# finite for rewards of 1,000 as well.
 
-# %% [markdown] id="exercise-probability-why" lang="zh" of="9bd5908b"
+# %% [markdown] id="exercise-probability-why" lang="zh" of="97794711"
 # ## 练习
-# **1.** 写出回答 a 比回答 b 更受偏好的概率，已知它们的奖励。奖励达到 1,000 时它也必须是有限的。
+# 把每个 `...` 换成你的答案，再运行单元格。答错会给提示，再答错提示会更具体；`ftlab course check 10` 检查你保存的整课练习。
+#
+# **1.** 给定两个回答的奖励（两个数），写出回答 a 比回答 b 更受偏好的概率。奖励达到 1,000 时结果也必须是有限的。
 
 # %% id="exercise-probability" tags=["exercise"]
 
 
 def preference_probability(reward_a, reward_b):
-    return 0  # fill in (one or two lines)
+    return ...  # your code
 
 
 checks.check_preference_probability(preference_probability)
 
-# %% [markdown] id="exercise-margin-why"
-# **2.** By how much must one reward exceed the other for a claim of 90%?
+# %% [markdown] id="exercise-probability-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def preference_probability(reward_a, reward_b):
+#     return (1 + math.tanh((reward_a - reward_b) / 2)) / 2
+# ```
+#
+# </details>
 
-# %% [markdown] id="exercise-margin-why" lang="zh" of="b61cd604"
-# **2.** 一个奖励要比另一个高多少，才能声称 90%？
+# %% [markdown] id="exercise-probability-solution" lang="zh" of="c9717386"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def preference_probability(reward_a, reward_b):
+#     return (1 + math.tanh((reward_a - reward_b) / 2)) / 2
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-margin-why"
+# **2.** By how much must one reward exceed the other for a preference probability of 90%?
+
+# %% [markdown] id="exercise-margin-why" lang="zh" of="515d4e0f"
+# **2.** 一个奖励要比另一个高多少，偏好概率才是 90%？
 
 # %% id="exercise-margin" tags=["exercise"]
-margin = 0  # fill in
+margin = ...  # your answer
 
 checks.check_reward_margin(margin)
+
+# %% [markdown] id="exercise-margin-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# margin = math.log(0.9 / 0.1)
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-margin-solution" lang="zh" of="c5299d51"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# margin = math.log(0.9 / 0.1)
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-loss-why"
+# **3.** Write the Bradley-Terry loss of a batch: `chosen` and `rejected` are tensors of rewards, one pair per position.
+# Return the mean; it must stay finite for rewards of 1,000.
+
+# %% [markdown] id="exercise-loss-why" lang="zh" of="fbb76fac"
+# **3.** 写出一个批次的 Bradley-Terry 损失：`chosen` 和 `rejected` 是奖励的张量，每个位置一个偏好对。返回平均值；奖励达到 1,000 时也必须有限。
+
+# %% id="exercise-loss" tags=["exercise"]
+
+
+def reward_loss(chosen, rejected):
+    return ...  # your code
+
+
+checks.check_reward_loss(reward_loss)
+
+# %% [markdown] id="exercise-loss-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def reward_loss(chosen, rejected):
+#     return -torch.nn.functional.logsigmoid(chosen - rejected).mean()
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-loss-solution" lang="zh" of="c66f4233"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def reward_loss(chosen, rejected):
+#     return -torch.nn.functional.logsigmoid(chosen - rejected).mean()
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-last-why"
+# **4.** A reward model has one score per token; the answer's reward is the score of its last token. `scores` and
+# `attention_mask` have shape (answers, tokens), padded on the right. Return one reward per answer.
+
+# %% [markdown] id="exercise-last-why" lang="zh" of="fd428701"
+# **4.** 奖励模型给每个 token 一个分数，回答的奖励是最后一个 token 的分数。`scores` 和 `attention_mask` 形状为（回答数, token 数），右侧填充。返回每个回答的奖励。
+
+# %% id="exercise-last" tags=["exercise"]
+
+
+def last_token_rewards(scores, attention_mask):
+    return ...  # your code
+
+
+checks.check_last_token_rewards(last_token_rewards)
+
+# %% [markdown] id="exercise-last-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def last_token_rewards(scores, attention_mask):
+#     last = attention_mask.sum(dim=1) - 1
+#     return scores[torch.arange(len(scores)), last]
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-last-solution" lang="zh" of="7bbf11a2"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def last_token_rewards(scores, attention_mask):
+#     last = attention_mask.sum(dim=1) - 1
+#     return scores[torch.arange(len(scores)), last]
+# ```
+#
+# </details>
 
 # %% [markdown] id="checkpoint-why"
 # ## Check your results

@@ -551,33 +551,156 @@ for method in ("before", "judged"):
 
 # %% [markdown] id="exercise-advantage-why"
 # ## Exercises
-# **1.** Three completions to one question got rewards 1, 0 and 0.5. What is the RLOO advantage of the first: its reward
+# Replace each `...` and run the cell. A wrong answer gets a hint, the next one a clearer hint; `ftlab course check 11`
+# checks your saved copy of the whole lesson.
+#
+# **1.** Three completions of one prompt got rewards 1, 0 and 0.5. What is the RLOO advantage of the first: its reward
 # minus the mean of the others'?
 
-# %% [markdown] id="exercise-advantage-why" lang="zh" of="cfc93bf5"
+# %% [markdown] id="exercise-advantage-why" lang="zh" of="5a336c62"
 # ## 练习
-# **1.** 一个问题的三条回答得到奖励 1、0 和 0.5。第一条的 RLOO 优势（它的奖励减去其他回答的平均值）是多少？
+# 把每个 `...` 换成你的答案，再运行单元格。答错会给提示，再答错提示会更具体；`ftlab course check 11` 检查你保存的整课练习。
+#
+# **1.** 同一个提示的三条回答得到奖励 1、0 和 0.5。第一条的 RLOO 优势（它的奖励减去其余回答的平均奖励）是多少？
 
 # %% id="exercise-advantage" tags=["exercise"]
-advantage = 0  # fill in
+advantage = ...  # your answer
 
 checks.check_rloo_advantage(advantage)
 
-# %% [markdown] id="exercise-clip-why"
-# **2.** A token's ratio and advantage are given. Write when the clipped loss (`epsilon = 0.2`) still pulls at it: True or
-# False.
+# %% [markdown] id="exercise-advantage-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# advantage = 1 - (0 + 0.5) / 2
+# ```
+#
+# </details>
 
-# %% [markdown] id="exercise-clip-why" lang="zh" of="416bcfb5"
-# **2.** 给定一个 token 的比率和优势。写出截断损失（`epsilon = 0.2`）什么时候还在拉它：True 或 False。
+# %% [markdown] id="exercise-advantage-solution" lang="zh" of="7c01337d"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# advantage = 1 - (0 + 0.5) / 2
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-clip-why"
+# **2.** Return True if a token still gets a gradient from the clipped loss (`epsilon = 0.2`), given its ratio and its
+# advantage, and False otherwise.
+
+# %% [markdown] id="exercise-clip-why" lang="zh" of="3a647d16"
+# **2.** 给定一个 token 的比率和优势，如果截断后的损失（`epsilon = 0.2`）对它仍有梯度，返回 True，否则返回 False。
 
 # %% id="exercise-clip" tags=["exercise"]
 
 
 def pulls(ratio, advantage):
-    return True  # fill in (one or two lines)
+    return ...  # your code
 
 
 checks.check_clipped_pull(pulls)
+
+# %% [markdown] id="exercise-clip-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def pulls(ratio, advantage):
+#     if advantage == 0:
+#         return False
+#     return ratio < 1.2 if advantage > 0 else ratio > 0.8
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-clip-solution" lang="zh" of="6f27b404"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def pulls(ratio, advantage):
+#     if advantage == 0:
+#         return False
+#     return ratio < 1.2 if advantage > 0 else ratio > 0.8
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-group-why"
+# **3.** Write GRPO's advantages: `rewards` has shape (prompts, completions). Each reward minus the mean of its prompt,
+# divided by the standard deviation of its prompt (`torch`'s default) plus 1e-4.
+
+# %% [markdown] id="exercise-group-why" lang="zh" of="6993bb3d"
+# **3.** 写出 GRPO 的优势：`rewards` 形状为（提示数, 回答数）。每个奖励减去同一提示下的平均值，再除以同一提示下的标准差（`torch` 默认的定义）加 1e-4。
+
+# %% id="exercise-group" tags=["exercise"]
+
+
+def grpo_advantages(rewards):
+    return ...  # your code
+
+
+checks.check_grpo_advantages(grpo_advantages)
+
+# %% [markdown] id="exercise-group-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def grpo_advantages(rewards):
+#     mean = rewards.mean(dim=1, keepdim=True)
+#     return (rewards - mean) / (rewards.std(dim=1, keepdim=True) + 1e-4)
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-group-solution" lang="zh" of="de8a66a0"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def grpo_advantages(rewards):
+#     mean = rewards.mean(dim=1, keepdim=True)
+#     return (rewards - mean) / (rewards.std(dim=1, keepdim=True) + 1e-4)
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-kl-why"
+# **4.** Write the estimate of the KL divergence that GRPO uses, per token: with `d` the reference's log-probability
+# minus the policy's, it is exp(d) - d - 1. Both arguments are tensors of log-probabilities.
+
+# %% [markdown] id="exercise-kl-why" lang="zh" of="5121f3fd"
+# **4.** 写出 GRPO 使用的逐 token 的 KL 散度估计：`d` 为参考模型的对数概率减去策略的对数概率，估计值为 exp(d) - d - 1。两个参数都是对数概率的张量。
+
+# %% id="exercise-kl" tags=["exercise"]
+
+
+def kl_estimate(policy_logps, reference_logps):
+    return ...  # your code
+
+
+checks.check_kl_estimate(kl_estimate)
+
+# %% [markdown] id="exercise-kl-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def kl_estimate(policy_logps, reference_logps):
+#     difference = reference_logps - policy_logps
+#     return difference.exp() - difference - 1
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-kl-solution" lang="zh" of="e242a531"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def kl_estimate(policy_logps, reference_logps):
+#     difference = reference_logps - policy_logps
+#     return difference.exp() - difference - 1
+# ```
+#
+# </details>
 
 # %% [markdown] id="checkpoint-why"
 # ## Check your results

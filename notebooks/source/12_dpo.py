@@ -639,31 +639,153 @@ print(answers_hurried[0])
 
 # %% [markdown] id="exercise-loss-why"
 # ## Exercises
-# **1.** Write the DPO loss of one pair from the two gains, as a number. `math` is imported.
+# Replace each `...` and run the cell. A wrong answer gets a hint, the next one a clearer hint; `ftlab course check 12`
+# checks your saved copy of the whole lesson.
+#
+# **1.** Write the DPO loss of one pair of answers from the two gains (policy minus reference, in nats), as a number.
+# `math` is imported.
 
-# %% [markdown] id="exercise-loss-why" lang="zh" of="1be24f41"
+# %% [markdown] id="exercise-loss-why" lang="zh" of="4ad09463"
 # ## 练习
-# **1.** 用两个增益写出一对回答的 DPO 损失，结果是一个数。`math` 已经导入。
+# 把每个 `...` 换成你的答案，再运行单元格。答错会给提示，再答错提示会更具体；`ftlab course check 12` 检查你保存的整课练习。
+#
+# **1.** 用两个增益（策略减参考的对数概率，单位 nat）写出一个偏好对的 DPO 损失，结果是一个数。`math` 已导入。
 
 # %% id="exercise-loss" tags=["exercise"]
 
 
 def loss(chosen_gain, rejected_gain, beta):
-    return 0  # fill in (one line)
+    return ...  # your code
 
 
 checks.check_dpo_loss(loss)
 
-# %% [markdown] id="exercise-reference-why"
-# **2.** Which of `dpo`, `ipo`, `kto`, `orpo`, `simpo` can be trained without a reference model in memory or on disk?
+# %% [markdown] id="exercise-loss-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def loss(chosen_gain, rejected_gain, beta):
+#     return math.log(1 + math.exp(-beta * (chosen_gain - rejected_gain)))
+# ```
+#
+# </details>
 
-# %% [markdown] id="exercise-reference-why" lang="zh" of="5fbf52c1"
-# **2.** `dpo`、`ipo`、`kto`、`orpo`、`simpo` 之中，哪些可以在内存和磁盘上都没有参考模型的情况下训练？
+# %% [markdown] id="exercise-loss-solution" lang="zh" of="fa65e72b"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def loss(chosen_gain, rejected_gain, beta):
+#     return math.log(1 + math.exp(-beta * (chosen_gain - rejected_gain)))
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-reference-why"
+# **2.** Which of `dpo`, `ipo`, `kto`, `orpo`, `simpo` can be trained without a reference model? A set of names, such as
+# `{"dpo"}`.
+
+# %% [markdown] id="exercise-reference-why" lang="zh" of="6ca3259a"
+# **2.** `dpo`、`ipo`、`kto`、`orpo`、`simpo` 之中，哪些训练时不需要参考模型？写成名字的集合，例如 `{"dpo"}`。
 
 # %% id="exercise-reference" tags=["exercise"]
-reference_free = set()  # fill in the names
+reference_free = ...  # your answer
 
 checks.check_reference_free(reference_free)
+
+# %% [markdown] id="exercise-reference-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# reference_free = {"orpo", "simpo"}
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-reference-solution" lang="zh" of="94351531"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# reference_free = {"orpo", "simpo"}
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-logps-why"
+# **3.** Return the log-probability of an answer: the sum over its tokens. `logits` is (tokens, vocabulary), `labels`
+# (tokens,) is already shifted and holds -100 where a token does not belong to the answer.
+
+# %% [markdown] id="exercise-logps-why" lang="zh" of="71f5ef51"
+# **3.** 返回一个回答的对数概率，即对其 token 求和。`logits` 是（token 数, 词表大小）；`labels`（token 数,）已经移位，不属于回答的位置为 -100。
+
+# %% id="exercise-logps" tags=["exercise"]
+
+
+def answer_logp(logits, labels):
+    return ...  # your code
+
+
+checks.check_answer_logp(answer_logp)
+
+# %% [markdown] id="exercise-logps-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def answer_logp(logits, labels):
+#     log_probabilities = logits.log_softmax(dim=-1)
+#     trained = labels != -100
+#     return log_probabilities[trained].gather(1, labels[trained][:, None]).sum()
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-logps-solution" lang="zh" of="519098a3"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def answer_logp(logits, labels):
+#     log_probabilities = logits.log_softmax(dim=-1)
+#     trained = labels != -100
+#     return log_probabilities[trained].gather(1, labels[trained][:, None]).sum()
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-sft-why"
+# **4.** Add the SFT term to DPO: the mean of `dpo_losses` plus `sft_weight` times the SFT loss per token of the chosen
+# answers. `chosen_logps` holds the log-probability of each chosen answer, `lengths` its number of tokens (three
+# tensors).
+
+# %% [markdown] id="exercise-sft-why" lang="zh" of="586d8ea2"
+# **4.** 给 DPO 加上 SFT 项：`dpo_losses` 的平均值，加上 `sft_weight` 乘以 chosen 回答的逐 token SFT 损失。`chosen_logps` 是每个 chosen 回答的对数概率，`lengths` 是其 token 数（三个都是张量）。
+
+# %% id="exercise-sft" tags=["exercise"]
+
+
+def loss_with_sft(dpo_losses, chosen_logps, lengths, sft_weight):
+    return ...  # your code
+
+
+checks.check_loss_with_sft(loss_with_sft)
+
+# %% [markdown] id="exercise-sft-solution"
+# <details><summary>Solution</summary>
+#
+# ```python
+# def loss_with_sft(dpo_losses, chosen_logps, lengths, sft_weight):
+#     return dpo_losses.mean() - sft_weight * chosen_logps.sum() / lengths.sum()
+# ```
+#
+# </details>
+
+# %% [markdown] id="exercise-sft-solution" lang="zh" of="eb0da0fe"
+# <details><summary>参考答案</summary>
+#
+# ```python
+# def loss_with_sft(dpo_losses, chosen_logps, lengths, sft_weight):
+#     return dpo_losses.mean() - sft_weight * chosen_logps.sum() / lengths.sum()
+# ```
+#
+# </details>
 
 # %% [markdown] id="checkpoint-why"
 # ## Check your results

@@ -12,6 +12,7 @@ from ftlab.errors import LANGUAGES
 ROOT = Path(__file__).parents[2]
 LESSONS = sorted((ROOT / "notebooks" / "source").glob("*.py"))
 INSTRUMENTS = [path for path in sorted((ROOT / "ftlab").glob("*.py")) if path.name != "__main__.py"]
+INSTRUMENTS += sorted((ROOT / "ftlab" / "checks").glob("*.py"))
 
 # What a learner types, and no instrument may call. Two exceptions, named with their reason below.
 NEVER_WRAPPED = {

@@ -1,0 +1,72 @@
+"""Exercises: passed, or a hint. One file per lesson; `hints.toml` holds the words."""
+
+from ftlab.checks.course_data import check_labels, check_next_token_loss, check_pad_right, check_padding_share
+from ftlab.checks.first_finetune import (
+    check_answer_loss,
+    check_gradient_step,
+    check_supervised_tokens,
+    check_trainable_share,
+)
+from ftlab.checks.inference import check_cache_bytes, check_cached_attention, check_temperature, check_top_p
+from ftlab.checks.lora import check_lora_forward, check_lora_freeze, check_lora_parameters, check_lora_scale
+from ftlab.checks.merge import check_merged_weight, check_mixed_weight, check_q8_bytes, check_q8_roundtrip
+from ftlab.checks.methods import check_dora_weight, check_front, check_full_bytes, check_ia3_forward
+from ftlab.checks.policy_gradient import (
+    check_clipped_pull,
+    check_grpo_advantages,
+    check_kl_estimate,
+    check_rloo_advantage,
+)
+from ftlab.checks.preferences import check_answer_logp, check_dpo_loss, check_loss_with_sft, check_reference_free
+from ftlab.checks.qlora import check_block_scales, check_nearest_level, check_nf4_bytes, check_restored_weights
+from ftlab.checks.reward_model import (
+    check_last_token_rewards,
+    check_preference_probability,
+    check_reward_loss,
+    check_reward_margin,
+)
+from ftlab.checks.trying import Verdict
+
+__all__ = [
+    "Verdict",
+    "check_answer_logp",
+    "check_answer_loss",
+    "check_block_scales",
+    "check_cache_bytes",
+    "check_cached_attention",
+    "check_clipped_pull",
+    "check_dora_weight",
+    "check_dpo_loss",
+    "check_front",
+    "check_full_bytes",
+    "check_gradient_step",
+    "check_grpo_advantages",
+    "check_ia3_forward",
+    "check_kl_estimate",
+    "check_labels",
+    "check_last_token_rewards",
+    "check_lora_forward",
+    "check_lora_freeze",
+    "check_lora_parameters",
+    "check_lora_scale",
+    "check_loss_with_sft",
+    "check_merged_weight",
+    "check_mixed_weight",
+    "check_nearest_level",
+    "check_next_token_loss",
+    "check_nf4_bytes",
+    "check_pad_right",
+    "check_padding_share",
+    "check_preference_probability",
+    "check_q8_bytes",
+    "check_q8_roundtrip",
+    "check_reference_free",
+    "check_restored_weights",
+    "check_reward_loss",
+    "check_reward_margin",
+    "check_rloo_advantage",
+    "check_supervised_tokens",
+    "check_temperature",
+    "check_top_p",
+    "check_trainable_share",
+]
