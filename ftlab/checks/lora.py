@@ -9,7 +9,7 @@ from ftlab.checks.trying import Verdict, check_function, check_number, normal
 
 
 def check_lora_parameters(answer: object) -> Verdict:
-    """The parameters of LoRA with r = 8 beside a layer of 576 inputs and 1536 outputs."""
+    """The parameters of LoRA with r = 8 on a layer of 576 inputs and 1536 outputs."""
     return check_number("lora_parameters", answer, 8 * (576 + 1536))
 
 
