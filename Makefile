@@ -14,7 +14,9 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --durations=8
+	$(BIN)/pytest tests/unit tests/faults --cov --cov-report=json:coverage.json --durations=8
+	$(BIN)/python tests/branches.py coverage.json
+	$(BIN)/pytest tests/notebooks tests/browser --durations=8
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks
@@ -38,4 +40,4 @@ mutants: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache mutants .coverage .hypothesis
+	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache mutants .coverage coverage.json .hypothesis

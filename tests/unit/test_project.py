@@ -1,11 +1,13 @@
 """The project's own files agree with each other."""
 
+import json
 import re
 import shlex
 import subprocess
 import tomllib
 from pathlib import Path
 
+import branches
 import nbformat
 import pytest
 from ruamel.yaml import YAML
@@ -108,3 +110,17 @@ def test_the_weekly_workflow_lifts_the_limits_of_pyproject():
     arguments = shlex.split(lift.replace("sed -i", "sed").replace("pyproject.toml", str(ROOT / "pyproject.toml")))
     lifted = tomllib.loads(subprocess.run(arguments, capture_output=True, text=True, check=True).stdout)
     assert {"trl>=1.16", "peft>=0.21"} <= set(lifted["project"]["dependencies"])
+
+
+@pytest.mark.parametrize(
+    ("tokens", "server", "code"), [((90, 100), (49, 50), 0), ((80, 100), (50, 50), 1), ((100, 100), (48, 50), 1)]
+)
+def test_too_few_covered_branches_fail(tmp_path, capsys, tokens, server, code):
+    shares = {"ftlab/tokens.py": tokens, "ftlab/apps/serve/app.py": server, "ftlab/errors.py": (0, 0)}
+    files = {
+        name: {"summary": {"covered_branches": covered, "num_branches": total}}
+        for name, (covered, total) in shares.items()
+    }
+    (tmp_path / "coverage.json").write_text(json.dumps({"files": files}))
+    assert branches.main(str(tmp_path / "coverage.json")) == code
+    assert f"{server[0] / server[1]:.1%} of ftlab/runs/checkpoint.py and ftlab/apps/serve/" in capsys.readouterr().out
