@@ -297,7 +297,7 @@ def none_at_all(completions, **_):
     [
         (nan_once, "nan_once: the reward function returned nan for the completion"),
         (too_few, "too_few: the reward function returned 1 rewards for 2 completions"),
-        (crashing, "crashing: the reward function stopped with ZeroDivisionError: division by zero"),
+        (crashing, "crashing: the reward function raised ZeroDivisionError: division by zero"),
         (none_at_all, "none_at_all: the reward function returned None"),
         (functools.partial(too_few, weight=1), "too_few: "),
     ],
@@ -330,7 +330,7 @@ def test_too_few_prompts_and_a_model_without_adapter_are_refused(build, tiny_mod
     with pytest.raises(LabError, match="a batch needs 4 prompts, but there are only 3"):
         build(rows=QUESTIONS[:3])
     bare = AutoModelForCausalLM.from_pretrained(tiny_model_dir)
-    with pytest.raises(LabError, match="LlamaForCausalLM has none"):
+    with pytest.raises(LabError, match="LlamaForCausalLM has no adapter"):
         ppo.PPOTrainer(bare, ppo.PPOConfig(use_cpu=True), count_letters, Dataset.from_list(QUESTIONS), None)
 
 
@@ -400,7 +400,7 @@ def test_a_bad_reward_keeps_the_last_checkpoint(rl_recipe, stage, monkeypatch):
         ({"reward_funcs": None}, "needs `reward_funcs` or `reward_model`"),
         ({"reward_funcs": "short_anser"}, "`reward_funcs` has no `short_anser`; there are exact_answer, short_answer"),
         ({"finetuning_type": "full"}, "`finetuning_type: lora`"),
-        ({"val_size": 0.5}, "no use for"),
+        ({"val_size": 0.5}, "does not support"),
         ({"reward_model_type": "api"}, "a reward is a function here"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else None,

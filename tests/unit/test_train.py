@@ -234,7 +234,7 @@ def test_examples_that_are_cut_are_counted(tiny_recipe, capsys):
         ({"lora_target": "nowhere"}, "no layer called nowhere"),
         ({"finetuning_type": "freeze", "freeze_trainable_layers": 3}, "cannot choose 3 of 2"),
         ({"finetuning_type": "freeze", "freeze_trainable_modules": "nowhere"}, "no layer called nowhere"),
-        ({"template": "llama3"}, "write `template: chatml`"),
+        ({"template": "llama3"}, "use `template: chatml`"),
         ({"template": "chatmal"}, "did you mean chatml"),
         ({"deepspeed": "nowhere.json"}, "settings are inconsistent|eepspeed"),
         ({"report_to": "wandb"}, "pip install wandb"),
