@@ -196,7 +196,8 @@ def needed_statements(statements: list[ast.stmt], names: set[str]) -> list[ast.s
 
     The rest of a lesson loads and trains models, which an answer to an exercise doesn't use.
     """
-    wanted, before = set(names), set()
+    wanted = set(names)
+    before: set[str] = set()
     while wanted != before:
         before = set(wanted)
         wanted.update(*(names_read(statement) for statement in statements if names_bound(statement) & before))

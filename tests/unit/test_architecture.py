@@ -10,7 +10,7 @@ from test_thin import FLOORS
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "ftlab"
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-PACKAGES = ("apps", "runs", "recipe", "cpu", "data")
+PACKAGES = ("apps", "runs", "recipe", "cpu", "checks", "data")
 JOURNEYS = {
     title: re.findall(r"^\| `(\S+)` \| `(\S+)` \| .+ \|$", body, re.MULTILINE)
     for title, body in re.findall(r"^## (From .+)\n((?:(?!^## ).*\n)+)", PAGE, re.MULTILINE)
