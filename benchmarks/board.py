@@ -37,8 +37,9 @@ def until(true) -> float:
 
 def main(mode: str, steps: int) -> None:
     """Use one panel on the recipe of lesson 03 and print what it took, as JSON."""
-    from ftlab.apps.board import curves, page
+    from ftlab.apps.board import page
     from ftlab.apps.board.train_panel import TrainPanel
+    from ftlab.runs import folder as folders
 
     with tempfile.TemporaryDirectory() as folder:
         values = page.BEGINNING | {"output_dir": f"{folder}/run", "max_steps": 10 * steps, "save_steps": 10**6}
@@ -52,14 +53,14 @@ def main(mode: str, steps: int) -> None:
         empty = panel.view.plot.value
         panel.view.start.click()
         first = until(lambda: panel.view.plot.value != empty)
-        until(lambda: curves.last_step(panel.rows) >= steps // 2)
-        began, at = time.perf_counter(), curves.last_step(panel.rows)
-        until(lambda: curves.last_step(panel.rows) >= at + 3)
-        step_seconds = (time.perf_counter() - began) / (curves.last_step(panel.rows) - at)
-        pressed = curves.last_step(curves.rows_in(Path(f"{folder}/run")))
+        until(lambda: folders.last_step(panel.rows) >= steps // 2)
+        began, at = time.perf_counter(), folders.last_step(panel.rows)
+        until(lambda: folders.last_step(panel.rows) >= at + 3)
+        step_seconds = (time.perf_counter() - began) / (folders.last_step(panel.rows) - at)
+        pressed = folders.last_step(folders.read_log(Path(f"{folder}/run")))
         panel.view.stop.click()
         stop_seconds = until(panel.idle.is_set)
-        after = curves.last_step(curves.rows_in(Path(f"{folder}/run"))) - pressed
+        after = folders.last_step(folders.read_log(Path(f"{folder}/run"))) - pressed
         assert (Path(folder) / "run" / f"checkpoint-{pressed + after}").is_dir()
     figures = {"slider_seconds": max(moves), "first_plot_seconds": first, "steps_after_stop": after}
     print(json.dumps(figures | {"stop_seconds": stop_seconds, "step_seconds": step_seconds}))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftlab import embedded
+from ftlab import embedded, saved_weights
 from ftlab.catalogue import MODELS
 from ftlab.errors import LabError, fail, reason_of, suggest
 from ftlab.system_errors import explained
@@ -22,7 +22,7 @@ CODE_FILES = ["*.py"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
 # The longest header of a safetensors file that its reader accepts, in bytes.
 LONGEST_HEADER = 100_000_000
-ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+ADAPTER_FILES = (saved_weights.ADAPTER_CONFIG, saved_weights.ADAPTER_WEIGHTS)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MODELSCOPE_PREFIX = "modelscope:"
 
@@ -253,7 +253,8 @@ def adapter(name: str | Path) -> Path:
         LabError: there is none, it is damaged, or its weights are not safetensors: PEFT would unpickle them.
     """
     folder = Path(name).expanduser()
-    folder = folder / "adapter" if (folder / "adapter").is_dir() else folder
+    inside = folder / saved_weights.ADAPTER
+    folder = inside if inside.is_dir() else folder
     if not all((folder / file).is_file() for file in ADAPTER_FILES):
         raise fail("model_no_adapter", where=str(name), files=", ".join(ADAPTER_FILES))
     settings, weights = (folder / file for file in ADAPTER_FILES)

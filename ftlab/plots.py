@@ -6,8 +6,6 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ftlab.evaluate import interval
-
 Row = Mapping[str, float]
 
 
@@ -33,6 +31,9 @@ def plot_scores(shares: Mapping[str, float], total: int, ax: Axes) -> Axes:
     Args:
         shares: name -> share of `total` questions answered right, 0 to 1.
     """
+    # Imported here: it brings torch, which a picture of losses does not need.
+    from ftlab.evaluate import interval
+
     heights = [100 * share for share in shares.values()]
     ends = [interval(share, total) for share in shares.values()]
     below = [height - 100 * low for height, (low, _) in zip(heights, ends, strict=True)]

@@ -7,7 +7,8 @@ from typing import NamedTuple
 from ftlab import manifests
 from ftlab.errors import fail
 
-RESULTS = ("adapter", "model")
+ADAPTER, MODEL = "adapter", "model"
+RESULTS = (ADAPTER, MODEL)
 # What the folder of a checkpoint is called, before its step.
 PREFIX = "checkpoint-"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -18,6 +19,11 @@ class Weights(NamedTuple):
 
     folder: Path
     is_adapter: bool
+
+
+def result_name(finetuning_type: str) -> str:
+    """Return which of RESULTS a run with this `finetuning_type` leaves."""
+    return ADAPTER if finetuning_type == "lora" else MODEL
 
 
 def weights_of(name: str | Path) -> Weights:

@@ -8,7 +8,6 @@ from ftlab import saved_weights
 from ftlab.errors import LabError, fail
 from ftlab.recipe.keys import Recipe
 
-CONFIG = "adapter_config.json"
 # Key of a recipe -> its name in PEFT's adapter_config.json.
 DECIDED = {
     "lora_rank": "r",
@@ -63,11 +62,9 @@ def settle(recipe: Recipe, where: dict[str, str]) -> Recipe:
 
 def config_of(name: str) -> dict[str, Any] | None:
     """Return the adapter_config.json of a LoRA adapter, or of the one in a run folder; None if there is none."""
-    # Imported here: a run folder's state depends on recipes.
-
     with contextlib.suppress(LabError, OSError, ValueError):
         weights = saved_weights.weights_of(name)
-        config = json.loads((weights.folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads((weights.folder / saved_weights.ADAPTER_CONFIG).read_text(encoding="utf-8"))
         return config if config.get("peft_type") == "LORA" else None
     return None
 

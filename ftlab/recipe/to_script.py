@@ -8,7 +8,7 @@ from ftlab.catalogue import hub_id
 from ftlab.errors import fail
 from ftlab.recipe import library_args
 from ftlab.recipe.keys import Recipe
-from ftlab.saved_weights import weights_of
+from ftlab.saved_weights import result_name, weights_of
 
 # The keys that the rows depend on.
 DATA = (
@@ -151,7 +151,7 @@ def training(
     lines.append(call(f"trainer = {trainer}", options))
     if lifts(recipe, machine):
         lines.append("cpu.lift_adapters(model, device.describe())  # trl has turned them into bfloat16")
-    name = "adapter" if recipe.finetuning_type == "lora" else "model"
+    name = result_name(recipe.finetuning_type)
     lines += ["trainer.train()", f"trainer.save_model({str(folder / name)!r})"]
     return "\n".join(lines) + "\n"
 

@@ -15,12 +15,10 @@ from filelock import FileLock, Timeout
 
 from ftlab import manifests, saved_weights
 from ftlab.errors import fail
+from ftlab.runs.folder import ASIDE, DELETING, LOCK, OWNER
 from ftlab.runs.target import claimed
 from ftlab.system_errors import explained
 
-LOCK, OWNER = "run.lock", "run.pid"
-# A name that nothing globs for: neither Trainer nor `find_resume` looks at it again.
-ASIDE, DELETING = "set-aside-", "deleting-"
 # Without these Trainer resumes silently with a fresh optimizer, schedule or random stream.
 NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
 

@@ -1,24 +1,36 @@
-"""A run folder: its files, its weights, and the base that they belong to."""
+"""A run folder: the names in it, what lies there, which weights it holds, and which base they belong to.
 
+Whatever reads or writes a run folder asks here. Nothing here imports torch: reading a log takes no second.
+"""
+
+import contextlib
 import hashlib
 import json
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from ftlab import manifests, models, saved_weights
+from ftlab import device, manifests, models, saved_weights
 from ftlab.errors import LabError, fail, say
 from ftlab.recipe import read as recipes
 from ftlab.recipe import strict_yaml
 from ftlab.recipe.keys import Recipe
-from ftlab.runs import checkpoint
 from ftlab.system_errors import explained
 
 RECIPE, LOG, METRICS, PICTURE, CARD = "recipe.yaml", "train_log.jsonl", "metrics.json", "loss.png", "README.md"
 SCORES = "eval_results.json"
 PISSA_START, STOP = "pissa_start", "STOP"
+# Held while a run writes: the lock, and the process id of its holder.
+LOCK, OWNER = "run.lock", "run.pid"
+# What a panel starts a process with: the recipe as typed, where its output goes, which process it is.
+PANEL_RECIPE, PANEL_OUTPUT, PANEL_JOB = "run.yaml", "run.out", "run.job"
+# In front of a checkpoint's name: nothing globs for these, neither Trainer nor ftlab looks at it again.
+ASIDE, DELETING = "set-aside-", "deleting-"
 OWN_FILES = (RECIPE, LOG, METRICS, SCORES, manifests.MANIFEST, PICTURE, CARD, *saved_weights.RESULTS, PISSA_START, STOP)
-OWN_PREFIXES = (saved_weights.PREFIX, checkpoint.ASIDE, checkpoint.DELETING, manifests.PARTIAL, "run.", "runs")
+OWN_PREFIXES = (saved_weights.PREFIX, ASIDE, DELETING, manifests.PARTIAL, "run.", "runs")
+
+Row = dict[str, float]
 
 
 class State(NamedTuple):
@@ -94,6 +106,22 @@ def read_metrics(folder: Path) -> dict[str, float] | None:
         return None
 
 
+def finished(recipe: Recipe, fingerprints: dict[str, str]) -> dict[str, float] | None:
+    """Return the metrics of a finished run of this recipe, None if there is none whose every file verifies.
+
+    Args:
+        fingerprints: of the recipe's `data` and `model`.
+    """
+    folder = Path(recipe.output_dir or "").expanduser()
+    if state(recipe, lambda: fingerprints).name == "finished":
+        return read_metrics(folder)
+    manifest = own_manifest(folder) or {}
+    if manifest.get("finished") is True and not changes(manifest, recipe, fingerprints):
+        reason = damage(folder, manifest)
+        print(f"{folder}: a finished run, but its result cannot be trusted: {reason}; it is made again")
+    return None
+
+
 def own_manifest(folder: Path) -> dict[str, Any] | None:
     """Return the manifest that a run wrote into its folder, None where it is missing or another tool's."""
     manifest = manifests.read_manifest(folder)
@@ -116,6 +144,112 @@ def refuse_foreign(folder: Path) -> None:
     found = [name for name in names if name not in own and not name.startswith(OWN_PREFIXES)]
     if found:
         raise fail("train_folder_used", where=str(folder), files=", ".join(found[:3]))
+
+
+def record(recipe: Recipe, run_id: str, machine: str, fingerprints: dict[str, str]) -> dict[str, Any]:
+    """Return what a run's manifest says of it: all but `finished` and the files.
+
+    Args:
+        machine: the name of the accelerator or processor.
+    """
+    about = {"machine": machine, "versions": device.versions()}
+    return {"run_id": run_id, "settings": printable(recipes.decisive(recipe))} | about | fingerprints
+
+
+def forget_stop(folder: Path, since: float) -> None:
+    """Remove a STOP that was meant for an earlier run; one that came while this run was loading counts.
+
+    Args:
+        since: when this run was asked for, in seconds since the epoch.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if (folder / STOP).stat().st_mtime < since:
+            (folder / STOP).unlink()
+
+
+def clear(folder: Path, manifest: dict[str, Any] | None) -> None:
+    """Remove what an earlier run wrote into the folder: its files, and the checkpoints that carry its id."""
+    run_id = (manifest or {}).get("run_id")
+    for path in saved_weights.checkpoints(folder):
+        if run_id and (manifests.read_manifest(path) or {}).get("run_id") == run_id:
+            shutil.rmtree(path)
+    # The manifest stays until the next one takes its place: the folder still says whose files these are.
+    for name in (name for name in OWN_FILES if manifest and name not in (manifests.MANIFEST, STOP)):
+        path = folder / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+class Summary(NamedTuple):
+    """A run folder: whether its run is finished, and its last logged step and loss."""
+
+    folder: Path
+    finished: bool
+    step: int
+    loss: float | None
+
+
+def list_runs(root: Path, most: int = 50) -> list[Summary]:
+    """Return the runs in the folders under `root`, the newest first."""
+    found = [path.parent for path in root.glob(f"*/{RECIPE}")]
+    found.sort(key=lambda folder: (folder / RECIPE).stat().st_mtime, reverse=True)
+    return [summarize(folder) for folder in found[:most]]
+
+
+def summarize(folder: Path) -> Summary:
+    """Return what a run folder holds."""
+    rows = read_log(folder)
+    losses = [row["loss"] for row in rows if "loss" in row]
+    manifest = manifests.read_manifest(folder) or {}
+    return Summary(folder, bool(manifest.get("finished")), last_step(rows), losses[-1] if losses else None)
+
+
+def last_step(rows: Sequence[Row]) -> int:
+    """Return the last step that a log has, 0 for an empty one."""
+    return int(rows[-1]["step"]) if rows else 0
+
+
+def read_recipe(folder: Path, name: str = RECIPE) -> dict[str, Any]:
+    """Return the keys of a run's recipe.
+
+    Raises:
+        LabError: there is none, or it cannot be read.
+    """
+    return strict_yaml.read(folder / name)[0]
+
+
+def read_log(folder: Path) -> list[Row]:
+    """Return the rows of a run's log; a line that is being written is left for the next look."""
+    try:
+        text = (folder / LOG).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return []
+    found = []
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int | float):
+            found.append(row)
+    return found
+
+
+def next_name(folder: Path) -> Path:
+    """Return NAME-2 for NAME, NAME-3 for NAME-2, and so on.
+
+    >>> next_name(Path("runs/first")), next_name(Path("runs/first-9"))
+    (PosixPath('runs/first-2'), PosixPath('runs/first-10'))
+    """
+    stem, _, number = folder.name.rpartition("-")
+    stem, count = (stem, int(number)) if stem and number.isdecimal() else (folder.name, 1)
+    return folder.with_name(f"{stem}-{count + 1}")
+
+
+def free_name(folder: Path) -> Path:
+    """Return the first of NAME-2, NAME-3 ... that does not exist."""
+    while (folder := next_name(folder)).exists():
+        pass
+    return folder
 
 
 def weights_for(name: str | Path, base: Path, model_name_or_path: str) -> saved_weights.Weights:
@@ -184,6 +318,19 @@ def printable(values: dict[str, Any]) -> dict[str, Any]:
 def fingerprint(values: dict[str, Any]) -> str:
     """Return a digest of plain values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def fingerprints(recipe: Recipe, model_folder: Path, data: str) -> dict[str, str]:
+    """Return the digests that have to be the same for a run to be reused or resumed.
+
+    Args:
+        data: that of the encoded rows (`dataset.digests`).
+    """
+    return {
+        "recipe": fingerprint(recipes.decisive(recipe)),
+        "data": data,
+        "model": model_fingerprint(model_folder),
+    }
 
 
 def model_fingerprint(folder: Path) -> str:

@@ -15,7 +15,7 @@ import torch
 from peft import PeftConfig, PeftModel
 from transformers import AutoModelForSequenceClassification
 
-from ftlab import models, tokens
+from ftlab import models, saved_weights, tokens
 from ftlab.errors import LabError, fail, reason_of
 from ftlab.recipe.keys import REWARDS, Recipe
 
@@ -126,7 +126,7 @@ def from_model(name: str, base: str, dtype: torch.dtype) -> Reward:
         LabError: no reward model can be loaded from there.
     """
     folder = Path(name).expanduser()
-    folder = next((folder / part for part in ("adapter", "model") if (folder / part).is_dir()), folder)
+    folder = next((folder / part for part in saved_weights.RESULTS if (folder / part).is_dir()), folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         judge = load(folder, base, dtype).to(device).eval()

@@ -25,25 +25,7 @@ from ftlab.recipe import read as recipes
 from ftlab.recipe.keys import Recipe
 from ftlab.runs import build, checkpoint, dataset, target
 from ftlab.runs import callbacks as watch
-from ftlab.runs.folder import (
-    CARD,
-    LOG,
-    METRICS,
-    OWN_FILES,
-    PICTURE,
-    PISSA_START,
-    RECIPE,
-    changes,
-    damage,
-    fingerprint,
-    model_fingerprint,
-    own_manifest,
-    printable,
-    read_metrics,
-    refuse_foreign,
-    state,
-    weights_for,
-)
+from ftlab.runs import folder as folders
 from ftlab.saved_weights import RESULTS
 
 
@@ -106,7 +88,7 @@ def train(
     # Of several processes only the first one writes.
     with checkpoint.lock(folder) if is_main() else contextlib.nullcontext():
         job = prepare(recipe, folder)
-        if not fresh and (metrics := finished(job)) is not None:
+        if not fresh and (metrics := folders.finished(job.recipe, job.about)) is not None:
             print(f"{folder}: this recipe was trained before on the same data; reused (fresh=true trains again)")
             return Run(folder, metrics, reused=True)
         with cpu.fast_paths(library_args.plan(job.recipe, job.machine)):
@@ -126,7 +108,7 @@ def require_training(recipe: Recipe) -> None:
         raise fail("train_not_asked", where="do_train")
     folder = Path(recipe.output_dir or "").expanduser()
     target.refuse_place(folder, "output_dir")
-    refuse_foreign(folder)
+    folders.refuse_foreign(folder)
     packages.require_for(recipe)
 
 
@@ -163,7 +145,7 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
     model_path = models.fetch(recipe.model_name_or_path, recipe.trust_remote_code)
     machine = device.describe()
     if recipe.adapter_name_or_path:
-        weights_for(recipe.adapter_name_or_path, Path(model_path), recipe.model_name_or_path)
+        folders.weights_for(recipe.adapter_name_or_path, Path(model_path), recipe.model_name_or_path)
     build.rehearse(recipe, model_path)
     args, notes = build.training_args(recipe, folder, machine)
     tokenizer = load_tokenizer(recipe, model_path)
@@ -176,17 +158,8 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
         datasets = dataset.splits(recipe, tokenizer)
     if args.eval_strategy != "no" and datasets[1] is None:
         raise fail("train_no_validation", where="eval_strategy")
-    about = fingerprints(recipe, model_path, datasets)
+    about = folders.fingerprints(recipe, Path(model_path), dataset.digests(datasets))
     return Job(recipe, folder, model_path, machine, args, tokenizer, datasets, about, since)
-
-
-def fingerprints(recipe: Recipe, model_path: str, datasets: tuple[Dataset, Dataset | None]) -> dict[str, str]:
-    """Return the digests that have to be the same for a run to be reused or resumed."""
-    return {
-        "recipe": fingerprint(recipes.decisive(recipe)),
-        "data": dataset.digests(datasets),
-        "model": model_fingerprint(Path(model_path)),
-    }
 
 
 def load_tokenizer(recipe: Recipe, path: str) -> PreTrainedTokenizerBase:
@@ -197,17 +170,6 @@ def load_tokenizer(recipe: Recipe, path: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def finished(job: Job) -> dict[str, float] | None:
-    """Return the metrics of a finished run of this job, None if there is none whose every file verifies."""
-    if state(job.recipe, lambda: job.about).name == "finished":
-        return read_metrics(job.folder)
-    manifest = own_manifest(job.folder) or {}
-    if manifest.get("finished") is True and not changes(manifest, job.recipe, job.about):
-        reason = damage(job.folder, manifest)
-        print(f"{job.folder}: a finished run, but its result cannot be trusted: {reason}; it is made again")
-    return None
-
-
 def decide(job: Job, fresh: bool) -> Start:
     """Return how a run begins; nothing is written.
 
@@ -215,9 +177,9 @@ def decide(job: Job, fresh: bool) -> Start:
         LabError: the folder holds files of somebody else, or another recipe's run, and nobody said to replace it; or
             `resume_from_checkpoint` names no checkpoint of this run.
     """
-    manifest = own_manifest(job.folder)
+    manifest = folders.own_manifest(job.folder)
     asked = job.recipe.training.get("resume_from_checkpoint")
-    changed = changes(manifest, job.recipe, job.about) if manifest else ""
+    changed = folders.changes(manifest, job.recipe, job.about) if manifest else ""
     if asked and (fresh or not manifest):
         reason = "fresh=true starts over" if fresh else "output_dir holds no run"
         raise fail("checkpoint_not_ours", where=str(asked), reason=reason)
@@ -253,21 +215,14 @@ def open_folder(job: Job, start: Start, model: PreTrainedModel | PeftModel) -> N
         return
     with watch.writing(job.folder, job.folder):
         if start.resume is None:
-            clear(job.folder, own_manifest(job.folder))
+            folders.clear(job.folder, folders.own_manifest(job.folder))
         # The manifest first: it says whose files the others are.
-        manifests.write_json(job.folder / manifests.MANIFEST, record(job, start.run_id) | {"finished": False})
-        recipes.write(job.recipe, job.folder / RECIPE)
-        forget_stop(job)
-        if job.recipe.pissa_init and not (job.folder / PISSA_START).exists():
+        write_record(job, start.run_id, finished=False)
+        recipes.write(job.recipe, job.folder / folders.RECIPE)
+        folders.forget_stop(job.folder, job.since)
+        if job.recipe.pissa_init and not (job.folder / folders.PISSA_START).exists():
             # PiSSA takes the adapter's start out of the base weights; without it no plain adapter can be made.
-            model.save_pretrained(job.folder / PISSA_START)
-
-
-def forget_stop(job: Job) -> None:
-    """Remove a STOP that was meant for an earlier run; one that came while this run was loading counts."""
-    with contextlib.suppress(FileNotFoundError):
-        if (job.folder / watch.STOP).stat().st_mtime < job.since:
-            (job.folder / watch.STOP).unlink()
+            model.save_pretrained(job.folder / folders.PISSA_START)
 
 
 def go_on(job: Job, run_id: str) -> Start:
@@ -297,18 +252,6 @@ def named_checkpoint(job: Job, manifest: dict[str, Any], path: Path, changed: st
     return path
 
 
-def clear(folder: Path, manifest: dict[str, Any] | None) -> None:
-    """Remove what an earlier run wrote into the folder: its files, and the checkpoints that carry its id."""
-    run_id = (manifest or {}).get("run_id")
-    for path in saved_weights.checkpoints(folder):
-        if run_id and (manifests.read_manifest(path) or {}).get("run_id") == run_id:
-            shutil.rmtree(path)
-    # The manifest stays until the next one takes its place: the folder still says whose files these are.
-    for name in (name for name in OWN_FILES if manifest and name not in (manifests.MANIFEST, watch.STOP)):
-        path = folder / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-
-
 def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = False) -> Run:
     """Build the trainer, train, and write the results; a stopped run prints how to resume it."""
     # Before the model: a new head, and the low-rank matrices, are initialized from this seed.
@@ -321,7 +264,7 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     about = {"run_id": start.run_id, "versions": device.versions()} | job.about
     keeper = watch.Keeper(job.folder, about, job.recipe.training.get("save_total_limit"))
     begin = watch.Begin(partial(open_folder, job, start))
-    watchers = [begin, watch.Log(job.folder / LOG), watch.Guard(), stop, *early_stop(job), *extra, keeper]
+    watchers = [begin, watch.Log(job.folder / folders.LOG), watch.Guard(), stop, *early_stop(job), *extra, keeper]
     trainer = build.build_trainer(job.recipe, model, job.args, job.tokenizer, job.datasets, watchers)
     if job.recipe.quantization_bit:
         cpu.lift_adapters(trainer.model, job.machine)
@@ -393,7 +336,7 @@ def finish(job: Job, trainer: Trainer, metrics: dict[str, float], run_id: str) -
     """
     if not watch.all_finite(watch.trained(trainer.model)):
         raise fail("train_broken", where=str(job.folder), exit_code=1, name="a trained weight")
-    weights = job.folder / ("adapter" if job.recipe.finetuning_type == "lora" else "model")
+    weights = job.folder / saved_weights.result_name(job.recipe.finetuning_type)
     partial = job.folder / f"{manifests.PARTIAL}{weights.name}"
     with watch.writing(weights, job.folder):
         save_weights(job, trainer, partial)
@@ -405,10 +348,10 @@ def finish(job: Job, trainer: Trainer, metrics: dict[str, float], run_id: str) -
             # Imported here: matplotlib would cost every start half a second.
             from ftlab import plots
 
-            plots.save_loss(watch.rows_of(trainer.state.log_history), job.folder / PICTURE)
-        (job.folder / CARD).write_text(card(job, trainer, metrics), encoding="utf-8")
-        manifests.write_json(job.folder / METRICS, metrics)
-        manifests.write_json(job.folder / manifests.MANIFEST, record(job, run_id) | {"finished": True})
+            plots.save_loss(watch.rows_of(trainer.state.log_history), job.folder / folders.PICTURE)
+        (job.folder / folders.CARD).write_text(card(job, trainer, metrics), encoding="utf-8")
+        manifests.write_json(job.folder / folders.METRICS, metrics)
+        write_record(job, run_id, finished=True)
 
 
 def save_weights(job: Job, trainer: Trainer, folder: Path) -> None:
@@ -418,20 +361,19 @@ def save_weights(job: Job, trainer: Trainer, folder: Path) -> None:
     model = trainer.model
     if job.recipe.pissa_init and isinstance(model, PeftModel):
         # As a difference from the untouched base: any reader of adapters can load it then.
-        model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(job.folder / PISSA_START))
+        model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(job.folder / folders.PISSA_START))
         job.tokenizer.save_pretrained(folder)
     else:
         trainer.save_model(str(folder))
     # TRL writes its own model card and pickled arguments next to the weights; the run folder has both in readable form.
-    for leftover in (CARD, "training_args.bin"):
+    for leftover in (folders.CARD, "training_args.bin"):
         (folder / leftover).unlink(missing_ok=True)
 
 
-def record(job: Job, run_id: str) -> dict[str, Any]:
-    """Return what the run's manifest says of it."""
-    settings = printable(recipes.decisive(job.recipe))
-    about = {"machine": job.machine.name, "versions": device.versions()}
-    return {"run_id": run_id, "settings": settings} | about | job.about
+def write_record(job: Job, run_id: str, finished: bool) -> None:
+    """Write the manifest of a run, which says whose files the others in its folder are."""
+    about = folders.record(job.recipe, run_id, job.machine.name, job.about)
+    manifests.write_json(job.folder / manifests.MANIFEST, about | {"finished": finished})
 
 
 def card(job: Job, trainer: Trainer, metrics: dict[str, float]) -> str:

@@ -34,7 +34,8 @@ from lab import TOKEN, lab, private
 
 from ftlab import embedded
 from ftlab.apps import lesson_files, notebooks
-from ftlab.apps.board import controls, curves, training_job, voila_server
+from ftlab.apps.board import controls, training_job, voila_server
+from ftlab.runs import folder as folders
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [
@@ -79,7 +80,7 @@ def kept(page, name):
 
 def losses(folder):
     """Return the losses of a run's log; its steps have to be 1, 2, 3 ... without a gap."""
-    rows = curves.rows_in(folder)
+    rows = folders.read_log(folder)
     assert [row["step"] for row in rows] == list(range(1, len(rows) + 1)), "steps were lost or done twice"
     return [row["loss"] for row in rows]
 
@@ -152,7 +153,7 @@ def test_lesson_03_in_jupyterlab(place, tmp_path, monkeypatch):
         until(lambda: state(page) == "done", 120, "it goes on to the end")
         shot(page, "lab_done", ".ft-plot")
         shot(page, "lab_knobs", ".ft-lora_rank")
-    values = curves.settings(folder)
+    values = folders.read_recipe(folder)
     assert (values["lora_rank"], values["max_steps"]) == (64, steps)
     uninterrupted(values | {"output_dir": "runs/whole"}, place / "whole.yaml")
     assert losses(folder) == losses(place / "runs" / "whole"), "as if it had never been stopped"
@@ -240,7 +241,7 @@ def test_the_page_of_ftlab_board(place, values, tmp_path):
         turn_a_knob(page)
         press(page, "start")
         until(lambda: step(page) >= 5, 90, "training is on its way")
-        pid = json.loads((folder / training_job.JOB).read_text())["pid"]
+        pid = json.loads((folder / folders.PANEL_JOB).read_text())["pid"]
         shot(page, "page_running")
         opened(page, served.url)
         until(lambda: step(page) >= 10, 60, "the page finds its training after a reload")
@@ -252,7 +253,7 @@ def test_the_page_of_ftlab_board(place, values, tmp_path):
         opened(page, served.url)
         # What the page said while its kernel died is about that.
         page.problems.clear()
-        at = len(curves.rows_in(folder))
+        at = len(folders.read_log(folder))
         until(lambda: step(page) > at, 60, "the page finds its training after the kernel's death")
         shot(page, "page_attached")
         press(page, "stop")

@@ -17,6 +17,7 @@ from ftlab.errors import LabError
 from ftlab.recipe import memory_needs
 from ftlab.recipe import read as recipes
 from ftlab.runs import chat, checkpoint, evaluation, export, target, train
+from ftlab.runs import folder as folders
 
 ROOT = Path(__file__).parents[2]
 
@@ -260,7 +261,7 @@ def test_a_stopped_run_has_saved_and_its_exit_code_says_so(tiny_recipe, tmp_path
     command = [sys.executable, "-m", "ftlab", "train", str(tmp_path / "r.yaml")]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     run = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    log = tmp_path / "run" / train.LOG
+    log = tmp_path / "run" / folders.LOG
     while run.poll() is None and not (log.exists() and log.stat().st_size > 200):
         time.sleep(0.05)
     (tmp_path / "run" / "STOP").touch() if how == "STOP" else run.send_signal(how)

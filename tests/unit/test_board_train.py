@@ -26,6 +26,7 @@ from ftlab.apps.board.train_view import command
 from ftlab.apps.notebooks import METADATA
 from ftlab.errors import LANGUAGES, LabError
 from ftlab.recipe import read as recipes
+from ftlab.runs import folder as folders
 from ftlab.runs import train
 
 PNG = b"\x89PNG"
@@ -59,7 +60,7 @@ def run(panel):
 def stop_at(panel, step):
     """Press Start, then Stop once the log has reached a step."""
     panel.view.start.click()
-    until(lambda: curves.last_step(curves.rows_in(panel.folder())) >= step)
+    until(lambda: folders.last_step(folders.read_log(panel.folder())) >= step)
     panel.view.stop.click()
     panel.wait()
 
@@ -91,7 +92,7 @@ def test_a_stopped_and_continued_run_is_the_uninterrupted_one(slow_recipe, tmp_p
     parts = TrainPanel(slow_recipe | {"max_steps": 60, "output_dir": str(tmp_path / "parts")})
     stop_at(parts, 5)
     assert state(parts) == "stopped", shown(parts.view.status)
-    stopped = curves.last_step(parts.rows)
+    stopped = folders.last_step(parts.rows)
     assert 5 <= stopped < 60 and (parts.folder() / f"checkpoint-{stopped}").is_dir()
     assert parts.view.start.description == "Continue" and not parts.view.start.disabled
     run(parts)
@@ -106,7 +107,7 @@ def test_stop_while_it_is_still_loading(slow_recipe):
     panel.view.start.click()
     panel.view.stop.click()
     panel.wait()
-    assert state(panel) == "stopped" and curves.last_step(panel.rows) <= 3
+    assert state(panel) == "stopped" and folders.last_step(panel.rows) <= 3
     assert not (panel.folder() / "STOP").exists()
 
 
@@ -170,7 +171,7 @@ def test_a_process_outlives_its_panel_and_is_found_again(slow_recipe):
     panel = TrainPanel(slow_recipe, mode="process")
     panel.view.start.click()
     pid = panel.job.pid
-    until(lambda: curves.rows_in(panel.folder()))
+    until(lambda: folders.read_log(panel.folder()))
     again = TrainPanel(slow_recipe, mode="process")
     assert again.job and again.job.pid == pid and again.view.start.disabled
     until(lambda: state(again) in ("running", "done"))
@@ -183,10 +184,10 @@ def test_a_process_outlives_its_panel_and_is_found_again(slow_recipe):
 
 
 def test_a_number_that_another_process_got_is_not_taken_for_the_training(tmp_path):
-    (tmp_path / training_job.JOB).write_text(json.dumps({"pid": os.getpid(), "created": 1.0}))
+    (tmp_path / folders.PANEL_JOB).write_text(json.dumps({"pid": os.getpid(), "created": 1.0}))
     assert training_job.living(tmp_path) is None
     for text in ("", "[]", "{", '{"pid": "x"}'):
-        (tmp_path / training_job.JOB).write_text(text)
+        (tmp_path / folders.PANEL_JOB).write_text(text)
         assert training_job.living(tmp_path) is None
 
 
@@ -293,7 +294,7 @@ def test_tokens_and_steps_are_those_of_the_training(tiny_recipe):
     made = recipes.load(values)
     found = estimates.readouts(made)
     done = train.train(made)
-    assert found.steps == curves.last_step(curves.rows_in(done.folder))
+    assert found.steps == folders.last_step(folders.read_log(done.folder))
     rows = train.dataset.splits(made, train.load_tokenizer(made, made.model_name_or_path))[0]
     mean = sum(len(row["input_ids"]) for row in rows) / len(rows)
     assert found.tokens_per_step == pytest.approx(4 * mean, rel=0.02)
@@ -311,7 +312,7 @@ def test_minutes_are_those_of_an_earlier_run_like_it_on_this_machine(tiny_recipe
         assert estimates.readouts(recipes.load(recipes.plain(made) | change)).seconds is None, change
     manifest = manifests.read_manifest(done.folder) | {"machine": "another one"}
     manifests.write_json(done.folder / manifests.MANIFEST, manifest)
-    (done.folder / train.METRICS).touch()
+    (done.folder / folders.METRICS).touch()
     assert estimates.readouts(made).seconds is None, "measured elsewhere"
 
 
@@ -333,8 +334,8 @@ def test_a_slider_s_move_is_shown_at_once(tiny_recipe):
 
 def test_a_half_written_log_line_is_left_for_the_next_look(tmp_path):
     (tmp_path / "train_log.jsonl").write_text('{"step": 1, "loss": 2.0}\n[1]\n{"step": 2, "lo')
-    assert curves.rows_in(tmp_path) == [{"step": 1, "loss": 2.0}]
-    assert curves.rows_in(tmp_path / "nowhere") == []
+    assert folders.read_log(tmp_path) == [{"step": 1, "loss": 2.0}]
+    assert folders.read_log(tmp_path / "nowhere") == []
 
 
 def test_a_long_log_is_thinned_for_the_picture():

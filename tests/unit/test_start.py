@@ -32,3 +32,28 @@ def test_a_verb_that_answers_at_once_imports_no_library_that_trains(verb):
         f"from ftlab import device; device.may_have_accelerator = bool\nfrom ftlab.apps.cli import main; main({verb})"
     )
     assert not imported(code) & HEAVY
+
+
+READERS = (
+    "ftlab.runs.folder", "ftlab.apps.board.curves", "ftlab.apps.board.validation", "ftlab.apps.board.estimates",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("module", READERS)
+def test_what_only_reads_run_folders_imports_no_trainer(module):
+    assert not imported(f"import {module}") & {"torch", "trl", "peft", "datasets"}
+
+
+def test_a_run_folder_is_looked_at_without_a_trainer(tmp_path):
+    look = "from pathlib import Path\nfrom ftlab.recipe import read\nfrom ftlab.runs import folder"
+    folder = str(tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "manifest.json").write_text('{"run_id": "a", "settings": {}}')
+    (tmp_path / "run" / "train_log.jsonl").write_text('{"step": 3, "loss": 1.5}')
+    (tmp_path / "run" / "recipe.yaml").write_text("stage: sft")
+    keys = {"model_name_or_path": "smollm2-135m", "dataset": "a", "output_dir": folder}
+    code = (
+        f"made = read.read({keys})[0]\nassert folder.state(made, dict).name == 'other'\n"
+        f"(found,) = folder.list_runs(Path({str(tmp_path)!r}))\nassert (found.step, found.loss) == (3, 1.5)"
+    )
+    assert not imported(f"{look}\n{code}") & HEAVY

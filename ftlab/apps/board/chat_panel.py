@@ -230,7 +230,7 @@ class ChatPanel:
 
 def label_of(folder: Path) -> str:
     """Return what a run or adapter folder is called."""
-    inside = folder.name == "adapter" or folder.name.startswith(saved_weights.PREFIX)
+    inside = folder.name == saved_weights.ADAPTER or folder.name.startswith(saved_weights.PREFIX)
     return folder.parent.name if inside else folder.name
 
 
@@ -241,7 +241,7 @@ def tuned(runs: Path, *more: str) -> list[Path]:
         more: patterns, from the run folder on, of other files that make a run count.
     """
     patterns = (
-        f"adapter/{saved_weights.ADAPTER_CONFIG}",
+        f"{saved_weights.ADAPTER}/{saved_weights.ADAPTER_CONFIG}",
         f"{saved_weights.PREFIX}*/{saved_weights.ADAPTER_CONFIG}",
         *more,
     )

@@ -1,13 +1,11 @@
 """What a recipe will take, worked out before it is started: trained weights, tokens per step, minutes, memory."""
 
-import json
 from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ftlab import device, embedded, manifests, memory, models
-from ftlab.apps.board import curves
 from ftlab.catalogue import MODELS, hub_id
 from ftlab.data import registry
 from ftlab.data.convert import converted
@@ -18,7 +16,7 @@ from ftlab.recipe import memory_needs
 from ftlab.recipe import read as recipes
 from ftlab.recipe.keys import Recipe
 from ftlab.recipe.trained_weights import trained_weights
-from ftlab.runs import train
+from ftlab.runs import folder as folders
 
 # Rows whose lengths stand for all of them.
 SAMPLE = 200
@@ -93,7 +91,7 @@ def memory_bytes(made: Recipe, decoder: Decoder, lengths: list[tuple[int, ...]])
 def pace(made: Recipe) -> Pace | None:
     """Return how fast the newest finished run like this one was, among those beside its folder, on this machine."""
     root = Path(made.output_dir or "runs/new").expanduser().parent
-    found = [(path.stat().st_mtime, path.parent) for path in root.glob(f"*/{train.METRICS}")]
+    found = [(path.stat().st_mtime, path.parent) for path in root.glob(f"*/{folders.METRICS}")]
     for changed, folder in sorted(found, reverse=True):
         alike, rate = measured(folder, changed)
         if rate and alike == kind(made):
@@ -105,9 +103,9 @@ def pace(made: Recipe) -> Pace | None:
 def measured(folder: Path, changed: float) -> tuple[tuple, float | None]:
     """Return what a finished run was like, and its tokens per second; None where it ran elsewhere or did no step."""
     try:
-        made = recipes.load(folder / train.RECIPE)
-        metrics = json.loads((folder / train.METRICS).read_text(encoding="utf-8"))
-        steps = curves.last_step(curves.rows_in(folder)) - metrics.get("resumed_from_step", 0)
+        made = recipes.load(folder / folders.RECIPE)
+        metrics = folders.read_metrics(folder) or {}
+        steps = folders.last_step(folders.read_log(folder)) - metrics.get("resumed_from_step", 0)
         seconds = float(metrics["train_seconds"])
     except (LabError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return (), None

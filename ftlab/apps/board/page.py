@@ -19,6 +19,7 @@ from ftlab.apps.board.train_panel import TrainPanel
 from ftlab.apps.board.voila_server import RECIPE, WORKING_FOLDER
 from ftlab.apps.board.words import Words
 from ftlab.recipe import strict_yaml
+from ftlab.runs import folder as folders
 
 # What the train tab begins with where no recipe is named.
 BEGINNING: dict[str, Any] = {
@@ -50,7 +51,8 @@ def board(source: str | None = None, lang: str | None = None) -> widgets.Tab:
     values = strict_yaml.read(Path(source))[0] if source else dict(BEGINNING)
     root = Path(values.get("output_dir") or "runs/board").expanduser().parent
     running = training_job.living_under(root)
-    train = TrainPanel(training_job.settings(running.folder) if running else values, lang=words.lang, mode="process")
+    written = folders.read_recipe(running.folder, folders.PANEL_RECIPE) if running else values
+    train = TrainPanel(written, lang=words.lang, mode="process")
     name = str(values.get("dataset") or "").split(",")[0].strip()
     model = str(values.get("model_name_or_path") or embedded.NAME)
     data = DataPanel(name, values.get("dataset_dir", "data"), model, int(values.get("cutoff_len", 1024)), words.lang)

@@ -16,7 +16,7 @@ from ftlab.apps.board.words import Words
 from ftlab.errors import LabError
 from ftlab.recipe import strict_yaml, to_script
 from ftlab.recipe.keys import Recipe
-from ftlab.runs import callbacks
+from ftlab.runs import folder as folders
 
 # Seconds between two looks at the log, and so between two pictures.
 REDRAW_SECONDS = 0.4
@@ -55,8 +55,8 @@ class TrainPanel:
             self.root = Path(values.get("output_dir") or "runs/new").expanduser().parent
             self.form = Form(values, self.words, knobs, (Path.cwd(), self.root))
         self.job: training_job.Job | None = None
-        self.rows: list[curves.Row] = []
-        self.compared: dict[str, list[curves.Row]] = {}
+        self.rows: list[folders.Row] = []
+        self.compared: dict[str, list[folders.Row]] = {}
         self.began: tuple[float, int] | None = None
         self.followed: Recipe | None = None
         self.after: list[Callable[[], None]] = []
@@ -67,7 +67,7 @@ class TrainPanel:
         self.form.watchers.append(self.changed)
         self.list_runs()
         self.changed()
-        self.rows = curves.rows_in(self.folder())
+        self.rows = folders.read_log(self.folder())
         self.draw()
 
     def connect(self) -> None:
@@ -101,7 +101,7 @@ class TrainPanel:
         state, detail = validation.state(made) if made else ("wrong", "")
         replaced = made is not None and (self.view.fresh.value or made.overwrite_output_dir)
         blocked = state == "foreign" or (state == "other" and not replaced)
-        self.view.offer(state, detail, made is not None and not blocked, curves.free_name(self.folder()))
+        self.view.offer(state, detail, made is not None and not blocked, folders.free_name(self.folder()))
 
     def start(self) -> None:
         """Begin the training that stands in the fields, or go on with it."""
@@ -139,7 +139,7 @@ class TrainPanel:
             with errors.speaking(self.words.lang):
                 seen = None
                 while job.alive():
-                    rows = curves.rows_in(job.folder)
+                    rows = folders.read_log(job.folder)
                     if rows != seen:
                         seen = self.rows = rows
                         self.tell(job)
@@ -156,7 +156,7 @@ class TrainPanel:
 
     def tell(self, job: training_job.Job) -> None:
         """Show progress, speed and remaining time of a training."""
-        step = curves.last_step(self.rows)
+        step = folders.last_step(self.rows)
         if not step or job.asked:
             return
         now = time.monotonic()
@@ -173,12 +173,12 @@ class TrainPanel:
     def ended(self, job: training_job.Job) -> None:
         """Show how a training ended, and offer what can be done next."""
         # A request that came too late would stop the next run.
-        (job.folder / callbacks.STOP).unlink(missing_ok=True)
-        self.rows = curves.rows_in(job.folder)
+        (job.folder / folders.STOP).unlink(missing_ok=True)
+        self.rows = folders.read_log(job.folder)
         self.draw(job.folder.name)
         self.job = None
         self.view.under_way(False)
-        left = curves.look(job.folder)
+        left = folders.summarize(job.folder)
         self.view.fresh.value = False
         self.list_runs()
         self.changed()
@@ -193,7 +193,7 @@ class TrainPanel:
         elif job.asked or isinstance(job, training_job.InThread):
             self.view.say("stopped", step=left.step)
         else:
-            self.view.say("ended", reason=curves.last_words(job.folder / training_job.OUTPUT))
+            self.view.say("ended", reason=curves.last_words(job.folder / folders.PANEL_OUTPUT))
 
     def draw(self, name: str = "") -> None:
         """Draw the run in hand and what it is compared with."""
@@ -202,7 +202,7 @@ class TrainPanel:
     def list_runs(self) -> None:
         """Fill the lists of earlier runs."""
         with errors.speaking(self.words.lang):
-            self.view.list_runs(curves.earlier(self.root))
+            self.view.list_runs(folders.list_runs(self.root))
 
     def open(self, folder: Path | None) -> None:
         """Bring an earlier run's settings into the fields and its curve into the plot."""
@@ -210,21 +210,21 @@ class TrainPanel:
             return
         try:
             with errors.speaking(self.words.lang):
-                self.form.load(curves.settings(folder))
+                self.form.load(folders.read_recipe(folder))
         except LabError as error:
             self.view.say("failed", reason=str(error))
             return
-        self.rows = curves.rows_in(folder)
+        self.rows = folders.read_log(folder)
         self.draw()
 
     def compare_with(self, folder: Path | None) -> None:
         """Draw another run's curve beside this one; None takes it away."""
-        self.compared = {folder.name + " ": curves.rows_in(folder)} if folder else {}
+        self.compared = {folder.name + " ": folders.read_log(folder)} if folder else {}
         self.draw()
 
     def take_free_folder(self) -> None:
         """Write into a folder that no other run has."""
-        self.form.controls["output_dir"].value = str(curves.free_name(self.folder()))
+        self.form.controls["output_dir"].value = str(folders.free_name(self.folder()))
 
     def show_code(self) -> None:
         """Write the script for exactly these settings."""
@@ -248,7 +248,7 @@ class TrainPanel:
             display(self.view.box)
             return
         while (made := self.form.recipe()) and validation.state(made)[0] == "other":
-            self.form.controls["output_dir"].value = str(curves.next_name(self.folder()))
+            self.form.controls["output_dir"].value = str(folders.next_name(self.folder()))
         if made is None:
             key, said = next(iter(self.form.checked.messages.items()))
             raise LabError(said, key)

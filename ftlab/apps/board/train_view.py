@@ -9,10 +9,10 @@ from typing import Any
 import ipywidgets as widgets
 
 from ftlab.apps.board import controls
-from ftlab.apps.board.curves import Past
 from ftlab.apps.board.estimates import Readouts
 from ftlab.apps.board.form import WIDE, Form
 from ftlab.apps.board.words import Words
+from ftlab.runs.folder import Summary
 
 RED = "#b00020"
 PRE = "background:#f5f5f5;color:#111;padding:6px;margin:0;max-height:22em;overflow:auto;font:12px/1.35 monospace"
@@ -159,7 +159,7 @@ class View:
             memory=gib(memory_bytes),
         )
 
-    def list_runs(self, found: Sequence[Past]) -> None:
+    def list_runs(self, found: Sequence[Summary]) -> None:
         """Fill both lists, and keep what was chosen where it is still there."""
         nothing = (self.words("nothing"), None)
         options = [nothing] + [(self.name_of(run), run.folder) for run in found]
@@ -168,7 +168,7 @@ class View:
             chooser.options = options
             chooser.value = before if before in [folder for _, folder in options] else None
 
-    def name_of(self, run: Past) -> str:
+    def name_of(self, run: Summary) -> str:
         """Return a run as the lists show it."""
         state = self.words("run_finished" if run.finished else "run_unfinished")
         loss = "" if run.loss is None else f", {run.loss:.3f}"

@@ -16,12 +16,10 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from ftlab import errors
 from ftlab.apps.board import controls, curves
 from ftlab.apps.board.background import said
-from ftlab.recipe import strict_yaml
 from ftlab.recipe.keys import Recipe
-from ftlab.runs import callbacks, train
+from ftlab.runs import folder as folders
+from ftlab.runs import train
 
-# In the run folder; `ftlab train` lets files of these names alone.
-YAML, OUTPUT, JOB = "run.yaml", "run.out", "run.job"
 # Trainings in threads of this kernel, by run folder: a panel that is made again finds its training here.
 THREADS: dict[Path, "InThread"] = {}
 
@@ -93,9 +91,10 @@ class InProcess:
         """Run `ftlab train` on the YAML, apart from this process: it ends neither with the page nor with the kernel."""
         folder = folder_of(made)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / YAML).write_text(controls.yaml_lines(written), encoding="utf-8")
-        command = [sys.executable, "-m", "ftlab", "train", str(folder / YAML), *(["fresh=true"] if fresh else [])]
-        with (folder / OUTPUT).open("wb") as output:
+        recipe = folder / folders.PANEL_RECIPE
+        recipe.write_text(controls.yaml_lines(written), encoding="utf-8")
+        command = [sys.executable, "-m", "ftlab", "train", str(recipe), *(["fresh=true"] if fresh else [])]
+        with (folder / folders.PANEL_OUTPUT).open("wb") as output:
             child = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -106,14 +105,14 @@ class InProcess:
             )
         created = psutil.Process(child.pid).create_time()
         about = {"pid": child.pid, "created": created}
-        (folder / JOB).write_text(json.dumps(about), encoding="utf-8")
+        (folder / folders.PANEL_JOB).write_text(json.dumps(about), encoding="utf-8")
         return cls(folder, child.pid, created, child)
 
     @classmethod
     def attach(cls, folder: Path) -> "InProcess | None":
         """Return the process that trains into a folder, None where there is none any more."""
         try:
-            about = json.loads((folder / JOB).read_text(encoding="utf-8"))
+            about = json.loads((folder / folders.PANEL_JOB).read_text(encoding="utf-8"))
             found = cls(folder, int(about["pid"]), float(about["created"]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -131,7 +130,7 @@ class InProcess:
 
     def problem(self) -> str:
         """Return the last output of a process that failed, "" for one that finished or stopped as asked."""
-        words = curves.last_words(self.folder / OUTPUT)
+        words = curves.last_words(self.folder / folders.PANEL_OUTPUT)
         failed = words.startswith("ftlab:") or (self.child is not None and self.child.returncode not in (0, None))
         return words if failed else ""
 
@@ -148,7 +147,7 @@ Job = InThread | InProcess
 def ask_to_stop(job: Job) -> None:
     """Ask a training to save and stop after its step; asked again where it was still loading and cleared the file."""
     job.asked = True
-    (job.folder / callbacks.STOP).touch()
+    (job.folder / folders.STOP).touch()
 
 
 def folder_of(made: Recipe) -> Path:
@@ -163,14 +162,5 @@ def living(folder: Path) -> Job | None:
 
 def living_under(root: Path) -> InProcess | None:
     """Return a process that trains into some folder under `root`: what a page finds when it is opened again."""
-    found = sorted(root.glob(f"*/{JOB}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = sorted(root.glob(f"*/{folders.PANEL_JOB}"), key=lambda path: path.stat().st_mtime, reverse=True)
     return next((job for path in found if (job := InProcess.attach(path.parent))), None)
-
-
-def settings(folder: Path) -> dict[str, Any]:
-    """Return the keys that a process was started with.
-
-    Raises:
-        LabError: its YAML is gone or broken.
-    """
-    return strict_yaml.read(folder / YAML)[0]

@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
 from ftlab import embedded, models, saved_weights
 from ftlab.apps.board import estimates
 from ftlab.apps.board.controls import FIELDS, Field
@@ -20,7 +18,6 @@ from ftlab.errors import LabError, fail
 from ftlab.recipe import read as recipes
 from ftlab.recipe import templates
 from ftlab.recipe.keys import REWARDS, Recipe
-from ftlab.runs import dataset, train
 from ftlab.runs import folder as folders
 from ftlab.runs.folder import State
 
@@ -188,18 +185,23 @@ def fingerprints(made: Recipe) -> dict[str, str]:
     Raises:
         LabError: the data cannot be trained on.
     """
+    # Imported here: encoding the rows takes torch, looking at a folder does not.
+    from ftlab.runs import dataset, train
+
     path = estimates.local_folder(made.model_name_or_path)
     if path is None:
         return {}
     with contextlib.redirect_stdout(io.StringIO()), without_bars():
         tokenizer = train.load_tokenizer(made, path)
         templates.apply(made.template, tokenizer, made.allow_other_template)
-        return train.fingerprints(made, path, dataset.splits(made, tokenizer))
+        return folders.fingerprints(made, Path(path), dataset.digests(dataset.splits(made, tokenizer)))
 
 
 @contextlib.contextmanager
 def without_bars() -> Iterator[None]:
     """Keep the progress bars of datasets out of the page."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
     shown = not are_progress_bars_disabled()
     disable_progress_bars()
     try:
