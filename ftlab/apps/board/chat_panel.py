@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ftlab import embedded, models, saved_weights
 from ftlab.apps.board.background import Work
+from ftlab.apps.board.named_widgets import button, field
 from ftlab.apps.board.words import Words
 from ftlab.errors import fail
 from ftlab.runs import chat
@@ -103,16 +104,16 @@ class ChatPanel:
 
     def field(self, name: str, widget: widgets.Widget) -> widgets.Widget:
         """Give a control its name and tooltip; the label of a sampling control includes its key."""
-        label = self.words(name)
-        widget.description = label if name.startswith("chat_") or label == name else f"{name} {label}"
-        widget.tooltip, widget.style = self.words.tip(name), {"description_width": "initial"}
-        return widget.add_class(f"ft-{name}")
+        named, label = field(self.words, name, widget), self.words(name)
+        if not name.startswith("chat_") and label != name:
+            named.description = f"{name} {label}"
+        return named
 
     def button(self, name: str, action: Any, style: str = "") -> widgets.Button:
         """Return a button with its tooltip and what it does."""
-        made = widgets.Button(description=self.words(name), tooltip=self.words.tip(name), button_style=style)
+        made = button(self.words, name, style)
         made.on_click(lambda _: action())
-        return made.add_class(f"ft-{name}")
+        return made
 
     def generation(self) -> dict[str, Any]:
         """Return the fields of `generate` for the sampling controls."""

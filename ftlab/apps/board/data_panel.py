@@ -9,6 +9,7 @@ import ipywidgets as widgets
 
 from ftlab import embedded, errors, tokens
 from ftlab.apps.board import estimates
+from ftlab.apps.board.named_widgets import button, field
 from ftlab.apps.board.words import Words
 from ftlab.data import check, registry
 from ftlab.data.dataset_info import INFO, read_info
@@ -44,11 +45,13 @@ class DataPanel:
         self.rows: list[dict[str, Any]] = []
         self.tokenizer: Any = None
         known = registered(self.dataset_dir)
-        self.name = self.field("data_set", widgets.Combobox(value=name or next(iter(known), ""), options=known))
-        self.model = self.field("data_model", widgets.Text(value=model))
-        self.cutoff = self.field("data_cutoff", widgets.BoundedIntText(value=cutoff_len, min=8, max=2**20))
-        self.row = self.field("data_row", widgets.BoundedIntText(value=1, min=1, max=1))
-        self.before, self.next, self.check = map(self.button, ("data_before", "data_next", "data_check"))
+        self.name = field(self.words, "data_set", widgets.Combobox(value=name or next(iter(known), ""), options=known))
+        self.model = field(self.words, "data_model", widgets.Text(value=model))
+        self.cutoff = field(self.words, "data_cutoff", widgets.BoundedIntText(value=cutoff_len, min=8, max=2**20))
+        self.row = field(self.words, "data_row", widgets.BoundedIntText(value=1, min=1, max=1))
+        self.before, self.next, self.check = (
+            button(self.words, name) for name in ("data_before", "data_next", "data_check")
+        )
         self.caption, self.shown = widgets.HTML(), widgets.HTML().add_class("ft-tokens")
         self.lengths, self.report = widgets.HTML(), widgets.HTML().add_class("ft-report")
         self.before.on_click(lambda _: self.step(-1))
@@ -69,17 +72,6 @@ class DataPanel:
             ]
         ).add_class("ftlab-data")
         self.load()
-
-    def field(self, name: str, widget: widgets.Widget) -> widgets.Widget:
-        """Give a control its name and tooltip."""
-        widget.description, widget.tooltip = self.words(name), self.words.tip(name)
-        widget.style = {"description_width": "initial"}
-        return widget.add_class(f"ft-{name}")
-
-    def button(self, name: str) -> widgets.Button:
-        """Return a button with its tooltip."""
-        made = widgets.Button(description=self.words(name), tooltip=self.words.tip(name), layout={"width": "auto"})
-        return made.add_class(f"ft-{name}")
 
     def load(self) -> None:
         """Read the set, and show its first row and its lengths."""

@@ -9,8 +9,9 @@ import ipywidgets as widgets
 
 from ftlab.apps import lesson_files
 from ftlab.apps.board import train_view
+from ftlab.apps.board.named_widgets import button
 from ftlab.apps.board.words import Words
-from ftlab.errors import LabError, fail
+from ftlab.errors import LabError, fail, reason_of
 
 
 class Question(NamedTuple):
@@ -41,7 +42,9 @@ class QuizPanel:
         self.question, self.verdict, self.score = (widgets.HTML() for _ in range(3))
         self.question.add_class("ft-quiz-question"), self.verdict.add_class("ft-quiz-verdict")
         self.choices = widgets.RadioButtons(layout={"width": "98%"}).add_class("ft-quiz-choices")
-        self.before, self.check, self.next = map(self.button, ("quiz_before", "quiz_check", "quiz_next"))
+        self.before, self.check, self.next = (
+            button(self.words, name) for name in ("quiz_before", "quiz_check", "quiz_next")
+        )
         self.check.on_click(lambda _: self.answer())
         self.before.on_click(lambda _: self.go(-1))
         self.next.on_click(lambda _: self.go(1))
@@ -54,11 +57,6 @@ class QuizPanel:
             self.questions = []
             self.verdict.value = train_view.red(str(error))
         self.show()
-
-    def button(self, name: str) -> widgets.Button:
-        """Return a button with its tooltip."""
-        made = widgets.Button(description=self.words(name), tooltip=self.words.tip(name), layout={"width": "auto"})
-        return made.add_class(f"ft-{name}")
 
     def go(self, by: int) -> None:
         """Go to the next question, or to the one before."""
@@ -121,7 +119,7 @@ def read(path: Path) -> list[Question]:
         rows = json.loads(path.read_text(encoding="utf-8"))
         found = [Question(**row) for row in rows]
     except (OSError, ValueError, TypeError) as error:
-        raise fail("quiz_broken", where=str(path), reason=str(error)[:120]) from None
+        raise fail("quiz_broken", where=str(path), reason=reason_of(error)) from None
     for number, one in enumerate(found, 1):
         texts = [one.question, one.why, one.lesson, *one.choices] if isinstance(one.choices, list) else [None]
         whole = all(isinstance(text, str) and text.strip() for text in texts) and len(set(one.choices)) > 1

@@ -11,6 +11,7 @@ from ftlab import errors
 from ftlab.apps.board import train_view, validation
 from ftlab.apps.board.background import Work
 from ftlab.apps.board.form import WIDE, Form
+from ftlab.apps.board.named_widgets import button
 from ftlab.apps.board.words import Words
 from ftlab.errors import LabError
 from ftlab.recipe.keys import Recipe
@@ -48,10 +49,7 @@ class Task:
         self.words, self.form, self.verb, self.look, self.blamed, self.act = words, form, verb, look, blamed, act
         self.work = Work(words.lang, lambda reason: self.say("failed", reason=reason), lambda: self.offer(False))
         self.idle = self.work.idle
-        self.start = widgets.Button(
-            description=words(name), tooltip=words.tip(name), button_style="success", icon="play"
-        ).add_class(f"ft-{name}")
-        self.start.layout.width = "auto"
+        self.start = button(words, name, "success", "play")
         self.status = widgets.HTML(html.escape(words("ready"))).add_class(f"ft-{name}-status")
         self.before = widgets.HTML().add_class(f"ft-{name}-before")
         self.command = widgets.HTML(layout=WIDE)

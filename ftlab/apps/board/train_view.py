@@ -11,6 +11,7 @@ import ipywidgets as widgets
 from ftlab.apps.board import controls
 from ftlab.apps.board.estimates import Readouts
 from ftlab.apps.board.form import WIDE, Form
+from ftlab.apps.board.named_widgets import button
 from ftlab.apps.board.words import Words
 from ftlab.runs.folder import Summary
 
@@ -23,11 +24,11 @@ class View:
 
     def __init__(self, words: Words, form: Form) -> None:
         self.words = words
-        self.start = self.button("start", "ft-start", "success", "play")
-        self.stop = self.button("stop", "ft-stop", "danger", "stop")
+        self.start = button(words, "start", "success", "play")
+        self.stop = button(words, "stop", "danger", "stop")
         self.stop.disabled = True
-        self.open = self.button("open", "ft-open")
-        self.write_code = self.button("refresh_code", "ft-write-code")
+        self.open = button(words, "open")
+        self.write_code = button(words, "refresh_code")
         self.new_folder = widgets.Button(tooltip=words.tip("new_folder"), layout={"width": "auto", "display": "none"})
         self.new_folder.add_class("ft-new-folder")
         self.fresh = widgets.Checkbox(
@@ -43,14 +44,6 @@ class View:
         self.earlier, self.compare = self.chooser("earlier"), self.chooser("compare")
         self.folder_message = widgets.HTML().add_class("ft-folder")
         self.box = self.laid_out(form)
-
-    def button(self, name: str, css_class: str, style: str = "", icon: str = "") -> widgets.Button:
-        """Return a button with its tooltip."""
-        made = widgets.Button(
-            description=self.words(name), tooltip=self.words.tip(name), button_style=style, icon=icon
-        ).add_class(css_class)
-        made.layout.width = "auto"
-        return made
 
     def chooser(self, name: str) -> widgets.Dropdown:
         """Return a list of runs to choose one from."""
