@@ -71,7 +71,7 @@ def serving(
     """
     for name in ("voila", "ipywidgets", "jupyterlab"):
         packages.require(name, "ftlab board")
-    if not allow_remote and not is_loopback(host):
+    if not allow_remote and not is_written_loopback(host):
         raise fail("board_remote", where="--host", host=host)
     port = free(host, port)
     token = os.environ.get("JUPYTER_TOKEN") or secrets.token_urlsafe(32)
@@ -115,10 +115,10 @@ def about(source: str | None, lang: str | None) -> dict[str, str]:
     return found | {LANGUAGE: lang or errors.language(), "FTLAB_HEADLESS": ""}
 
 
-def is_loopback(host: str) -> bool:
-    """Return True if only this machine reaches an address.
+def is_written_loopback(host: str) -> bool:
+    """Return True if an address is `localhost` or a loopback IP as it is written; no other name is looked up.
 
-    >>> is_loopback("127.0.0.1"), is_loopback("localhost"), is_loopback("0.0.0.0")
+    >>> is_written_loopback("127.0.0.1"), is_written_loopback("localhost"), is_written_loopback("0.0.0.0")
     (True, True, False)
     """
     try:

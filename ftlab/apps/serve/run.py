@@ -44,7 +44,7 @@ def serve(
     """
     host = host or os.environ.get("API_HOST") or "127.0.0.1"
     port = port_from_environment() if port is None else port
-    if remote_names is None and not security.is_loopback(host):
+    if remote_names is None and not security.resolves_to_loopback(host):
         raise fail("serve_remote", where=host)
     bound = listen(host, port)
     token, said = security.token(embedded.cache_dir() / "serve")

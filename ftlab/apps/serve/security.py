@@ -100,8 +100,8 @@ def bits(text: str) -> float:
     return len(text) * (4.0 if set(text) <= set(string.hexdigits) else 6.0)
 
 
-def is_loopback(host: str) -> bool:
-    """Return True if binding to `host` reaches this machine alone.
+def resolves_to_loopback(host: str) -> bool:
+    """Return True if every address of `host`, looked up, is loopback: only this machine reaches a server there.
 
     Raises:
         LabError: no address belongs to that name.
