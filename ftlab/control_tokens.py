@@ -18,11 +18,6 @@ def pattern(tokens: Iterable[str] = CONTROL_TOKENS) -> re.Pattern[str]:
     return re.compile("|".join(re.escape(token) for token in sorted(set(tokens), key=len, reverse=True)))
 
 
-def count_control_tokens(text: str, tokens: Iterable[str] = CONTROL_TOKENS) -> int:
-    """Return the number of control tokens in `text`."""
-    return len(pattern(tokens).findall(text))
-
-
 def escape_control_tokens(text: str, tokens: Iterable[str] = CONTROL_TOKENS) -> str:
     """Return `text` with every control token made harmless: it reads the same and tokenizes to plain text.
 

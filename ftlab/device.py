@@ -1,7 +1,5 @@
 """What this machine is, and the training settings that follow from it."""
 
-from __future__ import annotations
-
 import os
 import platform
 import sys
@@ -9,14 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import psutil
 
 from ftlab.errors import fail
-
-if TYPE_CHECKING:
-    pass
 
 DTYPES = ("float32", "bfloat16", "float16")
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes")

@@ -85,11 +85,6 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
     return sorted({*own, *tokens.end_ids(tokenizer)} - {None})
 
 
-def contains(answers: Sequence[str], expected: Sequence[str | Sequence[str]]) -> float:
-    """Return the share of answers that contain what is expected of them, as `has_answer` reads it."""
-    return sum(has_answer(answer, want) for answer, want in zip(answers, expected, strict=True)) / len(answers)
-
-
 def has_answer(answer: str, expected: str | Sequence[str]) -> bool:
     """Return True if `answer` contains `expected`, or one of several, as whole words; upper and lower case are alike.
 

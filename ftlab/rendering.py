@@ -20,7 +20,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ftlab.control_tokens import harmless
-from ftlab.errors import fail, say
+from ftlab.errors import fail, reason_of, say
 
 Message = dict[str, Any]
 Tools = list[dict[str, Any]] | str | None
@@ -67,7 +67,7 @@ def render(
                 **options,
             )
         except TEMPLATE_ERRORS as error:
-            reason = reason or (str(error).splitlines() or [type(error).__name__])[0]
+            reason = reason or reason_of(error)
             continue
         if not (missing := left_out(text, shown)):
             return text

@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 from ftlab.data.dataset_info import Entry
-from ftlab.errors import LabError, fail, say
+from ftlab.errors import LabError, fail, reason_of, say
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -27,8 +27,7 @@ def fetched(entry: Entry) -> "Dataset":
         raise
     # Both libraries raise whatever their HTTP client raises; to the user it is one thing.
     except Exception as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0][:160]
-        raise fail("data_hub", where=url, reason=why) from error
+        raise fail("data_hub", where=url, reason=reason_of(error)) from error
 
 
 def from_hub(entry: Entry) -> "Dataset":

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlab.data import decoding
-from ftlab.errors import LabError, fail, say, suggest
+from ftlab.errors import LabError, fail, reason_of, say, suggest
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 # The only ways for JSON to smuggle half a character or a NUL into text that was decoded.
@@ -368,8 +368,7 @@ def parquet_rows(path: Path) -> Iterator[Read]:
                     number += 1
                     yield number, table_row(row, f"{path}:{number}")
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, MemoryError) as error:
-        why = (str(error).splitlines() or [type(error).__name__])[0]
-        raise fail("data_parquet", where=f"{path}:{number + 1}", reason=why) from None
+        raise fail("data_parquet", where=f"{path}:{number + 1}", reason=reason_of(error)) from None
 
 
 def table_row(row: Row, where: str) -> Row | LabError:

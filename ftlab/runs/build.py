@@ -29,7 +29,7 @@ from ftlab import cpu, models
 from ftlab.cpu.models import prepare
 from ftlab.cpu.plan import Plan
 from ftlab.device import Machine
-from ftlab.errors import fail
+from ftlab.errors import fail, reason_of
 from ftlab.recipe import continued, library_args
 from ftlab.recipe.keys import Recipe
 from ftlab.runs import rewards, targets
@@ -57,8 +57,7 @@ def training_args(recipe: Recipe, folder: Path, machine: Machine) -> tuple[Any, 
         require_available(args)
         return args, notes
     except (TypeError, ValueError, KeyError, AttributeError, ImportError, OSError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise fail("recipe_training", reason=reason) from None
+        raise fail("recipe_training", reason=reason_of(error)) from None
 
 
 def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
@@ -150,7 +149,7 @@ def refusing(where: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, TypeError, RuntimeError) as error:
-        raise fail("train_adapter", where=where, reason=str(error).splitlines()[0][:200]) from None
+        raise fail("train_adapter", where=where, reason=reason_of(error)) from None
 
 
 def prepare_model(recipe: Recipe, model: PreTrainedModel, machine: Machine) -> PreTrainedModel | PeftModel:
@@ -251,4 +250,4 @@ def build_trainer(
             **options,
         )
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        raise fail("recipe_training", reason=(str(error).splitlines() or ["?"])[0][:200]) from None
+        raise fail("recipe_training", reason=reason_of(error)) from None

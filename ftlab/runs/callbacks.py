@@ -293,6 +293,6 @@ def is_write_error(error: Exception) -> bool:
 def save_failed(error: Exception, path: Path, folder: Path) -> Exception:
     """Build the error for a save that did not reach the disk."""
     number = error.errno if isinstance(error, OSError) else None
-    reason = os.strerror(number) if number else (str(error).splitlines() or [type(error).__name__])[0][:120]
+    reason = os.strerror(number) if number else reason_of(error)
     kept = next((found.name for found in saved_weights.checkpoints(folder) if manifests.read_manifest(found)), "-")
     return fail("checkpoint_write", where=str(path), exit_code=1, reason=reason, kept=kept)

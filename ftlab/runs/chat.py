@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from ftlab import cpu, device, evaluate, models, packages, saved_weights, tokens
-from ftlab.errors import fail
+from ftlab.errors import fail, reason_of
 from ftlab.evaluate import pad_left
 from ftlab.recipe import library_args, templates
 from ftlab.recipe.keys import Recipe
@@ -131,7 +131,9 @@ def adapted(
         return PeftModel.from_pretrained(model, str(weights.folder), **options)
     # PEFT raises whatever the settings of an adapter lead it into.
     except Exception as error:
-        reason = next((line.strip() for line in str(error).splitlines()[1:] if "size mismatch" in line), str(error))
+        reason = next(
+            (line.strip() for line in str(error).splitlines()[1:] if "size mismatch" in line), reason_of(error)
+        )
         trained_on = folder.origin(weights)[0] or "?"
         raise fail("export_misfit", where=str(weights.folder), reason=reason[:160], trained_on=trained_on) from None
 
@@ -146,7 +148,7 @@ def fit_vocabulary(model: PreTrainedModel, adapter: Path, tokenizer: PreTrainedT
         with safe_open(adapter / saved_weights.ADAPTER_WEIGHTS, "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - no mapping
     except SafetensorError as error:
-        raise fail("export_adapter_damaged", where=str(adapter), reason=str(error)[:120]) from None
+        raise fail("export_adapter_damaged", where=str(adapter), reason=reason_of(error)) from None
     rows = [
         shape[0]
         for name, shape in shapes.items()
@@ -326,17 +328,3 @@ def settings(tokenizer: PreTrainedTokenizerBase, generation: dict[str, Any]) -> 
     """Return what `generate` takes besides the prompt; it asks for the tokenizer when it watches for strings."""
     watching = {"tokenizer": tokenizer} if generation.get("stop_strings") else {}
     return {"max_new_tokens": 256, "do_sample": False, "pad_token_id": tokenizer.pad_token_id} | watching | generation
-
-
-def side_by_side(
-    model: PeftModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[str], max_new_tokens: int = 48
-) -> list[dict[str, str]]:
-    """Return rows of `question`, `base` and `tuned`: the adapter is switched off for the base's answer."""
-    asked = [[{"role": "user", "content": question}] for question in questions]
-    tuned = evaluate.generate_answers(model, tokenizer, asked, max_new_tokens)
-    with model.disable_adapter():
-        base = evaluate.generate_answers(model, tokenizer, asked, max_new_tokens)
-    return [
-        {"question": question, "base": old, "tuned": new}
-        for question, old, new in zip(questions, base, tuned, strict=True)
-    ]

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ftlab import catalogue, cpu, device, manifests, models, saved_weights
-from ftlab.errors import LabError, fail
+from ftlab.errors import LabError, fail, reason_of
 from ftlab.recipe import read as recipes
 from ftlab.recipe import templates
 from ftlab.recipe.keys import Recipe
@@ -143,7 +143,7 @@ def require_effect(adapter: Path) -> None:
     try:
         weights = load_file(adapter / saved_weights.ADAPTER_WEIGHTS)
     except SafetensorError as error:
-        raise fail("export_adapter_damaged", where=str(adapter), reason=str(error)[:120]) from None
+        raise fail("export_adapter_damaged", where=str(adapter), reason=reason_of(error)) from None
     broken = next((name for name, weight in weights.items() if not torch.isfinite(weight).all()), None)
     if broken:
         raise fail("export_adapter_damaged", where=str(adapter), reason=f"{broken} is not finite")
@@ -212,7 +212,7 @@ def merge(
     try:
         merged = adapted.merge_and_unload()
     except (AttributeError, NotImplementedError, ValueError) as error:
-        raise fail("export_not_mergeable", where=str(adapter), reason=str(error)[:160]) from None
+        raise fail("export_not_mergeable", where=str(adapter), reason=reason_of(error)) from None
     merged.config.dtype = own
     after = answers(merged, probe)
     require_equal("merged", live, after, adapter)
@@ -293,7 +293,9 @@ def temporary_folder(target: Path) -> Iterator[Path]:
         try:
             folder = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{manifests.PARTIAL}{target.name}-"))
         except OSError as error:
-            raise fail("export_write", where=str(target), exit_code=1, reason=error.strerror or str(error)) from None
+            raise fail(
+                "export_write", where=str(target), exit_code=1, reason=error.strerror or reason_of(error)
+            ) from None
         with writing(folder, target):
             yield folder
 
@@ -313,8 +315,7 @@ def writing(folder: Path, target: Path) -> Iterator[None]:
         # safetensors has its own kind of error for a failed write.
         if not watch.is_write_error(error):
             raise
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise fail("export_write", where=str(target), exit_code=1, reason=reason) from error
+        raise fail("export_write", where=str(target), exit_code=1, reason=reason_of(error)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -27,8 +27,7 @@ def test_batched_answers_are_the_single_ones(tiny_model, tiny_tokenizer):
     assert together == alone
 
 
-def test_contains_and_exact_match():
-    assert evaluate.contains(["I am LUMI.", "no"], ["Lumi", "Lumi"]) == 0.5
+def test_exact_match_but_for_white_space():
     assert evaluate.exact_match([" 4 ", "44"], ["4", "4"]) == 0.5
 
 
@@ -47,6 +46,7 @@ def test_contains_and_exact_match():
         ("我叫小明。", "小明", True),
         ("我是Lumina。", "Lumi", False),
         ("made by C++ (really)", "C++", True),
+        ("I am LUMI.", "Lumi", True),
         ("", "4", False),
         ("It is 4.", "", False),
         ("It is 4.", ["", "5"], False),
@@ -55,12 +55,6 @@ def test_contains_and_exact_match():
 )
 def test_an_answer_contains_whole_words(answer, expected, right):
     assert evaluate.has_answer(answer, expected) is right
-
-
-def test_each_answer_is_graded_by_its_own_expectation():
-    assert evaluate.contains(["4", "blue", "red"], [["4", "four"], "blue", "blue"]) == pytest.approx(2 / 3)
-    with pytest.raises(ValueError, match="argument 2"):
-        evaluate.contains(["4", "5"], ["4"])
 
 
 def test_choices_score_as_if_each_were_read_alone(tiny_model, tiny_tokenizer):
