@@ -14,7 +14,7 @@ def check_lora_parameters(answer: object) -> Verdict:
 
 
 def check_lora_scale(answer: object) -> Verdict:
-    """A function of lora_alpha and r; some results are no integers."""
+    """A function of lora_alpha and r; some results are not integers."""
     cases = [(16, 16), (32, 8), (8, 32), (5, 2), (10, 4)]
     return check_function("lora_scale", answer, lambda lora_alpha, r: lora_alpha / r, cases)
 

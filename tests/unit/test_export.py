@@ -259,7 +259,7 @@ def test_a_damaged_adapter_is_refused(pair, tmp_path):
     save_file(weights, path)
     assert "not finite" in refused(*pair)
     path.write_bytes(path.read_bytes()[:100])
-    assert "cannot be used" in refused(*pair)
+    assert "are not usable" in refused(*pair)
     assert "no adapter" in refused(pair[0], pair[0], tmp_path / "out")
 
 
