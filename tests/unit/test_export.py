@@ -260,7 +260,7 @@ def test_a_damaged_adapter_is_refused(pair, tmp_path):
     assert "not finite" in refused(*pair)
     path.write_bytes(path.read_bytes()[:100])
     assert "are not usable" in refused(*pair)
-    assert "no adapter" in refused(pair[0], pair[0], tmp_path / "out")
+    assert "not an adapter" in refused(pair[0], pair[0], tmp_path / "out")
 
 
 def test_a_full_disk_is_refused_before_anything_is_written(pair, monkeypatch):
