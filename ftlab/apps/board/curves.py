@@ -1,4 +1,4 @@
-"""Pictures of loss curves, and the last words of a process."""
+"""Pictures of loss curves, and the last output of a process."""
 
 import io
 from collections.abc import Mapping, Sequence
