@@ -186,7 +186,7 @@ def test_auto_takes_the_fastest_that_stays_close(loaded, monkeypatch, capsys):
     )
     monkeypatch.setattr(pick_engine, "measured", lambda *given: iter(found))
     assert pick_engine.pick(*loaded) == "int8"
-    assert "answers come from int8" in capsys.readouterr().out
+    assert "using int8" in capsys.readouterr().out
     assert isinstance(pick_engine.pick(*loaded, "int4"), engines.Loop), "a named engine is not measured away"
 
 

@@ -151,7 +151,7 @@ def test_missing_packages_are_named(monkeypatch, capsys):
 
 def test_a_host_that_has_no_address_is_refused():
     with pytest.raises(LabError, match=r"no-such-host\.invalid"):
-        security.is_loopback("no-such-host.invalid")
+        security.resolves_to_loopback("no-such-host.invalid")
 
 
 def test_a_websocket_is_closed_before_the_application_sees_it():
