@@ -73,8 +73,8 @@ from ftlab.apps import course
 # %% id="parameters" tags=["parameters"]
 PROFILE = "cpu"  # smoke, cpu, t4 or a24g
 model_name = ""  # empty: the profile's own
-name = "Lumi"  # what the model shall call itself
-author = "the Ada Lab"  # who it shall say made it
+name = "Lumi"  # what the model should call itself
+author = "the Ada Lab"  # who it should say made it
 max_steps = 0  # optimizer steps; 0: the profile's own
 learning_rate = 2e-3
 per_device_train_batch_size = 8  # examples per step

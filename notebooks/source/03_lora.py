@@ -70,8 +70,8 @@ from ftlab.apps.board.train_panel import TrainPanel
 # %% id="parameters" tags=["parameters"]
 PROFILE = "cpu"  # smoke, cpu, t4 or a24g
 model_name = ""  # empty: the profile's own
-name = "Lumi"  # what the model shall call itself
-author = "the Ada Lab"  # who it shall say made it
+name = "Lumi"  # what the model should call itself
+author = "the Ada Lab"  # who it should say made it
 r = 16  # rank: how thin the two matrices are
 lora_alpha = 32  # their product is scaled by lora_alpha / r
 target_modules = "all-linear"  # which layers get a pair of matrices
@@ -525,8 +525,8 @@ settings = {
 }
 model = order_model.unload()
 curves = {}
-for label, knobs in settings.items():
-    candidate, curves[label] = train_lora(**({"learning_rate": learning_rate, "max_steps": side_steps} | knobs))
+for label, changed in settings.items():
+    candidate, curves[label] = train_lora(**({"learning_rate": learning_rate, "max_steps": side_steps} | changed))
     model = candidate.unload()
     print(f"{label:<16} loss {curves[label][0]['loss']:.2f} -> {curves[label][-2]['loss']:.2f}")
 

@@ -236,7 +236,7 @@ sentences = load_dataset("json", data_files="data/corpus_en.jsonl", split="train
 
 
 @torch.no_grad()
-def surprise(model):
+def text_perplexity(model):
     batch = tokenizer(list(sentences), padding=True, padding_side="right", return_tensors="pt").to(model.device)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)[:, 1:]
     logits = model(**batch, use_cache=False).logits[:, :-1]
@@ -246,7 +246,7 @@ def surprise(model):
 
 # %% id="quality"
 widths = {f"{bits} bits": torch.linspace(-1, 1, 2**bits) for bits in (8, 4, 3, 2)} | {"NF4": nf4}
-quality, errors = {as_loaded: surprise(model)}, {}
+quality, errors = {as_loaded: text_perplexity(model)}, {}
 for label, levels in widths.items():
     rounded = load()
     for layer in rounded.model.layers.modules():
@@ -255,7 +255,7 @@ for label, levels in widths.items():
             back = dequantize(*quantize(original, levels), levels, original.shape)
             errors.setdefault(label, []).append(((back - original).norm() / original.norm()).item())
             layer.weight.data.copy_(back)
-    quality[label] = surprise(rounded)
+    quality[label] = text_perplexity(rounded)
     print(f"{label:<8} error {sum(errors[label]) / len(errors[label]):.1%}, perplexity {quality[label]:.1f}")
 
 # %% id="quality-plot"
@@ -296,7 +296,7 @@ quantization_config = BitsAndBytesConfig(
 quantized = load(quantization_config=quantization_config)
 cpu.keep_gradients(quantized)  # why: the second trap below
 print(quantized.model.layers[0].mlp.up_proj)
-nf4_perplexity = surprise(quantized)
+nf4_perplexity = text_perplexity(quantized)
 print(f"perplexity {quality[as_loaded]:.1f} -> {nf4_perplexity:.1f}")
 
 # %% id="base-bytes"
@@ -519,7 +519,7 @@ asked = orders.select(range(600, 600 + question_count))  # never trained on
 
 
 def fields_right(reply, wanted):
-    """Return the share of an order's fields that a reply has right; 0 for what is no JSON object."""
+    """Return the share of an order's fields that a reply has right; 0 for a reply that is not a JSON object."""
     try:
         given, wanted = json.loads(reply), json.loads(wanted)
     except ValueError:
@@ -716,7 +716,7 @@ for label, options in stored.items():
     if options.get("load_in_4bit"):
         options["bnb_4bit_compute_dtype"] = dtype
     candidate = load(quantization_config=BitsAndBytesConfig(**options))
-    print(f"{label:<12} {memory.held_bytes(candidate) / 2**20:6.0f} MiB, perplexity {surprise(candidate):.1f}")
+    print(f"{label:<12} {memory.held_bytes(candidate) / 2**20:6.0f} MiB, perplexity {text_perplexity(candidate):.1f}")
 
 # %% [markdown] id="exercise-bytes-why"
 # ## Exercises

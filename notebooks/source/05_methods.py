@@ -150,7 +150,7 @@ print(asked[0]["input"], asked[0]["output"], sep="\n")
 
 # %% id="fields"
 def fields_right(reply, wanted):
-    """Return the share of an order's fields that a reply has right; 0 for what is no JSON object."""
+    """Return the share of an order's fields that a reply has right; 0 for a reply that is not a JSON object."""
     try:
         given, wanted = json.loads(reply), json.loads(wanted)
     except ValueError:
@@ -172,7 +172,7 @@ def order_score(model):
     return sum(map(fields_right, replies, asked["output"])) / len(replies)
 
 
-# %% id="surprise"
+# %% id="loss"
 def to_ids(question):
     turns = [{"role": "user", "content": question["question"]}]
     prompt = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)["input_ids"]
@@ -188,15 +188,15 @@ known_mask = torch.tensor([[1] * len(ids) + [0] * (width - len(ids)) for ids, _ 
 
 
 @torch.no_grad()
-def surprise(model):
+def loss_on_answers(model):
     logits = model(input_ids=known_ids.to(where), attention_mask=known_mask.to(where)).logits[:, -width:-1]
     return F.cross_entropy(logits.float().flatten(0, 1), known_labels[:, 1:].flatten().to(where)).item()
 
 
 # %% id="before"
 untouched = load().eval()
-score_before, surprise_before = order_score(untouched), surprise(untouched)
-print(f"before: {score_before:.0%} of fields, surprise {surprise_before:.2f} nats")
+score_before, loss_before = order_score(untouched), loss_on_answers(untouched)
+print(f"before: {score_before:.0%} of fields, loss {loss_before:.2f} nats")
 
 # %% [markdown] id="run-why"
 # ## One run for all
@@ -249,7 +249,7 @@ def run(prepare, learning_rate, optimizer=None, callback=None, **settings):
     model.eval()
     return {
         "score": order_score(model),
-        "surprise": surprise(model),
+        "loss": loss_on_answers(model),
         "trained": sum(weight.numel() for weight in trained),
         "mib": added / 2**20,
         "seconds": seconds,
@@ -264,7 +264,7 @@ def report(methods):
         table[name] = run(**method)
         row = table[name]
         print(
-            f"{name:<14} {row['score']:>4.0%} of fields, surprise {row['surprise']:.2f}, "
+            f"{name:<14} {row['score']:>4.0%} of fields, loss {row['loss']:.2f}, "
             f"{row['trained']:>11,} weights, {row['mib']:>7.1f} MiB, {row['seconds']:>3.0f} s"
         )
 
@@ -454,11 +454,11 @@ report(
 
 # %% id="needs"
 elsewhere = {
-    "LoftQ": "a CUDA card: PEFT's initialisation moves each weight there by name",
+    "LoftQ": "a CUDA GPU: PEFT's initialisation moves each weight there by name",
     "GaLore": "pip install galore-torch, then optim='galore_adamw' with optim_target_modules (full fine-tuning)",
     "APOLLO": "pip install apollo-torch, then optim='apollo_adamw' with optim_target_modules (full fine-tuning)",
     "LOMO": "pip install lomo-optim, then optim='lomo' (full fine-tuning, no gradient kept)",
-    "AdaLOMO": "the same, and a CUDA card",
+    "AdaLOMO": "the same, and a CUDA GPU",
     "BitFit": "a model that has biases",
 }
 for name, need in elsewhere.items():
@@ -494,10 +494,10 @@ print("on the front:", ", ".join(sorted(front, key=lambda name: table[name]["mib
 
 # %% id="forgetting"
 fig, ax = plt.subplots(figsize=(8.5, 3.6), layout="constrained")
-ranked = sorted(table, key=lambda name: table[name]["surprise"])
-ax.bar(ranked, [table[name]["surprise"] for name in ranked], color="#9ecae1")
-ax.axhline(surprise_before, color="#d95f02", label="before")
-ax.set(ylabel="surprise at right answers, nats")
+ranked = sorted(table, key=lambda name: table[name]["loss"])
+ax.bar(ranked, [table[name]["loss"] for name in ranked], color="#9ecae1")
+ax.axhline(loss_before, color="#d95f02", label="before")
+ax.set(ylabel="loss per token on the correct answer")
 ax.tick_params(axis="x", rotation=60, labelsize=7)
 ax.legend()
 plt.show()
@@ -688,7 +688,7 @@ checks.check_dora_weight(dora_weight)
 
 # %% id="checkpoint"
 full_size = PROFILE != "smoke"
-scored = {name: row for name, row in table.items() if row["surprise"] == row["surprise"]}  # NaN is not itself
+scored = {name: row for name, row in table.items() if row["loss"] == row["loss"]}  # NaN is not itself
 assert len(scored) == len(table) >= 16
 assert max(row["score"] for row in table.values()) >= score_before + 0.4 or not full_size
 assert table["LoRA"]["trained"] < 0.05 * table["full"]["trained"]

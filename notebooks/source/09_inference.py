@@ -204,13 +204,13 @@ def sample(model, ids, new_tokens):
 
 # %% id="parity"
 exact = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, device_map=model.device).eval()
-knobs = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
 same = []
 for draw in range(2):
     set_seed(draw)
     mine = sample(exact, prompt_ids, few_tokens)
     set_seed(draw)
-    theirs = exact.generate(**inputs, do_sample=True, max_new_tokens=few_tokens, **knobs)
+    theirs = exact.generate(**inputs, do_sample=True, max_new_tokens=few_tokens, **sampling)
     same += (mine[:, : theirs.shape[1]] == theirs)[0, prompt_ids.shape[1] :].tolist()
 sampling_parity = sum(same) / len(same)
 print(f"{sampling_parity:.0%} of {len(same)} drawn tokens equal")

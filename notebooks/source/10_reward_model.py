@@ -454,15 +454,15 @@ print(f"{len(probe)} probes passed: careful raters {probe_careful:.0%}, tired ra
 longer = [row for row in train_pairs if len(row["chosen"]) > len(row["rejected"])]
 plain = [row for row in biased_pairs if not has_style(row["chosen"])]
 turned = [row | {"chosen": row["rejected"], "rejected": row["chosen"]} for row in plain]
-mended_model, _ = train(biased_pairs + longer + turned, side_steps)
-probe_mended = accuracy(margins(mended_model, probe))
-print(f"probes passed: tired raters {probe_biased:.0%}, mended {probe_mended:.0%}")
+fixed_model, _ = train(biased_pairs + longer + turned, side_steps)
+probe_fixed = accuracy(margins(fixed_model, probe))
+print(f"probes passed: tired raters {probe_biased:.0%}, fixed {probe_fixed:.0%}")
 
 # %% id="probe-plot"
 fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
 shown = {
     "tired raters": margins(biased_model, probe),
-    "mended": margins(mended_model, probe),
+    "fixed": margins(fixed_model, probe),
     "careful": margins(model, probe),
 }
 ax.boxplot(list(shown.values()), tick_labels=list(shown))
@@ -627,13 +627,13 @@ full_size = PROFILE != "smoke"
 assert steps[-1]["loss"] < steps[0]["loss"] or not full_size
 assert bt_loss_max_abs_diff <= 1e-5
 assert reward_accuracy >= 0.85 or not full_size
-assert probe_biased < 0.5 < 0.85 <= probe_mended or not full_size
+assert probe_biased < 0.5 < 0.85 <= probe_fixed or not full_size
 model.save_pretrained("runs/10_reward_model/adapter")
 outcomes = {
     "reward_accuracy": reward_accuracy,
     "accuracy_before": accuracy_before,
     "probe_biased": probe_biased,
-    "probe_mended": probe_mended,
+    "probe_fixed": probe_fixed,
     "bt_loss_max_abs_diff": bt_loss_max_abs_diff,
     "train_seconds": train_seconds,
 }
