@@ -267,7 +267,7 @@ peft_config = LoraConfig(
     r=r, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules=target_modules, task_type="CAUSAL_LM"
 )
 # On a CPU adapters in float32 would take a third of every step; in the base model's own format they learn as well.
-peft_model = get_peft_model(model, peft_config, autocast_adapter_dtype=on_gpu)
+peft_model = get_peft_model(model, peft_config)
 peft_model.print_trainable_parameters()
 
 # %% id="config"
@@ -342,12 +342,12 @@ peft_model.save_pretrained("runs/03_lora/adapter")
 fresh = AutoModelForCausalLM.from_pretrained(
     model_path, dtype=dtype, attn_implementation=attention, device_map="cuda" if on_gpu else "cpu"
 )
-reloaded = PeftModel.from_pretrained(fresh, "runs/03_lora/adapter", autocast_adapter_dtype=on_gpu)
+reloaded = PeftModel.from_pretrained(fresh, "runs/03_lora/adapter")
 answers_reloaded = answers(reloaded, who)
 print(f"{sum(a == b for a, b in zip(answers_after, answers_reloaded, strict=True))} of {len(identity)} answers equal")
-trained_weights = {name: weight for name, weight in peft_model.named_parameters() if "lora_" in name}
-for name, weight in reloaded.named_parameters():
-    assert "lora_" not in name or torch.equal(weight, trained_weights[name]), name
+trained_weights = {key: weight for key, weight in peft_model.named_parameters() if "lora_" in key}
+for key, weight in reloaded.named_parameters():
+    assert "lora_" not in key or torch.equal(weight, trained_weights[key]), key
 
 # %% [markdown] id="break-why"
 # ## What goes wrong: the name alone, and a learning rate that is too high
@@ -365,7 +365,7 @@ for name, weight in reloaded.named_parameters():
 def train_lora(learning_rate, max_steps, r=r, target_modules=target_modules, train_dataset=train_dataset):
     set_seed(seed)
     config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=target_modules, task_type="CAUSAL_LM")
-    candidate = get_peft_model(model, config, autocast_adapter_dtype=on_gpu)
+    candidate = get_peft_model(model, config)
     args = dataclasses.replace(training_args, learning_rate=learning_rate, max_steps=max_steps)
     run = SFTTrainer(candidate, args, train_dataset=train_dataset, processing_class=tokenizer)
     run.train()
@@ -459,7 +459,7 @@ order_args = dataclasses.replace(
     train_sampling_strategy="group_by_length",  # rows of like length together: less padding, fewer seconds
 )
 set_seed(seed)
-order_model = get_peft_model(model, peft_config, autocast_adapter_dtype=on_gpu)
+order_model = get_peft_model(model, peft_config)
 trainer = SFTTrainer(order_model, order_args, train_dataset=order_dataset, processing_class=tokenizer)
 started = time.perf_counter()
 trainer.train()

@@ -144,6 +144,15 @@ def test_a_lesson_survives_without_ftlab(path):
 
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
+def test_no_loop_of_a_lesson_overwrites_its_parameters(path):
+    notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="py:percent")
+    (cell,) = (cell for cell in notebook.cells if cell.metadata.get("id") == "parameters")
+    parameters = names_in(ast.parse(cell.source), ast.Store)
+    loops = [node.target for node in ast.walk(lesson_code(path)) if isinstance(node, ast.For)]
+    assert parameters and not parameters & set().union(*(names_in(target, ast.Store) for target in loops))
+
+
+@pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_no_lesson_defines_what_the_package_defines(path):
     package = set().union(*(names_in(ast.parse(file.read_text()), ast.Store) for file in INSTRUMENTS))
     functions = {n.name for n in ast.walk(lesson_code(path)) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
