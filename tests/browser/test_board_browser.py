@@ -208,7 +208,7 @@ def look_at_memory(page):
     write(page, "model_name_or_path", "qwen2.5-7b", ".ftlab-memory")
     page.locator(".ft-sized_for select").select_option("24 GB")
     until(lambda: "qwen2.5-7b" in text(page, "sized-table"), 10, "another model")
-    until(lambda: "放得进 24 GB" in text(page, "sized-table"), 10, "another machine")
+    until(lambda: "24 GB 可用的" in text(page, "sized-table"), 10, "another machine")
     shot(page, "page_memory")
 
 
