@@ -21,7 +21,7 @@ __all__ = [
 def use_fast_paths() -> None:
     """Train by fast paths from here on, on a CPU: the models of all trainers, until `undo`.
 
-    On an accelerator this does nothing.
+    On an accelerator this does nothing. That older objects are left out of garbage collection is not undone.
 
     Raises:
         LabError: a library lacks a name that is replaced.

@@ -73,6 +73,7 @@ def load(
     backend: str = "huggingface",
     template: str | None = None,
     replace_template: bool = False,
+    shortcuts: bool = True,
     **options: Any,
 ) -> tuple[PreTrainedModel | Loop, PreTrainedTokenizerBase]:
     """Return a model, with what was trained on it if that is named, and its tokenizer.
@@ -82,6 +83,7 @@ def load(
         backend: an engine of runs/engines.py, or "auto"; all but "huggingface" merge the adapter.
         template: the recipe key, for a base model without a chat template of its own.
         replace_template: the recipe key `allow_other_template`.
+        shortcuts: the recipe key; False leaves every library as it is.
         options: go to `from_pretrained`.
     Raises:
         LabError: no such model; weights of another base; a tokenizer that does not fit.
@@ -94,7 +96,7 @@ def load(
     weights = folder.weights_for(adapter, base, model_name_or_path) if adapter else None
     machine = device.describe()
     options = {"dtype": machine.dtype, "device_map": machine.accelerator} | options
-    cpu.install(cpu.answering(machine))
+    cpu.install(cpu.answering(machine, shortcuts))
     tokenizer = tokenizer_of(weights, base, trusted)
     if said := templates.apply(template, tokenizer, replace_template):
         print(said)
@@ -191,7 +193,11 @@ def engine_of(recipe: Recipe) -> str:
 
 def options_of(recipe: Recipe) -> dict[str, Any]:
     """Return what `load` and `from_pretrained` take of a recipe."""
-    options: dict[str, Any] = {"template": recipe.template, "trust_remote_code": recipe.trust_remote_code}
+    options: dict[str, Any] = {
+        "template": recipe.template,
+        "trust_remote_code": recipe.trust_remote_code,
+        "shortcuts": recipe.shortcuts,
+    }
     if recipe.allow_other_template and recipe.template:
         options["replace_template"] = True
     if recipe.quantization_bit:

@@ -506,7 +506,7 @@ recipe = {
     "seed": seed,
 }
 in_sight = ["lora_rank", "lora_alpha", "lora_target", "learning_rate", "max_steps", "per_device_train_batch_size"]
-TrainPanel(recipe, knobs=[*in_sight, "output_dir"]).show()
+TrainPanel(recipe, visible=[*in_sight, "output_dir"]).show()
 
 # %% [markdown] id="knobs-runs-why"
 # Now four short runs by hand, with one hyperparameter changed in each. Which one learns slowest, and why? Compare the

@@ -173,18 +173,18 @@ def test_keys_that_contradict_each_other(form):
     assert form.recipe() is None and "mask_history" in form.checked.messages[validation.ALL]
 
 
-def test_at_most_twelve_are_in_sight_and_knobs_choose_them(tiny_recipe, tmp_path):
+def test_at_most_twelve_are_in_sight_and_visible_chooses_them(tiny_recipe, tmp_path):
     form = Form(tiny_recipe, Words("en"), roots=[tmp_path])
     grid, _, _ = form.box.children
     assert len(grid.children) == controls.MOST_VISIBLE == 12
-    few = Form(tiny_recipe, Words("en"), knobs=("lora_rank", "lora_alpha"), roots=[tmp_path])
+    few = Form(tiny_recipe, Words("en"), visible=("lora_rank", "lora_alpha"), roots=[tmp_path])
     assert len(few.box.children[0].children) == 2
     shown = [cell for part in few.box.children[2].children[:-1] for cell in part.children]
     assert len(shown) + 2 == len(controls.FIELDS)
     with pytest.raises(LabError, match="no_such_key"):
-        Form(tiny_recipe, Words("en"), knobs=("no_such_key",))
+        Form(tiny_recipe, Words("en"), visible=("no_such_key",))
     with pytest.raises(LabError, match="13"):
-        Form(tiny_recipe, Words("en"), knobs=tuple(controls.FIELDS)[:13])
+        Form(tiny_recipe, Words("en"), visible=tuple(controls.FIELDS)[:13])
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)

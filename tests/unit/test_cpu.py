@@ -23,7 +23,7 @@ from ftlab.cpu import attention, linear, lora, models, output_layer, patches, pr
 from ftlab.errors import LabError
 from ftlab.memory import PLAIN_ATTENTION
 from ftlab.recipe import read as recipes
-from ftlab.runs import rewards, train
+from ftlab.runs import chat, rewards, train
 
 # Rows of different lengths, so that a batch of them has padding.
 LENGTHS = (5, 9, 7)
@@ -525,6 +525,14 @@ def test_without_shortcuts_a_run_replaces_nothing(tiny_recipe, tmp_path, monkeyp
     assert unpatched() == lesson
 
 
+@pytest.mark.parametrize("shortcuts", [True, False])
+def test_without_shortcuts_a_chat_replaces_nothing(shortcuts, tiny_recipe, monkeypatch, clean):
+    monkeypatch.setattr(device, "describe", lambda: EXACT)
+    made = recipes.load(tiny_recipe | {"shortcuts": shortcuts})
+    chat.load(made.model_name_or_path, **chat.options_of(made))
+    assert bool(patches.in_the_process()) == shortcuts
+
+
 @pytest.mark.parametrize("where", patches.IN_THE_PROCESS)
 def test_a_name_that_a_library_dropped_is_reported(where, clean, monkeypatch):
     owner = {patches.full_name(one): one for one in (trl_utils, nn.Linear, Trainer)}[where]
@@ -577,8 +585,8 @@ def test_only_the_plan_decides():
     """Other files that ask for the key or the machine would be second places to decide."""
     files = [path for path in Path("ftlab").rglob("*.py") if "apps" not in path.parts]
     asking = {path.name for path in files if ".shortcuts" in path.read_text(encoding="utf-8")}
-    # What a recipe asks for goes to the plan, an export has no plan of training, and the script prints the line.
-    assert asking == {"library_args.py", "export.py", "to_script.py"}
+    # These hand the recipe's key to the plan: of a training, of an export, of a chat; the script prints the line.
+    assert asking == {"library_args.py", "export.py", "chat.py", "to_script.py"}
     inside = [
         path.name for path in Path("ftlab/cpu").glob("*.py") if ".accelerator" in path.read_text(encoding="utf-8")
     ]

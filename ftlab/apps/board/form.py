@@ -24,7 +24,7 @@ class Form:
     """The controls of a recipe, and what is wrong with what stands in them.
 
     Args:
-        knobs: the keys in sight; the first of `table` without it.
+        visible: the keys shown, at most 12; the first of `table` by default.
         roots: the folders that may be written to.
         table: the keys that have a control.
     Attributes:
@@ -38,16 +38,16 @@ class Form:
         self,
         values: dict[str, Any],
         words: Words,
-        knobs: Sequence[str] = (),
+        visible: Sequence[str] = (),
         roots: Sequence[Path] = (),
         table: Mapping[str, Field] = FIELDS,
     ):
         self.table = table
-        visible = tuple(knobs) or tuple(table)[:MOST_VISIBLE]
+        visible = tuple(visible) or tuple(table)[:MOST_VISIBLE]
         strange = [key for key in visible if key not in table]
         if strange or len(visible) > MOST_VISIBLE:
             reason = f"{', '.join(strange)}" if strange else f"{len(visible)} > {MOST_VISIBLE}"
-            raise fail("board_knobs", where="knobs", reason=reason, most=MOST_VISIBLE, known=", ".join(table))
+            raise fail("board_visible", where="visible", reason=reason, most=MOST_VISIBLE, known=", ".join(table))
         self.words, self.roots = words, tuple(roots) or (Path.cwd(),)
         self.given: set[str] = set()
         self.controls = {key: control(key, table[key], words).add_class(f"ft-{key}") for key in table}
@@ -91,7 +91,7 @@ class Form:
         """Put the keys of a recipe, or of a LLaMA-Factory YAML, into the fields; return the notes of the translation.
 
         Raises:
-            LabError: a key that no recipe has.
+            LabError: an unknown key.
         """
         made, notes = recipes.read(dict(values))
         plain = recipes.plain(made)

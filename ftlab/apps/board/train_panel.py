@@ -27,7 +27,7 @@ class TrainPanel:
 
     Args:
         source: the keys of a recipe, or the path of its YAML; a LLaMA-Factory YAML will do.
-        knobs: the keys in sight, at most 12; None shows the usual ones.
+        visible: the keys in sight, at most 12; None shows the usual ones.
         lang: "en" or "zh"; None takes FTLAB_LANG.
         mode: "thread" trains beside the notebook's cells; "process" trains in a process of its own, which outlives the
             page and the kernel, and which a panel on the same run folder finds again.
@@ -37,14 +37,14 @@ class TrainPanel:
         rows: the log rows that the plot shows.
         after: called when a training has ended.
     Raises:
-        LabError: a key that no recipe has, too many `knobs`, another language.
+        LabError: an unknown key, too many `visible` ones, another language.
     """
 
     def __init__(
         self,
         source: dict[str, Any] | str | Path,
         *,
-        knobs: Sequence[str] = (),
+        visible: Sequence[str] = (),
         lang: str | None = None,
         mode: Literal["thread", "process"] = "thread",
     ) -> None:
@@ -53,7 +53,7 @@ class TrainPanel:
             values = source if isinstance(source, dict) else strict_yaml.read(Path(source))[0]
             # A run may go below the working folder, and beside the run that the recipe's author named.
             self.root = Path(values.get("output_dir") or "runs/new").expanduser().parent
-            self.form = Form(values, self.words, knobs, (Path.cwd(), self.root))
+            self.form = Form(values, self.words, visible, (Path.cwd(), self.root))
         self.job: training_job.Job | None = None
         self.rows: list[folders.Row] = []
         self.compared: dict[str, list[folders.Row]] = {}
