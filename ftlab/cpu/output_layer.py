@@ -19,8 +19,8 @@ def install(tile: int) -> None:
 
     TRL's trainers never hold the logits of a whole batch; they go through the vocabulary in tiles of 32,768 entries,
     and without Triton they score every position, also those that have no label. Both suit accelerators. On a CPU a
-    tile should stay in the cache, and where the output layer is not trained its products are taken once (`log_probs`):
-    a third of the step is saved (`python -m benchmarks levers`). TRL has no settings for them, hence the private names.
+    tile should stay in the cache, and where the output layer is not trained its products are taken once (`log_probs`).
+    `python -m benchmarks levers` measures what that is worth. TRL has no settings for them, hence the private names.
     """
     replace(utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", tile)
     # What this name decides in that module is whether positions without a label are left out.

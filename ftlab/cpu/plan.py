@@ -73,8 +73,8 @@ def decide(
         attention=attention,
         rollout=attention and writes,
         kernel=kernel or ("eager" if short else None),
-        # PEFT's own way of computing with float32 adapters would cost a third of a step on a CPU: where ftlab's does
-        # not apply they are kept in the base's format.
+        # PEFT's own way of computing with float32 adapters makes a step longer on a CPU (`benchmarks levers`): where
+        # ftlab's does not apply they are kept in the base's format.
         float32_adapters=not on_cpu or (fast and plain_adapter),
     )
 

@@ -7,7 +7,7 @@ from ftlab.device import Machine
 from ftlab.recipe import library_args
 from ftlab.recipe import read as recipes
 
-# Key -> kind of machine -> why. Ratios are seconds of one LoRA step on two cores: benchmarks/README.md, `levers`.
+# Key -> kind of machine -> why. What each is worth is measured by `python -m benchmarks levers`.
 REASONS = {
     "use_cpu": {"cpu": "there is no accelerator"},
     "bf16": {
@@ -16,17 +16,17 @@ REASONS = {
     },
     "fp16": {"cuda": "for GPUs before Ampere, which emulate bfloat16; Trainer scales the loss"},
     library_args.CHECKPOINTING: {
-        "cpu": "memory is not what is short, and computing activations twice makes a step 1.8 times as long",
+        "cpu": "memory is not what is short, and computing activations twice makes a step longer",
         "cuda": "memory is what is short",
     },
     "dataloader_pin_memory": {"cuda": "pinned batches are copied to the GPU asynchronously"},
     "flash_attn": {
         "cpu": f"plain products for rows up to {SHORT_ROW} tokens, else torch's fused kernel, "
-        "with which a step on short rows is 1.4 times as long",
+        "which is slower on short rows",
         "cuda": "torch's fused kernel; fa2 where flash-attn is installed",
     },
     "shortcuts": {
-        "cpu": "without them a step is 3.6 times as long, with the same losses to 1e-5 in float32",
+        "cpu": "a shorter step, with the same losses to 1e-5 in float32",
         "cuda": "they are for CPUs; here nothing is changed",
     },
 }

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-# What is multiplied, whatever the model is in: torch's kernels for float32 inputs are loops, 10 to 100 times slower
-# even on a processor without bfloat16 instructions.
+# What is multiplied, whatever the model is in: torch's kernels for float32 inputs are plain loops, slower even on
+# a processor without bfloat16 instructions.
 INPUTS = torch.bfloat16
 # Weights that share one scale and one offset in four bits.
 BLOCK = 32

@@ -266,7 +266,6 @@ for targets in (["q_proj", "v_proj"], "all-linear"):
 peft_config = LoraConfig(
     r=r, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules=target_modules, task_type="CAUSAL_LM"
 )
-# On a CPU adapters in float32 would take a third of every step; in the base model's own format they learn as well.
 peft_model = get_peft_model(model, peft_config)
 peft_model.print_trainable_parameters()
 

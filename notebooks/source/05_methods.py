@@ -293,7 +293,7 @@ norms = LNTuningConfig(target_modules=["input_layernorm", "post_attention_layern
 
 
 def adapt(config):
-    # On a CPU adapters in the base model's own format: in float32 they would take a third of every step.
+    # On a CPU adapters in the base model's own format: for most methods float32 would make each step longer.
     return lambda model: get_peft_model(model, config, autocast_adapter_dtype=on_gpu)
 
 
