@@ -301,6 +301,13 @@ def test_tokens_and_steps_are_those_of_the_training(tiny_recipe):
     assert found.needed_bytes and found.memory_bytes > found.needed_bytes
 
 
+def test_joined_texts_that_are_longer_than_a_row_are_wrapped_in_the_estimate_too(tiny_recipe, tmp_path):
+    (tmp_path / "long.json").write_text(json.dumps([{"text": "word " * 40}] * 8))
+    keys = {"stage": "pt", "dataset": str(tmp_path / "long.json"), "cutoff_len": 32, "max_steps": -1}
+    made = recipes.load(tiny_recipe | keys | {"num_train_epochs": 1.0, "save_strategy": "no"})
+    assert estimates.readouts(made).steps == folders.last_step(folders.read_log(train.train(made).folder)) > 20
+
+
 def test_minutes_are_those_of_an_earlier_run_like_it_on_this_machine(tiny_recipe, tmp_path):
     made = recipes.load(tiny_recipe | {"output_dir": str(tmp_path / "next"), "max_steps": 60})
     assert estimates.readouts(made).seconds is None, "no run, no guess"

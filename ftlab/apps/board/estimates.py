@@ -1,5 +1,6 @@
 """What a recipe will take, worked out before it is started: trained weights, tokens per step, minutes, memory."""
 
+import math
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -213,7 +214,9 @@ def total_steps(made: Recipe, lengths: list[tuple[int, ...]]) -> int | None:
         return None
     rows = float(len(lengths))
     if made.packs:
-        rows = sum(min(one, made.cutoff_len) for row in lengths for one in row) / made.cutoff_len
+        # Texts of stage pt are joined and wrapped; everything else that is too long is cut.
+        longest = math.inf if made.stage == "pt" else made.cutoff_len
+        rows = sum(min(one, longest) for row in lengths for one in row) / made.cutoff_len
     rows -= rows * made.val_size if made.val_size < 1 else made.val_size
     batch = made.training.get("per_device_train_batch_size", 8)
     batches = -(-max(rows, 1) // batch)
