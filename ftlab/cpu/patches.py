@@ -91,11 +91,6 @@ def full_name(owner: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}"
 
 
-def in_the_process() -> dict[str, Any]:
-    """Return what is replaced in the whole process now: "module.name" -> the present value."""
-    return {f"{full_name(owner)}.{name}": value for owner, name, value in shared()}
-
-
 def shared() -> list[tuple[Any, str, Any]]:
     """Return (owner, name, present value) of what is replaced in the whole process."""
     owners = [owner for owner in list(_undo) if is_shared(owner)]
