@@ -272,6 +272,6 @@ def test_32_clients_of_whom_some_leave(tiny_model_dir):
         all_at_once(3)
         assert failures == []
         assert server.works()
-        while server.engine.running or server.engine.waiting:
+        while server.engine.busy:
             time.sleep(0.01)
         assert len(process.open_files()) <= before[0] and process.num_threads() <= before[1] + 2

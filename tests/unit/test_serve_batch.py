@@ -217,7 +217,7 @@ def test_the_cache_s_size_bounds_who_is_let_in(loaded):
     assert engine.context == 100
     queues = [put(engine, [1] * 10, max_tokens=30)[1] for _ in range(5)]
     sizes = []
-    while engine.waiting or engine.running:
+    while engine.busy:
         sizes.append(engine.running)
         time.sleep(0.001)
     assert max(sizes) == 2 and all(collect(queue)[-1].tokens == 30 for queue in queues)

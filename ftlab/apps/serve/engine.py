@@ -66,7 +66,14 @@ class Engine:
     @property
     def running(self) -> int:
         """Answers being generated now."""
-        return sum(len(batch.rows) + len(batch.joining) for batch in self.batches.values())
+        # Another thread moves a row from `joining` to `rows`: read in that order, none is missed on its way.
+        return sum(len(batch.joining) + len(batch.rows) for batch in self.batches.values())
+
+    @property
+    def busy(self) -> bool:
+        """True while an answer waits or is being generated."""
+        # In the order that an answer takes, for the same reason.
+        return bool(self.waiting) or self.running > 0
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue jobs, all or none.
@@ -91,7 +98,7 @@ class Engine:
         """Generate until closed; a step that fails ends its rows and nobody else's."""
         while True:
             with self.changed:
-                self.changed.wait_for(lambda: self.closed or self.waiting or self.running)
+                self.changed.wait_for(lambda: self.closed or self.busy)
             if self.closed:
                 break
             for on, batch in self.batches.items():
