@@ -7,6 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 Row = Mapping[str, float]
+# The way from raw text to a model that answers; every lesson is about one of these.
+STEPS = ("data", "SFT", "merge", "preference", "serve")
 
 
 def plot_loss(rows: Sequence[Row], ax: Axes, label: str = "training loss") -> Axes:
@@ -43,6 +45,18 @@ def plot_scores(shares: Mapping[str, float], total: int, ax: Axes) -> Axes:
         ax.text(column + 0.08, height + 1, f"{height:.0f}%", fontweight="bold")
     ax.set(ylim=(0, 112), ylabel="right answers, %", title=f"{total} questions")
     ax.grid(axis="y", alpha=0.3)
+    return ax
+
+
+def plot_pipeline(here: str, ax: Axes) -> Axes:
+    """Draw the way from data to a served model, with the step `here`, one of STEPS, filled."""
+    for column, step in enumerate(STEPS):
+        box = {"boxstyle": "round,pad=0.5", "edgecolor": "#4c956c", "facecolor": "#4c956c" if step == here else "white"}
+        ax.text(column, 0, step, ha="center", va="center", color="white" if step == here else "#333", bbox=box)
+        if column:
+            ax.annotate("", (column - 0.3, 0), (column - 0.7, 0), arrowprops={"arrowstyle": "->", "color": "#555"})
+    ax.set(xlim=(-0.5, len(STEPS) - 0.5), ylim=(-1, 1))
+    ax.axis("off")
     return ax
 
 

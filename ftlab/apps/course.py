@@ -37,11 +37,39 @@ class Result:
     error: str = ""
 
 
-def record(outcomes: dict[str, float]) -> None:
-    """Hand a lesson's numbers to `ftlab course run`, which collects them; elsewhere it does nothing."""
+def record(outcomes: dict[str, float], bands: dict[str, tuple[float, float]] | None = None) -> None:
+    """Print a lesson's outcomes beside their bands, and hand all of them to `ftlab course run`, which collects them.
+
+    Args:
+        bands: outcome -> (lowest, highest), what the lesson's own parameters give whatever the seed.
+    Raises:
+        LabError: an outcome misses its band in the course's own run. With a learner's parameters that is only said:
+            another model, name or learning rate may well do it.
+    """
     path = os.environ.get("FTLAB_OUTCOMES")
     if path:
         Path(path).write_text(json.dumps({name: float(value) for name, value in outcomes.items()}))
+    bands = bands or {}
+    # Written so that NaN is outside every band.
+    missed = [name for name, (low, high) in bands.items() if not low <= outcomes[name] <= high]
+    for name, band in bands.items():
+        print(outcome_line(name, outcomes[name], band, name in missed))
+    if missed and path:
+        raise fail("course_outcomes_missed", where=", ".join(missed))
+    if missed:
+        print(say("course_outcomes_explained"))
+
+
+def headless() -> bool:
+    """Return True if nobody is watching: the lessons' runner sets FTLAB_HEADLESS."""
+    return os.environ.get("FTLAB_HEADLESS", "").lower() in ("1", "true")
+
+
+def outcome_line(name: str, value: float, band: tuple[float, float], missed: bool) -> str:
+    """Return an outcome, what was expected of it, and a cross where it misses that."""
+    low, high = (f"{end:.3g}" for end in band)
+    expected = say("course_expected", low=low, high=high)
+    return f"{'✗' if missed else '✓'} {name:<28} {value:>9.3g}   {expected}"
 
 
 def run(numbers: list[str], profile: str = "smoke", say: Callable[[str], None] = print) -> list[Result]:

@@ -91,14 +91,14 @@ def run_clean(notebook: NotebookNode) -> dict[str, tuple[list, int | None]]:
     """
     from nbclient import NotebookClient
 
-    # Panels train with their initial values and leave a picture: there is nobody to click.
-    os.environ["FTLAB_HEADLESS"] = "1"
     place = {"metadata": {"path": str(root())}}
-    with kernel_settings() as settings:
+    with kernel_settings() as settings, tempfile.TemporaryDirectory() as folder:
+        # Panels leave a picture, for there is nobody to click; an outcome outside its band is an error.
+        env = os.environ | {"FTLAB_HEADLESS": "1", "FTLAB_OUTCOMES": f"{folder}/outcomes.json"}
         client = NotebookClient(
             notebook, timeout=1800, resources=place, record_timing=False, coalesce_streams=True, **settings
         )
-        client.execute()
+        client.execute(env=env)
     for cell in code_cells(notebook):
         cell.outputs = [output for output in cell.outputs if is_lasting(output)]
         for output in cell.outputs:

@@ -171,3 +171,22 @@ def test_the_command_line_outside_the_course_says_so(tmp_path, monkeypatch, caps
     monkeypatch.setattr(lesson_files, "__file__", str(tmp_path / "a" / "b" / "c.py"))
     assert cli.main(["course", "list"]) == 2
     assert "course not found" in capsys.readouterr().err
+
+
+def test_outcomes_are_printed_beside_their_bands(monkeypatch, capsys):
+    monkeypatch.delenv("FTLAB_OUTCOMES", raising=False)
+    course.record({"right": 0.93, "other": 7}, {"right": (0.9, 1)})
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.split() == ["✓", "right", "0.93", "expected", "0.9", "to", "1"]
+
+
+@pytest.mark.parametrize("value", [0.89, 1.01, float("nan")])
+def test_an_outcome_outside_its_band_fails_the_course_s_own_run_alone(monkeypatch, tmp_path, capsys, value):
+    monkeypatch.delenv("FTLAB_OUTCOMES", raising=False)
+    course.record({"right": value}, {"right": (0.9, 1)})
+    said = capsys.readouterr().out
+    assert said.startswith("✗ right") and "A changed model" in said
+    monkeypatch.setenv("FTLAB_OUTCOMES", str(tmp_path / "outcomes.json"))
+    with pytest.raises(LabError, match="right: outcomes outside their bands"):
+        course.record({"right": value}, {"right": (0.9, 1)})
+    assert "right" in json.loads((tmp_path / "outcomes.json").read_text())

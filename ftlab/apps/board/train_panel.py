@@ -10,6 +10,7 @@ from typing import Any, Literal
 from IPython.display import Image, display
 
 from ftlab import errors
+from ftlab.apps import course
 from ftlab.apps.board import curves, estimates, train_view, training_job, validation
 from ftlab.apps.board.form import Form
 from ftlab.apps.board.words import Words
@@ -244,7 +245,7 @@ class TrainPanel:
         Raises:
             LabError: headless, and the fields are wrong or the training failed.
         """
-        if not headless():
+        if not course.headless():
             display(self.view.box)
             return
         while (made := self.form.recipe()) and validation.state(made)[0] == "other":
@@ -269,8 +270,3 @@ class TrainPanel:
                 self.idle.wait(0.2)
             except KeyboardInterrupt:
                 self.stop()
-
-
-def headless() -> bool:
-    """Return True if nobody is watching: the lessons' runner sets FTLAB_HEADLESS."""
-    return os.environ.get("FTLAB_HEADLESS", "").lower() in ("1", "true")
