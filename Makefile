@@ -36,7 +36,7 @@ mutants: .venv/installed
 .venv/installed: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt -e .[course,gpu,serve,dev]
+	$(BIN)/python -m pip install -q -c constraints.txt -e .[course,gpu,serve,metrics,dev]
 	touch $@
 
 clean:

@@ -11,6 +11,7 @@ EXTRAS = {
                "nbclient", "nbconvert", "jupyter_client"),
     "gpu": ("bitsandbytes",),
     "serve": ("fastapi", "uvicorn", "starlette", "openai"),
+    "metrics": ("sacrebleu", "rouge_score", "jieba"),
     "llamacpp": ("llama_cpp",),
 }  # fmt: skip
 # Other modules -> what pip calls their packages. A name that is not here is nothing to be suggested to pip.

@@ -41,7 +41,7 @@ FLOORS = [
     {"tokens"},
     {"data", "responses"},
     {"evaluate", "checks"},
-    {"plots"},
+    {"figures", "plots"},
     {"cpu"},
     {"recipe"},
     {"runs"},

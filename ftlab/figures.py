@@ -1,0 +1,172 @@
+"""Figures of an evaluation, each with n and its 95% interval: shares, means, BLEU-4, ROUGE; whether two models differ.
+
+A figure other than a share is computed from sums over the examples, so that one bootstrap serves all of them.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ftlab import packages
+from ftlab.evaluate import interval, without_thought
+
+BOOTSTRAP_SAMPLES = 1000
+# Chinese characters. Such a text has no spaces between its words.
+HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
+ROUGE = {"rouge-1": "rouge1", "rouge-2": "rouge2", "rouge-l": "rougeL"}
+
+
+class Figure(NamedTuple):
+    """A figure, the ends of its 95% interval, and the number of examples that it comes from."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+class Paired(NamedTuple):
+    """What changed from one model to another on the same examples.
+
+    Attributes:
+        gained, lost: examples that only the second, only the first answers correctly.
+        p: how often two equally good models differ by at least this much (McNemar's exact test).
+    """
+
+    gained: int
+    lost: int
+    p: float
+
+
+def share(hits: Sequence[bool]) -> Figure:
+    """Return the share of examples that are right, with Wilson's interval."""
+    value = sum(hits) / len(hits)
+    return Figure(value, *interval(value, len(hits)), len(hits))
+
+
+def ratio(above: Sequence[float], below: Sequence[float] | None = None) -> Figure:
+    """Return the sum of one number over that of another, with its bootstrap interval; without `below`, the mean."""
+    counts = below if below is not None else [1] * len(above)
+    return bootstrapped(np.array([above, counts], dtype=float).T, lambda total: float(total[0] / total[1]))
+
+
+def bootstrapped(rows: np.ndarray, figure: Callable[[np.ndarray], float]) -> Figure:
+    """Return a figure that is computed from a sum over examples, with the interval of resampled examples.
+
+    The same rows always give the same interval. Source: Efron 1979, Ann. Stat. 7, 1; percentile method.
+
+    Args:
+        rows: (examples, numbers).
+        figure: computes it from the sum, (numbers,).
+    """
+    drawn = np.random.default_rng(0).multinomial(len(rows), np.full(len(rows), 1 / len(rows)), BOOTSTRAP_SAMPLES)
+    low, high = np.percentile([figure(total) for total in drawn @ rows], [2.5, 97.5])
+    return Figure(figure(rows.sum(0)), float(low), float(high), len(rows))
+
+
+def paired(before: Sequence[bool], after: Sequence[bool]) -> Paired:
+    """Compare two models' right answers to the same examples with McNemar's exact test, both sides.
+
+    Only examples on which they disagree count: between equal models each is a fair coin.
+    Source: McNemar 1947, Psychometrika 12, 153.
+
+    >>> paired([True] * 2 + [False] * 8, [False] * 2 + [True] * 8)
+    Paired(gained=8, lost=2, p=0.109375)
+    """
+    gained = sum(bool(new and not old) for old, new in zip(before, after, strict=True))
+    lost = sum(bool(old and not new) for old, new in zip(before, after, strict=True))
+    n = gained + lost
+    tail = sum(math.comb(n, k) for k in range(min(gained, lost) + 1))
+    return Paired(gained, lost, min(1.0, 2 * tail / 2**n))
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """Return the JSON object that a text is, reasoning before it aside; None if it is anything else.
+
+    >>> json_object('{"a": 1}'), json_object('Here it is: {"a": 1}')
+    ({'a': 1}, None)
+    """
+    try:
+        value = json.loads(without_thought(text))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def share_of_fields(answer: dict[str, Any] | None, expected: dict[str, Any]) -> float:
+    """Return the share of an object's top-level fields that an answer has right; a field too many is a wrong one.
+
+    >>> share_of_fields({"a": 1, "c": 3}, {"a": 1, "b": 2})
+    0.3333333333333333
+    """
+    found = answer or {}
+    names = expected.keys() | found.keys()
+    right = [name in expected and name in found and same(found[name], expected[name]) for name in names]
+    return sum(right) / len(names) if names else 1.0
+
+
+def same(one: Any, other: Any) -> bool:
+    """Return True if two JSON values are equal; the order of keys does not matter, and true is not 1."""
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+
+
+def bleu(answers: Sequence[str], references: Sequence[str]) -> Figure:
+    """Return corpus BLEU-4 on a scale of 100, as sacrebleu computes it; Chinese references: with its `zh` tokenizer.
+
+    Raises:
+        LabError: sacrebleu is not installed.
+    """
+    packages.require("sacrebleu", "bleu")
+    from sacrebleu.metrics import BLEU
+
+    # `effective_order` silences a warning about single sentences; of these only the counts are used.
+    metric = BLEU(tokenize="zh" if chinese(references) else "13a", effective_order=True)
+    scores = [metric.sentence_score(*pair) for pair in zip(answers, [[text] for text in references], strict=True)]
+    rows = np.array([[*one.counts, *one.totals, one.sys_len, one.ref_len] for one in scores])
+
+    def corpus(total: np.ndarray) -> float:
+        counts = [int(number) for number in total]
+        return BLEU.compute_bleu(counts[:4], counts[4:8], counts[8], counts[9]).score
+
+    return bootstrapped(rows, corpus)
+
+
+def rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, Figure]:
+    """Return the mean F-measures of ROUGE-1, -2 and -L on a scale of 100, as rouge-score computes them.
+
+    Chinese references: on jieba's words; otherwise on rouge-score's own, without stemming.
+
+    Raises:
+        LabError: rouge-score or jieba is not installed.
+    """
+    packages.require("rouge_score", "rouge")
+    from rouge_score.rouge_scorer import RougeScorer
+
+    scorer = RougeScorer(list(ROUGE.values()), tokenizer=Words() if chinese(references) else None)
+    scores = [scorer.score(reference, answer) for answer, reference in zip(answers, references, strict=True)]
+    return {name: ratio([100 * one[theirs].fmeasure for one in scores]) for name, theirs in ROUGE.items()}
+
+
+def chinese(texts: Sequence[str]) -> bool:
+    """Return True if most of the texts contain Chinese characters."""
+    return sum(bool(HAN.search(text)) for text in texts) > len(texts) / 2
+
+
+class Words:
+    """jieba's words of a text, as a tokenizer of rouge-score."""
+
+    def __init__(self) -> None:
+        packages.require("jieba", "rouge")
+        import jieba
+
+        # It announces on stderr that it builds its dictionary.
+        jieba.setLogLevel("WARNING")
+        self.cut = jieba.lcut
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the words, without the white space between them."""
+        return [word for word in self.cut(text) if word.strip()]
