@@ -1,5 +1,8 @@
 """PPO for language models: the adapter is the policy, the model without it the reference, a value head on the trunk.
 
+Policy and value head share the trunk, so the value loss moves the adapter too; `vf_coef` keeps its share small. TRL's
+former PPOTrainer trained a separate value model, at twice the memory.
+
 One step is: write completions to a batch of prompts, score them, say for every token how much better it turned out than
 expected (its advantage), then move the policy a bounded distance towards the tokens that did well, a few times over.
 
@@ -28,6 +31,7 @@ from transformers import (
     TrainerCallback,
     TrainingArguments,
 )
+from trl.trainer.utils import disable_dropout_in_model
 
 from ftlab import tokens
 from ftlab.errors import fail
@@ -45,13 +49,15 @@ class PPOConfig(TrainingArguments):
     """The settings of PPO, in addition to those of every Trainer.
 
     A batch is `per_device_train_batch_size` x `gradient_accumulation_steps` prompts; each is answered once and then
-    used for `num_ppo_epochs` optimizer steps.
+    used for `num_ppo_epochs` optimizer steps. Advantages are whitened over `per_device_train_batch_size` prompts: with
+    accumulation each part of a batch has its own mean and variance, which makes small parts noisier.
     """
 
     learning_rate: float = field(default=1e-4, metadata={"help": "AdamW's; an adapter wants ten times full training's"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "rewards need the rows' other columns"})
     max_completion_length: int = field(default=64, metadata={"help": "tokens per completion, at most"})
     temperature: float = field(default=1.0, metadata={"help": "of sampling, and of every log-probability"})
+    missing_eos_penalty: float = field(default=0.0, metadata={"help": "taken from the score of a cut completion"})
     num_ppo_epochs: int = field(default=4, metadata={"help": "optimizer steps per batch of completions"})
     kl_coef: float = field(default=0.05, metadata={"help": "price of one nat of distance from the reference"})
     kl_estimator: str = field(default="k1", metadata={"help": "k1: log ratio; k3: never negative, less noisy"})
@@ -216,6 +222,8 @@ class PPOTrainer(Trainer):
         needed = args.per_device_train_batch_size * args.gradient_accumulation_steps
         if len(train_dataset) < needed:
             raise fail("ppo_prompts", where="train_dataset", rows=len(train_dataset), needed=needed)
+        # With dropout the ratio would not be 1 before the first update: rollout and training would disagree.
+        disable_dropout_in_model(model)
         add_value_head(model)
         super().__init__(
             model=model,
@@ -277,7 +285,9 @@ class PPOTrainer(Trainer):
         now = read(model, input_ids, attention_mask, length, temperature)
         with model.disable_adapter():
             reference = read(model, input_ids, attention_mask, length, temperature)
+        ended = torch.isin(completion_ids, torch.tensor(self.eos_token_ids).to(mask.device)).any(1)
         scores = self.scores(rows, completion_ids, mask).to(model.device)
+        scores -= self.args.missing_eos_penalty * ~ended
         kl = kl_penalty(now.logps, reference.logps, self.args.kl_estimator)
         rewards = token_rewards(scores, kl, mask, self.args.kl_coef)
         advantages = gae(rewards, now.values, mask, self.args.gamma, self.args.lam)
@@ -287,7 +297,7 @@ class PPOTrainer(Trainer):
             kl=masked_mean(kl_penalty(now.logps, reference.logps, "k3"), mask),
             entropy=masked_mean(now.entropies, mask),
             length=mask.sum(1).float().mean(),
-            cut=1 - torch.isin(completion_ids, torch.tensor(self.eos_token_ids).to(mask.device)).any(1).float().mean(),
+            cut=(~ended).float().mean(),
         )
         return {
             "input_ids": input_ids,

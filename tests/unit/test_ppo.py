@@ -179,10 +179,11 @@ def count_letters(completions, **_):
 def build(tiny_model_dir, tmp_path):
     """Return a function that makes a PPO trainer of a tiny model."""
 
-    def made(reward=count_letters, rows=QUESTIONS, **settings):
+    def made(reward=count_letters, rows=QUESTIONS, lora_dropout=0.0, **settings):
         torch.manual_seed(0)
         base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
-        model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"))
+        config = LoraConfig(r=4, target_modules="all-linear", lora_dropout=lora_dropout, task_type="CAUSAL_LM")
+        model = get_peft_model(base, config)
         args = ppo.PPOConfig(output_dir=str(tmp_path / "run"), **SHARED | settings)
         return ppo.PPOTrainer(model, args, reward, Dataset.from_list(rows), tiny.make_tokenizer())
 
@@ -229,6 +230,27 @@ def test_before_the_first_step_policy_and_reference_are_one(build):
     # Whitened advantages add up to 0 while every ratio is 1: no loss, and yet a gradient.
     assert log[0]["policy_loss"] == pytest.approx(0, abs=1e-5) and log[0]["grad_norm"] > 1e-3
     assert log[2]["kl"] > 0 and {"reward", "entropy", "length", "value_loss"} <= set(log[0])
+
+
+def test_dropout_is_off_while_ppo_trains(build):
+    trainer = build(lora_dropout=0.5)
+    for name, weight in trainer.model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight)
+    batch = trainer._prepare_inputs(QUESTIONS[:4])
+    assert trainer.model.training
+    ids, mask, length = batch["input_ids"], batch["attention_mask"], batch["mask"].shape[1]
+    now = ppo.read(trainer.model, ids, mask, length, trainer.args.temperature)
+    assert torch.allclose(now.logps, batch["logps"], atol=1e-5)
+
+
+def test_a_completion_without_an_end_token_pays_the_penalty(build):
+    trainer = build(lambda completions, **_: [1.0] * len(completions), missing_eos_penalty=0.25)
+    # Nothing ends a completion, then every token does.
+    for eos_token_ids, expected in (([], 0.75), (list(range(len(trainer.processing_class))), 1.0)):
+        trainer.eos_token_ids = eos_token_ids
+        trainer.rollout(QUESTIONS[:2])
+        assert trainer.seen["reward"][-1] == pytest.approx(expected)
 
 
 def test_left_padding_changes_no_number(build):
