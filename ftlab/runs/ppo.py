@@ -57,6 +57,7 @@ class PPOConfig(TrainingArguments):
     remove_unused_columns: bool = field(default=False, metadata={"help": "rewards need the rows' other columns"})
     max_completion_length: int = field(default=64, metadata={"help": "tokens per completion, at most"})
     temperature: float = field(default=1.0, metadata={"help": "of sampling, and of every log-probability"})
+    reward_weights: list[float] | None = field(default=None, metadata={"help": "one per reward function; None: all 1"})
     missing_eos_penalty: float = field(default=0.0, metadata={"help": "taken from the score of a cut completion"})
     num_ppo_epochs: int = field(default=4, metadata={"help": "optimizer steps per batch of completions"})
     kl_coef: float = field(default=0.05, metadata={"help": "price of one nat of distance from the reference"})
@@ -198,7 +199,7 @@ class PPOTrainer(Trainer):
 
     Args:
         model: a PeftModel; its adapter is trained, the model with the adapter off is the reference.
-        reward_funcs: functions as TRL's GRPOTrainer takes them; their rewards are added up.
+        reward_funcs: functions as TRL's GRPOTrainer takes them; their rewards are weighted and added up.
         train_dataset: rows with `prompt`, a text or a list of messages; other columns go to the reward functions.
     Raises:
         LabError: fewer prompts than a batch takes, a model without adapter, several processes, or, while training, a
@@ -316,7 +317,7 @@ class PPOTrainer(Trainer):
         return tokens.prompt(self.processing_class, prompt)
 
     def scores(self, rows: list[dict[str, Any]], completion_ids: Tensor, mask: Tensor) -> Tensor:
-        """Return the sum of all rewards of every completion, shape (B,)."""
+        """Return the weighted sum of all rewards of every completion, shape (B,); note the mean of each."""
         kept = [ids[keep.bool()].tolist() for ids, keep in zip(completion_ids, mask, strict=True)]
         texts = self.processing_class.batch_decode(kept, skip_special_tokens=True)
         prompts = [row["prompt"] for row in rows]
@@ -329,7 +330,10 @@ class PPOTrainer(Trainer):
             function(prompts=prompts, completions=said, completion_ids=kept, trainer_state=self.state, **columns)
             for function in self.reward_funcs
         ]
-        return torch.tensor(given, dtype=torch.float32).sum(0)
+        rewards = torch.tensor(given, dtype=torch.float32)  # (functions, B)
+        for function, each in zip(self.reward_funcs, rewards, strict=True):
+            self.note(**{f"rewards/{function.__name__}/mean": each.mean()})
+        return torch.tensor(self.args.reward_weights or [1.0] * len(rewards)) @ rewards
 
     def compute_loss(
         self,

@@ -253,6 +253,20 @@ def test_a_completion_without_an_end_token_pays_the_penalty(build):
         assert trainer.seen["reward"][-1] == pytest.approx(expected)
 
 
+def test_rewards_are_weighted_and_logged_one_by_one(build):
+    def always(completions, **_):
+        return [0.5] * len(completions)
+
+    def never_paid(completions, **_):
+        return [3.0] * len(completions)
+
+    trainer = build([always, never_paid], reward_weights=[2.0, 0.0])
+    trainer.rollout(QUESTIONS[:2])
+    seen = {name: values[-1] for name, values in trainer.seen.items()}
+    assert seen["reward"] == 1.0
+    assert (seen["rewards/always/mean"], seen["rewards/never_paid/mean"]) == (0.5, 3.0)
+
+
 def test_left_padding_changes_no_number(build):
     trainer = build()
     model, tokenizer = trainer.model.eval(), trainer.processing_class
