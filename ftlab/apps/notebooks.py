@@ -126,7 +126,10 @@ def is_lasting(output: NotebookNode) -> bool:
     """Return True if an output is readable on the web: progress bars and widget views are not."""
     if output.output_type == "stream":
         return output.name == "stdout"
-    return "application/vnd.jupyter.widget-view+json" not in output.get("data", {})
+    data = output.get("data", {})
+    # A trainer's table of losses stands below its progress bar; without one the bar is alone.
+    bar_alone = "<progress" in data.get("text/html", "") and "<tr" not in data["text/html"]
+    return "application/vnd.jupyter.widget-view+json" not in data and not bar_alone
 
 
 def code_cells(notebook: NotebookNode) -> list[NotebookNode]:

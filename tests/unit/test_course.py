@@ -190,3 +190,16 @@ def test_an_outcome_outside_its_band_fails_the_course_s_own_run_alone(monkeypatc
     with pytest.raises(LabError, match="right: outcomes outside their bands"):
         course.record({"right": value}, {"right": (0.9, 1)})
     assert "right" in json.loads((tmp_path / "outcomes.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("html", "lasting"),
+    [
+        ("<progress value='1'>", False),
+        ("<progress value='1'><table><tr><td>0.5</td></tr></table>", True),
+        ("<b>x</b>", True),
+    ],
+)
+def test_a_bare_progress_bar_is_not_committed(html, lasting):
+    output = nbformat.v4.new_output("display_data", data={"text/html": html, "text/plain": ""})
+    assert notebooks.is_lasting(output) == lasting

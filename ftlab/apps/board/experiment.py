@@ -28,7 +28,8 @@ def show(draw: Callable[..., None], **controls: Any) -> None:
 def widget(name: str, control: Any) -> widgets.Widget:
     """Return the control that a value stands for, labelled with its name."""
     made = widgets.interactive.widget_from_abbrev(control)
-    made.description, made.style = name, {"description_width": "initial"}
+    made.description, made.style = name, {"description_width": "12em"}
+    made.layout.width = "30em"
     if hasattr(made, "continuous_update"):
         # A slider that is dragged draws where it is let go, not at every pixel on the way.
         made.continuous_update = False
