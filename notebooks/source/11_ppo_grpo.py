@@ -3,28 +3,28 @@
 #
 # Until now somebody had to write the right answer down. Here nobody does: the model writes, a program says how good that
 # was, and the model does more of what was good. You write the reward and GRPO's loss, see how PPO gets by without groups,
-# train the same model three ways, learn why a loss of 0 can teach, and catch a model that cheats.
+# train the same model three ways, see what that costs in right answers, and catch a model that cheats.
 #
 # | you will have | measured as |
 # |---|---|
 # | a reward that a program computes | its mean on held-out questions |
 # | the GRPO loss by hand | largest difference to TRL's, same batch |
-# | PPO, GRPO and RLOO on one task | reward before and after, KL, length, entropy |
+# | PPO, GRPO and RLOO on one task | reward, right answers and words before and after; KL, entropy |
 # | a model that hacks its reward, and the cure | right answers, by reading |
 #
 # **Cost:** about 12 minutes and 7 GB on two CPU cores, 6 minutes on a T4. **Before this:**
 # [10 · A reward model](10_reward_model.ipynb) or [12 · DPO](12_dpo.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="d49dfb79"
+# %% [markdown] id="title" lang="zh" of="deb780b5"
 # # 11 · PPO 与 GRPO：从奖励中学习
 #
-# 到目前为止，总得有人写下正确答案。在这里没有人写：模型来写，程序说写得有多好，模型就多做好的那些。你写出奖励和 GRPO 的损失，看 PPO 怎样不靠分组也行，用三种方法训练同一个模型，弄懂为什么损失为 0 也能学，再抓住一个作弊的模型。
+# 到目前为止，总得有人写下正确答案。在这里没有人写：模型来写，程序说写得有多好，模型就多做好的那些。你写出奖励和 GRPO 的损失，看 PPO 怎样不靠分组也行，用三种方法训练同一个模型，看看它们在正确率上付出了什么代价，再抓住一个作弊的模型。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
 # | 一个由程序计算的奖励 | 它在留出问题上的平均值 |
 # | 手写的 GRPO 损失 | 同一批数据上与 TRL 的最大差值 |
-# | 同一任务上的 PPO、GRPO 和 RLOO | 训练前后的奖励、KL、长度、熵 |
+# | 同一任务上的 PPO、GRPO 和 RLOO | 训练前后的奖励、正确率、词数；KL、熵 |
 # | 一个钻奖励空子的模型，以及治法 | 正确回答的比例，靠阅读发现 |
 #
 # **耗时与内存：** 两个 CPU 核心上约 12 分钟、7 GB 内存，T4 上约 6 分钟。**先修：** [10 · 奖励模型](10_reward_model.ipynb) 或 [12 · DPO](12_dpo.ipynb)。
@@ -94,10 +94,15 @@ set_seed(seed)
 # ## The task: right, and brief
 # Questions whose answer is a word or two. The model knows these answers, but buries them in sentences. Nobody writes
 # better ones: a row holds the question and what a right answer must contain. The held-out questions are others.
+#
+# Since the model knows these answers, the share of right ones can hardly rise; what can rise is brevity. Watch what the
+# brevity costs.
 
-# %% [markdown] id="data-why" lang="zh" of="b019c6df"
+# %% [markdown] id="data-why" lang="zh" of="ba1f6822"
 # ## 任务：正确，而且简短
 # 答案只有一两个词的问题。模型知道这些答案，却把它们埋在长句里。没有人去写更好的回答：一行数据只有问题，以及正确回答必须包含的内容。留出的问题是另外一些。
+#
+# 既然模型本来就知道答案，正确率几乎没有上升的余地；能提高的是简短程度。注意观察简短要付出什么代价。
 
 
 # %% id="data"
@@ -191,12 +196,36 @@ print(answers_before[0])
 # ## The idea: better than the others
 # Ask the same question several times. A completion's *advantage* is its reward compared with its group's: make the tokens
 # of the good ones likelier, those of the bad ones less likely. In a group that all got the same reward there is nothing
-# to learn. Four completions to each of two questions:
+# to learn.
+#
+# The methods of this lesson form a ladder. All push up the log-probability of a completion's tokens by its advantage; they
+# differ in what a completion is compared with, in whether the same completions may be used for several steps (ratio and
+# clip), and in where the distance from the starting model (KL) is paid for:
+#
+# | | baseline | ratio and clip | KL |
+# |---|---|---|---|
+# | REINFORCE (1992) | none, or a running mean | no: one step per batch | not part of it |
+# | RLOO (2019, 2024) | mean of the *other* completions of the prompt | TRL: on the whole completion | in the reward, per completion |
+# | PPO (2017) | what a value head expects, token by token | per token | in the reward, per token |
+# | GRPO (2024) | mean of the group, divided by its standard deviation | per token | in the loss, per token |
+#
+# GRPO's advantages of four completions to each of two questions:
 
 
-# %% [markdown] id="idea-why" lang="zh" of="58a6e464"
+# %% [markdown] id="idea-why" lang="zh" of="4242c2d1"
 # ## 想法：比别人好
-# 把同一个问题问几遍。一条回答的*优势*，是它的奖励与同组相比：让好的那些的 token 更可能，让坏的那些更不可能。如果一组里奖励都一样，就没有什么可学。两个问题，各四条回答：
+# 把同一个问题问几遍。一条回答的*优势*，是它的奖励与同组相比：让好的那些的 token 更可能，让坏的那些更不可能。如果一组里奖励都一样，就没有什么可学。
+#
+# 本课的几种方法是一架梯子。它们都按优势推高一条回答里各 token 的对数概率；区别在于：回答与什么相比（基线），同一批回答能不能用来更新好几步（比率与截断），以及离开起始模型的距离（KL）在哪里付费：
+#
+# | | 基线 | 比率与截断 | KL |
+# |---|---|---|---|
+# | REINFORCE（1992） | 没有，或一个滑动平均 | 没有：每批只更新一步 | 不包含 |
+# | RLOO（2019、2024） | 同一提示*其他*回答的均值 | TRL：按整条回答 | 在奖励里，按回答 |
+# | PPO（2017） | 价值头的逐 token 预期 | 逐 token | 在奖励里，逐 token |
+# | GRPO（2024） | 组内均值，再除以标准差 | 逐 token | 在损失里，逐 token |
+#
+# 两个问题，各四条回答，GRPO 的优势是：
 
 
 # %% id="group-advantages"
@@ -213,11 +242,17 @@ print(group_advantages(torch.tensor([1.0, 0.7, 0.0, 0.0, 0.5, 0.5, 0.5, 0.5]), 4
 # The *ratio* says how much likelier a token has become since it was written. It is *clipped*: beyond 20% there is nothing
 # more to gain, so that one batch cannot pull the model away. And every token pays `beta` for its distance from the
 # reference, the model without its adapter.
+#
+# With `num_iterations=1`, TRL's default and the setting of the runs below, each batch of completions is used for one
+# optimizer step. Every ratio is 1 in that step, so **the clip never acts**; it matters from the second step on the same
+# completions on, as in PPO with two epochs.
 
 
-# %% [markdown] id="loss-why" lang="zh" of="131f14e4"
+# %% [markdown] id="loss-why" lang="zh" of="2dd95b70"
 # ### 十行代码：GRPO 的损失
 # *比率*说的是一个 token 自写下以来变得可能了多少。它会被*截断*：超过 20% 就没有更多好处，所以一批数据拉不走模型。每个 token 还要为它与参考（去掉适配器的模型）的距离付出 `beta`。
+#
+# `num_iterations=1` 是 TRL 的默认值，下面的训练也用它：每批回答只更新一步，这一步里所有比率都是 1，所以**截断从不生效**。只有在同一批回答上更新第二步时它才起作用，例如跑两个 epoch 的 PPO。
 
 
 # %% id="grpo-loss"
@@ -231,12 +266,23 @@ def grpo_loss(logps, old_logps, ref_logps, advantages, mask, epsilon, beta):  # 
 
 # %% [markdown] id="zero-why"
 # ### "My loss is 0. Is it broken?"
-# No. Right after writing, every ratio is 1 and a group's advantages add up to 0, so the loss is 0 *whatever the rewards
-# are*. What trains is its slope. **Predict before you run:** which of four one-token completions get a gradient?
+# Not with this loss. Right after writing, every ratio is 1 and a group's advantages add up to 0, so the mean over
+# completions is 0 *whatever the rewards are*. What trains is its gradient.
+#
+# That holds for `loss_type="grpo"`, which takes the mean of each completion first. A side effect is *length bias*: each
+# token of a short completion weighs more than each token of a long one, so a long wrong answer is punished less per token.
+# TRL's default, `dapo`, takes the mean over all tokens of a batch; there the loss is not 0 when lengths differ. Under a
+# reward for brevity this choice matters.
+#
+# **Predict before you run:** which of four one-token completions get a gradient?
 
-# %% [markdown] id="zero-why" lang="zh" of="2fea2b18"
+# %% [markdown] id="zero-why" lang="zh" of="91379db1"
 # ### “我的损失是 0，是不是坏了？”
-# 没坏。刚写完时，每个比率都是 1，一组优势之和为 0，所以*不管奖励是多少*，损失都是 0。起训练作用的是它的斜率。**先预测，再运行：** 四条只有一个 token 的回答里，哪些得到梯度？
+# 用这个损失时没坏。刚写完时，每个比率都是 1，一组优势之和为 0，所以对各条回答取平均，*不管奖励是多少*，结果都是 0。起训练作用的是它的梯度。
+#
+# 这只对 `loss_type="grpo"` 成立：它先在每条回答内部取平均。副作用是*长度偏差*（length bias）：短回答里每个 token 的权重比长回答里的大，所以同样是错，长回答的每个 token 受的惩罚更轻。TRL 的默认值 `dapo` 对一批里的所有 token 取平均；长度不同时，损失就不是 0。奖励简短时，这个选择很要紧。
+#
+# **先预测，再运行：** 四条只有一个 token 的回答里，哪些得到梯度？
 
 # %% id="zero"
 logps = torch.tensor([[-1.0], [-2.0], [-0.5], [-3.0]], requires_grad=True)
@@ -315,13 +361,14 @@ del exact, trainer
 
 # %% [markdown] id="ppo-why"
 # ## PPO: a guess instead of a group
-# PPO asks each question once. What it compares with is its own expectation: a *value head*, one number per token from the
-# same forward pass. The *generalised advantage estimate* walks backwards and asks at every token: how much better did it
-# turn out than expected? TRL has no PPO any more; `ftlab/runs/ppo.py` is one you can read. Its advantage:
+# PPO writes one completion per question of a batch. What it compares with is its own expectation: a *value head*, one
+# number per token from the same forward pass. Head and policy share the adapter, so the head's loss moves the policy a
+# little too. The *generalised advantage estimate* walks backwards and asks at every token: how much better did it turn
+# out than expected? TRL has no PPO any more; `ftlab/runs/ppo.py` is one you can read. Its advantage:
 
-# %% [markdown] id="ppo-why" lang="zh" of="1b3dde89"
+# %% [markdown] id="ppo-why" lang="zh" of="538d1916"
 # ## PPO：用猜测代替分组
-# PPO 每个问题只问一次。它拿来比较的是自己的预期：一个*价值头*，在同一次前向计算里为每个 token 给出一个数。*广义优势估计*从后往前走，在每个 token 上问：结果比预期好多少？TRL 已经没有 PPO；`ftlab/runs/ppo.py` 是一个你读得懂的实现。它的优势：
+# PPO 对一批里的每个问题只写一条回答。它拿来比较的是自己的预期：一个*价值头*，在同一次前向计算里为每个 token 给出一个数。价值头与策略共用适配器，所以价值头的损失也会稍微推动策略。*广义优势估计*从后往前走，在每个 token 上问：结果比预期好多少？TRL 已经没有 PPO；`ftlab/runs/ppo.py` 是一个你读得懂的实现。它的优势：
 
 # %% id="gae"
 print(inspect.getsource(ppo.gae))
@@ -363,14 +410,24 @@ replies["PPO"] = answers(policy_model)
 # %% [markdown] id="grpo-why"
 # ## GRPO and RLOO, through TRL
 # The same task, the same reward, no value head. RLOO compares each completion with the mean of the *others* in its group
-# and does not divide by the spread. On a CPU, the fast paths compute a prefix that the rows of a batch share once, here a
+# and does not divide by the spread; it subtracts the price of KL from the reward.
+#
+# **The budgets are not equal.** The profile cell says how many batches of completions each method gets; on `cpu` GRPO gets
+# half as many again as PPO, which takes two optimizer steps per batch, and RLOO gets an eighth of GRPO's. Read RLOO as a
+# first look, not as a comparison.
+#
+# On a CPU, the fast paths compute a prefix that the rows of a batch share once, here a
 # question and its template: numerically equivalent, only faster. Completions are drawn from the same distribution, with
 # other random numbers.
 
 
-# %% [markdown] id="grpo-why" lang="zh" of="4f4e6c8b"
+# %% [markdown] id="grpo-why" lang="zh" of="faf33f45"
 # ## GRPO 与 RLOO，用 TRL
-# 同样的任务，同样的奖励，没有价值头。RLOO 把每条回答与同组*其他*回答的平均值比较，也不除以离散程度。在 CPU 上，快速路径只计算一次同一批数据共有的前缀（这里是问题和它的模板）：数值上等价，只是更快。回答取自同一个分布，只是随机数不同。
+# 同样的任务，同样的奖励，没有价值头。RLOO 把每条回答与同组*其他*回答的平均值比较，也不除以离散程度；KL 的代价从奖励里扣除。
+#
+# **预算并不相等。** 每种方法有多少批回答，写在 profile 单元格里；`cpu` 规模下，GRPO 的批数是 PPO 的一倍半（PPO 每批更新两步），RLOO 只有 GRPO 的八分之一。RLOO 只是先看一眼，不能当作比较。
+#
+# 在 CPU 上，快速路径只计算一次同一批数据共有的前缀（这里是问题和它的模板）：数值上等价，只是更快。回答取自同一个分布，只是随机数不同。
 
 
 # %% id="train"
@@ -433,10 +490,11 @@ plt.show()
 
 # %% [markdown] id="curves-read"
 # Read the loss last: it says next to nothing. The reward curve is noisy because every batch holds other questions; the
-# held-out score below is the measure.
+# held-out score below is the measure. Do look at KL: at several nats per token the model hardly resembles the one you
+# started with, and a lower learning rate or a higher `beta` is due.
 
-# %% [markdown] id="curves-read" lang="zh" of="57d2e71c"
-# 损失最后看：它几乎什么也没说。奖励曲线有噪声，因为每批都是不同的问题；下面留出问题上的得分才是衡量标准。
+# %% [markdown] id="curves-read" lang="zh" of="12a82bcc"
+# 损失最后看：它几乎什么也没说。奖励曲线有噪声，因为每批都是不同的问题；下面留出问题上的得分才是衡量标准。KL 一定要看：每个 token 偏离好几个 nat，模型就已经不太像起点了，该调低学习率或调高 `beta`。
 
 # %% id="after"
 print(f"{'':<8}{'reward':>8}{'right':>8}{'words':>8}{'seconds':>9}")
@@ -447,6 +505,14 @@ for method, texts in replies.items():
 ppo_reward_after, grpo_reward_after = scores(replies["PPO"])[0], scores(replies["GRPO"])[0]
 late = curve(logs["PPO"], ("kl",))[-3:]
 ppo_kl = sum(late) / len(late)
+
+# %% [markdown] id="after-read"
+# The reward is what was paid for; the column *right* is what it cost or kept. With 40 questions, 36 right ones have a 95%
+# interval of 77% to 96%, so differences of a few points between methods mean little; only a large fall is a finding. Nothing in the curves above shows it, because right answers were not logged on their own: pass
+# a second reward function with weight 0 (`reward_weights=[1.0, 0.0]`), and TRL logs its mean without paying for it.
+
+# %% [markdown] id="after-read" lang="zh" of="fd22be25"
+# 奖励是付了分的东西；*right* 那一列是为此付出或保住的正确率。40 个问题答对 36 个，95% 置信区间是 77% 到 96%，所以方法之间差几个点说明不了什么，只有大幅下降才算发现。上面的曲线看不出这一点，因为正确率没有单独记录：再传一个权重为 0 的奖励函数（`reward_weights=[1.0, 0.0]`），TRL 就会记录它的平均值而不为它付分。
 
 # %% [markdown] id="break-why"
 # ## What goes wrong: a reward that can be hacked
@@ -473,10 +539,11 @@ hack_curve = curve(hack_log, ("reward",))
 print(f"training reward {hack_curve[0]:.2f} -> {hack_curve[-1]:.2f}")
 
 # %% [markdown] id="break-read"
-# By its own reward this run learns faster than any other of the lesson. No curve tells; reading does:
+# By its own reward this run is a success, and its reward curve cannot show otherwise: it never asked whether an answer is
+# right. Reading does:
 
-# %% [markdown] id="break-read" lang="zh" of="6a21bfb3"
-# 按它自己的奖励，这次训练比本课任何一次都学得快。没有曲线会说出来；读一读就知道：
+# %% [markdown] id="break-read" lang="zh" of="526207a9"
+# 按它自己的奖励，这次训练很成功，它的奖励曲线也显示不出问题：它从来没有问过回答对不对。读一读就知道：
 
 # %% id="break-samples"
 for row, text in zip(held_out.select(range(4)), replies["hacked"], strict=False):
@@ -541,13 +608,15 @@ for method in ("before", "judged"):
     print(f"{method:<8}the program's reward {{:.2f}}, right {{:.0%}}, {{:.0f}} words".format(*scores(replies[method])))
 
 # %% [markdown] id="judge-read"
-# Compare both rewards with what you read. The judge pays for what it saw in its few pairs, not for what they were meant
+# Compare the judge's reward, the program's and the share of right answers with what you read. In so few steps and with so
+# small a judge, do not expect much: where the judge's reward hardly moved, the model learned little from it, and right
+# answers can fall all the same. The judge pays for what it saw in its few pairs, not for what they were meant
 # to show: nobody asked it whether an answer is true, and whether it likes brief ones is for you to see. Its own curve
 # says nothing about that. The order is therefore: first a judge that is good on held-out pairs and calibrated (lesson
 # 10), with a probe for length, then training, with a price on KL, and reading.
 
-# %% [markdown] id="judge-read" lang="zh" of="cbb43ebc"
-# 把两个奖励与你读到的回答比一比。裁判付钱买的是它在那不多的偏好对里看到的东西，而不是那些偏好对本来想表达的东西：从来没有人问过它回答是不是真的，它是否喜欢简短的回答，要你自己去看。它自己的曲线对此什么也没说。所以次序是：先有一个在留出的偏好对上判得准、校准过、查过长度偏好的裁判（第 10 课），再训练，并配上 KL 惩罚，还要读样本。
+# %% [markdown] id="judge-read" lang="zh" of="47cf8997"
+# 把裁判的奖励、程序的奖励和正确率，与你读到的回答比一比。步数这么少，裁判又这么小，不要期望太多：如果裁判的奖励几乎没动，模型就没从它那里学到什么，而正确率照样可能下降。裁判付钱买的是它在那不多的偏好对里看到的东西，而不是那些偏好对本来想表达的东西：从来没有人问过它回答是不是真的，它是否喜欢简短的回答，要你自己去看。它自己的曲线对此什么也没说。所以次序是：先有一个在留出的偏好对上判得准、校准过、查过长度偏好的裁判（第 10 课），再训练，并配上 KL 惩罚，还要读样本。
 
 # %% [markdown] id="exercise-advantage-why"
 # ## Exercises
