@@ -132,10 +132,16 @@ def multiple_choice(
     """
     picked: list[int] = []
     for start in range(0, len(questions), batch_size):
-        batch = questions[start : start + batch_size]
-        scores = choice_log_probabilities(model, tokenizer, batch)
-        picked += [max(range(len(row)), key=row.__getitem__) for row in scores]
+        picked += choices(model, tokenizer, questions[start : start + batch_size])
     return sum(p == q["answer"] for p, q in zip(picked, questions, strict=True)) / len(questions)
+
+
+def choices(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[dict[str, Any]]
+) -> list[int]:
+    """Return, for every question, the index of the choice that the model finds likeliest; all are read at once."""
+    scores = choice_log_probabilities(model, tokenizer, questions)
+    return [max(range(len(row)), key=row.__getitem__) for row in scores]
 
 
 @torch.inference_mode()

@@ -30,9 +30,14 @@ def write_manifest(folder: Path, about: dict[str, Any]) -> None:
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write a JSON file so that a crash leaves the old one or the new one, never a part."""
+    write_text(path, json.dumps(values, indent=1, ensure_ascii=False))
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file so that a crash leaves the old one or the new one, never a part."""
     partial = path.with_name(PARTIAL + path.name)
     with partial.open("w", encoding="utf-8") as file:
-        json.dump(values, file, indent=1, ensure_ascii=False)
+        file.write(text)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(path)

@@ -103,6 +103,18 @@ class Reader:
             response = Response("", text, [])
         return response._replace(content=self.without_end(response.content).strip())
 
+    def may_equal(self, begun: Sequence[int], expected: Response) -> bool:
+        """Return True if an answer that begins with these token ids may still equal the expected one.
+
+        Where more than the text decides (calls, reasoning that is left out, spaces that decoding moves), it may.
+        """
+        simple = self.parse is read_json and not self.tokenizer.clean_up_tokenization_spaces
+        if not simple or expected.calls or "think" in str(self.tokenizer.chat_template):
+            return True
+        # Of a character of several bytes the first tokens may be there, which decode to this one.
+        text = self.without_end(self.tokenizer.decode(begun)).rstrip("\ufffd")
+        return expected.content.strip().startswith(text.strip())
+
     def without_end(self, text: str) -> str:
         """Return a text without the tokens that end an answer."""
         end = next((end for end in self.ends if end and text.rstrip().endswith(end)), None)

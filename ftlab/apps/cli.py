@@ -103,7 +103,7 @@ def parser() -> Parser:
     frameworks = ["trl", "llamafactory", "swift", "axolotl", "alpaca-lora"]
     show.add_argument("--as", dest="framework", choices=frameworks, default="trl", help="default: %(default)s")
     score = add(
-        verbs, "eval", score_recipe, "print loss and exact match of a recipe's model, with and without its adapter"
+        verbs, "eval", score_recipe, "score a recipe's model on held-out examples, with and without its adapter"
     )
     score.add_argument("recipe", metavar="RECIPE.yaml")
     take_keys(score)

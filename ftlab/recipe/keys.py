@@ -5,7 +5,7 @@ The names are LLaMA-Factory's, so that a YAML written for it runs here. Any othe
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -143,6 +143,17 @@ class Recipe(BaseModel):
     plot_loss: bool = key(True, "write loss.png", "matplotlib")
     training: dict[str, Any] = key({}, "fields of transformers.TrainingArguments", "TrainingArguments")
 
+    # evaluation
+    eval_figures: str | None = key(
+        None,
+        "eval: what is scored, separated by commas: loss, accuracy, exact_match, contains, json, tool_calls, bleu, "
+        "rouge; None: loss, exact_match and what the next two keys add; multiple_choice for rows with choices",
+    )
+    predict_with_generate: bool = key(
+        False, "eval: also BLEU-4 and ROUGE, and every answer in generated_predictions.jsonl"
+    )
+    compute_accuracy: bool = key(False, "eval: also the share of answer tokens that are the likeliest at their place")
+
     # chat and export
     infer_backend: Literal[
         "huggingface", "hf", "auto", "static", "loop", "int8", "int4", "llama.cpp", "llama.cpp-q4"
@@ -211,6 +222,7 @@ class Recipe(BaseModel):
             raise ValueError("`val_size` above 1 is a number of examples: it must be a whole number")
         if self.packing and self.stage not in ("sft", "pt"):
             raise ValueError(f"`packing` is for sft and pt, not for `stage: {self.stage}`")
+        self.fits_names("eval_figures", EVAL_FIGURES)
         if self.finetuning_type != "lora":
             self.fits_whole_weights()
         if self.stage in ("ppo", "grpo"):
@@ -236,13 +248,21 @@ class Recipe(BaseModel):
         """
         if not (self.reward_funcs or self.reward_model):
             raise ValueError(f"`stage: {self.stage}` needs `reward_funcs` or `reward_model`")
-        for name in filter(None, (part.strip() for part in (self.reward_funcs or "").split(","))):
-            if name not in REWARDS:
-                raise ValueError(f"`reward_funcs` has no `{name}`; there are {', '.join(REWARDS)}")
+        self.fits_names("reward_funcs", REWARDS)
         if self.stage == "ppo" and self.finetuning_type != "lora":
             raise ValueError("`stage: ppo` takes the model without its adapter as reference: `finetuning_type: lora`")
         if self.stage == "ppo" and (self.loraplus_lr_ratio or self.val_size or self.eval_dataset):
             raise ValueError("`stage: ppo` does not support `loraplus_lr_ratio`, `val_size` and `eval_dataset`")
+
+    def fits_names(self, name: str, known: Sequence[str]) -> None:
+        """Refuse a name in a list of names, separated by commas, that is not known.
+
+        Raises:
+            ValueError: naming the known ones.
+        """
+        for one in filter(None, (part.strip() for part in (getattr(self, name) or "").split(","))):
+            if one not in known:
+                raise ValueError(f"`{name}` has no `{one}`; there are {', '.join(known)}")
 
     @property
     def objective(self) -> str:
@@ -257,13 +277,18 @@ class Recipe(BaseModel):
 
 # The functions of rewards.py that a recipe can name.
 REWARDS = ("exact_answer", "short_answer")
+# The figures that `ftlab eval` computes.
+EVAL_FIGURES = (
+    "loss", "accuracy", "exact_match", "contains", "json", "tool_calls", "bleu", "rouge", "multiple_choice",
+)  # fmt: skip
 # Keys that change the weights of these stages, and of no other.
 SAMPLING = ("temperature", "max_new_tokens")
 # Keys of Recipe that change no weight, and so may change between two starts of the same run.
 OUTSIDE_THE_RUN = (
     "output_dir", "overwrite_output_dir", "do_train", "plot_loss", "infer_backend", "infer_dtype", "do_sample",
     "temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "num_beams", "export_dir", "export_size",
-    "export_device", "export_dtype", "export_gguf", "export_legacy_format", "shortcuts",
+    "export_device", "export_dtype", "export_gguf", "export_legacy_format", "shortcuts", "eval_figures",
+    "predict_with_generate", "compute_accuracy",
 )  # fmt: skip
 TRAINING_OUTSIDE_THE_RUN = (
     "resume_from_checkpoint", "report_to", "run_name", "project", "save_total_limit", "disable_tqdm", "log_level",
@@ -307,7 +332,6 @@ DROPPED = {
     "dataloader_persistent_workers": "a setting of loader processes",
     "save_safetensors": "weights are always safetensors",
     "logging_dir": "trackers write into the run folder",
-    "predict_with_generate": "`ftlab eval` answers and scores",
     "low_cpu_mem_usage": "transformers always does it",
     "use_fast_tokenizer": "fast tokenizers are always used",
     "upcast_layernorm": "trained norms are float32 unless `pure_bf16` is set; frozen ones keep their dtype",

@@ -121,7 +121,7 @@ FRAMEWORKS = {"swift": SWIFT, "axolotl": AXOLOTL, "alpaca-lora": ALPACA_LORA}
 # ftlab's own; LLaMA-Factory has all the others.
 NOT_IN_LLAMA_FACTORY = {
     "dataset_substitutions", "early_stopping_steps", "export_dtype", "export_gguf", "reward_funcs", "num_generations",
-    "on_bad_rows", "shortcuts",
+    "on_bad_rows", "shortcuts", "eval_figures",
 }  # fmt: skip
 
 

@@ -1,64 +1,149 @@
-"""Score a recipe: loss and answers on its held-out examples, before and after training, without training anything."""
+"""Score a recipe on its held-out examples, before and after training, without training anything.
 
-import math
-from collections.abc import Sequence
+One forward pass gives loss and token accuracy, and shows which examples the model answers as expected. Answers are
+generated for the others only, and no further than the figures need them (`greedy.py`).
+"""
+
+import random
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from ftlab import evaluate, manifests, responses, tokens
-from ftlab.errors import fail, say
+from ftlab import evaluate, figures, manifests, packages, responses, tokens
+from ftlab.errors import LabError, fail, say
+from ftlab.figures import Figure
 from ftlab.recipe.keys import Recipe
-from ftlab.runs import chat, dataset, folder
+from ftlab.recipe.library_args import names
+from ftlab.responses import Response
+from ftlab.runs import answer_figures, chat, dataset, folder, greedy, predictions, questions
+from ftlab.runs.answer_figures import READ, WHOLE
+from ftlab.runs.greedy import Example
+from ftlab.runs.watch import Stopped, Watch
 
-Scores = dict[str, dict[str, float]]
-# Token ids and labels of one conversation, up to the answer that is asked for.
-Example = dict[str, list[int]]
-# What can be asked for: `loss` brings perplexity with it, `exact_match` writes every answer and takes far longer.
-FIGURES = ("loss", "exact_match")
+# Model ("base", "tuned") -> figure -> number; "rows", "intervals" and "paired" are beside them.
+Scores = dict[str, dict[str, Any]]
+# What is scored unless the recipe or the caller says otherwise.
+USUAL = ("loss", "exact_match")
+PACKAGES = {"bleu": "sacrebleu", "rouge": "rouge_score"}
+# Examples that are scored unless `max_samples` says otherwise.
+LIMIT = 200
 # Tokens that an answer may have more than the longest expected one.
 SPARE = 8
+# Questions whose choices are compared at once.
+QUESTIONS = 32
+# Figures whose scale ends at 100, and those that are shares of 1.
+HUNDRED, SHARES = ("bleu-4", *figures.ROUGE), (
+    "token_accuracy", "exact_match", "contains", "json_valid", "json_fields", "tool_calls", "multiple_choice",
+)  # fmt: skip
+# The exit code of what was stopped.
+STOPPED = 130
 
 
-def score(recipe: Recipe, limit: int = 200, figures: Sequence[str] = FIGURES) -> Scores:
-    """Return {"base" and/or "tuned": {"loss", "perplexity", "exact_match", "rows"}} and write it into the run folder.
+class Model(NamedTuple):
+    """A model under evaluation: "base" or "tuned", with its tokenizer and what watches the work."""
+
+    name: str
+    model: Any
+    tokenizer: PreTrainedTokenizerBase
+    watch: Watch
+
+
+class Result(NamedTuple):
+    """What one model gave: its figures, and which examples are right where that was asked for."""
+
+    figures: dict[str, Figure]
+    rows: int
+    hits: list[bool] | None = None
+
+
+def score(recipe: Recipe, limit: int | None = None, figures: Sequence[str] = ()) -> Scores:
+    """Return {"base" and/or "tuned": {figure: number, "rows", "intervals"}} and write it into the run folder.
 
     The examples are those of `eval_dataset`, else the ones that `val_size` holds out of `dataset`, in the tokens that
     training sees. "tuned" is what the run in `output_dir` has left, else `adapter_name_or_path`; where there is
-    neither, which is said, only the base is scored.
+    neither, which is said, only the base is scored. Where both are, "tuned" has "paired": what training changed.
 
     Args:
-        limit: examples that are scored at most.
-        figures: which of FIGURES are worked out.
+        limit: examples at most; None: `max_samples`, else 200. Of more examples a random sample is drawn.
+        figures: names as in the key `eval_figures`; none: what the recipe asks for.
     Raises:
-        LabError: no data set, a stage without answers, or weights that cannot be read or belong to another base.
+        LabError: no data set, a stage without answers, weights that cannot be read or belong to another base, a figure
+            that the examples have nothing for, a package that is missing, or the evaluation was stopped.
+    """
+    refuse(recipe)
+    asked = questions.read_all(recipe)
+    wanted = tuple(figures) or figures_of(recipe, bool(asked))
+    require(wanted, bool(asked))
+    trained = chat.trained(recipe)
+    say_untrained(recipe, trained)
+    limit = limit or recipe.max_samples or LIMIT
+
+    def work(one: Model) -> Result:
+        if asked:
+            return choose(one, sample(asked, limit, recipe))
+        predicts = recipe.predict_with_generate and one.name == ("tuned" if trained else "base")
+        examples = held_out(recipe, one.tokenizer, trained, limit)
+        return answer(one, examples, wanted, recipe if predicts else None)
+
+    watch = Watch(run_folder(recipe))
+    try:
+        with watch.listening():
+            found = as_scores(compared(recipe, trained, watch, work))
+    except Stopped:
+        raise fail("eval_stopped", exit_code=STOPPED) from None
+    if where := run_folder(recipe):
+        manifests.write_json(where / folder.SCORES, found)
+    return found
+
+
+def refuse(recipe: Recipe) -> None:
+    """Refuse a recipe that names nothing to score.
+
+    Raises:
+        LabError: no data set, a stage without answers, or no folder for the predictions.
     """
     if not (recipe.eval_dataset or recipe.dataset):
         raise fail("recipe_missing_key", key="eval_dataset")
     if recipe.objective not in ("sft", "ppo", "grpo"):
         raise fail("eval_stage", where="stage", stage=recipe.objective)
-    trained = chat.trained(recipe)
-    say_untrained(recipe, trained)
-    options = chat.options_of(recipe)
-    model, tokenizer = chat.load(recipe.model_name_or_path, trained, **options)
-    chosen = held_out(recipe, tokenizer, trained)[:limit]
-    found: Scores = {}
-    if trained is None:
-        found["base"] = scores(model, tokenizer, chosen, figures)
-    elif chat.switchable(model):
-        with model.disable_adapter():
-            found["base"] = scores(model, tokenizer, chosen, figures)
-        found["tuned"] = scores(model, tokenizer, chosen, figures)
-    else:
-        tuned = scores(model, tokenizer, chosen, figures)
-        # Only one of them is in memory at a time.
-        del model
-        model, _ = chat.load(recipe.model_name_or_path, **options)
-        found = {"base": scores(model, tokenizer, chosen, figures), "tuned": tuned}
-    if recipe.output_dir and Path(recipe.output_dir).expanduser().is_dir():
-        manifests.write_json(Path(recipe.output_dir).expanduser() / folder.SCORES, found)
-    return found
+    if recipe.predict_with_generate and not recipe.output_dir:
+        raise fail("recipe_missing_key", key="output_dir")
+
+
+def figures_of(recipe: Recipe, choices: bool) -> tuple[str, ...]:
+    """Return the figures that a recipe asks for."""
+    if recipe.eval_figures:
+        return tuple(names(recipe.eval_figures))
+    if choices:
+        return ("multiple_choice",)
+    accuracy = ("accuracy",) if recipe.compute_accuracy else ()
+    return (*USUAL, *accuracy, *(("bleu", "rouge") if recipe.predict_with_generate else ()))
+
+
+def require(wanted: Sequence[str], choices: bool) -> None:
+    """Refuse figures that cannot be computed, before a model is loaded.
+
+    Raises:
+        LabError: a package is missing, or the examples have choices and the figure needs answers, or the reverse.
+    """
+    for figure in wanted:
+        if (figure == "multiple_choice") != choices:
+            raise fail("eval_nothing_for", where="eval_figures", figure=figure)
+        if module := PACKAGES.get(figure):
+            packages.require(module, figure)
+
+
+def run_folder(recipe: Recipe) -> Path | None:
+    """Return the folder that scores are written into: it exists, or the recipe asks for predictions in it."""
+    if not recipe.output_dir:
+        return None
+    where = Path(recipe.output_dir).expanduser()
+    if recipe.predict_with_generate:
+        where.mkdir(parents=True, exist_ok=True)
+    return where if where.is_dir() else None
 
 
 def say_untrained(recipe: Recipe, trained: Path | None) -> None:
@@ -72,21 +157,43 @@ def say_untrained(recipe: Recipe, trained: Path | None) -> None:
         print(say("eval_other_run", where=run, changed=changed))
 
 
-def held_out(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, trained: Path | None) -> list[Example]:
+def compared(recipe: Recipe, trained: Path | None, watch: Watch, work: Callable[[Model], Result]) -> dict[str, Result]:
+    """Return what `work` gives for the base and for what was trained; the tuned model first: its answers are kept."""
+    options = chat.options_of(recipe)
+    model, tokenizer = chat.load(recipe.model_name_or_path, trained, **options)
+    if trained is None:
+        return {"base": work(Model("base", model, tokenizer, watch))}
+    tuned = work(Model("tuned", model, tokenizer, watch))
+    if chat.switchable(model):
+        with model.disable_adapter():
+            return {"base": work(Model("base", model, tokenizer, watch)), "tuned": tuned}
+    # Only one of them is in memory at a time, and both read the examples with the tokenizer of the run.
+    del model
+    base, _ = chat.load(recipe.model_name_or_path, **options)
+    return {"base": work(Model("base", base, tokenizer, watch)), "tuned": tuned}
+
+
+def held_out(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerBase, trained: Path | None, limit: int = LIMIT
+) -> list[Example]:
     """Return the examples to score on, encoded; it is said where the run may have been trained on them."""
     # Of a prompt that is trained on nobody could tell where the answer begins.
     plain = recipe.model_copy(update={"train_on_prompt": False})
     if recipe.eval_dataset:
-        found = dataset.prepared(plain, recipe.eval_dataset, tokenizer)
+        # The sample is drawn from the whole set: a sorted one begins with examples of one kind.
+        examples = dataset.read(plain.model_copy(update={"max_samples": None}), recipe.eval_dataset)
+        found = dataset.as_trained(plain, sample(examples, limit, recipe), tokenizer)
     elif recipe.val_size:
         examples = dataset.read_splits(recipe)[1]
         found = dataset.as_trained(recipe, examples, tokenizer)
         if trained and not held_out_by(trained, dataset.digest(found)):
             print(say("eval_other_rows", where=str(trained)))
         found = dataset.as_trained(plain, examples, tokenizer) if recipe.train_on_prompt else found
+        found = sample(found, limit, recipe)
     else:
         print(say("eval_seen", name=recipe.dataset))
-        found = dataset.prepared(plain, recipe.dataset or "", tokenizer)
+        examples = sample(dataset.read(plain, recipe.dataset or ""), limit, recipe)
+        found = dataset.as_trained(plain, examples, tokenizer)
     return [example for row in found for example in encoded(row, tokenizer)]
 
 
@@ -104,37 +211,158 @@ def encoded(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Exa
     return tokens.encode(tokenizer, {"messages": messages})
 
 
-def scores(
-    model: Any, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], figures: Sequence[str] = FIGURES
-) -> dict[str, float]:
-    """Return the figures of one model on encoded examples; the last answer of each is asked for."""
-    found: dict[str, float] = {}
-    if "loss" in figures:
-        loss = evaluate.mean_loss(model, examples, tokenizer.pad_token_id)
-        found |= {"loss": loss, "perplexity": math.exp(loss)}
-    if "exact_match" in figures:
-        found["exact_match"] = exact_match(model, tokenizer, examples)
-    return found | {"rows": len(examples)}
+def sample(rows: Any, limit: int, recipe: Recipe) -> Any:
+    """Return at most `limit` rows of a list or a data set, drawn at random with the recipe's seed, in their order."""
+    if len(rows) <= limit:
+        return rows
+    seed = recipe.training.get("seed", 42)
+    picked = sorted(random.Random(seed).sample(range(len(rows)), limit))
+    print(say("eval_sample", n=limit, total=len(rows), seed=seed))
+    return [rows[i] for i in picked] if isinstance(rows, list) else rows.select(picked)
 
 
-def exact_match(model: Any, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example]) -> float:
-    """Return the share of examples whose last answer the model gives: text without reasoning, tool calls as calls."""
-    pairs = [responses.split(example) for example in examples]
-    most = max(len(wanted) for _, wanted in pairs) + SPARE
-    answers = evaluate.generate_ids(model, tokenizer, [prompt for prompt, _ in pairs], most)
-    reader = responses.Reader(tokenizer)
-    right = [
-        reader.read(prompt, answer).equals(reader.read(prompt, wanted))
-        for (prompt, wanted), answer in zip(pairs, answers, strict=True)
-    ]
-    return sum(right) / len(right)
+def answer(one: Model, examples: Sequence[Example], wanted: Sequence[str], predicting: Recipe | None) -> Result:
+    """Return the figures of one model on encoded examples; the last answer of each is asked for.
+
+    Args:
+        predicting: the recipe whose run folder gets the answers; None: they are not kept.
+    """
+    began = time.monotonic()
+    with one.watch.line(f"{one.name}: reading", len(examples)) as advance:
+        checked = greedy.check(one.model, examples, one.tokenizer.pad_token_id, advance)
+    found = answer_figures.of_checked(checked, wanted)
+    if {*wanted} <= {*READ} and not predicting:
+        return Result(found, len(examples))
+    asked = Asked.of(one, examples)
+    if not predicting:
+        answer_figures.refuse_absent(wanted, asked.expected)
+    answers = generated(one, asked, checked, wanted, predicting)
+    given = [asked.reader.read(prompt, ids) for (prompt, _), ids in zip(asked.pairs, answers, strict=True)]
+    hits = [one.equals(other) for one, other in zip(given, asked.expected, strict=True)]
+    found |= {"exact_match": figures.share(hits)} if "exact_match" in wanted else {}
+    found |= answer_figures.of_answers(wanted, given, asked.expected)
+    if predicting and (where := run_folder(predicting)):
+        predictions.write_results(where, values_of(found), len(examples), time.monotonic() - began)
+    return Result(found, len(examples), hits if "exact_match" in wanted else None)
+
+
+class Asked(NamedTuple):
+    """What is asked: token ids of each prompt and its expected answer, what reads answers, the expected ones read."""
+
+    pairs: list[tuple[list[int], list[int]]]
+    reader: responses.Reader
+    expected: list[Response]
+
+    @classmethod
+    def of(cls, one: Model, examples: Sequence[Example]) -> "Asked":
+        """Return what examples ask a model."""
+        pairs, reader = [responses.split(example) for example in examples], responses.Reader(one.tokenizer)
+        return cls(pairs, reader, [reader.read(*pair) for pair in pairs])
+
+
+def generated(
+    one: Model, asked: Asked, checked: Sequence[greedy.Checked], wanted: Sequence[str], predicting: Recipe | None
+) -> list[list[int]]:
+    """Return the token ids of greedy answers, whole where a figure or the predictions need them.
+
+    Raises:
+        LabError: stopped; the answers that were finished are in generated_predictions.jsonl.
+    """
+    most = max(len(label) for _, label in asked.pairs) + SPARE
+    if predicting and "max_new_tokens" in predicting.model_fields_set:
+        most = predicting.max_new_tokens
+    prompts, ends = [prompt for prompt, _ in asked.pairs], evaluate.end_ids(one.model, one.tokenizer)
+    if not greedy.plain(one.model):
+        answers = evaluate.generate_ids(one.model, one.tokenizer, prompts, most)
+        return keep(one, asked, answers, predicting)
+    whole = bool(predicting) or not {*wanted}.isdisjoint(WHOLE)
+
+    def left(number: int, ids: list[int]) -> int:
+        """Return how many tokens may still be generated."""
+        ended = ids[-1] in ends or not (whole or asked.reader.may_equal(ids, asked.expected[number]))
+        return 0 if ended else max(0, most - len(ids))
+
+    answers = [each.begun[:most] for each in checked]
+    try:
+        with one.watch.line(f"{one.name}: answering", sum(map(left, range(len(answers)), answers))) as advance:
+            greedy.write(one.model, one.tokenizer.pad_token_id, prompts, answers, left, advance)
+    except Stopped:
+        finished = [None if left(number, ids) else ids for number, ids in enumerate(answers)]
+        if predicting and keep(one, asked, finished, predicting):
+            raise stopped_with(finished, predicting) from None
+        raise
+    return keep(one, asked, answers, predicting)
+
+
+Answers = TypeVar("Answers", bound=Sequence[list[int] | None])
+
+
+def keep(one: Model, asked: Asked, answers: Answers, predicting: Recipe | None) -> Answers:
+    """Write answers into the run folder of a recipe that asks for it; None: nowhere. Return them."""
+    if predicting and (where := run_folder(predicting)):
+        predictions.write(where, one.tokenizer, asked.pairs, answers)
+    return answers
+
+
+def stopped_with(answers: Sequence[list[int] | None], predicting: Recipe) -> LabError:
+    """Build the error for an evaluation that was stopped when some answers were written."""
+    kept, where = sum(ids is not None for ids in answers), Path(predicting.output_dir or "") / folder.PREDICTIONS
+    return fail("eval_stopped_kept", where=str(where), exit_code=STOPPED, kept=kept, total=len(answers))
+
+
+def choose(one: Model, asked: Sequence[dict[str, Any]]) -> Result:
+    """Return the share of multiple-choice questions whose right choice the model finds likeliest."""
+    picked: list[int] = []
+    with one.watch.line(f"{one.name}: choosing", len(asked)) as advance:
+        for start in range(0, len(asked), QUESTIONS):
+            picked += evaluate.choices(one.model, one.tokenizer, asked[start : start + QUESTIONS])
+            advance(len(picked) - start)
+    hits = [choice == question["answer"] for choice, question in zip(picked, asked, strict=True)]
+    return Result({"multiple_choice": figures.share(hits)}, len(hits), hits)
+
+
+def values_of(found: dict[str, Figure]) -> dict[str, float]:
+    """Return the figures without their intervals."""
+    return {name: figure.value for name, figure in found.items()}
+
+
+def as_scores(results: dict[str, Result]) -> Scores:
+    """Return results as they are written down, base and tuned compared where both have examples that are right."""
+    found: Scores = {
+        name: {
+            **values_of(result.figures),
+            "rows": result.rows,
+            "intervals": {
+                figure: {"low": each.low, "high": each.high, "n": each.n} for figure, each in result.figures.items()
+            },
+        }
+        for name, result in results.items()
+    }
+    hits = [result.hits for result in results.values() if result.hits is not None]
+    if len(hits) == 2:
+        found["tuned"]["paired"] = figures.paired(*hits)._asdict()
+    return found
 
 
 def table(found: Scores) -> str:
-    """Return scores as a table, a line per model."""
-    lines = [f"{'':<8}{'n':>6}{'loss':>9}{'perplexity':>12}   exact answers (95% interval)"]
-    for name, row in found.items():
-        low, high = evaluate.interval(row["exact_match"], int(row["rows"]))
-        share = f"{row['exact_match']:.0%} ({low:.0%}-{high:.0%})"
-        lines.append(f"{name:<8}{row['rows']:>6}{row['loss']:>9.3f}{row['perplexity']:>12.2f}   {share}")
+    """Return scores as a table, a line per figure; below it, what training changed."""
+    models = list(found)
+    lines = [f"{'':<16}{'n':>6}   " + "".join(f"{name:<28}" for name in models) + "(95% interval)"]
+    for figure, interval in found[models[0]]["intervals"].items():
+        shown = "".join(f"{written(figure, found[name]):<28}" for name in models)
+        lines.append(f"{figure:<16}{interval['n']:>6}   {shown}".rstrip())
+    if pair := found.get("tuned", {}).get("paired"):
+        lines.append(say("eval_paired", **pair))
     return "\n".join(lines)
+
+
+def written(figure: str, scores: dict[str, Any]) -> str:
+    """Return one figure with its interval, as it is read."""
+    interval, how = scores["intervals"][figure], style(figure)
+    value, low, high = (format(number, how) for number in (scores[figure], interval["low"], interval["high"]))
+    return f"{value} ({low}-{high})"
+
+
+def style(figure: str) -> str:
+    """Return the format in which a figure is read: percent, a scale of 100, or a number."""
+    return ".0%" if figure in SHARES else ".1f" if figure in HUNDRED else ".3f"

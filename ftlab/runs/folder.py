@@ -20,6 +20,8 @@ from ftlab.system_errors import explained
 
 RECIPE, LOG, METRICS, PICTURE, CARD = "recipe.yaml", "train_log.jsonl", "metrics.json", "loss.png", "README.md"
 SCORES = "eval_results.json"
+# LLaMA-Factory's names.
+PREDICTIONS, PREDICT_RESULTS = "generated_predictions.jsonl", "predict_results.json"
 PISSA_START, STOP = "pissa_start", "STOP"
 # Held while a run writes: the lock, and the process id of its holder.
 LOCK, OWNER = "run.lock", "run.pid"
@@ -27,7 +29,10 @@ LOCK, OWNER = "run.lock", "run.pid"
 PANEL_RECIPE, PANEL_OUTPUT, PANEL_JOB = "run.yaml", "run.out", "run.job"
 # In front of a checkpoint's name: nothing globs for these, neither Trainer nor ftlab looks at it again.
 ASIDE, DELETING = "set-aside-", "deleting-"
-OWN_FILES = (RECIPE, LOG, METRICS, SCORES, manifests.MANIFEST, PICTURE, CARD, *saved_weights.RESULTS, PISSA_START, STOP)
+OWN_FILES = (
+    RECIPE, LOG, METRICS, SCORES, PREDICTIONS, PREDICT_RESULTS, manifests.MANIFEST, PICTURE, CARD,
+    *saved_weights.RESULTS, PISSA_START, STOP,
+)  # fmt: skip
 OWN_PREFIXES = (saved_weights.PREFIX, ASIDE, DELETING, manifests.PARTIAL, "run.", "runs")
 
 Row = dict[str, float]

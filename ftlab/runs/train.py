@@ -101,11 +101,13 @@ def require_training(recipe: Recipe) -> None:
     Raises:
         LabError: no data set or run folder, `do_train: false`, a place that a run may not be in, or a package missing.
     """
+    if not recipe.do_train:
+        raise fail("train_not_asked", where="do_train")
+    if recipe.predict_with_generate and not recipe.dataset:
+        raise fail("train_predicts", where="predict_with_generate")
     for name, value in (("dataset", recipe.dataset), ("output_dir", recipe.output_dir)):
         if not value:
             raise fail("recipe_missing_key", key=name)
-    if not recipe.do_train:
-        raise fail("train_not_asked", where="do_train")
     folder = Path(recipe.output_dir or "").expanduser()
     target.refuse_place(folder, "output_dir")
     folders.refuse_foreign(folder)

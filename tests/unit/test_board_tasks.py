@@ -73,9 +73,8 @@ def test_before_and_after_are_what_the_verb_gives(evaluating):
 def test_only_the_figures_that_are_ticked_are_worked_out(evaluating):
     evaluating.figures["exact_match"].value = False
     run(evaluating)
-    assert set(evaluating.found["tuned"]) == {"loss", "perplexity", "rows"} and "exact" not in shown(
-        evaluating.task.result
-    )
+    assert set(evaluating.found["tuned"]) == {"loss", "perplexity", "rows", "intervals"}
+    assert "exact" not in shown(evaluating.task.result)
     evaluating.figures["loss"].value = False
     assert evaluating.task.start.disabled and "no metric" in shown(evaluating.task.form.messages["all"])
     evaluating.figures["exact_match"].value = True

@@ -12,7 +12,7 @@ from ftlab import device
 from ftlab.errors import LabError
 from ftlab.recipe import keys, library_args, templates, to_script
 from ftlab.recipe import read as recipes
-from ftlab.runs import build, chat, dataset, export, rewards, targets, train
+from ftlab.runs import build, chat, dataset, evaluation, export, rewards, targets, train
 
 CPU = device.Machine("cpu", "test", "bfloat16", 2, 2**34, "test")
 GPU = device.Machine("cuda", "test", "float16", 2, 2**34, "test")
@@ -79,6 +79,9 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "early_stopping_steps": (2, EVAL),
     "shortcuts": (False, {}),
     "overwrite_output_dir": (True, {}),
+    "eval_figures": ("bleu", {}),
+    "predict_with_generate": (True, {}),
+    "compute_accuracy": (True, {}),
     "plot_loss": (False, {}),
     "infer_backend": ("static", {}),
     "infer_dtype": ("float16", {}),
@@ -202,7 +205,12 @@ def run_of(made: recipes.Recipe) -> Any:
     return train.require_training(made)
 
 
-PARTS = (settings, trained_layers, answers, run_of, examples)
+def scored(made: recipes.Recipe) -> Any:
+    """Return the figures of `ftlab eval`."""
+    return evaluation.figures_of(made, False)
+
+
+PARTS = (settings, trained_layers, answers, run_of, scored, examples)
 
 
 def effect(before: dict[str, Any], name: str, value: Any) -> str:

@@ -38,30 +38,38 @@ def calls(tmp_path):
     return str(tmp_path / "calls.json")
 
 
+def none_of(n: int) -> dict[str, float]:
+    """Return the interval of no right answer among n."""
+    low, high = evaluate.interval(0, n)
+    return {"low": low, "high": high, "n": n}
+
+
 def test_a_random_model_calls_no_tool_right(tiny_recipe, calls):
     made = recipes.load(tiny_recipe | {"dataset": calls, "cutoff_len": 512, "max_steps": 1})
-    assert evaluation.score(made, figures=("exact_match",))["base"] == {"exact_match": 0, "rows": 12}
+    nothing = {"exact_match": 0, "rows": 12, "intervals": {"exact_match": none_of(12)}}
+    assert evaluation.score(made, figures=("exact_match",))["base"] == nothing
     train.train(made)
     found = evaluation.score(made, figures=("exact_match",))
-    assert found["tuned"] == found["base"] == {"exact_match": 0, "rows": 12}
+    assert found["base"] == nothing
+    assert found["tuned"] == nothing | {"paired": {"gained": 0, "lost": 0, "p": 1.0}}
 
 
 def test_calls_are_compared_as_calls_with_the_tools_in_the_prompt(tiny_recipe, calls, monkeypatch):
     tokenizer = AutoTokenizer.from_pretrained(tiny_recipe["model_name_or_path"])
     asked = []
 
-    def turned(model, tokenizer, prompts, *_):
-        asked.extend(tokenizer.decode(prompt) for prompt in prompts)
+    def turned(one, examples, *_):
+        asked.extend(tokenizer.decode(prompt) for prompt, _ in examples.pairs)
         numbers = [text.split("Weather in city ")[1].split("?")[0] for text in asked]
         texts = [f'{{"arguments": {{"days": 3, "city": "{number}"}}, "name": "weather"}}' for number in numbers]
         # One is wrong: another argument.
         texts[0] = texts[0].replace('"days": 3', '"days": 4')
         return [[*tokenizer(text).input_ids, tokenizer.eos_token_id] for text in texts]
 
-    monkeypatch.setattr(evaluate, "generate_ids", turned)
+    monkeypatch.setattr(evaluation, "generated", turned)
     made = recipes.load(tiny_recipe | {"dataset": calls, "cutoff_len": 512})
-    found = evaluation.score(made, figures=("exact_match",))
-    assert found["base"]["exact_match"] == pytest.approx(11 / 12)
+    found = evaluation.score(made, figures=("exact_match", "tool_calls"))
+    assert found["base"]["exact_match"] == found["base"]["tool_calls"] == pytest.approx(11 / 12)
     assert all("The weather in a city." in text for text in asked) and len(asked) == 12
     row = {"messages": [{"role": "user", "content": "Weather in city 0?"}], "tools": [{"function": TOOLS[0]}]}
     assert asked[0] == tokenizer.decode(tokens.prompt(tokenizer, row["messages"], row["tools"]))

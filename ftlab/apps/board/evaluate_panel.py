@@ -1,11 +1,12 @@
 """The evaluation panel: the scores of a model on a data set, before and after its training."""
 
+import html
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 
-from ftlab import embedded, errors, evaluate
+from ftlab import embedded, errors
 from ftlab.apps.board import train_view, validation
 from ftlab.apps.board.chat_panel import WHOLE, tuned
 from ftlab.apps.board.controls import EVALUATED
@@ -13,16 +14,36 @@ from ftlab.apps.board.data_panel import registered
 from ftlab.apps.board.form import Form
 from ftlab.apps.board.recipe_task import Task
 from ftlab.apps.board.words import Words
-from ftlab.recipe.keys import Recipe
+from ftlab.recipe.keys import EVAL_FIGURES, Recipe
 from ftlab.runs import evaluation
 
 # Keys that a recipe hands on, besides those with a field.
 KEPT = ("dataset_dir", "dataset_substitutions", "trust_remote_code", "quantization_bit", "default_system")
 ROWS = 50
-# What each figure, column and line is called in the table of words.
-BOXES = {"loss": "figure_loss", "exact_match": "figure_exact_match"}
-COLUMNS = {"loss": "score_loss", "perplexity": "score_perplexity", "exact_match": "score_exact_match"}
-LINES = {"base": "scored_base", "tuned": "scored_tuned"}
+# What each figure to tick, each line and each column is called in the table of words.
+BOXES = {
+    "loss": "figure_loss",
+    "accuracy": "figure_accuracy",
+    "exact_match": "figure_exact_match",
+    "contains": "figure_contains",
+    "json": "figure_json",
+    "tool_calls": "figure_tool_calls",
+    "bleu": "figure_bleu",
+    "rouge": "figure_rouge",
+    "multiple_choice": "figure_multiple_choice",
+}
+LINES = {
+    "loss": "score_loss",
+    "perplexity": "score_perplexity",
+    "token_accuracy": "score_token_accuracy",
+    "exact_match": "score_exact_match",
+    "contains": "score_contains",
+    "json_valid": "score_json_valid",
+    "json_fields": "score_json_fields",
+    "tool_calls": "score_tool_calls",
+    "multiple_choice": "score_multiple_choice",
+}
+COLUMNS = {"base": "scored_base", "tuned": "scored_tuned"}
 
 
 class EvaluatePanel:
@@ -49,21 +70,23 @@ class EvaluatePanel:
         if (held_out := f"{given.get('dataset')}_eval") in sets:
             values.setdefault("eval_dataset", held_out)
         self.found: evaluation.Scores = {}
-        self.figures = {name: self.box_of(BOXES[name]) for name in evaluation.FIGURES}
+        self.figures = {name: self.box_of(BOXES[name], name in evaluation.USUAL) for name in EVAL_FIGURES}
         with errors.speaking(self.words.lang):
             form = Form(values, self.words, table=EVALUATED)
         form.controls["eval_dataset"].options = tuple(sets)
         row = widgets.HBox(list(self.figures.values()), layout={"flex_flow": "row wrap"})
-        self.task = Task(self.words, form, "eval", "evaluate_start", self.look, validation.ALL, self.score, (row,))
+        self.task = Task(
+            self.words, form, "eval", "evaluate_start", self.look, validation.ALL, self.score, (row,), self.more
+        )
         for box in self.figures.values():
             box.observe(lambda _: self.task.changed(), names="value")
         self.list_adapters()
         self.box = self.task.box.add_class("ftlab-evaluate")
 
-    def box_of(self, name: str) -> widgets.Checkbox:
+    def box_of(self, name: str, on: bool) -> widgets.Checkbox:
         """Return the box to tick for one figure."""
         text, tip = self.words(name), self.words.tip(name)
-        return widgets.Checkbox(value=True, description=text, tooltip=tip, indent=False).add_class(f"ft-{name}")
+        return widgets.Checkbox(value=on, description=text, tooltip=tip, indent=False).add_class(f"ft-{name}")
 
     def list_adapters(self) -> None:
         """Offer the runs that have trained something; a training that has just ended is among them."""
@@ -72,6 +95,10 @@ class EvaluatePanel:
     def chosen(self) -> list[str]:
         """Return the figures that are ticked."""
         return [name for name, box in self.figures.items() if box.value]
+
+    def more(self) -> dict[str, str]:
+        """Return the key of the figures for the command, where they are not the usual ones."""
+        return {} if self.chosen() == list(evaluation.USUAL) else {"eval_figures": ",".join(self.chosen())}
 
     def look(self, made: Recipe) -> str:
         """Show what will be compared.
@@ -89,23 +116,18 @@ class EvaluatePanel:
         return self.table()
 
     def table(self) -> str:
-        """Return the scores as a table: base, tuned, and how far they moved."""
-        names = [name for name in COLUMNS if name in self.found["base"]]
-        head = ["", self.words("score_rows"), *(self.words(COLUMNS[name]) for name in names)]
-        rows = [
-            [self.words(LINES[model]), str(row["rows"]), *(written(name, row) for name in names)]
-            for model, row in self.found.items()
-        ]
-        if "tuned" in self.found:
-            base, after = self.found["base"], self.found["tuned"]
-            moved = [f"{after[name] - base[name]:+{'.0%' if name == 'exact_match' else '.3f'}}" for name in names]
-            rows.append([self.words("scored_moved"), "", *moved])
-        return train_view.grid(head, rows)
+        """Return the scores as a table: base, tuned, how far they moved, and whether that can be chance."""
+        models = list(self.found)
+        head = ["", self.words("score_rows"), *(self.words(COLUMNS[model]) for model in models)]
+        head += [self.words("scored_moved")] if len(models) == 2 else []
+        grid = train_view.grid(head, [self.line(figure) for figure in self.found["base"]["intervals"]])
+        pair = self.found.get("tuned", {}).get("paired")
+        return grid + (f"<p>{html.escape(errors.say('eval_paired', **pair))}</p>" if pair else "")
 
-
-def written(name: str, row: dict[str, float]) -> str:
-    """Return one figure as it is read; a share with its interval."""
-    if name != "exact_match":
-        return f"{row[name]:.3f}"
-    low, high = evaluate.interval(row[name], int(row["rows"]))
-    return f"{row[name]:.0%} ({low:.0%}-{high:.0%})"
+    def line(self, figure: str) -> list[str]:
+        """Return one line of the table: a figure of each model, with its interval."""
+        scores = list(self.found.values())
+        name = self.words(LINES[figure]) if figure in LINES else figure.upper()
+        cells = [name, str(scores[0]["intervals"][figure]["n"]), *(evaluation.written(figure, one) for one in scores)]
+        moved = [scores[1][figure] - scores[0][figure]] if len(scores) == 2 else []
+        return cells + [format(change, f"+{evaluation.style(figure)}") for change in moved]

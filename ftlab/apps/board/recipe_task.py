@@ -31,6 +31,7 @@ class Task:
         blamed: the key beside which such an error is said.
         act: recipe -> what came of it (HTML), in a thread.
         extra: widgets between the form and the button.
+        more: keys of the command beside those of the form.
     Attributes:
         idle: set while nothing is under way.
     """
@@ -45,7 +46,9 @@ class Task:
         blamed: str,
         act: Callable[[Recipe], str],
         extra: tuple[widgets.Widget, ...] = (),
+        more: Callable[[], dict[str, str]] = dict,
     ) -> None:
+        self.more = more
         self.words, self.form, self.verb, self.look, self.blamed, self.act = words, form, verb, look, blamed, act
         self.work = Work(words.lang, lambda reason: self.say("failed", reason=reason), lambda: self.offer(False))
         self.idle = self.work.idle
@@ -71,7 +74,7 @@ class Task:
         made, wrong = self.form.recipe(), ""
         self.before.value = ""
         if made:
-            self.command.value = train_view.pre(train_view.command(self.form.written(), verb=self.verb))
+            self.command.value = train_view.pre(train_view.command(self.form.written() | self.more(), verb=self.verb))
             with errors.speaking(self.words.lang):
                 try:
                     self.before.value = self.look(made)

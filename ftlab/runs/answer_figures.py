@@ -1,0 +1,86 @@
+"""The figures of one model's answers to examples, from token probabilities or from the answers' texts."""
+
+import math
+from collections.abc import Callable, Sequence
+
+from ftlab import evaluate, figures
+from ftlab.errors import fail
+from ftlab.figures import Figure
+from ftlab.responses import Response
+from ftlab.runs.greedy import Checked
+
+# Figures of one forward pass; the others need answers.
+READ = ("loss", "accuracy")
+# Figures of whole answers. For `exact_match` alone an answer is generated until it can no longer be the expected one.
+WHOLE = ("contains", "json", "tool_calls", "bleu", "rouge")
+
+# Answers and what was expected.
+Pairs = list[tuple[Response, Response]]
+
+
+def of_checked(checked: Sequence[Checked], wanted: Sequence[str]) -> dict[str, Figure]:
+    """Return the figures that one forward pass over each example gives."""
+    found, labels = {}, [one.labels for one in checked]
+    if "loss" in wanted:
+        loss = figures.ratio([one.loss for one in checked], labels)
+        found = {
+            "loss": loss,
+            "perplexity": Figure(math.exp(loss.value), math.exp(loss.low), math.exp(loss.high), loss.n),
+        }
+    if "accuracy" in wanted:
+        found["token_accuracy"] = figures.ratio([one.likeliest for one in checked], labels)
+    return found
+
+
+def refuse_absent(wanted: Sequence[str], expected: Sequence[Response]) -> None:
+    """Refuse a figure that none of the expected answers gives anything to compare with.
+
+    Raises:
+        LabError: naming it.
+    """
+    for figure in wanted:
+        if figure in WHOLE and not any(applies(figure, one) for one in expected):
+            raise fail("eval_nothing_for", where="eval_figures", figure=figure)
+
+
+def applies(figure: str, expected: Response) -> bool:
+    """Return True if an expected answer is of the kind that a figure compares."""
+    if figure == "tool_calls":
+        return bool(expected.calls)
+    return bool(expected.content) and (figure != "json" or figures.json_object(expected.content) is not None)
+
+
+def of_answers(wanted: Sequence[str], given: Sequence[Response], expected: Sequence[Response]) -> dict[str, Figure]:
+    """Return the figures of whole answers, each over the examples that it applies to."""
+    found: dict[str, Figure] = {}
+    for figure in wanted:
+        pairs = [pair for pair in zip(given, expected, strict=True) if figure in WHOLE and applies(figure, pair[1])]
+        if pairs:
+            found |= COMPUTED[figure](pairs)
+    return found
+
+
+def json_figures(pairs: Pairs) -> dict[str, Figure]:
+    """Return the share of answers that are JSON objects, and the mean share of fields that they have right."""
+    objects = [(figures.json_object(one.content), figures.json_object(other.content) or {}) for one, other in pairs]
+    fields = [figures.share_of_fields(*pair) for pair in objects]
+    return {
+        "json_valid": figures.share([found is not None for found, _ in objects]),
+        "json_fields": figures.ratio(fields),
+    }
+
+
+def texts(pairs: Pairs) -> tuple[list[str], list[str]]:
+    """Return the texts of answers and of expected answers."""
+    return [one.content for one, _ in pairs], [other.content for _, other in pairs]
+
+
+COMPUTED: dict[str, Callable[[Pairs], dict[str, Figure]]] = {
+    "contains": lambda pairs: {
+        "contains": figures.share([evaluate.has_answer(*each) for each in zip(*texts(pairs), strict=True)])
+    },
+    "tool_calls": lambda pairs: {"tool_calls": figures.share([one.equals(other) for one, other in pairs])},
+    "json": json_figures,
+    "bleu": lambda pairs: {"bleu-4": figures.bleu(*texts(pairs))},
+    "rouge": lambda pairs: figures.rouge(*texts(pairs)),
+}

@@ -1,0 +1,213 @@
+"""Greedy answers to examples whose expected answer is known: it is a draft that one forward pass checks.
+
+Example: the expected answer is the tokens `12 pm <end>`. One pass over prompt and expected answer gives the likeliest
+token at each place, given what is expected before it. If these are `12 pm <end>`, that is the greedy answer, and no
+token of it was generated. If they are `12 am <end>`, the greedy answer begins `12 am`: up to there the model would have
+had the same tokens before each. What is likeliest behind `pm` says nothing about what follows `am`: from there the
+answer is generated, token by token.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional
+from transformers import DynamicCache, GenerationConfig
+
+from ftlab import responses, tokens
+from ftlab.evaluate import pad_left, pad_right
+from ftlab.memory import PLAIN_ATTENTION
+
+Example = dict[str, list[int]]
+# Told how much of the work is done; it may raise to stop it.
+Advance = Callable[[int], None]
+# An answer's number and its token ids -> how many tokens may still be generated, 0 where it has ended.
+Left = Callable[[int, list[int]], int]
+# Positions of a batch that is read (their logits take most of the memory), and answers that are continued together.
+READ, WRITTEN = 2048, 64
+# Settings of a generation that leave the likeliest token the likeliest.
+HARMLESS = {
+    "use_cache", "output_attentions", "output_hidden_states", "pad_token_id", "bos_token_id", "eos_token_id",
+    "transformers_version", "do_sample", "temperature", "top_p", "top_k", "max_length", "max_new_tokens",
+    "_from_model_config",
+}  # fmt: skip
+
+
+class Checked(NamedTuple):
+    """What one forward pass over an example shows.
+
+    Attributes:
+        loss: the sum over its trained tokens, in nats.
+        labels, likeliest: the trained tokens, and how many of them are the likeliest at their place.
+        begun: the greedy answer as far as it is known: the expected tokens up to the first that is not the likeliest,
+            and what is likeliest there.
+    """
+
+    loss: float
+    labels: int
+    likeliest: int
+    begun: list[int]
+
+
+def plain(model: Any) -> bool:
+    """Return True if `generate` with this model's settings takes the likeliest token of Llama's kind of attention."""
+    settings: GenerationConfig = model.generation_config
+    return model.config.model_type in PLAIN_ATTENTION and settings.to_diff_dict().keys() <= HARMLESS
+
+
+class Prefix:
+    """The keys and values of the tokens that all rows begin with, computed once.
+
+    Args:
+        rows: token ids; at least one token of each is left to be read.
+        most: tokens that a prefix may have at most.
+    """
+
+    def __init__(self, model: Any, rows: Sequence[Sequence[int]], most: int) -> None:
+        # What the first and the last in alphabetical order have in common, all between them have too.
+        first, last = min(map(list, rows)), max(map(list, rows))
+        differs = (place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1])
+        self.size = max(0, min(next(differs, most), most, len(min(rows, key=len)) - 1))
+        self.cache = DynamicCache(config=model.config)
+        if self.size:
+            ids = torch.tensor([list(first[: self.size])], device=model.device)
+            model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+
+    def repeated(self, rows: int) -> DynamicCache:
+        """Return a cache that begins with the prefix in each of its rows."""
+        cache = copy.deepcopy(self.cache)
+        if self.size:
+            cache.batch_repeat_interleave(rows)
+        return cache
+
+
+@torch.inference_mode()
+def check(model: Any, examples: Sequence[Example], pad_token_id: int, advance: Advance) -> list[Checked]:
+    """Return what a forward pass over each example shows, in the order given; `advance` is told the examples read."""
+    model.eval()
+    # Before the first label nothing is predicted that counts.
+    most = min(next(n for n, label in enumerate(one["labels"]) if label != tokens.IGNORED) for one in examples) - 1
+    prefix = Prefix(model, [one["input_ids"] for one in examples], most if plain(model) else 0)
+    found: dict[int, Checked] = {}
+    for chosen in batches([len(one["input_ids"]) for one in examples], READ):
+        found |= zip(chosen, check_batch(model, [examples[i] for i in chosen], pad_token_id, prefix), strict=True)
+        advance(len(chosen))
+    return [found[i] for i in range(len(examples))]
+
+
+def check_batch(model: Any, examples: list[Example], pad_token_id: int, prefix: Prefix) -> list[Checked]:
+    """Return what a forward pass over the examples of one batch shows."""
+    ids = pad_right([one["input_ids"][prefix.size :] for one in examples], pad_token_id).to(model.device)
+    mask = pad_right([[1] * len(one["input_ids"]) for one in examples], 0).to(model.device)
+    labels = pad_right([one["labels"][prefix.size :] for one in examples], tokens.IGNORED).to(model.device)[:, 1:]
+    # The output layer is a fifth of a small model: places without a label in any row are left out of it.
+    places = labels.ne(tokens.IGNORED).any(0).nonzero()[:, 0]
+    given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    if plain(model):
+        given |= {"past_key_values": prefix.repeated(len(examples)), "use_cache": True, "logits_to_keep": places}
+    logits = model(**given).logits
+    logits, labels = logits if plain(model) else logits[:, places], labels[:, places]
+    labelled, likeliest = labels.ne(tokens.IGNORED), logits.argmax(-1)
+    losses = torch.zeros(labels.shape, device=logits.device)
+    losses[labelled] = functional.cross_entropy(logits[labelled].float(), labels[labelled], reduction="none")
+    hits = (likeliest == labels) & labelled
+    rows = zip(losses.sum(1).tolist(), labelled.sum(1).tolist(), hits.sum(1).tolist(), strict=True)
+    guesses = [row[where].tolist() for row, where in zip(likeliest, labelled, strict=True)]
+    return [
+        Checked(*row, followed(responses.split(one)[1], guess))
+        for one, row, guess in zip(examples, rows, guesses, strict=True)
+    ]
+
+
+def followed(expected: list[int], likeliest: list[int]) -> list[int]:
+    """Return the beginning of the greedy answer.
+
+    Args:
+        likeliest: the likeliest tokens at all places with a label; the last ones are those of this answer.
+
+    >>> followed([5, 6, 7], [9, 5, 8, 7])
+    [5, 8]
+    """
+    guesses = likeliest[-len(expected) :]
+    differs = (n for n, pair in enumerate(zip(expected, guesses, strict=True)) if pair[0] != pair[1])
+    return guesses[: next(differs, len(guesses)) + 1]
+
+
+@torch.inference_mode()
+def write(
+    model: Any,
+    pad_token_id: int,
+    prompts: Sequence[list[int]],
+    answers: list[list[int]],
+    left: Left,
+    advance: Advance,
+) -> None:
+    """Continue greedy answers, in place, until none has tokens left; `advance` is told the tokens that are done with.
+
+    Args:
+        prompts: token ids.
+        answers: their answers so far.
+    """
+    going = [i for i, answer in enumerate(answers) if left(i, answer)]
+    if not going:
+        return
+    prefix = Prefix(model, [prompts[i] + answers[i] for i in going], min(len(prompts[i]) for i in going))
+    lengths = [len(prompts[i]) + len(answers[i]) for i in going]
+    for chosen in batches(lengths, WRITTEN * max(lengths), WRITTEN):
+        batch = Batch(model, pad_token_id, prompts, answers, [going[n] for n in chosen], prefix)
+        while batch.going:
+            before = sum(left(i, answers[i]) for i in batch.going)
+            numbers = batch.going
+            batch.step(left)
+            advance(before - sum(left(i, answers[i]) for i in numbers))
+
+
+class Batch:
+    """Answers that are continued together; a row whose answer has ended leaves.
+
+    Attributes:
+        going: the numbers of the answers in it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        pad_token_id: int,
+        prompts: Sequence[list[int]],
+        answers: list[list[int]],
+        going: list[int],
+        prefix: Prefix,
+    ) -> None:
+        self.model, self.answers, self.going = model, answers, going
+        rows = [(prompts[i] + answers[i])[prefix.size :] for i in going]
+        self.cache, self.new = prefix.repeated(len(rows)), pad_left(rows, pad_token_id).to(model.device)
+        mask = pad_left([[1] * len(row) for row in rows], 0).to(model.device)
+        self.mask = functional.pad(mask, (prefix.size, 0), value=1)
+
+    def step(self, left: Left) -> None:
+        """Append one token to each answer."""
+        places = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -self.new.shape[1] :]
+        given = {"position_ids": places, "past_key_values": self.cache, "use_cache": True, "logits_to_keep": 1}
+        token = self.model(input_ids=self.new, attention_mask=self.mask, **given).logits[:, -1].argmax(-1)
+        for i, one in zip(self.going, token.tolist(), strict=True):
+            self.answers[i].append(one)
+        stays = [n for n, i in enumerate(self.going) if left(i, self.answers[i])]
+        if len(stays) < len(self.going):
+            kept = torch.tensor(stays, dtype=torch.long, device=token.device)
+            token, self.mask, self.going = token[kept], self.mask[kept], [self.going[n] for n in stays]
+            self.cache.batch_select_indices(kept)
+        self.new, self.mask = token[:, None], functional.pad(self.mask, (0, 1), value=1)
+
+
+def batches(lengths: Sequence[int], positions: int, most: int = 2**30) -> Iterator[list[int]]:
+    """Yield the numbers of rows in batches of similar length, the longest first: what does not fit fails at once.
+
+    Args:
+        positions: rows times the longest of them, at most. most: rows, at most.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    while order:
+        size = max(1, min(positions // max(1, lengths[order[0]]), most))
+        yield order[:size]
+        order = order[size:]

@@ -1,0 +1,45 @@
+"""The files that LLaMA-Factory writes with `predict_with_generate`: every answer, and the figures of the answers."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from ftlab import manifests
+from ftlab.runs.folder import PREDICT_RESULTS, PREDICTIONS
+
+
+def write(
+    where: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[list[int], list[int]]],
+    answers: Sequence[list[int] | None],
+) -> int:
+    """Write generated_predictions.jsonl, a line per answer in the order of the examples, and return how many.
+
+    Args:
+        pairs: token ids of each prompt and of its expected answer.
+        answers: token ids; None for an answer that was not finished, which is left out.
+    """
+    rows = [
+        {
+            # As in LLaMA-Factory: the prompt with its control tokens, the answers without.
+            "prompt": tokenizer.decode(prompt),
+            "predict": tokenizer.decode(answer, skip_special_tokens=True).strip(),
+            "label": tokenizer.decode(label, skip_special_tokens=True).strip(),
+        }
+        for (prompt, label), answer in zip(pairs, answers, strict=True)
+        if answer is not None
+    ]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+    manifests.write_text(where / PREDICTIONS, "".join(lines))
+    return len(rows)
+
+
+def write_results(where: Path, found: dict[str, Any], rows: int, seconds: float) -> None:
+    """Write predict_results.json: the figures under LLaMA-Factory's names, and the time they took."""
+    values = {f"predict_{name}": value for name, value in found.items()}
+    pace = {"runtime": round(seconds, 3), "samples": rows, "samples_per_second": round(rows / seconds, 3)}
+    manifests.write_json(where / PREDICT_RESULTS, values | {f"predict_{name}": value for name, value in pace.items()})

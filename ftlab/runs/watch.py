@@ -1,0 +1,55 @@
+"""What watches a long evaluation: a progress line with the time left, and whether it has been asked to stop."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ftlab.runs import callbacks
+from ftlab.runs.folder import STOP
+from ftlab.runs.greedy import Advance
+
+LINE = "{desc} {percentage:3.0f}% |{bar:30}| {elapsed} gone, {remaining} left"
+
+
+class Stopped(Exception):
+    """Raised in the middle of work that has been asked to stop."""
+
+
+class Watch:
+    """The progress of an evaluation, and the stop: Ctrl-C, SIGTERM, or a file STOP in the run folder.
+
+    Args:
+        run: the run folder, None where there is none.
+    """
+
+    def __init__(self, run: Path | None) -> None:
+        self.run, self.signals = run, callbacks.Stop(run or Path())
+
+    def listening(self) -> AbstractContextManager[None]:
+        """Return a context in which the first signal asks for a stop; a second one acts as usual."""
+        return self.signals.listening()
+
+    def requested(self) -> bool:
+        """Return True if a stop was asked for; the file that asked is removed."""
+        file = self.run / STOP if self.run else None
+        if file and file.exists():
+            file.unlink(missing_ok=True)
+            self.signals.asked.set()
+        return self.signals.asked.is_set()
+
+    @contextmanager
+    def line(self, what: str, total: int) -> Iterator[Advance]:
+        """Show a line on stderr, if that is a terminal, and yield what it is told of finished work.
+
+        What is yielded raises Stopped where a stop was asked for.
+        """
+        with tqdm(total=total, desc=what, bar_format=LINE, leave=False, disable=None) as bar:
+
+            def advance(done: int) -> None:
+                bar.update(done)
+                if self.requested():
+                    raise Stopped
+
+            yield advance
