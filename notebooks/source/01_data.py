@@ -1,7 +1,7 @@
 # %% [markdown] id="title"
 # # 01 · Data: what the model really sees
 #
-# Most fine-tunes that fail, fail here: a wrong template, an end mark that nobody trained, test questions that were in
+# Many fine-tunes fail here: a wrong template, an end mark that nobody trained, test questions that were in
 # the training set. Each of these gives a loss curve that looks fine. So before any cleverness you take a raw file,
 # find what is wrong with it, turn it into tokens, and look at every one of them.
 #
@@ -15,10 +15,10 @@
 # **Cost:** about 2 minutes and 5 GB on two CPU cores, 2 minutes on a T4. **Before this:**
 # [00 · Your first fine-tune](00_first_finetune.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="67e0e1a2"
+# %% [markdown] id="title" lang="zh" of="b28513ef"
 # # 01 · 数据：模型真正看到的是什么
 #
-# 失败的微调大多败在这里：模板用错了，结束标记没人训练，测试题混进了训练集。每一种失败的损失曲线看上去都很正常。所以在动任何巧思之前，你先拿一个原始文件，找出它的毛病，把它变成 token（词元），然后一个一个看过去。
+# 许多微调就失败在这里：模板用错了，结束标记没人训练，测试题混进了训练集。每一种失败的损失曲线看上去都很正常。所以在动任何巧思之前，你先拿一个原始文件，找出它的毛病，把它变成 token（词元），然后一个一个看过去。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
@@ -133,12 +133,12 @@ report = check.check(raw_file, fix_to=clean_file)
 print(report)
 
 # %% [markdown] id="check-read"
-# Read the two lines about duplicates again: one copy shouts and has two spaces in a row. To a computer these are
-# different strings, to a model they are the same lesson twice. And line 62 holds `<|im_end|>` *inside a question*: had
-# we rendered it as it is, the customer would have closed their own turn and spoken for the assistant.
+# Read the two lines about duplicates again: in the lesson's own file one copy is in capitals and has two spaces in a row. To
+# a computer these are different strings, to a model they are the same example twice. And one line holds `<|im_end|>`
+# *inside a question*: rendered as it is, the customer would have closed their own turn and spoken for the assistant.
 
-# %% [markdown] id="check-read" lang="zh" of="0b19e837"
-# 再读一遍关于重复的那两条：其中一份全是大写，还有两个连着的空格。对计算机来说它们是不同的字符串，对模型来说却是同一课上了两遍。第 62 行的*问题里面*有 `<|im_end|>`：如果照原样渲染，顾客就等于结束了自己的发言，替助手说起话来。
+# %% [markdown] id="check-read" lang="zh" of="8a666d23"
+# 再读一遍关于重复的那两条：在本课自带的文件里，其中一份全是大写，还有两个连着的空格。对计算机来说它们是不同的字符串，对模型来说却是同一个样本出现了两次。还有一行的*问题里面*有 `<|im_end|>`：如果照原样渲染，顾客就等于结束了自己的发言，替助手说起话来。
 
 # %% [markdown] id="formats-why"
 # ## One conversation, four spellings
@@ -222,12 +222,12 @@ if "<|im_start|>" in rendered:
 print(f"the template's own system prompt: {system!r}")
 
 # %% [markdown] id="template-read"
-# You never wrote that system prompt: the template put it there. A **base** model's tokenizer has no template, since it
-# was only ever shown plain text; the first fine-tune decides which one it will speak. A **chat** model already speaks
-# one, and asking it in another is like mumbling, as the end of this lesson measures.
+# You never wrote that system prompt: the template put it there. A **base** model's tokenizer often has no template, since it
+# was mostly shown plain text; the first fine-tune decides which one it will speak. A **chat** model already speaks
+# one, and expects it; the end of this lesson measures what another one does.
 
-# %% [markdown] id="template-read" lang="zh" of="9393ac8d"
-# 那段系统提示你从没写过，是模板加上去的。**基座**模型的分词器没有模板，因为它只见过普通文本；它以后说哪一种，由第一次微调决定。**对话**模型已经会说一种，换了模板会答非所问，本课结尾会测给你看。
+# %% [markdown] id="template-read" lang="zh" of="e4ebd618"
+# 那段系统提示你从没写过，是模板加上去的。**基座**模型的分词器往往没有模板，因为它见过的大多是普通文本；它以后说哪一种，由第一次微调决定。**对话**模型已经会说一种，换了模板会答非所问，本课结尾会测给你看。
 
 # %% [markdown] id="mask-why"
 # ## The loss mask
@@ -421,6 +421,15 @@ right.set(xlabel="positions that hold a token, %", xlim=(0, 100))
 plt.show()
 print({name: f"{share:.0%}" for name, share in shares.items()}, f"packing gain: {packing_gain:.2f}x")
 
+# %% [markdown] id="pack-read"
+# Sorting fills nearly every position too: neighbours in a sorted list are equally long. What the bars don't show is its
+# price. A sorted batch holds rows of one kind only, and the batches differ in size, so the longest one decides how much memory
+# you need. (TRL's `train_sampling_strategy="group_by_length"` sorts within large random groups, a compromise.) Packed rows are of
+# one size, in random order.
+
+# %% [markdown] id="pack-read" lang="zh" of="d2157024"
+# 按长度排序也能填满几乎所有位置：排好序之后，相邻的行一样长。柱子没有显示的是它的代价：一个批次里只有同一类的行，而且各批次大小不一，需要多少内存由最长的那一批决定。（TRL 的 `train_sampling_strategy="group_by_length"` 在随机的大组内部排序，是一种折中。）打包后的行大小一致，顺序随机。
+
 # %% [markdown] id="knobs-why"
 # ## Tune the hyperparameters
 # `cutoff_len` decides how much of a row survives. What is cut off first is the end: the answer, and with it the end
@@ -439,8 +448,9 @@ for length in (32, 48, 56, 64, cutoff_len):
 
 # %% [markdown] id="break-why"
 # ## Make two typical mistakes
-# Two of the field's classics. Each is trained for as long as the right way, on the questions about who the assistant
-# is, and each has a loss curve that gives nothing away.
+# Two of the field's classics. Each is trained for as many steps as the right way, on the questions about who the
+# assistant is. A glued row holds three of these questions and trains the prompts too, so the budgets are equal in steps, not in
+# tokens or seconds.
 #
 # **Glued rows.** To fill the context, somebody joins rows into one text and drops the end marks on the way (or pads
 # with the end token and masks all padding, which comes to the same: nobody ever trains *stop*).
@@ -449,9 +459,9 @@ for length in (32, 48, 56, 64, cutoff_len):
 # Qwen2 the line `template: llama3`.
 
 
-# %% [markdown] id="break-why" lang="zh" of="6f0326e1"
+# %% [markdown] id="break-why" lang="zh" of="c348e7cb"
 # ## 故意出错，两次
-# 这个领域的两个经典错误。每一个都训练得和正确做法一样久，用的是“助手是谁”的问题，损失曲线都看不出异样。
+# 这个领域的两个经典错误。每一个都和正确做法训练同样多的步数，用的是“助手是谁”的问题。粘在一起的一行里有三个问题，而且连提示也一起训练，所以预算只在步数上相等，token 数和秒数并不相等。
 #
 # **粘在一起的行。** 为了填满上下文，有人把几行接成一段文本，顺手丢掉了结束标记（或者用结束 token 来填充，又把所有填充都遮住，结果一样：没有人训练过*停*）。
 #
@@ -549,12 +559,14 @@ ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 plt.show()
 
 # %% [markdown] id="break-read"
-# The losses all went down, and the name is known everywhere: a score that only looks for the name would pass all three.
+# The losses all went down, and a score that only looks for the name would pass all three. It may even rank the mistakes above the
+# right way: they say the name again and again until they are cut off, and the glued rows saw three times as many questions. Whether
+# an answer *stops* tells them apart.
 # The fix for both is what you did by hand above: render with the model's own template, mask
 # the question, train the end mark, and look at one row in colour before every run.
 
-# %% [markdown] id="break-read" lang="zh" of="4ead42a4"
-# 损失全都降下来了，名字也都记住了：只看名字的分数会让三个都过关。能治好这两种错误的，正是你在上面亲手做过的：用模型自己的模板渲染，遮住问题，训练结束标记，每次训练之前看一行带颜色的数据。
+# %% [markdown] id="break-read" lang="zh" of="9d5efa65"
+# 损失全都降下来了，只看名字的分数会让三个都过关，甚至可能把错误的做法排在正确做法前面：它们会反复说名字，直到被截断；粘在一起的行还多见了两倍的问题。能把它们区分开的，是回答会不会自己*停下*。能治好这两种错误的，正是你在上面亲手做过的：用模型自己的模板渲染，遮住问题，训练结束标记，每次训练之前看一行带颜色的数据。
 
 # %% [markdown] id="exercise-mask-why"
 # ## Exercises
