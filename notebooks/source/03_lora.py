@@ -471,12 +471,12 @@ for row, before, after in list(zip(asked, order_answers_before, order_answers_af
     print(f"\n{row['input']}\n  wanted: {row['output']}\n  before: {before}\n  after:  {after}")
 
 # %% [markdown] id="extraction-read"
-# Look at what still goes wrong: is it the JSON, the name and the time, or the correction in a form never seen? More
-# steps would not help much here. More *kinds of sentences* in the training data would: that is a matter of data, not of
-# LoRA.
+# What still goes wrong: the JSON, the name and the time, or the correction in a form never seen? Print the wrong answers and
+# look. Where it is the form, more *kinds of sentences* in the training data are what to try: that is a matter of data, not
+# of LoRA.
 
-# %% [markdown] id="extraction-read" lang="zh" of="b17328a5"
-# 看看还有哪里出错：是 JSON 本身、名字和时间，还是以没见过的说法做的更正？多训练几步帮助不大。训练数据里多一些*句式*会有帮助：那是数据的问题，不是 LoRA 的问题。
+# %% [markdown] id="extraction-read" lang="zh" of="ce6fe5cc"
+# 还有哪里出错：是 JSON 本身、名字和时间，还是以没见过的说法做的更正？把错误的回答打印出来看一看。如果错在句式，就该试着给训练数据多加一些*句式*：那是数据的问题，不是 LoRA 的问题。
 
 # %% [markdown] id="knobs-why"
 # ## Tune the hyperparameters
@@ -509,11 +509,11 @@ TrainPanel(recipe, visible=[*in_sight, "output_dir"]).show()
 
 # %% [markdown] id="knobs-runs-why"
 # Now four short runs by hand, with one hyperparameter changed in each. Which one learns slowest, and why? Compare the
-# last losses: a lower rank and fewer layers slow it down; a tenth of the learning rate goes almost nowhere in so few
-# steps.
+# last losses: a lower rank and fewer layers slow it down at this learning rate; a tenth of the learning rate goes almost nowhere
+# in so few steps. Five steps on one seed say how a run begins, not where it ends: rank 1 may catch up.
 
-# %% [markdown] id="knobs-runs-why" lang="zh" of="dd8dc991"
-# 现在亲手做四次短训练，每次只改一个超参数。哪一次学得最慢，为什么？比较最后的损失：更小的秩、更少的层会让它变慢；十分之一的学习率在这么少的步数里几乎原地不动。
+# %% [markdown] id="knobs-runs-why" lang="zh" of="35b897d0"
+# 现在亲手做四次短训练，每次只改一个超参数。哪一次学得最慢，为什么？比较最后的损失：在这个学习率下，更小的秩、更少的层会让它变慢；十分之一的学习率在这么少的步数里几乎原地不动。一个种子的五步只说明开头怎样，不说明结局：秩 1 也可能追上来。
 
 # %% id="knobs-runs"
 settings = {
@@ -724,11 +724,11 @@ outcomes = {
 course.record(outcomes)
 
 # %% [markdown] id="next"
-# **On your GPU:** `PROFILE = "t4"` or `"a24g"`; start at `learning_rate = 2e-4` there, bigger models need less.
+# **On your GPU:** `PROFILE = "t4"` or `"a24g"`; set `learning_rate = 2e-4` there: bigger models need less.
 #
 # **Next:** the same with four bits per weight, in [04 · QLoRA](04_qlora.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="53d5c18e"
+# %% [markdown] id="next" lang="zh" of="528bcf19"
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；那里从 `learning_rate = 2e-4` 开始，更大的模型需要更小的学习率。
 #
 # **下一步：** 同样的事，每个权重只用 4 比特，见 [04 · QLoRA](04_qlora.ipynb)。

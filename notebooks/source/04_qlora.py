@@ -1,7 +1,7 @@
 # %% [markdown] id="title"
 # # 04 · QLoRA: the same, with four bits per weight
 #
-# LoRA trains a hundredth of the weights, yet all of them must be in memory. QLoRA keeps the frozen ones in four bits each.
+# LoRA trains a few percent of the weights, yet all of them must be in memory. QLoRA keeps the frozen ones in four bits each.
 # Here you build that number format by hand, prove it equal to the library's, see what it costs in quality, predict what
 # training takes before anything is loaded, check the prediction against the allocator, and train with it.
 #
@@ -14,10 +14,10 @@
 #
 # **Cost:** about 7 minutes and 7 GB on two CPU cores, 5 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="3f557d1f"
+# %% [markdown] id="title" lang="zh" of="9c8882ff"
 # # 04 · QLoRA：同样的事，每个权重只用 4 比特
 #
-# LoRA 只训练百分之一的权重，但全部权重都得放在内存里。QLoRA 把冻结的权重各存成 4 比特。在这里，你亲手做出这种数字格式，证明它与库的相等，看它损失多少质量，在加载任何东西之前预测训练要多少内存，再用分配器核对预测，最后用它训练。
+# LoRA 只训练百分之几的权重，但全部权重都得放在内存里。QLoRA 把冻结的权重各存成 4 比特。在这里，你亲手做出这种数字格式，证明它与库的相等，看它损失多少质量，在加载任何东西之前预测训练要多少内存，再用分配器核对预测，最后用它训练。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
@@ -130,7 +130,7 @@ print(f"{tuple(weight.shape)} weights of {weight.dtype}, from {weight.min():.2f}
 # becomes the number of the nearest level. Four weights and four levels, to see it:
 
 # %% [markdown] id="idea-why" lang="zh" of="f317280c"
-# ## 想法：十六个等级和一个比例
+# ## 想法：十六个量化值和一个缩放因子
 # 4 比特可以表示十六个量化值中的一个。64 个权重为一块，共用一个缩放因子：块内绝对值的最大者；每个权重变成离它最近的量化值的编号。用四个权重、四个量化值来看：
 
 # %% id="literal"
@@ -146,7 +146,7 @@ print(f"scale {scale:.2f}, codes {codes.tolist()}, read back {[round(x, 3) for x
 # many weights between them: at its quantiles, eight above zero, seven below, and zero itself.
 
 # %% [markdown] id="levels-why" lang="zh" of="a215741b"
-# ### 哪十六个等级？
+# ### 哪十六个量化值？
 # 训练好的权重大致呈正态分布：小的多，大的少。NF4 把等级放在正态分布的分位数上，使相邻等级之间的权重一样多：零以上八个，零以下七个，再加上零本身。
 
 
@@ -211,8 +211,8 @@ assert nf4_codes_equal_share == 1
 # sharing one more scale. Bits per weight, counted and as the library has them:
 
 # %% [markdown] id="double-why" lang="zh" of="e7aa60b6"
-# ### 比例本身也占地方
-# 每 64 个权重一个 4 字节的比例，等于每个权重多半位。*双重量化*把比例各存成一个字节，每 256 个再共用一个比例。每个权重的位数，数出来的和库里的：
+# ### 缩放因子本身也占地方
+# 每 64 个权重一个 4 字节的缩放因子，等于每个权重多半比特。*双重量化*把缩放因子各存成一个字节，每 256 个再共用一个缩放因子。每个权重的比特数，数出来的和库里的：
 
 # %% id="double"
 for double in (False, True):
@@ -337,20 +337,23 @@ for again in (False, True):
     print(f"activations of 1,024 tokens: {needed.activations / 2**30:.1f} GiB, recomputing {again}")
 
 # %% [markdown] id="rule-read"
-# The rule is right about full fine-tuning (weights, gradients and two moments are 4a; activations the rest) and wrong in
-# both directions about LoRA: nobody keeps a frozen base in float32, so it starts at a/2, and QLoRA at a seventh. And it
-# forgets activations, which grow with every token: ten times the adapter with its gradients and moments at this length.
+# For full fine-tuning the rule is on the safe side: weights, gradients and two moments are 4a, and at this length the
+# activations add about a fifth of one more. For LoRA it is wrong in both directions: nobody keeps a frozen base in float32,
+# so it starts at a/2, and QLoRA at a seventh. And it forgets activations, which grow with every token: unless they are
+# recomputed, they outweigh the adapter with its gradients and moments.
 
-# %% [markdown] id="rule-read" lang="zh" of="8c12aedb"
-# 对全量微调，这个法则是对的（权重、梯度、一阶矩和二阶矩共 4a，其余是激活）；对 LoRA，它两头都错：没有人把冻结的基座放在 float32 里，所以起点是 a/2，QLoRA 是七分之一。它还忘了激活，激活随每个 token 增长：在这个长度上，是适配器连同其梯度与一阶矩、二阶矩的十倍。
+# %% [markdown] id="rule-read" lang="zh" of="f7719c41"
+# 对全量微调，这个法则偏保守：权重、梯度、一阶矩和二阶矩共 4a，在这个长度上激活只再加约五分之一个 a。对 LoRA，它两头都错：没有人把冻结的基座放在 float32 里，所以起点是 a/2，QLoRA 是七分之一。它还忘了随每个 token 增长的激活：只要不重算，激活就比适配器连同其梯度、一阶矩和二阶矩加起来还大。
 
 # %% [markdown] id="measure-why"
 # ### Predicted against measured
-# Two steps of real training per setting; the allocator's log gives the peak. The prediction has seen `config.json` alone.
+# Two steps of real training per setting; the allocator's log gives the peak. The prediction
+# knows the sizes in `config.json`, which weights are trained, the bytes of each kind of number, and in which tiles the loss
+# goes through the vocabulary.
 
-# %% [markdown] id="measure-why" lang="zh" of="13780db0"
+# %% [markdown] id="measure-why" lang="zh" of="f642baba"
 # ### 预测与实测
-# 每种设置真实训练两步，由分配器的记录得出峰值。预测只看过 `config.json`。
+# 每种设置真实训练两步，由分配器的记录得出峰值。预测知道的有：`config.json` 里的尺寸、训练哪些权重、每类数字占几个字节、损失按怎样的分块遍历词表。
 
 # %% id="training-args"
 training_args = SFTConfig(
@@ -498,13 +501,13 @@ plt.show()
 
 # %% [markdown] id="train-why"
 # ## LoRA and QLoRA on the same task
-# Orders to JSON, as in lesson 03, scored on a hundred orders that are never trained on: the share of fields that are right.
-# Whole orders would be a coarser ruler, on which two equal models differ by several points. The same rows, steps and
-# seed; the only difference is how the frozen weights are stored. **Predict before you run:** which loses points, which seconds?
+# Orders to JSON, as in lesson 03, scored on orders that are never trained on: the share of fields that are right, and of
+# whole orders, a coarser ruler. Their sentence forms do occur in training, so that both scores are higher than on lesson
+# 03's test. The same rows, steps and seed; the only difference is how the frozen weights are stored. **Predict before you run:** which loses points, which seconds?
 
-# %% [markdown] id="train-why" lang="zh" of="b0084978"
+# %% [markdown] id="train-why" lang="zh" of="395c5f2b"
 # ## 同一任务上的 LoRA 与 QLoRA
-# 和第 03 课一样，把订单变成 JSON，用一百个从未训练过的订单打分：正确字段的比例。整单是更粗的尺子，两个同样好的模型在上面也会差几个百分点。行、步数和种子都相同；唯一的区别是冻结的权重怎样存放。**先预测，再运行：** 谁丢分，谁费时？
+# 和第 03 课一样，把订单变成 JSON，用从未训练过的订单打分：正确字段的比例，以及整单完全正确的比例，后者是更粗的尺子。这些订单的句式在训练中出现过，所以两个分数都高于第 03 课的测试。样本、步数和种子都相同；唯一的区别是冻结的权重怎样存放。**先预测，再运行：** 谁丢分，谁费时？
 
 
 # %% id="task"
@@ -569,12 +572,13 @@ for method, each in scores.items():
     )
 
 # %% [markdown] id="compare-read"
-# The score stays; the seconds grow, because every multiplication unpacks its weights first. On a small model with long
+# Four bits cost a few points here; with this many orders the 95% intervals of the two shares of exact orders overlap. The
+# seconds grow, because every multiplication unpacks its weights first. On a small model with long
 # rows the peak hardly moves: activations rule. On a 7B model with recomputation the weights rule, and four bits decide
 # whether it fits at all: compare the two rows of the table above.
 
-# %% [markdown] id="compare-read" lang="zh" of="4acd1171"
-# 分数保持不变；时间变长，因为每次相乘都要先解开权重。对小模型和长行，峰值几乎不动：激活说了算。对 7B 模型加重算，权重说了算，4 比特决定它到底放不放得下：比较上面表里的那两行。
+# %% [markdown] id="compare-read" lang="zh" of="5c9fafed"
+# 4 比特在这里损失了几个百分点；只有这么多订单，两者整单正确率的 95% 置信区间是重叠的。时间变长，因为每次相乘都要先解开权重。对小模型和长行，峰值几乎不动：激活说了算。对 7B 模型加重算，权重说了算，4 比特决定它到底放不放得下：比较上面表里的那两行。
 
 # %% [markdown] id="optimizer-why"
 # ## Moments in eight bits, and pages
@@ -634,12 +638,12 @@ plt.show()
 # ### A trap that gives no error: answer, then train
 # On a CPU with AVX512_BF16 instructions a 4-bit layer repacks its weights the first time it answers. The packed form
 # multiplies without a backward pass, so that a model which is scored and *then* trained loses the gradient of every layer
-# below. The loss still falls, only less: the first version of this lesson fell for it. `cpu.keep_gradients` above
+# below. The loss still falls, only less. `cpu.keep_gradients` above
 # forbids the repacking. On a CPU without these instructions the layer stays as it is, and keeps its gradient.
 
-# %% [markdown] id="trap-why" lang="zh" of="0d936fc2"
+# %% [markdown] id="trap-why" lang="zh" of="7c5f3cb9"
 # ### 一个不报错的陷阱：先回答，再训练
-# 在有 AVX512_BF16 指令的 CPU 上，4 位的层第一次回答时会把权重重新打包。打包后的形式相乘时没有反向传播，所以先打分、*再*训练的模型会丢掉下面每一层的梯度。损失照样下降，只是降得少：本课的第一版就中了招。上面的 `cpu.keep_gradients` 禁止了重新打包。在没有这种指令的 CPU 上，这一层保持原样，梯度也还在。
+# 在有 AVX512_BF16 指令的 CPU 上，4 位的层第一次回答时会把权重重新打包。打包后的形式相乘时没有反向传播，所以先打分、*再*训练的模型会丢掉下面每一层的梯度。损失照样下降，只是降得少。上面的 `cpu.keep_gradients` 禁止了重新打包。在没有这种指令的 CPU 上，这一层保持原样，梯度也还在。
 
 # %% id="trap"
 layer = Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16).to(where)
