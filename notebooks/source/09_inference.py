@@ -809,11 +809,11 @@ plt.show()
 
 # %% [markdown] id="products-why"
 # What keeps an engine from its roof? Compute nothing but the matrix products of one step, layer after layer. What they lack
-# to the roof is lost inside the products: one row at a time keeps a core from reading as fast as it can. The rest of a step
-# is attention, normalization and Python between the layers.
+# to the roof is lost inside the products themselves. The rest of a step is attention, normalization and Python between the
+# layers.
 
-# %% [markdown] id="products-why" lang="zh" of="9d7cc056"
-# 是什么让引擎够不到上限？只做一步里的矩阵乘积，一层接一层。它们与上限之间的差距，丢在乘积内部：一次只乘一行，核心读不到最快的速度。一步里其余的时间，则花在注意力、归一化和各层之间的 Python 上。
+# %% [markdown] id="products-why" lang="zh" of="6da3b7c3"
+# 是什么让引擎够不到上限？只做一步里的矩阵乘积，一层接一层。它们与上限之间的差距，丢在乘积本身。一步里其余的时间，则花在注意力、归一化和各层之间的 Python 上。
 
 # %% id="products"
 linears = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
