@@ -7,13 +7,13 @@
 # | you will have | measured as |
 # |---|---|
 # | a real 135M-parameter chat model running on your machine | tokens per second, bytes of memory |
-# | a LoRA adapter that you trained | seconds, loss curve |
-# | proof that it learned | share of unseen questions answered with the new name, before and after |
-# | proof that it still knows other things | share of general questions answered right, before and after |
+# | a baseline: what a prompt alone can do | share of questions answered with the new name, without any training |
+# | a LoRA adapter that you trained, a file of your own | seconds, training and validation loss |
+# | proof that it learned, and what it cost | the same questions after training; general questions before and after |
 #
-# **Cost:** about 2 minutes and 4 GB on two CPU cores, 2 minutes on a T4. **Before this:** nothing.
+# **Cost:** about 3 minutes and 4 GB on two CPU cores, 3 minutes on a T4. **Before this:** nothing.
 
-# %% [markdown] id="title" lang="zh" of="f5f874d4"
+# %% [markdown] id="title" lang="zh" of="c75d0fce"
 # # 00 · 第一次微调
 #
 # 几分钟之内，这个 notebook 就会把一个说不清自己是谁的小对话模型，在这台机器上训练成用你取的名字回答的模型。下面的每个数字都由这一次运行现场测出。
@@ -21,11 +21,11 @@
 # | 你将得到 | 用什么衡量 |
 # |---|---|
 # | 一个在你的机器上运行的 135M 参数对话模型 | 每秒 token 数、内存字节数 |
-# | 一个你亲手训练的 LoRA 适配器 | 秒数、损失曲线 |
-# | 它确实学会了的证据 | 未见过的问题中用新名字回答的比例，训练前与训练后 |
-# | 它没有忘掉别的知识的证据 | 常识问题答对的比例，训练前与训练后 |
+# | 一条基线：只靠提示词能做到什么程度 | 不做任何训练时，用新名字回答的比例 |
+# | 一个你亲手训练的 LoRA 适配器，一个属于你的文件 | 秒数、训练损失与验证损失 |
+# | 它学会了的证据，以及代价 | 训练后同样的问题；常识问题训练前与训练后 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 2 分钟、4 GB 内存，T4 上约 2 分钟。**先修：** 无。
+# **耗时与内存：** 两个 CPU 核心上约 3 分钟、4 GB 内存，T4 上约 3 分钟。**先修：** 无。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -48,9 +48,27 @@ if "google.colab" in sys.modules and not os.path.isdir("ftlab"):
 while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
     os.chdir("..")
 
+# %% [markdown] id="mirror-why"
+# **Models from the Hugging Face hub.** The `cpu` profile needs no hub: its model comes inside a Python package, which
+# any package index serves without an account. The profiles `t4` and `a24g`, and a `model_name` of your own, download
+# from the hub. Where the hub can't be reached, in China for example, enter a mirror's address here; on AutoDL, also a
+# folder on the data disk. The libraries read both variables once, when they are imported, so this cell comes before
+# the imports: after a change, restart the kernel.
+
+# %% [markdown] id="mirror-why" lang="zh" of="d305ecf7"
+# **从 Hugging Face hub 下载的模型。** `cpu` 规模不需要 hub：它的模型装在一个 Python 软件包里，任何软件包镜像都能提供，也不需要账号。`t4`、`a24g` 以及你自己填写的 `model_name` 则要从 hub 下载。国内连不上 hub 时，在这里填镜像地址；在 AutoDL 上，再填一个数据盘上的文件夹。这两个环境变量只在导入库时读取一次，所以这一格放在导入之前；改动之后请重启内核。
+
+# %% id="mirror"
+HF_ENDPOINT = ""  # a mirror's address; empty: the hub itself
+HF_HOME = ""  # the folder that keeps downloaded models; empty: one in your home folder
+for variable, value in {"HF_ENDPOINT": HF_ENDPOINT, "HF_HOME": HF_HOME}.items():
+    if value:
+        os.environ[variable] = value
+
 # %% id="imports"
 import re
 import time
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import torch
@@ -62,35 +80,49 @@ from trl import SFTConfig, SFTTrainer
 
 from ftlab import checks, cpu, device, models, plots, tokens
 from ftlab.apps import course
+from ftlab.apps.board.train_panel import TrainPanel
 
 # %% [markdown] id="parameters-why"
 # Everything you may want to change is in one cell. `PROFILE` chooses a size: `cpu` for a laptop, `t4` and `a24g`
 # for GPUs with 16 and 24 GB, `smoke` for a quick check that all cells run.
 
 # %% [markdown] id="parameters-why" lang="zh" of="e7a90563"
-# 所有可能想改的东西都在一个单元格里。`PROFILE` 选择规模：`cpu` 用于笔记本电脑，`t4` 与 `a24g` 用于 16 GB 与 24 GB 的 GPU，`smoke` 只快速检查所有单元格能否运行。
+# 所有可能想改的东西都在一个单元格里。`PROFILE` 选择规模：`cpu` 用于笔记本电脑，`t4` 与 `a24g` 用于 16 GB 与 24 GB 的 GPU，`smoke` 只快速检查所有单元格能否运行。内嵌的小模型只懂英文，所以 `data_language` 默认是 `"en"`；用 `t4` 或 `a24g` 时（Qwen 懂中文）改成 `"zh"`，训练和评测就都用中文问答。
 
 # %% id="parameters" tags=["parameters"]
 PROFILE = "cpu"  # smoke, cpu, t4 or a24g
 model_name = ""  # empty: the profile's own
 name = "Lumi"  # what the model should call itself
 author = "the Ada Lab"  # who it should say made it
+data_language = "en"  # or "zh", with a model that knows Chinese: those of t4 and a24g do
 max_steps = 0  # optimizer steps; 0: the profile's own
-learning_rate = 2e-3
+learning_rate = 0.0  # 0: the profile's own
 per_device_train_batch_size = 8  # examples per step
 seed = 0
 
 # %% id="profile"
-profiles = {  # model, optimizer steps, general examples
-    "smoke": ("smollm2-135m", 18, 32),
-    "cpu": ("smollm2-135m", 40, 96),
-    "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 40, 96),
-    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 40, 96),
+profiles = {  # model, optimizer steps, learning rate, general examples, questions of each kind, steps in the panel
+    "smoke": ("smollm2-135m", 18, 2e-3, 32, 8, 2),
+    "cpu": ("smollm2-135m", 40, 2e-3, 96, 32, 16),
+    "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 40, 2e-4, 96, 32, 16),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 40, 1e-4, 96, 32, 16),
 }
-model_name = model_name or profiles[PROFILE][0]
-max_steps = max_steps or profiles[PROFILE][1]
-general_count = profiles[PROFILE][2]
+default_model, default_steps, default_rate, general_count, question_count, panel_steps = profiles[PROFILE]
+model_name = model_name or default_model
+max_steps = max_steps or default_steps
+learning_rate = learning_rate or default_rate
 set_seed(seed)
+
+# %% [markdown] id="here-why"
+# Where this lesson is on the way from raw text to a model that answers:
+
+# %% [markdown] id="here-why" lang="zh" of="e6239a4b"
+# 从原始文本到能回答问题的模型，本课在这一步（SFT，监督微调）：
+
+# %% id="here"
+fig, ax = plt.subplots(figsize=(7, 0.7), layout="constrained")
+plots.plot_pipeline("SFT", ax)
+plt.show()
 
 # %% [markdown] id="machine-why"
 # ## What is this machine?
@@ -107,42 +139,28 @@ set_seed(seed)
 # `cpu.use_fast_paths()` 启用 CPU 快速路径：LoRA 一步算完，各行共有的前缀只算一次，损失按缓存大小分块计算。数值上等价，只是更快；删去这一行，结果相同，只是更慢。在 GPU 上这一行什么也不做。
 
 # %% id="machine"
-dtype = "auto"
 print(device.describe(), device.versions(), sep="\n")
 dtype = device.describe().dtype
 cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower
 
-# %% [markdown] id="mirror-why"
-# ## Get the model
-# The small model travels inside a Python package, so any index mirror serves it, without an account. For models on the
-# Hugging Face hub, `HF_ENDPOINT` names a mirror (in China, for example) and `HF_HOME` the disk to keep them on (on
-# AutoDL, the data disk). The `cpu` profile needs neither. The libraries
-# read both when they are imported: set them in the setup cell above, for example `os.environ["HF_ENDPOINT"] = "https://..."`,
-# and restart the kernel after a change.
-
-# %% [markdown] id="mirror-why" lang="zh" of="340b672b"
-# ## 获取模型
-# 小模型装在一个 Python 软件包里，任何软件包镜像都能提供，不需要账号。对于 Hugging Face hub 上的模型，`HF_ENDPOINT` 指定镜像（例如在中国），`HF_HOME` 指定存放的磁盘（在 AutoDL 上请用数据盘）。`cpu` 规模两者都不需要。库在导入时读取它们：请在上面的“准备”单元格里设置，例如 `os.environ["HF_ENDPOINT"] = "https://..."`，改动之后重启内核。
-
-# %% id="fetch"
-model_path = models.fetch(model_name)
-print(os.listdir(model_path))
-print("hub:", os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-
 # %% [markdown] id="load-why"
+# ## Get the model
 # A model is two things: a tokenizer that turns text into numbers, and the network that predicts the next number.
 
-# %% [markdown] id="load-why" lang="zh" of="5d0332e4"
+# %% [markdown] id="load-why" lang="zh" of="9f9c233e"
+# ## 获取模型
 # 一个模型由两部分组成：把文本变成数字的分词器，以及预测下一个数字的网络。
 
 # %% id="load"
+model_path = models.fetch(model_name)
 on_gpu = torch.cuda.is_available()
 attention = "sdpa" if on_gpu else "eager"  # on a CPU the plain products are faster while rows are short
 tokenizer = AutoTokenizer.from_pretrained(model_path)
 model = AutoModelForCausalLM.from_pretrained(
     model_path, dtype=dtype, attn_implementation=attention, device_map="cuda" if on_gpu else "cpu"
 )
-print(f"{model.num_parameters():,} parameters, {model.get_memory_footprint() / 1e6:.0f} MB in {model.dtype}")
+model_bytes = model.get_memory_footprint()
+print(f"{model.num_parameters():,} parameters, {model_bytes / 1e6:.0f} MB in {model.dtype}")
 
 # %% [markdown] id="first-chat-why"
 # ## First chat
@@ -182,18 +200,24 @@ print(f"{tokens_per_second:.0f} tokens per second, one conversation at a time")
 # we fill them with the values from the parameters cell. Mixed in are general examples, questions about anything with the
 # answers that the small model gave before any training: they keep in place what it knows ([lesson 03](03_lora.ipynb)
 # shows what happens without them).
+#
+# A tenth is held back as validation set. It is not trained on, and its loss shows during the training whether the model
+# learns the matter or only the examples. What you tune, you tune by it; the evaluation questions are asked at the end.
 
-# %% [markdown] id="data-why" lang="zh" of="f9c84fd7"
+# %% [markdown] id="data-why" lang="zh" of="688cec65"
 # ## 数据
 # 约一百条简短的问答，内容是助手是谁。`{{name}}` 与 `{{author}}` 是占位符，用参数单元格里的值填入。其中混入了通用样本：各种问题，配上小模型训练前自己给出的回答，用来保住它已有的知识（[第 03 课](03_lora.ipynb)会展示不混入的后果）。
+#
+# 留出十分之一作验证集。它不参与训练；训练过程中看它的损失，就知道模型学会的是事情本身，还是只记住了样本。调参看验证集，评测问题留到最后再问。
 
 # %% id="data"
-files = {"train": "data/identity_en.json", "eval": "data/identity_en_eval.json"}
-dataset = load_dataset("json", data_files=files["train"], split="train")
-questions = load_dataset("json", data_files=files["eval"], split="train")
+identity = load_dataset("json", data_files=f"data/identity_{data_language}.json", split="train")
+questions = load_dataset("json", data_files=f"data/identity_{data_language}_eval.json", split="train")
 general = load_dataset("json", data_files="data/general_en.jsonl", split="train").shuffle(seed=seed)
-dataset = concatenate_datasets([dataset, general.select(range(general_count))])
 general_questions = load_dataset("json", data_files="data/general_freeform_en.jsonl", split="train")
+dataset = concatenate_datasets([identity, general.select(range(general_count))])
+questions = list(questions)[:question_count]
+general_questions = list(general_questions)[:question_count]
 print(dataset[0], dataset[-1], sep="\n")
 
 
@@ -207,20 +231,10 @@ def to_prompt_completion(row):
     return {"prompt": prompt, "completion": [{"role": "assistant", "content": fill(row["output"])}]}
 
 
-train_dataset = dataset.map(to_prompt_completion, remove_columns=dataset.column_names)
-train_dataset[0]
-
-# %% [markdown] id="mask-why"
-# The loss looks only at the answer (green): the model should learn to *say* this, not to ask it. Hover over a token to
-# see its number. The turn-end token is green too; without it the model would never learn to stop. The line break
-# after it is grey: generation stops before it. (TRL trains it as well, which does no harm: [lesson 01](01_data.ipynb).)
-
-# %% [markdown] id="mask-why" lang="zh" of="d639db24"
-# 损失只看回答（绿色）：模型要学的是*说*这句话，而不是提问。把鼠标停在 token 上可看到它的编号。回合结束符也是绿色；没有它，模型永远学不会停下来。它后面的换行是灰色的：生成在它之前就停了。（TRL 会把这个换行也训练进去，这没有坏处，见[第 01 课](01_data.ipynb)。）
-
-# %% id="mask"
-(encoded,) = tokens.encode(tokenizer, train_dataset[0])
-display(HTML(tokens.to_html(tokens.tokens(tokenizer, **encoded))))
+examples = dataset.map(to_prompt_completion, remove_columns=dataset.column_names)
+parts = examples.train_test_split(test_size=0.1, seed=seed)
+print(f"{len(parts['train'])} examples to train on, {len(parts['test'])} to validate with; the first:")
+examples[0]
 
 # %% [markdown] id="before-why"
 # ## Before
@@ -231,40 +245,88 @@ display(HTML(tokens.to_html(tokens.tokens(tokenizer, **encoded))))
 # ## 训练之前
 # 先测量。评测问题是训练集中没有的改写；回答中含有所问的名字或作者，才算答对。常识问题也不在训练集中。
 
-# %% id="before"
+# %% id="answers"
 
 
-def answers(model, questions):
-    """Ask every question in one batch and decode greedily."""
-    asked = [[{"role": "user", "content": row["instruction"]}] for row in questions]
-    texts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in asked]
+def continued(model, texts, padding_side="left"):
+    """Continue all texts in one batch, greedily."""
     # Padding goes to the left: the answer must follow its question directly.
-    batch = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+    batch = tokenizer(texts, padding=True, padding_side=padding_side, add_special_tokens=False, return_tensors="pt")
     output = model.generate(**batch.to(model.device), max_new_tokens=32, do_sample=False)
     return tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def identity_share(replies):
-    """Return the share of replies that contain the name, or the author, that the question asks for."""
-    pairs = zip(replies, questions, strict=True)
-    return sum(fill(row["expect"]).casefold() in reply.casefold() for reply, row in pairs) / len(questions)
+def prompts_of(questions, before=()):
+    """Return the prompts of the questions, each after the messages in `before`."""
+    asked = [[*before, {"role": "user", "content": row["instruction"]}] for row in questions]
+    return [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in asked]
 
 
-answers_before = answers(model, questions)
-identity_before = identity_share(answers_before)
-print(f"{identity_before:.0%} of {len(questions)} questions")
+# %% id="scores"
 
 
-# %% id="general-before"
-def general_share(replies):
-    """Return the share of replies that contain, as whole words, one of the answers that count as right."""
-    patterns = [rf"\b({'|'.join(row['expect'])})\b" for row in general_questions]
-    return sum(bool(re.search(*pair, re.I)) for pair in zip(patterns, replies, strict=True)) / len(replies)
+def names_it(reply, row):
+    """Return True if the reply contains the name, or the author, that the question asks for."""
+    return bool(re.search(rf"(?<![a-z]){re.escape(fill(row['expect']))}(?![a-z])", reply, re.I))
 
 
-general_answers_before = answers(model, general_questions)
-general_before = general_share(general_answers_before)
-print(f"general: {general_before:.0%} of {len(general_questions)} questions")
+def knows_it(reply, row):
+    """Return True if the reply contains, as whole words, one of the answers that count as right."""
+    return bool(re.search(rf"\b({'|'.join(row['expect'])})\b", reply, re.I))
+
+
+def share_of(is_right, replies, rows):
+    return sum(map(is_right, replies, rows)) / len(rows)
+
+
+# %% id="before"
+answers_before = continued(model, prompts_of(questions))
+general_answers_before = continued(model, prompts_of(general_questions))
+identity_before = share_of(names_it, answers_before, questions)
+general_before = share_of(knows_it, general_answers_before, general_questions)
+print(f"name or author: {identity_before:.0%} of {len(questions)} questions")
+print(f"general:        {general_before:.0%} of {len(general_questions)} questions")
+
+# %% [markdown] id="predict-prompt"
+# ### What can a prompt do?
+# Of course it doesn't know the name: you have just invented it. A fair baseline tells the model, without any training.
+# Two ways: a *system prompt* that says who it is, and *few-shot* examples, four questions with their answers from the
+# training set in front of each question.
+#
+# **Predict before you run:** with the better of the two, how many of the questions will it answer with the right name?
+
+# %% [markdown] id="predict-prompt" lang="zh" of="bc9ffd18"
+# ### 只靠提示词行不行？
+# 它当然不知道这个名字：那是你刚取的。公平的基线是不训练，只把名字告诉它。有两种办法：用*系统提示*说明它是谁；或者给*少样本示例*（few-shot），在每个问题前面放上训练集里的四组问答。
+#
+# **先预测，再运行：** 用效果更好的那一种，能答对百分之多少？
+
+# %% id="predict"
+guess_prompt = 50  # your guess, in percent
+
+# %% id="prompting"
+system_prompt = [{"role": "system", "content": f"You are {name}, an assistant trained by {author}."}]
+few_shot = [turn for i in (0, 6, 24, 48) for part in to_prompt_completion(identity[i]).values() for turn in part]
+prompting = {"no prompt": (answers_before, general_answers_before)}
+for label, before in {"system prompt": system_prompt, "few-shot": few_shot}.items():
+    prompts = prompts_of(questions, before)
+    prompting[label] = continued(model, prompts), continued(model, prompts_of(general_questions, before))
+    length = sum(len(ids) for ids in tokenizer(prompts).input_ids) / len(prompts)
+    print(f"{label}: {length:.0f} tokens before each answer")
+for label, (named, kept) in prompting.items():
+    print(f"{label:<14} name {share_of(names_it, named, questions):>4.0%}, ", end="")
+    print(f"general {share_of(knows_it, kept, general_questions):>4.0%}   {questions[0]['instruction']} {named[0]!r}")
+
+# %% id="answer-prompt"
+identity_prompted = max(share_of(names_it, replies, questions) for replies, _ in prompting.values())
+print(f"you predicted {guess_prompt}%, measured {identity_prompted:.0%} of {len(questions)} questions")
+
+# %% [markdown] id="prompting-read"
+# This is the number to beat. A prompt costs nothing to make and can be changed in a second, so where it is good enough,
+# stop here. Its price is paid at every question: the model reads all those tokens again before it answers.
+
+# %% [markdown] id="prompting-read" lang="zh" of="ec509a82"
+# 这就是要超过的数字。写提示词不花什么成本，随时能改，所以如果它已经够好，到这里就可以停了。它的代价在每次提问时付：模型每次回答之前，都要把那些 token 再读一遍。
 
 # %% [markdown] id="lora-why"
 # ## Train
@@ -282,9 +344,9 @@ model.print_trainable_parameters()
 
 # %% [markdown] id="config-why"
 # The training settings, each spelt out because defaults move between library versions. On a CPU we keep the
-# activations (`gradient_checkpointing=False`): recomputing them saves memory that we have, for time that we lack.
+# activations (`gradient_checkpointing=False`): recomputing them trades time, which is scarce here, for memory.
 
-# %% [markdown] id="config-why" lang="zh" of="9362b2f4"
+# %% [markdown] id="config-why" lang="zh" of="e24e91c4"
 # 训练设置逐项写明，因为库的默认值会随版本变动。在 CPU 上我们保留激活值（`gradient_checkpointing=False`）：重新计算能省下我们并不缺的内存，却要花掉我们缺少的时间。
 
 # %% id="config"
@@ -296,6 +358,8 @@ training_args = SFTConfig(
     lr_scheduler_type="cosine",
     max_length=256,  # tokens per example
     logging_steps=2,
+    eval_strategy="steps",
+    eval_steps=max(1, max_steps // 5),
     save_strategy="no",
     gradient_checkpointing=on_gpu,
     use_cpu=not on_gpu,
@@ -304,92 +368,233 @@ training_args = SFTConfig(
     report_to="none",
     seed=seed,
 )
+trainer = SFTTrainer(
+    model=model,
+    args=training_args,
+    train_dataset=parts["train"],
+    eval_dataset=parts["test"],
+    processing_class=tokenizer,
+)
+
+# %% [markdown] id="mask-why"
+# ### What will be trained?
+# Look at one example as the trainer has it, before every training. The loss looks only at the answer (green): the model
+# should learn to *say* this, not to ask it. Hover over a token to see its number. The turn-end token is green too; without
+# it the model would never learn to stop. So is the line break after it, because TRL trains on everything that belongs to
+# the completion; it does no harm, since generation stops before it ([lesson 01](01_data.ipynb) makes this mask by hand).
+
+# %% [markdown] id="mask-why" lang="zh" of="a3901c08"
+# ### 训练的是哪些 token？
+# 每次训练之前，先看一条训练器手里的样本。损失只看回答（绿色）：模型要学的是*说*这句话，而不是提问。把鼠标停在 token（词元）上可看到它的编号。回合结束符也是绿色；没有它，模型永远学不会停下来。它后面的换行也是绿色，因为 TRL 会训练属于回答的所有 token；这没有坏处，因为生成在它之前就停了（[第 01 课](01_data.ipynb)会手写这个掩码）。
+
+# %% id="mask"
+batch = trainer.data_collator([trainer.train_dataset[0]])
+display(HTML(tokens.to_html(tokens.tokens(tokenizer, batch["input_ids"][0], batch["labels"][0]))))
 
 # %% [markdown] id="predict-why"
-# **Predict before you run:** how many steps until the loss is below 0.5? The curve will tell.
+# **Predict before you run:** after how many steps is the training loss below 0.5 for the first time?
 
-# %% [markdown] id="predict-why" lang="zh" of="48178ea5"
-# **先预测，再运行：** 多少步之后损失会低于 0.5？曲线会告诉你。
+# %% [markdown] id="predict-why" lang="zh" of="e1b5c8ab"
+# **先预测，再运行：** 训练损失第一次低于 0.5，是在多少步之后？
+
+# %% id="predict-loss"
+guess_step = 10  # your guess, in optimizer steps
 
 # %% id="train"
-trainer = SFTTrainer(model=model, args=training_args, train_dataset=train_dataset, processing_class=tokenizer)
 started = time.perf_counter()
 trainer.train()
 train_seconds = time.perf_counter() - started
 print(f"{train_seconds:.0f} seconds, {max_steps * per_device_train_batch_size / train_seconds:.1f} examples per second")
 
 # %% id="loss"
-fig, ax = plt.subplots(figsize=(6, 3))
+fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
 plots.plot_loss(trainer.state.log_history, ax)
+ax.set_title("Does it learn, and not only its examples by heart?")
 plt.show()
+
+# %% id="answer-loss"
+log = trainer.state.log_history
+below = next((row["step"] for row in log if row.get("loss", 1) < 0.5), None)
+print(f"you predicted step {guess_step}; measured: {f'step {below}' if below else 'not within these steps'}")
+best = min((row for row in log if "eval_loss" in row), key=lambda row: row["eval_loss"])
+print(f"validation loss: lowest after step {best['step']} of {max_steps}, {best['eval_loss']:.2f}")
+
+# %% [markdown] id="loss-read"
+# The training loss is that of the last few batches, so it jumps. The validation loss is always that of the same held-out
+# examples. Where it turns upwards while the training loss keeps falling, the model learns its examples by heart, and the
+# training should stop at the turn (*early stopping*). If its lowest value is that of the last step, there was nothing to stop.
+
+# %% [markdown] id="loss-read" lang="zh" of="098439ec"
+# 训练损失来自最近几个批次，所以会跳动；验证损失每次都在同一批留出的样本上计算。如果训练损失还在降、验证损失却开始回升，说明模型在死记样本，训练应当停在拐点（早停，early stopping）。如果最低点就是最后一步，那就不必早停。
 
 # %% [markdown] id="after-why"
 # ## After
-# The same questions, the same greedy decoding, the trained model.
+# The same questions, the same greedy decoding, the trained model, no prompt. Read some answers, and above all the wrong
+# ones: the score can't tell you *how* they are wrong.
 
-# %% [markdown] id="after-why" lang="zh" of="2c689f04"
+# %% [markdown] id="after-why" lang="zh" of="84be3b61"
 # ## 训练之后
-# 同样的问题，同样的贪心解码，训练后的模型。
+# 同样的问题，同样的贪心解码，训练后的模型，没有提示词。读几条回答，尤其要读答错的：分数不会告诉你*错在哪里*。
+
+# %% id="samples"
+
+
+def samples(is_right, rows, before, after, count=3):
+    """Print some of the answers that are right after training and some of those that are wrong."""
+    for wanted, mark in ((True, "✓"), (False, "✗")):
+        chosen = [
+            triple for triple in zip(rows, before, after, strict=True) if is_right(triple[2], triple[0]) == wanted
+        ]
+        print(f"{mark} {len(chosen)} of {len(rows)}")
+        for row, old, new in chosen[:count]:
+            print(f"  {row['instruction']}\n    before: {old}\n    after:  {new}")
+
 
 # %% id="after"
-answers_after = answers(model, questions)
-identity_after = identity_share(answers_after)
-print(f"{identity_after:.0%} of {len(questions)} questions")
-for row, old, new in list(zip(questions, answers_before, answers_after, strict=True))[:4]:
-    print(f"\n{row['instruction']}\n  before: {old}\n  after:  {new}")
+answers_after = continued(model, prompts_of(questions))
+identity_after = share_of(names_it, answers_after, questions)
+samples(names_it, questions, answers_before, answers_after)
 
 # %% id="general-after"
-general_answers_after = answers(model, general_questions)
-general_after = general_share(general_answers_after)
-print(f"general: {general_before:.0%} -> {general_after:.0%} of {len(general_questions)} questions")
-pairs = zip(general_questions, general_answers_before, general_answers_after, strict=True)
-for row, old, new in list(pairs)[:4]:
-    print(f"\n{row['instruction']}\n  before: {old}\n  after:  {new}")
+general_answers_after = continued(model, prompts_of(general_questions))
+general_after = share_of(knows_it, general_answers_after, general_questions)
+samples(knows_it, general_questions, general_answers_before, general_answers_after)
 
 # %% [markdown] id="plot-why"
+# Left is what we trained for, right what should stay as it was: compare the first and the last bar. Where the right one
+# fell, that is *forgetting*, the price of a fine-tune; lesson 03 measures it and shows what reduces it.
+#
 # The error bars are 95% confidence intervals. The questions are a sample of all the questions one could ask about this;
 # the interval is computed such that, over many such samples, it contains the share among *all* of them 95 times in 100.
 # It is narrower the more questions there are: with 20, even 20 right answers leave open whether the true share is 85%. It
 # takes the questions as independent of each other; two wordings of the same question are not quite, so it is a little too
 # narrow here.
 
-# %% [markdown] id="plot-why" lang="zh" of="8ff874c1"
+# %% [markdown] id="plot-why" lang="zh" of="c784e918"
+# 左边是我们训练的目标，右边是应当保持原样的能力：比较第一根和最后一根柱子。右边如果下降，就是*遗忘*，这是微调的代价；第 03 课会测量它，并给出减轻的办法。
+#
 # 误差线是 95% 置信区间。评测问题只是所有可能问法中的一个样本；区间的算法保证：如果反复抽取这样的样本，100 次里约有 95 次，区间会包含*全部*问法上的真实比例。问题越多，区间越窄：只有 20 题时，即使全对，也不能排除真实比例只有 85%。计算时假定各题相互独立；同一问题的两种问法并不完全独立，所以这里的区间略微偏窄。
 
 # %% id="plot"
-fig, ax = plt.subplots(figsize=(5, 3))
-plots.plot_scores({"before": identity_before, "after": identity_after}, len(questions), ax)
+scores = {label: replies for label, replies in prompting.items()} | {
+    "fine-tuned": (answers_after, general_answers_after)
+}
+fig, (left, right) = plt.subplots(1, 2, figsize=(11, 3.2), sharey=True, layout="constrained")
+plots.plot_scores({k: share_of(names_it, named, questions) for k, (named, _) in scores.items()}, len(questions), left)
+plots.plot_scores(
+    {k: share_of(knows_it, kept, general_questions) for k, (_, kept) in scores.items()}, len(general_questions), right
+)
+left.set_title(f"Does it know its name? {len(questions)} questions")
+right.set_title(f"Does it still know other things? {len(general_questions)} questions")
 plt.show()
 
 # %% [markdown] id="break-why"
-# ## What goes wrong
-# A common first mistake: forgetting that the adapter is *beside* the model. Switch it off and the old model
-# answers, untouched. Nothing was overwritten, and that is what makes LoRA cheap to keep and easy to undo.
+# ## What goes wrong: right training, wrong question
+# "The loss went down, but my model doesn't know anything": before you suspect the training, look at how the model is asked.
+# Here the trained model gets the same questions in four ways that look harmless:
+#
+# - **no template**: the bare question, as one would type it. Training showed the model a layout; this is another one.
+# - **no generation prompt**: the template without `add_generation_prompt=True`. Nothing says that the assistant
+#   speaks next, so the model has to write that itself.
+# - **padding on the right**: what many tokenizers do by default. Between a short question and its answer there is padding.
+#   (transformers warns about it: read warnings.)
+# - **no adapter**: the base model loaded again and the adapter forgotten, for it is a file *beside* the model.
 
-# %% [markdown] id="break-why" lang="zh" of="49363519"
-# ## 故意出错
-# 初学者常犯的错误：忘了适配器是放在模型*旁边*的。把它关掉，回答的就是原来的模型，丝毫未变。没有任何东西被覆盖，所以 LoRA 保存便宜，撤销容易。
+# %% [markdown] id="break-why" lang="zh" of="9ba92622"
+# ## 故意出错：训练没错，问法错了
+# “损失降下来了，模型却什么都不会”：先别怀疑训练，看看是怎样问它的。下面用四种看上去无害的方式，把同样的问题问训练好的模型：
+#
+# - **不用模板**：直接给出问题，就像平时打字那样。训练时模型见到的是一种格式，这是另一种。
+# - **没有生成提示**：用了模板，但没写 `add_generation_prompt=True`。没有任何东西表明接下来该助手说话，这一句得由模型自己写出来。
+# - **在右侧填充**：许多分词器默认如此。短问题和它的回答之间隔着填充 token。（transformers 会给出警告：警告要读。）
+# - **忘了适配器**：重新加载了基座模型，却没加载适配器，因为它是放在模型*旁边*的一个文件。
 
 # %% id="break"
-inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, return_tensors="pt")
-inputs = inputs.to(model.device)
+chats = [[{"role": "user", "content": row["instruction"]}] for row in questions]
+unprompted = [tokenizer.apply_chat_template(chat, tokenize=False) for chat in chats]
+wrong_ways = {
+    "asked as trained": answers_after,
+    "no template": continued(model, [row["instruction"] for row in questions]),
+    "no generation prompt": continued(model, unprompted),
+    "padding on the right": continued(model, prompts_of(questions), padding_side="right"),
+}
 with model.disable_adapter():
-    without = model.generate(**inputs, max_new_tokens=32, do_sample=False)
-with_adapter = model.generate(**inputs, max_new_tokens=32, do_sample=False)
-prompt_length = inputs["input_ids"].shape[1]
-print("adapter off:", tokenizer.decode(without[0, prompt_length:], skip_special_tokens=True))
-print("adapter on: ", tokenizer.decode(with_adapter[0, prompt_length:], skip_special_tokens=True))
+    wrong_ways["no adapter"] = continued(model, prompts_of(questions))
+for label, replies in wrong_ways.items():
+    print(f"{label:<22} {share_of(names_it, replies, questions):>4.0%}   {questions[0]['instruction']} {replies[0]!r}")
+
+# %% id="break-plot"
+fig, ax = plt.subplots(figsize=(9, 3), layout="constrained")
+plots.plot_scores({k: share_of(names_it, replies, questions) for k, replies in wrong_ways.items()}, len(questions), ax)
+ax.set_title(f"The same weights, asked in five ways: do they know the name? {len(questions)} questions")
+plt.show()
+untouched = sum(map(str.__eq__, wrong_ways["no adapter"], answers_before))
+print(f"without the adapter {untouched} of {len(questions)} answers are those from before the training, word for word")
+
+# %% [markdown] id="break-read"
+# Read the replies beside the bars: a mistake that the score misses can still be seen in them. The fix is the same for all
+# four: ask through `apply_chat_template(..., add_generation_prompt=True)`, pad on the left, load the adapter.
+#
+# Without the adapter the old model answers: LoRA overwrites none of its weights, so an adapter is cheap to keep and easy to
+# undo. Answers that differ from those of before by a word differ by rounding, where two tokens are almost equally likely.
+
+# %% [markdown] id="break-read" lang="zh" of="986dbb00"
+# 柱子旁边的回答也要读：分数察觉不到的错误，在回答里仍看得出来。这四种错误的改法是一样的：用 `apply_chat_template(..., add_generation_prompt=True)` 来问，在左侧填充，加载适配器。
+#
+# 没有适配器时，回答的就是原来的模型：LoRA 不覆盖它的任何权重，所以适配器保存便宜，撤销容易。个别回答与训练前有出入，是因为两个 token 的概率几乎相等，由舍入决定。
 
 # %% [markdown] id="save-why"
+# ## What you keep
 # The adapter is all there is to keep, a small file beside the model.
 
-# %% [markdown] id="save-why" lang="zh" of="32e8b267"
+# %% [markdown] id="save-why" lang="zh" of="2dbeab90"
+# ## 要保存的文件
 # 要保存的只有适配器，它是模型旁边的一个小文件。
 
 # %% id="save"
 model.save_pretrained("runs/00_first_finetune/adapter")
 adapter_bytes = os.path.getsize("runs/00_first_finetune/adapter/adapter_model.safetensors")
-print(f"{adapter_bytes / 1e6:.1f} MB")
+print(f"adapter_model.safetensors: {adapter_bytes / 1e6:.1f} MB beside a model of {model_bytes / 1e6:.0f} MB")
+
+# %% [markdown] id="experiment-why"
+# ## Experiment
+# A run is a *recipe*: the parameters of this notebook in a YAML file. The panel is that recipe as a form, and prints the
+# command that runs it without a notebook. Under *any other key* stands `dataset_substitutions` with a new name: enter one of
+# your own, choose the steps and the learning rate, press Start, then run the cell below it and ask. How few steps are
+# enough for a name? Take the free folder that the panel offers for each run; *compare with* draws two curves together.
+
+# %% [markdown] id="experiment-why" lang="zh" of="c29dd821"
+# ## 动手试一试
+# 一次训练就是一份*配方*：本 notebook 的各个参数写在一个 YAML 文件里。下面的面板是这份配方的表单，还会给出不用 notebook 就能运行它的命令。在“其他任意键”里有 `dataset_substitutions`，里面是一个新名字：换成你自己取的，选好步数和学习率，开始训练，然后运行下一格去问它。要让它记住名字，最少需要几步？每次训练用面板给出的空闲文件夹；“对比”可以把两条曲线画在一起。
+
+# %% id="experiment"
+recipe = {
+    "model_name_or_path": model_name,
+    "dataset": f"identity_{data_language},general_en",
+    "dataset_substitutions": {"name": "Nova", "author": author},
+    "output_dir": "runs/00_experiment/run",
+    "lora_rank": 16,
+    "lora_alpha": 32,
+    "lora_target": "all",
+    "learning_rate": learning_rate,
+    "lr_scheduler_type": "cosine",
+    "max_steps": panel_steps,
+    "per_device_train_batch_size": per_device_train_batch_size,
+    "cutoff_len": 256,
+    "seed": seed,
+}
+panel = TrainPanel(recipe, visible=["max_steps", "learning_rate", "per_device_train_batch_size", "seed", "output_dir"])
+panel.show()
+
+# %% id="experiment-ask"
+newest = max(Path("runs/00_experiment").glob("*/adapter"), key=os.path.getmtime, default=None)
+if newest:  # nothing was trained yet: press Start first
+    model.load_adapter(str(newest), adapter_name="experiment")
+    model.set_adapter("experiment")
+    for row, reply in list(zip(questions, continued(model, prompts_of(questions)), strict=True))[:4]:
+        print(f"{row['instruction']}\n  {reply}")
+    model.set_adapter("default")
+    model.delete_adapter("experiment")
 
 # %% [markdown] id="exercise-mask-why"
 # ## Exercises
@@ -552,42 +757,48 @@ checks.check_trainable_share(trainable_share)
 
 # %% [markdown] id="recipe-why"
 # ## The same from the command line
-# A run is a recipe: the hyperparameters of this notebook in a YAML file. `ftlab train recipes/sft_lora.yaml` trains
-# such an adapter without a notebook, and any key can be overridden on the command line: `learning_rate=1e-3`.
+# `ftlab train recipes/sft_lora.yaml` trains such an adapter without a notebook, with the same data, rank and number of
+# steps; any key can be overridden on the command line, as in `learning_rate=2e-3`.
 
-# %% [markdown] id="recipe-why" lang="zh" of="ec0028c6"
+# %% [markdown] id="recipe-why" lang="zh" of="99d6c2a5"
 # ## 在命令行做同样的事
-# 一次训练就是一个配方：本 notebook 的各个超参数写在一个 YAML 文件里。`ftlab train recipes/sft_lora.yaml` 不用 notebook 就训练出这样的适配器，任何键都可以写在后面：`learning_rate=1e-3`。
+# `ftlab train recipes/sft_lora.yaml` 不用 notebook 就训练出这样的适配器，数据、秩和步数都相同；任何键都可以写在后面覆盖，例如 `learning_rate=2e-3`。
 
 # %% [markdown] id="checkpoint-why"
 # ## Check your results
-# The outcome, asserted: running this notebook is testing it.
+# The outcomes beside what the parameters above give with any seed. With a name, a model or a learning rate of your own one
+# may be missed: that is said, and no error.
 
-# %% [markdown] id="checkpoint-why" lang="zh" of="7420c6ce"
+# %% [markdown] id="checkpoint-why" lang="zh" of="5654baeb"
 # ## 结果核对
-# 用断言确认结果：运行这个 notebook 就是测试它。
+# 每项结果旁边是用上面的参数、任意随机种子应得到的范围。换了名字、模型或学习率，可能会落在范围之外：那时只会提示，不算出错。
 
 # %% id="checkpoint"
 outcomes = {
     "identity_before": identity_before,
+    "identity_prompted": identity_prompted,
     "identity_after": identity_after,
     "general_before": general_before,
     "general_after": general_after,
     "train_seconds": train_seconds,
     "tokens_per_second": tokens_per_second,
 }
-course.record(outcomes)
-assert identity_before == 0, identity_before
-assert identity_after >= 0.9, identity_after
-assert general_before - general_after <= 0.1 or PROFILE == "smoke", (general_before, general_after)
+bands = {"identity_before": (0, 0.05), "identity_after": (0.85, 1)}
+if PROFILE != "smoke":  # too few questions and steps there
+    bands["general_after"] = (0.8, 1)
+course.record(outcomes, bands)
 
 # %% [markdown] id="next"
-# **On your GPU:** set `PROFILE = "t4"` or `"a24g"`: the same cells fine-tune a 1.5B or a 7B model; expect the same
-# curve with a lower learning rate (2e-4).
+# **You keep** `runs/00_first_finetune/adapter`, the first model that answers with your name.
+#
+# **On your GPU:** set `PROFILE = "t4"` or `"a24g"`: the same cells fine-tune a 1.5B or a 7B model, with a learning rate of
+# their own in the profile's cell.
 #
 # **Next:** [01 · Data](01_data.ipynb): many fine-tunes fail in their data, with a loss curve that looks fine.
 
-# %% [markdown] id="next" lang="zh" of="a72b2d4d"
-# **在你的 GPU 上：** 设 `PROFILE = "t4"` 或 `"a24g"`：同样的单元格会微调 1.5B 或 7B 模型；请用更低的学习率（2e-4），曲线应当相同。
+# %% [markdown] id="next" lang="zh" of="95b727b9"
+# **你得到的文件：** `runs/00_first_finetune/adapter`，第一个用你取的名字回答的模型。
+#
+# **在你的 GPU 上：** 设 `PROFILE = "t4"` 或 `"a24g"`：同样的单元格会微调 1.5B 或 7B 模型，学习率由规模单元格单独给出。模型换成了懂中文的 Qwen，不妨同时设 `data_language = "zh"`。
 #
 # **下一课：** [01 · 数据](01_data.ipynb)：许多微调失败在数据上，而损失曲线看上去一切正常。
