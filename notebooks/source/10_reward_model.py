@@ -118,13 +118,13 @@ print(f"the chosen answer is the shorter one in {shorter:.0%} of {len(pairs)} pa
 # %% [markdown] id="rate-why"
 # ## Your turn to rate
 # With `i_rate = True` the next cell shows eight pairs: press a button, or type 1, 2, or 0 for neither. Each pick is
-# written at once, as a registered data set. Without you, a rule picks: feedback from a program, or from another model,
-# in place of a person is called RLAIF.
+# written at once, as a registered data set. Without you, a rule picks: a program that checks the opening. A reward that a
+# program can check is called *verifiable*. If another *model* is asked to judge in place of people, that is RLAIF.
 
 
-# %% [markdown] id="rate-why" lang="zh" of="b2029589"
+# %% [markdown] id="rate-why" lang="zh" of="d989098b"
 # ## 轮到你打分
-# 设 `i_rate = True`，下一格会显示八对回答：按按钮，或输入 1、2，都不选就输入 0。每次选择立刻写入文件，成为一份已登记的数据集。你不在时由一条规则来选：用程序或另一个模型代替人给反馈，叫做 RLAIF。
+# 设 `i_rate = True`，下一格会显示八对回答：按按钮，或输入 1、2，都不选就输入 0。每次选择立刻写入文件，成为一份已登记的数据集。你不在时由一条规则来选，也就是一个检查开头的程序。程序能检查的奖励叫*可验证奖励*（verifiable reward）；请另一个*模型*代替人来评判，才叫 RLAIF。
 
 
 # %% id="rater"
@@ -170,11 +170,16 @@ print(len(mine), "of", len(train_pairs), "pairs are yours")
 
 # %% [markdown] id="idea-why"
 # ## From two rewards to one probability
+# RLHF works with four models: the *policy* that writes answers, the frozen *reference* that it is compared with, the *reward
+# model* that scores the answers, and the *value model* that predicts the score on the way. This lesson trains the third.
+#
 # A reward model reads a whole answer and gives one number. Bradley and Terry (1952) say what two such numbers mean: the
 # better one wins with probability `sigmoid(difference)`. Only the difference counts.
 
-# %% [markdown] id="idea-why" lang="zh" of="afc3f3fc"
+# %% [markdown] id="idea-why" lang="zh" of="543cdbb3"
 # ## 从两个奖励到一个概率
+# RLHF 用到四个模型：写回答的*策略模型*，用来对照的、冻结的*参考模型*，给回答打分的*奖励模型*，以及中途预测得分的*价值模型*。本课训练的是第三个。
+#
 # 奖励模型读完整个回答，给出一个数。Bradley 与 Terry（1952）说明了两个这样的数意味着什么：更好的那个以 `sigmoid(差值)` 的概率获胜。只有差值重要。
 
 # %% id="literal"
@@ -299,10 +304,17 @@ accuracy_before = accuracy(margins_before)
 print(f"before: {accuracy_before:.0%} of {len(held_out)} held-out pairs")
 
 # %% [markdown] id="train-why"
+# An untrained head isn't a coin, so don't expect 50%. It is one fixed random direction in the model's states, and the pairs
+# differ in the same few ways again and again: the opening, and one of three patterns of length. Whatever the direction
+# happens to favour, it favours in all pairs of a pattern alike. A score far from 50%, on either side, says nothing about
+# knowledge: another `seed` gives another one.
+#
 # ## Train
 
 
-# %% [markdown] id="train-why" lang="zh" of="dce8f48c"
+# %% [markdown] id="train-why" lang="zh" of="8614ad4a"
+# 没训练过的头并不是硬币，所以别指望正好 50%。它是模型隐藏空间里一个固定的随机方向，而这些偏好对总在同样几处不同：开头，以及三种长度组合。这个方向碰巧偏向哪边，在同一种组合的所有偏好对里就都偏向哪边。所以远离 50% 的分数（无论哪一边）并不说明它懂什么：换一个 `seed` 就会换一个分数。
+#
 # ## 训练
 
 
@@ -334,11 +346,13 @@ plt.show()
 
 # %% [markdown] id="after-why"
 # ## Does it agree with held-out raters?
-# A share from 63 pairs is a sample: its interval says what else it could be.
+# A share of pairs is a sample: its interval says what else it could be. The interval counts every pair; three pairs share a
+# topic, so it is rather too narrow. And the task is easy: these raters decide by the opening alone, which a program checks
+# without a mistake.
 
-# %% [markdown] id="after-why" lang="zh" of="b5ee0b1e"
+# %% [markdown] id="after-why" lang="zh" of="3d77c67b"
 # ## 它与留出的评分者一致吗？
-# 63 对回答得出的比例只是一个样本：区间说明它还可能是多少。
+# 这些偏好对得出的比例只是一个样本：区间说明它还可能是多少。区间把每一对都算作独立样本，而每三对共用一个主题，所以它偏窄。而且这道题很容易：这些评分者只凭开头决定，程序检查开头不会出错。
 
 # %% id="after"
 margins_after = margins(model, held_out)
@@ -388,10 +402,12 @@ plt.show()
 
 # %% [markdown] id="calibration-read"
 # An untrained judge claims about one half everywhere, which is honest and useless. The trained one is sure, and right to
-# be so on these raters, who never waver. With raters who disagree, a calibrated judge would stay nearer to the middle.
+# be so on these raters, who never waver. That is a weak test of calibration: with no disagreement among the raters, all
+# claims lie at the two ends and the middle stays empty. With raters who disagree, a calibrated judge would stay nearer to
+# the middle.
 
-# %% [markdown] id="calibration-read" lang="zh" of="bfaca7d7"
-# 未训练的裁判处处都说大约一半，诚实而无用。训练后的裁判很确定，而对这些从不动摇的评分者来说，它确定得有道理。若评分者意见不一，校准良好的裁判会更靠近中间。
+# %% [markdown] id="calibration-read" lang="zh" of="a78fe627"
+# 未训练的裁判处处都说大约一半，诚实而无用。训练后的裁判很确定，而对这些从不动摇的评分者来说，它确定得有道理。但这个校准检验很弱：评分者之间没有分歧，声称的概率都落在两端，中间是空的。若评分者意见不一，校准良好的裁判会更靠近中间。
 
 # %% [markdown] id="break-why"
 # ## What goes wrong: a judge that measures length
@@ -442,13 +458,15 @@ print(probe[0]["chosen"], probe[0]["rejected"], sep="\n")
 print(f"{len(probe)} probes passed: careful raters {probe_careful:.0%}, tired raters {probe_biased:.0%}")
 
 # %% [markdown] id="mend-why"
-# ### The cure is in the data
-# Add pairs in which the longer answer is the chosen one, until length no longer predicts the choice. Nothing else
-# changes: same model, same loss, same steps.
+# ### The fix is in the data
+# The output answers your prediction. Now add pairs in which the longer answer is the chosen one, and add each pair of plain
+# answers a second time with its sides swapped: the two copies contradict each other, so length stops being a reason, at the
+# price of pairs that teach nothing else. Same model, same loss, same steps. The probe doesn't say what this does to
+# ordinary pairs; `accuracy(margins(fixed_model, held_out))` does.
 
-# %% [markdown] id="mend-why" lang="zh" of="60028008"
-# ### 治法在数据里
-# 加入“较长的回答被选中”的偏好对，直到长度不再能预测选择。其他都不变：同样的模型，同样的损失，同样的步数。
+# %% [markdown] id="mend-why" lang="zh" of="13e2148e"
+# ### 办法在数据里
+# 输出回答了你的预测。现在加入“较长的回答被选中”的偏好对，再把每一对普通回答交换两边后重复一次：两份互相矛盾，长度就不再是理由，代价是这些偏好对也教不了别的。模型、损失、步数都不变。探针没有说明普通的偏好对会怎样，`accuracy(margins(fixed_model, held_out))` 能告诉你。
 
 # %% id="mend"
 longer = [row for row in train_pairs if len(row["chosen"]) > len(row["rejected"])]

@@ -138,10 +138,12 @@ train_dataset = train_pairs.map(to_pair, remove_columns=train_pairs.column_names
 # %% [markdown] id="baseline-why"
 # ## Start with a baseline
 # Held-out questions, about things that do not occur in training. How often does the model answer in that style already?
+# The questions ask about each topic in three ways. Three phrasings of one topic are not independent, so read the intervals
+# below, which count every question, as too narrow: there are a third as many topics.
 
-# %% [markdown] id="baseline-why" lang="zh" of="682e7582"
+# %% [markdown] id="baseline-why" lang="zh" of="1ce375ed"
 # ## 先测基线
-# 留出的问题，问的都是训练里没有的事物。模型现在有多少次已经用这种风格回答？
+# 留出的问题，问的都是训练里没有的事物。模型现在有多少次已经用这种风格回答？每个主题用三种问法各问一次；同一主题的三种问法并不独立，而下面的置信区间把每个问题都算作一个样本，所以偏窄：主题数只有问题数的三分之一。
 
 # %% id="load"
 dtype = device.describe().dtype
@@ -182,12 +184,13 @@ print(answers_before[0])
 # %% [markdown] id="idea-why"
 # ## The idea: the model is its own reward
 # DPO's reward for an answer is `beta` times its *gain*: how much likelier the answer has become than under the frozen
-# *reference*, the model as it was. Put these rewards into Bradley and Terry's formula and train the model. Four
-# log-probabilities, one number:
+# *reference*, the model as it was. Put these rewards into Bradley and Terry's formula and train the model. Of the four
+# models of RLHF (policy, reference, reward model, value model) only the first two are left, and no answer is generated
+# during training. Four log-probabilities, one number:
 
-# %% [markdown] id="idea-why" lang="zh" of="f4c12521"
+# %% [markdown] id="idea-why" lang="zh" of="0990c572"
 # ## 想法：模型就是自己的奖励
-# DPO 给一个回答的奖励是 `beta` 乘以它的*增益*：与冻结的*参考模型*（也就是训练前的模型）相比，这个回答变得可能了多少。把这些奖励放进 Bradley-Terry 公式，再训练模型。四个对数概率，一个数：
+# DPO 给一个回答的奖励是 `beta` 乘以它的*增益*：与冻结的*参考模型*（也就是训练前的模型）相比，这个回答的对数概率提高了多少。把两个奖励代入 Bradley-Terry 公式，训练模型。RLHF 的四个模型（策略模型、参考模型、奖励模型、价值模型）只剩前两个，训练中也不用生成回答。四个对数概率，一个数：
 
 # %% id="literal"
 chosen, rejected, ref_chosen, ref_rejected = -40.0, -62.0, -45.0, -50.0
@@ -267,12 +270,11 @@ assert dpo_loss_max_abs_diff <= 1e-5
 # %% [markdown] id="reference-why"
 # ### Two ways to the reference
 # The reference never changes, so its log-probabilities can be computed once, before training
-# (`precompute_ref_log_probs=True`), instead of at every step. The same numbers, and a third of each step saved when rows
-# are seen more than once.
+# (`precompute_ref_log_probs=True`), instead of at every step: the same numbers, and one forward pass less in every step.
 
-# %% [markdown] id="reference-why" lang="zh" of="dc4caba8"
-# ### 得到参考的两条路
-# 参考模型从不改变，所以它的对数概率可以在训练前一次算好（`precompute_ref_log_probs=True`），不必每一步都算。数字相同；当每行被看到不止一次时，每一步省下约三分之一。
+# %% [markdown] id="reference-why" lang="zh" of="cb99f79d"
+# ### 得到参考值的两种办法
+# 参考模型从不改变，所以它的对数概率可以在训练前一次算好（`precompute_ref_log_probs=True`），不必每一步都算：数值相同，每步少一次前向计算。
 
 # %% id="reference"
 ahead = dataclasses.replace(plain, precompute_ref_log_probs=True)
@@ -287,12 +289,12 @@ del exact
 
 # %% [markdown] id="beta-why"
 # ### What beta does
-# The loss pushes until `beta` times the difference of gains is comfortably above zero, then loses interest. A small
-# beta lets the model run far from its reference before that; a big one stops it early.
+# A pair pulls until `beta` times the difference of gains is comfortably above zero; then its gradient fades. With a small
+# beta that takes a large difference, so the model moves far from its reference; a big one stops it early.
 
-# %% [markdown] id="beta-why" lang="zh" of="1ddf7924"
+# %% [markdown] id="beta-why" lang="zh" of="be9cbddd"
 # ### beta 做什么
-# 损失一直推，直到 `beta` 乘以增益之差稳稳地大于零，然后就没了兴趣。beta 小，模型在那之前可以离参考很远；beta 大，早早就停下。
+# 一个偏好对会一直拉动模型，直到 `beta` 乘以增益之差稳稳大于零，之后梯度逐渐消失。beta 小，需要很大的差值才会停，模型就离参考模型更远；beta 大，早早就停下。
 
 # %% id="beta"
 difference = torch.linspace(-40, 120, 200)  # of the two gains, in nats
@@ -351,23 +353,31 @@ for ax in (left, right):
 plt.show()
 
 # %% [markdown] id="drift-why"
-# The right plot is the one to watch. DPO only asks for a *difference*: it is met just as well when both sides become
-# less likely, the rejected one faster. When the chosen curve sinks far below zero, the model is leaving the answers you
-# liked too, and what it then says may be neither. Therefore the settings above mix in half a portion of plain fine-tuning
-# on the chosen side (`loss_type=["sigmoid", "sft"]`), a common remedy. Try `sft_weight = 0` and read the answers.
+# The right plot answers your prediction. DPO only asks for a *difference*: it is met just as well when both sides become
+# less likely, the rejected one faster. It need not come from the opening either: every token in which the two sides differ
+# counts. The settings above therefore add an SFT loss on the chosen side (`loss_type=["sigmoid", "sft"]`), a common recipe,
+# and that term keeps the chosen curve up.
+#
+# **Which of the two terms teaches the style?** A run with both cannot tell, so take them apart: with `sft_weight = 0` the
+# pairs are told apart just as well, and yet hardly an answer takes on the style. On this data the style is the SFT term's.
+# DPO alone gets there with a smaller beta, such as 0.03, whose pull fades later, and pays for it with general knowledge.
+# Run both, and compare the scores below.
 
-# %% [markdown] id="drift-why" lang="zh" of="cf03ee47"
-# 要盯住的是右图。DPO 只要求一个*差值*：两边都变得更不可能、被拒绝的那边降得更快，也同样满足。当 chosen 曲线远远沉到零以下，模型也在离开你喜欢的回答，它接下来说的可能两者都不是。所以上面的设置掺进了半份在 chosen 一边的普通微调（`loss_type=["sigmoid", "sft"]`），这是常见的补救办法。试试 `sft_weight = 0`，再读读回答。
+# %% [markdown] id="drift-why" lang="zh" of="47c04a53"
+# 右图回答了你的预测。DPO 只要求一个*差值*：两边都变得更不可能、rejected 那边降得更快，同样能满足；差值也不一定来自开头，两边不同的每个 token 都算数。所以上面的设置加上了对 chosen 一边的 SFT 损失（`loss_type=["sigmoid", "sft"]`），这是常见的配方，chosen 曲线就是靠这一项撑住的。
+#
+# **风格究竟是哪一项教会的？** 两项一起训练的结果看不出来，得拆开：设 `sft_weight = 0`，偏好对照样分得清，却几乎没有回答用上这种风格。在这份数据上，风格来自 SFT 项。只用 DPO 也能做到，但要用更小的 beta（例如 0.03），让拉力消失得更晚，代价是常识下降。两种都跑一跑，与下面的分数比较。
 
 # %% [markdown] id="after-why"
 # ## Before and after
 # The rule, general knowledge, and the distance from the reference: the KL divergence per token, on the model's own
-# answers.
+# answers. In the picture, the left bars count answers in the preferred style, the right bars correct choices. The bars
+# carry their intervals: a difference of general knowledge that is smaller than these may be chance, and may be a price.
 
 
-# %% [markdown] id="after-why" lang="zh" of="e439347c"
+# %% [markdown] id="after-why" lang="zh" of="15e13603"
 # ## 训练前与训练后
-# 规则、常识，以及与参考模型的距离：在模型自己的回答上，每个 token 的 KL 散度。
+# 规则、常识，以及与参考模型的距离：在模型自己的回答上，每个 token 的 KL 散度。图中左边的柱子是用了偏好风格的回答，右边是选对的题目，都带误差线：常识的变化如果小于误差线，可能只是偶然，也可能是代价。
 
 
 # %% id="kl"
@@ -410,13 +420,15 @@ plt.show()
 
 # %% [markdown] id="judge-why"
 # ### A second opinion: the reward model
-# A rule can be met in letter only. The judge of lesson 10 gives its own view; if its adapter is not there, a quick one is
-# trained. A judge learns from the same pairs, so it is a second opinion, not an independent one.
+# Read the samples above once more. They are about one topic, and what follows the opening may be false: the rule looks at
+# the opening alone, and a model this small often states false things in either style. The judge of lesson 10 gives its own
+# view; if its adapter isn't there, a quick one is trained. A judge learns from the same pairs, so it is a second opinion,
+# not an independent one, and it has not been taught to check facts.
 
 
-# %% [markdown] id="judge-why" lang="zh" of="8300fc1d"
+# %% [markdown] id="judge-why" lang="zh" of="2a265fd8"
 # ### 第二意见：奖励模型
-# 规则可能只在字面上被满足。第 10 课的裁判给出自己的看法；如果它的适配器不在，就快速训练一个。裁判从同样的偏好对里学习，所以它是第二意见，却不是独立的意见。
+# 再读一遍上面的例子。它们都是同一个主题，开头之后的内容可能是错的：规则只看开头，而这么小的模型无论用哪种风格都常常说错。第 10 课的奖励模型给出自己的看法；如果找不到它的适配器，就快速训练一个。它从同样的偏好对里学习，所以算第二意见，但并不独立，也没有学过核对事实。
 
 
 # %% id="judge"
@@ -503,11 +515,16 @@ def simpo_loss(chosen_mean, rejected_mean, beta, gamma):
 
 
 # %% [markdown] id="family-run-why"
-# Short runs, the same number of steps and of rows for each, from the same start. (These losses are compared with TRL's
-# in the course's tests, as DPO's was above.) **Predict before you run:** which of them will move least?
+# A first look and no ranking: `side_steps` steps each (the table says how many), the same number of rows, from the same
+# start, at one learning rate; nothing was tuned. A share of 0% after so few steps means "not yet", not "never". (The
+# course's tests compare these losses with TRL's, as was done for DPO above.)
+#
+# **Predict before you run:** which of them will move least?
 
-# %% [markdown] id="family-run-why" lang="zh" of="a929f885"
-# 短训练，每个方法的步数和行数相同，起点相同。（课程的测试会把这些损失与 TRL 的比较，就像上面比较 DPO 那样。）**先预测，再运行：** 哪一个移动得最少？
+# %% [markdown] id="family-run-why" lang="zh" of="bdaa3dc8"
+# 只是先看一眼，不是排名：每个方法只训练 `side_steps` 步（步数见表），行数相同，起点相同，学习率也是同一个，没有为任何方法调过。这么几步之后的 0% 是“还没学到”，不是“学不会”。（课程的测试会把这些损失与 TRL 的比较，就像上面对 DPO 做的那样。）
+#
+# **先预测，再运行：** 哪一个移动得最少？
 
 # %% id="family-settings"
 keep = ("per_device_train_batch_size", "lr_scheduler_type", "max_length", "logging_steps", "seed", "bf16", "fp16")
@@ -564,7 +581,7 @@ for name, trainer in trainers.items():
 # One more step of each, with the allocator's log on: what does a reference cost?
 
 # %% [markdown] id="family-memory-why" lang="zh" of="53e10354"
-# 每个方法再走一步，打开分配器的日志：一个参考模型要花多少内存？
+# 每个方法再走一步，打开内存分配器的日志：参考模型要花多少内存？
 
 # %% id="family-memory"
 peaks = {}
@@ -582,11 +599,18 @@ for name, share, length, kl, seconds in table:
     print(f"{name:<8}{share:>8.0%}{length:>9.0f}{kl:>8.2f}{seconds:>10.0f}{peaks[name]:>8.0f}")
 
 # %% [markdown] id="family-read"
-# Read the table as one experiment, not as a ranking: each method has its own best learning rate and beta, and they were
-# not tuned here. What it does show is the price list: how far each moved (KL) for the style it gained.
+# The smallest KL answers your prediction. Read the table as one experiment, not as a ranking: each method has its own best
+# learning rate and beta. What it does show is a price: how far each moved (KL) for the style that it gained.
+#
+# The last column is not the price of a reference. Here the reference is the same weights with the adapter switched off:
+# it costs a forward pass, hardly any memory. (With full fine-tuning it would be a second copy of the weights.) What orders
+# the column is the logits, (answers, tokens, vocabulary): TRL's DPO and KTO trainers compute log-probabilities in tiles
+# and never hold them all, its experimental ORPO and CPO trainers do.
 
-# %% [markdown] id="family-read" lang="zh" of="02db4364"
-# 把这张表当作一次实验，而不是排名：每种方法都有自己最合适的学习率和 beta，这里没有为它们调过。它确实展示的是价目表：为了得到的风格，各自移动了多远（KL）。
+# %% [markdown] id="family-read" lang="zh" of="0c5c2993"
+# KL 最小的那个回答了你的预测。把这张表当作一次实验，而不是排名：每种方法都有自己最合适的学习率和 beta。它真正展示的是价格：为了得到的风格，各自走了多远（KL）。
+#
+# 最后一列并不是参考模型的价格。在这里，参考模型就是关掉适配器的同一份权重：它花的是一次前向计算，几乎不花内存。（如果是全参数微调，就要多存一份权重。）决定这一列顺序的是 logits，形状为（回答数, token 数, 词表大小）：TRL 的 DPO 和 KTO 训练器分块计算对数概率，从不保存整个 logits；实验性的 ORPO 和 CPO 训练器会保存。
 
 # %% [markdown] id="break-why"
 # ## What goes wrong: DPO that learns only length
@@ -618,11 +642,11 @@ last = [row for row in run.state.log_history if "loss" in row][-1]
 print(f"last step: loss {last['loss']:.2f}, accuracy {last['rewards/accuracies']:.0%}")
 
 # %% [markdown] id="break-read"
-# The curves say: success. The rule says otherwise. A loss near zero only means that the model tells the two sides apart;
-# by which cue, the loss does not say. Ask for length and for the style separately:
+# The accuracy says: success. (The printed loss contains the SFT term too, so it doesn't go to zero.) It only means that
+# the model tells the two sides apart; by which cue, neither number says. Measure length and style separately:
 
-# %% [markdown] id="break-read" lang="zh" of="f67f0c11"
-# 曲线说：成功。规则说不是。损失接近零只意味着模型能分清两边；凭哪条线索，损失不会说。把长度和风格分开来问：
+# %% [markdown] id="break-read" lang="zh" of="05e770d1"
+# 准确率说：成功。（打印的损失还包含 SFT 项，所以不会降到零。）这只说明模型能分清两边；凭哪条线索，两个数都不会说。把长度和风格分开来测：
 
 # %% id="break-table"
 preferred_hurried = style_share(answers_hurried)
