@@ -504,7 +504,8 @@ def draw(name_weight, orders_weight):
     bars = ax.bar(["name", "orders"], probabilities, width=0.5, color=["#4c956c", "#2c6e9b"])
     ax.bar_label(bars, [f"{probability:.2f}" for probability in probabilities])
     ax.hlines([name_alone, orders_alone], [-0.3, 0.7], [0.3, 1.3], colors="#555", linestyles=":")
-    ax.set(ylim=(0, 1.1), ylabel="probability per token", title="How likely is the right answer?")
+    weights = f"name x {name_weight:.1f}, orders x {orders_weight:.1f}"
+    ax.set(ylim=(0, 1.1), ylabel="probability per token", title=f"How likely is the right answer? {weights}")
     plt.show()
 
 
