@@ -10,11 +10,12 @@
 # | NF4 by hand | share of blocks with the library's codes |
 # | quality against bits | perplexity at 2, 3, 4 and 8 bits, and as loaded |
 # | memory, predicted and measured | error of the prediction |
-# | QLoRA beside LoRA | fields right, bytes, seconds |
+# | QLoRA beside LoRA | orders exact and fields right on unseen sentence forms, bytes, seconds |
+# | an adapter merged without loss, and with | share of the update that is left |
 #
-# **Cost:** about 7 minutes and 7 GB on two CPU cores, 5 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
+# **Cost:** about 9 minutes and 7 GB on two CPU cores, 5 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="9c8882ff"
+# %% [markdown] id="title" lang="zh" of="06f63346"
 # # 04 · QLoRA：同样的事，每个权重只用 4 比特
 #
 # LoRA 只训练百分之几的权重，但全部权重都得放在内存里。QLoRA 把冻结的权重各存成 4 比特。在这里，你亲手做出这种数字格式，证明它与库的相等，看它损失多少质量，在加载任何东西之前预测训练要多少内存，再用分配器核对预测，最后用它训练。
@@ -22,11 +23,12 @@
 # | 你将得到 | 用什么衡量 |
 # |---|---|
 # | 手写的 NF4 | 与库编码相同的块所占比例 |
-# | 质量与位数 | 2、3、4、8 位时与原样加载时的困惑度 |
+# | 质量与位宽 | 2、3、4、8 比特时与原样加载时的困惑度 |
 # | 预测的与实测的内存 | 预测误差 |
-# | QLoRA 与 LoRA 并排 | 正确字段的比例、字节、秒 |
+# | QLoRA 与 LoRA 并排 | 未见过的句式中完全正确的订单、正确的字段、字节、秒 |
+# | 合并适配器：无损的与有损的 | 改动还剩下多少 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 7 分钟、7 GB 内存，T4 上约 5 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 9 分钟、7 GB 内存，T4 上约 5 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -50,34 +52,31 @@ while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
     os.chdir("..")
 
 # %% id="imports"
+import contextlib
 import dataclasses
+import io
 import itertools
 import json
 import logging
 import math
+import statistics
 import time
+from collections import Counter
 
 import matplotlib.pyplot as plt
 import torch
-from accelerate.state import AcceleratorState
 from bitsandbytes import functional as bnb
 from bitsandbytes.nn import Linear4bit
 from datasets import Dataset, load_dataset
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import nn
 from torch.nn import functional as F
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    BitsAndBytesConfig,
-    PrinterCallback,
-    set_seed,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from ftlab import checks, cpu, device, memory, models
+from ftlab import checks, cpu, device, memory, models, plots
 from ftlab.apps import course
+from ftlab.apps.board import experiment
 
 # %% id="parameters" tags=["parameters"]
 PROFILE = "cpu"  # smoke, cpu, t4 or a24g
@@ -85,22 +84,27 @@ model_name = ""  # empty: the profile's own
 bnb_4bit_quant_type = "nf4"  # or fp4
 bnb_4bit_use_double_quant = True  # quantize the scales too
 r = 16  # rank of the adapter
-learning_rate = 2e-3
+learning_rate = 0.0  # 0: the profile's own
 max_steps = 0  # optimizer steps; 0: the profile's own
 per_device_train_batch_size = 4  # examples per step
 seed = 0
 
 # %% id="profile"
-profiles = {  # model, steps, orders asked, tokens of an answer, sentences; what memory is measured: rows, tokens, recompute
-    "smoke": ("smollm2-135m-short", 1, 2, 4, 4, [1], [64], [False, True]),
-    "cpu": ("smollm2-135m", 80, 80, 48, 40, [1, 4], [128], [False, True]),
-    "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 90, 100, 48, 60, [1, 4], [512], [False, True]),
-    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 60, 100, 48, 60, [1, 4], [512], [False, True]),
+profiles = {  # model, learning rate, steps, orders, tokens of an answer, texts; memory: rows, tokens, recompute
+    "smoke": ("smollm2-135m-short", 2e-3, 2, 2, 4, 4, [1], [64], [False, True]),
+    "cpu": ("smollm2-135m", 2e-3, 80, 100, 48, 40, [1, 4], [128], [False, True]),
+    "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 4e-4, 90, 100, 48, 40, [1, 4], [512], [False, True]),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 2e-4, 60, 100, 48, 40, [1, 4], [512], [False, True]),
 }
-default_model, default_steps, question_count, answer_tokens, sentence_count, *measured = profiles[PROFILE]
-model_name = model_name or default_model
+default_model, default_rate, default_steps, question_count, answer_tokens, text_count, *measured = profiles[PROFILE]
+model_name, learning_rate = model_name or default_model, learning_rate or default_rate
 max_steps = max_steps or default_steps
 set_seed(seed)
+
+# %% id="here"
+fig, ax = plt.subplots(figsize=(7, 0.7), layout="constrained")
+plots.plot_pipeline("SFT", ax)
+plt.show()
 
 # %% id="load"
 dtype = device.describe().dtype
@@ -142,12 +146,12 @@ print(f"scale {scale:.2f}, codes {codes.tolist()}, read back {[round(x, 3) for x
 
 # %% [markdown] id="levels-why"
 # ### Which sixteen levels?
-# Trained weights are roughly normal: many small, few large. NF4 puts its levels where a normal distribution has equally
-# many weights between them: at its quantiles, eight above zero, seven below, and zero itself.
+# Trained weights are roughly normal: many small, few large. NF4 puts its levels at the quantiles of a normal distribution,
+# where equally many weights would lie between neighbours: eight above zero, seven below, and zero itself.
 
-# %% [markdown] id="levels-why" lang="zh" of="a215741b"
+# %% [markdown] id="levels-why" lang="zh" of="ee3136d3"
 # ### 哪十六个量化值？
-# 训练好的权重大致呈正态分布：小的多，大的少。NF4 把等级放在正态分布的分位数上，使相邻等级之间的权重一样多：零以上八个，零以下七个，再加上零本身。
+# 训练好的权重大致呈正态分布：小的多，大的少。NF4 把量化值放在正态分布的分位数上，使相邻量化值之间的权重一样多：零以上八个，零以下七个，再加上零本身。
 
 
 # %% id="levels"
@@ -155,11 +159,17 @@ def normal_quantile(p):
     return math.sqrt(2) * torch.erfinv(2 * p - 1)
 
 
-edge = 0.9677083  # the outermost quantile, from the QLoRA paper's code (Dettmers et al. 2023, arXiv:2305.14314)
-above = normal_quantile(torch.linspace(edge, 0.5, 9, dtype=torch.float64)[:-1])
-below = -normal_quantile(torch.linspace(edge, 0.5, 8, dtype=torch.float64)[:-1])
-nf4 = torch.cat([below, torch.zeros(1), above]).sort().values
-nf4 = (nf4 / nf4.max()).float()  # (16,)
+def quantile_levels(bits):
+    """Return 2**bits levels at normal quantiles, from -1 to 1."""
+    count, half = 2**bits, 2 ** (bits - 1)
+    edge = 1 - (1 / (count - 1) + 1 / count) / 4  # the outermost quantile, as in the paper's code (arXiv:2305.14314)
+    above = normal_quantile(torch.linspace(edge, 0.5, half + 1, dtype=torch.float64)[:-1])
+    below = -normal_quantile(torch.linspace(edge, 0.5, half, dtype=torch.float64)[:-1])
+    levels = torch.cat([below, torch.zeros(1), above]).sort().values
+    return (levels / levels.max()).float()
+
+
+nf4 = quantile_levels(4)  # (16,)
 print([round(level, 3) for level in nf4.tolist()])
 assert torch.allclose(nf4, bnb.get_4bit_type("nf4", device="cpu"), atol=1e-6)
 
@@ -168,7 +178,7 @@ fig, ax = plt.subplots(figsize=(7, 2.6), layout="constrained")
 blocks = weight.float().cpu().reshape(-1, 64)
 ax.hist((blocks / blocks.abs().amax(1, keepdim=True)).flatten().numpy(), bins=120, color="#9ecae1")
 ax.vlines(nf4.numpy(), 0, ax.get_ylim()[1], color="#d95f02", linewidth=1)
-ax.set(xlabel="weight / scale of its block, and the sixteen levels", ylabel="weights", yticks=[])
+ax.set(xlabel="weight / scale of its block", ylabel="weights", yticks=[], title="Are the levels where the weights are?")
 plt.show()
 
 # %% [markdown] id="scratch-why"
@@ -205,6 +215,32 @@ nf4_codes_equal_share = equal / total
 print(f"{equal:,} of {total:,} blocks have the library's codes: {nf4_codes_equal_share:.0%}")
 assert nf4_codes_equal_share == 1
 
+# %% [markdown] id="shares-why"
+# Does each level get its sixteenth, 6.25%, of the weights? Counted over every linear layer, and for random normal numbers:
+
+# %% [markdown] id="shares-why" lang="zh" of="4563941c"
+# 每个量化值是否都分到十六分之一（6.25%）的权重？对所有线性层计数，再对正态分布的随机数计数：
+
+
+# %% id="shares"
+def level_shares(weights):
+    """Return the share of weights at each level, in percent."""
+    counts = sum(torch.bincount(quantize(weight, nf4)[0].flatten(), minlength=16) for weight in weights)
+    return [round(share, 1) for share in (100 * counts / counts.sum()).tolist()]
+
+
+linear = [part.weight.detach().cpu() for part in model.model.layers.modules() if isinstance(part, nn.Linear)]
+print("weights:       ", level_shares(linear))
+print("normal numbers:", level_shares([torch.randn(1000, 640)]))
+
+
+# %% [markdown] id="shares-read"
+# Not quite, and not the model's fault: normal numbers miss it in the same way. The scale is the largest of 64 numbers, which
+# lies farther out than the quantiles assume, so that the outer levels get fewer weights and the inner ones more.
+
+# %% [markdown] id="shares-read" lang="zh" of="1d6b7ee4"
+# 并不完全是，而且不是模型的问题：正态分布的随机数也一样。缩放因子是 64 个数中的最大者，比分位数所假设的更靠外，所以外侧的量化值分到的权重偏少，内侧的偏多。
+
 # %% [markdown] id="double-why"
 # ### The scales take room too
 # A 4-byte scale for 64 weights is half a bit each. *Double quantization* stores the scales in one byte each, 256 of them
@@ -219,30 +255,40 @@ for double in (False, True):
     packed, state = bnb.quantize_4bit(original, blocksize=64, quant_type="nf4", compress_statistics=double)
     scale_bytes = state.absmax.nbytes + (state.state2.absmax.nbytes if double else 0)
     counted = 4 + (8 / 64 + 32 / (64 * 256) if double else 32 / 64)
-    found = 8 * (packed.nbytes + scale_bytes) / original.numel()
-    print(f"double quantization {double!s:<5}  {found:.3f} bits per weight, counted {counted:.3f}")
+    nf4_bits = 8 * (packed.nbytes + scale_bytes) / original.numel()
+    print(f"double quantization {double!s:<5}  {nf4_bits:.3f} bits per weight, counted {counted:.3f}")
 
 # %% [markdown] id="quality-why"
 # ## What do fewer bits cost?
 # Every linear layer rounded and read back, at several widths, levels evenly spaced or at the normal quantiles.
-# Perplexity on sentences is the exponential of the loss per token: lower is better.
+# Perplexity on everyday instructions and their answers is the exponential of the loss per token: lower is better.
+#
+# **Predict before you run:** by how much does the perplexity grow in four bits, with NF4?
 
-# %% [markdown] id="quality-why" lang="zh" of="dd1ad4ba"
+# %% [markdown] id="quality-why" lang="zh" of="94dd0c33"
 # ## 比特数更少，质量损失多大？
-# 把每个线性层取整再读回，试几种位宽，量化值均匀分布或放在正态分位数上。困惑度是每个 token 损失的指数：越低越好。
+# 把每个线性层取整再读回，试几种位宽，量化值均匀分布或放在正态分位数上。困惑度是每个 token 损失的指数，在日常指令及其回答上计算：越低越好。
+#
+# **先预测，再运行：** 用 NF4 的 4 比特，困惑度会上升百分之几？
+
+# %% id="predict"
+guess_growth = 50  # your guess, in percent
 
 # %% id="perplexity"
-sentences = load_dataset("json", data_files="data/corpus_en.jsonl", split="train")["text"][:sentence_count]
+rows = load_dataset("json", data_files="data/alpaca_en_demo.json", split="train")
+texts = [" ".join(filter(None, row.values())) for row in rows][:text_count]
 
 
 @torch.no_grad()
 def text_perplexity(model):
-    batch = tokenizer(list(sentences), padding=True, padding_side="right", return_tensors="pt").to(model.device)
+    batch = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt").to(model.device)
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)[:, 1:]
     logits = model(**batch, use_cache=False).logits[:, :-1]
     losses = F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
     return losses.exp().item()
 
+
+print(texts[3])
 
 # %% id="quality"
 widths = {f"{bits} bits": torch.linspace(-1, 1, 2**bits) for bits in (8, 4, 3, 2)} | {"NF4": nf4}
@@ -258,24 +304,73 @@ for label, levels in widths.items():
     quality[label] = text_perplexity(rounded)
     print(f"{label:<8} error {sum(errors[label]) / len(errors[label]):.1%}, perplexity {quality[label]:.1f}")
 
-# %% id="quality-plot"
+# %% id="answer-quality"
+growth = quality["NF4"] / quality[as_loaded] - 1
+print(
+    f"you predicted {guess_growth}%, measured {growth:.0%}: perplexity {quality[as_loaded]:.1f} -> {quality['NF4']:.1f}"
+)
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-order = [as_loaded, "8 bits", "NF4", "4 bits"]
-bars = left.bar(order, [quality[label] for label in order], color=["grey", "grey", "#d95f02", "grey"])
-left.bar_label(bars, fmt="%.1f")
-left.set(ylabel="perplexity", title=f"3 bits: {quality['3 bits']:,.0f}, 2 bits: {quality['2 bits']:,.0f}")
-for label in ("NF4", "4 bits"):
-    right.plot(errors[label], label=label)
-right.set(xlabel="linear layer, from the first to the last", ylabel="relative error")
-right.legend()
+shown = [as_loaded, "8 bits", "NF4", "4 bits", "3 bits", "2 bits"]
+bars = left.bar(shown, [quality[label] for label in shown], color=["grey", "grey", "#d95f02", "grey", "grey", "grey"])
+left.bar_label(bars, labels=[f"{quality[label]:,.1f}" if quality[label] < 1000 else "> 1,000" for label in shown])
+left.set(ylabel="perplexity, log scale", yscale="log", title="What do fewer bits cost?")
+left.set_ylim(1, 8 * max(quality.values()))
+for label in ("4 bits", "NF4"):
+    right.plot(errors[label], label=f"{label}, evenly spaced" if label == "4 bits" else label)
+right.set(xlabel="linear layer, from the first to the last", ylabel="relative error of its weights", ylim=(0, None))
+right.set_title("Which four bits are closer?")
+right.legend(loc="lower right")
 plt.show()
 
 # %% [markdown] id="quality-read"
-# Eight bits cost next to nothing. At four the quantile levels beat the even ones, for the same memory. Below four bits
-# rounding alone breaks a model this small; bigger models bear more.
+# At four bits the quantile levels are closer to the weights than the even ones, for the same memory. Below four bits, see how
+# quickly rounding alone ruins a model of this size; bigger ones have been measured to bear more (Dettmers and Zettlemoyer
+# 2023, arXiv:2212.09720).
 
-# %% [markdown] id="quality-read" lang="zh" of="8271ab9d"
-# 8 比特几乎没有损失。4 比特时，放在分位数上的量化值胜过均匀的量化值，占的内存相同。低于 4 比特，单靠取整就会让这么小的模型失效；更大的模型能承受更多。
+# %% [markdown] id="quality-read" lang="zh" of="6a8e1f14"
+# 4 比特时，放在分位数上的量化值比均匀的量化值更接近原权重，占的内存相同。低于 4 比特，可以看到单靠取整就让这么小的模型很快失效；有实测表明，更大的模型能承受更多（Dettmers 与 Zettlemoyer 2023，arXiv:2212.09720）。
+
+# %% [markdown] id="experiment-why"
+# ## Experiment
+# Bits, block size and levels on one weight matrix of the model: the left picture shows the first weights of one block before and
+# after, the right one the error of the whole matrix against what it takes. Find a setting that is both smaller and closer than
+# NF4 in blocks of 64.
+
+# %% [markdown] id="experiment-why" lang="zh" of="6f0b905c"
+# ## 动手试一试
+# 在模型的一个权重矩阵上调位宽、块大小和量化值：左图是某一块的前几个权重取整前后的值，右图是整个矩阵的误差与占用。试着找一个既比 64 一块的 NF4 更小、又更接近原值的设置。
+
+
+# %% id="experiment"
+original = weight.float().cpu()
+
+
+def rounded_in(levels, block_size):
+    """Return the matrix after rounding, and the relative error of it."""
+    back = dequantize(*quantize(original, levels, block_size), levels, original.shape)
+    return back, ((back - original).norm() / original.norm()).item()
+
+
+def draw(bits, block_size, at_quantiles):
+    levels = quantile_levels(bits) if at_quantiles else torch.linspace(-1, 1, 2**bits)
+    back, error = rounded_in(levels, block_size)
+    taken = bits + 32 / block_size  # a float32 scale for each block
+    _, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained")
+    left.plot(original[0, :32], "o", markersize=4, label="weight")
+    left.plot(back[0, :32], "x", color="#d95f02", label="read back")
+    left.set(xlabel="the first 32 weights", title="What does rounding change?")
+    left.legend()
+    right.plot(taken, error, "o", color="#d95f02", label="this setting")
+    right.plot(
+        4 + 32 / 64, rounded_in(nf4, 64)[1], "s", color="#1b9e77", fillstyle="none", markersize=10, label="NF4, 64"
+    )
+    right.set(xlabel="bits per weight, scales included", ylabel="relative error", xlim=(2, 11), ylim=(0, 0.8))
+    right.set_title(f"{taken:.2f} bits per weight, error {error:.1%}")
+    right.legend()
+    plt.show()
+
+
+experiment.show(draw, bits=(2, 8, 1), block_size=[64, 16, 32, 128, 256], at_quantiles=True)
 
 # %% [markdown] id="config-why"
 # ## The library call
@@ -294,13 +389,13 @@ quantization_config = BitsAndBytesConfig(
     bnb_4bit_compute_dtype=dtype,
 )
 quantized = load(quantization_config=quantization_config)
-cpu.keep_gradients(quantized)  # why: the second trap below
+cpu.keep_gradients(quantized)  # why: the first trap below
 print(quantized.model.layers[0].mlp.up_proj)
 nf4_perplexity = text_perplexity(quantized)
 print(f"perplexity {quality[as_loaded]:.1f} -> {nf4_perplexity:.1f}")
 
 # %% id="base-bytes"
-base_bytes_ratio = found / 16  # of the quantized layers: bits per weight with double quantization, against 16
+base_bytes_ratio = nf4_bits / 16  # of the quantized layers: bits per weight with double quantization, against 16
 footprints = [memory.held_bytes(candidate) for candidate in (quantized, model)]  # the blocks' scales included
 whole_ratio = footprints[0] / footprints[1]
 print(
@@ -311,49 +406,51 @@ print(
 # %% [markdown] id="memory-why"
 # ## Memory, before anything is loaded
 # The field's rule of thumb: a model of N weights takes a = 4 N bytes, full fine-tuning 5a, LoRA a little over a. Here it
-# is beside the sum of the parts, for a 7B model and one row of 1,024 tokens. Only `config.json`'s numbers go in.
+# is beside the sum of the parts, for a 7B model and one row of 1,024 tokens. No weight is loaded for it.
 
-# %% [markdown] id="memory-why" lang="zh" of="92ead21a"
+# %% [markdown] id="memory-why" lang="zh" of="99cb8ffd"
 # ## 加载之前先算内存
-# 流行的经验法则：N 个权重的模型占 a = 4 N 字节，全量微调 5a，LoRA 略多于 a。下面把它和逐项相加的结果并排，以 7B 模型、一行 1,024 个 token 为例。只用到 `config.json` 里的数字。
+# 流行的经验法则：N 个权重的模型占 a = 4 N 字节，全量微调 5a，LoRA 略多于 a。下面把它和逐项相加的结果并排，以 7B 模型、一行 1,024 个 token 为例。不加载任何权重。
 
 # %% id="rule"
 weights_7b, adapter_7b = 7.6e9, 40e6  # Qwen2.5-7B, and LoRA with r = 16 on all its linear layers
-a = 4 * weights_7b
+a = 4 * weights_7b / 2**30
 settings = {  # bytes of a frozen weight, trained weights, bytes of each: itself where it is new, gradient, two moments
     "full, float32": (4, weights_7b, 12),
     "LoRA on float32": (4, adapter_7b, 16),
     "LoRA on bfloat16": (2, adapter_7b, 16),
-    "QLoRA": (found / 8, adapter_7b, 16),
+    "QLoRA": (nf4_bits / 8, adapter_7b, 16),
 }
 for label, (frozen_bytes, trained_weights, trained_bytes) in settings.items():
-    total = weights_7b * frozen_bytes + trained_weights * trained_bytes
-    print(f"{label:<18} {total / 2**30:6.1f} GiB = {total / a:.2f} a, activations not counted")
+    gib = (weights_7b * frozen_bytes + trained_weights * trained_bytes) / 2**30
+    print(f"{label:<17} {gib:6.1f} GiB = {gib / a:.2f} a, activations not counted")
+print(f"of which the adapter, its gradient and its moments: {adapter_7b * 16 / 2**30:.1f} GiB")
 
 # %% id="rule-activations"
 seven = memory.Decoder(28, 3584, 28, 4, 128, 18944, 152064, False)  # Qwen2.5-7B: layers, width, heads, ...
 for again in (False, True):
-    needed = memory.estimate(seven, memory.Training(1, 1024, trained=0, checkpointing=again))
-    print(f"activations of 1,024 tokens: {needed.activations / 2**30:.1f} GiB, recomputing {again}")
+    needed = memory.estimate(seven, memory.Training(1, 1024, trained=0, checkpointing=again)).activations / 2**30
+    print(f"activations of 1,024 tokens: {needed:.1f} GiB = {needed / a:.2f} a, recomputing {again}")
 
 # %% [markdown] id="rule-read"
 # For full fine-tuning the rule is on the safe side: weights, gradients and two moments are 4a, and at this length the
-# activations add about a fifth of one more. For LoRA it is wrong in both directions: nobody keeps a frozen base in float32,
-# so it starts at a/2, and QLoRA at a seventh. And it forgets activations, which grow with every token: unless they are
-# recomputed, they outweigh the adapter with its gradients and moments.
+# activations add only a fraction of one more. For LoRA it is wrong in both directions: nobody keeps a frozen base in float32,
+# and activations, which grow with every token, outweigh the adapter with its gradient and moments unless they are recomputed.
 
-# %% [markdown] id="rule-read" lang="zh" of="f7719c41"
-# 对全量微调，这个法则偏保守：权重、梯度、一阶矩和二阶矩共 4a，在这个长度上激活只再加约五分之一个 a。对 LoRA，它两头都错：没有人把冻结的基座放在 float32 里，所以起点是 a/2，QLoRA 是七分之一。它还忘了随每个 token 增长的激活：只要不重算，激活就比适配器连同其梯度、一阶矩和二阶矩加起来还大。
+# %% [markdown] id="rule-read" lang="zh" of="6f78d7e7"
+# 对全量微调，这个法则偏保守：权重、梯度、一阶矩和二阶矩共 4a，在这个长度上激活只再加零点几个 a。对 LoRA，它两头都错：没有人把冻结的基座放在 float32 里；而随每个 token 增长的激活，只要不重算，就比适配器连同其梯度、一阶矩和二阶矩加起来还大。
 
 # %% [markdown] id="measure-why"
 # ### Predicted against measured
-# Two steps of real training per setting; the allocator's log gives the peak. The prediction
-# knows the sizes in `config.json`, which weights are trained, the bytes of each kind of number, and in which tiles the loss
-# goes through the vocabulary.
+# Two steps of real training per setting; the allocator's log gives the peak. The prediction knows the sizes in `config.json`,
+# which weights are trained, the bytes of each kind of number, and in which tiles the loss goes through the vocabulary. One case
+# you sum yourself: full fine-tuning with recomputed activations. Each weight takes 4 bytes, and so do its gradient and its two
+# moments; at the peak the output layer's gradient is held once more, before it is added to that of the embedding, whose weights
+# it shares.
 
-# %% [markdown] id="measure-why" lang="zh" of="f642baba"
+# %% [markdown] id="measure-why" lang="zh" of="8cb7c5d2"
 # ### 预测与实测
-# 每种设置真实训练两步，由分配器的记录得出峰值。预测知道的有：`config.json` 里的尺寸、训练哪些权重、每类数字占几个字节、损失按怎样的分块遍历词表。
+# 每种设置真实训练两步，由分配器的记录得出峰值。预测知道的有：`config.json` 里的尺寸、训练哪些权重、每类数字占几个字节、损失按怎样的分块遍历词表。其中一种情况由你亲手相加：重算激活的全量微调。每个权重占 4 字节，它的梯度、一阶矩、二阶矩也各占 4 字节；峰值时，输出层的梯度还要多占一份，之后才加到与它共享权重的嵌入层上。
 
 # %% id="training-args"
 training_args = SFTConfig(
@@ -365,7 +462,7 @@ training_args = SFTConfig(
     warmup_steps=0.1,  # below 1: a share of all steps
     max_length=256,  # tokens per example
     train_sampling_strategy="group_by_length",  # rows of like length together: less padding, fewer seconds
-    logging_steps=1,
+    logging_steps=0.1,
     save_strategy="no",
     activation_checkpointing=on_gpu,  # transformers' new name for gradient_checkpointing
     use_cpu=not on_gpu,
@@ -378,14 +475,12 @@ peft_config = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear", tas
 
 # %% id="sizes"
 config = AutoConfig.from_pretrained(model_path)
-keys = config.num_key_value_heads * config.hidden_size // config.num_attention_heads
-attention_sides = 2 * (2 * config.hidden_size) + 2 * (config.hidden_size + keys)  # q and o, k and v: inputs + outputs
-lora_weights = r * config.num_hidden_layers * (attention_sides + 3 * (config.hidden_size + config.intermediate_size))
 adapted = get_peft_model(model, peft_config)
-assert lora_weights == adapted.num_parameters(only_trainable=True)
+lora_weights = adapted.num_parameters(only_trainable=True)
 model = adapted.unload()
-print(f"LoRA trains {lora_weights:,} weights")
-
+print(f"LoRA trains {lora_weights:,} weights, {lora_weights / model.num_parameters():.1%} of the model's own number")
+by_hand = 4 * 4 * model.num_parameters() + 4 * config.vocab_size * config.hidden_size
+print(f"full, recomputed: {by_hand / 2**20:.0f} MiB by hand")
 
 # %% [markdown] id="numbers-why"
 # What the prediction is told of each method: which weights are trained, and the bytes of each kind.
@@ -396,28 +491,23 @@ print(f"LoRA trains {lora_weights:,} weights")
 
 # %% id="numbers"
 def numbers(method, checkpointing):
-    told = {
-        "checkpointing": checkpointing,
-        "eager": attention == "eager",
-        "grouped": not on_gpu,
-        "other_bytes": number_bytes,
-    }
+    """Return what the prediction is told of a method."""
+    told = {"checkpointing": checkpointing, "eager": attention == "eager", "grouped": not on_gpu}
     told |= {"loss_tile": 32768, "tile_bytes": 2} if on_gpu else {"loss_tile": 2048, "tile_bytes": 31}
-    adapter = {"adapter_rank": r, "trained": lora_weights, "trained_bytes": 4 if on_gpu else number_bytes}
-    adapter |= {"linear_bytes": number_bytes}
+    if method in ("full", "freeze"):
+        told |= {"linear_bytes": 4, "other_bytes": 4, "trained_bytes": 4}
+        if method == "full":
+            return told | {"trained": model.num_parameters(), "embedding_trained": True}
+        last = sum(weight.numel() for weight in model.model.layers[-2:].parameters())
+        return told | {"trained": last, "trained_layers": 2}
     if not on_gpu:  # with a frozen output layer the fast path holds the whole logits of a few tokens at a time
-        adapter |= {"loss_tile": config.vocab_size, "tile_rows": 128, "tile_bytes": 12}
-    float32 = {"linear_bytes": 4, "other_bytes": 4, "trained_bytes": 4, "autocast": dtype == "bfloat16"}
-    blocks = sum(weight.numel() for weight in model.model.layers[-2:].parameters())
-    return (
-        told
-        | {
-            "LoRA": adapter,
-            "QLoRA": adapter | {"linear_bytes": found / 8},
-            "full": float32 | {"trained": model.num_parameters(), "embedding_trained": True},
-            "freeze": float32 | {"trained": blocks, "trained_layers": 2},
-        }[method]
-    )
+        told |= {"loss_tile": config.vocab_size, "tile_rows": 128, "tile_bytes": 12}
+    told |= {"adapter_rank": r, "trained": lora_weights, "other_bytes": number_bytes, "linear_bytes": number_bytes}
+    # PEFT keeps an adapter in float32; TRL puts that of a quantized model into bfloat16.
+    told |= {"trained_bytes": 4}
+    if method == "QLoRA":
+        told |= {"linear_bytes": nf4_bits / 8, "trained_bytes": 2 if dtype == "bfloat16" else 4}
+    return told
 
 
 # %% id="build"
@@ -429,12 +519,12 @@ def build(method):
             whole.requires_grad_(False)
             whole.model.layers[-2:].requires_grad_(True)
         return whole
-    return get_peft_model(quantized if method == "QLoRA" else model, peft_config, autocast_adapter_dtype=on_gpu)
+    return get_peft_model(quantized if method == "QLoRA" else model, peft_config)
 
 
 # %% id="two-steps"
-def unround(model):
-    """Put what is trained into float32 where this machine doesn't multiply bfloat16; why: the third trap below."""
+def adapter_to_float32(model):
+    """Put what is trained into float32 where this machine doesn't multiply bfloat16; why: the second trap below."""
     for weight in model.parameters():
         if weight.requires_grad and dtype != "bfloat16":
             weight.data = weight.data.float()
@@ -451,14 +541,11 @@ def two_steps(method, rows, length, checkpointing):
         activation_checkpointing=checkpointing,
         logging_strategy="no",
         disable_tqdm=True,
-        bf16=training_args.bf16 or (method in ("full", "freeze") and dtype == "bfloat16"),
         train_sampling_strategy="random",
     )
     data = Dataset.from_list([{"input_ids": row, "labels": row} for row in tokens])
-    AcceleratorState._reset_state(True)  # it remembers the first trainer's precision for the life of the process
     trainer = SFTTrainer(build(method), args, train_dataset=data, processing_class=tokenizer)
-    unround(trainer.model)
-    trainer.remove_callback(PrinterCallback)
+    adapter_to_float32(trainer.model)
     return trainer
 
 
@@ -469,7 +556,7 @@ sizes = memory.Decoder.from_config(config.to_dict())
 for cell in itertools.product(methods, *measured):  # method, examples, tokens, recompute
     told = memory.Training(*cell[1:3], **numbers(cell[0], cell[3]))
     short_run = two_steps(*cell)
-    with memory.measure_peak_bytes(short_run.model) as peak:
+    with memory.measure_peak_bytes(short_run.model) as peak, contextlib.redirect_stdout(io.StringIO()):
         short_run.train()
     if "LoRA" in cell[0]:  # the base is used again
         short_run.model.unload().activation_checkpointing_disable()
@@ -478,47 +565,60 @@ for cell in itertools.product(methods, *measured):  # method, examples, tokens, 
 # %% id="measure-table"
 print(f"{'method':<8} {'rows x tokens':<14} {'recompute':<10} {'predicted':>10} {'measured':>10}  MiB")
 differences = []
-for method, examples, length, recompute, predicted, found_peak in table:
-    differences.append(abs(predicted.peak / found_peak - 1))
+for method, examples, length, recompute, predicted, measured_peak in table:
+    differences.append(abs(predicted.peak / measured_peak - 1))
     label = f"{method:<8} {examples} x {length:<10} {'yes' if recompute else 'no':<10}"
-    print(f"{label} {predicted.peak / 2**20:>10.0f} {found_peak / 2**20:>10.0f}  {differences[-1]:.1%}")
+    print(f"{label} {predicted.peak / 2**20:>10.0f} {measured_peak / 2**20:>10.0f}  {differences[-1]:.1%}")
+    if (method, recompute, examples) == ("full", True, 1):
+        print(f"{'':<34} {by_hand / 2**20:>10.0f} by hand       {abs(by_hand / measured_peak - 1):.1%}")
 memory_error_max, memory_error_mean = max(differences), sum(differences) / len(differences)
 print(f"largest error {memory_error_max:.1%}, mean {memory_error_mean:.1%}")
 
 # %% id="measure-plot"
 fig, ax = plt.subplots(figsize=(7, 3), layout="constrained")
 shown = [row for row in table if row[1] == examples and not row[3]]  # the most examples, nothing recomputed
-left = [0.0] * len(shown)
-for part in ("weights", "optimizer", "gradients", "activations", "logits"):
-    gib = [getattr(predicted, part) / 2**30 for *_, predicted, _ in shown]
-    ax.barh([method for method, *_ in shown], gib, left=left, label=part)
-    left = [start + width for start, width in zip(left, gib, strict=True)]
-for i, (*_, found_peak) in enumerate(shown):
-    ax.plot([found_peak / 2**30] * 2, [i - 0.45, i + 0.45], color="black", label=None if i else "measured peak")
-ax.set(xlabel=f"GiB for {examples} rows of {length} tokens; gradients and activations are not full at once")
-ax.legend(fontsize=8)
+weights, moments, peaks = (
+    [getattr(row[4], part) / 2**30 for row in shown] for part in ("weights", "optimizer", "peak")
+)
+held = [sum(pair) for pair in zip(weights, moments, strict=True)]
+ax.barh([row[0] for row in shown], peaks, label="activations, logits, gradients at the peak", color="#d95f02")
+ax.barh([row[0] for row in shown], held, label="moments", color="#4c956c")
+ax.barh([row[0] for row in shown], weights, label="weights", color="#9ecae1")
+for i, (*_, measured_peak) in enumerate(shown):
+    ax.plot([measured_peak / 2**30] * 2, [i - 0.45, i + 0.45], color="black", label=None if i else "measured peak")
+ax.set(xlabel=f"GiB for {examples} rows of {length} tokens", title="What takes the memory?")
+ax.legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8)
 plt.show()
 
 # %% [markdown] id="train-why"
 # ## LoRA and QLoRA on the same task
-# Orders to JSON, as in lesson 03, scored on orders that are never trained on: the share of fields that are right, and of
-# whole orders, a coarser ruler. Their sentence forms do occur in training, so that both scores are higher than on lesson
-# 03's test. The same rows, steps and seed; the only difference is how the frozen weights are stored. **Predict before you run:** which loses points, which seconds?
+# Orders to JSON, as in lesson 03, scored on messages in sentence forms that are never trained on. Two scores: the share of
+# orders that are exact, and the share of fields that are right, a finer ruler. Same rows, steps and seed; what differs is how
+# the frozen weights are stored (and, printed below, the format of the adapter). The difference is taken order by order: both
+# models are asked the same ones.
+#
+# **Predict before you run:** how many points of exact orders do the four bits cost?
 
-# %% [markdown] id="train-why" lang="zh" of="395c5f2b"
+# %% [markdown] id="train-why" lang="zh" of="207eb068"
 # ## 同一任务上的 LoRA 与 QLoRA
-# 和第 03 课一样，把订单变成 JSON，用从未训练过的订单打分：正确字段的比例，以及整单完全正确的比例，后者是更粗的尺子。这些订单的句式在训练中出现过，所以两个分数都高于第 03 课的测试。样本、步数和种子都相同；唯一的区别是冻结的权重怎样存放。**先预测，再运行：** 谁丢分，谁费时？
+# 和第 03 课一样把订单变成 JSON，测试消息的句式从未训练过。两个分数：完全正确的订单所占比例，以及正确字段所占比例，后者是更细的尺子。样本、步数和种子都相同；区别在于冻结的权重怎样存放（以及下面打印的适配器格式）。两个模型回答同样的订单，差值按订单逐条计算。
+#
+# **先预测，再运行：** 4 比特会让完全正确的订单少几个百分点？
 
+# %% id="predict-orders"
+guess_points = 5  # your guess, in percentage points
 
 # %% id="task"
+orders = load_dataset("json", data_files={"train": "data/orders_train.jsonl", "test": "data/orders_eval.jsonl"})
+
+
 def to_order(row):
     prompt = [{"role": "user", "content": f"{row['instruction']}\n{row['input']}"}]
     return {"prompt": prompt, "completion": [{"role": "assistant", "content": row["output"]}]}
 
 
-orders = load_dataset("json", data_files="data/orders_train.jsonl", split="train").shuffle(seed=seed).map(to_order)
-order_dataset = orders.select(range(600)).select_columns(["prompt", "completion"])
-asked = orders.select(range(600, 600 + question_count))  # never trained on
+order_dataset = orders["train"].map(to_order).select_columns(["prompt", "completion"])
+asked = orders["test"].select(range(question_count)).map(to_order)
 
 
 def fields_right(reply, wanted):
@@ -541,98 +641,171 @@ def order_scores(model, rows=asked):
     batch = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
     output = model.eval().generate(**batch.to(model.device), max_new_tokens=answer_tokens, do_sample=False)
     replies = tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-    return [fields_right(reply, wanted) for reply, wanted in zip(replies, rows["output"], strict=True)]
+    return torch.tensor([fields_right(reply, wanted) for reply, wanted in zip(replies, rows["output"], strict=True)])
 
 
-def mean(scores):
-    return sum(scores) / len(scores)
+def mean_with_interval(values):
+    """Return a mean and the half of its 95% interval; the values are one per order, which are independent."""
+    return values.mean().item(), 1.96 * values.std().item() / math.sqrt(len(values))
 
 
 # %% id="train"
-AcceleratorState._reset_state(True)
 scores, seconds, tuned = {}, {}, {}
 for method in ("LoRA", "QLoRA"):
     set_seed(seed)
     tuned[method] = build(method)
     trainer = SFTTrainer(tuned[method], training_args, train_dataset=order_dataset, processing_class=tokenizer)
-    unround(trainer.model)
+    adapter_to_float32(trainer.model)
     started = time.perf_counter()
     trainer.train()
     seconds[method] = time.perf_counter() - started
     scores[method] = order_scores(tuned[method])
-lora_score, qlora_score = mean(scores["LoRA"]), mean(scores["QLoRA"])
 
-# %% id="compare"
-bits_per_weight = {"LoRA": 8 * number_bytes, "QLoRA": found}
+# %% id="answer-orders"
+bits_per_weight = {"LoRA": 8 * number_bytes, "QLoRA": nf4_bits}
 for method, each in scores.items():
     adapter = next(weight for weight in tuned[method].parameters() if weight.requires_grad)
+    fields, half = mean_with_interval(each)
     print(
-        f"{method:<6} {mean(each):.0%} of fields, {each.count(1) / len(each):.0%} of orders exact, "
-        f"{seconds[method]:.0f} s, {bits_per_weight[method]:.1f} bits per frozen weight, adapter in {adapter.dtype}"
+        f"{method:<6} fields right {fields:.1%} ± {half:.1%}, orders exact {(each == 1).float().mean():.0%}, ", end=""
     )
+    print(f"{seconds[method]:.0f} s, {bits_per_weight[method]:.1f} bits per frozen weight, adapter in {adapter.dtype}")
+lora_score, qlora_score = (scores[method].mean().item() for method in ("LoRA", "QLoRA"))
+exact_points, exact_half = mean_with_interval((scores["LoRA"] == 1).float() - (scores["QLoRA"] == 1).float())
+field_points, field_half = mean_with_interval(scores["LoRA"] - scores["QLoRA"])
+print(f"lost, of fields: {field_points:+.1%} ± {field_half:.1%} (95% interval over {len(asked)} orders)")
+print(
+    f"you predicted {guess_points} points of exact orders, measured {100 * exact_points:.0f} ± {100 * exact_half:.0f}"
+)
+
+# %% id="compare-plot"
+fig, ax = plt.subplots(figsize=(4.5, 3), layout="constrained")
+plots.plot_scores({method: (each == 1).float().mean().item() for method, each in scores.items()}, len(asked), ax)
+ax.set(title=f"Do four bits cost exact orders? ({len(asked)} orders)", ylabel="exact orders, %")
+plt.show()
 
 # %% [markdown] id="compare-read"
-# Four bits cost a few points here; with this many orders the 95% intervals of the two shares of exact orders overlap. The
-# seconds grow, because every multiplication unpacks its weights first. On a small model with long
-# rows the peak hardly moves: activations rule. On a 7B model with recomputation the weights rule, and four bits decide
-# whether it fits at all: compare the two rows of the table above.
+# An interval that contains 0 says that this many orders cannot tell the two apart, not that they are equal. The seconds are
+# those of unpacking: every multiplication reads its weights from four bits first. On a small model with long rows the
+# peak hardly moves, because activations dominate. On a 7B model with recomputation the weights do, and four bits decide
+# whether it fits at all: compare LoRA and QLoRA in the list of the 7B model above.
 
-# %% [markdown] id="compare-read" lang="zh" of="5c9fafed"
-# 4 比特在这里损失了几个百分点；只有这么多订单，两者整单正确率的 95% 置信区间是重叠的。时间变长，因为每次相乘都要先解开权重。对小模型和长行，峰值几乎不动：激活说了算。对 7B 模型加重算，权重说了算，4 比特决定它到底放不放得下：比较上面表里的那两行。
+# %% [markdown] id="compare-read" lang="zh" of="661df76e"
+# 区间含 0，只说明这么多订单分不出两者高下，并不等于两者相等。多花的时间用在解包上：每次相乘都要先把权重从 4 比特读出来。对小模型和长行，峰值几乎不动，因为激活占大头。对 7B 模型加重算，权重占大头，4 比特决定它到底放不放得下：比较上面 7B 列表里的 LoRA 与 QLoRA。
 
 # %% [markdown] id="optimizer-why"
 # ## Moments in eight bits, and pages
-# The same trick for the optimizer: `adamw_8bit` keeps its two moments in one byte each. *Paged* optimizers may push
-# them to the CPU's memory when a GPU runs out, instead of failing; on a machine without a GPU there is nowhere to push.
+# The same trick for the optimizer: `adamw_8bit` keeps its two moments in one byte each, but for tensors of fewer than 4,096
+# numbers, which stay in four. *Paged* optimizers may push
+# them to the CPU's memory when a GPU runs out, instead of failing; on a machine without a GPU there is nowhere to push, and
+# they train all the same. Five steps with each, from the same start:
 
-# %% [markdown] id="optimizer-why" lang="zh" of="c842e2a6"
+# %% [markdown] id="optimizer-why" lang="zh" of="6a802604"
 # ## 8 比特的一阶矩、二阶矩与分页
-# 同样的办法用在优化器上：`adamw_8bit` 把一阶矩和二阶矩各存成一个字节。*分页*优化器可以在显存不足时把它们挪到 CPU 内存，而不是报错；没有 GPU 的机器上则无处可挪。
+# 同样的办法用在优化器上：`adamw_8bit` 把一阶矩和二阶矩各存成一个字节（不足 4,096 个数的张量仍用四个字节）。*分页*优化器可以在显存不足时把它们挪到 CPU 内存，而不是报错；没有 GPU 的机器上则无处可挪，但照样能训练。从同一起点各训练五步：
 
 # %% id="optimizer"
-layer = nn.Linear(1024, 1024, bias=False).to(where)
+tuned["QLoRA"].save_pretrained("runs/04_qlora/adapter")
+base = tuned["LoRA"].unload()
 for name in ("adamw_torch", "adamw_8bit", "paged_adamw_8bit"):
-    optimizer_class, options = SFTTrainer.get_optimizer_cls_and_kwargs(dataclasses.replace(training_args, optim=name))
-    optimizer = optimizer_class(layer.parameters(), **options)
-    layer(torch.randn(4, 1024, device=where)).square().mean().backward()
-    optimizer.step()
-    state = optimizer.state[layer.weight]
-    held = sum(value.nbytes for value in state.values() if isinstance(value, torch.Tensor))
-    print(f"{name:<18} {held / layer.weight.numel():.2f} bytes per weight")
+    set_seed(seed)
+    args = dataclasses.replace(
+        training_args, optim=name, max_steps=min(5, max_steps), logging_steps=1, disable_tqdm=True
+    )
+    trainer = SFTTrainer(
+        get_peft_model(base, peft_config), args, train_dataset=order_dataset, processing_class=tokenizer
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        trainer.train()
+    moments = (value for state in trainer.optimizer.state.values() for value in state.values())
+    held = sum(value.nbytes for value in moments if isinstance(value, torch.Tensor))
+    losses = [round(row["loss"], 2) for row in trainer.state.log_history if "loss" in row]
+    print(f"{name:<17} {held / lora_weights:.2f} bytes of moments per trained weight, loss {losses}")
+    base = trainer.model.unload()
 
 # %% [markdown] id="max-memory-why"
-# A model that fits on no single GPU can be spread: `device_map="auto"` with `max_memory={0: "10GiB", "cpu": "30GiB"}`
-# fills the GPU first and leaves the rest in CPU memory, from where it travels at every step. It runs; it is slow.
+# A model that fits on no single GPU can be spread: `device_map="auto"` with `max_memory` fills the first place and leaves the
+# rest in the next, from where it travels at every pass: GPU, then CPU memory, then the disk. Here the first place has room for
+# half the model:
 
-# %% [markdown] id="max-memory-why" lang="zh" of="b9705dcf"
-# 单块 GPU 放不下的模型可以分开放：`device_map="auto"` 加 `max_memory={0: "10GiB", "cpu": "30GiB"}` 先填满 GPU，其余留在 CPU 内存，每一步都要搬过来。能跑，但慢。
+# %% [markdown] id="max-memory-why" lang="zh" of="1f5c57ce"
+# 单块 GPU 放不下的模型可以分开放：`device_map="auto"` 加 `max_memory` 先填满第一处，其余放到下一处，每次计算都要搬过来：先 GPU，再 CPU 内存，最后是磁盘。下面第一处只放得下半个模型：
+
+# %% id="max-memory"
+half = f"{sum(weight.nbytes for weight in model.parameters()) // 2**21}MiB"
+spread = AutoModelForCausalLM.from_pretrained(
+    model_path,
+    dtype=dtype,
+    attn_implementation=attention,
+    device_map="auto",
+    max_memory={0: half, "cpu": "100GiB"} if on_gpu else {"cpu": half},
+    offload_folder="runs/04_qlora/offload",
+)
+print("parts of the model:", dict(Counter(map(str, spread.hf_device_map.values()))))
+question = tokenizer("The capital of France is", return_tensors="pt")
+with torch.no_grad():
+    for label, candidate in (("whole", base), ("spread", spread)):
+        candidate(**question.to(where))  # the first pass also sets things up
+        started = time.perf_counter()
+        next_token = candidate(**question).logits[0, -1].argmax()
+        print(f"{label}: {1000 * (time.perf_counter() - started):.0f} ms, next token {tokenizer.decode(next_token)!r}")
 
 # %% [markdown] id="break-why"
 # ## What goes wrong: merging into the 4-bit base
 # The adapter learned beside *rounded* weights. Where to merge it? `merge_and_unload` on the 4-bit model adds the change
-# and rounds the sum to sixteen levels again: a small change vanishes between two levels. The base that was never
-# quantized has no such gaps: a change merged into it stays.
+# and rounds the sum to sixteen levels again. That is not a bug, it is a loss: a change that is small against the distance of two
+# levels vanishes between them. How much of it is left depends on its size. One layer, the adapter's change scaled to several
+# sizes relative to the weights:
 
-# %% [markdown] id="break-why" lang="zh" of="566927e7"
+# %% [markdown] id="break-why" lang="zh" of="fa64be38"
 # ## 故意出错：合并进 4 比特的基座
-# 适配器是在*取整过的*权重旁边学的。该合并到哪里？在 4 位模型上调用 `merge_and_unload`，会把改动加上去，再一次取整到十六个等级：小改动就消失在两个等级之间。没有量化过的基座没有这样的间隔：合并进去的改动会留下来。
+# 适配器是在*取整过的*权重旁边学的。该合并到哪里？在 4 比特模型上调用 `merge_and_unload`，会把改动加上去，再一次取整到十六个量化值。这不是程序错误，而是损失：改动若小于两个量化值的间距，就会消失在中间。能留下多少取决于它的大小。取一层，把适配器的改动缩放到权重的几种相对大小：
+
+# %% id="update-kept"
+adapted_layer = tuned["QLoRA"].base_model.model.model.layers[0].mlp.up_proj
+frozen = adapted_layer.base_layer.weight
+W = bnb.dequantize_4bit(frozen.data, frozen.quant_state).float().cpu()
+change = adapted_layer.get_delta_weight("default").float().cpu()
+own_size = (change.norm() / W.norm()).item()
+
+
+def share_kept(size):
+    """Return the share of the change that is left when it is `size` of the weights and the sum is rounded to NF4."""
+    scaled = change * (size * W.norm() / change.norm())
+    before, after = (dequantize(*quantize(part, nf4), nf4, W.shape) for part in (W, W + scaled))
+    return (((after - before) * scaled).sum() / scaled.square().sum()).item()
+
+
+sizes_tried = (0.01, 0.02, 0.05, 0.1, 0.2)
+update_kept = {size: share_kept(size) for size in sizes_tried}
+for size, share in update_kept.items():
+    print(f"change of {size:.0%} of the weights: {share:.0%} of it is kept")
+print(f"this adapter's change is {own_size:.1%} of this layer's weights: {share_kept(own_size):.0%} of it is kept")
 
 # %% id="break"
-tuned["QLoRA"].save_pretrained("runs/04_qlora/adapter")
 few = asked.select(range(min(50, len(asked))))
-merged = {"adapter kept": mean(scores["QLoRA"][: len(few)])}
-onto = PeftModel.from_pretrained(load(), "runs/04_qlora/adapter", autocast_adapter_dtype=on_gpu)
-merged[f"merged, {as_loaded}"] = mean(order_scores(onto.merge_and_unload(), few))
+merged = {"adapter beside": scores["QLoRA"][: len(few)].mean().item()}
+onto = PeftModel.from_pretrained(load(), "runs/04_qlora/adapter")
+merged[f"merged, {as_loaded}"] = order_scores(onto.merge_and_unload(), few).mean().item()
 four_bits = tuned["QLoRA"].merge_and_unload()
-merged["merged, 4 bits"] = mean(order_scores(four_bits, few))
-print(merged)
+merged["merged, 4 bits"] = order_scores(four_bits, few).mean().item()
+print({place: f"{share:.0%} of fields" for place, share in merged.items()}, f"of {len(few)} orders")
 
 # %% id="break-plot"
-fig, ax = plt.subplots(figsize=(6, 2.4), layout="constrained")
-bars = ax.barh(list(merged), list(merged.values()), color=["grey", "#1b9e77", "#d95f02"])
-ax.bar_label(bars, labels=[f"{share:.0%}" for share in merged.values()], padding=3)
-ax.set(xlabel=f"fields right, of {len(few)} orders", xlim=(0, 1.1))
+fig, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
+ax.plot([100 * size for size in update_kept], [100 * share for share in update_kept.values()], "o-", color="#d95f02")
+ax.axvline(100 * own_size, color="grey", linestyle="--", label="this adapter, this layer")
+ax.set(xlabel="size of the change, % of the weights", ylabel="kept, %", ylim=(0, 110))
+ax.set_title("How much of a change is left in four bits?")
+ax.legend()
 plt.show()
+
+# %% [markdown] id="break-read"
+# Merge into the base that was never quantized: there the change stays. If the merged model must be small again, quantize it
+# afterwards and measure it: it then loses what every model loses, and lesson 08 shows ways that lose less.
+
+# %% [markdown] id="break-read" lang="zh" of="0769d11d"
+# 请合并进没有量化过的基座：改动会留下来。合并后还想要小模型，就再量化一次并测量：它损失的与任何模型量化时一样，第 08 课会介绍损失更小的办法。
 
 # %% [markdown] id="trap-why"
 # ### A trap that gives no error: answer, then train
@@ -665,12 +838,12 @@ print("gradient after it has answered once:", gradient(), "(repacked)" if repack
 # %% [markdown] id="rounded-why"
 # ### A trap that costs time: the adapter's own format
 # TRL's trainers turn the adapter of a quantized model into bfloat16, on every machine. A processor without bfloat16
-# instructions emulates each product with it, and the loss scaling of a T4 takes no bfloat16 gradients. `unround` above puts
-# the adapter back into float32 there, and leaves it alone elsewhere.
+# instructions emulates each product with it, and the loss scaling of a T4 takes no bfloat16 gradients. `adapter_to_float32` above
+# puts the adapter back into float32 there, and leaves it alone elsewhere.
 
-# %% [markdown] id="rounded-why" lang="zh" of="1ac6d816"
+# %% [markdown] id="rounded-why" lang="zh" of="2304312a"
 # ### 一个费时间的陷阱：适配器自己的格式
-# 无论在什么机器上，TRL 的训练器都会把量化模型的适配器转成 bfloat16。没有 bfloat16 指令的处理器只能模拟每一次相乘，而 T4 的损失缩放不接受 bfloat16 的梯度。上面的 `unround` 在这些机器上把适配器放回 float32，在其他机器上不作改动。
+# 无论在什么机器上，TRL 的训练器都会把量化模型的适配器转成 bfloat16。没有 bfloat16 指令的处理器只能模拟每一次相乘，而 T4 的损失缩放不接受 bfloat16 的梯度。上面的 `adapter_to_float32` 在这些机器上把适配器放回 float32，在其他机器上不作改动。
 
 # %% id="rounded"
 for kind in (torch.float32, torch.bfloat16):
@@ -699,16 +872,16 @@ prepared = prepare_model_for_kbit_training(published, use_gradient_checkpointing
 lifted = [name for name, weight in prepared.named_parameters() if weight.dtype != dtypes[name]]
 print(f"lifted to float32: {len(lifted)} weights, such as {lifted[0]} and {lifted[-1]}")
 
-# %% [markdown] id="knobs-why"
-# ## Tune the hyperparameters
-# The same model stored five ways: its bytes, and its perplexity. Which setting saves the most?
+# %% [markdown] id="stored-why"
+# ## Five ways to store a model
+# The same model stored five ways: its bytes, and its perplexity. Which setting saves the most for what it costs?
 
-# %% [markdown] id="knobs-why" lang="zh" of="d204da78"
-# ## 调一调超参数
+# %% [markdown] id="stored-why" lang="zh" of="76d976b4"
+# ## 存放模型的五种办法
 # 同一个模型的五种存法：字节数与困惑度。哪个设置最划算？
 
-# %% id="knobs"
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 8 bits: one warning for each of 210 layers
+# %% id="stored"
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # 8 bits: one warning for each layer
 stored = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
     "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
@@ -763,7 +936,7 @@ checks.check_nf4_bytes(bytes_taken)
 # **2.** Write the function that returns the index of the level nearest to `x`, given a list of levels.
 
 # %% [markdown] id="exercise-nearest-why" lang="zh" of="1dcf3782"
-# **2.** 写一个函数，给定量化等级的列表，返回离 `x` 最近的等级的下标。
+# **2.** 写一个函数，给定量化值的列表，返回离 `x` 最近的量化值的下标。
 
 # %% id="exercise-nearest" tags=["exercise"]
 
@@ -873,32 +1046,50 @@ checks.check_restored_weights(restored_weights)
 # ## 结果核对
 
 # %% id="checkpoint"
-full_size = PROFILE != "smoke"
-assert nf4_codes_equal_share == 1
-assert base_bytes_ratio <= 0.35
-assert mean(errors["8 bits"]) < mean(errors["NF4"]) < mean(errors["4 bits"]) < mean(errors["2 bits"])
-assert quality["NF4"] < quality["4 bits"] < quality["2 bits"] or not full_size
-assert quality["8 bits"] < 1.05 * quality[as_loaded] or not full_size
-assert memory_error_max <= 0.10 and memory_error_mean <= 0.05
-assert qlora_score >= lora_score - 0.03 or not full_size
-assert merged[f"merged, {as_loaded}"] >= merged["merged, 4 bits"] or not full_size
 outcomes = {
     "nf4_codes_equal_share": nf4_codes_equal_share,
     "base_bytes_ratio": base_bytes_ratio,
+    "nf4_error_against_even": statistics.mean(errors["NF4"]) / statistics.mean(errors["4 bits"]),
+    "perplexity_growth_8_bits": quality["8 bits"] / quality[as_loaded] - 1,
+    "perplexity_growth_nf4": growth,
     "memory_error_max": memory_error_max,
     "memory_error_mean": memory_error_mean,
     "lora_score": lora_score,
     "qlora_score": qlora_score,
+    "kept_at_2_percent": update_kept[0.02],
+    "kept_at_10_percent": update_kept[0.1],
+    "merged_loss": merged["adapter beside"] - merged[f"merged, {as_loaded}"],
 }
-course.record(outcomes)
+bands = {
+    "nf4_codes_equal_share": (1, 1),
+    "base_bytes_ratio": (0.25, 0.3),
+    "nf4_error_against_even": (0.5, 0.99),
+    "memory_error_max": (0, 0.1),
+    "memory_error_mean": (0, 0.05),
+}
+if PROFILE != "smoke":
+    bands |= {
+        "perplexity_growth_8_bits": (-0.05, 0.05),
+        "perplexity_growth_nf4": (0, 1),
+        "lora_score": (0.7, 1),
+        "qlora_score": (0.65, 1),
+        "kept_at_2_percent": (0, 0.15),
+        "kept_at_10_percent": (0.6, 1.1),
+        "merged_loss": (-0.15, 0.15),
+    }
+course.record(outcomes, bands)
 
 # %% [markdown] id="next"
-# **On your GPU:** `PROFILE = "t4"` or `"a24g"`; before you rent one, `ftlab memory qwen2.5-7b quantization_bit=4` says what
-# fits. The same from a recipe: `quantization_bit: 4` in `recipes/sft_qlora.yaml`.
+# You keep `runs/04_qlora/adapter`, trained on a base in four bits.
 #
-# **Next:** twenty-one ways to tune, at the same price: [05 · Methods](05_methods.ipynb).
+# **On your GPU:** `PROFILE = "t4"` or `"a24g"`, each with a learning rate of its own; before you rent one, `ftlab memory
+# qwen2.5-7b quantization_bit=4` says what fits. The same from a recipe: `quantization_bit: 4` in `recipes/sft_qlora.yaml`.
+#
+# **Next:** other ways to tune, compared at the same price: [05 · Methods](05_methods.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="1f24fb9c"
-# **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；租卡之前，`ftlab memory qwen2.5-7b quantization_bit=4` 会告诉你放不放得下。用配方做同样的事：`recipes/sft_qlora.yaml` 里的 `quantization_bit: 4`。
+# %% [markdown] id="next" lang="zh" of="3a671a26"
+# 留在你手里的是 `runs/04_qlora/adapter`，在 4 比特的基座上训练而成。
 #
-# **下一步：** 二十一种微调办法，同样的价钱：[05 · 各种方法](05_methods.ipynb)。
+# **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`，各自带有合适的学习率；租卡之前，`ftlab memory qwen2.5-7b quantization_bit=4` 会告诉你放不放得下。用配方做同样的事：`recipes/sft_qlora.yaml` 里的 `quantization_bit: 4`。
+#
+# **下一步：** 其他微调办法，同样的价钱：[05 · 各种方法](05_methods.ipynb)。

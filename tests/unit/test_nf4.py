@@ -11,16 +11,20 @@ from lessons import definitions
 
 @pytest.fixture(scope="module")
 def levels() -> torch.Tensor:
-    (normal_quantile,) = definitions("04_qlora", "normal_quantile", math=math, torch=torch)
-    edge = 0.9677083
-    above = normal_quantile(torch.linspace(edge, 0.5, 9, dtype=torch.float64)[:-1])
-    below = -normal_quantile(torch.linspace(edge, 0.5, 8, dtype=torch.float64)[:-1])
-    found = torch.cat([below, torch.zeros(1), above]).sort().values
-    return (found / found.max()).float()
+    _, quantile_levels = definitions("04_qlora", "normal_quantile", "quantile_levels", math=math, torch=torch)
+    return quantile_levels(4)
 
 
 def test_the_levels_are_the_librarys(levels):
     torch.testing.assert_close(levels, bnb.get_4bit_type("nf4", device="cpu"), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_other_widths_have_zero_and_both_ends(bits):
+    _, quantile_levels = definitions("04_qlora", "normal_quantile", "quantile_levels", math=math, torch=torch)
+    found = quantile_levels(bits)
+    assert len(found) == 2**bits and found.diff().gt(0).all() and 0 in found
+    assert found[0] == -1 and found[-1] == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
