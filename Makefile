@@ -25,7 +25,7 @@ notebooks: .venv/installed
 	$(BIN)/ftlab course build $(ONLY) --run
 
 bench: .venv/installed
-	for name in limit start levers train dpo grpo generate extraction memory course board; do $(BIN)/python -m benchmarks $$name; done
+	for name in limit start levers train dpo grpo generate extraction evaluate memory course board; do $(BIN)/python -m benchmarks $$name; done
 
 # Mutation testing of the modules in pyproject.toml, or of one: make mutants MODULE=ftlab.tokens
 mutants: .venv/installed

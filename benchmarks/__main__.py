@@ -19,6 +19,7 @@ NAMES = (
     "grpo",
     "generate",
     "extraction",
+    "evaluate",
     "memory",
     "course",
     "board",

@@ -7,6 +7,7 @@ generated for the others only, and no further than the figures need them (`greed
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,7 +19,7 @@ from ftlab.figures import Figure
 from ftlab.recipe.keys import Recipe
 from ftlab.recipe.library_args import names
 from ftlab.responses import Response
-from ftlab.runs import answer_figures, chat, dataset, folder, greedy, predictions, questions
+from ftlab.runs import answer_figures, chat, dataset, folder, greedy, predictions, questions, target
 from ftlab.runs.answer_figures import READ, WHOLE
 from ftlab.runs.greedy import Example
 from ftlab.runs.watch import Stopped, Watch
@@ -88,14 +89,15 @@ def score(recipe: Recipe, limit: int | None = None, figures: Sequence[str] = ())
         examples = held_out(recipe, one.tokenizer, trained, limit)
         return answer(one, examples, wanted, recipe if predicts else None)
 
-    watch = Watch(run_folder(recipe))
-    try:
-        with watch.listening():
-            found = as_scores(compared(recipe, trained, watch, work))
-    except Stopped:
-        raise fail("eval_stopped", exit_code=STOPPED) from None
-    if where := run_folder(recipe):
-        manifests.write_json(where / folder.SCORES, found)
+    with predicting_into(recipe):
+        watch = Watch(run_folder(recipe))
+        try:
+            with watch.listening():
+                found = as_scores(compared(recipe, trained, watch, work))
+        except Stopped:
+            raise fail("eval_stopped", exit_code=STOPPED) from None
+        if where := run_folder(recipe):
+            manifests.write_json(where / folder.SCORES, found)
     return found
 
 
@@ -137,13 +139,22 @@ def require(wanted: Sequence[str], choices: bool) -> None:
 
 
 def run_folder(recipe: Recipe) -> Path | None:
-    """Return the folder that scores are written into: it exists, or the recipe asks for predictions in it."""
-    if not recipe.output_dir:
-        return None
-    where = Path(recipe.output_dir).expanduser()
-    if recipe.predict_with_generate:
-        where.mkdir(parents=True, exist_ok=True)
-    return where if where.is_dir() else None
+    """Return the folder that scores are written into, None where it does not exist."""
+    where = Path(recipe.output_dir).expanduser() if recipe.output_dir else None
+    return where if where and where.is_dir() else None
+
+
+def predicting_into(recipe: Recipe) -> AbstractContextManager[None]:
+    """Return a context in which the folder of a recipe that asks for predictions exists.
+
+    Raises:
+        LabError: a folder that cannot be written to.
+    """
+    if not recipe.predict_with_generate:
+        return nullcontext()
+    where = Path(recipe.output_dir or "").expanduser()
+    target.refuse_place(where, "output_dir")
+    return target.claimed(where)
 
 
 def say_untrained(recipe: Recipe, trained: Path | None) -> None:

@@ -81,6 +81,27 @@ def test_only_the_figures_that_are_ticked_are_worked_out(evaluating):
     assert not evaluating.task.start.disabled and not shown(evaluating.task.form.messages["all"]).strip()
 
 
+def test_other_figures_are_ticked_and_stand_in_the_command(evaluating):
+    usual = evaluating.task.command.value
+    assert "eval_figures" not in usual
+    for name in ("accuracy", "contains", "bleu", "rouge"):
+        evaluating.figures[name].value = True
+    run(evaluating)
+    assert "eval_figures: loss,accuracy,exact_match,contains,bleu,rouge" in shown(evaluating.task.command)
+    text, scores = shown(evaluating.task.result), evaluating.found["tuned"]
+    for name, style in (("token_accuracy", ".0%"), ("contains", ".0%"), ("bleu-4", ".1f"), ("rouge-l", ".1f")):
+        interval = scores["intervals"][name]
+        ends = "-".join(format(interval[end], style) for end in ("low", "high"))
+        assert f"{scores[name]:{style}} ({ends})" in text and interval["n"] == 12
+    assert "token accuracy" in text and "McNemar" in text and "newly wrong" in text
+
+
+def test_a_figure_that_the_set_has_nothing_for_is_said(evaluating):
+    evaluating.figures["json"].value = True
+    run(evaluating)
+    assert state(evaluating) == "failed" and "compare for json" in shown(evaluating.task.status)
+
+
 def test_without_an_adapter_the_base_alone_is_scored(evaluating):
     evaluating.task.form.controls["adapter_name_or_path"].value = ""
     assert "only the base" in shown(evaluating.task.before)

@@ -270,6 +270,12 @@ def test_bad_input_is_one_line(tiny_recipe, tmp_path, capsys, monkeypatch):
     for figure in ("json", "tool_calls", "multiple_choice"):
         assert f"compare for {figure}" in refused(capsys, str(recipe), f"eval_figures={figure}")
     assert "output_dir" in refused(capsys, str(recipe), "predict_with_generate=true")
+    for place in (rows, f"{rows}/below", "/"):
+        assert "output_dir" in refused(capsys, str(recipe), "predict_with_generate=true", f"output_dir={place}")
+    # What is refused leaves no folder behind.
+    new = tmp_path / "new" / "out"
+    refused(capsys, str(recipe), "predict_with_generate=true", f"output_dir={new}", "adapter_name_or_path=nowhere")
+    assert not new.parent.exists()
     (tmp_path / "none.json").write_text("[]")
     refused(capsys, str(recipe), f"eval_dataset={tmp_path / 'none.json'}")
     known = packages.find_spec
