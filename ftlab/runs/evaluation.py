@@ -75,18 +75,21 @@ def score(recipe: Recipe, limit: int | None = None, figures: Sequence[str] = ())
             that the examples have nothing for, a package that is missing, or the evaluation was stopped.
     """
     refuse(recipe)
-    asked = questions.read_all(recipe)
+    limit = limit or recipe.max_samples or LIMIT
+    asked = sample(questions.read_all(recipe), limit, recipe)
     wanted = tuple(figures) or figures_of(recipe, bool(asked))
     require(wanted, bool(asked))
     trained = chat.trained(recipe)
     say_untrained(recipe, trained)
-    limit = limit or recipe.max_samples or LIMIT
+    examples: list[Example] = []
 
     def work(one: Model) -> Result:
         if asked:
-            return choose(one, sample(asked, limit, recipe))
+            return choose(one, asked)
+        if not examples:
+            # Both models answer the same examples, in the tokens of the first one's chat template.
+            examples.extend(held_out(recipe, one.tokenizer, trained, limit))
         predicts = recipe.predict_with_generate and one.name == ("tuned" if trained else "base")
-        examples = held_out(recipe, one.tokenizer, trained, limit)
         return answer(one, examples, wanted, recipe if predicts else None)
 
     with predicting_into(recipe):

@@ -43,7 +43,7 @@ def trained(tiny_model_dir, orders, tmp_path_factory):
     return keys
 
 
-def test_figures_are_those_of_the_answers(trained, orders):
+def test_figures_are_those_of_the_answers(trained, orders, capsys):
     made = recipes.load(trained | {"eval_figures": ",".join(ALL)})
     found = evaluation.score(made)
     for name, row in found.items():
@@ -56,6 +56,7 @@ def test_figures_are_those_of_the_answers(trained, orders):
     assert found["tuned"]["exact_match"] > 0 == found["base"]["exact_match"], "or this test shows nothing"
     assert found["tuned"]["token_accuracy"] > found["base"]["token_accuracy"]
     assert found["tuned"]["contains"] >= found["tuned"]["exact_match"]
+    assert capsys.readouterr().out.count("examples: 5 read") == 1, "both models answer the same examples"
     gained = round(5 * found["tuned"]["exact_match"])
     assert found["tuned"]["paired"] == {"gained": gained, "lost": 0, "p": min(1, 2 * 0.5**gained)}
     table = evaluation.table(found)
