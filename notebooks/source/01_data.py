@@ -8,26 +8,28 @@
 # | you will have | measured as |
 # |---|---|
 # | a raw export, cleaned and registered | rows read = kept + dropped, every defect with its line |
-# | the loss mask in colour | share of tokens that are trained; rows whose end mark is trained |
-# | a split without leaks | questions shared between training and test |
+# | the loss mask in color and the loss by hand | share of tokens that are trained; your loss against the library's |
+# | a split without leaks, and what a leak is worth | the score on a random test set and on topics never trained |
 # | less padding | real tokens per position, before and after packing |
+# | five ways to lay out the same data, trained alike | loss, right answers, answers that stop by themselves |
 #
-# **Cost:** about 2 minutes and 5 GB on two CPU cores, 2 minutes on a T4. **Before this:**
+# **Cost:** about 5 minutes and 5 GB on two CPU cores, 3 minutes on a T4. **Before this:**
 # [00 · Your first fine-tune](00_first_finetune.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="b28513ef"
+# %% [markdown] id="title" lang="zh" of="8878f77d"
 # # 01 · 数据：模型真正看到的是什么
 #
-# 许多微调就失败在这里：模板用错了，结束标记没人训练，测试题混进了训练集。每一种失败的损失曲线看上去都很正常。所以在动任何巧思之前，你先拿一个原始文件，找出它的毛病，把它变成 token（词元），然后一个一个看过去。
+# 许多微调就失败在这里：模板用错了，结束标记没人训练，测试题混进了训练集。每一种失败的损失曲线看上去都很正常。所以在动任何巧思之前，先拿一个原始文件，找出它的毛病，把它变成 token（词元），然后一个一个看过去。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
 # | 一份清洗并登记好的原始导出文件 | 读入的行 = 保留 + 丢弃，每个缺陷都有行号 |
-# | 看得见颜色的损失掩码 | 参与训练的 token（词元）比例；结束标记参与训练的行 |
-# | 没有泄漏的划分 | 训练集与测试集共有的问题数 |
+# | 看得见颜色的损失掩码，以及手算的损失 | 参与训练的 token（词元）比例；你算的损失与库的损失之差 |
+# | 没有泄漏的划分，以及泄漏值多少分 | 随机测试集上的分数，与从未训练过的主题上的分数 |
 # | 更少的填充 | 每个位置上真实 token 的比例，打包前与打包后 |
+# | 同一份数据的五种排版，训练条件完全相同 | 损失、答对的比例、能自己停下的比例 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 2 分钟、5 GB 内存，T4 上约 2 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 5 分钟、5 GB 内存，T4 上约 3 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -53,7 +55,9 @@ while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
 # %% id="imports"
 import json
 import random
+import re
 import time
+from collections import Counter
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -61,11 +65,13 @@ import torch
 from datasets import Dataset, load_dataset
 from IPython.display import HTML, display
 from peft import LoraConfig, get_peft_model
+from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
 from trl import SFTConfig, SFTTrainer, pack_dataset
 
-from ftlab import checks, cpu, device, models, tokens
+from ftlab import checks, cpu, device, evaluate, models, plots, tokens
 from ftlab.apps import course
+from ftlab.apps.board import experiment
 from ftlab.data import check, registry, split
 
 # %% id="parameters" tags=["parameters"]
@@ -74,21 +80,33 @@ model_name = ""  # empty: the profile's own
 raw_file = "data/support_raw.jsonl"  # prompt and response, one JSON object per line
 cutoff_len = 128  # tokens kept of a row
 per_device_train_batch_size = 8
-learning_rate = 2e-3
-max_steps = 0  # optimizer steps of each of the three trainings; 0: the profile's own
+learning_rate = 0.0  # 0: the profile's own
+max_steps = 0  # optimizer steps of each training; 0: the profile's own
 seed = 0
 
 # %% id="profile"
-profiles = {  # model, optimizer steps, questions asked
-    "smoke": ("smollm2-135m", 2, 6),
-    "cpu": ("smollm2-135m", 20, 32),
-    "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 20, 32),
-    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 20, 32),
+profiles = {  # model, optimizer steps, learning rate, questions asked
+    "smoke": ("smollm2-135m", 2, 2e-3, 4),
+    "cpu": ("smollm2-135m", 24, 2e-3, 32),
+    "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 24, 2e-4, 32),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 24, 1e-4, 32),
 }
-default_model, default_steps, question_count = profiles[PROFILE]
+default_model, default_steps, default_rate, question_count = profiles[PROFILE]
 model_name = model_name or default_model
 max_steps = max_steps or default_steps
+learning_rate = learning_rate or default_rate
 set_seed(seed)
+
+# %% [markdown] id="here-why"
+# Where this lesson is on the way from raw text to a model that answers:
+
+# %% [markdown] id="here-why" lang="zh" of="e6239a4b"
+# 从原始文本到能回答问题的模型，本课在这一步（数据）：
+
+# %% id="here"
+fig, ax = plt.subplots(figsize=(7, 0.7), layout="constrained")
+plots.plot_pipeline("data", ax)
+plt.show()
 
 # %% [markdown] id="raw-why"
 # ## A raw file
@@ -141,12 +159,12 @@ print(report)
 # 再读一遍关于重复的那两条：在本课自带的文件里，其中一份全是大写，还有两个连着的空格。对计算机来说它们是不同的字符串，对模型来说却是同一个样本出现了两次。还有一行的*问题里面*有 `<|im_end|>`：如果照原样渲染，顾客就等于结束了自己的发言，替助手说起话来。
 
 # %% [markdown] id="formats-why"
-# ## One conversation, four spellings
+# ## One conversation, several formats
 # Data sets arrive in a handful of formats. They differ in names, not in content. TRL wants `prompt` and `completion`,
 # each a list of messages (or one list, `messages`).
 
-# %% [markdown] id="formats-why" lang="zh" of="b73fc22d"
-# ## 一段对话，四种写法
+# %% [markdown] id="formats-why" lang="zh" of="d4e17bfa"
+# ## 一段对话，几种格式
 # 数据集有几种常见的格式。它们的名字不同，内容相同。TRL 要的是 `prompt` 和 `completion`，各是一个消息列表（或者只用一个列表 `messages`）。
 
 # %% id="formats"
@@ -162,8 +180,11 @@ prompt_response = {"prompt": "Where can I park?", "response": "In the yard."}
 
 # %% id="convert"
 def from_alpaca(row):
+    messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
+    for question, answer in row.get("history") or []:
+        messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
     question = f"{row['instruction']}\n{row['input']}".strip()
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
+    return [*messages, {"role": "user", "content": question}, {"role": "assistant", "content": row["output"]}]
 
 
 def from_sharegpt(row):
@@ -177,22 +198,59 @@ def from_prompt_response(row):
 
 assert from_alpaca(alpaca) == from_sharegpt(sharegpt) == from_prompt_response(prompt_response) == openai["messages"]
 
+# %% [markdown] id="history-why"
+# Alpaca rows may have two more fields. `system` says who the assistant is; `history` holds the turns before, each a pair of
+# question and answer. They become messages like the others:
+
+# %% [markdown] id="history-why" lang="zh" of="9d67c9c8"
+# alpaca 格式还可以有两个字段：`system` 说明助手是谁；`history` 存放之前的各轮，每轮是一对问答。它们同样变成消息：
+
+# %% id="history"
+with_history = {
+    "instruction": "And on Sundays?",
+    "input": "",
+    "output": "We are closed on Sundays.",
+    "system": "You answer for a bicycle shop.",
+    "history": [["When are you open?", "From Tuesday to Saturday."]],
+}
+conversation = from_alpaca(with_history)
+print(*conversation, sep="\n")
+
 # %% [markdown] id="register-why"
 # ### Register it
 # `dataset_info.json` says once which file holds what, with the keys that LLaMA-Factory uses; from then on the set has
-# a name. This is all it takes to bring any prompt-and-response set (Align-Anything, your own logs) into the course:
+# a name. Three entries: the shop's file, the row with `system` and `history`, and a row with the columns of
+# [Align-Anything-Instruction-100K](https://huggingface.co/datasets/PKU-Alignment/Align-Anything-Instruction-100K), `prompt`
+# and `response`. For the whole of that set write `"hf_hub_url": "PKU-Alignment/Align-Anything-Instruction-100K"` in place of
+# `file_name`, and leave `columns` as it is.
 
-# %% [markdown] id="register-why" lang="zh" of="a24ce40a"
+# %% [markdown] id="register-why" lang="zh" of="082c0eae"
 # ### 登记
-# `dataset_info.json` 一次说清哪个文件里有什么，用的是 LLaMA-Factory 的键；从此这个数据集就有了名字。要把任何“提问加回答”的数据（Align-Anything、你自己的日志）带进课程，只需要这些：
+# `dataset_info.json` 一次说清哪个文件里有什么，用的是 LLaMA-Factory 的键；从此这个数据集就有了名字。这里登记三项：店里的文件，带 `system` 和 `history` 的那一行，以及一行与 [Align-Anything-Instruction-100K](https://huggingface.co/datasets/PKU-Alignment/Align-Anything-Instruction-100K) 同样列名（`prompt` 和 `response`）的数据。要用它的全部数据，把 `file_name` 换成 `"hf_hub_url": "PKU-Alignment/Align-Anything-Instruction-100K"`，`columns` 不变（中文版是 `Align-Anything-Instruction-100K-zh`）。
 
 # %% id="register"
-entry = {"support": {"file_name": "support.jsonl", "columns": {"prompt": "prompt", "response": "response"}}}
-Path("runs/01_data/dataset_info.json").write_text(json.dumps(entry))
-registered = registry.rows_of("support", "runs/01_data")
+align_anything = {
+    "prompt": "Give two reasons to oil a bicycle chain, and explain each in one sentence.",
+    "response": "1. It rusts less, because oil keeps water away.\n2. It lasts longer, because its links rub less.",
+}
+columns = {"prompt": "instruction", "query": "input", "response": "output", "system": "system", "history": "history"}
+entries = {
+    "support": {"file_name": "support.jsonl", "columns": {"prompt": "prompt", "response": "response"}},
+    "talk": {"file_name": "talk.json", "columns": columns},
+    "align_anything": {"file_name": "align_anything.json", "columns": {"prompt": "prompt", "response": "response"}},
+}
+Path("runs/01_data/dataset_info.json").write_text(json.dumps(entries, indent=1))
+Path("runs/01_data/talk.json").write_text(json.dumps([with_history]))
+Path("runs/01_data/align_anything.json").write_text(json.dumps([align_anything]))
 rows = [from_prompt_response(json.loads(line)) for line in clean_file.read_text(encoding="utf-8").splitlines()]
-assert [row["messages"] for row in registered] == rows
-print(f"{len(rows)} rows; the first:", *rows[0], sep="\n")
+print(f"{len(rows)} rows of the shop; the first:", *rows[0], sep="\n")
+
+# %% id="registered"
+registered = {entry: [row["messages"] for row in registry.rows_of(entry, "runs/01_data")] for entry in entries}
+assert registered["support"] == rows
+assert registered["talk"] == [conversation]
+assert registered["align_anything"] == [from_prompt_response(align_anything)]
+print({entry: f"{len(listed)} rows" for entry, listed in registered.items()}, "by name, the same as by hand")
 
 # %% [markdown] id="template-why"
 # ## The chat template
@@ -221,24 +279,93 @@ if "<|im_start|>" in rendered:
     assert chatml(rows[0], system) == rendered
 print(f"the template's own system prompt: {system!r}")
 
-# %% [markdown] id="template-read"
-# You never wrote that system prompt: the template put it there. A **base** model's tokenizer often has no template, since it
-# was mostly shown plain text; the first fine-tune decides which one it will speak. A **chat** model already speaks
-# one, and expects it; the end of this lesson measures what another one does.
+# %% [markdown] id="base-why"
+# You never wrote that system prompt: the template put it there. It is part of what the model saw in training.
+#
+# ### A base model and a chat model
+# A **base** model has learned to continue text. Ask it by writing a text whose continuation is the answer, and cut the
+# continuation off yourself, for it has not learned to stop. Often its tokenizer has no template at all; the first
+# fine-tune decides which layout it will speak. A **chat** model has been trained on one layout, with its own control
+# tokens, and expects it. Here the embedded chat model gets the same questions four times, first in its own layout, then in
+# three in which one would ask a base model.
 
-# %% [markdown] id="template-read" lang="zh" of="e4ebd618"
-# 那段系统提示你从没写过，是模板加上去的。**基座**模型的分词器往往没有模板，因为它见过的大多是普通文本；它以后说哪一种，由第一次微调决定。**对话**模型已经会说一种，换了模板会答非所问，本课结尾会测给你看。
+# %% [markdown] id="base-why" lang="zh" of="d6ced7cf"
+# 那段系统提示你从没写过，是模板加上去的。它也是模型训练时见过的内容的一部分。
+#
+# ### 基座模型与对话模型
+# **基座**模型学的是续写文本。向它提问，就是写一段文本，让它的续写恰好是答案，然后由你自己截断，因为它没学过停下来。它的分词器往往根本没有模板；以后用哪种格式，由第一次微调决定。**对话**模型已经用某一种格式、连同专门的控制 token 训练过，也只期待这一种。下面把同样的问题问内嵌的对话模型四遍：先用它自己的格式，再用三种向基座模型提问的写法。
+
+# %% id="load"
+dtype = device.describe().dtype
+cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower
+on_gpu = torch.cuda.is_available()
+attention = "sdpa" if on_gpu else "eager"  # on a CPU the plain products are faster while rows are short
+model = AutoModelForCausalLM.from_pretrained(
+    model_path, dtype=dtype, attn_implementation=attention, device_map="cuda" if on_gpu else "cpu"
+)
+
+
+# %% id="layouts"
+def chat(question):
+    messages = [{"role": "user", "content": question}]
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+
+
+def plain(question):
+    return question
+
+
+def question_answer(question):
+    return f"Question: {question}\nAnswer:"
+
+
+def instruction(question):
+    return f"### Instruction:\n{question}\n\n### Response:\n"
+
+
+# %% id="ask"
+def ask(model, prompts, max_new_tokens=40):
+    """Continue all prompts in one batch; return the answers, and for each whether it stopped by itself."""
+    inputs = tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+    output = model.generate(**inputs.to(model.device), max_new_tokens=max_new_tokens, do_sample=False)
+    replies = output[:, inputs["input_ids"].shape[1] :]
+    stopped = (replies == tokenizer.eos_token_id).any(dim=1).tolist()
+    return tokenizer.batch_decode(replies, skip_special_tokens=True), stopped
+
+
+# %% id="base"
+general = load_dataset("json", data_files="data/general_freeform_en.jsonl", split="train")
+general = list(general)[:question_count]
+chat_stops = {}
+for layout in (chat, plain, question_answer, instruction):
+    replies, stopped = ask(model, [layout(row["instruction"]) for row in general])
+    right = [
+        bool(re.search(rf"\b({'|'.join(row['expect'])})\b", reply, re.I))
+        for row, reply in zip(general, replies, strict=True)
+    ]
+    chat_stops[layout.__name__] = sum(stopped) / len(stopped)
+    print(
+        f"{layout.__name__:<16} {sum(right):>2} of {len(right)} contain the answer, {sum(stopped)} stop by themselves"
+    )
+    print(f"   {layout(general[0]['instruction'])[-40:]!r} -> {replies[0]!r}")
+
+# %% [markdown] id="template-read"
+# Look at how the answers end: an empty answer has stopped too, so count both columns. What comes after the answer is as much a part of a layout as what comes before it. To see the
+# other side, set `model_name` to a base model on a GPU (`Qwen/Qwen2.5-1.5B`): the plain layouts are then the ones it knows.
+
+# %% [markdown] id="template-read" lang="zh" of="0ed7bbc5"
+# 看看这些回答是怎样结束的：空回答也算“停下”了，所以两个数要一起看。一种格式不仅规定了回答之前写什么，也规定了回答之后写什么。想看另一面，可在 GPU 上把 `model_name` 设成一个基座模型（`Qwen/Qwen2.5-1.5B`）：那时它熟悉的反而是那些纯文本写法。
 
 # %% [markdown] id="mask-why"
 # ## The loss mask
-# The model reads the whole row, but only the answer should be trained: nobody wants it to learn how to *ask*. A label
-# of -100 says "do not look here". The answer's end mark belongs to the answer, or the model never learns to stop.
+# The model reads the whole row, but only the answer should be trained: nobody wants it to learn how to *ask*. The label
+# -100 takes a token out of the loss. The answer's end mark belongs to the answer, or the model never learns to stop.
 #
 # A tiny example first. Six tokens, the last three are the answer:
 
-# %% [markdown] id="mask-why" lang="zh" of="0542237b"
+# %% [markdown] id="mask-why" lang="zh" of="74f63d28"
 # ## 损失掩码
-# 模型读整行，但只应训练回答：没有人想让它学会*提问*。标签 -100 的意思是“别看这里”。回答的结束标记属于回答，否则模型永远学不会停下。
+# 模型读整行，但只应训练回答：没有人想让它学会*提问*。标签为 -100 的 token 不计入损失。回答的结束标记属于回答，否则模型永远学不会停下。
 #
 # 先看一个很小的例子。六个 token，后三个是回答：
 
@@ -249,11 +376,22 @@ print(labels, f"{sum(label != -100 for label in labels)} of {len(labels)} traine
 
 
 # %% id="mask"
+def chat_ids(messages, **options):
+    return tokenizer.apply_chat_template(messages, return_dict=True, **options)["input_ids"]
+
+
 def to_labels(messages):
-    ids = tokenizer.apply_chat_template(messages, return_dict=True)["input_ids"]
-    start = len(tokenizer.apply_chat_template(messages[:-1], add_generation_prompt=True, return_dict=True)["input_ids"])
-    end = max(i for i, token in enumerate(ids) if token in tokenizer.all_special_ids) + 1
-    return {"input_ids": ids, "labels": [-100] * start + ids[start:end] + [-100] * (len(ids) - end)}
+    """Train every answer of a conversation, its end mark included."""
+    ids = chat_ids(messages)
+    labels = [-100] * len(ids)
+    for number, turn in enumerate(messages):
+        if turn["role"] == "assistant":
+            start = len(chat_ids(messages[:number], add_generation_prompt=True))
+            end = len(chat_ids(messages[: number + 1]))
+            while ids[end - 1] not in tokenizer.all_special_ids:
+                end -= 1  # the line break after the end mark
+            labels[start:end] = ids[start:end]
+    return {"input_ids": ids, "labels": labels}
 
 
 encoded = [to_labels(messages) for messages in rows]
@@ -261,20 +399,15 @@ display(HTML(tokens.to_html(tokens.tokens(tokenizer, **encoded[0]))))
 
 # %% [markdown] id="mask-read"
 # Green is trained, grey is only read. The line break after `<|im_end|>` is grey: generation has stopped before it.
-# TRL's trainer makes this mask from `prompt` and `completion`, with one token more: it trains the line break as well,
-# which does no harm, since nobody will ever generate it. Its own batch, side by side with ours:
+# TRL makes this mask from `prompt` and `completion`, with one token more: it trains the line break as well, which does no
+# harm, since nobody will ever generate it ([lesson 00](00_first_finetune.ipynb) showed it in green). Given the same
+# conversation as one list of `messages`, TRL trains *everything*, question and system prompt too, unless you set
+# `assistant_only_loss=True`. Its own batches beside ours:
 
-# %% [markdown] id="mask-read" lang="zh" of="dee75658"
-# 绿色的参与训练，灰色的只被读到。`<|im_end|>` 后面的换行是灰色的：生成在它之前就已经停了。TRL 的训练器会从 `prompt` 和 `completion` 得出这个掩码，只多一个 token：它把那个换行也训练了，这没有坏处，因为谁也不会生成到它。把它自己的批次和我们的并排看看：
+# %% [markdown] id="mask-read" lang="zh" of="359457b8"
+# 绿色的参与训练，灰色的只被读到。`<|im_end|>` 后面的换行是灰色的：生成在它之前就已经停了。TRL 根据 `prompt` 和 `completion` 得出这个掩码，只多一个 token：它把那个换行也训练了，这没有坏处，因为谁也不会生成到它（[第 00 课](00_first_finetune.ipynb)里它是绿色的）。如果把同一段对话写成一个 `messages` 列表，TRL 就会训练*全部* token，连问题和系统提示也在内，除非设置 `assistant_only_loss=True`。把它自己的批次和我们的并排看看：
 
-# %% id="mask-trl"
-dtype = device.describe().dtype
-cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower
-on_gpu = torch.cuda.is_available()
-attention = "sdpa" if on_gpu else "eager"  # on a CPU the plain products are faster while rows are short
-model = AutoModelForCausalLM.from_pretrained(
-    model_path, dtype=dtype, attn_implementation=attention, device_map="cuda" if on_gpu else "cpu"
-)
+# %% id="config"
 training_args = SFTConfig(
     output_dir="runs/01_data/trainer",
     max_steps=max_steps,
@@ -282,7 +415,7 @@ training_args = SFTConfig(
     learning_rate=learning_rate,
     lr_scheduler_type="cosine",
     max_length=cutoff_len,
-    logging_steps=1,
+    logging_steps=2,
     save_strategy="no",
     gradient_checkpointing=on_gpu,
     use_cpu=not on_gpu,
@@ -291,18 +424,25 @@ training_args = SFTConfig(
     report_to="none",
     seed=seed,
 )
-support = Dataset.from_list([{"prompt": row[:-1], "completion": row[-1:]} for row in rows])
-trainer = SFTTrainer(model=model, args=training_args, train_dataset=support, processing_class=tokenizer)
-batch = trainer.data_collator([trainer.train_dataset[i] for i in range(4)])
 
-# %% id="mask-equal"
-for number, (ids, labels) in enumerate(zip(batch["input_ids"].tolist(), batch["labels"].tolist(), strict=True)):
-    trained = [token for token, label in zip(ids, labels, strict=True) if label != -100]
+
+# %% id="mask-trl"
+def trained_by_trl(examples):
+    """Return the trained tokens of each example as TRL's own batch has them."""
+    data = Dataset.from_list(examples)
+    trainer = SFTTrainer(model=model, args=training_args, train_dataset=data, processing_class=tokenizer)
+    batch = trainer.data_collator(list(trainer.train_dataset))
+    return [[label for label in row if label != -100] for row in batch["labels"].tolist()]
+
+
+few = rows[:4]
+completions = trained_by_trl([{"prompt": row[:-1], "completion": row[-1:]} for row in few])
+whole = trained_by_trl([{"messages": row} for row in few])
+for number in range(len(few)):
     mine = [label for label in encoded[number]["labels"] if label != -100]
-    print(
-        f"row {number}: trl trains {len(trained)} tokens, by hand {len(mine)}; the last: {tokenizer.decode(mine[-1])!r}"
-    )
-    assert trained[: len(mine)] == mine
+    print(f"row {number}: trained tokens by hand {len(mine)}, ", end="")
+    print(f"prompt and completion {len(completions[number])}, messages {len(whole[number])}")
+    assert completions[number][: len(mine)] == mine
 
 # %% id="shares"
 trained_labels = [[label for label in row["labels"] if label != -100] for row in encoded]
@@ -310,6 +450,102 @@ supervised_share = sum(map(len, trained_labels)) / sum(len(row["input_ids"]) for
 ends = [row[-1] in tokenizer.all_special_ids for row in trained_labels]
 eos_supervised_share = sum(ends) / len(ends)
 print(f"{supervised_share:.0%} of all tokens are trained; the end mark is, in {eos_supervised_share:.0%} of the rows")
+
+# %% [markdown] id="turns-why"
+# ### Several turns
+# A conversation with several answers trains all of them in one pass: each sees only what comes before it. The library finds
+# the answers by markers in the template, `{% generation %}`, which `assistant_only_loss=True` needs; where a template has none,
+# you write one. The result must be our mask:
+
+# %% [markdown] id="turns-why" lang="zh" of="b10ac088"
+# ### 多轮对话
+# 一段对话有几个回答，一次前向就把它们全部训练：每个回答只看得到它前面的内容。库靠模板里的标记 `{% generation %}` 找出回答，`assistant_only_loss=True` 需要它；模板里没有的话，就自己写一个。得到的掩码必须和我们的一样：
+
+# %% id="turns"
+marked = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+    "{% generation %}{{ m.content + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}"
+    "{% else %}{{ m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+)
+multi = to_labels(conversation)
+display(HTML(tokens.to_html(tokens.tokens(tokenizer, **multi))))
+masked = tokenizer.apply_chat_template(
+    conversation, chat_template=marked, return_dict=True, return_assistant_tokens_mask=True
+)
+if "<|im_start|>" in rendered:
+    assert masked["input_ids"] == multi["input_ids"]
+    assert masked["assistant_masks"] == [int(label != -100) for label in multi["labels"]]
+
+# %% [markdown] id="turns-read"
+# In a recipe, `mask_history: true` trains the last answer alone, and `train_on_prompt: true` everything.
+
+# %% [markdown] id="turns-read" lang="zh" of="d8c54a65"
+# 在配方里，`mask_history: true` 只训练最后一个回答，`train_on_prompt: true` 训练全部。
+
+# %% [markdown] id="loss-why"
+# ## The loss by hand
+# At every position the model predicts the **next** token. So the prediction at position `t` is compared with the label at
+# `t + 1`: the last prediction has nothing to be compared with, and the first label has no prediction. For the six tokens
+# above:
+
+# %% [markdown] id="loss-why" lang="zh" of="134a11cf"
+# ## 手算损失
+# 模型在每个位置上预测的是**下一个** token。所以位置 `t` 的预测要与 `t + 1` 处的标签比较：最后一个预测没有可比的标签，第一个标签没有对应的预测。对上面的六个 token：
+
+# %% id="loss-literal"
+for t in range(len(input_ids) - 1):
+    target = "not trained" if labels[t + 1] == -100 else f"compared with {labels[t + 1]}"
+    print(f"after {input_ids[: t + 1]!s:<24} the model predicts position {t + 1}: {target}")
+
+# %% [markdown] id="loss-model-why"
+# Now with the model. The loss of a token is the negative logarithm of the probability that it got; the loss of a row is their
+# mean over the trained tokens. The library shifts the labels itself when it is given `labels`. Shift them once more, or
+# not at all, and the loss is that of another question.
+
+# %% [markdown] id="loss-model-why" lang="zh" of="88c029fb"
+# 现在用模型来算。一个 token 的损失是模型给它的概率的负对数；一行的损失是参与训练的各 token 损失的平均。把 `labels` 交给库时，错开一位由库来做。自己再错开一次，或者根本不错开，算出来的就是另一个问题的损失。
+
+# %% id="loss-hand"
+ids = torch.tensor([encoded[0]["input_ids"]], device=model.device)
+targets = torch.tensor([encoded[0]["labels"]], device=model.device)
+with torch.no_grad():
+    output = model(input_ids=ids, labels=targets)
+logits = output.logits[0].float()  # (tokens, vocabulary)
+each = cross_entropy(logits[:-1], targets[0, 1:], reduction="none", ignore_index=-100)
+trained = targets[0, 1:] != -100
+loss_by_hand = (each.sum() / trained.sum()).item()
+for token, loss in zip(targets[0, 1:][trained].tolist(), each[trained].tolist(), strict=True):
+    print(f"{tokenizer.decode(token)!r:<14} loss {loss:>6.3f}   probability {2.718281828**-loss:.3f}")
+unshifted = cross_entropy(logits, targets[0], ignore_index=-100).item()
+print(f"mean by hand {loss_by_hand:.4f}, the library's {output.loss.item():.4f}, not shifted {unshifted:.2f}")
+assert abs(loss_by_hand - output.loss.item()) <= 1e-3 * loss_by_hand
+
+# %% [markdown] id="tune-why"
+# One function trains, the same for everything below: a fresh LoRA adapter, the same steps, the same learning rate.
+
+# %% [markdown] id="tune-why" lang="zh" of="803807c6"
+# 下面的训练都用同一个函数：一个新的 LoRA 适配器，同样的步数，同样的学习率。
+
+
+# %% id="tune"
+def tune(rows):
+    """Train a fresh adapter on rows of input_ids and labels; return the model, its log and the seconds."""
+    set_seed(seed)
+    candidate = get_peft_model(
+        model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
+    run = SFTTrainer(candidate, training_args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    started = time.perf_counter()
+    run.train()
+    return candidate, run.state.log_history, time.perf_counter() - started
+
+
+def to_row(prompt, answer, end, train_end=True):
+    """Return one training example: the prompt is read, the answer is trained, its end too if `train_end`."""
+    asked, said, ended = (tokenizer(part, add_special_tokens=False).input_ids for part in (prompt, answer, end))
+    labels = [-100] * len(asked) + said + (ended if train_end else [-100] * len(ended))
+    return {"input_ids": asked + said + ended, "labels": labels}
+
 
 # %% [markdown] id="split-why"
 # ## Split without leaks
@@ -321,11 +557,15 @@ print(f"{supervised_share:.0%} of all tokens are trained; the end mark is, in {e
 # 店里收到的每个问题都有几种问法，有时还重复。把这样的文件随机切开，测试集问的就是训练集答过的。拿那个粗心脚本读到的原始行试一试：
 
 # %% id="leak"
-shuffled = random.Random(seed).sample(naive, len(naive))
+valid = [row for row in naive if isinstance(row["response"], str) and row["response"] and row["prompt"]]
+shuffled = random.Random(seed).sample(valid, len(valid))
 cut = len(shuffled) * 4 // 5
 known = {" ".join(row["prompt"].casefold().split()) for row in shuffled[:cut]}
 leaked = [row["prompt"] for row in shuffled[cut:] if " ".join(row["prompt"].casefold().split()) in known]
-print(f"{len(leaked)} of {len(shuffled) - cut} test questions were trained on: {leaked}")
+answered = {row["response"] for row in shuffled[:cut]}
+same_topic = sum(row["response"] in answered for row in shuffled[cut:])
+print(f"{len(leaked)} of {len(shuffled) - cut} test questions were trained on, but for case and spaces: {leaked}")
+print(f"{same_topic} of {len(shuffled) - cut} ask, in these words or others, for an answer that was trained")
 
 # %% [markdown] id="split-how"
 # So duplicates go **before** the split, and whatever asks the same stays on the same side. "The same" means: after
@@ -335,6 +575,7 @@ print(f"{len(leaked)} of {len(shuffled) - cut} test questions were trained on: {
 # 所以去重要在划分**之前**，而且问同一件事的行要留在同一边。“同一件事”是指：统一大小写、空白和 Unicode 写法之后相同。
 
 # %% id="split"
+support = Dataset.from_list([{"prompt": row[:-1], "completion": row[-1:]} for row in rows])
 parts = split.split(support, val_size=0.1, test_size=0.2, seed=seed)
 questions_of = {
     name: {row["prompt"][0]["content"].casefold() for row in getattr(parts, name)} for name in ("train", "test")
@@ -342,13 +583,58 @@ questions_of = {
 split_overlap = len(questions_of["train"] & questions_of["test"])
 print(f"shared questions: {split_overlap}")
 
-# %% [markdown] id="split-read"
-# What the split cannot know: two *different* wordings of one question may still fall on both sides. For a test that
-# shows whether the model learned the *thing* rather than the sentence, hold out whole topics, or write the test
-# questions yourself, as `identity_en_eval` does.
+# %% [markdown] id="leak-predict"
+# ### What is a leak worth?
+# No split can know this: two *different* wordings of one question may still be on either side. So hold back four whole topics,
+# split the rest at random, train once, and score twice. An answer counts if it is exactly the shop's.
+#
+# **Predict before you run:** how many percent on the random test set, and how many on the topics that were held back?
 
-# %% [markdown] id="split-read" lang="zh" of="9b7f483c"
-# 划分无法知道的是：同一个问题的两种*不同*问法仍可能落在两边。想要一个能看出模型学会的是*事情*而不是*句子*的测试，就整个主题地留出来，或者像 `identity_en_eval` 那样自己写测试题。
+# %% [markdown] id="leak-predict" lang="zh" of="a1590de1"
+# ### 泄漏值多少分？
+# 划分无法知道的是：同一个问题的两种*不同*问法仍可能落在两边。所以先整个留出四个主题，其余的随机划分；训练一次，打两个分。回答与店里的完全一致才算对。
+#
+# **先预测，再运行：** 随机测试集上能得百分之多少？留出的主题上呢？
+
+# %% id="predict"
+guess_random = 50  # your guess, in percent
+guess_held_out = 50  # your guess, in percent
+
+# %% id="leak-score"
+topics = Counter(row["response"] for row in valid)
+held_out = random.Random(seed).sample(sorted(topic for topic, count in topics.items() if count > 1), 4)
+seen = [row for row in shuffled if row["response"] not in held_out]
+cut = len(seen) * 4 // 5
+groups = {
+    "trained on": seen[:cut],
+    "random test": seen[cut:],
+    "held-out topics": [row for row in shuffled if row["response"] in held_out],
+}
+end_mark = tokenizer.eos_token
+candidate, log, seconds = tune([to_row(chat(row["prompt"]), row["response"], end_mark) for row in seen[:cut]])
+exact = {}
+for group, members in groups.items():
+    members = members[:question_count]
+    replies, _ = ask(candidate, [chat(row["prompt"]) for row in members])
+    right = sum(reply.strip() == row["response"] for reply, row in zip(replies, members, strict=True))
+    exact[group] = right / len(members)
+    print(f"{group:<16} {right:>2} of {len(members)} exactly right")
+    print(f"   {members[0]['prompt']}\n   wanted: {members[0]['response']}\n   got:    {replies[0]}")
+model = candidate.unload()
+
+# %% id="answer-leak"
+print(f"random test:     you predicted {guess_random}%, measured {exact['random test']:.0%}")
+print(f"held-out topics: you predicted {guess_held_out}%, measured {exact['held-out topics']:.0%}")
+leak_worth = exact["random test"] - exact["held-out topics"]
+print(f"the same model, two honest-looking scores, {100 * leak_worth:.0f} points apart")
+
+# %% [markdown] id="split-read"
+# Neither score is wrong: they answer different questions. If customers will only ever ask about these topics, the random
+# test set measures that. If you want to know what the model does with a *new* question, hold back whole topics, or
+# write the test questions yourself. Nothing in the training told it those answers, so it makes them up, fluently.
+
+# %% [markdown] id="split-read" lang="zh" of="4cf14bd1"
+# 两个分数都没有错，它们回答的是不同的问题。如果顾客永远只问这些主题，随机测试集测的就是这件事。想知道模型遇到*新*问题会怎样，就整个主题地留出来，或者自己写测试题。训练中没有任何东西告诉过它那些答案，于是它就编，而且编得很流畅。
 
 # %% [markdown] id="lengths-why"
 # ## Lengths, padding, packing
@@ -382,7 +668,6 @@ random.Random(seed).shuffle(lengths)
 # Packing lays several rows into one, best fit first, and tells the attention where each begins, so that they cannot
 # see one another. Ten lines do it; TRL's `pack_dataset` must need as many rows:
 
-
 # %% [markdown] id="pack-why" lang="zh" of="895ae5b9"
 # 打包把几行放进一行，最合适的先放，并告诉注意力每一行从哪里开始，使它们互相看不见。十行代码就能做到；TRL 的 `pack_dataset` 得到的行数必须一样：
 
@@ -415,29 +700,48 @@ shares = {
 packing_gain = shares["packed"] / shares["as they come"]
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 left.hist(lengths, bins=20, color="#4c956c")
-left.set(xlabel="tokens per row", ylabel="rows")
-right.barh(list(shares), [100 * share for share in shares.values()], color="#4c956c")
-right.set(xlabel="positions that hold a token, %", xlim=(0, 100))
+left.set(xlabel="tokens per row", ylabel="rows", title="How long are the rows?")
+right.barh(list(shares), [100 * value for value in shares.values()], color="#4c956c")
+right.set(xlabel="positions that hold a token, %", xlim=(0, 112), title="How much is not padding?")
+for place, value in enumerate(shares.values()):
+    right.text(100 * value + 1, place, f"{value:.0%}", va="center")
 plt.show()
-print({name: f"{share:.0%}" for name, share in shares.items()}, f"packing gain: {packing_gain:.2f}x")
+
+
+# %% id="pack-sizes"
+def batch_sizes(lengths):
+    """Return the fewest and the most positions that a full batch has."""
+    starts = range(0, len(lengths) - per_device_train_batch_size + 1, per_device_train_batch_size)
+    sizes = [len(part) * max(part) for part in (lengths[i : i + per_device_train_batch_size] for i in starts)]
+    return min(sizes), max(sizes)
+
+
+for label, order in {"as they come": lengths, "sorted by length": sorted(lengths)}.items():
+    print("{:<18} batches of {} to {} positions".format(label, *batch_sizes(order)))
+print(f"{'packed':<18} each row {pack_size} positions; packing gain over rows as they come: {packing_gain:.2f}x")
+print(f"fewest padded: {max(shares, key=shares.get)}")
 
 # %% [markdown] id="pack-read"
 # Sorting fills nearly every position too: neighbours in a sorted list are equally long. What the bars don't show is its
 # price. A sorted batch holds rows of one kind only, and the batches differ in size, so the longest one decides how much memory
-# you need. (TRL's `train_sampling_strategy="group_by_length"` sorts within large random groups, a compromise.) Packed rows are of
-# one size, in random order.
+# you need. (TRL's `train_sampling_strategy="group_by_length"` sorts within large random groups, a compromise.) Packed rows are of one
+# size, in random order. With short rows of similar length, as here, both save about the same; the more lengths differ, the
+# more either is worth.
 
-# %% [markdown] id="pack-read" lang="zh" of="d2157024"
-# 按长度排序也能填满几乎所有位置：排好序之后，相邻的行一样长。柱子没有显示的是它的代价：一个批次里只有同一类的行，而且各批次大小不一，需要多少内存由最长的那一批决定。（TRL 的 `train_sampling_strategy="group_by_length"` 在随机的大组内部排序，是一种折中。）打包后的行大小一致，顺序随机。
+# %% [markdown] id="pack-read" lang="zh" of="920ef658"
+# 按长度排序也能填满几乎所有位置：排好序之后，相邻的行一样长。柱子没有显示的是它的代价：一个批次里只有同一类的行，而且各批次大小不一，需要多少内存由最长的那一批决定。（TRL 的 `train_sampling_strategy="group_by_length"` 在随机的大组内部排序，是一种折中。）打包后的行大小一致，顺序随机。像这里这样行短而长度相近时，两者省得差不多；长度相差越大，两者的好处越大。
 
 # %% [markdown] id="knobs-why"
-# ## Tune the hyperparameters
+# ## What the cutoff takes away
 # `cutoff_len` decides how much of a row survives. What is cut off first is the end: the answer, and with it the end
-# mark. **Predict before you run:** at which length does the first row lose its end?
+# mark. **Predict before you run:** what is the smallest length at which the first row keeps its end mark?
 
-# %% [markdown] id="knobs-why" lang="zh" of="d60d600c"
-# ## 调一调超参数
-# `cutoff_len` 决定一行留下多少。最先被切掉的是末尾：回答，连同结束标记。**先预测，再运行：** 到哪个长度时，第一行会丢掉结尾？
+# %% [markdown] id="knobs-why" lang="zh" of="a69fb7d4"
+# ## 截断会丢掉什么
+# `cutoff_len` 决定一行留下多少。最先被切掉的是末尾：回答，连同结束标记。**先预测，再运行：** 第一行要保住结束标记，长度至少要多少？
+
+# %% id="predict-cutoff"
+guess_cutoff = 40  # your guess, in tokens
 
 # %% id="knobs"
 for length in (32, 48, 56, 64, cutoff_len):
@@ -446,127 +750,175 @@ for length in (32, 48, 56, 64, cutoff_len):
     ended = sum(row[-1:] == whole[-1:] for row, whole in zip(kept, trained_labels, strict=True))
     print(f"cutoff_len {length:>4}: {ended / len(kept):>4.0%} keep their end mark, {empty} rows train nothing at all")
 
+# %% id="answer-cutoff"
+needed = max(place for place, label in enumerate(encoded[0]["labels"]) if label != -100) + 1
+print(f"you predicted {guess_cutoff} tokens, measured {needed}")
+
+# %% [markdown] id="experiment-why"
+# ## Experiment
+# Choose a data set and a cutoff. Each bar is an example: what is read, what is trained, what is cut off. Below, the first
+# example with its mask. Compare `identity_en` with `identity_zh`: the same questions in English and Chinese, for a tokenizer that
+# was made for English.
+
+# %% [markdown] id="experiment-why" lang="zh" of="63bba8c2"
+# ## 动手试一试
+# 选一个数据集和一个截断长度。每一条是一个样本：哪些只被读到，哪些参与训练，哪些被切掉。下面是第一个样本和它的掩码。比较 `identity_en` 与 `identity_zh`：同样的问题，一份英文一份中文，而这个分词器是为英文做的，看看中文要多占多少 token。
+
+# %% id="experiment"
+files = {"support": "", "orders": "data/orders_train.jsonl", "sentiment_zh": "data/sentiment_zh.jsonl"}
+files |= {name: f"data/{name}.json" for name in ("identity_en", "identity_zh", "alpaca_en_demo", "alpaca_zh_demo")}
+shown = {}
+for set_name, file in files.items():
+    loaded = list(load_dataset("json", data_files=file, split="train").select(range(16))) if file else []
+    shown[set_name] = [to_labels(from_alpaca(row)) for row in loaded] or encoded[:16]
+
+
+def bars(dataset, cutoff_len):
+    examples = shown[dataset]
+    read = [sum(label == -100 for label in row["labels"][:cutoff_len]) for row in examples]
+    kept = [sum(label != -100 for label in row["labels"][:cutoff_len]) for row in examples]
+    cut = [max(0, len(row["input_ids"]) - cutoff_len) for row in examples]
+    ended = sum(whole["labels"][:cutoff_len].count(tokenizer.eos_token_id) > 0 for whole in examples)
+    _, ax = plt.subplots(figsize=(8, 3.2), layout="constrained")
+    ax.barh(range(16), read, color="#ced4da", label="read")
+    ax.barh(range(16), kept, left=read, color="#4c956c", label="trained")
+    ax.barh(range(16), cut, left=[a + b for a, b in zip(read, kept, strict=True)], color="#d1495b", label="cut off")
+    ax.axvline(cutoff_len, color="#333", linestyle="--")
+    ax.set(xlabel="tokens", yticks=[], title=f"{dataset}: {ended} of {len(examples)} examples keep their end mark")
+    ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    plt.show()
+
+
+def draw(dataset, cutoff_len):
+    bars(dataset, cutoff_len)
+    first = {key: values[:cutoff_len] for key, values in shown[dataset][0].items()}
+    display(HTML(tokens.to_html(tokens.tokens(tokenizer, **first))))
+
+
+experiment.show(draw, dataset=list(files), cutoff_len=(8, 120, 8))
+
 # %% [markdown] id="break-why"
-# ## Make two typical mistakes
-# Two of the field's classics. Each is trained for as many steps as the right way, on the questions about who the
-# assistant is. A glued row holds three of these questions and trains the prompts too, so the budgets are equal in steps, not in
-# tokens or seconds.
+# ## What goes wrong: five layouts, the same training
+# Two layouts that work and three of the field's classic mistakes. All five are trained on the same questions about who the
+# assistant is, in the same order, for the same number of steps at the same learning rate, prompts masked. They differ in the
+# layout alone:
 #
-# **Glued rows.** To fill the context, somebody joins rows into one text and drops the end marks on the way (or pads
-# with the end token and masks all padding, which comes to the same: nobody ever trains *stop*).
-#
-# **The wrong template.** Trained and asked with the template of another family, as in a published guide that gives
-# Qwen2 the line `template: llama3`.
+# - **chat template**: the model's own, end mark trained.
+# - **end mark not trained**: the same tokens, but the end mark's label is -100. That is what happens when `pad_token` is set to the
+#   end token and the collator masks all padding.
+# - **wrong template**: the template of another family, as in a published guide that gives Qwen2 the line `template: llama3`.
+# - **### Instruction, no EOS**: the Alpaca layout, plain text, and nothing at its end.
+# - **### Instruction, EOS**: the same with the end token added and trained.
 
-
-# %% [markdown] id="break-why" lang="zh" of="c348e7cb"
-# ## 故意出错，两次
-# 这个领域的两个经典错误。每一个都和正确做法训练同样多的步数，用的是“助手是谁”的问题。粘在一起的一行里有三个问题，而且连提示也一起训练，所以预算只在步数上相等，token 数和秒数并不相等。
+# %% [markdown] id="break-why" lang="zh" of="7ef6db8d"
+# ## 故意出错：五种格式，同样的训练
+# 两种可行的格式，和三个经典的错误。五次训练用同样的“助手是谁”的问题、同样的顺序、同样的步数和学习率，提示都不参与训练，只有格式不同：
 #
-# **粘在一起的行。** 为了填满上下文，有人把几行接成一段文本，顺手丢掉了结束标记（或者用结束 token 来填充，又把所有填充都遮住，结果一样：没有人训练过*停*）。
-#
-# **错误的模板。** 用另一族模型的模板来训练和提问，就像一份公开的教程给 Qwen2 写上 `template: llama3` 那样。
-
+# - **chat template**：模型自己的对话模板，结束标记参与训练。
+# - **end mark not trained**：token 完全一样，只是结束标记的标签为 -100。把 `pad_token` 设成结束 token、又让 collator 遮住所有填充，就会变成这样。
+# - **wrong template**：用另一族模型的模板，就像一份公开的教程给 Qwen2 写上 `template: llama3` 那样。
+# - **### Instruction, no EOS**：Alpaca 的纯文本格式，末尾什么也不加。
+# - **### Instruction, EOS**：同上，但加上结束 token 并训练它。
 
 # %% id="break-data"
+
+
 def fill(text):
     return text.replace("{{name}}", "Lumi").replace("{{author}}", "the Ada Lab")
 
 
-identity = load_dataset("json", data_files="data/identity_en.json", split="train")
-asked = load_dataset("json", data_files="data/identity_en_eval.json", split="train").select(range(question_count))
-pairs = [[{**turn, "content": fill(turn["content"])} for turn in from_alpaca(row)] for row in identity]
-right_way = [{"prompt": pair[:1], "completion": pair[1:]} for pair in pairs]
-
-# %% id="break-glued"
-glued = []
-for start in range(len(pairs)):
-    conversation = [turn for offset in range(3) for turn in pairs[(start + offset) % len(pairs)]]
-    text = tokenizer.apply_chat_template(conversation, tokenize=False)
-    ids = [token for token in tokenizer(text).input_ids if token != tokenizer.eos_token_id]
-    glued.append({"input_ids": ids, "labels": ids})
-print(tokenizer.decode(glued[0]["input_ids"]))
-
-
-# %% id="break-template"
 def llama3(question):
     header = "<|start_header_id|>{}<|end_header_id|>\n\n"
     return f"{header.format('user')}{question}<|eot_id|>{header.format('assistant')}"
 
 
-def own_template(question):
-    chat = [{"role": "user", "content": question}]
-    return tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
-
-
-wrong_template = []
-for question, answer in pairs:
-    asked_ids = tokenizer(llama3(question["content"])).input_ids
-    answer_ids = tokenizer(f"{answer['content']}<|eot_id|>").input_ids
-    wrong_template.append({"input_ids": asked_ids + answer_ids, "labels": [-100] * len(asked_ids) + answer_ids})
-print(tokenizer.convert_ids_to_tokens(answer_ids))
+identity = load_dataset("json", data_files="data/identity_en.json", split="train")
+asked = list(load_dataset("json", data_files="data/identity_en_eval.json", split="train"))[:question_count]
+pairs = [(row["instruction"], fill(row["output"])) for row in identity]
+layouts = {  # how to ask, what ends an answer, is the end trained
+    "chat template": (chat, end_mark, True),
+    "end mark not trained": (chat, end_mark, False),
+    "wrong template": (llama3, "<|eot_id|>", True),
+    "### Instruction, no EOS": (instruction, "", True),
+    "### Instruction, EOS": (instruction, end_mark, True),
+}
+print("the end of an answer in the wrong template:", tokenizer.convert_ids_to_tokens(tokenizer("<|eot_id|>").input_ids))
 
 # %% [markdown] id="break-template-read"
-# Look at the end: what was one token for the model that this template was made for is several here, ordinary text that
-# ends nothing.
+# What is one token for the model that this template was made for is several here, ordinary text that ends nothing.
+
+# %% [markdown] id="break-template-read" lang="zh" of="e5fd5c69"
+# 在这个模板原本所属的模型里，它是一个 token；在这里它成了好几个，只是普通文本，什么也结束不了。
+
+# %% id="break-score"
 
 
-# %% [markdown] id="break-template-read" lang="zh" of="d1ab7a4d"
-# 看看末尾：在这个模板原本所属的模型里，它是一个 token；在这里它成了好几个，只是普通文本，什么也结束不了。
-
-
-# %% id="break-train"
-def tune(rows):
-    set_seed(seed)
-    lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    candidate = get_peft_model(model, lora, autocast_adapter_dtype=on_gpu)
-    run = SFTTrainer(candidate, training_args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
-    run.train()
-    return candidate, [row["loss"] for row in run.state.log_history if "loss" in row]
-
-
-def ask(model, template, max_new_tokens=48):
-    texts = [template(row["instruction"]) for row in asked]
-    inputs = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
-    output = model.generate(**inputs.to(model.device), max_new_tokens=max_new_tokens, do_sample=False)
-    replies = output[:, inputs["input_ids"].shape[1] :]
-    stopped = (replies == tokenizer.eos_token_id).any(dim=1).float().mean().item()
-    return tokenizer.batch_decode(replies, skip_special_tokens=True), stopped
+def scores(model, layout):
+    """Return the shares of answers that contain the right name, that stop by themselves, and that are nothing but an answer."""
+    replies, stopped = ask(model, [layout(row["instruction"]) for row in asked])
+    named = [fill(row["expect"]).casefold() in reply.casefold() for row, reply in zip(asked, replies, strict=True)]
+    clean = [not any(rest in reply for rest in ("\nuser\n", "<|", "###")) for reply in replies]
+    shares = {"right name": named, "stops by itself": stopped, "nothing but the answer": clean}
+    return {measure: sum(flags) / len(flags) for measure, flags in shares.items()}, replies
 
 
 # %% id="break-run"
-results = {}
-for label, training_rows in {"right": right_way, "glued": glued, "wrong template": wrong_template}.items():
-    started = time.perf_counter()
-    candidate, losses = tune(training_rows)
-    replies, stopped = ask(candidate, llama3 if training_rows is wrong_template else own_template)
-    named = sum(fill(row["expect"]) in reply for row, reply in zip(asked, replies, strict=True)) / len(asked)
-    clean = sum(not any(rest in reply for rest in ("\nuser\n", "<|")) for reply in replies) / len(replies)
-    results[label] = {"knows its name": named, "stops by itself": stopped, "nothing but the answer": clean}
-    print(f"{label:<14} {time.perf_counter() - started:.0f} s, loss {losses[0]:.2f} -> {losses[-1]:.2f}, ", end="")
-    print(f"knows its name {named:.0%}, stops {stopped:.0%}, clean {clean:.0%}")
+results, curves, crossed = {}, {}, {}
+for label, (layout, end, train_end) in layouts.items():
+    examples = [to_row(layout(question), answer, end, train_end) for question, answer in pairs]
+    candidate, log, seconds = tune(examples)
+    curves[label] = [(row["step"], row["loss"]) for row in log if "loss" in row]
+    results[label], replies = scores(candidate, layout)
+    size = sum(len(row["input_ids"]) for row in examples) / len(examples)
+    print(f"{label:<24} {max_steps} steps, {size:.0f} tokens per example, {seconds:.0f} s, ", end="")
+    print(f"loss {curves[label][0][1]:.2f} -> {curves[label][-1][1]:.2f}")
+    print("   " + ", ".join(f"{measure} {value:.0%}" for measure, value in results[label].items()))
     print(f"   {asked[0]['instruction']} {replies[0]!r}")
+    if label in ("chat template", "### Instruction, EOS"):
+        other = instruction if layout is chat else chat
+        crossed[label] = scores(candidate, other)[0]
     model = candidate.unload()
 
 # %% id="break-plot"
-fig, ax = plt.subplots(figsize=(8, 3), layout="constrained")
-for place, measure in enumerate(results["right"]):
+fig, (left, right) = plt.subplots(1, 2, figsize=(12, 3.6), layout="constrained", width_ratios=(1, 1.6))
+for label, points in curves.items():
+    left.plot(*zip(*points, strict=True), label=label)
+left.set(xlabel="optimizer step", ylabel="loss per trained token", title="Which curve looks wrong?")
+left.legend(fontsize=8)
+for place, measure in enumerate(results["chat template"]):
     heights = [100 * result[measure] for result in results.values()]
-    ax.bar([x + 0.27 * (place - 1) for x in range(len(results))], heights, width=0.25, label=measure)
-ax.set(ylabel="answers, %", ylim=(0, 105))
-ax.set_xticks(range(len(results)), list(results))
-ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
+    right.bar([x + 0.27 * (place - 1) for x in range(len(results))], heights, width=0.25, label=measure)
+right.set(ylabel="answers, %", ylim=(0, 105), title=f"Which model is wrong? {len(asked)} questions")
+right.set_xticks(range(len(results)), [label.replace(" ", "\n", 1) for label in results], fontsize=8)
+right.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 plt.show()
 
-# %% [markdown] id="break-read"
-# The losses all went down, and a score that only looks for the name would pass all three. It may even rank the mistakes above the
-# right way: they say the name again and again until they are cut off, and the glued rows saw three times as many questions. Whether
-# an answer *stops* tells them apart.
-# The fix for both is what you did by hand above: render with the model's own template, mask
-# the question, train the end mark, and look at one row in colour before every run.
+# %% id="break-verdict"
+fell = sum(points[-1][1] < points[0][1] for points in curves.values())
+print(f"the loss fell in {fell} of {len(curves)} trainings")
+lowest = min(curves, key=lambda label: curves[label][-1][1])
+print(f"lowest last loss: {lowest}; its answers stop by themselves in {results[lowest]['stops by itself']:.0%}")
+for measure in ("right name", "stops by itself"):
+    low, high = (edge(result[measure] for result in results.values()) for edge in (min, max))
+    print(f"{measure}: {low:.0%} to {high:.0%} over the five")
+print(
+    "95% confidence interval of the lowest right name: {:.0%} to {:.0%}".format(
+        *evaluate.interval(min(result["right name"] for result in results.values()), len(asked))
+    )
+)
+for label, result in crossed.items():
+    own = results[label]["right name"]
+    print(f"trained as {label!r}: right name {own:.0%} when asked so, {result['right name']:.0%} in the other layout")
 
-# %% [markdown] id="break-read" lang="zh" of="9d5efa65"
-# 损失全都降下来了，只看名字的分数会让三个都过关，甚至可能把错误的做法排在正确做法前面：它们会反复说名字，直到被截断；粘在一起的行还多见了两倍的问题。能把它们区分开的，是回答会不会自己*停下*。能治好这两种错误的，正是你在上面亲手做过的：用模型自己的模板渲染，遮住问题，训练结束标记，每次训练之前看一行带颜色的数据。
+# %% [markdown] id="break-read"
+# The losses can't be compared between layouts (a long, always equal end such as `<|eot_id|>` is easy to predict and lowers the mean).
+# The plain layout works as well **if** its end token is trained. Asked in another layout than its own, a model may answer worse:
+# compare the last two lines. A score that looks for the name alone sees little of all this, and an answer that never stops
+# says the name more often, so a mistake may even score higher; *does it stop?* sees it at once. The fix for the three mistakes is what you did by hand above: render with the model's own
+# template, mask the question, train the end mark, and look at one row in color before every run.
+
+# %% [markdown] id="break-read" lang="zh" of="ef98545a"
+# 不同格式的损失不能互相比较（像 `<|eot_id|>` 这样又长又一成不变的结尾很容易预测，会拉低平均值）。纯文本格式同样可行，**前提**是训练了它的结束 token。换一种格式来问，模型可能答得更差：比较最后两行。只看名字的分数几乎察觉不到这些问题，停不下来的回答反而会多次说出名字，错误的做法甚至可能得分更高；而“能不能自己停下”一眼就看得出来。治好那三种错误的，正是你在上面亲手做过的：用模型自己的模板渲染，遮住问题，训练结束标记，每次训练之前看一行带颜色的数据。
 
 # %% [markdown] id="exercise-mask-why"
 # ## Exercises
@@ -716,34 +1068,48 @@ checks.check_pad_right(padded_batch)
 
 # %% [markdown] id="checkpoint-why"
 # ## Check your results
+# The outcomes beside what the parameters above give with any seed.
 
-# %% [markdown] id="checkpoint-why" lang="zh" of="6bd8a02b"
+# %% [markdown] id="checkpoint-why" lang="zh" of="fe35b7c1"
 # ## 结果核对
+# 每项结果旁边是用上面的参数、任意随机种子应得到的范围。
 
 # %% id="checkpoint"
 assert report.read == report.kept + report.cut + report.dropped
-assert eos_supervised_share == 1 and 0 < supervised_share < 0.6
-assert split_overlap == 0 < len(leaked)
-assert packing_gain > 1
-full_size = PROFILE != "smoke"
-for broken in ("glued", "wrong template"):
-    lost = results["right"]["nothing but the answer"] - results[broken]["nothing but the answer"]
-    assert lost >= 0.5 or not full_size
 outcomes = {
     "supervised_share": supervised_share,
     "eos_supervised_share": eos_supervised_share,
     "split_overlap": split_overlap,
     "packing_gain": packing_gain,
+    "random_test": exact["random test"],
+    "held_out_topics": exact["held-out topics"],
+    "stops_chat_template": results["chat template"]["stops by itself"],
+    "stops_end_not_trained": results["end mark not trained"]["stops by itself"],
+    "stops_wrong_template": results["wrong template"]["stops by itself"],
+    "stops_instruction_eos": results["### Instruction, EOS"]["stops by itself"],
 }
-course.record(outcomes)
+bands = {
+    "supervised_share": (0.1, 0.6),
+    "eos_supervised_share": (1, 1),
+    "split_overlap": (0, 0),
+    "packing_gain": (1.05, 1.5),
+}
+if PROFILE != "smoke":  # two steps teach nothing
+    bands |= {"held_out_topics": (0, 0.15), "random_test": (0.3, 1), "stops_chat_template": (0.8, 1)}
+    bands |= {"stops_instruction_eos": (0.8, 1), "stops_wrong_template": (0, 0.3)}
+course.record(outcomes, bands)
 
 # %% [markdown] id="next"
-# **On your GPU:** `PROFILE = "t4"` or `"a24g"`. The template, the end mark and the system prompt are then another
-# model's: run the notebook again and look at the colours again.
+# **You keep** `runs/01_data/support.jsonl` and its `dataset_info.json`: a cleaned, registered data set that any recipe can name.
 #
-# **Next:** [03 · LoRA](03_lora.ipynb), where such rows become a changed model.
+# **On your GPU:** `PROFILE = "t4"` or `"a24g"`. The template, the end mark and the system prompt are then another
+# model's: run the notebook again and look at the colors again.
+#
+# **Next:** [03 · LoRA](03_lora.ipynb): small changes to big matrices, which is what turned such rows into a changed model here.
 
-# %% [markdown] id="next" lang="zh" of="20a8d7e2"
+# %% [markdown] id="next" lang="zh" of="091be7f6"
+# **你得到的文件：** `runs/01_data/support.jsonl` 和它的 `dataset_info.json`：一份清洗并登记好的数据集，任何配方都可以用名字引用它。
+#
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`。那时模板、结束标记和系统提示都属于另一个模型：把本课再跑一遍，再看一遍颜色。
 #
-# **下一步：** [03 · LoRA](03_lora.ipynb)，这样的行在那里变成一个改变了的模型。
+# **下一课：** [03 · LoRA](03_lora.ipynb)：对大矩阵做小改动，这里正是它让数据变成了一个改变了的模型。

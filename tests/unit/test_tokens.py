@@ -2,6 +2,7 @@
 
 import pytest
 from datasets import Dataset
+from lessons import definitions
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
@@ -27,6 +28,11 @@ def test_the_answers_and_their_turn_ends_are_trained_on(tiny_tokenizer):
 
 def test_masked_history_leaves_the_last_answer(tiny_tokenizer):
     assert trained_text(tiny_tokenizer, {"messages": CHAT}, mask_history=True) == "See you<|im_end|>"
+
+
+def test_lesson_01_masks_a_conversation_by_hand_as_the_renderer_does(tiny_tokenizer):
+    _, to_labels = definitions("01_data", "chat_ids", "to_labels", tokenizer=tiny_tokenizer)
+    assert [to_labels(CHAT)] == tokens.encode(tiny_tokenizer, {"messages": CHAT})
 
 
 def test_prompt_and_completion_train_the_completion(tiny_tokenizer):
