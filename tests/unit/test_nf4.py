@@ -1,6 +1,5 @@
-"""NF4 as lesson 04 writes it, against bitsandbytes; and lesson 05's score of an order."""
+"""NF4 as lesson 04 writes it, against bitsandbytes."""
 
-import json
 import math
 
 import pytest
@@ -39,22 +38,3 @@ def test_every_block_has_the_librarys_codes(levels, dtype):
     torch.testing.assert_close(scales.flatten(), state.absmax, rtol=0, atol=0)
     back = bnb.dequantize_4bit(packed, state).float()
     torch.testing.assert_close(dequantize(codes, scales, levels, weight.shape), back, rtol=1e-2, atol=1e-4)
-
-
-WANTED = '{"items":[[1,null,"bagel"],[2,"small","tea"]],"name":null,"time":"8:15"}'
-
-
-@pytest.mark.parametrize(
-    ("reply", "share"),
-    [
-        (WANTED, 1.0),
-        ('{"items":[[1,null,"bagel"]],"name":null,"time":"8:15"}', 0.75),
-        ('{"items":[[2,"small","tea"],[1,null,"bagel"]],"name":null,"time":"8:15"}', 0.5),
-        ('{"items":{},"name":"Ann","time":null}', 0.0),
-        ("[]", 0.0),
-        ("Sure! Here is the order", 0.0),
-    ],
-)
-def test_an_order_is_scored_field_by_field(reply, share):
-    (fields_right,) = definitions("05_methods", "fields_right", json=json)
-    assert fields_right(reply, WANTED) == share
