@@ -15,7 +15,7 @@ atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=Tr
 import pytest
 import tiny
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, set_seed
 
 # Models of these tests are so small that a second thread only waits.
 torch.set_num_threads(1)
@@ -28,6 +28,12 @@ def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pyte
         monkeypatch.setenv("FTLAB_CACHE", str(tmp_path / "ftlab-cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.delenv("FTLAB_LANG", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Seed every test: what it draws must not depend on which tests ran before it."""
+    set_seed(0)
 
 
 @pytest.fixture(scope="session")

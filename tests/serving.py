@@ -60,7 +60,7 @@ def serving(
     engine = Engine(model, tokenizer, **options)
     made = app.create(engine, "tiny", TOKEN, limits)
     try:
-        with run.running(made) as url, httpx.Client(base_url=url, headers=bearer(), timeout=30) as client:
+        with run.running(made) as url, httpx.Client(base_url=url, headers=bearer(), timeout=300) as client:
             yield Server(url, client, engine, made)
     finally:
         engine.close()

@@ -122,6 +122,7 @@ def run_one(lesson: "Lesson", profile: str, out: Path) -> Result:
                 executed,
                 parameters={"PROFILE": profile},
                 cwd=lesson_files.root(),
+                start_timeout=CELL_TIMEOUT_SECONDS,
                 execution_timeout=CELL_TIMEOUT_SECONDS,
                 progress_bar=sys.stderr.isatty(),
                 **settings,

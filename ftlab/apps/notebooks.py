@@ -118,8 +118,13 @@ def kernel_settings() -> Iterator[dict[str, Any]]:
     place = "/tmp" if os.access("/tmp", os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="ftlab-", dir=place) as folder:
         transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
-        # ftlab silences what its libraries say about each other; a lesson imports some of them before it.
-        yield {"config": transport, "extra_arguments": ["--IPKernelApp.exec_lines=import ftlab; del ftlab"]}
+        yield {
+            "config": transport,
+            # ftlab silences what its libraries say about each other; a lesson imports some of them before it.
+            "extra_arguments": ["--IPKernelApp.exec_lines=import ftlab; del ftlab"],
+            # On a machine with other work the last outputs of a cell may be later than the usual four seconds.
+            "iopub_timeout": 120,
+        }
 
 
 def is_lasting(output: NotebookNode) -> bool:

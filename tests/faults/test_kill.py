@@ -101,14 +101,14 @@ class Runs:
 
     def finish(self, child: BaseProcess) -> None:
         """Wait for a training, which must end well."""
-        child.join(120)
+        child.join(600)
         assert child.exitcode == 0, self.log.read_text()[-3000:]
 
     def kill(self, folder: Path, moment: Moment) -> bool:
         """Start a training and kill it at its moment; False if it had ended before."""
         child = self.start(folder)
         watched = folder / moment.file
-        end = time.monotonic() + 120
+        end = time.monotonic() + 600
         while moment.file and child.is_alive() and not watched.exists():
             assert time.monotonic() < end, f"{watched} never appeared"
         time.sleep(moment.share * (0.01 if moment.file else self.seconds))

@@ -142,7 +142,7 @@ def watched(server):
 def test_a_hostile_request_is_refused_and_harms_nobody(server, watched, name):
     status, request = HOSTILE[name]
     headers = {k: v.encode("latin-1") for k, v in request.get("headers", {}).items()}
-    with httpx.Client(base_url=server.url, headers=serving.bearer(), timeout=30) as client:
+    with httpx.Client(base_url=server.url, headers=serving.bearer(), timeout=300) as client:
         response = client.post(serving.CHAT, **request | {"headers": headers})
     assert response.status_code == status
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
@@ -174,7 +174,7 @@ def test_no_path_is_opened_and_none_redirects(server, watched, path):
      "POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"],
 )  # fmt: skip
 def test_broken_http_is_refused(server, text):
-    with socket.create_connection(urlsplit(server.url).netloc.split(":"), timeout=30) as connection:
+    with socket.create_connection(urlsplit(server.url).netloc.split(":"), timeout=300) as connection:
         connection.sendall(text.encode("latin-1"))
         try:
             answer = connection.recv(65536)
@@ -247,7 +247,7 @@ def test_32_clients_of_whom_some_leave(tiny_model_dir):
 
         def client(number: int, rounds: int) -> None:
             chance = random.Random(number)
-            with httpx.Client(base_url=server.url, headers=serving.bearer(), timeout=60) as mine:
+            with httpx.Client(base_url=server.url, headers=serving.bearer(), timeout=300) as mine:
                 for _ in range(rounds):
                     leaves = chance.random() < 0.3
                     body = GOOD | {"stream": True, "max_tokens": chance.randint(1, 40), "temperature": 1}

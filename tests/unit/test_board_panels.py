@@ -1,6 +1,7 @@
 """The data panel and the chat panel without a browser: rows as the model sees them, answers side by side."""
 
 import html
+import itertools
 import json
 import re
 
@@ -11,7 +12,7 @@ from ftlab.apps.board.chat_panel import BASE, ChatPanel
 from ftlab.apps.board.data_panel import DataPanel
 from ftlab.errors import LANGUAGES
 from ftlab.recipe import read as recipes
-from ftlab.runs import train
+from ftlab.runs import chat, train
 
 
 def shown(widget):
@@ -87,12 +88,12 @@ def test_base_and_adapters_answer_side_by_side(two_runs, tiny_model_dir):
     panel.system.value = "Be brief."
     assert panel.send.disabled
     panel.load_button.click()
-    assert panel.idle.wait(30)
+    assert panel.idle.wait(600)
     assert "2 adapters" in shown(panel.status), shown(panel.status)
     for question in ("What is 1 plus 1?", "<script>alert(1)</script>"):
         panel.question.value = question
         panel.send.click()
-        assert panel.idle.wait(30)
+        assert panel.idle.wait(600)
     assert sorted(panel.histories) == [BASE, "one", "two"] and len(panel.table.children) == 3
     answers = {name: [turn["content"] for turn in turns] for name, turns in panel.histories.items()}
     assert all(len(turns) == 4 for turns in answers.values())
@@ -102,7 +103,7 @@ def test_base_and_adapters_answer_side_by_side(two_runs, tiny_model_dir):
     assert all(not turns for turns in panel.histories.values())
 
 
-def test_the_knobs_reach_generate_and_stop_ends_an_answer(two_runs, tiny_model_dir):
+def test_the_knobs_reach_generate_and_stop_ends_an_answer(tiny_model_dir, monkeypatch):
     panel = ChatPanel(str(tiny_model_dir), adapters=[])
     assert "temperature" not in panel.generation() and panel.generation()["do_sample"] is False
     panel.sampling["do_sample"].value = True
@@ -110,17 +111,18 @@ def test_the_knobs_reach_generate_and_stop_ends_an_answer(two_runs, tiny_model_d
     assert panel.generation()["temperature"] == 1.5
     panel.sampling["max_new_tokens"].value = 1024
     panel.load_button.click()
-    panel.idle.wait(30)
+    assert panel.idle.wait(600)
+    monkeypatch.setattr(chat, "stream", lambda *_, **__: (piece for piece in itertools.repeat("one ")))
     panel.question.value = "Count."
     panel.send.click()
     panel.stop.click()
-    assert panel.idle.wait(10) and not panel.send.disabled
+    assert panel.idle.wait(600) and not panel.send.disabled, "nothing else ends this answer"
 
 
 def test_what_cannot_be_loaded_is_said(tmp_path):
     panel = ChatPanel("no-such-model", adapters=[tmp_path / "nothing"], lang="zh")
     panel.load_button.click()
-    panel.idle.wait(30)
+    assert panel.idle.wait(600)
     assert 'data-state="chat_failed"' in panel.status.value and re.search(r"[\u4e00-\u9fff]", shown(panel.status))
     assert panel.send.disabled
 

@@ -47,6 +47,7 @@ def test_without_voila_it_says_what_to_install(monkeypatch):
 @pytest.mark.slow
 def test_the_token_lets_in_and_stands_in_no_command_line(monkeypatch):
     monkeypatch.delenv("JUPYTER_TOKEN", raising=False)
+    monkeypatch.setattr(voila_server, "START_SECONDS", 600)
     with voila_server.serving() as served:
         bare, token = served.url.split("?token=")
         assert len(token) >= 32 and bare.startswith("http://127.0.0.1:")
@@ -69,7 +70,7 @@ def test_the_token_lets_in_and_stands_in_no_command_line(monkeypatch):
 def opened(url):
     """Return what an address answers, refusals included, and where it led."""
     try:
-        with DIRECT.open(url, timeout=10) as answer:
+        with DIRECT.open(url, timeout=300) as answer:
             return answer.url + answer.read().decode(errors="replace")
     except urllib.error.HTTPError as refused:
         return refused.url + refused.read().decode(errors="replace")

@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -26,15 +27,15 @@ from ftlab.apps.board.train_view import command
 from ftlab.apps.notebooks import METADATA
 from ftlab.errors import LANGUAGES, LabError
 from ftlab.recipe import read as recipes
+from ftlab.runs import callbacks, train
 from ftlab.runs import folder as folders
-from ftlab.runs import train
 
 PNG = b"\x89PNG"
 
 
-def until(true, seconds=60.0):
-    """Wait until something is so."""
-    end = time.monotonic() + seconds
+def until(true):
+    """Wait until something is so; the limit only ends a test that hangs."""
+    end = time.monotonic() + 600
     while not true():
         assert time.monotonic() < end, "it did not happen"
         time.sleep(0.02)
@@ -57,18 +58,29 @@ def run(panel):
     panel.wait()
 
 
-def stop_at(panel, step):
-    """Press Start, then Stop once the log has reached a step."""
+def stop_at(panel, step, monkeypatch):
+    """Press Start, then Stop once the log has reached a step; the training waits there, however slow this thread is."""
+    on_log, logged, clicked = callbacks.Log.on_log, threading.Event(), threading.Event()
+
+    def pausing(self, args, state, control, **options):
+        on_log(self, args, state, control, **options)
+        if state.global_step == step:
+            logged.set()
+            clicked.wait()
+
+    monkeypatch.setattr(callbacks.Log, "on_log", pausing)
     panel.view.start.click()
-    until(lambda: folders.last_step(folders.read_log(panel.folder())) >= step)
+    assert logged.wait(600)
     panel.view.stop.click()
+    clicked.set()
     panel.wait()
+    monkeypatch.setattr(callbacks.Log, "on_log", on_log)
 
 
 @pytest.fixture
 def slow_recipe(tiny_recipe):
     """A recipe that is long enough to be stopped."""
-    return tiny_recipe | {"max_steps": 400, "save_steps": 1000, "lr_scheduler_type": "constant"}
+    return tiny_recipe | {"max_steps": 2000, "save_steps": 5000, "lr_scheduler_type": "constant"}
 
 
 def test_start_draws_trains_and_says_so(tiny_recipe):
@@ -86,14 +98,14 @@ def test_start_draws_trains_and_says_so(tiny_recipe):
     assert state(panel) == "done" and not panel.view.fresh.value
 
 
-def test_a_stopped_and_continued_run_is_the_uninterrupted_one(slow_recipe, tmp_path):
+def test_a_stopped_and_continued_run_is_the_uninterrupted_one(slow_recipe, tmp_path, monkeypatch):
     whole = TrainPanel(slow_recipe | {"max_steps": 60, "output_dir": str(tmp_path / "whole")})
     run(whole)
     parts = TrainPanel(slow_recipe | {"max_steps": 60, "output_dir": str(tmp_path / "parts")})
-    stop_at(parts, 5)
+    stop_at(parts, 5, monkeypatch)
     assert state(parts) == "stopped", shown(parts.view.status)
     stopped = folders.last_step(parts.rows)
-    assert 5 <= stopped < 60 and (parts.folder() / f"checkpoint-{stopped}").is_dir()
+    assert stopped in (5, 6) and (parts.folder() / f"checkpoint-{stopped}").is_dir()
     assert parts.view.start.description == "Continue" and not parts.view.start.disabled
     run(parts)
     assert state(parts) == "done"
@@ -241,7 +253,7 @@ def test_under_papermill_the_panel_trains_and_the_notebook_stays_readable(tiny_r
     cells[0].metadata["tags"] = ["parameters"]
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=METADATA), tmp_path / "knobs.ipynb")
     done = papermill.execute_notebook(
-        tmp_path / "knobs.ipynb", tmp_path / "done.ipynb", {"max_steps": 4}, cwd=tmp_path, execution_timeout=60
+        tmp_path / "knobs.ipynb", tmp_path / "done.ipynb", {"max_steps": 4}, cwd=tmp_path, execution_timeout=600
     )
     outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
     shown = [output["data"] for output in outputs if "data" in output]
@@ -331,12 +343,12 @@ def test_what_is_not_here_yet_is_not_fetched(tiny_recipe):
     assert "not been downloaded" in shown(DataPanel(tiny_recipe["dataset"], model="qwen2.5-7b").caption)
 
 
-def test_a_slider_s_move_is_shown_at_once(tiny_recipe):
+def test_a_slider_s_move_is_shown_at_once(tiny_recipe, monkeypatch):
+    """Before the assignment returns, without tokenizing an example again."""
     panel = TrainPanel(tiny_recipe)
-    started = time.perf_counter()
+    monkeypatch.setattr(estimates, "sequences", lambda *_: pytest.fail("it tokenizes again"))
     panel.form.controls["lora_rank"].value = 64
-    seconds = time.perf_counter() - started
-    assert "lora_rank: 64" in shown(panel.view.command) and seconds < 0.2
+    assert "lora_rank: 64" in shown(panel.view.command)
 
 
 def test_a_half_written_log_line_is_left_for_the_next_look(tmp_path):

@@ -122,16 +122,19 @@ def test_a_full_disk_is_said_before_the_save(tmp_path):
 
 def test_only_one_run_of_ten_enters_a_folder(tmp_path):
     script = (
-        "import sys, time; from pathlib import Path\n"
+        "import sys; from pathlib import Path\n"
         "from ftlab.errors import LabError; from ftlab.runs import checkpoint\n"
         "try:\n"
         "    with checkpoint.lock(Path(sys.argv[1])):\n"
-        "        print('in', flush=True); time.sleep(3)\n"
-        "except LabError as error: print(error)\n"
+        "        print('in', flush=True); sys.stdin.read()\n"
+        "except LabError as error: print(error, flush=True)\n"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
-    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(10)]
-    said = [run.communicate()[0] for run in runs]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    runs = [subprocess.Popen(command, **pipes, text=True) for _ in range(10)]
+    # Who is in stays there until everybody has spoken.
+    said = [run.stdout.readline() for run in runs]
+    said = [first + run.communicate()[0] for run, first in zip(runs, said, strict=True)]
     assert sum(text.strip() == "in" for text in said) == 1, said
     holder = next(str(run.pid) for run, text in zip(runs, said, strict=True) if text.strip() == "in")
     refused = [text for text in said if "another run is using this folder" in text]
@@ -140,11 +143,12 @@ def test_only_one_run_of_ten_enters_a_folder(tmp_path):
 
 def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
     script = (
-        "import sys, time; from pathlib import Path; from ftlab.runs import checkpoint\n"
+        "import sys; from pathlib import Path; from ftlab.runs import checkpoint\n"
         "with checkpoint.lock(Path(sys.argv[1])):\n"
-        "    print('in', flush=True); time.sleep(60)\n"
+        "    print('in', flush=True); sys.stdin.read()\n"
     )
-    run = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    run = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert run.stdout.readline().strip() == "in"
     with pytest.raises(LabError, match=f"process {run.pid}"), checkpoint.lock(tmp_path):
         pass

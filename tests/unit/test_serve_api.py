@@ -305,8 +305,8 @@ def test_a_client_that_leaves_stops_its_generation(server):
 
 
 def quiet(server) -> None:
-    """Wait until nothing runs; 16 answers of 450 tokens would take longer than this allows."""
-    end = time.monotonic() + 10
+    """Wait until nothing runs, long before 16 answers of 450 tokens are written; the limit ends a test that hangs."""
+    end = time.monotonic() + 300
     made = server.engine.generated
     while server.engine.busy:
         assert time.monotonic() < end
@@ -319,7 +319,7 @@ def test_a_slow_body_is_refused(tiny_model_dir):
     from http.client import HTTPResponse
     from urllib.parse import urlsplit
 
-    with serving.serving(*serving.load(tiny_model_dir), limits=Limits(body_seconds=0.2)) as server:
+    with serving.serving(*serving.load(tiny_model_dir), limits=Limits(body_seconds=2)) as server:
         place = urlsplit(server.url)
         with socket.create_connection((place.hostname, place.port)) as connection:
             head = f"POST {serving.CHAT} HTTP/1.1\r\nHost: {place.netloc}\r\nAuthorization: Bearer {serving.TOKEN}\r\n"
