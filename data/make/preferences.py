@@ -1,9 +1,10 @@
-"""Write preference_en and kto_en, each with its _eval: the same fact, told by two kinds of assistant.
+"""Write preference_en, kto_en and topics_en, each with its _eval: the same fact, told by two kinds of assistant.
 
 The preferred assistant opens with the gist and says so: "In short, ...". The other one says so afterwards, or not at all.
 Both are right, and the preferred answer is sometimes shorter and sometimes longer, so that length says little. Only a quick question is
 better answered plainly, "Oslo."
 A line of TRAIN and HELD_OUT is a topic, a definition, and two facts; one of FACTS a question and its answer.
+Training asks about each topic in three ways; the evaluation asks once, because an interval needs independent questions.
     python data/make/preferences.py
 """
 
@@ -121,6 +122,57 @@ a guitar|A guitar is an instrument with six strings.|Its hollow body makes it lo
 football|Football is a game in which two teams kick a ball.|Each team has eleven players.|Its world cup is held every four years.
 a dictionary|A dictionary is a book that explains words.|Its words stand in order of the alphabet.|Large ones fill many volumes.
 a calendar|A calendar is a system that orders the days of the year.|Most countries use the one of Pope Gregory.|A leap year has one day more.
+a star|A star is a giant ball of hot gas that gives off light.|The nearest one to us is the Sun.|Its colour tells how hot it is.
+a galaxy|A galaxy is a huge group of stars held together by gravity.|Ours is called the Milky Way.|It has at least a hundred billion stars.
+a satellite|A satellite is an object that circles a planet.|Thousands of them circle the Earth today.|The first one built by people flew in 1957.
+a rocket|A rocket is a vehicle that pushes itself forward with hot gas.|It carries its own oxygen with it.|It works in empty space too.
+fog|Fog is a cloud that touches the ground.|It forms when damp air cools down.|Drivers see only a short way in it.
+thunder|Thunder is the sound of air that lightning heats suddenly.|It arrives later than the flash.|Three seconds of delay are about one kilometre.
+a tornado|A tornado is a narrow column of air that spins very fast.|It reaches from a storm cloud to the ground.|Most of them last only some minutes.
+a waterfall|A waterfall is a place where a river drops over a cliff.|Angel Falls in Venezuela is the highest.|Falling water can make electricity.
+a lake|A lake is a body of water with land all around it.|Most of them hold fresh water.|Lake Baikal is the deepest one.
+a cave|A cave is a hollow space in rock.|Water often carves it over thousands of years.|Bats like to sleep there.
+a swamp|A swamp is wet land where trees grow in shallow water.|It cleans the water that flows through.|Many birds nest there.
+a fossil|A fossil is what remains of a living thing in old rock.|It shows what lived long ago.|Most of them are shells and bones.
+coal|Coal is a black rock that burns.|It formed from plants over millions of years.|Burning it warms the climate.
+oxygen|Oxygen is the gas in the air that we need to live.|It makes up a fifth of the air.|Fire needs it too.
+the skin|The skin is the outer cover of the body.|It keeps germs out and water in.|It is our largest organ.
+the stomach|The stomach is the organ that breaks down food with acid.|A layer of mucus protects its walls.|A meal stays there for some hours.
+the lungs|The lungs are the two organs that take oxygen from the air.|They sit behind the ribs.|We fill them about 20,000 times a day.
+blood|Blood is the liquid that carries oxygen and food through the body.|Grown people have about five litres of it.|Iron gives it the red colour.
+a tooth|A tooth is a hard tool in the mouth for biting and chewing.|Grown people have up to 32 of them.|Its enamel is harder than bone.
+sleep|Sleep is the rest in which body and brain recover.|Most adults need seven to nine hours.|We dream several times each night.
+butter|Butter is a food made of the fat in cream.|It melts at the warmth of a hand.|Four fifths of it is fat.
+an egg|An egg is a shell in which a young animal grows.|Birds keep theirs warm by sitting on them.|Its white is mostly protein.
+a potato|A potato is a plant whose underground part we eat.|It came to Europe from South America.|Its green parts are poisonous.
+an apple|An apple is a round fruit that grows on trees.|There are thousands of kinds.|Its seeds sit in a core of five chambers.
+pepper|Pepper is a spice made from small dried berries.|It comes from the south of India.|It was once worth its weight in gold.
+yeast|Yeast is a tiny fungus that turns sugar into gas and alcohol.|Bakers use it to make dough rise.|Beer is made with it too.
+a horse|A horse is a large animal that people ride.|It can sleep while standing.|It has one toe on each foot.
+a wolf|A wolf is a wild relative of the dog.|It hunts in a pack.|Its howl carries for kilometres.
+a crocodile|A crocodile is a large reptile with strong jaws.|It waits for its prey in the water.|Its kind lived beside the dinosaurs.
+a snail|A snail is a slow animal with a shell on its back.|It moves on a layer of mucus.|Its eyes sit at the ends of its horns.
+a parrot|A parrot is a colourful bird with a curved beak.|Some kinds can copy speech.|Large ones live for over fifty years.
+a kangaroo|A kangaroo is an animal that jumps on strong back legs.|The mother carries her young in a pouch.|It lives in Australia.
+a jellyfish|A jellyfish is a soft sea animal without bones.|It has no brain at all.|Its arms can sting.
+a flower|A flower is the part of a plant that makes seeds.|Its colour and scent attract insects.|The largest one is a metre wide.
+a rose|A rose is a bush with thorns and scented flowers.|Perfume is made from its oil.|Gardeners grow thousands of kinds.
+a root|A root is the part of a plant that takes up water.|It holds the plant in the ground.|A carrot is one that we eat.
+a truck|A truck is a large vehicle that carries goods.|Most of them burn diesel.|The biggest ones work in mines.
+a helicopter|A helicopter is an aircraft that is lifted by a turning rotor.|It can stand still in the air.|Rescuers use it in the mountains.
+a submarine|A submarine is a ship that travels under water.|It takes in water to sink.|Sailors look out through a periscope.
+a tunnel|A tunnel is a passage dug through the ground.|The longest one for trains lies in Switzerland.|Fans keep its air fresh.
+a lighthouse|A lighthouse is a tower whose light guides ships.|Each one blinks in its own rhythm.|Most of them run without a keeper now.
+concrete|Concrete is a mix of cement, sand, stones and water.|It hardens like rock in some weeks.|The Romans built with it.
+rubber|Rubber is an elastic material made from tree sap or oil.|Tyres are made of it.|It keeps electric current away.
+a printer|A printer is a device that puts text and pictures on paper.|Some use ink and others a laser.|Newer kinds build objects in plastic.
+a keyboard|A keyboard is a set of keys for typing.|Most of them begin with the letters QWERTY.|The layout comes from old typewriters.
+an email|An email is a letter sent over a network.|It arrives within seconds.|The first one was sent in 1971.
+a virus scanner|A virus scanner is a program that looks for harmful software.|It knows the traces of old attacks.|It needs an update nearly every day.
+a drum|A drum is an instrument that is played by hitting it.|It is one of the oldest instruments.|Its head was once made of animal skin.
+a flute|A flute is an instrument that sounds when air is blown across a hole.|Most modern ones are made of metal.|The oldest are made of bone.
+a newspaper|A newspaper is a set of printed pages with current news.|The first ones appeared in the 17th century.|Many are now read on a screen.
+a contract|A contract is an agreement that binds two sides by law.|It need not be on paper.|A side that breaks it may have to pay.
 """
 
 FACTS = """
@@ -217,6 +269,12 @@ def pairs(block: str) -> list[dict[str, str]]:
     return made
 
 
+def topics(block: str) -> list[dict[str, str | list[str]]]:
+    """Return what an answer about each topic can be made of: a definition and two facts."""
+    lines = (line.split("|") for line in block.strip().splitlines())
+    return [{"topic": topic, "definition": definition, "facts": facts} for topic, definition, *facts in lines]
+
+
 def plain(block: str) -> list[dict[str, str]]:
     """Return the preference rows of quick questions, where no gist needs to be announced."""
     lines = (line.split("|") for line in block.strip().splitlines())
@@ -241,9 +299,12 @@ def rated(rows: list[dict[str, str]]) -> list[dict[str, str | bool]]:
 
 def files() -> dict[str, list[dict]]:
     """Return the rows of every file that this script writes."""
-    sets = {"": pairs(TRAIN) + plain(FACTS), "_eval": pairs(HELD_OUT)}
+    # Every topic once, the three ways of asking in turn.
+    held_out = [row for number, row in enumerate(pairs(HELD_OUT)) if number % 3 == number // 3 % 3]
+    sets = {"": pairs(TRAIN) + plain(FACTS), "_eval": held_out}
     found = {f"preference_en{split}": rows for split, rows in sets.items()}
-    return found | {f"kto_en{split}": rated(rows) for split, rows in sets.items()}
+    found |= {f"kto_en{split}": rated(rows) for split, rows in sets.items()}
+    return found | {"topics_en": topics(TRAIN), "topics_en_eval": topics(HELD_OUT)}
 
 
 def write(name: str, rows: list[dict]) -> None:

@@ -36,12 +36,20 @@ def test_identity(language):
     assert all(row["expect"] in row["output"] for row in held_out)
 
 
+def topic(question: str) -> str:
+    """Return what a question of preference_en asks about, whichever of the three ways it asks."""
+    return re.sub(r"^(What is|Can you tell me what|How would you explain) | is\?$|\?$", "", question)
+
+
 def test_preferences():
     train, held_out = rows_of("preference_en.jsonl"), rows_of("preference_en_eval.jsonl")
     assert len(train) >= 240 and len(held_out) >= 60
     asked = {folded(row["instruction"]) for row in train}
     assert len(asked) == len(train) and not asked & {folded(row["instruction"]) for row in held_out}
     assert not asked & {folded(row["question"]) for row in rows_of("general_mcq.jsonl")}
+    # Intervals count independent questions: a held-out topic is asked about once, and never in training.
+    topics = [topic(row["instruction"]) for row in held_out]
+    assert len(set(topics)) == len(topics) and not set(topics) & {topic(row["instruction"]) for row in train}
     # Quick questions are better answered plainly; all others open with the gist.
     quick = [row for row in train if row["rejected"].startswith("In short")]
     assert len(quick) >= 60 and all(row["rejected"].startswith("In short, ") for row in quick)
