@@ -1,33 +1,39 @@
 # %% [markdown] id="title"
 # # 12 · DPO: learning from preferences without a reward model
 #
-# RLHF trains a judge, then trains the model to please it. Direct preference optimisation skips the judge: the pairs train
-# the model itself, with one line of loss. Here you write that line, prove it equal to the library's, teach a model a
-# style in about a minute, watch what it costs, compare the whole family, and see DPO learn the wrong thing.
+# RLHF trains a reward model from pairs, then trains the policy to score high on it. Direct preference optimization
+# (DPO) skips the reward model: the pairs train the policy itself, with one line of loss. Here you write that line, prove
+# it equal to the library's, and find out which part of a common recipe really teaches the style: the preference, or the
+# plain fine-tuning (SFT) that is mixed into it.
 #
 # | you will have | measured as |
 # |---|---|
 # | the DPO loss by hand | largest difference to TRL's, same batch |
-# | a model with a preferred style | held-out questions answered in it, before and after |
-# | the price | general knowledge, drift, KL |
+# | a model with a preferred style, in `runs/12_dpo/both` | answers in that style on 72 held-out topics, before and after |
+# | the same steps with DPO alone, SFT alone, both | style and general knowledge, each with its interval |
+# | the price | general knowledge, KL, length |
 # | the family in one table | DPO, IPO, KTO, ORPO, SimPO, CPO on the same data |
 #
-# **Cost:** about 6 minutes and 7 GB on two CPU cores, 5 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb);
-# [10 · A reward model](10_reward_model.ipynb) helps.
+# **Cost:** about 8 minutes and 7 GB on two CPU cores, 6 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb);
+# [10 · A reward model](10_reward_model.ipynb) helps: of the four models of RLHF that it draws, DPO keeps the policy and
+# the reference, and needs neither a reward model nor a value model, nor a single answer generated during training.
 
-# %% [markdown] id="title" lang="zh" of="29e53d54"
+# %% [markdown] id="title" lang="zh" of="c7abc79a"
 # # 12 · DPO：不用奖励模型，从偏好中学习
 #
-# RLHF 先训练一个裁判，再训练模型去讨好它。直接偏好优化（DPO）跳过裁判：成对的回答用一行损失直接训练模型本身。在这里，你写出这一行，证明它与库的相等，用约一分钟教模型一种风格，看它付出什么代价，比较整个家族，再看 DPO 学错东西。
+# RLHF 先用偏好对训练奖励模型，再训练策略模型去拿高分。直接偏好优化（DPO）跳过奖励模型：一行损失，用偏好对直接训练策略模型本身。本课你会写出这一行，证明它与库的实现相等，并弄清一个常见配方里究竟是哪一部分教会了风格：是偏好，还是混在里面的普通微调（SFT）。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
 # | 手写的 DPO 损失 | 同一批数据上与 TRL 的最大差值 |
-# | 一个有偏好风格的模型 | 留出问题中用该风格回答的比例，训练前与训练后 |
-# | 代价 | 常识、漂移、KL |
+# | 一个有偏好风格的模型，保存在 `runs/12_dpo/both` | 72 个留出主题中用该风格回答的比例，训练前后对比 |
+# | 步数相同的三次训练：只用 DPO、只用 SFT、两者都用 | 风格与常识，各带置信区间 |
+# | 代价 | 常识、KL、长度 |
 # | 一张表里的整个家族 | 同一份数据上的 DPO、IPO、KTO、ORPO、SimPO、CPO |
 #
-# **耗时与内存：** 两个 CPU 核心上约 6 分钟、7 GB 内存，T4 上约 5 分钟。**先修：** [03 · LoRA](03_lora.ipynb)；[10 · 奖励模型](10_reward_model.ipynb) 会有帮助。
+# **耗时与内存：** 两个 CPU 核心上约 8 分钟、7 GB 内存，T4 上约 6 分钟。**先修：** [03 · LoRA](03_lora.ipynb)；[10 · 奖励模型](10_reward_model.ipynb) 会有帮助：那一课画出的 RLHF 四个模型里，DPO 只保留策略模型和参考模型，不需要奖励模型和价值模型，训练中也不用生成任何回答。
+#
+# 内置的小模型只懂英文，所以本课的数据是英文的；换成 `t4` 以上的配置（Qwen）后，同样的代码可以直接用于中文偏好对。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -53,63 +59,68 @@ while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
 # %% id="imports"
 import dataclasses
 import math
+import textwrap
 import time
 
+import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import torch
 from datasets import load_dataset
+from IPython.display import Markdown, display
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch.nn import functional as F
-from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PrinterCallback,
-    set_seed,
-)
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
 from trl import DPOConfig, DPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
 from ftlab import checks, cpu, device, evaluate, memory, models, plots
 from ftlab.apps import course
+from ftlab.apps.board import experiment
 
 # %% id="parameters" tags=["parameters"]
 PROFILE = "cpu"  # smoke, cpu, t4 or a24g
 model_name = ""  # empty: the profile's own
 beta = 0.1  # how strongly the reference holds the model back
-sft_weight = 0.5  # how strongly the chosen answer itself is held up
+sft_weight = 0.5  # weight of the SFT loss on the chosen answer, in the run with both
 r = 16  # rank of the adapter
-learning_rate = 4e-4
+learning_rate = 0.0  # 0: the profile's own
 max_steps = 0  # optimizer steps; 0: the profile's own
 per_device_train_batch_size = 0  # pairs per step; 0: the profile's own
 seed = 0
 
 # %% id="profile"
-# Model, training rows, pairs per step, steps of the training and of a side experiment; held-out questions, tokens of
-# an answer, questions of general knowledge.
+# Model, training rows, pairs per step, steps of the training and of a side experiment, learning rate; held-out topics,
+# tokens of an answer, questions of general knowledge.
 profiles = {
-    "smoke": ("smollm2-135m-short", "train[:10%]", 1, 2, 1, 4, 6, 12),
-    "cpu": ("smollm2-135m", "train", 4, 18, 8, 63, 48, 200),
-    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", "train", 4, 40, 20, 63, 48, 200),
-    "a24g": ("Qwen/Qwen2.5-7B-Instruct", "train", 4, 40, 20, 63, 48, 200),
+    "smoke": ("smollm2-135m-short", "train[:10%]", 1, 2, 1, 4e-4, 4, 6, 12),
+    "cpu": ("smollm2-135m", "train", 4, 18, 8, 4e-4, 72, 48, 200),
+    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", "train", 4, 40, 20, 5e-5, 72, 48, 200),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", "train", 4, 40, 20, 1e-5, 72, 48, 200),
 }
-default_model, train_split, default_batch, default_steps, side_steps, *counts = profiles[PROFILE]
+default_model, train_split, default_batch, default_steps, side_steps, default_rate, *counts = profiles[PROFILE]
 question_count, answer_tokens, general_count = counts
 model_name = model_name or default_model
 max_steps = max_steps or default_steps
+learning_rate = learning_rate or default_rate
 per_device_train_batch_size = per_device_train_batch_size or default_batch
 set_seed(seed)
+
+# %% id="here"
+fig, ax = plt.subplots(figsize=(7, 0.7), layout="constrained")
+plots.plot_pipeline("preference", ax)
+plt.show()
 
 # %% [markdown] id="data-why"
 # ## Data: which answer is better?
 # Both sides are right; they differ in style. The preferred one opens with the gist and says so; only a quick question
-# ("What is the capital of Norway?") is better answered plainly. The opening is something a program can check, so that
-# "better" is a number here.
+# ("What is the capital of Norway?") is better answered plainly. A program can check the opening, so "better" is a number
+# here. The held-out questions are about 72 topics that never occur in training, one question each: an interval needs
+# independent questions, not three phrasings of one.
 
-# %% [markdown] id="data-why" lang="zh" of="8553affa"
+# %% [markdown] id="data-why" lang="zh" of="e5ec75f4"
 # ## 数据：哪个回答更好？
-# 两边都正确，区别在风格。更受偏好的那个先说要点，并且点明；只有能一语答完的问题（“挪威的首都是哪里？”）直接回答更好。开头是程序可以检查的，所以“更好”在这里是一个数。
+# 两边内容都对，区别在风格。更受偏好的那个先说要点，并且点明；只有一句话就能答完的问题（“挪威的首都是哪里？”）直接回答更好。开头可以用程序检查，所以“更好”在这里是一个数。留出的问题涉及 72 个训练中从未出现的主题，每个主题只问一次：置信区间要求问题彼此独立，同一主题换三种问法不算三个样本。
 
 # %% id="data"
 train_pairs = load_dataset("json", data_files="data/preference_en.jsonl", split=train_split)
@@ -137,13 +148,12 @@ train_dataset = train_pairs.map(to_pair, remove_columns=train_pairs.column_names
 
 # %% [markdown] id="baseline-why"
 # ## Start with a baseline
-# Held-out questions, about things that do not occur in training. How often does the model answer in that style already?
-# The questions ask about each topic in three ways. Three phrasings of one topic are not independent, so read the intervals
-# below, which count every question, as too narrow: there are a third as many topics.
+# How often does the model answer in that style already? And how often if you simply ask for it in the system prompt, the
+# best that one can do without training?
 
-# %% [markdown] id="baseline-why" lang="zh" of="1ce375ed"
+# %% [markdown] id="baseline-why" lang="zh" of="41f5b0ab"
 # ## 先测基线
-# 留出的问题，问的都是训练里没有的事物。模型现在有多少次已经用这种风格回答？每个主题用三种问法各问一次；同一主题的三种问法并不独立，而下面的置信区间把每个问题都算作一个样本，所以偏窄：主题数只有问题数的三分之一。
+# 模型现在有多少次已经用这种风格回答？如果直接在系统提示里要求它这样回答（不训练时能用的最好办法），又有多少次？
 
 # %% id="load"
 dtype = device.describe().dtype
@@ -155,11 +165,14 @@ model_path = models.fetch(model_name)
 tokenizer = AutoTokenizer.from_pretrained(model_path)
 model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, attn_implementation=attention, device_map=where)
 
-
 # %% id="answers"
-def answers(model, rows=held_out):
+OPENING = "In short, "
+questions = [row["instruction"] for row in held_out]
+
+
+def answers(model, questions, system=None):
     """Answer every question greedily, in one batch."""
-    asked = [turn("user", row["instruction"]) for row in rows]
+    asked = [(turn("system", system) if system else []) + turn("user", question) for question in questions]
     texts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in asked]
     batch = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
     output = model.eval().generate(**batch.to(model.device), max_new_tokens=answer_tokens, do_sample=False)
@@ -167,7 +180,7 @@ def answers(model, rows=held_out):
 
 
 def style_share(replies):
-    return sum(reply.startswith("In short") for reply in replies) / len(replies)
+    return sum(reply.startswith(OPENING) for reply in replies) / len(replies)
 
 
 def mean_length(replies):
@@ -175,37 +188,37 @@ def mean_length(replies):
 
 
 # %% id="before"
-answers_before = answers(model)
-preferred_before = style_share(answers_before)
+request = 'Start every answer with "In short, " and answer in one or two sentences.'
+answers_before, answers_prompted = answers(model, questions), answers(model, questions, system=request)
+preferred_before, preferred_prompted = style_share(answers_before), style_share(answers_prompted)
 general_before = evaluate.multiple_choice(model, tokenizer, general)
-print(f"preferred style: {preferred_before:.0%}, general: {general_before:.0%}")
-print(answers_before[0])
+print(f"preferred style: {preferred_before:.0%}; asked for it in the system prompt: {preferred_prompted:.0%}")
+print(f"general knowledge, multiple choice: {general_before:.0%} of {len(general)}")
 
 # %% [markdown] id="idea-why"
 # ## The idea: the model is its own reward
 # DPO's reward for an answer is `beta` times its *gain*: how much likelier the answer has become than under the frozen
-# *reference*, the model as it was. Put these rewards into Bradley and Terry's formula and train the model. Of the four
-# models of RLHF (policy, reference, reward model, value model) only the first two are left, and no answer is generated
-# during training. Four log-probabilities, one number:
+# *reference*, the model as it was. Put these rewards into Bradley and Terry's formula and train the model. Four
+# log-probabilities, one number:
 
-# %% [markdown] id="idea-why" lang="zh" of="0990c572"
+# %% [markdown] id="idea-why" lang="zh" of="f4c12521"
 # ## 想法：模型就是自己的奖励
-# DPO 给一个回答的奖励是 `beta` 乘以它的*增益*：与冻结的*参考模型*（也就是训练前的模型）相比，这个回答的对数概率提高了多少。把两个奖励代入 Bradley-Terry 公式，训练模型。RLHF 的四个模型（策略模型、参考模型、奖励模型、价值模型）只剩前两个，训练中也不用生成回答。四个对数概率，一个数：
+# DPO 给一个回答的奖励是 `beta` 乘以它的*增益*：与冻结的*参考模型*（即训练前的模型）相比，这个回答的对数概率提高了多少。把两个奖励代入 Bradley-Terry 公式，训练模型。四个对数概率，一个数：
 
 # %% id="literal"
 chosen, rejected, ref_chosen, ref_rejected = -40.0, -62.0, -45.0, -50.0
 gains = (chosen - ref_chosen, rejected - ref_rejected)
-print("gains", gains, "rewards", [beta * gain for gain in gains])
+print("gains", gains, "rewards", [round(beta * gain, 2) for gain in gains])
 print(f"loss {math.log(1 + math.exp(-beta * (gains[0] - gains[1]))):.3f}, before training {math.log(2):.3f}")
 
 # %% [markdown] id="scratch-why"
-# ### Ten lines
+# ### From scratch
 # First the log-probability of an answer: the sum over its tokens, the question's left out. Then the loss.
 
 
-# %% [markdown] id="scratch-why" lang="zh" of="178cc272"
-# ### 十行代码
-# 先是一个回答的对数概率：对它的 token 求和，不算问题。然后是损失。
+# %% [markdown] id="scratch-why" lang="zh" of="b69ae9b8"
+# ### 从零实现
+# 先是一个回答的对数概率：对回答的 token 求和，不算问题部分。然后是损失。
 
 
 # %% id="scratch-logps"
@@ -223,10 +236,10 @@ def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta):  # each (pairs,)
 
 # %% [markdown] id="parity-why"
 # TRL's loss on one batch, in 32-bit numbers. The reference needs no second model: switch the adapter off, and the frozen
-# base is what is left. The adapter here starts at random, so that policy and reference differ.
+# base model is what is left. The adapter here starts at random, so that policy and reference differ.
 
-# %% [markdown] id="parity-why" lang="zh" of="1e40c296"
-# 在一批数据上看 TRL 的损失，用 32 位浮点数。参考模型不需要第二份：关掉适配器，剩下的就是冻结的基座。这里的适配器从随机值开始，所以策略与参考不同。
+# %% [markdown] id="parity-why" lang="zh" of="0887807d"
+# 在一批数据上与 TRL 的损失比较，用 32 位浮点数。参考模型不需要第二份权重：关掉适配器，剩下的就是冻结的基座模型。这里的适配器随机初始化，所以策略模型与参考模型不同。
 
 # %% id="config"
 training_args = DPOConfig(
@@ -239,7 +252,7 @@ training_args = DPOConfig(
     loss_type=["sigmoid", "sft"],  # DPO, and plain fine-tuning on the chosen side
     loss_weights=[1.0, sft_weight],
     max_length=256,  # tokens per side, question included
-    logging_steps=1,
+    logging_steps=2,
     save_strategy="no",
     gradient_checkpointing=on_gpu,
     use_cpu=not on_gpu,
@@ -256,7 +269,7 @@ small = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task
 four = train_dataset.select(range(4))
 trainer = DPOTrainer(exact, args=plain, train_dataset=four, processing_class=tokenizer, peft_config=small)
 exact = trainer.model.eval()
-batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+batch = next(iter(trainer.get_train_dataloader()))
 with torch.no_grad():
     theirs = trainer.compute_loss(exact, dict(batch)).item()
     policy = answer_log_probabilities(exact, batch)
@@ -270,52 +283,43 @@ assert dpo_loss_max_abs_diff <= 1e-5
 # %% [markdown] id="reference-why"
 # ### Two ways to the reference
 # The reference never changes, so its log-probabilities can be computed once, before training
-# (`precompute_ref_log_probs=True`), instead of at every step: the same numbers, and one forward pass less in every step.
+# (`precompute_ref_log_probs=True`), instead of at every step: one forward pass less per step, and the same numbers.
 
-# %% [markdown] id="reference-why" lang="zh" of="cb99f79d"
+# %% [markdown] id="reference-why" lang="zh" of="79901811"
 # ### 得到参考值的两种办法
-# 参考模型从不改变，所以它的对数概率可以在训练前一次算好（`precompute_ref_log_probs=True`），不必每一步都算：数值相同，每步少一次前向计算。
+# 参考模型从不改变，所以它的对数概率可以在训练前一次算好（`precompute_ref_log_probs=True`），不必每一步都算：每步少一次前向计算，数值相同。
 
 # %% id="reference"
 ahead = dataclasses.replace(plain, precompute_ref_log_probs=True)
 exact = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, device_map=where)
 trainer = DPOTrainer(exact, args=ahead, train_dataset=four, processing_class=tokenizer, peft_config=small)
-stored = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+stored = next(iter(trainer.get_train_dataloader()))
 stored = torch.cat([stored["ref_chosen_logps"], stored["ref_rejected_logps"]])
 reference_max_abs_diff = (stored.sort().values - reference.sort().values).abs().max().item()
 print(f"precomputed against disabled adapter: largest difference {reference_max_abs_diff:.1e} of {-stored.mean():.0f}")
 assert reference_max_abs_diff <= 1e-3
 del exact
 
-# %% [markdown] id="beta-why"
-# ### What beta does
-# A pair pulls until `beta` times the difference of gains is comfortably above zero; then its gradient fades. With a small
-# beta that takes a large difference, so the model moves far from its reference; a big one stops it early.
+# %% [markdown] id="predict-why"
+# ## Preference, imitation, or both?
+# A common recipe adds plain fine-tuning on the chosen answers to DPO: `loss_type=["sigmoid", "sft"]`. To see which of the
+# two teaches the style, train three times from the same start, with the same pairs in the same order and the same steps:
+# DPO alone, SFT alone, both.
+#
+# **Predict before you run.** In what share of the held-out topics will DPO *alone* answer in the preferred style? And
+# must the chosen answer become likelier for the loss to fall?
 
-# %% [markdown] id="beta-why" lang="zh" of="be9cbddd"
-# ### beta 做什么
-# 一个偏好对会一直拉动模型，直到 `beta` 乘以增益之差稳稳大于零，之后梯度逐渐消失。beta 小，需要很大的差值才会停，模型就离参考模型更远；beta 大，早早就停下。
+# %% [markdown] id="predict-why" lang="zh" of="8ab45131"
+# ## 偏好、模仿，还是两者都要？
+# 常见的配方会在 DPO 里加上对 chosen 回答的普通微调：`loss_type=["sigmoid", "sft"]`。要看清是哪一项教会了风格，就从同一起点训练三次，偏好对、顺序、步数都相同：只用 DPO、只用 SFT、两者都用。
+#
+# **先预测，再运行。** *只用* DPO 时，留出主题中会有多大比例用上偏好的风格？损失要下降，chosen 回答的概率必须上升吗？
 
-# %% id="beta"
-difference = torch.linspace(-40, 120, 200)  # of the two gains, in nats
-fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
-for value in (0.05, 0.1, 0.5):
-    ax.plot(difference, torch.sigmoid(-value * difference), label=f"beta = {value}")
-ax.set(xlabel="chosen gain minus rejected gain, nats", ylabel="how hard the pair still pulls")
-ax.legend()
-plt.show()
+# %% id="predict"
+guess_style = 90  # your guess, in percent: DPO alone
+guess_likelier = True  # your guess: DPO alone makes the chosen answers likelier
 
-# %% [markdown] id="predict"
-# ## Train
-# **Predict before you run:** the loss compares two answers. Must the chosen answer become *likelier* for it to fall?
-
-
-# %% [markdown] id="predict" lang="zh" of="a24a3c03"
-# ## 训练
-# **先预测，再运行：** 损失比较的是两个回答。要让它下降，被选中的回答必须变得*更可能*吗？
-
-
-# %% id="train"
+# %% id="prepare"
 del model
 peft_config = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear", task_type="CAUSAL_LM")
 
@@ -329,55 +333,14 @@ def prepare(trainer_class, args, dataset):
     return trainer_class(base, args=args, train_dataset=dataset, processing_class=tokenizer, peft_config=peft_config)
 
 
-started = time.perf_counter()
-trainer = prepare(DPOTrainer, training_args, train_dataset)
-trainer.train()
-train_seconds = time.perf_counter() - started
-policy_model = trainer.model
-print(f"{train_seconds:.0f} seconds")
-
-# %% id="curves"
-log = [row for row in trainer.state.log_history if "loss" in row]
-fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
-left.plot([row["loss"] for row in log], label="loss")
-left.plot([row["rewards/accuracies"] for row in log], label="accuracy")
-left.plot([row["rewards/margins"] for row in log], label="margin")
-left.legend()
-for side in ("chosen", "rejected"):
-    right.plot([row[f"rewards/{side}"] / beta for row in log], label=side)
-right.axhline(0, color="grey", linestyle=":")
-right.set(ylabel="gain over the reference, nats")
-right.legend()
-for ax in (left, right):
-    ax.set_xlabel("optimizer step")
-plt.show()
-
-# %% [markdown] id="drift-why"
-# The right plot answers your prediction. DPO only asks for a *difference*: it is met just as well when both sides become
-# less likely, the rejected one faster. It need not come from the opening either: every token in which the two sides differ
-# counts. The settings above therefore add an SFT loss on the chosen side (`loss_type=["sigmoid", "sft"]`), a common recipe,
-# and that term keeps the chosen curve up.
-#
-# **Which of the two terms teaches the style?** A run with both cannot tell, so take them apart: with `sft_weight = 0` the
-# pairs are told apart just as well, and yet hardly an answer takes on the style. On this data the style is the SFT term's.
-# DPO alone gets there with a smaller beta, such as 0.03, whose pull fades later, and pays for it with general knowledge.
-# Run both, and compare the scores below.
-
-# %% [markdown] id="drift-why" lang="zh" of="47c04a53"
-# 右图回答了你的预测。DPO 只要求一个*差值*：两边都变得更不可能、rejected 那边降得更快，同样能满足；差值也不一定来自开头，两边不同的每个 token 都算数。所以上面的设置加上了对 chosen 一边的 SFT 损失（`loss_type=["sigmoid", "sft"]`），这是常见的配方，chosen 曲线就是靠这一项撑住的。
-#
-# **风格究竟是哪一项教会的？** 两项一起训练的结果看不出来，得拆开：设 `sft_weight = 0`，偏好对照样分得清，却几乎没有回答用上这种风格。在这份数据上，风格来自 SFT 项。只用 DPO 也能做到，但要用更小的 beta（例如 0.03），让拉力消失得更晚，代价是常识下降。两种都跑一跑，与下面的分数比较。
-
-# %% [markdown] id="after-why"
-# ## Before and after
-# The rule, general knowledge, and the distance from the reference: the KL divergence per token, on the model's own
-# answers. In the picture, the left bars count answers in the preferred style, the right bars correct choices. The bars
-# carry their intervals: a difference of general knowledge that is smaller than these may be chance, and may be a price.
+# %% [markdown] id="measure-why"
+# Each model is measured in the same way: the style where it is wanted; general knowledge; the opening on quick questions,
+# where it is *not* wanted; and the distance from the reference, as the KL divergence per token on the model's own
+# answers.
 
 
-# %% [markdown] id="after-why" lang="zh" of="15e13603"
-# ## 训练前与训练后
-# 规则、常识，以及与参考模型的距离：在模型自己的回答上，每个 token 的 KL 散度。图中左边的柱子是用了偏好风格的回答，右边是选对的题目，都带误差线：常识的变化如果小于误差线，可能只是偶然，也可能是代价。
+# %% [markdown] id="measure-why" lang="zh" of="10f09f67"
+# 每个模型都用同样的方法测量：该用风格的地方用了没有；常识；在快问快答里*不该*出现的开头出现了多少；以及与参考模型的距离，即在模型自己的回答上每个 token 的 KL 散度。
 
 
 # %% id="kl"
@@ -385,8 +348,8 @@ plt.show()
 def kl_per_token(model, replies):
     """Return the mean KL(model || reference) over the tokens of the model's own first eight answers, in nats."""
     total = count = 0
-    for row, reply in zip(held_out[:8], replies, strict=False):
-        chat = turn("user", row["instruction"])
+    for question, reply in zip(questions[:8], replies, strict=False):
+        chat = turn("user", question)
         start = len(tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=True)["input_ids"])
         chat = chat + turn("assistant", reply)
         inputs = tokenizer.apply_chat_template(chat, return_dict=True, return_tensors="pt").to(model.device)
@@ -397,38 +360,191 @@ def kl_per_token(model, replies):
     return total / count
 
 
-# %% id="after"
-answers_after = answers(policy_model)
-preferred_after = style_share(answers_after)
-general_after = evaluate.multiple_choice(policy_model, tokenizer, general)
-kl_after = kl_per_token(policy_model, answers_after)
-print(f"preferred style: {preferred_before:.0%} -> {preferred_after:.0%}")
-print(f"general:         {general_before:.0%} -> {general_after:.0%}")
-print(
-    f"KL per token {kl_after:.2f}, length {mean_length(answers_before):.0f} -> {mean_length(answers_after):.0f} tokens"
-)
-for row, old, new in list(zip(held_out, answers_before, answers_after, strict=True))[:3]:
-    print(f"\n{row['instruction']}\n  before: {old}\n  after:  {new}")
+# %% id="measure"
+quick = [row["question"] for row in general[-60:]]
 
-# %% id="after-plot"
-fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3), sharey=True, layout="constrained")
-plots.plot_scores({"before": preferred_before, "after": preferred_after}, len(held_out), left)
-plots.plot_scores({"before": general_before, "after": general_after}, len(general), right)
-left.set_xlabel("preferred style")
-right.set_xlabel("general knowledge")
+
+def measure(model):
+    replies = answers(model, questions)
+    return {
+        "replies": replies,
+        "style": style_share(replies),
+        "unwanted": style_share(answers(model, quick)),
+        "length": mean_length(replies),
+        "kl": kl_per_token(model, replies),
+    }
+
+
+# %% [markdown] id="train-why"
+# A loss weight of 0 switches a term off; everything else is equal. The fourth run is DPO alone again, with a third of the
+# beta: the panel further down shows why one would try that.
+
+# %% [markdown] id="train-why" lang="zh" of="91e1c51e"
+# 损失权重为 0 就是关掉那一项，其余完全相同。第四次还是只用 DPO，但 beta 只有三分之一：为什么要试这个，后面的面板会说明。
+
+# %% id="train"
+arms = {
+    "DPO alone": {"loss_weights": [1.0, 0.0]},
+    "DPO, beta / 3": {"loss_weights": [1.0, 0.0], "beta": beta / 3},
+    "SFT alone": {"loss_weights": [0.0, 1.0]},
+    "both": {"loss_weights": [1.0, sft_weight]},
+}
+logs, trained, results = {}, {}, {}
+started = time.perf_counter()
+for name, settings in arms.items():
+    trainer = prepare(DPOTrainer, dataclasses.replace(training_args, **settings), train_dataset)
+    trainer.train()
+    logs[name] = [row for row in trainer.state.log_history if "loss" in row]
+    trained[name] = trainer.model
+trainer.save_model("runs/12_dpo/both")
+train_seconds = time.perf_counter() - started
+print(f"{len(arms)} runs of {max_steps} steps of {per_device_train_batch_size} pairs: {train_seconds:.0f} seconds")
+
+# %% id="results"
+for name, policy in trained.items():
+    results[name] = measure(policy)
+
+# %% id="general"
+general_after = {name: evaluate.multiple_choice(policy, tokenizer, general) for name, policy in trained.items()}
+del trained, policy
+
+# %% id="arms-plot"
+colours = dict(zip(arms, ("#0072b2", "#56b4e9", "#e69f00", "#009e73"), strict=True))
+styles = {"before": preferred_before} | {name: found["style"] for name, found in results.items()}
+fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), layout="constrained")
+plots.plot_scores(styles, len(questions), left)
+plots.plot_scores({"before": general_before} | general_after, len(general), right)
+left.set(ylabel="preferred style, %", title=f"Which term teaches the style? {len(questions)} topics")
+right.set(ylabel="right answers, %", title=f"What does it cost? {len(general)} general questions")
+for ax in (left, right):
+    ax.tick_params(axis="x", labelsize=8)
 plt.show()
 
+# %% id="answer-style"
+print(f"{'':<14}{'style':>7}{'unwanted':>10}{'tokens':>8}{'KL':>6}")
+for name, found in results.items():
+    print(f"{name:<14}{found['style']:>7.0%}{found['unwanted']:>10.0%}{found['length']:>8.0f}{found['kl']:>6.2f}")
+print(f"\nyou predicted {guess_style}% for DPO alone, measured {results['DPO alone']['style']:.0%}")
+
+# %% id="curves"
+fig, axes = plt.subplots(1, 3, figsize=(10, 3), layout="constrained")
+for name, log in logs.items():
+    steps = [row["step"] for row in log]
+    scale = arms[name].get("beta", beta)
+    axes[0].plot(steps, [row["rewards/accuracies"] for row in log], color=colours[name], label=name)
+    for ax, side in ((axes[1], "chosen"), (axes[2], "rejected")):
+        ax.plot(steps, [row[f"rewards/{side}"] / scale for row in log], color=colours[name])
+        ax.set(ylabel="nats over the reference", title=f"Is the {side} answer likelier?")
+        ax.axhline(0, color="grey", linestyle=":")
+axes[0].set(ylim=(0, 1.05), ylabel="share of pairs", title="Are the pairs told apart?")
+fig.legend(loc="outside lower center", ncols=4)
+for ax in axes:
+    ax.set_xlabel("optimizer step")
+plt.show()
+
+# %% id="answer-likelier"
+ends = {
+    (name, side): logs[name][-1][f"rewards/{side}"] / arms[name].get("beta", beta)
+    for name in arms
+    for side in ("chosen", "rejected")
+}
+for name in arms:
+    print(f"{name:<14} gain in nats: chosen {ends[name, 'chosen']:+6.1f}, rejected {ends[name, 'rejected']:+6.1f}")
+likelier = ends["DPO alone", "chosen"] > 0
+print(f"\nyou predicted that DPO alone makes the chosen answers likelier: {guess_likelier}, measured {likelier}")
+
+# %% [markdown] id="curves-read"
+# DPO asks for a *difference*, and nothing else. A difference is met just as well when the rejected answer becomes less
+# likely, and there are many ways to that: any token in which the two sides differ will do. Whether greedy decoding now
+# *begins* with the preferred words is another question. The loss cannot answer it: the pairs are told apart all the same.
+# SFT raises the chosen answer, opening included, and raises the similar rejected one along with it.
+
+# %% [markdown] id="curves-read" lang="zh" of="a4aed1c0"
+# DPO 要的只是一个*差值*。rejected 回答变得更不可能，差值同样达到，而办法很多：两边不同的任何一个 token 都行。至于贪心解码现在是否以偏好的词*开头*，那是另一个问题，损失回答不了：偏好对照样能分清。SFT 提高 chosen 回答的概率，包括开头，也顺带提高了与它相似的 rejected 回答。
+
+# %% id="read-arms"
+alone, lower, imitation, mixed = (results[name] for name in arms)
+text = (
+    f"With the settings of this run, DPO alone answers in the preferred style in **{alone['style']:.0%}** of the topics, "
+    f"SFT alone in **{imitation['style']:.0%}**, both together in **{mixed['style']:.0%}**: "
+)
+if imitation["style"] - alone["style"] > 0.2:
+    text += "here the style comes from the SFT term, not from the preference. "
+elif alone["style"] > 0.5:
+    text += "here the preference alone teaches the style too. "
+else:
+    text += "none of the terms has taught the style in so few steps. "
+text += (
+    f"With a third of the beta, DPO alone reaches {lower['style']:.0%}, and general knowledge goes from "
+    f"{general_before:.0%} to {general_after['DPO, beta / 3']:.0%} (SFT alone: {general_after['SFT alone']:.0%}, both: "
+    f"{general_after['both']:.0%}). "
+    f"One interval of the right figure is about {100 * (evaluate.interval(0.5, len(general))[1] - 0.5):.0f} points to "
+    "either side: smaller differences may be chance."
+)
+display(Markdown(text))
+
+# %% [markdown] id="samples-why"
+# Read answers to several topics, from every model. The rule pays for the opening alone: whether the rest is true is
+# something that no score above has looked at, and a 135M model often states false things in both styles.
+
+# %% [markdown] id="samples-why" lang="zh" of="93021f11"
+# 读一读几个主题的回答，每个模型都看。规则只看开头：后面的内容对不对，上面没有任何分数检查过；135M 的小模型无论用哪种风格都常常说错。
+
+# %% id="samples"
+samples = {"before": answers_before} | {name: found["replies"] for name, found in results.items()}
+for place in range(0, len(questions), max(1, len(questions) // 4)):
+    print(questions[place])
+    for name, replies in samples.items():
+        print(f"  {name:<14} {textwrap.shorten(replies[place], 150)}")
+
+# %% [markdown] id="experiment-why"
+# ## Experiment
+# What pulls at the chosen answer? Drag `beta` and `sft_weight`. On the horizontal axis is the difference of the two gains;
+# dotted lines show how far each run above came. The DPO term pulls hardest where pairs are still wrong and lets go once
+# `beta` times the difference is comfortably above zero: at which difference that is, beta decides. The SFT term (here
+# for an answer of 20 tokens) pulls equally hard everywhere, because it doesn't know the rejected side.
+
+
+# %% [markdown] id="experiment-why" lang="zh" of="b8012a7d"
+# ## 动手试一试
+# 是什么在拉动 chosen 回答？拖动 `beta` 和 `sft_weight`。横轴是两个增益之差，虚线标出上面每次训练走到了哪里。DPO 项在偏好对还没分对的地方拉得最用力，等 `beta` 乘以差值稳稳大于零就松手：差值要多大才松手，由 beta 决定。SFT 项（这里按 20 个 token 的回答算）处处一样用力，因为它根本不看 rejected 一边。
+
+
+# %% id="experiment"
+def draw(beta, sft_weight):
+    difference = torch.linspace(-20, 120, 200)  # chosen gain minus rejected gain, in nats
+    _, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained")
+    left.plot(difference, -F.logsigmoid(beta * difference), color="#0072b2")
+    left.set(ylabel="DPO loss", title="Which pairs does the loss still see?")
+    right.plot(difference, beta * torch.sigmoid(-beta * difference), color="#0072b2", label="DPO term")
+    right.axhline(sft_weight / 20, color="#e69f00", label="SFT term")
+    right.set(ylim=(0, None), ylabel="pull per nat", title="What still pulls at the chosen answer?")
+    for ax in (left, right):
+        for name in arms:
+            ax.axvline(ends[name, "chosen"] - ends[name, "rejected"], color=colours[name], linestyle=":")
+        ax.set_xlabel("chosen gain minus rejected gain, nats")
+    right.legend()
+    plt.show()
+    reached = ends["DPO alone", "chosen"] - ends["DPO alone", "rejected"]
+    left_over = beta * torch.sigmoid(torch.tensor(-beta * reached)).item()
+    print(f"where DPO alone ended ({reached:.0f} nats): DPO pulls {left_over:.4f}, SFT {sft_weight / 20:.4f} per nat")
+
+
+experiment.show(
+    draw,
+    beta=widgets.FloatSlider(beta, min=0.01, max=0.5, step=0.01),
+    sft_weight=widgets.FloatSlider(sft_weight, min=0.0, max=1.0, step=0.05),
+)
+
 # %% [markdown] id="judge-why"
-# ### A second opinion: the reward model
-# Read the samples above once more. They are about one topic, and what follows the opening may be false: the rule looks at
-# the opening alone, and a model this small often states false things in either style. The judge of lesson 10 gives its own
-# view; if its adapter isn't there, a quick one is trained. A judge learns from the same pairs, so it is a second opinion,
-# not an independent one, and it has not been taught to check facts.
+# ### A second opinion: the reward model of lesson 10
+# A rule can be met to the letter only. The reward model of lesson 10 gives its own view; if its adapter isn't there, a
+# quick one is trained. It has learned from the same kind of pairs: a second opinion, not an independent one.
 
 
-# %% [markdown] id="judge-why" lang="zh" of="2a265fd8"
-# ### 第二意见：奖励模型
-# 再读一遍上面的例子。它们都是同一个主题，开头之后的内容可能是错的：规则只看开头，而这么小的模型无论用哪种风格都常常说错。第 10 课的奖励模型给出自己的看法；如果找不到它的适配器，就快速训练一个。它从同样的偏好对里学习，所以算第二意见，但并不独立，也没有学过核对事实。
+# %% [markdown] id="judge-why" lang="zh" of="93cdd780"
+# ### 第二意见：第 10 课的奖励模型
+# 规则可能只是字面上被满足。第 10 课的奖励模型给出自己的看法；如果找不到它的适配器，就快速训练一个。它是从同类偏好对里学来的，所以算第二意见，但并不独立。
 
 
 # %% id="judge"
@@ -457,15 +573,17 @@ def load_judge(folder="runs/10_reward_model/adapter"):
 # %% id="judge-scores"
 @torch.no_grad()
 def rewards(judge, replies):
-    chats = [turn("user", x["instruction"]) + turn("assistant", y) for x, y in zip(held_out, replies, strict=True)]
+    chats = [turn("user", x) + turn("assistant", y) for x, y in zip(questions, replies, strict=True)]
     texts = tokenizer.apply_chat_template(chats, tokenize=False)
     batch = tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt").to(judge.device)
     return judge.eval()(**batch).logits.squeeze(-1).float()
 
 
 judge = load_judge()
-won = (rewards(judge, answers_after) > rewards(judge, answers_before)).float().mean().item()
-print(f"the judge prefers the answer after training in {won:.0%} of {len(held_out)} cases")
+scores_before = rewards(judge, answers_before)
+for name, found in results.items():
+    found["won"] = (rewards(judge, found["replies"]) > scores_before).float().mean().item()
+    print(f"{name:<14} beats the answer before training in {found['won']:.0%} of {len(questions)} topics")
 del judge
 
 # %% [markdown] id="family-why"
@@ -487,11 +605,11 @@ del judge
 #
 # | 方法 | 它改变什么 | 需要参考模型 |
 # |---|---|---|
-# | IPO | 瞄准一个固定的差值，而不是“越多越好” | 是 |
+# | IPO | 瞄准一个固定的差值，而不是“越大越好” | 是 |
 # | KTO | 单个回答，喜欢或不喜欢，而不是成对 | 是 |
 # | ORPO | 在 chosen 一边做普通微调，再加一个几率比 | 否 |
 # | SimPO | 每个 token 的平均对数概率，以及一个要超过的间隔 | 否 |
-# | CPO | 没有参考的 DPO，再加普通微调 | 否 |
+# | CPO | 没有参考模型的 DPO，再加普通微调 | 否 |
 
 
 # %% id="family-losses"
@@ -515,27 +633,30 @@ def simpo_loss(chosen_mean, rejected_mean, beta, gamma):
 
 
 # %% [markdown] id="family-run-why"
-# A first look and no ranking: `side_steps` steps each (the table says how many), the same number of rows, from the same
-# start, at one learning rate; nothing was tuned. A share of 0% after so few steps means "not yet", not "never". (The
-# course's tests compare these losses with TRL's, as was done for DPO above.)
+# A first look and no ranking: a few steps each (the table says how many), on the same pairs, from the same start, at one
+# learning rate; nothing was tuned. (The course's tests compare these losses with TRL's, as was done for DPO above.)
 #
-# **Predict before you run:** which of them will move least?
+# **Predict before you run.** Which methods will show the style after so few steps: those with an SFT term (ORPO, CPO),
+# or those without?
 
-# %% [markdown] id="family-run-why" lang="zh" of="bdaa3dc8"
-# 只是先看一眼，不是排名：每个方法只训练 `side_steps` 步（步数见表），行数相同，起点相同，学习率也是同一个，没有为任何方法调过。这么几步之后的 0% 是“还没学到”，不是“学不会”。（课程的测试会把这些损失与 TRL 的比较，就像上面对 DPO 做的那样。）
+# %% [markdown] id="family-run-why" lang="zh" of="b43d009d"
+# 只是先看一眼，不是排名：每个方法只训练几步（步数见表），偏好对相同，起点相同，学习率也是同一个，没有为任何方法调过。（课程的测试会把这些损失与 TRL 的比较，就像上面对 DPO 做的那样。）
 #
-# **先预测，再运行：** 哪一个移动得最少？
+# **先预测，再运行。** 这么几步之后，哪些方法会出现这种风格：带 SFT 项的（ORPO、CPO），还是不带的？
+
+# %% id="predict-family"
+guess_first = "CPO"  # your guess: the method with the largest share of preferred style
 
 # %% id="family-settings"
-keep = ("per_device_train_batch_size", "lr_scheduler_type", "max_length", "logging_steps", "seed", "bf16", "fp16")
+keep = ("per_device_train_batch_size", "lr_scheduler_type", "max_length", "seed", "bf16", "fp16")
 shared = {name: getattr(training_args, name) for name in keep} | {
     "output_dir": "runs/12_dpo/family",
     "max_steps": side_steps,
     "learning_rate": learning_rate,
+    "logging_steps": side_steps,
     "save_strategy": "no",
     "gradient_checkpointing": on_gpu,
     "use_cpu": not on_gpu,
-    "disable_tqdm": True,
     "report_to": "none",
 }
 family = {
@@ -560,66 +681,77 @@ def to_rated(row):
 rated = load_dataset("json", data_files="data/kto_en.jsonl", split=train_split)
 kto_dataset = rated.map(to_rated, remove_columns=rated.column_names)
 
-
-# %% id="family-trainers"
-trainers = {}
-for name, (trainer_class, args) in family.items():
-    trainers[name] = prepare(trainer_class, args, kto_dataset if name == "KTO" else train_dataset)
-    trainers[name].remove_callback(PrinterCallback)
-
 # %% id="family-run"
-table = []
-some = held_out[: max(2, question_count // 3)]
-for name, trainer in trainers.items():
+table, trainers = {}, {}
+some = questions[::3]
+for name, (trainer_class, args) in family.items():
+    trainer = prepare(trainer_class, args, kto_dataset if name == "KTO" else train_dataset)
     started = time.perf_counter()
     trainer.train()
     seconds = time.perf_counter() - started
     replies = answers(trainer.model, some)
-    table.append((name, style_share(replies), mean_length(replies), kl_per_token(trainer.model, replies), seconds))
+    table[name] = (style_share(replies), mean_length(replies), kl_per_token(trainer.model, replies), seconds)
+    trainers[name] = trainer
 
 # %% [markdown] id="family-memory-why"
-# One more step of each, with the allocator's log on: what does a reference cost?
+# One more step of each, with the allocator's log on:
 
-# %% [markdown] id="family-memory-why" lang="zh" of="53e10354"
-# 每个方法再走一步，打开内存分配器的日志：参考模型要花多少内存？
+# %% [markdown] id="family-memory-why" lang="zh" of="82e5f0a5"
+# 每个方法再走一步，打开内存分配器的日志：
 
 # %% id="family-memory"
 peaks = {}
-for name, trainer in trainers.items():
-    trainer.args.max_steps = 1
-    with memory.measure_peak_bytes(trainer.model) as peak:
-        trainer.train()
+for name, one in trainers.items():
+    one.args.max_steps = 1
+    with memory.measure_peak_bytes(one.model) as peak:
+        one.train()
     peaks[name] = peak.bytes / 2**20
-del trainers
 
 # %% id="family-table"
-print(f"{side_steps} steps each, {len(some)} held-out questions; the memory is that of one step")
+print(f"{side_steps} steps each, {len(some)} held-out topics; the memory is that of one step")
 print(f"{'method':<8}{'style':>8}{'tokens':>9}{'KL':>8}{'seconds':>10}{'MiB':>8}")
-for name, share, length, kl, seconds in table:
+for name, (share, length, kl, seconds) in table.items():
     print(f"{name:<8}{share:>8.0%}{length:>9.0f}{kl:>8.2f}{seconds:>10.0f}{peaks[name]:>8.0f}")
+first = max(table, key=lambda name: table[name][0])
+print(f"\nyou predicted {guess_first}, measured {first} ({table[first][0]:.0%})")
 
 # %% [markdown] id="family-read"
-# The smallest KL answers your prediction. Read the table as one experiment, not as a ranking: each method has its own best
-# learning rate and beta. What it does show is a price: how far each moved (KL) for the style that it gained.
+# Each method has its own best learning rate and beta, and a share of 0% after so few steps means "not yet", not "never".
+# What the table does show is a price: how far each moved (KL) for the style that it gained.
 #
-# The last column is not the price of a reference. Here the reference is the same weights with the adapter switched off:
-# it costs a forward pass, hardly any memory. (With full fine-tuning it would be a second copy of the weights.) What orders
-# the column is the logits, (answers, tokens, vocabulary): TRL's DPO and KTO trainers compute log-probabilities in tiles
-# and never hold them all, its experimental ORPO and CPO trainers do.
+# ### What does a reference cost?
+# Hardly any memory here: the reference is the same weights with the adapter switched off. It costs a forward pass, so
+# seconds; with full fine-tuning it would cost a second copy of the weights. What orders the last column is something
+# else: the logits, (answers, tokens, vocabulary). TRL's DPO and KTO trainers compute log-probabilities in tiles and never
+# hold them; its experimental ORPO and CPO trainers do, and their SFT term holds a second copy for the chosen half.
 
-# %% [markdown] id="family-read" lang="zh" of="0c5c2993"
-# KL 最小的那个回答了你的预测。把这张表当作一次实验，而不是排名：每种方法都有自己最合适的学习率和 beta。它真正展示的是价格：为了得到的风格，各自走了多远（KL）。
+# %% [markdown] id="family-read" lang="zh" of="410dcbfe"
+# 每种方法都有自己最合适的学习率和 beta；这么几步之后的 0% 是“还没学到”，不是“学不会”。这张表真正展示的是价格：为了得到的风格，各自走了多远（KL）。
 #
-# 最后一列并不是参考模型的价格。在这里，参考模型就是关掉适配器的同一份权重：它花的是一次前向计算，几乎不花内存。（如果是全参数微调，就要多存一份权重。）决定这一列顺序的是 logits，形状为（回答数, token 数, 词表大小）：TRL 的 DPO 和 KTO 训练器分块计算对数概率，从不保存整个 logits；实验性的 ORPO 和 CPO 训练器会保存。
+# ### 参考模型要花多少内存？
+# 在这里几乎不花内存：参考模型就是关掉适配器的同一份权重。它花的是一次前向计算，也就是时间；如果是全参数微调，就要多存一份权重。决定最后一列顺序的是另一样东西：logits，形状为（回答数, token 数, 词表大小）。TRL 的 DPO 和 KTO 训练器分块计算对数概率，从不保存整个 logits；实验性的 ORPO 和 CPO 训练器会保存，它们的 SFT 项还要为 chosen 那一半再留一份。
+
+# %% id="reference-cost"
+weights = sum(p.numel() * p.element_size() for p in trainer.model.get_base_model().parameters() if not p.requires_grad)
+longest = max(len(tokenizer(row["chosen"]).input_ids) for row in train_pairs) + 40  # and the question
+logits = 2 * per_device_train_batch_size * longest * trainer.model.config.vocab_size * 4
+print(f"a second copy of the weights would be {weights / 2**20:.0f} MiB")
+print(f"the logits of one batch are up to {logits / 2**20:.0f} MiB in float32")
+print(f"measured: CPO takes {peaks['CPO'] - peaks['DPO']:.0f} MiB more than DPO")
 
 # %% [markdown] id="break-why"
 # ## What goes wrong: DPO that learns only length
 # Somebody collects pairs in a hurry: the chosen answer is the rejected one without its second half. Nothing about
-# style. **Predict before you run:** what will the training curves look like?
+# style. **Predict before you run:** what share of pairs will DPO alone tell apart at the end, and how long will answers
+# be?
 
-# %% [markdown] id="break-why" lang="zh" of="3b46bcc3"
+# %% [markdown] id="break-why" lang="zh" of="08d6571a"
 # ## 故意出错：只学会长度的 DPO
-# 有人匆忙收集偏好对：被选中的回答就是被拒绝的回答去掉后半部分。与风格毫无关系。**先预测，再运行：** 训练曲线会是什么样子？
+# 有人匆忙收集偏好对：chosen 就是 rejected 去掉后半部分，与风格毫无关系。**先预测，再运行：** 训练结束时，只用 DPO 能分清多大比例的偏好对？回答会有多长？
+
+# %% id="predict-break"
+guess_apart = 50  # your guess, in percent: pairs told apart in the last steps
+guess_tokens = 40  # your guess: tokens of an answer
 
 # %% id="break-data"
 length_pairs = [
@@ -635,31 +767,48 @@ length_dataset = train_dataset.from_list([to_pair(row) for row in length_pairs])
 print(length_pairs[0]["chosen"], length_pairs[0]["rejected"], sep="\n")
 
 # %% id="break-train"
-run = prepare(DPOTrainer, training_args, length_dataset)
+run = prepare(DPOTrainer, dataclasses.replace(training_args, loss_weights=[1.0, 0.0]), length_dataset)
 run.train()
-answers_hurried = answers(run.model)
-last = [row for row in run.state.log_history if "loss" in row][-1]
-print(f"last step: loss {last['loss']:.2f}, accuracy {last['rewards/accuracies']:.0%}")
+answers_hurried = answers(run.model, questions)
+hurried_log = [row for row in run.state.log_history if "loss" in row]
+last = hurried_log[-1]
+print(f"you predicted {guess_apart}% of the pairs told apart, measured {last['rewards/accuracies']:.0%}")
+print(f"you predicted {guess_tokens} tokens an answer, measured {mean_length(answers_hurried):.0f}")
+
+# %% id="break-curves"
+fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3), layout="constrained")
+for key, label in (("loss", "DPO loss"), ("rewards/accuracies", "pairs told apart")):
+    left.plot([row["step"] for row in hurried_log], [row[key] for row in hurried_log], label=label)
+left.set(xlabel="optimizer step", ylim=(0, None), title="What the curves say")
+left.legend()
+preferred_hurried = style_share(answers_hurried)
+shares = {"before": preferred_before, "style pairs": results["both"]["style"], "length pairs": preferred_hurried}
+plots.plot_scores(shares, len(questions), right)
+right.set(ylabel="preferred style, %", title="What the answers say")
+plt.show()
 
 # %% [markdown] id="break-read"
-# The accuracy says: success. (The printed loss contains the SFT term too, so it doesn't go to zero.) It only means that
-# the model tells the two sides apart; by which cue, neither number says. Measure length and style separately:
+# A falling loss only means that the model tells the two sides apart; by which cue, the loss does not say. So measure
+# length and style separately:
 
-# %% [markdown] id="break-read" lang="zh" of="05e770d1"
-# 准确率说：成功。（打印的损失还包含 SFT 项，所以不会降到零。）这只说明模型能分清两边；凭哪条线索，两个数都不会说。把长度和风格分开来测：
+# %% [markdown] id="break-read" lang="zh" of="4cd38461"
+# 损失下降只说明模型能分清两边；凭哪条线索，损失不会说。所以要把长度和风格分开测：
 
 # %% id="break-table"
-preferred_hurried = style_share(answers_hurried)
-for name, replies in (("before", answers_before), ("style pairs", answers_after), ("length pairs", answers_hurried)):
+for name, replies in (
+    ("before", answers_before),
+    ("style pairs", results["both"]["replies"]),
+    ("length pairs", answers_hurried),
+):
     print(f"{name:<14} preferred style {style_share(replies):4.0%}, {mean_length(replies):3.0f} tokens")
-print(answers_hurried[0])
+print(questions[0], answers_hurried[0], sep="\n")
 
 # %% [markdown] id="break-mend"
-# The cure is the one of lesson 10: pairs in which the chosen answer is sometimes the longer one, and a check by something
-# that is not the loss.
+# The fix is the one of lesson 10: pairs in which the chosen answer is sometimes the longer one, and a check by something
+# other than the loss.
 
-# %% [markdown] id="break-mend" lang="zh" of="1d256bed"
-# 治法与第 10 课相同：让被选中的回答有时是较长的那个，并且用损失以外的东西来检查。
+# %% [markdown] id="break-mend" lang="zh" of="f653134e"
+# 解决办法与第 10 课相同：让 chosen 回答有时是较长的那个，并且用损失以外的东西来检查。
 
 # %% [markdown] id="exercise-loss-why"
 # ## Exercises
@@ -819,29 +968,45 @@ checks.check_loss_with_sft(loss_with_sft)
 
 # %% id="checkpoint"
 full_size = PROFILE != "smoke"
-assert dpo_loss_max_abs_diff <= 1e-5
-assert log[-1]["rewards/margins"] > log[0]["rewards/margins"] or not full_size
-assert preferred_before <= 0.3
-assert preferred_after >= 0.8 or not full_size
-assert general_before - general_after <= 0.05 or not full_size
-assert preferred_hurried <= 0.3
+anything = (0.0, 1.0)  # two steps on a shortened model promise nothing
+bands = {
+    "dpo_loss_max_abs_diff": (0.0, 1e-5),
+    "preferred_before": (0.0, 0.3),
+    "preferred_dpo": (0.0, 0.6) if full_size else anything,
+    "preferred_sft": (0.8, 1.0) if full_size else anything,
+    "preferred_after": (0.8, 1.0) if full_size else anything,
+    "general_drop": (-0.15, 0.12) if full_size else (-1.0, 1.0),
+    "preferred_hurried": (0.0, 0.3),
+}
 outcomes = {
     "preferred_before": preferred_before,
-    "preferred_after": preferred_after,
+    "preferred_prompted": preferred_prompted,
+    "preferred_dpo": results["DPO alone"]["style"],
+    "preferred_dpo_low_beta": results["DPO, beta / 3"]["style"],
+    "preferred_sft": results["SFT alone"]["style"],
+    "preferred_after": results["both"]["style"],
     "general_before": general_before,
-    "general_after": general_after,
+    "general_after": general_after["both"],
+    "general_drop": general_before - general_after["both"],
+    "preferred_hurried": preferred_hurried,
     "dpo_loss_max_abs_diff": dpo_loss_max_abs_diff,
-    "judge_win_share": won,
-    "kl_per_token": kl_after,
+    "judge_win_share": results["both"]["won"],
+    "kl_per_token": results["both"]["kl"],
     "train_seconds": train_seconds,
 }
-course.record(outcomes)
+course.record(outcomes, bands)
 
 # %% [markdown] id="next"
-# **On your GPU:** `PROFILE = "t4"` or `"a24g"`; bigger models want a smaller step, start at `learning_rate = 5e-5` and 1e-5.
+# **You keep** `runs/12_dpo/both`, the adapter with the preferred style: `ftlab chat smollm2-135m --adapter runs/12_dpo/both`
+# talks to it.
 #
-# **The same from the command line:** a recipe with `stage: dpo`, `dataset: preference_en`, `pref_beta: 0.1`.
-# %% [markdown] id="next" lang="zh" of="7c179b5f"
-# **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；更大的模型需要更小的步子，从 `learning_rate = 5e-5` 和 1e-5 开始。
+# **On your GPU:** `PROFILE = "t4"` or `"a24g"`; they bring their own, smaller learning rates.
 #
-# **同样的事从命令行做：** 一个写有 `stage: dpo`、`dataset: preference_en`、`pref_beta: 0.1` 的配方。
+# **The same from the command line:** a recipe with `stage: dpo`, `dataset: preference_en`, `pref_beta: 0.1`,
+# `pref_ftx: 0.5` (the SFT weight).
+# %% [markdown] id="next" lang="zh" of="fd6bc553"
+# **你留下的成果：** `runs/12_dpo/both`，带有偏好风格的适配器：用 `ftlab chat smollm2-135m --adapter runs/12_dpo/both` 就能和它对话。
+#
+# **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`，它们各有自己的、更小的学习率。
+#
+# **同样的事从命令行做：** 一个写有 `stage: dpo`、`dataset: preference_en`、`pref_beta: 0.1`、`pref_ftx: 0.5`（SFT 权重）的配方。
