@@ -243,11 +243,11 @@ def test_naming_a_checkpoint_allows_a_changed_recipe(tiny_recipe, tmp_path, caps
 def test_a_seal_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     folder = make(tmp_path, 2, sealed=False)
 
-    def torn(values, file, **options):
-        file.write('{"run_id":')
+    def torn(partial, target):
+        partial.write_text('{"run_id":')
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(json, "dump", torn)
+    monkeypatch.setattr(Path, "replace", torn)
     with pytest.raises(OSError, match="No space"):
         manifests.write_manifest(folder, {"run_id": "mine", "step": 2})
     assert manifests.read_manifest(folder) is None
