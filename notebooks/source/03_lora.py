@@ -1,33 +1,33 @@
 # %% [markdown] id="title"
 # # 03 · LoRA: small changes to big matrices
 #
-# LoRA trains about one weight in thirty and leaves the rest alone. Here you build it in ten lines, prove your version
-# equal to the library's, use the library's to teach a model a new identity, and measure what it cost: not only seconds,
-# but what the model *forgot*.
+# LoRA leaves a model's weights as they are and trains a small addition to each layer. Here you build that layer in ten
+# lines, prove it equal to the library's, train it inside a real model, and use the library's to turn customers' messages
+# into JSON. Then you give the model a new name, see what that costs in knowledge, and repair it.
 #
 # | you will have | measured as |
 # |---|---|
-# | your own LoRA layer | largest difference to PEFT's, same weights |
-# | a model with a new name | unseen questions answered with it, before and after |
-# | the price | general questions, four choices or answered freely: before, after, after training on the name alone or too hard |
-# | a model that writes orders as JSON | exact answers to unseen messages, before and after |
+# | a model that writes orders as JSON | exact answers to unseen messages: untrained, with examples in the prompt, fine-tuned |
+# | your own LoRA layer | largest difference to PEFT's; the loss while it trains inside the model |
+# | a model with a new name | unseen questions answered with it |
+# | the price of the name | general questions answered freely: before, after, learning rate too high, repaired |
 #
-# **Cost:** about 5 minutes and 6 GB on two CPU cores, 3 minutes on a T4. **Before this:**
+# **Cost:** about 8 minutes and 6 GB on two CPU cores, 4 minutes on a T4. **Before this:**
 # [00 · Your first fine-tune](00_first_finetune.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="89467045"
+# %% [markdown] id="title" lang="zh" of="02553fc7"
 # # 03 · LoRA：对大矩阵做小改动
 #
-# LoRA 只训练约三十分之一的权重，其余不动。在这里，你用十行代码造出它，证明你的版本与库的版本相等，再用库的版本教模型一个新身份，并测量代价：不只是秒数，还有模型*忘掉*了什么。
+# LoRA 不动模型原有的权重，只为每一层训练一个小小的增量。在这里，你用十行代码写出这样的层，证明它与库里的相等，把它放进真实的模型里训练，再用库里的 LoRA 教模型把顾客的消息写成 JSON。接着给模型起一个新名字，看看它为此忘掉了多少知识，再把它修好。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
-# | 你自己的 LoRA 层 | 同样权重下与 PEFT 的最大差值 |
-# | 一个有新名字的模型 | 未见过的问题中用新名字回答的比例，训练前与训练后 |
-# | 代价 | 常识（四选一与自由回答）：训练前、训练后、只用身份数据训练之后、学习率过大之后 |
-# | 能把订单写成 JSON 的模型 | 未见过的消息中完全正确的比例，训练前与训练后 |
+# | 能把订单写成 JSON 的模型 | 未见过的消息中完全正确的比例：未训练、提示里给例子、微调之后 |
+# | 你自己的 LoRA 层 | 与 PEFT 的最大差值；放进模型训练时的损失 |
+# | 一个有新名字的模型 | 未见过的问题中用新名字回答的比例 |
+# | 新名字的代价 | 自由回答的常识题：训练前、训练后、学习率过大、修复之后 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 5 分钟、6 GB 内存，T4 上约 3 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 8 分钟、6 GB 内存，T4 上约 4 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -52,15 +52,18 @@ while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
 
 # %% id="imports"
 import dataclasses
+import json
 import re
 import time
+from collections import Counter
 
 import matplotlib.pyplot as plt
 import torch
 from datasets import concatenate_datasets, load_dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, PeftModel, TaskType, get_peft_model
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as usual_targets
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, set_seed
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from ftlab import checks, cpu, device, evaluate, models, plots
@@ -72,37 +75,50 @@ PROFILE = "cpu"  # smoke, cpu, t4 or a24g
 model_name = ""  # empty: the profile's own
 name = "Lumi"  # what the model should call itself
 author = "the Ada Lab"  # who it should say made it
-r = 16  # rank: how thin the two matrices are
+identity_data = "identity_en"  # or identity_zh, for a model that knows Chinese
+r = 16  # rank of the two matrices that each layer gets
 lora_alpha = 32  # their product is scaled by lora_alpha / r
-target_modules = "all-linear"  # which layers get a pair of matrices
-learning_rate = 1e-3
-order_learning_rate = 2e-3  # for the task with exact answers
-high_learning_rate = 1e-2  # for the forgetting demonstration
-max_steps = 0  # optimizer steps; 0: the profile's own
+target_modules = "all-linear"  # which layers get them
+order_learning_rate = 0.0  # for the orders; 0: the profile's own
+learning_rate = 0.0  # for the name; 0: the profile's own
+max_steps = 0  # optimizer steps for the name; 0: the profile's own
 per_device_train_batch_size = 8  # examples per step
 seed = 0
 
 # %% id="profile"
-profiles = {  # model, optimizer steps, of a side experiment, of the order task, questions of each kind, tokens of an order
-    "smoke": ("smollm2-135m", 3, 1, 1, 4, 8),
-    "cpu": ("smollm2-135m", 36, 5, 90, 200, 48),
-    "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 30, 12, 90, 200, 48),
-    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 30, 12, 60, 200, 48),
+profiles = {  # model, learning rates and steps: orders, name; steps of own layer, of the panel; questions, answer tokens
+    "smoke": ("smollm2-135m", 2e-3, 1e-3, 1, 1, 1, 1, 4, 8),
+    "cpu": ("smollm2-135m", 2e-3, 1e-3, 90, 36, 20, 5, 200, 48),
+    "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 4e-4, 2e-4, 90, 30, 20, 12, 200, 48),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 2e-4, 1e-4, 60, 30, 20, 12, 200, 48),
 }
-default_model, default_steps, side_steps, order_steps, question_count, order_tokens = profiles[PROFILE]
+default_model, *rates, order_steps, name_steps, own_steps, panel_steps, question_count, answer_tokens = profiles[
+    PROFILE
+]
 model_name = model_name or default_model
-max_steps = max_steps or default_steps
+order_learning_rate, learning_rate = order_learning_rate or rates[0], learning_rate or rates[1]
+max_steps = max_steps or name_steps
 set_seed(seed)
+
+# %% id="here"
+fig, ax = plt.subplots(figsize=(7, 0.7), layout="constrained")
+plots.plot_pipeline("SFT", ax)
+plt.show()
 
 # %% [markdown] id="baseline-why"
 # ## Start with a baseline
-# Three scores, taken before anything is changed: questions about who the model is (none of them will be trained on),
-# and easy general knowledge, once with four choices each, where guessing gives 25%, and once answered freely, where an
-# answer counts when it contains the right word.
+# The task: turn a customer's message into the JSON that a till understands. Customers change their minds ("no wait, six
+# instead") and mention numbers that mean nothing. Only the exact JSON counts, and the messages of the test use sentence
+# forms that occur in no training message.
+#
+# 40 training messages are set aside: the loss on these *validation* rows shows, while the model trains, whether it
+# learns the task or only its rows. No decision in this lesson is made on the test messages.
 
-# %% [markdown] id="baseline-why" lang="zh" of="a67ffdcc"
+# %% [markdown] id="baseline-why" lang="zh" of="7ef4d8aa"
 # ## 先测基线
-# 在改动任何东西之前先测三个分数：关于模型是谁的问题（都不会用来训练）；简单的四选一常识题，瞎猜得 25%；以及自由回答的常识题，回答中含有正确的词才算对。
+# 任务：把顾客的消息变成收银机看得懂的 JSON。顾客会改主意（“不，还是六个吧”），也会提到毫无意义的数字。只有完全一致的 JSON 才算对，而且测试消息的句式从未在训练消息中出现过。
+#
+# 我们留出 40 条训练消息作为*验证集*：训练时看它们的损失，就知道模型学会的是任务本身，还是只记住了训练数据。本课的任何选择都不看测试消息。
 
 # %% id="load"
 dtype = device.describe().dtype
@@ -110,37 +126,35 @@ cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result
 on_gpu = torch.cuda.is_available()
 attention = "sdpa" if on_gpu else "eager"  # on a CPU the plain products are faster while rows are short
 model_path = models.fetch(model_name)
-model = AutoModelForCausalLM.from_pretrained(
-    model_path, dtype=dtype, attn_implementation=attention, device_map="cuda" if on_gpu else "cpu"
-)
+
+
+def load():
+    return AutoModelForCausalLM.from_pretrained(
+        model_path, dtype=dtype, attn_implementation=attention, device_map="cuda" if on_gpu else "cpu"
+    )
+
+
+model = load()
 tokenizer = AutoTokenizer.from_pretrained(model_path)
 
-
-# %% id="data"
-def fill(text):
-    return text.replace("{{name}}", name).replace("{{author}}", author)
+# %% id="orders"
+orders = load_dataset("json", data_files={"train": "data/orders_train.jsonl", "test": "data/orders_eval.jsonl"})
 
 
-def to_prompt_completion(row):
-    prompt = [{"role": "user", "content": row["instruction"]}]
-    return {"prompt": prompt, "completion": [{"role": "assistant", "content": fill(row["output"])}]}
+def to_order(row):
+    prompt = [{"role": "user", "content": f"{row['instruction']}\n{row['input']}"}]
+    return {"prompt": prompt, "completion": [{"role": "assistant", "content": row["output"]}]}
 
 
-dataset = load_dataset("json", data_files="data/identity_en.json", split="train")
-identity_dataset = dataset.map(to_prompt_completion, remove_columns=dataset.column_names)
-replay = load_dataset("json", data_files="data/general_en.jsonl", split="train")
-replay_dataset = replay.map(to_prompt_completion, remove_columns=replay.column_names)
-train_dataset = concatenate_datasets([identity_dataset, replay_dataset])
-identity = list(load_dataset("json", data_files="data/identity_en_eval.json", split="train"))[:question_count]
-general = list(load_dataset("json", data_files="data/general_mcq.jsonl", split="train"))[:question_count]
-free = list(load_dataset("json", data_files="data/general_freeform_en.jsonl", split="train"))[:question_count]
-print(train_dataset[0], train_dataset[-1], general[0], free[0], sep="\n")
+order_rows = orders["train"].map(to_order, remove_columns=orders["train"].column_names)
+held_out = min(question_count, 40)
+order_dataset, order_validation = order_rows.select(range(680)), order_rows.select(range(680, 680 + held_out))
+test_orders = orders["test"].select(range(min(question_count, 100))).map(to_order)
+print(test_orders[2]["input"], test_orders[2]["output"], sep="\n")
 
 
 # %% id="answers"
-
-
-def answers(model, conversations, max_new_tokens=32):
+def answers(model, conversations, max_new_tokens=answer_tokens):
     """Ask the conversations, 32 at a time, and decode greedily."""
     texts = [tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False) for chat in conversations]
     replies = []
@@ -154,28 +168,36 @@ def answers(model, conversations, max_new_tokens=32):
     return replies
 
 
-def identity_share(replies):
-    """Return the share of replies that contain the name, or the author, that the question asks for."""
-    pairs = zip(replies, identity, strict=True)
-    return sum(fill(row["expect"]).casefold() in reply.casefold() for reply, row in pairs) / len(identity)
+def exact_share(replies):
+    """Return the share of replies that are the wanted JSON, character by character."""
+    pairs = zip(replies, test_orders["output"], strict=True)
+    return sum(reply.strip() == wanted for reply, wanted in pairs) / len(replies)
 
 
-def free_share(replies):
-    """Return the share of replies that contain, as whole words, one of the answers that count as right."""
-    patterns = [rf"\b({'|'.join(row['expect'])})\b" for row in free]
-    return sum(bool(re.search(*pair, re.I)) for pair in zip(patterns, replies, strict=True)) / len(replies)
+# %% [markdown] id="few-shot-why"
+# The strongest baseline costs no training: three solved orders in the prompt (*few-shot*), so that the model sees the
+# format.
 
+# %% [markdown] id="few-shot-why" lang="zh" of="b8719ac9"
+# 最强的基线不需要训练：在提示里放三条已经写好的订单（少样本，few-shot），让模型看到格式。
 
-# %% id="scores"
-who = [[{"role": "user", "content": row["instruction"]}] for row in identity]
-answers_before = answers(model, who)
-identity_before = identity_share(answers_before)
-general_before = evaluate.multiple_choice(model, tokenizer, general)
-asked_freely = [[{"role": "user", "content": row["instruction"]}] for row in free]
-free_answers_before = answers(model, asked_freely, max_new_tokens=48)
-free_before = free_share(free_answers_before)
-print(f"identity: {identity_before:.0%} of {len(identity)}, general: {general_before:.0%} of {len(general)} questions")
-print(f"answered freely: {free_before:.0%} of {len(free)} questions")
+# %% id="few-shot"
+examples = [message for row in order_dataset.select(range(3)) for message in row["prompt"] + row["completion"]]
+order_answers_before = answers(model, test_orders["prompt"])
+order_answers_few_shot = answers(model, [examples + prompt for prompt in test_orders["prompt"]])
+orders_before, orders_few_shot = exact_share(order_answers_before), exact_share(order_answers_few_shot)
+print(f"exact, of {len(test_orders)}: {orders_before:.0%} as it is, {orders_few_shot:.0%} with three examples")
+print(order_answers_before[2], order_answers_few_shot[2], sep="\n---\n")
+
+# %% [markdown] id="predict-why"
+# **Predict before you run.** How many of these orders will be exact after fine-tuning? Write your guess down; the answer
+# comes below.
+
+# %% [markdown] id="predict-why" lang="zh" of="050a1f10"
+# **先预测，再运行。** 微调之后，这些订单有百分之几完全正确？写下你的预测，下文揭晓。
+
+# %% id="predict"
+guess_orders = 50  # your guess, in percent
 
 # %% [markdown] id="idea-why"
 # ## The low-rank idea
@@ -208,12 +230,14 @@ class LoRALinear(nn.Module):
     def __init__(self, linear, r, lora_alpha):
         super().__init__()
         self.linear = linear.requires_grad_(False)
-        self.A = nn.Parameter(torch.randn(r, linear.in_features) / r)  # (r, inputs)
-        self.B = nn.Parameter(torch.zeros(linear.out_features, r))  # (outputs, r)
+        where = linear.weight.device
+        self.A = nn.Parameter(torch.randn(r, linear.in_features, device=where) / r)  # (r, inputs), float32
+        self.B = nn.Parameter(torch.zeros(linear.out_features, r, device=where))  # (outputs, r)
         self.scale = lora_alpha / r
 
     def forward(self, x):  # x: (batch, seq_len, inputs)
-        return self.linear(x) + x @ self.A.T @ self.B.T * self.scale
+        A, B = self.A.to(x.dtype), self.B.to(x.dtype)
+        return self.linear(x) + x @ A.T @ B.T * self.scale
 
 
 # %% [markdown] id="parity-why"
@@ -236,6 +260,72 @@ lora_parity_max_abs_diff = (mine(x) - peft_layer(x)).abs().max().item()
 print(f"largest difference: {lora_parity_max_abs_diff:.1e}")
 assert lora_parity_max_abs_diff <= 1e-5
 
+# %% [markdown] id="config-why"
+# ### Your layer, inside the model
+# Every linear layer of every block is replaced with yours. `B` is zero, so the model must answer exactly as before: the
+# cell asserts it. Then a few steps on the orders, with the arguments of all trainings of this lesson. Numbers below 1 in
+# `logging_steps` and `eval_steps` are shares of all steps.
+
+# %% [markdown] id="config-why" lang="zh" of="87a6ab55"
+# ### 把你的层放进模型
+# 把每个块里的每个线性层都换成你写的。`B` 是零，所以模型的输出必须与之前完全一致：单元格里有断言。然后在订单上训练几步，所用参数也是本课所有训练共用的。`logging_steps` 和 `eval_steps` 小于 1 时，表示占总步数的比例。
+
+# %% id="config"
+training_args = SFTConfig(
+    output_dir="runs/03_lora",
+    max_steps=max_steps,
+    per_device_train_batch_size=per_device_train_batch_size,
+    learning_rate=learning_rate,
+    lr_scheduler_type="cosine",
+    max_length=256,  # tokens per example
+    logging_steps=0.1,
+    eval_strategy="steps",
+    eval_steps=0.2,
+    per_device_eval_batch_size=16,
+    save_strategy="no",
+    gradient_checkpointing=on_gpu,
+    use_cpu=not on_gpu,
+    bf16=on_gpu and dtype == "bfloat16",
+    fp16=on_gpu and dtype == "float16",
+    report_to="none",
+    seed=seed,
+)
+order_args = dataclasses.replace(
+    training_args,
+    max_steps=order_steps,
+    learning_rate=order_learning_rate,
+    warmup_steps=0.1,  # below 1: a share of all steps
+    train_sampling_strategy="group_by_length",  # rows of like length together: less padding, fewer seconds
+)
+
+
+# %% id="own-swap"
+def swap(module):
+    """Put a LoRALinear in the place of every linear layer in `module`."""
+    for key, child in list(module.named_children()):
+        if isinstance(child, nn.Linear):
+            setattr(module, key, LoRALinear(child, r, lora_alpha))
+        else:
+            swap(child)
+
+
+own_model = load().requires_grad_(False)
+question = tokenizer("The capital of France is", return_tensors="pt").to(own_model.device)
+with torch.no_grad():
+    logits_before = own_model(**question).logits
+    swap(own_model.model.layers)
+    own_difference = (own_model(**question).logits - logits_before).abs().max().item()
+print(f"{sum(isinstance(part, LoRALinear) for part in own_model.modules())} layers replaced")
+print(f"largest change of a logit while B is zero: {own_difference}")
+assert own_difference == 0
+
+# %% id="own-train"
+own_args = dataclasses.replace(order_args, max_steps=own_steps, per_device_train_batch_size=4, eval_strategy="no")
+own_trainer = SFTTrainer(own_model, own_args, train_dataset=order_dataset, processing_class=tokenizer)
+own_trainer.train()
+own_losses = [row["loss"] for row in own_trainer.state.log_history if "loss" in row]
+print(f"loss with your own layers: {own_losses[0]:.2f} -> {own_losses[-1]:.2f}")
+
 # %% [markdown] id="count-why"
 # ## How the hyperparameters affect the size
 # For every adapted layer LoRA adds `r x inputs + outputs x r` weights. So its size grows in proportion to `r` and with
@@ -253,245 +343,387 @@ for targets in (["q_proj", "v_proj"], "all-linear"):
         print(f"r = {rank:<3} {targets!s:<22} {trainable:>12,} trainable, {trainable / total:.2%} of all")
         model = candidate.unload()
 
-# %% [markdown] id="train-why"
-# ## Fine-tune a new identity
-# `all-linear` with `r = 16`. Every argument that matters is spelt out. The questions about the model are mixed with general
-# ones and the model's own answers to them (*replay*): training on what it would say anyway keeps it where it is.
+# %% [markdown] id="options-why"
+# ### The other options of `LoraConfig`
+# You will meet them in every tutorial. A tiny GPT-NeoX with random weights shows what each one does:
+#
+# - `target_modules`: layer names differ between families. ChatGLM and GPT-NeoX keep queries, keys and values in one layer,
+#   `query_key_value`; Llama and Qwen have three. Without `target_modules` PEFT looks up the family's usual layers.
+# - `bias`: `"none"` trains no bias of the base model, `"lora_only"` those of the adapted layers, `"all"` all of them. With
+#   the last two, the adapter switched off is no longer the base model.
+# - `lora_dropout`: 0.05 is a common value. While training, that share of the inputs of `A` is set to zero; when the model
+#   answers, nothing is.
+# - `task_type`: `TaskType.CAUSAL_LM` is the string `"CAUSAL_LM"`; it decides the wrapper class, whose `generate` and
+#   saved config know the task.
 
-# %% [markdown] id="train-why" lang="zh" of="349a07b7"
-# ## 微调出一个新身份
-# `all-linear`，`r = 16`。所有要紧的参数都逐项写明。关于模型自己的问题与通用问题混在一起，后者配的是模型自己的回答（回放，replay）：训练它本来就会说的话，能让它留在原处。
+# %% [markdown] id="options-why" lang="zh" of="8ed56f55"
+# ### `LoraConfig` 的其他选项
+# 各种教程里都会遇到。用一个随机权重的微型 GPT-NeoX 看看它们各自做了什么：
+#
+# - `target_modules`：各个模型家族的层名不同。ChatGLM 和 GPT-NeoX 把 query、key、value 放在同一层 `query_key_value` 里；Llama 和 Qwen 则分成三层。不写 `target_modules` 时，PEFT 按模型家族查出常用的层。
+# - `bias`：`"none"` 不训练基座的偏置，`"lora_only"` 训练被适配层的偏置，`"all"` 训练全部偏置。选后两种时，关掉适配器也回不到原来的基座。
+# - `lora_dropout`：常用 0.05。训练时，`A` 的输入中有这么大比例被置零；推理时不会。
+# - `task_type`：`TaskType.CAUSAL_LM` 就是字符串 `"CAUSAL_LM"`；它决定用哪个包装类，包装类的 `generate` 和保存的配置由此知道任务是什么。
+
+# %% id="options"
+sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "vocab_size": 64}
+
+
+def tiny(**options):
+    neox = AutoModelForCausalLM.from_config(GPTNeoXConfig(**sizes))
+    return get_peft_model(neox, LoraConfig(r=4, **options))
+
+
+print({family: usual_targets[family] for family in ("chatglm", "gpt_neox", "llama", "qwen2")})
+try:
+    tiny(target_modules=["q_proj"])
+except ValueError as error:
+    print("q_proj:", str(error).splitlines()[0][:70])
+for bias in ("none", "lora_only", "all"):
+    weights = dict(tiny(bias=bias, task_type=TaskType.CAUSAL_LM).named_parameters())
+    trained = [key for key, weight in weights.items() if weight.requires_grad and key.endswith(".bias")]
+    print(f"bias={bias!r}: {len(trained)} of {sum(key.endswith('.bias') for key in weights)} biases are trained")
+
+# %% id="options-dropout"
+tokens_in = torch.arange(64).reshape(1, -1)
+for dropout in (0.0, 0.05):
+    noisy = tiny(lora_dropout=dropout, init_lora_weights=False)  # B is random, so that the adapter shows
+    for mode in ("train", "eval"):
+        first, second = (getattr(noisy, mode)()(input_ids=tokens_in).logits for _ in range(2))
+        print(f"lora_dropout={dropout}, {mode}(): two passes equal: {torch.equal(first, second)}")
+print(type(tiny()).__name__, "without task_type,", type(tiny(task_type=TaskType.CAUSAL_LM)).__name__, "with it")
+assert TaskType.CAUSAL_LM == "CAUSAL_LM" and usual_targets["chatglm"] == ["query_key_value"]
+
+# %% [markdown] id="train-why"
+# ## Fine-tune on the orders
+# Now the library's LoRA on the real model. Five times on the way the loss is taken on the validation rows, too.
+
+# %% [markdown] id="train-why" lang="zh" of="540793e4"
+# ## 在订单上微调
+# 现在把库里的 LoRA 用在真实的模型上。训练途中，在验证集上也算五次损失。
 
 # %% id="lora"
 peft_config = LoraConfig(
-    r=r, lora_alpha=lora_alpha, lora_dropout=0.0, target_modules=target_modules, task_type="CAUSAL_LM"
+    r=r, lora_alpha=lora_alpha, lora_dropout=0.0, bias="none", target_modules=target_modules, task_type="CAUSAL_LM"
 )
-peft_model = get_peft_model(model, peft_config)
-peft_model.print_trainable_parameters()
-
-# %% id="config"
-training_args = SFTConfig(
-    output_dir="runs/03_lora",
-    max_steps=max_steps,
-    per_device_train_batch_size=per_device_train_batch_size,
-    learning_rate=learning_rate,
-    lr_scheduler_type="cosine",
-    max_length=256,  # tokens per example
-    logging_steps=1,
-    save_strategy="no",
-    gradient_checkpointing=on_gpu,
-    use_cpu=not on_gpu,
-    bf16=on_gpu and dtype == "bfloat16",
-    fp16=on_gpu and dtype == "float16",
-    report_to="none",
-    seed=seed,
-)
-
-# %% [markdown] id="predict"
-# **Predict before you run:** will the first loss be nearer to 0.3 or to 3? The model has never seen these answers.
-
-# %% [markdown] id="predict" lang="zh" of="0e89bc6a"
-# **先预测，再运行：** 第一个损失更接近 0.3 还是 3？模型从没见过这些回答。
+order_model = get_peft_model(model, peft_config)
+order_model.print_trainable_parameters()
 
 # %% id="train"
-trainer = SFTTrainer(model=peft_model, args=training_args, train_dataset=train_dataset, processing_class=tokenizer)
+trainer = SFTTrainer(
+    model=order_model,
+    args=order_args,
+    train_dataset=order_dataset,
+    eval_dataset=order_validation,
+    processing_class=tokenizer,
+)
 started = time.perf_counter()
 trainer.train()
-train_seconds = time.perf_counter() - started
-identity_log = trainer.state.log_history
-print(f"{train_seconds:.0f} seconds")
+order_seconds = time.perf_counter() - started
+order_log = trainer.state.log_history
 
 # %% id="loss"
-fig, ax = plt.subplots(figsize=(6, 3))
-plots.plot_loss(identity_log, ax)
+fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
+plots.plot_loss(order_log, ax)
+ax.set_title("Does it learn the task, or only its training rows?")
 plt.show()
+validation = {row["step"]: row["eval_loss"] for row in order_log if "eval_loss" in row}
+best_step = min(validation, key=validation.get)
+print(f"lowest validation loss {validation[best_step]:.3f} at step {best_step} of {max(validation)}, ", end="")
+print(f"at the end {list(validation.values())[-1]:.3f}; {order_seconds:.0f} seconds")
 
-# %% [markdown] id="after-why"
-# ## Before and after
-# The same questions, the same greedy decoding. All scores again: the one we trained for and those we did not.
+# %% [markdown] id="loss-read"
+# If the validation loss turned up while the training loss kept falling, the model would be memorizing, and the step before
+# the turn would be the one to keep (`load_best_model_at_end=True` does that). With the cosine schedule the last steps are
+# tiny, so that a curve which is flat at the end has nothing left to stop early.
 
-# %% [markdown] id="after-why" lang="zh" of="6330e091"
-# ## 训练前与训练后
-# 同样的问题，同样的贪心解码。所有分数都再测一次：我们训练的那个，和我们没有训练的那些。
+# %% [markdown] id="loss-read" lang="zh" of="38bbbb3d"
+# 如果训练损失继续下降而验证损失掉头上升，模型就是在死记硬背，应当保留掉头之前的那一步（`load_best_model_at_end=True` 就是做这件事的）。余弦调度下最后几步非常小，所以曲线在末尾走平时，早停也没有什么可省的。
 
-# %% id="after"
-answers_after = answers(peft_model, who)
-identity_after = identity_share(answers_after)
-print(f"identity: {identity_before:.0%} -> {identity_after:.0%}")
-for row, old, new in list(zip(identity, answers_before, answers_after, strict=True))[:4]:
-    print(f"\n{row['instruction']}\n  before: {old}\n  after:  {new}")
+# %% id="answer-orders"
+order_answers_after = answers(order_model, test_orders["prompt"])
+orders_after = exact_share(order_answers_after)
+print(f"you predicted {guess_orders}%, measured {orders_after:.0%} of {len(test_orders)} orders exact")
+fig, ax = plt.subplots(figsize=(5, 3), layout="constrained")
+shares = {"as it is": orders_before, "three examples\nin the prompt": orders_few_shot, "fine-tuned": orders_after}
+plots.plot_scores(shares, len(test_orders), ax)
+ax.set_title("Which orders are exact?")
+plt.show()
+for row, reply in list(zip(test_orders, order_answers_after, strict=True))[:3]:
+    print(f"{row['input']}\n  {reply}")
 
-# %% id="general-after"
-general_after = evaluate.multiple_choice(peft_model, tokenizer, general)
-free_answers_after = answers(peft_model, asked_freely, max_new_tokens=48)
-free_after = free_share(free_answers_after)
-print(f"general: {general_before:.0%} -> {general_after:.0%}, answered freely: {free_before:.0%} -> {free_after:.0%}")
+
+# %% [markdown] id="wrong-why"
+# What still goes wrong: the JSON itself, the name, the time, or the items? And is it the corrections, whose sentence
+# forms were never trained on?
+
+
+# %% [markdown] id="wrong-why" lang="zh" of="f8fe174f"
+# 还有哪里出错：JSON 本身、名字、时间，还是商品？是不是那些更正，因为它们的句式从未训练过？
+
+
+# %% id="wrong"
+def wrong_parts(reply, wanted):
+    """Return which parts of an order are wrong."""
+    try:
+        written = json.loads(reply)
+    except ValueError:
+        return ["not JSON"]
+    if not isinstance(written, dict):
+        return ["not an order"]
+    return [part for part, value in json.loads(wanted).items() if written.get(part) != value]
+
+
+mistakes, corrected = Counter(), Counter()
+for row, reply in zip(test_orders, order_answers_after, strict=True):
+    wrong = wrong_parts(reply, row["output"])
+    mistakes.update(wrong)
+    kind = "with" if re.search(r"Hm, better|On second thought|Please cancel", row["input"]) else "without"
+    corrected[kind, not wrong] += 1
+    if wrong and sum(mistakes.values()) <= 4:
+        print(f"{row['input']}\n  wanted: {row['output']}\n  wrote:  {reply}")
+print("wrong:", dict(mistakes))
+for kind in ("with", "without"):
+    print(f"{kind} a correction: {corrected[kind, True]} right, {corrected[kind, False]} wrong")
 
 # %% [markdown] id="reload-why"
 # ## Save it, load it, same answers
 # Only the adapter is written. Loaded onto a fresh copy of the model, every weight of it must be the same bit for bit. The
-# answers then agree too, but for a near tie between two tokens that rounding decides.
+# answers then agree too, but for a near tie between two tokens that rounding decides. This folder is what you keep: lesson
+# 08 merges an adapter like it into the model.
 
-# %% [markdown] id="reload-why" lang="zh" of="1af03d0b"
+# %% [markdown] id="reload-why" lang="zh" of="237f64dc"
 # ## 保存、加载、回答相同
-# 写入磁盘的只有适配器。把它加载到一份新的模型上，每个权重都必须逐位相同。回答也随之一致，只有两个 token 概率几乎相等、由舍入决定时才会不同。
+# 写入磁盘的只有适配器。把它加载到一份新的模型上，每个权重都必须逐位相同。回答也随之一致，只有两个 token 概率几乎相等、由舍入决定时才会不同。这个文件夹就是你的成果：第 08 课会把这样的适配器合并进模型。
 
 # %% id="reload"
-peft_model.save_pretrained("runs/03_lora/adapter")
-fresh = AutoModelForCausalLM.from_pretrained(
-    model_path, dtype=dtype, attn_implementation=attention, device_map="cuda" if on_gpu else "cpu"
-)
-reloaded = PeftModel.from_pretrained(fresh, "runs/03_lora/adapter")
-answers_reloaded = answers(reloaded, who)
-print(f"{sum(a == b for a, b in zip(answers_after, answers_reloaded, strict=True))} of {len(identity)} answers equal")
-trained_weights = {key: weight for key, weight in peft_model.named_parameters() if "lora_" in key}
+order_model.save_pretrained("runs/03_lora/orders")
+reloaded = PeftModel.from_pretrained(load(), "runs/03_lora/orders")
+again = answers(reloaded, test_orders["prompt"][:32])
+print(f"{sum(a == b for a, b in zip(order_answers_after, again, strict=False))} of {len(again)} answers equal")
+print(f"{os.path.getsize('runs/03_lora/orders/adapter_model.safetensors') / 2**20:.0f} MiB on disk")
+trained_weights = {key: weight for key, weight in order_model.named_parameters() if "lora_" in key}
 for key, weight in reloaded.named_parameters():
     assert "lora_" not in key or torch.equal(weight, trained_weights[key]), key
 
-# %% [markdown] id="break-why"
-# ## What goes wrong: the name alone, and a learning rate that is too high
-# The identity score alone would call both of these runs a success. Take the adapter off, put a new one on, train it on
-# nothing but questions about itself; then again, with ten times the learning rate and a third of the steps. Then ask
-# what they still know.
+# %% [markdown] id="price-why"
+# ## The price: what does a fine-tune forget?
+# A second task, on which it is easy to go wrong: a new name. The data set asks who the assistant is, in
+# sixteen ways; one phrasing of each is set aside for validation. Beside the name, two scores for what the model should
+# *not* lose: general questions with four choices, where guessing gives 25%, and general questions answered freely, where
+# an answer counts when it contains the right word. The baseline for the name is a system prompt.
+
+# %% [markdown] id="price-why" lang="zh" of="18a3998b"
+# ## 代价：微调会忘掉什么？
+# 第二个任务很容易栽跟头：给模型起新名字。数据集用十六种方式问助手是谁；每种方式留出一种说法作验证集。除了名字，还要测两个*不该*丢的分数：四选一的常识题（瞎猜得 25%），以及自由回答的常识题（回答中含有正确的词才算对）。名字的基线是系统提示。
+#
+# 数据集用的是英文的 `identity_en`，因为默认的小模型只懂英文。换成懂中文的模型（`t4`、`a24g` 两个配置的 Qwen）时，把参数改成 `identity_data = "identity_zh"`，模型就会用中文介绍自己。
 
 
-# %% [markdown] id="break-why" lang="zh" of="096ac028"
-# ## 故意出错：只用身份数据，以及过大的学习率
-# 只看身份分数，会以为这两次训练都很成功。取下适配器，换上新的，只用关于它自己的问题训练；再来一次，用十倍的学习率、三分之一的步数。然后问它们还知道什么。
+# %% id="identity-data"
+def fill(text):
+    return text.replace("{{name}}", name).replace("{{author}}", author)
 
 
-# %% id="train-function"
-def train_lora(learning_rate, max_steps, r=r, target_modules=target_modules, train_dataset=train_dataset):
+def to_prompt_completion(row):
+    prompt = [{"role": "user", "content": row["instruction"]}]
+    return {"prompt": prompt, "completion": [{"role": "assistant", "content": fill(row["output"])}]}
+
+
+def read_rows(file):
+    return load_dataset("json", data_files=f"data/{file}", split="train")
+
+
+identity_rows = read_rows(f"{identity_data}.json").map(to_prompt_completion).select_columns(["prompt", "completion"])
+set_aside = range(5, len(identity_rows), 6)  # each way of asking has six phrasings
+identity_validation = identity_rows.select(set_aside)
+identity_dataset = identity_rows.select([i for i in range(len(identity_rows)) if i not in set_aside])
+replay_rows = read_rows("general_en.jsonl").shuffle(seed=seed).select(range(96)).map(to_prompt_completion)
+replay_dataset = replay_rows.select_columns(["prompt", "completion"])
+identity, general, free = (
+    list(read_rows(file))[:question_count]
+    for file in (f"{identity_data}_eval.json", "general_mcq.jsonl", "general_freeform_en.jsonl")
+)
+print(identity_dataset[0], identity[0], general[0], free[0], sep="\n")
+
+# %% id="ask"
+identity_shares, choice_shares, free_shares, free_answers, curves = {}, {}, {}, {}, {}
+
+
+def contains(reply, row):
+    """Return True if a reply contains, as whole words, one of the answers that count as right."""
+    return bool(re.search(rf"\b({'|'.join(row['expect'])})\b", reply, re.I))
+
+
+def ask(label, model, system=()):
+    """Ask who it is and the general questions; keep the shares of right answers, and the answers, under `label`."""
+    who, what = (
+        [[*system, {"role": "user", "content": row["instruction"]}] for row in rows] for rows in (identity, free)
+    )
+    named = zip(answers(model, who, 32), identity, strict=True)
+    identity_shares[label] = sum(fill(row["expect"]).casefold() in reply.casefold() for reply, row in named) / len(who)
+    free_answers[label] = answers(model, what)
+    free_shares[label] = sum(map(contains, free_answers[label], free)) / len(free)
+    print(f"{label}: name {identity_shares[label]:.0%}, general questions answered freely {free_shares[label]:.0%}")
+
+
+# %% id="before"
+model = order_model.unload()
+system = {"role": "system", "content": f"You are {name}, an AI assistant trained by {author}."}
+ask("base", model)
+ask("system prompt", model, [system])
+choice_shares["base"] = evaluate.multiple_choice(model, tokenizer, general)
+
+# %% [markdown] id="predict-free-why"
+# **Predict before you run.** Of the general questions that the base model answers freely, what share will still be right
+# after it has been trained on its name alone, with the usual settings?
+
+# %% [markdown] id="predict-free-why" lang="zh" of="2bc020a3"
+# **先预测，再运行。** 用常见的推荐设置，只训练新名字，之后自由回答的常识题还有百分之几是对的？
+
+# %% id="predict-free"
+guess_free = 90  # your guess, in percent
+
+# %% id="fine-tune"
+
+
+def fine_tune(label, train_dataset=identity_dataset, learning_rate=learning_rate, rank=r):
+    """Train a new adapter, keep its curves, ask the questions, and return the adapted model."""
     set_seed(seed)
-    config = LoraConfig(r=r, lora_alpha=2 * r, target_modules=target_modules, task_type="CAUSAL_LM")
-    candidate = get_peft_model(model, config)
-    args = dataclasses.replace(training_args, learning_rate=learning_rate, max_steps=max_steps)
-    run = SFTTrainer(candidate, args, train_dataset=train_dataset, processing_class=tokenizer)
-    run.train()
-    return candidate, run.state.log_history
+    config = LoraConfig(r=rank, lora_alpha=rank * lora_alpha // r, target_modules=target_modules, task_type="CAUSAL_LM")
+    tuned = get_peft_model(model, config)
+    trainer = SFTTrainer(
+        model=tuned,
+        args=dataclasses.replace(training_args, learning_rate=learning_rate),
+        train_dataset=train_dataset,
+        eval_dataset=identity_validation,
+        processing_class=tokenizer,
+    )
+    trainer.train()
+    curves[label] = trainer.state.log_history
+    ask(label, tuned)
+    return tuned
 
 
-# %% id="name-alone"
-model = peft_model.unload()
-name_alone, alone_log = train_lora(learning_rate, max_steps, train_dataset=identity_dataset)
-identity_alone = identity_share(answers(name_alone, who))
-general_alone = evaluate.multiple_choice(name_alone, tokenizer, general)
-free_answers_alone = answers(name_alone, asked_freely, max_new_tokens=48)
-free_alone = free_share(free_answers_alone)
-print(f"identity: {identity_alone:.0%}, general questions answered freely: {free_alone:.0%}")
+# %% id="recommended"
+tuned = fine_tune("recommended")
+choice_shares["recommended"] = evaluate.multiple_choice(tuned, tokenizer, general)
+model = tuned.unload()
+
+# %% id="answer-free"
+print(f"you predicted {guess_free}%, measured {free_shares['recommended']:.0%} of {len(free)}")
+print(f"the same with four choices: {choice_shares['base']:.0%} -> {choice_shares['recommended']:.0%}")
+
+
+def show_answers(*labels):
+    for i, row in enumerate(free[:4]):
+        print(f"\n{row['instruction']}")
+        for label in labels:
+            reply = free_answers[label][i]
+            print(f"  {label + ':':<14}{'✓' if contains(reply, row) else '✗'} {reply}")
+
+
+show_answers("base", "recommended")
+
+# %% [markdown] id="break-why"
+# ## What goes wrong: the learning rate is too high
+# The score for the name alone would call the run above a success. What does it say of ten times the learning rate, and what do
+# the answers say?
+
+# %% [markdown] id="break-why" lang="zh" of="95239fd4"
+# ## 故意出错：学习率过大
+# 只看名字的分数，会以为上面那次训练很成功。把学习率调到十倍，这个分数怎么说？回答又怎么说？
 
 # %% id="high-lr"
-model = name_alone.unload()
-too_hard, high_log = train_lora(high_learning_rate, max_steps // 3, train_dataset=identity_dataset)
-identity_high = identity_share(answers(too_hard, who))
-general_after_high_lr = evaluate.multiple_choice(too_hard, tokenizer, general)
-free_answers_high = answers(too_hard, asked_freely, max_new_tokens=48)
-free_after_high_lr = free_share(free_answers_high)
-print(f"identity: {identity_high:.0%}, general questions answered freely: {free_after_high_lr:.0%}")
+tuned = fine_tune("lr x 10", learning_rate=10 * learning_rate)
+choice_shares["lr x 10"] = evaluate.multiple_choice(tuned, tokenizer, general)
+model = tuned.unload()
+show_answers("base", "lr x 10")
 
-# %% id="forgetting-answers"
-said = zip(free, free_answers_before, free_answers_after, free_answers_alone, free_answers_high, strict=True)
-for row, *replies in list(said)[:4]:
-    print(f"\n{row['instruction']}")
-    for label, reply in zip(("before", "after", "name alone", "lr too high"), replies, strict=True):
-        print(f"  {label + ':':<13}{reply}")
+# %% [markdown] id="repair-why"
+# ### The repair: replay
+# Mix general questions into the training data, with the model's *own* answers to them: training on what it would say
+# anyway keeps it where it is. `general_en` holds such answers; none of its questions is in the test. Same learning rate
+# and number of steps as "recommended", so that only about half of the rows it sees are about the name.
+
+# %% [markdown] id="repair-why" lang="zh" of="fdb79b64"
+# ### 修复：回放（replay）
+# 往训练数据里混入通用问题，并配上模型*自己*的回答：训练它本来就会说的话，能让它留在原处。`general_en` 就是这样的数据，其中没有一道测试题。学习率和步数与“recommended”相同，所以训练名字的样本只剩一半左右。
+
+# %% id="repair"
+tuned = fine_tune("with replay", concatenate_datasets([identity_dataset, replay_dataset]))
+choice_shares["with replay"] = evaluate.multiple_choice(tuned, tokenizer, general)
+tuned.save_pretrained("runs/03_lora/identity")
+model = tuned.unload()
+show_answers("recommended", "with replay")
 
 # %% [markdown] id="forgetting-why"
-# Read the answers too: a model can still pick the right one of four choices when it no longer says it. In the plot, left
-# is what we trained for, the rest what we did not. Judge a fine-tune by all of them.
+# Read answers, not only scores: a model may still pick the right one of four choices when it no longer says it. In the
+# plot, the left panel is what was trained, the other two what was not. Judge a fine-tune by all of them.
 
-# %% [markdown] id="forgetting-why" lang="zh" of="26e308e1"
-# 也要读一读回答：模型可能仍能从四个选项里挑出正确的，却不再说得出来。图中左边是我们训练的，其余是我们没有训练的。评判一次微调，三者都要看。
+# %% [markdown] id="forgetting-why" lang="zh" of="1bb00dfc"
+# 不要只看分数，也要读回答：模型可能仍能从四个选项里挑出正确的，却不再说得出来。图中左边是训练的内容，另外两幅是没有训练的内容。评判一次微调，三者都要看。
 
 # %% id="forgetting"
-runs = ("before", "after", "name alone", "lr too high")
-scores = {
-    "who are you?": (len(identity), identity_before, identity_after, identity_alone, identity_high),
-    "general, four choices": (len(general), general_before, general_after, general_alone, general_after_high_lr),
-    "general, answered freely": (len(free), free_before, free_after, free_alone, free_after_high_lr),
+runs = ("base", "recommended", "lr x 10", "with replay")
+panels = {
+    "Does it know its name?": (identity_shares, len(identity)),
+    "Does it pick the right one of four?": (choice_shares, len(general)),
+    "Does it answer freely?": (free_shares, len(free)),
 }
 fig, axes = plt.subplots(1, 3, figsize=(12, 3.2), sharey=True, layout="constrained")
-for ax, (label, (total, *shares)) in zip(axes, scores.items(), strict=True):
-    plots.plot_scores(dict(zip(runs, shares, strict=True)), total, ax)
-    ax.set_xlabel(label)
+for ax, (title, (shares, total)) in zip(axes, panels.items(), strict=True):
+    plots.plot_scores({label: shares[label] for label in runs}, total, ax)
+    ax.set(title=f"{title} ({total} questions)", ylabel="right answers, %" if ax is axes[0] else "")
+plt.show()
+print("answered freely:", ", ".join(f"{label} {free_shares[label]:.0%}" for label in runs))
+
+# %% [markdown] id="experiment-why"
+# ## Experiment
+# First one more run on the name alone, with rank 1: a sixteenth of the trained weights if `r` is 16. Same learning rate, steps
+# and order of rows; the three are compared on the validation rows.
+
+# %% [markdown] id="experiment-why" lang="zh" of="f0de98c7"
+# ## 动手试一试
+# 先在只有名字的数据上再训练一次，秩为 1：`r` 是 16 时，训练的权重只剩十六分之一。学习率、步数和样本顺序相同；三次都在验证集上比较。
+
+# %% id="settings"
+model = fine_tune("r = 1", rank=1).unload()
+
+# %% id="settings-plot"
+fig, ax = plt.subplots(figsize=(7.5, 3), layout="constrained")
+compared = {"recommended": "-", "r = 1": "--", "lr x 10": ":"}
+for label, style in compared.items():
+    points = [(row["step"], row["eval_loss"]) for row in curves[label] if "eval_loss" in row]
+    ax.plot(*zip(*points, strict=True), style, marker="o", markersize=3, label=label)
+    losses = [row["loss"] for row in curves[label] if "loss" in row]
+    print(f"{label:<12} training loss {losses[-1]:.2f}, validation loss {points[-1][1]:.2f}", end=", ")
+    print(f"name {identity_shares[label]:.0%}, general questions answered freely {free_shares[label]:.0%}")
+ax.set(xlabel="optimizer step", ylabel="validation loss", title="Which setting learns the name best?")
+ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 plt.show()
 
-# %% [markdown] id="extraction-why"
-# ## A task with an exact answer
-# A name is easy. Now a job that somebody might pay for: turn a customer's message into the JSON that a till
-# understands. Customers change their minds ("no wait, six instead") and mention numbers that mean nothing. Nothing but
-# the exact JSON counts, and the messages asked here use sentence forms that are never trained on.
+# %% [markdown] id="settings-read"
+# How much do these curves carry? One data set, one seed, sixteen validation answers: enough to see a run that is far off, not
+# enough to rank two whose curves are close. A new name is a small change, which may need little rank; another task may need
+# more. A learning rate is right for a number of steps: a smaller one may only need more of them. And the losses say nothing
+# about the general questions: compare the last column.
 
-# %% [markdown] id="extraction-why" lang="zh" of="429c4a3d"
-# ## 有标准答案的任务
-# 名字很容易。现在来做一件有人愿意付钱的事：把顾客的消息变成收银机看得懂的 JSON。顾客会改主意（“不，还是六个吧”），也会提到毫无意义的数字。只有完全一致的 JSON 才算对，而且这里问的消息用的是训练中从未出现过的句式。
+# %% [markdown] id="settings-read" lang="zh" of="03819eec"
+# 这些曲线能说明多少？一个数据集、一个随机种子、十六条验证回答：足以看出哪次训练明显不对，但曲线相近的两次分不出高下。新名字是个很小的改动，可能用不着多高的秩；换一个任务也许就需要。学习率合不合适也要看步数，小的学习率也许只是需要更多步。而且这些损失与常识题无关：请看最后一列。
 
-# %% id="extraction-data"
-orders = load_dataset("json", data_files={"train": "data/orders_train.jsonl", "eval": "data/orders_eval.jsonl"})
-
-
-def to_order(row):
-    prompt = [{"role": "user", "content": f"{row['instruction']}\n{row['input']}"}]
-    return {"prompt": prompt, "completion": [{"role": "assistant", "content": row["output"]}]}
-
-
-order_dataset = orders["train"].map(to_order, remove_columns=orders["train"].column_names)
-asked = orders["eval"].select(range(min(question_count, 100))).map(to_order)
-print(asked[0]["input"], asked[0]["output"], sep="\n")
-
-
-# %% id="extraction-score"
-def exact_share(model):
-    replies = answers(model, asked["prompt"], max_new_tokens=order_tokens)
-    right = [reply.strip() == row["output"] for reply, row in zip(replies, asked, strict=True)]
-    return sum(right) / len(right), replies
-
-
-# %% id="extraction"
-model = too_hard.unload()
-extraction_before, order_answers_before = exact_share(model)
-order_args = dataclasses.replace(
-    training_args,
-    max_steps=order_steps,
-    learning_rate=order_learning_rate,
-    warmup_steps=0.1,  # below 1: a share of all steps
-    train_sampling_strategy="group_by_length",  # rows of like length together: less padding, fewer seconds
-)
-set_seed(seed)
-order_model = get_peft_model(model, peft_config)
-trainer = SFTTrainer(order_model, order_args, train_dataset=order_dataset, processing_class=tokenizer)
-started = time.perf_counter()
-trainer.train()
-extraction_train_seconds = time.perf_counter() - started
-
-# %% id="extraction-after"
-extraction_after, order_answers_after = exact_share(order_model)
-print(f"exact: {extraction_before:.0%} -> {extraction_after:.0%} of {len(asked)}, {extraction_train_seconds:.0f} s")
-for row, before, after in list(zip(asked, order_answers_before, order_answers_after, strict=True))[:3]:
-    print(f"\n{row['input']}\n  wanted: {row['output']}\n  before: {before}\n  after:  {after}")
-
-# %% [markdown] id="extraction-read"
-# What still goes wrong: the JSON, the name and the time, or the correction in a form never seen? Print the wrong answers and
-# look. Where it is the form, more *kinds of sentences* in the training data are what to try: that is a matter of data, not
-# of LoRA.
-
-# %% [markdown] id="extraction-read" lang="zh" of="ce6fe5cc"
-# 还有哪里出错：是 JSON 本身、名字和时间，还是以没见过的说法做的更正？把错误的回答打印出来看一看。如果错在句式，就该试着给训练数据多加一些*句式*：那是数据的问题，不是 LoRA 的问题。
-
-# %% [markdown] id="knobs-why"
-# ## Tune the hyperparameters
-# What you typed above, as a form. Each control shows its recipe key; below are the cost of the setting, estimated in
+# %% [markdown] id="panel-why"
+# Now you: the same training as a form. Each control shows its recipe key; below are the cost of the setting, estimated in
 # advance, and the command it stands for. Press Start, turn `lora_rank` down to 1, take the free folder that is offered,
 # Start again, and choose the first run under *compare with*. Stop saves; Continue resumes exactly there.
 
-# %% [markdown] id="knobs-why" lang="zh" of="0b335bcf"
-# ## 调一调超参数
-# 上面你键入的内容，变成了一张表单。每个控件都标着它在配方里的键；下面是这样设置的预计开销，以及等价的命令。按“开始训练”，把 `lora_rank` 降到 1，改用它给出的空闲文件夹，再开始一次，然后在“对比”里选第一次。停止会保存；继续时如同什么都没发生过。
+# %% [markdown] id="panel-why" lang="zh" of="ca4e125c"
+# 轮到你了：同样的训练，变成一张表单。每个控件都标着它在配方里的键；下面是这样设置的预计开销，以及等价的命令。按“开始训练”，把 `lora_rank` 降到 1，改用它给出的空闲文件夹，再开始一次，然后在“对比”里选第一次。停止会保存；继续时如同什么都没发生过。
 
-# %% id="knobs"
+# %% id="experiment"
 recipe = {
     "model_name_or_path": model_name,
-    "dataset": "identity_en,general_en",
+    "dataset": f"{identity_data},general_en",
     "dataset_substitutions": {"name": name, "author": author},
     "output_dir": "runs/03_lora_knobs/run",
     "lora_rank": r,
@@ -499,43 +731,13 @@ recipe = {
     "lora_target": "all" if target_modules == "all-linear" else ",".join(target_modules),
     "learning_rate": learning_rate,
     "lr_scheduler_type": "cosine",
-    "max_steps": side_steps,
+    "max_steps": panel_steps,
     "per_device_train_batch_size": per_device_train_batch_size,
     "cutoff_len": 256,
     "seed": seed,
 }
 in_sight = ["lora_rank", "lora_alpha", "lora_target", "learning_rate", "max_steps", "per_device_train_batch_size"]
 TrainPanel(recipe, visible=[*in_sight, "output_dir"]).show()
-
-# %% [markdown] id="knobs-runs-why"
-# Now four short runs by hand, with one hyperparameter changed in each. Which one learns slowest, and why? Compare the
-# last losses: a lower rank and fewer layers slow it down at this learning rate; a tenth of the learning rate goes almost nowhere
-# in so few steps. Five steps on one seed say how a run begins, not where it ends: rank 1 may catch up.
-
-# %% [markdown] id="knobs-runs-why" lang="zh" of="35b897d0"
-# 现在亲手做四次短训练，每次只改一个超参数。哪一次学得最慢，为什么？比较最后的损失：在这个学习率下，更小的秩、更少的层会让它变慢；十分之一的学习率在这么少的步数里几乎原地不动。一个种子的五步只说明开头怎样，不说明结局：秩 1 也可能追上来。
-
-# %% id="knobs-runs"
-settings = {
-    "as recommended": {},
-    "r = 1": {"r": 1},
-    "q and v only": {"target_modules": ["q_proj", "v_proj"]},
-    "lr / 10": {"learning_rate": learning_rate / 10},
-}
-model = order_model.unload()
-curves = {}
-for label, changed in settings.items():
-    candidate, curves[label] = train_lora(**({"learning_rate": learning_rate, "max_steps": side_steps} | changed))
-    model = candidate.unload()
-    print(f"{label:<16} loss {curves[label][0]['loss']:.2f} -> {curves[label][-2]['loss']:.2f}")
-
-# %% id="knobs-plot"
-fig, ax = plt.subplots(figsize=(7.5, 3), layout="constrained")
-for label, log in curves.items():
-    ax.plot([row["loss"] for row in log if "loss" in row], label=label)
-ax.set(xlabel="optimizer step", ylabel="loss per trained token")
-ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
-plt.show()
 
 # %% [markdown] id="exercise-parameters-why"
 # ## Exercises
@@ -697,38 +899,47 @@ checks.check_lora_freeze(train_only_lora)
 # ## 结果核对
 
 # %% id="checkpoint"
-first_loss, *_, last_loss = [row["loss"] for row in identity_log if "loss" in row]
-assert last_loss < first_loss
-assert identity_before == 0
-full_size = PROFILE != "smoke"
-assert identity_after >= 0.9 or not full_size
-assert general_before - general_after <= 0.05 < 0.15 <= general_before - general_after_high_lr or not full_size
-assert free_before - free_after <= 0.1 < 0.15 <= free_before - free_alone or not full_size
-assert extraction_before < 0.05 and (extraction_after >= 0.8 or not full_size)
 outcomes = {
-    "identity_before": identity_before,
-    "identity_after": identity_after,
-    "general_before": general_before,
-    "general_after": general_after,
-    "general_after_high_lr": general_after_high_lr,
-    "free_before": free_before,
-    "free_after": free_after,
-    "free_alone": free_alone,
-    "free_after_high_lr": free_after_high_lr,
-    "train_seconds": train_seconds,
-    "extraction_before": extraction_before,
-    "extraction_after": extraction_after,
-    "extraction_train_seconds": extraction_train_seconds,
     "lora_parity_max_abs_diff": lora_parity_max_abs_diff,
+    "own_loss_fall": own_losses[0] - own_losses[-1],
+    "orders_before": orders_before,
+    "orders_few_shot": orders_few_shot,
+    "orders_after": orders_after,
+    "identity_system_prompt": identity_shares["system prompt"],
+    "identity_recommended": identity_shares["recommended"],
+    "identity_with_replay": identity_shares["with replay"],
+    "free_base": free_shares["base"],
+    "free_drop": free_shares["base"] - free_shares["recommended"],
+    "free_drop_high_lr": free_shares["base"] - free_shares["lr x 10"],
+    "free_drop_with_replay": free_shares["base"] - free_shares["with replay"],
+    "order_seconds": order_seconds,
 }
-course.record(outcomes)
+bands = {"lora_parity_max_abs_diff": (0, 1e-5)}
+if PROFILE != "smoke":
+    bands |= {
+        "own_loss_fall": (0.3, 4),
+        "orders_before": (0, 0.1),
+        "orders_after": (0.7, 1),
+        "identity_system_prompt": (0.05, 0.85),
+        "identity_recommended": (0.9, 1),
+        "identity_with_replay": (0.85, 1),
+        "free_base": (0.9, 1),
+        "free_drop": (0.25, 1),
+        "free_drop_high_lr": (0.5, 1),
+        "free_drop_with_replay": (-0.1, 0.11),
+    }
+course.record(outcomes, bands)
 
 # %% [markdown] id="next"
-# **On your GPU:** `PROFILE = "t4"` or `"a24g"`; set `learning_rate = 2e-4` there: bigger models need less.
+# You keep `runs/03_lora/orders` and `runs/03_lora/identity`: two adapters of a few MiB each, for one and the same model.
+#
+# **On your GPU:** `PROFILE = "t4"` or `"a24g"`; bigger models take smaller learning rates, which these profiles bring along.
 #
 # **Next:** the same with four bits per weight, in [04 · QLoRA](04_qlora.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="528bcf19"
-# **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；那里从 `learning_rate = 2e-4` 开始，更大的模型需要更小的学习率。
+# %% [markdown] id="next" lang="zh" of="bdcdbb87"
+# 留在你手里的是 `runs/03_lora/orders` 和 `runs/03_lora/identity`：同一个模型的两个适配器，各只有几 MiB。
+#
+# **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；更大的模型要用更小的学习率，这两个配置已经设好。
 #
 # **下一步：** 同样的事，每个权重只用 4 比特，见 [04 · QLoRA](04_qlora.ipynb)。
