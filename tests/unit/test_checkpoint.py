@@ -1,6 +1,5 @@
 """Checkpoints: what is trusted, what is resumed from, what rotation may touch, who may enter a run folder."""
 
-import json
 import os
 import subprocess
 import sys
