@@ -133,7 +133,7 @@ def test_lesson_03_in_jupyterlab(place, tmp_path, monkeypatch):
     with lab(place, tmp_path / "private") as address, browser() as page, kept(page, "lab"):
         page.goto(f"{address}/doc/tree/{name}?token={TOKEN}")
         run_all(page)
-        until(lambda: finished(page), 240, "every cell of the lesson has run")
+        until(lambda: finished(page), 900, "every cell of the lesson has run")
         assert text(page, "readouts") and enabled(page, "start")
         turn_a_knob(page)
         slide(page, "per_device_train_batch_size", 1 / 7)
