@@ -30,7 +30,7 @@ def browser(width: int = 1280, height: int = 1600) -> Iterator[Page]:
     with sync_playwright() as play:
         chromium = play.chromium.launch(executable_path=CHROMIUM, headless=True, args=FLAGS)
         page = chromium.new_context(viewport={"width": width, "height": height}, locale="zh-CN").new_page()
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(180_000)
         page.problems = []
         page.on("console", lambda said: page.problems.append(said.text) if said.type == "error" else None)
         page.on("pageerror", lambda error: page.problems.append(str(error)))
