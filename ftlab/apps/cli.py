@@ -140,24 +140,34 @@ def parser() -> Parser:
     page.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     page.add_argument("--lang", choices=LANGUAGES, help="default: FTLAB_LANG, else en")
     page.add_argument("--allow-remote", action="store_true", help="allow an address that other machines can reach")
-    data = add(verbs, "data", None, "check and show data sets")
+    data = add(verbs, "data", None, "check and show data sets, write replay examples")
     actions = data.add_subparsers(required=True, metavar="WHAT")
     check = add(actions, "check", check_data, "list the problems of a data set with file:line and fix")
     show = add(actions, "show", show_data, "print an example as the model sees it; trained tokens in green")
+    replay = add(actions, "replay", write_replay, "let a model answer general prompts, to mix into its fine-tune")
+    replay.add_argument("name", metavar="NAME", help="name of the new data set in dataset_info.json")
     for action in (check, show):
         action.add_argument("name", help="a name in dataset_info.json, or a path")
+    for action in (check, show, replay):
         action.add_argument("--dataset-dir", default="data")
         action.add_argument(
             "--model",
             default="smollm2-135m",
-            help="model whose tokenizer and chat template are used; default: %(default)s",
+            help="model that answers, or whose tokenizer and chat template are used; default: %(default)s",
         )
+    for action in (check, show):
         action.add_argument(
             "--cutoff-len", type=int, default=1024, help="maximum tokens of an example; default: %(default)s"
         )
-    for action in (chat, server, check, show):
+    for action in (chat, server, check, show, replay):
         action.add_argument(*TRUST, action="store_true", help="run the code that comes with the model")
     check.add_argument("--fix", metavar="OUT.jsonl", help="write the repaired data set to this file")
+    replay.add_argument(
+        "--prompts", default="general_en", help="data sets whose prompts are asked; default: %(default)s"
+    )
+    replay.add_argument("--max-samples", type=int, default=200, help="prompts to ask; default: %(default)s")
+    replay.add_argument("--max-new-tokens", type=int, default=128, help="longest answer; default: %(default)s")
+    replay.add_argument("--seed", type=int, default=42, help="which prompts are drawn; default: %(default)s")
     show.add_argument("--row", type=int, default=1, help="number of the example, from 1")
     needs = add(verbs, "memory", show_memory, "estimate the memory for training, by component, and whether it fits")
     needs.add_argument("model", help="catalogue name, local folder or hub id, or a RECIPE.yaml")
@@ -377,6 +387,20 @@ def show_data(options: argparse.Namespace) -> None:
     for example in shown(tokenizer, rows[options.row - 1], how):
         print(tokens.to_ansi(tokens.tokens(tokenizer, **example)))
     print(tokens.summary(tokenizer, [example for row in rows for example in shown(tokenizer, row, how)]))
+
+
+def write_replay(options: argparse.Namespace) -> None:
+    """Write a model's own answers as a data set and print what was kept."""
+    with uncollected():
+        from ftlab.runs import replay
+
+    sizes = {"max_samples": options.max_samples, "max_new_tokens": options.max_new_tokens, "seed": options.seed}
+    trusted = options.trust_remote_code
+    print(
+        replay.write(
+            options.name, options.prompts, options.dataset_dir, model=options.model, trust_remote_code=trusted, **sizes
+        )
+    )
 
 
 def show_memory(options: argparse.Namespace) -> None:
