@@ -37,6 +37,21 @@ class Recipe(BaseModel):
         "attention kernel; auto on a CPU: plain products for rows up to 512 tokens",
         "from_pretrained(attn_implementation=)",
     )
+    device_map: str | dict[str, int | str] | None = key(
+        None,
+        "where the weights go: auto, balanced, a device such as cuda:1, or a device for each module",
+        "from_pretrained(device_map=)",
+    )
+    max_memory: dict[int | str, int | str] | None = key(
+        None,
+        "most memory for weights on each device, such as {0: 10GiB, cpu: 30GiB}; implies device_map: auto",
+        "from_pretrained(max_memory=)",
+    )
+    offload_folder: str | None = key(
+        None,
+        "where weights go that fit on no device; such a model cannot be trained",
+        "from_pretrained(offload_folder=)",
+    )
     quantization_bit: Literal[4, 8] | None = key(
         None, "load the frozen base in 4 or 8 bit (QLoRA)", "BitsAndBytesConfig(load_in_4bit= / load_in_8bit=)"
     )
@@ -288,7 +303,7 @@ OUTSIDE_THE_RUN = (
     "output_dir", "overwrite_output_dir", "do_train", "plot_loss", "infer_backend", "infer_dtype", "do_sample",
     "temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "num_beams", "export_dir", "export_size",
     "export_device", "export_dtype", "export_gguf", "export_legacy_format", "shortcuts", "eval_figures",
-    "predict_with_generate", "compute_accuracy",
+    "predict_with_generate", "compute_accuracy", "device_map", "max_memory", "offload_folder",
 )  # fmt: skip
 TRAINING_OUTSIDE_THE_RUN = (
     "resume_from_checkpoint", "report_to", "run_name", "project", "save_total_limit", "disable_tqdm", "log_level",
@@ -333,6 +348,7 @@ DROPPED = {
     "save_safetensors": "weights are always safetensors",
     "logging_dir": "trackers write into the run folder",
     "low_cpu_mem_usage": "transformers always does it",
+    "offload_state_dict": "transformers no longer has it: weights are read one by one",
     "use_fast_tokenizer": "fast tokenizers are always used",
     "upcast_layernorm": "trained norms are float32 unless `pure_bf16` is set; frozen ones keep their dtype",
     "tokenized_path": "nothing is read from it or written to it: the run encodes `dataset` and trains on it",
@@ -426,6 +442,11 @@ CONDITIONS = (
     Condition(("pissa_iter",), lambda recipe: recipe.pissa_init, "pissa_init: true"),
     Condition(
         ("quantization_type", "double_quantization"), lambda recipe: recipe.quantization_bit == 4, "quantization_bit: 4"
+    ),
+    Condition(
+        ("offload_folder",),
+        lambda recipe: recipe.device_map is not None or recipe.max_memory is not None,
+        "a `device_map` or `max_memory`",
     ),
     Condition(("allow_other_template",), lambda recipe: recipe.template is not None, "a `template`"),
     Condition(("use_dft_loss",), lambda recipe: recipe.objective == "sft", "stage: sft"),

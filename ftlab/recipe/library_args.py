@@ -141,7 +141,21 @@ def model_settings(recipe: Recipe, machine: Machine) -> dict[str, Any]:
     }
     if kernel := plan(recipe, machine).kernel:
         options["attn_implementation"] = kernel
+    options |= placement(recipe)
     return options | ({"num_labels": 1} if recipe.stage == "rm" else {})
+
+
+def placement(recipe: Recipe) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` that place the weights, none where a recipe leaves it to ftlab."""
+    if recipe.device_map is None and recipe.max_memory is None:
+        return {}
+    # A GPU is numbered, and a key of `max_memory.0=10GiB` is text.
+    limits = {int(name) if str(name).isdigit() else name: most for name, most in (recipe.max_memory or {}).items()}
+    return {
+        "device_map": recipe.device_map or "auto",
+        "max_memory": limits or None,
+        "offload_folder": recipe.offload_folder,
+    }
 
 
 def plan(recipe: Recipe, machine: Machine, family: str | None = None) -> Plan:

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib
+import inspect
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,6 +26,8 @@ from transformers import (
     get_scheduler,
 )
 from transformers.integrations import get_reporting_integration_callbacks
+from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
+from transformers.trainer_utils import SchedulerType
 
 from ftlab import cpu, models
 from ftlab.cpu.models import prepare
@@ -35,6 +39,11 @@ from ftlab.recipe.keys import Recipe
 from ftlab.runs import rewards, targets
 from ftlab.runs.tokenized import takes_ids
 from ftlab.saved_weights import weights_of
+
+# Schedules that follow the validation loss: transformers hands their arguments to these.
+FOLLOWING: dict[str, Any] = {SchedulerType.REDUCE_ON_PLATEAU: ReduceLROnPlateau, SchedulerType.GREEDY: GreedyLR}
+# What Trainer itself gives a schedule.
+FROM_TRAINER = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 
 
 def trainer_classes(objective: str) -> tuple[type, type]:
@@ -64,12 +73,14 @@ def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
     """Return the base model of a recipe; a reward model has one output instead of a vocabulary.
 
     Raises:
-        LabError: transformers cannot load it, or its files lack weights.
+        LabError: transformers cannot load it, its files lack weights, or `max_memory` leaves some of them on disk.
     """
     options = library_args.model_settings(recipe, machine)
     if recipe.quantization_bit:
         options["quantization_config"] = BitsAndBytesConfig(**library_args.quantization_settings(recipe, machine))
     model = models.load_weights(model_class(recipe), path, **options)
+    if any(weight.is_meta for weight in model.parameters()):
+        raise fail("train_offloaded", where="device_map" if recipe.device_map else "max_memory")
     cpu.keep_gradients(model)
     return model
 
@@ -78,15 +89,43 @@ def require_available(args: TrainingArguments) -> None:
     """Build what Trainer builds after the weights are loaded: trackers, optimizer class, schedule.
 
     Raises:
+        LabError: arguments that the schedule cannot use.
         Exception: what they raise of a package that is missing, or of arguments that do not fit.
     """
     for tracker in get_reporting_integration_callbacks(args.report_to):
         tracker()
     if not args.optim_target_modules:
         Trainer.get_optimizer_cls_and_kwargs(args)
+    require_schedule(args)
+
+
+def require_schedule(args: TrainingArguments) -> None:
+    """Compute the learning rates of a short run.
+
+    Raises:
+        LabError: an argument that the schedule lacks, does not know or cannot use.
+    """
+    schedule, steps = args.lr_scheduler_type, 10
+    takes = schedule_arguments(schedule)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
-    steps, options = 10, args.lr_scheduler_kwargs
-    get_scheduler(args.lr_scheduler_type, optimizer, args.get_warmup_steps(steps), steps, options)
+    try:
+        options = dict(args.lr_scheduler_kwargs or {})
+        # transformers drops the arguments of the constant schedules without a word.
+        if unknown := options.keys() - takes:
+            raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
+        rates = get_scheduler(schedule, optimizer, args.get_warmup_steps(steps), steps, options)
+        # The two that follow the validation loss do not depend on the step.
+        for rate in getattr(rates, "lr_lambdas", []):
+            [rate(step) for step in range(steps)]
+    except (TypeError, ValueError) as error:
+        names = {"schedule": SchedulerType(schedule).value, "takes": ", ".join(takes)}
+        raise fail("recipe_schedule", where="lr_scheduler_kwargs", reason=reason_of(error), **names) from None
+
+
+def schedule_arguments(schedule: SchedulerType) -> list[str]:
+    """Return the names of the arguments that a schedule takes from `lr_scheduler_kwargs`."""
+    takes = FOLLOWING.get(schedule, TYPE_TO_SCHEDULER_FUNCTION[schedule])
+    return [name for name in inspect.signature(takes).parameters if name not in FROM_TRAINER]
 
 
 def model_class(recipe: Recipe) -> Any:

@@ -86,7 +86,7 @@ def load(
         shortcuts: the recipe key; False leaves every library as it is.
         options: go to `from_pretrained`.
     Raises:
-        LabError: no such model; weights of another base; a tokenizer that does not fit.
+        LabError: no such model; weights of another base; a tokenizer that does not fit; no memory for the embedding.
     """
     if adapter:
         # Before the base, which may have to be fetched.
@@ -102,6 +102,8 @@ def load(
         print(said)
     whole = weights.folder if weights and not weights.is_adapter else base
     model = models.load_weights(AutoModelForCausalLM, whole, **options)
+    if model.device.type == "meta":
+        raise fail("chat_offloaded", where="max_memory")
     if weights and weights.is_adapter:
         model = adapted(model, weights, tokenizer)
     models.require_rows(tokenizer, model.get_input_embeddings().weight.shape[0], str(whole))
@@ -207,7 +209,7 @@ def options_of(recipe: Recipe) -> dict[str, Any]:
     if recipe.quantization_bit:
         settings = library_args.quantization_settings(recipe, device.describe())
         options["quantization_config"] = BitsAndBytesConfig(**settings)
-    return options
+    return options | library_args.placement(recipe)
 
 
 def generation_of(recipe: Recipe) -> dict[str, Any]:
