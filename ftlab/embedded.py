@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -16,6 +15,8 @@ from pathlib import Path
 from filelock import FileLock
 
 from ftlab.errors import fail
+from ftlab.manifests import sha256
+from ftlab.system_errors import require_space
 
 NAME = "smollm2-135m"
 # Its first blocks alone, with its embedding and tokenizer: what it says is noise, but every step of the code runs.
@@ -65,7 +66,7 @@ def kept(folder: Path, source: str, make: Callable[[Path], None]) -> Path:
         if folder.exists():
             print(f"{folder} does not match its manifest; making it again")
             shutil.rmtree(folder)
-        require_space(folder.parent, NEEDED_BYTES)
+        require_space(folder.parent, NEEDED_BYTES, "disk_full")
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch, disk_full_is_said(folder):
             made = Path(scratch) / "model"
             make(made)
@@ -155,13 +156,6 @@ def write_manifest(folder: Path, source: str) -> None:
     (folder / MANIFEST).write_text(json.dumps({"source": source, "files": files}, indent=1))
 
 
-def require_space(folder: Path, needed_bytes: int) -> None:
-    """Refuse before anything is fetched when the disk of `folder` cannot take `needed_bytes`."""
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
-        raise fail("disk_full", where=str(folder), needed=f"{needed_bytes / 1e6:.0f}", free=f"{free / 1e6:.0f}")
-
-
 @contextlib.contextmanager
 def disk_full_is_said(folder: Path):
     """Turn "no space left on device" inside the block into the LabError that says how much is needed."""
@@ -172,9 +166,3 @@ def disk_full_is_said(folder: Path):
             raise
         needed = f"{NEEDED_BYTES / 1e6:.0f}"
         raise fail("disk_full", where=str(folder.parent), needed=needed, free="0", exit_code=1) from error
-
-
-def sha256(path: Path) -> str:
-    """Return the hex sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,9 +22,8 @@ def write_manifest(folder: Path, about: dict[str, Any]) -> None:
     files = {}
     for path in contents(folder):
         with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
             os.fsync(file.fileno())
-        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": digest}
+        files[path.relative_to(folder).as_posix()] = {"size": path.stat().st_size, "sha256": sha256(path)}
     write_json(folder / MANIFEST, about | {"files": files})
 
 
@@ -98,6 +97,10 @@ def file_problem(path: Path, entry: Any) -> str:
         return f"{path.name} is missing"
     if not isinstance(entry, dict) or path.stat().st_size != entry.get("size"):
         return f"{path.name} has another size"
+    return "" if sha256(path) == entry.get("sha256") else f"{path.name} has other content"
+
+
+def sha256(path: Path) -> str:
+    """Return the hex sha256 of a file."""
     with path.open("rb") as file:
-        same = hashlib.file_digest(file, "sha256").hexdigest() == entry.get("sha256")
-    return "" if same else f"{path.name} has other content"
+        return hashlib.file_digest(file, "sha256").hexdigest()

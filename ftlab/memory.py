@@ -244,9 +244,9 @@ class Needs:
 def estimate(decoder: Decoder, training: Training) -> Needs:
     """Estimate what training takes, from sizes alone.
 
-    The peak is what stays (weights, moments) and the largest moment of a step: the rollout; the end of the forward pass
-    (all activations, logits); a reference's pass at that point; the way back through the last block, and its end (all
-    gradients, one block).
+    The peak is what stays (weights, Adam's moments) and the largest stage of a step: the rollout; the end of the
+    forward pass (all activations, logits); a reference's pass at that point; the way back through
+    the last block, and its end (all gradients, one block).
 
     Returns:
         Bytes on one GPU; the libraries' own workspaces and what CUDA itself takes (about 0.5 GB) are left out.
@@ -274,7 +274,7 @@ def estimate(decoder: Decoder, training: Training) -> Needs:
     back = max(block + mlp, 2 * entry * table + 12 * tokens * d.hidden) + casts + dequantized
     dense = d.vocabulary * d.hidden * t.trained_bytes if t.embedding_trained else 0
     last_block = back + block_input * (d.layers - layers + 1 if t.checkpointing else 0)
-    moments = (
+    stages = (
         rollout_bytes(d, t),
         held + logits + dense,
         held + reference_bytes(d, t),
@@ -282,7 +282,7 @@ def estimate(decoder: Decoder, training: Training) -> Needs:
         gradients / share(t, 2) + max(dense, last_block),
     )
     weights, state = weight_bytes(d, t) / share(t, 3), optimizer / share(t, 1)
-    peak = weights + state + gathered_bytes(d, t) + max(moments)
+    peak = weights + state + gathered_bytes(d, t) + max(stages)
     return Needs(
         weights=int(weights),
         optimizer=int(state),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ftlab import embedded, saved_weights
 from ftlab.catalogue import MODELS
 from ftlab.errors import LabError, fail, reason_of, suggest
-from ftlab.system_errors import explained
+from ftlab.system_errors import explained, require_space
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -328,7 +328,7 @@ def from_hub(repo_id: str, trust_remote_code: bool = False) -> str:
     needed_bytes = hub_bytes(repo_id, endpoint, trust_remote_code)
     place = Path(constants.HF_HUB_CACHE)
     place.mkdir(parents=True, exist_ok=True)
-    embedded.require_space(place, needed_bytes)
+    require_space(place, needed_bytes, "disk_full")
     print(f"fetching {repo_id} ({needed_bytes / 1e6:.0f} MB, once) from {endpoint} into {place}", flush=True)
     try:
         fetched = Path(snapshot_download(repo_id, allow_patterns=patterns, endpoint=endpoint))

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import shutil
+from pathlib import Path
 
 from ftlab import packages
 from ftlab.errors import LabError, fail
@@ -24,6 +26,26 @@ def explained(error: BaseException, where: str = "") -> LabError | None:
         key = "system_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "system_refused"
         return fail(key, where=place, exit_code=1, reason=os.strerror(error.errno))
     return None
+
+
+def free_bytes(target: Path) -> int:
+    """Return what is free on the disk that a folder is, or will be, on."""
+    there = next(folder for folder in (target.absolute(), *target.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
+
+
+def require_space(target: Path, needed_bytes: int, key: str, exit_code: int = 2) -> None:
+    """Refuse a write that the disk cannot take, before it begins.
+
+    Args:
+        key: the message, which says what was to be written.
+    Raises:
+        LabError: with the megabytes needed and free.
+    """
+    free = free_bytes(target)
+    if free < needed_bytes:
+        values = {"needed": f"{needed_bytes / 1e6:.0f}", "free": f"{free / 1e6:.0f}"}
+        raise fail(key, where=str(target), exit_code=exit_code, **values)
 
 
 def out_of_memory(error: BaseException) -> bool:

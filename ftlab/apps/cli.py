@@ -242,7 +242,7 @@ def score_recipe(options: argparse.Namespace) -> None:
         from ftlab.recipe import read as recipes
         from ftlab.runs import evaluation
 
-    print(evaluation.table(evaluation.score(recipes.load(options.recipe, options.overrides))))
+    print(evaluation.scores_table(evaluation.score(recipes.load(options.recipe, options.overrides))))
 
 
 def export_recipe(options: argparse.Namespace) -> None:
@@ -484,7 +484,7 @@ def check_exercises(options: argparse.Namespace) -> int:
     """Print a verdict per exercise, or the report card of all lessons; 1 while an exercise is open."""
     from ftlab.apps import course, lesson_files
 
-    results = [(lesson, course.check(lesson)) for lesson in lesson_files.lessons(options.numbers)]
+    results = [(lesson, course.check_answers(lesson)) for lesson in lesson_files.lessons(options.numbers)]
     if options.numbers:
         for lesson, verdicts in results:
             for number, verdict in enumerate(verdicts, 1):

@@ -96,7 +96,7 @@ def run(numbers: list[str], profile: str = "smoke", say: Callable[[str], None] =
         if results[-1].error:
             say(results[-1].error)
     write_summary(results, profile, machine, out / "summary.json")
-    say(table(results))
+    say(results_table(results))
     return results
 
 
@@ -180,7 +180,7 @@ def write_summary(results: list[Result], profile: str, machine: dict[str, object
     path.write_text(json.dumps({"profile": profile, "machine": machine, "notebooks": rows}, indent=1))
 
 
-def table(results: list[Result]) -> str:
+def results_table(results: list[Result]) -> str:
     """Return results as a text table: notebook, seconds, peak memory, outcome."""
     lines = [f"{'notebook':<20} {'status':<7} {'seconds':>7} {'peak GiB':>8}  outcomes"]
     for result in results:
@@ -190,7 +190,7 @@ def table(results: list[Result]) -> str:
     return "\n".join(lines)
 
 
-def check(lesson: "Lesson") -> list["Verdict"]:
+def check_answers(lesson: "Lesson") -> list["Verdict"]:
     """Run the exercise cells of the learner's copy of a lesson, in the learner's edition; return one verdict each."""
     import nbformat
 

@@ -33,10 +33,10 @@ def attention(
     """
     if shared is not None:
         return shared.attend(module, query, key, value, scaling, dropout), None
-    return table(module, query, key, value, attention_mask, scaling, dropout), None
+    return attend_padded(module, query, key, value, attention_mask, scaling, dropout), None
 
 
-def table(
+def attend_padded(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, dropout: float
 ) -> Tensor:
     """Return the attention of a padded batch, (batch, query_len, heads, head_dim)."""

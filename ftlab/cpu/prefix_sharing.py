@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ftlab.cpu.attention import table
+from ftlab.cpu.attention import attend_padded
 from ftlab.cpu.patches import replace
 
 # Up to so many nodes one mask over all of them takes less time than gathering every row's keys and values.
@@ -172,13 +172,13 @@ class Tree(NamedTuple):
     ) -> Tensor:
         """Return the attention (1, nodes, heads, head_dim) of (1, heads, nodes, head_dim)."""
         if self.mask is not None:
-            return table(module, query, key, value, self.mask.to(query.dtype), scaling, dropout)
+            return attend_padded(module, query, key, value, self.mask.to(query.dtype), scaling, dropout)
         flat, found = [joined(part) for part in (query, key, value)], []
         for one in self.tables:
             rows = one.where.rows
             mine = split(Pad.apply(flat[0][one.own], one.where), rows, query.shape[1])
             keys, values = (split(Spread.apply(part, one.keys), rows, key.shape[1]) for part in flat[1:])
-            result = table(module, mine, keys, values, one.mask.to(query.dtype), scaling, dropout)
+            result = attend_padded(module, mine, keys, values, one.mask.to(query.dtype), scaling, dropout)
             found.append(Pack.apply(result.flatten(0, 1).flatten(1), one.where))
         spare = query.shape[2] - sum(map(len, found))
         return nn.functional.pad(torch.cat(found), (0, 0, 0, spare)).view(1, -1, *query.shape[1::2])

@@ -104,7 +104,7 @@ def shown(tokenizer: "PreTrainedTokenizerBase", row: Row, how: Encoding) -> list
         if "input_ids" in example:
             made.append(example)
             continue
-        prompt = example["prompt_ids"]
+        prompt = example.get("prompt_ids", [])
         answers = [ids for name, ids in example.items() if name.endswith("_ids") and name != "prompt_ids"]
         made += [{"input_ids": prompt + ids, "labels": [-100] * len(prompt) + ids} for ids in answers]
     return made

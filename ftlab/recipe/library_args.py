@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlab.cpu.plan import Plan, decide
+from ftlab.data.encoding import Encoding
 from ftlab.device import Machine, training_arguments
 from ftlab.errors import fail, say
 from ftlab.recipe.keys import Recipe
@@ -199,6 +200,18 @@ def lora_settings(recipe: Recipe) -> dict[str, Any]:
         "init_lora_weights": pissa if recipe.pissa_init else True,
         "task_type": "SEQ_CLS" if recipe.stage == "rm" else "CAUSAL_LM",
     }
+
+
+def encoding_of(recipe: Recipe) -> Encoding:
+    """Return how a recipe's examples are encoded."""
+    joined = recipe.stage == "pt" and recipe.packs
+    return Encoding(
+        cutoff_len=None if joined else recipe.cutoff_len,
+        train_on_prompt=recipe.train_on_prompt,
+        mask_history=recipe.mask_history,
+        default_system=recipe.default_system,
+        judged=recipe.stage == "rm",
+    )
 
 
 def names(text: str) -> list[str]:

@@ -21,7 +21,7 @@ GIB = 2**30
 # What stays free of a machine's memory: the system, Python and its libraries; on a GPU also CUDA.
 RESERVED_BYTES = 1.0 * GIB
 # GPUs by memory, the smallest first.
-CARDS = {"8 GB": 8, "12 GB": 12, "T4 16 GB": 15, "24 GB": 24, "48 GB": 48, "80 GB": 80, "141 GB": 141}
+GPUS = {"8 GB": 8, "12 GB": 12, "T4 16 GB": 15, "24 GB": 24, "48 GB": 48, "80 GB": 80, "141 GB": 141}
 # How many of LARGE are tried, with everything sharded, if a training fits on no single GPU.
 LARGE, COUNTS = "80 GB", (2, 4, 8, 16, 32, 64)
 PAIRED = ("rm", "dpo", "orpo", "simpo")
@@ -224,10 +224,10 @@ def grid(
     return found
 
 
-def card(name: str) -> Machine:
-    """Return one of CARDS as the machine it would make; only T4 is older than Ampere."""
+def gpu(name: str) -> Machine:
+    """Return one of GPUS as the machine it would make; only T4 is older than Ampere."""
     dtype, reason = cuda_dtype(7 if name.startswith("T4") else 8)
-    return Machine("cuda", name, dtype, 1, CARDS[name] * GIB, reason)
+    return Machine("cuda", name, dtype, 1, GPUS[name] * GIB, reason)
 
 
 def method(recipe: Recipe) -> str:
@@ -244,17 +244,17 @@ def row(label: str, found: Needs) -> str:
     """Return one line of the table."""
     parts = (found.weights, found.optimizer, found.gradients, found.activations, found.logits, found.peak)
     cells = [f"{gib(part):>{width}}" for part, width in zip(parts, (7, 8, 9, 11, 8, 8), strict=True)]
-    return f"{label:<24} {' '.join(cells)}  {smallest_card(found)}"
+    return f"{label:<24} {' '.join(cells)}  {smallest_gpu(found)}"
 
 
-def smallest_card(found: Needs) -> str:
+def smallest_gpu(found: Needs) -> str:
     """Return the smallest GPU that a training fits on, or how many of LARGE with ZeRO-3 or FSDP."""
-    for name, size in CARDS.items():
+    for name, size in GPUS.items():
         if found.peak + RESERVED_BYTES <= size * GIB:
             return name
     for count in COUNTS:
         part = memory.estimate(found.decoder, replace(found.training, gpus=count, shard=3))
-        if part.peak + RESERVED_BYTES <= CARDS[LARGE] * GIB:
+        if part.peak + RESERVED_BYTES <= GPUS[LARGE] * GIB:
             return f"{count} x {LARGE}, ZeRO-3"
     return f"> {COUNTS[-1]} x {LARGE}"
 
@@ -267,7 +267,7 @@ def advice(recipe: Recipe, machine: Machine, room: float) -> str:
         if found.peak <= room:
             return say("memory_turn", keys=written(keys), peak=gib(found.peak))
     keys, found = min(tried, key=lambda pair: pair[1].peak)
-    return say("memory_never", keys=written(keys), peak=gib(found.peak), card=smallest_card(found))
+    return say("memory_never", keys=written(keys), peak=gib(found.peak), gpu=smallest_gpu(found))
 
 
 def written(keys: dict[str, Any]) -> str:

@@ -315,7 +315,7 @@ def command(start: str, values: Values) -> str:
     return " \\\n".join(lines) + "\n"
 
 
-def table() -> str:
+def key_table() -> str:
     """Return the names of every key of a recipe in each framework as a Markdown table."""
     head = ["recipe", "llamafactory", *FRAMEWORKS]
     rows = []

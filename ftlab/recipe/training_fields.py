@@ -43,7 +43,7 @@ class TrainingField(NamedTuple):
     meaning: str
 
 
-def load() -> dict[str, TrainingField]:
+def read_fields() -> dict[str, TrainingField]:
     """Return the fields of the TrainingArguments that is installed."""
     table = json.loads(TABLE.read_text(encoding="utf-8"))
     return fields(table if table["transformers"] == installed("transformers") else describe())
@@ -117,7 +117,7 @@ def meaning_of(name: str, documentation: str) -> str:
     return text if len(text) <= 300 else text[:297].rsplit(" ", 1)[0] + " ..."
 
 
-FIELDS = load()
+FIELDS = read_fields()
 
 if __name__ == "__main__":
     TABLE.write_text(json.dumps(describe(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

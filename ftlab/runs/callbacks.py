@@ -19,7 +19,7 @@ from ftlab import manifests, saved_weights
 from ftlab.errors import LabError, fail, reason_of
 from ftlab.runs import checkpoint
 from ftlab.runs.folder import STOP
-from ftlab.system_errors import explained
+from ftlab.system_errors import explained, require_space
 
 # float16 loss scaling finds its scale by overflowing, a few steps in a row at most.
 FP16_SKIPS = 25
@@ -227,7 +227,8 @@ class Keeper(TrainerCallback):
         if control.should_evaluate or not state.is_world_process_zero:
             return
         last = next(iter(saved_weights.checkpoints(self.folder)), None)
-        checkpoint.require_space(self.folder, checkpoint.size_bytes(last) if last else 0)
+        needed = checkpoint.size_bytes(last) if last else 0
+        require_space(self.folder, needed, "checkpoint_space", exit_code=1)
         self.saving = self.folder / f"{saved_weights.PREFIX}{state.global_step}"
         if self.saving.exists():
             checkpoint.set_aside(self.saving)

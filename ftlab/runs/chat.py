@@ -264,7 +264,7 @@ def replies(
     for start in range(0, len(prompts), batch_size):
         inputs = padded(model, tokenizer, prompts[start : start + batch_size])
         with adapters(model, adapter), torch.inference_mode():
-            output = model.generate(**inputs, **settings(tokenizer, generation))
+            output = model.generate(**inputs, **generation_settings(tokenizer, generation))
         for text in tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True):
             until = Until(generation.get("stop_strings") or ())
             answers.append((until.push(text) + until.flush()).strip())
@@ -292,7 +292,7 @@ def stream(
     left = Event()
     broken: list[Exception] = []
     inputs: dict[str, Any] = padded(model, tokenizer, [tokens.prompt(tokenizer, messages, tools)])
-    options = settings(tokenizer, generation) | {
+    options = generation_settings(tokenizer, generation) | {
         "streamer": streamer,
         "stopping_criteria": [lambda ids, scores, **_: torch.full(ids.shape[:1], left.is_set(), device=ids.device)],
     }
@@ -332,7 +332,7 @@ def padded(
     }
 
 
-def settings(tokenizer: PreTrainedTokenizerBase, generation: dict[str, Any]) -> dict[str, Any]:
+def generation_settings(tokenizer: PreTrainedTokenizerBase, generation: dict[str, Any]) -> dict[str, Any]:
     """Return what `generate` takes besides the prompt; it asks for the tokenizer when it watches for strings."""
     watching = {"tokenizer": tokenizer} if generation.get("stop_strings") else {}
     return {"max_new_tokens": 256, "do_sample": False, "pad_token_id": tokenizer.pad_token_id} | watching | generation

@@ -77,18 +77,6 @@ def rotate(run_folder: Path, run_id: str, keep: int, protected: set[Path]) -> li
     return gone
 
 
-def require_space(folder: Path, needed_bytes: int) -> None:
-    """Refuse a save that the disk cannot take, before it begins.
-
-    Raises:
-        LabError: less than `needed_bytes` are free.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < needed_bytes:
-        values = {"needed": f"{needed_bytes / 1e6:.0f}", "free": f"{free / 1e6:.0f}"}
-        raise fail("checkpoint_space", where=str(folder), exit_code=1, **values)
-
-
 def size_bytes(folder: Path) -> int:
     """Return the bytes of all files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

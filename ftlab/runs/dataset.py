@@ -12,11 +12,11 @@ from transformers import PreTrainedTokenizerBase
 from ftlab import rendering, tokens
 from ftlab.data import registry
 from ftlab.data.arrow_cache import features
-from ftlab.data.encoding import Encoding, columns_of, encode, with_system
+from ftlab.data.encoding import columns_of, encode, with_system
 from ftlab.data.split import split
 from ftlab.errors import LabError, fail
 from ftlab.recipe.keys import Recipe
-from ftlab.recipe.library_args import COLUMNS, names
+from ftlab.recipe.library_args import COLUMNS, encoding_of, names
 
 # Examples that cannot be used are named up to this many.
 NAMED = 4
@@ -38,9 +38,9 @@ def read_splits(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
 
     `val_size` holds out examples after duplicates were dropped; those that ask the same stay on one side.
     """
-    trained = read(recipe, recipe.dataset or "")
+    trained = read_examples(recipe, recipe.dataset or "")
     if recipe.eval_dataset:
-        return trained, read(recipe, recipe.eval_dataset)
+        return trained, read_examples(recipe, recipe.eval_dataset)
     if not recipe.val_size:
         return trained, None
     if recipe.val_size >= len(trained):
@@ -51,7 +51,7 @@ def read_splits(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
     return parts.train, parts.validation
 
 
-def read(recipe: Recipe, dataset: str) -> Dataset:
+def read_examples(recipe: Recipe, dataset: str) -> Dataset:
     """Return the examples of some data sets in TRL's shapes, each with its place, if the stage can train on them."""
     # What validates is read whole: the mixture, with a probability for each set, is that of the training examples.
     mixed = dataset == recipe.dataset
@@ -76,24 +76,12 @@ def read(recipe: Recipe, dataset: str) -> Dataset:
 
 def prepared(recipe: Recipe, dataset: str, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Return the examples of some data sets in the form their stage's trainer takes."""
-    return as_trained(recipe, read(recipe, dataset), tokenizer)
+    return as_trained(recipe, read_examples(recipe, dataset), tokenizer)
 
 
 def as_trained(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Return examples in the form their stage's trainer takes, and say what was cut or dropped."""
     return asked(recipe, rows, tokenizer) if recipe.objective in ("ppo", "grpo") else encoded(recipe, rows, tokenizer)
-
-
-def encoding_of(recipe: Recipe) -> Encoding:
-    """Return how a recipe's examples are encoded."""
-    joined = recipe.stage == "pt" and recipe.packs
-    return Encoding(
-        cutoff_len=None if joined else recipe.cutoff_len,
-        train_on_prompt=recipe.train_on_prompt,
-        mask_history=recipe.mask_history,
-        default_system=recipe.default_system,
-        judged=recipe.stage == "rm",
-    )
 
 
 def encoded(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:

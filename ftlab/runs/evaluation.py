@@ -195,7 +195,7 @@ def held_out(
     plain = recipe.model_copy(update={"train_on_prompt": False})
     if recipe.eval_dataset:
         # The sample is drawn from the whole set: a sorted one begins with examples of one kind.
-        examples = dataset.read(plain.model_copy(update={"max_samples": None}), recipe.eval_dataset)
+        examples = dataset.read_examples(plain.model_copy(update={"max_samples": None}), recipe.eval_dataset)
         found = dataset.as_trained(plain, sample(examples, limit, recipe), tokenizer)
     elif recipe.val_size:
         examples = dataset.read_splits(recipe)[1]
@@ -206,7 +206,7 @@ def held_out(
         found = sample(found, limit, recipe)
     else:
         print(say("eval_seen", name=recipe.dataset))
-        examples = sample(dataset.read(plain, recipe.dataset or ""), limit, recipe)
+        examples = sample(dataset.read_examples(plain, recipe.dataset or ""), limit, recipe)
         found = dataset.as_trained(plain, examples, tokenizer)
     return [example for row in found for example in encoded(row, tokenizer)]
 
@@ -358,7 +358,7 @@ def as_scores(results: dict[str, Result]) -> Scores:
     return found
 
 
-def table(found: Scores) -> str:
+def scores_table(found: Scores) -> str:
     """Return scores as a table, a line per figure; below it, what training changed."""
     models = list(found)
     lines = [f"{'':<16}{'n':>6}   " + "".join(f"{name:<28}" for name in models) + "(95% interval)"]

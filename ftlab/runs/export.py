@@ -25,6 +25,7 @@ from ftlab.runs import callbacks as watch
 from ftlab.runs import chat, gguf, train
 from ftlab.runs import folder as folders
 from ftlab.runs.target import claimed, refuse_place
+from ftlab.system_errors import require_space
 
 # Largest logit difference, in units of the largest logit (at least 1): float32 adds in another order after a merge.
 TOLERANCE = 1e-4
@@ -106,7 +107,8 @@ def export(recipe: Recipe) -> Export:
     probe = probe_ids(min(len(tokenizer), rows))
     model, live, merged = merge(model, adapter, tokenizer, probe)
     dtype = model.config.dtype if recipe.export_dtype == "auto" else getattr(torch, recipe.export_dtype)
-    require_space(model, dtype, recipe, target)
+    count = sum(weight.numel() for weight in model.parameters())
+    require_space(target, disk_bytes(count, dtype, recipe), "export_space")
     chat.end_answers(model, tokenizer)
     with temporary_folder(target) as folder:
         return finish(recipe, Parts(model, tokenizer, weights, target, folder, dtype), probe, live, merged)
@@ -264,24 +266,6 @@ def memory_bytes(weights: int, dtype: torch.dtype, recipe: Recipe) -> int:
     return weights * (2 * torch.float32.itemsize + read.itemsize)
 
 
-def free_bytes(target: Path) -> int:
-    """Return what is free on the disk that a folder is, or will be, on."""
-    there = next(folder for folder in (target.absolute(), *target.absolute().parents) if folder.exists())
-    return shutil.disk_usage(there).free
-
-
-def require_space(model: PreTrainedModel, dtype: torch.dtype, recipe: Recipe, target: Path) -> None:
-    """Refuse an export that the disk cannot take, before anything is written.
-
-    Raises:
-        LabError: with the megabytes needed and free.
-    """
-    needed = disk_bytes(sum(weight.numel() for weight in model.parameters()), dtype, recipe)
-    free = free_bytes(target)
-    if free < needed:
-        raise fail("export_space", where=str(target), needed=f"{needed / 1e6:.0f}", free=f"{free / 1e6:.0f}")
-
-
 @contextlib.contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
     """Yield a folder next to the target; it is removed afterwards, unless it was renamed to the target.
@@ -340,7 +324,7 @@ def finish(recipe: Recipe, parts: Parts, probe: torch.Tensor, live: Answers, mer
         greedy_equal_share=live.greedy.eq(reloaded.greedy).float().mean().item(),
         **(write_gguf(recipe.export_gguf, parts, probe, live) if recipe.export_gguf else {}),
     )
-    (folder / folders.CARD).write_text(card(recipe, parts, done), encoding="utf-8")
+    (folder / folders.MODEL_CARD).write_text(model_card(recipe, parts, done), encoding="utf-8")
     folder.chmod(0o755)
     if parts.target.exists():
         parts.target.rmdir()
@@ -372,7 +356,7 @@ def write_gguf(kind: str, parts: Parts, probe: torch.Tensor, live: Answers) -> d
     return {"gguf": parts.target / name, "gguf_difference": difference}
 
 
-def card(recipe: Recipe, parts: Parts, done: Export) -> str:
+def model_card(recipe: Recipe, parts: Parts, done: Export) -> str:
     """Return the model card: base, data, recipe and scores as the run folder has them, and how it was checked."""
     known = next((model for model in catalogue.MODELS if model.name == recipe.model_name_or_path), None)
     base = known.hub_id if known else recipe.model_name_or_path
@@ -383,15 +367,17 @@ def card(recipe: Recipe, parts: Parts, done: Export) -> str:
     if run and (run / folders.RECIPE).is_file():
         trained = recipes.load(run / folders.RECIPE)
         lines += [f"`{base}`, tuned by {trained.finetuning_type} {trained.objective} on `{trained.dataset}`.", ""]
-        lines += table("recipe", recipes.plain(trained))
+        lines += markdown_table("recipe", recipes.plain(trained))
     elif parts.weights and parts.weights.is_adapter:
         settings = json.loads((parts.weights.folder / saved_weights.ADAPTER_CONFIG).read_text(encoding="utf-8"))
         lines += [f"`{base}` with the {settings.get('peft_type')} adapter `{parts.weights.folder.name}`.", ""]
-        lines += table("adapter", {name: settings[name] for name in ("r", "lora_alpha") if name in settings})
+        lines += markdown_table("adapter", {name: settings[name] for name in ("r", "lora_alpha") if name in settings})
     else:
         lines += [f"`{base}`, saved in {parts.dtype}.", ""]
     with contextlib.suppress(OSError, ValueError, AttributeError):
-        lines += table("measured", json.loads((run / folders.METRICS).read_text(encoding="utf-8")) if run else {})
+        lines += markdown_table(
+            "measured", json.loads((run / folders.METRICS).read_text(encoding="utf-8")) if run else {}
+        )
     checks = {
         "merged against adapter, float32, largest logit difference": f"{done.merge_difference:.1e}",
         "reloaded against saved": f"{done.reload_difference:.1e}",
@@ -399,11 +385,11 @@ def card(recipe: Recipe, parts: Parts, done: Export) -> str:
         "greedy tokens equal": f"{done.greedy_equal_share:.1%}",
     }
     checks |= {f"{done.gguf.name} against adapter": f"{done.gguf_difference:.1e}"} if done.gguf else {}
-    lines += table("checked", checks)
+    lines += markdown_table("checked", checks)
     return "\n".join([*lines, f"Exported with ftlab, torch {torch.__version__}.", ""])
 
 
-def table(title: str, values: dict[str, Any]) -> list[str]:
+def markdown_table(title: str, values: dict[str, Any]) -> list[str]:
     """Return the lines of a two-column table, [] if it is empty."""
     if not values:
         return []

@@ -18,7 +18,7 @@ from ftlab.recipe import strict_yaml
 from ftlab.recipe.keys import Recipe
 from ftlab.system_errors import explained
 
-RECIPE, LOG, METRICS, PICTURE, CARD = "recipe.yaml", "train_log.jsonl", "metrics.json", "loss.png", "README.md"
+RECIPE, LOG, METRICS, PICTURE, MODEL_CARD = "recipe.yaml", "train_log.jsonl", "metrics.json", "loss.png", "README.md"
 SCORES = "eval_results.json"
 # LLaMA-Factory's names.
 PREDICTIONS, PREDICT_RESULTS = "generated_predictions.jsonl", "predict_results.json"
@@ -30,7 +30,7 @@ PANEL_RECIPE, PANEL_OUTPUT, PANEL_JOB = "run.yaml", "run.out", "run.job"
 # In front of a checkpoint's name: nothing globs for these, neither Trainer nor ftlab looks at it again.
 ASIDE, DELETING = "set-aside-", "deleting-"
 OWN_FILES = (
-    RECIPE, LOG, METRICS, SCORES, PREDICTIONS, PREDICT_RESULTS, manifests.MANIFEST, PICTURE, CARD,
+    RECIPE, LOG, METRICS, SCORES, PREDICTIONS, PREDICT_RESULTS, manifests.MANIFEST, PICTURE, MODEL_CARD,
     *saved_weights.RESULTS, PISSA_START, STOP,
 )  # fmt: skip
 OWN_PREFIXES = (saved_weights.PREFIX, ASIDE, DELETING, manifests.PARTIAL, "run.", "runs")

@@ -144,7 +144,9 @@ class Reading(NamedTuple):
     entropies: Tensor
 
 
-def read(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, length: int, temperature: float) -> Reading:
+def read_answers(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, length: int, temperature: float
+) -> Reading:
     """Read the last `length` tokens of rows (B, P + C) with policy and value head in one pass.
 
     Logits and hidden state at a position belong to the token after it, so both are taken one place earlier.
@@ -283,9 +285,9 @@ class PPOTrainer(Trainer):
         length, temperature = completion_ids.shape[1], self.args.temperature
         mask = completion_mask(completion_ids, self.eos_token_ids)
         attention_mask = torch.cat([prompt_mask, mask], dim=1)
-        now = read(model, input_ids, attention_mask, length, temperature)
+        now = read_answers(model, input_ids, attention_mask, length, temperature)
         with model.disable_adapter():
-            reference = read(model, input_ids, attention_mask, length, temperature)
+            reference = read_answers(model, input_ids, attention_mask, length, temperature)
         ended = torch.isin(completion_ids, torch.tensor(self.eos_token_ids).to(mask.device)).any(1)
         scores = self.scores(rows, completion_ids, mask).to(model.device)
         scores -= self.args.missing_eos_penalty * ~ended
@@ -344,7 +346,7 @@ class PPOTrainer(Trainer):
     ) -> Tensor:
         """Return PPO's loss on a batch of completions: the policy's, and `vf_coef` times the value head's."""
         mask = inputs["mask"]
-        now = read(model, inputs["input_ids"], inputs["attention_mask"], mask.shape[1], self.args.temperature)
+        now = read_answers(model, inputs["input_ids"], inputs["attention_mask"], mask.shape[1], self.args.temperature)
         policy = policy_loss(now.logps, inputs["logps"], inputs["advantages"], mask, self.args.cliprange)
         value = value_loss(now.values, inputs["values"], inputs["returns"], mask, self.args.cliprange_value)
         moved = (torch.exp(now.logps - inputs["logps"]) - 1).abs() > self.args.cliprange

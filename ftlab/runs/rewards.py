@@ -129,7 +129,7 @@ def from_model(name: str, base: str, dtype: torch.dtype) -> Reward:
     folder = next((folder / part for part in saved_weights.RESULTS if (folder / part).is_dir()), folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        judge = load(folder, base, dtype).to(device).eval()
+        judge = load_reward_model(folder, base, dtype).to(device).eval()
         tokenizer = models.load_tokenizer(folder)
     except LabError as error:
         raise fail("reward_model", where=name, reason=error.what) from None
@@ -153,7 +153,7 @@ def from_model(name: str, base: str, dtype: torch.dtype) -> Reward:
     return reward_model
 
 
-def load(folder: Path, base: str, dtype: torch.dtype) -> Any:
+def load_reward_model(folder: Path, base: str, dtype: torch.dtype) -> Any:
     """Return a reward model: an adapter on its base, or a whole model."""
     kind = AutoModelForSequenceClassification
     if not (folder / "adapter_config.json").is_file():

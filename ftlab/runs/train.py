@@ -351,7 +351,7 @@ def finish(job: Job, trainer: Trainer, metrics: dict[str, float], run_id: str) -
             from ftlab import plots
 
             plots.save_loss(watch.rows_of(trainer.state.log_history), job.folder / folders.PICTURE)
-        (job.folder / folders.CARD).write_text(card(job, trainer, metrics), encoding="utf-8")
+        (job.folder / folders.MODEL_CARD).write_text(model_card(job, trainer, metrics), encoding="utf-8")
         manifests.write_json(job.folder / folders.METRICS, metrics)
         write_record(job, run_id, finished=True)
 
@@ -368,7 +368,7 @@ def save_weights(job: Job, trainer: Trainer, folder: Path) -> None:
     else:
         trainer.save_model(str(folder))
     # TRL writes its own model card and pickled arguments next to the weights; the run folder has both in readable form.
-    for leftover in (folders.CARD, "training_args.bin"):
+    for leftover in (folders.MODEL_CARD, "training_args.bin"):
         (folder / leftover).unlink(missing_ok=True)
 
 
@@ -378,7 +378,7 @@ def write_record(job: Job, run_id: str, finished: bool) -> None:
     manifests.write_json(job.folder / manifests.MANIFEST, about | {"finished": finished})
 
 
-def card(job: Job, trainer: Trainer, metrics: dict[str, float]) -> str:
+def model_card(job: Job, trainer: Trainer, metrics: dict[str, float]) -> str:
     """Return the model card: base, data, settings, what was trained, what was measured."""
     settings = "\n".join(f"| `{name}` | {value} |" for name, value in recipes.plain(job.recipe).items())
     measured = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())

@@ -34,20 +34,20 @@ RESULTS = ("partial-manifest.json", "partial-adapter", "adapter", "loss.png", "m
 pytestmark = pytest.mark.slow
 
 
-class Moment(NamedTuple):
+class KillPoint(NamedTuple):
     """When to kill: at `share` of a whole run's seconds, or that share of 10 ms after `file` appeared."""
 
     file: str
     share: float
 
 
-def moments() -> list[Moment]:
+def kill_points() -> list[KillPoint]:
     """Return the moments: half of them inside saves, at another file each, the rest anywhere in a run."""
     draw = random.Random(0)
     files = [f"checkpoint-{step}/{name}" for step in (4, 2, 6) for name in SAVED] + list(RESULTS)
     inside = KILLS // 2
-    saves = [Moment(files[i * len(files) // inside], draw.choice((0.0, 0.0, 0.2))) for i in range(inside)]
-    return saves + [Moment("", draw.random()) for _ in range(KILLS - inside)]
+    saves = [KillPoint(files[i * len(files) // inside], draw.choice((0.0, 0.0, 0.2))) for i in range(inside)]
+    return saves + [KillPoint("", draw.random()) for _ in range(KILLS - inside)]
 
 
 def train(values: dict[str, Any], log: Path) -> None:
@@ -104,7 +104,7 @@ class Runs:
         child.join(600)
         assert child.exitcode == 0, self.log.read_text()[-3000:]
 
-    def kill(self, folder: Path, moment: Moment) -> bool:
+    def kill(self, folder: Path, moment: KillPoint) -> bool:
         """Start a training and kill it at its moment; False if it had ended before."""
         child = self.start(folder)
         watched = folder / moment.file
@@ -126,7 +126,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, tiny_ro
 
 @pytest.mark.parametrize("number", range(KILLS))
 def test_a_killed_run_ends_as_the_uninterrupted_one(runs: Runs, number: int):
-    moment = moments()[number]
+    moment = kill_points()[number]
     for attempt in range(20):
         # One that had ended before its moment came was not killed: the next is killed a little earlier.
         folder = runs.place / f"run{number}-{attempt}"

@@ -9,7 +9,7 @@ import pytest
 from ftlab import errors
 from ftlab.apps.board import controls, validation
 from ftlab.apps.board.form import Form
-from ftlab.apps.board.words import Words, table
+from ftlab.apps.board.words import Words, texts
 from ftlab.errors import LANGUAGES, LabError
 from ftlab.recipe import read as recipes
 from ftlab.recipe import strict_yaml
@@ -221,13 +221,13 @@ def faults(entries, code):
 
 
 def test_no_word_is_missing_and_none_is_left_over():
-    assert not faults(table(), sources())
+    assert not faults(texts(), sources())
 
 
 @pytest.mark.parametrize("name", ["lora_rank", "stop", "evaluate_start", "export_disk", "bad_numbers", "quiz_right"])
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_a_missing_string_is_found(name, lang):
-    entries = {key: dict(entry) for key, entry in table().items()}
+    entries = {key: dict(entry) for key, entry in texts().items()}
     assert not faults(entries, sources())
     del entries[name][lang]
     assert any(name in fault for fault in faults(entries, sources()))

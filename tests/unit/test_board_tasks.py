@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from ftlab import device
+from ftlab import device, system_errors
 from ftlab.apps.board import controls, page
 from ftlab.apps.board.evaluate_panel import EvaluatePanel
 from ftlab.apps.board.export_panel import ExportPanel
 from ftlab.apps.board.memory_panel import MemoryPanel
-from ftlab.apps.board.quiz_panel import QuizPanel, course_file, read
-from ftlab.apps.board.words import table
+from ftlab.apps.board.quiz_panel import QuizPanel, course_file, read_questions
+from ftlab.apps.board.words import texts
 from ftlab.errors import LANGUAGES, LabError
 from ftlab.recipe import memory_needs, strict_yaml
 from ftlab.recipe import read as recipes
@@ -165,7 +165,7 @@ def test_a_format_changes_what_the_disk_has_to_take(exporting):
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_written(exporting, monkeypatch):
-    monkeypatch.setattr(export, "free_bytes", lambda target: 1000)
+    monkeypatch.setattr(system_errors, "free_bytes", lambda target: 1000)
     exporting.task.form.controls["export_size"].value = 10
     assert exporting.task.start.disabled and "MB" in shown(exporting.task.form.messages["export_dir"])
 
@@ -200,9 +200,9 @@ def test_the_table_is_that_of_the_memory_report():
     assert len(panel.found) == len(memory_needs.METHODS) * 4
     keys = {"model_name_or_path": "qwen2.5-7b", "lora_rank": 16, "per_device_train_batch_size": 4, "cutoff_len": 2048}
     for name, method in memory_needs.METHODS.items():
-        one = memory_needs.needs(recipes.load(keys | method), memory_needs.card("24 GB"))
+        one = memory_needs.needs(recipes.load(keys | method), memory_needs.gpu("24 GB"))
         assert panel.found[name, 4, 2048] == one
-        assert memory_needs.smallest_card(one) in shown(panel.table)
+        assert memory_needs.smallest_gpu(one) in shown(panel.table)
     room = 24 * memory_needs.GIB - memory_needs.RESERVED_BYTES
     fits = sum(found.peak <= room for found in panel.found.values())
     assert 0 < fits < len(panel.found) and panel.table.value.count("#2d6a4f") == fits
@@ -216,7 +216,7 @@ def test_the_machine_decides_too():
         device.describe(),
     )
     panel.machine.value = "T4 16 GB"
-    assert panel.found != here and memory_needs.card("T4 16 GB").dtype == "float16"
+    assert panel.found != here and memory_needs.gpu("T4 16 GB").dtype == "float16"
 
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "1.5", "many", "1;2", "1000000000", "1,2,3,4,5,6", "1,,2", "²"])
@@ -241,7 +241,7 @@ def test_every_question_is_answered_and_explained(lang):
         panel.choices.value = (one.answer + number % 2) % len(one.choices)
         panel.check.click()
         assert one.why in shown(panel.verdict) and one.choices[one.answer] in shown(panel.verdict)
-        right = table()["quiz_right"][lang].split("{")[0]
+        right = texts()["quiz_right"][lang].split("{")[0]
         assert (right in shown(panel.verdict)) == (number % 2 == 0)
         panel.choices.value = one.answer
         panel.check.click()
@@ -254,11 +254,11 @@ def test_every_question_is_answered_and_explained(lang):
 
 def test_every_question_names_a_lesson():
     there = {path.name[:2] for path in (ROOT / "notebooks").rglob("[0-9]*.py")}
-    assert {one.lesson for one in read(course_file("en"))} <= there
+    assert {one.lesson for one in read_questions(course_file("en"))} <= there
 
 
 def test_both_languages_ask_the_same():
-    english, chinese = (read(course_file(lang)) for lang in LANGUAGES)
+    english, chinese = (read_questions(course_file(lang)) for lang in LANGUAGES)
     assert [(one.answer, one.lesson, len(one.choices)) for one in english] == [
         (one.answer, one.lesson, len(one.choices)) for one in chinese
     ]
@@ -277,11 +277,11 @@ BROKEN = ["", "{", "[]", "[1]", "{}", *(json.dumps([GOOD | change]) for change i
 def test_questions_that_are_none_are_refused(tmp_path, text):
     (tmp_path / "quiz.json").write_text(text)
     with pytest.raises(LabError, match=r"quiz\.json"):
-        read(tmp_path / "quiz.json")
+        read_questions(tmp_path / "quiz.json")
     panel = QuizPanel(tmp_path / "quiz.json")
     assert "quiz.json" in shown(panel.verdict) and panel.check.disabled and panel.next.disabled
     with pytest.raises(LabError):
-        read(tmp_path / "nothing.json")
+        read_questions(tmp_path / "nothing.json")
 
 
 def test_questions_are_never_markup(tmp_path):

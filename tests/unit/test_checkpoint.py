@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from transformers import TrainerCallback
 
-from ftlab import manifests, saved_weights
+from ftlab import manifests, saved_weights, system_errors
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
 from ftlab.runs import checkpoint, train
@@ -116,7 +116,7 @@ def test_what_is_set_aside_keeps_its_content_and_frees_its_name(tmp_path):
 
 def test_a_full_disk_is_said_before_the_save(tmp_path):
     with pytest.raises(LabError, match="a checkpoint needs about"):
-        checkpoint.require_space(tmp_path, 2**60)
+        system_errors.require_space(tmp_path, 2**60, "checkpoint_space", exit_code=1)
 
 
 def test_only_one_run_of_ten_enters_a_folder(tmp_path):

@@ -249,9 +249,9 @@ def test_course_check_reads_the_learner_s_edition_and_the_lesson_s_imports(key, 
     notebooks.build(lesson)
     nbformat.write(solved(path, key, "zh"), lesson.notebook("zh"))
     place = list(exercises(path, "en")).index(key)
-    assert not course.check(lesson)[place].passed
+    assert not course.check_answers(lesson)[place].passed
     with speaking("zh"):
-        verdicts = course.check(lesson)
+        verdicts = course.check_answers(lesson)
         assert [verdict.passed for verdict in verdicts] == [number == place for number in range(len(verdicts))]
         assert course.report_card([(lesson, verdicts)]).splitlines()[-1] == "  1/4   全部课程"
     assert course.report_card([(lesson, verdicts)]).splitlines()[0] == "exercises passed"

@@ -482,7 +482,7 @@ def count_calls(monkeypatch) -> Counter:
 
 PATHS = (
     (output_layer, "log_probs"), (linear, "multiply_contiguous"), (lora, "forward"), (prefix_sharing, "grow"),
-    (attention, "table"), (prefix_sharing, "table"), (rollout, "loop"),
+    (attention, "attend_padded"), (prefix_sharing, "attend_padded"), (rollout, "loop"),
 )  # fmt: skip
 WRITTEN = {
     "stage": "grpo", "reward_funcs": "short_answer", "num_generations": 4, "per_device_train_batch_size": 8,
@@ -500,7 +500,7 @@ def test_a_training_enters_every_path(keys, never, tiny_recipe, tmp_path, monkey
     train.train(recipes.load(tiny_recipe | keys | {"output_dir": str(tmp_path / "run")}))
     named = {f"{owner.__name__.split('.')[-1]}.{name}" for owner, name in PATHS}
     # Packed as a tree, attention goes through prefix_sharing's import of the same function.
-    assert named - set(entered) <= never | {"attention.table"}
+    assert named - set(entered) <= never | {"attention.attend_padded"}
 
 
 def test_without_shortcuts_a_run_replaces_nothing(tiny_recipe, tmp_path, monkeypatch, clean):

@@ -292,7 +292,7 @@ def test_data_check_says_what_training_does(seed, tmp_path, monkeypatch, capsys)
     assert (kept, cut, lost) == (report.kept + report.cut, report.cut, report.tokens_lost)
     assert report.read - kept == report.dropped and read <= report.read
     shown = []
-    for row in dataset.read(recipes.load(keys), str(path)):
+    for row in dataset.read_examples(recipes.load(keys), str(path)):
         with contextlib.suppress(LabError):
             how = encoding.Encoding(cutoff_len=cutoff_len)
             shown += encoding.encode(tokenizer, dataset.present(row), how).examples
@@ -334,3 +334,14 @@ def mutate(value: object, chance: random.Random) -> None:
         del place[key]
     else:
         place[key] = junk
+
+
+def test_a_judged_pair_is_shown_as_its_two_conversations(tiny_tokenizer):
+    """What the panel counts is what a reward model reads: the prompt with each answer, to the end of the text."""
+    row = {"prompt": [{"role": "user", "content": "a"}]} | {
+        side: [{"role": "assistant", "content": side}] for side in ("chosen", "rejected")
+    }
+    judged = encoding.shown(tiny_tokenizer, row, encoding.Encoding(judged=True))
+    (example,) = encoding.encode(tiny_tokenizer, row, encoding.Encoding(judged=True)).examples
+    assert [one["input_ids"] for one in judged] == [example["chosen_ids"], example["rejected_ids"]]
+    assert tiny_tokenizer.decode(judged[1]["input_ids"]).startswith("<|im_start|>user\na<|im_end|>")

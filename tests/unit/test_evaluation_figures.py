@@ -59,7 +59,7 @@ def test_figures_are_those_of_the_answers(trained, orders, capsys):
     assert capsys.readouterr().out.count("examples: 5 read") == 1, "both models answer the same examples"
     gained = round(5 * found["tuned"]["exact_match"])
     assert found["tuned"]["paired"] == {"gained": gained, "lost": 0, "p": min(1, 2 * 0.5**gained)}
-    table = evaluation.table(found)
+    table = evaluation.scores_table(found)
     assert f"{gained} newly right, 0 newly wrong" in table and "rouge-l" in table and "(95% interval)" in table
 
 

@@ -26,6 +26,7 @@ from transformers import (
     Qwen3Config,
 )
 
+from ftlab import system_errors
 from ftlab.apps import cli
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
@@ -264,7 +265,7 @@ def test_a_damaged_adapter_is_refused(pair, tmp_path):
 
 
 def test_a_full_disk_is_refused_before_anything_is_written(pair, monkeypatch):
-    monkeypatch.setattr(export.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(system_errors.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     assert "free" in refused(*pair)
 
 

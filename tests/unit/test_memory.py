@@ -255,12 +255,12 @@ def test_a_report_names_the_knob_that_makes_it_fit():
     ("weights", "card"),
     [(1e9, "12 GB"), (7e9, "80 GB"), (20e9, "2 x 80 GB, ZeRO-3"), (70e9, "8 x 80 GB, ZeRO-3"), (2e12, "> 64 x 80 GB")],
 )
-def test_the_smallest_card_or_how_many(weights, card):
+def test_the_smallest_gpu_or_how_many(weights, gpu):
     """Eight bytes of each weight in bfloat16: itself, its gradient, two moments."""
     layers = round(weights / LLAMA.block_parameters)
     decoder = replace(LLAMA, layers=layers, vocabulary=1)
     found = memory.estimate(decoder, Training(1, 1, decoder.parameters, checkpointing=True))
-    assert memory_needs.smallest_card(found) == card
+    assert memory_needs.smallest_gpu(found) == gpu
 
 
 def test_a_report_says_how_many_cards():

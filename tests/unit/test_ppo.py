@@ -240,7 +240,7 @@ def test_dropout_is_off_while_ppo_trains(build):
     batch = trainer._prepare_inputs(QUESTIONS[:4])
     assert trainer.model.training
     ids, mask, length = batch["input_ids"], batch["attention_mask"], batch["mask"].shape[1]
-    now = ppo.read(trainer.model, ids, mask, length, trainer.args.temperature)
+    now = ppo.read_answers(trainer.model, ids, mask, length, trainer.args.temperature)
     assert torch.allclose(now.logps, batch["logps"], atol=1e-5)
 
 
@@ -274,9 +274,9 @@ def test_left_padding_changes_no_number(build):
     ids = torch.tensor([tokenizer("Say a longer thing").input_ids])
     padding = torch.full((1, 5), tokenizer.pad_token_id)
     with torch.no_grad():
-        plain = ppo.read(model, ids, torch.ones_like(ids), 4, 0.7)
+        plain = ppo.read_answers(model, ids, torch.ones_like(ids), 4, 0.7)
         mask = torch.cat([torch.zeros_like(padding), torch.ones_like(ids)], 1)
-        padded = ppo.read(model, torch.cat([padding, ids], 1), mask, 4, 0.7)
+        padded = ppo.read_answers(model, torch.cat([padding, ids], 1), mask, 4, 0.7)
         # Against the plain definition: position t predicts token t + 1.
         logits = model(input_ids=ids).logits[:, :-1] / 0.7
     expected = logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)[:, -4:]

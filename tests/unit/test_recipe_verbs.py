@@ -98,7 +98,7 @@ def test_eval_scores_base_and_adapter_and_writes_them(tiny_recipe, capsys):
     found = evaluation.score(recipes.load(tiny_recipe | {"max_steps": 30}))
     assert found["tuned"]["loss"] < found["base"]["loss"] and found["base"]["rows"] == 12
     assert json.loads((run.folder / folder.SCORES).read_text()) == found
-    assert "perplexity" in evaluation.table(found) and "to score held-out examples" in capsys.readouterr().out
+    assert "perplexity" in evaluation.scores_table(found) and "to score held-out examples" in capsys.readouterr().out
     # What eval left does not make the folder somebody else's.
     assert train.train(recipes.load(tiny_recipe | {"max_steps": 30})).reused
 

@@ -88,7 +88,7 @@ def test_eval_scores_what_the_run_held_out(tiny_recipe, capsys):
     capsys.readouterr()
     found = evaluation.score(made)
     assert found["tuned"]["rows"] == 4 and "held out other" not in capsys.readouterr().out
-    assert all(words in evaluation.table(found) for words in ("n ", "95% interval", "     4"))
+    assert all(words in evaluation.scores_table(found) for words in ("n ", "95% interval", "     4"))
     # Another split: the run may have seen these.
     evaluation.score(recipes.load(values | {"seed": 7}), figures=("loss",))
     assert "held out other examples" in capsys.readouterr().out

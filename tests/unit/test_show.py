@@ -126,4 +126,4 @@ def test_what_alpaca_lora_cannot_read_is_refused():
 
 
 def test_the_table_in_the_documentation_is_current():
-    assert to_frameworks.table() in (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+    assert to_frameworks.key_table() in (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")

@@ -33,9 +33,10 @@ ALLOWED = {
 }
 
 FLOORS = [
-    {"errors", "memory", "catalogue", "embedded", "control_tokens"},
+    {"errors", "memory", "catalogue", "control_tokens"},
     {"packages", "manifests"},
     {"system_errors", "saved_weights"},
+    {"embedded"},
     {"device", "models", "rendering"},
     {"answers"},
     {"tokens"},

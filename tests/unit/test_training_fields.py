@@ -21,7 +21,7 @@ def test_another_version_of_transformers_is_asked_itself(monkeypatch):
     asked = []
     monkeypatch.setattr(training_fields, "installed", lambda name: "5.99.0")
     monkeypatch.setattr(training_fields, "describe", lambda: asked.append("") or {"classes": {}, "fields": {}})
-    assert training_fields.load() == {} and asked
+    assert training_fields.read_fields() == {} and asked
 
 
 def test_every_field_and_default_is_there():

@@ -16,6 +16,7 @@ from ftlab.memory import Decoder
 from ftlab.recipe import memory_needs
 from ftlab.recipe import read as recipes
 from ftlab.recipe.keys import Recipe
+from ftlab.recipe.library_args import encoding_of
 from ftlab.recipe.trained_weights import trained_weights
 from ftlab.runs import folder as folders
 
@@ -150,7 +151,8 @@ def lengths_of(made: Recipe, folder: str) -> list[tuple[int, ...]]:
     for name in (part.strip() for part in (made.dataset or "").split(",")):
         path = Path(name) if Path(name).is_file() else Path(made.dataset_dir) / "dataset_info.json"
         changed = path.stat().st_mtime if path.is_file() else 0.0
-        how = Encoding(mask_history=made.mask_history, default_system=made.default_system)
+        # Whole lengths: what packs them or cuts them is another question, asked of the same lengths.
+        how = encoding_of(made)._replace(cutoff_len=None)
         found += set_lengths(name, made.dataset_dir, folder, changed, made.max_samples, how)
     return found
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ftlab import device, embedded, errors
+from ftlab import device, embedded, errors, system_errors
 from ftlab.apps.board import estimates, train_view
 from ftlab.apps.board.chat_panel import WHOLE, tuned
 from ftlab.apps.board.controls import EXPORTED
@@ -60,7 +60,7 @@ class ExportPanel:
         decoder = estimates.decoder_of(made, place)
         if decoder is None:
             return self.words("unknown")
-        weights, free, dtype = decoder.parameters, export.free_bytes(target), format_of(made, place)
+        weights, free, dtype = decoder.parameters, system_errors.free_bytes(target), format_of(made, place)
         disk, memory = export.disk_bytes(weights, dtype, made), export.memory_bytes(weights, dtype, made)
         there = device.describe().memory_bytes
         if disk > free:

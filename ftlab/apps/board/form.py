@@ -153,7 +153,7 @@ class Form:
             return validation.Checked(None, {validation.LINES: validation.short(error)}, [])
         if twice := [key for key in lines if key in self.table]:
             return validation.Checked(None, {validation.LINES: self.words("bad_twice", keys=", ".join(twice))}, [])
-        checked = validation.check(values | lines, self.words, self.roots, self.table)
+        checked = validation.check_fields(values | lines, self.words, self.roots, self.table)
         beside = {key if key in self.messages else validation.LINES: said for key, said in checked.messages.items()}
         return checked._replace(messages=beside)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from ftlab import manifests
 from ftlab.data.dataset_info import INFO, read_info
 from ftlab.errors import fail
 
@@ -68,7 +69,7 @@ def register(name: str, folder: Path) -> None:
     """Register the preference set in the folder's dataset_info.json, and keep its other entries."""
     info: dict[str, Any] = read_info(folder) if (folder / INFO).is_file() else {}
     info[name] = {"file_name": f"{name}.jsonl", "ranking": True}
-    (folder / INFO).write_text(json.dumps(info, indent=1, ensure_ascii=False), encoding="utf-8")
+    manifests.write_json(folder / INFO, info)
 
 
 def panel(labels: Labels) -> widgets.VBox:

@@ -39,7 +39,7 @@ class MemoryPanel:
         with errors.speaking(self.words.lang):
             self.form = Form(values, self.words, table=SIZED)
         self.machine = widgets.Dropdown(
-            options=[(self.words("this_machine"), ""), *((name, name) for name in memory_needs.CARDS)]
+            options=[(self.words("this_machine"), ""), *((name, name) for name in memory_needs.GPUS)]
         )
         self.batches = widgets.Text(value="1, 4, 16", continuous_update=False)
         self.lengths = widgets.Text(value="512, 2048, 8192", continuous_update=False)
@@ -70,7 +70,7 @@ class MemoryPanel:
         if estimates.decoder_of(made, place) is None:
             self.table.value = html.escape(self.words("unknown"))
             return
-        machine = memory_needs.card(self.machine.value) if self.machine.value else device.describe()
+        machine = memory_needs.gpu(self.machine.value) if self.machine.value else device.describe()
         self.found = memory_needs.grid(made, machine, batches, lengths)
         self.table.value = self.shown(made, machine, batches, lengths)
 
@@ -106,6 +106,6 @@ class MemoryPanel:
         if found is None:
             return "-"
         colour = GREEN if found.peak <= room else train_view.RED
-        card = html.escape(memory_needs.smallest_card(found))
+        gpu = html.escape(memory_needs.smallest_gpu(found))
         peak = f'<b style="color:{colour}">{train_view.gib(found.peak)}</b>'
-        return f'<td style="padding:2px 14px 2px 0">{peak} <small>{card}</small></td>'
+        return f'<td style="padding:2px 14px 2px 0">{peak} <small>{gpu}</small></td>'

@@ -52,7 +52,7 @@ class QuizPanel:
         buttons = widgets.HBox([self.before, self.check, self.next, self.score])
         self.box = widgets.VBox([self.question, self.choices, buttons, self.verdict]).add_class("ftlab-quiz")
         try:
-            self.questions = read(Path(path) if path else course_file(self.words.lang))
+            self.questions = read_questions(Path(path) if path else course_file(self.words.lang))
         except LabError as error:
             self.questions = []
             self.verdict.value = train_view.red(str(error))
@@ -109,7 +109,7 @@ def course_file(lang: str) -> Path:
     return lesson_files.root() / "data" / f"quiz_{lang}.json"
 
 
-def read(path: Path) -> list[Question]:
+def read_questions(path: Path) -> list[Question]:
     """Return the questions of a file: a list of {"question", "choices", "answer", "why", "lesson"}.
 
     Raises:

@@ -13,7 +13,7 @@ import psutil
 import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ftlab import errors
+from ftlab import errors, manifests
 from ftlab.apps.board import controls, curves
 from ftlab.apps.board.background import said
 from ftlab.recipe.keys import Recipe
@@ -105,7 +105,7 @@ class InProcess:
             )
         created = psutil.Process(child.pid).create_time()
         about = {"pid": child.pid, "created": created}
-        (folder / folders.PANEL_JOB).write_text(json.dumps(about), encoding="utf-8")
+        manifests.write_json(folder / folders.PANEL_JOB, about)
         return cls(folder, child.pid, created, child)
 
     @classmethod

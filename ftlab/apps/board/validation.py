@@ -37,7 +37,9 @@ class Checked(NamedTuple):
     notes: list[str]
 
 
-def check(values: dict[str, Any], words: Words, roots: Sequence[Path], table: Mapping[str, Field] = FIELDS) -> Checked:
+def check_fields(
+    values: dict[str, Any], words: Words, roots: Sequence[Path], table: Mapping[str, Field] = FIELDS
+) -> Checked:
     """Check the keys of a panel one by one, then together.
 
     Args:

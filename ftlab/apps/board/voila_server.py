@@ -81,7 +81,7 @@ def serving(
         nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=METADATA), place / "ftlab.ipynb")
         # In a file that only its owner reads: a command line can be read by everybody on the machine.
         (place / "voila.json").touch(mode=0o600)
-        (place / "voila.json").write_text(json.dumps(settings(host, port, token)), encoding="utf-8")
+        (place / "voila.json").write_text(json.dumps(voila_settings(host, port, token)), encoding="utf-8")
         variables = os.environ | (environment or {}) | about(source, lang)
         # Voila's settings lie in the first, its template `ftlab` beside this file.
         for name, first in (("JUPYTER_CONFIG_PATH", folder), ("JUPYTER_PATH", str(Path(__file__).parent))):
@@ -98,7 +98,7 @@ def serving(
             end(process)
 
 
-def settings(host: str, port: int, token: str) -> dict[str, Any]:
+def voila_settings(host: str, port: int, token: str) -> dict[str, Any]:
     """Return Voila's settings."""
     page = {"strip_sources": True, "show_tracebacks": False, "file_allowlist": ["$^"], "template": "ftlab"}
     # jupytext's part of Lab expects a document manager, which Voila has not.

@@ -8,7 +8,7 @@ from ftlab import errors
 
 
 @cache
-def table() -> dict[str, dict[str, str]]:
+def texts() -> dict[str, dict[str, str]]:
     """Return the table: name -> {"en", "zh"} and, where there is a tooltip, {"tip_en", "tip_zh"}."""
     return tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
 
@@ -29,8 +29,8 @@ class Words:
 
     def __call__(self, name: str, /, **values: object) -> str:
         """Return what the table says under `name`, its placeholders filled."""
-        return table()[name][self.lang].format(**values)
+        return texts()[name][self.lang].format(**values)
 
     def tip(self, name: str) -> str:
         """Return the tooltip of `name`."""
-        return table()[name][f"tip_{self.lang}"]
+        return texts()[name][f"tip_{self.lang}"]

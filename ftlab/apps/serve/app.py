@@ -83,13 +83,13 @@ def add_routes(app: FastAPI, service: "Service") -> None:
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """Name the models that answer here."""
-        return {"object": "list", "data": [service.card(name) for name in service.names]}
+        return {"object": "list", "data": [service.model_entry(name) for name in service.names]}
 
     @app.get("/v1/models/{model}")
     async def model(model: str) -> dict[str, Any]:
         """Describe one model."""
         service.adapter_of(model)
-        return service.card(model)
+        return service.model_entry(model)
 
     @app.get("/health")
     async def health() -> dict[str, Any]:
@@ -100,13 +100,13 @@ def add_routes(app: FastAPI, service: "Service") -> None:
     @app.post("/v1/chat/completions", openapi_extra=takes("ChatRequest"), responses=ERRORS)
     async def chat(request: Request) -> Response:
         """Answer a conversation."""
-        asked = schema.read(ChatRequest, await body(request, service.limits))
+        asked = schema.parse_body(ChatRequest, await body(request, service.limits))
         return await service.chat(request, asked)
 
     @app.post("/v1/completions", openapi_extra=takes("CompletionRequest"), responses=ERRORS)
     async def complete(request: Request) -> Response:
         """Continue a text."""
-        asked = schema.read(CompletionRequest, await body(request, service.limits))
+        asked = schema.parse_body(CompletionRequest, await body(request, service.limits))
         return await service.complete(request, asked)
 
     page, policy = chat_page()
@@ -171,7 +171,7 @@ class Service:
         # A tokenizer must not be changed and used concurrently; rendering sets its padding.
         self.rendering = asyncio.Lock()
 
-    def card(self, name: str) -> dict[str, Any]:
+    def model_entry(self, name: str) -> dict[str, Any]:
         """Return what /v1/models says about one model."""
         return {
             "id": name,

@@ -152,7 +152,7 @@ class CompletionRequest(Sampling):
     logprobs: None = None
 
 
-def read(kind: type[Asked], body: bytes) -> Asked:
+def parse_body(kind: type[Asked], body: bytes) -> Asked:
     """Return the request in a body.
 
     Raises:
