@@ -1,0 +1,300 @@
+"""What a recipe is answered, to the letter: every refusal with its fix, every note, every explanation."""
+
+import pytest
+
+from ftlab.data import registry
+from ftlab.errors import LabError
+from ftlab.recipe import read as recipes
+
+GOOD = {"model_name_or_path": "smollm2-135m", "dataset": "identity_en", "output_dir": "runs/x"}
+LISTED = "docs/recipes.md lists the keys; every field of `transformers.TrainingArguments` is a key too"
+TYPE = "use a value of the right type"
+SHARE = "it must be a share of all steps, from 0 to 1"
+TWO_NAMES = "are two names of one setting, with different values"
+
+
+@pytest.mark.parametrize(
+    ("keys", "what", "fix"),
+    [
+        ({"lora_rnak": 8}, "unknown recipe key `lora_rnak`", "did you mean lora_rank?"),
+        ({"quant_bit": 4}, "unknown recipe key `quant_bit`", LISTED),
+        ({"training": {}}, "unknown recipe key `training`", LISTED),
+        ({"x" * 80: 1}, f"unknown recipe key `{'x' * 56}...`", LISTED),
+        ({"lora_rank": "x"}, "`lora_rank` cannot be 'x': input should be a valid integer", TYPE),
+        ({"lora_dropout": 1}, "`lora_dropout` cannot be 1: input should be less than 1", TYPE),
+        ({"learning_rate": float("nan")}, "`learning_rate` cannot be nan: not a finite number", TYPE),
+        ({"learning_rate": -1}, "`learning_rate` cannot be -1: it must be between 0 and 1e+06", TYPE),
+        ({"seed": 2**33}, "`seed` cannot be 8589934592: it must be between 0 and 4.29497e+09", TYPE),
+        ({"max_steps": True}, "`max_steps` cannot be True: input should be a valid integer", TYPE),
+        (
+            {"learning_rate": "a" * 59},
+            f"`learning_rate` cannot be '{'a' * 56}...: input should be a valid number",
+            TYPE,
+        ),
+        (
+            {"learning_rate": "a" * 58},
+            f"`learning_rate` cannot be '{'a' * 58}': input should be a valid number",
+            TYPE,
+        ),
+        ({"optim": "adamw_torchh"}, "`optim` cannot be 'adamw_torchh'", "did you mean adamw_torch, adamw_torch_xla?"),
+        ({"eval_strategy": "xx"}, "`eval_strategy` cannot be 'xx'", "use one of: no, steps, epoch"),
+        ({"warmup_ratio": 2}, f"`warmup_ratio` cannot be 2: {SHARE}", TYPE),
+        ({"warmup_ratio": True}, f"`warmup_ratio` cannot be True: {SHARE}", TYPE),
+        ({"warmup_ratio": "x"}, f"`warmup_ratio` cannot be 'x': {SHARE}", TYPE),
+        ({"warmup_ratio": -0.1}, f"`warmup_ratio` cannot be -0.1: {SHARE}", TYPE),
+        (
+            {"warmup_steps": 1.5},
+            "`warmup_steps` cannot be 1.5: from 1 on it is a number of steps, which must be a whole number",
+            TYPE,
+        ),
+        ({"create_new_adapter": "x"}, "`create_new_adapter` cannot be 'x': true or false", TYPE),
+        (
+            {"create_new_adapter": True, "adapter_name_or_path": "a"},
+            "`create_new_adapter: true` would train a new adapter on a base with a merged into it, and that merged "
+            "base is not saved anywhere",
+            "save it first with `ftlab export` (adapter_name_or_path: a, export_dir: MERGED), then train on "
+            "model_name_or_path: MERGED; or remove the key to continue that adapter",
+        ),
+        (
+            {"neat_packing": True, "stage": "pt"},
+            "conflicting keys: `neat_packing` is for `stage: sft`: pt joins texts",
+            "remove or change one of them",
+        ),
+        (
+            {"bf16": True, "fp16": True},
+            "conflicting keys: `bf16` and `fp16` are both true",
+            "remove or change one of them",
+        ),
+        (
+            {"pissa_init": True, "use_dora": True},
+            "conflicting keys: `pissa_init` and `use_dora` cannot be combined",
+            "remove or change one of them",
+        ),
+        (
+            {"gradient_checkpointing": True, "activation_checkpointing": False},
+            f"`gradient_checkpointing: True` and `activation_checkpointing: False` {TWO_NAMES}",
+            "remove one of them",
+        ),
+        (
+            {"gradient_checkpointing_kwargs": {"a": 1}, "activation_checkpointing_kwargs": {"a": 2}},
+            "`gradient_checkpointing_kwargs: {'a': 1}` and `activation_checkpointing_kwargs: {'a': 2}` " + TWO_NAMES,
+            "remove one of them",
+        ),
+        (
+            {"cutoff_len": 64, "max_length": 32},
+            f"`max_length: 32` and `cutoff_len: 64` {TWO_NAMES}",
+            "remove one of them",
+        ),
+        (
+            {"adapter_name_or_path": "a,b"},
+            "`adapter_name_or_path` lists several adapters (a,b), but a recipe can continue only one",
+            "merge the others into the base one by one with `ftlab export`, and keep only the last one here",
+        ),
+        (
+            {"use_unsloth": True},
+            "`use_unsloth: True` is not supported",
+            "Unsloth needs a CUDA GPU and its own build; remove the key",
+        ),
+        (
+            {"finetuning_type": "oft"},
+            "`finetuning_type: 'oft'` is not supported",
+            "OFT is in lesson 05; use `finetuning_type: lora`",
+        ),
+        (
+            {"hub_token": "x"},
+            "`hub_token` is not supported",
+            "set HF_TOKEN in the environment: a recipe is copied into the run folder",
+        ),
+        (
+            {"model_name_or_path": None},
+            "the recipe has no `model_name_or_path`",
+            "add a line `model_name_or_path: ...`",
+        ),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_refusal_and_its_fix(tmp_path, keys, what, fix):
+    with pytest.raises(LabError) as error:
+        recipes.read(GOOD | keys)
+    assert (error.value.what, error.value.fix, error.value.where) == (what, fix, "")
+    # The same from a file, with the place of the key; where the key is missing, or of two keys, that of the file.
+    path = tmp_path / "r.yaml"
+    values = {name: value for name, value in (GOOD | keys).items() if value is not None}
+    text = "".join(f"{name}: {yaml(value)}\n" for name, value in values.items())
+    path.write_text(text)
+    with pytest.raises(LabError) as error:
+        recipes.read(path)
+    places = {f"{path}:{number}" for number, name in enumerate(values, 1) if name in keys} | {str(path)}
+    assert error.value.what == what and error.value.where in places
+
+
+def yaml(value: object) -> str:
+    """Return a value as YAML writes it."""
+    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value).replace("nan", ".nan")
+
+
+@pytest.mark.parametrize(
+    ("line", "place"),
+    [
+        ("lora_rank: x", ":4"), ("learning_rate: -1", ":4"), ("bf16: true\nfp16: true", ":5"),
+        ("cutoff_len: 64\nmax_length: 32", ":5"), ("warmup_steps: 1.5", ":4"), ("warmup_ratio: 2", ":4"),
+        ("pissa_init: true\nuse_dora: true", ""), ("use_unsloth: true", ":4"), ("nothing_known: 1", ":4"),
+        ("adapter_name_or_path: a,b", ":4"), ("neat_packing: true\nstage: pt", ":4"), ("learning_rate: .nan", ":4"),
+        ("activation_checkpointing: true\ngradient_checkpointing: false", ":5"), ("create_new_adapter: x", ":4"),
+    ],
+)  # fmt: skip
+def test_the_place_of_a_refusal_is_the_line_of_its_key(tmp_path, line, place):
+    path = tmp_path / "r.yaml"
+    path.write_text("".join(f"{name}: {value}\n" for name, value in GOOD.items()) + line + "\n")
+    with pytest.raises(LabError) as error:
+        recipes.read(path)
+    assert error.value.where == f"{path}{place}"
+
+
+def test_an_override_is_its_own_place(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text("".join(f"{name}: {value}\n" for name, value in GOOD.items()))
+    for override, where in (("lora_rank=x", "lora_rank=x"), ("=1", "=1"), ("lora_rank", "lora_rank")):
+        with pytest.raises(LabError) as error:
+            recipes.read(path, [override])
+        assert error.value.where == where
+    made, _ = recipes.read(GOOD | {"lr_scheduler_kwargs": {"a": 1}}, ["lr_scheduler_kwargs.b=2", "lora_rank=3"])
+    assert made.training["lr_scheduler_kwargs"] == {"a": 1, "b": 2} and made.lora_rank == 3
+    made, _ = recipes.read(GOOD, ["lr_scheduler_kwargs.b=2", "run_name=a=b"])
+    assert made.training == {"lr_scheduler_kwargs": {"b": 2}, "run_name": "a=b"}
+
+
+ALL_STEPS = 0.9999999999999999
+
+
+@pytest.mark.parametrize(
+    ("keys", "notes", "values"),
+    [
+        ({"warmup_ratio": 0.1}, ["warmup_ratio is now warmup_steps: 0.1 (below 1 it is a share of all steps)"],
+         {"warmup_steps": 0.1}),
+        ({"warmup_ratio": 1},
+         [f"warmup_ratio is now warmup_steps: {ALL_STEPS} (the largest share below 1: all steps)"],
+         {"warmup_steps": ALL_STEPS}),
+        ({"warmup_ratio": 0}, ["warmup_ratio is now warmup_steps: 0 (below 1 it is a share of all steps)"],
+         {"warmup_steps": 0}),
+        ({"warmup_ratio": 0.1, "warmup_steps": 5}, ["warmup_ratio: 0.1 is overridden by warmup_steps: 5"],
+         {"warmup_steps": 5}),
+        ({"warmup_ratio": 0.1, "warmup_steps": 0},
+         ["warmup_ratio is now warmup_steps: 0.1 (below 1 it is a share of all steps)"], {"warmup_steps": 0.1}),
+        ({"warmup_steps": 2.0}, [], {"warmup_steps": 2.0}),
+        ({"neat_packing": True}, ["neat_packing is now packing: True (examples that share a row are kept apart)"],
+         {"packing": True}),
+        ({"neat_packing": False},
+         ["neat_packing: False is ignored: examples that share a row are always kept apart"], {}),
+        ({"neat_packing": True, "packing": False},
+         ["neat_packing is now packing: True (examples that share a row are kept apart; `packing: false` is "
+          "overridden by it)"], {"packing": True}),
+        ({"create_new_adapter": True},
+         ["create_new_adapter: True is ignored: without adapter_name_or_path it is always so"], {}),
+        ({"resume_from_checkpoint": True},
+         ["resume_from_checkpoint: True is ignored: runs/x has no checkpoint: training starts at step 1"], {}),
+        ({"resume_from_checkpoint": "runs/x/checkpoint-2"}, [], {"resume_from_checkpoint": "runs/x/checkpoint-2"}),
+        ({"overwrite_output_dir": True},
+         ["overwrite_output_dir: true replaces another recipe's run in output_dir; this recipe's own is resumed or "
+          "reused (fresh=true starts over)"], {"overwrite_output_dir": True}),
+        ({"trust_remote_code": True},
+         ["trust_remote_code: true lets the model's own code run on this machine; remove it unless the model needs it"],
+         {"trust_remote_code": True}),
+        ({"preprocessing_num_workers": 16},
+         ["preprocessing_num_workers: 16 is ignored: rows are encoded in one process"], {}),
+        ({"use_unsloth": False}, [], {}),
+        ({"evaluation_strategy": "no"},
+         ["evaluation_strategy is now eval_strategy: 'no' (transformers renamed it)"], {"eval_strategy": "no"}),
+        ({"max_seq_length": 64, "cutoff_len": 64},
+         ["max_seq_length is now cutoff_len: 64 (trl calls it max_length now)"], {"cutoff_len": 64}),
+        ({"group_by_length": True},
+         ["group_by_length is now train_sampling_strategy: 'group_by_length' (true is now group_by_length)"],
+         {"train_sampling_strategy": "group_by_length"}),
+        ({"pref_beta": 0.5},
+         ["pref_beta: 0.5 has no effect in this run: it needs stage: dpo, kto, orpo, simpo, ppo or grpo"],
+         {"pref_beta": 0.5}),
+        ({"lora_target": ["q_proj", "v_proj"]}, [], {"lora_target": "q_proj,v_proj"}),
+        ({"cutoff_len": None}, [], {}),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_notes_and_values(keys, notes, values, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    recipe, said = recipes.read(GOOD | keys)
+    assert said == notes
+    assert {name: value for name, value in recipes.plain(recipe).items() if GOOD.get(name) != value} == values
+
+
+def test_a_checkpoint_that_is_there_is_resumed_without_being_asked(tmp_path):
+    (tmp_path / "checkpoint-2").mkdir()
+    _, (note,) = recipes.read(GOOD | {"output_dir": str(tmp_path), "resume_from_checkpoint": True})
+    assert note == "resume_from_checkpoint: True is ignored: an unfinished run is resumed without it"
+
+
+def test_every_data_set_of_a_recipe_is_looked_for(monkeypatch):
+    asked = []
+    monkeypatch.setattr(registry, "find", lambda name, folder: asked.append((name, str(folder))))
+    notes = recipes.check(GOOD | {"dataset": "a, b", "eval_dataset": "c", "dataset_dir": "sets", "warmup_ratio": 0.1})
+    assert asked == [("a", "sets"), ("b", "sets"), ("c", "sets")] and len(notes) == 1
+
+
+def test_what_is_printed_is_each_note(capsys):
+    recipes.load(GOOD | {"use_unsloth": False, "neat_packing": False})
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+EXPLAINED = {
+    "lora_rank": "rank of the two matrices\n  type: int; default 8; at least 1\n  becomes: LoraConfig.r",
+    "lora_alpha": "their product is scaled by alpha / r; None: 2 r\n  type: int | null; default None; at least 1\n"
+    "  becomes: LoraConfig.lora_alpha",
+    "lora_dropout": "fraction of their inputs set to 0\n  type: float; default 0.0; at least 0, below 1\n"
+    "  becomes: LoraConfig.lora_dropout",
+    "stage": "pt: raw text; sft: answers; rm: reward model; dpo, kto, orpo, simpo: preferences; ppo, grpo: rewards\n"
+    "  type: pt | sft | rm | dpo | kto | orpo | simpo | ppo | grpo; default 'sft'\n"
+    "  becomes: SFT/Reward/DPO/KTO/ORPO/CPO/GRPOTrainer, ftlab's PPOTrainer",
+    "pref_beta": "how far the model may move from its reference; ppo, grpo: coefficient of the KL penalty\n"
+    "  type: float; default 0.1; above 0\n  becomes: beta, PPOConfig.kl_coef",
+    "plot_loss": "write loss.png\n  type: bool; default True\n  becomes: matplotlib",
+    "model_name_or_path": "catalogue name, local folder or hub id\n  type: str; required; not empty\n"
+    "  becomes: from_pretrained(...)",
+    "warmup_ratio": "now warmup_steps below 1: a share of all steps; warmup_steps above 0 counts instead",
+    "neat_packing": "true: packing: true; examples that share a row are always kept apart",
+    "create_new_adapter": "refused together with adapter_name_or_path: merge that adapter first",
+    "max_length": "now cutoff_len (trl's name for it)\ncutoff_len: maximum tokens of an example\n"
+    "  type: int; default 2048; at least 8\n  becomes: max_length",
+    "use_unsloth": "Unsloth needs a CUDA GPU and its own build; remove the key",
+    "preprocessing_num_workers": "read and dropped; rows are encoded in one process",
+}
+
+
+@pytest.mark.parametrize("name", EXPLAINED)
+def test_an_explanation(name):
+    assert recipes.explain(name) == f"{name}: {EXPLAINED[name]}"
+
+
+@pytest.mark.parametrize(
+    ("name", "end"),
+    [
+        ("learning_rate", "\n  type: float; default 5e-05; from 0 to 1e+06\n"),
+        ("eval_strategy", "\n  type: IntervalStrategy | str; default 'no'\n  one of: no, steps, epoch\n"),
+        ("disable_tqdm", "\n  type: bool | null; default None\n"),
+        ("report_to", "\n  type: null | str | list[str]; default 'none'\n"),
+    ],
+)
+def test_a_trainer_s_field_is_explained_in_its_library_s_words(name, end):
+    said = recipes.explain(name)
+    meaning = recipes.FIELDS[name].meaning
+    assert said == f"{name}: {meaning}{end}  becomes: transformers.TrainingArguments.{name}" and len(meaning) > 20
+
+
+def test_only_what_is_known_is_explained():
+    for name in ("lora_rnak", "training"):
+        with pytest.raises(LabError, match=f"unknown recipe key `{name}`"):
+            recipes.explain(name)
+
+
+@pytest.mark.parametrize("name", recipes.TRAINING_RANGES)
+def test_both_ends_of_a_range_are_inside(name):
+    low, high = recipes.TRAINING_RANGES[name]
+    assert recipes.in_range(name, low) and recipes.in_range(name, high) and not recipes.in_range(name, float("nan"))
+    assert not recipes.in_range(name, low - 1e-3) and not recipes.in_range(name, high * 1.01)
