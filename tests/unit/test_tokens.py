@@ -3,6 +3,7 @@
 import pytest
 from datasets import Dataset
 from lessons import definitions
+from tiny import make_tokenizer
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
@@ -99,3 +100,136 @@ def test_our_ids_are_trl_s_own(tiny_tokenizer, tiny_model_dir, tmp_path):
 def test_html_shows_text_as_text():
     shown = tokens.to_html([tokens.Token(7, "<b>", True)])
     assert "&lt;b&gt;" in shown and "<b>" not in shown
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "cutoff", "kept"),
+    [
+        (3000, 2000, 1000, (600, 400)), (100, 1000, 1000, (100, 900)), (1000, 100, 1000, (900, 100)),
+        (10, 10, 100, (10, 10)), (49, 80, 100, (49, 51)), (50, 80, 100, (39, 61)), (80, 49, 100, (51, 49)),
+        (80, 50, 100, (62, 38)), (0, 7, 5, (0, 5)), (7, 0, 5, (5, 0)), (2, 4, 4, (2, 2)), (4, 2, 4, (3, 1)),
+    ],
+)  # fmt: skip
+def test_prompt_and_answer_share_a_budget_as_in_llama_factory(source, target, cutoff, kept):
+    assert tokens.truncate_lengths(source, target, cutoff) == kept and sum(kept) <= cutoff
+
+
+def test_a_cut_turn_loses_its_oldest_history_first():
+    turn = tokens.Turn([1, 2, 3, 4, 5, 6], [7, 8], [9], ended=True, history=4)
+    assert tokens.length([turn, turn]) == 18
+    whole = {"input_ids": [1, 2, 3, 4, 5, 6, 7, 8, 9], "labels": [-100] * 6 + [7, 8, -100]}
+    assert tokens.truncated([turn], None) == tokens.truncated([turn], 9) == whole
+    assert tokens.truncated([turn], 7) == {"input_ids": [3, 4, 5, 6, 7, 8, 9], "labels": [-100] * 4 + [7, 8, -100]}
+    assert tokens.truncated([turn], 5) == {"input_ids": [5, 6, 7, 8, 9], "labels": [-100] * 2 + [7, 8, -100]}
+    assert tokens.truncated([turn], 4) == {"input_ids": [5, 6, 7, 8], "labels": [-100] * 2 + [7, 8]}
+    assert tokens.truncated([turn, turn], 9) == whole, "nothing is left for the second"
+    assert tokens.truncated([turn, turn], 10)["input_ids"][9:] == [5]
+    assert tokens.truncated([turn], 4, train_on_prompt=True)["labels"] == [5, 6, 7, 8]
+
+
+def test_the_answers_to_one_prompt_keep_as_much_as_the_longest_may():
+    short, long = tokens.Turn([1, 2, 3], [4], [], True), tokens.Turn([1, 2, 3], [5, 6, 7], [], True)
+    assert tokens.truncated_sides([short, long], None) == [[1, 2, 3], [4], [5, 6, 7]]
+    assert tokens.truncated_sides([short, long], 4) == [[1, 2], [4], [5, 6]]
+
+
+def test_a_turn_joins_only_what_it_starts_with(tiny_tokenizer):
+    end = tiny_tokenizer.eos_token_id
+    first = tokens.Turn([1], [2, end], [3], ended=True)
+    following = tokens.Turn([1, 2, end, 3, 4], [5], [], ended=True, history=4)
+    joined = tokens.joined_to([first], following, tiny_tokenizer)
+    assert joined == [first, tokens.Turn([4], [5], [], ended=True)]
+    without_tail = tokens.Turn([1, 2, end, 4], [5], [], ended=True)
+    assert tokens.joined_to([first], without_tail, tiny_tokenizer)[0].tail == []
+    assert tokens.joined_to([first], tokens.Turn([9, 2, end, 4], [5], [], True), tiny_tokenizer) == []
+    open_turn = tokens.Turn([1], [2], [], ended=False)
+    ends_next = tokens.joined_to([open_turn], tokens.Turn([1, 2, end, 4], [5], [], True), tiny_tokenizer)
+    assert ends_next == [tokens.Turn([1], [2, end], [], True), tokens.Turn([4], [5], [], True)]
+    goes_on = tokens.joined_to([open_turn], tokens.Turn([1, 2, 4], [5], [], True), tiny_tokenizer)
+    assert goes_on == [open_turn, tokens.Turn([4], [5], [], True)]
+
+
+def test_the_last_turn_is_closed_with_eos_where_the_template_writes_no_end(tiny_tokenizer):
+    end = tiny_tokenizer.eos_token_id
+    before, last = tokens.Turn([1], [2], [], ended=False), tokens.Turn([3], [4], [5], ended=False)
+    assert tokens.closed([before, last], tiny_tokenizer) == [before, tokens.Turn([3], [4, end], [5], ended=True)]
+    assert tokens.closed([before, last._replace(ended=True)], tiny_tokenizer)[1].answer == [4]
+
+
+def test_what_a_reward_model_reads_goes_to_the_end_of_the_template(tiny_tokenizer):
+    ids = tokens.judged(tiny_tokenizer, CHAT[:1], CHAT[1:2])
+    assert ids == tokens.encode(tiny_tokenizer, {"messages": CHAT[:2]})[0]["input_ids"]
+    (turn,) = tokens.sides(tiny_tokenizer, {"prompt": CHAT[:1], "completion": CHAT[1:2]}, ("completion",))
+    assert [*turn.source, *turn.answer] == ids[:-1] and turn.tail == []
+
+
+def test_history_is_what_stands_before_the_last_question(tiny_tokenizer):
+    asked = tokens.turn_of(tiny_tokenizer, CHAT[:3], CHAT[3:])
+    decoded = tiny_tokenizer.decode(asked.source[: asked.history])
+    assert decoded.endswith("Hello<|im_end|>\n<|im_start|>user\n") and "Bye" not in decoded
+    assert tokens.turn_of(tiny_tokenizer, CHAT[:1], CHAT[1:2]).history == 0
+    assert tokens.turn_of(tiny_tokenizer, CHAT[:2], CHAT[3:]).history == 0, "nothing was asked after the last answer"
+
+
+def test_eos_and_the_turn_s_end_end_an_answer():
+    tokenizer = make_tokenizer()
+    end = tokenizer.eos_token_id
+    assert tokens.end_ids(tokenizer) == [end]
+    tokenizer.eos_token = "a"
+    assert tokens.end_ids(tokenizer) == sorted({end, tokenizer.convert_tokens_to_ids("a")})
+    tokenizer.chat_template = None
+    assert tokens.end_ids(tokenizer) == [tokenizer.convert_tokens_to_ids("a")]
+
+
+def test_a_row_that_teaches_no_end_is_told(tiny_tokenizer):
+    end = tiny_tokenizer.eos_token_id
+    assert tokens.ends_with_turn_end(tiny_tokenizer, {"labels": [-100, 5, end, -100]})
+    assert not tokens.ends_with_turn_end(tiny_tokenizer, {"labels": [end, 5, -100]})
+    assert not tokens.ends_with_turn_end(tiny_tokenizer, {"labels": [-100]})
+
+
+def test_a_summary_counts_lengths_trained_tokens_and_ends(tiny_tokenizer):
+    end = tiny_tokenizer.eos_token_id
+    rows = [{"input_ids": [5] * n, "labels": [-100] * (n - 1) + [end if n > 2 else 5]} for n in (1, 2, 4, 9)]
+    first, second, *drawn = tokens.summary(tiny_tokenizer, rows).splitlines()
+    assert first == "4 training examples, tokens: median 4, 95% within 4, longest 9"
+    assert second == "trained tokens: 25%; ending with a turn end: 50%"
+    assert drawn == tokens.histogram([1, 2, 4, 9]).splitlines()
+
+
+def test_a_histogram_is_drawn_to_scale():
+    assert tokens.histogram([0, 1, 1, 3], bins=2, width=6) == (f"     0-1      {'█' * 6} 3\n     2-3      ██ 1")
+    assert tokens.histogram([0], bins=3, width=4) == "     0-0      ████ 1\n     1-1       0\n     2-2       0"
+    assert len(tokens.histogram([100]).splitlines()) == 8 and "█" * 40 in tokens.histogram([100])
+
+
+def test_colours_say_what_is_trained():
+    rows = [tokens.Token(7, "a\n", True), tokens.Token(8, "<", False)]
+    assert tokens.to_ansi(rows) == "\x1b[32ma\n\x1b[0m\x1b[2m<\x1b[0m"
+    assert tokens.to_html(rows) == (
+        '<div style="font-family:monospace;line-height:1.7">'
+        '<span title="7" style="background:#b7e4c7;color:#111;margin:1px">a⏎<br></span>'
+        '<span title="8" style="background:#e9ecef;color:#111;margin:1px">&lt;</span></div>'
+    )
+
+
+def test_each_position_becomes_a_token(tiny_tokenizer):
+    ids = tokens.ids_of(tiny_tokenizer, "ab")
+    assert tokens.tokens(tiny_tokenizer, ids, [-100, ids[1]]) == [
+        tokens.Token(ids[0], "a", False), tokens.Token(ids[1], "b", True),
+    ]  # fmt: skip
+    with pytest.raises(ValueError):
+        tokens.tokens(tiny_tokenizer, ids, [1])
+
+
+def test_a_tokenizer_that_puts_a_space_before_texts_continues_without_it():
+    class Spaced:
+        """As Llama 2's: a space before every text, one token for each character."""
+
+        def tokenize(self, text):
+            return ["▁", *text]
+
+        def __call__(self, text, **_):
+            return type("Ids", (), {"input_ids": [0, *map(ord, text)]})
+
+    assert tokens.continuation(Spaced(), "ab", "cd") == [99, 100]
