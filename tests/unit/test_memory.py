@@ -252,7 +252,7 @@ def test_a_report_names_the_knob_that_makes_it_fit():
 
 
 @pytest.mark.parametrize(
-    ("weights", "card"),
+    ("weights", "gpu"),
     [(1e9, "12 GB"), (7e9, "80 GB"), (20e9, "2 x 80 GB, ZeRO-3"), (70e9, "8 x 80 GB, ZeRO-3"), (2e12, "> 64 x 80 GB")],
 )
 def test_the_smallest_gpu_or_how_many(weights, gpu):
