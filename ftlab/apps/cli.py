@@ -227,7 +227,8 @@ def train_recipe(options: argparse.Namespace) -> int:
     said = [override for override in options.overrides if override.lower().startswith("fresh=")]
     fresh = [override.lower().removeprefix("fresh=") for override in said]
     if wrong := next((value for value in fresh if value not in ("true", "false")), None):
-        raise fail("recipe_choice", where="fresh", key="fresh", value=wrong, nearest="true")
+        hint = say("one_of", names="true, false")
+        raise fail("recipe_choice", where=f"fresh={wrong}", key="fresh", value=repr(wrong), hint=hint)
     overrides = [override for override in options.overrides if override not in said]
     run = train.train(recipes.load(options.recipe, overrides), fresh=fresh[-1:] == ["true"])
     if run.stopped_at is not None:

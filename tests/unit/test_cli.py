@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ftlab import __version__, packages
+from ftlab import __version__, catalogue, device, packages
 from ftlab.apps import cli
 from ftlab.apps.arguments import rewritten
 from ftlab.errors import LabError, fail, reason_of
@@ -19,6 +20,7 @@ from ftlab.recipe.read import choices_of
 from ftlab.system_errors import explained
 
 ROOT = Path(__file__).parents[2]
+GPU = device.Machine("cuda", "a GPU", "bfloat16", 8, 24 * 2**30, "fast there")
 
 
 def ftlab(*arguments: str, before: str = "", **options) -> subprocess.CompletedProcess:
@@ -249,3 +251,51 @@ def test_env_prints_the_variables_of_ftlab_and_no_others(monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert f"ftlab {__version__}, Python" in printed and "\nFTLAB_DTYPE=float32\n" in printed
     assert "secret" not in printed
+
+
+def test_an_example_is_shown_token_by_token_and_its_set_counted(tiny_model_dir, tiny_rows, capsys):
+    path = str(tiny_rows / "sft.json")
+    assert cli.main(["data", "show", path, "--model", str(tiny_model_dir), "--row", "3"]) == 0
+    shown, _, counted = capsys.readouterr().out.partition("\n12 training examples")
+    assert "".join(re.findall("\x1b\\[32m(.*?)\x1b\\[0m", shown, re.DOTALL)) == "It is 2.<|im_end|>"
+    assert "What is 0 plus 2?" in re.sub("\x1b\\[\\d+m", "", shown)
+    assert "ending with a turn end: 100%" in counted
+
+
+@pytest.mark.parametrize("row", ["0", "13", "-1"])
+def test_an_example_outside_the_set_is_refused_with_the_set_s_size(row, tiny_model_dir, tiny_rows, capsys):
+    assert cli.main(["data", "show", str(tiny_rows / "sft.json"), "--model", str(tiny_model_dir), "--row", row]) == 2
+    assert f"example {row} does not exist: the data set has 12" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("key", "line"), [("bf16", "on this machine: True; this GPU supports"), ("lora_rank", "")])
+def test_a_key_is_explained_with_what_this_machine_makes_of_it(key, line, monkeypatch, capsys):
+    monkeypatch.setattr(device, "describe", lambda: GPU)
+    assert cli.main(["recipe", "explain", key]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(key) and ("on this machine" in said) == bool(line) and line in said
+
+
+def test_models_are_listed_with_a_star_where_they_need_more_than_this_machine(monkeypatch, capsys):
+    monkeypatch.setattr(device, "describe", lambda: GPU)
+    assert cli.main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    header = next(number for number, line in enumerate(lines) if line.startswith("name "))
+    rows = {line.split()[0]: line.split()[2:6] for line in lines[header + 1 : -1]}
+    assert lines[-1] == "* = more than the memory of this machine"
+    assert list(rows) == [model.name for model in catalogue.MODELS]
+    run, qlora, lora, full = rows["llama3-8b"]
+    assert float(qlora) < float(run) < float(lora) and full.endswith("*"), "LoRA fits into 24 GiB, not all weights"
+    assert not any("*" in cell for cell in rows["smollm2-135m"])
+
+
+def test_fresh_is_true_or_false(capsys):
+    assert cli.main(["train", "r.yaml", "fresh=perhaps"]) == 2
+    assert "`fresh` cannot be 'perhaps'\n  fix: use one of: true, false" in capsys.readouterr().err
+
+
+def test_a_check_says_which_keys_it_translated(tiny_recipe, tmp_path, capsys):
+    recipes.write(recipes.load(tiny_recipe), tmp_path / "r.yaml")
+    assert cli.main(["recipe", "check", str(tmp_path / "r.yaml"), "warmup_ratio=0.1"]) == 0
+    said = capsys.readouterr().out
+    assert "warmup_ratio" in said.splitlines()[0] and said.endswith("r.yaml: valid recipe\n")
