@@ -1,6 +1,7 @@
 """What follows from a machine."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import bitsandbytes
 import pytest
@@ -179,3 +180,26 @@ def test_an_adapter_for_a_gpu_is_prepared_for_it_before_it_is_moved_there(tiny_r
     layer = adapted.base_model.model.model.layers[0].self_attn.q_proj
     assert layer.lora_A["default"].weight.dtype == torch.float32
     assert "forward" not in vars(layer)
+
+
+@pytest.mark.parametrize(("major", "dtype"), [(7, "float16"), (8, "bfloat16"), (9, "bfloat16")])
+def test_a_gpu_is_described_by_what_torch_says_of_it(monkeypatch, major, dtype):
+    properties = SimpleNamespace(name="a GPU", major=major, total_memory=16 * 2**30)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    found = device.detected()
+    assert (found.accelerator, found.name, found.dtype, found.memory_bytes) == ("cuda", "a GPU", dtype, 16 * 2**30)
+
+
+def test_an_apple_gpu_shares_the_machine_s_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(device, "may_have_accelerator", lambda: True)
+    found = device.detected()
+    assert (found.accelerator, found.dtype) == ("mps", "float32")
+    assert found.memory_bytes == device.psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(("found", "dtype"), [({"amx_bf16": True}, "bfloat16"), ({"amx_bf16": False}, "float32")])
+def test_a_processor_multiplies_bfloat16_if_it_has_an_instruction_for_it(found, dtype):
+    assert device.processor(found).dtype == dtype

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from gguf import GGUFReader
+from gguf import GGUFReader, TokenType
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -399,3 +399,44 @@ def test_llama_cpp_gives_the_same_tokens(tmp_path, monkeypatch):
         with torch.inference_mode():
             ours = model(torch.tensor([ids])).logits[0].numpy()
         assert np.abs(np.array(reader.scores[: len(ids)]) - ours).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"hidden_act": "gelu"}, "the activation gelu"),
+        (
+            {"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}},
+            "positions of the type linear",
+        ),
+    ],
+)
+def test_a_llama_with_other_mathematics_gets_no_gguf(settings, what, tmp_path):
+    base = make_base(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | settings))
+    with pytest.raises(LabError, match=what):
+        gguf.write(base, tmp_path / "m.gguf", "f16")
+
+
+def test_a_weight_that_llama_cpp_has_no_name_for_gets_no_gguf(tmp_path):
+    base = make_base(tmp_path / "base")
+    values = load_file(base / "model.safetensors")
+    save_file(values | {"model.layers.0.gate.scale": torch.ones(2)}, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(LabError, match=r"a weight called model\.layers\.0\.gate\.scale"):
+        gguf.write(base, tmp_path / "m.gguf", "f16")
+
+
+def test_rows_without_a_token_are_marked_unused_and_a_model_without_a_template_has_none(tmp_path):
+    base = make_base(tmp_path / "base")
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    model = AutoModelForCausalLM.from_pretrained(base)
+    model.resize_token_embeddings(len(tokenizer) + 3, mean_resizing=False)
+    model.save_pretrained(base)
+    (base / "chat_template.jinja").unlink()
+    gguf.write(base, tmp_path / "m.gguf", "f16")
+    fields = GGUFReader(tmp_path / "m.gguf").fields
+    kinds = fields["tokenizer.ggml.token_type"].contents()
+    assert kinds[-3:] == [TokenType.UNUSED] * 3 and TokenType.UNUSED not in kinds[:-3]
+    assert kinds[tokenizer.convert_tokens_to_ids("<|im_end|>")] == TokenType.CONTROL
+    assert "tokenizer.chat_template" not in fields

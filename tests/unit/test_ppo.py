@@ -1,6 +1,7 @@
 """PPO against numbers computed by hand, and end to end on a tiny model; reward functions that misbehave."""
 
 import functools
+import json
 import math
 from pathlib import Path
 
@@ -445,3 +446,12 @@ def test_keys_that_cannot_be_served_are_refused(rl_recipe, keys, message):
     values = {name: value for name, value in (rl_recipe | {"stage": "ppo"} | keys).items() if value is not None}
     with pytest.raises(LabError, match=message):
         recipes.load(values)
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_examples_with_tools_are_refused_where_the_model_would_not_see_them(rl_recipe, tmp_path, stage):
+    row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
+    (tmp_path / "tools.jsonl").write_text(json.dumps(row | {"tools": [tool]}) + "\n")
+    with pytest.raises(LabError, match=f"tools, which are not shown to the model in stage {stage}"):
+        train.train(recipes.load(rl_recipe | {"stage": stage, "dataset": str(tmp_path / "tools.jsonl")}))

@@ -3,6 +3,7 @@
 import json
 import os
 import runpy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,8 @@ def test_the_yaml_for_llama_factory_is_the_same_recipe(name, tmp_path):
         ("preference", {"stage": "rm"}),
         ("preference", {"stage": "orpo"}),
         ("kto", {"stage": "kto"}),
+        ("sft", {"stage": "grpo", "reward_funcs": "short_answer", "num_generations": 2, "max_new_tokens": 8}),
+        ("sft", {"shortcuts": False}),
     ],
     ids=lambda value: value if isinstance(value, str) else ",".join(value),
 )
@@ -127,3 +130,26 @@ def test_what_alpaca_lora_cannot_read_is_refused():
 
 def test_the_table_in_the_documentation_is_current():
     assert to_frameworks.key_table() in (ROOT / "docs" / "recipes.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("missing", ["dataset", "output_dir"])
+def test_a_script_needs_data_and_a_place(missing):
+    with pytest.raises(LabError, match=f"has no `{missing}`"):
+        to_script.script(recipes.load({key: value for key, value in LORA.items() if key != missing}))
+
+
+def test_a_script_for_float16_puts_the_adapters_back_into_float32(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for dtype, lifted in (("float16", True), ("bfloat16", False)):
+        monkeypatch.setattr(device, "describe", lambda dtype=dtype: replace(GPU, dtype=dtype))
+        script = to_script.script(recipes.load(RECIPES["qlora"]))
+        assert ("cpu.lift_adapters(model, device.describe())" in script) is lifted
+        assert ("from ftlab import cpu, device\n" in script) is lifted
+
+
+def test_a_script_goes_on_from_an_adapter(tiny_recipe, tmp_path):
+    folder = train.train(recipes.load(tiny_recipe | {"max_steps": 1})).folder
+    keys = {"adapter_name_or_path": str(folder), "output_dir": str(tmp_path / "next")}
+    script = to_script.script(recipes.load(tiny_recipe | keys))
+    assert "from peft import PeftModel\n" in script and "get_peft_model" not in script
+    assert f"PeftModel.from_pretrained(\n    model,\n    {str(folder / 'adapter')!r},\n    is_trainable=True" in script

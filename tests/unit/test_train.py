@@ -1,7 +1,9 @@
 """A recipe in, a run folder out: what is trained, what is left behind, what is reused and what is refused."""
 
 import json
+import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from ftlab.cpu import lora
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
-from ftlab.runs import train
+from ftlab.runs import callbacks, train
 
 
 class Weights(TrainerCallback):
@@ -267,3 +269,54 @@ def test_what_validates_is_not_mixed_as_what_is_trained_on(tiny_recipe, tiny_row
     keys |= {"mix_strategy": "interleave_under", "interleave_probs": "0.5,0.5"}
     trained, held_out = train.dataset.splits(recipes.load(tiny_recipe | keys), tiny_tokenizer)
     assert len(held_out) == 12 and len(trained) > 12
+
+
+def test_a_check_does_not_look_at_a_model_that_must_be_fetched(tiny_recipe, capsys):
+    train.check(recipes.load(tiny_recipe | {"model_name_or_path": "llama3-8b"}))
+    assert "were not checked: llama3-8b is not on this machine yet" in capsys.readouterr().out
+
+
+def test_a_check_refuses_the_folder_of_another_run_as_training_does(tiny_recipe):
+    run(tiny_recipe, max_steps=1)
+    train.check(recipes.load(tiny_recipe | {"max_steps": 1}))
+    with pytest.raises(LabError, match="lora_rank: 4 -> 2"):
+        train.check(recipes.load(tiny_recipe | {"max_steps": 1, "lora_rank": 2}))
+
+
+def test_a_tokenizer_without_a_padding_token_pads_with_the_end(tiny_recipe, tiny_model_dir, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model_dir)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    assert AutoTokenizer.from_pretrained(tmp_path / "tokenizer").pad_token is None
+    assert train.load_tokenizer(recipes.load(tiny_recipe), str(tmp_path / "tokenizer")).pad_token == "<|im_end|>"
+
+
+def test_a_run_without_its_picture(tiny_recipe):
+    done, _ = run(tiny_recipe, max_steps=1, plot_loss=False)
+    assert not (done.folder / "loss.png").exists() and (done.folder / "metrics.json").is_file()
+
+
+def test_float16_may_overflow_a_few_times_in_a_row_and_no_other_format_once():
+    model = torch.nn.Linear(1, 1, bias=False)
+    guard, state = callbacks.Guard(), SimpleNamespace(global_step=7)
+    guard.on_train_begin(None, state, None, model=model)
+    for mixed, most in ((True, callbacks.FP16_SKIPS), (False, 0)):
+        model.weight.grad = torch.ones(1, 1)
+        guard.on_pre_optimizer_step(SimpleNamespace(fp16=mixed), state, None)
+        model.weight.grad = torch.full((1, 1), math.inf)
+        for _ in range(most):
+            guard.on_pre_optimizer_step(SimpleNamespace(fp16=mixed), state, None)
+        with pytest.raises(LabError, match="step 8: the gradient is NaN or infinite"):
+            guard.on_pre_optimizer_step(SimpleNamespace(fp16=mixed), state, None)
+
+
+def test_a_closed_pipe_is_no_failed_write_of_the_run(tmp_path):
+    with pytest.raises(BrokenPipeError), callbacks.writing(tmp_path, tmp_path):
+        raise BrokenPipeError
+    with pytest.raises(LabError), callbacks.writing(tmp_path, tmp_path):
+        raise OSError(28, "No space left on device")
+
+
+def test_a_share_that_holds_out_nothing_is_refused(tiny_recipe):
+    with pytest.raises(LabError, match=r"cannot hold out 0\.001 of 12 examples"):
+        run(tiny_recipe, val_size=0.001)
