@@ -7,11 +7,12 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from ftlab import __version__
 from ftlab.apps.arguments import Parser, lines, open_streams, refuse_unknown_verb
-from ftlab.errors import LANGUAGES, LabError, fail, say
+from ftlab.errors import LANGUAGES, LabError, fail, language, say
 from ftlab.system_errors import explained
 
 # The exit codes that a shell reports for Ctrl-C, and for a closed output pipe (`ftlab data show NAME | head`).
@@ -179,6 +180,16 @@ def parser() -> Parser:
     course = add(verbs, "course", None, "list, run, check and build the lessons")
     parts = course.add_subparsers(required=True, metavar="WHAT")
     add(parts, "list", list_lessons, "list the lessons in teaching order")
+    start = add(parts, "start", start_course, "write lessons, data and recipes to a folder, and open JupyterLab there")
+    start.add_argument(
+        "folder",
+        nargs="?",
+        default="ftlab-course",
+        metavar="DIR",
+        help="what you changed there is kept; default: %(default)s",
+    )
+    start.add_argument("--lang", choices=LANGUAGES, help="default: FTLAB_LANG, else en")
+    start.add_argument("--no-open", action="store_true", help="lay out the files, don't open JupyterLab")
     run = add(parts, "run", run_lessons, "run lessons headless and write runs/course/summary.json")
     run.add_argument("numbers", nargs="*", metavar="NN")
     run.add_argument("--profile", default="smoke", help="smoke, cpu, t4 or a24g")
@@ -358,8 +369,6 @@ def tokenizer_for(options: argparse.Namespace) -> Any:
 
 def check_data(options: argparse.Namespace) -> int:
     """Print the report on a data set; 1 if it has problems."""
-    from pathlib import Path
-
     from ftlab.data import check
 
     tokenizer = tokenizer_for(options)
@@ -472,6 +481,18 @@ def list_lessons(options: argparse.Namespace) -> None:
 
     for lesson in lesson_files.lessons():
         print(lesson_files.title(lesson))
+
+
+def start_course(options: argparse.Namespace) -> int:
+    """Lay out this version's course, say what was kept, and open it."""
+    from ftlab.apps import course_start
+
+    folder = Path(options.folder)
+    written, kept = course_start.lay_out(folder)
+    for name, beside in kept.items():
+        print(say("course_kept", name=name, beside=beside))
+    print(say("course_laid_out", count=len(written), where=folder.resolve()))
+    return 0 if options.no_open else course_start.open_lab(folder, options.lang or language())
 
 
 def run_lessons(options: argparse.Namespace) -> int:

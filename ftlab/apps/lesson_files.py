@@ -29,15 +29,16 @@ def root() -> Path:
     raise fail("course_no_root", where=str(Path.cwd()))
 
 
-def lessons(numbers: list[str] | None = None) -> list[Lesson]:
+def lessons(numbers: list[str] | None = None, course: Path | None = None) -> list[Lesson]:
     """Return the lessons in teaching order, or those of `numbers` ("3", "03" and "03_lora" alike).
 
+    Args:
+        course: the folder that holds notebooks/source; by default `root()`.
     Raises:
         LabError: no lesson has one of these numbers.
     """
-    found = [
-        Lesson(path.stem[:2], path.stem, path) for path in sorted((root() / "notebooks" / "source").glob("[0-9]*.py"))
-    ]
+    sources = (course or root()) / "notebooks" / "source"
+    found = [Lesson(path.stem[:2], path.stem, path) for path in sorted(sources.glob("[0-9]*.py"))]
     if not numbers:
         return found
     for number in numbers:

@@ -1,0 +1,56 @@
+"""The course as the wheel carries it, without a checkout."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIMIT_BYTES = 5_000_000
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A folder in which the wheel of this checkout is installed."""
+    place = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "-q"]
+    subprocess.run([*pip, "wheel", "--no-deps", "--no-build-isolation", "-w", place, ROOT], check=True)
+    (wheel,) = place.glob("*.whl")
+    assert wheel.stat().st_size < LIMIT_BYTES
+    subprocess.run([*pip, "install", "--no-deps", "--target", place / "site", wheel], check=True)
+    return place / "site"
+
+
+@pytest.fixture(scope="module")
+def course(installed, tmp_path_factory):
+    """A folder with the course that `ftlab course start` laid out, and a function that runs ftlab there."""
+    place = tmp_path_factory.mktemp("learner")
+
+    def ftlab(*arguments: str, folder: Path = place) -> str:
+        command = [sys.executable, "-m", "ftlab", *arguments]
+        done = subprocess.run(
+            command, cwd=folder, env=os.environ | {"PYTHONPATH": str(installed)}, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    ftlab("course", "start", "--no-open")
+    return place / "ftlab-course", ftlab
+
+
+def test_the_wheel_lays_out_what_the_checkout_has(course):
+    folder, _ = course
+    listed = ["git", "ls-files", "notebooks", "data", "recipes", "constraints.txt"]
+    wanted = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
+    assert wanted
+    for name in wanted:
+        assert (folder / name).read_bytes() == (ROOT / name).read_bytes(), name
+
+
+@pytest.mark.notebook
+@pytest.mark.slow
+def test_the_first_lesson_runs_there(course):
+    folder, ftlab = course
+    assert "00_first_finetune    ok" in ftlab("course", "run", "00", folder=folder)
