@@ -268,3 +268,73 @@ def test_the_owner_of_a_run_folder_is_unknown_before_it_is_written(tmp_path):
     assert checkpoint.owner(tmp_path) == "?"
     (tmp_path / checkpoint.OWNER).write_text("42\n")
     assert checkpoint.owner(tmp_path) == "42"
+
+
+def test_weights_of_several_processes_need_no_optimizer_file_of_their_own(tmp_path):
+    folder = tmp_path / "checkpoint-2"
+    (folder / "pytorch_model_fsdp_0").mkdir(parents=True)
+    (folder / "pytorch_model_fsdp_0" / "__0_0.distcp").write_text("w")
+    (folder / "trainer_state.json").write_text("{}")
+    manifests.write_manifest(folder, {"run_id": "mine", "step": 2})
+    assert checkpoint.resume_problem(folder, {"run_id": "mine"}) == ""
+
+
+def test_a_checkpoint_without_its_schedule_is_passed_over_for_an_older_one(tmp_path):
+    make(tmp_path, 2)
+    (make(tmp_path, 4, sealed=False) / "scheduler.pt").unlink()
+    manifests.write_manifest(tmp_path / "checkpoint-4", {"run_id": "mine", "step": 4})
+    skipped = [checkpoint.Skipped(tmp_path / "checkpoint-4", "it was saved without scheduler.pt")]
+    assert checkpoint.find_resume(tmp_path, {"run_id": "mine"}) == (tmp_path / "checkpoint-2", skipped)
+
+
+def test_checkpoints_that_are_set_aside_are_numbered(tmp_path):
+    names = [checkpoint.set_aside(make(tmp_path, 2)).name for _ in range(3)]
+    assert names == [f"set-aside-checkpoint-2-{number}" for number in (1, 2, 3)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_a_deletion_that_is_cut_short_leaves_nothing_under_a_checkpoint_s_name(tmp_path, monkeypatch):
+    for step in (2, 4):
+        make(tmp_path, step)
+    monkeypatch.setattr(checkpoint.shutil, "rmtree", lambda path: (path / "optimizer.pt").unlink())
+    assert checkpoint.rotate(tmp_path, "mine", 1, set()) == [tmp_path / "checkpoint-2"]
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint-4", "deleting-checkpoint-2"}
+
+
+def test_rotation_keeps_as_many_as_it_is_told(tmp_path):
+    for step in (2, 4, 6, 8):
+        make(tmp_path, step)
+    assert [path.name for path in checkpoint.rotate(tmp_path, "mine", 3, set())] == ["checkpoint-2"]
+
+
+def test_the_size_of_a_checkpoint_counts_the_files_of_its_subfolders(tmp_path):
+    assert checkpoint.size_bytes(tmp_path) == 0
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "b" / "weights").write_bytes(bytes(100))
+    (tmp_path / "state").write_bytes(bytes(23))
+    assert checkpoint.size_bytes(tmp_path) == 123
+
+
+def test_a_lock_leaves_its_file_only_where_a_run_began(tmp_path):
+    with checkpoint.lock(tmp_path / "none" / "run"):
+        assert (tmp_path / "none" / "run" / checkpoint.OWNER).read_text() == str(os.getpid())
+        assert (tmp_path / "none" / "run" / checkpoint.LOCK).exists()
+    assert not (tmp_path / "none").exists()
+    with checkpoint.lock(tmp_path / "run"):
+        manifests.write_manifest(tmp_path / "run", {"run_id": "mine"})
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {checkpoint.LOCK, manifests.MANIFEST}
+
+
+def test_a_lock_is_given_back_when_a_run_fails(tmp_path):
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError), checkpoint.lock(tmp_path):
+            raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_run_is_told_where_and_by_whom_the_folder_is_held(tmp_path):
+    with checkpoint.lock(tmp_path):
+        (tmp_path / checkpoint.OWNER).write_text("42")
+        with pytest.raises(LabError, match=r"another run is using this folder \(process 42\)") as error:
+            checkpoint.lock(tmp_path).__enter__()
+        assert error.value.where == str(tmp_path) and (tmp_path / checkpoint.OWNER).exists()
