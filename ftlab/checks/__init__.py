@@ -7,6 +7,7 @@ from ftlab.checks.first_finetune import (
     check_supervised_tokens,
     check_trainable_share,
 )
+from ftlab.checks.forgetting import check_mean_kl, check_p_value, check_replay_count, check_walk_back
 from ftlab.checks.inference import check_cache_bytes, check_cached_attention, check_temperature, check_top_p
 from ftlab.checks.lora import check_lora_forward, check_lora_freeze, check_lora_parameters, check_lora_scale
 from ftlab.checks.merge import check_merged_weight, check_mixed_weight, check_q8_bytes, check_q8_roundtrip
@@ -50,17 +51,20 @@ __all__ = [
     "check_lora_parameters",
     "check_lora_scale",
     "check_loss_with_sft",
+    "check_mean_kl",
     "check_merged_weight",
     "check_mixed_weight",
     "check_nearest_level",
     "check_next_token_loss",
     "check_nf4_bytes",
+    "check_p_value",
     "check_pad_right",
     "check_padding_share",
     "check_preference_probability",
     "check_q8_bytes",
     "check_q8_roundtrip",
     "check_reference_free",
+    "check_replay_count",
     "check_restored_weights",
     "check_reward_loss",
     "check_reward_margin",
@@ -69,4 +73,5 @@ __all__ = [
     "check_temperature",
     "check_top_p",
     "check_trainable_share",
+    "check_walk_back",
 ]

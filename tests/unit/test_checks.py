@@ -22,12 +22,12 @@ LESSONS = [
 ]
 KEYS = sorted(name.removeprefix("check_") for name in checks.__all__ if name.startswith("check_"))
 NUMBERS = {"supervised_tokens", "padding_share", "lora_parameters", "nf4_bytes", "full_bytes", "front", "q8_bytes"}
-NUMBERS |= {"cache_bytes", "reward_margin", "rloo_advantage", "reference_free"}
+NUMBERS |= {"replay_count", "cache_bytes", "reward_margin", "rloo_advantage", "reference_free"}
 ON_TENSORS = {
     "answer_loss", "gradient_step", "trainable_share", "next_token_loss", "pad_right", "lora_forward", "lora_freeze",
     "block_scales", "restored_weights", "ia3_forward", "dora_weight", "merged_weight", "mixed_weight", "q8_roundtrip",
     "temperature", "cached_attention", "reward_loss", "last_token_rewards", "grpo_advantages", "kl_estimate",
-    "answer_logp", "loss_with_sft",
+    "answer_logp", "loss_with_sft", "mean_kl", "walk_back",
 }  # fmt: skip
 
 
@@ -66,8 +66,8 @@ def handed_in(cell: str, solution: str) -> checks.Verdict:
     return course.verdict(f"{solution}\n{cell.splitlines()[-1]}", "import math\nimport torch\nfrom ftlab import checks")
 
 
-def test_ten_lessons_have_four_exercises_and_two_on_tensors():
-    assert len(LESSONS) == 10
+def test_lessons_have_four_exercises_and_two_on_tensors():
+    assert len(LESSONS) == 11
     for path in LESSONS:
         keys = exercises(path, "en").keys()
         assert len(keys) >= 4 and len(keys & ON_TENSORS) >= 2, path.name
