@@ -87,7 +87,7 @@ seed = 0
 # %% id="profile"
 profiles = {  # model, learning rates (adapter, full), steps, questions of each kind, prompts for replay, answer tokens
     "smoke": ("smollm2-135m-short", 1e-3, 1e-4, 1, 4, 8, 8),
-    "cpu": ("smollm2-135m", 1e-3, 1e-4, 32, 100, 112, 24),
+    "cpu": ("smollm2-135m", 1e-3, 1e-4, 30, 80, 104, 24),
     "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 5e-4, 3e-5, 32, 180, 160, 32),
     "a24g": ("Qwen/Qwen2.5-1.5B-Instruct", 4e-4, 2e-5, 32, 180, 160, 32),
 }
