@@ -13,10 +13,10 @@
 # | the remedies compared | skill gained against facts lost, with 95% confidence intervals |
 # | a warning about ROUGE | how many wrong answers score higher than the median of the right ones |
 #
-# **Cost:** about 12 minutes and 4 GB on two CPU cores, 5 minutes on a T4. **Before this:**
+# **Cost:** about 12 minutes and 5 GB on two CPU cores, 5 minutes on a T4. **Before this:**
 # [03 · LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="403f9e92"
+# %% [markdown] id="title" lang="zh" of="17cc622b"
 # # 07 · 遗忘：微调的代价，以及如何挽回
 #
 # 微调所改动的权重，同时还存着别的东西。这里，模型学会了一个新名字，代价是原本知道的常识。你将用三种方式测量损失，检验它是否只是偶然，再用一张图比较各种补救办法：回放、更小的步长、更少的层、向基座回退。
@@ -29,7 +29,7 @@
 # | 各种补救办法的比较 | 学到的技能与丢掉的常识，带 95% 置信区间 |
 # | 对 ROUGE 的提醒 | 有多少错误答案的得分高于正确答案的中位数 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 12 分钟、4 GB 内存，T4 上约 5 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 12 分钟、5 GB 内存，T4 上约 5 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -111,6 +111,8 @@ plt.show()
 # %% [markdown] id="baseline-why" lang="zh" of="665d4fc2"
 # ## 先测基线
 # 新技能是一个名字，与第 03 课相同；学会了多少，用训练中没有出现过的问法来问。同时测量可能丢掉的东西：自由回答的常识题，以及选择题。训练数据与这两者都无关。
+#
+# 数据是英文的，因为默认的小模型只懂英文；换成 `t4`、`a24g` 配置里懂中文的 Qwen，也用同一套题目，只有数值不同。
 
 # %% id="load"
 dtype = device.describe().dtype
