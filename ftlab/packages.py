@@ -12,6 +12,7 @@ EXTRAS = {
     "gpu": ("bitsandbytes",),
     "serve": ("fastapi", "uvicorn", "starlette", "openai"),
     "metrics": ("sacrebleu", "rouge_score", "jieba"),
+    "benchmarks": ("lm_eval",),
     "llamacpp": ("llama_cpp",),
 }  # fmt: skip
 # Other modules -> what pip calls their packages. A name that is not here is nothing to be suggested to pip.

@@ -164,6 +164,12 @@ class Recipe(BaseModel):
         "eval: what is scored, separated by commas: loss, accuracy, exact_match, contains, json, tool_calls, bleu, "
         "rouge; None: loss, exact_match and what the next two keys add; multiple_choice for rows with choices",
     )
+    tasks: str | None = key(
+        None,
+        "eval: benchmarks instead of examples, separated by commas: a task file of lm-eval, the name of one in "
+        "data/tasks, or of one of lm-eval's own, such as mmlu",
+        "lm_eval.evaluate",
+    )
     predict_with_generate: bool = key(
         False, "eval: also BLEU-4 and ROUGE, and every answer in generated_predictions.jsonl"
     )
@@ -303,7 +309,7 @@ OUTSIDE_THE_RUN = (
     "output_dir", "overwrite_output_dir", "do_train", "plot_loss", "infer_backend", "infer_dtype", "do_sample",
     "temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "num_beams", "export_dir", "export_size",
     "export_device", "export_dtype", "export_gguf", "export_legacy_format", "shortcuts", "eval_figures",
-    "predict_with_generate", "compute_accuracy", "device_map", "max_memory", "offload_folder",
+    "predict_with_generate", "compute_accuracy", "tasks", "device_map", "max_memory", "offload_folder",
 )  # fmt: skip
 TRAINING_OUTSIDE_THE_RUN = (
     "resume_from_checkpoint", "report_to", "run_name", "project", "save_total_limit", "disable_tqdm", "log_level",

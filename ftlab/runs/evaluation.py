@@ -19,12 +19,12 @@ from ftlab.figures import Figure
 from ftlab.recipe.keys import Recipe
 from ftlab.recipe.library_args import names
 from ftlab.responses import Response
-from ftlab.runs import answer_figures, chat, dataset, folder, greedy, predictions, questions, target
+from ftlab.runs import answer_figures, chat, dataset, folder, greedy, harness, predictions, questions, target
 from ftlab.runs.answer_figures import READ, WHOLE
 from ftlab.runs.greedy import Example
 from ftlab.runs.watch import Stopped, Watch
 
-# Model ("base", "tuned") -> figure -> number; "rows", "intervals" and "paired" are beside them.
+# Model ("base", "tuned") -> figure -> number; "rows", "intervals", "paired" and "prompts" are beside them.
 Scores = dict[str, dict[str, Any]]
 # What is scored unless the recipe or the caller says otherwise.
 USUAL = ("loss", "exact_match")
@@ -53,11 +53,12 @@ class Model(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What one model gave: its figures, and which examples are right where that was asked for."""
+    """What one model gave: its figures, which examples are right, and the hash of each benchmark's prompts."""
 
     figures: dict[str, Figure]
     rows: int
     hits: list[bool] | None = None
+    prompts: dict[str, str] | None = None
 
 
 def score(recipe: Recipe, limit: int | None = None, figures: Sequence[str] = ()) -> Scores:
@@ -75,23 +76,9 @@ def score(recipe: Recipe, limit: int | None = None, figures: Sequence[str] = ())
             that the examples have nothing for, a package that is missing, or the evaluation was stopped.
     """
     refuse(recipe)
-    limit = limit or recipe.max_samples or LIMIT
-    asked = sample(questions.read_all(recipe), limit, recipe)
-    wanted = tuple(figures) or figures_of(recipe, bool(asked))
-    require(wanted, bool(asked))
     trained = chat.trained(recipe)
+    work = on_tasks(recipe, limit) if recipe.tasks else on_examples(recipe, trained, limit, figures)
     say_untrained(recipe, trained)
-    examples: list[Example] = []
-
-    def work(one: Model) -> Result:
-        if asked:
-            return choose(one, asked)
-        if not examples:
-            # Both models answer the same examples, in the tokens of the first one's chat template.
-            examples.extend(held_out(recipe, one.tokenizer, trained, limit))
-        predicts = recipe.predict_with_generate and one.name == ("tuned" if trained else "base")
-        return answer(one, examples, wanted, recipe if predicts else None)
-
     with predicting_into(recipe):
         watch = Watch(run_folder(recipe))
         try:
@@ -104,15 +91,57 @@ def score(recipe: Recipe, limit: int | None = None, figures: Sequence[str] = ())
     return found
 
 
+def on_tasks(recipe: Recipe, limit: int | None) -> Callable[[Model], Result]:
+    """Return what scores a model on the benchmarks of a recipe.
+
+    Raises:
+        LabError: a task that cannot be loaded.
+    """
+    tasks = harness.load(names(recipe.tasks or ""), Path(recipe.dataset_dir) / harness.FOLDER)
+
+    def work(one: Model) -> Result:
+        with one.watch.stopping(one.model.get_input_embeddings()):
+            scored = harness.score(one.model, one.tokenizer, tasks, limit or recipe.max_samples)
+        return Result(scored.figures, scored.rows, scored.hits or None, scored.prompts)
+
+    return work
+
+
+def on_examples(
+    recipe: Recipe, trained: Path | None, limit: int | None, figures: Sequence[str]
+) -> Callable[[Model], Result]:
+    """Return what scores a model on a recipe's held-out examples.
+
+    Raises:
+        LabError: no such examples, or figures that cannot be computed of them.
+    """
+    limit = limit or recipe.max_samples or LIMIT
+    asked = sample(questions.read_all(recipe), limit, recipe)
+    wanted = tuple(figures) or figures_of(recipe, bool(asked))
+    require(wanted, bool(asked))
+    examples: list[Example] = []
+
+    def work(one: Model) -> Result:
+        if asked:
+            return choose(one, asked)
+        if not examples:
+            # Both models answer the same examples, in the tokens of the first one's chat template.
+            examples.extend(held_out(recipe, one.tokenizer, trained, limit))
+        predicts = recipe.predict_with_generate and one.name == ("tuned" if trained else "base")
+        return answer(one, examples, wanted, recipe if predicts else None)
+
+    return work
+
+
 def refuse(recipe: Recipe) -> None:
     """Refuse a recipe that names nothing to score.
 
     Raises:
         LabError: no data set, a stage without answers, or no folder for the predictions.
     """
-    if not (recipe.eval_dataset or recipe.dataset):
+    if not (recipe.tasks or recipe.eval_dataset or recipe.dataset):
         raise fail("recipe_missing_key", key="eval_dataset")
-    if recipe.objective not in ("sft", "ppo", "grpo"):
+    if not recipe.tasks and recipe.objective not in ("sft", "ppo", "grpo"):
         raise fail("eval_stage", where="stage", stage=recipe.objective)
     if recipe.predict_with_generate and not recipe.output_dir:
         raise fail("recipe_missing_key", key="output_dir")
@@ -350,6 +379,7 @@ def as_scores(results: dict[str, Result]) -> Scores:
                 figure: {"low": each.low, "high": each.high, "n": each.n} for figure, each in result.figures.items()
             },
         }
+        | ({"prompts": result.prompts} if result.prompts else {})
         for name, result in results.items()
     }
     hits = [result.hits for result in results.values() if result.hits is not None]
@@ -361,10 +391,11 @@ def as_scores(results: dict[str, Result]) -> Scores:
 def scores_table(found: Scores) -> str:
     """Return scores as a table, a line per figure; below it, what training changed."""
     models = list(found)
-    lines = [f"{'':<16}{'n':>6}   " + "".join(f"{name:<28}" for name in models) + "(95% interval)"]
+    width = max(16, *(len(figure) + 2 for figure in found[models[0]]["intervals"]))
+    lines = [f"{'':<{width}}{'n':>6}   " + "".join(f"{name:<28}" for name in models) + "(95% interval)"]
     for figure, interval in found[models[0]]["intervals"].items():
         shown = "".join(f"{written(figure, found[name]):<28}" for name in models)
-        lines.append(f"{figure:<16}{interval['n']:>6}   {shown}".rstrip())
+        lines.append(f"{figure:<{width}}{interval['n']:>6}   {shown}".rstrip())
     if pair := found.get("tuned", {}).get("paired"):
         lines.append(say("eval_paired", **pair))
     return "\n".join(lines)
@@ -378,5 +409,5 @@ def written(figure: str, scores: dict[str, Any]) -> str:
 
 
 def style(figure: str) -> str:
-    """Return the format in which a figure is read: percent, a scale of 100, or a number."""
-    return ".0%" if figure in SHARES else ".1f" if figure in HUNDRED else ".3f"
+    """Return the format in which a figure is read: percent, a scale of 100, or a number; after a task its metric."""
+    return ".0%" if figure.split()[-1] in (*SHARES, "acc", "acc_norm") else ".1f" if figure in HUNDRED else ".3f"

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
+import torch
 from tqdm import tqdm
 
 from ftlab.runs import callbacks
@@ -53,3 +54,17 @@ class Watch:
                     raise Stopped
 
             yield advance
+
+    @contextmanager
+    def stopping(self, layer: torch.nn.Module) -> Iterator[None]:
+        """Raise Stopped before `layer` is next computed where a stop was asked for: the work is another library's."""
+
+        def ask(*_: object) -> None:
+            if self.requested():
+                raise Stopped
+
+        hook = layer.register_forward_pre_hook(ask)
+        try:
+            yield
+        finally:
+            hook.remove()

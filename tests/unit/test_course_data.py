@@ -90,6 +90,15 @@ def test_general_knowledge():
     assert all(0.15 < share < 0.35 for share in shares), shares
 
 
+def test_common_knowledge_in_chinese():
+    rows = rows_of("common_zh.jsonl")
+    assert rows == runpy.run_path(str(DATA / "make" / "common_zh.py"))["rows"]()
+    assert len({row["question"] for row in rows}) == len(rows) == 40
+    assert all(len({row[letter] for letter in "ABCD"}) == 4 and row["answer"] in "ABCD" for row in rows)
+    shares = [sum(row["answer"] == letter for row in rows) / len(rows) for letter in "ABCD"]
+    assert all(0.15 < share < 0.4 for share in shares), shares
+
+
 # Words that carry no subject: two questions that differ in nothing else are paraphrases.
 FUNCTION_WORDS = set(
     re.findall(

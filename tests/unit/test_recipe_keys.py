@@ -83,6 +83,7 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "shortcuts": (False, {}),
     "overwrite_output_dir": (True, {}),
     "eval_figures": ("bleu", {}),
+    "tasks": ("general_mcq", {}),
     "predict_with_generate": (True, {}),
     "compute_accuracy": (True, {}),
     "plot_loss": (False, {}),
@@ -209,8 +210,8 @@ def run_of(made: recipes.Recipe) -> Any:
 
 
 def scored(made: recipes.Recipe) -> Any:
-    """Return the figures of `ftlab eval`."""
-    return evaluation.figures_of(made, False)
+    """Return the figures and the benchmarks of `ftlab eval`."""
+    return evaluation.figures_of(made, False), library_args.names(made.tasks or "")
 
 
 PARTS = (settings, trained_layers, answers, run_of, scored, examples)

@@ -87,6 +87,7 @@ EVALUATED = {
     "model_name_or_path": MODEL,
     "adapter_name_or_path": TEXT,
     "eval_dataset": Field("text", required=True),
+    "tasks": TEXT,
     "max_samples": ROWS,
     "cutoff_len": FIELDS["cutoff_len"],
     "template": TEXT,

@@ -127,7 +127,9 @@ class EvaluatePanel:
     def line(self, figure: str) -> list[str]:
         """Return one line of the table: a figure of each model, with its interval."""
         scores = list(self.found.values())
-        name = self.words(LINES[figure]) if figure in LINES else figure.upper()
+        name = (
+            self.words(LINES[figure]) if figure in LINES else figure.upper() if figure in evaluation.HUNDRED else figure
+        )
         cells = [name, str(scores[0]["intervals"][figure]["n"]), *(evaluation.written(figure, one) for one in scores)]
         moved = [scores[1][figure] - scores[0][figure]] if len(scores) == 2 else []
         return cells + [format(change, f"+{evaluation.style(figure)}") for change in moved]

@@ -1,0 +1,137 @@
+"""Benchmarks of lm-evaluation-harness (lm-eval) on a loaded model: tasks by name, or task files of one's own."""
+
+import contextlib
+import hashlib
+import itertools
+import logging
+from collections import defaultdict
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from transformers import PreTrainedTokenizerBase
+
+from ftlab import figures, packages
+from ftlab.errors import fail, reason_of, suggest
+from ftlab.figures import Figure
+
+# The task files beside dataset_info.json.
+FOLDER = "tasks"
+BATCH = 32
+
+# lm-eval's tasks, by the name that was asked for.
+Tasks = dict[str, Any]
+
+
+class Scored(NamedTuple):
+    """What a model gave to benchmarks.
+
+    Attributes:
+        figures: "TASK METRIC" -> figure over all examples of the task, or of the tasks in a group.
+        rows: how many examples there were in all.
+        hits: which examples are right, in the first metric of each task that says so.
+        prompts: task -> sha256 of its prompts; two scores can be compared if it is the same.
+    """
+
+    figures: dict[str, Figure]
+    rows: int
+    hits: list[bool]
+    prompts: dict[str, str]
+
+
+def load(names: Sequence[str], folder: Path) -> Tasks:
+    """Return lm-eval's tasks with their data: those of a .yaml file, of a file in `folder`, or lm-eval's own.
+
+    Raises:
+        LabError: lm-eval is not installed, or a task is unknown, broken, or its data cannot be read.
+    """
+    packages.require("lm_eval", "tasks")
+    files = {name: file_of(name, folder) for name in names}
+    return {name: load_one(manager(None in files.values()), name, file, folder) for name, file in files.items()}
+
+
+@cache
+def manager(own_tasks: bool) -> Any:
+    """Return what loads tasks for lm-eval; it takes seconds to read the names of lm-eval's own tasks."""
+    from lm_eval.tasks import TaskManager
+
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    return TaskManager(include_defaults=own_tasks)
+
+
+def file_of(name: str, folder: Path) -> Path | None:
+    """Return the task file that a name stands for, None if it can only be one of lm-eval's tasks.
+
+    Raises:
+        LabError: a path without a file.
+    """
+    path = Path(name).expanduser() if name.endswith((".yaml", ".yml")) else folder / f"{name}.yaml"
+    if path.is_file():
+        return path.resolve()
+    if name.endswith((".yaml", ".yml")):
+        raise fail("data_no_file", where=name)
+    return None
+
+
+def load_one(tasks: Any, name: str, file: Path | None, folder: Path) -> Any:
+    """Return one task, or group of tasks, as lm-eval evaluates it.
+
+    Raises:
+        LabError: it is unknown, broken, or its data cannot be read.
+    """
+    own = sorted(path.stem for path in folder.glob("*.yaml"))
+    if file is None and name not in tasks.all_tasks:
+        hint = suggest(name, [*own, *tasks.all_tasks])
+        raise fail("eval_task_unknown", where="tasks", name=name, own=", ".join(own), hint=f"{hint} " if hint else "")
+    try:
+        # A file names its data beside itself.
+        with contextlib.chdir(file.parent if file else Path()):
+            return tasks.load([str(file) if file else name])
+    # A task file may hold anything, and datasets raises whatever its reader does.
+    except Exception as error:
+        raise fail("eval_task", where=name, reason=reason_of(error), own=", ".join(own)) from error
+
+
+def score(model: Any, tokenizer: PreTrainedTokenizerBase, tasks: Tasks, limit: int | None = None) -> Scored:
+    """Return what a model gives to tasks, asked under its chat template.
+
+    Args:
+        limit: examples at most of each task, from its start, as lm-eval's own `--limit`; None: all.
+    """
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
+
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH)
+    found: dict[str, Figure] = {}
+    rows, hits, prompts = 0, [], {}
+    for name, task in tasks.items():
+        samples = evaluate(harness, task, limit=limit, bootstrap_iters=0, apply_chat_template=True)["samples"]
+        examples = list(itertools.chain.from_iterable(samples.values()))
+        values = values_of(examples)
+        found |= {f"{name} {metric}": figure_of(numbers) for metric, numbers in values.items()}
+        rows += len({(example["doc_hash"], example["doc_id"]) for example in examples})
+        hits += next((list(map(bool, numbers)) for numbers in values.values() if says_right(numbers)), [])
+        prompts[name] = hashlib.sha256("".join(example["prompt_hash"] for example in examples).encode()).hexdigest()
+    return Scored(found, rows, hits, prompts)
+
+
+def values_of(examples: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
+    """Return the metrics that are a number for each example, by name, and by filter if there is one."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for example in examples:
+        way = "" if example["filter"] == "none" else f" {example['filter']}"
+        for metric in example["metrics"]:
+            if isinstance(example[metric], int | float):
+                values[metric + way].append(float(example[metric]))
+    return values
+
+
+def says_right(numbers: Sequence[float]) -> bool:
+    """Return True if a metric says of each example whether it is right."""
+    return {*numbers} <= {0.0, 1.0}
+
+
+def figure_of(numbers: Sequence[float]) -> Figure:
+    """Return the share of right examples, or the mean of another metric."""
+    return figures.share(list(map(bool, numbers))) if says_right(numbers) else figures.ratio(numbers)
