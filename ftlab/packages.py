@@ -17,7 +17,7 @@ EXTRAS = {
 }  # fmt: skip
 # Other modules -> what pip calls their packages. A name that is not here is nothing to be suggested to pip.
 PACKAGES = {
-    "wandb": "wandb", "tensorboard": "tensorboard", "swanlab": "swanlab", "mlflow": "mlflow", "trackio": "trackio",
+    "wandb": "wandb", "tensorboard": "tensorboard", "mlflow": "mlflow-skinny", "trackio": "trackio",
     "clearml": "clearml", "codecarbon": "codecarbon", "dagshub": "dagshub", "dvclive": "dvclive", "neptune": "neptune",
     "deepspeed": "deepspeed", "torchao": "torchao", "schedulefree": "schedulefree", "grokadamw": "grokadamw",
     "torch_xla": "torch_xla", "torch_npu": "torch-npu", "modelscope": "modelscope", "tiktoken": "tiktoken",
@@ -42,7 +42,7 @@ OPTIMIZERS = {
 TRACKERS = {
     "azure_ml": "azureml", "clearml": "clearml", "codecarbon": "codecarbon", "comet_ml": "comet_ml",
     "dagshub": "dagshub", "dvclive": "dvclive", "flyte": "flytekit", "mlflow": "mlflow", "neptune": "neptune",
-    "swanlab": "swanlab", "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb",
+    "tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb",
 }  # fmt: skip
 ATTENTION = {"fa2": "flash_attn", "fa3": "flash_attn_interface"}
 

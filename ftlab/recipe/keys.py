@@ -391,7 +391,7 @@ OUT_OF_REACH = {
     "use_eaft_loss": "only `use_dft_loss` exists in trl",
     "use_ray": "cluster back ends are not supported; use torchrun",
     "use_kt": "KTransformers is a cluster back end; use torchrun or deepspeed",
-    "use_swanlab": "write `report_to: swanlab`",
+    "use_swanlab": "SwanLab's callback is broken in this transformers; write `report_to: tensorboard`, wandb or mlflow",
     "mixture_of_depths": "not available in the installed libraries",
     "shift_attn": "LongLoRA's attention is not available in the installed libraries",
     "fp8": "FP8 needs an H100-class GPU and accelerate's own setting; use bf16",
@@ -411,6 +411,7 @@ ELSEWHERE = {
     ("quantization_method", "hqq"): "HQQ is not installed here; use bnb",
     ("quantization_method", "eetq"): "EETQ needs a CUDA GPU; use bnb",
     ("export_legacy_format", True): "pickles are not written; safetensors load everywhere",
+    ("report_to", "swanlab"): "its callback is broken in this transformers; use tensorboard, wandb or mlflow",
     ("resume_from_checkpoint", False): "remove the key: `fresh=true` starts over",
 }
 

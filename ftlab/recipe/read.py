@@ -155,8 +155,9 @@ def refuse_out_of_reach(name: str, value: Any, where: str) -> None:
     """
     if name in keys.OUT_OF_REACH and value is not False:
         raise fail("recipe_out_of_reach", where=where, key=f"{name}: {brief(value)}", instead=keys.OUT_OF_REACH[name])
-    if instead := keys.ELSEWHERE.get((name, value) if isinstance(value, str | bool) else ("", "")):
-        raise fail("recipe_out_of_reach", where=where, key=f"{name}: {brief(value)}", instead=instead)
+    for one in value if isinstance(value, list) else [value]:
+        if instead := keys.ELSEWHERE.get((name, one) if isinstance(one, str | bool) else ("", "")):
+            raise fail("recipe_out_of_reach", where=where, key=f"{name}: {brief(value)}", instead=instead)
 
 
 def dropped(name: str, value: Any, reason: str) -> str:
