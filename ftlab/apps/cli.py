@@ -108,6 +108,16 @@ def parser() -> Parser:
     )
     score.add_argument("recipe", metavar="RECIPE.yaml")
     take_keys(score)
+    compare = add(verbs, "compare", compare_models, "compare two models blind, by a judge or by yourself")
+    for side in ("a", "b"):
+        compare.add_argument(side, metavar=side.upper(), help="RECIPE.yaml, run folder, or model name")
+    compare.add_argument(
+        "--dataset", required=True, help="its questions are asked: a name in dataset_info.json, or a path"
+    )
+    compare.add_argument("--dataset-dir", default="data")
+    compare.add_argument("--judge", help="longer, shorter, or a model as A and B; default: you, at the keyboard")
+    compare.add_argument("--max-samples", type=count, default=100, help="questions; default: %(default)s")
+    compare.add_argument("--max-new-tokens", type=count, default=128, help="longest answer; default: %(default)s")
     export = add(verbs, "export", export_recipe, "merge a recipe's adapter into its base, save, reload and compare")
     export.add_argument("recipe", metavar="RECIPE.yaml")
     take_keys(export)
@@ -208,6 +218,13 @@ def add(verbs: argparse._SubParsersAction, name: str, function: object, text: st
     return verb
 
 
+def count(text: str) -> int:
+    """Return the number from 1 that an option says; argparse names the option where it is none."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
+
+
 def take_keys(verb: Parser, more: str = "") -> None:
     """Let a verb take any key of a recipe, as `key=value` or `--key value`."""
     verb.keys = True
@@ -255,6 +272,36 @@ def score_recipe(options: argparse.Namespace) -> None:
         from ftlab.runs import evaluation
 
     print(evaluation.scores_table(evaluation.score(recipes.load(options.recipe, options.overrides))))
+
+
+def compare_models(options: argparse.Namespace) -> None:
+    """Let a judge, or whoever sits at the keyboard, pick answers of two models; print and save the result."""
+    with uncollected():
+        from ftlab.runs import compare
+
+    asked = compare.questions(options.dataset, options.dataset_dir, options.max_samples)
+    judge = compare.judge(options.judge) if options.judge else at_keyboard
+    name = compare.name_of(options.a, options.b, options.judge)
+    how = {"max_new_tokens": options.max_new_tokens, "fresh": bool(options.judge)}
+    compared = compare.pile(options.a, options.b, asked, name, **how)
+    with contextlib.suppress(EOFError):
+        compared.labels.rate(judge)
+    print(compare.report(compare.outcome(compared)))
+    if saved := compared.labels.preferences():
+        print(say("compare_saved", count=len(saved), name=name, place=compared.labels.path.parent))
+
+
+def at_keyboard(question: str, left: str, right: str) -> int:
+    """Print two answers and return the side that is typed: 0 left, 1 right, -1 neither.
+
+    Raises:
+        EOFError: an empty line, or the end of the input.
+    """
+    print(f"\n{question}\n\n  1: {left}\n\n  2: {right}\n")
+    for line in lines(say("compare_keys")):
+        if line.strip() in ("0", "1", "2"):
+            return int(line) - 1
+    raise EOFError
 
 
 def export_recipe(options: argparse.Namespace) -> None:

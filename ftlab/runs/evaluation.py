@@ -97,11 +97,11 @@ def on_tasks(recipe: Recipe, limit: int | None) -> Callable[[Model], Result]:
     Raises:
         LabError: a task that cannot be loaded.
     """
-    tasks = harness.load(names(recipe.tasks or ""), Path(recipe.dataset_dir) / harness.FOLDER)
+    tasks = harness.load_tasks(names(recipe.tasks or ""), Path(recipe.dataset_dir) / harness.FOLDER)
 
     def work(one: Model) -> Result:
         with one.watch.stopping(one.model.get_input_embeddings()):
-            scored = harness.score(one.model, one.tokenizer, tasks, limit or recipe.max_samples)
+            scored = harness.score_tasks(one.model, one.tokenizer, tasks, limit or recipe.max_samples)
         return Result(scored.figures, scored.rows, scored.hits or None, scored.prompts)
 
     return work

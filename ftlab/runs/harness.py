@@ -40,7 +40,7 @@ class Scored(NamedTuple):
     prompts: dict[str, str]
 
 
-def load(names: Sequence[str], folder: Path) -> Tasks:
+def load_tasks(names: Sequence[str], folder: Path) -> Tasks:
     """Return lm-eval's tasks with their data: those of a .yaml file, of a file in `folder`, or lm-eval's own.
 
     Raises:
@@ -48,7 +48,7 @@ def load(names: Sequence[str], folder: Path) -> Tasks:
     """
     packages.require("lm_eval", "tasks")
     files = {name: file_of(name, folder) for name in names}
-    return {name: load_one(manager(None in files.values()), name, file, folder) for name, file in files.items()}
+    return {name: load_task(manager(None in files.values()), name, file, folder) for name, file in files.items()}
 
 
 @cache
@@ -74,7 +74,7 @@ def file_of(name: str, folder: Path) -> Path | None:
     return None
 
 
-def load_one(tasks: Any, name: str, file: Path | None, folder: Path) -> Any:
+def load_task(tasks: Any, name: str, file: Path | None, folder: Path) -> Any:
     """Return one task, or group of tasks, as lm-eval evaluates it.
 
     Raises:
@@ -93,7 +93,7 @@ def load_one(tasks: Any, name: str, file: Path | None, folder: Path) -> Any:
         raise fail("eval_task", where=name, reason=reason_of(error), own=", ".join(own)) from error
 
 
-def score(model: Any, tokenizer: PreTrainedTokenizerBase, tasks: Tasks, limit: int | None = None) -> Scored:
+def score_tasks(model: Any, tokenizer: PreTrainedTokenizerBase, tasks: Tasks, limit: int | None = None) -> Scored:
     """Return what a model gives to tasks, asked under its chat template.
 
     Args:

@@ -38,7 +38,7 @@ def test_without_the_package_one_line_says_what_to_install(benchmarked, tmp_path
 @real
 def test_lm_eval_and_ftlab_find_the_same_answers_right(tiny_model_dir):
     model, tokenizer = (kind.from_pretrained(tiny_model_dir) for kind in (AutoModelForCausalLM, AutoTokenizer))
-    found = harness.score(model, tokenizer, harness.load(["general_mcq"], TASKS), ROWS)
+    found = harness.score_tasks(model, tokenizer, harness.load_tasks(["general_mcq"], TASKS), ROWS)
     lines = (DATA / "general_mcq.jsonl").read_text(encoding="utf-8").splitlines()[:ROWS]
     questions = [json.loads(line) for line in lines]
     means = evaluate.choice_log_probabilities(model, tokenizer, questions)
@@ -64,7 +64,7 @@ def test_base_and_tuned_are_scored_on_the_same_prompts(benchmarked):
         "p",
     }
     assert json.loads((Path(benchmarked["output_dir"]) / folder.SCORES).read_text()) == found
-    assert "general_mcq acc_norm" in evaluation.table(found) and "%" in evaluation.table(found)
+    assert "general_mcq acc_norm" in evaluation.scores_table(found) and "%" in evaluation.scores_table(found)
 
 
 @real

@@ -1,0 +1,186 @@
+"""Compare two models blind: a judge, or a person, picks the better of their answers to each question; a sign test."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ftlab import evaluate, figures
+from ftlab.data import registry
+from ftlab.errors import fail, say
+from ftlab.recipe import read as recipes
+from ftlab.runs import chat, folder
+from ftlab.runs.preferences import LEFT, RIGHT, SKIP, Labels, Rater
+
+PLACE = Path("runs/compare")
+QUESTION = """Here is a question and two answers.
+
+Question: {question}
+
+Answer 1: {left}
+
+Answer 2: {right}
+
+Which answer is better? Reply with 1 or 2."""
+
+
+def longer(question: str, left: str, right: str) -> int:
+    """Pick the answer with more characters."""
+    return SKIP if len(left) == len(right) else LEFT if len(left) > len(right) else RIGHT
+
+
+def shorter(question: str, left: str, right: str) -> int:
+    """Pick the answer with fewer characters."""
+    return longer(question, right, left)
+
+
+# Judges that need no model.
+JUDGES: dict[str, Rater] = {"longer": longer, "shorter": shorter}
+
+
+class Pile(NamedTuple):
+    """Questions that two models have answered.
+
+    Attributes:
+        answers: question -> the answers of A and B, which differ.
+        equal: questions that both answered with the same words, or one with none.
+        labels: the answers without their models, to be picked.
+    """
+
+    answers: dict[str, tuple[str, str]]
+    equal: int
+    labels: Labels
+
+
+class Outcome(NamedTuple):
+    """Which model was picked how often, and what that says.
+
+    Attributes:
+        ties: equal answers, and pairs that nobody preferred.
+        p: how often two equal models differ by at least this much.
+        more: pairs still needed to show this difference in 80% of all tests; None where there is no difference.
+    """
+
+    a: int
+    b: int
+    ties: int
+    p: float
+    more: int | None
+
+
+def load_side(name: str) -> tuple[Any, Any]:
+    """Return the model and tokenizer of a recipe, a run folder, or a model's name.
+
+    Raises:
+        LabError: there is none.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return chat.from_recipe(recipes.load(name))
+    written = Path(name).expanduser() / folder.RECIPE
+    if written.is_file():
+        return chat.from_recipe(recipes.load(written, [f"output_dir={written.parent}"]))
+    return chat.load(name)
+
+
+def questions(dataset: str, dataset_dir: str | Path, limit: int) -> list[str]:
+    """Return the questions of a data set's conversations with one question and no system turn; at random above `limit`.
+
+    Raises:
+        LabError: there are none.
+    """
+    found = dict.fromkeys(filter(None, map(question_of, registry.rows_of(dataset, dataset_dir))))
+    if not found:
+        raise fail("compare_no_questions", where=dataset)
+    asked = list(found)
+    return [asked[number] for number in sorted(registry.drawn(len(asked), min(limit, len(asked)), seed=0))]
+
+
+def question_of(row: dict[str, Any]) -> str:
+    """Return the only question of a row, "" where it has several turns, a system turn or none."""
+    messages = row.get("messages") or row.get("prompt") or []
+    asked = [message for message in messages if message["role"] != "assistant"]
+    return asked[0]["content"] if len(asked) == 1 and asked[0]["role"] == "user" else ""
+
+
+def pile(
+    a: str,
+    b: str,
+    asked: Sequence[str],
+    name: str,
+    place: Path = PLACE,
+    *,
+    max_new_tokens: int = 128,
+    fresh: bool = False,
+) -> Pile:
+    """Return the greedy answers of two models, A's on the left by chance; picks become the preference set `name`.
+
+    Args:
+        fresh: forget earlier picks of that name; otherwise they count, and their questions are not asked again.
+    Raises:
+        LabError: a model that cannot be loaded, or earlier picks between other answers.
+    """
+    # Only one of them is in memory at a time.
+    sides = [replies(*load_side(model), asked, max_new_tokens) for model in (a, b)]
+    # Nothing can be trained on an empty answer: such a pair is a tie, as one of equal answers is.
+    rows = [
+        (question, *pair) for question, *pair in zip(asked, *sides, strict=True) if all(pair) and pair[0] != pair[1]
+    ]
+    if fresh:
+        (place / f"{name}.jsonl").unlink(missing_ok=True)
+    labels, answers = Labels(rows, name, place), {question: (one, other) for question, one, other in rows}
+    if any({row["chosen"], row["rejected"]} != {*answers.get(row["instruction"], ())} for row in labels.preferences()):
+        raise fail("compare_other_answers", where=str(labels.path))
+    return Pile(answers, len(asked) - len(rows), labels)
+
+
+def name_of(a: str, b: str, by: str | None) -> str:
+    """Return the name of the preference set of a comparison, such as "base_tuned_longer"."""
+    return "_".join(re.sub(r"\W+", "-", Path(one).stem) for one in (a, b, by or "person"))
+
+
+def replies(model: Any, tokenizer: Any, asked: Sequence[str], max_new_tokens: int) -> list[str]:
+    """Return a model's greedy answers."""
+    conversations = [[{"role": "user", "content": question}] for question in asked]
+    return evaluate.generate_answers(model, tokenizer, conversations, max_new_tokens)
+
+
+def judge(name: str) -> Rater:
+    """Return a judge of JUDGES, else a model that is asked which answer is better.
+
+    Raises:
+        LabError: there is no such judge, and no such model.
+    """
+    if name in JUDGES:
+        return JUDGES[name]
+    model, tokenizer = load_side(name)
+
+    def lead(question: str, left: str, right: str) -> float:
+        """Return by how much the model prefers the number of the left answer."""
+        asked = {"question": QUESTION.format(question=question, left=left, right=right), "choices": ["1", "2"]}
+        ((one, two),) = evaluate.choice_log_probabilities(model, tokenizer, [asked])
+        return one - two
+
+    def rate(question: str, left: str, right: str) -> int:
+        # Asked in both orders: what a model prefers a place by cancels out.
+        lead_of_left = lead(question, left, right) - lead(question, right, left)
+        return SKIP if lead_of_left == 0 else LEFT if lead_of_left > 0 else RIGHT
+
+    return rate
+
+
+def outcome(compared: Pile) -> Outcome:
+    """Return what the picks so far say of the two models."""
+    picked = compared.labels.preferences()
+    sides = [compared.answers[row["instruction"]].index(row["chosen"]) for row in picked]
+    a, b = sides.count(0), sides.count(1)
+    ties = compared.equal + len(compared.answers) - len(compared.labels.rows) - len(picked)
+    needed = figures.pairs_needed(a / len(picked)) if picked else None
+    return Outcome(a, b, ties, figures.sign_test(a, b), None if needed is None else max(0, needed - len(picked)))
+
+
+def report(one: Outcome) -> str:
+    """Return an outcome in words."""
+    lines = [say("compare_outcome", a=one.a, b=one.b, ties=one.ties, p=one.p)]
+    if one.more is None:
+        return "\n".join([*lines, say("compare_no_difference")])
+    return "\n".join([*lines, say("compare_more" if one.more else "compare_enough", more=one.more)])

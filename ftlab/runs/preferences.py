@@ -1,0 +1,69 @@
+"""Preferences between two answers to a question, picked blind by a person or a rater, as a data set to train on."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ftlab import manifests
+from ftlab.data.dataset_info import INFO, read_info
+from ftlab.errors import fail
+
+Rater = Callable[[str, str, str], int]
+LEFT, RIGHT, SKIP = 0, 1, -1
+
+
+class Labels:
+    """A pile of questions with two answers each, and the preferences given so far.
+
+    Every pick is written at once: a row of `folder/NAME.jsonl`, which `folder/dataset_info.json` registers. Made again
+    with the same name, the pile goes on where it was left. Which answer stands on the left is drawn by `seed`, so that
+    a rater who always takes the left one prefers nothing.
+
+    Attributes:
+        rows: what is still to be rated, the next one first: (question, left answer, right answer).
+        path: the file of the preferences.
+    Raises:
+        LabError: two answers to one question are the same.
+    """
+
+    def __init__(self, rows: Sequence[tuple[str, str, str]], name: str, folder: str | Path, seed: int = 0) -> None:
+        for number, (_, one, other) in enumerate(rows, 1):
+            if one.strip() == other.strip():
+                raise fail("data_equal_sides", where=f"rows[{number - 1}]")
+        self.path = Path(folder) / f"{name}.jsonl"
+        chance = random.Random(seed)
+        swapped = [(asked, *chance.sample([one, other], 2)) for asked, one, other in rows]
+        rated = {row["instruction"] for row in self.preferences()}
+        self.rows = [row for row in swapped if row[0] not in rated]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        register(name, self.path.parent)
+
+    def preferences(self) -> list[dict[str, str]]:
+        """Return the preferences written so far, in the alpaca ranking format."""
+        if not self.path.is_file():
+            return []
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+
+    def pick(self, side: int) -> None:
+        """Rate the next pair: LEFT (0) or RIGHT (1) is the better answer, SKIP (-1) says neither."""
+        asked, *answers = self.rows.pop(0)
+        if side == SKIP:
+            return
+        row = {"instruction": asked, "input": "", "chosen": answers[side], "rejected": answers[1 - side]}
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def rate(self, rater: Rater) -> int:
+        """Let `rater(question, left, right)` pick a side for all that is left; return the number of preferences."""
+        while self.rows:
+            self.pick(rater(*self.rows[0]))
+        return len(self.preferences())
+
+
+def register(name: str, folder: Path) -> None:
+    """Register the preference set in the folder's dataset_info.json, and keep its other entries."""
+    info: dict[str, Any] = read_info(folder) if (folder / INFO).is_file() else {}
+    info[name] = {"file_name": f"{name}.jsonl", "ranking": True}
+    manifests.write_json(folder / INFO, info)
