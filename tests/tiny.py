@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
@@ -46,6 +53,17 @@ def make_model(folder: Path) -> Path:
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def make_small_model(source: Path, folder: Path) -> Path:
+    """Write a random model of three layers with another model's tokenizer into `folder`: what a lesson can run on."""
+    config = AutoConfig.from_pretrained(source)
+    config.update({"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3, "layer_types": None})
+    config.update({"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 32, "dtype": "float32"})
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(source).save_pretrained(folder)
     return folder
 
 

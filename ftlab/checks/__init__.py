@@ -1,6 +1,12 @@
 """Exercises: passed, or a hint. One file per lesson; `hints.toml` holds the words."""
 
 from ftlab.checks.course_data import check_labels, check_next_token_loss, check_pad_right, check_padding_share
+from ftlab.checks.decision import (
+    check_calibrated_label,
+    check_cheapest_way,
+    check_label_probabilities,
+    check_request_cost,
+)
 from ftlab.checks.first_finetune import (
     check_answer_loss,
     check_gradient_step,
@@ -35,6 +41,8 @@ __all__ = [
     "check_block_scales",
     "check_cache_bytes",
     "check_cached_attention",
+    "check_calibrated_label",
+    "check_cheapest_way",
     "check_clipped_pull",
     "check_dora_weight",
     "check_dpo_loss",
@@ -44,6 +52,7 @@ __all__ = [
     "check_grpo_advantages",
     "check_ia3_forward",
     "check_kl_estimate",
+    "check_label_probabilities",
     "check_labels",
     "check_last_token_rewards",
     "check_lora_forward",
@@ -65,6 +74,7 @@ __all__ = [
     "check_q8_roundtrip",
     "check_reference_free",
     "check_replay_count",
+    "check_request_cost",
     "check_restored_weights",
     "check_reward_loss",
     "check_reward_margin",

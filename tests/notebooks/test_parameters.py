@@ -1,0 +1,55 @@
+"""A lesson with a learner's parameters: another model, name, seed, rank and rate give sentences, not errors."""
+
+from pathlib import Path
+
+import jupytext
+import papermill
+import pytest
+import tiny
+
+from ftlab import embedded, models
+from ftlab.apps import course, lesson_files, notebooks
+
+# What a learner changes first; each lesson takes those that its parameters cell has.
+CHANGED = {"name": "Al", "author": "me", "seed": 1, "r": 4, "learning_rate": 3e-4, "beta": 0.3, "sft_weight": 0.2}
+# Each lesson here takes half a minute; the others join once they were seen to pass.
+TRIED = ["00", "02"]
+# Files and folders of the course that a lesson reads.
+READ = ("data", "recipes", "notebooks", "ftlab")
+
+
+@pytest.fixture(scope="session")
+def small_model(tmp_path_factory) -> Path:
+    """A folder with a random model as small as the embedded one's tokenizer allows."""
+    embedded.fetch()
+    return tiny.make_small_model(models.fetch("smollm2-135m"), tmp_path_factory.mktemp("small") / "model")
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    """A folder with the course's files, whose runs are nobody else's."""
+    for name in READ:
+        (tmp_path / name).symlink_to(lesson_files.root() / name)
+    monkeypatch.delenv("FTLAB_OUTCOMES", raising=False)
+    monkeypatch.setenv("FTLAB_HEADLESS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(lesson_files.root()))
+    return tmp_path
+
+
+@pytest.mark.notebook
+@pytest.mark.parametrize("lesson", lesson_files.lessons(TRIED), ids=lambda lesson: lesson.name)
+def test_a_lesson_survives_other_parameters(lesson, small_model, place):
+    source = jupytext.read(lesson.source)
+    (cell,) = [cell for cell in source.cells if "parameters" in cell.metadata.get("tags", [])]
+    changed = {name: value for name, value in CHANGED.items() if f"\n{name} = " in cell.source}
+    parameters = {"PROFILE": "smoke", "model_name": str(small_model)} | changed
+    with notebooks.kernel_settings() as settings:
+        papermill.execute_notebook(
+            lesson.notebook(),
+            place / "executed.ipynb",
+            parameters=parameters,
+            cwd=place,
+            execution_timeout=course.CELL_TIMEOUT_SECONDS,
+            progress_bar=False,
+            **settings,
+        )
