@@ -27,10 +27,15 @@ notebooks: .venv/installed
 bench: .venv/installed
 	for name in limit start levers train dpo grpo generate extraction evaluate memory course board; do $(BIN)/python -m benchmarks $$name; done
 
-# Mutation testing of the modules in pyproject.toml, or of one: make mutants MODULE=ftlab.tokens
+# Mutation testing of the modules in pyproject.toml, of one, or of a sample: make mutants MODULE=ftlab.tokens SAMPLE=60
 mutants: .venv/installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e .[mutants]
+ifdef SAMPLE
+	-$(BIN)/mutmut run no.such.mutant  # writes the mutants and finds out which tests run them
+	$(BIN)/mutmut run $$($(BIN)/python tests/sample_mutants.py $(MODULE) $(SAMPLE))
+else
 	$(BIN)/mutmut run $(if $(MODULE),"$(MODULE)*")
+endif
 	$(BIN)/mutmut results
 
 .venv/installed: pyproject.toml constraints.txt
