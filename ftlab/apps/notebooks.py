@@ -58,6 +58,9 @@ def build(lesson: Lesson, execute: bool = False) -> None:
 
     Outputs come from a clean top-to-bottom run when `execute` is set; otherwise those of the notebook on disk are
     kept, down to the first code cell that has changed since.
+
+    Raises:
+        LabError: a picture is too big to be committed; both editions are written all the same.
     """
     english = edition(lesson, "en")
     outputs = run_clean(english) if execute else kept_outputs(lesson, english)
@@ -68,6 +71,8 @@ def build(lesson: Lesson, execute: bool = False) -> None:
         path = lesson.notebook(language)
         path.parent.mkdir(exist_ok=True)
         nbformat.write(notebook, path)
+    # After writing: a run takes minutes, and what stands above that cell is kept by the next build.
+    refuse_big_pictures(notebook)
 
 
 def kept_outputs(lesson: Lesson, built: NotebookNode) -> dict[str, tuple[list, int | None]]:
@@ -84,11 +89,7 @@ def kept_outputs(lesson: Lesson, built: NotebookNode) -> dict[str, tuple[list, i
 
 
 def run_clean(notebook: NotebookNode) -> dict[str, tuple[list, int | None]]:
-    """Execute `notebook` in a fresh kernel and return the outputs that belong on the web.
-
-    Raises:
-        LabError: a picture is too big to be committed.
-    """
+    """Execute `notebook` in a fresh kernel and return the outputs that belong on the web."""
     from nbclient import NotebookClient
 
     place = {"metadata": {"path": str(root())}}
@@ -101,10 +102,19 @@ def run_clean(notebook: NotebookNode) -> dict[str, tuple[list, int | None]]:
         client.execute(env=env)
     for cell in code_cells(notebook):
         cell.outputs = [output for output in cell.outputs if is_lasting(output)]
+    return {cell.id: (cell.outputs, cell.execution_count) for cell in code_cells(notebook)}
+
+
+def refuse_big_pictures(notebook: NotebookNode) -> None:
+    """Raise an error if a picture in the outputs is too big for the repository.
+
+    Raises:
+        LabError: naming the cell.
+    """
+    for cell in code_cells(notebook):
         for output in cell.outputs:
             if len(output.get("data", {}).get("image/png", "")) * 3 / 4 > MAX_PICTURE_BYTES:
                 raise fail("course_big_picture", where=cell.id, limit=MAX_PICTURE_BYTES // 1000)
-    return {cell.id: (cell.outputs, cell.execution_count) for cell in code_cells(notebook)}
 
 
 @contextlib.contextmanager

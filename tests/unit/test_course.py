@@ -232,12 +232,13 @@ def test_a_clean_run_commits_text_and_pictures_in_both_editions(lesson, tmp_path
         assert work.outputs[0].text == "kept" and "image/png" in work.outputs[1].data
 
 
-def test_an_image_too_large_to_commit_is_refused_and_nothing_written(lesson, tmp_path, monkeypatch):
+def test_an_image_too_large_to_commit_is_refused_and_the_run_is_not_lost(lesson, tmp_path, monkeypatch):
     monkeypatch.setattr("nbclient.NotebookClient", Ran)
     monkeypatch.setattr(notebooks, "MAX_PICTURE_BYTES", 899)
     with pytest.raises(LabError, match="larger than") as error:
         notebooks.build(lesson_files.lessons()[0], execute=True)
-    assert error.value.where == "work" and not (tmp_path / "notebooks" / "07_test.ipynb").exists()
+    written = notebooks.code_cells(nbformat.read(tmp_path / "notebooks" / "07_test.ipynb", as_version=4))
+    assert error.value.where == "work" and written[1].outputs[0].text == "kept"
 
 
 def test_the_lessons_are_listed_with_their_titles(lesson, capsys):

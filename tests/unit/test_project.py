@@ -53,6 +53,11 @@ def test_committed_notebooks_are_those_of_their_source(lesson, language):
 
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
+def test_committed_pictures_are_small(lesson):
+    notebooks.refuse_big_pictures(nbformat.read(lesson.notebook(), as_version=4))
+
+
+@pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
 def test_committed_notebooks_carry_a_clean_run(lesson):
     english, chinese = (
         notebooks.code_cells(nbformat.read(lesson.notebook(language), as_version=4))
