@@ -100,7 +100,7 @@ def sign_test(wins: int, losses: int) -> float:
     return (2 * sum(math.comb(pairs, k) for k in range(fewer)) + math.comb(pairs, fewer)) / 2**pairs
 
 
-def power(pairs: int, share: float) -> float:
+def sign_test_power(pairs: int, share: float) -> float:
     """Return in what share of all tests at 5% a number of pairs shows that one side wins this share of them."""
     shown = [wins for wins in range(pairs + 1) if sign_test(wins, pairs - wins) <= 0.05]
     return sum(math.comb(pairs, wins) * share**wins * (1 - share) ** (pairs - wins) for wins in shown)
@@ -118,7 +118,7 @@ def pairs_needed(share: float, wanted: float = 0.8) -> int | None:
     spread = quantile(0.975) / 2 + quantile(wanted) * math.sqrt(share * (1 - share))
     pairs = math.ceil((spread / (share - 0.5)) ** 2)
     # The normal approximation is short of some pairs where there are few, and good where there are many.
-    while pairs < 1000 and power(pairs, share) < wanted:
+    while pairs < 1000 and sign_test_power(pairs, share) < wanted:
         pairs += 1
     return pairs
 
