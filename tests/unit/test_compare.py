@@ -85,7 +85,9 @@ def test_the_pairs_that_are_named_have_the_power_that_is_named(share):
     pairs = figures.pairs_needed(share)
     wins = np.random.default_rng(0).binomial(pairs, share, 1000)
     shown = np.mean([figures.sign_test(n, pairs - n) <= 0.05 for n in wins.tolist()])
-    assert figures.sign_test_power(pairs, share) >= 0.8 and shown == pytest.approx(figures.sign_test_power(pairs, share), abs=0.03)
+    assert figures.sign_test_power(pairs, share) >= 0.8 and shown == pytest.approx(
+        figures.sign_test_power(pairs, share), abs=0.03
+    )
 
 
 def test_two_models_are_compared_from_the_command_line_and_dpo_trains_on_the_picks(
