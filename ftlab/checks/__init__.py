@@ -32,10 +32,17 @@ from ftlab.checks.reward_model import (
     check_reward_loss,
     check_reward_margin,
 )
+from ftlab.checks.training import (
+    check_accumulated_loss,
+    check_clipped_gradient,
+    check_linear_rate,
+    check_state_bytes,
+)
 from ftlab.checks.trying import Verdict
 
 __all__ = [
     "Verdict",
+    "check_accumulated_loss",
     "check_answer_logp",
     "check_answer_loss",
     "check_block_scales",
@@ -43,6 +50,7 @@ __all__ = [
     "check_cached_attention",
     "check_calibrated_label",
     "check_cheapest_way",
+    "check_clipped_gradient",
     "check_clipped_pull",
     "check_dora_weight",
     "check_dpo_loss",
@@ -55,6 +63,7 @@ __all__ = [
     "check_label_probabilities",
     "check_labels",
     "check_last_token_rewards",
+    "check_linear_rate",
     "check_lora_forward",
     "check_lora_freeze",
     "check_lora_parameters",
@@ -79,6 +88,7 @@ __all__ = [
     "check_reward_loss",
     "check_reward_margin",
     "check_rloo_advantage",
+    "check_state_bytes",
     "check_supervised_tokens",
     "check_temperature",
     "check_top_p",

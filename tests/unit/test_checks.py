@@ -22,12 +22,21 @@ LESSONS = [
 ]
 KEYS = sorted(name.removeprefix("check_") for name in checks.__all__ if name.startswith("check_"))
 NUMBERS = {"supervised_tokens", "padding_share", "lora_parameters", "nf4_bytes", "full_bytes", "front", "q8_bytes"}
-NUMBERS |= {"request_cost", "replay_count", "cache_bytes", "reward_margin", "rloo_advantage", "reference_free"}
+NUMBERS |= {
+    "request_cost",
+    "state_bytes",
+    "replay_count",
+    "cache_bytes",
+    "reward_margin",
+    "rloo_advantage",
+    "reference_free",
+}
 ON_TENSORS = {
     "answer_loss", "gradient_step", "trainable_share", "next_token_loss", "pad_right", "lora_forward", "lora_freeze",
     "block_scales", "restored_weights", "ia3_forward", "dora_weight", "merged_weight", "mixed_weight", "q8_roundtrip",
     "temperature", "cached_attention", "reward_loss", "last_token_rewards", "grpo_advantages", "kl_estimate",
     "answer_logp", "loss_with_sft", "mean_kl", "walk_back", "label_probabilities", "calibrated_label",
+    "clipped_gradient", "accumulated_loss",
 }  # fmt: skip
 
 
