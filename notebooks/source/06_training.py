@@ -13,10 +13,10 @@
 # | memory traded for time | peak memory and seconds, with and without recomputation |
 # | a run that survives a kill | largest difference to the weights of the uninterrupted run |
 #
-# **Cost:** about 6 minutes and 4 GB on two CPU cores, 4 minutes on a T4. **Before this:**
+# **Cost:** about 10 minutes and 5 GB on two CPU cores, 4 minutes on a T4. **Before this:**
 # [03 · LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="08e46765"
+# %% [markdown] id="title" lang="zh" of="b34b661c"
 # # 06 · 训练：循环、学习率调度与数值格式
 #
 # Trainer 藏起来的其实只有五行代码。在这里你亲手写出来，证明每一步的损失都与库的一致，再用它测量其他设置的作用：学习率调度与预热、梯度累积、数值格式、重计算、不靠猜而是找出来的学习率，以及中断后续跑。
@@ -29,7 +29,7 @@
 # | 用时间换内存 | 开与不开重计算的内存峰值和秒数 |
 # | 中断后能续上的训练 | 与不中断时权重的最大差值 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 6 分钟、4 GB 内存，T4 上约 4 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 10 分钟、5 GB 内存，T4 上约 4 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
