@@ -925,11 +925,11 @@ course.record(outcomes, bands if PROFILE == "cpu" else {})
 #
 # **On your GPU:** `PROFILE = "t4"` or `"a24g"`; float16 on a T4 scales the loss for you, watch the first steps.
 #
-# **Next:** put adapters into the model and files onto the disk, in [08 · Merge and export](08_merge_export.ipynb).
+# **Next:** what a fine-tune makes a model forget, and how to prevent it: [07 · Forgetting](07_forgetting.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="d26dd764"
+# %% [markdown] id="next" lang="zh" of="cd02d4db"
 # 你留下的文件：`runs/06_training/killed`，可以打开看看 checkpoint 里有什么。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；T4 上的 float16 会自动做损失缩放，留意最初几步。
 #
-# **下一步：** 把适配器合并进模型并导出文件，见 [08 · 合并与导出](08_merge_export.ipynb)。
+# **下一步：** 微调会让模型忘掉什么，怎样避免：[07 · 遗忘](07_forgetting.ipynb)。
