@@ -1,33 +1,36 @@
 # %% [markdown] id="title"
 # # 11 · PPO and GRPO: learning from a reward
 #
-# Until now somebody had to write the right answer down. Here nobody does: the model writes, a program says how good that
-# was, and the model does more of what was good. You write the reward and GRPO's loss, see how PPO gets by without groups,
-# train the same model three ways, see what that costs in right answers, and catch a model that cheats.
+# Until now somebody had to write the right answer down. Here a program only *checks*: the model writes several answers,
+# the program says how good each one is, and training makes the good ones likelier. You start from a model that writes
+# orders as JSON badly, build GRPO's loss, prove it equal to TRL's, train with it, train with PPO, RLOO and GRPO on equal
+# budgets, and then watch two rewards go wrong: one that can be cheated, and one that a model gives.
 #
 # | you will have | measured as |
 # |---|---|
-# | a reward that a program computes | its mean on held-out questions |
-# | the GRPO loss by hand | largest difference to TRL's, same batch |
-# | PPO, GRPO and RLOO on one task | reward, right answers and words before and after; KL, entropy |
-# | a model that hacks its reward, and the cure | right answers, by reading |
+# | a weak model and its head-room | exact orders in one try and in eight |
+# | the GRPO loss by hand | largest difference to TRL's, same batches; it trains a model |
+# | PPO, RLOO and GRPO on one task | exact orders of held-out messages, with intervals; KL, completions, seconds |
+# | a model that cheats its reward | the reward that is paid beside the share of right answers |
+# | a learned judge as the reward | what it pays for, and what that does to right answers |
 #
-# **Cost:** about 12 minutes and 7 GB on two CPU cores, 6 minutes on a T4. **Before this:**
-# [10 · A reward model](10_reward_model.ipynb) or [12 · DPO](12_dpo.ipynb).
+# **Cost:** about 14 minutes and 7 GB on two CPU cores; not measured on a GPU. **Before this:**
+# [03 · LoRA](03_lora.ipynb); for the judge, [10 · A reward model](10_reward_model.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="deb780b5"
+# %% [markdown] id="title" lang="zh" of="f0ba70c2"
 # # 11 · PPO 与 GRPO：从奖励中学习
 #
-# 到目前为止，总得有人写下正确答案。在这里没有人写：模型来写，程序说写得有多好，模型就多做好的那些。你写出奖励和 GRPO 的损失，看 PPO 怎样不靠分组也行，用三种方法训练同一个模型，看看它们在正确率上付出了什么代价，再抓住一个作弊的模型。
+# 到目前为止，总得有人写出正确答案。这一课里程序只负责*检查*：模型写出几个回答，程序给每个打分，训练让好的回答概率变大。你从一个把订单写成 JSON 还写不好的模型出发，亲手写出 GRPO 的损失，证明它与 TRL 的相等，用它训练；再在相同预算下用 PPO、RLOO 和 GRPO 训练；最后看两个奖励怎样出问题：一个有空子可钻，一个由模型给出。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
-# | 一个由程序计算的奖励 | 它在留出问题上的平均值 |
-# | 手写的 GRPO 损失 | 同一批数据上与 TRL 的最大差值 |
-# | 同一任务上的 PPO、GRPO 和 RLOO | 训练前后的奖励、正确率、词数；KL、熵 |
-# | 一个钻奖励空子的模型，以及治法 | 正确回答的比例，靠阅读发现 |
+# | 一个较弱的模型，以及它的提升空间 | 写一次、写八次时完全正确的订单比例 |
+# | 手写的 GRPO 损失 | 同样的批次上与 TRL 的最大差值；用它真的训练了模型 |
+# | 同一任务上的 PPO、RLOO 和 GRPO | 留出消息中完全正确的比例（带区间）；KL、回答数、秒数 |
+# | 一个钻奖励空子的模型 | 得到的奖励，与正确回答的比例对照 |
+# | 用学出来的裁判当奖励 | 它在为什么付分，正确回答因此怎样变化 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 12 分钟、7 GB 内存，T4 上约 6 分钟。**先修：** [10 · 奖励模型](10_reward_model.ipynb) 或 [12 · DPO](12_dpo.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 14 分钟、7 GB 内存；未在 GPU 上测过。**先修：** [03 · LoRA](03_lora.ipynb)；裁判一节需要 [10 · 奖励模型](10_reward_model.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -51,104 +54,133 @@ while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
     os.chdir("..")
 
 # %% id="imports"
+import dataclasses
 import inspect
+import json
 import re
 import time
 
 import matplotlib.pyplot as plt
 import torch
 from datasets import load_dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, set_seed
-from trl import GRPOConfig, GRPOTrainer, RewardConfig, RewardTrainer, RLOOConfig, RLOOTrainer
+from trl import (
+    GRPOConfig,
+    GRPOTrainer,
+    RewardConfig,
+    RewardTrainer,
+    RLOOConfig,
+    RLOOTrainer,
+    SFTConfig,
+    SFTTrainer,
+)
 
-from ftlab import checks, cpu, device, models
+from ftlab import checks, cpu, device, evaluate, models, plots
 from ftlab.apps import course
+from ftlab.apps.board import experiment
 from ftlab.runs import ppo
 
 # %% id="parameters" tags=["parameters"]
 PROFILE = "cpu"  # smoke, cpu, t4 or a24g
 model_name = ""  # empty: the profile's own
-temperature = 0.8  # of the completions that are written while training
-max_completion_length = 24  # tokens
-num_generations = 8  # GRPO, RLOO: completions per question, compared with each other
-beta = 0.02  # the price of one nat of distance from the reference
-r = 16  # rank of the adapter
-learning_rate = 5e-4  # GRPO's and RLOO's
-ppo_learning_rate = 1.5e-3  # it sees each question once, so that its steps have to be bigger
+num_generations = 8  # completions per message, compared with each other
+temperature = 1.0  # of the completions that are written while training
+beta = 0.02  # price of one nat of distance from the model that training starts with
+reward_weights = [1.0, 1.0]  # of exact and right_fields
+learning_rate = 0.0  # of PPO, RLOO and GRPO; 0: the profile's own
+r = 16  # rank of the adapters
 seed = 0
 
 # %% id="profile"
-profiles = {  # model, batches of PPO, GRPO and each side run, completions per batch, held-out questions, tokens each
-    "smoke": ("smollm2-135m", 1, 1, 1, 8, 4, 6),
-    "cpu": ("smollm2-135m", 32, 48, 6, 16, 40, 40),
-    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 20, 20, 12, 32, 40, 40),
-    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 20, 20, 12, 32, 40, 40),
+profiles = {  # model, learning rate, SFT steps, batches of completions, of a side run, completions each, messages, tokens
+    "smoke": ("smollm2-135m", 3e-4, 1, 1, 1, 8, 4, 6),
+    "cpu": ("smollm2-135m", 3e-4, 20, 24, 10, 16, 66, 30),
+    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 1e-4, 10, 24, 10, 32, 66, 40),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 3e-5, 4, 24, 10, 32, 66, 40),
 }
-default_model, ppo_batches, grpo_batches, side_batches, batch_size, question_count, answer_tokens = profiles[PROFILE]
+default_model, default_rate, sft_steps, batches, side_batches, batch_size, asked, max_completion_length = profiles[
+    PROFILE
+]
 model_name = model_name or default_model
-max_completion_length = 8 if PROFILE == "smoke" else max_completion_length
+learning_rate = learning_rate or default_rate
 set_seed(seed)
 
-# %% [markdown] id="data-why"
-# ## The task: right, and brief
-# Questions whose answer is a word or two. The model knows these answers, but buries them in sentences. Nobody writes
-# better ones: a row holds the question and what a right answer must contain. The held-out questions are others.
-#
-# Since the model knows these answers, the share of right ones can hardly rise; what can rise is brevity. Watch what the
-# brevity costs.
+# %% id="here"
+fig, ax = plt.subplots(figsize=(7, 0.7), layout="constrained")
+plots.plot_pipeline("preference", ax)
+plt.show()
 
-# %% [markdown] id="data-why" lang="zh" of="ba1f6822"
-# ## 任务：正确，而且简短
-# 答案只有一两个词的问题。模型知道这些答案，却把它们埋在长句里。没有人去写更好的回答：一行数据只有问题，以及正确回答必须包含的内容。留出的问题是另外一些。
-#
-# 既然模型本来就知道答案，正确率几乎没有上升的余地；能提高的是简短程度。注意观察简短要付出什么代价。
+# %% [markdown] id="data-why"
+# ## The task: an order as JSON
+# The task of lesson 03, with one item per order. 128 messages have their answer and start the model off (SFT); the
+# others keep their answer to themselves: only the reward looks at it. The held-out messages use sentence forms that
+# neither part has.
+
+# %% [markdown] id="data-why" lang="zh" of="20341f5d"
+# ## 任务：把订单写成 JSON
+# 第 03 课的任务，每单只点一样东西。有 128 条消息带着答案，用来让模型入门（SFT）；其余消息的答案模型看不到，只有奖励函数会去核对。留出的消息所用的句式，在这两部分里都没有出现过。数据是英文的：内置的小模型只会英文。
 
 
 # %% id="data"
-def to_prompt(row):
-    return {"prompt": [{"role": "user", "content": row["instruction"]}], "answer": row["output"]}
+def to_row(row):
+    prompt = [{"role": "user", "content": f"{row['instruction']}\n{row['input']}"}]
+    return {"prompt": prompt, "completion": [{"role": "assistant", "content": row["output"]}], "answer": row["output"]}
 
 
-train_dataset = load_dataset("json", data_files="data/facts_en.jsonl", split="train")
-train_dataset = train_dataset.map(to_prompt, remove_columns=train_dataset.column_names)
-held_out = load_dataset("json", data_files="data/facts_en_eval.jsonl", split=f"train[:{question_count}]").map(to_prompt)
-print(len(train_dataset), "questions to learn from, for example", train_dataset[0])
+orders = load_dataset("json", data_files={"train": "data/orders_train.jsonl", "eval": "data/orders_eval.jsonl"})
+orders = orders.map(to_row, remove_columns=orders["train"].column_names)
+orders = orders.filter(lambda row: len(json.loads(row["answer"])["items"]) == 1)
+sft_dataset = orders["train"].select(range(128)).remove_columns("answer")
+train_dataset = orders["train"].select(range(128, len(orders["train"]))).remove_columns("completion")
+held_out = orders["eval"].select(range(asked))
+print(len(sft_dataset), "messages for SFT,", len(train_dataset), "for the reward,", len(held_out), "held out, such as")
+print(held_out[2]["prompt"][0]["content"], held_out[2]["answer"], sep="\n")
 
 # %% [markdown] id="reward-why"
-# ## The reward
-# A reward function gets the completions and the rows' columns, and returns one number each. This one gives 1 for a right
-# answer in up to three words, a tenth less per further word, and nothing for a wrong one. The parts are *multiplied*:
-# neither pays without the other.
+# ## Two rewards
+# A reward function gets the completions and the data set's other columns, and returns one number per completion. `exact` is what we
+# want: the right JSON, to the letter. `right_fields` gives credit on the way there: the share of the five fields
+# (quantity, size, item, name, time) that are right. Training gets the weighted sum of both.
 
-
-# %% [markdown] id="reward-why" lang="zh" of="0a8746ce"
-# ## 奖励
-# 奖励函数拿到回答和数据的各列，为每条回答返回一个数。这个函数给三个词以内的正确回答 1 分，每多一个词少十分之一，错误的不给分。两部分*相乘*：缺了一个，另一个也拿不到分。
+# %% [markdown] id="reward-why" lang="zh" of="5205e225"
+# ## 两个奖励
+# 奖励函数拿到一批回答和数据集的其他列，为每个回答返回一个数。`exact` 是我们真正想要的：JSON 一字不差。`right_fields` 为途中的进步给分：五个字段（数量、规格、品名、姓名、时间）中正确的比例。训练用的是两者的加权和。
 
 
 # %% id="reward"
-def is_right(text, answer):
-    return re.search(rf"(?<!\w){re.escape(answer)}(?!\w)", text, re.IGNORECASE) is not None
-
-
-def brevity(text):
-    return min(1.0, max(0.0, 1 - (len(text.split()) - 3) / 10))
-
-
-def right_and_brief(completions, answer, **columns):
+def exact(completions, answer, **columns):
     texts = [completion[0]["content"] for completion in completions]
-    return [is_right(text, want) * brevity(text) for text, want in zip(texts, answer, strict=True)]
+    return [float(text.strip() == right) for text, right in zip(texts, answer, strict=True)]
 
 
-for text in ("Oslo", "The capital of Norway is Oslo.", "Bergen"):
-    print(right_and_brief([[{"role": "assistant", "content": text}]], ["Oslo"])[0], text)
+def fields(text):
+    """Return [quantity, size, item, name, time] of an order of one item, None if it is something else."""
+    try:
+        order = json.loads(text)
+        ((quantity, size, item),) = order["items"]
+        return [quantity, size, item, order["name"], order["time"]]
+    except (ValueError, TypeError, KeyError):
+        return None
+
+
+def right_fields(completions, answer, **columns):
+    pairs = [(fields(c[0]["content"]), fields(right)) for c, right in zip(completions, answer, strict=True)]
+    return [sum(a == b for a, b in zip(said, right, strict=True)) / 5 if said else 0.0 for said, right in pairs]
+
+
+for text in (held_out[2]["answer"], held_out[2]["answer"].replace("null", '"Sam"', 1), "One espresso, coming up!"):
+    said = [[{"role": "assistant", "content": text}]]
+    print(exact(said, [held_out[2]["answer"]])[0], right_fields(said, [held_out[2]["answer"]])[0], text)
 
 # %% [markdown] id="baseline-why"
 # ## Start with a baseline
+# The best that prompting can do: the untrained model sees four solved orders before each message. Then a short SFT, which
+# stops early on purpose: it teaches the format, and much of the rest stays wrong.
 
-# %% [markdown] id="baseline-why" lang="zh" of="cefc10df"
+# %% [markdown] id="baseline-why" lang="zh" of="5ad82370"
 # ## 先测基线
+# 先看提示能做到什么程度：未训练的模型在每条消息前看到四个做好的订单（few-shot）。然后做一次故意提前停下的短 SFT：它教会了格式，其余很多仍然是错的。
 
 # %% id="load"
 dtype = device.describe().dtype
@@ -161,46 +193,154 @@ tokenizer = AutoTokenizer.from_pretrained(model_path)
 tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
 
 
-def load_model(dtype=dtype):
+def load_model(path, dtype=dtype):
     set_seed(seed)
-    return AutoModelForCausalLM.from_pretrained(
-        model_path, dtype=dtype, attn_implementation=attention, device_map=where
-    )
+    return AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation=attention, device_map=where)
 
 
 # %% id="answers"
-def answers(model):
-    """Answer the held-out questions greedily, in one batch."""
-    texts = tokenizer.apply_chat_template(list(held_out["prompt"]), add_generation_prompt=True, tokenize=False)
+def answers(model, prompts, max_new_tokens=max_completion_length):
+    """Answer conversations greedily, in one batch."""
+    texts = tokenizer.apply_chat_template(list(prompts), add_generation_prompt=True, tokenize=False)
     batch = tokenizer(texts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
     output = model.eval().generate(
-        **batch.to(model.device), max_new_tokens=answer_tokens, do_sample=False, use_cache=True
+        **batch.to(model.device), max_new_tokens=max_new_tokens, do_sample=False, use_cache=True
     )
     return tokenizer.batch_decode(output[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
 
 
-def scores(texts):
-    """Return (mean reward, share of right answers, mean words) of answers to the held-out questions."""
-    rewards = right_and_brief([[{"role": "assistant", "content": text}] for text in texts], held_out["answer"])
-    right = [is_right(text, want) for text, want in zip(texts, held_out["answer"], strict=True)]
-    return sum(rewards) / len(rewards), sum(right) / len(right), sum(len(text.split()) for text in texts) / len(texts)
+def exact_share(texts):
+    """Return the share of answers to the held-out messages that are exactly right."""
+    return sum(exact([[{"content": text}] for text in texts], held_out["answer"])) / len(texts)
 
 
-# %% id="before"
-answers_before = answers(load_model())
-ppo_reward_before = grpo_reward_before = scores(answers_before)[0]
-print("reward {:.2f}, right {:.0%}, {:.0f} words".format(*scores(answers_before)))
-print(answers_before[0])
+# %% id="prompted"
+solved = [turn for row in sft_dataset.select(range(4)) for turn in row["prompt"] + row["completion"]]
+prompted = answers(load_model(model_path), [solved + prompt for prompt in held_out["prompt"]])
+replies = {"four examples\nin the prompt": prompted}
+
+# %% id="settings"
+shared = {
+    "save_strategy": "no",
+    "gradient_checkpointing": on_gpu,
+    "use_cpu": not on_gpu,
+    "bf16": on_gpu and dtype == "bfloat16",
+    "fp16": on_gpu and dtype == "float16",
+    "report_to": "none",
+    "seed": seed,
+}
+peft_config = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear", task_type="CAUSAL_LM")
+
+# %% id="sft"
+sft_args = SFTConfig(
+    output_dir="runs/11_ppo_grpo/sft",
+    max_steps=sft_steps,
+    per_device_train_batch_size=8,
+    learning_rate=1e-3,
+    max_length=256,  # tokens per example
+    logging_steps=max(1, sft_steps // 4),
+    **shared,
+)
+trainer = SFTTrainer(
+    load_model(model_path), sft_args, train_dataset=sft_dataset, processing_class=tokenizer, peft_config=peft_config
+)
+trainer.train()
+start = trainer.model.merge_and_unload()
+start.save_pretrained("runs/11_ppo_grpo/start")
+replies["after\nshort SFT"] = answers(start, held_out["prompt"])
+prompted_share, start_share = (exact_share(texts) for texts in replies.values())
+for label, texts in replies.items():
+    low, high = evaluate.interval(exact_share(texts), len(texts))
+    print(f"{label.replace(chr(10), ' '):<30} exact {exact_share(texts):.0%} (95% interval {low:.0%} to {high:.0%})")
+for row, text in zip(held_out.select(range(4)), replies["after\nshort SFT"], strict=False):
+    print(f"\n{row['prompt'][0]['content'].splitlines()[1]}\n  right: {row['answer']}\n  wrote: {text}")
+
+# %% [markdown] id="headroom-why"
+# ## Is there head-room?
+# A reward only strengthens what the model already writes *sometimes*. So ask it several times, at random: *pass@1* is the
+# share of single completions that are right, *pass@8* the share of messages with at least one right completion out of
+# eight. If pass@8 is not above pass@1, there is nothing to strengthen; more SFT is needed first.
+#
+# **Predict before you run:** you have just read the share of exact answers. What will pass@8 be?
+
+# %% [markdown] id="headroom-why" lang="zh" of="93d29112"
+# ## 有提升空间吗？
+# 奖励只能强化模型*有时*已经写得出的东西。所以让它随机地多写几次：*pass@1* 是单个回答正确的比例，*pass@8* 是八个回答里至少有一个正确的消息比例。如果 pass@8 并不高于 pass@1，就没有东西可强化，应当先多做些 SFT。
+#
+# **先预测，再运行：** 你刚刚看到了完全正确的比例。pass@8 会是多少？
+
+# %% id="predict"
+guess_pass_at_8 = 50  # your guess, in percent
+
+
+# %% id="sample"
+def sample(model, rows):
+    """Write `num_generations` completions to each row's prompt; return the batch, named as TRL does, and the texts."""
+    chats = tokenizer.apply_chat_template(list(rows["prompt"]), add_generation_prompt=True, tokenize=False)
+    chats = [chat for chat in chats for _ in range(num_generations)]
+    prompts = tokenizer(chats, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
+    output = model.eval().generate(
+        **prompts.to(model.device),
+        max_new_tokens=max_completion_length,
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,  # from the whole distribution: the log-probabilities are of it
+        use_cache=True,
+    )
+    written = output[:, prompts["input_ids"].shape[1] :]
+    ends = (written == tokenizer.eos_token_id).long()
+    batch = {"prompt_ids": prompts["input_ids"], "prompt_mask": prompts["attention_mask"], "completion_ids": written}
+    batch["completion_mask"] = (ends.cumsum(1) - ends == 0).long()  # up to the first end token, and that one too
+    return batch, tokenizer.batch_decode(written, skip_special_tokens=True)
+
+
+def score(rows, texts):
+    """Return the rewards of completions, (rewards, completions): exact and right_fields."""
+    said, right = [[{"content": text}] for text in texts], [a for a in rows["answer"] for _ in range(num_generations)]
+    return torch.tensor([exact(said, right), right_fields(said, right)])
+
+
+# %% id="answer-headroom"
+some = held_out.select(range(min(16, asked)))
+_, texts = sample(start, some)
+scores = score(some, texts).view(2, -1, num_generations)  # (rewards, messages, completions)
+pass_at_1, pass_at_8 = scores[0].mean().item(), scores[0].amax(1).mean().item()
+print(f"pass@1 {pass_at_1:.0%}, pass@{num_generations} {pass_at_8:.0%} of {len(some)} messages")
+print(f"you predicted {guess_pass_at_8}%, measured {pass_at_8:.0%}")
 
 # %% [markdown] id="idea-why"
 # ## The idea: better than the others
-# Ask the same question several times. A completion's *advantage* is its reward compared with its group's: make the tokens
-# of the good ones likelier, those of the bad ones less likely. In a group that all got the same reward there is nothing
-# to learn.
-#
-# The methods of this lesson form a ladder. All push up the log-probability of a completion's tokens by its advantage; they
-# differ in what a completion is compared with, in whether the same completions may be used for several steps (ratio and
-# clip), and in where the distance from the starting model (KL) is paid for:
+# A completion's *advantage* is its reward compared with its group's: make the tokens of the good ones likelier, those of
+# the bad ones less likely. GRPO subtracts the group's mean and divides by its standard deviation. A group in which all rewards are
+# equal has nothing to teach. Here is one real group: eight completions of one message from the model above.
+
+# %% [markdown] id="idea-why" lang="zh" of="0b8a5e3b"
+# ## 想法：比别人好
+# 一个回答的*优势*（advantage）是它的奖励与同组相比：让好回答的 token 概率变大，坏回答的变小。GRPO 减去组内均值，再除以组内标准差。如果一组里奖励全都相等，就没有什么可学。下面是真实的一组：上面那个模型对同一条消息写的八个回答。
+
+
+# %% id="group-advantages"
+def group_advantages(rewards, num_generations):  # rewards: (messages * num_generations,)
+    groups = rewards.view(-1, num_generations)
+    spread = groups.std(1, keepdim=True)
+    return ((groups - groups.mean(1, keepdim=True)) / (spread + 1e-4)).view(-1)
+
+
+totals = (torch.tensor(reward_weights)[:, None, None] * scores).sum(0)  # (messages, completions)
+chosen = totals.std(1).argmax().item()  # the message whose completions differ most
+group_scores, group_texts = scores[:, chosen], texts[chosen * num_generations :][:num_generations]
+print(some[chosen]["prompt"][0]["content"].splitlines()[1], some[chosen]["answer"], "", sep="\n")
+print("exact  fields  reward  advantage")
+for row in zip(
+    *group_scores.tolist(), totals[chosen], group_advantages(totals[chosen], num_generations), group_texts, strict=True
+):
+    print("{:>5.0f}{:>8.1f}{:>8.1f}{:>11.2f}  {}".format(*row))
+
+# %% [markdown] id="ladder-why"
+# ### Four methods, one ladder
+# All of them push up the log-probability of a completion's tokens by its advantage. They differ in what a completion is
+# compared with (the *baseline*), in whether a step may be repeated on the same completions (*ratio and clip*), and in
+# where the price of the distance from the starting model is paid (*KL*).
 #
 # | | baseline | ratio and clip | KL |
 # |---|---|---|---|
@@ -209,50 +349,44 @@ print(answers_before[0])
 # | PPO (2017) | what a value head expects, token by token | per token | in the reward, per token |
 # | GRPO (2024) | mean of the group, divided by its standard deviation | per token | in the loss, per token |
 #
-# GRPO's advantages of four completions to each of two questions:
+# The same eight rewards through three baselines; PPO's needs a value head and follows below:
 
-
-# %% [markdown] id="idea-why" lang="zh" of="4242c2d1"
-# ## 想法：比别人好
-# 把同一个问题问几遍。一条回答的*优势*，是它的奖励与同组相比：让好的那些的 token 更可能，让坏的那些更不可能。如果一组里奖励都一样，就没有什么可学。
-#
-# 本课的几种方法是一架梯子。它们都按优势推高一条回答里各 token 的对数概率；区别在于：回答与什么相比（基线），同一批回答能不能用来更新好几步（比率与截断），以及离开起始模型的距离（KL）在哪里付费：
+# %% [markdown] id="ladder-why" lang="zh" of="fd2eb01f"
+# ### 四种方法，一架梯子
+# 它们都按优势推高一个回答里各 token 的对数概率。区别在于：回答与什么相比（*基线*，baseline），同一批回答能不能重复用来更新（*比率与截断*，ratio and clip），以及离开起始模型的代价在哪里付（*KL*）。
 #
 # | | 基线 | 比率与截断 | KL |
 # |---|---|---|---|
 # | REINFORCE（1992） | 没有，或一个滑动平均 | 没有：每批只更新一步 | 不包含 |
-# | RLOO（2019、2024） | 同一提示*其他*回答的均值 | TRL：按整条回答 | 在奖励里，按回答 |
-# | PPO（2017） | 价值头的逐 token 预期 | 逐 token | 在奖励里，逐 token |
+# | RLOO（2019、2024） | 同一提示*其他*回答的均值 | TRL：按整个回答 | 在奖励里，按回答 |
+# | PPO（2017） | 价值头（value head）的逐 token 预期 | 逐 token | 在奖励里，逐 token |
 # | GRPO（2024） | 组内均值，再除以标准差 | 逐 token | 在损失里，逐 token |
 #
-# 两个问题，各四条回答，GRPO 的优势是：
+# 同样八个奖励，用三种基线各算一遍；PPO 的基线需要价值头，放在后面：
 
+# %% id="ladder"
+group = totals[chosen]
+others = (group.sum() - group) / (num_generations - 1)
+advantages = {"REINFORCE": group, "RLOO": group - others, "GRPO": group_advantages(group, num_generations)}
+for method, values in advantages.items():
+    print(f"{method:<10}", *(f"{value:>6.2f}" for value in values), f"   sum {values.sum():.2f}")
 
-# %% id="group-advantages"
-def group_advantages(rewards, num_generations):  # rewards: (questions * num_generations,)
-    groups = rewards.view(-1, num_generations)
-    spread = groups.std(1, keepdim=True)
-    return ((groups - groups.mean(1, keepdim=True)) / (spread + 1e-4)).view(-1)
+# %% [markdown] id="ladder-read"
+# Without a baseline no completion is ever pushed down, wrong ones included; what is learned is only that better ones are
+# pushed up *more*, and that needs many samples. With a baseline the advantages of a group add up to zero.
 
-
-print(group_advantages(torch.tensor([1.0, 0.7, 0.0, 0.0, 0.5, 0.5, 0.5, 0.5]), 4))
+# %% [markdown] id="ladder-read" lang="zh" of="df55a3dd"
+# 没有基线时，没有回答会被压低，错的也不会；能学到的只是好回答被推得*更多*，这需要大量样本才显得出来。有了基线，一组优势之和为零。
 
 # %% [markdown] id="loss-why"
 # ### Ten lines: GRPO's loss
 # The *ratio* says how much likelier a token has become since it was written. It is *clipped*: beyond 20% there is nothing
-# more to gain, so that one batch cannot pull the model away. And every token pays `beta` for its distance from the
+# more to gain, so that one batch cannot pull the model far. And every token pays `beta` for its distance from the
 # reference, the model without its adapter.
-#
-# With `num_iterations=1`, TRL's default and the setting of the runs below, each batch of completions is used for one
-# optimizer step. Every ratio is 1 in that step, so **the clip never acts**; it matters from the second step on the same
-# completions on, as in PPO with two epochs.
 
-
-# %% [markdown] id="loss-why" lang="zh" of="2dd95b70"
+# %% [markdown] id="loss-why" lang="zh" of="f80db617"
 # ### 十行代码：GRPO 的损失
-# *比率*说的是一个 token 自写下以来变得可能了多少。它会被*截断*：超过 20% 就没有更多好处，所以一批数据拉不走模型。每个 token 还要为它与参考（去掉适配器的模型）的距离付出 `beta`。
-#
-# `num_iterations=1` 是 TRL 的默认值，下面的训练也用它：每批回答只更新一步，这一步里所有比率都是 1，所以**截断从不生效**。只有在同一批回答上更新第二步时它才起作用，例如跑两个 epoch 的 PPO。
+# *比率*是一个 token 现在的概率与写下它时的概率之比。它会被*截断*：超过 20% 就不再有收益，所以一批数据不会把模型拉走太远。每个 token 还要为它与参考模型（去掉适配器的模型）的距离付出 `beta`。
 
 
 # %% id="grpo-loss"
@@ -264,65 +398,55 @@ def grpo_loss(logps, old_logps, ref_logps, advantages, mask, epsilon, beta):  # 
     return ((per_token * mask).sum(1) / mask.sum(1)).mean()
 
 
-# %% [markdown] id="zero-why"
+# %% [markdown] id="predict-gradient"
 # ### "My loss is 0. Is it broken?"
-# Not with this loss. Right after writing, every ratio is 1 and a group's advantages add up to 0, so the mean over
-# completions is 0 *whatever the rewards are*. What trains is its gradient.
-#
-# That holds for `loss_type="grpo"`, which takes the mean of each completion first. A side effect is *length bias*: each
-# token of a short completion weighs more than each token of a long one, so a long wrong answer is punished less per token.
-# TRL's default, `dapo`, takes the mean over all tokens of a batch; there the loss is not 0 when lengths differ. Under a
-# reward for brevity this choice matters.
-#
-# **Predict before you run:** which of four one-token completions get a gradient?
+# Right after writing, every ratio is 1 and a group's advantages add up to 0, so this loss is 0 *whatever the rewards are*;
+# what trains is its gradient. **Predict before you run:** four completions, of which only the first was rewarded. Which of
+# them get a gradient?
 
-# %% [markdown] id="zero-why" lang="zh" of="91379db1"
+# %% [markdown] id="predict-gradient" lang="zh" of="6567a1d7"
 # ### “我的损失是 0，是不是坏了？”
-# 用这个损失时没坏。刚写完时，每个比率都是 1，一组优势之和为 0，所以对各条回答取平均，*不管奖励是多少*，结果都是 0。起训练作用的是它的梯度。
-#
-# 这只对 `loss_type="grpo"` 成立：它先在每条回答内部取平均。副作用是*长度偏差*（length bias）：短回答里每个 token 的权重比长回答里的大，所以同样是错，长回答的每个 token 受的惩罚更轻。TRL 的默认值 `dapo` 对一批里的所有 token 取平均；长度不同时，损失就不是 0。奖励简短时，这个选择很要紧。
-#
-# **先预测，再运行：** 四条只有一个 token 的回答里，哪些得到梯度？
+# 刚写完时，每个比率都是 1，一组优势之和为 0，所以*不管奖励是多少*，这个损失都是 0；起训练作用的是它的梯度。**先预测，再运行：** 四个回答，只有第一个得了奖励。哪些回答会得到梯度？
 
-# %% id="zero"
-logps = torch.tensor([[-1.0], [-2.0], [-0.5], [-3.0]], requires_grad=True)
+# %% id="predict-zero"
+guess_gradient = [True, False, False, False]  # your guess, one per completion
+
+# %% id="answer-zero"
+logps = torch.full((4, 6), -1.0, requires_grad=True)
+mask = torch.tensor([[1, 1, 0, 0, 0, 0]] + 3 * [[1, 1, 1, 1, 1, 1]])  # the first completion has 2 tokens, the others 6
 advantages = group_advantages(torch.tensor([1.0, 0.0, 0.0, 0.0]), 4)
-loss = grpo_loss(logps, logps.detach(), logps.detach(), advantages, torch.ones(4, 1), epsilon=0.2, beta=0.0)
+loss = grpo_loss(logps, logps.detach(), logps.detach(), advantages, mask, epsilon=0.2, beta=0.0)
 loss.backward()
-print(f"loss {loss.item():.6f}, gradient {logps.grad.squeeze(1).tolist()}")
-assert abs(loss.item()) < 1e-6 and (logps.grad != 0).all()
+print(
+    f"loss {loss.abs().item():.4f}; gradient of each completion's first token:", *(f"{g:.3f}" for g in logps.grad[:, 0])
+)
+print("you predicted", guess_gradient, "measured", (logps.grad[:, 0] != 0).tolist())
+per_token_mean = -(advantages[:, None] * mask).sum() / mask.sum()
+print(f"the same with a mean over all tokens of the batch: loss {per_token_mean:.2f}")
+
+# %% [markdown] id="zero-read"
+# The 0 belongs to `loss_type="grpo"`, which takes the mean of each completion first. That has a side effect, *length
+# bias*: a token of the 2-token completion weighs three times as much as one of a 6-token completion, so a long wrong
+# answer is punished less per token than a short one. TRL's default takes the mean over all tokens of a batch instead
+# (`dapo`), and there the loss is not 0. These are TRL's defaults, and what this lesson sets in their place is in the
+# settings below:
+
+# %% [markdown] id="zero-read" lang="zh" of="a68dd981"
+# 损失为 0 只对 `loss_type="grpo"` 成立，它先在每个回答内部取平均。这有一个副作用，叫*长度偏差*（length bias）：2 个 token 的回答里，每个 token 的权重是 6 个 token 的回答里的三倍，所以同样是错，长回答的每个 token 受的惩罚比短回答轻。TRL 的默认值是对一批里所有 token 取平均（`dapo`），那时损失就不是 0。下面是 TRL 的默认值；本课改了哪些，见后面的设置：
+
+# %% id="defaults"
+names = ("loss_type", "beta", "num_iterations", "epsilon", "temperature", "num_generations", "scale_rewards")
+print({field.name: field.default for field in dataclasses.fields(GRPOConfig) if field.name in names})
 
 # %% [markdown] id="parity-why"
 # ### The same as TRL's
-# One batch of completions written by TRL's trainer, in 32-bit numbers; then the adapter is moved at random, so that
-# policy, old policy and reference all differ.
+# TRL's trainer computes its loss in `compute_loss`. This subclass computes yours on the same batch and compares. With
+# `num_iterations=3` each batch of completions is used for three optimizer steps: in the first one every ratio is exactly 1,
+# so the clip does nothing; with the default, `num_iterations=1`, there is no other step, and **the clip never acts**.
 
-
-# %% [markdown] id="parity-why" lang="zh" of="e7d0ca5e"
+# %% [markdown] id="parity-why" lang="zh" of="6aa1abfb"
 # ### 与 TRL 的相同
-# 由 TRL 的训练器写出一批回答，用 32 位浮点数；然后随机移动适配器，使策略、旧策略和参考都不相同。
-
-
-# %% id="settings"
-shared = {
-    "per_device_train_batch_size": batch_size,  # completions
-    "max_completion_length": max_completion_length,
-    "temperature": temperature,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "gradient_checkpointing": on_gpu,
-    "use_cpu": not on_gpu,
-    "bf16": on_gpu and dtype == "bfloat16",
-    "fp16": on_gpu and dtype == "float16",
-    "report_to": "none",
-    "seed": seed,
-}
-grpo_settings = shared | {
-    "learning_rate": learning_rate,
-    "lr_scheduler_type": "constant",
-    "num_generations": num_generations,
-    "beta": beta,
-}
+# TRL 的训练器在 `compute_loss` 里算损失。下面的子类在同一批数据上再用你的函数算一遍并比较。`num_iterations=3` 表示每批回答用来更新三步：第一步时所有比率恰好是 1，截断不起作用；而默认的 `num_iterations=1` 没有第二步，**截断从不生效**。
 
 
 # %% id="token-logps"
@@ -330,293 +454,504 @@ def token_log_probabilities(model, batch):
     ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], 1)
     seen = torch.cat([batch["prompt_mask"], batch["completion_mask"]], 1)
     written = batch["completion_ids"].shape[1]
-    logits = model(input_ids=ids, attention_mask=seen).logits[:, -written - 1 : -1].float() / temperature
+    # A position's logits are those of the next token: start one position early, drop the last.
+    output = model(input_ids=ids, attention_mask=seen, logits_to_keep=written + 1)
+    logits = output.logits[:, :-1].float() / temperature
     return logits.log_softmax(-1).gather(-1, batch["completion_ids"][..., None]).squeeze(-1)  # (B, T)
 
 
 # %% id="parity"
+differences = []
+
+
+def characters(completions, **columns):  # any reward that differs within a group
+    return [float(len(completion[0]["content"])) for completion in completions]
+
+
+class Compared(GRPOTrainer):
+    """TRL's trainer, which also computes the loss by hand."""
+
+    def compute_loss(self, model, inputs, **others):
+        theirs = super().compute_loss(model, inputs, **others).item()
+        policy, mask = token_log_probabilities(model, inputs), inputs["completion_mask"]
+        old, reference = inputs["old_per_token_logps"], inputs["ref_per_token_logps"]
+        loss = grpo_loss(policy, old, reference, inputs["advantages"], mask, epsilon=0.2, beta=self.beta)
+        clipped = (((policy - old).exp() - 1).abs() > 0.2).float().mul(mask).sum() / mask.sum()
+        print(f"TRL {theirs:.6f}, by hand {loss.item():.6f}; ratio outside 0.8 to 1.2: {clipped:.0%} of tokens")
+        differences.append(abs(theirs - loss.item()))
+        return loss  # yours trains
+
+
+args = GRPOConfig(
+    output_dir="runs/11_ppo_grpo/parity",
+    max_steps=3,
+    per_device_train_batch_size=4,
+    num_generations=4,
+    num_iterations=3,
+    loss_type="grpo",
+    beta=0.1,
+    learning_rate=3e-3,  # high, so that the ratios leave 1 at once
+    temperature=temperature,
+    max_completion_length=8,
+    logging_steps=3,
+    **shared,
+)
 small = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, task_type="CAUSAL_LM")
-short = {"max_completion_length": 8, "per_device_train_batch_size": 4, "num_generations": 4, "beta": 0.1}
-args = GRPOConfig(output_dir="runs/11_ppo_grpo", loss_type="grpo", num_iterations=2, **grpo_settings | short)
-exact = load_model(torch.float32)
-trainer = GRPOTrainer(exact, right_and_brief, args, train_dataset, processing_class=tokenizer, peft_config=small)
-exact, trainer.current_gradient_accumulation_steps = trainer.model.train(), 1
-batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
-batch["advantages"] = group_advantages(torch.tensor([1.0, 0.7, 0.0, 0.0]), 4).to(where)
-with torch.no_grad():
-    for name, weight in exact.named_parameters():
-        if "lora_B" in name:
-            weight += 0.05 * torch.randn_like(weight)
-    theirs = trainer.compute_loss(exact, dict(batch)).item()
-    policy = token_log_probabilities(exact, batch)
-    with exact.disable_adapter():
-        reference = token_log_probabilities(exact, batch)
-mine = grpo_loss(
-    policy, batch["old_per_token_logps"], reference, batch["advantages"], batch["completion_mask"], 0.2, 0.1
-).item()
-grpo_loss_max_abs_diff = abs(theirs - mine)
-print(f"TRL {theirs:.6f}, by hand {mine:.6f}, difference {grpo_loss_max_abs_diff:.1e}")
+exact_model = load_model("runs/11_ppo_grpo/start", dtype=torch.float32)
+Compared(exact_model, characters, args, train_dataset, processing_class=tokenizer, peft_config=small).train()
+grpo_loss_max_abs_diff = max(differences)
 assert grpo_loss_max_abs_diff <= 1e-5
-del exact, trainer
+
+# %% [markdown] id="own-why"
+# ### Train with your own loss
+# The whole method in one loop: sample, score, compare, step. Two messages, the same ones in every step, so that a few
+# steps show it.
+
+# %% [markdown] id="own-why" lang="zh" of="3c7a6946"
+# ### 用你自己的损失训练
+# 整个方法就是一个循环：采样、打分、比较、更新。只用两条消息，每一步都是这两条，这样几步就看得出效果。
+
+# %% id="own-loop"
+policy_model = get_peft_model(load_model("runs/11_ppo_grpo/start"), peft_config)
+optimizer = torch.optim.AdamW([w for w in policy_model.parameters() if w.requires_grad], lr=learning_rate)
+two = train_dataset.select(range(2))
+own_curve = []
+for step in range(max(1, side_batches // 2)):
+    batch, texts = sample(policy_model, two)
+    rewards = score(two, texts)
+    advantages = group_advantages(torch.tensor(reward_weights) @ rewards, num_generations).to(where)
+    with torch.no_grad(), policy_model.disable_adapter():
+        reference = token_log_probabilities(policy_model, batch)
+    policy = token_log_probabilities(policy_model, batch)
+    loss = grpo_loss(policy, policy.detach(), reference, advantages, batch["completion_mask"], epsilon=0.2, beta=beta)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    own_curve.append(rewards.mean(1).tolist())
+    print(
+        f"step {step + 1}: right fields {own_curve[-1][1]:.0%}, exact {own_curve[-1][0]:.0%}, loss {loss.item():+.4f}"
+    )
 
 # %% [markdown] id="ppo-why"
-# ## PPO: a guess instead of a group
-# PPO writes one completion per question of a batch. What it compares with is its own expectation: a *value head*, one
-# number per token from the same forward pass. Head and policy share the adapter, so the head's loss moves the policy a
-# little too. The *generalised advantage estimate* walks backwards and asks at every token: how much better did it turn
-# out than expected? TRL has no PPO any more; `ftlab/runs/ppo.py` is one you can read. Its advantage:
+# ## PPO: an expectation instead of a group
+# PPO writes one completion per message. It compares the reward with its own expectation: a *value head*, one number per
+# token from the same forward pass. Head and policy share the adapter here, so the head's loss moves the policy a little
+# too. The *generalized advantage estimate* walks backwards and asks at every token: how much better did it turn out than
+# expected? TRL no longer ships PPO; `ftlab/runs/ppo.py` is one that you can read. Its advantage:
 
-# %% [markdown] id="ppo-why" lang="zh" of="538d1916"
-# ## PPO：用猜测代替分组
-# PPO 对一批里的每个问题只写一条回答。它拿来比较的是自己的预期：一个*价值头*，在同一次前向计算里为每个 token 给出一个数。价值头与策略共用适配器，所以价值头的损失也会稍微推动策略。*广义优势估计*从后往前走，在每个 token 上问：结果比预期好多少？TRL 已经没有 PPO；`ftlab/runs/ppo.py` 是一个你读得懂的实现。它的优势：
+# %% [markdown] id="ppo-why" lang="zh" of="5eb6f269"
+# ## PPO：用预期代替分组
+# PPO 对每条消息只写一个回答。它把奖励与自己的预期相比：*价值头*（value head），在同一次前向计算里为每个 token 给出一个数。这里价值头与策略共用适配器，所以价值头的损失也会稍微推动策略。*广义优势估计*（GAE）从后往前，在每个 token 上问：结果比预期好多少？TRL 已不再提供 PPO；`ftlab/runs/ppo.py` 是一个读得懂的实现。它的优势函数：
 
 # %% id="gae"
 print(inspect.getsource(ppo.gae))
 rewards, values = torch.tensor([[0.0, 0.0, 1.0]]), torch.tensor([[0.5, 0.4, 0.3]])
 for lam in (1.0, 0.5, 0.0):
-    print(f"lam {lam}:", ppo.gae(rewards, values, torch.ones(1, 3), gamma=1.0, lam=lam)[0].tolist())
+    print(f"lam {lam}:", *(f"{a:.2f}" for a in ppo.gae(rewards, values, torch.ones(1, 3), gamma=1.0, lam=lam)[0]))
 
 # %% [markdown] id="gae-read"
-# Only the last token is rewarded. At `lam = 1` every token shares the unexpected reward at the end; at `lam = 0` each
-# one only sees how the expectation changed at its own step. In PPO the KL price is part of the reward, token by token,
-# and the ratio is clipped just as in your loss above.
+# Only the last token is rewarded. At `lam = 1` every token gets the whole difference between the reward and what was
+# expected at that token; at `lam = 0` each one only sees how the expectation changed at its own step, and a head that has not
+# learned anything yet says nothing useful. A new head and 20 tokens to the reward: this lesson takes `lam = 1`.
 
-# %% [markdown] id="gae-read" lang="zh" of="54ecca10"
-# 只有最后一个 token 有奖励。`lam = 1` 时，每个 token 都分担最后意料之外的奖励；`lam = 0` 时，每个 token 只看到自己这一步预期的变化。在 PPO 里，KL 惩罚逐个 token 算进奖励，比率的截断与你上面的损失一样。
+# %% [markdown] id="gae-read" lang="zh" of="3f7b5fd2"
+# 只有最后一个 token 有奖励。`lam = 1` 时，每个 token 得到的是最终奖励与该处预期的全部差值；`lam = 0` 时，每个 token 只看到自己这一步上预期的变化，而一个还没学会什么的价值头给不出有用的信息。价值头是新的，离奖励又有二十来个 token，所以本课取 `lam = 1`。
 
-# %% id="adapter"
-peft_config = LoraConfig(r=r, lora_alpha=2 * r, target_modules="all-linear", task_type="CAUSAL_LM")
-logs, seconds, replies = {}, {}, {"before": answers_before}
+# %% [markdown] id="train-why"
+# ## The same budget for all
+# PPO, RLOO and GRPO get the same number of completions, the same adapter, learning rate and `beta`. Two things differ and
+# cannot be made equal: PPO takes two optimizer steps per batch (its clip would never act otherwise), and `beta` is paid per
+# token by PPO and GRPO, per completion by RLOO. On a CPU, the fast paths compute a prefix that the rows of a batch share
+# once: numerically equivalent, only faster.
+
+# %% [markdown] id="train-why" lang="zh" of="04a5d61e"
+# ## 预算相同
+# PPO、RLOO 和 GRPO 的回答总数、适配器、学习率和 `beta` 都相同。有两点不同，也没法拉平：PPO 每批更新两步（否则它的截断从不生效）；`beta` 在 PPO 和 GRPO 里按 token 付，在 RLOO 里按整个回答付。在 CPU 上，快速路径对同一批里共有的前缀只计算一次：数值上等价，只是更快。
+
+# %% id="budget"
+logs, seconds, steps = {}, {}, {}
+rollouts = shared | {
+    "per_device_train_batch_size": batch_size,  # completions
+    "max_completion_length": max_completion_length,
+    "temperature": temperature,
+    "learning_rate": learning_rate,
+    "lr_scheduler_type": "constant",
+}
 
 # %% id="ppo-train"
-policy_model = get_peft_model(load_model(), peft_config)
 ppo_args = ppo.PPOConfig(
     output_dir="runs/11_ppo_grpo/ppo",
-    max_steps=2 * ppo_batches,
+    max_steps=2 * batches,
     num_ppo_epochs=2,  # optimizer steps per batch of completions
-    learning_rate=ppo_learning_rate,
-    lr_scheduler_type="linear",
-    kl_coef=beta,  # the price of KL, paid token by token
+    kl_coef=beta,
     cliprange=0.2,
-    lam=0.9,
-    **shared,
+    lam=1.0,
+    reward_weights=reward_weights,
+    logging_steps=2 * max(1, batches // 8),
+    **rollouts,
 )
+policy_model = get_peft_model(load_model("runs/11_ppo_grpo/start"), peft_config)
+trainer = ppo.PPOTrainer(policy_model, ppo_args, [exact, right_fields], train_dataset, tokenizer)
 started = time.perf_counter()
-trainer = ppo.PPOTrainer(policy_model, ppo_args, right_and_brief, train_dataset, tokenizer)
 trainer.train()
-seconds["PPO"], logs["PPO"] = time.perf_counter() - started, trainer.state.log_history
-replies["PPO"] = answers(policy_model)
-
-# %% [markdown] id="grpo-why"
-# ## GRPO and RLOO, through TRL
-# The same task, the same reward, no value head. RLOO compares each completion with the mean of the *others* in its group
-# and does not divide by the spread; it subtracts the price of KL from the reward.
-#
-# **The budgets are not equal.** The profile cell says how many batches of completions each method gets; on `cpu` GRPO gets
-# half as many again as PPO, which takes two optimizer steps per batch, and RLOO gets an eighth of GRPO's. Read RLOO as a
-# first look, not as a comparison.
-#
-# On a CPU, the fast paths compute a prefix that the rows of a batch share once, here a
-# question and its template: numerically equivalent, only faster. Completions are drawn from the same distribution, with
-# other random numbers.
-
-
-# %% [markdown] id="grpo-why" lang="zh" of="faf33f45"
-# ## GRPO 与 RLOO，用 TRL
-# 同样的任务，同样的奖励，没有价值头。RLOO 把每条回答与同组*其他*回答的平均值比较，也不除以离散程度；KL 的代价从奖励里扣除。
-#
-# **预算并不相等。** 每种方法有多少批回答，写在 profile 单元格里；`cpu` 规模下，GRPO 的批数是 PPO 的一倍半（PPO 每批更新两步），RLOO 只有 GRPO 的八分之一。RLOO 只是先看一眼，不能当作比较。
-#
-# 在 CPU 上，快速路径只计算一次同一批数据共有的前缀（这里是问题和它的模板）：数值上等价，只是更快。回答取自同一个分布，只是随机数不同。
-
+seconds["PPO"], logs["PPO"], steps["PPO"] = time.perf_counter() - started, trainer.state.log_history, 2 * batches
+replies["PPO"] = answers(policy_model, held_out["prompt"])
 
 # %% id="train"
-def prepare(trainer_class, args, reward):
-    """Return a trainer of TRL's with a fresh adapter."""
-    return trainer_class(load_model(), reward, args, train_dataset, processing_class=tokenizer, peft_config=peft_config)
+grouped = rollouts | {"num_generations": num_generations, "beta": beta}
 
 
 def train(trainer):
-    """Train; return the log, the seconds, and the answers afterwards."""
+    """Train; return the log and the seconds."""
     started = time.perf_counter()
     trainer.train()
-    return trainer.state.log_history, time.perf_counter() - started, answers(trainer.model)
+    return trainer.state.log_history, time.perf_counter() - started
 
-
-# %% id="grpo-train"
-grpo_args = GRPOConfig(output_dir="runs/11_ppo_grpo/grpo", max_steps=grpo_batches, loss_type="grpo", **grpo_settings)
-grpo = prepare(GRPOTrainer, grpo_args, right_and_brief)
-logs["GRPO"], seconds["GRPO"], replies["GRPO"] = train(grpo)
 
 # %% id="rloo-train"
-rloo_args = RLOOConfig(output_dir="runs/11_ppo_grpo/rloo", max_steps=side_batches, **grpo_settings)
-rloo = prepare(RLOOTrainer, rloo_args, right_and_brief)
-logs["RLOO"], seconds["RLOO"], replies["RLOO"] = train(rloo)
+rloo_args = RLOOConfig(
+    output_dir="runs/11_ppo_grpo/rloo",
+    max_steps=batches,
+    reward_weights=reward_weights,
+    logging_steps=max(1, batches // 8),
+    **grouped,
+)
+rloo = RLOOTrainer(
+    load_model("runs/11_ppo_grpo/start"),
+    [exact, right_fields],
+    rloo_args,
+    train_dataset,
+    processing_class=tokenizer,
+    peft_config=peft_config,
+)
+logs["RLOO"], seconds["RLOO"] = train(rloo)
+steps["RLOO"], replies["RLOO"] = batches, answers(rloo.model, held_out["prompt"])
+
+# %% id="grpo-train"
+grpo_args = GRPOConfig(
+    output_dir="runs/11_ppo_grpo/grpo",
+    max_steps=batches,
+    reward_weights=reward_weights,
+    loss_type="grpo",
+    logging_steps=max(1, batches // 8),
+    **grouped,
+)
+grpo = GRPOTrainer(
+    load_model("runs/11_ppo_grpo/start"),
+    [exact, right_fields],
+    grpo_args,
+    train_dataset,
+    processing_class=tokenizer,
+    peft_config=peft_config,
+)
+logs["GRPO"], seconds["GRPO"] = train(grpo)
+steps["GRPO"], replies["GRPO"] = batches, answers(grpo.model, held_out["prompt"])
+grpo.save_model("runs/11_ppo_grpo/adapter")
 
 # %% [markdown] id="curves-why"
 # ## What to watch
-# The reward, and what it costs: KL (how far from the reference), length, entropy (how much the model still tries out).
-# When the share of groups with zero spread rises, most of a batch teaches nothing any more.
+# The reward that you want (`exact`), and what it costs: the distance from the start (KL), the length, the entropy (how
+# much the model still tries out). When many groups have equal rewards, most of a batch teaches nothing. The loss comes last.
 
-
-# %% [markdown] id="curves-why" lang="zh" of="ab5fd946"
+# %% [markdown] id="curves-why" lang="zh" of="34d59444"
 # ## 看什么
-# 奖励，以及它的代价：KL（离参考多远）、长度、熵（模型还在多大程度上尝试）。当零离散的组所占比例上升时，一批数据的大部分已经教不了什么。
+# 先看真正想要的奖励（`exact`），再看它的代价：离起点的距离（KL）、长度、熵（模型还在多大程度上尝试）。如果很多组里奖励全都相等，一批数据的大部分就教不了什么。损失放在最后看。
 
 
 # %% id="curves"
 pictures = {
-    "reward": ("reward",),
-    "KL per token, nats": ("kl",),
-    "tokens": ("length", "completions/mean_length"),
-    "entropy, nats": ("entropy",),
-    "groups with zero spread": ("frac_reward_zero_std",),
-    "loss": ("loss",),
+    "Do exact orders rise?": ("rewards/exact/mean",),
+    "How far from the start?\nKL, nats per token": ("kl",),
+    "Do answers grow? tokens": ("length", "completions/mean_length"),
+    "Does it still explore?\nentropy, nats": ("entropy",),
+    "Which groups teach nothing?\nshare with equal rewards": ("frac_reward_zero_std",),
+    "Does the loss tell? (no)": ("loss",),
 }
+colours = {"PPO": "#0072b2", "RLOO": "#e69f00", "GRPO": "#4c956c"}
 
 
 def curve(log, names):
-    """Return the numbers of a log under the first of some names that it has, and those of written batches only."""
+    """Return the numbers of a log under the first of some names that it has, in the rows that score completions."""
     return [row[name] for row in log if "reward" in row for name in names if name in row]
 
 
-fig, axes = plt.subplots(2, 3, figsize=(7.5, 4), layout="constrained")
+fig, axes = plt.subplots(2, 3, figsize=(8.5, 4.8), layout="constrained")
 for ax, (title, names) in zip(axes.flat, pictures.items(), strict=True):
     for method, log in logs.items():
-        ax.plot(curve(log, names), label=method)
-    ax.set(title=title, xlabel="batch of completions")
-axes[0, 0].legend()
+        points = curve(log, names)
+        seen = [(k + 1) * batches * batch_size / len(points) for k in range(len(points))]
+        ax.plot(seen, points, ".-", label=method, color=colours[method])
+    ax.set_title(title, fontsize=9)
+    ax.grid(alpha=0.3)
+axes[0, 0].set_ylim(0, 1)
+axes[1, 1].set_ylim(-0.02, 1)
+fig.supxlabel("completions so far", fontsize=9)
+fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
 plt.show()
 
-# %% [markdown] id="curves-read"
-# Read the loss last: it says next to nothing. The reward curve is noisy because every batch holds other questions; the
-# held-out score below is the measure. Do look at KL: at several nats per token the model hardly resembles the one you
-# started with, and a lower learning rate or a higher `beta` is due.
+# %% [markdown] id="after-why"
+# Training batches hold other messages every time, so these curves are noisy. The held-out messages are the measure:
 
-# %% [markdown] id="curves-read" lang="zh" of="12a82bcc"
-# 损失最后看：它几乎什么也没说。奖励曲线有噪声，因为每批都是不同的问题；下面留出问题上的得分才是衡量标准。KL 一定要看：每个 token 偏离好几个 nat，模型就已经不太像起点了，该调低学习率或调高 `beta`。
+# %% [markdown] id="after-why" lang="zh" of="314f645f"
+# 每个训练批次的消息都不同，所以曲线有噪声。衡量标准是留出的消息：
 
 # %% id="after"
-print(f"{'':<8}{'reward':>8}{'right':>8}{'words':>8}{'seconds':>9}")
-for method, texts in replies.items():
-    print(f"{method:<8}{{:>8.2f}}{{:>8.0%}}{{:>8.1f}}{seconds.get(method, 0):>9.0f}".format(*scores(texts)))
-for method, texts in replies.items():
-    print(f"\n{method:<8}{texts[0]}\n{'':<8}{texts[1]}")
-ppo_reward_after, grpo_reward_after = scores(replies["PPO"])[0], scores(replies["GRPO"])[0]
-late = curve(logs["PPO"], ("kl",))[-3:]
-ppo_kl = sum(late) / len(late)
+shares = {label: exact_share(texts) for label, texts in replies.items()}
+fig, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
+plots.plot_scores(shares, len(held_out), ax)
+ax.set(title=f"Exact orders on {len(held_out)} held-out messages", ylabel="exact, %")
+plt.show()
+late_kl = {method: curve(log, ("kl",))[-1] for method, log in logs.items()}
+print(f"{'':<6}{'exact':>7}{'95% interval':>15}{'completions':>13}{'steps':>7}{'seconds':>9}{'last KL':>9}")
+for method in logs:
+    low, high = evaluate.interval(shares[method], len(held_out))
+    row = f"{shares[method]:>7.0%}{f'{low:.0%} to {high:.0%}':>15}{batches * batch_size:>13}{steps[method]:>7}"
+    print(f"{method:<6}{row}{seconds[method]:>9.0f}{late_kl[method]:>9.2f}")
 
-# %% [markdown] id="after-read"
-# The reward is what was paid for; the column *right* is what it cost or kept. With 40 questions, 36 right ones have a 95%
-# interval of 77% to 96%, so differences of a few points between methods mean little; only a large fall is a finding. Nothing in the curves above shows it, because right answers were not logged on their own: pass
-# a second reward function with weight 0 (`reward_weights=[1.0, 0.0]`), and TRL logs its mean without paying for it.
+# %% [markdown] id="samples-why"
+# Read them, also the wrong ones:
 
-# %% [markdown] id="after-read" lang="zh" of="fd22be25"
-# 奖励是付了分的东西；*right* 那一列是为此付出或保住的正确率。40 个问题答对 36 个，95% 置信区间是 77% 到 96%，所以方法之间差几个点说明不了什么，只有大幅下降才算发现。上面的曲线看不出这一点，因为正确率没有单独记录：再传一个权重为 0 的奖励函数（`reward_weights=[1.0, 0.0]`），TRL 就会记录它的平均值而不为它付分。
+# %% [markdown] id="samples-why" lang="zh" of="e50a3402"
+# 读一读，错的也读：
+
+# %% id="samples"
+before, after = replies["after\nshort SFT"], replies["GRPO"]
+kinds = {"repaired": (0, 1), "still wrong": (0, 0), "broken": (1, 0)}
+right_before, right_after = (
+    [text == a for text, a in zip(x, held_out["answer"], strict=True)] for x in (before, after)
+)
+for kind, (was, now) in kinds.items():
+    picked = [k for k in range(len(held_out)) if (right_before[k], right_after[k]) == (was, now)]
+    print(f"{kind}: {len(picked)} of {len(held_out)}")
+    for k in picked[:2]:
+        print(
+            f"  {held_out[k]['prompt'][0]['content'].splitlines()[1]}\n    before: {before[k]}\n    after:  {after[k]}"
+        )
+if shares["GRPO"] > shares["after\nshort SFT"]:
+    print("\nThe checker never showed the model an answer; it only said how good each attempt was.")
+
+# %% [markdown] id="when"
+# Here the right JSON is known, so more SFT on it, as in lesson 03, would have been the plain choice. A reward is for tasks
+# in which a result can be *checked* but nobody wrote it down: code with tests, a proof, a game.
+
+# %% [markdown] id="when" lang="zh" of="65698978"
+# 这里的正确 JSON 是已知的，所以像第 03 课那样继续做 SFT 才是直接的办法。奖励适用于结果可以*检查*、却没有人写下答案的任务：带测试的代码、证明、游戏。
+
+# %% [markdown] id="experiment-why"
+# ## Experiment
+# A new group of eight completions, written by the model that GRPO trained. What would each of them be worth with other
+# reward weights, another `beta`, without dividing by the standard deviation? The price of KL is taken from the reward
+# here, as RLOO and PPO do. Try: both weights 0; `beta` = 1; `exact` alone.
+
+# %% [markdown] id="experiment-why" lang="zh" of="ebc9a299"
+# ## 动手试一试
+# 由 GRPO 训练后的模型新写的一组八个回答。换一组奖励权重、换一个 `beta`、不除以标准差，每个回答各值多少？这里像 RLOO 和 PPO 那样，把 KL 的代价从奖励里扣除。试试：两个权重都设为 0；`beta` = 1；只留 `exact`。
+
+# %% id="experiment"
+few = some.select(range(min(4, asked)))
+batch, texts = sample(grpo.model, few)
+with torch.no_grad():
+    moved = token_log_probabilities(grpo.model, batch)
+    with grpo.model.disable_adapter():
+        moved -= token_log_probabilities(grpo.model, batch)
+kl = (moved * batch["completion_mask"]).sum(1).view(-1, num_generations).cpu()  # nats per completion
+parts = score(few, texts).view(2, -1, num_generations)
+shown = parts.sum(0).std(1).argmax().item()
+
+
+def draw(exact_weight, fields_weight, beta, divide_by_std):
+    rewards = exact_weight * parts[0, shown] + fields_weight * parts[1, shown]
+    advantages = rewards - beta * kl[shown] - (rewards - beta * kl[shown]).mean()
+    if divide_by_std:
+        advantages = advantages / (advantages.std() + 1e-4)
+    fig, axes = plt.subplots(1, 3, figsize=(8.5, 2.4), layout="constrained")
+    values = {"reward, weighted": rewards, "KL of the completion, nats": kl[shown], "advantage": advantages}
+    for ax, (title, bars) in zip(axes, values.items(), strict=True):
+        ax.bar(range(1, len(bars) + 1), bars, color="#4c956c")
+        ax.axhline(0, color="#555", linewidth=0.8)
+        ax.set_title(title, fontsize=9)
+    fig.supxlabel("completion", fontsize=9)
+    plt.show()
+
+
+experiment.show(
+    draw, exact_weight=(0.0, 2.0, 0.25), fields_weight=(0.0, 2.0, 0.25), beta=(0.0, 1.0, 0.02), divide_by_std=True
+)
 
 # %% [markdown] id="break-why"
-# ## What goes wrong: a reward that can be hacked
-# Somebody forgets one factor: brief answers are paid, right or not. **Predict before you run:** what will the curve
-# look like, and what will the model say?
+# ## What goes wrong: a reward that can be cheated
+# The model that GRPO trained goes on training. Tokens cost money, so somebody now pays for *valid and short*: JSON of the
+# right shape scores, the shorter the better. Whether it says what the customer ordered is forgotten. `exact` runs along with weight 0: it pays nothing, and its curve shows
+# what the reward costs. **Predict before you run:** how many held-out orders will still be exact?
 
 
-# %% [markdown] id="break-why" lang="zh" of="5b0e4912"
+# %% [markdown] id="break-why" lang="zh" of="fba4db3d"
 # ## 故意出错：一个有空子可钻的奖励
-# 有人忘了一个因子：简短就给分，对不对都行。**先预测，再运行：** 曲线会是什么样子？模型会说什么？
+# GRPO 训练好的模型继续训练。token 要花钱，于是这次有人按*有效且短*付分：格式正确的 JSON 就给分，越短越多，却忘了检查写的是不是顾客点的东西。`exact` 以权重 0 一起记录：不付分，但它的曲线会显示这个奖励的代价。**先预测，再运行：** 留出的订单里，还有多少完全正确？
+
+
+# %% id="predict-hack"
+guess_hacked = 20  # your guess: exact orders afterwards, in percent
 
 
 # %% id="break-train"
-def only_brief(completions, **columns):
-    return [brevity(completion[0]["content"]) for completion in completions]
+def valid_and_short(completions, **columns):
+    texts = [completion[0]["content"] for completion in completions]
+    return [max(0.0, 1 - len(text) / 100) if fields(text) else 0.0 for text in texts]
 
 
 hack_args = GRPOConfig(
-    output_dir="runs/11_ppo_grpo/hack", max_steps=2 * side_batches, loss_type="grpo", **grpo_settings
+    output_dir="runs/11_ppo_grpo/hack",
+    max_steps=side_batches,
+    reward_weights=[1.0, 0.0],
+    loss_type="grpo",
+    logging_steps=max(1, side_batches // 5),
+    **grouped,
 )
-hacked = prepare(GRPOTrainer, hack_args, only_brief)
-hack_log, _, replies["hacked"] = train(hacked)
-hack_curve = curve(hack_log, ("reward",))
-print(f"training reward {hack_curve[0]:.2f} -> {hack_curve[-1]:.2f}")
+set_seed(seed)
+hacked = GRPOTrainer(
+    grpo.model.merge_and_unload(),
+    [valid_and_short, exact],
+    hack_args,
+    train_dataset,
+    processing_class=tokenizer,
+    peft_config=peft_config,
+)
+hack_log, _ = train(hacked)
+replies["hacked"] = answers(hacked.model, held_out["prompt"])
 
-# %% [markdown] id="break-read"
-# By its own reward this run is a success, and its reward curve cannot show otherwise: it never asked whether an answer is
-# right. Reading does:
-
-# %% [markdown] id="break-read" lang="zh" of="526207a9"
-# 按它自己的奖励，这次训练很成功，它的奖励曲线也显示不出问题：它从来没有问过回答对不对。读一读就知道：
-
-# %% id="break-samples"
+# %% id="answer-hack"
+hacked_right = exact_share(replies["hacked"])
+paid, right = (curve(hack_log, (f"rewards/{name}/mean",)) for name in ("valid_and_short", "exact"))
+fig, ax = plt.subplots(figsize=(6.5, 2.8), layout="constrained")
+seen = [(k + 1) * side_batches * batch_size / len(paid) for k in range(len(paid))]
+ax.plot(seen, paid, ".-", color="#0072b2", label="valid_and_short, paid")
+ax.plot(seen, right, ".--", color="#d55e00", label="exact, not paid")
+ax.set(
+    xlabel="completions so far", ylabel="mean reward", ylim=(-0.03, 1), title="What is paid for, and what was wanted"
+)
+ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
+ax.grid(alpha=0.3)
+plt.show()
+print(f"paid: {paid[0]:.2f} -> {paid[-1]:.2f}; exact on held-out orders: {shares['GRPO']:.0%} -> {hacked_right:.0%}")
+print(f"you predicted {guess_hacked}%, measured {hacked_right:.0%}")
 for row, text in zip(held_out.select(range(4)), replies["hacked"], strict=False):
-    print(f"{row['instruction']:<50} {text}")
-hacked_reward, hacked_right, hacked_words = scores(replies["hacked"])
-honest_right = scores(replies["GRPO"])[1]
-print(f"right answers: {honest_right:.0%} with the whole reward, {hacked_right:.0%} with half of it")
+    print(f"\n{row['prompt'][0]['content'].splitlines()[1]}\n  {text}")
 
-# %% [markdown] id="break-mend"
-# The fix is the reward you began with: multiply, so that nothing is paid for half of the task. And read samples of
-# every run: a reward is the only thing a model is asked to do, and it is always an incomplete description of what you
-# want.
+# %% [markdown] id="break-fix"
+# Its own reward never shows the damage; only a measure that nobody trains on does. So log the thing you want beside the
+# thing you pay for, and read samples of every run. The fix is in the reward: nothing is paid for half of the task
+# (multiply by `exact`, or leave the length out).
 
-# %% [markdown] id="break-mend" lang="zh" of="d2038658"
-# 补救就是你最初的那个奖励：相乘，这样只完成一半就没有报酬。而且每次训练都要读样本：奖励是模型唯一被要求做的事，而它对你想要的总是不完整的描述。
+# %% [markdown] id="break-fix" lang="zh" of="c8b85558"
+# 它自己的奖励不会显示出损害，只有没人拿来训练的那个指标会。所以：把真正想要的与付分的一起记录，而且每次训练都读样本。修正在奖励里：只完成一半不给分（乘上 `exact`，或者干脆不看长度）。
 
 # %% [markdown] id="judge-why"
 # ## A judge instead of a program
-# Most wishes no program can check. A reward model can stand in for it: the judge of lesson 10, trained here in a few
-# steps on pairs in which people wanted "In short, ..." and a brief answer. TRL takes a model wherever it takes a function.
-# **Predict before you run:** the program still scores the answers, but pays nothing for them; what happens to its score?
+# Most wishes cannot be checked by a program. Then a reward model stands in: feedback from a model instead of a person is
+# called RLAIF. The judge of lesson 10 learned which answers its raters chose; TRL takes a model wherever it takes a
+# function. The task is another one: short questions about facts, many of which the untrained model can answer. `is_right`
+# and `says_in_short` run along with weight 0.
 
-# %% [markdown] id="judge-why" lang="zh" of="788fd613"
+# %% [markdown] id="judge-why" lang="zh" of="4deeb162"
 # ## 用裁判代替程序
-# 大多数愿望，程序检查不了。奖励模型可以代替它：第 10 课的裁判，在这里用几步训练好，所用的成对回答里，人们想要的是以 “In short, ...” 开头的简短回答。凡是 TRL 接受函数的地方，也接受模型。**先预测，再运行：** 程序仍然给回答打分，但不再付报酬；它的分数会怎样？
+# 大多数愿望没法用程序检查，这时由奖励模型代替；用模型而不是人来给反馈，叫做 RLAIF。第 10 课的裁判学会了它的评分者会选哪个回答；凡是 TRL 接受函数的地方，也接受模型。任务换成另一个：关于事实的短问题，其中许多未训练的模型就能答对。`is_right` 和 `says_in_short` 以权重 0 一起记录。
 
 
 # %% id="judge-data"
+def to_prompt(row):
+    return {"prompt": [{"role": "user", "content": row["instruction"]}], "answer": row["output"]}
+
+
 def to_pair(row):
     sides = {side: [{"role": "assistant", "content": row[side]}] for side in ("chosen", "rejected")}
     return {"prompt": [{"role": "user", "content": row["instruction"]}]} | sides
 
 
+facts = load_dataset("json", data_files={"train": "data/facts_en.jsonl", "eval": "data/facts_en_eval.jsonl"})
+facts = facts.map(to_prompt, remove_columns=facts["train"].column_names)
+questions = facts["eval"].select(range(min(40, asked)))
 pairs = load_dataset("json", data_files="data/preference_en.jsonl", split="train")
 pairs = pairs.map(to_pair, remove_columns=pairs.column_names)
 
+
+def is_right(completions, answer, **columns):
+    texts = [completion[0]["content"] for completion in completions]
+    return [float(re.search(rf"\b{re.escape(a)}\b", t, re.I) is not None) for t, a in zip(texts, answer, strict=True)]
+
+
+def says_in_short(completions, **columns):
+    return [float(completion[0]["content"].startswith("In short")) for completion in completions]
+
+
 # %% id="judge"
+judge_folder = "runs/10_reward_model/adapter"
 set_seed(seed)
 judge = AutoModelForSequenceClassification.from_pretrained(model_path, num_labels=1, dtype=dtype, device_map=where)
 judge.config.pad_token_id = tokenizer.pad_token_id
-judge = get_peft_model(judge, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="SEQ_CLS"))
-unused = ("max_completion_length", "temperature")  # nothing is written here
-judge_settings = {name: value for name, value in shared.items() if name not in unused}
-judge_settings |= {"per_device_train_batch_size": batch_size // 2}  # pairs: two rows each
-judge_args = RewardConfig(
-    output_dir="runs/11_ppo_grpo/judge", max_steps=2 * side_batches, learning_rate=5e-4, **judge_settings
-)
-RewardTrainer(judge, judge_args, train_dataset=pairs, processing_class=tokenizer).train()
+if os.path.isdir(judge_folder) and PeftConfig.from_pretrained(judge_folder).base_model_name_or_path == str(model_path):
+    print("the judge is lesson 10's")
+    judge = PeftModel.from_pretrained(judge, judge_folder)
+else:
+    print("lesson 10 has not run here: a judge is trained as it does")
+    judge = get_peft_model(judge, LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="SEQ_CLS"))
+    judge_args = RewardConfig(
+        output_dir="runs/11_ppo_grpo/judge",
+        max_steps=side_batches,
+        per_device_train_batch_size=8,  # pairs
+        learning_rate=5e-4,
+        max_length=256,
+        logging_steps=max(1, side_batches // 3),
+        **shared,
+    )
+    RewardTrainer(judge, judge_args, train_dataset=pairs, processing_class=tokenizer).train()
 judge = judge.merge_and_unload().eval()  # GRPOTrainer wants a plain model
 
 # %% id="judge-train"
 judged_args = GRPOConfig(
-    output_dir="runs/11_ppo_grpo/judged", max_steps=side_batches, loss_type="grpo", **grpo_settings
+    output_dir="runs/11_ppo_grpo/judged",
+    max_steps=side_batches,
+    reward_weights=[1.0, 0.0, 0.0],
+    loss_type="grpo",
+    logging_steps=max(1, side_batches // 5),
+    **grouped,
 )
-judged = prepare(GRPOTrainer, judged_args, judge)
-judged_log, _, replies["judged"] = train(judged)
-judged_curve = curve(judged_log, ("reward",))
-print(f"the judge's reward {judged_curve[0]:.2f} -> {judged_curve[-1]:.2f}")
-for row, text in zip(held_out.select(range(4)), replies["judged"], strict=False):
-    print(f"{row['instruction']:<50} {text}")
-for method in ("before", "judged"):
-    print(f"{method:<8}the program's reward {{:.2f}}, right {{:.0%}}, {{:.0f}} words".format(*scores(replies[method])))
+base = load_model(model_path)
+judged_before = answers(base, questions["prompt"])
+judged = GRPOTrainer(
+    base,
+    [judge, is_right, says_in_short],
+    judged_args,
+    facts["train"],
+    processing_class=tokenizer,
+    peft_config=peft_config,
+)
+judged_log, _ = train(judged)
+judged_after = answers(judged.model, questions["prompt"])
+
+# %% id="judge-cost"
+said = [[[{"content": text}] for text in texts] for texts in (judged_before, judged_after)]
+facts_before, facts_after = (sum(is_right(texts, questions["answer"])) / len(questions) for texts in said)
+judge_curve = curve(judged_log, ("reward",))
+style = curve(judged_log, ("rewards/says_in_short/mean",))
+print(f"the judge's reward while training: {judge_curve[0]:.2f} -> {judge_curve[-1]:.2f}")
+print(f"completions that open with 'In short': {style[0]:.0%} -> {style[-1]:.0%}")
+for label, share in (("before", facts_before), ("after", facts_after)):
+    low, high = evaluate.interval(share, len(questions))
+    print(f"right answers {label}: {share:.0%} of {len(questions)} (95% interval {low:.0%} to {high:.0%})")
+if max(style) < 0.05:
+    print("The judge's raters liked 'In short', but the model never writes it: there is nothing to strengthen.")
+for k in range(min(3, len(questions))):
+    print(f"\n{questions[k]['prompt'][0]['content']}\n  before: {judged_before[k]}\n  after:  {judged_after[k]}")
 
 # %% [markdown] id="judge-read"
-# Compare the judge's reward, the program's and the share of right answers with what you read. In so few steps and with so
-# small a judge, do not expect much: where the judge's reward hardly moved, the model learned little from it, and right
-# answers can fall all the same. The judge pays for what it saw in its few pairs, not for what they were meant
-# to show: nobody asked it whether an answer is true, and whether it likes brief ones is for you to see. Its own curve
-# says nothing about that. The order is therefore: first a judge that is good on held-out pairs and calibrated (lesson
-# 10), with a probe for length, then training, with a price on KL, and reading.
+# Compare the judge's reward with the answers that you read. It pays for what it saw in its pairs; whether an answer is
+# *true* was never asked of it, so nothing holds right answers up but the price on KL. The order is therefore: a judge that is
+# good on held-out pairs, calibrated and probed for length (lesson 10); a model that already writes what the judge likes
+# now and then; a price on KL; right answers logged beside the reward; and reading.
 
-# %% [markdown] id="judge-read" lang="zh" of="47cf8997"
-# 把裁判的奖励、程序的奖励和正确率，与你读到的回答比一比。步数这么少，裁判又这么小，不要期望太多：如果裁判的奖励几乎没动，模型就没从它那里学到什么，而正确率照样可能下降。裁判付钱买的是它在那不多的偏好对里看到的东西，而不是那些偏好对本来想表达的东西：从来没有人问过它回答是不是真的，它是否喜欢简短的回答，要你自己去看。它自己的曲线对此什么也没说。所以次序是：先有一个在留出的偏好对上判得准、校准过、查过长度偏好的裁判（第 10 课），再训练，并配上 KL 惩罚，还要读样本。
+# %% [markdown] id="judge-read" lang="zh" of="ab1fa8d0"
+# 把裁判的奖励与你读到的回答对照一下。它为偏好对里见过的东西付分；回答是不是*真的*，从来没有人问过它，所以除了 KL 的代价，没有什么能托住正确率。因此次序是：先有一个在留出的偏好对上判得准、校准过、查过长度偏好的裁判（第 10 课）；模型要偶尔已经写得出裁判喜欢的东西；加上 KL 惩罚；把正确率与奖励一起记录；还要读样本。
 
 # %% [markdown] id="exercise-advantage-why"
 # ## Exercises
@@ -778,34 +1113,45 @@ checks.check_kl_estimate(kl_estimate)
 # ## 结果核对
 
 # %% id="checkpoint"
-full_size = PROFILE != "smoke"
-assert grpo_loss_max_abs_diff <= 1e-5
-assert ppo_reward_after - ppo_reward_before >= 0.3 or not full_size
-assert grpo_reward_after - grpo_reward_before >= 0.3 or not full_size
-assert ppo_kl < 3
-assert hack_curve[-1] > hack_curve[0] or not full_size
-assert hacked_right < honest_right or not full_size
 outcomes = {
-    "ppo_reward_before": ppo_reward_before,
-    "ppo_reward_after": ppo_reward_after,
-    "grpo_reward_before": grpo_reward_before,
-    "grpo_reward_after": grpo_reward_after,
-    "rloo_reward_after": scores(replies["RLOO"])[0],
-    "ppo_kl": ppo_kl,
-    "grpo_loss_max_abs_diff": grpo_loss_max_abs_diff,
+    "pass_at_1": pass_at_1,
+    "pass_at_8": pass_at_8,
+    "exact_prompted": prompted_share,
+    "exact_before": start_share,
+    "exact_ppo": shares["PPO"],
+    "exact_rloo": shares["RLOO"],
+    "exact_grpo": shares["GRPO"],
+    "grpo_gain": shares["GRPO"] - start_share,
+    "largest_kl": max(late_kl.values()),
+    "own_loop_gain": own_curve[-1][1] - own_curve[0][1],
+    "hacked_paid": paid[-1] - paid[0],
     "hacked_right": hacked_right,
+    "judged_right": facts_after,
+    "grpo_loss_max_abs_diff": grpo_loss_max_abs_diff,
     "ppo_seconds": seconds["PPO"],
     "grpo_seconds": seconds["GRPO"],
 }
-course.record(outcomes)
+bands = {"largest_kl": (-0.1, 1.0), "grpo_loss_max_abs_diff": (0.0, 1e-5)}
+if PROFILE != "smoke":
+    bands |= {
+        "exact_before": (0.05, 0.5),
+        "grpo_gain": (0.15, 1.0),
+    }
+course.record(outcomes, bands)
 
 # %% [markdown] id="next"
-# **On your GPU:** `PROFILE = "t4"` or `"a24g"`; bigger models want smaller steps, start at a tenth of both learning rates.
+# **You keep** `runs/11_ppo_grpo/adapter`, which writes orders on top of `runs/11_ppo_grpo/start`.
+#
+# **On your GPU:** `PROFILE = "t4"` or `"a24g"` bring a bigger model and their own learning rate; nobody has measured them yet.
+# A bigger model may need no SFT at all: look at pass@1 and pass@8 first.
 #
 # **The same from the command line:** `ftlab train recipes/ppo.yaml` and `recipes/grpo.yaml`; `reward_model:` takes the
-# judge of lesson 10 in place of a function. Next: [12 · DPO](12_dpo.ipynb), which needs neither reward nor rollouts.
+# judge of lesson 10 in place of a function. Next: [12 · DPO](12_dpo.ipynb), which needs neither a reward nor
+# completions written during training.
 
-# %% [markdown] id="next" lang="zh" of="5d622186"
-# **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；更大的模型需要更小的步子，两个学习率都从十分之一开始。
+# %% [markdown] id="next" lang="zh" of="bdb4e0a1"
+# **留下的文件：** `runs/11_ppo_grpo/adapter`，配合 `runs/11_ppo_grpo/start` 使用，能把订单写成 JSON。
+#
+# **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"` 会换成更大的模型和各自的学习率，目前还没有人测过。更大的模型也许根本不需要 SFT：先看 pass@1 和 pass@8。
 #
 # **同样的事从命令行做：** `ftlab train recipes/ppo.yaml` 和 `recipes/grpo.yaml`；`reward_model:` 可以用第 10 课的裁判代替函数。下一课：[12 · DPO](12_dpo.ipynb)，它既不需要奖励，也不需要边训练边生成。
