@@ -2,29 +2,29 @@
 # # 11 · PPO and GRPO: learning from a reward
 #
 # Until now somebody had to write the right answer down. Here a program only *checks*: the model writes several answers,
-# the program says how good each one is, and training makes the good ones likelier. You start from a model that writes
-# orders as JSON badly, build GRPO's loss, prove it equal to TRL's, train with it, train with PPO, RLOO and GRPO on equal
+# the program says how good each one is, and training makes the good ones likelier. You start from a model that
+# is often wrong, build GRPO's loss, prove it equal to TRL's, train with it, train with PPO, RLOO and GRPO on equal
 # budgets, and then watch two rewards go wrong: one that can be cheated, and one that a model gives.
 #
 # | you will have | measured as |
 # |---|---|
-# | a weak model and its head-room | exact orders in one try and in eight |
+# | a weak model and its head-room | exact answers in one try and in eight |
 # | the GRPO loss by hand | largest difference to TRL's, same batches; it trains a model |
-# | PPO, RLOO and GRPO on one task | exact orders of held-out messages, with intervals; KL, completions, seconds |
+# | PPO, RLOO and GRPO on one task | exact answers to held-out messages, with intervals; KL, completions, seconds |
 # | a model that cheats its reward | the reward that is paid beside the share of right answers |
 # | a learned judge as the reward | what it pays for, and what that does to right answers |
 #
 # **Cost:** about 14 minutes and 7 GB on two CPU cores; not measured on a GPU. **Before this:**
 # [03 · LoRA](03_lora.ipynb); for the judge, [10 · A reward model](10_reward_model.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="f0ba70c2"
+# %% [markdown] id="title" lang="zh" of="7d20a13e"
 # # 11 · PPO 与 GRPO：从奖励中学习
 #
-# 到目前为止，总得有人写出正确答案。这一课里程序只负责*检查*：模型写出几个回答，程序给每个打分，训练让好的回答概率变大。你从一个把订单写成 JSON 还写不好的模型出发，亲手写出 GRPO 的损失，证明它与 TRL 的相等，用它训练；再在相同预算下用 PPO、RLOO 和 GRPO 训练；最后看两个奖励怎样出问题：一个有空子可钻，一个由模型给出。
+# 到目前为止，总得有人写出正确答案。这一课里程序只负责*检查*：模型写出几个回答，程序给每个打分，训练让好的回答概率变大。你从一个经常答错的模型出发，亲手写出 GRPO 的损失，证明它与 TRL 的相等，用它训练；再在相同预算下用 PPO、RLOO 和 GRPO 训练；最后看两个奖励怎样出问题：一个有空子可钻，一个由模型给出。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
-# | 一个较弱的模型，以及它的提升空间 | 写一次、写八次时完全正确的订单比例 |
+# | 一个较弱的模型，以及它的提升空间 | 写一次、写八次时完全正确的比例 |
 # | 手写的 GRPO 损失 | 同样的批次上与 TRL 的最大差值；用它真的训练了模型 |
 # | 同一任务上的 PPO、RLOO 和 GRPO | 留出消息中完全正确的比例（带区间）；KL、回答数、秒数 |
 # | 一个钻奖励空子的模型 | 得到的奖励，与正确回答的比例对照 |
@@ -87,7 +87,7 @@ model_name = ""  # empty: the profile's own
 num_generations = 8  # completions per message, compared with each other
 temperature = 1.0  # of the completions that are written while training
 beta = 0.02  # price of one nat of distance from the model that training starts with
-reward_weights = [1.0, 1.0]  # of exact and right_fields
+reward_weights = [1.0, 1.0]  # of exact and valid
 learning_rate = 0.0  # of PPO, RLOO and GRPO; 0: the profile's own
 r = 16  # rank of the adapters
 seed = 0
@@ -95,9 +95,9 @@ seed = 0
 # %% id="profile"
 profiles = {  # model, learning rate, SFT steps, batches of completions, of a side run, completions each, messages, tokens
     "smoke": ("smollm2-135m", 3e-4, 1, 1, 1, 8, 4, 6),
-    "cpu": ("smollm2-135m", 3e-4, 20, 24, 10, 16, 66, 30),
-    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 1e-4, 10, 24, 10, 32, 66, 40),
-    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 3e-5, 4, 24, 10, 32, 66, 40),
+    "cpu": ("smollm2-135m", 3e-4, 16, 12, 8, 32, 120, 8),
+    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 1e-4, 16, 12, 8, 32, 120, 8),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 3e-5, 16, 12, 8, 32, 120, 8),
 }
 default_model, default_rate, sft_steps, batches, side_batches, batch_size, asked, max_completion_length = profiles[
     PROFILE
@@ -112,40 +112,50 @@ plots.plot_pipeline("preference", ax)
 plt.show()
 
 # %% [markdown] id="data-why"
-# ## The task: an order as JSON
-# The task of lesson 03, with one item per order. 128 messages have their answer and start the model off (SFT); the
-# others keep their answer to themselves: only the reward looks at it. The held-out messages use sentence forms that
-# neither part has.
+# ## The task: when is it collected?
+# The messages of lesson 03, and one field of the order: answer with the pick-up time, or with `null` if the message does
+# not state one. A few tokens an answer, so that a CPU can write hundreds of them. 200 messages come with a demonstration and
+# start the model off (SFT), but the demonstrations were written in a hurry: two of three say `null` whatever the message
+# says. The other training messages have no answer that the model ever sees: only the reward looks at it. The held-out
+# messages use sentence forms that no training message has.
 
-# %% [markdown] id="data-why" lang="zh" of="20341f5d"
-# ## 任务：把订单写成 JSON
-# 第 03 课的任务，每单只点一样东西。有 128 条消息带着答案，用来让模型入门（SFT）；其余消息的答案模型看不到，只有奖励函数会去核对。留出的消息所用的句式，在这两部分里都没有出现过。数据是英文的：内置的小模型只会英文。
-
+# %% [markdown] id="data-why" lang="zh" of="563ad4e6"
+# ## 任务：几点来取？
+# 还是第 03 课的消息，只问订单的一个字段：回答取货时间，消息里没说就回答 `null`。每个回答只有几个 token，CPU 上也写得起几百个。200 条消息带着示范答案，用来让模型入门（SFT），但示范写得匆忙：三条里有两条不管消息说了什么都写 `null`。其余训练消息的答案模型从来看不到，只有奖励函数会去核对。留出的消息所用的句式，训练消息里都没有出现过。数据是英文的：内置的小模型只会英文。
 
 # %% id="data"
+question = "Pick-up time? Answer with the time or null."
+
+
 def to_row(row):
-    prompt = [{"role": "user", "content": f"{row['instruction']}\n{row['input']}"}]
-    return {"prompt": prompt, "completion": [{"role": "assistant", "content": row["output"]}], "answer": row["output"]}
+    prompt = [{"role": "user", "content": f"{question}\n{row['input']}"}]
+    return {"prompt": prompt, "answer": json.loads(row["output"])["time"] or "null"}
+
+
+def hurry(row, number):
+    """Demonstrate the right answer to every third message, null to the others."""
+    return {"completion": [{"role": "assistant", "content": "null" if number % 3 else row["answer"]}]}
 
 
 orders = load_dataset("json", data_files={"train": "data/orders_train.jsonl", "eval": "data/orders_eval.jsonl"})
 orders = orders.map(to_row, remove_columns=orders["train"].column_names)
-orders = orders.filter(lambda row: len(json.loads(row["answer"])["items"]) == 1)
-sft_dataset = orders["train"].select(range(128)).remove_columns("answer")
-train_dataset = orders["train"].select(range(128, len(orders["train"]))).remove_columns("completion")
+demonstrations = orders["train"].select(range(200)).map(hurry, with_indices=True)
+train_dataset = orders["train"].select(range(200, len(orders["train"])))
 held_out = orders["eval"].select(range(asked))
-print(len(sft_dataset), "messages for SFT,", len(train_dataset), "for the reward,", len(held_out), "held out, such as")
-print(held_out[2]["prompt"][0]["content"], held_out[2]["answer"], sep="\n")
+print(len(demonstrations), "demonstrations,", len(train_dataset), "messages for the reward,", len(held_out), "held out")
+for row in demonstrations.select(range(2, 5)):
+    demonstrated = row["completion"][0]["content"]
+    print(f"\n{row['prompt'][0]['content']}\n  right: {row['answer']}, demonstrated: {demonstrated}")
 
 # %% [markdown] id="reward-why"
 # ## Two rewards
-# A reward function gets the completions and the data set's other columns, and returns one number per completion. `exact` is what we
-# want: the right JSON, to the letter. `right_fields` gives credit on the way there: the share of the five fields
-# (quantity, size, item, name, time) that are right. Training gets the weighted sum of both.
+# A reward function gets the completions and the data set's other columns, and returns one number per completion. `exact`
+# is what we want: the right answer, to the letter. `valid` gives credit for the form: a time or `null`. Training gets the
+# weighted sum of both.
 
-# %% [markdown] id="reward-why" lang="zh" of="5205e225"
+# %% [markdown] id="reward-why" lang="zh" of="e3ba82e6"
 # ## 两个奖励
-# 奖励函数拿到一批回答和数据集的其他列，为每个回答返回一个数。`exact` 是我们真正想要的：JSON 一字不差。`right_fields` 为途中的进步给分：五个字段（数量、规格、品名、姓名、时间）中正确的比例。训练用的是两者的加权和。
+# 奖励函数拿到一批回答和数据集的其他列，为每个回答返回一个数。`exact` 是我们真正想要的：答案一字不差。`valid` 只为格式给分：是一个时间或 `null`。训练用的是两者的加权和。
 
 
 # %% id="reward"
@@ -154,33 +164,23 @@ def exact(completions, answer, **columns):
     return [float(text.strip() == right) for text, right in zip(texts, answer, strict=True)]
 
 
-def fields(text):
-    """Return [quantity, size, item, name, time] of an order of one item, None if it is something else."""
-    try:
-        order = json.loads(text)
-        ((quantity, size, item),) = order["items"]
-        return [quantity, size, item, order["name"], order["time"]]
-    except (ValueError, TypeError, KeyError):
-        return None
+def valid(completions, **columns):
+    texts = [completion[0]["content"].strip() for completion in completions]
+    return [float(re.fullmatch(r"\d\d?:\d\d|null", text) is not None) for text in texts]
 
 
-def right_fields(completions, answer, **columns):
-    pairs = [(fields(c[0]["content"]), fields(right)) for c, right in zip(completions, answer, strict=True)]
-    return [sum(a == b for a, b in zip(said, right, strict=True)) / 5 if said else 0.0 for said, right in pairs]
-
-
-for text in (held_out[2]["answer"], held_out[2]["answer"].replace("null", '"Sam"', 1), "One espresso, coming up!"):
+for text in (held_out[0]["answer"], "17:45", "Somebody will collect it."):
     said = [[{"role": "assistant", "content": text}]]
-    print(exact(said, [held_out[2]["answer"]])[0], right_fields(said, [held_out[2]["answer"]])[0], text)
+    print(exact(said, [held_out[0]["answer"]])[0], valid(said)[0], text)
 
 # %% [markdown] id="baseline-why"
 # ## Start with a baseline
-# The best that prompting can do: the untrained model sees four solved orders before each message. Then a short SFT, which
-# stops early on purpose: it teaches the format, and much of the rest stays wrong.
+# The best that prompting can do: the untrained model sees four messages with their right answers before each new one.
+# Then a short SFT on the hurried demonstrations. SFT imitates what it is given, faults included.
 
-# %% [markdown] id="baseline-why" lang="zh" of="5ad82370"
+# %% [markdown] id="baseline-why" lang="zh" of="16a164d4"
 # ## 先测基线
-# 先看提示能做到什么程度：未训练的模型在每条消息前看到四个做好的订单（few-shot）。然后做一次故意提前停下的短 SFT：它教会了格式，其余很多仍然是错的。
+# 先看提示能做到什么程度：未训练的模型在每条新消息前先看到四条消息和它们的正确答案（few-shot）。然后在写得匆忙的示范上做一次短 SFT。SFT 模仿给它的一切，连同其中的错误。
 
 # %% id="load"
 dtype = device.describe().dtype
@@ -215,7 +215,11 @@ def exact_share(texts):
 
 
 # %% id="prompted"
-solved = [turn for row in sft_dataset.select(range(4)) for turn in row["prompt"] + row["completion"]]
+solved = [
+    turn
+    for row in demonstrations.select(range(4))
+    for turn in (*row["prompt"], {"role": "assistant", "content": row["answer"]})
+]
 prompted = answers(load_model(model_path), [solved + prompt for prompt in held_out["prompt"]])
 replies = {"four examples\nin the prompt": prompted}
 
@@ -242,30 +246,34 @@ sft_args = SFTConfig(
     **shared,
 )
 trainer = SFTTrainer(
-    load_model(model_path), sft_args, train_dataset=sft_dataset, processing_class=tokenizer, peft_config=peft_config
+    load_model(model_path),
+    sft_args,
+    train_dataset=demonstrations.remove_columns("answer"),
+    processing_class=tokenizer,
+    peft_config=peft_config,
 )
 trainer.train()
 start = trainer.model.merge_and_unload()
 start.save_pretrained("runs/11_ppo_grpo/start")
-replies["after\nshort SFT"] = answers(start, held_out["prompt"])
-prompted_share, start_share = (exact_share(texts) for texts in replies.values())
+replies["after\nSFT"] = answers(start, held_out["prompt"])
+start_share = exact_share(replies["after\nSFT"])
 for label, texts in replies.items():
     low, high = evaluate.interval(exact_share(texts), len(texts))
     print(f"{label.replace(chr(10), ' '):<30} exact {exact_share(texts):.0%} (95% interval {low:.0%} to {high:.0%})")
-for row, text in zip(held_out.select(range(4)), replies["after\nshort SFT"], strict=False):
+for row, text in zip(held_out.select(range(4)), replies["after\nSFT"], strict=False):
     print(f"\n{row['prompt'][0]['content'].splitlines()[1]}\n  right: {row['answer']}\n  wrote: {text}")
 
 # %% [markdown] id="headroom-why"
 # ## Is there head-room?
 # A reward only strengthens what the model already writes *sometimes*. So ask it several times, at random: *pass@1* is the
 # share of single completions that are right, *pass@8* the share of messages with at least one right completion out of
-# eight. If pass@8 is not above pass@1, there is nothing to strengthen; more SFT is needed first.
+# eight. If pass@8 is not above pass@1, there is nothing to strengthen; better demonstrations are needed first.
 #
 # **Predict before you run:** you have just read the share of exact answers. What will pass@8 be?
 
-# %% [markdown] id="headroom-why" lang="zh" of="93d29112"
+# %% [markdown] id="headroom-why" lang="zh" of="f0f6d284"
 # ## 有提升空间吗？
-# 奖励只能强化模型*有时*已经写得出的东西。所以让它随机地多写几次：*pass@1* 是单个回答正确的比例，*pass@8* 是八个回答里至少有一个正确的消息比例。如果 pass@8 并不高于 pass@1，就没有东西可强化，应当先多做些 SFT。
+# 奖励只能强化模型*有时*已经写得出的东西。所以让它随机地多写几次：*pass@1* 是单个回答正确的比例，*pass@8* 是八个回答里至少有一个正确的消息比例。如果 pass@8 并不高于 pass@1，就没有东西可强化，应当先准备更好的示范。
 #
 # **先预测，再运行：** 你刚刚看到了完全正确的比例。pass@8 会是多少？
 
@@ -295,9 +303,9 @@ def sample(model, rows):
 
 
 def score(rows, texts):
-    """Return the rewards of completions, (rewards, completions): exact and right_fields."""
+    """Return the rewards of completions, (rewards, completions): exact and valid."""
     said, right = [[{"content": text}] for text in texts], [a for a in rows["answer"] for _ in range(num_generations)]
-    return torch.tensor([exact(said, right), right_fields(said, right)])
+    return torch.tensor([exact(said, right), valid(said)])
 
 
 # %% id="answer-headroom"
@@ -330,11 +338,11 @@ totals = (torch.tensor(reward_weights)[:, None, None] * scores).sum(0)  # (messa
 chosen = totals.std(1).argmax().item()  # the message whose completions differ most
 group_scores, group_texts = scores[:, chosen], texts[chosen * num_generations :][:num_generations]
 print(some[chosen]["prompt"][0]["content"].splitlines()[1], some[chosen]["answer"], "", sep="\n")
-print("exact  fields  reward  advantage")
+print("exact  valid  reward  advantage")
 for row in zip(
     *group_scores.tolist(), totals[chosen], group_advantages(totals[chosen], num_generations), group_texts, strict=True
 ):
-    print("{:>5.0f}{:>8.1f}{:>8.1f}{:>11.2f}  {}".format(*row))
+    print("{:>5.0f}{:>7.0f}{:>8.1f}{:>11.2f}  {}".format(*row))
 
 # %% [markdown] id="ladder-why"
 # ### Four methods, one ladder
@@ -505,18 +513,18 @@ assert grpo_loss_max_abs_diff <= 1e-5
 # %% [markdown] id="own-why"
 # ### Train with your own loss
 # The whole method in one loop: sample, score, compare, step. Two messages, the same ones in every step, so that a few
-# steps show it.
+# steps show it; both state a time.
 
-# %% [markdown] id="own-why" lang="zh" of="3c7a6946"
+# %% [markdown] id="own-why" lang="zh" of="b0a5beed"
 # ### 用你自己的损失训练
-# 整个方法就是一个循环：采样、打分、比较、更新。只用两条消息，每一步都是这两条，这样几步就看得出效果。
+# 整个方法就是一个循环：采样、打分、比较、更新。只用两条消息，每一步都是这两条，这样几步就看得出效果；两条都写明了时间。
 
 # %% id="own-loop"
 policy_model = get_peft_model(load_model("runs/11_ppo_grpo/start"), peft_config)
 optimizer = torch.optim.AdamW([w for w in policy_model.parameters() if w.requires_grad], lr=learning_rate)
-two = train_dataset.select(range(2))
+two = train_dataset.filter(lambda row: row["answer"] != "null").select(range(2))
 own_curve = []
-for step in range(max(1, side_batches // 2)):
+for step in range(side_batches):
     batch, texts = sample(policy_model, two)
     rewards = score(two, texts)
     advantages = group_advantages(torch.tensor(reward_weights) @ rewards, num_generations).to(where)
@@ -528,9 +536,7 @@ for step in range(max(1, side_batches // 2)):
     optimizer.step()
     optimizer.zero_grad()
     own_curve.append(rewards.mean(1).tolist())
-    print(
-        f"step {step + 1}: right fields {own_curve[-1][1]:.0%}, exact {own_curve[-1][0]:.0%}, loss {loss.item():+.4f}"
-    )
+    print(f"step {step + 1}: exact {own_curve[-1][0]:.0%}, valid {own_curve[-1][1]:.0%}, loss {loss.item():+.4f}")
 
 # %% [markdown] id="ppo-why"
 # ## PPO: an expectation instead of a group
@@ -552,10 +558,10 @@ for lam in (1.0, 0.5, 0.0):
 # %% [markdown] id="gae-read"
 # Only the last token is rewarded. At `lam = 1` every token gets the whole difference between the reward and what was
 # expected at that token; at `lam = 0` each one only sees how the expectation changed at its own step, and a head that has not
-# learned anything yet says nothing useful. A new head and 20 tokens to the reward: this lesson takes `lam = 1`.
+# learned anything yet says nothing useful. A new head, and a few tokens to the reward: this lesson takes `lam = 1`.
 
-# %% [markdown] id="gae-read" lang="zh" of="3f7b5fd2"
-# 只有最后一个 token 有奖励。`lam = 1` 时，每个 token 得到的是最终奖励与该处预期的全部差值；`lam = 0` 时，每个 token 只看到自己这一步上预期的变化，而一个还没学会什么的价值头给不出有用的信息。价值头是新的，离奖励又有二十来个 token，所以本课取 `lam = 1`。
+# %% [markdown] id="gae-read" lang="zh" of="c72fd763"
+# 只有最后一个 token 有奖励。`lam = 1` 时，每个 token 得到的是最终奖励与该处预期的全部差值；`lam = 0` 时，每个 token 只看到自己这一步上预期的变化，而一个还没学会什么的价值头给不出有用的信息。价值头是新的，离奖励只有几个 token，所以本课取 `lam = 1`。
 
 # %% [markdown] id="train-why"
 # ## The same budget for all
@@ -587,11 +593,11 @@ ppo_args = ppo.PPOConfig(
     cliprange=0.2,
     lam=1.0,
     reward_weights=reward_weights,
-    logging_steps=2 * max(1, batches // 8),
+    logging_steps=2 * max(1, batches // 6),
     **rollouts,
 )
 policy_model = get_peft_model(load_model("runs/11_ppo_grpo/start"), peft_config)
-trainer = ppo.PPOTrainer(policy_model, ppo_args, [exact, right_fields], train_dataset, tokenizer)
+trainer = ppo.PPOTrainer(policy_model, ppo_args, [exact, valid], train_dataset, tokenizer)
 started = time.perf_counter()
 trainer.train()
 seconds["PPO"], logs["PPO"], steps["PPO"] = time.perf_counter() - started, trainer.state.log_history, 2 * batches
@@ -613,12 +619,12 @@ rloo_args = RLOOConfig(
     output_dir="runs/11_ppo_grpo/rloo",
     max_steps=batches,
     reward_weights=reward_weights,
-    logging_steps=max(1, batches // 8),
+    logging_steps=max(1, batches // 6),
     **grouped,
 )
 rloo = RLOOTrainer(
     load_model("runs/11_ppo_grpo/start"),
-    [exact, right_fields],
+    [exact, valid],
     rloo_args,
     train_dataset,
     processing_class=tokenizer,
@@ -633,12 +639,12 @@ grpo_args = GRPOConfig(
     max_steps=batches,
     reward_weights=reward_weights,
     loss_type="grpo",
-    logging_steps=max(1, batches // 8),
+    logging_steps=max(1, batches // 6),
     **grouped,
 )
 grpo = GRPOTrainer(
     load_model("runs/11_ppo_grpo/start"),
-    [exact, right_fields],
+    [exact, valid],
     grpo_args,
     train_dataset,
     processing_class=tokenizer,
@@ -660,7 +666,7 @@ grpo.save_model("runs/11_ppo_grpo/adapter")
 
 # %% id="curves"
 pictures = {
-    "Do exact orders rise?": ("rewards/exact/mean",),
+    "Do exact answers rise?": ("rewards/exact/mean",),
     "How far from the start?\nKL, nats per token": ("kl",),
     "Do answers grow? tokens": ("length", "completions/mean_length"),
     "Does it still explore?\nentropy, nats": ("entropy",),
@@ -699,14 +705,20 @@ plt.show()
 shares = {label: exact_share(texts) for label, texts in replies.items()}
 fig, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
 plots.plot_scores(shares, len(held_out), ax)
-ax.set(title=f"Exact orders on {len(held_out)} held-out messages", ylabel="exact, %")
+ax.set(title=f"Exact answers to {len(held_out)} held-out messages", ylabel="exact, %")
 plt.show()
 late_kl = {method: curve(log, ("kl",))[-1] for method, log in logs.items()}
-print(f"{'':<6}{'exact':>7}{'95% interval':>15}{'completions':>13}{'steps':>7}{'seconds':>9}{'last KL':>9}")
+print(
+    f"{'':<6}{'exact':>7}{'95% interval':>15}{'points':>8}{'completions':>13}{'steps':>7}{'seconds':>9}{'last KL':>9}"
+)
 for method in logs:
     low, high = evaluate.interval(shares[method], len(held_out))
-    row = f"{shares[method]:>7.0%}{f'{low:.0%} to {high:.0%}':>15}{batches * batch_size:>13}{steps[method]:>7}"
-    print(f"{method:<6}{row}{seconds[method]:>9.0f}{late_kl[method]:>9.2f}")
+    row = f"{shares[method]:>7.0%}{f'{low:.0%} to {high:.0%}':>15}{100 * (shares[method] - start_share):>+8.0f}"
+    row += f"{batches * batch_size:>13}{steps[method]:>7}{seconds[method]:>9.0f}{late_kl[method]:>9.2f}"
+    print(f"{method:<6}{row}")
+_, start_high = evaluate.interval(start_share, len(held_out))
+risen = [m for m in logs if evaluate.interval(shares[m], len(held_out))[0] > start_high]
+print("interval above that of the model after SFT:", ", ".join(risen) or "none of them")
 
 # %% [markdown] id="samples-why"
 # Read them, also the wrong ones:
@@ -715,7 +727,7 @@ for method in logs:
 # 读一读，错的也读：
 
 # %% id="samples"
-before, after = replies["after\nshort SFT"], replies["GRPO"]
+before, after = replies["after\nSFT"], replies["GRPO"]
 kinds = {"repaired": (0, 1), "still wrong": (0, 0), "broken": (1, 0)}
 right_before, right_after = (
     [text == a for text, a in zip(x, held_out["answer"], strict=True)] for x in (before, after)
@@ -727,7 +739,7 @@ for kind, (was, now) in kinds.items():
         print(
             f"  {held_out[k]['prompt'][0]['content'].splitlines()[1]}\n    before: {before[k]}\n    after:  {after[k]}"
         )
-if shares["GRPO"] > shares["after\nshort SFT"]:
+if shares["GRPO"] > shares["after\nSFT"]:
     print("\nThe checker never showed the model an answer; it only said how good each attempt was.")
 
 # %% [markdown] id="when"
@@ -759,8 +771,8 @@ parts = score(few, texts).view(2, -1, num_generations)
 shown = parts.sum(0).std(1).argmax().item()
 
 
-def draw(exact_weight, fields_weight, beta, divide_by_std):
-    rewards = exact_weight * parts[0, shown] + fields_weight * parts[1, shown]
+def draw(exact_weight, valid_weight, beta, divide_by_std):
+    rewards = exact_weight * parts[0, shown] + valid_weight * parts[1, shown]
     advantages = rewards - beta * kl[shown] - (rewards - beta * kl[shown]).mean()
     if divide_by_std:
         advantages = advantages / (advantages.std() + 1e-4)
@@ -775,29 +787,28 @@ def draw(exact_weight, fields_weight, beta, divide_by_std):
 
 
 experiment.show(
-    draw, exact_weight=(0.0, 2.0, 0.25), fields_weight=(0.0, 2.0, 0.25), beta=(0.0, 1.0, 0.02), divide_by_std=True
+    draw, exact_weight=(0.0, 2.0, 0.25), valid_weight=(0.0, 2.0, 0.25), beta=(0.0, 1.0, 0.02), divide_by_std=True
 )
 
 # %% [markdown] id="break-why"
 # ## What goes wrong: a reward that can be cheated
-# The model that GRPO trained goes on training. Tokens cost money, so somebody now pays for *valid and short*: JSON of the
-# right shape scores, the shorter the better. Whether it says what the customer ordered is forgotten. `exact` runs along with weight 0: it pays nothing, and its curve shows
-# what the reward costs. **Predict before you run:** how many held-out orders will still be exact?
+# The model that GRPO trained goes on training. Tokens cost money, so somebody now pays for *valid and short*: a time or
+# `null`, the shorter the better. Whether it is what the customer said is forgotten. `exact` runs along with weight 0: it
+# pays nothing, and its curve shows what the reward costs. **Predict before you run:** how many held-out answers will still
+# be exact?
 
-
-# %% [markdown] id="break-why" lang="zh" of="fba4db3d"
+# %% [markdown] id="break-why" lang="zh" of="686f271a"
 # ## 故意出错：一个有空子可钻的奖励
-# GRPO 训练好的模型继续训练。token 要花钱，于是这次有人按*有效且短*付分：格式正确的 JSON 就给分，越短越多，却忘了检查写的是不是顾客点的东西。`exact` 以权重 0 一起记录：不付分，但它的曲线会显示这个奖励的代价。**先预测，再运行：** 留出的订单里，还有多少完全正确？
-
+# GRPO 训练好的模型继续训练。token 要花钱，于是这次有人按*有效且短*付分：只要是时间或 `null` 就给分，越短越多，却忘了检查是不是顾客说的时间。`exact` 以权重 0 一起记录：不付分，但它的曲线会显示这个奖励的代价。**先预测，再运行：** 留出消息的回答里，还有多少完全正确？
 
 # %% id="predict-hack"
-guess_hacked = 20  # your guess: exact orders afterwards, in percent
+guess_hacked = 20  # your guess: exact answers afterwards, in percent
 
 
 # %% id="break-train"
 def valid_and_short(completions, **columns):
     texts = [completion[0]["content"] for completion in completions]
-    return [max(0.0, 1 - len(text) / 100) if fields(text) else 0.0 for text in texts]
+    return [form * (1 - len(text) / 10) for form, text in zip(valid(completions), texts, strict=True)]
 
 
 hack_args = GRPOConfig(
@@ -805,7 +816,7 @@ hack_args = GRPOConfig(
     max_steps=side_batches,
     reward_weights=[1.0, 0.0],
     loss_type="grpo",
-    logging_steps=max(1, side_batches // 5),
+    logging_steps=max(1, side_batches // 4),
     **grouped,
 )
 set_seed(seed)
@@ -833,7 +844,7 @@ ax.set(
 ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 ax.grid(alpha=0.3)
 plt.show()
-print(f"paid: {paid[0]:.2f} -> {paid[-1]:.2f}; exact on held-out orders: {shares['GRPO']:.0%} -> {hacked_right:.0%}")
+print(f"paid: {paid[0]:.2f} -> {paid[-1]:.2f}; exact on held-out messages: {shares['GRPO']:.0%} -> {hacked_right:.0%}")
 print(f"you predicted {guess_hacked}%, measured {hacked_right:.0%}")
 for row, text in zip(held_out.select(range(4)), replies["hacked"], strict=False):
     print(f"\n{row['prompt'][0]['content'].splitlines()[1]}\n  {text}")
@@ -913,11 +924,11 @@ judged_args = GRPOConfig(
     max_steps=side_batches,
     reward_weights=[1.0, 0.0, 0.0],
     loss_type="grpo",
-    logging_steps=max(1, side_batches // 5),
-    **grouped,
+    logging_steps=max(1, side_batches // 4),
+    **grouped | {"max_completion_length": 4 * max_completion_length},  # a sentence
 )
 base = load_model(model_path)
-judged_before = answers(base, questions["prompt"])
+judged_before = answers(base, questions["prompt"], 4 * max_completion_length)
 judged = GRPOTrainer(
     base,
     [judge, is_right, says_in_short],
@@ -927,7 +938,7 @@ judged = GRPOTrainer(
     peft_config=peft_config,
 )
 judged_log, _ = train(judged)
-judged_after = answers(judged.model, questions["prompt"])
+judged_after = answers(judged.model, questions["prompt"], 4 * max_completion_length)
 
 # %% id="judge-cost"
 said = [[[{"content": text}] for text in texts] for texts in (judged_before, judged_after)]
@@ -1116,14 +1127,14 @@ checks.check_kl_estimate(kl_estimate)
 outcomes = {
     "pass_at_1": pass_at_1,
     "pass_at_8": pass_at_8,
-    "exact_prompted": prompted_share,
+    "exact_prompted": exact_share(prompted),
     "exact_before": start_share,
     "exact_ppo": shares["PPO"],
     "exact_rloo": shares["RLOO"],
     "exact_grpo": shares["GRPO"],
     "grpo_gain": shares["GRPO"] - start_share,
     "largest_kl": max(late_kl.values()),
-    "own_loop_gain": own_curve[-1][1] - own_curve[0][1],
+    "own_loop_gain": own_curve[-1][0] - own_curve[0][0],
     "hacked_paid": paid[-1] - paid[0],
     "hacked_right": hacked_right,
     "judged_right": facts_after,
@@ -1140,7 +1151,7 @@ if PROFILE != "smoke":
 course.record(outcomes, bands)
 
 # %% [markdown] id="next"
-# **You keep** `runs/11_ppo_grpo/adapter`, which writes orders on top of `runs/11_ppo_grpo/start`.
+# **You keep** `runs/11_ppo_grpo/adapter`, which answers with pick-up times on top of `runs/11_ppo_grpo/start`.
 #
 # **On your GPU:** `PROFILE = "t4"` or `"a24g"` bring a bigger model and their own learning rate; nobody has measured them yet.
 # A bigger model may need no SFT at all: look at pass@1 and pass@8 first.
@@ -1149,8 +1160,8 @@ course.record(outcomes, bands)
 # judge of lesson 10 in place of a function. Next: [12 · DPO](12_dpo.ipynb), which needs neither a reward nor
 # completions written during training.
 
-# %% [markdown] id="next" lang="zh" of="bdb4e0a1"
-# **留下的文件：** `runs/11_ppo_grpo/adapter`，配合 `runs/11_ppo_grpo/start` 使用，能把订单写成 JSON。
+# %% [markdown] id="next" lang="zh" of="d538fac3"
+# **留下的文件：** `runs/11_ppo_grpo/adapter`，配合 `runs/11_ppo_grpo/start` 使用，回答取货时间。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"` 会换成更大的模型和各自的学习率，目前还没有人测过。更大的模型也许根本不需要 SFT：先看 pass@1 和 pass@8。
 #
