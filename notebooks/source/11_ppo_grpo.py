@@ -95,9 +95,9 @@ seed = 0
 # %% id="profile"
 profiles = {  # model, learning rate, SFT steps, batches of completions, of a side run, completions each, messages, tokens
     "smoke": ("smollm2-135m", 3e-4, 1, 1, 1, 8, 4, 6),
-    "cpu": ("smollm2-135m", 3e-4, 16, 12, 8, 32, 120, 8),
-    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 1e-4, 16, 12, 8, 32, 120, 8),
-    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 3e-5, 16, 12, 8, 32, 120, 8),
+    "cpu": ("smollm2-135m", 3e-4, 16, 10, 8, 32, 120, 8),
+    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 1e-4, 16, 10, 8, 32, 120, 8),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 3e-5, 16, 10, 8, 32, 120, 8),
 }
 default_model, default_rate, sft_steps, batches, side_batches, batch_size, asked, max_completion_length = profiles[
     PROFILE
@@ -260,8 +260,14 @@ start_share = exact_share(replies["after\nSFT"])
 for label, texts in replies.items():
     low, high = evaluate.interval(exact_share(texts), len(texts))
     print(f"{label.replace(chr(10), ' '):<30} exact {exact_share(texts):.0%} (95% interval {low:.0%} to {high:.0%})")
+taught = [row["completion"][0]["content"] for row in demonstrations if row["answer"] != "null"]
+wrote = [text for text, right in zip(replies["after\nSFT"], held_out["answer"], strict=True) if right != "null"]
+print("\nnull although the message states a time:", end=" ")
+print(
+    f"{taught.count('null') / len(taught):.0%} of the demonstrations, {wrote.count('null') / len(wrote):.0%} of answers"
+)
 for row, text in zip(held_out.select(range(4)), replies["after\nSFT"], strict=False):
-    print(f"\n{row['prompt'][0]['content'].splitlines()[1]}\n  right: {row['answer']}\n  wrote: {text}")
+    print(f"\n{row['prompt'][0]['content'].splitlines()[1]}\n  right: {row['answer']}, wrote: {text}")
 
 # %% [markdown] id="headroom-why"
 # ## Is there head-room?
@@ -309,8 +315,8 @@ def score(rows, texts):
 
 
 # %% id="answer-headroom"
-some = held_out.select(range(min(16, asked)))
-_, texts = sample(start, some)
+some = held_out.select(range(min(24, asked)))
+start_batch, texts = sample(start, some)
 scores = score(some, texts).view(2, -1, num_generations)  # (rewards, messages, completions)
 pass_at_1, pass_at_8 = scores[0].mean().item(), scores[0].amax(1).mean().item()
 print(f"pass@1 {pass_at_1:.0%}, pass@{num_generations} {pass_at_8:.0%} of {len(some)} messages")
@@ -743,42 +749,41 @@ if shares["GRPO"] > shares["after\nSFT"]:
     print("\nThe checker never showed the model an answer; it only said how good each attempt was.")
 
 # %% [markdown] id="when"
-# Here the right JSON is known, so more SFT on it, as in lesson 03, would have been the plain choice. A reward is for tasks
-# in which a result can be *checked* but nobody wrote it down: code with tests, a proof, a game.
+# Here the right times are known, so SFT on clean demonstrations, as in lesson 03, would have been the plain choice. A
+# reward is for tasks in which a result can be *checked* but nobody wrote it down: code with tests, a proof, a game.
 
-# %% [markdown] id="when" lang="zh" of="65698978"
-# 这里的正确 JSON 是已知的，所以像第 03 课那样继续做 SFT 才是直接的办法。奖励适用于结果可以*检查*、却没有人写下答案的任务：带测试的代码、证明、游戏。
+# %% [markdown] id="when" lang="zh" of="37b3cd75"
+# 这里的正确时间是已知的，所以像第 03 课那样在干净的示范上做 SFT 才是直接的办法。奖励适用于结果可以*检查*、却没有人写下答案的任务：带测试的代码、证明、游戏。
 
 # %% [markdown] id="experiment-why"
 # ## Experiment
-# A new group of eight completions, written by the model that GRPO trained. What would each of them be worth with other
-# reward weights, another `beta`, without dividing by the standard deviation? The price of KL is taken from the reward
-# here, as RLOO and PPO do. Try: both weights 0; `beta` = 1; `exact` alone.
+# The eight completions from above once more. What is each of them worth with other reward weights, another `beta`, without
+# dividing by the standard deviation? The price of KL is taken from the reward here, as RLOO and PPO do: the middle picture
+# shows how much likelier the model that GRPO trained writes each completion than the start does. Try: `valid` alone;
+# both weights 0; `beta` = 1.
 
-# %% [markdown] id="experiment-why" lang="zh" of="ebc9a299"
+# %% [markdown] id="experiment-why" lang="zh" of="f2f486b6"
 # ## 动手试一试
-# 由 GRPO 训练后的模型新写的一组八个回答。换一组奖励权重、换一个 `beta`、不除以标准差，每个回答各值多少？这里像 RLOO 和 PPO 那样，把 KL 的代价从奖励里扣除。试试：两个权重都设为 0；`beta` = 1；只留 `exact`。
+# 还是上面那八个回答。换一组奖励权重、换一个 `beta`、不除以标准差，每个回答各值多少？这里像 RLOO 和 PPO 那样，把 KL 的代价从奖励里扣除：中间的图是 GRPO 训练后的模型写出每个回答的对数概率比起点高多少。试试：只留 `valid`；两个权重都设为 0；`beta` = 1。
 
 # %% id="experiment"
-few = some.select(range(min(4, asked)))
-batch, texts = sample(grpo.model, few)
+rows = slice(chosen * num_generations, (chosen + 1) * num_generations)
+shown = {name: part[rows] for name, part in start_batch.items()}
 with torch.no_grad():
-    moved = token_log_probabilities(grpo.model, batch)
+    moved = token_log_probabilities(grpo.model, shown)
     with grpo.model.disable_adapter():
-        moved -= token_log_probabilities(grpo.model, batch)
-kl = (moved * batch["completion_mask"]).sum(1).view(-1, num_generations).cpu()  # nats per completion
-parts = score(few, texts).view(2, -1, num_generations)
-shown = parts.sum(0).std(1).argmax().item()
+        moved -= token_log_probabilities(grpo.model, shown)
+log_ratio = (moved * shown["completion_mask"]).sum(1).cpu()  # nats per completion
 
 
 def draw(exact_weight, valid_weight, beta, divide_by_std):
-    rewards = exact_weight * parts[0, shown] + valid_weight * parts[1, shown]
-    advantages = rewards - beta * kl[shown] - (rewards - beta * kl[shown]).mean()
+    rewards = exact_weight * group_scores[0] + valid_weight * group_scores[1]
+    advantages = rewards - beta * log_ratio - (rewards - beta * log_ratio).mean()
     if divide_by_std:
         advantages = advantages / (advantages.std() + 1e-4)
-    fig, axes = plt.subplots(1, 3, figsize=(8.5, 2.4), layout="constrained")
-    values = {"reward, weighted": rewards, "KL of the completion, nats": kl[shown], "advantage": advantages}
-    for ax, (title, bars) in zip(axes, values.items(), strict=True):
+    fig, axes = plt.subplots(1, 3, figsize=(8.5, 2.6), layout="constrained")
+    titles = ("How good?\nreward, weighted", "How far from the start?\nlog ratio, nats", "How is it pushed?\nadvantage")
+    for ax, title, bars in zip(axes, titles, (rewards, log_ratio, advantages), strict=True):
         ax.bar(range(1, len(bars) + 1), bars, color="#4c956c")
         ax.axhline(0, color="#555", linewidth=0.8)
         ax.set_title(title, fontsize=9)
@@ -786,6 +791,8 @@ def draw(exact_weight, valid_weight, beta, divide_by_std):
     plt.show()
 
 
+for number, text in enumerate(group_texts, start=1):
+    print(f"{number}: {text}", end="   ")
 experiment.show(
     draw, exact_weight=(0.0, 2.0, 0.25), valid_weight=(0.0, 2.0, 0.25), beta=(0.0, 1.0, 0.02), divide_by_std=True
 )
@@ -808,7 +815,7 @@ guess_hacked = 20  # your guess: exact answers afterwards, in percent
 # %% id="break-train"
 def valid_and_short(completions, **columns):
     texts = [completion[0]["content"] for completion in completions]
-    return [form * (1 - len(text) / 10) for form, text in zip(valid(completions), texts, strict=True)]
+    return [form * (1 - len(text) / 8) for form, text in zip(valid(completions), texts, strict=True)]
 
 
 hack_args = GRPOConfig(
