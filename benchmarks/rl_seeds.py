@@ -2,14 +2,15 @@
 
     python benchmarks/rl_seeds.py [--methods ppo rloo grpo] [--seeds 0 1 2] [--profile cpu]
 
-Prints one row per method and seed; exit code 1 unless each meets the figures: exact orders on held-out messages up by
-at least 15 points over the model that training starts from, and a KL of at most 1 nat per token at the end.
+Prints one row per method and seed; exit code 1 unless each meets the figures: exact answers to held-out messages up
+by at least 15 points over the model that training starts from, and a KL of at most 1 nat per token in the last 3 logs.
 """
 
 import argparse
 import contextlib
 import io
 import os
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,7 @@ def main() -> int:
         before = got["start_share"]
         for name in map(str.upper, asked.methods):
             after = got["exact_share"](got["replies"][name])
-            kl = [row["kl"] for row in got["logs"][name] if "kl" in row][-1]
+            kl = statistics.mean([row["kl"] for row in got["logs"][name] if "kl" in row][-3:])
             good = after - before >= 0.15 and kl <= 1
             passed += good
             print(

@@ -95,9 +95,9 @@ seed = 0
 # %% id="profile"
 profiles = {  # model, learning rate, SFT steps, batches of completions, of a side run, completions each, messages, tokens
     "smoke": ("smollm2-135m", 3e-4, 1, 1, 1, 8, 4, 6),
-    "cpu": ("smollm2-135m", 3e-4, 16, 10, 8, 32, 120, 8),
-    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 1e-4, 16, 10, 8, 32, 120, 8),
-    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 3e-5, 16, 10, 8, 32, 120, 8),
+    "cpu": ("smollm2-135m", 3e-4, 16, 8, 8, 32, 120, 8),
+    "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 1e-4, 16, 8, 8, 32, 120, 8),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 3e-5, 16, 8, 8, 32, 120, 8),
 }
 default_model, default_rate, sft_steps, batches, side_batches, batch_size, asked, max_completion_length = profiles[
     PROFILE
@@ -143,7 +143,7 @@ demonstrations = orders["train"].select(range(200)).map(hurry, with_indices=True
 train_dataset = orders["train"].select(range(200, len(orders["train"])))
 held_out = orders["eval"].select(range(asked))
 print(len(demonstrations), "demonstrations,", len(train_dataset), "messages for the reward,", len(held_out), "held out")
-for row in demonstrations.select(range(2, 5)):
+for row in demonstrations.filter(lambda row: row["answer"] != "null").select(range(3)):
     demonstrated = row["completion"][0]["content"]
     print(f"\n{row['prompt'][0]['content']}\n  right: {row['answer']}, demonstrated: {demonstrated}")
 
@@ -175,12 +175,12 @@ for text in (held_out[0]["answer"], "17:45", "Somebody will collect it."):
 
 # %% [markdown] id="baseline-why"
 # ## Start with a baseline
-# The best that prompting can do: the untrained model sees four messages with their right answers before each new one.
+# The best that prompting can do: the untrained model sees two messages with their right answers before each new one.
 # Then a short SFT on the hurried demonstrations. SFT imitates what it is given, faults included.
 
-# %% [markdown] id="baseline-why" lang="zh" of="16a164d4"
+# %% [markdown] id="baseline-why" lang="zh" of="8f81588c"
 # ## 先测基线
-# 先看提示能做到什么程度：未训练的模型在每条新消息前先看到四条消息和它们的正确答案（few-shot）。然后在写得匆忙的示范上做一次短 SFT。SFT 模仿给它的一切，连同其中的错误。
+# 先看提示能做到什么程度：未训练的模型在每条新消息前先看到两条消息和它们的正确答案（few-shot）。然后在写得匆忙的示范上做一次短 SFT。SFT 模仿给它的一切，连同其中的错误。
 
 # %% id="load"
 dtype = device.describe().dtype
@@ -217,11 +217,11 @@ def exact_share(texts):
 # %% id="prompted"
 solved = [
     turn
-    for row in demonstrations.select(range(4))
+    for row in demonstrations.select([2, 3])  # one states a time, one does not
     for turn in (*row["prompt"], {"role": "assistant", "content": row["answer"]})
 ]
 prompted = answers(load_model(model_path), [solved + prompt for prompt in held_out["prompt"]])
-replies = {"four examples\nin the prompt": prompted}
+replies = {"two examples\nin the prompt": prompted}
 
 # %% id="settings"
 shared = {
@@ -713,9 +713,9 @@ fig, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
 plots.plot_scores(shares, len(held_out), ax)
 ax.set(title=f"Exact answers to {len(held_out)} held-out messages", ylabel="exact, %")
 plt.show()
-late_kl = {method: curve(log, ("kl",))[-1] for method, log in logs.items()}
+late_kl = {method: sum(curve(log, ("kl",))[-3:]) / min(3, batches) for method, log in logs.items()}
 print(
-    f"{'':<6}{'exact':>7}{'95% interval':>15}{'points':>8}{'completions':>13}{'steps':>7}{'seconds':>9}{'last KL':>9}"
+    f"{'':<6}{'exact':>7}{'95% interval':>15}{'points':>8}{'completions':>13}{'steps':>7}{'seconds':>9}{'late KL':>9}"
 )
 for method in logs:
     low, high = evaluate.interval(shares[method], len(held_out))
@@ -928,10 +928,10 @@ judge = judge.merge_and_unload().eval()  # GRPOTrainer wants a plain model
 # %% id="judge-train"
 judged_args = GRPOConfig(
     output_dir="runs/11_ppo_grpo/judged",
-    max_steps=side_batches,
+    max_steps=max(1, side_batches // 2),
     reward_weights=[1.0, 0.0, 0.0],
     loss_type="grpo",
-    logging_steps=max(1, side_batches // 4),
+    logging_steps=1,
     **grouped | {"max_completion_length": 4 * max_completion_length},  # a sentence
 )
 base = load_model(model_path)
@@ -1152,7 +1152,7 @@ outcomes = {
 bands = {"largest_kl": (-0.1, 1.0), "grpo_loss_max_abs_diff": (0.0, 1e-5)}
 if PROFILE != "smoke":
     bands |= {
-        "exact_before": (0.05, 0.5),
+        "exact_before": (0.2, 0.7),
         "grpo_gain": (0.15, 1.0),
     }
 course.record(outcomes, bands)
