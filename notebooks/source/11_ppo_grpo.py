@@ -116,12 +116,12 @@ plt.show()
 # The messages of lesson 03, and one field of the order: answer with the pick-up time, or with `null` if the message does
 # not state one. A few tokens an answer, so that a CPU can write hundreds of them. 200 messages come with a demonstration and
 # start the model off (SFT), but the demonstrations were written in a hurry: two of three say `null` whatever the message
-# says. The other training messages have no answer that the model ever sees: only the reward looks at it. The held-out
+# says. (We planted this fault, so that there is something to repair.) The other training messages have no answer that the model ever sees: only the reward looks at it. The held-out
 # messages use sentence forms that no training message has.
 
-# %% [markdown] id="data-why" lang="zh" of="563ad4e6"
+# %% [markdown] id="data-why" lang="zh" of="1a89e841"
 # ## 任务：几点来取？
-# 还是第 03 课的消息，只问订单的一个字段：回答取货时间，消息里没说就回答 `null`。每个回答只有几个 token，CPU 上也写得起几百个。200 条消息带着示范答案，用来让模型入门（SFT），但示范写得匆忙：三条里有两条不管消息说了什么都写 `null`。其余训练消息的答案模型从来看不到，只有奖励函数会去核对。留出的消息所用的句式，训练消息里都没有出现过。数据是英文的：内置的小模型只会英文。
+# 还是第 03 课的消息，只问订单的一个字段：回答取货时间，消息里没说就回答 `null`。每个回答只有几个 token，CPU 上也写得起几百个。200 条消息带着示范答案，用来让模型入门（SFT），但示范写得匆忙：三条里有两条不管消息说了什么都写 `null`（这个错误是我们故意埋下的，好让奖励有东西可修）。其余训练消息的答案模型从来看不到，只有奖励函数会去核对。留出的消息所用的句式，训练消息里都没有出现过。数据是英文的：内置的小模型只会英文。
 
 # %% id="data"
 question = "Pick-up time? Answer with the time or null."
@@ -175,10 +175,10 @@ for text in (held_out[0]["answer"], "17:45", "Somebody will collect it."):
 
 # %% [markdown] id="baseline-why"
 # ## Start with a baseline
-# The best that prompting can do: the untrained model sees two messages with their right answers before each new one.
+# What prompting can do: the untrained model sees two messages with their right answers before each new one.
 # Then a short SFT on the hurried demonstrations. SFT imitates what it is given, faults included.
 
-# %% [markdown] id="baseline-why" lang="zh" of="8f81588c"
+# %% [markdown] id="baseline-why" lang="zh" of="6817fd75"
 # ## 先测基线
 # 先看提示能做到什么程度：未训练的模型在每条新消息前先看到两条消息和它们的正确答案（few-shot）。然后在写得匆忙的示范上做一次短 SFT。SFT 模仿给它的一切，连同其中的错误。
 
@@ -386,20 +386,20 @@ for method, values in advantages.items():
     print(f"{method:<10}", *(f"{value:>6.2f}" for value in values), f"   sum {values.sum():.2f}")
 
 # %% [markdown] id="ladder-read"
-# Without a baseline no completion is ever pushed down, wrong ones included; what is learned is only that better ones are
-# pushed up *more*, and that needs many samples. With a baseline the advantages of a group add up to zero.
+# These rewards are never negative, so without a baseline no completion is pushed down, wrong ones included; what is
+# learned is only that better ones are pushed up *more*, and that needs many samples. With a baseline the advantages of a group add up to zero.
 
-# %% [markdown] id="ladder-read" lang="zh" of="df55a3dd"
-# 没有基线时，没有回答会被压低，错的也不会；能学到的只是好回答被推得*更多*，这需要大量样本才显得出来。有了基线，一组优势之和为零。
+# %% [markdown] id="ladder-read" lang="zh" of="0077da9d"
+# 这些奖励都不是负数，所以没有基线时，没有回答会被压低，错的也不会；能学到的只是好回答被推得*更多*，这需要大量样本才显得出来。有了基线，一组优势之和为零。
 
 # %% [markdown] id="loss-why"
-# ### Ten lines: GRPO's loss
+# ### GRPO's loss in a few lines
 # The *ratio* says how much likelier a token has become since it was written. It is *clipped*: beyond 20% there is nothing
 # more to gain, so that one batch cannot pull the model far. And every token pays `beta` for its distance from the
 # reference, the model without its adapter.
 
-# %% [markdown] id="loss-why" lang="zh" of="f80db617"
-# ### 十行代码：GRPO 的损失
+# %% [markdown] id="loss-why" lang="zh" of="30ca71c5"
+# ### 几行代码：GRPO 的损失
 # *比率*是一个 token 现在的概率与写下它时的概率之比。它会被*截断*：超过 20% 就不再有收益，所以一批数据不会把模型拉走太远。每个 token 还要为它与参考模型（去掉适配器的模型）的距离付出 `beta`。
 
 
@@ -571,14 +571,15 @@ for lam in (1.0, 0.5, 0.0):
 
 # %% [markdown] id="train-why"
 # ## The same budget for all
-# PPO, RLOO and GRPO get the same number of completions, the same adapter, learning rate and `beta`. Two things differ and
+# PPO, RLOO and GRPO get the same number of completions, the same adapter, learning rate and `beta`, none of them tuned
+# for one method. Two things differ and
 # cannot be made equal: PPO takes two optimizer steps per batch (its clip would never act otherwise), and `beta` is paid per
 # token by PPO and GRPO, per completion by RLOO. On a CPU, the fast paths compute a prefix that the rows of a batch share
 # once: numerically equivalent, only faster.
 
-# %% [markdown] id="train-why" lang="zh" of="04a5d61e"
+# %% [markdown] id="train-why" lang="zh" of="8341a87f"
 # ## 预算相同
-# PPO、RLOO 和 GRPO 的回答总数、适配器、学习率和 `beta` 都相同。有两点不同，也没法拉平：PPO 每批更新两步（否则它的截断从不生效）；`beta` 在 PPO 和 GRPO 里按 token 付，在 RLOO 里按整个回答付。在 CPU 上，快速路径对同一批里共有的前缀只计算一次：数值上等价，只是更快。
+# PPO、RLOO 和 GRPO 的回答总数、适配器、学习率和 `beta` 都相同，没有为哪一种方法单独调过。有两点不同，也没法拉平：PPO 每批更新两步（否则它的截断从不生效）；`beta` 在 PPO 和 GRPO 里按 token 付，在 RLOO 里按整个回答付。在 CPU 上，快速路径对同一批里共有的前缀只计算一次：数值上等价，只是更快。
 
 # %% id="budget"
 logs, seconds, steps = {}, {}, {}
