@@ -571,18 +571,17 @@ for lam in (1.0, 0.5, 0.0):
 
 # %% [markdown] id="train-why"
 # ## The same budget for all
-# PPO, RLOO and GRPO get the same number of completions, the same adapter, learning rate and `beta`, none of them tuned
-# for one method. Two things differ and
-# cannot be made equal: PPO takes two optimizer steps per batch (its clip would never act otherwise), and `beta` is paid per
-# token by PPO and GRPO, per completion by RLOO. On a CPU, the fast paths compute a prefix that the rows of a batch share
-# once: numerically equivalent, only faster.
+# PPO, RLOO and GRPO get the same number of completions and of optimizer steps, one per batch, so that no clip acts; the
+# same adapter, learning rate and `beta`, none of them tuned for one method. What differs: PPO answers as many messages as
+# RLOO and GRPO write completions, each once; and `beta` is paid per token by PPO and GRPO, per completion by RLOO. On a CPU,
+# the fast paths compute a prefix that the rows of a batch share once: numerically equivalent, only faster.
 
-# %% [markdown] id="train-why" lang="zh" of="8341a87f"
+# %% [markdown] id="train-why" lang="zh" of="cce4ee42"
 # ## 预算相同
-# PPO、RLOO 和 GRPO 的回答总数、适配器、学习率和 `beta` 都相同，没有为哪一种方法单独调过。有两点不同，也没法拉平：PPO 每批更新两步（否则它的截断从不生效）；`beta` 在 PPO 和 GRPO 里按 token 付，在 RLOO 里按整个回答付。在 CPU 上，快速路径对同一批里共有的前缀只计算一次：数值上等价，只是更快。
+# PPO、RLOO 和 GRPO 的回答总数和更新步数都相同，每批只更新一步，所以谁的截断都不生效；适配器、学习率和 `beta` 也相同，没有为哪一种方法单独调过。不同的是：RLOO 和 GRPO 写多少个回答，PPO 就回答多少条消息，每条一次；`beta` 在 PPO 和 GRPO 里按 token 付，在 RLOO 里按整个回答付。在 CPU 上，快速路径对同一批里共有的前缀只计算一次：数值上等价，只是更快。
 
 # %% id="budget"
-logs, seconds, steps = {}, {}, {}
+logs, seconds = {}, {}
 rollouts = shared | {
     "per_device_train_batch_size": batch_size,  # completions
     "max_completion_length": max_completion_length,
@@ -594,20 +593,20 @@ rollouts = shared | {
 # %% id="ppo-train"
 ppo_args = ppo.PPOConfig(
     output_dir="runs/11_ppo_grpo/ppo",
-    max_steps=2 * batches,
-    num_ppo_epochs=2,  # optimizer steps per batch of completions
+    max_steps=batches,
+    num_ppo_epochs=1,  # optimizer steps per batch of completions, as for the others
     kl_coef=beta,
     cliprange=0.2,
     lam=1.0,
     reward_weights=reward_weights,
-    logging_steps=2 * max(1, batches // 6),
+    logging_steps=max(1, batches // 6),
     **rollouts,
 )
 policy_model = get_peft_model(load_model("runs/11_ppo_grpo/start"), peft_config)
 trainer = ppo.PPOTrainer(policy_model, ppo_args, [exact, valid], train_dataset, tokenizer)
 started = time.perf_counter()
 trainer.train()
-seconds["PPO"], logs["PPO"], steps["PPO"] = time.perf_counter() - started, trainer.state.log_history, 2 * batches
+seconds["PPO"], logs["PPO"] = time.perf_counter() - started, trainer.state.log_history
 replies["PPO"] = answers(policy_model, held_out["prompt"])
 
 # %% id="train"
@@ -638,7 +637,7 @@ rloo = RLOOTrainer(
     peft_config=peft_config,
 )
 logs["RLOO"], seconds["RLOO"] = train(rloo)
-steps["RLOO"], replies["RLOO"] = batches, answers(rloo.model, held_out["prompt"])
+replies["RLOO"] = answers(rloo.model, held_out["prompt"])
 
 # %% id="grpo-train"
 grpo_args = GRPOConfig(
@@ -658,7 +657,7 @@ grpo = GRPOTrainer(
     peft_config=peft_config,
 )
 logs["GRPO"], seconds["GRPO"] = train(grpo)
-steps["GRPO"], replies["GRPO"] = batches, answers(grpo.model, held_out["prompt"])
+replies["GRPO"] = answers(grpo.model, held_out["prompt"])
 grpo.save_model("runs/11_ppo_grpo/adapter")
 
 # %% [markdown] id="curves-why"
@@ -721,7 +720,7 @@ print(
 for method in logs:
     low, high = evaluate.interval(shares[method], len(held_out))
     row = f"{shares[method]:>7.0%}{f'{low:.0%} to {high:.0%}':>15}{100 * (shares[method] - start_share):>+8.0f}"
-    row += f"{batches * batch_size:>13}{steps[method]:>7}{seconds[method]:>9.0f}{late_kl[method]:>9.2f}"
+    row += f"{batches * batch_size:>13}{batches:>7}{seconds[method]:>9.0f}{late_kl[method]:>9.2f}"
     print(f"{method:<6}{row}")
 _, start_high = evaluate.interval(start_share, len(held_out))
 risen = [m for m in logs if evaluate.interval(shares[m], len(held_out))[0] > start_high]
