@@ -44,7 +44,7 @@ def clipped_to(gradient: torch.Tensor, max_norm: float) -> torch.Tensor:
 
 def check_accumulated_loss(answer: object) -> Verdict:
     """A function of lists of losses per token and their masks; micro-batches have different shapes."""
-    shapes = [[(3,), (2,)], [(2, 5), (1, 9), (3, 4)], [(4, 4)]]
+    shapes: list[list[tuple[int, ...]]] = [[(3,), (2,)], [(2, 5), (1, 9), (3, 4)], [(4, 4)]]
     cases = [
         ([normal(i, *shape) for i, shape in enumerate(case)], [mask(i, shape) for i, shape in enumerate(case)])
         for case in shapes
