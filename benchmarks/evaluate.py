@@ -73,7 +73,7 @@ def generated(model: Any, tokenizer: Any, examples: list[dict[str, list[int]]]) 
     from ftlab import evaluate, responses
     from ftlab.runs import evaluation
 
-    evaluate.mean_loss(model, examples, tokenizer.pad_token_id)
+    evaluate.mean_token_loss(model, examples, tokenizer.pad_token_id)
     pairs, reader = [responses.split(example) for example in examples], responses.Reader(tokenizer)
     most = max(len(expected) for _, expected in pairs) + evaluation.SPARE
     answers = evaluate.generate_ids(model, tokenizer, [prompt for prompt, _ in pairs], most)

@@ -191,11 +191,11 @@ def perplexity(
 ) -> float:
     """Return exp of the mean loss over the trained tokens of `rows`, as `tokens.encode` marks them."""
     encoded = [example for row in rows for example in tokens.encode(tokenizer, row, cutoff_len=cutoff_len)]
-    return math.exp(mean_loss(model, encoded, tokenizer.pad_token_id, batch_size))
+    return math.exp(mean_token_loss(model, encoded, tokenizer.pad_token_id, batch_size))
 
 
 @torch.inference_mode()
-def mean_loss(
+def mean_token_loss(
     model: PreTrainedModel, examples: Sequence[dict[str, list[int]]], pad_token_id: int, batch_size: int = 8
 ) -> float:
     """Return the mean loss, in nats, over the trained tokens of encoded examples (`input_ids`, `labels`)."""

@@ -126,7 +126,7 @@ def test_a_pass_gives_loss_and_token_accuracy(family):
         prompt, answer = responses.split(example)
         likeliest = logits.argmax(-1)[len(prompt) - 1 :][: len(answer)].tolist()
         assert one.begun == likeliest[: len(one.begun)] and one.begun[:-1] == answer[: len(one.begun) - 1]
-    mean = evaluate.mean_loss(model, given, PAD)
+    mean = evaluate.mean_token_loss(model, given, PAD)
     assert sum(one.loss for one in found) / sum(one.labels for one in found) == pytest.approx(mean, abs=1e-5)
 
 
