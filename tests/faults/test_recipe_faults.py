@@ -81,6 +81,19 @@ def verdict(path: Path) -> str:
         return str(error)
 
 
+def quickly(call):
+    """Return what a call returns, which must take less than a processor second, a hundred times what a good one takes.
+
+    Imports and garbage collection slow one call, an attack that works slows each.
+    """
+    for _ in range(3):
+        before = time.process_time()
+        returned = call()
+        if time.process_time() - before < 1:
+            return returned
+    raise AssertionError("three calls took more than a second each")
+
+
 # The same cases in every run; FTLAB_CASES asks for that many others, drawn anew.
 @settings(
     max_examples=int(CASES or 2000),
@@ -95,10 +108,7 @@ def test_mutated_recipes(tmp_path_factory, text):
     place = tmp_path_factory.getbasetemp()
     path = place / "fuzzed.yaml"
     path.write_text(text, encoding="utf-8", errors="surrogatepass")
-    before = time.process_time()
-    said = verdict(path)
-    # Processor seconds of this process, so that a busy machine does not count; a thousand times what a good one takes.
-    assert time.process_time() - before < 1
+    said = quickly(lambda: verdict(path))
     assert SECRET not in said and len(said.splitlines()) <= 3 and len(said) < 1500
     assert not (Path.cwd() / "canary").exists() and not (place / "canary").exists()
 
@@ -123,9 +133,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 def test_known_attacks_are_refused_at_once(tmp_path, monkeypatch, capsys, text):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "r.yaml").write_text(text)
-    before = time.process_time()
-    assert cli.main(["recipe", "check", "r.yaml"]) == 2
-    assert time.process_time() - before < 1
+    assert quickly(lambda: cli.main(["recipe", "check", "r.yaml"])) == 2
     said = "".join(capsys.readouterr())
     assert "Traceback" not in said and len(said) < 1500 and os.listdir(tmp_path) == ["r.yaml"]
 
