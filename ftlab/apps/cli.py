@@ -275,7 +275,7 @@ def score_recipe(options: argparse.Namespace) -> None:
 
 
 def compare_models(options: argparse.Namespace) -> None:
-    """Let a judge, or whoever sits at the keyboard, pick answers of two models; print and save the result."""
+    """Let a judge, or the user, choose between the answers of two models; print and save the result."""
     with uncollected():
         from ftlab.runs import compare
 

@@ -58,7 +58,7 @@ class Outcome(NamedTuple):
     Attributes:
         ties: equal answers, and pairs that nobody preferred.
         p: how often two equal models differ by at least this much.
-        more: pairs still needed to show this difference in 80% of all tests; None where there is no difference.
+        more: pairs still needed for a power of 80% at this difference; None if there is no difference.
     """
 
     a: int
@@ -148,7 +148,7 @@ def judge(name: str) -> Rater:
     """Return a judge of JUDGES, else a model that is asked which answer is better.
 
     Raises:
-        LabError: there is no such judge, and no such model.
+        LabError: it is the name of neither a judge nor a model.
     """
     if name in JUDGES:
         return JUDGES[name]

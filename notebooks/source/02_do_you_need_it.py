@@ -560,11 +560,11 @@ experiment.show(
 
 # %% [markdown] id="synthetic-why"
 # ## Data from a prompt
-# Where there are no training rows, a model can write some: show it examples, ask for another, and filter what comes. A
+# Without training rows, let a model write some: show it examples, ask for another one, and filter the results. A
 # program checks what can be checked: is the second line valid JSON, does every product and every name in it stand in the
 # message, and is the pair new?
 
-# %% [markdown] id="synthetic-why" lang="zh" of="857f28da"
+# %% [markdown] id="synthetic-why" lang="zh" of="00b217b3"
 # ## 用提示词造数据
 # 没有训练数据时，可以让模型来写：给它看几个例子，请它再写一个，然后筛选。能用程序检查的都检查：第二行是不是合法 JSON，里面的每个商品和名字是否出现在消息里，这一对是不是新的。
 

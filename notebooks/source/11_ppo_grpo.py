@@ -456,9 +456,9 @@ print({field.name: field.default for field in dataclasses.fields(GRPOConfig) if 
 # ### The same as TRL's
 # TRL's trainer computes its loss in `compute_loss`. This subclass computes yours on the same batch and compares. With
 # `num_iterations=3` each batch of completions is used for three optimizer steps: in the first one every ratio is exactly 1,
-# so the clip does nothing; with the default, `num_iterations=1`, there is no other step, and **the clip never acts**.
+# so the clip does nothing. The default, `num_iterations=1`, uses a batch for that step alone: **the clip never acts**.
 
-# %% [markdown] id="parity-why" lang="zh" of="6aa1abfb"
+# %% [markdown] id="parity-why" lang="zh" of="ab9cfab0"
 # ### 与 TRL 的相同
 # TRL 的训练器在 `compute_loss` 里算损失。下面的子类在同一批数据上再用你的函数算一遍并比较。`num_iterations=3` 表示每批回答用来更新三步：第一步时所有比率恰好是 1，截断不起作用；而默认的 `num_iterations=1` 没有第二步，**截断从不生效**。
 
