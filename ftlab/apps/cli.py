@@ -176,8 +176,8 @@ def parser() -> Parser:
     replay.add_argument(
         "--prompts", default="general_en", help="data sets whose prompts are asked; default: %(default)s"
     )
-    replay.add_argument("--max-samples", type=int, default=200, help="prompts to ask; default: %(default)s")
-    replay.add_argument("--max-new-tokens", type=int, default=128, help="longest answer; default: %(default)s")
+    replay.add_argument("--max-samples", type=count, default=200, help="prompts to ask; default: %(default)s")
+    replay.add_argument("--max-new-tokens", type=count, default=128, help="longest answer; default: %(default)s")
     replay.add_argument("--seed", type=int, default=42, help="which prompts are drawn; default: %(default)s")
     show.add_argument("--row", type=int, default=1, help="number of the example, from 1")
     needs = add(verbs, "memory", show_memory, "estimate the memory for training, by component, and whether it fits")

@@ -8,6 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ftlab import manifests
 from ftlab.data.formats import ALPACA_COLUMNS, Columns, Format, format_of, tags_of
 from ftlab.data.messages import OPENAI_TAGS, SHAREGPT_TAGS, Tags
 from ftlab.data.read import SUFFIXES, Row, empty, first, kind, reason, rows, suggestion, unique_keys
@@ -89,6 +90,23 @@ def read_info(dataset_dir: Path) -> dict[str, Any]:
     if not isinstance(info, dict):
         raise fail("data_not_object", where=f"{path}:1", got=kind(info))
     return info
+
+
+def register(name: str, entry: Mapping[str, Any], dataset_dir: Path) -> None:
+    """Add a data set to dataset_info.json, whose other lines stay as they are; nothing is written if it is there.
+
+    Raises:
+        LabError: another data set has this name, or dataset_info.json is not valid JSON.
+    """
+    path = dataset_dir / INFO
+    info = read_info(dataset_dir) if path.is_file() else {}
+    if name in info and info[name] != entry:
+        raise fail("data_name_taken", where=str(dataset_dir), name=name)
+    if name not in info:
+        lines = path.read_text(encoding="utf-8-sig") if info else "{}"
+        head = lines.rstrip().removesuffix("}").rstrip()
+        added = f"{json.dumps(name, ensure_ascii=False)}: {json.dumps(entry, ensure_ascii=False)}"
+        manifests.write_text(path, f"{head}{',' if info else ''}\n  {added}\n}}\n")
 
 
 def entry_of(name: str, dataset_dir: Path) -> Entry:

@@ -4,7 +4,6 @@ One forward pass gives loss and token accuracy, and shows which examples the mod
 generated for the others only, and no further than the figures need them (`greedy.py`).
 """
 
-import random
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -61,7 +60,7 @@ class Result(NamedTuple):
     prompts: dict[str, str] | None = None
 
 
-def score(recipe: Recipe, limit: int | None = None, figures: Sequence[str] = ()) -> Scores:
+def score(recipe: Recipe, limit: int | None = None, figures: Sequence[str] = (), watch: Watch | None = None) -> Scores:
     """Return {"base" and/or "tuned": {figure: number, "rows", "intervals"}} and write it into the run folder.
 
     The examples are those of `eval_dataset`, else the ones that `val_size` holds out of `dataset`, in the tokens that
@@ -71,6 +70,7 @@ def score(recipe: Recipe, limit: int | None = None, figures: Sequence[str] = ())
     Args:
         limit: examples at most; None: `max_samples`, else 200. Of more examples a random sample is drawn.
         figures: names as in the key `eval_figures`; none: what the recipe asks for.
+        watch: shows how far it is and can stop it; None: Ctrl-C and a file STOP in the run folder can.
     Raises:
         LabError: no data set, a stage without answers, weights that cannot be read or belong to another base, a figure
             that the examples have nothing for, a package that is missing, or the evaluation was stopped.
@@ -80,7 +80,7 @@ def score(recipe: Recipe, limit: int | None = None, figures: Sequence[str] = ())
     work = on_tasks(recipe, limit) if recipe.tasks else on_examples(recipe, trained, limit, figures)
     say_untrained(recipe, trained)
     with predicting_into(recipe):
-        watch = Watch(run_folder(recipe))
+        watch = watch or Watch(run_folder(recipe))
         try:
             with watch.listening():
                 found = as_scores(compared(recipe, trained, watch, work))
@@ -101,7 +101,8 @@ def on_tasks(recipe: Recipe, limit: int | None) -> Callable[[Model], Result]:
 
     def work(one: Model) -> Result:
         with one.watch.stopping(one.model.get_input_embeddings()):
-            scored = harness.score_tasks(one.model, one.tokenizer, tasks, limit or recipe.max_samples)
+            most, seed = limit or recipe.max_samples, recipe.training.get("seed", 42)
+            scored = harness.score_tasks(one.model, one.tokenizer, tasks, most, seed)
         return Result(scored.figures, scored.rows, scored.hits or None, scored.prompts)
 
     return work
@@ -259,7 +260,7 @@ def sample(rows: Any, limit: int, recipe: Recipe) -> Any:
     if len(rows) <= limit:
         return rows
     seed = recipe.training.get("seed", 42)
-    picked = sorted(random.Random(seed).sample(range(len(rows)), limit))
+    picked = harness.sample(len(rows), limit, seed)
     print(say("eval_sample", n=limit, total=len(rows), seed=seed))
     return [rows[i] for i in picked] if isinstance(rows, list) else rows.select(picked)
 

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import itertools
 import logging
+import random
 from collections import defaultdict
 from collections.abc import Sequence
 from functools import cache
@@ -93,11 +94,14 @@ def load_task(tasks: Any, name: str, file: Path | None, folder: Path) -> Any:
         raise fail("eval_task", where=name, reason=reason_of(error), own=", ".join(own)) from error
 
 
-def score_tasks(model: Any, tokenizer: PreTrainedTokenizerBase, tasks: Tasks, limit: int | None = None) -> Scored:
+def score_tasks(
+    model: Any, tokenizer: PreTrainedTokenizerBase, tasks: Tasks, limit: int | None = None, seed: int = 42
+) -> Scored:
     """Return what a model gives to tasks, asked under its chat template.
 
     Args:
-        limit: examples at most of each task, from its start, as lm-eval's own `--limit`; None: all.
+        limit: examples at most of each task, drawn at random with the seed (lm-eval's own `--limit` takes the first);
+            None: all.
     """
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
@@ -106,14 +110,22 @@ def score_tasks(model: Any, tokenizer: PreTrainedTokenizerBase, tasks: Tasks, li
     found: dict[str, Figure] = {}
     rows, hits, prompts = 0, [], {}
     for name, task in tasks.items():
-        samples = evaluate(harness, task, limit=limit, bootstrap_iters=0, apply_chat_template=True)["samples"]
-        examples = list(itertools.chain.from_iterable(samples.values()))
+        drawn = (
+            {one: sample(len(leaf.eval_docs), limit, seed) for one, leaf in task["tasks"].items()} if limit else None
+        )
+        scored = evaluate(harness, task, samples=drawn, bootstrap_iters=0, apply_chat_template=True)
+        examples = list(itertools.chain.from_iterable(scored["samples"].values()))
         values = values_of(examples)
         found |= {f"{name} {metric}": figure_of(numbers) for metric, numbers in values.items()}
         rows += len({(example["doc_hash"], example["doc_id"]) for example in examples})
         hits += next((list(map(bool, numbers)) for numbers in values.values() if says_right(numbers)), [])
         prompts[name] = hashlib.sha256("".join(example["prompt_hash"] for example in examples).encode()).hexdigest()
     return Scored(found, rows, hits, prompts)
+
+
+def sample(total: int, limit: int, seed: int) -> list[int]:
+    """Return at most `limit` of the numbers below `total`, drawn at random, in their order."""
+    return sorted(random.Random(seed).sample(range(total), min(limit, total)))
 
 
 def values_of(examples: Sequence[dict[str, Any]]) -> dict[str, list[float]]:

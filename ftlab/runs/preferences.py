@@ -4,10 +4,8 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from ftlab import manifests
-from ftlab.data.dataset_info import INFO, read_info
+from ftlab.data import dataset_info
 from ftlab.errors import fail
 
 Rater = Callable[[str, str, str], int]
@@ -25,7 +23,7 @@ class Labels:
         rows: what is still to be rated, the next one first: (question, left answer, right answer).
         path: the file of the preferences.
     Raises:
-        LabError: two answers to one question are the same.
+        LabError: two answers to one question are the same, or another data set has this name.
     """
 
     def __init__(self, rows: Sequence[tuple[str, str, str]], name: str, folder: str | Path, seed: int = 0) -> None:
@@ -38,7 +36,7 @@ class Labels:
         rated = {row["instruction"] for row in self.preferences()}
         self.rows = [row for row in swapped if row[0] not in rated]
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        register(name, self.path.parent)
+        dataset_info.register(name, {"file_name": self.path.name, "ranking": True}, self.path.parent)
 
     def preferences(self) -> list[dict[str, str]]:
         """Return the preferences written so far, in the alpaca ranking format."""
@@ -60,10 +58,3 @@ class Labels:
         while self.rows:
             self.pick(rater(*self.rows[0]))
         return len(self.preferences())
-
-
-def register(name: str, folder: Path) -> None:
-    """Register the preference set in the folder's dataset_info.json, and keep its other entries."""
-    info: dict[str, Any] = read_info(folder) if (folder / INFO).is_file() else {}
-    info[name] = {"file_name": f"{name}.jsonl", "ranking": True}
-    manifests.write_json(folder / INFO, info)

@@ -66,9 +66,6 @@ def write(
     """
     folder = Path(dataset_dir)
     refuse_name(name, folder)
-    for option, value in (("--max-samples", max_samples), ("--max-new-tokens", max_new_tokens)):
-        if value < 1:
-            raise fail("replay_size", where=option, got=value)
     asked = drawn(prompts, folder, max_samples, seed)
     network, tokenizer = chat.load(model, trust_remote_code=trust_remote_code)
     ids = evaluate.generate_ids(network, tokenizer, [tokens.prompt(tokenizer, one) for one in asked], max_new_tokens)
@@ -80,7 +77,9 @@ def write(
     if not rows:
         said = ", ".join(f"{say(reason)}: {count}" for reason, count in dropped.items())
         raise fail("replay_none_kept", where=prompts, asked=len(asked), reasons=said)
-    register(name, rows, folder)
+    lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in rows]
+    manifests.write_text(folder / f"{name}.jsonl", "".join(lines))
+    dataset_info.register(name, {"file_name": f"{name}.jsonl", "formatting": "openai"}, folder)
     return Replay(folder / f"{name}.jsonl", len(asked), len(rows), dropped)
 
 
@@ -89,7 +88,7 @@ def refuse_name(name: str, folder: Path) -> None:
     if not NAME.fullmatch(name) or name.startswith("."):
         raise fail("replay_name", where="NAME", name=name)
     if name in dataset_info.read_info(folder) or (folder / f"{name}.jsonl").exists():
-        raise fail("replay_taken", where=str(folder), name=name)
+        raise fail("data_name_taken", where=str(folder), name=name)
 
 
 def drawn(prompts: str, folder: Path, max_samples: int, seed: int) -> list[Messages]:
@@ -131,14 +130,3 @@ def problem(answer: str, ended: bool) -> str:
 def row(prompt: Messages, answer: str) -> dict[str, Any]:
     """Return a training example as ShareGPT-style messages."""
     return {"messages": [*prompt, {"role": "assistant", "content": answer}]}
-
-
-def register(name: str, rows: list[dict[str, Any]], folder: Path) -> None:
-    """Write the rows, then their entry into dataset_info.json, whose other lines stay as they are."""
-    lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in rows]
-    manifests.write_text(folder / f"{name}.jsonl", "".join(lines))
-    path = folder / dataset_info.INFO
-    head = path.read_text(encoding="utf-8-sig").rstrip().removesuffix("}").rstrip()
-    comma = "" if head.endswith("{") else ","
-    entry = {"file_name": f"{name}.jsonl", "formatting": "openai"}
-    manifests.write_text(path, f"{head}{comma}\n  {json.dumps(name)}: {json.dumps(entry)}\n}}\n")

@@ -1,5 +1,6 @@
 """What watches a long evaluation: a progress line with the time left, and whether it has been asked to stop."""
 
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -23,10 +24,18 @@ class Watch:
 
     Args:
         run: the run folder, None where there is none.
+    Attributes:
+        done, total: rows of the pass under way.
+        began: when the pass began, on the monotonic clock.
     """
 
     def __init__(self, run: Path | None) -> None:
         self.run, self.signals = run, callbacks.Stop(run or Path())
+        self.done, self.total, self.began = 0, 0, 0.0
+
+    def stop(self) -> None:
+        """Ask for a stop, from any thread."""
+        self.signals.asked.set()
 
     def listening(self) -> AbstractContextManager[None]:
         """Return a context in which the first signal asks for a stop; a second one acts as usual."""
@@ -46,10 +55,12 @@ class Watch:
 
         What is yielded raises Stopped where a stop was asked for.
         """
+        self.done, self.total, self.began = 0, total, time.monotonic()
         with tqdm(total=total, desc=what, bar_format=LINE, leave=False, disable=None) as bar:
 
             def advance(done: int) -> None:
                 bar.update(done)
+                self.done += done
                 if self.requested():
                     raise Stopped
 

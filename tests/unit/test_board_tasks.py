@@ -17,7 +17,7 @@ from ftlab.apps.board.words import texts
 from ftlab.errors import LANGUAGES, LabError
 from ftlab.recipe import memory_needs, strict_yaml
 from ftlab.recipe import read as recipes
-from ftlab.runs import evaluation, export, train
+from ftlab.runs import evaluation, export, greedy, train
 
 ROOT = Path(__file__).parents[2]
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
@@ -100,6 +100,30 @@ def test_a_figure_that_the_set_has_nothing_for_is_said(evaluating):
     evaluating.figures["json"].value = True
     run(evaluating)
     assert state(evaluating) == "failed" and "compare for json" in shown(evaluating.task.status)
+
+
+def test_stop_ends_an_evaluation_without_scores(evaluating, monkeypatch):
+    seen = []
+    read = greedy.check
+
+    def press(model, examples, pad, advance):
+        """Press Stop once the pass is under way and its progress has been said."""
+
+        def told(done):
+            advance(done)
+            evaluating.task.say_far("0:07")
+            seen.append(shown(evaluating.task.status))
+            evaluating.task.stop.click()
+
+        return read(model, examples, pad, told)
+
+    monkeypatch.setattr(greedy, "check", press)
+    assert evaluating.task.stop.disabled
+    evaluating.task.start.click()
+    assert evaluating.task.idle.wait(600)
+    assert state(evaluating) == "failed" and "stopped before the end" in shown(evaluating.task.status)
+    assert re.search(r"0:07 \.\.\. \d+% of this pass, 0:\d\d left", seen[0])
+    assert evaluating.found == {} and evaluating.task.stop.disabled and not evaluating.task.start.disabled
 
 
 def test_without_an_adapter_the_base_alone_is_scored(evaluating):

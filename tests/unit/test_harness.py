@@ -38,9 +38,11 @@ def test_without_the_package_one_line_says_what_to_install(benchmarked, tmp_path
 @real
 def test_lm_eval_and_ftlab_find_the_same_answers_right(tiny_model_dir):
     model, tokenizer = (kind.from_pretrained(tiny_model_dir) for kind in (AutoModelForCausalLM, AutoTokenizer))
-    found = harness.score_tasks(model, tokenizer, harness.load_tasks(["general_mcq"], TASKS), ROWS)
-    lines = (DATA / "general_mcq.jsonl").read_text(encoding="utf-8").splitlines()[:ROWS]
-    questions = [json.loads(line) for line in lines]
+    found = harness.score_tasks(model, tokenizer, harness.load_tasks(["general_mcq"], TASKS), ROWS, seed=1)
+    lines = (DATA / "general_mcq.jsonl").read_text(encoding="utf-8").splitlines()
+    drawn = harness.sample(len(lines), ROWS, 1)
+    assert len({*drawn}) == ROWS and drawn == sorted(drawn) != list(range(ROWS))
+    questions = [json.loads(lines[i]) for i in drawn]
     means = evaluate.choice_log_probabilities(model, tokenizer, questions)
     # `acc` compares sums of log-probabilities, ftlab their means per token, which do not favour short choices.
     counts = [

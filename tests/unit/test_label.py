@@ -53,6 +53,14 @@ def test_it_goes_on_where_it_was_left(tmp_path):
     assert set(json.loads((tmp_path / "dataset_info.json").read_text())) == {"other", "mine"}
 
 
+def test_the_name_of_another_data_set_is_refused_and_its_entry_stays(tmp_path):
+    info = '{"mine": {"file_name": "mine.jsonl", "formatting": "sharegpt"}}'
+    (tmp_path / "dataset_info.json").write_text(info)
+    with pytest.raises(LabError, match="mine already exists"):
+        Labels(ROWS, "mine", tmp_path)
+    assert (tmp_path / "dataset_info.json").read_text() == info
+
+
 def test_equal_answers_are_refused(tmp_path):
     with pytest.raises(LabError, match="the same answer"):
         Labels([("Q?", "same", "same ")], "mine", tmp_path)

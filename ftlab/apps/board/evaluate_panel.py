@@ -16,6 +16,7 @@ from ftlab.apps.board.recipe_task import Task
 from ftlab.apps.board.words import Words
 from ftlab.recipe.keys import EVAL_FIGURES, Recipe
 from ftlab.runs import evaluation
+from ftlab.runs.watch import Watch
 
 # Keys that a recipe hands on, besides those with a field.
 KEPT = ("dataset_dir", "dataset_substitutions", "trust_remote_code", "quantization_bit", "default_system")
@@ -76,8 +77,9 @@ class EvaluatePanel:
         form.controls["eval_dataset"].options = tuple(sets)
         row = widgets.HBox(list(self.figures.values()), layout={"flex_flow": "row wrap"})
         self.task = Task(
-            self.words, form, "eval", "evaluate_start", self.look, validation.ALL, self.score, (row,), self.more
-        )
+            self.words, form, "eval", "evaluate_start", self.look, validation.ALL, self.score, (row,), self.more,
+            lambda made: Watch(evaluation.run_folder(made)),
+        )  # fmt: skip
         for box in self.figures.values():
             box.observe(lambda _: self.task.changed(), names="value")
         self.list_adapters()
@@ -112,7 +114,7 @@ class EvaluatePanel:
 
     def score(self, made: Recipe) -> str:
         """Score the recipe's model, and return the table."""
-        self.found = evaluation.score(made, made.max_samples or ROWS, self.chosen())
+        self.found = evaluation.score(made, made.max_samples or ROWS, self.chosen(), self.task.watch)
         return self.table()
 
     def table(self) -> str:
@@ -124,12 +126,19 @@ class EvaluatePanel:
         pair = self.found.get("tuned", {}).get("paired")
         return grid + (f"<p>{html.escape(errors.say('eval_paired', **pair))}</p>" if pair else "")
 
+    def name(self, figure: str) -> str:
+        """Return what a figure is called in the table."""
+        if figure in LINES:
+            return self.words(LINES[figure])
+        return figure.upper() if figure in evaluation.HUNDRED else figure
+
     def line(self, figure: str) -> list[str]:
         """Return one line of the table: a figure of each model, with its interval."""
         scores = list(self.found.values())
-        name = (
-            self.words(LINES[figure]) if figure in LINES else figure.upper() if figure in evaluation.HUNDRED else figure
-        )
-        cells = [name, str(scores[0]["intervals"][figure]["n"]), *(evaluation.written(figure, one) for one in scores)]
+        cells = [
+            self.name(figure),
+            str(scores[0]["intervals"][figure]["n"]),
+            *(evaluation.written(figure, one) for one in scores),
+        ]
         moved = [scores[1][figure] - scores[0][figure]] if len(scores) == 2 else []
         return cells + [format(change, f"+{evaluation.style(figure)}") for change in moved]

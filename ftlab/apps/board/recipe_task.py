@@ -15,6 +15,7 @@ from ftlab.apps.board.named_widgets import button
 from ftlab.apps.board.words import Words
 from ftlab.errors import LabError
 from ftlab.recipe.keys import Recipe
+from ftlab.runs.watch import Watch
 
 # Seconds between two looks at the clock.
 TICK_SECONDS = 1.0
@@ -32,8 +33,10 @@ class Task:
         act: recipe -> what came of it (HTML), in a thread.
         extra: widgets between the form and the button.
         more: keys of the command beside those of the form.
+        watching: recipe -> what watches the work and can stop it; None: there is no Stop button.
     Attributes:
         idle: set while nothing is under way.
+        watch: what watches the present or last work, None where it cannot be stopped.
     """
 
     def __init__(
@@ -47,8 +50,10 @@ class Task:
         act: Callable[[Recipe], str],
         extra: tuple[widgets.Widget, ...] = (),
         more: Callable[[], dict[str, str]] = dict,
+        watching: Callable[[Recipe], Watch] | None = None,
     ) -> None:
-        self.more = more
+        self.more, self.watching = more, watching
+        self.watch: Watch | None = None
         self.words, self.form, self.verb, self.look, self.blamed, self.act = words, form, verb, look, blamed, act
         self.work = Work(words.lang, lambda reason: self.say("failed", reason=reason), lambda: self.offer(False))
         self.idle = self.work.idle
@@ -58,8 +63,11 @@ class Task:
         self.command = widgets.HTML(layout=WIDE)
         self.result = widgets.HTML().add_class(f"ft-{name}-result")
         self.start.on_click(lambda _: self.begin())
+        self.stop = button(words, "stop_task", "danger", "stop")
+        self.stop.on_click(lambda _: self.halt())
+        self.stop.disabled = True
         heading = widgets.HTML(f"<b>{html.escape(words('group_command'))}</b>")
-        buttons = widgets.HBox([self.start, self.status])
+        buttons = widgets.HBox([self.start, *([self.stop] if watching else []), self.status])
         parts = [form.box, *extra, self.before, widgets.VBox([heading, self.command]), buttons, self.result]
         self.box = widgets.VBox(parts)
         form.watchers.append(self.changed)
@@ -82,14 +90,22 @@ class Task:
                     wrong = validation.short(error)
             self.form.tell(self.blamed, wrong)
         self.start.disabled = busy or made is None or bool(wrong)
+        self.stop.disabled = not busy or self.stop.disabled
 
     def begin(self) -> None:
         """Start the work that stands in the fields."""
         made = self.form.recipe()
         if made is None or self.start.disabled or not self.idle.is_set():
             return
-        self.start.disabled, self.result.value = True, ""
+        self.watch = self.watching(made) if self.watching else None
+        self.start.disabled, self.stop.disabled, self.result.value = True, False, ""
         self.work.begin(self.run, made)
+
+    def halt(self) -> None:
+        """Ask the work under way to stop."""
+        if self.watch:
+            self.watch.stop()
+            self.stop.disabled = True
 
     def run(self, made: Recipe) -> None:
         """Do the work, and show that it goes on."""
@@ -107,9 +123,17 @@ class Task:
     def tick(self, began: float, ended: threading.Event) -> None:
         """Show every second that the work is running."""
         while True:
-            self.say("working", time=train_view.clock(time.monotonic() - began))
+            self.say_far(train_view.clock(time.monotonic() - began))
             if ended.wait(TICK_SECONDS):
                 return
+
+    def say_far(self, gone: str) -> None:
+        """Show for how long the work is running, and how far its present pass is where that is known."""
+        if (at := self.watch) and at.done:
+            left = (time.monotonic() - at.began) * (at.total - at.done) / at.done
+            self.say("working_on", time=gone, share=f"{at.done / at.total:.0%}", left=train_view.clock(left))
+        else:
+            self.say("working", time=gone)
 
     def say(self, name: str, /, **values: object) -> None:
         """Show a text of the table next to the button."""
