@@ -5,12 +5,15 @@ import hashlib
 import itertools
 import os
 import re
+import resource
 import tempfile
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import jupytext
 import nbformat
+import numpy as np
 from nbformat import NotebookNode
 from traitlets.config import Config
 
@@ -57,15 +60,20 @@ def build(lesson: Lesson, execute: bool = False) -> None:
     """Write both editions of a lesson.
 
     Outputs come from a clean top-to-bottom run when `execute` is set; otherwise those of the notebook on disk are
-    kept, down to the first code cell that has changed since.
+    kept, down to the first code cell that has changed since. The minutes of the last such run stay in the metadata.
 
     Raises:
         LabError: a picture is too big to be committed; both editions are written all the same.
     """
     english = edition(lesson, "en")
+    began = clocks()
     outputs = run_clean(english) if execute else kept_outputs(lesson, english)
+    # Beside other work a run waits, so that its wall time is too long; on several cores its processor time is.
+    spent = min(clocks() - began) / 60 if execute else minutes(lesson)
     for language in LANGUAGES:
         notebook = edition(lesson, language)
+        if spent:
+            notebook.metadata["ftlab"] = {"minutes": round(float(spent), 1)}
         for cell in code_cells(notebook):
             cell.outputs, cell.execution_count = outputs.get(cell.id, ([], None))
         path = lesson.notebook(language)
@@ -73,6 +81,19 @@ def build(lesson: Lesson, execute: bool = False) -> None:
         nbformat.write(notebook, path)
     # After writing: a run takes minutes, and what stands above that cell is kept by the next build.
     refuse_big_pictures(notebook)
+
+
+def clocks() -> np.ndarray:
+    """Return the seconds of the wall clock, and of the processor in the programs that were started here and have ended."""
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return np.array([time.monotonic(), children.ru_utime + children.ru_stime])
+
+
+def minutes(lesson: Lesson) -> float | None:
+    """Return the minutes of the run whose outputs the notebook on disk has, None if they were not measured."""
+    if not lesson.notebook().is_file():
+        return None
+    return nbformat.read(lesson.notebook(), as_version=4).metadata.get("ftlab", {}).get("minutes")
 
 
 def kept_outputs(lesson: Lesson, built: NotebookNode) -> dict[str, tuple[list, int | None]]:

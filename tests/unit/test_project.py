@@ -68,6 +68,18 @@ def test_committed_notebooks_carry_a_clean_run(lesson):
     assert not any(output.output_type == "error" for cell in english for output in cell.outputs)
 
 
+@pytest.mark.parametrize("lesson", [one for one in LESSONS if notebooks.minutes(one)], ids=lambda lesson: lesson.name)
+def test_the_minutes_in_lesson_and_readme_are_those_of_the_committed_run(lesson):
+    told = max(1, round(notebooks.minutes(lesson)))
+    english, chinese = (
+        "".join(cell.source for cell in notebooks.edition(lesson, language).cells)
+        for language in lesson_files.LANGUAGES
+    )
+    assert f"**Cost:** about {told} minutes" in english and re.search(rf"约 ?{told} 分钟", chinese)
+    row = next(line for line in (ROOT / "README.md").read_text().splitlines() if f"{lesson.name}.ipynb" in line)
+    assert row.split(" | ")[2] == f"{told} min"
+
+
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
 def test_every_prose_cell_has_its_chinese_twin(lesson):
     english, chinese = (notebooks.edition(lesson, language).cells for language in lesson_files.LANGUAGES)
