@@ -84,7 +84,7 @@ def build(lesson: Lesson, execute: bool = False) -> None:
 
 
 def clocks() -> np.ndarray:
-    """Return the seconds of the wall clock, and of the processor in the programs that were started here and have ended."""
+    """Return the seconds of the wall clock, and of the processor in the programs started here that have ended."""
     children = resource.getrusage(resource.RUSAGE_CHILDREN)
     return np.array([time.monotonic(), children.ru_utime + children.ru_stime])
 
