@@ -5,7 +5,7 @@ ONLY ?=
 MODULE ?=
 BIN := .venv/bin
 
-.PHONY: course test lab notebooks bench mutants clean
+.PHONY: course test test-slow lab notebooks bench mutants clean
 
 course: .venv/installed
 	$(BIN)/ftlab course run $(ONLY) --profile $(PROFILE)
@@ -16,7 +16,10 @@ test: .venv/installed
 	$(BIN)/mypy
 	$(BIN)/pytest tests/unit tests/faults --cov --cov-report=json:coverage.json --durations=8
 	$(BIN)/python tests/branches.py coverage.json
-	$(BIN)/pytest tests/notebooks tests/browser --durations=8
+	$(BIN)/pytest tests/notebooks tests/browser -m "not lengthy" --durations=8
+
+test-slow: .venv/installed
+	$(BIN)/pytest -m lengthy --durations=8
 
 lab: .venv/installed
 	$(BIN)/jupyter lab notebooks

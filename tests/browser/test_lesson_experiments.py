@@ -20,8 +20,14 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium fonts-noto-cjk"),
 ]
-# Each takes half a minute; the others join once they were seen to pass.
-INSTANT = lesson_files.lessons(["02", "06"])
+# 00 and 03 have the training panel, which test_board_browser.py drives. Each lesson takes half a minute: these two in
+# `make test`, the others in `make test-slow`.
+QUICK, TRAINING = ("02", "06"), ("00", "03")
+INSTANT = [
+    pytest.param(lesson, id=lesson.name, marks=[] if lesson.number in QUICK else [pytest.mark.lengthy])
+    for lesson in lesson_files.lessons()
+    if lesson.number not in TRAINING
+]
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +71,7 @@ def move_a_control(page) -> None:
         box.locator("select").first.select_option(index=1)
 
 
-@pytest.mark.parametrize("lesson", INSTANT, ids=lambda lesson: lesson.name)
+@pytest.mark.parametrize("lesson", INSTANT)
 def test_a_control_draws_another_picture(lesson, course_folder, address):
     name = up_to_the_experiment(lesson, course_folder)
     with browser() as page:

@@ -12,8 +12,8 @@ from ftlab.apps import course, lesson_files, notebooks
 
 # What a learner changes first; each lesson takes those that its parameters cell has.
 CHANGED = {"name": "Al", "author": "me", "seed": 1, "r": 4, "learning_rate": 3e-4, "beta": 0.3, "sft_weight": 0.2}
-# Each lesson here takes half a minute; the others join once they were seen to pass.
-TRIED = ["00", "02"]
+# Each lesson takes half a minute: these two in `make test`, the others in `make test-slow`.
+QUICK = ("00", "02")
 # Files and folders of the course that a lesson reads.
 READ = ("data", "recipes", "notebooks", "ftlab")
 
@@ -36,8 +36,13 @@ def place(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
+def marked(lesson: lesson_files.Lesson):
+    """Return a lesson as a parameter of a test."""
+    return pytest.param(lesson, id=lesson.name, marks=[] if lesson.number in QUICK else [pytest.mark.lengthy])
+
+
 @pytest.mark.notebook
-@pytest.mark.parametrize("lesson", lesson_files.lessons(TRIED), ids=lambda lesson: lesson.name)
+@pytest.mark.parametrize("lesson", map(marked, lesson_files.lessons()))
 def test_a_lesson_survives_other_parameters(lesson, small_model, place):
     source = jupytext.read(lesson.source)
     (cell,) = [cell for cell in source.cells if "parameters" in cell.metadata.get("tags", [])]
