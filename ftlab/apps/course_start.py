@@ -70,7 +70,7 @@ def course_of_this_version() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as place:
         course = Path(place)
         for part in PARTS:
-            source = carried() / part
+            source = lesson_files.carried() / part
             if source.is_dir():
                 shutil.copytree(
                     source, course / part, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__")
@@ -80,13 +80,6 @@ def course_of_this_version() -> Iterator[Path]:
         for lesson in lesson_files.lessons(course=course):
             notebooks.build(lesson)
         yield course
-
-
-def carried() -> Path:
-    """Return the folder that holds PARTS: inside an installed package, else the checkout that is imported."""
-    package = Path(__file__).parents[1]
-    packed = package / "course"
-    return packed if packed.is_dir() else package.parent
 
 
 def laid_out(folder: Path) -> dict[str, str]:

