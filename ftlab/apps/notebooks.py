@@ -8,6 +8,7 @@ import re
 import resource
 import tempfile
 import time
+import tomllib
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,6 +25,7 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
+COLAB = "https://colab.research.google.com"
 MAX_PICTURE_BYTES = 100_000
 
 
@@ -76,11 +78,28 @@ def build(lesson: Lesson, execute: bool = False) -> None:
             notebook.metadata["ftlab"] = {"minutes": round(float(spent), 1)}
         for cell in code_cells(notebook):
             cell.outputs, cell.execution_count = outputs.get(cell.id, ([], None))
+        notebook.cells[0].source = badge(lesson, language) + notebook.cells[0].source
         path = lesson.notebook(language)
         path.parent.mkdir(exist_ok=True)
         nbformat.write(notebook, path)
     # After writing: a run takes minutes, and what stands above that cell is kept by the next build.
     refuse_big_pictures(notebook)
+
+
+def badge(lesson: Lesson, language: str) -> str:
+    """Return the line that opens an edition on Colab, "" while nobody has said where the course is published.
+
+    FTLAB_REPOSITORY, else `Repository` of [project.urls] in pyproject.toml: an address such as
+    https://github.com/NAME/ftlab, whose default branch is `main`.
+    """
+    file = root() / "pyproject.toml"
+    project = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {}) if file.is_file() else {}
+    address = os.environ.get("FTLAB_REPOSITORY") or project.get("urls", {}).get("Repository", "")
+    _, on_github, place = address.rstrip("/").removesuffix(".git").partition("github.com/")
+    if not on_github:
+        return ""
+    path = f"{place}/blob/main/{LANGUAGES[language]}/{lesson.name}.ipynb"
+    return f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/github/{path})\n\n"
 
 
 def clocks() -> np.ndarray:

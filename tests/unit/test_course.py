@@ -62,6 +62,20 @@ def test_both_editions_share_code_and_differ_in_prose(lesson, tmp_path):
     assert english.cells[1].metadata.tags == ["parameters"] and english.metadata.kernelspec.name == "python3"
 
 
+@pytest.mark.parametrize("address", ["https://github.com/me/course", "https://github.com/me/course.git"])
+def test_a_published_course_opens_on_colab(lesson, tmp_path, monkeypatch, address):
+    path = tmp_path / "notebooks" / "07_test.ipynb"
+    assert built(path).cells[0].source == "# 07 · A test lesson"
+    (tmp_path / "pyproject.toml").write_text(f'[project.urls]\nRepository = "{address}"\n')
+    colab = "https://colab.research.google.com/github/me/course/blob/main/notebooks"
+    for name, place in (("07_test.ipynb", f"{colab}/07_test.ipynb"), ("zh/07_test.ipynb", f"{colab}/zh/07_test.ipynb")):
+        built(path)
+        first = nbformat.read(path.parent / name, as_version=4).cells[0].source
+        assert first.startswith("[![Open in Colab]") and f"]({place})\n\n# 07" in first
+    monkeypatch.setenv("FTLAB_REPOSITORY", "https://example.org/elsewhere")
+    assert built(path).cells[0].source == "# 07 · A test lesson"
+
+
 def test_outputs_stay_until_code_changes(lesson, tmp_path):
     path = tmp_path / "notebooks" / "07_test.ipynb"
     notebook = built(path)
