@@ -15,5 +15,10 @@ class CourseFiles(BuildHookInterface):
             return
         root = Path(self.root)
         folders = [root / name for name in ("notebooks/source", "data", "recipes")]
-        for path in [*root.glob("notebooks/*.*"), *folders, root / "constraints.txt"]:
+        for path in [
+            *root.glob("notebooks/*.*"),
+            *folders,
+            root / "constraints.txt",
+            root / "benchmarks" / "methods.json",
+        ]:
             build_data["force_include"][str(path)] = f"ftlab/course/{path.relative_to(root).as_posix()}"

@@ -59,8 +59,9 @@ def make_model(folder: Path) -> Path:
 def make_small_model(source: Path, folder: Path) -> Path:
     """Write a random model of three layers with another model's tokenizer into `folder`: what a lesson can run on."""
     config = AutoConfig.from_pretrained(source)
-    config.update({"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 3, "layer_types": None})
-    config.update({"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 32, "dtype": "float32"})
+    # Widths of 64 and its multiples: bitsandbytes quantizes in blocks of 64.
+    config.update({"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "layer_types": None})
+    config.update({"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32, "dtype": "float32"})
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     AutoTokenizer.from_pretrained(source).save_pretrained(folder)

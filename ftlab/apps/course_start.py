@@ -16,7 +16,7 @@ from ftlab.errors import fail
 from ftlab.manifests import PARTIAL, sha256, write_json
 
 # Everything that a lesson, a recipe or `ftlab course` reads, as it lies in a checkout.
-PARTS = ("notebooks", "data", "recipes", "constraints.txt")
+PARTS = ("notebooks", "data", "recipes", "constraints.txt", "benchmarks/methods.json")
 # In the learner's folder: the sha256 of each file as it was laid out, which tells a changed file from an old one.
 LAID_OUT = ".ftlab-course.json"
 
@@ -76,7 +76,7 @@ def course_of_this_version() -> Iterator[Path]:
                     source, course / part, ignore=shutil.ignore_patterns(".ipynb_checkpoints", "__pycache__")
                 )
             else:
-                shutil.copyfile(source, course / part)
+                put(source, course / part)
         for lesson in lesson_files.lessons(course=course):
             notebooks.build(lesson)
         yield course

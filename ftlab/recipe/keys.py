@@ -31,6 +31,11 @@ class Recipe(BaseModel):
     allow_other_template: bool = key(
         False, "let `template` replace the model's own chat template, and save it with the run", "chat_template"
     )
+    enable_thinking: bool | None = key(
+        None,
+        "whether the chat template asks for reasoning before an answer, where it can (Qwen3); None: its own default",
+        "apply_chat_template(enable_thinking=)",
+    )
     default_system: str | None = key(None, "system turn for training examples and chats that have none", "messages[0]")
     flash_attn: Literal["auto", "disabled", "sdpa", "fa2", "fa3"] = key(
         "auto",
@@ -319,6 +324,11 @@ TRAINING_OUTSIDE_THE_RUN = (
 # TrainingArguments fields a recipe may not set: a secret would be copied into the run folder, the rest is ftlab's.
 REFUSED_TRAINING = {
     "hub_token": "set HF_TOKEN in the environment: a recipe is copied into the run folder",
+    "hf_hub_token": "set HF_TOKEN in the environment: a recipe is copied into the run folder",
+    "ms_hub_token": "set MODELSCOPE_API_TOKEN in the environment: a recipe is copied into the run folder",
+    "om_hub_token": "set HF_TOKEN in the environment: a recipe is copied into the run folder",
+    "swanlab_api_key": "set SWANLAB_API_KEY in the environment: a recipe is copied into the run folder",
+    "swanlab_lark_secret": "a secret has no place in a recipe, which is copied into the run folder",
     "local_rank": "torchrun sets it",
     "enable_jit_checkpoint": "ftlab saves on SIGTERM itself",
     "remove_unused_columns": "ftlab prepares the columns",
@@ -338,11 +348,13 @@ RENAMED = {
     "enable_liger_kernel": ("use_liger_kernel", "transformers' name for it"),
     "per_gpu_train_batch_size": ("per_device_train_batch_size", "transformers renamed it"),
     "no_cuda": ("use_cpu", "transformers renamed it"),
+    "disable_shuffling": ("train_sampling_strategy", "true is now sequential"),
     "group_by_length": ("train_sampling_strategy", "true is now group_by_length"),
     "disable_gradient_checkpointing": ("gradient_checkpointing", "turned round"),
 }
 RENAMED_VALUES: dict[str, dict[bool, Any]] = {
     "group_by_length": {True: "group_by_length", False: "random"},
+    "disable_shuffling": {True: "sequential", False: "random"},
     "disable_gradient_checkpointing": {True: False, False: True},
 }
 # key -> why nothing is lost without it.
@@ -376,13 +388,72 @@ DROPPED = {
     "ppo_whiten_rewards": "advantages are normalized, batch by batch",
     "ppo_target": "the price of KL is fixed: `pref_beta`",
     "split_special_tokens": "special tokens in data are checked before training",
+    "ignore_pad_token_for_loss": "padding is never trained on",
+    "data_shared_file_system": "the first process of each machine encodes, the others read what it wrote",
+    "include_effective_tokens_per_second": "it only adds a figure to the log",
+    "upcast_lmhead_output": "the loss is computed in float32",
+    "use_kv_cache": "generation always caches",
+    "use_reentrant_gc": "both ways of recomputing give the same gradients",
+    "use_v1_kernels": "the fast paths of `shortcuts` are chosen by what the machine and the model allow",
+    "init_special_tokens": "no tokens are added",
+    "block_diag_attn": "examples that share a row are always kept apart",
 }
+# Keys that LLaMA-Factory reads beside another one alone; where that one asks for something, it is refused by name.
+BESIDE = {
+    "use_badam": (
+        "badam_mode", "badam_start_block", "badam_switch_mode", "badam_switch_interval", "badam_update_ratio",
+        "badam_mask_mode", "badam_verbose",
+    ),
+    "use_galore": (
+        "galore_target", "galore_rank", "galore_update_interval", "galore_scale", "galore_proj_type",
+        "galore_layerwise",
+    ),
+    "use_apollo": (
+        "apollo_target", "apollo_rank", "apollo_update_interval", "apollo_scale", "apollo_proj", "apollo_proj_type",
+        "apollo_scale_type", "apollo_layerwise", "apollo_scale_front",
+    ),
+    "use_swanlab": (
+        "swanlab_project", "swanlab_workspace", "swanlab_run_name", "swanlab_mode", "swanlab_logdir",
+        "swanlab_lark_webhook_url",
+    ),
+    "use_asft_loss": ("asft_alpha",),
+    "use_eaft_loss": ("eaft_alpha",),
+    "use_kt": (
+        "kt_weight_path", "kt_expert_checkpoint_path", "kt_use_lora_experts", "kt_lora_expert_num",
+        "kt_lora_expert_intermediate_size",
+    ),
+    "use_hyper_parallel": ("hyper_parallel_args",),
+    "fp8": ("fp8_backend", "fp8_enable_fsdp_float8_all_gather"),
+    "finetuning_type: oft": ("module_dropout", "oft_rank", "oft_block_size", "oft_target"),
+    "streaming": ("buffer_size",),
+    "ref_model": ("ref_model_adapters", "ref_model_quantization_bit"),
+    "task": ("lang", "batch_size", "download_mode"),
+    "export_quantization_bit": (
+        "export_quantization_dataset", "export_quantization_nsamples", "export_quantization_maxlen",
+    ),
+    "enable_torch_profiler": (
+        "profiler_output_dir", "profiler_wait_steps", "profiler_warmup_steps", "profiler_active_steps",
+        "profiler_repeat", "profiler_record_shapes", "profiler_profile_memory", "profiler_with_stack",
+        "profile_modules",
+    ),
+    "infer_backend: vllm": (
+        "vllm_maxlen", "vllm_gpu_util", "vllm_enforce_eager", "vllm_max_lora_rank", "vllm_config",
+    ),
+    "infer_backend: sglang": (
+        "sglang_maxlen", "sglang_mem_fraction", "sglang_tp_size", "sglang_config", "sglang_lora_backend",
+    ),
+    "images, video or sound": (
+        "media_dir", "image_max_pixels", "image_min_pixels", "image_do_pan_and_scan", "crop_to_patches",
+        "video_max_pixels", "video_min_pixels", "video_fps", "video_maxlen", "use_audio_in_video",
+        "audio_sampling_rate", "freeze_multi_modal_projector",
+    ),
+}  # fmt: skip
+MAIN_OF = {name: main for main, names in BESIDE.items() for name in names}
+DROPPED |= {name: f"it counts beside {main} alone" for name, main in MAIN_OF.items()}
 # key -> (values that ask for nothing, what it needs and what to use instead).
 OUT_OF_REACH = {
     "use_unsloth": "Unsloth needs a CUDA GPU and its own build; remove the key",
     "use_unsloth_gc": "Unsloth needs a CUDA GPU and its own build; use `gradient_checkpointing: true`",
-    "use_galore": "write `optim: galore_adamw` and `optim_target_modules` (pip install galore-torch)",
-    "use_apollo": "write `optim: apollo_adamw` and `optim_target_modules` (pip install apollo-torch)",
     "use_badam": "BAdam is LLaMA-Factory's own; use `optim: lomo` or LoRA",
     "use_adam_mini": "Adam-mini is LLaMA-Factory's own; use `optim: adamw_8bit`",
     "use_muon": "transformers has no `optim` for Muon yet",
@@ -400,8 +471,55 @@ OUT_OF_REACH = {
     "export_quantization_bit": "GPTQ needs a CUDA GPU; write `export_gguf: q4_0`",
     "train_from_scratch": "lesson 06 trains from scratch",
     "resize_vocab": "a recipe cannot add tokens",
+    "add_tokens": "a recipe cannot add tokens",
+    "add_special_tokens": "a recipe cannot add tokens",
+    "new_special_tokens_config": "a recipe cannot add tokens",
     "freeze_vision_tower": "text models only",
+    "freeze_language_model": "text models only",
+    "eval_on_each_dataset": "validation sets are scored together; run `ftlab eval` once for each",
+    "tool_format": "the model's own chat template writes tools; remove the key",
+    "preserve_thinking": "the model's own chat template decides what it keeps of earlier reasoning; remove the key",
+    "cache_dir": "set HF_HOME in the environment",
+    "model_revision": "download that revision (hf download --revision) and name its folder",
+    "adapter_folder": "write the whole path in `adapter_name_or_path`",
+    "model_max_length": "write `cutoff_len`",
+    "compute_dtype": "write `bf16`, `fp16` or `pure_bf16`",
+    "ref_model": "the reference is the model that training starts from; remove the key",
+    "reward_model_adapters": "name the adapter in `reward_model`",
+    "reward_model_quantization_bit": "a reward model is loaded in the machine's own number format; remove the key",
+    "pref_bco_weight": "trl's DPO has no weight for a BCO loss; use `pref_loss: sigmoid`",
+    "loraplus_lr_embedding": "LoRA+ trains embeddings at PEFT's own rate of 1e-6; remove the key",
+    "eval_num_beams": "answers that are scored are greedy; remove the key",
+    "skip_special_tokens": "control tokens are never part of an answer; remove the key",
+    "quantization_device_map": "write `device_map`",
+    "length_penalty": "answers here are not scored by length; remove the key",
+    "export_hub_model_id": "ftlab does not upload; use `hf upload NAME export_dir`",
+    "enable_torch_profiler": "run it under torch.profiler yourself: `ftlab recipe show` prints the script",
+    "use_mca": "Megatron is another engine; use torchrun",
+    "use_hyper_parallel": "HyperParallel is another engine; use torchrun",
+    "task": "write `tasks`: lm-eval's names (docs/evaluate.md)",
+    "task_dir": "write `tasks`: lm-eval's names (docs/evaluate.md)",
+    "n_shot": "a task file says how many examples are shown (docs/evaluate.md)",
+    "save_dir": "write `output_dir`",
 }
+# Values of these keys that ask for nothing; of the others that is false.
+ASKS_NOTHING = {
+    "model_revision": "main",
+    "pref_bco_weight": 0,
+    "loraplus_lr_embedding": 1e-6,
+    "length_penalty": 1,
+    "eval_num_beams": 1,
+    "skip_special_tokens": True,
+}
+OUT_OF_REACH |= dict.fromkeys(
+    (
+        "tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size",
+        "expert_model_parallel_size", "context_parallel_size", "sequence_parallel", "use_distributed_optimizer",
+        "overlap_param_gather", "overlap_grad_reduce", "bias_activation_fusion", "apply_rope_fusion",
+        "moe_grouped_gemm", "moe_token_dispatcher_type", "recompute_granularity",
+    ),
+    "Megatron is another engine; use torchrun",
+)  # fmt: skip
 # Values of `stage` and `finetuning_type` that LLaMA-Factory has and a recipe here has not.
 ELSEWHERE = {
     ("reward_model_type", "api"): "a reward is a function here; write `reward_funcs`, or a folder in `reward_model`",

@@ -122,7 +122,7 @@ def translate(given: Given) -> tuple[Given, list[str]]:
     for name, value in asked.items():
         where = given.where(name)
         refuse_out_of_reach(name, value, where)
-        if name in keys.DROPPED:
+        if name in keys.DROPPED and asked.get(keys.MAIN_OF.get(name, "")) is not True:
             notes.append(dropped(name, value, keys.DROPPED[name]))
         if name in (*keys.DROPPED, *keys.OUT_OF_REACH, *RESOLVED):
             continue
@@ -153,11 +153,18 @@ def refuse_out_of_reach(name: str, value: Any, where: str) -> None:
     Raises:
         LabError: saying what to write instead.
     """
-    if name in keys.OUT_OF_REACH and value is not False:
+    if name in keys.OUT_OF_REACH and asks(name, value):
         raise fail("recipe_out_of_reach", where=where, key=f"{name}: {brief(value)}", instead=keys.OUT_OF_REACH[name])
     for one in value if isinstance(value, list) else [value]:
         if instead := keys.ELSEWHERE.get((name, one) if isinstance(one, str | bool) else ("", "")):
             raise fail("recipe_out_of_reach", where=where, key=f"{name}: {brief(value)}", instead=instead)
+
+
+def asks(name: str, value: Any) -> bool:
+    """Return True if the value of a key of OUT_OF_REACH asks for something."""
+    nothing = keys.ASKS_NOTHING.get(name, False)
+    # True is 1 in Python, and no number here.
+    return value is not False and not (value == nothing and isinstance(value, bool) == isinstance(nothing, bool))
 
 
 def dropped(name: str, value: Any, reason: str) -> str:
@@ -216,6 +223,32 @@ def neat_packing(asked: dict[str, Any], where: str) -> Resolved:
     return {"packing": value}, note
 
 
+def low_rank(name: str, settings: dict[str, str]) -> Callable[[dict[str, Any], str], Resolved]:
+    """Return what resolves `use_galore` or `use_apollo`: the optimizer of transformers, its target and arguments.
+
+    Args:
+        settings: LLaMA-Factory's key without its prefix -> transformers' name in `optim_args`.
+    """
+
+    def resolve(asked: dict[str, Any], where: str) -> Resolved:
+        key, value = f"use_{name}", asked[f"use_{name}"]
+        if value is False:
+            return {}, ""
+        if value is not True:
+            raise fail("recipe_value", where=where, key=key, value=brief(value), reason="true or false")
+        given = {short: asked[f"{name}_{short}"] for short in settings if asked.get(f"{name}_{short}") is not None}
+        words = ",".join(f"{settings[short]}={found}" for short, found in given.items())
+        target = str(asked.get(f"{name}_target", "all"))
+        found = {
+            "optim": f"{name}_adamw{'_layerwise' * (asked.get(f'{name}_layerwise') is True)}",
+            "optim_target_modules": "all-linear" if target == "all" else [part.strip() for part in target.split(",")],
+        } | ({"optim_args": words} if words else {})
+        said = ", ".join(f"{new}: {brief(now)}" for new, now in found.items())
+        return found, say("recipe_note_optimizer", key=key, found=said)
+
+    return resolve
+
+
 def new_adapter(asked: dict[str, Any], where: str) -> Resolved:
     """Return nothing for `create_new_adapter` and a note; it is refused together with an adapter.
 
@@ -250,12 +283,29 @@ def resume(asked: dict[str, Any], where: str) -> Resolved:
 RESOLVED: dict[str, Callable[[dict[str, Any], str], Resolved]] = {
     "warmup_ratio": warmup,
     "neat_packing": neat_packing,
+    "use_galore": low_rank(
+        "galore",
+        {"rank": "rank", "update_interval": "update_proj_gap", "scale": "scale", "proj_type": "proj_type"},
+    ),
+    "use_apollo": low_rank(
+        "apollo",
+        {
+            "rank": "rank",
+            "update_interval": "update_proj_gap",
+            "scale": "scale",
+            "proj": "proj",
+            "proj_type": "proj_type",
+            "scale_type": "scale_type",
+        },
+    ),
     "create_new_adapter": new_adapter,
     "resume_from_checkpoint": resume,
 }
 RESOLVED_MEANING = {
     "warmup_ratio": "now warmup_steps below 1: a share of all steps; warmup_steps above 0 counts instead",
     "neat_packing": "true: packing: true; examples that share a row are always kept apart",
+    "use_galore": "true: optim: galore_adamw, with galore_target and the other galore_ keys in optim_args",
+    "use_apollo": "true: optim: apollo_adamw, with apollo_target and the other apollo_ keys in optim_args",
     "create_new_adapter": "refused together with adapter_name_or_path: merge that adapter first",
 }
 
@@ -400,8 +450,8 @@ def explain(name: str) -> str:
         return f"{name}: {RESOLVED_MEANING[name]}"
     if name in keys.DROPPED:
         return f"{name}: read and dropped; {keys.DROPPED[name]}"
-    if name in keys.OUT_OF_REACH:
-        return f"{name}: {keys.OUT_OF_REACH[name]}"
+    if why := keys.OUT_OF_REACH.get(name) or keys.REFUSED_TRAINING.get(name):
+        return f"{name}: {why}"
     if name in Recipe.model_fields and name != "training":
         return explain_own(name)
     if name in keys.TRAINING_HINTS:

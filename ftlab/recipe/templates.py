@@ -55,6 +55,12 @@ CHATML = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# Put before a chat template, this is what it reads as `enable_thinking`, in training, chats and servers alike, where
+# nobody passes another value: an answer with a thought in the data is still asked for with one.
+THINKS = {
+    value: "{%- if enable_thinking is not defined %}{%- set enable_thinking = " + str(value).lower() + " %}{%- endif %}"
+    for value in (True, False)
+}
 # Templates that ftlab can give to a model: to a base model, which has none, or in place of the model's own.
 TEXTS = dict.fromkeys(("chatml", "qwen3_nothink", "smollm", "yi"), CHATML) | {
     "alpaca": (
@@ -79,7 +85,31 @@ PLAIN = ("chatml", "qwen3_nothink")
 QUESTION, ANSWER, SYSTEM = "Hi?", "Yes.", "@@"
 
 
-def apply(name: str | None, tokenizer: PreTrainedTokenizerBase, replace: bool = False) -> str:
+def apply(
+    name: str | None, tokenizer: PreTrainedTokenizerBase, replace: bool = False, thinking: bool | None = None
+) -> str:
+    """Settle the chat template of a run: the one that a recipe names, with or without reasoning.
+
+    Args:
+        thinking: what the template reads as `enable_thinking`; None: what it does by itself.
+    Returns, raises: as `settle`.
+    """
+    note = settle(name, tokenizer, replace)
+    return note if thinking is None else "\n".join(filter(None, (note, set_thinking(tokenizer, thinking))))
+
+
+def set_thinking(tokenizer: PreTrainedTokenizerBase, thinking: bool) -> str:
+    """Let a chat template ask for reasoning, or not; return a note where it knows no `enable_thinking`."""
+    template = tokenizer.chat_template
+    if not isinstance(template, str) or "enable_thinking" not in template:
+        return say("recipe_note_no_thinking", value=thinking)
+    for prefix in THINKS.values():
+        template = template.removeprefix(prefix)
+    tokenizer.chat_template = THINKS[thinking] + template
+    return ""
+
+
+def settle(name: str | None, tokenizer: PreTrainedTokenizerBase, replace: bool = False) -> str:
     """Compare `template: name` with the model's own chat template, and give the model another where that is meant.
 
     A base model is given the template; so is one whose own writes think blocks where the name says plain ChatML.

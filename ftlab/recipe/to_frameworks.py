@@ -120,8 +120,8 @@ ALPACA_LORA = Framework(
 FRAMEWORKS = {"swift": SWIFT, "axolotl": AXOLOTL, "alpaca-lora": ALPACA_LORA}
 # ftlab's own; LLaMA-Factory has all the others.
 NOT_IN_LLAMA_FACTORY = {
-    "dataset_substitutions", "early_stopping_steps", "export_dtype", "export_gguf", "reward_funcs", "num_generations",
-    "on_bad_rows", "shortcuts", "eval_figures",
+    "dataset_substitutions", "device_map", "export_dtype", "export_gguf", "reward_funcs", "num_generations",
+    "on_bad_rows", "max_memory", "shortcuts", "eval_figures", "tasks",
 }  # fmt: skip
 
 

@@ -72,6 +72,14 @@ def imports(recipe: Recipe, machine: device.Machine, trainers: str, classes: lis
     return "\n".join(lines)
 
 
+def template_line(recipe: Recipe) -> str:
+    """Return the line that settles the chat template, "" where the model's own is left as it is."""
+    if recipe.template is None and recipe.enable_thinking is None:
+        return ""
+    thinking = "" if recipe.enable_thinking is None else f", thinking={recipe.enable_thinking}"
+    return f"templates.apply({recipe.template!r}, tokenizer{', replace=True' * recipe.allow_other_template}{thinking})"
+
+
 def rows(recipe: Recipe) -> str:
     """Return the part that reads the data: it needs the recipe's data keys only."""
     values = recipe.model_dump(exclude_defaults=True)
@@ -81,9 +89,7 @@ def rows(recipe: Recipe) -> str:
     lines = [
         f"tokenizer = AutoTokenizer.from_pretrained({path!r}{', trust_remote_code=True' * recipe.trust_remote_code})",
         "tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token",
-        f"templates.apply({recipe.template!r}, tokenizer{', replace=True' * recipe.allow_other_template})"
-        if recipe.template
-        else "",
+        template_line(recipe),
         "data = read.load({" + "".join(f"\n    {name!r}: {value!r}," for name, value in given.items()) + "\n})",
         "train_dataset, eval_dataset = dataset.splits(data, tokenizer)",
         "",

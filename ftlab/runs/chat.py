@@ -73,6 +73,7 @@ def load(
     backend: str = "huggingface",
     template: str | None = None,
     replace_template: bool = False,
+    thinking: bool | None = None,
     shortcuts: bool = True,
     **options: Any,
 ) -> tuple[PreTrainedModel | Loop, PreTrainedTokenizerBase]:
@@ -83,6 +84,7 @@ def load(
         backend: an engine of runs/engines.py, or "auto"; all but "huggingface" merge the adapter.
         template: the recipe key, for a base model without a chat template of its own.
         replace_template: the recipe key `allow_other_template`.
+        thinking: the recipe key `enable_thinking`.
         shortcuts: the recipe key; False leaves every library as it is.
         options: go to `from_pretrained`.
     Raises:
@@ -98,7 +100,7 @@ def load(
     options = {"dtype": machine.dtype, "device_map": machine.accelerator} | options
     cpu.install(cpu.answering(machine, shortcuts))
     tokenizer = tokenizer_of(weights, base, trusted)
-    if said := templates.apply(template, tokenizer, replace_template):
+    if said := templates.apply(template, tokenizer, replace_template, thinking):
         print(said)
     whole = weights.folder if weights and not weights.is_adapter else base
     model = models.load_weights(AutoModelForCausalLM, whole, **options)
@@ -202,6 +204,8 @@ def options_of(recipe: Recipe) -> dict[str, Any]:
     }
     if recipe.allow_other_template and recipe.template:
         options["replace_template"] = True
+    if recipe.enable_thinking is not None:
+        options["thinking"] = recipe.enable_thinking
     if recipe.quantization_bit:
         packages.require("bitsandbytes", "quantization_bit")
     if recipe.infer_dtype != "auto":

@@ -98,7 +98,7 @@ def export(recipe: Recipe) -> Export:
         require_effect(adapter)
     saved = weights and (weights.folder / "tokenizer_config.json").is_file()
     tokenizer = train.load_tokenizer(recipe, str(weights.folder if weights and saved else base))
-    templates.apply(recipe.template, tokenizer, recipe.allow_other_template)
+    templates.apply(recipe.template, tokenizer, recipe.allow_other_template, recipe.enable_thinking)
     model = load_base(recipe, whole)
     if adapter:
         chat.fit_vocabulary(model, adapter, tokenizer)

@@ -151,7 +151,7 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
     build.rehearse(recipe, model_path)
     args, notes = build.training_args(recipe, folder, machine)
     tokenizer = load_tokenizer(recipe, model_path)
-    notes.append(templates.apply(recipe.template, tokenizer, recipe.allow_other_template))
+    notes.append(templates.apply(recipe.template, tokenizer, recipe.allow_other_template, recipe.enable_thinking))
     models.require_rows(tokenizer, models.embedding_rows(model_path), model_path)
     if is_main():
         for note in filter(None, notes):

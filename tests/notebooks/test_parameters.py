@@ -15,7 +15,7 @@ CHANGED = {"name": "Al", "author": "me", "seed": 1, "r": 4, "learning_rate": 3e-
 # Each lesson takes half a minute: these two in `make test`, the others in `make test-slow`.
 QUICK = ("00", "02")
 # Files and folders of the course that a lesson reads.
-READ = ("data", "recipes", "notebooks", "ftlab")
+READ = ("data", "recipes", "notebooks", "ftlab", "benchmarks")
 
 
 @pytest.fixture(scope="session")

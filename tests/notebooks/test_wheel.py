@@ -42,7 +42,7 @@ def course(installed, tmp_path_factory):
 
 def test_the_wheel_lays_out_what_the_checkout_has(course):
     folder, _ = course
-    listed = ["git", "ls-files", "notebooks", "data", "recipes", "constraints.txt"]
+    listed = ["git", "ls-files", "notebooks", "data", "recipes", "constraints.txt", "benchmarks/methods.json"]
     wanted = subprocess.run(listed, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split()
     assert wanted
     for name in wanted:

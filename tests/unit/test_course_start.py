@@ -1,6 +1,7 @@
 """`ftlab course start`: the course in a folder of the learner's, whose changes are never lost."""
 
 import json
+import re
 from pathlib import Path
 
 import nbformat
@@ -19,7 +20,7 @@ def carried(tmp_path, monkeypatch):
     package = tmp_path / "package"
     (package / "notebooks" / "source").mkdir(parents=True)
     write_lesson(package, "A test lesson")
-    for name in ("data/rows.json", "recipes/sft.yaml", "constraints.txt"):
+    for name in ("data/rows.json", "recipes/sft.yaml", "constraints.txt", "benchmarks/methods.json"):
         (package / name).parent.mkdir(exist_ok=True)
         (package / name).write_text(f"{name} of version 1")
     monkeypatch.setattr(lesson_files, "carried", lambda: package)
@@ -36,7 +37,13 @@ def write_lesson(package: Path, heading: str) -> None:
 def test_a_new_folder_gets_both_editions_data_and_recipes(carried, tmp_path):
     written, kept = course_start.lay_out(tmp_path / "mine")
     english, chinese = LESSON, "notebooks/zh/00_test.ipynb"
-    rest = ["constraints.txt", "data/rows.json", "notebooks/source/00_test.py", "recipes/sft.yaml"]
+    rest = [
+        "benchmarks/methods.json",
+        "constraints.txt",
+        "data/rows.json",
+        "notebooks/source/00_test.py",
+        "recipes/sft.yaml",
+    ]
     assert sorted(written) == sorted([english, chinese, *rest]) and kept == {}
     assert nbformat.read(tmp_path / "mine" / chinese, as_version=4).cells[0].source == "# 07 · 测试课"
     assert not list((tmp_path / "mine").rglob("partial-*"))
@@ -106,7 +113,7 @@ def test_the_verb_names_what_it_kept(carried, tmp_path, capsys):
     write_lesson(carried, "A better lesson")
     assert cli.main(["course", "start", str(mine), "--no-open"]) == 0
     first, second, third = capsys.readouterr().out.splitlines()
-    assert first == f"{mine}: files written: 6" and third == f"{mine}: files written: 2"
+    assert first == f"{mine}: files written: 7" and third == f"{mine}: files written: 2"
     assert second.startswith(f"{LESSON} has your changes and is kept")
 
 
@@ -122,3 +129,9 @@ def test_the_lab_opens_the_first_lesson_in_its_language(monkeypatch, tmp_path, l
     assert course_start.open_lab(tmp_path, language) == 0
     assert seen["command"][1:] == ["-m", "jupyterlab", str(tmp_path / place / "00_first_finetune.ipynb")]
     assert seen["env"]["FTLAB_LANG"] == language and seen["cwd"] == tmp_path
+
+
+def test_every_file_that_a_lesson_reads_is_carried():
+    for lesson in lesson_files.lessons():
+        for name in re.findall(r'open\("((?!runs)\w+/[^"]+)"', lesson.source.read_text(encoding="utf-8")):
+            assert name.startswith(course_start.PARTS), f"{lesson.name} reads {name}"

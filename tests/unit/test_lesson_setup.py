@@ -113,7 +113,7 @@ def test_without_a_checkout_the_course_is_laid_out_on_the_data_disk_if_there_is_
     (tmp_path / "disk").mkdir()
     package = tmp_path / "package"
     package.mkdir()
-    for name in ("notebooks", "data", "recipes", "constraints.txt"):
+    for name in ("notebooks", "data", "recipes", "constraints.txt", "benchmarks"):
         (package / name).symlink_to(checkout / name)
     monkeypatch.setattr(lesson_files, "carried", lambda: package)
     monkeypatch.setattr(lesson_setup, "DATA_DISK", tmp_path / ("disk" if disk else "none"))

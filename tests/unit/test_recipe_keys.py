@@ -26,6 +26,7 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "trust_remote_code": (True, {}),
     "template": ("llama3", {}),
     "allow_other_template": (True, {"template": "default"}),
+    "enable_thinking": (False, {}),
     "default_system": ("Be kind.", {}),
     "flash_attn": ("disabled", {"cutoff_len": 1024}),
     "device_map": ("cpu", {}),
@@ -198,7 +199,7 @@ def answers(made: recipes.Recipe) -> Any:
 def examples(made: recipes.Recipe) -> Any:
     """Return a digest of every training example and every validation example."""
     tokenizer = train.load_tokenizer(made, made.model_name_or_path)
-    templates.apply(made.template, tokenizer, made.allow_other_template)
+    templates.apply(made.template, tokenizer, made.allow_other_template, made.enable_thinking)
     return dataset.digests(dataset.splits(made, tokenizer))
 
 
@@ -303,7 +304,7 @@ def other_value(name: str) -> Any:
 
 @pytest.mark.parametrize("name", [*keys.RENAMED, *keys.DROPPED, *keys.OUT_OF_REACH, *recipes.RESOLVED])
 def test_every_translated_key_is_said_or_refused(name, base):
-    value: Any = True
+    value: Any = 3 if keys.ASKS_NOTHING.get(name) is True else True
     if name in keys.RENAMED and keys.RENAMED[name][0] in keys.TRAINING_HINTS | keys.Recipe.model_fields:
         value = {
             "evaluation_strategy": "epoch",
@@ -312,6 +313,46 @@ def test_every_translated_key_is_said_or_refused(name, base):
             "per_gpu_train_batch_size": 3,
         }.get(name, True)
     assert effect(base, name, 0.5 if name == "warmup_ratio" else value) in ("noted", "refused")
+
+
+# The keys of LLaMA-Factory 0.9.5's argument classes, by name. Those of Ray and of several processes are read elsewhere.
+LLAMAFACTORY = (Path(__file__).parent / "llamafactory_keys.txt").read_text().split()
+
+
+@pytest.mark.parametrize("name", LLAMAFACTORY)
+def test_every_key_of_llamafactory_is_known(name):
+    """It runs, or is refused or dropped with a reason; "unknown key" would send its users to look for a typo."""
+    assert recipes.explain(name).startswith(name)
+
+
+def test_a_value_that_asks_for_nothing_is_never_refused(base):
+    for name in keys.OUT_OF_REACH:
+        recipes.read(base | {name: keys.ASKS_NOTHING.get(name, False)})
+    for name in keys.ASKS_NOTHING:
+        with pytest.raises(LabError, match=name):
+            recipes.read(base | {name: 3})
+
+
+def test_a_secret_is_refused_and_not_shown(base):
+    for name in ("hf_hub_token", "ms_hub_token", "om_hub_token", "swanlab_api_key", "hub_token"):
+        with pytest.raises(LabError, match=name) as refused:
+            recipes.read(base | {name: "s3cret"})
+        assert "s3cret" not in str(refused.value)
+
+
+def test_galore_and_apollo_are_optimizers_of_transformers(base):
+    galore = {"use_galore": True, "galore_rank": 32, "galore_scale": 0.5, "galore_target": "q_proj,v_proj"}
+    made, notes = recipes.read(base | {"finetuning_type": "full"} | galore)
+    assert made.training["optim"] == "galore_adamw" and made.training["optim_args"] == "rank=32,scale=0.5"
+    assert made.training["optim_target_modules"] == ["q_proj", "v_proj"]
+    assert len([note for note in notes if "galore" in note]) == 1, notes
+    apollo = {"use_apollo": True, "apollo_rank": 8, "apollo_update_interval": 50, "apollo_layerwise": True}
+    made, _ = recipes.read(base | {"finetuning_type": "full"} | apollo)
+    assert made.training["optim"] == "apollo_adamw_layerwise"
+    assert made.training["optim_args"] == "rank=8,update_proj_gap=50"
+    assert made.training["optim_target_modules"] == "all-linear"
+    _, notes = recipes.read(base | {"galore_rank": 32})
+    assert any("use_galore alone" in note for note in notes)
 
 
 METHODS = ("lora", "full", "freeze")

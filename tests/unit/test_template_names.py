@@ -143,3 +143,28 @@ def test_one_key_puts_another_template_in_place_of_the_models_own(tiny_recipe, c
     assert text_of(tokenizer) == "Human: Hi?<|im_end|>\nAssistant:Yes.<|im_end|>\n"
     with pytest.raises(LabError, match="include the text of `template: llama3`"):
         train.train(recipes.load(other | {"allow_other_template": True, "template": "llama3"}))
+
+
+@pytest.mark.parametrize(("thinking", "asked"), [(None, ""), (True, ""), (False, "<think>\n\n</think>\n\n")])
+def test_enable_thinking_is_what_the_template_reads(thinking, asked):
+    tokenizer = tokenizer_with("qwen3", "Qwen3-8B")
+    assert templates.apply(None, tokenizer, thinking=thinking) == ""
+    prompt = tokens.prompt(tokenizer, [{"role": "user", "content": "Hi?"}])
+    assert tokenizer.decode(prompt).endswith(f"<|im_start|>assistant\n{asked}")
+    # A thought in the data is asked for and trained on either way; applied again, nothing is added.
+    for said in ("Yes.", "<think>\nhm\n</think>\n\nYes."):
+        row = {"messages": [{"role": "user", "content": "Hi?"}, {"role": "assistant", "content": said}]}
+        (example,) = tokens.encode(tokenizer, row)
+        trained = tokenizer.decode([one for one in example["labels"] if one >= 0])
+        empty = "" if asked or "hm" in said else "<think>\n\n</think>\n\n"
+        assert trained == f"{empty}{said}<|im_end|>"
+    before = tokenizer.chat_template
+    templates.apply(None, tokenizer, thinking=thinking)
+    assert tokenizer.chat_template == before
+
+
+def test_a_template_without_thoughts_says_that_the_key_has_no_effect():
+    tokenizer = tokenizer_with("qwen2_5", "Qwen2.5-7B-Instruct")
+    before = tokenizer.chat_template
+    assert "enable_thinking: False has no effect" in templates.apply(None, tokenizer, thinking=False)
+    assert tokenizer.chat_template == before

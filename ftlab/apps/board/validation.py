@@ -195,7 +195,7 @@ def fingerprints(made: Recipe) -> dict[str, str]:
         return {}
     with contextlib.redirect_stdout(io.StringIO()), without_bars():
         tokenizer = train.load_tokenizer(made, path)
-        templates.apply(made.template, tokenizer, made.allow_other_template)
+        templates.apply(made.template, tokenizer, made.allow_other_template, made.enable_thinking)
         return folders.fingerprints(made, Path(path), dataset.digests(dataset.splits(made, tokenizer)))
 
 
