@@ -17,7 +17,7 @@ from ftlab.apps import lesson_files
 from ftlab.errors import fail, say
 
 EXTRA = "course"
-# AutoDL's data disk: larger than the system disk, and kept when the machine is exchanged.
+# AutoDL's data disk: larger than the system disk, and kept when the machine is shut down (autodl.com/docs/env).
 DATA_DISK = Path("/root/autodl-tmp")
 # A file that every folder of the course has.
 MARK = Path("data") / "dataset_info.json"
