@@ -18,6 +18,12 @@ from ftlab.checks.inference import check_cache_bytes, check_cached_attention, ch
 from ftlab.checks.lora import check_lora_forward, check_lora_freeze, check_lora_parameters, check_lora_scale
 from ftlab.checks.merge import check_merged_weight, check_mixed_weight, check_q8_bytes, check_q8_roundtrip
 from ftlab.checks.methods import check_dora_weight, check_front, check_full_bytes, check_ia3_forward
+from ftlab.checks.mixture import (
+    check_active_parameters,
+    check_dropped_tokens,
+    check_router_weights,
+    check_switch_loss,
+)
 from ftlab.checks.policy_gradient import (
     check_clipped_pull,
     check_grpo_advantages,
@@ -43,6 +49,7 @@ from ftlab.checks.trying import Verdict
 __all__ = [
     "Verdict",
     "check_accumulated_loss",
+    "check_active_parameters",
     "check_answer_logp",
     "check_answer_loss",
     "check_block_scales",
@@ -54,6 +61,7 @@ __all__ = [
     "check_clipped_pull",
     "check_dora_weight",
     "check_dpo_loss",
+    "check_dropped_tokens",
     "check_front",
     "check_full_bytes",
     "check_gradient_step",
@@ -88,8 +96,10 @@ __all__ = [
     "check_reward_loss",
     "check_reward_margin",
     "check_rloo_advantage",
+    "check_router_weights",
     "check_state_bytes",
     "check_supervised_tokens",
+    "check_switch_loss",
     "check_temperature",
     "check_top_p",
     "check_trainable_share",
