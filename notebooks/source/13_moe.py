@@ -13,10 +13,10 @@
 # | a balanced router | idle experts per layer: without a balancing loss, with the library's, with one per layer |
 # | adapters on attention, experts and router, one of them merged in `runs/13_moe/merged` | tensors changed, validation loss |
 #
-# **Cost:** about 8 minutes and 6 GB on two CPU cores, 3 minutes on a T4. **Before this:**
+# **Cost:** about 6 minutes and 6 GB on two CPU cores, 3 minutes on a T4. **Before this:**
 # [03 · LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="0a6f68aa"
+# %% [markdown] id="title" lang="zh" of="24c5b5cd"
 # # 13 · 混合专家（MoE）
 #
 # 稠密模型处理每个 token 都要用到全部权重。混合专家模型（mixture of experts，MoE）把最宽的那一层复制成若干份，称为专家，再由路由器把每个 token 只送到其中几份：权重变多了，每个 token 的计算量却增加不多。在这一课里，你会亲手写路由器，证明它与库的实现相等；把课程自己的模型改造成 MoE；看 token 去了哪里、哪些专家闲着；并弄清 LoRA 适配器到底训练了哪些权重。
@@ -28,7 +28,7 @@
 # | 负载均衡的路由器 | 每层闲置的专家数：不加均衡损失、用库的、逐层计算的 |
 # | 训练注意力、专家、路由器的适配器，其中一个已合并到 `runs/13_moe/merged` | 哪些张量变了；验证损失 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 8 分钟、6 GB 内存，T4 上约 3 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 6 分钟、6 GB 内存，T4 上约 3 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -519,12 +519,12 @@ Markdown(
 # Three LoRA adapters on the upcycled model, the same steps on the same orders: on attention, on the experts, on the router.
 # The experts and the router are plain tensors and not `nn.Linear` layers; PEFT reaches them with `target_parameters`, and
 # `lora_dropout` must be 0 there. In transformers the balancing loss joins the training loss only with
-# `output_router_logits=True`. After merging, every tensor is compared with the untrained model: did those that were asked for
+# `output_router_logits=True`; TRL's trainers set it. After merging, every tensor is compared with the untrained model: did those that were asked for
 # change, and no others?
 
-# %% [markdown] id="train-why" lang="zh" of="6d92ccdd"
+# %% [markdown] id="train-why" lang="zh" of="ee23fcfa"
 # ## 适配器应该训练哪些权重？
-# 在改造后的模型上训练三个 LoRA 适配器，同样的订单、同样的步数：分别放在注意力、专家、路由器上。专家和路由器是普通张量，不是 `nn.Linear` 层，PEFT 要用 `target_parameters` 来指定，而且 `lora_dropout` 必须为 0。在 transformers 里，只有设了 `output_router_logits=True`，均衡损失才会加进训练损失。合并之后，把每个张量与未训练的模型逐一比较：该变的变了吗？有没有不该变的变了？
+# 在改造后的模型上训练三个 LoRA 适配器，同样的订单、同样的步数：分别放在注意力、专家、路由器上。专家和路由器是普通张量，不是 `nn.Linear` 层，PEFT 要用 `target_parameters` 来指定，而且 `lora_dropout` 必须为 0。在 transformers 里，只有设了 `output_router_logits=True`，均衡损失才会加进训练损失；TRL 的 trainer 会自动设置。合并之后，把每个张量与未训练的模型逐一比较：该变的变了吗？有没有不该变的变了？
 
 
 # %% id="data"
@@ -636,11 +636,12 @@ for kind, norm in router_gradients.items():
 # %% [markdown] id="merge-why"
 # ### Merge, save, reload
 # The adapter on the experts was saved and reloaded above. Merged, it becomes a plain Mixtral: save it, load it as any user
-# would, and compare the logits with those of the model that was trained.
+# would, and compare the logits with those of the model that was trained. Then two orders that it has not seen, before and
+# after: the form is learned in a few steps, but compare the fields too.
 
-# %% [markdown] id="merge-why" lang="zh" of="6fc4a561"
+# %% [markdown] id="merge-why" lang="zh" of="78a503b6"
 # ### 合并、保存、重新加载
-# 专家上的适配器上面已经保存并重新加载过。合并之后就是一个普通的 Mixtral：保存，像任何用户那样加载，再与训练出的模型比较 logits。
+# 专家上的适配器上面已经保存并重新加载过。合并之后就是一个普通的 Mixtral：保存，像任何用户那样加载，再与训练出的模型比较 logits。最后看两份没见过的订单，训练前后各答一次：格式几步就能学会，字段对不对，还要逐个看。
 
 # %% id="merge"
 merged.save_pretrained("runs/13_moe/merged")
@@ -671,11 +672,12 @@ for row in orders["eval"].select(range(2)):
 # A recipe from a dense model names `gate_proj`, `up_proj`, `down_proj`. In this mixture nothing has these names, and because
 # `q_proj` and `v_proj` match, PEFT reports no error: training runs, the loss falls as it did for attention above, and most of
 # the model never changes. The loss does not show it; counting the trained weights by kind does. The fix is either
-# `target_parameters`, or `all-linear`, which in today's PEFT includes the experts and the router of a Mixtral: count that too.
+# `target_parameters`, or `all-linear`, which in today's PEFT includes the experts and the router of a Mixtral (and gives the
+# fused `gate_up_proj`, two matrices in one, twice the rank): count that too.
 
-# %% [markdown] id="break-why" lang="zh" of="48a5856e"
+# %% [markdown] id="break-why" lang="zh" of="ac3ea9ef"
 # ## 故意出错：专家悄悄被冻结
-# 稠密模型的配方里写着 `gate_proj`、`up_proj`、`down_proj`。这个 MoE 里没有叫这些名字的层，但 `q_proj` 和 `v_proj` 能匹配上，所以 PEFT 不报错：训练照常进行，损失像上面只训练注意力时那样下降，模型的大部分却从未改变。损失看不出来，按类别数一数可训练的权重就能看出来。改法有两种：用 `target_parameters`，或者用 `all-linear`（现在的 PEFT 会把 Mixtral 的专家和路由器也算进去）；后者同样数一遍。
+# 稠密模型的配方里写着 `gate_proj`、`up_proj`、`down_proj`。这个 MoE 里没有叫这些名字的层，但 `q_proj` 和 `v_proj` 能匹配上，所以 PEFT 不报错：训练照常进行，损失像上面只训练注意力时那样下降，模型的大部分却从未改变。损失看不出来，按类别数一数可训练的权重就能看出来。改法有两种：用 `target_parameters`，或者用 `all-linear`（现在的 PEFT 会把 Mixtral 的专家和路由器也算进去，并给两个矩阵合成的 `gate_up_proj` 两倍的秩）；后者同样数一遍。
 
 
 # %% id="break"
@@ -734,7 +736,12 @@ fig, axes = plt.subplots(1, 3, figsize=(9, 3.2), layout="constrained", sharey=Tr
 for ax, (window, layers) in zip(axes, ((None, 1), (4, 1), (4, 3)), strict=True):
     seen = reach(window, layers)
     ax.imshow(seen, cmap="Blues", vmin=0, vmax=1.4)
-    ax.set(xlabel="input position", title=f"window {window or 'none'}, {layers} layer{'s' * (layers > 1)}")
+    ax.set(
+        xlabel="input position",
+        xticks=range(0, 12, 3),
+        yticks=range(0, 12, 3),
+        title=f"window {window or 'none'}, {layers} layer{'s' * (layers > 1)}",
+    )
     back = 11 if window is None else layers * (window - 1)
     assert torch.equal(seen, torch.ones(12, 12).tril().triu(-back).bool())
     print(f"window {window}, layers {layers}: the last position is reached by the last {seen[-1].sum()} inputs")
