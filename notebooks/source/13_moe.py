@@ -39,17 +39,13 @@
 # 在 Colab 上，下一格会安装课程；在其他地方它只是进入课程文件夹。
 
 # %% id="setup"
-import os
-import subprocess
-import sys
+from importlib.util import find_spec
 
-FTLAB_REPO = ""  # Colab only: the git address this notebook was opened from
-if "google.colab" in sys.modules and not os.path.isdir("ftlab"):
-    subprocess.run(["git", "clone", "--depth=1", FTLAB_REPO, "ftlab"], check=True)
-    subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-e", "./ftlab[course,gpu]"], check=True)
-    os.chdir("ftlab")
-while not os.path.isdir("data") and os.getcwd() != os.path.dirname(os.getcwd()):
-    os.chdir("..")
+if not find_spec("ftlab"):
+    get_ipython().run_line_magic("pip", "install -q --no-deps ftlab")
+from ftlab.apps import lesson_setup
+
+lesson_setup.enter()
 
 # %% id="imports"
 import statistics
