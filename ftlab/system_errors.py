@@ -19,6 +19,8 @@ def explained(error: BaseException, where: str = "") -> LabError | None:
         return error
     if out_of_memory(error):
         return fail("out_of_memory", where=where, exit_code=1)
+    if lost_contact(error):
+        return fail("world_contact", where=where, exit_code=1)
     if isinstance(error, ModuleNotFoundError) and error.name and not error.name.startswith("ftlab"):
         return packages.missing(error.name, where)
     if isinstance(error, OSError) and error.errno is not None:
@@ -54,3 +56,9 @@ def out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | OSError | ImportError) and any(word in str(error) for word in words)
     )
+
+
+def lost_contact(error: BaseException) -> bool:
+    """Return True if another process of the training no longer answers: torch has no class for it over gloo."""
+    words = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL error")
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

@@ -32,7 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LabError as error:
         return told(error)
     except KeyboardInterrupt:
-        print("ftlab: stopped", file=sys.stderr)
+        # Ctrl-C reaches every process of a run.
+        if os.environ.get("RANK", "0") == "0":
+            print("ftlab: stopped", file=sys.stderr)
         return STOPPED
     except BrokenPipeError:
         silence()
@@ -67,7 +69,12 @@ def flushed(code: int) -> int:
 
 
 def told(error: LabError) -> int:
-    """Print an error for the user and return its exit code."""
+    """Print an error for the user and return its exit code; in a run of several processes one prints it."""
+    if "RANK" in os.environ:
+        from ftlab.runs import launch
+
+        if launch.report(error):
+            return error.exit_code
     with contextlib.suppress(BrokenPipeError):
         print(f"ftlab: {error}", file=sys.stderr)
     return error.exit_code
@@ -248,9 +255,8 @@ def uncollected() -> Iterator[None]:
 
 def train_recipe(options: argparse.Namespace) -> int:
     """Run a recipe and print its run folder; return STOPPED if it was stopped before the end."""
-    with uncollected():
-        from ftlab.recipe import read as recipes
-        from ftlab.runs import train
+    from ftlab.recipe import read as recipes
+    from ftlab.runs import launch
 
     said = [override for override in options.overrides if override.lower().startswith("fresh=")]
     fresh = [override.lower().removeprefix("fresh=") for override in said]
@@ -258,7 +264,14 @@ def train_recipe(options: argparse.Namespace) -> int:
         hint = say("one_of", names="true, false")
         raise fail("recipe_choice", where=f"fresh={wrong}", key="fresh", value=repr(wrong), hint=hint)
     overrides = [override for override in options.overrides if override not in said]
-    run = train.train(recipes.load(options.recipe, overrides), fresh=fresh[-1:] == ["true"])
+    launch.enter()
+    recipe = recipes.load(options.recipe, overrides)
+    if processes := launch.to_start(recipe):
+        return launch.start(processes, ["train", options.recipe, *options.overrides])
+    with uncollected():
+        from ftlab.runs import train
+
+    run = train.train(recipe, fresh=fresh[-1:] == ["true"])
     if run.stopped_at is not None:
         return STOPPED
     print(f"{run.folder}: loss {run.metrics['train_loss']:.3f} after {run.metrics['train_seconds']:.0f} s")

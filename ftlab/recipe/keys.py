@@ -149,6 +149,12 @@ class Recipe(BaseModel):
 
     # run
     output_dir: str | None = key(None, "the run folder", "TrainingArguments.output_dir")
+    nproc_per_node: int | None = key(
+        None,
+        "processes on this machine; None: one for each accelerator that CUDA_VISIBLE_DEVICES leaves",
+        "torchrun --nproc-per-node",
+        ge=1,
+    )
     early_stopping_steps: int | None = key(
         None, "stop after this many evaluations without improvement", "EarlyStoppingCallback", ge=1
     )
@@ -315,6 +321,7 @@ OUTSIDE_THE_RUN = (
     "temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "num_beams", "export_dir", "export_size",
     "export_device", "export_dtype", "export_gguf", "export_legacy_format", "shortcuts", "eval_figures",
     "predict_with_generate", "compute_accuracy", "tasks", "device_map", "max_memory", "offload_folder",
+    "nproc_per_node",
 )  # fmt: skip
 TRAINING_OUTSIDE_THE_RUN = (
     "resume_from_checkpoint", "report_to", "run_name", "project", "save_total_limit", "disable_tqdm", "log_level",

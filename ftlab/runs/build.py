@@ -36,7 +36,7 @@ from ftlab.device import Machine
 from ftlab.errors import fail, reason_of
 from ftlab.recipe import continued, library_args
 from ftlab.recipe.keys import Recipe
-from ftlab.runs import rewards, targets
+from ftlab.runs import rewards, targets, world
 from ftlab.runs.tokenized import takes_ids
 from ftlab.saved_weights import weights_of
 
@@ -63,6 +63,7 @@ def training_args(recipe: Recipe, folder: Path, machine: Machine) -> tuple[Any, 
     values, notes = library_args.training_settings(recipe, folder, machine)
     try:
         args = config_class(**values)
+        world.join(args)
         require_available(args)
         return args, notes
     except (TypeError, ValueError, KeyError, AttributeError, ImportError, OSError, RuntimeError) as error:

@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ftlab import manifests, saved_weights
 from ftlab.errors import LabError, fail, reason_of
-from ftlab.runs import checkpoint
+from ftlab.runs import checkpoint, world
 from ftlab.runs.folder import STOP
 from ftlab.system_errors import explained, require_space
 
@@ -170,7 +170,10 @@ class Stop(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Tell Trainer to save and stop; a run at its last step ends anyway."""
-        if state.global_step < state.max_steps and (self.asked.is_set() or (self.folder / STOP).exists()):
+        if state.global_step >= state.max_steps:
+            return
+        # Every process looks for STOP before one of them removes it.
+        if world.any_process(self.asked.is_set() or (self.folder / STOP).exists(), args):
             self.stopped_at = state.global_step
             control.should_save = control.should_training_stop = True
             (self.folder / STOP).unlink(missing_ok=True)
@@ -185,7 +188,8 @@ class Stop(TrainerCallback):
 
         def ask(number: int, frame: object) -> None:
             self.asked.set()
-            signal.signal(number, before[signal.Signals(number)])
+            for listened, handler in before.items():
+                signal.signal(listened, handler)
 
         for listened in before:
             signal.signal(listened, ask)
@@ -235,8 +239,7 @@ class Keeper(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         """Write the manifest last, then delete what the limit leaves over."""
-        if args.world_size > 1:
-            torch.distributed.barrier()
+        world.wait(args)
         if not state.is_world_process_zero:
             return
         # Trainer's pickled arguments: nothing reads them, and the run folder has them as recipe.yaml.

@@ -1,7 +1,8 @@
 """Checkpoints that can be trusted after a crash: a manifest written last, verified before anything is read.
 
-Trainer's own optimizer.pt, scheduler.pt and rng_state.pth are pickles. They are read only out of a checkpoint whose
-manifest carries this run's id and the sha256 of every file in it, and Trainer reads them with `weights_only=True`.
+Trainer's own optimizer.pt, scheduler.pt and rng_state.pth are pickles, and FSDP's optimizer.bin and weights are, too.
+They are read only out of a checkpoint whose manifest carries this run's id and the sha256 of every file in it, and with
+`weights_only=True`.
 """
 
 import contextlib
@@ -19,8 +20,8 @@ from ftlab.runs.folder import ASIDE, DELETING, LOCK, OWNER
 from ftlab.runs.target import claimed
 from ftlab.system_errors import explained
 
-# Without these Trainer resumes silently with a fresh optimizer, schedule or random stream.
-NEEDED = ("trainer_state.json", "optimizer.pt", "scheduler.pt")
+# Without one of each Trainer resumes silently with a fresh optimizer or schedule; FSDP's optimizer is the .bin.
+NEEDED = (("trainer_state.json",), ("optimizer.pt", "optimizer.bin"), ("scheduler.pt",))
 
 
 class Skipped(NamedTuple):
@@ -47,7 +48,7 @@ def resume_problem(path: Path, about: dict[str, Any]) -> str:
     if reason:
         return reason
     files = (manifests.read_manifest(path) or {}).get("files", {})
-    missing = [name for name in NEEDED if name not in files]
+    missing = [names[0] for names in NEEDED if not files.keys() & set(names)]
     sharded = any("/" in name for name in files)
     return f"it was saved without {missing[0]}" if missing and not sharded else ""
 

@@ -1,7 +1,6 @@
 """Train a recipe into a run folder; an interrupted run resumes from its last valid checkpoint."""
 
 import contextlib
-import os
 import shutil
 import time
 import uuid
@@ -23,7 +22,7 @@ from ftlab.errors import fail, say
 from ftlab.recipe import library_args, templates
 from ftlab.recipe import read as recipes
 from ftlab.recipe.keys import Recipe
-from ftlab.runs import build, checkpoint, dataset, target
+from ftlab.runs import build, checkpoint, dataset, launch, target, world
 from ftlab.runs import callbacks as watch
 from ftlab.runs import folder as folders
 from ftlab.saved_weights import RESULTS
@@ -86,7 +85,7 @@ def train(
     require_training(recipe)
     folder = Path(recipe.output_dir or "").expanduser()
     # Of several processes only the first one writes.
-    with checkpoint.lock(folder) if is_main() else contextlib.nullcontext():
+    with checkpoint.lock(folder) if launch.is_main() else contextlib.nullcontext():
         job = prepare(recipe, folder)
         if not fresh and (metrics := folders.finished(job.recipe, job.about)) is not None:
             print(f"{folder}: this recipe was trained before on the same data; reused (fresh=true trains again)")
@@ -101,6 +100,7 @@ def require_training(recipe: Recipe) -> None:
     Raises:
         LabError: no data set or run folder, `do_train: false`, a place that a run may not be in, or a package missing.
     """
+    launch.refuse_lost()
     if not recipe.do_train:
         raise fail("train_not_asked", where="do_train")
     if recipe.predict_with_generate and not recipe.dataset:
@@ -136,11 +136,6 @@ def check(recipe: Recipe) -> None:
         decide(job, fresh=False)
 
 
-def is_main() -> bool:
-    """Return True in the process that writes files; torchrun numbers the processes."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def prepare(recipe: Recipe, folder: Path) -> Job:
     """Load what a recipe names: model folder, tokenizer, rows, settings."""
     since = time.time()
@@ -153,7 +148,7 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
     tokenizer = load_tokenizer(recipe, model_path)
     notes.append(templates.apply(recipe.template, tokenizer, recipe.allow_other_template, recipe.enable_thinking))
     models.require_rows(tokenizer, models.embedding_rows(model_path), model_path)
-    if is_main():
+    if launch.is_main():
         for note in filter(None, notes):
             print(note)
     with args.main_process_first():
@@ -185,6 +180,8 @@ def decide(job: Job, fresh: bool) -> Start:
     if asked and (fresh or not manifest):
         reason = "fresh=true starts over" if fresh else "output_dir holds no run"
         raise fail("checkpoint_not_ours", where=str(asked), reason=reason)
+    if manifest and not fresh and (asked or not changed):
+        require_processes(job, manifest)
     if asked and manifest:
         return Start(str(manifest.get("run_id")), named_checkpoint(job, manifest, Path(asked), changed))
     if manifest and not fresh and not changed:
@@ -201,10 +198,21 @@ def begin(job: Job, fresh: bool) -> Start:
         LabError: as `decide`.
     """
     start = decide(job, fresh)
-    if job.args.world_size > 1:
-        # Every process has read the folder before the first one writes into it.
-        torch.distributed.barrier()
+    # Here every process has read the folder before the first one writes into it.
+    world.require_same(saved_weights.step_of(start.resume) if start.resume else 0, job.args)
     return start
+
+
+def require_processes(job: Job, manifest: dict[str, Any]) -> None:
+    """Refuse to resume in another number of processes: batches and their order would be others.
+
+    Raises:
+        LabError: with both numbers.
+    """
+    # Runs of before this was recorded had one.
+    then = manifest.get("processes", 1)
+    if then != job.args.world_size:
+        raise fail("world_changed", where=str(job.folder), then=then, now=job.args.world_size)
 
 
 def open_folder(job: Job, start: Start, model: PreTrainedModel | PeftModel) -> None:
@@ -213,7 +221,7 @@ def open_folder(job: Job, start: Start, model: PreTrainedModel | PeftModel) -> N
     Raises:
         LabError: the system refused a write.
     """
-    if not is_main():
+    if not launch.is_main():
         return
     with watch.writing(job.folder, job.folder):
         if start.resume is None:
@@ -230,7 +238,7 @@ def open_folder(job: Job, start: Start, model: PreTrainedModel | PeftModel) -> N
 def go_on(job: Job, run_id: str) -> Start:
     """Return the newest checkpoint of this run that verifies, and say which were passed over."""
     found, skipped = checkpoint.find_resume(job.folder, {"run_id": run_id} | job.about)
-    if is_main():
+    if launch.is_main():
         for path, reason in skipped:
             print(f"{path}: skipped, {reason}")
         if found:
@@ -265,15 +273,17 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     stop = watch.Stop(job.folder)
     about = {"run_id": start.run_id, "versions": device.versions()} | job.about
     keeper = watch.Keeper(job.folder, about, job.recipe.training.get("save_total_limit"))
-    begin = watch.Begin(partial(open_folder, job, start))
-    watchers = [begin, watch.Log(job.folder / folders.LOG), watch.Guard(), stop, *early_stop(job), *extra, keeper]
+    begin, check = watch.Begin(partial(open_folder, job, start)), world.Check()
+    first = [check, begin, watch.Log(job.folder / folders.LOG), watch.Guard(), stop]
+    watchers = [*first, *early_stop(job), *extra, keeper]
     trainer = build.build_trainer(job.recipe, model, job.args, job.tokenizer, job.datasets, watchers)
+    check.trainer = trainer
     if job.recipe.quantization_bit:
         cpu.lift_adapters(trainer.model, job.machine)
     if quiet:
         for shown in (DEFAULT_PROGRESS_CALLBACK, ProgressCallback, PrinterCallback):
             trainer.remove_callback(shown)
-    refuse_untrained(trainer)
+    refuse_untrained(trainer, job.recipe)
     started = time.monotonic()
     metrics: dict[str, float] = {}
     with stop.listening(), keeper.telling(), begin.refusing():
@@ -287,9 +297,10 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     metrics |= {"resumed_from_step": saved_weights.step_of(start.resume)} if start.resume else {}
     if stop.stopped_at is not None:
         print(f"{job.folder}: stopped at step {stop.stopped_at} and saved; the same command resumes from there")
+        # torchrun ends the other processes as soon as one exits with an error code.
+        world.wait(job.args)
         return Run(job.folder, metrics, reused=False, stopped_at=stop.stopped_at)
-    if is_main():
-        finish(job, trainer, metrics, start.run_id)
+    finish(job, trainer, metrics, start.run_id)
     return Run(job.folder, metrics, reused=False)
 
 
@@ -299,11 +310,17 @@ def early_stop(job: Job) -> list[TrainerCallback]:
     return [EarlyStoppingCallback(patience)] if patience else []
 
 
-def refuse_untrained(trainer: Trainer) -> None:
-    """Refuse a model that several processes each train alone: torchrun has to have become one training."""
-    asked = int(os.environ.get("WORLD_SIZE", "1"))
-    if trainer.args.world_size != asked:
-        raise fail("train_world", exit_code=1, asked=asked, got=trainer.args.world_size)
+def refuse_untrained(trainer: Trainer, recipe: Recipe) -> None:
+    """Refuse a model that several processes each train alone: torchrun has to have become one training.
+
+    Raises:
+        LabError: with the number of processes that were asked for, and the number that would train.
+    """
+    asked, got = launch.number("WORLD_SIZE", 1), trainer.args.world_size
+    if got == asked and recipe.nproc_per_node:
+        asked, got = recipe.nproc_per_node, launch.number("LOCAL_WORLD_SIZE", 1)
+    if got != asked:
+        raise fail("train_world", exit_code=1, asked=asked, got=got)
 
 
 def complete(path: Path, start: Start, job: Job) -> bool:
@@ -333,6 +350,8 @@ def mean_loss(history: list[dict[str, float]]) -> float:
 def finish(job: Job, trainer: Trainer, metrics: dict[str, float], run_id: str) -> None:
     """Write what a finished run leaves; the run's manifest comes last, so that it means complete.
 
+    Every process takes part until the weights are saved: each may hold only its share of them.
+
     Raises:
         LabError: a trained weight is NaN or infinite, or a file could not be written.
     """
@@ -342,6 +361,8 @@ def finish(job: Job, trainer: Trainer, metrics: dict[str, float], run_id: str) -
     partial = job.folder / f"{manifests.PARTIAL}{weights.name}"
     with watch.writing(weights, job.folder):
         save_weights(job, trainer, partial)
+        if not launch.is_main():
+            return
         manifests.write_manifest(partial, {"run_id": run_id})
         if weights.exists():
             shutil.rmtree(weights)
@@ -358,7 +379,7 @@ def finish(job: Job, trainer: Trainer, metrics: dict[str, float], run_id: str) -
 
 def save_weights(job: Job, trainer: Trainer, folder: Path) -> None:
     """Save the adapter or the model with its tokenizer, as safetensors."""
-    if folder.exists():
+    if launch.is_main() and folder.exists():
         shutil.rmtree(folder)
     model = trainer.model
     if job.recipe.pissa_init and isinstance(model, PeftModel):
@@ -366,15 +387,18 @@ def save_weights(job: Job, trainer: Trainer, folder: Path) -> None:
         model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(job.folder / folders.PISSA_START))
         job.tokenizer.save_pretrained(folder)
     else:
+        if trainer.is_fsdp_enabled:
+            # Checkpoints may be written in shards, the result is one file.
+            trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
         trainer.save_model(str(folder))
     # TRL writes its own model card and pickled arguments next to the weights; the run folder has both in readable form.
-    for leftover in (folders.MODEL_CARD, "training_args.bin"):
+    for leftover in (folders.MODEL_CARD, "training_args.bin") if launch.is_main() else ():
         (folder / leftover).unlink(missing_ok=True)
 
 
 def write_record(job: Job, run_id: str, finished: bool) -> None:
     """Write the manifest of a run, which says whose files the others in its folder are."""
-    about = folders.record(job.recipe, run_id, job.machine.name, job.about)
+    about = folders.record(job.recipe, run_id, job.machine.name, job.about) | {"processes": job.args.world_size}
     manifests.write_json(job.folder / manifests.MANIFEST, about | {"finished": finished})
 
 

@@ -12,7 +12,7 @@ from ftlab import device
 from ftlab.errors import LabError
 from ftlab.recipe import keys, library_args, templates, to_script
 from ftlab.recipe import read as recipes
-from ftlab.runs import build, chat, dataset, evaluation, export, rewards, targets, train
+from ftlab.runs import build, chat, dataset, evaluation, export, launch, rewards, targets, train
 
 CPU = device.Machine("cpu", "test", "bfloat16", 2, 2**34, "test")
 GPU = device.Machine("cuda", "test", "float16", 2, 2**34, "test")
@@ -80,6 +80,7 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "train_on_prompt": (True, {}),
     "mask_history": (True, {"dataset": "long"}),
     "output_dir": ("elsewhere", {}),
+    "nproc_per_node": (2, {}),
     "early_stopping_steps": (2, EVAL),
     "shortcuts": (False, {}),
     "overwrite_output_dir": (True, {}),
@@ -210,12 +211,17 @@ def run_of(made: recipes.Recipe) -> Any:
     return train.require_training(made)
 
 
+def started(made: recipes.Recipe) -> int:
+    """Return how many processes `ftlab train` starts."""
+    return launch.to_start(made)
+
+
 def scored(made: recipes.Recipe) -> Any:
     """Return the figures and the benchmarks of `ftlab eval`."""
     return evaluation.figures_of(made, False), library_args.names(made.tasks or "")
 
 
-PARTS = (settings, trained_layers, answers, run_of, scored, examples)
+PARTS = (settings, trained_layers, answers, run_of, started, scored, examples)
 
 
 def effect(before: dict[str, Any], name: str, value: Any) -> str:

@@ -1,54 +1,351 @@
-"""torchrun: two processes take the same steps as one with twice the accumulation."""
+"""Two processes take the same steps as one with twice the accumulation, and end like one."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+from torch import nn
 
+from ftlab import manifests
+from ftlab.apps import cli
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
-from ftlab.runs import train
+from ftlab.runs import launch, train, world
 
 ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+SFT = {"per_device_train_batch_size": 1, "max_steps": 6, "save_steps": 3, "logging_steps": 1, "learning_rate": 1e-3}
+FULL, DPO = {"finetuning_type": "full", "bf16": False}, {"stage": "dpo", "dataset": "preference.json"}
+SHARDED = {"fsdp": "full_shard auto_wrap"}
+SHARDS = {"fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}
+LONG = SFT | {"max_steps": 24, "save_steps": 6}
+# Sharded runs come last: transformers leaves ACCELERATE_USE_FSDP in the environment of the process.
+JOBS = {
+    "lora": SFT, "full": SFT | FULL, "dpo": SFT | DPO, "long": LONG,
+    "stopped": SFT | {"max_steps": 1000, "stop_by": "1"},
+    "lora_fsdp": SFT | SHARDED, "full_fsdp": SFT | FULL | SHARDED, "dpo_fsdp": SFT | DPO | SHARDED | SHARDS,
+}  # fmt: skip
 
 
-def losses(folder: Path) -> list[float]:
-    """Return the logged losses of a run."""
-    rows = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if "loss" in row]
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder with the tiny model, its rows, and the dtype that all these runs use."""
+    folder = tmp_path_factory.mktemp("world")
+    tiny.make_model(folder / "tiny")
+    tiny.make_rows(folder)
+    return folder
 
 
-def torchrun(values: dict, folder: Path, processes: int) -> subprocess.CompletedProcess:
-    """Run `ftlab train` in several processes on this machine."""
-    path = folder / "r.yaml"
-    recipes.write(recipes.load(values), path)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, *launcher, "-m", "ftlab", "train", str(path)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+def recipe(place: Path, name: str, values: dict) -> dict:
+    """Return the keys of a run in `place`."""
+    made = tiny.make_recipe(place / "tiny", place, place / name) | values
+    return made | {"dataset": str(place / values.get("dataset", "sft.json"))}
+
+
+def environment(more: dict[str, str]) -> dict[str, str]:
+    """Return the environment of a process that trains in float32."""
+    return os.environ | ENVIRONMENT | {"FTLAB_DTYPE": "float32"} | more
+
+
+@pytest.fixture(scope="module")
+def seen(place) -> list[dict]:
+    """Train all JOBS in one start of two processes, and return what each process saw."""
+    jobs = place / "jobs.json"
+    made = {name: recipe(place, name, values) for name, values in JOBS.items()}
+    jobs.write_text(json.dumps(made | {"again": made["lora_fsdp"]}))
+    command = [*TORCHRUN, str(ROOT / "tests" / "processes.py"), str(jobs)]
+    done = subprocess.run(command, env=environment({}), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [json.loads(jobs.with_name(f"jobs.json.{rank}").read_text()) for rank in (0, 1)]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the trained weights of a run."""
+    return load_file(next(folder.glob("*/*model.safetensors")))
+
+
+def distance(first: Path, second: Path) -> float:
+    """Return the largest difference between the trained weights of two runs."""
+    one, two = weights(first), weights(second)
+    assert one.keys() == two.keys() and one
+    return max(float((one[name] - two[name]).abs().max()) for name in one)
 
 
 @pytest.mark.slow
-def test_two_processes_are_one_with_twice_the_accumulation(tiny_recipe, tmp_path):
-    values = tiny_recipe | {"per_device_train_batch_size": 1, "max_steps": 4, "save_steps": 2, "logging_steps": 1}
-    one = values | {"gradient_accumulation_steps": 4, "output_dir": str(tmp_path / "one")}
-    two = values | {"gradient_accumulation_steps": 2, "output_dir": str(tmp_path / "two")}
-    train.train(recipes.load(one))
-    done = torchrun(two, tmp_path, 2)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-    assert (tmp_path / "two" / "adapter" / "adapter_model.safetensors").is_file()
-    # Sealed by the first process, and verified by the next start.
-    again = torchrun(two, tmp_path, 2)
-    assert again.returncode == 0 and "reused" in again.stdout
+@pytest.mark.parametrize("name", ["lora", "full", "dpo"])
+def test_two_processes_train_the_weights_of_one(seen, place, name, monkeypatch):
+    monkeypatch.setenv("FTLAB_DTYPE", "float32")
+    alone = place / f"{name}_alone"
+    train.train(recipes.load(recipe(place, alone.name, JOBS[name] | {"gradient_accumulation_steps": 2})))
+    assert distance(alone, place / name) < 1e-6
+    assert distance(alone, place / f"{name}_fsdp") < 1e-6
 
 
-def test_processes_that_do_not_find_each_other_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["lora", "lora_fsdp", "full", "full_fsdp"])
+def test_every_example_is_seen_once_in_an_epoch(seen, name):
+    ids = [process[name]["ids"] for process in seen]
+    assert len(set(ids[0] + ids[1])) == 12 and len(ids[0]) == len(ids[1]) == 6
+
+
+@pytest.mark.slow
+def test_a_stop_seen_by_one_process_stops_both_at_one_step(seen, place, monkeypatch):
+    first, second = (process["stopped"]["stopped_at"] for process in seen)
+    assert first == second in (2, 3) and not (place / "stopped" / "STOP").exists()
+    assert manifests.problem(place / "stopped" / f"checkpoint-{first}", {"step": first}) == ""
+    # One process would go on with other batches.
+    monkeypatch.setenv("FTLAB_DTYPE", "float32")
+    with pytest.raises(LabError, match="was started in 2 processes, now there are 1"):
+        train.train(recipes.load(recipe(place, "stopped", SFT | {"max_steps": 1000})))
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_reused_by_both(seen, place):
+    assert all(process["again"]["reused"] for process in seen)
+    manifest = manifests.read_manifest(place / "lora_fsdp") or {}
+    assert manifest["finished"] and manifest["processes"] == 2
+
+
+def start(path: Path, more: dict[str, str]) -> subprocess.Popen:
+    """Start `ftlab train` on a recipe that asks for two processes."""
+    command = [sys.executable, "-m", "ftlab", "train", str(path), "nproc_per_node=2"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, env=environment(more), **pipes)
+
+
+def output_of(process: subprocess.Popen) -> tuple[str, str]:
+    """Return what a process printed; end it, and what it started, where it doesn't end."""
+    try:
+        return process.communicate(timeout=400)
+    finally:
+        if process.poll() is None:
+            [one.kill() for one in psutil.Process(process.pid).children(recursive=True)]
+            process.kill()
+
+
+def written(place: Path, name: str, values: dict) -> Path:
+    """Write a recipe to a file and return its path."""
+    path = place / f"{name}.yaml"
+    recipes.write(recipes.load(recipe(place, name, values)), path)
+    return path
+
+
+# Every Python process imports it at its start: process 1 kills itself when a file appears.
+DIES = """
+import os, pathlib, threading, time
+def wait():
+    while not pathlib.Path(os.environ["DIES_AT"]).exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), 9)
+if os.environ.get("RANK") == "1" and "DIES_AT" in os.environ:
+    threading.Thread(target=wait, daemon=True).start()
+"""
+
+
+@pytest.mark.slow
+def test_a_killed_process_ends_the_run_which_resumes_to_the_same_weights(seen, place):
+    (place / "dies").mkdir()
+    (place / "dies" / "sitecustomize.py").write_text(DIES)
+    path, folder = written(place, "killed", LONG), place / "killed"
+    paths = f"{place / 'dies'}:{ENVIRONMENT['PYTHONPATH']}"
+    killed = start(path, {"PYTHONPATH": paths, "DIES_AT": str(folder / "checkpoint-6" / "manifest.json")})
+    _, said = output_of(killed)
+    assert killed.returncode == 1 and said.count("ftlab: ") == 1
+    assert "ftlab: process 1 ended (SIGKILL)" in said and "the same command resumes" in said
+    assert not (folder / "adapter").exists()
+    resumed = start(path, {})
+    printed, said = output_of(resumed)
+    assert resumed.returncode == 0, said
+    assert "going on from step" in printed and printed.count("training in 2 processes, DDP") == 1
+    assert distance(folder, place / "long") == 0
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_and_leaves_no_process(place):
+    folder = place / "interrupted"
+    running = start(written(place, "interrupted", SFT | {"max_steps": 10**6}), {})
+    workers = []
+    while running.poll() is None and not (folder / "train_log.jsonl").exists():
+        time.sleep(0.1)
+    workers = psutil.Process(running.pid).children(recursive=True)
+    running.send_signal(signal.SIGINT)
+    printed, said = output_of(running)
+    assert running.returncode == 130 and printed.count("stopped at step") == 1 and "Traceback" not in said
+    assert len(workers) >= 2 and not any(worker.is_running() for worker in workers)
+    assert next(folder.glob("checkpoint-*/manifest.json"))
+
+
+def test_processes_that_do_not_find_each_other_are_refused(monkeypatch, tiny_recipe):
     alone = SimpleNamespace(args=SimpleNamespace(world_size=1))
+    monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(LabError, match="would use 1"):
-        train.refuse_untrained(alone)
+        train.refuse_untrained(alone, recipes.load(tiny_recipe))
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(LabError, match=r"2 processes .* would use 1"):
+        train.refuse_untrained(alone, recipes.load(tiny_recipe | {"nproc_per_node": 2}))
+
+
+def test_one_process_where_two_were_asked_is_refused(monkeypatch, tiny_recipe, tmp_path, capsys):
+    # What `accelerate launch --cpu --num_processes 2` sets for the one process that it starts.
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    path = tmp_path / "r.yaml"
+    recipes.write(recipes.load(tiny_recipe), path)
+    assert cli.main(["train", str(path)]) == 1
+    assert "accelerate launch: several processes were asked for, but one was started" in capsys.readouterr().err
+    with pytest.raises(LabError, match="several processes"):
+        train.train(recipes.load(tiny_recipe))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    launch.refuse_lost()
+
+
+class FSDPModule(nn.Linear):
+    """A model that is sharded, by name."""
+
+
+@pytest.mark.parametrize(
+    ("model", "fsdp", "complaint"),
+    [
+        (nn.Linear(1, 1), True, "FSDP was asked for, but the model would be trained with -"),
+        (nn.DataParallel(nn.Linear(1, 1)), False, "DDP was asked for, but the model would be trained with DataP"),
+        (FSDPModule(1, 1), False, "DDP was asked for"),
+        (FSDPModule(1, 1), True, ""),
+    ],
+)
+def test_another_wrapper_than_asked_is_refused(model, fsdp, complaint, capsys):
+    check, args = world.Check(), SimpleNamespace(deepspeed=None, fsdp=fsdp, world_size=2)
+    check.trainer = SimpleNamespace(model_wrapped=model)
+    if complaint:
+        with pytest.raises(LabError, match=complaint):
+            check.on_train_begin(args, None, None)
+    else:
+        check.on_train_begin(args, None, None)
+        assert capsys.readouterr().out == "training in 2 processes, FSDP\n"
+
+
+@pytest.mark.parametrize(
+    ("variables", "changed", "processes"),
+    [
+        ({}, {}, 0),
+        ({}, {"nproc_per_node": 2}, 2),
+        ({}, {"fsdp": "full_shard"}, 1),
+        ({"NPROC_PER_NODE": "4"}, {}, 4),
+        ({"NPROC_PER_NODE": "4"}, {"nproc_per_node": 2}, 2),
+        ({"FORCE_TORCHRUN": "1"}, {}, 1),
+        ({"NNODES": "2"}, {}, 1),
+        ({"WORLD_SIZE": "2"}, {"nproc_per_node": 2}, 0),
+    ],
+)
+def test_the_number_of_processes_is_asked_for(monkeypatch, tiny_recipe, variables, changed, processes):
+    monkeypatch.setattr(launch.device, "may_have_accelerator", lambda: False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert launch.to_start(recipes.load(tiny_recipe | changed)) == processes
+
+
+@pytest.mark.parametrize(
+    ("changed", "processes"),
+    [
+        ({}, 4),
+        ({"use_cpu": True}, 0),
+        ({"device_map": "auto"}, 0),
+        ({"nproc_per_node": 2}, 2),
+        ({"nproc_per_node": 1}, 0),
+    ],
+)
+def test_each_visible_accelerator_gets_a_process(monkeypatch, tiny_recipe, changed, processes):
+    monkeypatch.setattr(launch.device, "may_have_accelerator", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    assert launch.to_start(recipes.load(tiny_recipe | changed)) == processes
+
+
+def test_more_processes_than_accelerators_are_refused(monkeypatch, tiny_recipe):
+    monkeypatch.setattr(launch, "accelerators", lambda recipe: 4)
+    with pytest.raises(LabError, match="5 processes were asked for, but 4 accelerators"):
+        launch.to_start(recipes.load(tiny_recipe | {"nproc_per_node": 5}))
+
+
+def test_ppo_takes_one_of_several_accelerators(monkeypatch, tiny_recipe):
+    monkeypatch.setattr(launch, "accelerators", lambda recipe: 4)
+    made = tiny_recipe | {"stage": "ppo", "reward_funcs": "short_answer"}
+    assert launch.to_start(recipes.load(made)) == 0
+
+
+def test_other_machines_are_named_to_torchrun(monkeypatch):
+    assert launch.machines() == ["--standalone"]
+    for name, value in {"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "one", "MASTER_PORT": "7"}.items():
+        monkeypatch.setenv(name, value)
+    assert launch.machines() == ["--nnodes=2", "--node-rank=1", "--master-addr=one", "--master-port=7"]
+    monkeypatch.setenv("NNODES", "two")
+    with pytest.raises(LabError, match="NNODES: must be a whole number, not `two`"):
+        launch.machines()
+
+
+SLURM = {
+    "SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "2(x2)",
+    "SLURM_STEP_NUM_NODES": "2", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_JOB_ID": "20007",
+}  # fmt: skip
+
+
+@pytest.fixture
+def own_streams(monkeypatch):
+    """Give back the output and the warnings that `enter` takes from all but the first process."""
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
+    monkeypatch.setattr(launch.warnings, "simplefilter", lambda action: None)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+
+
+def test_srun_numbers_the_processes(monkeypatch, own_streams):
+    answers = SimpleNamespace(stdout="n1\nn2\n")
+    monkeypatch.setattr(launch.subprocess, "run", lambda command, **_: answers if command[-1] == "n[1-2]" else None)
+    os.environ |= SLURM
+    launch.enter()
+    names = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    assert [os.environ[name] for name in names] == ["4", "3", "1", "2", "n1", "20007"]
+    assert sys.stdout.name == os.devnull and not launch.is_main()
+
+
+def test_a_batch_script_is_no_step_of_srun(own_streams):
+    os.environ |= {"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}
+    launch.enter()
+    assert "WORLD_SIZE" not in os.environ and launch.is_main()
+
+
+def failure(code: int, message: str = "", timestamp: int = 0, place: Path = Path("nowhere")) -> SimpleNamespace:
+    """Return what torchrun says of a process that ended."""
+    file = place if message else Path("nowhere")
+    names = {"error_file": str(file), "message": f"LabError: {message}", "signal_name": lambda: f"signal {-code}"}
+    return SimpleNamespace(exitcode=code, timestamp=timestamp, **names)
+
+
+def test_the_process_that_failed_first_is_named(tmp_path):
+    file = tmp_path / "error.json"
+    file.touch()
+    contact = launch.say("world_contact")
+    lost, ended = failure(1, contact, 1, file), failure(-signal.SIGTERM, "", 0)
+    with pytest.raises(LabError, match=r"process 1 ended \(signal 9\)"):
+        launch.ended({0: lost, 1: failure(-9, "", 2)})
+    with pytest.raises(LabError, match=r"^no memory$") as told:
+        launch.ended({0: lost, 1: failure(1, "no memory", 2, file), 2: ended})
+    assert told.value.exit_code == 1
+    with pytest.raises(LabError, match=r"process 1 ended \(exit code 3\)"):
+        launch.ended({0: ended, 1: failure(3, "", 0)})
+    assert launch.ended({0: failure(130), 1: ended}) == 130
+
+
+def test_lost_contact_is_one_line(capsys, monkeypatch):
+    gone = RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:2779.")
+    monkeypatch.setattr(cli, "command", lambda arguments: (_ for _ in ()).throw(gone))
+    assert cli.main(["train"]) == 1
+    assert capsys.readouterr().err.startswith("ftlab: lost contact with another process of this run\n  fix: ")

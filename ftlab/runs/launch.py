@@ -1,0 +1,196 @@
+"""Several processes: how many a run takes, starting them with torchrun, and the error of the one that failed."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from ftlab import device
+from ftlab.errors import LabError, fail, say
+from ftlab.recipe.keys import Recipe
+
+# The exit code of a run that was stopped before its end.
+STOPPED = 130
+# torch's names, and those of Slurm's srun and of Open MPI's mpirun.
+TORCH = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+LAUNCHERS = (
+    ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
+    tuple(f"OMPI_COMM_WORLD_{name}" for name in ("SIZE", "RANK", "LOCAL_RANK", "LOCAL_SIZE")),
+)
+# torchrun hands its --role to the processes that it starts: by this one they know that ftlab waits for them.
+ROLE = "ftlab"
+# Seconds that torchrun gives a stopped run to save a checkpoint; its own 30 are few for a big model.
+TIME_TO_SAVE = "600"
+# What torch, transformers, tqdm and datasets read when they are imported.
+QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+
+
+def is_main() -> bool:
+    """Return True in the process that prints and writes files."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def enter() -> None:
+    """Take this process's place among those that a launcher started, and leave printing to the first one."""
+    for names in LAUNCHERS:
+        # Slurm writes the tasks of the machines of a step as `8(x2)`: a run has the same number on each.
+        values = [os.environ.get(name, "").partition("(")[0] for name in names]
+        if "WORLD_SIZE" not in os.environ and values[0] not in ("", "1"):
+            os.environ |= dict(zip(TORCH, values, strict=True))
+            # Jobs that share a machine need ports of their own.
+            port = 20000 + number("SLURM_JOB_ID", 9500) % 20000
+            os.environ |= {"MASTER_ADDR": first_host(), "MASTER_PORT": str(port)} | dict(os.environ)
+    if "WORLD_SIZE" in os.environ:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    if not is_main():
+        os.environ |= QUIET
+        warnings.simplefilter("ignore")
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+
+
+def first_host() -> str:
+    """Return the machine of the first process; Slurm writes the machines of a step as `node[3-6]`."""
+    if number("SLURM_STEP_NUM_NODES", 1) == 1:
+        return "127.0.0.1"
+    command = ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[0]
+
+
+def number(name: str, default: int) -> int:
+    """Return the whole number in an environment variable.
+
+    Raises:
+        LabError: it holds something else.
+    """
+    value = os.environ.get(name, "")
+    if not value.isdecimal() and value:
+        raise fail("world_number", where=name, value=value)
+    return int(value or default)
+
+
+def to_start(recipe: Recipe) -> int:
+    """Return how many processes have to be started on this machine, 0 where this process trains itself.
+
+    Raises:
+        LabError: more processes than accelerators; `accelerate launch` started one where several were asked for.
+    """
+    if "WORLD_SIZE" in os.environ:
+        return 0
+    refuse_lost()
+    visible = accelerators(recipe)
+    asked = recipe.nproc_per_node or number("NPROC_PER_NODE", 0)
+    if 0 < visible < asked:
+        raise fail("world_devices", where="nproc_per_node", asked=asked, visible=visible)
+    # One process for a model that is spread over the accelerators, and for PPO.
+    alone = recipe.device_map is not None or recipe.max_memory is not None or recipe.stage == "ppo"
+    processes = asked or (1 if alone else max(1, visible))
+    sharded = recipe.training.get("fsdp") or recipe.training.get("deepspeed")
+    forced = os.environ.get("FORCE_TORCHRUN", "").lower() in ("1", "true")
+    return processes if processes > 1 or number("NNODES", 1) > 1 or sharded or forced else 0
+
+
+def accelerators(recipe: Recipe) -> int:
+    """Return how many CUDA devices a recipe may use; CUDA_VISIBLE_DEVICES limits them."""
+    if recipe.training.get("use_cpu") or not device.may_have_accelerator():
+        return 0
+    # Imported here: a machine without an accelerator need not wait for it.
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def refuse_lost() -> None:
+    """Refuse the one process that `accelerate launch --cpu --num_processes 2` starts.
+
+    Its launcher for processors sets an address for several processes, and starts one without WORLD_SIZE.
+
+    Raises:
+        LabError: with the command that starts all of them.
+    """
+    if {"ACCELERATE_MIXED_PRECISION", "MASTER_ADDR"} <= os.environ.keys() and "WORLD_SIZE" not in os.environ:
+        raise fail("world_accelerate", where="accelerate launch", exit_code=1)
+
+
+def start(processes: int, arguments: Sequence[str]) -> int:
+    """Run `ftlab ARGUMENTS` in several processes by torchrun, and return the exit code of the run.
+
+    NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT name the other machines, as for LLaMA-Factory.
+
+    Raises:
+        LabError: what the first process that failed reported, or how it ended.
+    """
+    from torch.distributed import run
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    # torchrun logs how it ends the other processes; one line says it, below.
+    logging.disable(logging.ERROR)
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", TIME_TO_SAVE)
+    command = [*machines(), f"--nproc-per-node={processes}", f"--role={ROLE}", "-m", "ftlab", *arguments]
+    try:
+        run.run(run.parse_args(command))
+    except SignalException:
+        return STOPPED
+    except ChildFailedError as error:
+        return ended(error.failures)
+    return 0
+
+
+def machines() -> list[str]:
+    """Return torchrun's options about the machines of a run."""
+    nodes = number("NNODES", 1)
+    if nodes == 1:
+        return ["--standalone"]
+    address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), number("MASTER_PORT", 29500)
+    where = [f"--master-addr={address}", f"--master-port={port}"]
+    return [f"--nnodes={nodes}", f"--node-rank={number('NODE_RANK', 0)}", *where]
+
+
+def ended(failures: dict[int, Any]) -> int:
+    """Return the exit code of a stopped run.
+
+    Args:
+        failures: rank -> torchrun's ProcessFailure.
+    Raises:
+        LabError: what the first process that failed reported, or how it ended.
+    """
+    order = {rank: blame(failure) for rank, failure in failures.items()}
+    rank = min(order, key=order.__getitem__)
+    failure = failures[rank]
+    if failure.exitcode == STOPPED:
+        return STOPPED
+    if reported(failure):
+        raise LabError(failure.message.removeprefix("LabError: "), exit_code=failure.exitcode)
+    reason = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
+    raise fail("world_lost", exit_code=1, rank=rank, reason=reason)
+
+
+def blame(failure: Any) -> tuple[bool, bool, bool, int]:
+    """Return the sort key of a ProcessFailure: killed processes first, then those that reported, the earliest first.
+
+    A process whose peer died reports lost contact, and SIGTERM is how torchrun ends the others: both are consequences.
+    """
+    ended_by_torchrun = failure.exitcode == -signal.SIGTERM
+    killed = failure.exitcode < 0 and not ended_by_torchrun
+    told = reported(failure)
+    consequence = ended_by_torchrun or (told and say("world_contact") in failure.message)
+    return not killed, consequence, not told, failure.timestamp
+
+
+def reported(failure: Any) -> bool:
+    """Return True if a process wrote what went wrong before it ended."""
+    return os.path.isfile(failure.error_file)
+
+
+def report(error: LabError) -> bool:
+    """Hand an error to the ftlab that started this process, and return True if there is one: it prints the line."""
+    if os.environ.get("ROLE_NAME") != ROLE:
+        return False
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    get_error_handler().record_exception(error)
+    return True
