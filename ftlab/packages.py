@@ -14,12 +14,13 @@ EXTRAS = {
     "metrics": ("sacrebleu", "rouge_score", "jieba"),
     "benchmarks": ("lm_eval",),
     "llamacpp": ("llama_cpp",),
+    "deepspeed": ("deepspeed",),
 }  # fmt: skip
 # Other modules -> what pip calls their packages. A name that is not here is nothing to be suggested to pip.
 PACKAGES = {
     "wandb": "wandb", "tensorboard": "tensorboard", "mlflow": "mlflow-skinny", "trackio": "trackio",
     "clearml": "clearml", "codecarbon": "codecarbon", "dagshub": "dagshub", "dvclive": "dvclive", "neptune": "neptune",
-    "deepspeed": "deepspeed", "torchao": "torchao", "schedulefree": "schedulefree", "grokadamw": "grokadamw",
+    "torchao": "torchao", "schedulefree": "schedulefree", "grokadamw": "grokadamw",
     "torch_xla": "torch_xla", "torch_npu": "torch-npu", "modelscope": "modelscope", "tiktoken": "tiktoken",
     "sentencepiece": "sentencepiece", "einops": "einops", "kernels": "kernels", "matplotlib": "matplotlib",
     "psutil": "psutil", "gguf": "gguf", "pyarrow": "pyarrow", "openpyxl": "openpyxl",

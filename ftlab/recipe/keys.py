@@ -254,6 +254,10 @@ class Recipe(BaseModel):
             raise ValueError("`val_size` above 1 is a number of examples: it must be a whole number")
         if self.packing and self.stage not in ("sft", "pt"):
             raise ValueError(f"`packing` is for sft and pt, not for `stage: {self.stage}`")
+        if self.training.get("fsdp") and self.training.get("deepspeed"):
+            raise ValueError("`fsdp` and `deepspeed` both shard the model: keep one")
+        if self.pissa_init and (self.training.get("fsdp") or self.training.get("deepspeed")):
+            raise ValueError("`pissa_init` needs whole weights: it cannot be combined with `fsdp` or `deepspeed`")
         self.fits_names("eval_figures", EVAL_FIGURES)
         if self.finetuning_type != "lora":
             self.fits_whole_weights()
@@ -346,6 +350,8 @@ TRAINING_HINTS = {
     for name, field in FIELDS.items()
     if name not in Recipe.model_fields and name not in REFUSED_TRAINING
 }
+# transformers declares text, for the command line, and warns at any.
+TRAINING_HINTS["fsdp"] = bool | None
 
 # old key -> (new key, what to say): renamed by the libraries or by other frameworks, same value.
 RENAMED = {
@@ -655,6 +661,7 @@ CONDITIONS = (
         lambda recipe: bool(recipe.training.get("push_to_hub")),
         "push_to_hub: true",
     ),
+    Condition(("fsdp_config",), lambda recipe: bool(recipe.training.get("fsdp")), "fsdp: true"),
     Condition(
         ("liger_kernel_config",), lambda recipe: bool(recipe.training.get("use_liger_kernel")), "use_liger_kernel: true"
     ),

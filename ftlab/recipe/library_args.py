@@ -7,6 +7,7 @@ from ftlab.cpu.plan import Plan, decide
 from ftlab.data.encoding import Encoding
 from ftlab.device import Machine, training_arguments
 from ftlab.errors import fail, say
+from ftlab.recipe import sharding
 from ftlab.recipe.keys import Recipe
 from ftlab.recipe.training_fields import FIELDS
 
@@ -109,6 +110,8 @@ def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[d
     # ftlab rotates itself (checkpoint.py): Trainer would count, and delete, what another run left.
     asked.pop("save_total_limit", None)
     asked.pop("resume_from_checkpoint", None)
+    if asked.get("deepspeed"):
+        asked["deepspeed"] = sharding.deepspeed(asked["deepspeed"])
     # Completions have a limit of their own, and prompts above cutoff_len were dropped.
     limit = {} if recipe.objective in ("ppo", "grpo") else {"max_length": recipe.cutoff_len}
     fixed = {"output_dir": str(folder)} | limit | objective_settings(recipe)

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from ftlab.errors import LabError, fail, say, suggest
-from ftlab.recipe import continued, keys, strict_yaml
+from ftlab.recipe import continued, keys, sharding, strict_yaml
 from ftlab.recipe.keys import Recipe
 from ftlab.recipe.training_fields import FIELDS, Named
 
@@ -300,13 +300,15 @@ RESOLVED: dict[str, Callable[[dict[str, Any], str], Resolved]] = {
     ),
     "create_new_adapter": new_adapter,
     "resume_from_checkpoint": resume,
-}
+} | dict.fromkeys(("fsdp", *sharding.BESIDE), sharding.fsdp)
 RESOLVED_MEANING = {
     "warmup_ratio": "now warmup_steps below 1: a share of all steps; warmup_steps above 0 counts instead",
     "neat_packing": "true: packing: true; examples that share a row are always kept apart",
     "use_galore": "true: optim: galore_adamw, with galore_target and the other galore_ keys in optim_args",
     "use_apollo": "true: optim: apollo_adamw, with apollo_target and the other apollo_ keys in optim_args",
     "create_new_adapter": "refused together with adapter_name_or_path: merge that adapter first",
+    "fsdp_transformer_layer_cls_to_wrap": "an entry of fsdp_config: the class of layers that are sharded one by one",
+    "fsdp_min_num_params": "an entry of fsdp_config: shard layers of at least so many weights",
 }
 
 

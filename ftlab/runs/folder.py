@@ -27,6 +27,8 @@ PISSA_START, STOP = "pissa_start", "STOP"
 LOCK, OWNER = "run.lock", "run.pid"
 # What a panel starts a process with: the recipe as typed, where its output goes, which process it is.
 PANEL_RECIPE, PANEL_OUTPUT, PANEL_JOB = "run.yaml", "run.out", "run.job"
+# What DeepSpeed compiles for a run.
+EXTENSIONS = "run.extensions"
 # In front of a checkpoint's name: nothing globs for these, neither Trainer nor ftlab looks at it again.
 ASIDE, DELETING = "set-aside-", "deleting-"
 OWN_FILES = (

@@ -86,6 +86,8 @@ def train(
     folder = Path(recipe.output_dir or "").expanduser()
     # Of several processes only the first one writes.
     with checkpoint.lock(folder) if launch.is_main() else contextlib.nullcontext():
+        if recipe.training.get("deepspeed"):
+            world.own_extensions(folder / folders.EXTENSIONS)
         job = prepare(recipe, folder)
         if not fresh and (metrics := folders.finished(job.recipe, job.about)) is not None:
             print(f"{folder}: this recipe was trained before on the same data; reused (fresh=true trains again)")
@@ -387,10 +389,7 @@ def save_weights(job: Job, trainer: Trainer, folder: Path) -> None:
         model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(job.folder / folders.PISSA_START))
         job.tokenizer.save_pretrained(folder)
     else:
-        if trainer.is_fsdp_enabled:
-            # Checkpoints may be written in shards, the result is one file.
-            trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
-        trainer.save_model(str(folder))
+        world.save_model(trainer, folder)
     # TRL writes its own model card and pickled arguments next to the weights; the run folder has both in readable form.
     for leftover in (folders.MODEL_CARD, "training_args.bin") if launch.is_main() else ():
         (folder / leftover).unlink(missing_ok=True)
@@ -406,8 +405,8 @@ def model_card(job: Job, trainer: Trainer, metrics: dict[str, float]) -> str:
     """Return the model card: base, data, settings, what was trained, what was measured."""
     settings = "\n".join(f"| `{name}` | {value} |" for name, value in recipes.plain(job.recipe).items())
     measured = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
-    trained = sum(weight.numel() for weight in trainer.model.parameters() if weight.requires_grad)
-    weights = sum(weight.numel() for weight in trainer.model.parameters())
+    sizes = [(world.size(weight), weight.requires_grad) for weight in trainer.model.parameters()]
+    trained, weights = sum(size for size, grows in sizes if grows), sum(size for size, _ in sizes)
     return (
         f"# {job.folder.name}\n\n"
         f"{job.recipe.finetuning_type} {job.recipe.objective} of `{job.recipe.model_name_or_path}` on "

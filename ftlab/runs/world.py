@@ -2,6 +2,7 @@
 
 import os
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from accelerate.utils import DistributedType
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ftlab.errors import fail, say
+from ftlab.runs import launch
 
 # Base classes of a wrapped model -> what a user asked for.
 WRAPPERS = {
@@ -101,3 +103,40 @@ def wait(args: TrainingArguments) -> None:
     """Wait until every process is here."""
     if args.world_size > 1:
         torch.distributed.barrier()
+
+
+def own_extensions(folder: Path) -> None:
+    """Let DeepSpeed compile into a folder of this run, unless TORCH_EXTENSIONS_DIR names another.
+
+    A process that is killed while it compiles leaves a lock, at which every later one waits without a word.
+    """
+    if "TORCH_EXTENSIONS_DIR" not in os.environ:
+        os.environ["TORCH_EXTENSIONS_DIR"] = str(folder.absolute())
+        if launch.is_main():
+            # The run folder is held: nobody else compiles here.
+            for lock in folder.rglob("lock"):
+                lock.unlink()
+
+
+def save_model(trainer: Trainer, folder: Path) -> None:
+    """Save the whole model or adapter from the shares of all processes.
+
+    Raises:
+        LabError: DeepSpeed was told not to put the shares together.
+    """
+    if trainer.is_fsdp_enabled:
+        # Checkpoints may be written in shards, the result is one file.
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
+    if not trainer.is_deepspeed_enabled:
+        trainer.save_model(str(folder))
+        return
+    weights = trainer.accelerator.get_state_dict(trainer.deepspeed)
+    if launch.is_main():
+        # DeepSpeed names a tied head beside the embedding, which would be saved twice.
+        tied = getattr(trainer.model, "all_tied_weights_keys", {})
+        trainer._save(str(folder), state_dict={name: one for name, one in weights.items() if name not in tied})
+
+
+def size(weight: torch.Tensor) -> int:
+    """Return the numbers in a weight, of which ZeRO-3 leaves a process its share."""
+    return getattr(weight, "ds_numel", weight.numel())

@@ -218,7 +218,7 @@ def test_a_verb_without_its_package_names_the_extra(module, arguments, extra):
         ({"optim": "schedule_free_adamw"}, "schedulefree", "pip install schedulefree"),
         ({"report_to": "wandb"}, "wandb", "pip install wandb"),
         ({"report_to": ["tensorboard"]}, "tensorboard", "pip install tensorboard"),
-        ({"deepspeed": "ds.json"}, "deepspeed", "pip install deepspeed"),
+        ({"deepspeed": "zero2"}, "deepspeed", "pip install 'ftlab[deepspeed]'"),
         ({"use_liger_kernel": True}, "liger_kernel", "pip install liger-kernel"),
         ({"flash_attn": "fa2"}, "flash_attn", "pip install flash-attn"),
     ],

@@ -107,7 +107,7 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 # Of TrainingArguments' fields those whose value cannot be made from their type.
 TRAINING_VALUES: dict[str, Any] = {
-    "deepspeed": {"stage": 2}, "fsdp": "full_shard", "fsdp_config": {"min_num_params": 1},
+    "deepspeed": {"stage": 2}, "fsdp": True, "fsdp_config": {"min_num_params": 1},
     "debug": "underflow_overflow", "disable_tqdm": False,
     "accelerator_config": {"split_batches": True}, "lr_scheduler_kwargs": {"num_cycles": 2}, "seed": 7,
     "liger_kernel_config": {"rope": True}, "gradient_checkpointing_kwargs": {"use_reentrant": True},

@@ -34,7 +34,8 @@ LONG = SFT | {"max_steps": 24, "save_steps": 6}
 JOBS = {
     "lora": SFT, "full": SFT | FULL, "dpo": SFT | DPO, "long": LONG,
     "stopped": SFT | {"max_steps": 1000, "stop_by": "1"},
-    "lora_fsdp": SFT | SHARDED, "full_fsdp": SFT | FULL | SHARDED, "dpo_fsdp": SFT | DPO | SHARDED | SHARDS,
+    "parts_fsdp": SFT | SHARDED | {"stop_by": "0"}, "lora_fsdp": SFT | SHARDED,
+    "full_fsdp": SFT | FULL | SHARDED, "dpo_fsdp": SFT | DPO | SHARDED | SHARDS,
 }  # fmt: skip
 
 
@@ -63,7 +64,8 @@ def seen(place) -> list[dict]:
     """Train all JOBS in one start of two processes, and return what each process saw."""
     jobs = place / "jobs.json"
     made = {name: recipe(place, name, values) for name, values in JOBS.items()}
-    jobs.write_text(json.dumps(made | {"again": made["lora_fsdp"]}))
+    rest = made["lora_fsdp"] | {"output_dir": made["parts_fsdp"]["output_dir"]}
+    jobs.write_text(json.dumps(made | {"rest": rest, "again": made["lora_fsdp"]}))
     command = [*TORCHRUN, str(ROOT / "tests" / "processes.py"), str(jobs)]
     done = subprocess.run(command, env=environment({}), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -108,6 +110,12 @@ def test_a_stop_seen_by_one_process_stops_both_at_one_step(seen, place, monkeypa
     monkeypatch.setenv("FTLAB_DTYPE", "float32")
     with pytest.raises(LabError, match="was started in 2 processes, now there are 1"):
         train.train(recipes.load(recipe(place, "stopped", SFT | {"max_steps": 1000})))
+
+
+@pytest.mark.slow
+def test_a_sharded_run_that_was_stopped_resumes_to_the_same_weights(seen, place):
+    assert seen[0]["parts_fsdp"]["stopped_at"] in (2, 3) and seen[0]["rest"]["stopped_at"] is None
+    assert distance(place / "parts_fsdp", place / "lora_fsdp") == 0
 
 
 @pytest.mark.slow
