@@ -287,6 +287,8 @@ class Recipe(BaseModel):
         self.fits_names("reward_funcs", REWARDS)
         if self.stage == "ppo" and self.finetuning_type != "lora":
             raise ValueError("`stage: ppo` takes the model without its adapter as reference: `finetuning_type: lora`")
+        if self.stage == "ppo" and (self.nproc_per_node or 1) > 1:
+            raise ValueError("`stage: ppo` runs in one process: remove `nproc_per_node`, or use `stage: grpo`")
         if self.stage == "ppo" and (self.loraplus_lr_ratio or self.val_size or self.eval_dataset):
             raise ValueError("`stage: ppo` does not support `loraplus_lr_ratio`, `val_size` and `eval_dataset`")
 

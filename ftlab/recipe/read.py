@@ -300,7 +300,10 @@ RESOLVED: dict[str, Callable[[dict[str, Any], str], Resolved]] = {
     ),
     "create_new_adapter": new_adapter,
     "resume_from_checkpoint": resume,
-} | dict.fromkeys(("fsdp", *sharding.BESIDE), sharding.fsdp)
+    "fsdp": sharding.fsdp,
+    "fsdp_config": sharding.fsdp,
+    **{name: sharding.beside(name) for name in sharding.BESIDE},
+}
 RESOLVED_MEANING = {
     "warmup_ratio": "now warmup_steps below 1: a share of all steps; warmup_steps above 0 counts instead",
     "neat_packing": "true: packing: true; examples that share a row are always kept apart",

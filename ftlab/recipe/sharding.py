@@ -1,6 +1,7 @@
 """FSDP and DeepSpeed as transformers takes them today, from the spellings that recipes have."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,8 @@ from ftlab.errors import LabError, fail, say, suggest
 # The files of recipes/deepspeed: in a checkout, and in a wheel.
 SHIPPED = ("zero1", "zero2", "zero3", "zero3_offload")
 FOLDERS = tuple(Path(__file__).parents[up] / place / "recipes" / "deepspeed" for up, place in ((2, "."), (1, "course")))
-# LLaMA-Factory's keys of FSDP beside `fsdp`.
-BESIDE = ("fsdp_config", "fsdp_transformer_layer_cls_to_wrap", "fsdp_min_num_params")
+# Keys that transformers once had beside `fsdp`, and LLaMA-Factory's files still have.
+BESIDE = ("fsdp_transformer_layer_cls_to_wrap", "fsdp_min_num_params")
 # Words of `fsdp` -> entries of `fsdp_config`.
 WORDS: dict[str, dict[str, Any]] = {
     "full_shard": {"reshard_after_forward": True},
@@ -40,16 +41,25 @@ def fsdp(asked: dict[str, Any], where: str) -> tuple[dict[str, Any], str]:
     given = asked.get("fsdp", False)
     words = given.split() if isinstance(given, str) else given if isinstance(given, list) else ()
     config = read(asked.get("fsdp_config") or {}, "fsdp_config", where)
-    beside = {name: asked[name] for name in BESIDE[1:] if asked.get(name)}
+    more = {name: asked[name] for name in BESIDE if asked.get(name)}
     settings: dict[str, Any] = {}
     for word in map(str, words):
         if word not in WORDS:
             raise refused("fsdp", word, suggest(word, WORDS, say("one_of", names=", ".join(WORDS))), where)
         settings |= WORDS[word]
-    for name, value in (config | beside).items():
+    for name, value in (config | more).items():
         settings |= entry(str(name).removeprefix("fsdp_"), value, where)
     on = bool(words) if isinstance(given, str | list) else given
     return ({"fsdp": on} if on is not False else {}) | ({"fsdp_config": settings} if settings else {}), ""
+
+
+def beside(name: str) -> Callable[[dict[str, Any], str], tuple[dict[str, Any], str]]:
+    """Return `fsdp` for one of LLaMA-Factory's keys beside it, with a note that it is an entry of `fsdp_config`."""
+    new = f"fsdp_config.{name.removeprefix('fsdp_')}"
+    return lambda asked, where: (
+        fsdp(asked, where)[0],
+        say("recipe_note_renamed", key=name, new=new, value=repr(asked[name]), reason="transformers' name for it"),
+    )
 
 
 def entry(name: str, value: Any, where: str) -> dict[str, Any]:

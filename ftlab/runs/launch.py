@@ -163,8 +163,8 @@ def ended(failures: dict[int, Any]) -> int:
     failure = failures[rank]
     if failure.exitcode == STOPPED:
         return STOPPED
-    if reported(failure):
-        raise LabError(failure.message.removeprefix("LabError: "), exit_code=failure.exitcode)
+    if told := reported(failure):
+        raise LabError(told, exit_code=failure.exitcode)
     reason = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
     raise fail("world_lost", exit_code=1, rank=rank, reason=reason)
 
@@ -177,13 +177,14 @@ def blame(failure: Any) -> tuple[bool, bool, bool, int]:
     ended_by_torchrun = failure.exitcode == -signal.SIGTERM
     killed = failure.exitcode < 0 and not ended_by_torchrun
     told = reported(failure)
-    consequence = ended_by_torchrun or (told and say("world_contact") in failure.message)
+    consequence = ended_by_torchrun or say("world_contact") in told
     return not killed, consequence, not told, failure.timestamp
 
 
-def reported(failure: Any) -> bool:
-    """Return True if a process wrote what went wrong before it ended."""
-    return os.path.isfile(failure.error_file)
+def reported(failure: Any) -> str:
+    """Return what a process reported before it ended, "" if it did not."""
+    message = failure.error_file_data["message"]
+    return message["message"].removeprefix("LabError: ") if isinstance(message, dict) else ""
 
 
 def report(error: LabError) -> bool:

@@ -15,6 +15,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
 from ftlab import manifests
 from ftlab.apps import cli
@@ -59,17 +60,22 @@ def environment(more: dict[str, str]) -> dict[str, str]:
     return os.environ | ENVIRONMENT | {"FTLAB_DTYPE": "float32"} | more
 
 
-@pytest.fixture(scope="module")
-def seen(place) -> list[dict]:
-    """Train all JOBS in one start of two processes, and return what each process saw."""
-    jobs = place / "jobs.json"
-    made = {name: recipe(place, name, values) for name, values in JOBS.items()}
-    rest = made["lora_fsdp"] | {"output_dir": made["parts_fsdp"]["output_dir"]}
-    jobs.write_text(json.dumps(made | {"rest": rest, "again": made["lora_fsdp"]}))
+def together(place: Path, made: dict[str, dict]) -> list[dict]:
+    """Train recipes one after the other in one start of two processes, and return what each process saw."""
+    jobs = place / f"{next(iter(made))}.json"
+    jobs.write_text(json.dumps(made))
     command = [*TORCHRUN, str(ROOT / "tests" / "processes.py"), str(jobs)]
     done = subprocess.run(command, env=environment({}), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]
-    return [json.loads(jobs.with_name(f"jobs.json.{rank}").read_text()) for rank in (0, 1)]
+    return [json.loads(jobs.with_name(f"{jobs.name}.{rank}").read_text()) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def seen(place) -> list[dict]:
+    """Train all JOBS in two processes, and return what each process saw."""
+    made = {name: recipe(place, name, values) for name, values in JOBS.items()}
+    rest = made["lora_fsdp"] | {"output_dir": made["parts_fsdp"]["output_dir"]}
+    return together(place, made | {"rest": rest, "again": made["lora_fsdp"]})
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -92,6 +98,24 @@ def test_two_processes_train_the_weights_of_one(seen, place, name, monkeypatch):
     train.train(recipes.load(recipe(place, alone.name, JOBS[name] | {"gradient_accumulation_steps": 2})))
     assert distance(alone, place / name) < 1e-6
     assert distance(alone, place / f"{name}_fsdp") < 1e-6
+
+
+@pytest.mark.slow
+def test_deepspeed_trains_the_weights_of_one_process(place, monkeypatch):
+    pytest.importorskip("deepspeed", reason="installed by hand: pip install 'ftlab[deepspeed]'")
+    monkeypatch.setenv("FTLAB_DTYPE", "float32")
+    jobs = {"zero2": SFT | FULL | {"deepspeed": "zero2"}, "zero3": SFT | FULL | {"deepspeed": "zero3"}}
+    jobs["zero3_lora"] = SFT | {"deepspeed": "zero3"}
+    stopped = jobs["zero2"] | {"stop_by": "1"}
+    made = {name: recipe(place, name, values) for name, values in {"zero2_parts": stopped, **jobs}.items()}
+    rest = made["zero2"] | {"output_dir": made["zero2_parts"]["output_dir"]}
+    ended = together(place, made | {"rest": rest})
+    assert ended[0]["zero2_parts"]["stopped_at"] in (2, 3) and "error" not in ended[0]["rest"]
+    for name, alone in {"zero2": FULL, "zero3": FULL, "zero3_lora": {}}.items():
+        folder = place / f"{name}_alone"
+        train.train(recipes.load(recipe(place, folder.name, SFT | alone | {"gradient_accumulation_steps": 2})))
+        assert distance(folder, place / name) < 1e-6
+    assert distance(place / "zero2_parts", place / "zero2") == 0
 
 
 @pytest.mark.slow
@@ -288,6 +312,8 @@ def test_ppo_takes_one_of_several_accelerators(monkeypatch, tiny_recipe):
     monkeypatch.setattr(launch, "accelerators", lambda recipe: 4)
     made = tiny_recipe | {"stage": "ppo", "reward_funcs": "short_answer"}
     assert launch.to_start(recipes.load(made)) == 0
+    with pytest.raises(LabError, match="`stage: ppo` runs in one process"):
+        recipes.load(made | {"nproc_per_node": 2})
 
 
 def test_other_machines_are_named_to_torchrun(monkeypatch):
@@ -330,26 +356,34 @@ def test_a_batch_script_is_no_step_of_srun(own_streams):
     assert "WORLD_SIZE" not in os.environ and launch.is_main()
 
 
-def failure(code: int, message: str = "", timestamp: int = 0, place: Path = Path("nowhere")) -> SimpleNamespace:
-    """Return what torchrun says of a process that ended."""
-    file = place if message else Path("nowhere")
-    names = {"error_file": str(file), "message": f"LabError: {message}", "signal_name": lambda: f"signal {-code}"}
-    return SimpleNamespace(exitcode=code, timestamp=timestamp, **names)
+def failure(folder: Path, code: int, message: str = "") -> ProcessFailure:
+    """Return what torchrun knows of a process that ended, after that process reported a message."""
+    file = folder / f"{message[:5]}.json"
+    if message:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("ROLE_NAME", launch.ROLE)
+            patch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+            assert launch.report(LabError(message))
+    return ProcessFailure(0, 1, code, str(file))
 
 
 def test_the_process_that_failed_first_is_named(tmp_path):
-    file = tmp_path / "error.json"
-    file.touch()
-    contact = launch.say("world_contact")
-    lost, ended = failure(1, contact, 1, file), failure(-signal.SIGTERM, "", 0)
-    with pytest.raises(LabError, match=r"process 1 ended \(signal 9\)"):
-        launch.ended({0: lost, 1: failure(-9, "", 2)})
+    lost, ended = failure(tmp_path, 1, launch.say("world_contact")), failure(tmp_path, -signal.SIGTERM)
+    with pytest.raises(LabError, match=r"process 1 ended \(SIGKILL\)"):
+        launch.ended({0: lost, 1: failure(tmp_path, -9)})
     with pytest.raises(LabError, match=r"^no memory$") as told:
-        launch.ended({0: lost, 1: failure(1, "no memory", 2, file), 2: ended})
-    assert told.value.exit_code == 1
+        launch.ended({0: lost, 1: failure(tmp_path, 2, "no memory"), 2: ended})
+    assert told.value.exit_code == 2
     with pytest.raises(LabError, match=r"process 1 ended \(exit code 3\)"):
-        launch.ended({0: ended, 1: failure(3, "", 0)})
-    assert launch.ended({0: failure(130), 1: ended}) == 130
+        launch.ended({0: ended, 1: failure(tmp_path, 3)})
+    with pytest.raises(LabError, match=r"^lost contact with another process"):
+        launch.ended({0: lost, 1: ended})
+    assert launch.ended({0: failure(tmp_path, 130), 1: ended}) == 130
+
+
+def test_a_process_that_nobody_waits_for_prints_its_error_itself(monkeypatch):
+    monkeypatch.delenv("ROLE_NAME", raising=False)
+    assert not launch.report(LabError("broken"))
 
 
 def test_lost_contact_is_one_line(capsys, monkeypatch):
