@@ -21,23 +21,30 @@ WRAPPERS = {
 
 
 def join(args: Any) -> None:
-    """Connect the processes of a run on processors; on accelerators Trainer does it.
+    """Connect the processes of a run, where a launcher started several."""
+    if "WORLD_SIZE" in os.environ:
+        connect(args)
+    # DataParallel, with which Trainer uses several devices in one process, does not replace processes.
+    args._n_gpu = min(args.n_gpu, 1)
+
+
+def connect(args: Any) -> None:
+    """Connect this process to the others.
 
     On a processor accelerate ignores `ddp_timeout`, and never shards, though torch's `fully_shard` would. DeepSpeed
     partitions a model while it is built, among the processes that its own module knows.
     """
-    several = "WORLD_SIZE" in os.environ and args.use_cpu
-    if several and not torch.distributed.is_initialized():
+    if args.use_cpu and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=args.ddp_timeout))
+    # Trainer connects what is not connected yet when it is asked for its device.
+    on_processor = args.device.type == "cpu"
     if args.deepspeed:
         import deepspeed
 
-        args.device  # noqa: B018 - the property connects the processes
         deepspeed.init_distributed(auto_mpi_discovery=False)
-    if several and args.world_size > 1 and wanted(args) == "FSDP":
+    if on_processor and wanted(args) == "FSDP":
+        # One of accelerate's names for accelerators: it looks at the name when it shards, and at the device otherwise.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_XPU
-    # DataParallel, with which Trainer uses several devices in one process, does not replace processes.
-    args._n_gpu = min(args.n_gpu, 1)
 
 
 def wanted(args: Any) -> str:
@@ -70,9 +77,9 @@ class Check(TrainerCallback):
         Raises:
             LabError: the model is wrapped in another way than asked.
         """
-        got = wrapper(self.trainer.model_wrapped)
-        if got != wanted(args):
-            raise fail("world_wrapper", exit_code=1, asked=wanted(args) or "-", got=got or "-")
+        asked, got = wanted(args), wrapper(self.trainer.model_wrapped)
+        if asked and got != asked:
+            raise fail("world_wrapper", exit_code=1, asked=asked, got=got or "-")
         if args.world_size > 1:
             print(say("world_used", processes=args.world_size, wrapper=got))
 
