@@ -173,15 +173,17 @@ def written(place: Path, name: str, values: dict) -> Path:
     return path
 
 
-# Every Python process imports it at its start: process 1 kills itself when a file appears.
+# Every Python process imports it at its start: process 1 kills itself in the second step after checkpoint-6.
 DIES = """
-import os, pathlib, threading, time
-def wait():
-    while not pathlib.Path(os.environ["DIES_AT"]).exists():
-        time.sleep(0.01)
-    os.kill(os.getpid(), 9)
-if os.environ.get("RANK") == "1" and "DIES_AT" in os.environ:
-    threading.Thread(target=wait, daemon=True).start()
+import os, signal
+if os.environ.get("RANK") == "1":
+    from ftlab.runs.callbacks import Guard
+    check = Guard.on_pre_optimizer_step
+    def dies(guard, args, state, control, **more):
+        if state.global_step == 7:
+            os.kill(os.getpid(), signal.SIGKILL)
+        check(guard, args, state, control, **more)
+    Guard.on_pre_optimizer_step = dies
 """
 
 
@@ -191,7 +193,7 @@ def test_a_killed_process_ends_the_run_which_resumes_to_the_same_weights(seen, p
     (place / "dies" / "sitecustomize.py").write_text(DIES)
     path, folder = written(place, "killed", LONG), place / "killed"
     paths = f"{place / 'dies'}:{ENVIRONMENT['PYTHONPATH']}"
-    killed = start(path, {"PYTHONPATH": paths, "DIES_AT": str(folder / "checkpoint-6" / "manifest.json")})
+    killed = start(path, {"PYTHONPATH": paths})
     _, said = output_of(killed)
     assert killed.returncode == 1 and said.count("ftlab: ") == 1
     assert "ftlab: process 1 ended (SIGKILL)" in said and "the same command resumes" in said
@@ -199,7 +201,7 @@ def test_a_killed_process_ends_the_run_which_resumes_to_the_same_weights(seen, p
     resumed = start(path, {})
     printed, said = output_of(resumed)
     assert resumed.returncode == 0, said
-    assert "going on from step" in printed and printed.count("training in 2 processes, DDP") == 1
+    assert "going on from step 6" in printed and printed.count("training in 2 processes, DDP") == 1
     assert distance(folder, place / "long") == 0
 
 
