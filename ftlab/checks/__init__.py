@@ -38,6 +38,13 @@ from ftlab.checks.reward_model import (
     check_reward_loss,
     check_reward_margin,
 )
+from ftlab.checks.scale_out import (
+    check_bytes_per_process,
+    check_mlp_partial_sums,
+    check_reduce_scatter,
+    check_sampler_rows,
+    check_shard,
+)
 from ftlab.checks.training import (
     check_accumulated_loss,
     check_clipped_gradient,
@@ -53,6 +60,7 @@ __all__ = [
     "check_answer_logp",
     "check_answer_loss",
     "check_block_scales",
+    "check_bytes_per_process",
     "check_cache_bytes",
     "check_cached_attention",
     "check_calibrated_label",
@@ -80,6 +88,7 @@ __all__ = [
     "check_mean_kl",
     "check_merged_weight",
     "check_mixed_weight",
+    "check_mlp_partial_sums",
     "check_nearest_level",
     "check_next_token_loss",
     "check_nf4_bytes",
@@ -89,6 +98,7 @@ __all__ = [
     "check_preference_probability",
     "check_q8_bytes",
     "check_q8_roundtrip",
+    "check_reduce_scatter",
     "check_reference_free",
     "check_replay_count",
     "check_request_cost",
@@ -97,6 +107,8 @@ __all__ = [
     "check_reward_margin",
     "check_rloo_advantage",
     "check_router_weights",
+    "check_sampler_rows",
+    "check_shard",
     "check_state_bytes",
     "check_supervised_tokens",
     "check_switch_loss",

@@ -37,7 +37,8 @@ ON_TENSORS = {
     "block_scales", "restored_weights", "ia3_forward", "dora_weight", "merged_weight", "mixed_weight", "q8_roundtrip",
     "temperature", "cached_attention", "reward_loss", "last_token_rewards", "grpo_advantages", "kl_estimate",
     "answer_logp", "loss_with_sft", "mean_kl", "walk_back", "label_probabilities", "calibrated_label",
-    "clipped_gradient", "accumulated_loss", "router_weights", "switch_loss",
+    "clipped_gradient", "accumulated_loss", "router_weights", "switch_loss", "reduce_scatter", "shard",
+    "mlp_partial_sums",
 }  # fmt: skip
 
 

@@ -1,9 +1,11 @@
-"""From-scratch code of lessons 08 and 09 against what it stands for."""
+"""From-scratch code of lessons 08, 09 and 14 against what it stands for."""
 
 import pytest
 import torch
 from lessons import definitions
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
+
+from ftlab import memory
 
 
 @pytest.fixture
@@ -49,3 +51,12 @@ def test_cut_leaves_the_scores_that_transformers_leaves(settings):
     for warper in [*warpers, MinPLogitsWarper(min_p)]:
         expected = warper(None, expected)
     assert torch.equal(cut(scores, temperature, top_k, top_p, min_p), expected)
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_the_bytes_of_lesson_14_are_those_of_the_memory_estimate(stage):
+    (zero_bytes,) = definitions("14_scale_out", "zero_bytes")
+    decoder = memory.Decoder(4, 64, 4, 2, 16, 128, 1000, tied=True)
+    needs = memory.estimate(decoder, memory.Training(1, 128, decoder.parameters, gpus=8, shard=stage))
+    told = zero_bytes(decoder.parameters, 8, stage, weight_bytes=2, gradient_bytes=2, state_bytes=4)
+    assert [int(part) for part in told] == [needs.weights, needs.gradients, needs.optimizer]
