@@ -361,6 +361,8 @@ RENAMED = {
     "max_seq_length": ("cutoff_len", "trl calls it max_length now"),
     "max_length": ("cutoff_len", "trl's name for it"),
     "enable_liger_kernel": ("use_liger_kernel", "transformers' name for it"),
+    "num_layer_trainable": ("freeze_trainable_layers", "LLaMA-Factory renamed it"),
+    "name_module_trainable": ("freeze_trainable_modules", "LLaMA-Factory renamed it"),
     "per_gpu_train_batch_size": ("per_device_train_batch_size", "transformers renamed it"),
     "no_cuda": ("use_cpu", "transformers renamed it"),
     "disable_shuffling": ("train_sampling_strategy", "true is now sequential"),
@@ -438,6 +440,10 @@ BESIDE = {
         "kt_lora_expert_intermediate_size",
     ),
     "use_hyper_parallel": ("hyper_parallel_args",),
+    "use_ray": (
+        "ray_num_workers", "ray_init_kwargs", "ray_storage_path", "ray_storage_filesystem", "resources_per_worker",
+        "placement_strategy",
+    ),
     "fp8": ("fp8_backend", "fp8_enable_fsdp_float8_all_gather"),
     "finetuning_type: oft": ("module_dropout", "oft_rank", "oft_block_size", "oft_target"),
     "streaming": ("buffer_size",),
@@ -516,6 +522,8 @@ OUT_OF_REACH = {
     "task_dir": "write `tasks`: lm-eval's names (docs/evaluate.md)",
     "n_shot": "a task file says how many examples are shown (docs/evaluate.md)",
     "save_dir": "write `output_dir`",
+    "master_addr": "set MASTER_ADDR in the environment",
+    "master_port": "set MASTER_PORT in the environment",
 }
 # Values of these keys that ask for nothing; of the others that is false.
 ASKS_NOTHING = {
@@ -538,6 +546,7 @@ OUT_OF_REACH |= dict.fromkeys(
 # Values of `stage` and `finetuning_type` that LLaMA-Factory has and a recipe here has not.
 ELSEWHERE = {
     ("reward_model_type", "api"): "a reward is a function here; write `reward_funcs`, or a folder in `reward_model`",
+    ("pref_loss", "kto_pair"): "trl's DPO has no such loss; use `stage: kto`",
     ("finetuning_type", "oft"): "OFT is in lesson 05; use `finetuning_type: lora`",
     ("infer_backend", "vllm"): "vLLM needs a CUDA GPU; `ftlab serve` has the same API",
     ("infer_backend", "sglang"): "SGLang needs a CUDA GPU; `ftlab serve` has the same API",

@@ -317,13 +317,15 @@ def test_every_translated_key_is_said_or_refused(name, base):
             "max_seq_length": 64,
             "max_length": 64,
             "per_gpu_train_batch_size": 3,
+            "num_layer_trainable": 3,
+            "name_module_trainable": "mlp",
         }.get(name, True)
     # `fsdp` keeps its name, and changes a setting.
     ways = ("settings",) if name == "fsdp" else ("noted", "refused")
     assert effect(base, name, 0.5 if name == "warmup_ratio" else value) in ways
 
 
-# The keys of LLaMA-Factory 0.9.5's argument classes, by name. Those of Ray and of several processes are read elsewhere.
+# The keys of LLaMA-Factory 0.9.5's argument classes, by name.
 LLAMAFACTORY = (Path(__file__).parent / "llamafactory_keys.txt").read_text().split()
 
 
