@@ -22,10 +22,12 @@ from ftlab.apps import cli
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
 from ftlab.runs import launch, train, world
+from ftlab.saved_weights import RESULTS
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+PIPES: dict = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
 SFT = {"per_device_train_batch_size": 1, "max_steps": 6, "save_steps": 3, "logging_steps": 1, "learning_rate": 1e-3}
 FULL, DPO = {"finetuning_type": "full", "bf16": False}, {"stage": "dpo", "dataset": "preference.json"}
 SHARDED = {"fsdp": "full_shard auto_wrap"}
@@ -60,13 +62,24 @@ def environment(more: dict[str, str]) -> dict[str, str]:
     return os.environ | ENVIRONMENT | {"FTLAB_DTYPE": "float32"} | more
 
 
+def output_of(process: subprocess.Popen) -> tuple[str, str]:
+    """Return what a process printed; end it, and what it started, where it doesn't end."""
+    try:
+        return process.communicate(timeout=900)
+    finally:
+        if process.poll() is None:
+            [one.kill() for one in psutil.Process(process.pid).children(recursive=True)]
+            process.kill()
+
+
 def together(place: Path, made: dict[str, dict]) -> list[dict]:
     """Train recipes one after the other in one start of two processes, and return what each process saw."""
     jobs = place / f"{next(iter(made))}.json"
     jobs.write_text(json.dumps(made))
     command = [*TORCHRUN, str(ROOT / "tests" / "processes.py"), str(jobs)]
-    done = subprocess.run(command, env=environment({}), capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
+    running = subprocess.Popen(command, env=environment({}), **PIPES)
+    _, said = output_of(running)
+    assert running.returncode == 0, said[-3000:]
     return [json.loads(jobs.with_name(f"{jobs.name}.{rank}").read_text()) for rank in (0, 1)]
 
 
@@ -79,8 +92,9 @@ def seen(place) -> list[dict]:
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the trained weights of a run."""
-    return load_file(next(folder.glob("*/*model.safetensors")))
+    """Return the trained weights of a finished run."""
+    (path,) = (found for name in RESULTS for found in (folder / name).glob("*model.safetensors"))
+    return load_file(path)
 
 
 def distance(first: Path, second: Path) -> float:
@@ -152,18 +166,7 @@ def test_a_finished_run_is_reused_by_both(seen, place):
 def start(path: Path, more: dict[str, str]) -> subprocess.Popen:
     """Start `ftlab train` on a recipe that asks for two processes."""
     command = [sys.executable, "-m", "ftlab", "train", str(path), "nproc_per_node=2"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, env=environment(more), **pipes)
-
-
-def output_of(process: subprocess.Popen) -> tuple[str, str]:
-    """Return what a process printed; end it, and what it started, where it doesn't end."""
-    try:
-        return process.communicate(timeout=400)
-    finally:
-        if process.poll() is None:
-            [one.kill() for one in psutil.Process(process.pid).children(recursive=True)]
-            process.kill()
+    return subprocess.Popen(command, env=environment(more), **PIPES)
 
 
 def written(place: Path, name: str, values: dict) -> Path:
