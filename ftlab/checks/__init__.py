@@ -1,5 +1,6 @@
 """Exercises: passed, or a hint. One file per lesson; `hints.toml` holds the words."""
 
+from ftlab.checks.clinic import check_ends_with, check_leaked_share, check_lost_share, check_next_logits
 from ftlab.checks.course_data import check_labels, check_next_token_loss, check_pad_right, check_padding_share
 from ftlab.checks.decision import (
     check_calibrated_label,
@@ -70,6 +71,7 @@ __all__ = [
     "check_dora_weight",
     "check_dpo_loss",
     "check_dropped_tokens",
+    "check_ends_with",
     "check_front",
     "check_full_bytes",
     "check_gradient_step",
@@ -79,17 +81,20 @@ __all__ = [
     "check_label_probabilities",
     "check_labels",
     "check_last_token_rewards",
+    "check_leaked_share",
     "check_linear_rate",
     "check_lora_forward",
     "check_lora_freeze",
     "check_lora_parameters",
     "check_lora_scale",
     "check_loss_with_sft",
+    "check_lost_share",
     "check_mean_kl",
     "check_merged_weight",
     "check_mixed_weight",
     "check_mlp_partial_sums",
     "check_nearest_level",
+    "check_next_logits",
     "check_next_token_loss",
     "check_nf4_bytes",
     "check_p_value",

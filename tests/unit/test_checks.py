@@ -38,7 +38,7 @@ ON_TENSORS = {
     "temperature", "cached_attention", "reward_loss", "last_token_rewards", "grpo_advantages", "kl_estimate",
     "answer_logp", "loss_with_sft", "mean_kl", "walk_back", "label_probabilities", "calibrated_label",
     "clipped_gradient", "accumulated_loss", "router_weights", "switch_loss", "reduce_scatter", "shard",
-    "mlp_partial_sums",
+    "mlp_partial_sums", "lost_share", "next_logits",
 }  # fmt: skip
 
 

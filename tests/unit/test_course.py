@@ -1,6 +1,7 @@
 """From a lesson's source to its notebooks, to its outcomes."""
 
 import base64
+import io
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from PIL import Image
 
 from ftlab.apps import cli, course, lesson_files, notebooks
 from ftlab.errors import LabError
@@ -228,7 +230,7 @@ class Ran:
 
     def execute(self, **settings):
         view = {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "VBox()"}
-        picture = {"image/png": base64.b64encode(bytes(900)).decode()}
+        picture = {"image/png": png(Image.new("RGBA", (9, 9)))}
         notebooks.code_cells(self.notebook)[1].outputs = [
             nbformat.v4.new_output("stream", text="kept"),
             nbformat.v4.new_output("stream", name="stderr", text="a warning"),
@@ -248,7 +250,7 @@ def test_a_clean_run_commits_text_and_pictures_in_both_editions(lesson, tmp_path
 
 def test_an_image_too_large_to_commit_is_refused_and_the_run_is_not_lost(lesson, tmp_path, monkeypatch):
     monkeypatch.setattr("nbclient.NotebookClient", Ran)
-    monkeypatch.setattr(notebooks, "MAX_PICTURE_BYTES", 899)
+    monkeypatch.setattr(notebooks, "MAX_PICTURE_BYTES", 60)
     with pytest.raises(LabError, match="larger than") as error:
         notebooks.build(lesson_files.lessons()[0], execute=True)
     written = notebooks.code_cells(nbformat.read(tmp_path / "notebooks" / "07_test.ipynb", as_version=4))
@@ -258,3 +260,19 @@ def test_an_image_too_large_to_commit_is_refused_and_the_run_is_not_lost(lesson,
 def test_the_lessons_are_listed_with_their_titles(lesson, capsys):
     assert cli.main(["course", "list"]) == 0
     assert capsys.readouterr().out == "07 · A test lesson\n"
+
+
+@pytest.mark.parametrize(("alpha", "kept"), [(255, False), (254, True)])
+def test_a_picture_loses_its_alpha_channel_where_it_hides_nothing(alpha, kept):
+    image = Image.new("RGBA", (30, 20), (200, 10, 30, 255))
+    image.putpixel((3, 4), (1, 2, 3, alpha))
+    smaller = notebooks.without_alpha(png(image))
+    assert (smaller == png(image)) == kept
+    assert Image.open(io.BytesIO(base64.b64decode(smaller))).convert("RGBA").tobytes() == image.tobytes()
+
+
+def png(image: Image.Image) -> str:
+    """Return a picture as a notebook holds it."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
