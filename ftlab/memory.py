@@ -44,6 +44,7 @@ ALSO_CALLED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj"),
     "dense": ("o_proj",), "dense_h_to_4h": ("up_proj",), "dense_4h_to_h": ("down_proj",),
 }  # fmt: skip
+ATTENTION, EXPERTS = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_up_proj", "down_proj")
 NAMES = {
     "layers": ("num_hidden_layers", "n_layer", "num_layers"),
     "hidden": ("hidden_size", "n_embd", "d_model"),
@@ -131,9 +132,15 @@ class Decoder:
         )
 
     @property
+    def expert_parameters(self) -> int:
+        """Weights of one block's experts, 0 unless a mixture: plain tensors, which bitsandbytes does not quantize."""
+        return self.experts * self.mlp_matrices * self.hidden * self.intermediate if self.experts > 1 else 0
+
+    @property
     def block_parameters(self) -> int:
-        """Weights of one block: its linear layers and two norms."""
-        return self.linear_parameters + 2 * self.hidden
+        """Weights of one block: its linear layers, two norms, and a mixture's router."""
+        router = self.experts * self.hidden if self.experts > 1 else 0
+        return self.linear_parameters + 2 * self.hidden + router
 
     @property
     def embedding_parameters(self) -> int:
@@ -145,8 +152,32 @@ class Decoder:
         """All weights; biases, below one in a thousand, are left out."""
         return self.layers * self.block_parameters + self.embedding_parameters
 
+    @property
+    def active_parameters(self) -> int:
+        """Weights that one token uses: all, but of a mixture's experts only as many as it goes through.
+
+        >>> mixtral = Decoder(32, 4096, 32, 8, 128, 14336, 32000, False, experts=8, experts_per_token=2)
+        >>> round(mixtral.parameters / 1e9, 1), round(mixtral.active_parameters / 1e9, 1)
+        (46.7, 12.9)
+        """
+        unused = 1 - self.experts_per_token / self.experts
+        return self.parameters - round(self.layers * unused * self.expert_parameters)
+
+    @property
+    def mixture_shapes(self) -> dict[str, list[tuple[int, int]]]:
+        """Name -> (inputs, outputs) of what LoRA adapts in a mixture's block, once per expert for the experts."""
+        shapes = {name: [shape] for name, shape in self.linear_shapes.items() if name in ATTENTION}
+        shapes["gate"] = [(self.hidden, self.experts)]
+        shapes["gate_up_proj"] = [(self.hidden, 2 * self.intermediate)] * self.experts
+        shapes["down_proj"] = [(self.intermediate, self.hidden)] * self.experts
+        return shapes
+
     def adapted(self, targets: tuple[str, ...] = ()) -> list[tuple[int, int]]:
         """(inputs, outputs) of a block's linear layers that are named, of all of them when none is."""
+        if self.experts > 1:
+            mixed = self.mixture_shapes
+            named = [part for name in targets for part in (EXPERTS if name == "experts" else (name,))]
+            return [shape for name in named or mixed for shape in mixed.get(name, [])]
         shapes = self.linear_shapes
         parts = [[part for part in ALSO_CALLED.get(name, (name,)) if part in shapes] for name in targets or shapes]
         return [(shapes[part[0]][0], sum(shapes[one][1] for one in part)) for part in parts if part]
@@ -185,6 +216,7 @@ class Training:
         rollout_rows: rows that it writes together.
         repeated: tokens that another row begins with as well, and that are computed once (GRPO's prompts on a CPU).
         hidden_kept: the input of every block is kept for the loss (PPO).
+        experts_adapted: LoRA reaches the experts of a mixture.
         gpus: number of GPUs of the run. shard: ZeRO stage (1, 2, 3): what each GPU holds only a part of.
     """
 
@@ -210,6 +242,7 @@ class Training:
     rollout_rows: int = 0
     repeated: int = 0
     hidden_kept: bool = False
+    experts_adapted: bool = False
     gpus: int = 1
     shard: int = 0
 
@@ -258,6 +291,8 @@ def estimate(decoder: Decoder, training: Training) -> Needs:
     optimizer = ADAM_MOMENTS * gradients
     block, block_input = block_bytes(d, t), tokens * d.hidden * (4 if t.autocast else t.number_bytes)
     casts = d.linear_parameters * 2 if t.autocast else 0
+    # PEFT adds the adapter's product to whole copies of the experts, and autograd keeps them.
+    casts += d.expert_parameters * t.number_bytes if t.experts_adapted else 0
     if t.checkpointing:
         held: float = d.layers * block_input
     else:
@@ -305,7 +340,7 @@ def share(training: Training, stage: int) -> int:
 
 def weight_bytes(decoder: Decoder, training: Training) -> float:
     """Return the bytes of the base model, of the adapter, and of the reference's copy of the trained weights."""
-    linear = decoder.layers * decoder.linear_parameters
+    linear = decoder.layers * (decoder.linear_parameters - decoder.expert_parameters)
     base = linear * training.linear_bytes + (decoder.parameters - linear) * training.other_bytes
     copies = 2 if training.reference_copy else 1
     if training.adapter_rank:
@@ -318,7 +353,9 @@ def gathered_bytes(decoder: Decoder, training: Training) -> float:
     if share(training, 3) == 1:
         return 0
     return max(
-        decoder.linear_parameters * training.linear_bytes, decoder.vocabulary * decoder.hidden * training.other_bytes
+        (decoder.linear_parameters - decoder.expert_parameters) * training.linear_bytes
+        + decoder.expert_parameters * training.other_bytes,
+        decoder.vocabulary * decoder.hidden * training.other_bytes,
     )
 
 

@@ -49,6 +49,12 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_mixture_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random two-layer Mixtral of four experts and its tokenizer."""
+    return tiny.make_mixture(tmp_path_factory.mktemp("mixture"))
+
+
+@pytest.fixture(scope="session")
 def tiny_rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one small file per kind of row: sft.json, text.json, preference.json, kto.json."""
     return tiny.make_rows(tmp_path_factory.mktemp("tiny_rows"))

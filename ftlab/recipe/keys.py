@@ -93,6 +93,12 @@ class Recipe(BaseModel):
     freeze_extra_modules: str | None = key(None, "freeze: names outside the layers, such as lm_head")
     pure_bf16: bool = key(False, "full, freeze: keep the trained weights in bfloat16", "from_pretrained(dtype=)")
     use_dft_loss: bool = key(False, "weight each token by its probability", "SFTConfig.loss_type='dft'")
+    moe_aux_loss_coef: float | None = key(
+        None,
+        "weight of a mixture's balancing loss; None: the model's own, 0: without",
+        "SFTConfig.router_aux_loss_coef",
+        ge=0,
+    )
 
     # preferences
     pref_beta: float = key(
@@ -568,6 +574,8 @@ class Condition(NamedTuple):
 
 PREFERENCES = ("dpo", "kto", "orpo", "simpo")
 REWARDED = ("ppo", "grpo")
+# Stages whose trainer takes the weight of a mixture's balancing loss.
+BALANCED = ("pt", "sft", "dpo", "kto", "grpo")
 CONDITIONS = (
     Condition(
         (
@@ -599,6 +607,7 @@ CONDITIONS = (
     ),
     Condition(("allow_other_template",), lambda recipe: recipe.template is not None, "a `template`"),
     Condition(("use_dft_loss",), lambda recipe: recipe.objective == "sft", "stage: sft"),
+    Condition(("moe_aux_loss_coef",), lambda recipe: recipe.objective in BALANCED, "stage: pt, sft, dpo, kto or grpo"),
     Condition(("train_on_prompt", "mask_history"), lambda recipe: recipe.objective == "sft", "stage: sft"),
     Condition(
         ("pref_beta",),

@@ -8,7 +8,7 @@ from ftlab.data.encoding import Encoding
 from ftlab.device import Machine, training_arguments
 from ftlab.errors import fail, say
 from ftlab.recipe import sharding
-from ftlab.recipe.keys import Recipe
+from ftlab.recipe.keys import BALANCED, Recipe
 from ftlab.recipe.training_fields import FIELDS
 
 FORMATS = {"bf16": "bfloat16", "fp16": "float16"}
@@ -114,7 +114,9 @@ def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[d
         asked["deepspeed"] = sharding.deepspeed(asked["deepspeed"])
     # Completions have a limit of their own, and prompts above cutoff_len were dropped.
     limit = {} if recipe.objective in ("ppo", "grpo") else {"max_length": recipe.cutoff_len}
-    fixed = {"output_dir": str(folder)} | limit | objective_settings(recipe)
+    balanced = recipe.moe_aux_loss_coef is not None and recipe.objective in BALANCED
+    balance = {"router_aux_loss_coef": recipe.moe_aux_loss_coef} if balanced else {}
+    fixed = {"output_dir": str(folder)} | limit | balance | objective_settings(recipe)
     return settings | asked | fixed, notes
 
 

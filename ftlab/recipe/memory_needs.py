@@ -11,7 +11,7 @@ from ftlab import catalogue, memory, models
 from ftlab.cpu.plan import Plan
 from ftlab.device import Machine, cuda_dtype
 from ftlab.errors import LabError, fail, say
-from ftlab.memory import Decoder, Needs, Training
+from ftlab.memory import EXPERTS, Decoder, Needs, Training
 from ftlab.recipe import library_args
 from ftlab.recipe import read as recipes
 from ftlab.recipe.keys import Recipe
@@ -112,7 +112,13 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
         rollout_rows=rollout_rows(recipe, batch, settings.get("gradient_accumulation_steps", 1)),
         repeated=repeated_rows(recipe, batch) * given if plan.attention else 0,
         hidden_kept=recipe.objective == "ppo",
+        experts_adapted=kind == "lora" and adapts_experts(recipe),
     )
+
+
+def adapts_experts(recipe: Recipe) -> bool:
+    """Return True if `lora_target` names a mixture's experts, or all."""
+    return bool({"all", "experts", *EXPERTS} & set(library_args.names(recipe.lora_target)))
 
 
 def trained_bytes(recipe: Recipe, machine: Machine, plain: int, plan: Plan) -> int:

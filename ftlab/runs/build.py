@@ -142,7 +142,8 @@ def rehearse(recipe: Recipe, path: str) -> None:
     """
     default = recipe.lora_target == "all" and not recipe.additional_target
     usual = default if recipe.finetuning_type == "lora" else recipe.finetuning_type == "full"
-    if usual and not recipe.adapter_name_or_path and "optim_target_modules" not in recipe.training:
+    looked_at = ("adapter_name_or_path", "moe_aux_loss_coef", *targets.LINEAR_ONLY)
+    if usual and "optim_target_modules" not in recipe.training and not any(getattr(recipe, key) for key in looked_at):
         return
     model = skeleton(recipe, path)
     targets.require(recipe, model)
@@ -151,7 +152,7 @@ def rehearse(recipe: Recipe, path: str) -> None:
     elif recipe.adapter_name_or_path:
         require_all_layers(recipe, model)
     elif recipe.finetuning_type == "lora":
-        settings = library_args.lora_settings(recipe) | {"init_lora_weights": True}
+        settings = library_args.lora_settings(recipe) | targets.adapted(recipe, model) | {"init_lora_weights": True}
         with refusing("lora_target"):
             get_peft_model(model, LoraConfig(**settings), low_cpu_mem_usage=True)
 
@@ -223,7 +224,8 @@ def mark_trained(recipe: Recipe, model: PreTrainedModel, plan: Plan) -> PreTrain
             start = weights_of(recipe.adapter_name_or_path).folder
             adapted = PeftModel.from_pretrained(model, start, is_trainable=True, **own_dtype)
         else:
-            adapted = get_peft_model(model, LoraConfig(**library_args.lora_settings(recipe)), **own_dtype)
+            settings = library_args.lora_settings(recipe) | targets.adapted(recipe, model)
+            adapted = get_peft_model(model, LoraConfig(**settings), **own_dtype)
         # Trainer loads a checkpoint's adapter by this call; a resumed run must keep the dtype it started with.
         adapted.load_adapter = partial(adapted.load_adapter, **own_dtype)
         return adapted

@@ -1,6 +1,7 @@
 """Layers that a recipe names: each name must match one of the model's, even where others do."""
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
@@ -12,19 +13,23 @@ from ftlab.recipe import library_args
 from ftlab.recipe.keys import Recipe
 
 ADAPTED = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, nn.MultiheadAttention, Conv1D)
+# What PEFT does to linear layers only.
+LINEAR_ONLY = ("lora_dropout", "use_dora", "pissa_init")
 # How many names a message shows.
 SHOWN = 12
 
 
-def require(recipe: Recipe, model: nn.Module) -> None:
-    """Refuse names that match nothing in a model; its weights are not looked at.
+def require(recipe: Recipe, model: PreTrainedModel) -> None:
+    """Refuse names that match nothing in a model, and a balancing loss without a router; its weights are not looked at.
 
     Raises:
         LabError: every missing name of the first key that has one, and the names that the model has.
     """
+    if recipe.moe_aux_loss_coef and not hasattr(model.config, "output_router_logits"):
+        raise fail("train_dense", where="moe_aux_loss_coef", family=model.config.model_type)
     modules = dict(model.named_modules(remove_duplicate=False))
     if recipe.finetuning_type == "lora" and not recipe.adapter_name_or_path:
-        require_lora(recipe, modules)
+        require_lora(recipe, modules, expert_weights(model))
     if recipe.finetuning_type == "freeze":
         require_freeze(recipe, model)
     wanted = recipe.training.get("optim_target_modules")
@@ -34,14 +39,19 @@ def require(recipe: Recipe, model: nn.Module) -> None:
         refuse("optim_target_modules", missing, map(leaf, linear))
 
 
-def require_lora(recipe: Recipe, modules: dict[str, nn.Module]) -> None:
-    """Refuse names of `lora_target` and `additional_target` that match nothing, or the same layer twice."""
+def require_lora(recipe: Recipe, modules: dict[str, nn.Module], weights: list[str]) -> None:
+    """Refuse names of `lora_target` and `additional_target` that match nothing, or the same layer twice.
+
+    Args:
+        weights: of experts and routers, which LoRA reaches too.
+    """
     adapted = [path for path, module in modules.items() if isinstance(module, ADAPTED)]
     targets = [] if recipe.lora_target == "all" else library_args.names(recipe.lora_target)
     whole = library_args.names(recipe.additional_target or "")
-    refuse(
-        "lora_target", [name for name in targets if not any(ends(path, name) for path in adapted)], map(leaf, adapted)
-    )
+    missing = [name for name in targets if not any(ends(path, name) for path in adapted)]
+    missing = [name for name in missing if not any(name in called(weight) for weight in weights)]
+    refuse("lora_target", missing, [*map(leaf, adapted), *(name for weight in weights for name in called(weight))])
+    require_plain(recipe, [weight for weight in weights if not targets or called(weight) & set(targets)])
     owners = [path for path, module in modules.items() if any(True for _ in module.parameters())]
     refuse(
         "additional_target", [name for name in whole if not any(ends(path, name) for path in owners)], map(leaf, owners)
@@ -50,6 +60,18 @@ def require_lora(recipe: Recipe, modules: dict[str, nn.Module]) -> None:
     if both:
         reason = f"`lora_target` and `additional_target` both name {', '.join(both)}"
         raise fail("recipe_together", where="additional_target", reason=reason)
+
+
+def require_plain(recipe: Recipe, weights: list[str]) -> None:
+    """Refuse what PEFT does to linear layers only, where experts or routers are adapted.
+
+    Raises:
+        LabError: the first such key.
+    """
+    for key in LINEAR_ONLY:
+        if weights and getattr(recipe, key):
+            reason = f"`{key}` works on linear layers only, `lora_target` includes {', '.join(weights)}"
+            raise fail("recipe_together", where=key, reason=reason)
 
 
 def require_freeze(recipe: Recipe, model: nn.Module) -> None:
@@ -88,6 +110,47 @@ def all_linear(model: nn.Module) -> set[str]:
     output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
     linear = (nn.Linear, Conv1D)
     return {leaf(path) for path, module in model.named_modules() if isinstance(module, linear) and module is not output}
+
+
+def expert_weights(model: nn.Module) -> list[str]:
+    """Return the names of a mixture's matrices that are plain tensors, such as `experts.down_proj`, `gate.weight`."""
+    return sorted(
+        {
+            f"{path}.{name}"
+            for block in model.modules()
+            if hasattr(block, "experts")
+            for path, module in block.named_modules()
+            if not isinstance(module, ADAPTED)
+            for name, weight in module.named_parameters(recurse=False)
+            if weight.ndim > 1 and not name.endswith("bias")
+        }
+    )
+
+
+def adapted(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
+    """Return the fields of LoraConfig that say what `lora_target` names in a model: layers, and a mixture's weights."""
+    whole = set(library_args.names(recipe.additional_target or ""))
+    weights = [weight for weight in expert_weights(model) if not called(weight) & whole]
+    if not weights:
+        return {}
+    linear = all_linear(model)
+    if recipe.lora_target == "all":
+        # By name: PEFT's "all-linear" doubles the rank of a mixture's `gate_up_proj`.
+        return {"target_modules": sorted(linear), "target_parameters": weights}
+    names = set(library_args.names(recipe.lora_target))
+    chosen = [weight for weight in weights if called(weight) & names]
+    # PEFT refuses a module that holds plain tensors.
+    plain = set().union(*map(called, chosen)) - linear
+    return {"target_modules": sorted(names - plain), "target_parameters": chosen or None}
+
+
+def called(weight: str) -> set[str]:
+    """Return the names by which a plain tensor can be called.
+
+    >>> sorted(called("experts.down_proj")), called("gate.weight")
+    (['down_proj', 'experts'], {'gate'})
+    """
+    return {part for part in weight.split(".") if part != "weight"}
 
 
 def refuse(key: str, missing: list[str], known: Iterable[str]) -> None:

@@ -54,6 +54,7 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "freeze_extra_modules": ("lm_head", FREEZE),
     "pure_bf16": (True, {"finetuning_type": "full"}),
     "use_dft_loss": (True, {}),
+    "moe_aux_loss_coef": (0.0, {}),
     "pref_beta": (0.3, PAIRS),
     "pref_loss": ("ipo", PAIRS),
     "pref_ftx": (0.5, PAIRS),

@@ -40,8 +40,8 @@ def test_both_folders_have_the_same_templates():
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_template_trains(name, tiny_model_dir, tmp_path):
-    values = tiny_values(name, tiny_model_dir, tmp_path / "run")
+def test_a_template_trains(name, tiny_model_dir, tiny_mixture_dir, tmp_path):
+    values = tiny_values(name, tiny_mixture_dir if name == "moe" else tiny_model_dir, tmp_path / "run")
     run = train.train(recipes.load(ROOT / "recipes" / f"{name}.yaml", values))
     assert not run.reused and list(run.weights.glob("*.safetensors"))
 
