@@ -140,7 +140,7 @@ def adapted(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
     names = set(library_args.names(recipe.lora_target))
     chosen = [weight for weight in weights if called(weight) & names]
     # PEFT refuses a module that holds plain tensors.
-    plain = set().union(*map(called, chosen)) - linear
+    plain = {name for weight in chosen for name in called(weight)} - linear
     return {"target_modules": sorted(names - plain), "target_parameters": chosen or None}
 
 

@@ -1026,11 +1026,16 @@ course.record(outcomes, bands)
 # **On your GPU:** `PROFILE = "t4"` takes more steps, `"a24g"` a model three times as large; both stay in float32 for the
 # equalities. Mixtral and Qwen's mixtures load with the same calls; count by kind what an adapter trains before you start.
 #
+# **The same from a recipe:** `ftlab train recipes/moe.yaml` trains attention, experts and router (`lora_target: all`, or
+# `experts,gate` by name) with `moe_aux_loss_coef`; `ftlab memory mixtral-8x7b` counts all weights and those used for a token.
+#
 # **Related:** [09 · Inference](09_inference.ipynb) measures what decides the speed of any of these models.
 
-# %% [markdown] id="next" lang="zh" of="c3527994"
+# %% [markdown] id="next" lang="zh" of="01de952a"
 # 留在你手里的是 `runs/13_moe/merged`，一个会读订单的 Mixtral：用 `ftlab chat runs/13_moe/merged` 就能和它对话。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 步数更多，`"a24g"` 用大三倍的模型；为了验证相等，两者都用 float32。Mixtral 和 Qwen 的 MoE 用同样的调用加载；开始训练之前，先按类别数一数适配器训练了什么。
+#
+# **同样的事从配方做：** `ftlab train recipes/moe.yaml` 训练注意力、专家和路由器（`lora_target: all`，也可以按名字写 `experts,gate`），均衡损失的权重是 `moe_aux_loss_coef`；`ftlab memory mixtral-8x7b` 会给出总参数与每个 token 用到的参数。
 #
 # **相关课程：** [09 · 推理](09_inference.ipynb) 测量了决定这些模型速度的因素。
