@@ -454,7 +454,6 @@ BESIDE = {
     "finetuning_type: oft": ("module_dropout", "oft_rank", "oft_block_size", "oft_target"),
     "streaming": ("buffer_size",),
     "ref_model": ("ref_model_adapters", "ref_model_quantization_bit"),
-    "task": ("lang", "batch_size", "download_mode"),
     "export_quantization_bit": (
         "export_quantization_dataset", "export_quantization_nsamples", "export_quantization_maxlen",
     ),

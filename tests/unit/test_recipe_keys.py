@@ -326,7 +326,7 @@ def test_every_translated_key_is_said_or_refused(name, base):
     assert effect(base, name, 0.5 if name == "warmup_ratio" else value) in ways
 
 
-# The keys of LLaMA-Factory 0.9.5's argument classes, by name.
+# The keys of LLaMA-Factory 0.9.5's argument classes, by name; three of its `eval`, which it has no more, are left out.
 LLAMAFACTORY = (Path(__file__).parent / "llamafactory_keys.txt").read_text().split()
 
 

@@ -238,7 +238,7 @@ def test_a_near_name_is_suggested(typed, meant):
         recipes.load({"model_name_or_path": "smollm2-135m", typed: 1})
 
 
-@pytest.mark.parametrize("typed", ["xyzzy", "galore_rank", "ray_num_workers", "tensor_model_parallel_size", "q"])
+@pytest.mark.parametrize("typed", ["xyzzy", "gradient_predivide", "kv_lora_workers", "q"])
 def test_a_name_like_no_other_gets_no_suggestion(typed):
     with pytest.raises(LabError) as error:
         recipes.load({"model_name_or_path": "smollm2-135m", typed: 1})
