@@ -131,8 +131,13 @@ def kept_outputs(lesson: Lesson, built: NotebookNode) -> dict[str, tuple[list, i
 
 
 def run_clean(notebook: NotebookNode) -> dict[str, tuple[list, int | None]]:
-    """Execute `notebook` in a fresh kernel and return the outputs that belong on the web."""
+    """Execute `notebook` in a fresh kernel and return the outputs that belong on the web.
+
+    Raises:
+        LabError: a cell failed, or an outcome is outside its band; what ran until then is kept.
+    """
     from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError
 
     place = {"metadata": {"path": str(root())}}
     with kernel_settings() as settings, tempfile.TemporaryDirectory() as folder:
@@ -141,13 +146,24 @@ def run_clean(notebook: NotebookNode) -> dict[str, tuple[list, int | None]]:
         client = NotebookClient(
             notebook, timeout=1800, resources=place, record_timing=False, coalesce_streams=True, **settings
         )
-        client.execute(env=env)
+        try:
+            client.execute(env=env)
+        except CellExecutionError as error:
+            raise fail("course_run_failed", where=keep(notebook), exit_code=1, reason=str(error)) from None
     for cell in code_cells(notebook):
         cell.outputs = [output for output in cell.outputs if is_lasting(output)]
         for output in cell.outputs:
             if "image/png" in output.get("data", {}):
                 output["data"]["image/png"] = without_alpha(output["data"]["image/png"])
     return {cell.id: (cell.outputs, cell.execution_count) for cell in code_cells(notebook)}
+
+
+def keep(notebook: NotebookNode) -> str:
+    """Write a notebook that failed into the runs, and return its path: a run takes minutes, its outputs tell why."""
+    path = root() / "runs" / "failed.ipynb"
+    path.parent.mkdir(exist_ok=True)
+    nbformat.write(notebook, path)
+    return str(path)
 
 
 def without_alpha(picture: str) -> str:

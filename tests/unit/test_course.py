@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from nbclient.exceptions import CellExecutionError
 from PIL import Image
 
 from ftlab.apps import cli, course, lesson_files, notebooks
@@ -255,6 +256,21 @@ def test_an_image_too_large_to_commit_is_refused_and_the_run_is_not_lost(lesson,
         notebooks.build(lesson_files.lessons()[0], execute=True)
     written = notebooks.code_cells(nbformat.read(tmp_path / "notebooks" / "07_test.ipynb", as_version=4))
     assert error.value.where == "work" and written[1].outputs[0].text == "kept"
+
+
+def test_a_run_that_fails_is_kept_and_the_committed_notebook_stays(lesson, tmp_path, monkeypatch):
+    class Failed(Ran):
+        def execute(self, **settings):
+            super().execute(**settings)
+            raise CellExecutionError("an outcome outside its band", "LabError", "tuned: 0.5")
+
+    committed = built(tmp_path / "notebooks" / "07_test.ipynb")
+    monkeypatch.setattr("nbclient.NotebookClient", Failed)
+    with pytest.raises(LabError, match="outside its band") as error:
+        notebooks.build(lesson_files.lessons()[0], execute=True)
+    kept = nbformat.read(error.value.where, as_version=4)
+    assert notebooks.code_cells(kept)[1].outputs[0].text == "kept"
+    assert nbformat.read(tmp_path / "notebooks" / "07_test.ipynb", as_version=4) == committed
 
 
 def test_the_lessons_are_listed_with_their_titles(lesson, capsys):
