@@ -94,7 +94,7 @@ def badge(lesson: Lesson, language: str) -> str:
     FTLAB_REPOSITORY, else `Repository` of [project.urls] in pyproject.toml: an address such as
     https://github.com/NAME/ftlab, whose default branch is `main`.
     """
-    file = root() / "pyproject.toml"
+    file = lesson.source.parents[2] / "pyproject.toml"
     project = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {}) if file.is_file() else {}
     address = os.environ.get("FTLAB_REPOSITORY") or project.get("urls", {}).get("Repository", "")
     _, on_github, place = address.rstrip("/").removesuffix(".git").partition("github.com/")

@@ -25,6 +25,8 @@ def carried(tmp_path, monkeypatch):
         (package / name).write_text(f"{name} of version 1")
     monkeypatch.setattr(lesson_files, "carried", lambda: package)
     monkeypatch.setattr(course_start, "__version__", "2.0")
+    # An installed package has no checkout around it.
+    monkeypatch.setattr(notebooks, "root", lambda: pytest.fail("there is no course here yet"))
     return package
 
 
