@@ -1,6 +1,7 @@
 """The data sets of the course are what data/README.md says."""
 
 import json
+import random
 import re
 import runpy
 import shutil
@@ -197,6 +198,19 @@ def test_orders_are_hard_and_unseen():
 def test_the_raw_support_file_holds_the_defects_it_is_said_to_hold():
     report = check.check(str(DATA / "support_raw.jsonl"))
     assert (report.read, report.dropped, report.duplicates, report.changed) == (108, 9, 2, 1)
+
+
+def test_the_raw_tickets_hold_their_defects_and_records_that_follow_from_the_messages():
+    report = check.check(str(DATA / "tickets_raw.jsonl"))
+    assert (report.dropped, report.duplicates, report.changed) == (9, 3, 1) and report.total == 13
+    made = runpy.run_path(str(DATA / "make" / "tickets.py"))
+    assert "\n".join(made["lines"]()) + "\n" == (DATA / "tickets_raw.jsonl").read_text()
+    chance = random.Random(1)
+    for row in (made["ticket"](chance) for _ in range(200)):
+        record = json.loads(row["response"])
+        assert record["topic"] in made["TOPICS"] and record["item"] in row["prompt"]
+        assert record["order"] is None or row["prompt"].count(record["order"]) == 1
+        assert record["urgent"] == any(text in row["prompt"] for text in made["URGENT"])
 
 
 @pytest.mark.parametrize("name", sorted(json.loads((DATA / "dataset_info.json").read_text())))
