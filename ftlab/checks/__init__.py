@@ -1,6 +1,12 @@
 """Exercises: passed, or a hint. One file per lesson; `hints.toml` holds the words."""
 
 from ftlab.checks.clinic import check_ends_with, check_leaked_share, check_lost_share, check_next_logits
+from ftlab.checks.capstone import (
+    check_gain_interval,
+    check_leaked_questions,
+    check_pass_at_k,
+    check_preference_rows,
+)
 from ftlab.checks.course_data import check_labels, check_next_token_loss, check_pad_right, check_padding_share
 from ftlab.checks.decision import (
     check_calibrated_label,
@@ -74,6 +80,7 @@ __all__ = [
     "check_ends_with",
     "check_front",
     "check_full_bytes",
+    "check_gain_interval",
     "check_gradient_step",
     "check_grpo_advantages",
     "check_ia3_forward",
@@ -82,6 +89,7 @@ __all__ = [
     "check_labels",
     "check_last_token_rewards",
     "check_leaked_share",
+    "check_leaked_questions",
     "check_linear_rate",
     "check_lora_forward",
     "check_lora_freeze",
@@ -100,7 +108,9 @@ __all__ = [
     "check_p_value",
     "check_pad_right",
     "check_padding_share",
+    "check_pass_at_k",
     "check_preference_probability",
+    "check_preference_rows",
     "check_q8_bytes",
     "check_q8_roundtrip",
     "check_reduce_scatter",

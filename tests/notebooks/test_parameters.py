@@ -1,5 +1,7 @@
 """A lesson with a learner's parameters: another model, name, seed, rank and rate give sentences, not errors."""
 
+import csv
+import json
 from pathlib import Path
 
 import jupytext
@@ -48,6 +50,11 @@ def test_a_lesson_survives_other_parameters(lesson, small_model, place):
     (cell,) = [cell for cell in source.cells if "parameters" in cell.metadata.get("tags", [])]
     changed = {name: value for name, value in CHANGED.items() if f"\n{name} = " in cell.source}
     parameters = {"PROFILE": "smoke", "model_name": str(small_model)} | changed
+    execute(lesson, parameters, place)
+
+
+def execute(lesson: lesson_files.Lesson, parameters: dict[str, object], place: Path) -> None:
+    """Run a lesson in `place`, its kernel as the course sets it up."""
     with notebooks.kernel_settings() as settings:
         papermill.execute_notebook(
             lesson.notebook(),
@@ -58,3 +65,31 @@ def test_a_lesson_survives_other_parameters(lesson, small_model, place):
             progress_bar=False,
             **settings,
         )
+
+
+TURNS = [(f"Is shelf {n} free?", f"Shelf {n} is {'free' if n % 3 else 'taken'}.") for n in range(60)]
+
+
+def write_csv(path: Path) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([("prompt", "completion"), *TURNS])
+
+
+def write_sharegpt(path: Path) -> None:
+    turns = [[{"from": "human", "value": asked}, {"from": "gpt", "value": said}] for asked, said in TURNS]
+    path.write_text(json.dumps([{"conversations": both} for both in turns]))
+
+
+@pytest.mark.notebook
+@pytest.mark.lengthy
+@pytest.mark.parametrize(("write", "name"), [(write_csv, "shelves.csv"), (write_sharegpt, "shelves.json")])
+def test_the_capstone_takes_files_of_other_shapes(write, name, small_model, place):
+    write(place / name)
+    (lesson,) = lesson_files.lessons(["16"])
+    # A gate that nothing passes, and a second stage: the branches that a smoke run's numbers would not choose.
+    branches = {"allowed_drop": -2.0, "second_stage": "dpo", "system_prompt": "Say whether the shelf is free."}
+    own = {"PROFILE": "smoke", "model_name": str(small_model), "data_file": name}
+    execute(lesson, own | branches, place)
+    made = place / "runs" / "16_capstone"
+    card = (made / "merged" / "README.md").read_text()
+    assert "mixed.jsonl" in (made / "recipe.yaml").read_text() and name in card and "dpo" in card

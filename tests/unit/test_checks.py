@@ -39,6 +39,7 @@ ON_TENSORS = {
     "answer_logp", "loss_with_sft", "mean_kl", "walk_back", "label_probabilities", "calibrated_label",
     "clipped_gradient", "accumulated_loss", "router_weights", "switch_loss", "reduce_scatter", "shard",
     "mlp_partial_sums", "lost_share", "next_logits",
+    "pass_at_k", "preference_rows",
 }  # fmt: skip
 
 
