@@ -433,9 +433,15 @@ print(f"general questions right before training: {share_of(general_before):.0%} 
 # ## 一份配方
 # 把所有设置放进一个字典，写到文件里：下面的调用都从它取值；命令行 `ftlab train recipe.yaml` 训练的是同一个任务；最后还会把它打印成其他框架的写法。
 
+
 # %% id="recipe"
-for part, rows in parts.items():
-    Dataset.from_list(rows).to_json(folder / f"{part}.jsonl")
+def write_rows(name, rows):
+    path = folder / f"{name}.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+files = {part: write_rows(part, rows) for part, rows in parts.items()}
 recipe = {
     "model_name_or_path": model_name,
     "stage": "sft",
@@ -443,7 +449,7 @@ recipe = {
     "lora_rank": r,
     "lora_alpha": 2 * r,
     "lora_target": "all",
-    "dataset": str(folder / "train.jsonl"),
+    "dataset": files["train"],
     "cutoff_len": 256,
     "per_device_train_batch_size": per_device_train_batch_size,
     "learning_rate": learning_rate,
@@ -537,8 +543,7 @@ for (question, _), before, alone in list(zip(general, replies_before, replies_al
 if lost_alone > allowed_drop:
     model = trainer.model.unload()
     mixed = parts["train"] + [to_pair(row) for row in read_rows("general_en.jsonl")[:replay_count]]
-    recipe["dataset"] = str(folder / "mixed.jsonl")
-    Dataset.from_list(mixed).to_json(recipe["dataset"])
+    recipe["dataset"] = write_rows("mixed", mixed)
     recipe_file.write_text(yaml.safe_dump(recipe, sort_keys=False))
     train_started = time.perf_counter()
     trainer = fit(mixed)
