@@ -1,12 +1,12 @@
 """Exercises: passed, or a hint. One file per lesson; `hints.toml` holds the words."""
 
-from ftlab.checks.clinic import check_ends_with, check_leaked_share, check_lost_share, check_next_logits
 from ftlab.checks.capstone import (
     check_gain_interval,
     check_leaked_questions,
     check_pass_at_k,
     check_preference_rows,
 )
+from ftlab.checks.clinic import check_ends_with, check_leaked_share, check_lost_share, check_next_logits
 from ftlab.checks.course_data import check_labels, check_next_token_loss, check_pad_right, check_padding_share
 from ftlab.checks.decision import (
     check_calibrated_label,
@@ -88,8 +88,8 @@ __all__ = [
     "check_label_probabilities",
     "check_labels",
     "check_last_token_rewards",
-    "check_leaked_share",
     "check_leaked_questions",
+    "check_leaked_share",
     "check_linear_rate",
     "check_lora_forward",
     "check_lora_freeze",
