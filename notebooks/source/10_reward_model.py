@@ -36,11 +36,11 @@
 
 # %% [markdown] id="setup-why"
 # ## Setup
-# On Colab the next cell installs the course; everywhere else it only steps up to the course folder.
+# The next cell installs what the course needs and this environment lacks, and steps into the folder of the course.
 
-# %% [markdown] id="setup-why" lang="zh" of="91d5b1e4"
+# %% [markdown] id="setup-why" lang="zh" of="8007656b"
 # ## 准备
-# 在 Colab 上，下一格会安装课程；在其他地方它只是进入课程文件夹。
+# 下一格会安装当前环境缺少的软件包（例如在 Colab 上），然后进入课程文件夹。
 
 # %% id="setup"
 from importlib.util import find_spec
