@@ -92,7 +92,8 @@ def pins_for(missing: list[Requirement]) -> list[str]:
 
 def loaded(before: dict[str, str]) -> list[str]:
     """Return the packages that were replaced since `before` although this process has loaded a module of theirs."""
-    replaced = {name for name, was in before.items() if versions().get(name) != was}
+    now = versions()
+    replaced = {name for name, was in before.items() if now.get(name) != was}
     modules = {name.partition(".")[0] for name in sys.modules}
     owners = metadata.packages_distributions()
     return sorted(replaced & {canonicalize_name(one) for module in modules for one in owners.get(module, [])})

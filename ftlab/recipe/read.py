@@ -236,6 +236,9 @@ def low_rank(name: str, settings: dict[str, str]) -> Callable[[dict[str, Any], s
             return {}, ""
         if value is not True:
             raise fail("recipe_value", where=where, key=key, value=brief(value), reason="true or false")
+        if asked.get("finetuning_type", "lora") == "lora":
+            reason = f"`{key}` projects the gradients of whole weights: it needs `finetuning_type: full` or freeze"
+            raise fail("recipe_together", where=where, reason=reason)
         given = {short: asked[f"{name}_{short}"] for short in settings if asked.get(f"{name}_{short}") is not None}
         words = ",".join(f"{settings[short]}={found}" for short, found in given.items())
         target = str(asked.get(f"{name}_target", "all"))

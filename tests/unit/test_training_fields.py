@@ -38,7 +38,8 @@ VALUES = (None, True, 3, -1, 0.5, "steps", "linear", "", [1], ["all"], {"a": 1},
 
 def test_a_value_is_judged_as_by_the_library_s_own_type():
     hints = typing.get_type_hints(TrainingArguments)
-    for name in keys.TRAINING_HINTS:
+    # `fsdp` is read as true or false by then: transformers takes its many spellings for one text.
+    for name in keys.TRAINING_HINTS.keys() - {"fsdp"}:
         real = TypeAdapter(hints[name], config={"strict": True, "arbitrary_types_allowed": True})
         for value in VALUES:
             assert verdict(recipes.adapter(name), value) == verdict(real, value), (name, value)
