@@ -86,11 +86,11 @@ def value_of(key: str, rest: list[str]) -> str:
 def is_flag(key: str) -> bool | None:
     """Return whether a recipe's key takes true or false and nothing else; None if the key is unknown."""
     # Imported here because it imports pydantic, which most commands do not need.
-    from ftlab.recipe import keys
+    from ftlab.recipe import keys, translated_keys
 
-    if key in keys.RENAMED_VALUES:
+    if key in translated_keys.RENAMED_VALUES:
         return True
-    key = keys.RENAMED.get(key, (key, ""))[0]
+    key = translated_keys.RENAMED.get(key, (key, ""))[0]
     field = keys.Recipe.model_fields.get(key)
     hint = field.annotation if field else keys.TRAINING_HINTS.get(key)
     return None if hint is None else hint in (bool, bool | None)

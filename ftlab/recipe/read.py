@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from ftlab.errors import LabError, fail, say, suggest
-from ftlab.recipe import continued, keys, sharding, strict_yaml
+from ftlab.recipe import continued, keys, sharding, strict_yaml, translated_keys
 from ftlab.recipe.keys import Recipe
 from ftlab.recipe.training_fields import FIELDS, Named
 
@@ -122,13 +122,13 @@ def translate(given: Given) -> tuple[Given, list[str]]:
     for name, value in asked.items():
         where = given.where(name)
         refuse_out_of_reach(name, value, where)
-        if name in keys.DROPPED and asked.get(keys.MAIN_OF.get(name, "")) is not True:
-            notes.append(dropped(name, value, keys.DROPPED[name]))
-        if name in (*keys.DROPPED, *keys.OUT_OF_REACH, *RESOLVED):
+        if name in translated_keys.DROPPED and asked.get(translated_keys.MAIN_OF.get(name, "")) is not True:
+            notes.append(dropped(name, value, translated_keys.DROPPED[name]))
+        if name in (*translated_keys.DROPPED, *translated_keys.OUT_OF_REACH, *RESOLVED):
             continue
-        if name in keys.RENAMED:
+        if name in translated_keys.RENAMED:
             found = renamed(name, value)
-            new, reason = keys.RENAMED[name]
+            new, reason = translated_keys.RENAMED[name]
             notes.append(say("recipe_note_renamed", key=name, new=new, value=brief(found[new]), reason=reason))
         else:
             joined = isinstance(value, list) and name in COMMA_LISTS
@@ -153,16 +153,21 @@ def refuse_out_of_reach(name: str, value: Any, where: str) -> None:
     Raises:
         LabError: saying what to write instead.
     """
-    if name in keys.OUT_OF_REACH and asks(name, value):
-        raise fail("recipe_out_of_reach", where=where, key=f"{name}: {brief(value)}", instead=keys.OUT_OF_REACH[name])
+    if name in translated_keys.OUT_OF_REACH and asks(name, value):
+        raise fail(
+            "recipe_out_of_reach",
+            where=where,
+            key=f"{name}: {brief(value)}",
+            instead=translated_keys.OUT_OF_REACH[name],
+        )
     for one in value if isinstance(value, list) else [value]:
-        if instead := keys.ELSEWHERE.get((name, one) if isinstance(one, str | bool) else ("", "")):
+        if instead := translated_keys.ELSEWHERE.get((name, one) if isinstance(one, str | bool) else ("", "")):
             raise fail("recipe_out_of_reach", where=where, key=f"{name}: {brief(value)}", instead=instead)
 
 
 def asks(name: str, value: Any) -> bool:
     """Return True if the value of a key of OUT_OF_REACH asks for something."""
-    nothing = keys.ASKS_NOTHING.get(name, False)
+    nothing = translated_keys.ASKS_NOTHING.get(name, False)
     # True is 1 in Python, and no number here.
     return value is not False and not (value == nothing and isinstance(value, bool) == isinstance(nothing, bool))
 
@@ -174,8 +179,8 @@ def dropped(name: str, value: Any, reason: str) -> str:
 
 def renamed(name: str, value: Any) -> dict[str, Any]:
     """Return a key of RENAMED under its new name."""
-    mapped = keys.RENAMED_VALUES.get(name, {}).get(value, value) if isinstance(value, bool) else value
-    return {keys.RENAMED[name][0]: mapped}
+    mapped = translated_keys.RENAMED_VALUES.get(name, {}).get(value, value) if isinstance(value, bool) else value
+    return {translated_keys.RENAMED[name][0]: mapped}
 
 
 def two_values(given: Given, new: str, first: Any, name: str, value: Any) -> LabError:
@@ -392,7 +397,7 @@ def unknown(name: str, where: str) -> LabError:
     """Build the error for a key nobody knows, with the nearest that exist."""
     if name in keys.REFUSED_TRAINING:
         return fail("recipe_out_of_reach", where=where, key=name, instead=keys.REFUSED_TRAINING[name])
-    hint = suggest(name, [*known(), *keys.RENAMED, *RESOLVED], say("recipe_keys_listed"))
+    hint = suggest(name, [*known(), *translated_keys.RENAMED, *RESOLVED], say("recipe_keys_listed"))
     return fail("recipe_unknown_key", where=where, key=brief(name).strip("'"), hint=hint)
 
 
@@ -451,14 +456,14 @@ def explain(name: str) -> str:
     Raises:
         LabError: no such key; the nearest is named.
     """
-    if name in keys.RENAMED:
-        new, reason = keys.RENAMED[name]
+    if name in translated_keys.RENAMED:
+        new, reason = translated_keys.RENAMED[name]
         return f"{name}: now {new} ({reason})\n{explain(new)}"
     if name in RESOLVED_MEANING:
         return f"{name}: {RESOLVED_MEANING[name]}"
-    if name in keys.DROPPED:
-        return f"{name}: read and dropped; {keys.DROPPED[name]}"
-    if why := keys.OUT_OF_REACH.get(name) or keys.REFUSED_TRAINING.get(name):
+    if name in translated_keys.DROPPED:
+        return f"{name}: read and dropped; {translated_keys.DROPPED[name]}"
+    if why := translated_keys.OUT_OF_REACH.get(name) or keys.REFUSED_TRAINING.get(name):
         return f"{name}: {why}"
     if name in Recipe.model_fields and name != "training":
         return explain_own(name)

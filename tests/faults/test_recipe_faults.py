@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from ftlab.apps import cli
 from ftlab.errors import LabError
-from ftlab.recipe import keys
 from ftlab.recipe import read as recipes
+from ftlab.recipe import translated_keys
 
 CASES = os.environ.get("FTLAB_CASES")
 SECRET = "a-secret-of-the-environment"
@@ -43,7 +43,10 @@ PIECES = [
     "stage: ppoo", "deepspeed: /etc/passwd", "trust_remote_code: true",
 ]  # fmt: skip
 NAMES = st.sampled_from(
-    sorted(recipes.known()) + sorted(keys.RENAMED) + sorted(keys.DROPPED) + sorted(keys.OUT_OF_REACH)
+    sorted(recipes.known())
+    + sorted(translated_keys.RENAMED)
+    + sorted(translated_keys.DROPPED)
+    + sorted(translated_keys.OUT_OF_REACH)
 )
 VALUES = st.one_of(st.sampled_from(PIECES), st.text(max_size=20), st.floats().map(str), st.integers().map(str))
 

@@ -10,7 +10,7 @@ import pytest
 
 from ftlab import device
 from ftlab.errors import LabError
-from ftlab.recipe import keys, library_args, templates, to_script
+from ftlab.recipe import keys, library_args, templates, to_script, translated_keys
 from ftlab.recipe import read as recipes
 from ftlab.runs import build, chat, dataset, evaluation, export, launch, rewards, targets, train
 
@@ -309,10 +309,15 @@ def other_value(name: str) -> Any:
     return ["loss"]
 
 
-@pytest.mark.parametrize("name", [*keys.RENAMED, *keys.DROPPED, *keys.OUT_OF_REACH, *recipes.RESOLVED])
+@pytest.mark.parametrize(
+    "name", [*translated_keys.RENAMED, *translated_keys.DROPPED, *translated_keys.OUT_OF_REACH, *recipes.RESOLVED]
+)
 def test_every_translated_key_is_said_or_refused(name, base):
-    value: Any = 3 if keys.ASKS_NOTHING.get(name) is True else True
-    if name in keys.RENAMED and keys.RENAMED[name][0] in keys.TRAINING_HINTS | keys.Recipe.model_fields:
+    value: Any = 3 if translated_keys.ASKS_NOTHING.get(name) is True else True
+    if (
+        name in translated_keys.RENAMED
+        and translated_keys.RENAMED[name][0] in keys.TRAINING_HINTS | keys.Recipe.model_fields
+    ):
         value = {
             "evaluation_strategy": "epoch",
             "max_seq_length": 64,
@@ -337,9 +342,9 @@ def test_every_key_of_llamafactory_is_known(name):
 
 
 def test_a_value_that_asks_for_nothing_is_never_refused(base):
-    for name in keys.OUT_OF_REACH:
-        recipes.read(base | {name: keys.ASKS_NOTHING.get(name, False)})
-    for name in keys.ASKS_NOTHING:
+    for name in translated_keys.OUT_OF_REACH:
+        recipes.read(base | {name: translated_keys.ASKS_NOTHING.get(name, False)})
+    for name in translated_keys.ASKS_NOTHING:
         with pytest.raises(LabError, match=name):
             recipes.read(base | {name: 3})
 

@@ -1,0 +1,204 @@
+"""Keys of LLaMA-Factory and older libraries that a recipe lacks: renamed, dropped with a note, or refused by name."""
+
+from typing import Any
+
+# old key -> (new key, what to say): renamed by the libraries or by other frameworks, same value.
+RENAMED = {
+    "evaluation_strategy": ("eval_strategy", "transformers renamed it"),
+    "max_seq_length": ("cutoff_len", "trl calls it max_length now"),
+    "max_length": ("cutoff_len", "trl's name for it"),
+    "enable_liger_kernel": ("use_liger_kernel", "transformers' name for it"),
+    "num_layer_trainable": ("freeze_trainable_layers", "LLaMA-Factory renamed it"),
+    "name_module_trainable": ("freeze_trainable_modules", "LLaMA-Factory renamed it"),
+    "per_gpu_train_batch_size": ("per_device_train_batch_size", "transformers renamed it"),
+    "no_cuda": ("use_cpu", "transformers renamed it"),
+    "disable_shuffling": ("train_sampling_strategy", "true is now sequential"),
+    "group_by_length": ("train_sampling_strategy", "true is now group_by_length"),
+    "disable_gradient_checkpointing": ("gradient_checkpointing", "turned round"),
+}
+RENAMED_VALUES: dict[str, dict[bool, Any]] = {
+    "group_by_length": {True: "group_by_length", False: "random"},
+    "disable_shuffling": {True: "sequential", False: "random"},
+    "disable_gradient_checkpointing": {True: False, False: True},
+}
+# key -> why nothing is lost without it.
+DROPPED = {
+    "overwrite_cache": "rows are encoded again whenever their file changes",
+    "preprocessing_num_workers": "rows are encoded in one process",
+    "preprocessing_batch_size": "rows are encoded one by one",
+    "dataloader_persistent_workers": "a setting of loader processes",
+    "save_safetensors": "weights are always safetensors",
+    "logging_dir": "trackers write into the run folder",
+    "low_cpu_mem_usage": "transformers always does it",
+    "offload_state_dict": "transformers no longer has it: weights are read one by one",
+    "use_fast_tokenizer": "fast tokenizers are always used",
+    "upcast_layernorm": "trained norms are float32 unless `pure_bf16` is set; frozen ones keep their dtype",
+    "tokenized_path": "nothing is read from it or written to it: the run encodes `dataset` and trains on it",
+    "pissa_convert": "a PiSSA adapter is always saved as one for the unchanged base",
+    "do_eval": "`eval_strategy` decides",
+    "do_predict": "`ftlab eval` answers and scores",
+    "logging_first_step": "the first and the last step are always logged",
+    "prediction_loss_only": "evaluation during training computes the loss alone",
+    "include_for_metrics": "evaluation during training computes the loss alone",
+    "batch_eval_metrics": "evaluation during training computes the loss alone",
+    "eval_do_concat_batches": "evaluation during training computes the loss alone",
+    "eval_use_gather_object": "evaluation during training computes the loss alone",
+    "length_column_name": "lengths are counted from the tokens",
+    "ray_run_name": "runs here are not Ray jobs",
+    "print_param_status": "the run's README says what was trained",
+    "reward_model_type": "the folder says whether it holds an adapter or a model",
+    "ppo_buffer_size": "a batch is per_device_train_batch_size x gradient_accumulation_steps prompts",
+    "ppo_score_norm": "advantages are normalized, batch by batch",
+    "ppo_whiten_rewards": "advantages are normalized, batch by batch",
+    "ppo_target": "the price of KL is fixed: `pref_beta`",
+    "split_special_tokens": "special tokens in data are checked before training",
+    "ignore_pad_token_for_loss": "padding is never trained on",
+    "data_shared_file_system": "the first process of each machine encodes, the others read what it wrote",
+    "include_effective_tokens_per_second": "it only adds a figure to the log",
+    "upcast_lmhead_output": "the loss is computed in float32",
+    "use_kv_cache": "generation always caches",
+    "use_reentrant_gc": "both ways of recomputing give the same gradients",
+    "use_v1_kernels": "the fast paths of `shortcuts` are chosen by what the machine and the model allow",
+    "init_special_tokens": "no tokens are added",
+    "block_diag_attn": "examples that share a row are always kept apart",
+}
+# Keys that LLaMA-Factory reads beside another one alone; where that one asks for something, it is refused by name.
+BESIDE = {
+    "use_badam": (
+        "badam_mode", "badam_start_block", "badam_switch_mode", "badam_switch_interval", "badam_update_ratio",
+        "badam_mask_mode", "badam_verbose",
+    ),
+    "use_galore": (
+        "galore_target", "galore_rank", "galore_update_interval", "galore_scale", "galore_proj_type",
+        "galore_layerwise",
+    ),
+    "use_apollo": (
+        "apollo_target", "apollo_rank", "apollo_update_interval", "apollo_scale", "apollo_proj", "apollo_proj_type",
+        "apollo_scale_type", "apollo_layerwise", "apollo_scale_front",
+    ),
+    "use_swanlab": (
+        "swanlab_project", "swanlab_workspace", "swanlab_run_name", "swanlab_mode", "swanlab_logdir",
+        "swanlab_lark_webhook_url",
+    ),
+    "use_asft_loss": ("asft_alpha",),
+    "use_eaft_loss": ("eaft_alpha",),
+    "use_kt": (
+        "kt_weight_path", "kt_expert_checkpoint_path", "kt_use_lora_experts", "kt_lora_expert_num",
+        "kt_lora_expert_intermediate_size",
+    ),
+    "use_hyper_parallel": ("hyper_parallel_args",),
+    "use_ray": (
+        "ray_num_workers", "ray_init_kwargs", "ray_storage_path", "ray_storage_filesystem", "resources_per_worker",
+        "placement_strategy",
+    ),
+    "fp8": ("fp8_backend", "fp8_enable_fsdp_float8_all_gather"),
+    "finetuning_type: oft": ("module_dropout", "oft_rank", "oft_block_size", "oft_target"),
+    "streaming": ("buffer_size",),
+    "ref_model": ("ref_model_adapters", "ref_model_quantization_bit"),
+    "export_quantization_bit": (
+        "export_quantization_dataset", "export_quantization_nsamples", "export_quantization_maxlen",
+    ),
+    "enable_torch_profiler": (
+        "profiler_output_dir", "profiler_wait_steps", "profiler_warmup_steps", "profiler_active_steps",
+        "profiler_repeat", "profiler_record_shapes", "profiler_profile_memory", "profiler_with_stack",
+        "profile_modules",
+    ),
+    "infer_backend: vllm": (
+        "vllm_maxlen", "vllm_gpu_util", "vllm_enforce_eager", "vllm_max_lora_rank", "vllm_config",
+    ),
+    "infer_backend: sglang": (
+        "sglang_maxlen", "sglang_mem_fraction", "sglang_tp_size", "sglang_config", "sglang_lora_backend",
+    ),
+    "images, video or sound": (
+        "media_dir", "image_max_pixels", "image_min_pixels", "image_do_pan_and_scan", "crop_to_patches",
+        "video_max_pixels", "video_min_pixels", "video_fps", "video_maxlen", "use_audio_in_video",
+        "audio_sampling_rate", "freeze_multi_modal_projector",
+    ),
+}  # fmt: skip
+MAIN_OF = {name: main for main, names in BESIDE.items() for name in names}
+DROPPED |= {name: f"it counts beside {main} alone" for name, main in MAIN_OF.items()}
+# key -> (values that ask for nothing, what it needs and what to use instead).
+OUT_OF_REACH = {
+    "use_unsloth": "Unsloth needs a CUDA GPU and its own build; remove the key",
+    "use_unsloth_gc": "Unsloth needs a CUDA GPU and its own build; use `gradient_checkpointing: true`",
+    "use_badam": "BAdam is LLaMA-Factory's own; use `optim: lomo` or LoRA",
+    "use_adam_mini": "Adam-mini is LLaMA-Factory's own; use `optim: adamw_8bit`",
+    "use_muon": "transformers has no `optim` for Muon yet",
+    "use_llama_pro": "block expansion is LLaMA-Factory's own; use `finetuning_type: freeze`",
+    "use_asft_loss": "only `use_dft_loss` exists in trl",
+    "use_eaft_loss": "only `use_dft_loss` exists in trl",
+    "use_ray": "cluster back ends are not supported; use torchrun",
+    "use_kt": "KTransformers is a cluster back end; use torchrun or deepspeed",
+    "use_swanlab": "SwanLab's callback is broken in this transformers; write `report_to: tensorboard`, wandb or mlflow",
+    "mixture_of_depths": "not available in the installed libraries",
+    "shift_attn": "LongLoRA's attention is not available in the installed libraries",
+    "fp8": "FP8 needs an H100-class GPU and accelerate's own setting; use bf16",
+    "rope_scaling": "set it in the model's config.json",
+    "streaming": "data sets are read from disk as they are needed; remove the key",
+    "export_quantization_bit": "GPTQ needs a CUDA GPU; write `export_gguf: q4_0`",
+    "train_from_scratch": "lesson 06 trains from scratch",
+    "resize_vocab": "a recipe cannot add tokens",
+    "add_tokens": "a recipe cannot add tokens",
+    "add_special_tokens": "a recipe cannot add tokens",
+    "new_special_tokens_config": "a recipe cannot add tokens",
+    "freeze_vision_tower": "text models only",
+    "freeze_language_model": "text models only",
+    "eval_on_each_dataset": "validation sets are scored together; run `ftlab eval` once for each",
+    "tool_format": "the model's own chat template writes tools; remove the key",
+    "preserve_thinking": "the model's own chat template decides what it keeps of earlier reasoning; remove the key",
+    "cache_dir": "set HF_HOME in the environment",
+    "model_revision": "download that revision (hf download --revision) and name its folder",
+    "adapter_folder": "write the whole path in `adapter_name_or_path`",
+    "model_max_length": "write `cutoff_len`",
+    "compute_dtype": "write `bf16`, `fp16` or `pure_bf16`",
+    "ref_model": "the reference is the model that training starts from; remove the key",
+    "reward_model_adapters": "name the adapter in `reward_model`",
+    "reward_model_quantization_bit": "a reward model is loaded in the machine's own number format; remove the key",
+    "pref_bco_weight": "trl's DPO has no weight for a BCO loss; use `pref_loss: sigmoid`",
+    "loraplus_lr_embedding": "LoRA+ trains embeddings at PEFT's own rate of 1e-6; remove the key",
+    "eval_num_beams": "answers that are scored are greedy; remove the key",
+    "skip_special_tokens": "control tokens are never part of an answer; remove the key",
+    "quantization_device_map": "write `device_map`",
+    "length_penalty": "answers here are not scored by length; remove the key",
+    "export_hub_model_id": "ftlab does not upload; use `hf upload NAME export_dir`",
+    "enable_torch_profiler": "run it under torch.profiler yourself: `ftlab recipe show` prints the script",
+    "use_mca": "Megatron is another engine; use torchrun",
+    "use_hyper_parallel": "HyperParallel is another engine; use torchrun",
+    "task": "write `tasks`: lm-eval's names (docs/evaluate.md)",
+    "task_dir": "write `tasks`: lm-eval's names (docs/evaluate.md)",
+    "n_shot": "a task file says how many examples are shown (docs/evaluate.md)",
+    "save_dir": "write `output_dir`",
+    "master_addr": "set MASTER_ADDR in the environment",
+    "master_port": "set MASTER_PORT in the environment",
+}
+# Values of these keys that ask for nothing; of the others that is false.
+ASKS_NOTHING = {
+    "model_revision": "main",
+    "pref_bco_weight": 0,
+    "loraplus_lr_embedding": 1e-6,
+    "length_penalty": 1,
+    "eval_num_beams": 1,
+    "skip_special_tokens": True,
+}
+OUT_OF_REACH |= dict.fromkeys(
+    (
+        "tensor_model_parallel_size", "pipeline_model_parallel_size", "virtual_pipeline_model_parallel_size",
+        "expert_model_parallel_size", "context_parallel_size", "sequence_parallel", "use_distributed_optimizer",
+        "overlap_param_gather", "overlap_grad_reduce", "bias_activation_fusion", "apply_rope_fusion",
+        "moe_grouped_gemm", "moe_token_dispatcher_type", "recompute_granularity",
+    ),
+    "Megatron is another engine; use torchrun",
+)  # fmt: skip
+# Values of `stage` and `finetuning_type` that LLaMA-Factory has and a recipe here has not.
+ELSEWHERE = {
+    ("reward_model_type", "api"): "a reward is a function here; write `reward_funcs`, or a folder in `reward_model`",
+    ("pref_loss", "kto_pair"): "trl's DPO has no such loss; use `stage: kto`",
+    ("finetuning_type", "oft"): "OFT is in lesson 05; use `finetuning_type: lora`",
+    ("infer_backend", "vllm"): "vLLM needs a CUDA GPU; `ftlab serve` has the same API",
+    ("infer_backend", "sglang"): "SGLang needs a CUDA GPU; `ftlab serve` has the same API",
+    ("quantization_method", "hqq"): "HQQ is not installed here; use bnb",
+    ("quantization_method", "eetq"): "EETQ needs a CUDA GPU; use bnb",
+    ("export_legacy_format", True): "pickles are not written; safetensors load everywhere",
+    ("report_to", "swanlab"): "its callback is broken in this transformers; use tensorboard, wandb or mlflow",
+    ("resume_from_checkpoint", False): "remove the key: `fresh=true` starts over",
+}
