@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from ftlab.data import registry
+from ftlab.data import formats, registry
 from ftlab.errors import LabError
 
 
@@ -234,6 +234,17 @@ def test_kto(folder):
         {"prompt": [user("Is tea wet?")], "completion": [assistant("Yes.")], "label": True},
         {"prompt": [user("Is ice hot?")], "completion": [assistant("Yes.")], "label": False},
     ]
+
+
+def test_a_kto_row_without_its_label_names_the_column(folder):
+    with pytest.raises(LabError, match="`liked` is missing"):
+        formats.label({"prompt": "a", "completion": "b"}, {"kto_tag": "liked"}, "rows.jsonl:1")
+
+
+def test_answers_that_differ_in_white_space_alone_express_no_preference():
+    sides = [[{"role": "assistant", "content": text}] for text in ("Yes.", " Yes.\n")]
+    with pytest.raises(LabError, match="the same answer"):
+        formats.preference([{"role": "user", "content": "Is tea wet?"}], *sides, "rows.jsonl:1")
 
 
 def test_raw_text(folder):

@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+import types
 
 import pytest
 
@@ -212,6 +214,41 @@ def test_a_broken_registry(text, folder):
     assert caught.value.where.startswith(f"{folder / 'dataset_info.json'}:1")
 
 
+def test_a_broken_registry_is_named_with_its_line(folder):
+    (folder / "dataset_info.json").write_text('{\n "one": {},\n "two" 3}')
+    with pytest.raises(LabError) as caught:
+        registry.load("one", folder)
+    assert caught.value.where == f"{folder / 'dataset_info.json'}:3"
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "meant"), [("columns", "respnse", "response"), ("tags", "role_tg", "role_tag")]
+)
+def test_an_unknown_column_or_tag_is_named_with_the_nearest(folder, key, name, meant):
+    info(folder, one={"file_name": "one.jsonl", key: {name: "x"}})
+    with pytest.raises(LabError, match=f"did you mean {meant}") as caught:
+        registry.load("one", folder)
+    assert caught.value.where.endswith(f"one: {key}")
+
+
+def test_modelscope_s_rows_are_read_with_subset_folder_and_split(folder, monkeypatch):
+    from datasets import Dataset
+
+    asked = {}
+
+    class MsDataset:
+        @staticmethod
+        def load(name, **options):
+            asked.update(options, name=name)
+            return Dataset.from_list([{"instruction": "a", "input": "", "output": "b"}])
+
+    monkeypatch.setitem(sys.modules, "modelscope", types.ModuleType("modelscope"))
+    monkeypatch.setitem(sys.modules, "modelscope.msdatasets", types.SimpleNamespace(MsDataset=MsDataset))
+    info(folder, scope={"ms_hub_url": "org/set", "subset": "small", "folder": "text", "split": "test"})
+    assert answers(registry.load("scope", folder)) == ["b"]
+    assert asked == {"name": "org/set", "subset_name": "small", "data_dir": "text", "split": "test"}
+
+
 def test_a_hub_wins_over_a_file_and_is_asked_for_subset_and_split(folder, monkeypatch, capsys):
     import datasets
 
@@ -262,7 +299,7 @@ def test_a_hub_out_of_reach_is_one_message(folder, monkeypatch):
 def test_modelscope_is_asked_for_when_there_is_no_other_hub(folder, monkeypatch):
     monkeypatch.setattr(hub, "from_hub", lambda entry: pytest.fail("asked the wrong hub"))
     info(folder, scope={"ms_hub_url": "org/set"}, both={"ms_hub_url": "org/set", "hf_hub_url": "org/set"})
-    monkeypatch.setitem(__import__("sys").modules, "modelscope", None)
+    monkeypatch.setitem(sys.modules, "modelscope", None)
     with pytest.raises(LabError) as caught:
         registry.load("scope", folder)
     assert caught.value.fix == "pip install modelscope"
