@@ -204,7 +204,8 @@ def kernel_settings() -> Iterator[dict[str, Any]]:
         yield {
             "config": transport,
             # ftlab silences what its libraries say about each other; a lesson imports some of them before it.
-            "extra_arguments": ["--IPKernelApp.exec_lines=import ftlab; del ftlab"],
+            # Before a shutdown the kernel is interrupted, which it reports as an error if it was not busy.
+            "extra_arguments": ["--IPKernelApp.exec_lines=import ftlab; del ftlab", "--IPKernelApp.log_level=CRITICAL"],
             # On a machine with other work the last outputs of a cell may be later than the usual four seconds.
             "iopub_timeout": 120,
         }
