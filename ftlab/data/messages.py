@@ -339,7 +339,7 @@ def check_order(messages: list[Message], where: str) -> None:
             open_calls = answered(message, open_calls, place)
         elif (role == "user") != (before == "assistant"):
             raise fail("data_alternate", where=place, role=role)
-        elif role == "user" and open_calls and before == "assistant":
+        elif role == "user" and open_calls:
             raise fail("data_unanswered_call", where=place)
         else:
             check_ids_answered(open_calls, place)

@@ -1,10 +1,11 @@
 """LLaMA-Factory's demo formats, with its own dataset_info.json entries, become TRL's shapes."""
 
+import errno
 import json
 
 import pytest
 
-from ftlab.data import formats, registry
+from ftlab.data import arrow_cache, encoding, formats, messages, registry
 from ftlab.errors import LabError
 
 
@@ -234,6 +235,37 @@ def test_kto(folder):
         {"prompt": [user("Is tea wet?")], "completion": [assistant("Yes.")], "label": True},
         {"prompt": [user("Is ice hot?")], "completion": [assistant("Yes.")], "label": False},
     ]
+
+
+def test_a_question_before_the_result_of_a_call_without_id_is_refused():
+    called = assistant("") | {"tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {}}}]}
+    with pytest.raises(LabError) as caught:
+        messages.check_order([user("a"), called, user("b"), assistant("c")], "rows.jsonl:1")
+    assert "turn 3" in caught.value.where
+
+
+def test_a_history_that_is_no_list_of_pairs_is_named_with_its_place():
+    for history in ([["only a question"]], "[[1", [["a", " "]]):
+        with pytest.raises(LabError) as caught:
+            formats.history_of({"history": history}, {"history": "history"}, "rows.jsonl:1")
+        assert caught.value.where == "rows.jsonl:1"
+
+
+def test_a_system_turn_is_put_before_a_conversation_that_has_none():
+    row = {"messages": [user("a"), assistant("b")]}
+    with_one = {"messages": [{"role": "system", "content": "Be kind."}, *row["messages"]]}
+    assert encoding.with_system(row, "Be kind.") == with_one
+    assert encoding.with_system(with_one, "Other.") == with_one and encoding.with_system(row, None) == row
+
+
+def test_a_disk_without_room_is_named_with_the_folder_of_the_cache(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr("pyarrow.OSFile", full)
+    with pytest.raises(LabError) as caught:
+        arrow_cache.write(iter([]), ("text",), tmp_path / "cache" / "one" / "rows.arrow")
+    assert caught.value.where == str(tmp_path / "cache")
 
 
 def test_a_kto_row_without_its_label_names_the_column(folder):
