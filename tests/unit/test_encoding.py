@@ -345,3 +345,11 @@ def test_a_judged_pair_is_shown_as_its_two_conversations(tiny_tokenizer):
     (example,) = encoding.encode(tiny_tokenizer, row, encoding.Encoding(judged=True)).examples
     assert [one["input_ids"] for one in judged] == [example["chosen_ids"], example["rejected_ids"]]
     assert tiny_tokenizer.decode(judged[1]["input_ids"]).startswith("<|im_start|>user\na<|im_end|>")
+
+
+def test_a_prompt_names_the_tools_that_may_be_called():
+    tokenizer = bundled("qwen2_5.jinja")
+    tools = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
+    asked = [{"role": "user", "content": "Will it rain?"}]
+    assert "get_weather" in tokenizer.decode(tokens.prompt(tokenizer, asked, tools))
+    assert "get_weather" not in tokenizer.decode(tokens.prompt(tokenizer, asked))
