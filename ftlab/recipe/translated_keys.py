@@ -74,7 +74,7 @@ BESIDE = {
     ),
     "use_apollo": (
         "apollo_target", "apollo_rank", "apollo_update_interval", "apollo_scale", "apollo_proj", "apollo_proj_type",
-        "apollo_scale_type", "apollo_layerwise", "apollo_scale_front",
+        "apollo_scale_type", "apollo_layerwise",
     ),
     "use_swanlab": (
         "swanlab_project", "swanlab_workspace", "swanlab_run_name", "swanlab_mode", "swanlab_logdir",
@@ -144,6 +144,7 @@ OUT_OF_REACH = {
     "freeze_vision_tower": "text models only",
     "freeze_language_model": "text models only",
     "eval_on_each_dataset": "validation sets are scored together; run `ftlab eval` once for each",
+    "apollo_scale_front": "transformers' APOLLO has no such argument; remove the key",
     "tool_format": "the model's own chat template writes tools; remove the key",
     "preserve_thinking": "the model's own chat template decides what it keeps of earlier reasoning; remove the key",
     "cache_dir": "set HF_HOME in the environment",

@@ -58,7 +58,7 @@ class Outcome(NamedTuple):
     Attributes:
         ties: equal answers, and pairs that nobody preferred.
         p: how often two equal models differ by at least this much.
-        more: pairs still needed for a power of 80% at this difference; None if there is no difference.
+        more: pairs still needed for a power of 80% at this difference; None if the shares are equal.
     """
 
     a: int

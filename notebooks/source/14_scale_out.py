@@ -760,13 +760,13 @@ print(
 # ZeRO 切的是每个*参数*的开销，每个 *token* 的开销不变：数据减半，激活值减半，DDP 和 FSDP2 都一样。如果单个样例就太长，ZeRO 帮不上忙，要靠重计算（第 06 课）、张量并行，或沿序列切分的 context parallel。
 
 # %% [markdown] id="offload-why"
-# ## Offload: where there is no second process
+# ## Offload: without a second process
 # What doesn't fit can also wait in slower memory. First weights on disk: accelerate loads each block when its turn comes.
 # Then AdamW's moments in a file, mapped into memory: the system keeps in RAM what it has room for. DeepSpeed's
 # `offload_optimizer` and FSDP2's `CPUOffloadPolicy` do the same from the GPU to the CPU's memory. Equal results, and the
 # price is waiting.
 
-# %% [markdown] id="offload-why" lang="zh" of="630a3ebd"
+# %% [markdown] id="offload-why" lang="zh" of="5500cc84"
 # ## Offload：没有第二个进程时
 # 放不下的东西也可以放到更慢的存储里。先把权重放到磁盘：轮到哪个 block，accelerate 才加载哪个。再把 AdamW 的两个矩放进一个映射到内存的文件：内存够时系统会留在 RAM 里。DeepSpeed 的 `offload_optimizer` 和 FSDP2 的 `CPUOffloadPolicy` 做同样的事，只是从显存搬到内存。结果相等，代价是等待。
 

@@ -367,6 +367,8 @@ def test_galore_and_apollo_are_optimizers_of_transformers(base):
     assert made.training["optim"] == "apollo_adamw_layerwise"
     assert made.training["optim_args"] == "rank=8,update_proj_gap=50"
     assert made.training["optim_target_modules"] == "all-linear"
+    with pytest.raises(LabError, match="apollo_scale_front"):
+        recipes.read(base | {"finetuning_type": "full", "apollo_scale_front": True} | apollo)
     _, notes = recipes.read(base | {"galore_rank": 32})
     assert any("use_galore alone" in note for note in notes)
 
