@@ -39,41 +39,30 @@ def make_tokenizer(merges: Sequence[tuple[str, str]] = ()) -> PreTrainedTokenize
 
 def make_model(folder: Path) -> Path:
     """Write a random two-layer Llama of 64 hidden units and its tokenizer into `folder`."""
-    tokenizer = make_tokenizer()
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 512, "bos_token_id": None}
+    return written(LlamaForCausalLM, LlamaConfig, sizes, folder)
 
 
 def make_mixture(folder: Path) -> Path:
     """Write a random two-layer Mixtral of four experts, two of them used for a token, and its tokenizer."""
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_local_experts": 4}
+    return written(MixtralForCausalLM, MixtralConfig, sizes, folder)
+
+
+def written(model_class: Any, config_class: Any, sizes: dict[str, Any], folder: Path) -> Path:
+    """Write a random model of two layers and four heads, and its tokenizer, into `folder`."""
     tokenizer = make_tokenizer()
     torch.manual_seed(0)
-    config = MixtralConfig(
+    config = config_class(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        num_local_experts=4,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
+        **sizes,
     )
-    MixtralForCausalLM(config).save_pretrained(folder)
+    model_class(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
