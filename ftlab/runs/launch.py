@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -23,6 +25,8 @@ LAUNCHERS = (
 )
 # torchrun hands its --role to the processes that it starts: by this one they know that ftlab waits for them.
 ROLE = "ftlab"
+# The process id of the ftlab that starts others, for these.
+LAUNCHER = "FTLAB_LAUNCHER"
 # Seconds that torchrun gives a stopped run to save a checkpoint; its own 30 are few for a big model.
 TIME_TO_SAVE = "600"
 # What torch, transformers, tqdm and datasets read when they are imported.
@@ -46,10 +50,20 @@ def enter() -> None:
             os.environ |= {"MASTER_ADDR": first_host(), "MASTER_PORT": str(port)} | dict(os.environ)
     if "WORLD_SIZE" in os.environ:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    # torchrun, and what is built on it, ends its processes itself, but not where it is killed. Slurm and MPI always do.
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        threading.Thread(target=end_with, args=(number(LAUNCHER, os.getppid()),), daemon=True).start()
     if not is_main():
         os.environ |= QUIET
         warnings.simplefilter("ignore")
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the process ends
+
+
+def end_with(launcher: int) -> None:
+    """Kill this process within a second after its parent process `launcher` has ended."""
+    while os.getppid() == launcher:
+        time.sleep(1)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def first_host() -> str:
@@ -130,6 +144,7 @@ def start(processes: int, arguments: Sequence[str]) -> int:
     # torchrun logs how it ends the other processes; one line says it, below.
     logging.disable(logging.ERROR)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", TIME_TO_SAVE)
+    os.environ[LAUNCHER] = str(os.getpid())
     command = [*machines(), f"--nproc-per-node={processes}", f"--role={ROLE}", "-m", "ftlab", *arguments]
     try:
         run.run(run.parse_args(command))

@@ -396,3 +396,23 @@ def test_lost_contact_is_one_line(capsys, monkeypatch):
     monkeypatch.setattr(cli, "command", lambda arguments: (_ for _ in ()).throw(gone))
     assert cli.main(["train"]) == 1
     assert capsys.readouterr().err.startswith("ftlab: lost contact with another process of this run\n  fix: ")
+
+
+# A launcher that starts one process, which says that it is there and waits.
+STARTS = """
+import subprocess, sys
+waits = "import time; from ftlab.runs import launch; launch.enter(); print('here', flush=True); time.sleep(600)"
+subprocess.run([sys.executable, "-c", waits])
+"""
+
+
+def test_a_process_ends_with_its_killed_launcher():
+    started = os.environ | ENVIRONMENT | {"TORCHELASTIC_RUN_ID": "one"}
+    launcher = subprocess.Popen([sys.executable, "-c", STARTS], env=started, **PIPES)
+    assert launcher.stdout.readline() == "here\n"
+    (worker,) = psutil.Process(launcher.pid).children()
+    launcher.kill()
+    launcher.wait()
+    _, alive = psutil.wait_procs([worker], timeout=60)
+    [one.kill() for one in alive]
+    assert not alive
