@@ -24,6 +24,7 @@ NAMES = (
     "course",
     "board",
     "harm",
+    "kill",
     "gpu",
     "llamafactory_tokens",
 )

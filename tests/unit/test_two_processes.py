@@ -1,5 +1,6 @@
 """Two processes take the same steps as one with twice the accumulation, and end like one."""
 
+import contextlib
 import json
 import os
 import signal
@@ -413,6 +414,9 @@ def test_a_process_ends_with_its_killed_launcher():
     (worker,) = psutil.Process(launcher.pid).children()
     launcher.kill()
     launcher.wait()
-    _, alive = psutil.wait_procs([worker], timeout=60)
-    [one.kill() for one in alive]
-    assert not alive
+    end = time.monotonic() + 300
+    # A process whose parent is gone may stay a zombie: some containers have nothing that asks how it ended.
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while worker.status() != psutil.STATUS_ZOMBIE:
+            assert time.monotonic() < end, worker.kill()
+            time.sleep(0.1)
