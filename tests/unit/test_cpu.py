@@ -50,14 +50,14 @@ def padded() -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": torch.stack([(torch.arange(length) < n).long() for n in LENGTHS])}
 
 
-def of_family(family: str) -> nn.Module:
+def of_family(family: str, **keys: object) -> nn.Module:
     """Return a tiny random model of a family, with the attention of short rows on a CPU."""
     torch.manual_seed(0)
     sizes = {
         "vocab_size": 300, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
         "num_key_value_heads": 2, "head_dim": 8, "pad_token_id": 0, "attn_implementation": "eager",
     }  # fmt: skip
-    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes)).train()
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes | keys)).train()
 
 
 def prepare(model: nn.Module) -> None:
@@ -460,6 +460,19 @@ def test_every_family_writes_the_same(family):
         models.prepare(model, plan)
         written.append(model.generate(**prompts(), generation_config=greedy))
     assert torch.equal(*written)
+
+
+def test_a_sliding_window_is_kept_by_all_paths(clean):
+    """With rows and prompts that are longer than the window: logits and gradients to 1e-5, the same tokens."""
+    window, plan = {"sliding_window": 3}, cpu.decide(EXACT, family="mistral")
+    plain, short, whole = (of_family("mistral", **keys) for keys in (window, window, {"sliding_window": None}))
+    models.prepare(short, plan)
+    batch = group(left=False)
+    compute_alike(plain, short, batch)
+    assert not torch.allclose(plain(**batch).logits, whole(**batch).logits, atol=1e-3)
+    greedy = GenerationConfig(max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=299)
+    texts = [model.eval().generate(**prompts(), generation_config=greedy) for model in (plain, short, whole)]
+    assert torch.equal(texts[0], texts[1]) and not torch.equal(texts[0], texts[2])
 
 
 def count_calls(monkeypatch) -> Counter:
