@@ -217,7 +217,9 @@ class Training:
         repeated: tokens that another row begins with as well, and that are computed once (GRPO's prompts on a CPU).
         hidden_kept: the input of every block is kept for the loss (PPO).
         experts_adapted: LoRA reaches the experts of a mixture.
-        gpus: number of GPUs of the run. shard: ZeRO stage (1, 2, 3): what each GPU holds only a part of.
+        gpus: number of GPUs of the run. shard: ZeRO stage (1, 2, 3): what each GPU holds only a part of. offload: that
+            part is in the machine's own memory, not on the GPU.
+        state_bytes: of optimizer state per trained weight; 0: AdamW's two moments in the weight's own format.
     """
 
     sequences: int
@@ -245,6 +247,8 @@ class Training:
     experts_adapted: bool = False
     gpus: int = 1
     shard: int = 0
+    offload: bool = False
+    state_bytes: float = 0
 
     @property
     def tokens(self) -> int:
@@ -288,7 +292,7 @@ def estimate(decoder: Decoder, training: Training) -> Needs:
     tokens = t.tokens
     layers = t.trained_layers or d.layers
     gradients = t.trained * t.trained_bytes
-    optimizer = ADAM_MOMENTS * gradients
+    optimizer = t.trained * (t.state_bytes or ADAM_MOMENTS * t.trained_bytes)
     block, block_input = block_bytes(d, t), tokens * d.hidden * (4 if t.autocast else t.number_bytes)
     casts = d.linear_parameters * 2 if t.autocast else 0
     # PEFT adds the adapter's product to whole copies of the experts, and autograd keeps them.
@@ -330,12 +334,14 @@ def estimate(decoder: Decoder, training: Training) -> Needs:
     )
 
 
-def share(training: Training, stage: int) -> int:
+def share(training: Training, stage: int) -> float:
     """Return over how many GPUs a part is divided that ZeRO shards from `stage` on (1 moments, 2 gradients, 3 weights).
 
-    Source: Rajbhandari et al. 2020, arXiv:1910.02054, figure 1.
+    Of a part that is offloaded no GPU keeps anything. Source: Rajbhandari et al. 2020, arXiv:1910.02054, figure 1.
     """
-    return training.gpus if training.shard >= stage else 1
+    if training.shard < stage:
+        return 1
+    return math.inf if training.offload else training.gpus
 
 
 def weight_bytes(decoder: Decoder, training: Training) -> float:

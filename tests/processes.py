@@ -1,6 +1,7 @@
 """Train several recipes one after the other in the processes that torchrun started: `processes.py JOBS.json`.
 
-Each process writes what it saw into JOBS.json.RANK: the ids of the examples of every step, and how each run ended.
+Each process writes what it saw into JOBS.json.RANK: the ids of the examples of every step, the bytes that it held, and
+how each run ended.
 """
 
 import hashlib
@@ -11,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+from transformers import AutoModelForCausalLM, TrainerCallback
 
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
@@ -22,7 +26,7 @@ class Watch(TrainerCallback):
     """Note the examples that reach the model, and touch STOP in one process when asked."""
 
     def __init__(self, stop: Path | None) -> None:
-        self.stop, self.ids = stop, []
+        self.stop, self.ids, self.bytes = stop, [], {}
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: torch.nn.Module, **_: Any) -> None:
         """Listen at the embedding."""
@@ -33,24 +37,91 @@ class Watch(TrainerCallback):
         for row in inputs[0]:
             self.ids.append(hashlib.sha256(str([token for token in row.tolist() if token]).encode()).hexdigest()[:8])
 
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, model: Any, optimizer: Any, **_: Any) -> None:
+        """Count what this process holds, while the gradients are there."""
+        self.bytes = held(model, optimizer)
+
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Ask for a stop after the second step."""
         if self.stop and state.global_step == 2:
             self.stop.touch()
 
 
+class Fixed(TrainerCallback):
+    """Let a model write completions that follow from the prompt and from the row's place in its group alone."""
+
+    def __init__(self) -> None:
+        self.first, self.prompts = int(os.environ.get("RANK", "0")), []
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: torch.nn.Module, **_: Any) -> None:
+        """Replace the sampling."""
+        model.generate = self.write
+
+    def write(self, input_ids: torch.Tensor, **_: Any) -> torch.Tensor:
+        """Return the prompts with five tokens and the last one's end, as `generate` does."""
+        end, rows = 256, []
+        for place, prompt in enumerate(input_ids.tolist(), self.first):
+            self.prompts.append(str([token for token in prompt if token != end]))
+            start = sum(prompt) * (3 + place) % 50
+            rows.append([*prompt, *range(start, start + 4 + place), *[end] * (2 - place)])
+        return torch.tensor(rows)
+
+
+def held(model: torch.nn.Module, optimizer: Any) -> dict[str, int]:
+    """Return the bytes of weights, gradients and AdamW's moments in this process: of a DTensor its own part."""
+    weights = list(model.parameters())
+    moments = [state[name] for state in optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+    parts = {"weights": weights, "gradients": [weight.grad for weight in weights], "optimizer": moments}
+    return {name: sum(map(local_bytes, filter(torch.is_tensor, part))) for name, part in parts.items()}
+
+
+def local_bytes(tensor: torch.Tensor) -> int:
+    """Return the bytes of a tensor in this process."""
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes
+
+
+def split(way: str, path: str, rank: int) -> dict[str, int]:
+    """Take one step with this process's part of a model, and return what it holds."""
+    model = AutoModelForCausalLM.from_pretrained(path)
+    layers = model.model.layers
+    if way == "tensor":
+        plan = {f"self_attn.{name}_proj": ColwiseParallel() for name in "qkv"}
+        plan |= {"self_attn.o_proj": RowwiseParallel(), "mlp.down_proj": RowwiseParallel()}
+        plan |= {"mlp.gate_proj": ColwiseParallel(), "mlp.up_proj": ColwiseParallel()}
+        for layer in layers:
+            parallelize_module(layer, init_device_mesh("cpu", (2,)), plan)
+        model(torch.arange(8)[None]).logits.sum().backward()
+    else:
+        half = len(layers) // 2
+        model.model.layers, model.model.embed_tokens = (layers[:half], layers[half:])[rank], None
+        model(inputs_embeds=torch.ones(1, 8, model.config.hidden_size)).logits.sum().backward()
+    optimizer = torch.optim.AdamW(model.parameters())
+    optimizer.step()
+    return held(model, optimizer)
+
+
 def run(values: dict[str, Any], rank: str) -> dict[str, Any]:
     """Train one recipe and return what this process saw."""
     folder = Path(values["output_dir"])
     watch = Watch(folder / "STOP" if values.pop("stop_by", None) == rank else None)
+    fixed = Fixed()
     try:
-        done = train.train(recipes.load(values), callbacks=[watch])
+        done = train.train(recipes.load(values), callbacks=[watch, fixed])
     except LabError as error:
         return {"error": str(error), "ids": watch.ids}
-    return {"stopped_at": done.stopped_at, "reused": done.reused, "ids": watch.ids}
+    return {
+        "stopped_at": done.stopped_at,
+        "reused": done.reused,
+        "ids": watch.ids,
+        "bytes": watch.bytes,
+        "prompts": fixed.prompts,
+    }
 
 
 if __name__ == "__main__":
     jobs, rank = Path(sys.argv[1]), os.environ["RANK"]
     seen = {name: run(values, rank) for name, values in json.loads(jobs.read_text()).items()}
+    if "lora_fsdp" in seen:
+        path = json.loads(jobs.read_text())["lora"]["model_name_or_path"]
+        seen |= {way: split(way, path, int(rank)) for way in ("tensor", "pipeline")}
     jobs.with_name(f"{jobs.name}.{rank}").write_text(json.dumps(seen))

@@ -190,6 +190,17 @@ def parser() -> Parser:
     needs = add(verbs, "memory", show_memory, "estimate the memory for training, by component, and whether it fits")
     needs.add_argument("model", help="catalogue name, local folder or hub id, or a RECIPE.yaml")
     take_keys(needs)
+    needs.add_argument(
+        "--devices", type=count, help="also what each of so many devices holds; default: the recipe's nproc_per_node"
+    )
+    elsewhere = add(verbs, "launch", launch_elsewhere, "print, or start, what a cluster's launcher takes for a recipe")
+    elsewhere.add_argument("recipe", metavar="RECIPE.yaml")
+    take_keys(elsewhere)
+    engines = ["slurm", "ray", "accelerate", "skypilot", "megatron-bridge"]
+    elsewhere.add_argument("--on", dest="engine", choices=engines, required=True)
+    elsewhere.add_argument("--nodes", type=count, default=1, help="machines; default: %(default)s")
+    elsewhere.add_argument("--gpus", type=count, default=1, help="processes on each machine; default: %(default)s")
+    elsewhere.add_argument("--submit", action="store_true", help="write it beside the recipe, and start it")
     add(verbs, "models", list_models, "list the known models and what each needs on this machine")
     add(verbs, "env", show_env, "print machine, versions and FTLAB_ variables, to paste into an issue")
     add(verbs, "version", show_version, "print the version")
@@ -476,7 +487,7 @@ def write_replay(options: argparse.Namespace) -> None:
 def show_memory(options: argparse.Namespace) -> None:
     """Print the memory that a recipe, or a model with default keys, needs on this machine."""
     from ftlab import device
-    from ftlab.recipe import memory_needs
+    from ftlab.recipe import memory_devices, memory_needs
     from ftlab.recipe import read as recipes
 
     is_file = options.model.endswith((".yaml", ".yml"))
@@ -486,6 +497,23 @@ def show_memory(options: argparse.Namespace) -> None:
     active = f", {sizes.active_parameters / 1e9:.2f}B of them used for a token" if sizes.experts > 1 else ""
     print(f"{run.model_name_or_path}: {sizes.parameters / 1e9:.2f}B parameters{active}; {machine}")
     print(memory_needs.report(run, machine))
+    devices = options.devices or run.nproc_per_node or 1
+    if devices > 1:
+        print(memory_devices.report(run, machine, devices))
+
+
+def launch_elsewhere(options: argparse.Namespace) -> int:
+    """Print what another launcher takes for a recipe; with --submit start it, and return its exit code."""
+    from ftlab.recipe import read as recipes
+    from ftlab.runs import clusters
+
+    # What several processes cannot train is refused here already.
+    recipe = recipes.load(options.recipe, [*options.overrides, f"nproc_per_node={options.nodes * options.gpus}"])
+    start = clusters.Start(recipe, options.recipe, options.overrides, options.nodes, options.gpus)
+    if options.submit:
+        return clusters.submit(options.engine, start)
+    print(clusters.text(options.engine, start), end="")
+    return 0
 
 
 def list_models(options: argparse.Namespace) -> None:

@@ -254,15 +254,29 @@ def row(label: str, found: Needs) -> str:
 
 
 def smallest_gpu(found: Needs) -> str:
-    """Return the smallest GPU that a training fits on, or how many of LARGE with ZeRO-3 or FSDP."""
-    for name, size in GPUS.items():
-        if found.peak + RESERVED_BYTES <= size * GIB:
-            return name
+    """Return the smallest GPU that a training fits on, how many of LARGE with ZeRO-3 or FSDP, or that none would do."""
+    if name := one_gpu(found.peak):
+        return name
     for count in COUNTS:
         part = memory.estimate(found.decoder, replace(found.training, gpus=count, shard=3))
         if part.peak + RESERVED_BYTES <= GPUS[LARGE] * GIB:
             return f"{count} x {LARGE}, ZeRO-3"
+    if undivided(found.decoder, found.training) + RESERVED_BYTES > GPUS[LARGE] * GIB:
+        return say("memory_no_number", gpu=LARGE)
     return f"> {COUNTS[-1]} x {LARGE}"
+
+
+def one_gpu(peak: float) -> str:
+    """Return the smallest of GPUS that holds a peak, "" if none does."""
+    return next((name for name, size in GPUS.items() if peak + RESERVED_BYTES <= size * GIB), "")
+
+
+def undivided(decoder: Decoder, training: Training) -> int:
+    """Return the bytes that stay on each GPU however many share weights, gradients and moments.
+
+    Those are the activations and logits of its own rows, and the weights that are whole while they are used.
+    """
+    return memory.estimate(decoder, replace(training, shard=3, offload=True)).peak
 
 
 def advice(recipe: Recipe, machine: Machine, room: float) -> str:

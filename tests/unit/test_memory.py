@@ -24,7 +24,7 @@ from ftlab.cpu import attention
 from ftlab.device import Machine
 from ftlab.errors import LabError
 from ftlab.memory import Decoder, Training
-from ftlab.recipe import library_args, memory_needs
+from ftlab.recipe import library_args, memory_devices, memory_needs
 from ftlab.recipe import read as recipes
 from ftlab.runs import build
 
@@ -270,6 +270,40 @@ def test_a_report_says_how_many_cards():
     ).splitlines()
     (full,) = (line for line in rows if line.startswith("full "))
     assert full.endswith("x 80 GB, ZeRO-3")
+
+
+def test_more_cards_do_not_help_where_activations_are_too_large():
+    found = memory.estimate(LLAMA, Training(64, 8192, LLAMA.parameters))
+    assert memory_needs.smallest_gpu(found) == "no number of 80 GB: activations are not divided"
+    assert memory_needs.undivided(LLAMA, found.training) >= found.activations + found.logits
+
+
+def test_each_of_several_devices_holds_its_share():
+    card = Machine("cuda", "a card", "bfloat16", 8, 80 * memory_needs.GIB, "")
+    keys = {"model_name_or_path": "qwen2.5-7b", "finetuning_type": "full", "gradient_checkpointing": False}
+    run = recipes.load(KEYS | keys | {"cutoff_len": 512})
+    found = {label: (needs, host) for label, needs, host in memory_devices.shares(run, card, 4)}
+    whole, sizes = memory_needs.needs(run, card), memory_needs.sizes("qwen2.5-7b")
+    weights, host = {label: needs.weights for label, (needs, _) in found.items()}, found["ZeRO-3, offload"][1]
+    assert weights["DDP"] == whole.weights == 4 * sizes.parameters and weights["FSDP2"] == whole.weights // 4
+    # DeepSpeed: two bytes of weights and gradients, twelve of state.
+    assert weights["ZeRO-1"] == 2 * sizes.parameters and host == pytest.approx(16 * sizes.parameters / 4)
+    assert found["ZeRO-1"][0].optimizer == 12 * sizes.parameters / 4
+    assert found["FSDP2, offload"][0].weights == found["FSDP2, offload"][0].optimizer == 0
+    assert {found[label][0].activations for label in ("DDP", "FSDP2", "FSDP2, offload")} == {whole.activations}
+    assert found["pipeline"][0].activations == pytest.approx(whole.activations / 4, rel=0.01)
+    outside = 4 * sizes.embedding_parameters
+    assert weights["tensor parallel"] == pytest.approx((whole.weights - outside) / 4 + outside, rel=0.001)
+
+
+def test_a_model_that_does_not_divide_is_said():
+    run = recipes.load(KEYS | {"model_name_or_path": "smollm2-135m"})
+    lines = memory_devices.report(run, device.describe(), 64).splitlines()
+    assert sum("do not divide by 64" in line for line in lines) == 2 and "GiB stay on each device" in lines[-1]
+    far = memory_devices.report(
+        recipes.load(KEYS | {"model_name_or_path": "qwen2.5-7b", "cutoff_len": 10**6}), device.describe(), 8
+    )
+    assert far.endswith("no number of 80 GB: activations are not divided")
 
 
 @pytest.mark.parametrize("path", sorted(Path("recipes").rglob("*.yaml")), ids=str)

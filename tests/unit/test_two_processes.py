@@ -1,6 +1,7 @@
 """Two processes take the same steps as one with twice the accumulation, and end like one."""
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import processes
 import psutil
 import pytest
 import tiny
@@ -18,9 +20,10 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
 
-from ftlab import manifests
+from ftlab import device, manifests
 from ftlab.apps import cli
 from ftlab.errors import LabError
+from ftlab.recipe import memory_devices
 from ftlab.recipe import read as recipes
 from ftlab.runs import launch, train, world
 from ftlab.saved_weights import RESULTS
@@ -33,11 +36,12 @@ SFT = {"per_device_train_batch_size": 1, "max_steps": 6, "save_steps": 3, "loggi
 FULL, DPO = {"finetuning_type": "full", "bf16": False}, {"stage": "dpo", "dataset": "preference.json"}
 SHARDED = {"fsdp": "full_shard auto_wrap"}
 SHARDS = {"fsdp_config": {"state_dict_type": "SHARDED_STATE_DICT"}}
+GRPO = {"stage": "grpo", "reward_funcs": "short_answer", "num_generations": 2, "max_new_tokens": 8, "max_steps": 12}
 LONG = SFT | {"max_steps": 24, "save_steps": 6}
 # Sharded runs come last: transformers leaves ACCELERATE_USE_FSDP in the environment of the process.
 JOBS = {
     "lora": SFT, "full": SFT | FULL, "dpo": SFT | DPO, "long": LONG,
-    "stopped": SFT | {"max_steps": 1000, "stop_by": "1"},
+    "grpo": SFT | GRPO, "stopped": SFT | {"max_steps": 1000, "stop_by": "1"},
     "parts_fsdp": SFT | SHARDED | {"stop_by": "0"}, "lora_fsdp": SFT | SHARDED,
     "full_fsdp": SFT | FULL | SHARDED, "dpo_fsdp": SFT | DPO | SHARDED | SHARDS,
 }  # fmt: skip
@@ -116,9 +120,25 @@ def test_two_processes_train_the_weights_of_one(seen, place, name, monkeypatch):
 
 
 @pytest.mark.slow
+def test_grpo_in_two_processes_trains_the_weights_of_one_from_the_same_completions(seen, place, monkeypatch):
+    monkeypatch.setenv("FTLAB_DTYPE", "float32")
+    alone, fixed = place / "grpo_alone", processes.Fixed()
+    made = recipe(place, alone.name, JOBS["grpo"] | {"gradient_accumulation_steps": 2})
+    train.train(recipes.load(made), callbacks=[fixed])
+    assert distance(alone, place / "grpo") < 1e-6
+    # A prompt's two completions are written by one process each; in an epoch each prompt comes once.
+    first, second = (process["grpo"]["prompts"] for process in seen)
+    assert first == second == fixed.prompts[::2] and len(set(first)) == 12
+
+
+# DeepSpeed compiles for minutes.
+@pytest.mark.slow
+@pytest.mark.lengthy
 def test_deepspeed_trains_the_weights_of_one_process(place, monkeypatch):
     pytest.importorskip("deepspeed", reason="installed by hand: pip install 'ftlab[deepspeed]'")
     monkeypatch.setenv("FTLAB_DTYPE", "float32")
+    # Once for all these runs, which else have a folder each.
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(place / "extensions"))
     jobs = {"zero2": SFT | FULL | {"deepspeed": "zero2"}, "zero3": SFT | FULL | {"deepspeed": "zero3"}}
     jobs["zero3_lora"] = SFT | {"deepspeed": "zero3"}
     stopped = jobs["zero2"] | {"stop_by": "1"}
@@ -138,6 +158,21 @@ def test_deepspeed_trains_the_weights_of_one_process(place, monkeypatch):
 def test_every_example_is_seen_once_in_an_epoch(seen, name):
     ids = [process[name]["ids"] for process in seen]
     assert len(set(ids[0] + ids[1])) == 12 and len(ids[0]) == len(ids[1]) == 6
+
+
+@pytest.mark.slow
+def test_memory_is_what_each_process_holds(seen, place, monkeypatch):
+    monkeypatch.setenv("FTLAB_DTYPE", "float32")
+    counted = {("full", way): [process[way] for process in seen] for way in ("tensor", "pipeline")}
+    for job, name in itertools.product(("lora", "full"), ("", "_fsdp")):
+        counted[job, "FSDP2" if name else "DDP"] = [process[job + name]["bytes"] for process in seen]
+    for (job, way), both in counted.items():
+        made = recipes.load(recipe(place, job, JOBS[job]))
+        shares = {label: found for label, found, _ in memory_devices.shares(made, device.describe(), 2)}
+        predicted = next(found for label, found in shares.items() if label.startswith(way))
+        for part in ("weights", "gradients", "optimizer"):
+            most = max(process[part] for process in both)
+            assert getattr(predicted, part) == pytest.approx(most, rel=0.1), (job, way, part)
 
 
 @pytest.mark.slow

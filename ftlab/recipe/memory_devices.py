@@ -1,0 +1,106 @@
+"""What each of several devices holds of a recipe: with its data, its weights, its matrices or its layers divided."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from ftlab import memory
+from ftlab.device import Machine
+from ftlab.errors import say
+from ftlab.memory import Decoder, Needs, Training
+from ftlab.recipe import memory_needs
+from ftlab.recipe.keys import Recipe
+
+# Label -> ZeRO stage, and whether what is divided is on the processor's side.
+ZERO = {"ZeRO-1": (1, False), "ZeRO-2": (2, False), "ZeRO-3": (3, False), "ZeRO-3, offload": (3, True)}
+FSDP = {"FSDP2": (3, False), "FSDP2, offload": (3, True)}
+# DeepSpeed's optimizer state per trained weight, whatever its format: a float32 copy and two moments.
+ZERO_STATE_BYTES = 4 + 2 * 4
+# Numbers of its two buckets of gradients in stages 1 and 2 (recipes/deepspeed, overlap_comm).
+ZERO_BUCKETS = 2 * 500_000_000
+
+
+def shares(recipe: Recipe, machine: Machine, devices: int) -> Iterator[tuple[str, Needs | None, float]]:
+    """Yield (label, bytes on a device, bytes of its process in the machine's memory) for every way to divide a recipe.
+
+    The batch is `per_device_train_batch_size` in each of them: what data parallelism divides is the data set. None
+    where a model cannot be divided that way.
+    """
+    decoder = memory_needs.sizes(recipe.model_name_or_path, recipe.trust_remote_code)
+    training = memory_needs.training(recipe, decoder, machine)
+    alone = memory.estimate(decoder, training)
+    # DDP copies every gradient into a bucket of its own.
+    yield "DDP", replace(alone, peak=alone.peak + alone.gradients), 0
+    for label, (stage, offload) in ZERO.items():
+        found, host = sharded(decoder, in_deepspeed(training), devices, stage, offload)
+        buckets = int(ZERO_BUCKETS * found.training.trained_bytes) if stage < 3 else 0
+        yield label, replace(found, peak=found.peak + buckets), host
+    for label, (stage, offload) in FSDP.items():
+        yield label, *sharded(decoder, training, devices, stage, offload)
+    for label, part in (("tensor parallel", narrow(decoder, devices)), ("pipeline", short(decoder, devices))):
+        yield label, memory.estimate(part, memory_needs.training(recipe, part, machine)) if part else None, 0
+
+
+def sharded(
+    decoder: Decoder, training: Training, devices: int, stage: int, offload: bool = False
+) -> tuple[Needs, float]:
+    """Return what ZeRO leaves on a device, and in the memory of its machine."""
+    part = memory.estimate(decoder, replace(training, gpus=devices, shard=stage))
+    if not offload:
+        return part, 0
+    host = part.weights + part.gradients + part.optimizer
+    return memory.estimate(decoder, replace(training, gpus=devices, shard=stage, offload=True)), host
+
+
+def in_deepspeed(training: Training) -> Training:
+    """Return a training as DeepSpeed runs it: weights in 16 bits where any are multiplied so, and its own state."""
+    if not training.autocast and training.other_bytes == 4:
+        return replace(training, state_bytes=ZERO_STATE_BYTES)
+    bits = {"linear_bytes": min(training.linear_bytes, 2), "other_bytes": 2, "trained_bytes": 2, "autocast": False}
+    return replace(training, state_bytes=ZERO_STATE_BYTES, **bits)
+
+
+def narrow(decoder: Decoder, devices: int) -> Decoder | None:
+    """Return a device's part of every block: some heads, and as many columns of the MLP; None where they don't divide.
+
+    Embedding, norms and output layer are on every device, as in transformers' `tp_plan`; Megatron divides the first and
+    the last of them, too.
+    """
+    widths = {name: getattr(decoder, name) for name in ("heads", "kv_heads", "intermediate")}
+    if any(width % devices for width in widths.values()):
+        return None
+    return replace(decoder, **{name: width // devices for name, width in widths.items()})
+
+
+def short(decoder: Decoder, devices: int) -> Decoder | None:
+    """Return the last stage of a pipeline, which holds most: its blocks, the output layer and the logits.
+
+    None with fewer blocks than devices. Of a batch all micro-batches are held, as in GPipe.
+    """
+    if decoder.layers < devices:
+        return None
+    return replace(decoder, layers=-(-decoder.layers // devices), tied=True)
+
+
+def report(recipe: Recipe, machine: Machine, devices: int) -> str:
+    """Return a table of what each of several devices holds, and whether still more of them could help."""
+    lines = [
+        say("memory_devices", devices=devices),
+        f"{'GiB':<16} weights  moments gradients activations   logits     peak     host  smallest GPU",
+    ]
+    indivisible = say("memory_indivisible", devices=devices)
+    for label, found, host in shares(recipe, machine, devices):
+        lines.append(row(label, found, host) if found else f"{label:<16} {indivisible}")
+    decoder = memory_needs.sizes(recipe.model_name_or_path, recipe.trust_remote_code)
+    left = memory_needs.undivided(decoder, memory_needs.training(recipe, decoder, machine))
+    lines.append(say("memory_undivided", peak=memory_needs.gib(left)))
+    if left + memory_needs.RESERVED_BYTES > memory_needs.GPUS[memory_needs.LARGE] * memory_needs.GIB:
+        lines.append(say("memory_no_number", gpu=memory_needs.LARGE))
+    return "\n".join(lines)
+
+
+def row(label: str, found: Needs, host: float) -> str:
+    """Return one line of the table."""
+    parts = (found.weights, found.optimizer, found.gradients, found.activations, found.logits, found.peak, host)
+    widths = (7, 8, 9, 11, 8, 8, 8)
+    cells = [f"{memory_needs.gib(part):>{width}}" for part, width in zip(parts, widths, strict=True)]
+    return f"{label:<16} {' '.join(cells)}  {memory_needs.one_gpu(found.peak) or '-'}"
