@@ -42,6 +42,11 @@ class Recipe(BaseModel):
         "attention kernel; auto on a CPU: plain products for rows up to 512 tokens",
         "from_pretrained(attn_implementation=)",
     )
+    rope_scaling: Literal["linear", "dynamic", "yarn", "llama3"] | None = key(
+        None,
+        "stretch positions where `cutoff_len` exceeds the length that the model was trained for",
+        "from_pretrained(rope_parameters=)",
+    )
     device_map: str | dict[str, int | str] | None = key(
         None,
         "where the weights go: auto, balanced, a device such as cuda:1, or a device for each module",
@@ -98,6 +103,9 @@ class Recipe(BaseModel):
         "weight of a mixture's balancing loss; None: the model's own, 0: without",
         "SFTConfig.router_aux_loss_coef",
         ge=0,
+    )
+    moe_aux_loss_per_layer: bool = key(
+        False, "balance the experts of every layer; false: of all layers together, where idle experts may cancel out"
     )
 
     # preferences
@@ -405,7 +413,11 @@ CONDITIONS = (
     ),
     Condition(("allow_other_template",), lambda recipe: recipe.template is not None, "a `template`"),
     Condition(("use_dft_loss",), lambda recipe: recipe.objective == "sft", "stage: sft"),
-    Condition(("moe_aux_loss_coef",), lambda recipe: recipe.objective in BALANCED, "stage: pt, sft, dpo, kto or grpo"),
+    Condition(
+        ("moe_aux_loss_coef", "moe_aux_loss_per_layer"),
+        lambda recipe: recipe.objective in BALANCED,
+        "stage: pt, sft, dpo, kto or grpo",
+    ),
     Condition(("train_on_prompt", "mask_history"), lambda recipe: recipe.objective == "sft", "stage: sft"),
     Condition(
         ("pref_beta",),

@@ -122,7 +122,7 @@ FRAMEWORKS = {"swift": SWIFT, "axolotl": AXOLOTL, "alpaca-lora": ALPACA_LORA}
 # ftlab's own; LLaMA-Factory has all the others.
 NOT_IN_LLAMA_FACTORY = {
     "dataset_substitutions", "device_map", "export_dtype", "export_gguf", "reward_funcs", "num_generations",
-    "on_bad_rows", "max_memory", "shortcuts", "eval_figures", "tasks",
+    "on_bad_rows", "max_memory", "shortcuts", "eval_figures", "tasks", "moe_aux_loss_per_layer",
 }  # fmt: skip
 
 

@@ -26,8 +26,8 @@ def script(recipe: Recipe) -> str:
     Only the rows come from ftlab: one renderer makes the tokens of training, chat and server.
 
     Raises:
-        LabError: no data set or run folder, `finetuning_type: freeze`, whose layers depend on the loaded model, or
-            `stage: ppo`, which TRL does not have.
+        LabError: no data set or run folder, `finetuning_type: freeze`, whose layers depend on the loaded model,
+            `stage: ppo`, which TRL does not have, or keys that ftlab's own training alone understands.
     """
     for name, value in (("dataset", recipe.dataset), ("output_dir", recipe.output_dir)):
         if not value:
@@ -35,6 +35,9 @@ def script(recipe: Recipe) -> str:
     for name, value in (("finetuning_type", "freeze"), ("stage", "ppo")):
         if getattr(recipe, name) == value:
             raise fail("recipe_not_there", where=name, key=f"{name}: {value}", framework="trl")
+    for name in ("rope_scaling", "moe_aux_loss_per_layer"):
+        if getattr(recipe, name):
+            raise fail("recipe_not_there", where=name, key=name, framework="trl")
     machine = device.describe()
     folder = Path(recipe.output_dir or "").expanduser()
     settings, _ = library_args.training_settings(recipe, folder, machine)

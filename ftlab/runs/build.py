@@ -36,7 +36,7 @@ from ftlab.device import Machine
 from ftlab.errors import fail, reason_of
 from ftlab.recipe import continued, library_args
 from ftlab.recipe.keys import Recipe
-from ftlab.runs import rewards, targets, world
+from ftlab.runs import rewards, rope, targets, world
 from ftlab.runs.tokenized import takes_ids
 from ftlab.saved_weights import weights_of
 
@@ -77,6 +77,7 @@ def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
         LabError: transformers cannot load it, its files lack weights, or `max_memory` leaves some of them on disk.
     """
     options = library_args.model_settings(recipe, machine)
+    options |= rope.options(rope.asked(recipe.model_dump()), path, recipe.trust_remote_code)
     if recipe.quantization_bit:
         options["quantization_config"] = BitsAndBytesConfig(**library_args.quantization_settings(recipe, machine))
     model = models.load_weights(model_class(recipe), path, **options)
@@ -142,7 +143,7 @@ def rehearse(recipe: Recipe, path: str) -> None:
     """
     default = recipe.lora_target == "all" and not recipe.additional_target
     usual = default if recipe.finetuning_type == "lora" else recipe.finetuning_type == "full"
-    looked_at = ("adapter_name_or_path", "moe_aux_loss_coef", *targets.LINEAR_ONLY)
+    looked_at = ("adapter_name_or_path", "moe_aux_loss_coef", "moe_aux_loss_per_layer", *targets.LINEAR_ONLY)
     if usual and "optim_target_modules" not in recipe.training and not any(getattr(recipe, key) for key in looked_at):
         return
     model = skeleton(recipe, path)

@@ -22,7 +22,7 @@ from ftlab.errors import fail, reason_of
 from ftlab.evaluate import pad_left
 from ftlab.recipe import library_args, templates
 from ftlab.recipe.keys import Recipe
-from ftlab.runs import folder, pick_engine
+from ftlab.runs import folder, pick_engine, rope
 from ftlab.runs.engines import Loop
 
 Message = dict[str, Any]
@@ -75,6 +75,7 @@ def load(
     replace_template: bool = False,
     thinking: bool | None = None,
     shortcuts: bool = True,
+    rope_scaling: tuple[str, int] | None = None,
     **options: Any,
 ) -> tuple[PreTrainedModel | Loop, PreTrainedTokenizerBase]:
     """Return a model, with what was trained on it if that is named, and its tokenizer.
@@ -86,6 +87,7 @@ def load(
         replace_template: the recipe key `allow_other_template`.
         thinking: the recipe key `enable_thinking`.
         shortcuts: the recipe key; False leaves every library as it is.
+        rope_scaling: the recipe keys `rope_scaling` and `cutoff_len`; without it those of the adapter's run.
         options: go to `from_pretrained`.
     Raises:
         LabError: no such model; weights of another base; a tokenizer that does not fit; no memory for the embedding.
@@ -103,6 +105,9 @@ def load(
     if said := templates.apply(template, tokenizer, replace_template, thinking):
         print(said)
     whole = weights.folder if weights and not weights.is_adapter else base
+    if whole == base:
+        wanted = rope_scaling or (rope.asked(folder.trained_with(adapter)) if adapter else None)
+        options |= rope.options(wanted, base, trusted)
     model = models.load_weights(AutoModelForCausalLM, whole, **options)
     if model.device.type == "meta":
         raise fail("chat_offloaded", where="max_memory")
@@ -204,6 +209,8 @@ def options_of(recipe: Recipe) -> dict[str, Any]:
     }
     if recipe.allow_other_template and recipe.template:
         options["replace_template"] = True
+    if stretched := rope.asked(recipe.model_dump()):
+        options["rope_scaling"] = stretched
     if recipe.enable_thinking is not None:
         options["thinking"] = recipe.enable_thinking
     if recipe.quantization_bit:

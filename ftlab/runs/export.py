@@ -22,7 +22,7 @@ from ftlab.recipe import read as recipes
 from ftlab.recipe import templates
 from ftlab.recipe.keys import Recipe
 from ftlab.runs import callbacks as watch
-from ftlab.runs import chat, gguf, train
+from ftlab.runs import chat, gguf, rope, train
 from ftlab.runs import folder as folders
 from ftlab.runs.target import claimed, refuse_place
 from ftlab.system_errors import require_space
@@ -99,7 +99,8 @@ def export(recipe: Recipe) -> Export:
     saved = weights and (weights.folder / "tokenizer_config.json").is_file()
     tokenizer = train.load_tokenizer(recipe, str(weights.folder if weights and saved else base))
     templates.apply(recipe.template, tokenizer, recipe.allow_other_template, recipe.enable_thinking)
-    model = load_base(recipe, whole)
+    stretched = rope.asked(recipe.model_dump() if recipe.rope_scaling else folders.trained_with(name) if name else {})
+    model = load_base(recipe, whole, stretched if whole == base else None)
     if adapter:
         chat.fit_vocabulary(model, adapter, tokenizer)
     rows = model.get_input_embeddings().weight.shape[0]
@@ -155,15 +156,16 @@ def require_effect(adapter: Path) -> None:
         raise fail("export_no_effect", where=str(adapter))
 
 
-def load_base(recipe: Recipe, base: Path) -> PreTrainedModel:
-    """Return the base in float32; its own number format stays in `config.dtype`."""
+def load_base(recipe: Recipe, base: Path, stretched: tuple[str, int] | None = None) -> PreTrainedModel:
+    """Return the base in float32, with its positions stretched; its own number format stays in `config.dtype`."""
     trusted = {"trust_remote_code": recipe.trust_remote_code}
     with models.loading(base):
         own = AutoConfig.from_pretrained(base, **trusted).dtype or torch.float32
     # The probe is answered in one batch: without this torch would copy the output layer once per row.
     cpu.install(cpu.answering(device.describe(), recipe.shortcuts))
     where = device.describe().accelerator if recipe.export_device == "auto" else "cpu"
-    model = models.load_weights(AutoModelForCausalLM, base, dtype=torch.float32, device_map=where, **trusted)
+    options = trusted | rope.options(stretched, base, recipe.trust_remote_code)
+    model = models.load_weights(AutoModelForCausalLM, base, dtype=torch.float32, device_map=where, **options)
     model.config.dtype = own
     return model.eval()
 

@@ -25,8 +25,9 @@ def require(recipe: Recipe, model: PreTrainedModel) -> None:
     Raises:
         LabError: every missing name of the first key that has one, and the names that the model has.
     """
-    if recipe.moe_aux_loss_coef and not hasattr(model.config, "output_router_logits"):
-        raise fail("train_dense", where="moe_aux_loss_coef", family=model.config.model_type)
+    for name in ("moe_aux_loss_coef", "moe_aux_loss_per_layer"):
+        if getattr(recipe, name) and not hasattr(model.config, "output_router_logits"):
+            raise fail("train_dense", where=name, family=model.config.model_type)
     modules = dict(model.named_modules(remove_duplicate=False))
     if recipe.finetuning_type == "lora" and not recipe.adapter_name_or_path:
         require_lora(recipe, modules, expert_weights(model))

@@ -22,7 +22,7 @@ from ftlab.errors import fail, say
 from ftlab.recipe import library_args, templates
 from ftlab.recipe import read as recipes
 from ftlab.recipe.keys import Recipe
-from ftlab.runs import build, checkpoint, dataset, launch, target, world
+from ftlab.runs import balance, build, checkpoint, dataset, launch, rope, target, world
 from ftlab.runs import callbacks as watch
 from ftlab.runs import folder as folders
 from ftlab.saved_weights import RESULTS
@@ -149,6 +149,7 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
     args, notes = build.training_args(recipe, folder, machine)
     tokenizer = load_tokenizer(recipe, model_path)
     notes.append(templates.apply(recipe.template, tokenizer, recipe.allow_other_template, recipe.enable_thinking))
+    notes.append(rope.note(recipe, model_path))
     models.require_rows(tokenizer, models.embedding_rows(model_path), model_path)
     if launch.is_main():
         for note in filter(None, notes):
@@ -288,7 +289,8 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     refuse_untrained(trainer, job.recipe)
     started = time.monotonic()
     metrics: dict[str, float] = {}
-    with stop.listening(), keeper.telling(), begin.refusing():
+    per_layer = balance.per_layer(model, job.recipe.moe_aux_loss_per_layer)
+    with stop.listening(), keeper.telling(), begin.refusing(), per_layer:
         if start.resume and complete(start.resume, start, job):
             open_folder(job, start, model)
             load_finished(trainer, start.resume)

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, OlmoeConfig, Qwen3MoeConfig
+from transformers.models.mixtral import modeling_mixtral
 
 from ftlab import catalogue, device
 from ftlab.apps import cli
@@ -13,7 +14,7 @@ from ftlab.errors import LabError
 from ftlab.recipe import memory_needs
 from ftlab.recipe import read as recipes
 from ftlab.recipe.trained_weights import trained_weights
-from ftlab.runs import build, targets, train
+from ftlab.runs import balance, build, targets, train
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 PART = {"attention": ".self_attn.", "experts": ".experts.", "router": ".gate."}
@@ -111,10 +112,35 @@ def test_the_balancing_loss_joins_with_its_weight(mixture_recipe, tmp_path):
     assert losses[None]["loss"] - losses[0.0]["loss"] == pytest.approx(0.001 * losses[None]["aux_loss"], abs=2e-3)
 
 
+def test_experts_that_are_idle_in_one_layer_count_per_layer(tiny_mixture_dir):
+    model = AutoModelForCausalLM.from_pretrained(tiny_mixture_dir)
+    # Half of the experts gets every token in the first layer, the other half in the second.
+    first = torch.tensor([[9.0, 9.0, 0.0, 0.0]]).repeat(8, 1)
+    layers = (first, first.flip(1))
+    with balance.per_layer(model, False):
+        assert modeling_mixtral.load_balancing_loss_func(layers, 4, 2) == pytest.approx(2, abs=1e-3)
+    with balance.per_layer(model, True):
+        one = float(modeling_mixtral.load_balancing_loss_func((first,), 4, 2))
+        assert modeling_mixtral.load_balancing_loss_func(layers, 4, 2) == pytest.approx(one) and one > 3.9
+        assert modeling_mixtral.load_balancing_loss_func(None, 4, 2) == 0
+    assert modeling_mixtral.load_balancing_loss_func(layers, 4, 2) == pytest.approx(2, abs=1e-3)
+
+
+def test_a_recipe_balances_every_layer(mixture_recipe, tmp_path):
+    found = {}
+    for wanted in (False, True):
+        keys = {"output_dir": str(tmp_path / str(wanted)), "max_steps": 1, "save_steps": 1, "moe_aux_loss_coef": 0.5}
+        made = recipes.load(mixture_recipe | keys | {"moe_aux_loss_per_layer": wanted})
+        found[wanted] = json.loads((train.train(made).folder / "train_log.jsonl").read_text().splitlines()[0])
+    more = found[True]["aux_loss"] - found[False]["aux_loss"]
+    assert more > 0 and found[True]["loss"] - found[False]["loss"] == pytest.approx(0.5 * more, rel=0.02, abs=1e-4)
+
+
 def test_a_dense_model_has_no_balancing_loss(tiny_recipe):
     for refusing in (train.train, train.check):
-        with pytest.raises(LabError, match=r"moe_aux_loss_coef: .*llama.* no router"):
-            refusing(recipes.load(tiny_recipe | {"moe_aux_loss_coef": 0.1}))
+        for keys in ({"moe_aux_loss_coef": 0.1}, {"moe_aux_loss_per_layer": True}):
+            with pytest.raises(LabError, match=rf"{next(iter(keys))}: .*llama.* no router"):
+                refusing(recipes.load(tiny_recipe | keys))
 
 
 def test_memory_shows_all_and_active_weights(tiny_mixture_dir, capsys):

@@ -29,6 +29,7 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "enable_thinking": (False, {}),
     "default_system": ("Be kind.", {}),
     "flash_attn": ("disabled", {"cutoff_len": 1024}),
+    "rope_scaling": ("linear", {}),
     "device_map": ("cpu", {}),
     "max_memory": ({"cpu": "4GiB"}, {}),
     "offload_folder": ("elsewhere", {"max_memory": {"cpu": "4GiB"}}),
@@ -55,6 +56,7 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "pure_bf16": (True, {"finetuning_type": "full"}),
     "use_dft_loss": (True, {}),
     "moe_aux_loss_coef": (0.0, {}),
+    "moe_aux_loss_per_layer": (True, {}),
     "pref_beta": (0.3, PAIRS),
     "pref_loss": ("ipo", PAIRS),
     "pref_ftx": (0.5, PAIRS),
@@ -258,6 +260,7 @@ def test_every_key_has_a_value_here():
 # These are read by one function each, which is run once and watched.
 WATCHED = (
     "plot_loss",
+    "moe_aux_loss_per_layer",
     "loraplus_lr_ratio",
     "export_dir",
     "export_size",

@@ -1,0 +1,62 @@
+"""Rows longer than a model was trained for: its rotary positions, stretched by transformers' own configuration."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from ftlab import models
+from ftlab.errors import fail, say
+from ftlab.recipe.keys import Recipe
+
+# What a base has besides its way of stretching.
+KEPT = ("rope_theta", "partial_rotary_factor")
+# LLaMA-Factory's numbers of Llama 3: below and above these shares of the length frequencies are stretched or left.
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+def asked(keys: Mapping[str, Any]) -> tuple[str, int] | None:
+    """Return (way, tokens) of the keys `rope_scaling` and `cutoff_len`, None where nothing is stretched."""
+    way = keys.get("rope_scaling")
+    return (way, keys.get("cutoff_len", Recipe.model_fields["cutoff_len"].default)) if way else None
+
+
+def options(wanted: tuple[str, int] | None, folder: str | Path, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Return what `from_pretrained` takes to stretch a model's positions; {} where rows are short enough.
+
+    The factor is LLaMA-Factory's: how often the trained length fits into the rows, rounded up. `dynamic` stretches by
+    the length of each batch, and only beyond the trained one, which it therefore keeps.
+
+    Raises:
+        LabError: the model has no rotary positions, or several kinds of them.
+    """
+    if wanted is None:
+        return {}
+    way, tokens = wanted
+    with models.loading(folder):
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    known, positions = getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None)
+    if not known or "rope_theta" not in (positions or {}):
+        raise fail("train_rope", where="rope_scaling", family=config.model_type)
+    if tokens <= known:
+        return {}
+    factor = math.ceil(tokens / known)
+    scaled = {name: positions[name] for name in KEPT if name in positions} | {"rope_type": way, "factor": float(factor)}
+    if way == "dynamic":
+        return {"rope_parameters": scaled}
+    if way != "linear":
+        scaled |= {"original_max_position_embeddings": known} | (LLAMA3 if way == "llama3" else {})
+    return {"rope_parameters": scaled, "max_position_embeddings": known * factor}
+
+
+def note(recipe: Recipe, folder: str | Path) -> str:
+    """Return what a recipe's `rope_scaling` does, "" without one."""
+    wanted = asked(recipe.model_dump())
+    if not wanted:
+        return ""
+    found = options(wanted, folder, recipe.trust_remote_code)
+    if not found:
+        return say("train_rope_short", way=wanted[0], tokens=wanted[1])
+    return say("train_rope_used", way=wanted[0], factor=found["rope_parameters"]["factor"])
