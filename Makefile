@@ -14,7 +14,7 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit tests/faults -n 2 --dist worksteal --cov --cov-report=json:coverage.json --durations=8
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit tests/faults -m "not lengthy" -n 2 --dist worksteal --cov --cov-report=json:coverage.json --durations=8
 	$(BIN)/python tests/branches.py coverage.json
 	$(BIN)/pytest tests/notebooks tests/browser -m "not lengthy" --durations=8
 
