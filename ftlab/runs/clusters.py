@@ -66,6 +66,9 @@ import os
 from ray.train import ScalingConfig
 from ray.train.torch import TorchTrainer
 
+# In the place of print its workers have a logger, which would log what datasets reads of printed code.
+os.environ["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"
+
 
 def train_in_a_worker() -> None:
     from ftlab.apps import cli
@@ -87,7 +90,7 @@ def accelerate(start: Start) -> str:
     lines = [
         f"# {shlex.join(command('accelerate', start))}",
         "compute_environment: LOCAL_MACHINE",
-        "distributed_type: MULTI_GPU",
+        f"distributed_type: {'MULTI_GPU' if start.processes > 1 else repr('NO')}",
         f"num_machines: {start.nodes}",
         f"num_processes: {start.processes}",
         "mixed_precision: 'no'",
@@ -149,7 +152,8 @@ def megatron_bridge(start: Start) -> str:
     return (
         "#!/bin/bash\n"
         "# In a checkout of Megatron-Bridge, whose recipes have names of their own: check --model. First write the\n"
-        "# examples to dataset_root, as training.jsonl and validation.jsonl with the columns input and output.\n"
+        "# examples to dataset_root, as training.jsonl and validation.jsonl with the columns input and output, and\n"
+        "# the model to a local folder, for pretrained_checkpoint.\n"
         f"torchrun {where.strip()} scripts/training/run_recipe.py \\\n  {shlex.join(options)}\n"
     )
 

@@ -82,7 +82,10 @@ def test_accelerate_reads_its_configuration(tiny_recipe, tmp_path):
         path.write_text(clusters.text("accelerate", started(tiny_recipe, tmp_path, nodes, 4)))
         config = load_config_from_file(str(path))
         assert (config.num_processes, config.num_machines, config.mixed_precision) == (4 * nodes, nodes, "no")
-        assert config.distributed_type == "MULTI_GPU" and (config.main_process_port == 29500) == (nodes == 2)
+        # accelerate refuses MULTI_GPU for one process.
+        alone = clusters.text("accelerate", started(tiny_recipe, tmp_path, 1, 1))
+        assert "distributed_type: 'NO'" in alone and config.distributed_type == "MULTI_GPU"
+        assert (config.main_process_port == 29500) == (nodes == 2)
 
 
 def test_ray_runs_the_recipe_in_its_workers(tiny_recipe, tmp_path):
