@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from ftlab import memory
 from ftlab.device import Machine
@@ -55,8 +56,9 @@ def in_deepspeed(training: Training) -> Training:
     """Return a training as DeepSpeed runs it: weights in 16 bits where any are multiplied so, and its own state."""
     if not training.autocast and training.other_bytes == 4:
         return replace(training, state_bytes=ZERO_STATE_BYTES)
-    bits = {"linear_bytes": min(training.linear_bytes, 2), "other_bytes": 2, "trained_bytes": 2, "autocast": False}
-    return replace(training, state_bytes=ZERO_STATE_BYTES, **bits)
+    linear_bytes = min(training.linear_bytes, 2)
+    sixteen: dict[str, Any] = {"linear_bytes": linear_bytes, "other_bytes": 2, "trained_bytes": 2, "autocast": False}
+    return replace(training, state_bytes=ZERO_STATE_BYTES, **sixteen)
 
 
 def narrow(decoder: Decoder, devices: int) -> Decoder | None:

@@ -145,7 +145,7 @@ def nf4_bytes(recipe: Recipe) -> float:
     return memory.NF4_DOUBLE_BYTES if recipe.double_quantization else memory.NF4_BYTES
 
 
-def loss(recipe: Recipe, decoder: Decoder, machine: Machine, plan: Plan) -> dict[str, int]:
+def loss(recipe: Recipe, decoder: Decoder, machine: Machine, plan: Plan) -> dict[str, Any]:
     """Return what the loss holds of logits at once, as fields of Training; a reward model has none."""
     if recipe.objective == "rm":
         return {"loss_tile": 0}

@@ -37,8 +37,9 @@ def options(wanted: tuple[str, int] | None, folder: str | Path, trust_remote_cod
     way, tokens = wanted
     with models.loading(folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    known, positions = getattr(config, "max_position_embeddings", None), getattr(config, "rope_parameters", None)
-    if not known or "rope_theta" not in (positions or {}):
+    known = getattr(config, "max_position_embeddings", None)
+    positions: dict[str, Any] = getattr(config, "rope_parameters", None) or {}
+    if not known or "rope_theta" not in positions:
         raise fail("train_rope", where="rope_scaling", family=config.model_type)
     if tokens <= known:
         return {}
