@@ -129,6 +129,11 @@ def run_one(lesson: "Lesson", profile: str, out: Path) -> Result:
             )
         except papermill.PapermillExecutionError as failure:
             error = f"{lesson.name}: {failure.ename}: {failure.evalue} (see {executed})"
+        except Exception as failure:
+            lost = notebooks.lost_kernel(failure, str(executed))
+            if not lost:
+                raise
+            error = str(lost)
     seconds = round(time.monotonic() - started, 1)
     strip_widgets(executed)
     found = json.loads(outcomes.read_text()) if outcomes.exists() else {}

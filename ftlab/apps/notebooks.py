@@ -21,7 +21,7 @@ from nbformat import NotebookNode
 from traitlets.config import Config
 
 from ftlab.apps.lesson_files import LANGUAGES, Lesson, root
-from ftlab.errors import fail
+from ftlab.errors import LabError, fail
 
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -134,7 +134,7 @@ def run_clean(notebook: NotebookNode) -> dict[str, tuple[list, int | None]]:
     """Execute `notebook` in a fresh kernel and return the outputs that belong on the web.
 
     Raises:
-        LabError: a cell failed, or an outcome is outside its band; what ran until then is kept.
+        LabError: a cell failed, an outcome is outside its band, or the kernel died; what ran until then is kept.
     """
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError
@@ -150,12 +150,29 @@ def run_clean(notebook: NotebookNode) -> dict[str, tuple[list, int | None]]:
             client.execute(env=env)
         except CellExecutionError as error:
             raise fail("course_run_failed", where=keep(notebook), exit_code=1, reason=str(error)) from None
+        except Exception as error:
+            if lost := lost_kernel(error, keep(notebook)):
+                raise lost from None
+            raise
     for cell in code_cells(notebook):
         cell.outputs = [output for output in cell.outputs if is_lasting(output)]
         for output in cell.outputs:
             if "image/png" in output.get("data", {}):
                 output["data"]["image/png"] = without_alpha(output["data"]["image/png"])
     return {cell.id: (cell.outputs, cell.execution_count) for cell in code_cells(notebook)}
+
+
+def lost_kernel(error: BaseException, where: str) -> LabError | None:
+    """Return what to say of a kernel that died, or whose cell took too long; None for any other exception."""
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    # nbclient's own cleaning up after a kernel may fail as well.
+    both = (error, error.__context__)
+    if any(isinstance(one, DeadKernelError) for one in both):
+        return fail("course_kernel_died", where=where, exit_code=1)
+    if any(isinstance(one, CellTimeoutError) for one in both):
+        return fail("course_kernel_slow", where=where, exit_code=1)
+    return None
 
 
 def keep(notebook: NotebookNode) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient.exceptions import CellExecutionError
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 from PIL import Image
 
 from ftlab.apps import cli, course, lesson_files, notebooks
@@ -271,6 +271,24 @@ def test_a_run_that_fails_is_kept_and_the_committed_notebook_stays(lesson, tmp_p
     kept = nbformat.read(error.value.where, as_version=4)
     assert notebooks.code_cells(kept)[1].outputs[0].text == "kept"
     assert nbformat.read(tmp_path / "notebooks" / "07_test.ipynb", as_version=4) == committed
+
+
+@pytest.mark.parametrize("verb", ["run", "build"])
+def test_a_kernel_that_the_system_ends_is_said_in_one_line(verb, lesson, capsys):
+    lesson.write_text(lesson.read_text().replace("from ftlab.apps import course", "import os\nos.kill(os.getpid(), 9)"))
+    notebooks.build(lesson_files.lessons()[0])
+    assert cli.main(["course", verb, *(["--run"] if verb == "build" else [])]) == 1
+    told = "".join(capsys.readouterr())
+    assert "memory was used up" in told and {"run": "07_test.ipynb", "build": "failed.ipynb"}[verb] in told
+    assert "Traceback" not in told and "bug in ftlab" not in told
+
+
+@pytest.mark.parametrize("known", [CellTimeoutError("slow"), DeadKernelError("dead")])
+def test_what_cleaning_up_after_a_kernel_raises_hides_nothing(known):
+    later = AssertionError()
+    later.__context__ = known
+    assert notebooks.lost_kernel(later, "x.ipynb").where == "x.ipynb"
+    assert notebooks.lost_kernel(AssertionError(), "x.ipynb") is None
 
 
 def test_the_lessons_are_listed_with_their_titles(lesson, capsys):
