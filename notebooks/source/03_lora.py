@@ -1,8 +1,8 @@
 # %% [markdown] id="title"
 # # 03 · LoRA: small changes to big matrices
 #
-# LoRA leaves a model's weights as they are and trains a small addition to each layer. Here you build that layer in ten
-# lines, prove it equal to the library's, train it inside a real model, and use the library's to turn customers' messages
+# LoRA leaves a model's weights as they are and trains a small addition to each layer. Here you write that layer
+# yourself, prove it equal to the library's, train it inside a real model, and use the library's to turn customers' messages
 # into JSON. Then you give the model a new name, see what that costs in knowledge, and repair it.
 #
 # | you will have | measured as |
@@ -12,13 +12,13 @@
 # | a model with a new name | unseen questions answered with it |
 # | the price of the name | general questions answered freely: before, after, learning rate too high, repaired |
 #
-# **Cost:** about 8 minutes and 6 GB on two CPU cores, 4 minutes on a T4. **Before this:**
+# **Cost:** about 8 minutes and 6 GB on two CPU cores, an estimated 4 minutes on a T4. **Before this:**
 # [00 · Your first fine-tune](00_first_finetune.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="02553fc7"
+# %% [markdown] id="title" lang="zh" of="ce0c3059"
 # # 03 · LoRA：对大矩阵做小改动
 #
-# LoRA 不动模型原有的权重，只为每一层训练一个小小的增量。在这里，你用十行代码写出这样的层，证明它与库里的相等，把它放进真实的模型里训练，再用库里的 LoRA 教模型把顾客的消息写成 JSON。接着给模型起一个新名字，看看它为此忘掉了多少知识，再把它修好。
+# LoRA 不动模型原有的权重，只为每一层训练一个小小的增量。在这里，你亲手写出这样的层，证明它与库里的相等，把它放进真实的模型里训练，再用库里的 LoRA 教模型把顾客的消息写成 JSON。接着给模型起一个新名字，看看它为此忘掉了多少知识，再把它修好。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
@@ -27,7 +27,7 @@
 # | 一个有新名字的模型 | 未见过的问题中用新名字回答的比例 |
 # | 新名字的代价 | 自由回答的常识题：训练前、训练后、学习率过大、修复之后 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 8 分钟、6 GB 内存，T4 上约 4 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 8 分钟、6 GB 内存，T4 上估计 4 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -172,11 +172,11 @@ def exact_share(replies):
 
 
 # %% [markdown] id="few-shot-why"
-# The strongest baseline costs no training: three solved orders in the prompt (*few-shot*), so that the model sees the
+# A stronger baseline, still without training: three solved orders in the prompt (*few-shot*), so that the model sees the
 # format.
 
-# %% [markdown] id="few-shot-why" lang="zh" of="b8719ac9"
-# 最强的基线不需要训练：在提示里放三条已经写好的订单（少样本，few-shot），让模型看到格式。
+# %% [markdown] id="few-shot-why" lang="zh" of="c399bfeb"
+# 更强的基线，同样不需要训练：在提示里放三条已经写好的订单（少样本，few-shot），让模型看到格式。
 
 # %% id="few-shot"
 examples = [message for row in order_dataset.select(range(3)) for message in row["prompt"] + row["completion"]]
@@ -212,13 +212,13 @@ print(B @ A)
 print(f"{A.numel() + B.numel()} numbers, a change of {(B @ A).numel()}, rank {torch.linalg.matrix_rank(B @ A)}")
 
 # %% [markdown] id="scratch-why"
-# ### Ten lines
+# ### From scratch
 # `W` is frozen. `A` starts random, `B` starts at zero, so that the layer begins as what it was. The change is scaled by
 # `lora_alpha / r`, which keeps its size comparable when you try another `r`.
 
 
-# %% [markdown] id="scratch-why" lang="zh" of="d5aef01d"
-# ### 十行代码
+# %% [markdown] id="scratch-why" lang="zh" of="c633a7d6"
+# ### 从零实现
 # `W` 被冻结。`A` 随机初始化，`B` 从零开始，所以这一层一开始和原来一样。改动按 `lora_alpha / r` 缩放，这样换一个 `r` 时大小仍可比较。
 
 
@@ -505,14 +505,14 @@ for key, weight in reloaded.named_parameters():
 
 # %% [markdown] id="price-why"
 # ## The price: what does a fine-tune forget?
-# A second task, on which it is easy to go wrong: a new name. The data set asks who the assistant is, in
-# sixteen ways; one phrasing of each is set aside for validation. Beside the name, two scores for what the model should
+# A second task, on which it is easy to go wrong: a new name. The data set asks in several ways who
+# the assistant is; one phrasing of each is set aside for validation. Beside the name, two scores for what the model should
 # *not* lose: general questions with four choices, where guessing gives 25%, and general questions answered freely, where
 # an answer counts when it contains the right word. The baseline for the name is a system prompt.
 
-# %% [markdown] id="price-why" lang="zh" of="18a3998b"
+# %% [markdown] id="price-why" lang="zh" of="7011ce5a"
 # ## 代价：微调会忘掉什么？
-# 第二个任务很容易栽跟头：给模型起新名字。数据集用十六种方式问助手是谁；每种方式留出一种说法作验证集。除了名字，还要测两个*不该*丢的分数：四选一的常识题（瞎猜得 25%），以及自由回答的常识题（回答中含有正确的词才算对）。名字的基线是系统提示。
+# 第二个任务很容易栽跟头：给模型起新名字。数据集用多种方式问助手是谁；每种方式留出一种说法作验证集。除了名字，还要测两个*不该*丢的分数：四选一的常识题（瞎猜得 25%），以及自由回答的常识题（回答中含有正确的词才算对）。名字的基线是系统提示。
 #
 # 数据集用的是英文的 `identity_en`，因为默认的小模型只懂英文。换成懂中文的模型（`t4`、`a24g` 两个配置的 Qwen）时，把参数改成 `identity_data = "identity_zh"`，模型就会用中文介绍自己。
 
@@ -624,12 +624,12 @@ show_answers("base", "recommended")
 
 # %% [markdown] id="break-why"
 # ## What goes wrong: the learning rate is too high
-# The score for the name alone would call the run above a success. What does it say of ten times the learning rate, and what do
-# the answers say?
+# Judge the run above by the score for the name alone, then by its answers. Now ten times the learning rate: what does the
+# score say, and what do the answers say?
 
-# %% [markdown] id="break-why" lang="zh" of="95239fd4"
+# %% [markdown] id="break-why" lang="zh" of="6f3cdc1b"
 # ## 故意出错：学习率过大
-# 只看名字的分数，会以为上面那次训练很成功。把学习率调到十倍，这个分数怎么说？回答又怎么说？
+# 上面那次训练，先只看名字的分数来评判，再看回答。现在把学习率调到十倍：分数怎么说？回答又怎么说？
 
 # %% id="high-lr"
 tuned = fine_tune("lr x 10", learning_rate=10 * learning_rate)
@@ -701,13 +701,13 @@ ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 plt.show()
 
 # %% [markdown] id="settings-read"
-# How much do these curves carry? One data set, one seed, sixteen validation answers: enough to see a run that is far off, not
+# How much do these curves carry? One data set, one seed, a few validation answers: enough to see a run that is far off, not
 # enough to rank two whose curves are close. A new name is a small change, which may need little rank; another task may need
 # more. A learning rate is right for a number of steps: a smaller one may only need more of them. And the losses say nothing
 # about the general questions: compare the last column.
 
-# %% [markdown] id="settings-read" lang="zh" of="03819eec"
-# 这些曲线能说明多少？一个数据集、一个随机种子、十六条验证回答：足以看出哪次训练明显不对，但曲线相近的两次分不出高下。新名字是个很小的改动，可能用不着多高的秩；换一个任务也许就需要。学习率合不合适也要看步数，小的学习率也许只是需要更多步。而且这些损失与常识题无关：请看最后一列。
+# %% [markdown] id="settings-read" lang="zh" of="2fd42bc1"
+# 这些曲线能说明多少？一个数据集、一个随机种子、不多的几条验证回答：足以看出哪次训练明显不对，但曲线相近的两次分不出高下。新名字是个很小的改动，可能用不着多高的秩；换一个任务也许就需要。学习率合不合适也要看步数，小的学习率也许只是需要更多步。而且这些损失与常识题无关：请看最后一列。
 
 # %% [markdown] id="panel-why"
 # Now you: the same training as a form. Each control shows its recipe key; below are the cost of the setting, estimated in
@@ -715,7 +715,7 @@ plt.show()
 # Start again, and choose the first run under *compare with*. Stop saves; Continue resumes exactly there.
 
 # %% [markdown] id="panel-why" lang="zh" of="ca4e125c"
-# 轮到你了：同样的训练，变成一张表单。每个控件都标着它在配方里的键；下面是这样设置的预计开销，以及等价的命令。按“开始训练”，把 `lora_rank` 降到 1，改用它给出的空闲文件夹，再开始一次，然后在“对比”里选第一次。停止会保存；继续时如同什么都没发生过。
+# 轮到你了：同样的训练，变成一张表单。每个控件都标着它在配方里的键；下面是这样设置的预计开销，以及等价的命令。按“开始训练”，把 `lora_rank` 降到 1，改用它给出的空闲文件夹，再开始一次，然后在“对比”里选第一次。停止会保存，之后可以从那一步接着训练。
 
 # %% id="experiment"
 recipe = {
@@ -928,14 +928,15 @@ if PROFILE != "smoke":
 course.record(outcomes, bands)
 
 # %% [markdown] id="next"
-# You keep `runs/03_lora/orders` and `runs/03_lora/identity`: two adapters of a few MiB each, for one and the same model.
+# You keep `runs/03_lora/orders` and `runs/03_lora/identity`: two adapters for one and the same model, each as small as
+# the one whose size was printed above.
 #
 # **On your GPU:** `PROFILE = "t4"` or `"a24g"`; bigger models take smaller learning rates, which these profiles bring along.
 #
 # **Next:** the same with four bits per weight, in [04 · QLoRA](04_qlora.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="bdcdbb87"
-# 留在你手里的是 `runs/03_lora/orders` 和 `runs/03_lora/identity`：同一个模型的两个适配器，各只有几 MiB。
+# %% [markdown] id="next" lang="zh" of="af8125a9"
+# 留在你手里的是 `runs/03_lora/orders` 和 `runs/03_lora/identity`：同一个模型的两个适配器，每个都与上面打印出大小的那个一样小。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；更大的模型要用更小的学习率，这两个配置已经设好。
 #

@@ -13,9 +13,9 @@
 # | QLoRA beside LoRA | orders exact and fields right on unseen sentence forms, bytes, seconds |
 # | an adapter merged without loss, and with | share of the update that is left |
 #
-# **Cost:** about 9 minutes and 7 GB on two CPU cores, 5 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
+# **Cost:** about 9 minutes and 7 GB on two CPU cores, an estimated 5 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="06f63346"
+# %% [markdown] id="title" lang="zh" of="7685c89b"
 # # 04 · QLoRA：同样的事，每个权重只用 4 比特
 #
 # LoRA 只训练百分之几的权重，但全部权重都得放在内存里。QLoRA 把冻结的权重各存成 4 比特。在这里，你亲手做出这种数字格式，证明它与库的相等，看它损失多少质量，在加载任何东西之前预测训练要多少内存，再用分配器核对预测，最后用它训练。
@@ -28,7 +28,7 @@
 # | QLoRA 与 LoRA 并排 | 未见过的句式中完全正确的订单、正确的字段、字节、秒 |
 # | 合并适配器：无损的与有损的 | 改动还剩下多少 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 9 分钟、7 GB 内存，T4 上约 5 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 9 分钟、7 GB 内存，T4 上估计 5 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -178,11 +178,11 @@ ax.set(xlabel="weight / scale of its block", ylabel="weights", yticks=[], title=
 plt.show()
 
 # %% [markdown] id="scratch-why"
-# ### Ten lines, and the same codes as the library
+# ### By hand, and the same codes as the library
 
 
-# %% [markdown] id="scratch-why" lang="zh" of="6c4444cf"
-# ### 十行代码，与库的编码相同
+# %% [markdown] id="scratch-why" lang="zh" of="032b88c4"
+# ### 亲手实现，与库的编码相同
 
 
 # %% id="scratch"
@@ -401,12 +401,12 @@ print(
 
 # %% [markdown] id="memory-why"
 # ## Memory, before anything is loaded
-# The field's rule of thumb: a model of N weights takes a = 4 N bytes, full fine-tuning 5a, LoRA a little over a. Here it
+# A common rule of thumb: a model of N weights takes a = 4 N bytes, full fine-tuning 5a, LoRA a little over a. Here it
 # is beside the sum of the parts, for a 7B model and one row of 1,024 tokens. No weight is loaded for it.
 
-# %% [markdown] id="memory-why" lang="zh" of="99cb8ffd"
+# %% [markdown] id="memory-why" lang="zh" of="28db65b8"
 # ## 加载之前先算内存
-# 流行的经验法则：N 个权重的模型占 a = 4 N 字节，全量微调 5a，LoRA 略多于 a。下面把它和逐项相加的结果并排，以 7B 模型、一行 1,024 个 token 为例。不加载任何权重。
+# 一条常见的经验法则：N 个权重的模型占 a = 4 N 字节，全量微调 5a，LoRA 略多于 a。下面把它和逐项相加的结果并排，以 7B 模型、一行 1,024 个 token 为例。不加载任何权重。
 
 # %% id="rule"
 weights_7b, adapter_7b = 7.6e9, 40e6  # Qwen2.5-7B, and LoRA with r = 16 on all its linear layers
@@ -430,11 +430,11 @@ for again in (False, True):
 
 # %% [markdown] id="rule-read"
 # For full fine-tuning the rule is on the safe side: weights, gradients and two moments are 4a, and at this length the
-# activations add only a fraction of one more. For LoRA it is wrong in both directions: nobody keeps a frozen base in float32,
+# activations add only a fraction of one more. For LoRA it is wrong in both directions: a frozen base needs no float32,
 # and activations, which grow with every token, outweigh the adapter with its gradient and moments unless they are recomputed.
 
-# %% [markdown] id="rule-read" lang="zh" of="6f78d7e7"
-# 对全量微调，这个法则偏保守：权重、梯度、一阶矩和二阶矩共 4a，在这个长度上激活只再加零点几个 a。对 LoRA，它两头都错：没有人把冻结的基座放在 float32 里；而随每个 token 增长的激活，只要不重算，就比适配器连同其梯度、一阶矩和二阶矩加起来还大。
+# %% [markdown] id="rule-read" lang="zh" of="d3b7ccd1"
+# 对全量微调，这个法则偏保守：权重、梯度、一阶矩和二阶矩共 4a，在这个长度上激活只再加零点几个 a。对 LoRA，它两头都错：冻结的基座用不着 float32；而随每个 token 增长的激活，只要不重算，就比适配器连同其梯度、一阶矩和二阶矩加起来还大。
 
 # %% [markdown] id="measure-why"
 # ### Predicted against measured
@@ -681,13 +681,14 @@ ax.set(title=f"Do four bits cost exact orders? ({len(asked)} orders)", ylabel="e
 plt.show()
 
 # %% [markdown] id="compare-read"
-# An interval that contains 0 says that this many orders cannot tell the two apart, not that they are equal. The seconds are
-# those of unpacking: every multiplication reads its weights from four bits first. On a small model with long rows the
-# peak hardly moves, because activations dominate. On a 7B model with recomputation the weights do, and four bits decide
-# whether it fits at all: compare LoRA and QLoRA in the list of the 7B model above.
+# An interval that contains 0 says that this many orders cannot tell the two apart, not that they are equal. Compare the seconds too: with four bits every multiplication
+# first unpacks its weights, work that LoRA doesn't have. And the memory, in the table of predicted and measured peaks: four bits
+# save the weights' share, in each setting about the same number of MiB, so the more activations there are, the less of the peak it is. On a
+# 7B model with recomputation the weights dominate, and four bits may decide whether it fits at all: compare LoRA and QLoRA in the list of
+# the 7B model above.
 
-# %% [markdown] id="compare-read" lang="zh" of="661df76e"
-# 区间含 0，只说明这么多订单分不出两者高下，并不等于两者相等。多花的时间用在解包上：每次相乘都要先把权重从 4 比特读出来。对小模型和长行，峰值几乎不动，因为激活占大头。对 7B 模型加重算，权重占大头，4 比特决定它到底放不放得下：比较上面 7B 列表里的 LoRA 与 QLoRA。
+# %% [markdown] id="compare-read" lang="zh" of="bdc027ce"
+# 区间含 0，只说明这么多订单分不出两者高下，并不等于两者相等。也比一比秒数：用 4 比特时，每次相乘都要先解包权重，这一步 LoRA 没有。再看前面“预测与实测”表里的内存：4 比特省下的是权重那一份，各种设置下都差不多是同样多的 MiB，所以激活越多，它在峰值里占的比例就越小。对 7B 模型加重算，权重占大头，4 比特可能决定它到底放不放得下：比较上面 7B 列表里的 LoRA 与 QLoRA。
 
 # %% [markdown] id="optimizer-why"
 # ## Moments in eight bits, and pages
@@ -807,12 +808,12 @@ plt.show()
 # ### A trap that gives no error: answer, then train
 # On a CPU with AVX512_BF16 instructions a 4-bit layer repacks its weights the first time it answers. The packed form
 # multiplies without a backward pass, so that a model which is scored and *then* trained loses the gradient of every layer
-# below. The loss still falls, only less. `cpu.keep_gradients` above
+# below, without an error or a warning. `cpu.keep_gradients` above
 # forbids the repacking. On a CPU without these instructions the layer stays as it is, and keeps its gradient.
 
-# %% [markdown] id="trap-why" lang="zh" of="7c5f3cb9"
+# %% [markdown] id="trap-why" lang="zh" of="a5ce3f08"
 # ### 一个不报错的陷阱：先回答，再训练
-# 在有 AVX512_BF16 指令的 CPU 上，4 位的层第一次回答时会把权重重新打包。打包后的形式相乘时没有反向传播，所以先打分、*再*训练的模型会丢掉下面每一层的梯度。损失照样下降，只是降得少。上面的 `cpu.keep_gradients` 禁止了重新打包。在没有这种指令的 CPU 上，这一层保持原样，梯度也还在。
+# 在有 AVX512_BF16 指令的 CPU 上，4 比特的层第一次回答时会把权重重新打包。打包后的形式相乘时没有反向传播，所以先打分、*再*训练的模型会丢掉下面每一层的梯度，既不报错也没有警告。上面的 `cpu.keep_gradients` 禁止了重新打包。在没有这种指令的 CPU 上，这一层保持原样，梯度也还在。
 
 # %% id="trap"
 layer = Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16).to(where)
@@ -890,6 +891,13 @@ for label, options in stored.items():
         options["bnb_4bit_compute_dtype"] = dtype
     candidate = load(quantization_config=BitsAndBytesConfig(**options))
     print(f"{label:<12} {memory.held_bytes(candidate) / 2**20:6.0f} MiB, perplexity {text_perplexity(candidate):.1f}")
+
+# %% [markdown] id="stored-read"
+# Read small differences with care: these are a few short texts and one seed. Weights that are closer to the original (NF4 was
+# made for that) need not give the lower perplexity on them, so compare candidates on your own task, as the orders were above.
+
+# %% [markdown] id="stored-read" lang="zh" of="6b81f7ec"
+# 差别小的时候要谨慎：这里只有几段短文、一个随机种子。更接近原权重的存法（NF4 就是为此设计的）在这几段文字上困惑度未必更低，所以要在自己的任务上比较，就像上面比较订单那样。
 
 # %% [markdown] id="exercise-bytes-why"
 # ## Exercises

@@ -1,7 +1,7 @@
 # %% [markdown] id="title"
 # # 05 · Which method? One budget, one table
 #
-# Full fine-tuning, LoRA and its variants, adapters, prefixes, optimizers: every one has a paper that says it wins. Here
+# Full fine-tuning, LoRA and its variants, adapters, prefixes, optimizers: each has a paper of its own, with a comparison of its own. Here
 # they all get the same task and the same examples, those that are ranked also the same number of learning rates to choose
 # from, and the table decides what can be said about them.
 #
@@ -13,14 +13,14 @@
 # | what is chance | the front runners again with other seeds |
 # | an adapter on disk | `runs/05_methods/LoRA`, loaded again with one call |
 #
-# **Cost:** about 12 minutes and 4.5 GB on two CPU cores, 10 minutes on a T4. **Before this:** [03 ·
+# **Cost:** about 12 minutes and 4.5 GB on two CPU cores, an estimated 10 minutes on a T4. **Before this:** [03 ·
 # LoRA](03_lora.ipynb);
 # [04 · QLoRA](04_qlora.ipynb) helps.
 
-# %% [markdown] id="title" lang="zh" of="494ad95d"
+# %% [markdown] id="title" lang="zh" of="56c04655"
 # # 05 · 该选哪种方法？同一份预算，同一张表
 #
-# 全量微调、LoRA 及其变体、适配器、前缀、优化器：每一种都有论文说自己最好。在这里，它们面对同样的任务、同样的样本，参加排名的方法可选的学习率个数也相同；能下什么结论，由表说了算。
+# 全量微调、LoRA 及其变体、适配器、前缀、优化器：每一种都有自己的论文、自己的比较方式。在这里，它们面对同样的任务、同样的样本，参加排名的方法可选的学习率个数也相同；能下什么结论，由表说了算。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
@@ -30,7 +30,7 @@
 # | 哪些差别只是偶然 | 换几个种子，把领先者再跑一遍 |
 # | 磁盘上的一个适配器 | `runs/05_methods/LoRA`，一行代码即可重新加载 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 12 分钟、4.5 GB 内存，T4 上约 10 分钟。**先修：** [03 · LoRA](03_lora.ipynb)；[04 · QLoRA](04_qlora.ipynb) 会有帮助。
+# **耗时与内存：** 两个 CPU 核心上约 12 分钟、4.5 GB 内存，T4 上估计 10 分钟。**先修：** [03 · LoRA](03_lora.ipynb)；[04 · QLoRA](04_qlora.ipynb) 会有帮助。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -410,19 +410,19 @@ del again
 # ## Weights that are already there, or copies of them
 # - **full** trains every weight; the change can be anything.
 # - **freeze** trains only the last blocks. What is below stays, and the backward pass stops early, which saves time.
-# - **LLaMA Pro** inserts copies of blocks and trains only the copies. Their last projections start at zero, so that the
+# - **LLaMA Pro** (arXiv:2401.02415) inserts copies of blocks and trains only the copies. Their last projections start at zero, so that the
 #   longer model begins as what it was, and the old blocks are never touched.
-# - **BitFit** trains the biases alone, one number per output. This model, like Llama, was published without any: it gets
+# - **BitFit** (arXiv:2106.10199) trains the biases alone, one number per output. This model, like Llama, was published without any: it gets
 #   biases of zero, which change nothing until they are trained.
 # - **LayerNorm** trains the scales of the norms, one number per channel. Each channel grows or shrinks; no mixing is
 #   learned.
 
-# %% [markdown] id="whole-why" lang="zh" of="9d863563"
+# %% [markdown] id="whole-why" lang="zh" of="7f894605"
 # ## 训练已有的权重，或它们的副本
 # - **full** 训练每个权重，改动可以是任何样子。
 # - **freeze** 只训练最后几个块。下面的保持不变，反向传播提前停止，省时间。
-# - **LLaMA Pro** 插入若干块的副本，只训练副本。副本最后的投影从零开始，所以加深后的模型一开始与原来完全一样，原有的块也始终不动。
-# - **BitFit** 只训练偏置，每个输出一个数。这个模型和 Llama 一样，发布时没有偏置：这里补上全零的偏置，训练之前不起任何作用。
+# - **LLaMA Pro**（arXiv:2401.02415）插入若干块的副本，只训练副本。副本最后的投影从零开始，所以加深后的模型一开始与原来完全一样，原有的块也始终不动。
+# - **BitFit**（arXiv:2106.10199）只训练偏置，每个输出一个数。这个模型和 Llama 一样，发布时没有偏置：这里补上全零的偏置，训练之前不起任何作用。
 # - **LayerNorm** 训练归一化的缩放系数，每个通道一个数。通道只会放大或缩小，学不到通道之间的混合。
 
 
@@ -475,18 +475,18 @@ report(
 # Each changes one thing.
 #
 # - **q, v only** adapts two layers of a block instead of all seven.
-# - **rsLoRA** scales by `alpha / sqrt(r)`. At high ranks plain LoRA's `alpha / r` makes the change too small.
-# - **LoRA+** gives B a larger learning rate than A, because B starts at zero.
-# - **DoRA** learns the length of each row of the weight (one number per output) apart from its direction.
+# - **rsLoRA** (arXiv:2312.03732) scales by `alpha / sqrt(r)`. Its authors find that at high ranks plain LoRA's `alpha / r` makes the change too small.
+# - **LoRA+** (arXiv:2402.12354) gives B a larger learning rate than A, because B starts at zero.
+# - **DoRA** (arXiv:2402.09353) learns the length of each row of the weight (one number per output) apart from its direction.
 
-# %% [markdown] id="lora-why" lang="zh" of="6dc8f17d"
+# %% [markdown] id="lora-why" lang="zh" of="a0434734"
 # ## LoRA 的变体
 # 每个变体只改一处。
 #
 # - **q, v only** 每个块只适配两层，而不是全部七层。
-# - **rsLoRA** 用 `alpha / sqrt(r)` 缩放。秩较高时，普通 LoRA 的 `alpha / r` 会把改动压得太小。
-# - **LoRA+** 给 B 比 A 更大的学习率，因为 B 从零开始。
-# - **DoRA** 把权重每一行的长度（每个输出一个数）和方向分开学。
+# - **rsLoRA**（arXiv:2312.03732）用 `alpha / sqrt(r)` 缩放。作者发现，秩较高时普通 LoRA 的 `alpha / r` 会把改动压得太小。
+# - **LoRA+**（arXiv:2402.12354）给 B 比 A 更大的学习率，因为 B 从零开始。
+# - **DoRA**（arXiv:2402.09353）把权重每一行的长度（每个输出一个数）和方向分开学。
 
 
 # %% id="lora"
@@ -528,14 +528,14 @@ assert layer_numbers["DoRA"] - layer_numbers["LoRA"] == 1536 == layer_numbers["I
 # ## Adapters, vectors, prefixes
 # - **bottleneck** is what "adapter" first meant for language models (Houlsby et al. 2019): a small network behind the
 #   MLP of each block, narrow in the middle. Unlike LoRA it cannot be merged into the weights, because there is a nonlinearity inside.
-# - **IA3** multiplies keys, values and the MLP's middle by learned vectors. No matrix at all.
-# - **prefix tuning** trains keys and values of sixteen virtual tokens that every block sees before the input.
+# - **IA3** (arXiv:2205.05638) multiplies keys, values and the MLP's middle by learned vectors. No matrix at all.
+# - **prefix tuning** (arXiv:2101.00190) trains keys and values of sixteen virtual tokens that every block sees before the input.
 
-# %% [markdown] id="small-why" lang="zh" of="d76eb41a"
+# %% [markdown] id="small-why" lang="zh" of="4b64c945"
 # ## 适配器、向量、前缀
 # - **bottleneck**（瓶颈适配器）是语言模型里“adapter”一词最初的含义（Houlsby 等，2019）：在每个块的 MLP 后面接一个中间很窄的小网络。中间有非线性，所以与 LoRA 不同，它无法合并进权重。
-# - **IA3** 用学出来的向量去乘键、值和 MLP 的中间层，完全没有矩阵。
-# - **prefix tuning** 训练十六个虚拟 token 的键和值，每一块在输入之前都会先看到它们。
+# - **IA3**（arXiv:2205.05638）用学出来的向量去乘键、值和 MLP 的中间层，完全没有矩阵。
+# - **prefix tuning**（arXiv:2101.00190）训练十六个虚拟 token 的键和值，每一块在输入之前都会先看到它们。
 
 
 # %% id="small"
@@ -575,12 +575,12 @@ print(f"IA3 trains {table['IA3']['trained'] // len(untouched.model.layers):,} nu
 
 # %% [markdown] id="optimizer-why"
 # ## The same LoRA, another optimizer
-# **Muon** makes the update of a matrix orthogonal, so that no direction dominates. It keeps one moment instead of AdamW's
+# **Muon** makes the update of a matrix orthogonal: all its singular values become about equal. It keeps one moment instead of AdamW's
 # two.
 
-# %% [markdown] id="optimizer-why" lang="zh" of="ce9d98c6"
+# %% [markdown] id="optimizer-why" lang="zh" of="e448e706"
 # ## 同样的 LoRA，换一个优化器
-# **Muon** 让矩阵的更新变成正交的，没有哪个方向独大。它只保存一个矩，而 AdamW 要两个。
+# **Muon** 让矩阵的更新变成正交的：所有奇异值都变得大致相等。它只保存一个矩，而 AdamW 要两个。
 
 
 # %% id="optimizers"
@@ -835,11 +835,11 @@ print(
 
 # %% [markdown] id="break-why"
 # ## What goes wrong: one learning rate for all
-# The commonest way to "show" that a method is bad: give it somebody else's learning rate. Full fine-tuning with LoRA's:
+# A common way to "show" that a method is bad: give it somebody else's learning rate. Full fine-tuning with LoRA's:
 
-# %% [markdown] id="break-why" lang="zh" of="91a10e40"
+# %% [markdown] id="break-why" lang="zh" of="31464c54"
 # ## 故意出错：所有方法用同一个学习率
-# 要“证明”一种方法不好，最常见的做法是套用别人的学习率。全量微调用 LoRA 的学习率：
+# 要“证明”一种方法不好，常见的做法是套用别人的学习率。全量微调用 LoRA 的学习率：
 
 # %% id="break"
 wronged = run(**methods["full"] | {"learning_rate": methods["LoRA"]["learning_rate"]})[1]
@@ -886,13 +886,13 @@ experiment.show(draw, method=list(rows), budget_mib=[10, 0.5, 3, 30, 100, 2000])
 
 # %% [markdown] id="loftq-why"
 # ## Three more ideas, in small
-# **LoftQ** is for QLoRA. There `B A` starts at zero, so training starts from a model that quantization has damaged. LoftQ
+# **LoftQ** (arXiv:2310.08659) is for QLoRA. There `B A` starts at zero, so training starts from a model that quantization has damaged. LoftQ
 # looks for a quantized matrix *and* a `B A` whose sum is close to the original: quantize, fit `B A` to the error by SVD,
 # quantize what is left, again. With two bits and rank 8:
 
-# %% [markdown] id="loftq-why" lang="zh" of="3fcacf61"
+# %% [markdown] id="loftq-why" lang="zh" of="ef7a0a01"
 # ## 另外三个想法，小规模演示
-# **LoftQ** 用于 QLoRA。在 QLoRA 里 `B A` 从零开始，训练的起点是一个被量化损伤过的模型。LoftQ 同时寻找量化矩阵*和* `B A`，让两者之和接近原矩阵：量化，用 SVD 让 `B A` 拟合误差，再量化剩下的部分，如此反复。2 比特、秩 8：
+# **LoftQ**（arXiv:2310.08659）用于 QLoRA。在 QLoRA 里 `B A` 从零开始，训练的起点是一个被量化损伤过的模型。LoftQ 同时寻找量化矩阵*和* `B A`，让两者之和接近原矩阵：量化，用 SVD 让 `B A` 拟合误差，再量化剩下的部分，如此反复。2 比特、秩 8：
 
 
 # %% id="loftq"
@@ -914,12 +914,12 @@ print("relative error: " + ", ".join(f"{error:.2f}" for error in errors))
 assert errors[-1] < errors[0]
 
 # %% [markdown] id="longlora-why"
-# **LongLoRA** makes fine-tuning on long texts cheaper: while it trains, a token attends within its group only, and half
+# **LongLoRA** (arXiv:2309.12307) makes fine-tuning on long texts cheaper: while it trains, a token attends within its group only, and half
 # of the heads use groups that are shifted by half a group, so that information passes from group to group. It also trains
 # embeddings and norms (`modules_to_save` of `LoraConfig`). Eight tokens in groups of four, filled where a query looks:
 
-# %% [markdown] id="longlora-why" lang="zh" of="43a8412d"
-# **LongLoRA** 让长文本微调更省：训练时每个 token 只看自己组内的 token，另一半注意力头把分组错开半组，信息就能在组间传递。它还训练嵌入和归一化层（`LoraConfig` 的 `modules_to_save`）。八个 token、每组四个，填色处是查询能看到的位置：
+# %% [markdown] id="longlora-why" lang="zh" of="c3a55857"
+# **LongLoRA**（arXiv:2309.12307）让长文本微调更省：训练时每个 token 只看自己组内的 token，另一半注意力头把分组错开半组，信息就能在组间传递。它还训练嵌入和归一化层（`LoraConfig` 的 `modules_to_save`）。八个 token、每组四个，填色处是查询能看到的位置：
 
 # %% id="longlora"
 query, key = torch.arange(8)[:, None], torch.arange(8)

@@ -1,7 +1,7 @@
 # %% [markdown] id="title"
 # # 08 · Merge and export: from an adapter to a file that others can run
 #
-# Training leaves an adapter of a few megabytes. Here you train two, one for a name and one for orders, merge one into
+# Training leaves an adapter, a small file beside the model. Here you train two, one for a name and one for orders, merge one into
 # its base by hand, mix both into a model that has both skills, and write one file that llama.cpp and Ollama run. An
 # export is done when it has been reloaded and compared.
 #
@@ -12,12 +12,12 @@
 # | a GGUF file and a Modelfile | prompts whose first tokens equal those of transformers |
 # | smaller files | megabytes and extra loss at 8 and 4 bits, with and without calibration data |
 #
-# **Cost:** about 8 minutes and 6 GB on two CPU cores, 4 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
+# **Cost:** about 8 minutes and 6 GB on two CPU cores, an estimated 4 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="ea551e35"
+# %% [markdown] id="title" lang="zh" of="734f57f4"
 # # 08 · 合并与导出：从适配器到别人能运行的文件
 #
-# 训练留下一个几兆字节的适配器。在这里，你训练两个：一个学名字，一个学写订单；亲手把其中一个合并进基座，再把两个混成一个兼有两种技能的模型，最后写出 llama.cpp 和 Ollama 能运行的单个文件。只有重新加载并比对过，导出才算完成。
+# 训练留下一个适配器，它是模型旁边的一个小文件。在这里，你训练两个：一个学名字，一个学写订单；亲手把其中一个合并进基座，再把两个混成一个兼有两种技能的模型，最后写出 llama.cpp 和 Ollama 能运行的单个文件。只有重新加载并比对过，导出才算完成。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
@@ -26,7 +26,7 @@
 # | 一个 GGUF 文件和一个 Modelfile | 前若干个 token 与 transformers 相同的提示有多少 |
 # | 更小的文件 | 8 比特与 4 比特时的兆字节数和多出的损失，用与不用校准数据 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 8 分钟、6 GB 内存，T4 上约 4 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 8 分钟、6 GB 内存，T4 上估计 4 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -249,7 +249,7 @@ print(W + s * (B @ A))
 # a large weight and a small change should not be rounded to 16 bits.
 
 # %% [markdown] id="all-layers-why" lang="zh" of="f4212a95"
-# 现在轮到真实模型的每一层。不论适配器是用什么精度训练的，从这里起一律用 float32：大权重加上小改动，这个和不该舍入到 16 位。
+# 现在轮到真实模型的每一层。不论适配器是用什么精度训练的，从这里起一律用 float32：大权重加上小改动，这个和不该舍入到 16 比特。
 
 
 # %% id="by-hand"
@@ -687,14 +687,14 @@ plt.show()
 # %% [markdown] id="calibration-why"
 # ## Four bits with calibration data: GPTQ and AWQ
 # The formats above round each weight by itself. **GPTQ** looks at what the layer gets to see: it rounds one column
-# after the other and changes the columns that are left so that they make up for the error, weighted by the inputs of a
-# few hundred calibration sentences. **AWQ** uses such inputs to scale up the columns that matter most before rounding.
-# GPTQ on one layer, in a dozen lines: the error of the layer's *outputs* on sentences that were not used for
+# after the other and changes the columns that are left so that they make up for the error, weighted by the inputs of
+# some calibration sentences. **AWQ** uses such inputs to scale up the columns that matter most before rounding.
+# GPTQ on one layer, by hand: the error of the layer's *outputs* on sentences that were not used for
 # calibration, first rounded without data, then calibrated on random tokens, then on real sentences.
 
-# %% [markdown] id="calibration-why" lang="zh" of="fe357e3b"
+# %% [markdown] id="calibration-why" lang="zh" of="3031f07a"
 # ## 用校准数据做 4 比特量化：GPTQ 与 AWQ
-# 上面的格式对每个权重单独取整。**GPTQ** 会看这一层实际收到什么输入：它一列一列地取整，并调整还没取整的列来补偿误差，补偿的依据是几百句校准数据产生的输入。**AWQ** 用同样的输入找出最要紧的列，先放大再取整。下面用十几行代码在一层上实现 GPTQ，比较这一层的*输出*在没参与校准的句子上的误差：先是不用数据直接取整，再用随机 token 校准，最后用真实句子校准。
+# 上面的格式对每个权重单独取整。**GPTQ** 会看这一层实际收到什么输入：它一列一列地取整，并调整还没取整的列来补偿误差，补偿的依据是一些校准句子产生的输入。**AWQ** 用同样的输入找出最要紧的列，先放大再取整。下面在一层上亲手实现 GPTQ，比较这一层的*输出*在没参与校准的句子上的误差：先是不用数据直接取整，再用随机 token 校准，最后用真实句子校准。
 
 
 # %% id="calibration"
@@ -786,12 +786,12 @@ print(f"{len(chats)} texts in {file.name}")
 
 # %% [markdown] id="break-twice-why"
 # ## What goes wrong: the wrong base
-# The adapter is put on a base that is not its own. The most frequent case: the adapter has been merged already, and
+# The adapter is put on a base that is not its own. A common case: the adapter has been merged already, and
 # somebody loads it once more on top of the merged model. All shapes fit, so nothing complains.
 
-# %% [markdown] id="break-twice-why" lang="zh" of="b53ae290"
+# %% [markdown] id="break-twice-why" lang="zh" of="5fb37208"
 # ## 故意出错：错误的基座
-# 把适配器放到不属于它的基座上。最常见的情形：适配器已经合并过了，又有人把它加载到合并后的模型上。形状全都吻合，所以没有任何报错。
+# 把适配器放到不属于它的基座上。一种常见的情形：适配器已经合并过了，又有人把它加载到合并后的模型上。形状全都吻合，所以没有任何报错。
 
 # %% id="break-twice"
 on_merged = AutoModelForCausalLM.from_pretrained(folder / "merged", dtype=torch.float32, device_map=device_map)
@@ -870,18 +870,17 @@ if importlib.util.find_spec("bitsandbytes"):
 # **Fix:** load the base in 16 or 32 bits, merge there, quantize afterwards if you must.
 
 # %% [markdown] id="break-four-fix" lang="zh" of="75604f91"
-# **修正：** 用 16 或 32 位加载基座，在那里合并，需要的话之后再量化。
+# **修正：** 用 16 或 32 比特加载基座，在那里合并，需要的话之后再量化。
 
 # %% [markdown] id="recipe-why"
 # ## The same from a recipe
 # `ftlab export merge.yaml` with these keys merges, saves to a temporary folder, reloads, compares, writes the model card
 # and only then gives the folder its name. `export_device` says where the merge is computed: `cpu` if the model fits the
-# computer's memory but not the GPU's. The card's last line compares greedy answers to *random* tokens: there the two best
-# tokens are often close, and after the first that differs the rest of an answer differs too.
+# computer's memory but not the GPU's. The card's last line compares greedy answers to *random* tokens: there the two best tokens may be close, and after the first that differs the rest of an answer differs too.
 
-# %% [markdown] id="recipe-why" lang="zh" of="6638f6d9"
+# %% [markdown] id="recipe-why" lang="zh" of="77543feb"
 # ## 用配方做同样的事
-# `ftlab export merge.yaml` 加上这些键：合并，存到临时文件夹，重新加载，比较，写模型卡，最后才给文件夹正式的名字。`export_device` 指定在哪里计算合并：模型装得进内存、却装不进显存时用 `cpu`。模型卡的最后一行比较的是对*随机* token 的贪心回答：那里最好的两个 token 常常很接近，而一旦有一个 token 不同，后面就都不同了。
+# `ftlab export merge.yaml` 加上这些键：合并，存到临时文件夹，重新加载，比较，写模型卡，最后才给文件夹正式的名字。`export_device` 指定在哪里计算合并：模型装得进内存、却装不进显存时用 `cpu`。模型卡的最后一行比较的是对*随机* token 的贪心回答：那里最好的两个 token 可能很接近，而一旦有一个 token 不同，后面就都不同了。
 
 # %% id="recipe"
 shutil.rmtree(folder / "exported", ignore_errors=True)

@@ -14,10 +14,10 @@
 # | faster engines | tokens per second, each against what this machine's memory allows |
 # | an OpenAI-compatible server | asked by the real `openai` client, then stopped |
 #
-# **Cost:** about 6 minutes and 5 GB on two CPU cores, 3 minutes on a T4. **Before this:**
+# **Cost:** about 6 minutes and 5 GB on two CPU cores, an estimated 3 minutes on a T4. **Before this:**
 # [00 · Your first fine-tune](00_first_finetune.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="b87d03d2"
+# %% [markdown] id="title" lang="zh" of="d7cb97bf"
 # # 09 · 推理：从分数到文字，快到能供多人使用
 #
 # 语言模型给出的只是下一个 token 的分数。其余的事：选择、记忆、成批、对外服务，都在它周围完成。在这里，你亲手写出每一样，证明与库的结果相等，并测出它在这台机器上值多少。
@@ -31,7 +31,7 @@
 # | 更快的引擎 | 每秒 token 数，并与这台机器内存带宽允许的上限比较 |
 # | 兼容 OpenAI 的服务 | 用真正的 `openai` 客户端提问，然后停掉 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 6 分钟、5 GB 内存，T4 上约 3 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 6 分钟、5 GB 内存，T4 上估计 3 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -253,7 +253,7 @@ def sample(model, ids, new_tokens):
 # float32; in 16 bits two scores can tie, and then rounding decides.
 
 # %% [markdown] id="parity-why" lang="zh" of="07e470da"
-# 库也是这样做的吗？同样的种子，同样的随机数：抽出的 token 必须一样。比较用 float32 进行；16 位下两个分数可能相等，那时由舍入决定。
+# 库也是这样做的吗？同样的种子，同样的随机数：抽出的 token 必须一样。比较用 float32 进行；16 比特下两个分数可能相等，那时由舍入决定。
 
 # %% id="parity"
 exact = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32, device_map=model.device).eval()
@@ -299,14 +299,14 @@ def draw(temperature, top_k, top_p, min_p):
 
 experiment.show(draw, temperature=(0.1, 3.0, 0.1), top_k=(1, 100, 1), top_p=(0.1, 1.0, 0.05), min_p=(0.0, 0.5, 0.01))
 
-# %% [markdown] id="knobs-why"
+# %% [markdown] id="drawn-why"
 # And on whole answers: the same prompt, three draws per setting. Read them: where does it stop being boring, and where
 # does it stop making sense?
 
-# %% [markdown] id="knobs-why" lang="zh" of="7f4e7d2d"
+# %% [markdown] id="drawn-why" lang="zh" of="7f4e7d2d"
 # 再看对整个回答的影响：同一个提示，每种设置抽三次。读一读：从哪里开始不再无聊，又从哪里开始不知所云？
 
-# %% id="knobs"
+# %% id="drawn"
 opening = [{"role": "user", "content": "Invent a name for a bakery on the moon. Only the name."}]
 start_ids = tokenizer.apply_chat_template(opening, add_generation_prompt=True, return_tensors="pt", return_dict=True)
 for t, p, m in ((0.2, 1.0, 0.0), (0.8, 0.9, 0.0), (1.0, 1.0, 0.0), (1.8, 1.0, 0.0), (1.8, 1.0, 0.1)):
@@ -568,13 +568,13 @@ _ = model.generate(**inputs, max_new_tokens=2 * few_tokens, do_sample=False, str
 
 # %% [markdown] id="lookup-why"
 # ## Guess several, check at once
-# One step can *check* several tokens nearly as fast as it makes one. So guess: when the answer repeats parts of the prompt
+# One step that reads the weights once can *check* several tokens. So guess: when the answer repeats parts of the prompt
 # (editing, extraction, quoting), the words after an earlier occurrence are a good guess. Wrong guesses are thrown away, so
 # greedy tokens stay the same. *Prompt lookup* needs no second model; *speculative decoding* lets a small model guess.
 
-# %% [markdown] id="lookup-why" lang="zh" of="105767f6"
+# %% [markdown] id="lookup-why" lang="zh" of="d943c0c7"
 # ## 猜几个，一次核对
-# 一步*核对*几个 token，几乎和生成一个一样快。那就猜：当回答会重复提示中的内容（改写、抽取、引用），先前出现处后面的词就是好的猜测。猜错的丢掉，所以贪心的 token 不变。*Prompt lookup* 不需要第二个模型；*投机解码*则让一个小模型来猜。
+# 一步只读一遍权重，却能*核对*好几个 token。那就猜：当回答会重复提示中的内容（改写、抽取、引用），先前出现处后面的词就是好的猜测。猜错的丢掉，所以贪心的 token 不变。*Prompt lookup* 不需要第二个模型；*投机解码*则让一个小模型来猜。
 
 # %% id="lookup"
 note = "Ms Okafor ordered 12 blue mugs on 3 May, paid 96 euros, and asked for delivery to 7 Harbour Lane."
@@ -612,7 +612,7 @@ print("back:", [round(w, 3) for w in ((row / scale).round() * scale).tolist()])
 # in the place of every `nn.Linear`, and `generate` runs as before.
 
 # %% [markdown] id="int8-layer-why" lang="zh" of="aaa6c982"
-# 把同样的事写成一层。PyTorch 自带一个适用于各种 CPU 的内核，计算 bfloat16 输入与 8 位权重的乘积；用这一层换下每个 `nn.Linear`，`generate` 照常运行。
+# 把同样的事写成一层。PyTorch 自带一个适用于各种 CPU 的内核，计算 bfloat16 输入与 8 比特权重的乘积；用这一层换下每个 `nn.Linear`，`generate` 照常运行。
 
 
 # %% id="int8-layer"
@@ -739,7 +739,7 @@ print(f"each token is the likeliest, or at most {behind.max():.2f} behind it, wh
 # %% [markdown] id="engines-why"
 # ## All engines, measured
 # `ftlab chat --backend NAME` has engines of both kinds: your `loop`; your `int8` with it; `int4`, sixteen levels per weight,
-# with a scale and a lowest value for each block of 32 (the output layer keeps eight bits: four cost the most there); and
+# with a scale and a lowest value for each block of 32 (the output layer keeps eight bits); and
 # [llama.cpp](https://github.com/ggml-org/llama.cpp), a program written for this one job in C++, which reads GGUF files
 # (lesson 08) of eight and of four bits. The course does not install it: `pip install 'ftlab[llamacpp]'` compiles for some
 # minutes.
@@ -750,9 +750,9 @@ print(f"each token is the likeliest, or at most {behind.max():.2f} behind it, wh
 #
 # **Predict before you run:** four bits read about half as much as eight. How many times as fast as `int8` is `int4`?
 
-# %% [markdown] id="engines-why" lang="zh" of="ec4a5db5"
+# %% [markdown] id="engines-why" lang="zh" of="81e22322"
 # ## 所有引擎，逐个测
-# `ftlab chat --backend NAME` 有这两类引擎：你写的循环 `loop`；配上它的 `int8`；`int4`，每个权重十六个量化值，每 32 个一块，各有自己的缩放因子和最小值（输出层仍用 8 比特：4 比特在那里损失最大）；还有 [llama.cpp](https://github.com/ggml-org/llama.cpp)，一个专为这件事用 C++ 写的程序，读 8 比特和 4 比特的 GGUF 文件（第 08 课）。课程不安装它：`pip install 'ftlab[llamacpp]'` 要编译几分钟。
+# `ftlab chat --backend NAME` 有这两类引擎：你写的循环 `loop`；配上它的 `int8`；`int4`，每个权重十六个量化值，每 32 个一块，各有自己的缩放因子和最小值（输出层仍用 8 比特）；还有 [llama.cpp](https://github.com/ggml-org/llama.cpp)，一个专为这件事用 C++ 写的程序，读 8 比特和 4 比特的 GGUF 文件（第 08 课）。课程不安装它：`pip install 'ftlab[llamacpp]'` 要编译几分钟。
 #
 # 位数少了就是另一组权重，所以每个引擎还要与原模型比较：沿着同一个回答，它对下一个 token 的概率偏了多少？这就是 Kullback-Leibler 散度，单位是每个 token 多少 nat。`--backend auto` 在限度之内取最快的。
 #
@@ -902,13 +902,13 @@ server.terminate()
 print(f"one after the other {rates[1]:.0f}, together {rates[8]:.0f} tokens per second; ended with {server.wait()}")
 
 # %% [markdown] id="vllm"
-# **What vLLM adds**, on a GPU: keys and values in pages instead of one padded block (PagedAttention), so that many more
-# requests fit; kernels for that layout; several GPUs. The next cell runs where vLLM is installed; install it in an
+# **What vLLM adds**, on a GPU: keys and values in pages instead of one padded block (PagedAttention, Kwon et al. 2023,
+# arXiv:2309.06180), so that more requests fit; kernels for that layout; several GPUs. The next cell runs where vLLM is installed; install it in an
 # environment of its own, because it brings its own torch. As a server it is `vllm serve runs/08_merge_export/merged`, and
 # `--enable-lora` serves adapters beside the base.
 
-# %% [markdown] id="vllm" lang="zh" of="6a37af12"
-# **vLLM 多了什么**（在 GPU 上）：键和值分页存放，而不是一整块带填充的内存（PagedAttention），因此能容下多得多的请求；为这种布局写的内核；多块 GPU。装了 vLLM 的话，下一格就会运行；请装在单独的环境里，因为它自带一个版本的 torch。作为服务则是 `vllm serve runs/08_merge_export/merged`，加上 `--enable-lora` 可以在基座旁同时提供适配器。
+# %% [markdown] id="vllm" lang="zh" of="3e2e2c51"
+# **vLLM 多了什么**（在 GPU 上）：键和值分页存放，而不是一整块带填充的内存（PagedAttention，Kwon 等 2023，arXiv:2309.06180），因此能容下更多请求；为这种布局写的内核；多块 GPU。装了 vLLM 的话，下一格就会运行；请装在单独的环境里，因为它自带一个版本的 torch。作为服务则是 `vllm serve runs/08_merge_export/merged`，加上 `--enable-lora` 可以在基座旁同时提供适配器。
 
 # %% id="vllm-run"
 if importlib.util.find_spec("vllm"):
@@ -933,7 +933,7 @@ else:
 # ## 练习
 # 把每个 `...` 换成你的答案，再运行单元格。答错会给提示，再答错提示会更具体；`ftlab course check 09` 检查你保存的整课练习。
 #
-# **1.** 一个 7B 模型有 28 层、4 个键值头（KV head），每头 128 个数，缓存用 16 位。1,000 个 token 占多少字节？
+# **1.** 一个 7B 模型有 28 层、4 个键值头（KV head），每头 128 个数，缓存用 16 比特。1,000 个 token 占多少字节？
 
 # %% id="exercise-cache" tags=["exercise"]
 cache_bytes = ...  # your answer

@@ -15,9 +15,9 @@
 # | three kinds of judges side by side | a program, a model that is asked (RLAIF), a reward model |
 # | a reward model fooled by length, and the fix | a probe: style against length |
 #
-# **Cost:** about 5 minutes and 4 GB on two CPU cores, 3 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
+# **Cost:** about 5 minutes and 4 GB on two CPU cores, an estimated 3 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="f76213a1"
+# %% [markdown] id="title" lang="zh" of="5b74e6dd"
 # # 10 · 奖励模型：把口味变成数字
 #
 # “我更喜欢这个回答”说起来容易，写成程序却难。奖励模型从偏好对中学会它：同一个问题的两个回答，其中一个被选中。本课的评分者是模拟的，所以难得地知道真相：你设定一种口味，让带噪声的评分者按它来选，再用两种办法把口味还原出来（拟合两个数，以及只看文本的语言模型），并检查它给出的概率能不能信。最后抓住一个只看长度的奖励模型。
@@ -30,7 +30,7 @@
 # | 三种裁判的对比 | 程序、被提问的模型（RLAIF）、奖励模型 |
 # | 一个被长度骗了的奖励模型，以及解决办法 | 探针：风格对长度 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 5 分钟、4 GB 内存，T4 上约 3 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 5 分钟、4 GB 内存，T4 上估计 3 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
 #
 # 内置的小模型只懂英文，所以本课的回答是英文的；换成 `t4` 以上的配置（Qwen），把模板换成中文就能得到中文的奖励模型。
 
@@ -368,7 +368,7 @@ training_args = RewardConfig(
 
 # %% [markdown] id="parity-why" lang="zh" of="c731aff4"
 # ### 与库相等
-# 一批数据，32 位浮点数，训练器自己的损失与我们的那一行比较。
+# 一批数据，float32，训练器自己的损失与我们的那一行比较。
 
 # %% id="parity"
 exact = RewardTrainer(reward_model("float32"), training_args, train_dataset=to_dataset(train_pairs[:16]))
@@ -384,12 +384,12 @@ del exact
 # %% [markdown] id="baseline-why"
 # ## Start with a baseline: what does "knows nothing" score?
 # An untrained head knows nothing about taste. How often does it rank a held-out pair as the raters did? A coin would get
-# 50%, give or take a few points.
+# 50% on average.
 
 
-# %% [markdown] id="baseline-why" lang="zh" of="6583d5f3"
+# %% [markdown] id="baseline-why" lang="zh" of="9f70b5ea"
 # ## 先测基线：“一无所知”能得多少分？
-# 没训练过的头对口味一无所知。它给留出的偏好对排序，有多少次与评分者一致？抛硬币是 50%，上下浮动几个百分点。
+# 没训练过的头对口味一无所知。它给留出的偏好对排序，有多少次与评分者一致？抛硬币平均是 50%。
 
 
 # %% id="rewards"
@@ -509,12 +509,13 @@ plt.show()
 
 # %% [markdown] id="after-why"
 # ## Does it agree with held-out raters, and with the truth?
-# The raters are noisy, so nobody agrees with all of them. The planted taste says which answer *should* have won; only a
-# simulation can ask that.
+# The raters are noisy, so nobody agrees with all of them. The share that the planted taste itself reaches is the best that can be
+# expected; on this one set of choices a judge may land a little above it by chance (see the interval). The planted taste
+# says which answer *should* have won; only a simulation can ask that.
 
-# %% [markdown] id="after-why" lang="zh" of="26ca0567"
+# %% [markdown] id="after-why" lang="zh" of="d2708a84"
 # ## 它与留出的评分者一致吗？与真相一致吗？
-# 评分者带噪声，所以谁也不可能与他们全都一致。设定的口味说明哪个回答*本该*获胜；只有模拟实验才能问这个问题。
+# 评分者带噪声，所以谁也不可能与他们全都一致。设定的口味自己达到的比例，是能期望的最好水平；在这一组选择上，裁判可能碰巧略高一点（看置信区间）。设定的口味说明哪个回答*本该*获胜；只有模拟实验才能问这个问题。
 
 # %% id="after"
 margins_after = margins(model, held_out)
@@ -677,6 +678,13 @@ for name, share in shares.items():
     print(f"{name:<14} ranks {share:.0%} of {count} pairs as the planted taste does")
 print(f"the model that is asked says A in {says_first:.0%} of its verdicts; without position bias it would be 50%")
 
+# %% [markdown] id="judges-read"
+# The last line belongs to the second judge: one that names the same position nearly every time has hardly compared the two
+# answers. Measure that before you let a model judge, and take a bigger one if it fails.
+
+# %% [markdown] id="judges-read" lang="zh" of="276a3340"
+# 最后一行说的是第二种裁判：如果几乎每次都选同一个位置，它就没有真正比较过两个回答。让模型当裁判之前先测这一点；不合格就换更大的模型。
+
 # %% [markdown] id="break-why"
 # ## What goes wrong: a reward model that measures length
 # Say the raters were tired: the same taste for style, and on top a strong dislike of reading. Nobody planned it, and the
@@ -708,17 +716,17 @@ probe_biased = accuracy(margins(biased_model, probe))
 print(f"held-out pairs rated by the same tired raters: {looks_fine:.0%}")
 print(f"probes passed: you predicted {guess_bias}%, measured {probe_biased:.0%} of {len(probe)}")
 
-# %% [markdown] id="mend-why"
+# %% [markdown] id="fix-why"
 # ### The fix is in the data
 # On pairs rated by the same people it looks good: the flaw is in the raters and in the test alike. Don't ask tired
 # raters about length at all: show them two answers of (nearly) the same length, so that only style can decide. Same
 # raters, same number of pairs, same loss, same steps.
 
-# %% [markdown] id="mend-why" lang="zh" of="c8df9191"
+# %% [markdown] id="fix-why" lang="zh" of="c8df9191"
 # ### 办法在数据里
 # 在同一批人评的偏好对上，它看起来很好：毛病同时藏在评分者和测试里。那就别让累了的评分者去比长度：给他们看长度（几乎）相同的两个回答，只有风格能决定胜负。评分者、偏好对数量、损失、步数都不变。
 
-# %% id="mend"
+# %% id="fix"
 matched_raw = [
     (f"What is {row['topic']}?", write(row, True, size), write(row, False, size))
     for row in topics
@@ -746,12 +754,13 @@ plt.show()
 # Drag `length_bias`: what ten more words add to what the raters want, beyond the planted taste. The stored pairs are
 # rated again with it, and the taste is recovered from the choices. Watch three things: the recovered weights; which
 # kind of answer would win a tournament; and the same tournament with the length term taken out of the recovered reward,
-# which is what *length-controlled* leaderboards do.
+# which is what *length-controlled* leaderboards do
+# (Dubois et al. 2024, arXiv:2404.04475).
 
 
-# %% [markdown] id="experiment-why" lang="zh" of="d7e71ae0"
+# %% [markdown] id="experiment-why" lang="zh" of="278cc105"
 # ## 动手试一试
-# 拖动 `length_bias`：在设定的口味之外，每多十个词再加多少分。已存的偏好对会按它重新评分，再从选择中还原口味。注意三件事：还原出的权重；哪一类回答会在循环赛里获胜；以及从还原的奖励里去掉长度项之后的同一场循环赛，*控制长度*（length-controlled）的排行榜做的就是这件事。
+# 拖动 `length_bias`：在设定的口味之外，每多十个词再加多少分。已存的偏好对会按它重新评分，再从选择中还原口味。注意三件事：还原出的权重；哪一类回答会在循环赛里获胜；以及从还原的奖励里去掉长度项之后的同一场循环赛，*控制长度*（length-controlled）的排行榜做的就是这件事（Dubois 等 2024，arXiv:2404.04475）。
 
 
 # %% id="experiment"

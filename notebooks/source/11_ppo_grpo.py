@@ -355,23 +355,23 @@ for row in zip(
 #
 # | | baseline | ratio and clip | KL |
 # |---|---|---|---|
-# | REINFORCE (1992) | none, or a running mean | no: one step per batch | not part of it |
-# | RLOO (2019, 2024) | mean of the *other* completions of the prompt | TRL: on the whole completion | in the reward, per completion |
-# | PPO (2017) | what a value head expects, token by token | per token | in the reward, per token |
-# | GRPO (2024) | mean of the group, divided by its standard deviation | per token | in the loss, per token |
+# | REINFORCE (Williams 1992) | none, or a running mean | no: one step per batch | not part of it |
+# | RLOO (Kool et al. 2019; Ahmadian et al., arXiv:2402.14740) | mean of the *other* completions of the prompt | TRL: on the whole completion | in the reward, per completion |
+# | PPO (arXiv:1707.06347) | what a value head expects, token by token | per token | in the reward, per token |
+# | GRPO (arXiv:2402.03300) | mean of the group, divided by its standard deviation | per token | in the loss, per token |
 #
 # The same eight rewards through three baselines; PPO's needs a value head and follows below:
 
-# %% [markdown] id="ladder-why" lang="zh" of="fd2eb01f"
+# %% [markdown] id="ladder-why" lang="zh" of="fa322210"
 # ### 四种方法，一架梯子
 # 它们都按优势推高一个回答里各 token 的对数概率。区别在于：回答与什么相比（*基线*，baseline），同一批回答能不能重复用来更新（*比率与截断*，ratio and clip），以及离开起始模型的代价在哪里付（*KL*）。
 #
 # | | 基线 | 比率与截断 | KL |
 # |---|---|---|---|
-# | REINFORCE（1992） | 没有，或一个滑动平均 | 没有：每批只更新一步 | 不包含 |
-# | RLOO（2019、2024） | 同一提示*其他*回答的均值 | TRL：按整个回答 | 在奖励里，按回答 |
-# | PPO（2017） | 价值头（value head）的逐 token 预期 | 逐 token | 在奖励里，逐 token |
-# | GRPO（2024） | 组内均值，再除以标准差 | 逐 token | 在损失里，逐 token |
+# | REINFORCE（Williams 1992） | 没有，或一个滑动平均 | 没有：每批只更新一步 | 不包含 |
+# | RLOO（Kool 等 2019；Ahmadian 等，arXiv:2402.14740） | 同一提示*其他*回答的均值 | TRL：按整个回答 | 在奖励里，按回答 |
+# | PPO（arXiv:1707.06347） | 价值头（value head）的逐 token 预期 | 逐 token | 在奖励里，逐 token |
+# | GRPO（arXiv:2402.03300） | 组内均值，再除以标准差 | 逐 token | 在损失里，逐 token |
 #
 # 同样八个奖励，用三种基线各算一遍；PPO 的基线需要价值头，放在后面：
 

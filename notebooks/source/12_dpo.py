@@ -14,11 +14,11 @@
 # | the price | general knowledge, KL, length |
 # | the family in one table | DPO, IPO, KTO, ORPO, SimPO, CPO on the same data |
 #
-# **Cost:** about 8 minutes and 7 GB on two CPU cores, 6 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb);
+# **Cost:** about 8 minutes and 7 GB on two CPU cores, an estimated 6 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb);
 # [10 · A reward model](10_reward_model.ipynb) helps: of the four models of RLHF that it draws, DPO keeps the policy and
 # the reference, and needs neither a reward model nor a value model, nor a single answer generated during training.
 
-# %% [markdown] id="title" lang="zh" of="c7abc79a"
+# %% [markdown] id="title" lang="zh" of="4b469594"
 # # 12 · DPO：不用奖励模型，从偏好中学习
 #
 # RLHF 先用偏好对训练奖励模型，再训练策略模型去拿高分。直接偏好优化（DPO）跳过奖励模型：一行损失，用偏好对直接训练策略模型本身。本课你会写出这一行，证明它与库的实现相等，并弄清一个常见配方里究竟是哪一部分教会了风格：是偏好，还是混在里面的普通微调（SFT）。
@@ -31,7 +31,7 @@
 # | 代价 | 常识、KL、长度 |
 # | 一张表里的整个家族 | 同一份数据上的 DPO、IPO、KTO、ORPO、SimPO、CPO |
 #
-# **耗时与内存：** 两个 CPU 核心上约 8 分钟、7 GB 内存，T4 上约 6 分钟。**先修：** [03 · LoRA](03_lora.ipynb)；[10 · 奖励模型](10_reward_model.ipynb) 会有帮助：那一课画出的 RLHF 四个模型里，DPO 只保留策略模型和参考模型，不需要奖励模型和价值模型，训练中也不用生成任何回答。
+# **耗时与内存：** 两个 CPU 核心上约 8 分钟、7 GB 内存，T4 上估计 6 分钟。**先修：** [03 · LoRA](03_lora.ipynb)；[10 · 奖励模型](10_reward_model.ipynb) 会有帮助：那一课画出的 RLHF 四个模型里，DPO 只保留策略模型和参考模型，不需要奖励模型和价值模型，训练中也不用生成任何回答。
 #
 # 内置的小模型只懂英文，所以本课的数据是英文的；换成 `t4` 以上的配置（Qwen）后，同样的代码可以直接用于中文偏好对。
 
@@ -145,12 +145,12 @@ train_dataset = train_pairs.map(to_pair, remove_columns=train_pairs.column_names
 
 # %% [markdown] id="baseline-why"
 # ## Start with a baseline
-# How often does the model answer in that style already? And how often if you simply ask for it in the system prompt, the
-# best that one can do without training?
+# How often does the model answer in that style already? And how often if you simply ask for it in the system prompt,
+# without any training?
 
-# %% [markdown] id="baseline-why" lang="zh" of="41f5b0ab"
+# %% [markdown] id="baseline-why" lang="zh" of="d0cf899d"
 # ## 先测基线
-# 模型现在有多少次已经用这种风格回答？如果直接在系统提示里要求它这样回答（不训练时能用的最好办法），又有多少次？
+# 模型现在有多少次已经用这种风格回答？如果不训练，直接在系统提示里要求它这样回答，又有多少次？
 
 # %% id="load"
 dtype = device.describe().dtype
@@ -236,7 +236,7 @@ def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta):  # each (pairs,)
 # base model is what is left. The adapter here starts at random, so that policy and reference differ.
 
 # %% [markdown] id="parity-why" lang="zh" of="0887807d"
-# 在一批数据上与 TRL 的损失比较，用 32 位浮点数。参考模型不需要第二份权重：关掉适配器，剩下的就是冻结的基座模型。这里的适配器随机初始化，所以策略模型与参考模型不同。
+# 在一批数据上与 TRL 的损失比较，用 float32。参考模型不需要第二份权重：关掉适配器，剩下的就是冻结的基座模型。这里的适配器随机初始化，所以策略模型与参考模型不同。
 
 # %% id="config"
 training_args = DPOConfig(
@@ -299,16 +299,17 @@ del exact
 
 # %% [markdown] id="predict-why"
 # ## Preference, imitation, or both?
-# A common recipe adds plain fine-tuning on the chosen answers to DPO: `loss_type=["sigmoid", "sft"]`. To see which of the
+# A common recipe adds plain fine-tuning on the chosen answers to DPO, as Llama 3 did (arXiv:2407.21783, 4.1.4):
+# `loss_type=["sigmoid", "sft"]`. To see which of the
 # two teaches the style, train three times from the same start, with the same pairs in the same order and the same steps:
 # DPO alone, SFT alone, both.
 #
 # **Predict before you run.** In what share of the held-out topics will DPO *alone* answer in the preferred style? And
 # must the chosen answer become likelier for the loss to fall?
 
-# %% [markdown] id="predict-why" lang="zh" of="8ab45131"
+# %% [markdown] id="predict-why" lang="zh" of="4ecbab44"
 # ## 偏好、模仿，还是两者都要？
-# 常见的配方会在 DPO 里加上对 chosen 回答的普通微调：`loss_type=["sigmoid", "sft"]`。要看清是哪一项教会了风格，就从同一起点训练三次，偏好对、顺序、步数都相同：只用 DPO、只用 SFT、两者都用。
+# 常见的配方会在 DPO 里加上对 chosen 回答的普通微调，Llama 3 就是这样做的（arXiv:2407.21783，4.1.4 节）：`loss_type=["sigmoid", "sft"]`。要看清是哪一项教会了风格，就从同一起点训练三次，偏好对、顺序、步数都相同：只用 DPO、只用 SFT、两者都用。
 #
 # **先预测，再运行。** *只用* DPO 时，留出主题中会有多大比例用上偏好的风格？损失要下降，chosen 回答的概率必须上升吗？
 
@@ -482,10 +483,10 @@ display(Markdown(text))
 
 # %% [markdown] id="samples-why"
 # Read answers to several topics, from every model. The rule pays for the opening alone: whether the rest is true is
-# something that no score above has looked at, and a 135M model often states false things in both styles.
+# something that no score above has looked at. So check some of them yourself, in both styles.
 
-# %% [markdown] id="samples-why" lang="zh" of="93021f11"
-# 读一读几个主题的回答，每个模型都看。规则只看开头：后面的内容对不对，上面没有任何分数检查过；135M 的小模型无论用哪种风格都常常说错。
+# %% [markdown] id="samples-why" lang="zh" of="2429ab87"
+# 读一读几个主题的回答，每个模型都看。规则只看开头：后面的内容对不对，上面没有任何分数检查过。所以两种风格的回答都要自己核对几条。
 
 # %% id="samples"
 samples = {"before": answers_before} | {name: found["replies"] for name, found in results.items()}
@@ -713,7 +714,7 @@ first = max(table, key=lambda name: table[name][0])
 print(f"\nyou predicted {guess_first}, measured {first} ({table[first][0]:.0%})")
 
 # %% [markdown] id="family-read"
-# Each method has its own best learning rate and beta, and a share of 0% after so few steps means "not yet", not "never".
+# Each method has its own best learning rate and beta, and a share of 0% after so few steps may only mean "not yet".
 # What the table does show is a price: how far each moved (KL) for the style that it gained.
 #
 # ### What does a reference cost?
@@ -722,8 +723,8 @@ print(f"\nyou predicted {guess_first}, measured {first} ({table[first][0]:.0%})"
 # else: the logits, (answers, tokens, vocabulary). TRL's DPO and KTO trainers compute log-probabilities in tiles and never
 # hold them; its experimental ORPO and CPO trainers do, and their SFT term holds a second copy for the chosen half.
 
-# %% [markdown] id="family-read" lang="zh" of="410dcbfe"
-# 每种方法都有自己最合适的学习率和 beta；这么几步之后的 0% 是“还没学到”，不是“学不会”。这张表真正展示的是价格：为了得到的风格，各自走了多远（KL）。
+# %% [markdown] id="family-read" lang="zh" of="1fea806a"
+# 每种方法都有自己最合适的学习率和 beta；这么几步之后的 0% 也许只是“还没学到”。这张表真正展示的是价格：为了得到的风格，各自走了多远（KL）。
 #
 # ### 参考模型要花多少内存？
 # 在这里几乎不花内存：参考模型就是关掉适配器的同一份权重。它花的是一次前向计算，也就是时间；如果是全参数微调，就要多存一份权重。决定最后一列顺序的是另一样东西：logits，形状为（回答数, token 数, 词表大小）。TRL 的 DPO 和 KTO 训练器分块计算对数概率，从不保存整个 logits；实验性的 ORPO 和 CPO 训练器会保存，它们的 SFT 项还要为 chosen 那一半再留一份。
@@ -737,13 +738,13 @@ print(f"the logits of one batch are up to {logits / 2**20:.0f} MiB in float32")
 print(f"measured: CPO takes {peaks['CPO'] - peaks['DPO']:.0f} MiB more than DPO")
 
 # %% [markdown] id="break-why"
-# ## What goes wrong: DPO that learns only length
+# ## What goes wrong: pairs that differ in length alone
 # Somebody collects pairs in a hurry: the chosen answer is the rejected one without its second half. Nothing about
 # style. **Predict before you run:** what share of pairs will DPO alone tell apart at the end, and how long will answers
 # be?
 
-# %% [markdown] id="break-why" lang="zh" of="08d6571a"
-# ## 故意出错：只学会长度的 DPO
+# %% [markdown] id="break-why" lang="zh" of="0d903861"
+# ## 故意出错：只在长度上有差别的偏好对
 # 有人匆忙收集偏好对：chosen 就是 rejected 去掉后半部分，与风格毫无关系。**先预测，再运行：** 训练结束时，只用 DPO 能分清多大比例的偏好对？回答会有多长？
 
 # %% id="predict-break"
@@ -785,11 +786,11 @@ right.set(ylabel="preferred style, %", title="What the answers say")
 plt.show()
 
 # %% [markdown] id="break-read"
-# A falling loss only means that the model tells the two sides apart; by which cue, the loss does not say. So measure
-# length and style separately:
+# A falling loss only means that the model tells the two sides apart. Whether its own answers have changed, in length or in style,
+# the loss does not say. So measure both (answers are cut at the number of tokens that the profile allows):
 
-# %% [markdown] id="break-read" lang="zh" of="4cd38461"
-# 损失下降只说明模型能分清两边；凭哪条线索，损失不会说。所以要把长度和风格分开测：
+# %% [markdown] id="break-read" lang="zh" of="b35cfaf1"
+# 损失下降只说明模型能分清两边。它自己的回答在长度或风格上变没变，损失不会说。所以两样都要测（回答最多写到配置允许的 token 数）：
 
 # %% id="break-table"
 for name, replies in (
@@ -800,11 +801,11 @@ for name, replies in (
     print(f"{name:<14} preferred style {style_share(replies):4.0%}, {mean_length(replies):3.0f} tokens")
 print(questions[0], answers_hurried[0], sep="\n")
 
-# %% [markdown] id="break-mend"
+# %% [markdown] id="break-fix"
 # The fix is the one of lesson 10: pairs in which the chosen answer is sometimes the longer one, and a check by something
 # other than the loss.
 
-# %% [markdown] id="break-mend" lang="zh" of="f653134e"
+# %% [markdown] id="break-fix" lang="zh" of="f653134e"
 # 解决办法与第 10 课相同：让 chosen 回答有时是较长的那个，并且用损失以外的东西来检查。
 
 # %% [markdown] id="exercise-loss-why"
@@ -1001,9 +1002,13 @@ course.record(outcomes, bands)
 #
 # **The same from the command line:** a recipe with `stage: dpo`, `dataset: preference_en`, `pref_beta: 0.1`,
 # `pref_ftx: 0.5` (the SFT weight).
-# %% [markdown] id="next" lang="zh" of="fd6bc553"
+#
+# **Next:** many experts, few of them at work for each token: [13 · Mixture of experts](13_moe.ipynb).
+# %% [markdown] id="next" lang="zh" of="f8237380"
 # **你留下的成果：** `runs/12_dpo/both`，带有偏好风格的适配器：用 `ftlab chat smollm2-135m --adapter runs/12_dpo/both` 就能和它对话。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`，它们各有自己的、更小的学习率。
 #
 # **同样的事从命令行做：** 一个写有 `stage: dpo`、`dataset: preference_en`、`pref_beta: 0.1`、`pref_ftx: 0.5`（SFT 权重）的配方。
+#
+# **下一课：** 专家很多，每个 token 只用其中几个：[13 · 混合专家](13_moe.ipynb)。
