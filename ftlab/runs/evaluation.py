@@ -77,7 +77,7 @@ def score(recipe: Recipe, limit: int | None = None, figures: Sequence[str] = (),
     """
     refuse(recipe)
     trained = chat.trained(recipe)
-    work = on_tasks(recipe, limit) if recipe.tasks else on_examples(recipe, trained, limit, figures)
+    work = on_tasks(recipe, limit) if recipe.tasks is not None else on_examples(recipe, trained, limit, figures)
     say_untrained(recipe, trained)
     with predicting_into(recipe):
         watch = watch or Watch(run_folder(recipe))
@@ -140,9 +140,9 @@ def refuse(recipe: Recipe) -> None:
     Raises:
         LabError: no data set, a stage without answers, or no folder for the predictions.
     """
-    if not (recipe.tasks or recipe.eval_dataset or recipe.dataset):
+    if recipe.tasks is None and not (recipe.eval_dataset or recipe.dataset):
         raise fail("recipe_missing_key", key="eval_dataset")
-    if not recipe.tasks and recipe.objective not in ("sft", "ppo", "grpo"):
+    if recipe.tasks is None and recipe.objective not in ("sft", "ppo", "grpo"):
         raise fail("eval_stage", where="stage", stage=recipe.objective)
     if recipe.predict_with_generate and not recipe.output_dir:
         raise fail("recipe_missing_key", key="output_dir")

@@ -45,8 +45,10 @@ def load_tasks(names: Sequence[str], folder: Path) -> Tasks:
     """Return lm-eval's tasks with their data: those of a .yaml file, of a file in `folder`, or lm-eval's own.
 
     Raises:
-        LabError: lm-eval is not installed, or a task is unknown, broken, or its data cannot be read.
+        LabError: lm-eval is not installed, no task is named, or one is unknown, broken, or its data cannot be read.
     """
+    if not names:
+        raise fail("eval_task_unknown", where="tasks", name="", own=", ".join(course_tasks(folder)), hint="")
     packages.require("lm_eval", "tasks")
     files = {name: file_of(name, folder) for name in names}
     return {name: load_task(manager(None in files.values()), name, file, folder) for name, file in files.items()}
@@ -59,6 +61,11 @@ def manager(own_tasks: bool) -> Any:
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     return TaskManager(include_defaults=own_tasks)
+
+
+def course_tasks(folder: Path) -> list[str]:
+    """Return the names of the task files in a folder."""
+    return sorted(path.stem for path in folder.glob("*.yaml"))
 
 
 def file_of(name: str, folder: Path) -> Path | None:
@@ -81,7 +88,7 @@ def load_task(tasks: Any, name: str, file: Path | None, folder: Path) -> Any:
     Raises:
         LabError: it is unknown, broken, or its data cannot be read.
     """
-    own = sorted(path.stem for path in folder.glob("*.yaml"))
+    own = course_tasks(folder)
     if file is None and name not in tasks.all_tasks:
         hint = suggest(name, [*own, *tasks.all_tasks])
         raise fail("eval_task_unknown", where="tasks", name=name, own=", ".join(own), hint=f"{hint} " if hint else "")

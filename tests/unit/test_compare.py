@@ -122,6 +122,7 @@ def test_two_models_are_compared_from_the_command_line_and_dpo_trains_on_the_pic
         (["--dataset", "nowhere.json"], "nowhere.json"),
         (["--dataset", "text.json"], "no question to ask both models"),
         (["--dataset", "sft.json", "--judge", "nobody"], "unknown model `nobody`"),
+        (["--dataset", "sft.json", "--judge", ""], "not a model folder"),
         (["--dataset", "sft.json", "--judge"], "expected one argument"),
         (["--dataset", "sft.json", "--max-samples", "0"], "--max-samples"),
     ],

@@ -35,6 +35,12 @@ def test_without_the_package_one_line_says_what_to_install(benchmarked, tmp_path
     assert "the package lm_eval is required" in said and "pip install 'ftlab[benchmarks]'" in said
 
 
+@pytest.mark.parametrize("tasks", ["", ","])
+def test_naming_no_task_is_one_line(benchmarked, tasks):
+    with pytest.raises(LabError, match=r"unknown benchmark ``\n.*general_mcq"):
+        evaluation.score(recipes.load(benchmarked | {"tasks": tasks}))
+
+
 @real
 def test_lm_eval_and_ftlab_find_the_same_answers_right(tiny_model_dir):
     model, tokenizer = (kind.from_pretrained(tiny_model_dir) for kind in (AutoModelForCausalLM, AutoTokenizer))
