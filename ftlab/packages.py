@@ -10,7 +10,7 @@ EXTRAS = {
     "course": ("jupyterlab", "ipykernel", "ipywidgets", "IPython", "jupytext", "papermill", "voila", "nbformat",
                "nbclient", "nbconvert", "jupyter_client"),
     "gpu": ("bitsandbytes",),
-    "serve": ("fastapi", "uvicorn", "starlette", "openai"),
+    "serve": ("fastapi", "uvicorn", "starlette", "openai", "llguidance", "prometheus_client"),
     "metrics": ("sacrebleu", "rouge_score", "jieba"),
     "benchmarks": ("lm_eval",),
     "llamacpp": ("llama_cpp",),

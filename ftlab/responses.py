@@ -32,7 +32,8 @@ ATEM = {
         "content": {"content": "text"},
     },
 }
-WRAPPERS = re.compile(r"</?tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>")
+# The brackets are those of Mistral's list of calls.
+WRAPPERS = re.compile(r"</?tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>|\[[\s,]*\]")
 PROBE_TOOL = {
     "type": "function",
     "function": {
@@ -79,12 +80,16 @@ Read = Callable[[str, str, list | None], Response]
 
 
 class Reader:
-    """Reads what a model wrote under a tokenizer's chat template."""
+    """Reads what a model wrote under a tokenizer's chat template.
+
+    Attributes:
+        written: a call of PROBE_TOOL as the template writes it, "" where it writes none.
+    """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
         self.ends = [tokenizer.decode([token]) for token in tokens.end_ids(tokenizer)]
-        self.parse = self.found()
+        self.written, self.parse = self.found()
 
     def read(self, prompt: Sequence[int], answer: Sequence[int], tools: list | None = None) -> Response:
         """Return the answer in the token ids that follow the token ids of a prompt.
@@ -120,20 +125,20 @@ class Reader:
         end = next((end for end in self.ends if end and text.rstrip().endswith(end)), None)
         return self.without_end(text.rstrip().removesuffix(end)) if end else text
 
-    def found(self) -> Read:
-        """Return the reader that gives a call back as this template writes it; JSON where none does."""
+    def found(self) -> tuple[str, Read]:
+        """Return a call as this template writes it and the reader that gives it back; JSON where none does."""
         try:
             encoded = tokens.encode(self.tokenizer, {"messages": PROBE, "tools": [PROBE_TOOL]})[-1]
         except (LabError, ValueError, TypeError, KeyError):
-            return read_json
+            return "", read_json
         prompt, answer = map(self.tokenizer.decode, split(encoded))
         for reader in readers(self.tokenizer):
             try:
                 if reader(answer, prompt, [PROBE_TOOL]).calls == [PROBE_CALL]:
-                    return reader
+                    return self.without_end(answer), reader
             except (ValueError, TypeError, KeyError):
                 continue
-        return read_json
+        return "", read_json
 
 
 def split(example: dict[str, list[int]]) -> tuple[list[int], list[int]]:
@@ -189,11 +194,11 @@ def read_json(text: str, prompt: str, tools: list | None) -> Response:
 
 
 def is_call(value: Any) -> bool:
-    """Return True for {"name": ..., "arguments": ...}; Llama 3.1 says `parameters`."""
+    """Return True for {"name": ..., "arguments": ...}; Llama 3.1 says `parameters`, Mistral adds an `id`."""
     return (
         isinstance(value, dict)
         and isinstance(value.get("name"), str)
-        and len(value) == 2
+        and len(value.keys() - {"id"}) == 2
         and bool({"arguments", "parameters"} & set(value))
     )
 

@@ -9,11 +9,13 @@ from typing import Any
 
 import httpx
 from fastapi import FastAPI
+from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from ftlab.apps.serve import app, run
 from ftlab.apps.serve.engine import Engine
 from ftlab.apps.serve.security import Limits
+from ftlab.apps.serve.service import Served
 
 TOKEN = "a-token-for-tests-0123456789"
 CHAT = "/v1/chat/completions"
@@ -54,11 +56,13 @@ def serving(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     limits: Limits | None = None,
+    origins: frozenset[str] = frozenset(),
     **options: Any,
 ) -> Iterator[Server]:
     """Serve a model under the name "tiny"; `options` go to the engine."""
     engine = Engine(model, tokenizer, **options)
-    made = app.create(engine, "tiny", TOKEN, limits)
+    models = {"tiny": Served()} | ({"tiny-base": Served(None)} if isinstance(model, PeftModel) else {})
+    made = app.create(engine, models, TOKEN, limits, origins=origins)
     try:
         with run.running(made) as url, httpx.Client(base_url=url, headers=bearer(), timeout=300) as client:
             yield Server(url, client, engine, made)

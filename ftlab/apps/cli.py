@@ -137,8 +137,17 @@ def parser() -> Parser:
     server = add(
         verbs, "serve", serve_model, "serve a model with an OpenAI-compatible API; every request needs the API key"
     )
-    server.add_argument("model", help="catalogue name, local folder or hub id")
-    server.add_argument("--adapter", metavar="DIR", help="the adapter folder of a run")
+    server.add_argument("model", help="catalogue name, local folder, hub id, or a RECIPE.yaml that names one")
+    # Not `take_keys`: a --key after the names of --allow-remote would be one of them.
+    server.add_argument("overrides", nargs="*", metavar="key=value", help="override a recipe key, next to RECIPE.yaml")
+    server.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        metavar="[NAME=]DIR",
+        help="the adapter folder of a run; several, each with its NAME for clients, if repeated",
+    )
+    server.add_argument("--served-model-name", metavar="NAME", help="the model's name for clients: API_MODEL_NAME")
     server.add_argument("--port", type=int, help="default: API_PORT, else 8000")
     server.add_argument("--host", help="default: API_HOST, else 127.0.0.1")
     server.add_argument(
@@ -146,6 +155,13 @@ def parser() -> Parser:
         nargs="*",
         metavar="NAME",
         help="allow an address that other machines can reach; NAMEs are host names that clients use for this machine",
+    )
+    server.add_argument(
+        "--allow-origin",
+        action="append",
+        default=[],
+        metavar="ORIGIN",
+        help="allow pages of this origin, such as https://app.example, to use the server; can be repeated",
     )
     page = add(
         verbs,
@@ -380,46 +396,34 @@ def explain_key(options: argparse.Namespace) -> None:
 def chat_with(options: argparse.Namespace) -> None:
     """Answer line after line until the input ends."""
     with uncollected():
-        from ftlab.recipe import read as recipes
-        from ftlab.runs import chat
+        from ftlab.apps import terminal_chat
 
-    generation: dict[str, Any] = {}
-    messages: list[chat.Message] = []
-    if options.model.endswith((".yaml", ".yml")):
-        if options.adapter or options.backend:
-            raise fail("chat_model", model=options.model)
-        asked = recipes.load(options.model, options.overrides + ["trust_remote_code=true"] * options.trust_remote_code)
-        model, tokenizer = chat.from_recipe(asked)
-        generation = chat.generation_of(asked)
-        messages += chat.system_turn(asked.default_system, asked.adapter_name_or_path)
-    elif options.overrides:
-        raise fail("chat_overrides", model=options.model)
-    else:
-        backend = options.backend or "huggingface"
-        trusted = options.trust_remote_code
-        model, tokenizer = chat.load(options.model, options.adapter, backend, trust_remote_code=trusted)
-        messages += chat.system_turn(None, options.adapter)
-    for question in lines("you: "):
-        messages.append({"role": "user", "content": question})
-        answer = ""
-        for piece in chat.stream(model, tokenizer, messages, **generation):
-            print(piece, end="", flush=True)
-            answer += piece
-        print()
-        messages.append({"role": "assistant", "content": answer.strip()})
+    terminal_chat.talk(
+        terminal_chat.opened(
+            options.model, options.adapter, options.backend, options.overrides, options.trust_remote_code
+        )
+    )
 
 
 def serve_model(options: argparse.Namespace) -> None:
     """Serve a model until interrupted."""
     from ftlab import packages
 
-    for name in ("fastapi", "uvicorn"):
+    for name in ("fastapi", "uvicorn", "prometheus_client"):
         packages.require(name, "ftlab serve")
     with uncollected():
         from ftlab.apps.serve import run
 
     run.serve(
-        options.model, options.adapter, options.host, options.port, options.allow_remote, options.trust_remote_code
+        options.model,
+        options.adapter,
+        options.host,
+        options.port,
+        options.allow_remote,
+        options.trust_remote_code,
+        options.served_model_name,
+        options.allow_origin,
+        options.overrides,
     )
 
 

@@ -214,7 +214,7 @@ def test_keys_command_line_and_engines_name_the_same(tiny_model_dir, monkeypatch
     assert set(typing.get_args(Recipe.model_fields["infer_backend"].annotation)) == names | {"hf"}
     loads = []
     monkeypatch.setattr(pick_engine, "pick", lambda model, tokenizer, name: loads.append(name) or model)
-    monkeypatch.setattr("builtins.input", lambda prompt: "")
+    monkeypatch.setattr("builtins.input", lambda prompt: "/exit")
     for name in sorted(names):
         assert cli.main(["chat", str(tiny_model_dir), "--backend", name]) == 0
     assert loads == sorted(names)

@@ -130,7 +130,7 @@ def test_chat_takes_a_recipe(tiny_recipe, tiny_model_dir, tmp_path, monkeypatch,
 
 def test_chat_refuses_what_does_not_belong_together(capsys):
     assert cli.main(["chat", "recipes/chat.yaml", "--adapter", "x"]) == 2
-    assert cli.main(["chat", "smollm2-135m", "temperature=1"]) == 2
+    assert cli.main(["chat", "smollm2-135m", "temperture=1"]) == 2
     assert "Traceback" not in capsys.readouterr().err
 
 

@@ -11,9 +11,10 @@ import serving
 import torch
 from peft import LoraConfig, get_peft_model
 
-from ftlab.apps.serve import batch as batching
-from ftlab.apps.serve.batch import Batch, Job, Piece, Row
+from ftlab.apps.serve import sampling
+from ftlab.apps.serve.batch import Batch, Row
 from ftlab.apps.serve.engine import Busy, Engine
+from ftlab.apps.serve.job import Job, Piece
 from ftlab.errors import LabError
 
 
@@ -148,15 +149,40 @@ def test_a_seed_gives_the_same_tokens_alone_and_in_company(engine):
     assert all(collect(pieces) for pieces in crowd)
 
 
-def test_draws_follow_temperature_and_top_p(loaded):
-    scores = torch.tensor([0.6, 0.3, 0.1]).log()
-    row = Row(Job([1], print, 1, seed=0), loaded[1])
-    counts = Counter(batching.sampled(scores, row) for _ in range(3000))
+def draws(probabilities: list[float], count: int = 300, generated: list[int] | None = None, **parameters) -> Counter:
+    """Return how often each token is drawn."""
+    random = torch.Generator().manual_seed(0)
+    job, scores = Job([0, 1], print, 1, **parameters), torch.tensor(probabilities).log()
+    return Counter(sampling.choose(scores, job, generated or [], random) for _ in range(count))
+
+
+def test_draws_follow_temperature_and_what_cuts_the_tail():
+    counts = draws([0.6, 0.3, 0.1], 3000)
     assert [round(counts[i] / 3000, 1) for i in range(3)] == [0.6, 0.3, 0.1]
-    row.job.top_p = 0.8
-    assert set(batching.sampled(scores, row) for _ in range(300)) == {0, 1}
-    row.job.top_p = 0.0
-    assert set(batching.sampled(scores, row) for _ in range(50)) == {0}
+    assert set(draws([0.6, 0.3, 0.1], top_p=0.8)) == {0, 1}
+    assert set(draws([0.6, 0.3, 0.1], top_p=0.0)) == {0}
+    assert set(draws([0.6, 0.3, 0.1], top_k=2)) == {0, 1} and set(draws([0.6, 0.3, 0.1], top_k=9)) == {0, 1, 2}
+    assert set(draws([0.6, 0.3, 0.1], min_p=0.4)) == {0, 1} and set(draws([0.6, 0.3, 0.1], min_p=1.0)) == {0}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "generated", "best"),
+    [
+        ({}, [2, 2], 2),
+        ({"presence_penalty": 0.5}, [2, 2], 1),
+        ({"presence_penalty": 0.1}, [2, 2], 2),
+        ({"frequency_penalty": 0.1}, [2], 2),
+        ({"frequency_penalty": 0.1}, [2, 2, 2], 1),
+        ({"frequency_penalty": -2.0}, [3], 3),
+        # The prompt [0, 1] counts for the repetition penalty alone; logits are log probabilities, so below 0.
+        ({"repetition_penalty": 1.5}, [2], 3),
+        ({"repetition_penalty": 1.5}, [], 2),
+        ({"logit_bias": {0: 3.0}}, [2], 0),
+        ({"logit_bias": {2: -100.0, 1: -100.0}}, [], 3),
+    ],
+)
+def test_penalties_and_bias_move_the_likeliest_token(parameters, generated, best):
+    assert set(draws([0.1, 0.3, 0.35, 0.25], 1, generated, temperature=0.0, **parameters)) == {best}
 
 
 def test_likelihoods_are_the_model_s(loaded, engine):
@@ -271,7 +297,7 @@ def test_with_and_without_the_adapter_in_turn(tiny_model_dir):
     torch.manual_seed(1)
     tuned = get_peft_model(model, LoraConfig(target_modules="all-linear", init_lora_weights=False)).eval()
     engine = Engine(tuned, tokenizer)
-    queues = [put(engine, [5, 6, 7], adapter=on)[1] for on in (True, False, True, False)]
+    queues = [put(engine, [5, 6, 7], adapter=name)[1] for name in ("default", None, "default", None)]
     on, off, on_too, off_too = (ids(collect(queue)) for queue in queues)
     engine.close()
     assert on == on_too != off == off_too == base
@@ -298,6 +324,26 @@ def test_what_waits_is_told_when_the_server_closes(loaded):
     _, waiting = put(engine, [2])
     engine.close()
     assert collect(running)[-1].finish == collect(waiting)[-1].finish == "cancelled"
+
+
+def test_calls_run_between_steps_and_those_that_wait_are_cancelled_at_the_end(loaded):
+    engine, go = endless(loaded), threading.Event()
+    first, dropped = engine.call(None, lambda model: go.wait(PATIENCE)), engine.call(None, print)
+    left, second = engine.call("default", lambda model: 2), engine.call(None, print)
+    assert dropped.cancel() and engine.busy
+    closing = threading.Thread(target=engine.close)
+    go.set()
+    assert first.result(PATIENCE) and left.result(PATIENCE) == 2 and second.result(PATIENCE) is None
+    go.clear()
+    blocking, waiting = engine.call(None, lambda model: go.wait(PATIENCE)), engine.call(None, print)
+    closing.start()
+    while not engine.closed:
+        time.sleep(0.001)
+    go.set()
+    closing.join()
+    assert blocking.done() and waiting.cancelled()
+    with pytest.raises(Busy):
+        engine.call(None, print)
 
 
 def test_a_row_that_has_ended_is_not_ended_again(loaded):

@@ -9,7 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoTokenizer
 
 from ftlab import tokens
-from ftlab.apps.serve.batch import Job
+from ftlab.apps.serve.job import Job
 from ftlab.runs import chat
 
 WORDS = ["hello", "<|im_end|>", "中文", "🙂", "{{x}}", "\n", "", '"quote"', "What", "2+2?", "<b>é</b>", "'", "\ttab"]

@@ -196,7 +196,8 @@ def test_serve_loads_the_model_says_where_it_answers_and_closes(tiny_model_dir, 
     with pytest.raises(KeyboardInterrupt):
         run.serve(str(tiny_model_dir), port=0)
     printed = capsys.readouterr().out
-    assert f"{tiny_model_dir.name} answers at http://127.0.0.1:{ran[0]}/v1" in printed and closed == [1]
+    address = f"http://127.0.0.1:{ran[0]}"
+    assert f"serving {tiny_model_dir.name} at {address}/v1; to chat, open {address}/\n" in printed and closed == [1]
 
 
 @pytest.mark.parametrize(

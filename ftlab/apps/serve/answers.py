@@ -1,42 +1,32 @@
-"""What the server says, in the shapes of OpenAI's API: errors, answers, streamed chunks."""
+"""What the server answers, in the shapes of OpenAI's API: whole, or as streamed chunks."""
 
 import json
 import secrets
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.responses import JSONResponse
 from transformers import PreTrainedTokenizerBase
 
-from ftlab.apps.serve.batch import Likelihood, Piece
+from ftlab.apps.serve.job import Likelihood, Piece
 from ftlab.responses import Response
+from ftlab.runs.chat import Until
 
-
-class Refused(Exception):
-    """A request that is not answered, with its HTTP status and, where one is to blame, the parameter."""
-
-    def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.param, self.code = status, message, param, code
-
-    def body(self) -> dict[str, Any]:
-        """Return the body of the error."""
-        kinds = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 429: "rate_limit_error"}
-        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-
-
-def refusal(refused: Refused) -> JSONResponse:
-    """Return the response to a refused request."""
-    extra = {401: {"WWW-Authenticate": "Bearer"}, 429: {"Retry-After": "1"}, 413: {"Connection": "close"}}
-    return JSONResponse(refused.body(), refused.status, headers=extra.get(refused.status))
+# From the first of these on, an answer may be a call.
+CALL_BEGINS = ("{", "<", "[")
 
 
 @dataclass
 class Choice:
-    """One answer as it grows."""
+    """One answer as it grows.
+
+    Attributes:
+        read: how many characters the tokens make whose log probabilities were told.
+        told: the text that was streamed, where tools are offered.
+        before_call: holds text back from the first character on that a call may begin with.
+    """
 
     index: int
     text: str = ""
@@ -44,6 +34,9 @@ class Choice:
     finish: str | None = None
     likelihoods: list[Likelihood] = field(default_factory=list)
     ids: Sequence[int] = ()
+    read: int = 0
+    told: str = ""
+    before_call: Until = field(default_factory=lambda: Until(CALL_BEGINS))
 
     def add(self, piece: Piece) -> None:
         """Take in what a step gave."""
@@ -55,48 +48,88 @@ class Choice:
             self.likelihoods.append(piece.likelihood)
 
 
-@dataclass(frozen=True)
-class Answer:
+@dataclass(frozen=True, kw_only=True)
+class Answer(ABC):
     """What all parts of one answer share.
 
     Attributes:
-        chat: whether a chat or a text completion was asked for.
         ignored: parameters of the request that had no effect.
-        logprobs: whether the chat request asked for log probabilities.
-        read: reads the tool calls in an answer's tokens; None where no tools were offered.
+        logprobs: whether the request asked for log probabilities.
     """
 
-    id: str
     model: str
-    chat: bool
     prompt_tokens: int
     ignored: Sequence[str]
     logprobs: bool
     tokenizer: PreTrainedTokenizerBase
-    read: Callable[[Sequence[int]], Response] | None = None
     created: int = field(default_factory=lambda: int(time.time()))
+    id: str = field(default_factory=lambda: secrets.token_hex(12))
+
+    @abstractmethod
+    def choice(self, choice: Choice) -> dict[str, Any]:
+        """Return one finished choice."""
+
+    @abstractmethod
+    def opening(self, choice: Choice) -> list[dict[str, Any]]:
+        """Return the chunks that a streamed choice begins with."""
+
+    @abstractmethod
+    def chunks(self, choice: Choice, piece: Piece) -> list[dict[str, Any]]:
+        """Return what is streamed for a piece, which `choice` has already taken in."""
+
+    @abstractmethod
+    def envelope(self, streamed: bool) -> dict[str, str]:
+        """Return the answer's id and kind."""
 
     def body(self, choices: list[dict[str, Any]], streamed: bool, **more: Any) -> dict[str, Any]:
         """Return the envelope around choices; it says which parameters were ignored, if any were."""
-        kind = ("chat.completion.chunk" if streamed else "chat.completion") if self.chat else "text_completion"
         said = {"ignored_parameters": list(self.ignored)} if self.ignored else {}
-        shared = {"id": self.id, "object": kind, "created": self.created, "model": self.model, "choices": choices}
-        return shared | said | more
+        shared = {"created": self.created, "model": self.model, "choices": choices}
+        return self.envelope(streamed) | shared | said | more
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """Return the answer that is not streamed."""
         return self.body([self.choice(c) for c in choices], streamed=False, usage=self.usage(choices))
 
+    def usage(self, choices: Sequence[Choice]) -> dict[str, int]:
+        """Count tokens: of each prompt once, of all choices together."""
+        made = sum(choice.tokens for choice in choices)
+        return {
+            "prompt_tokens": self.prompt_tokens,
+            "completion_tokens": made,
+            "total_tokens": self.prompt_tokens + made,
+        }
+
+    def text_of(self, token: int) -> str:
+        """Return the text of a token alone."""
+        return self.tokenizer.decode([token])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChatAnswer(Answer):
+    """An answer of /v1/chat/completions.
+
+    Attributes:
+        read: reads the tool calls in an answer's tokens; None where no tools were offered.
+    """
+
+    read: Callable[[Sequence[int]], Response] | None = None
+
+    def envelope(self, streamed: bool) -> dict[str, str]:
+        """Return the answer's id and kind."""
+        return {"id": f"chatcmpl-{self.id}", "object": "chat.completion" + ".chunk" * streamed}
+
     def choice(self, choice: Choice) -> dict[str, Any]:
         """Return one finished choice."""
-        finish: str | None = choice.finish
-        if self.chat:
-            said = self.said(choice)
-            finish = "tool_calls" if "tool_calls" in said else finish
-            content: dict[str, Any] = {"message": {"role": "assistant", "refusal": None, **said}}
-        else:
-            content = {"text": choice.text}
-        return {"index": choice.index, **content, **self.likely(choice.likelihoods), "finish_reason": finish}
+        said = self.said(choice)
+        finish = "tool_calls" if "tool_calls" in said else choice.finish
+        message = {"role": "assistant", "refusal": None, **said}
+        return {
+            "index": choice.index,
+            "message": message,
+            **self.likely(choice.likelihoods),
+            "finish_reason": finish,
+        }
 
     def said(self, choice: Choice) -> dict[str, Any]:
         """Return what a finished answer says: its text, or its tool calls and the text around them."""
@@ -105,7 +138,7 @@ class Answer:
             return {"content": choice.text}
         calls = [
             {
-                "id": f"call_{secrets.token_hex(12)}",
+                "id": secrets.token_hex(5)[:9],
                 "type": "function",
                 "function": {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)},
             }
@@ -113,34 +146,33 @@ class Answer:
         ]
         return {"content": response.content or None, "tool_calls": calls}
 
-    def first(self, index: int) -> dict[str, Any]:
-        """Return the chunk that opens a streamed chat answer."""
-        delta = {"role": "assistant", "content": ""}
-        return self.body([{"index": index, "delta": delta, "logprobs": None, "finish_reason": None}], streamed=True)
+    def opening(self, choice: Choice) -> list[dict[str, Any]]:
+        """Return the chunk that says who speaks."""
+        return [self.delta(choice.index, {"role": "assistant", "content": ""}, [], None)]
 
-    def chunk(self, index: int, piece: Piece) -> dict[str, Any]:
-        """Return one streamed piece."""
-        delta = {"content": piece.text} if piece.text else {}
-        content = {"delta": delta} if self.chat else {"text": piece.text}
-        likely = self.likely([piece.likelihood] if piece.likelihood else [])
-        return self.body([{"index": index, **content, **likely, "finish_reason": piece.finish}], streamed=True)
+    def chunks(self, choice: Choice, piece: Piece) -> list[dict[str, Any]]:
+        """Return what is streamed for a piece: with tools, what may be a call waits for the end, which tells."""
+        if self.read is None:
+            said: dict[str, Any] = {"content": piece.text} if piece.text else {}
+            likelihoods = [piece.likelihood] if piece.likelihood else []
+            return [self.delta(choice.index, said, likelihoods, piece.finish)]
+        if not piece.finish:
+            text = choice.before_call.push(piece.text)
+            choice.told += text
+            return [self.delta(choice.index, {"content": text}, [], None)] if text else []
+        whole = self.said(choice)
+        calls = [{**call, "index": index} for index, call in enumerate(whole.get("tool_calls", []))]
+        rest = (whole["content"] or "").removeprefix(choice.told.strip() if calls else choice.told)
+        left = {name: value for name, value in (("content", rest), ("tool_calls", calls)) if value}
+        return [self.delta(choice.index, left, choice.likelihoods, "tool_calls" if calls else piece.finish)]
 
-    def last(self, choice: Choice) -> dict[str, Any]:
-        """Return a streamed answer in one piece: whether it is a tool call is known at its end."""
-        whole = self.choice(choice)
-        delta = {name: value for name, value in whole.pop("message").items() if name in ("content", "tool_calls")}
-        if "tool_calls" in delta:
-            delta["tool_calls"] = [{"index": index, **call} for index, call in enumerate(delta["tool_calls"])]
-        return self.body([{**whole, "delta": delta}], streamed=True)
-
-    def usage(self, choices: Sequence[Choice]) -> dict[str, int]:
-        """Count tokens: of the prompt once, of all choices together."""
-        made = sum(choice.tokens for choice in choices)
-        return {
-            "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": made,
-            "total_tokens": self.prompt_tokens + made,
-        }
+    def delta(
+        self, index: int, said: dict[str, Any], likelihoods: Sequence[Likelihood], finish: str | None
+    ) -> dict[str, Any]:
+        """Return a chunk."""
+        return self.body(
+            [{"index": index, "delta": said, **self.likely(likelihoods), "finish_reason": finish}], streamed=True
+        )
 
     def likely(self, likelihoods: Sequence[Likelihood]) -> dict[str, Any]:
         """Return the `logprobs` of a choice: null unless asked for."""
@@ -153,10 +185,61 @@ class Answer:
         top = [self.token(token, logprob) for token, logprob in one.top]
         return {**self.token(one.token, one.logprob), "top_logprobs": top}
 
-    def token(self, token: int, logprob: float) -> dict[str, Any]:
-        """Return a token with its log probability; one that cannot happen has -9999, for JSON has no infinity."""
-        text = self.tokenizer.decode([token])
-        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
+    def token(self, token: int, logprob: float | None) -> dict[str, Any]:
+        """Return a token with its log probability."""
+        text = self.text_of(token)
+        return {"token": text, "logprob": finite(logprob), "bytes": list(text.encode())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextAnswer(Answer):
+    """An answer of /v1/completions."""
+
+    def envelope(self, streamed: bool) -> dict[str, str]:
+        """Return the answer's id and kind, the same whether it is streamed or not."""
+        return {"id": f"cmpl-{self.id}", "object": "text_completion"}
+
+    def choice(self, choice: Choice) -> dict[str, Any]:
+        """Return one finished choice."""
+        return self.part(choice, choice.text, choice.likelihoods)
+
+    def opening(self, choice: Choice) -> list[dict[str, Any]]:
+        """Return the prompt, where it is echoed."""
+        return self.streamed(choice, choice.text, choice.likelihoods) if choice.text else []
+
+    def chunks(self, choice: Choice, piece: Piece) -> list[dict[str, Any]]:
+        """Return what is streamed for a piece."""
+        return self.streamed(choice, piece.text, [piece.likelihood] if piece.likelihood else [])
+
+    def streamed(self, choice: Choice, text: str, likelihoods: Sequence[Likelihood]) -> list[dict[str, Any]]:
+        """Return a chunk."""
+        return [self.body([self.part(choice, text, likelihoods)], streamed=True)]
+
+    def part(self, choice: Choice, text: str, likelihoods: Sequence[Likelihood]) -> dict[str, Any]:
+        """Return a whole choice, or a part of one."""
+        likely = self.likely(choice, likelihoods) if self.logprobs else None
+        return {"index": choice.index, "text": text, "logprobs": likely, "finish_reason": choice.finish}
+
+    def likely(self, choice: Choice, likelihoods: Sequence[Likelihood]) -> dict[str, Any]:
+        """Return `logprobs` as the completions API has it; a prompt's first token has none."""
+        texts = [self.text_of(one.token) for one in likelihoods]
+        offsets = []
+        for text in texts:
+            offsets.append(choice.read)
+            choice.read += len(text)
+        tops = [{self.name_of(token): finite(logprob) for token, logprob in one.top} or None for one in likelihoods]
+        logprobs = [finite(one.logprob) for one in likelihoods]
+        return {"tokens": texts, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}
+
+    def name_of(self, token: int) -> str:
+        """Return the text of a token, or its name where it is part of a character: names tell such tokens apart."""
+        text = self.text_of(token)
+        return self.tokenizer.convert_ids_to_tokens(token) if "\N{REPLACEMENT CHARACTER}" in text else text
+
+
+def finite(logprob: float | None) -> float | None:
+    """Return a log probability; -9999 for what cannot happen, because JSON has no infinity."""
+    return None if logprob is None else max(logprob, -9999.0)
 
 
 def event(content: dict[str, Any]) -> str:

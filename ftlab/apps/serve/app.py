@@ -1,57 +1,62 @@
 """The routes: an OpenAI-compatible API over one engine, and a page to try it."""
 
-import asyncio
 import base64
 import hashlib
-import re
-import secrets
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse, JSONResponse, StreamingResponse
-from jinja2 import TemplateError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import HTMLResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 
-from ftlab import responses, tokens
-from ftlab.apps.serve import schema
-from ftlab.apps.serve.answers import Answer, Choice, Refused, event, refusal
-from ftlab.apps.serve.batch import Finish, Job, Piece
-from ftlab.apps.serve.engine import Busy, Engine
-from ftlab.apps.serve.schema import ChatRequest, CompletionRequest, Sampling
+from ftlab.apps.serve import metrics, schema
+from ftlab.apps.serve.engine import Engine
+from ftlab.apps.serve.refusals import Refused, refusal
+from ftlab.apps.serve.schema import (
+    ChatRequest,
+    CompletionRequest,
+    DetokenizeRequest,
+    EmbeddingRequest,
+    TokenizeRequest,
+)
 from ftlab.apps.serve.security import Guard, Limits, body
-from ftlab.errors import LabError
-from ftlab.runs import chat
-
-BASE = "-base"
+from ftlab.apps.serve.service import Served, Service
 
 
 def create(
     engine: Engine,
-    name: str,
+    models: Mapping[str, Served],
     token: str,
     limits: Limits | None = None,
     names: frozenset[str] = frozenset(),
     any_address: bool = False,
-    system: Sequence[dict[str, Any]] = (),
+    origins: frozenset[str] = frozenset(),
+    defaults: Mapping[str, Any] | None = None,
 ) -> FastAPI:
     """Return the application.
 
     Args:
-        name: what clients call the model; with an adapter, `name` + "-base" is the model without it.
+        models: the names that clients use.
         token: what a client must send.
         names: host names besides this machine's own that a client may use.
         any_address: whether clients may use plain IP addresses other than loopback.
-        system: the turn that the model was trained to see first, for conversations without a system turn.
+        origins: other origins whose pages may use this server from a browser.
+        defaults: fields of a Job, where a request does not set them.
     """
     app = FastAPI(title="ftlab serve", docs_url=None, redoc_url=None, redirect_slashes=False)
     limits = limits or Limits()
-    app.state.service = Service(engine, name, limits, system)
-    app.add_middleware(Guard, token=token, names=names, any_address=any_address, limits=limits)
+    app.state.service = Service(engine, models, limits, defaults)
+    app.add_middleware(Guard, token=token, names=names, any_address=any_address, limits=limits, origins=origins)
+    if origins:
+        # The outermost: it answers a browser's preflight, which has no token.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=sorted(origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["Authorization", "Content-Type"],
+        )
     add_errors(app)
     add_routes(app, app.state.service)
     return app
@@ -77,18 +82,18 @@ def add_errors(app: FastAPI) -> None:
         return refusal(Refused(500, "the server failed", code="internal_error"))
 
 
-def add_routes(app: FastAPI, service: "Service") -> None:
+def add_routes(app: FastAPI, service: Service) -> None:
     """Add the routes, described for OpenAPI clients."""
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
         """Name the models that answer here."""
-        return {"object": "list", "data": [service.model_entry(name) for name in service.names]}
+        return {"object": "list", "data": [service.model_entry(name) for name in service.models]}
 
     @app.get("/v1/models/{model}")
     async def model(model: str) -> dict[str, Any]:
         """Describe one model."""
-        service.adapter_of(model)
+        service.served(model)
         return service.model_entry(model)
 
     @app.get("/health")
@@ -108,6 +113,27 @@ def add_routes(app: FastAPI, service: "Service") -> None:
         """Continue a text."""
         asked = schema.parse_body(CompletionRequest, await body(request, service.limits))
         return await service.complete(request, asked)
+
+    @app.post("/v1/embeddings", openapi_extra=takes("EmbeddingRequest"), responses=ERRORS)
+    async def embed(request: Request) -> Response:
+        """Return the mean of each text's last hidden states, scaled to length 1."""
+        asked = schema.parse_body(EmbeddingRequest, await body(request, service.limits))
+        return await service.embed(request, asked)
+
+    @app.post("/tokenize", openapi_extra=takes("TokenizeRequest"), responses=ERRORS)
+    async def tokenize(request: Request) -> dict[str, Any]:
+        """Return the token ids of a text or a conversation."""
+        return await service.tokenize(schema.parse_body(TokenizeRequest, await body(request, service.limits)))
+
+    @app.post("/detokenize", openapi_extra=takes("DetokenizeRequest"), responses=ERRORS)
+    async def detokenize(request: Request) -> dict[str, Any]:
+        """Return the text of token ids."""
+        return await service.detokenize(schema.parse_body(DetokenizeRequest, await body(request, service.limits)))
+
+    @app.get("/metrics")
+    async def measured() -> Response:
+        """Return counts and loads in the text format of Prometheus."""
+        return PlainTextResponse(metrics.text(service), media_type=metrics.TYPE)
 
     page, policy = chat_page()
 
@@ -149,204 +175,11 @@ def takes(name: str) -> dict[str, Any]:
 
 def chat_page() -> tuple[str, str]:
     """Return the page and a policy under which only its own script and style run, and only this server is asked."""
-    page = Path(__file__).with_name("chat.html").read_text(encoding="utf-8")
-    hashes = {}
-    for tag in ("script", "style"):
-        (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
-        hashes[tag] = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    rules = [f"{tag}-src 'sha256-{digest}'" for tag, digest in hashes.items()]
+    folder = Path(__file__).parent
+    page, rules = (folder / "chat.html").read_text(encoding="utf-8"), []
+    for name, tag in (("chat.css", "style"), ("chat.js", "script")):
+        text = (folder / name).read_text(encoding="utf-8")
+        page = page.replace(f"/* {name} */", text)
+        rules.append(f"{tag}-src 'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'")
     closed = ["default-src 'none'", "connect-src 'self'", "base-uri 'none'", "form-action 'none'"]
     return page, "; ".join([*closed, "frame-ancestors 'none'", *rules])
-
-
-class Service:
-    """From a checked request to jobs, and from what they give to a response."""
-
-    def __init__(self, engine: Engine, name: str, limits: Limits, system: Sequence[dict[str, Any]] = ()) -> None:
-        self.system = list(system)
-        self.engine, self.name, self.limits = engine, name, limits
-        self.names = [name, name + BASE] if chat.switchable(engine.model) else [name]
-        self.started = int(time.time())
-        self.reader = responses.Reader(engine.tokenizer)
-        # A tokenizer must not be changed and used concurrently; rendering sets its padding.
-        self.rendering = asyncio.Lock()
-
-    def model_entry(self, name: str) -> dict[str, Any]:
-        """Return what /v1/models says about one model."""
-        return {
-            "id": name,
-            "object": "model",
-            "created": self.started,
-            "owned_by": "ftlab",
-            "max_model_len": self.engine.context,
-        }
-
-    def adapter_of(self, model: str) -> bool:
-        """Return True if the adapter is on for a model name; a name is compared with those served and never opened.
-
-        Raises:
-            Refused: 404, no such model.
-        """
-        if model not in self.names:
-            raise Refused(404, f"the models here are {', '.join(self.names)}", "model", "model_not_found")
-        return model == self.name
-
-    async def chat(self, request: Request, asked: ChatRequest) -> Response:
-        """Answer a chat request."""
-        if asked.top_logprobs is not None and not asked.logprobs:
-            raise Refused(400, "top_logprobs needs logprobs: true", "top_logprobs", "invalid_value")
-        adapter = self.adapter_of(asked.model)
-        messages = [message.rendered() for message in asked.messages]
-        if adapter and messages[0]["role"] != "system":
-            messages = [*self.system, *messages]
-        try:
-            prompt = await self.render(tokens.prompt, self.engine.tokenizer, messages, asked.offered)
-        except (LabError, TemplateError, TypeError, ValueError, KeyError) as error:
-            # A template refuses what its model does not know: a system turn, two user turns in a row.
-            reason = (error.what if isinstance(error, LabError) else str(error))[:200]
-            raise Refused(400, f"the chat template: {reason}", "messages", "invalid_value") from error
-        logprobs = (asked.top_logprobs or 0) if asked.logprobs else None
-        wanted = asked.max_completion_tokens or asked.max_tokens
-        read = partial(self.reader.read, prompt, tools=asked.offered) if asked.offered else None
-        return await self.answer(request, asked, prompt, wanted, adapter, True, logprobs, read)
-
-    async def complete(self, request: Request, asked: CompletionRequest) -> Response:
-        """Answer a text completion request."""
-        adapter = self.adapter_of(asked.model)
-        prompt = await self.render(lambda: self.engine.tokenizer(asked.prompt).input_ids)
-        return await self.answer(request, asked, prompt, asked.max_tokens, adapter, False, None)
-
-    async def render(self, function: Callable[..., list[int]], *arguments: Any) -> list[int]:
-        """Tokenize in a thread: a long text would block the event loop."""
-        async with self.rendering:
-            return await run_in_threadpool(function, *arguments)
-
-    async def answer(
-        self,
-        request: Request,
-        asked: Sampling,
-        prompt: list[int],
-        wanted: int | None,
-        adapter: bool,
-        chat: bool,
-        logprobs: int | None,
-        read: Callable[[Sequence[int]], responses.Response] | None = None,
-    ) -> Response:
-        """Queue the jobs of a request and respond with what they give."""
-        max_tokens, count = self.checked(len(prompt), wanted, asked)
-        pieces: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
-        loop = asyncio.get_running_loop()
-
-        def emitter(index: int) -> Callable[[Piece], None]:
-            def emit(piece: Piece) -> None:
-                if not loop.is_closed():
-                    loop.call_soon_threadsafe(pieces.put_nowait, (index, piece))
-
-            return emit
-
-        jobs = [
-            Job(
-                prompt=prompt,
-                emit=emitter(index),
-                max_tokens=max_tokens,
-                temperature=1.0 if asked.temperature is None else asked.temperature,
-                top_p=1.0 if asked.top_p is None else asked.top_p,
-                stop=asked.stops,
-                seed=None if asked.seed is None else (asked.seed + index) % 2**63,
-                logprobs=logprobs,
-                adapter=adapter,
-                deadline=time.monotonic() + self.limits.seconds,
-            )
-            for index in range(count)
-        ]
-        try:
-            self.engine.submit(jobs)
-        except Busy as busy:
-            raise Refused(429, "too many requests are waiting", code="queue_full") from busy
-        identity = f"{'chatcmpl' if chat else 'cmpl'}-{secrets.token_hex(12)}"
-        wants = logprobs is not None
-        answer = Answer(identity, asked.model, chat, len(prompt), asked.ignored, wants, self.engine.tokenizer, read)
-        watch = asyncio.create_task(drop_with_client(request, jobs))
-        if asked.stream:
-            usage = bool(asked.stream_options and asked.stream_options.include_usage)
-            events = self.events(answer, jobs, pieces, usage, watch)
-            return StreamingResponse(events, media_type="text/event-stream")
-        try:
-            choices = [Choice(index) for index in range(count)]
-            while not all(choice.finish for choice in choices):
-                index, piece = await pieces.get()
-                choices[index].add(piece)
-                if refused := REASONS.get(piece.finish):
-                    raise refused
-            return JSONResponse(answer.whole(choices))
-        finally:
-            leave(jobs, watch)
-
-    def checked(self, prompt_tokens: int, wanted: int | None, asked: Sampling) -> tuple[int, int]:
-        """Return how many tokens to generate per answer, and how many answers.
-
-        Raises:
-            Refused: 400, more than the limits or the model's context allow.
-        """
-        limits, context, count = self.limits, self.engine.context, asked.n or 1
-        if count > limits.choices:
-            raise Refused(400, f"n is at most {limits.choices} here", "n", "invalid_value")
-        if wanted and wanted > limits.max_tokens:
-            raise Refused(400, f"max_tokens is at most {limits.max_tokens} here", "max_tokens", "invalid_value")
-        room = context - prompt_tokens
-        if not prompt_tokens or room < (wanted or 1):
-            said = f"{prompt_tokens} prompt tokens and {wanted or 1} to generate do not fit into {context}"
-            raise Refused(400, said, "messages", "context_length_exceeded")
-        return wanted or min(limits.default_tokens, room), count
-
-    async def events(
-        self,
-        answer: Answer,
-        jobs: list[Job],
-        pieces: asyncio.Queue[tuple[int, Piece]],
-        usage: bool,
-        watch: asyncio.Task[None],
-    ) -> AsyncIterator[str]:
-        """Yield the server-sent events of a streamed answer."""
-        choices = [Choice(index) for index in range(len(jobs))]
-        try:
-            if answer.chat:
-                for choice in choices:
-                    yield event(answer.first(choice.index))
-            while not all(choice.finish for choice in choices):
-                index, piece = await pieces.get()
-                if refused := REASONS.get(piece.finish):
-                    yield event(refused.body())
-                    return
-                choices[index].add(piece)
-                if answer.read is None:
-                    yield event(answer.chunk(index, piece))
-                elif piece.finish:
-                    yield event(answer.last(choices[index]))
-            if usage:
-                yield event(answer.body([], streamed=True, usage=answer.usage(choices)))
-            yield "data: [DONE]\n\n"
-        finally:
-            leave(jobs, watch)
-
-
-REASONS: dict[Finish | None, Refused] = {
-    "waited": Refused(429, "the request waited too long", code="queue_timeout"),
-    "cancelled": Refused(429, "the server is stopping, or the client left", code="cancelled"),
-    "error": Refused(500, "the generation failed", code="internal_error"),
-}
-
-
-def leave(jobs: list[Job], watch: asyncio.Task[None]) -> None:
-    """End what a request started."""
-    watch.cancel()
-    for job in jobs:
-        job.cancelled = True
-
-
-async def drop_with_client(request: Request, jobs: list[Job]) -> None:
-    """Wait until the client leaves, then cancel its jobs."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    for job in jobs:
-        job.cancelled = True

@@ -4,77 +4,20 @@ Source: iteration-level scheduling, Yu et al. 2022, "Orca", OSDI.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
 
 import torch
-from transformers import (
-    DynamicCache,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
-)
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from ftlab.apps.serve import sampling
+from ftlab.apps.serve.constraints import Unfollowable
+from ftlab.apps.serve.job import Finish, Job, Likelihood, Piece
 from ftlab.evaluate import pad_left
 from ftlab.runs.chat import Until
 
-# Dividing logits by less than this overflows; the likeliest token is what would be left anyway.
-GREEDY_BELOW = 1e-3
 # A character is at most four bytes, so that after this many tokens a broken one will not become whole.
 LONGEST_CHARACTER = 8
-Finish = Literal["stop", "length", "cancelled", "waited", "error"]
-
-
-class Likelihood(NamedTuple):
-    """The log probability of a chosen token, and the likeliest (token, log probability) in its place."""
-
-    token: int
-    logprob: float
-    top: list[tuple[int, float]]
-
-
-class Piece(NamedTuple):
-    """What a step gave to one job: text, tokens generated so far, and at the end why it ended.
-
-    Attributes:
-        ids: all tokens of an answer that has come to its own end, or to its longest; () before that.
-    """
-
-    text: str
-    tokens: int
-    finish: Finish | None = None
-    likelihood: Likelihood | None = None
-    ids: Sequence[int] = ()
-
-
-@dataclass(eq=False)
-class Job:
-    """One answer to generate.
-
-    Attributes:
-        prompt: token ids, at least one.
-        emit: is called on the engine's thread with each Piece; the last has a `finish`.
-        max_tokens: tokens to generate at most.
-        temperature: below GREEDY_BELOW the likeliest token is taken.
-        logprobs: how many likeliest tokens to report per position; None reports nothing.
-        adapter: whether the model's adapter is on.
-        deadline: `time.monotonic()` after which the answer ends where it is.
-        cancelled: set it, from any thread, to have the row dropped before the next step.
-    """
-
-    prompt: list[int]
-    emit: Callable[[Piece], None]
-    max_tokens: int
-    temperature: float = 1.0
-    top_p: float = 1.0
-    stop: Sequence[str] = ()
-    seed: int | None = None
-    logprobs: int | None = None
-    adapter: bool = True
-    deadline: float = float("inf")
-    cancelled: bool = False
 
 
 @dataclass(eq=False)
@@ -180,16 +123,28 @@ class Batch:
 
     def take(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
         """Choose a token for each row from its logits, then drop the rows that ended."""
-        likeliest = logits.argmax(-1).tolist()
         broken = logits.isnan().any(-1).tolist()
-        for row, scores, best, nan in zip(rows, logits, likeliest, broken, strict=True):
-            if nan:
-                row.end("error")
-                continue
-            token = best if row.job.temperature < GREEDY_BELOW else sampled(scores, row)
-            wanted = row.job.logprobs
-            row.take(token, token in self.ends, None if wanted is None else likelihood(scores, token, wanted))
+        for row, scores, nan in zip(rows, logits, broken, strict=True):
+            try:
+                if nan:
+                    row.end("error")
+                else:
+                    self.take_one(row, scores)
+            except Unfollowable:
+                row.end("unfollowable")
         self.drop()
+
+    def take_one(self, row: Row, scores: torch.Tensor) -> None:
+        """Choose a token for a row from its logits (vocabulary,).
+
+        Raises:
+            Unfollowable: the row's constraint is too complex.
+        """
+        job = row.job
+        token = sampling.choose(scores, job, row.generated, row.random)
+        complete = job.constraint is not None and job.constraint.take(token)
+        wanted = None if job.logprobs is None else sampling.likelihood(scores, token, job.logprobs)
+        row.take(token, complete or token in self.ends, wanted)
 
     def drop(self) -> None:
         """Let go of the rows that ended, and of padding that no row needs any more."""
@@ -204,21 +159,6 @@ class Batch:
         for layer in self.cache.layers:
             layer.keys = layer.keys[kept, :, -longest:]
             layer.values = layer.values[kept, :, -longest:]
-
-
-def sampled(scores: torch.Tensor, row: Row) -> int:
-    """Draw a token from `scores` (vocabulary,) as the row's temperature and top_p say, with its own randomness."""
-    scores = TemperatureLogitsWarper(row.job.temperature)(None, scores[None])
-    if row.job.top_p < 1:
-        scores = TopPLogitsWarper(row.job.top_p)(None, scores)
-    return int(torch.multinomial(scores.softmax(-1), 1, generator=row.random))
-
-
-def likelihood(scores: torch.Tensor, token: int, count: int) -> Likelihood:
-    """Return how likely `token` was under `scores` (vocabulary,), and the `count` most likely tokens."""
-    logprobs = scores.log_softmax(-1)
-    values, ids = logprobs.topk(count)
-    return Likelihood(token, float(logprobs[token]), list(zip(ids.tolist(), values.tolist(), strict=True)))
 
 
 def merged(one: DynamicCache, other: DynamicCache) -> DynamicCache:

@@ -5,14 +5,18 @@ import ctypes
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
 from threading import Condition, Thread
+from typing import Any
 
+from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftlab.apps.serve.batch import Batch, Finish, Job, Piece, Row
+from ftlab.apps.serve.batch import Batch, Row
+from ftlab.apps.serve.job import ADAPTER, Finish, Job, Piece
 from ftlab.errors import fail
-from ftlab.runs import chat
 
 log = logging.getLogger(__name__)
 # Steps after which freed memory goes back: caches of ever other sizes leave holes, and the C library keeps those.
@@ -49,12 +53,15 @@ class Engine:
         ends = model.generation_config.eos_token_id or []
         ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        # A forward pass has the adapter on or off, so that those who ask with and without step in turn.
-        self.batches = {on: Batch(model, frozenset(ids), pad) for on in (True, False)}
+        self.ends = frozenset(ids)
+        # A forward pass has one adapter on or none, so that those who ask for different ones step in turn.
+        names = [*model.peft_config] if isinstance(model, PeftModel) else [ADAPTER]
+        self.batches = {name: Batch(model, self.ends, pad) for name in (*names, None)}
         self.waiting: deque[Job] = deque()
+        self.calls: deque[tuple[str | None, Callable[[Any], Any], Future[Any]]] = deque()
         self.changed = Condition()
         self.closed = False
-        self.steps = self.generated = 0
+        self.steps = self.generated = self.read = 0
         self.thread = Thread(target=self.run, name="ftlab-engine", daemon=True)
         self.thread.start()
 
@@ -70,10 +77,15 @@ class Engine:
         return sum(len(batch.joining) + len(batch.rows) for batch in self.batches.values())
 
     @property
+    def vocabulary(self) -> int:
+        """How many tokens the model has rows for."""
+        return int(self.model.get_input_embeddings().weight.shape[0])
+
+    @property
     def busy(self) -> bool:
         """True while an answer waits or is being generated."""
         # In the order that an answer takes, for the same reason.
-        return bool(self.waiting) or self.running > 0
+        return bool(self.waiting or self.calls) or self.running > 0
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue jobs, all or none.
@@ -86,6 +98,20 @@ class Engine:
                 raise Busy
             self.waiting.extend(jobs)
             self.changed.notify()
+
+    def call(self, adapter: str | None, function: Callable[[Any], Any]) -> Future[Any]:
+        """Return the future result of `function(model)`, run with an adapter on between two generation steps.
+
+        Raises:
+            Busy: too many wait.
+        """
+        future: Future[Any] = Future()
+        with self.changed:
+            if self.closed or len(self.calls) >= self.max_queue:
+                raise Busy
+            self.calls.append((adapter, function, future))
+            self.changed.notify()
+        return future
 
     def close(self) -> None:
         """End all answers and the thread."""
@@ -101,26 +127,46 @@ class Engine:
                 self.changed.wait_for(lambda: self.closed or self.busy)
             if self.closed:
                 break
-            for on, batch in self.batches.items():
+            for adapter, batch in self.batches.items():
                 try:
-                    self.turn(batch, on)
+                    self.turn(batch, adapter)
                 except Exception:
                     log.exception("a generation step failed")
                     self.end_rows(batch, "error")
+            self.answer_call()
             if self.steps % TRIM_EVERY == 0:
                 give_back()
         for batch in self.batches.values():
             self.end_rows(batch, "cancelled")
         for job in self.waiting:
             job.emit(Piece("", 0, "cancelled"))
+        for _, _, future in self.calls:
+            future.cancel()
 
-    def turn(self, batch: Batch, adapter: bool) -> None:
+    def answer_call(self) -> None:
+        """Run one of the calls that wait, so that answers go on between two of them."""
+        if not self.calls:
+            return
+        adapter, function, future = self.calls.popleft()
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            with using(self.model, adapter):
+                future.set_result(function(self.model))
+        except Exception as error:
+            future.set_exception(error)
+
+    def turn(self, batch: Batch, adapter: str | None) -> None:
         """Drop who left, generate one token for everyone, let newcomers in."""
         for row in batch.rows:
             if row.job.cancelled:
                 row.end("cancelled")
         batch.drop()
-        with chat.adapters(self.model, adapter):
+        with self.changed:
+            wanted = any(job.adapter == adapter for job in self.waiting)
+        if not (batch.rows or wanted):
+            return
+        with using(self.model, adapter):
             if batch.rows:
                 self.steps += 1
                 self.generated += len(batch.rows)
@@ -128,9 +174,10 @@ class Engine:
             self.admit(batch, adapter)
             if batch.joining:
                 self.generated += len(batch.joining)
+                self.read += sum(len(row.job.prompt) for row in batch.joining)
                 batch.join()
 
-    def admit(self, batch: Batch, adapter: bool) -> None:
+    def admit(self, batch: Batch, adapter: str | None) -> None:
         """Take from the queue, in order, what fits into a batch."""
         longest = max((row.length for row in batch.rows), default=0)
         most = max((row.job.max_tokens - len(row.generated) for row in batch.rows), default=0)
@@ -159,6 +206,17 @@ class Engine:
                 row.end(finish)
         batch.joining = []
         batch.drop()
+
+
+def using(model: PreTrainedModel | PeftModel, adapter: str | None) -> AbstractContextManager[None]:
+    """Return a context in which one adapter of a model is on, or none."""
+    if not isinstance(model, PeftModel):
+        return nullcontext()
+    if adapter is None:
+        return model.disable_adapter()
+    if model.active_adapter != adapter:
+        model.set_adapter(adapter)
+    return nullcontext()
 
 
 def give_back() -> None:

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from threading import Thread
 
 import uvicorn
@@ -14,10 +13,9 @@ from starlette.types import ASGIApp
 from transformers.utils.logging import disable_progress_bar
 
 from ftlab import embedded
-from ftlab.apps.serve import app, security
+from ftlab.apps.serve import app, loading, security
 from ftlab.apps.serve.engine import Engine
-from ftlab.errors import fail
-from ftlab.runs import chat
+from ftlab.errors import fail, say
 
 # Above it new connections are turned away, so that idle ones cannot use up the machine's files.
 CONNECTIONS = 512
@@ -25,20 +23,25 @@ CONNECTIONS = 512
 
 def serve(
     model_name_or_path: str,
-    adapter: str | None = None,
+    adapters: Sequence[str] = (),
     host: str | None = None,
     port: int | None = None,
     remote_names: Sequence[str] | None = None,
     trust_remote_code: bool = False,
+    name: str | None = None,
+    origins: Sequence[str] = (),
+    overrides: Sequence[str] = (),
 ) -> None:
     """Serve a model until interrupted.
 
     Args:
+        model_name_or_path, adapters, name, overrides: see `loading.load`.
         host: address to bind; API_HOST or 127.0.0.1 if None.
         port: port to bind; API_PORT or 8000 if None, 0 for any free one.
         remote_names: None keeps to loopback; a list, if only an empty one, allows other addresses and names the
             host names that clients may use for this machine besides its IP addresses.
         trust_remote_code: run the code that comes with the model.
+        origins: origins whose pages may use the server from a browser.
     Raises:
         LabError: the address is not loopback though it should be, or is taken; the token is weak.
     """
@@ -46,17 +49,24 @@ def serve(
     port = port_from_environment() if port is None else port
     if remote_names is None and not security.resolves_to_loopback(host):
         raise fail("serve_remote", where=host)
+    allowed = frozenset(security.allowed_origin(origin) for origin in origins)
     bound = listen(host, port)
     token, said = security.token(embedded.cache_dir() / "serve")
     if not sys.stderr.isatty():
         disable_progress_bar()
-    model, tokenizer = chat.load(model_name_or_path, adapter, trust_remote_code=trust_remote_code)
-    engine = Engine(model, tokenizer)
-    name = Path(model_name_or_path).resolve().name if os.path.isdir(model_name_or_path) else model_name_or_path
-    names = frozenset([*(remote_names or []), host])
-    system = chat.system_turn(None, adapter)
-    made = app.create(engine, name, token, names=names, any_address=remote_names is not None, system=system)
-    print(f"{name} answers at {address(bound)}/v1\n{said}", flush=True)
+    loaded = loading.load(model_name_or_path, adapters, name, overrides, trust_remote_code)
+    engine = Engine(loaded.model, loaded.tokenizer)
+    made = app.create(
+        engine,
+        loaded.served,
+        token,
+        loaded.limits,
+        names=frozenset([*(remote_names or []), host]),
+        any_address=remote_names is not None,
+        origins=allowed,
+        defaults=loaded.defaults,
+    )
+    print(say("serve_started", models=", ".join(loaded.served), address=address(bound)), said, sep="\n", flush=True)
     try:
         server(made).run(sockets=[bound])
     finally:

@@ -4,30 +4,38 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ftlab.apps.serve.answers import Refused
+from ftlab.apps.serve.refusals import Refused
 
 Text = Annotated[str, Field(max_length=1 << 20)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
+Name = Annotated[str, Field(min_length=1, max_length=256)]
+TokenIds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+# What /v1/completions and /v1/embeddings take: a text or token ids, or a list of them.
+Texts = (
+    Annotated[Text, Field(min_length=1)]
+    | Annotated[list[Annotated[Text, Field(min_length=1)]], Field(min_length=1)]
+    | TokenIds
+    | Annotated[list[TokenIds], Field(min_length=1)]
+)
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[
+    dict[Annotated[str, Field(pattern=r"^[0-9]{1,9}$")], Annotated[float, Field(ge=-100, le=100)]],
+    Field(max_length=1024),
+]
 
 # Parameters that would change the answer and that this server cannot follow -> values that ask for nothing.
 REFUSED: dict[str, tuple[Any, ...]] = {
-    "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
-    "logit_bias": ({},),
     "audio": (),
     "modalities": (["text"],),
     "prediction": (),
     "web_search_options": (),
-    "echo": (False,),
     "suffix": ("",),
     "best_of": (1,),
 }
 NAMES_SAID, NAME_LENGTH = 20, 64
-Asked = TypeVar("Asked", bound="Sampling")
+Asked = TypeVar("Asked", bound="Open")
 
 
 class Strict(BaseModel):
@@ -46,7 +54,7 @@ class Part(Strict):
 class Function(Strict):
     """What a tool call called."""
 
-    name: Annotated[str, Field(min_length=1, max_length=256)]
+    name: Name
     arguments: Text
 
 
@@ -61,7 +69,7 @@ class ToolCall(Strict):
 class ToolSchema(Strict):
     """What a tool is called, what it does, and the JSON schema of its arguments."""
 
-    name: Annotated[str, Field(min_length=1, max_length=256)]
+    name: Name
     description: Text | None = None
     parameters: dict[str, Any] | None = None
 
@@ -71,6 +79,51 @@ class Tool(Strict):
 
     type: Literal["function"] = "function"
     function: ToolSchema
+
+
+class ToolName(Strict):
+    """The name of a tool."""
+
+    name: Name
+
+
+class ToolChoice(Strict):
+    """The tool that the model must call."""
+
+    type: Literal["function"] = "function"
+    function: ToolName
+
+
+class JsonSchema(Strict):
+    """The JSON schema that an answer must follow."""
+
+    name: Name
+    description: Text | None = None
+    body: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(Strict):
+    """Whether an answer is text, any JSON object, or JSON that follows a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @property
+    def followed(self) -> dict[str, Any] | None:
+        """The schema that the answer must follow; None for text.
+
+        Raises:
+            Refused: 400, it is missing.
+        """
+        if self.type == "text":
+            return None
+        if self.type == "json_object":
+            return {"type": "object"}
+        if self.json_schema is None or self.json_schema.body is None:
+            said = "response_format needs json_schema with a schema"
+            raise Refused(400, said, "response_format", "invalid_value")
+        return self.json_schema.body
 
 
 class ChatMessage(Strict):
@@ -101,15 +154,38 @@ class StreamOptions(Strict):
     include_usage: bool = False
 
 
-class Sampling(Strict):
-    """The parameters that chat and text completions share; an unknown one is kept in `model_extra`."""
+class Open(Strict):
+    """A request to a model; unknown parameters are kept in `model_extra`."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
 
-    model: Annotated[str, Field(min_length=1, max_length=256)]
+    model: Name
+
+    @property
+    def ignored(self) -> list[str]:
+        """Names of parameters without effect, cut to a reasonable length."""
+        extra = (name for name in self.model_extra or {} if name not in REFUSED)
+        return [name[:NAME_LENGTH] for name in sorted(extra)[:NAMES_SAID]]
+
+    @property
+    def remarks(self) -> dict[str, Any]:
+        """What a response adds where parameters had no effect."""
+        return {"ignored_parameters": self.ignored} if self.ignored else {}
+
+
+class Sampling(Open):
+    """The parameters that chat and text completions share."""
+
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     temperature: Annotated[float, Field(ge=0, le=2)] | None = None
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    # Further from 1 it would overflow.
+    repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: Bias | None = None
     n: Annotated[int, Field(ge=1)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: Stop | Annotated[list[Stop], Field(max_length=4)] | None = None
@@ -121,12 +197,6 @@ class Sampling(Strict):
         """The stop strings."""
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
-    @property
-    def ignored(self) -> list[str]:
-        """Names of parameters without effect, cut to a reasonable length."""
-        extra = (name for name in self.model_extra or {} if name not in REFUSED)
-        return [name[:NAME_LENGTH] for name in sorted(extra)[:NAMES_SAID]]
-
 
 class ChatRequest(Sampling):
     """The body of /v1/chat/completions."""
@@ -136,20 +206,62 @@ class ChatRequest(Sampling):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
 
     @property
     def offered(self) -> list[dict[str, Any]] | None:
         """The tools as chat templates know them, None where the model is not to call any."""
-        if not self.tools or (self.model_extra or {}).get("tool_choice") == "none":
+        if not self.tools or self.tool_choice == "none":
             return None
         return [tool.model_dump(exclude_none=True) for tool in self.tools]
+
+    @property
+    def forced(self) -> list[dict[str, Any]]:
+        """The tools one of which the model must call; [] where it may answer as it likes.
+
+        Raises:
+            Refused: 400, there is no such tool.
+        """
+        if self.tool_choice in (None, "none", "auto"):
+            return []
+        tools = self.offered or []
+        if isinstance(self.tool_choice, ToolChoice):
+            tools = [tool for tool in tools if tool["function"]["name"] == self.tool_choice.function.name]
+        if not tools:
+            raise Refused(400, "tool_choice names no tool of this request", "tool_choice", "invalid_value")
+        return tools
 
 
 class CompletionRequest(Sampling):
     """The body of /v1/completions."""
 
-    prompt: Annotated[Text, Field(min_length=1)]
-    logprobs: None = None
+    prompt: Texts
+    echo: bool | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+
+
+class EmbeddingRequest(Open):
+    """The body of /v1/embeddings."""
+
+    input: Texts
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Annotated[int, Field(ge=1)] | None = None
+
+
+class TokenizeRequest(Open):
+    """The body of /tokenize: a text, or a conversation that is rendered as for a chat request."""
+
+    prompt: Text | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=256)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+
+
+class DetokenizeRequest(Open):
+    """The body of /detokenize."""
+
+    tokens: TokenIds
 
 
 def parse_body(kind: type[Asked], body: bytes) -> Asked:
@@ -180,8 +292,6 @@ def components() -> dict[str, Any]:
     """Return the request bodies as OpenAPI components."""
     from pydantic.json_schema import models_json_schema
 
-    kinds: list[tuple[type[BaseModel], Literal["validation"]]] = [
-        (ChatRequest, "validation"),
-        (CompletionRequest, "validation"),
-    ]
+    requests = (ChatRequest, CompletionRequest, EmbeddingRequest, TokenizeRequest, DetokenizeRequest)
+    kinds: list[tuple[type[BaseModel], Literal["validation"]]] = [(kind, "validation") for kind in requests]
     return models_json_schema(kinds, ref_template="#/components/schemas/{model}")[1]["$defs"]

@@ -18,7 +18,7 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ftlab.apps.serve.answers import Refused, refusal
+from ftlab.apps.serve.refusals import Refused, refusal
 from ftlab.errors import fail
 
 TOKEN_BITS = 128
@@ -37,6 +37,7 @@ class Limits:
         max_tokens: tokens that may be generated per answer.
         default_tokens: tokens generated if the request does not say.
         choices: answers per request.
+        texts: prompts, or texts to embed, per request.
         seconds: time from the request to its last token, waiting included.
     """
 
@@ -44,7 +45,8 @@ class Limits:
     body_seconds: float = 15
     max_tokens: int = 2048
     default_tokens: int = 256
-    choices: int = 16
+    choices: int = 32
+    texts: int = 256
     seconds: float = 300
 
 
@@ -113,6 +115,17 @@ def resolves_to_loopback(host: str) -> bool:
     return all(ipaddress.ip_address(str(entry[4][0]).split("%")[0]).is_loopback for entry in found)
 
 
+def allowed_origin(text: str) -> str:
+    """Return an origin that `--allow-origin` names.
+
+    Raises:
+        LabError: it is not a scheme, a host and a port alone; a wildcard would let every page in.
+    """
+    if not re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?", text):
+        raise fail("serve_origin", where=text)
+    return text
+
+
 class Guard:
     """Middleware in front of every route: refuses before anything of a request is read.
 
@@ -120,11 +133,20 @@ class Guard:
         token: what `Authorization: Bearer` must carry.
         names: host names a client may use. A page elsewhere can point its own name at this machine (DNS
             rebinding), so that other names are refused.
+        origins: origins, as `https://app.example`, whose pages may send requests.
         any_address: whether plain IP addresses are names too: rebinding needs a name, a rented box has an address.
     """
 
-    def __init__(self, app: ASGIApp, token: str, names: frozenset[str], any_address: bool, limits: Limits) -> None:
-        self.app, self.token, self.limits = app, token.encode(), limits
+    def __init__(
+        self,
+        app: ASGIApp,
+        token: str,
+        names: frozenset[str],
+        any_address: bool,
+        limits: Limits,
+        origins: frozenset[str] = frozenset(),
+    ) -> None:
+        self.app, self.token, self.limits, self.origins = app, token.encode(), limits, origins
         self.names, self.any_address = LOCAL_NAMES | {name.lower() for name in names}, any_address
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -157,7 +179,7 @@ class Guard:
         hosts = headers.getlist("host")
         if len(hosts) != 1 or not self.knows(hosts[0]):
             raise Refused(403, "this server does not answer to that Host", code="wrong_host")
-        origins = headers.getlist("origin")
+        origins = set(headers.getlist("origin")) - self.origins
         if origins and {address_of(origin) for origin in origins} != {hosts[0].lower()}:
             raise Refused(403, "requests from other origins are refused", code="wrong_origin")
         if scope["path"] not in OPEN_PATHS and not self.permits(headers.getlist("authorization")):

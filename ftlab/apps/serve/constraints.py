@@ -1,0 +1,208 @@
+"""Constrained decoding: which tokens may come next, so that an answer follows a JSON schema or is a tool call.
+
+llguidance works out the tokens that a grammar allows (https://github.com/guidance-ai/llguidance). It fetches no `$ref`
+from a file or an address. Its limits, and those on the size of a schema below, bound the time that a schema can take.
+"""
+
+import json
+from collections.abc import Collection, Iterator, Sequence
+from functools import cached_property
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from ftlab import packages, responses, tokens
+from ftlab.apps.serve.refusals import Refused
+
+# Of a schema: bytes of its JSON, values in it, subschemas that are combined by `allOf` and `$ref`: the time that
+# llguidance takes for patterns to match at once doubles with each. Of a step: see `LLParserLimits`.
+BYTES, VALUES, COMBINED = 1 << 16, 2000, 8
+ANNOTATIONS = {
+    "title", "description", "default", "examples", "deprecated", "$schema", "$id", "$comment", "$defs", "definitions",
+}  # fmt: skip
+LIMITS: dict[str, Any] = {
+    "initial_lexer_fuel": 200_000,
+    "step_lexer_fuel": 50_000,
+    "step_max_items": 5_000,
+    "max_lexer_states": 20_000,
+    "max_grammar_size": 50_000,
+    "verbose_errors": False,
+}
+# As json.dumps writes; without free whitespace a small model cannot lose itself in it.
+JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
+
+
+class Unfollowable(Exception):
+    """A schema became too complex while its answer was generated."""
+
+
+class Constraint:
+    """What one answer may still say."""
+
+    def __init__(self, matcher: Any) -> None:
+        self.matcher = matcher
+
+    def copy(self) -> "Constraint":
+        """Return the constraint for another answer, from the same place on."""
+        return Constraint(self.matcher.deep_copy())
+
+    def allowed(self, scores: torch.Tensor) -> torch.Tensor:
+        """Return logits (vocabulary,) with -inf for every token that may not come next.
+
+        Raises:
+            Unfollowable: the schema is too complex.
+        """
+        bits = np.frombuffer(self.matcher.compute_bitmask(), dtype=np.uint8)
+        if self.matcher.is_error():
+            raise Unfollowable
+        mask = np.unpackbits(bits, bitorder="little")[: len(scores)].astype(bool)
+        return scores.masked_fill(~torch.from_numpy(mask), -torch.inf)
+
+    def take(self, token: int) -> bool:
+        """Take in a token; return True if nothing can follow it.
+
+        Raises:
+            Unfollowable: the schema is too complex.
+        """
+        self.matcher.consume_token(token)
+        if self.matcher.is_error():
+            raise Unfollowable
+        return bool(self.matcher.is_stopped())
+
+
+class Constraints:
+    """Makes constraints on what a model writes.
+
+    Args:
+        reader: reads calls under the model's chat template.
+        vocabulary: how many logits the model has.
+        ends: tokens that end an answer.
+    """
+
+    def __init__(self, reader: responses.Reader, vocabulary: int, ends: Collection[int]) -> None:
+        self.reader, self.vocabulary, self.ends = reader, vocabulary, ends
+
+    @cached_property
+    def tokens(self) -> Any:
+        """The tokenizer as llguidance reads it; takes about a second."""
+        from llguidance.hf import from_tokenizer
+
+        return from_tokenizer(self.reader.tokenizer, n_vocab=self.vocabulary, eos_token=list(self.ends))
+
+    def json(self, schema: Any, param: str = "response_format") -> Constraint:
+        """Return the constraint to JSON that follows a schema.
+
+        Raises:
+            Refused: 400, the schema is not valid, too large, or uses what llguidance does not know.
+        """
+        return self.made(json.dumps({"grammars": [{"json_schema": self.checked(schema, param)}]}), param)
+
+    def call(self, tools: Sequence[dict[str, Any]]) -> Constraint:
+        """Return the constraint to a call of one of some tools, as the chat template writes calls.
+
+        Raises:
+            Refused: 400, as for `json`.
+        """
+        before, key, after = written_call(self.reader)
+        calls = [
+            {
+                "type": "object",
+                "properties": {
+                    "name": {"const": tool["function"]["name"]},
+                    key: tool["function"].get("parameters") or {"type": "object"},
+                },
+                "required": ["name", key],
+                "additionalProperties": False,
+            }
+            for tool in tools
+        ]
+        schema = self.checked(calls[0] if len(calls) == 1 else {"anyOf": calls}, "tools")
+        return self.made(f"start: {before} call {after}\ncall: %json {json.dumps(schema)}\n", "tools")
+
+    def checked(self, schema: Any, param: str) -> Any:
+        """Return a schema with the options for its JSON, if its size is within the limits.
+
+        Raises:
+            Refused: 400.
+        """
+        packages_here(param)
+        parts = list(walked(schema))
+        if len(json.dumps(schema)) > BYTES or len(parts) > VALUES or sum(map(combined, parts)) > COMBINED:
+            said = (
+                f"a schema has at most {BYTES} bytes, {VALUES} values, {COMBINED} subschemas combined by allOf or $ref"
+            )
+            raise Refused(400, said, param, "invalid_value")
+        return schema | {"x-guidance": JSON} if isinstance(schema, dict) else schema
+
+    def made(self, grammar: str, param: str) -> Constraint:
+        """Return the constraint to a grammar.
+
+        Raises:
+            Refused: 400, llguidance's reason.
+        """
+        from llguidance import LLMatcher, LLParserLimits
+
+        try:
+            known = self.tokens
+        except ValueError as error:
+            # A tokenizer written in Python.
+            said = f"{param} is not supported with this model's tokenizer: {error}"
+            raise Refused(400, said, param, "unsupported_parameter") from error
+        matcher = LLMatcher(known, grammar, log_level=0, limits=LLParserLimits(**LIMITS))
+        if matcher.is_error():
+            reason = " ".join(matcher.get_error().split())[:200]
+            raise Refused(400, f"the schema cannot be followed: {reason}", param, "invalid_value")
+        return Constraint(matcher)
+
+
+def packages_here(param: str) -> None:
+    """Refuse what needs llguidance where it is not installed.
+
+    Raises:
+        Refused: 400, naming the command that installs it.
+    """
+    if find_spec("llguidance") is None:
+        said = f"{param} needs the package llguidance here: {packages.install('llguidance')}"
+        raise Refused(400, said, param, "unsupported_parameter")
+
+
+def walked(value: Any) -> Iterator[Any]:
+    """Yield a JSON value and every value in it."""
+    yield value
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from walked(inner)
+
+
+def combined(value: Any) -> int:
+    """Return how many subschemas a schema combines with others, which must hold at once.
+
+    >>> combined({"allOf": [{}, {}], "type": "string"}), combined({"allOf": [{}], "title": "A"})
+    (2, 0)
+    """
+    if not isinstance(value, dict):
+        return 0
+    every = value.get("allOf")
+    own = bool(value.keys() - ANNOTATIONS - {"allOf", "$ref"})
+    return max(0, (len(every) if isinstance(every, list) else 0) + ("$ref" in value) + own - 1)
+
+
+def written_call(reader: responses.Reader) -> tuple[str, str, str]:
+    """Return how a chat template writes a call: Lark terms for what is before its JSON, the arguments' name, and after.
+
+    Where a template does not write JSON (or no call at all), the call is JSON alone, which `as_call` reads.
+    """
+    start = reader.written.find("{")
+    if reader.parse is not responses.read_json or start < 0:
+        return "", "arguments", ""
+    value, end = json.JSONDecoder().raw_decode(reader.written, start)
+    key = "parameters" if "parameters" in value else "arguments"
+    before, after = (as_tokens(reader.tokenizer, text) for text in (reader.written[:start], reader.written[end:]))
+    return before, key, after
+
+
+def as_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """Return a text as Lark terms, one for each token: `<[5]>`, which may be a control token."""
+    return " ".join(f"<[{token}]>" for token in tokens.ids_of(tokenizer, text))

@@ -1,0 +1,151 @@
+"""What the command line names to what the engine serves: a model, its adapters by name, or a recipe."""
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from peft import PeftModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ftlab import models, saved_weights
+from ftlab.apps.serve.security import Limits
+from ftlab.apps.serve.service import Served
+from ftlab.errors import fail, reason_of, say
+from ftlab.recipe import read as recipes
+from ftlab.runs import chat, folder
+
+BASE = "-base"
+NAMED = re.compile(r"([\w.-]+)=(.+)")
+
+
+class Loaded(NamedTuple):
+    """What is served.
+
+    Attributes:
+        served: the names that clients use.
+        defaults: fields of a Job, where a request does not set them.
+    """
+
+    model: PreTrainedModel | PeftModel
+    tokenizer: PreTrainedTokenizerBase
+    served: dict[str, Served]
+    limits: Limits
+    defaults: dict[str, Any]
+
+
+def load(
+    model_name_or_path: str,
+    adapters: Sequence[str] = (),
+    name: str | None = None,
+    overrides: Sequence[str] = (),
+    trust_remote_code: bool = False,
+) -> Loaded:
+    """Return what to serve.
+
+    Args:
+        model_name_or_path: a model, or a RECIPE.yaml.
+        adapters: DIR for one adapter under the model's name, or NAME=DIR for each of several.
+        name: the model's name for clients; API_MODEL_NAME, or its own, if None.
+        overrides: `key=value`, for a recipe.
+    Raises:
+        LabError: no such model, an adapter that does not fit, or arguments that exclude each other.
+    """
+    name = name or os.environ.get("API_MODEL_NAME")
+    if model_name_or_path.endswith((".yaml", ".yml")):
+        if adapters:
+            raise fail("serve_recipe", model=model_name_or_path)
+        return of_recipe(model_name_or_path, [*overrides, *["trust_remote_code=true"] * trust_remote_code], name)
+    if overrides:
+        raise fail("serve_overrides", model=model_name_or_path)
+    name = name or own_name(model_name_or_path)
+    named = [split(adapter) for adapter in adapters]
+    if len(named) > 1 or any(client for client, _ in named):
+        return several(model_name_or_path, named, name, trust_remote_code)
+    adapter = named[0][1] if named else None
+    model, tokenizer = chat.load(model_name_or_path, adapter, trust_remote_code=trust_remote_code)
+    return Loaded(model, tokenizer, with_base(name, model, chat.system_turn(None, adapter)), Limits(), {})
+
+
+def of_recipe(path: str, overrides: Sequence[str], name: str | None) -> Loaded:
+    """Return the model of a recipe with what its run has trained; its sampling keys are the defaults of requests."""
+    recipe = recipes.load(path, overrides)
+    if chat.engine_of(recipe) != "huggingface":
+        raise fail("serve_backend", where=path, backend=recipe.infer_backend)
+    if recipe.num_beams > 1:
+        raise fail("serve_beams", where=path)
+    model, tokenizer = chat.from_recipe(recipe)
+    served = with_base(
+        name or own_name(recipe.model_name_or_path),
+        model,
+        chat.system_turn(recipe.default_system, chat.trained(recipe)),
+    )
+    asked = chat.generation_of(recipe)
+    longest = asked["max_new_tokens"]
+    defaults: dict[str, Any] = {
+        key: asked[key] for key in ("temperature", "top_p", "top_k", "repetition_penalty") if key in asked
+    }
+    limits = Limits(default_tokens=longest, max_tokens=max(longest, Limits.max_tokens))
+    return Loaded(model, tokenizer, served, limits, defaults if recipe.do_sample else defaults | {"temperature": 0.0})
+
+
+def own_name(model_name_or_path: str) -> str:
+    """Return what a model is called: the name that was given, or its folder's."""
+    return Path(model_name_or_path).resolve().name if os.path.isdir(model_name_or_path) else model_name_or_path
+
+
+def with_base(name: str, model: PreTrainedModel | PeftModel, system: Sequence[dict[str, Any]]) -> dict[str, Served]:
+    """Return a model under its name, and the model without its adapter as `NAME-base`, if it has one to switch off."""
+    return {name: Served(system=system)} | ({name + BASE: Served(None)} if chat.switchable(model) else {})
+
+
+def split(adapter: str) -> tuple[str, str]:
+    """Return an adapter's name for clients and its folder; the name is "" where none is given.
+
+    >>> split("support=runs/a/adapter"), split("runs/lr=1e-4/adapter")
+    (('support', 'runs/a/adapter'), ('', 'runs/lr=1e-4/adapter'))
+    """
+    named = NAMED.fullmatch(adapter)
+    return (named[1], named[2]) if named and not os.path.exists(adapter) else ("", adapter)
+
+
+def several(model_name_or_path: str, adapters: Sequence[tuple[str, str]], name: str, trust_remote_code: bool) -> Loaded:
+    """Return a model under its own name, and each of its adapters under the name given for it.
+
+    Raises:
+        LabError: a name is missing or taken; an adapter that cannot be switched off, or with another tokenizer.
+    """
+    clients = [name, *(client for client, _ in adapters)]
+    if "" in clients or len(set(clients)) < len(clients):
+        raise fail("serve_names", model=name)
+    (_, first), *others = adapters
+    model, tokenizer = chat.load(model_name_or_path, first, trust_remote_code=trust_remote_code)
+    base = Path(models.fetch(model_name_or_path, trust_remote_code))
+    for number, (_, place) in enumerate(others, 1):
+        weights = folder.weights_for(place, base, model_name_or_path)
+        own = chat.tokenizer_of(weights, base, trust_remote_code)
+        if (own.chat_template, own.get_vocab()) != (tokenizer.chat_template, tokenizer.get_vocab()):
+            raise fail("serve_adapters", where=place, reason=say("serve_adapters_tokenizer"))
+        add(model, weights, f"adapter{number}")
+    if not chat.switchable(model):
+        raise fail("serve_adapters", where=", ".join(place for _, place in adapters), reason=say("serve_adapters_base"))
+    served = {name: Served(None)}
+    for (client, place), inner in zip(adapters, model.peft_config, strict=True):
+        served[client] = Served(inner, chat.system_turn(None, place))
+    return Loaded(model.eval(), tokenizer, served, Limits(), {})
+
+
+def add(model: PreTrainedModel | PeftModel, weights: saved_weights.Weights, name: str) -> None:
+    """Put another adapter on a model, under PEFT's `name`.
+
+    Raises:
+        LabError: it is not an adapter, or does not fit.
+    """
+    if not (weights.is_adapter and isinstance(model, PeftModel)):
+        raise fail("serve_adapters", where=str(weights.folder), reason=say("serve_adapters_base"))
+    try:
+        model.load_adapter(str(weights.folder), adapter_name=name)
+    # PEFT raises whatever the settings of an adapter lead it into.
+    except Exception as error:
+        raise fail("serve_adapters", where=str(weights.folder), reason=reason_of(error)[:160]) from None
