@@ -113,6 +113,55 @@ HOSTILE: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
+SELF = {"$ref": "#"}
+PATTERNS = {"type": "string", "allOf": [{"pattern": f".*{i}.*"} for i in range(30)]}
+ENDLESS = {"$defs": {"a": {"type": "object", "properties": {"x": {"$ref": "#/$defs/a"}}, "required": ["x"]}},
+           "$ref": "#/$defs/a"}  # fmt: skip
+
+
+def formatted(schema: Any) -> dict[str, Any]:
+    """Return a chat request for JSON that follows a schema."""
+    return GOOD | {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+
+
+def calling(schema: Any) -> dict[str, Any]:
+    """Return a chat request that forces a call with arguments that follow a schema."""
+    tool = {"type": "function", "function": {"name": "f", "parameters": schema}}
+    return GOOD | {"tools": [tool], "tool_choice": "required"}
+
+
+EMBEDDED, COMPLETED = "/v1/embeddings", "/v1/completions"
+ELSEWHERE: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "a schema that refers to a file": (serving.CHAT, 400, formatted({"$ref": "file:///etc/passwd"})),
+    "a schema that refers to an address": (serving.CHAT, 400, formatted({"$ref": "http://127.0.0.1:1/x"})),
+    "a schema that refers to itself": (serving.CHAT, 400, formatted(SELF)),
+    "a schema without an end": (serving.CHAT, 400, formatted(ENDLESS)),
+    "a schema of many patterns": (serving.CHAT, 400, formatted(PATTERNS)),
+    "a schema of half a megabyte": (serving.CHAT, 400, formatted({"enum": ["x" * 500_000]})),
+    "a schema that is a list": (serving.CHAT, 400, formatted([1])),
+    "a pattern without an end": (serving.CHAT, 200, formatted({"type": "string", "pattern": "(.*a.{200}){5}"})),
+    "a tool whose arguments refer to a file": (serving.CHAT, 400, calling({"$ref": "file:///etc/passwd"})),
+    "a tool of many patterns": (serving.CHAT, 400, calling({"properties": {"a": PATTERNS}})),
+    "a tool named like a grammar": (
+        serving.CHAT, 200, GOOD | {"tools": [{"type": "function", "function": {"name": 'x"}\nstart: /.*/'}}],
+                                   "tool_choice": "required"}),
+    "a bias that is not finite": (serving.CHAT, 400, GOOD | {"logit_bias": {"1": 1e300}}),
+    "a bias on every token": (serving.CHAT, 400, GOOD | {"logit_bias": {str(i): -100 for i in range(5000)}}),
+    "a penalty that overflows": (serving.CHAT, 400, GOOD | {"repetition_penalty": 1e-300}),
+    "tokens that are not there": (COMPLETED, 400, {"model": "tiny", "prompt": [2**40]}),
+    "negative tokens": (COMPLETED, 400, {"model": "tiny", "prompt": [-1]}),
+    "a thousand prompts": (COMPLETED, 400, {"model": "tiny", "prompt": ["a"] * 1000}),
+    "a mixed list of prompts": (COMPLETED, 400, {"model": "tiny", "prompt": ["a", [1]]}),
+    "an embedding beyond the context": (EMBEDDED, 400, {"model": "tiny", "input": "x " * 5000}),
+    "a thousand embeddings": (EMBEDDED, 400, {"model": "tiny", "input": ["a"] * 1000}),
+    "an embedding of nothing": (EMBEDDED, 400, {"model": "tiny", "input": ""}),
+    "an embedding of a file": (EMBEDDED, 404, {"model": "/etc/passwd", "input": "x"}),
+    "tokens of another model": ("/tokenize", 404, {"model": "../x", "prompt": "x"}),
+    "text of negative tokens": ("/detokenize", 400, {"model": "tiny", "tokens": [-1]}),
+    "text of tokens that are not there": ("/detokenize", 400, {"model": "tiny", "tokens": [2**70]}),
+}  # fmt: skip
+
+
 class Watch:
     """Says which files and connections any thread but the tests' own opens while `on`."""
 
@@ -132,6 +181,7 @@ WATCH = Watch()
 @pytest.fixture
 def watched(server):
     assert server.works(), "what is imported on the first request is imported now"
+    assert server.http.post(serving.CHAT, json=formatted({"type": "boolean"})).status_code == 200
     WATCH.seen.clear()
     WATCH.on = True
     yield WATCH.seen
@@ -147,6 +197,18 @@ def test_a_hostile_request_is_refused_and_harms_nobody(server, watched, name):
     assert response.status_code == status
     assert set(response.json()["error"]) == {"message", "type", "param", "code"}
     assert len(response.content) < 2000 and "root:" not in response.text and serving.TOKEN not in response.text
+    assert watched == [], "the server opened something for this request"
+    assert server.works()
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_a_hostile_schema_or_text_is_refused_and_harms_nobody(server, watched, name):
+    path, status, body = ELSEWHERE[name]
+    response = server.http.post(path, json=body)
+    assert response.status_code == status
+    if status != 200:
+        assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    assert len(response.content) < 2000 and "root:" not in response.text
     assert watched == [], "the server opened something for this request"
     assert server.works()
 
@@ -202,7 +264,10 @@ def test_no_request_that_the_schema_describes_fails_the_server(server):
     for result in schema.get_all_operations():
         operation = result.ok()
 
-        @SCHEMA_SETTINGS
+        # What shares its checks with chat and completions needs fewer cases.
+        few = operation.path in ("/v1/embeddings", "/tokenize", "/detokenize", "/metrics")
+
+        @settings(SCHEMA_SETTINGS, max_examples=max(1, CASES // 8) if few else CASES)
         @given(case=operation.as_strategy())
         def ask(case: schemathesis.Case) -> None:
             if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
@@ -222,7 +287,33 @@ VALUES = st.recursive(
     max_leaves=5,
 )
 NAMES = st.sampled_from([*GOOD, "temperature", "top_p", "n", "seed", "stop", "stream", "stream_options", "logprobs",
-                         "top_logprobs", "tools", "max_completion_tokens"]) | st.text()  # fmt: skip
+                         "top_logprobs", "tools", "max_completion_tokens", "top_k", "min_p", "presence_penalty",
+                         "repetition_penalty", "logit_bias", "tool_choice", "parallel_tool_calls",
+                         "response_format"]) | st.text()  # fmt: skip
+
+
+KEYWORDS = st.sampled_from(["type", "properties", "items", "anyOf", "allOf", "enum", "const", "pattern", "$ref",
+                            "minimum", "required", "additionalProperties", "maxItems", "format"])  # fmt: skip
+SCHEMAS = st.recursive(
+    st.sampled_from(["object", "string", "array", "integer", "#", "a+", True, 1, -1.5, None]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(KEYWORDS, inner, max_size=3),
+    max_leaves=12,
+).filter(lambda schema: isinstance(schema, dict))
+
+
+def test_no_json_schema_fails_the_server(server):
+    statuses: Counter[int] = Counter()
+
+    @settings(SCHEMA_SETTINGS, max_examples=max(1, CASES // 4))
+    @given(schema=SCHEMAS, forced=st.booleans())
+    def ask(schema: dict[str, Any], forced: bool) -> None:
+        response = server.http.post(serving.CHAT, json=calling(schema) if forced else formatted(schema))
+        statuses[response.status_code] += 1
+        assert response.status_code in (200, 400), response.text
+
+    ask()
+    print(f"{statuses.total()} schemas, by status: {dict(statuses)}")
+    assert statuses[200] and statuses[400] and server.works()
 
 
 def test_no_parameter_fails_the_server_whatever_its_value(server):
