@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -14,8 +15,8 @@ from ftlab.errors import fail
 
 DTYPES = ("float32", "bfloat16", "float16")
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes")
-# What the drivers of accelerators put into a Linux system: NVIDIA's, NVIDIA's under gVisor or WSL, AMD's.
-DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+# What the drivers of accelerators put into a Linux system: NVIDIA's, NVIDIA's under gVisor or WSL, AMD's, Ascend's.
+DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/davinci_manager")
 # The instructions that multiply bfloat16, by torch's names; Linux calls one of them otherwise.
 BFLOAT16 = ("amx_bf16", "avx512_bf16", "sve_bf16", "bf16")
 LINUX_NAMES = {"svebf16": "sve_bf16"}
@@ -26,7 +27,7 @@ class Machine:
     """One machine, as far as training cares.
 
     Attributes:
-        accelerator: "cuda", "mps" or "cpu".
+        accelerator: "cpu", or torch's name of the accelerator: "cuda", "mps", "xpu" (Intel), "npu" (Ascend).
         name: the accelerator's or the processor's own name.
         dtype: the number format that is fast and safe to train in: "bfloat16", "float16" or "float32".
         cores: processor cores this process may use.
@@ -40,6 +41,11 @@ class Machine:
     cores: int
     memory_bytes: int
     reason: str
+
+    @property
+    def mixed_precision(self) -> bool:
+        """Return True if Trainer's mixed precision, and float16 with its loss scaling, run on this accelerator."""
+        return self.accelerator not in ("cpu", "mps")
 
     def __str__(self) -> str:
         gib = self.memory_bytes / 2**30
@@ -66,19 +72,23 @@ def detected() -> Machine:
         return processor(linux_capabilities())
     import torch
 
-    if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        dtype, reason = cuda_dtype(properties.major)
-        return Machine("cuda", properties.name, dtype, cores(), properties.total_memory, reason)
-    if torch.backends.mps.is_available():
+    kind = torch.accelerator.current_accelerator(check_available=True)
+    if kind is None:
+        return processor(torch.cpu.get_capabilities())
+    if kind.type == "mps":
         memory_bytes = psutil.virtual_memory().total
         return Machine("mps", platform.processor(), "float32", cores(), memory_bytes, "the safe choice on Apple GPUs")
-    return processor(torch.cpu.get_capabilities())
+    module = torch.get_device_module(kind)
+    properties = module.get_device_properties(0)
+    dtype, reason = cuda_dtype(properties.major) if kind.type == "cuda" else other_dtype(module)
+    return Machine(kind.type, properties.name, dtype, cores(), properties.total_memory, reason)
 
 
 def may_have_accelerator() -> bool:
     """Return False if this machine has no driver that torch could use; True where only torch can tell."""
-    return platform.system() != "Linux" or any(Path(driver).exists() for driver in DRIVERS)
+    if platform.system() != "Linux" or installed("torch").endswith("+xpu"):
+        return True
+    return any(Path(driver).exists() for driver in DRIVERS)
 
 
 def linux_capabilities() -> dict[str, bool | str]:
@@ -109,6 +119,13 @@ def cuda_dtype(compute_capability_major: int) -> tuple[str, str]:
     return "float16", "before Ampere bfloat16 is emulated; float16 needs loss scaling, which Trainer does"
 
 
+def other_dtype(module: Any) -> tuple[str, str]:
+    """Return (dtype, reason) for an accelerator other than CUDA's and Apple's, by its module (torch.xpu, torch.npu)."""
+    if module.is_bf16_supported():
+        return "bfloat16", "this accelerator multiplies bfloat16"
+    return "float16", "this accelerator has no bfloat16; float16 needs loss scaling, which Trainer does"
+
+
 def cpu_dtype(capabilities: Mapping[str, bool | str]) -> tuple[str, str]:
     """Return (dtype, reason) for a CPU with these `torch.cpu.get_capabilities()`.
 
@@ -130,8 +147,8 @@ def training_arguments(machine: Machine) -> dict[str, bool]:
     on_cpu = machine.accelerator == "cpu"
     return {
         "use_cpu": on_cpu,
-        "bf16": machine.accelerator == "cuda" and machine.dtype == "bfloat16",
-        "fp16": machine.accelerator == "cuda" and machine.dtype == "float16",
+        "bf16": machine.mixed_precision and machine.dtype == "bfloat16",
+        "fp16": machine.mixed_precision and machine.dtype == "float16",
         "gradient_checkpointing": not on_cpu,
         "dataloader_pin_memory": machine.accelerator == "cuda",
     }

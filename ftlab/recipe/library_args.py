@@ -86,7 +86,7 @@ def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[d
     asked, notes = dict(recipe.training), []
     wished = {name for name in FORMATS if asked.get(name)}
     for name, dtype in FORMATS.items():
-        possible = machine.accelerator == "cuda" and (name == "fp16" or machine.dtype == "bfloat16")
+        possible = machine.mixed_precision and (name == "fp16" or machine.dtype == "bfloat16")
         if name in asked and not (asked[name] and possible):
             given = asked.pop(name)
             if given is not (machine.dtype == dtype) and not (wished - {name}):
@@ -96,7 +96,7 @@ def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[d
         for given in (settings, asked):
             if f"gradient_checkpointing{part}" in given:
                 given[f"{CHECKPOINTING}{part}"] = given.pop(f"gradient_checkpointing{part}")
-    if machine.dtype == "float16" and machine.accelerator != "cuda":
+    if machine.dtype == "float16" and not machine.mixed_precision:
         raise fail("train_float16", where="FTLAB_DTYPE", accelerator=machine.accelerator)
     if asked.get("bf16"):
         settings["fp16"] = False
@@ -121,10 +121,10 @@ def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[d
 
 
 def autocasts(recipe: Recipe, machine: Machine) -> bool:
-    """Return True if float32 weights are multiplied in bfloat16: always on such a GPU, on a CPU for trained weights."""
+    """Return True if float32 weights are multiplied in bfloat16: always on GPUs, on a CPU for trained weights."""
     if machine.dtype != "bfloat16":
         return False
-    return machine.accelerator == "cuda" or (recipe.finetuning_type != "lora" and not recipe.pure_bf16)
+    return machine.mixed_precision or (recipe.finetuning_type != "lora" and not recipe.pure_bf16)
 
 
 def weights_dtype(recipe: Recipe, machine: Machine) -> str:

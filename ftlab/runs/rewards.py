@@ -127,7 +127,7 @@ def from_model(name: str, base: str, dtype: torch.dtype) -> Reward:
     """
     folder = Path(name).expanduser()
     folder = next((folder / part for part in saved_weights.RESULTS if (folder / part).is_dir()), folder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         judge = load_reward_model(folder, base, dtype).to(device).eval()
         tokenizer = models.load_tokenizer(folder)

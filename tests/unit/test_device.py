@@ -182,22 +182,46 @@ def test_an_adapter_for_a_gpu_is_prepared_for_it_before_it_is_moved_there(tiny_r
     assert "forward" not in vars(layer)
 
 
+def accelerator(monkeypatch, kind: str, **properties: object) -> None:
+    """Let torch find one accelerator; its module has these properties, and multiplies bfloat16 if they say so."""
+    module = SimpleNamespace(
+        get_device_properties=lambda index: SimpleNamespace(**properties),
+        is_bf16_supported=lambda: properties["bfloat16"],
+    )
+    # torch makes no device of a kind whose package is not installed.
+    found = SimpleNamespace(type=kind)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: found)
+    monkeypatch.setattr(torch, "get_device_module", lambda kind: module if kind is found else None)
+
+
 @pytest.mark.parametrize(("major", "dtype"), [(7, "float16"), (8, "bfloat16"), (9, "bfloat16")])
 def test_a_gpu_is_described_by_what_torch_says_of_it(monkeypatch, major, dtype):
-    properties = SimpleNamespace(name="a GPU", major=major, total_memory=16 * 2**30)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    accelerator(monkeypatch, "cuda", name="a GPU", major=major, total_memory=16 * 2**30)
     found = device.detected()
     assert (found.accelerator, found.name, found.dtype, found.memory_bytes) == ("cuda", "a GPU", dtype, 16 * 2**30)
 
 
+@pytest.mark.parametrize("kind", ["npu", "xpu"])
+@pytest.mark.parametrize(("bfloat16", "dtype"), [(True, "bfloat16"), (False, "float16")])
+def test_an_accelerator_of_another_maker_is_described_alike(monkeypatch, kind, bfloat16, dtype):
+    accelerator(monkeypatch, kind, name="its name", total_memory=64 * 2**30, bfloat16=bfloat16)
+    found = device.detected()
+    assert (found.accelerator, found.name, found.dtype, found.memory_bytes) == (kind, "its name", dtype, 64 * 2**30)
+    settings = device.training_arguments(found)
+    assert (settings["bf16"], settings["fp16"], settings["use_cpu"]) == (bfloat16, not bfloat16, False)
+
+
 def test_an_apple_gpu_shares_the_machine_s_memory(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    monkeypatch.setattr(device, "may_have_accelerator", lambda: True)
+    accelerator(monkeypatch, "mps")
     found = device.detected()
     assert (found.accelerator, found.dtype) == ("mps", "float32")
     assert found.memory_bytes == device.psutil.virtual_memory().total
+
+
+def test_torch_for_intel_gpus_lets_torch_decide(monkeypatch):
+    monkeypatch.setattr(device, "DRIVERS", ())
+    monkeypatch.setattr(device, "installed", {"torch": "2.13.0+xpu"}.get)
+    assert device.may_have_accelerator()
 
 
 @pytest.mark.parametrize(("found", "dtype"), [({"amx_bf16": True}, "bfloat16"), ({"amx_bf16": False}, "float32")])
