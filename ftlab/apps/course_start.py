@@ -1,5 +1,6 @@
 """Lay the course out in a folder of the learner's, and open it: for those who have the package and no checkout."""
 
+import itertools
 import json
 import os
 import shutil
@@ -45,7 +46,7 @@ def lay_out(folder: Path) -> tuple[list[str], dict[str, str]]:
                 continue
             target = name
             if changed:
-                target = kept[name] = versioned(name)
+                target = kept[name] = beside(folder, name, its_digest)
             put(course / name, folder / target)
             written.append(target)
     write_json(folder / LAID_OUT, {"version": __version__, "files": new})
@@ -100,14 +101,21 @@ def digest(path: Path) -> str:
     return sha256(path) if path.is_file() else ""
 
 
-def versioned(name: str) -> str:
-    """Return the name that this version's file has beside a changed one.
+def beside(folder: Path, name: str, its_digest: str) -> str:
+    """Return where this version's file goes beside a changed one: what has its name there may be changed as well."""
+    names = (versioned(name, number) for number in itertools.count(1))
+    return next(one for one in names if digest(folder / one) in ("", its_digest))
 
-    >>> versioned("notebooks/03_lora.ipynb")
-    'notebooks/03_lora.v0.1.0.ipynb'
+
+def versioned(name: str, number: int = 1) -> str:
+    """Return a name that this version's file can have beside a changed one.
+
+    >>> versioned("notebooks/03_lora.ipynb"), versioned("notebooks/03_lora.ipynb", 2)
+    ('notebooks/03_lora.v0.1.0.ipynb', 'notebooks/03_lora.v0.1.0-2.ipynb')
     """
     path = Path(name)
-    return path.with_name(f"{path.stem}.v{__version__}{path.suffix}").as_posix()
+    again = f"-{number}" if number > 1 else ""
+    return path.with_name(f"{path.stem}.v{__version__}{again}{path.suffix}").as_posix()
 
 
 def put(source: Path, target: Path) -> None:

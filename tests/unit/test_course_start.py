@@ -30,9 +30,9 @@ def carried(tmp_path, monkeypatch):
     return package
 
 
-def write_lesson(package: Path, heading: str) -> None:
+def write_lesson(package: Path, heading: str, answer: int = 0) -> None:
     source = SOURCE.replace("A test lesson", heading)
-    text = source.format(digest=notebooks.digest(f"# 07 · {heading}"), answer=0)
+    text = source.format(digest=notebooks.digest(f"# 07 · {heading}"), answer=answer)
     (package / "notebooks" / "source" / "00_test.py").write_text(text, encoding="utf-8")
 
 
@@ -75,6 +75,69 @@ def test_a_changed_lesson_is_kept_and_the_new_version_lies_beside_it(carried, tm
     # Also the next time: what was kept once has not become the old version.
     course_start.lay_out(mine)
     assert (mine / LESSON).read_text() == "my answers"
+
+
+def add_a_cell(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell("mine = 1", id="mine"))
+    nbformat.write(notebook, path)
+
+
+def run_a_cell(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    cell = notebooks.code_cells(notebook)[0]
+    cell.execution_count, cell.outputs = 7, [nbformat.v4.new_output("stream", text="seen")]
+    nbformat.write(notebook, path)
+
+
+def drop_a_cell(path: Path) -> None:
+    notebook = nbformat.read(path, as_version=4)
+    del notebook.cells[-1]
+    nbformat.write(notebook, path)
+
+
+def link_to_my_own(path: Path) -> None:
+    own = path.parents[2] / "elsewhere.ipynb"
+    own.write_text("mine")
+    path.unlink()
+    path.symlink_to(own)
+
+
+EDITS = {
+    "a cell added": (LESSON, add_a_cell),
+    "a cell run": (LESSON, run_a_cell),
+    "a cell removed": (LESSON, drop_a_cell),
+    "the Chinese edition": ("notebooks/zh/00_test.ipynb", add_a_cell),
+    "a broken file": (LESSON, lambda path: path.write_text("{")),
+    "an emptied file": (LESSON, lambda path: path.write_bytes(b"")),
+    "a link": (LESSON, link_to_my_own),
+    "one byte": ("data/rows.json", lambda path: path.write_bytes(path.read_bytes() + b" ")),
+    "line ends": ("recipes/sft.yaml", lambda path: path.write_bytes(path.read_bytes() + b"\r\n")),
+    "the source": ("notebooks/source/00_test.py", lambda path: path.write_text("# mine", encoding="utf-8")),
+    "a file without suffix rules": ("constraints.txt", lambda path: path.write_text("mine==1")),
+}
+
+
+@pytest.mark.parametrize("edit", EDITS)
+def test_no_edit_is_lost_over_three_upgrades(carried, tmp_path, monkeypatch, edit):
+    mine, (name, change) = tmp_path / "mine", EDITS[edit]
+    course_start.lay_out(mine)
+    change(mine / name)
+    wanted = {name: (mine / name).read_bytes()}
+    # The version's number stays the same at the last one, as between two commits.
+    for answer, (version, heading) in enumerate([("3.0", "Better"), ("4.0", "Better still"), ("4.0", "Best")], start=1):
+        monkeypatch.setattr(course_start, "__version__", version)
+        write_lesson(carried, heading, answer)
+        for other in ("data/rows.json", "recipes/sft.yaml", "constraints.txt"):
+            (carried / other).write_text(f"{other}: {heading}")
+        _, kept = course_start.lay_out(mine)
+        assert {one: (mine / one).read_bytes() for one in wanted} == wanted
+        assert kept[name] not in wanted
+        # The learner works on in the file that was put beside.
+        edited = mine / kept[name]
+        edited.write_text(f"my answers to {heading}")
+        wanted[kept[name]] = edited.read_bytes()
+    assert len(wanted) == 4
 
 
 def test_a_file_of_the_learners_own_is_never_replaced(carried, tmp_path):
