@@ -218,7 +218,8 @@ def parser() -> Parser:
     elsewhere.add_argument("--gpus", type=count, default=1, help="processes on each machine; default: %(default)s")
     elsewhere.add_argument("--submit", action="store_true", help="write it beside the recipe, and start it")
     add(verbs, "models", list_models, "list the known models and what each needs on this machine")
-    add(verbs, "env", show_env, "print machine, versions and FTLAB_ variables, to paste into an issue")
+    env = add(verbs, "env", show_env, "print machine, versions and FTLAB_ variables, to paste into an issue")
+    env.add_argument("--autodl", action="store_true", help="check disk, caches, mirrors and ports; automatic on AutoDL")
     add(verbs, "version", show_version, "print the version")
 
     course = add(verbs, "course", None, "list, run, check and build the lessons")
@@ -237,6 +238,17 @@ def parser() -> Parser:
     run = add(parts, "run", run_lessons, "run lessons headless and write runs/course/summary.json")
     run.add_argument("numbers", nargs="*", metavar="NN")
     run.add_argument("--profile", default="smoke", help="smoke, cpu, t4 or a24g")
+    export = add(parts, "export", export_lessons, "write lessons as one notebook, and the recipes as a zip file")
+    export.add_argument("numbers", nargs="*", metavar="NN", help="default: the thread 01 03 04 08 09")
+    export.add_argument("--complete", action="store_true", help="that thread, from data to a served model")
+    export.add_argument("--out", default="ftlab-complete.ipynb", metavar="FILE", help="default: %(default)s")
+    export.add_argument("--lang", choices=LANGUAGES, help="default: FTLAB_LANG, else en")
+    pack = add(
+        parts, "pack", write_pack, "for teachers: write all solutions, and the pictures of the lessons as slides"
+    )
+    pack.add_argument("numbers", nargs="*", metavar="NN")
+    pack.add_argument("--out", default="ftlab-pack", metavar="DIR", help="default: %(default)s")
+    pack.add_argument("--lang", choices=LANGUAGES, help="default: FTLAB_LANG, else en")
     check = add(parts, "check", check_exercises, "check your solutions to the exercises of a lesson, or of all lessons")
     check.add_argument("numbers", nargs="*", metavar="NN")
     build = add(parts, "build", build_lessons, "make the notebooks from their text sources")
@@ -546,11 +558,12 @@ def fits(need_bytes: int, memory_bytes: int) -> str:
     return f"{need_bytes / 2**30:.1f}{'*' if need_bytes > memory_bytes else ' '}"
 
 
-def show_env(options: argparse.Namespace) -> None:
-    """Print machine, versions and the FTLAB_ variables, none of which is a secret."""
+def show_env(options: argparse.Namespace) -> int:
+    """Print machine, versions and the FTLAB_ variables, none of which is a secret; 1 if AutoDL needs a setting."""
     import platform
 
     from ftlab import device
+    from ftlab.apps import lesson_setup, rented
 
     print(f"ftlab {__version__}, Python {platform.python_version()}, {platform.platform()}")
     print(device.describe())
@@ -558,6 +571,11 @@ def show_env(options: argparse.Namespace) -> None:
         print(f"{name} {version}")
     for name in sorted(name for name in os.environ if name.startswith("FTLAB_")):
         print(f"{name}={os.environ[name]}")
+    if not options.autodl and not lesson_setup.DATA_DISK.is_dir():
+        return 0
+    findings = list(rented.preflight())
+    print("AutoDL:", *findings, say("rented_after"), sep="\n")
+    return int(options.autodl and not all(finding.fine for finding in findings))
 
 
 def show_version(options: argparse.Namespace) -> None:
@@ -583,6 +601,23 @@ def start_course(options: argparse.Namespace) -> int:
         print(say("course_kept", name=name, beside=beside))
     print(say("course_laid_out", count=len(written), where=folder.resolve()))
     return 0 if options.no_open else course_start.open_lab(folder, options.lang or language())
+
+
+def export_lessons(options: argparse.Namespace) -> None:
+    """Write lessons as one notebook."""
+    from ftlab.apps import complete
+
+    if options.complete and options.numbers:
+        raise fail("course_export_both", where=" ".join(options.numbers))
+    templates = complete.export(Path(options.out), options.numbers, options.lang or language())
+    print(say("course_exported", notebook=options.out, templates=templates))
+
+
+def write_pack(options: argparse.Namespace) -> None:
+    """Write solutions and slides of lessons."""
+    from ftlab.apps import teacher_pack
+
+    print(*teacher_pack.write(Path(options.out), options.numbers, options.lang or language()), sep="\n")
 
 
 def run_lessons(options: argparse.Namespace) -> int:
