@@ -374,8 +374,9 @@ def from_modelscope(model_id: str, trust_remote_code: bool = False) -> str:
     """
     try:
         from modelscope import snapshot_download
-    except ImportError:
-        raise fail("modelscope_missing", name=model_id) from None
+    except ImportError as error:
+        missing = (error.name or "modelscope").partition(".")[0]
+        raise fail("modelscope_missing", name=model_id, package=missing) from None
     patterns = SAFE_FILES + (CODE_FILES if trust_remote_code else [])
     with loading(model_id):
         fetched = Path(snapshot_download(model_id, allow_file_pattern=list(patterns)))

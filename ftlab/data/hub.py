@@ -38,10 +38,16 @@ def from_hub(entry: Entry) -> "Dataset":
 
 
 def from_modelscope(entry: Entry) -> "Dataset":
-    """Return the rows of `ms_hub_url`."""
+    """Return the rows of `ms_hub_url`.
+
+    ModelScope fetches the files and datasets reads them: ModelScope's own reader needs a datasets older than 5.
+    """
+    from datasets import load_dataset
+
     try:
-        from modelscope.msdatasets import MsDataset
-    except ImportError:
-        raise fail("modelscope_missing", where=entry.where, name=entry.ms_hub_url) from None
-    rows = MsDataset.load(entry.ms_hub_url, subset_name=entry.subset, data_dir=entry.folder, split=entry.split)
-    return rows if hasattr(rows, "column_names") else rows.to_hf_dataset()
+        from modelscope.hub.snapshot_download import dataset_snapshot_download
+    except ImportError as error:
+        missing = (error.name or "modelscope").partition(".")[0]
+        raise fail("modelscope_missing", where=entry.where, name=entry.ms_hub_url, package=missing) from None
+    files = dataset_snapshot_download(entry.ms_hub_url)
+    return load_dataset(files, entry.subset, data_dir=entry.folder, split=entry.split)

@@ -3,7 +3,6 @@
 import json
 import os
 import sys
-import types
 
 import pytest
 
@@ -231,24 +230,6 @@ def test_an_unknown_column_or_tag_is_named_with_the_nearest(folder, key, name, m
     assert caught.value.where.endswith(f"one: {key}")
 
 
-def test_modelscope_s_rows_are_read_with_subset_folder_and_split(folder, monkeypatch):
-    from datasets import Dataset
-
-    asked = {}
-
-    class MsDataset:
-        @staticmethod
-        def load(name, **options):
-            asked.update(options, name=name)
-            return Dataset.from_list([{"instruction": "a", "input": "", "output": "b"}])
-
-    monkeypatch.setitem(sys.modules, "modelscope", types.ModuleType("modelscope"))
-    monkeypatch.setitem(sys.modules, "modelscope.msdatasets", types.SimpleNamespace(MsDataset=MsDataset))
-    info(folder, scope={"ms_hub_url": "org/set", "subset": "small", "folder": "text", "split": "test"})
-    assert answers(registry.load("scope", folder)) == ["b"]
-    assert asked == {"name": "org/set", "subset_name": "small", "data_dir": "text", "split": "test"}
-
-
 def test_a_hub_wins_over_a_file_and_is_asked_for_subset_and_split(folder, monkeypatch, capsys):
     import datasets
 
@@ -299,13 +280,31 @@ def test_a_hub_out_of_reach_is_one_message(folder, monkeypatch):
 def test_modelscope_is_asked_for_when_there_is_no_other_hub(folder, monkeypatch):
     monkeypatch.setattr(hub, "from_hub", lambda entry: pytest.fail("asked the wrong hub"))
     info(folder, scope={"ms_hub_url": "org/set"}, both={"ms_hub_url": "org/set", "hf_hub_url": "org/set"})
-    monkeypatch.setitem(sys.modules, "modelscope", None)
+    for name in ("modelscope", "modelscope.hub", "modelscope.hub.snapshot_download"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(LabError) as caught:
         registry.load("scope", folder)
     assert caught.value.fix == "pip install modelscope"
     monkeypatch.setenv("USE_MODELSCOPE_HUB", "1")
     with pytest.raises(LabError, match="modelscope is not installed"):
         registry.load("both", folder)
+
+
+def test_a_package_that_modelscope_lacks_is_named_instead_of_modelscope(folder, monkeypatch):
+    site = folder / "site"
+    (site / "modelscope" / "hub").mkdir(parents=True)
+    for name in ("modelscope", "modelscope/hub"):
+        (site / name / "__init__.py").write_text("")
+    (site / "modelscope" / "hub" / "snapshot_download.py").write_text("import a_package_that_is_not_here.part\n")
+    monkeypatch.syspath_prepend(site)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "modelscope"]:
+        monkeypatch.delitem(sys.modules, name)
+    info(folder, scope={"ms_hub_url": "org/set"})
+    with pytest.raises(LabError, match="the package a_package_that_is_not_here is not installed") as caught:
+        registry.load("scope", folder)
+    assert caught.value.fix == "pip install a_package_that_is_not_here"
+    for name in [name for name in sys.modules if name.partition(".")[0] == "modelscope"]:
+        del sys.modules[name]
 
 
 def test_control_tokens_are_counted(folder, capsys):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -70,6 +71,7 @@ def test_a_missing_shard_is_named(tmp_path):
 
 
 def test_modelscope_without_its_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "modelscope", None)
     with pytest.raises(LabError, match="pip install modelscope"):
         models.fetch("modelscope:org/name")
     monkeypatch.setenv("USE_MODELSCOPE_HUB", "1")
