@@ -5,7 +5,7 @@ ONLY ?=
 MODULE ?=
 BIN := .venv/bin
 
-.PHONY: course test test-slow lab notebooks bench mutants clean
+.PHONY: course test test-slow lab notebooks site bench mutants clean
 
 course: .venv/installed
 	$(BIN)/ftlab course run $(ONLY) --profile $(PROFILE)
@@ -26,6 +26,12 @@ lab: .venv/installed
 
 notebooks: .venv/installed
 	$(BIN)/ftlab course build $(ONLY) --run
+
+# Into build/site, from the committed outputs of the lessons; then its links and pages are checked in a browser.
+site: .venv/installed
+	$(BIN)/python -m pip install -q -c constraints.txt -e .[site]
+	$(BIN)/python -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/site
+	$(BIN)/python tests/look_at_site.py build/site
 
 bench: .venv/installed
 	for name in limit start levers train dpo grpo generate extraction evaluate memory course board; do $(BIN)/python -m benchmarks $$name; done

@@ -12,6 +12,7 @@ import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jupytext
@@ -89,19 +90,23 @@ def build(lesson: Lesson, execute: bool = False) -> None:
 
 
 def badge(lesson: Lesson, language: str) -> str:
-    """Return the line that opens an edition on Colab, "" while nobody has said where the course is published.
-
-    FTLAB_REPOSITORY, else `Repository` of [project.urls] in pyproject.toml: an address such as
-    https://github.com/NAME/ftlab, whose default branch is `main`.
-    """
-    file = lesson.source.parents[2] / "pyproject.toml"
-    project = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {}) if file.is_file() else {}
-    address = os.environ.get("FTLAB_REPOSITORY") or project.get("urls", {}).get("Repository", "")
-    _, on_github, place = address.rstrip("/").removesuffix(".git").partition("github.com/")
+    """Return the line that opens an edition on Colab, "" while nobody has said where the course is published."""
+    _, on_github, place = repository(lesson.source.parents[2] / "pyproject.toml").partition("github.com/")
     if not on_github:
         return ""
     path = f"{place}/blob/main/{LANGUAGES[language]}/{lesson.name}.ipynb"
     return f"[![Open in Colab]({COLAB}/assets/colab-badge.svg)]({COLAB}/github/{path})\n\n"
+
+
+def repository(file: Path) -> str:
+    """Return where the course is published, "" while nobody has said so.
+
+    FTLAB_REPOSITORY, else `Repository` of [project.urls] in pyproject.toml: an address such as
+    https://github.com/NAME/ftlab, whose default branch is `main`.
+    """
+    project = tomllib.loads(file.read_text(encoding="utf-8")).get("project", {}) if file.is_file() else {}
+    address = os.environ.get("FTLAB_REPOSITORY") or project.get("urls", {}).get("Repository", "")
+    return address.rstrip("/").removesuffix(".git")
 
 
 def clocks() -> np.ndarray:
