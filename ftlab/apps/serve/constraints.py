@@ -98,7 +98,8 @@ class Constraints:
         Raises:
             Refused: 400, the schema is not valid, too large, or uses what llguidance does not know.
         """
-        return self.made(json.dumps({"grammars": [{"json_schema": self.checked(schema, param)}]}), param)
+        require_small([schema], param)
+        return self.made(f"start: {rule(schema)}\n", param)
 
     def call(self, tools: Sequence[dict[str, Any]]) -> Constraint:
         """Return the constraint to a call of one of some tools, as the chat template writes calls.
@@ -106,36 +107,15 @@ class Constraints:
         Raises:
             Refused: 400, as for `json`.
         """
+        functions = [tool["function"] for tool in tools]
+        require_small(functions, "tools")
         before, key, after = written_call(self.reader)
-        calls = [
-            {
-                "type": "object",
-                "properties": {
-                    "name": {"const": tool["function"]["name"]},
-                    key: tool["function"].get("parameters") or {"type": "object"},
-                },
-                "required": ["name", key],
-                "additionalProperties": False,
-            }
-            for tool in tools
-        ]
-        schema = self.checked(calls[0] if len(calls) == 1 else {"anyOf": calls}, "tools")
-        return self.made(f"start: {before} call {after}\ncall: %json {json.dumps(schema)}\n", "tools")
-
-    def checked(self, schema: Any, param: str) -> Any:
-        """Return a schema with the options for its JSON, if its size is within the limits.
-
-        Raises:
-            Refused: 400.
-        """
-        packages_here(param)
-        parts = list(walked(schema))
-        if len(json.dumps(schema)) > BYTES or len(parts) > VALUES or sum(map(combined, parts)) > COMBINED:
-            said = (
-                f"a schema has at most {BYTES} bytes, {VALUES} values, {COMBINED} subschemas combined by allOf or $ref"
-            )
-            raise Refused(400, said, param, "invalid_value")
-        return schema | {"x-guidance": JSON} if isinstance(schema, dict) else schema
+        calls = []
+        for function in functions:
+            begin = f'{{"name": {json.dumps(function["name"])}, "{key}": '
+            # A schema of its own, so that its references are found in it.
+            calls.append(f'{json.dumps(begin)} {rule(function.get("parameters") or {"type": "object"})} "}}"')
+        return self.made(f"start: {before} ({' | '.join(calls)}) {after}\n", "tools")
 
     def made(self, grammar: str, param: str) -> Constraint:
         """Return the constraint to a grammar.
@@ -158,15 +138,24 @@ class Constraints:
         return Constraint(matcher)
 
 
-def packages_here(param: str) -> None:
-    """Refuse what needs llguidance where it is not installed.
+def require_small(schemas: Sequence[Any], param: str) -> None:
+    """Refuse schemas that could take long, or all of them where llguidance is not installed.
 
     Raises:
-        Refused: 400, naming the command that installs it.
+        Refused: 400, naming the limit, or the command that installs it.
     """
     if find_spec("llguidance") is None:
         said = f"{param} needs the package llguidance here: {packages.install('llguidance')}"
         raise Refused(400, said, param, "unsupported_parameter")
+    parts = list(walked(schemas))
+    if len(json.dumps(schemas)) > BYTES or len(parts) > VALUES or sum(map(combined, parts)) > COMBINED:
+        said = f"a schema has at most {BYTES} bytes, {VALUES} values, {COMBINED} subschemas combined by allOf or $ref"
+        raise Refused(400, said, param, "invalid_value")
+
+
+def rule(schema: dict[str, Any]) -> str:
+    """Return the Lark term for JSON that follows a schema."""
+    return f"%json {json.dumps(schema | {'x-guidance': JSON})}"
 
 
 def walked(value: Any) -> Iterator[Any]:
