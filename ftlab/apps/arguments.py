@@ -76,7 +76,8 @@ def value_of(key: str, rest: list[str]) -> str:
     flag = is_flag(key)
     if rest and rest[0].lower() in FLAG_WORDS:
         return rest.pop(0)
-    if rest and not flag and not rest[0].startswith("--") and (flag is False or is_value(rest[0])):
+    # An empty word is a shell variable that is not set: no value either.
+    if rest and rest[0] and not flag and not rest[0].startswith("--") and (flag is False or is_value(rest[0])):
         return rest.pop(0)
     if flag is False:
         raise fail("recipe_no_value", where=f"--{key}")

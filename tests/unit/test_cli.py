@@ -59,7 +59,9 @@ def test_a_key_is_an_option_as_in_hugging_faces_scripts(words, expected):
     assert rewritten(words, {"--as": True, "-h": False}) == expected
 
 
-@pytest.mark.parametrize("words", [["r.yaml", "--learning_rate"], ["--dataset", "--packing", "r.yaml"]])
+@pytest.mark.parametrize(
+    "words", [["r.yaml", "--learning_rate"], ["--dataset", "--packing", "r.yaml"], ["--dataset", ""]]
+)
 def test_a_key_without_its_value_is_named(words):
     with pytest.raises(LabError, match=r"this key needs a value") as error:
         rewritten(words, {})
