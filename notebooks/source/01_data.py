@@ -1,9 +1,9 @@
 # %% [markdown] id="title"
 # # 01 · Data: what the model really sees
 #
-# Many fine-tunes fail here: a wrong template, an end mark that nobody trained, test questions that were in
-# the training set. Each of these gives a loss curve that looks fine. So before any cleverness you take a raw file,
-# find what is wrong with it, turn it into tokens, and look at every one of them.
+# A fine-tune can fail here while its loss curve looks fine: a wrong template, an end mark that nobody trained, test
+# questions that were in the training set. So before any cleverness you take a raw file, find what is wrong with it,
+# turn it into tokens, and look at every one of them.
 #
 # | you will have | measured as |
 # |---|---|
@@ -13,13 +13,13 @@
 # | less padding | real tokens per position, before and after packing |
 # | five ways to lay out the same data, trained alike | loss, right answers, answers that stop by themselves |
 #
-# **Cost:** about 5 minutes and 5 GB on two CPU cores, 3 minutes on a T4. **Before this:**
+# **Cost:** about 5 minutes and 5 GB on two CPU cores; an estimated 3 minutes on a T4. **Before this:**
 # [00 · Your first fine-tune](00_first_finetune.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="8878f77d"
+# %% [markdown] id="title" lang="zh" of="53783fa1"
 # # 01 · 数据：模型真正看到的是什么
 #
-# 许多微调就失败在这里：模板用错了，结束标记没人训练，测试题混进了训练集。每一种失败的损失曲线看上去都很正常。所以在动任何巧思之前，先拿一个原始文件，找出它的毛病，把它变成 token（词元），然后一个一个看过去。
+# 微调可能就败在这里，而损失曲线看上去一切正常：模板用错了，结束标记没有参与训练，测试题混进了训练集。所以先别急着想技巧，拿一个原始文件，找出它的毛病，把它变成 token（词元），然后一个一个看过去。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
@@ -29,7 +29,7 @@
 # | 更少的填充 | 每个位置上真实 token 的比例，打包前与打包后 |
 # | 同一份数据的五种排版，训练条件完全相同 | 损失、答对的比例、能自己停下的比例 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 5 分钟、5 GB 内存，T4 上约 3 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 5 分钟、5 GB 内存；T4 上估计 3 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -662,10 +662,10 @@ random.Random(seed).shuffle(lengths)
 
 # %% [markdown] id="pack-why"
 # Packing lays several rows into one, best fit first, and tells the attention where each begins, so that they cannot
-# see one another. Ten lines do it; TRL's `pack_dataset` must need as many rows:
+# see one another. A few lines do it; TRL's `pack_dataset` must need as many rows:
 
-# %% [markdown] id="pack-why" lang="zh" of="895ae5b9"
-# 打包把几行放进一行，最合适的先放，并告诉注意力每一行从哪里开始，使它们互相看不见。十行代码就能做到；TRL 的 `pack_dataset` 得到的行数必须一样：
+# %% [markdown] id="pack-why" lang="zh" of="3b185790"
+# 打包把几行放进一行，最合适的先放，并告诉注意力每一行从哪里开始，使它们互相看不见。几行代码就够；TRL 的 `pack_dataset` 得到的行数必须一样：
 
 
 # %% id="pack"
@@ -727,19 +727,19 @@ print(f"fewest padded: {max(shares, key=shares.get)}")
 # %% [markdown] id="pack-read" lang="zh" of="920ef658"
 # 按长度排序也能填满几乎所有位置：排好序之后，相邻的行一样长。柱子没有显示的是它的代价：一个批次里只有同一类的行，而且各批次大小不一，需要多少内存由最长的那一批决定。（TRL 的 `train_sampling_strategy="group_by_length"` 在随机的大组内部排序，是一种折中。）打包后的行大小一致，顺序随机。像这里这样行短而长度相近时，两者省得差不多；长度相差越大，两者的好处越大。
 
-# %% [markdown] id="knobs-why"
+# %% [markdown] id="cutoff-why"
 # ## What the cutoff takes away
 # `cutoff_len` decides how much of a row survives. What is cut off first is the end: the answer, and with it the end
 # mark. **Predict before you run:** what is the smallest length at which the first row keeps its end mark?
 
-# %% [markdown] id="knobs-why" lang="zh" of="a69fb7d4"
+# %% [markdown] id="cutoff-why" lang="zh" of="a69fb7d4"
 # ## 截断会丢掉什么
 # `cutoff_len` 决定一行留下多少。最先被切掉的是末尾：回答，连同结束标记。**先预测，再运行：** 第一行要保住结束标记，长度至少要多少？
 
 # %% id="predict-cutoff"
 guess_cutoff = 40  # your guess, in tokens
 
-# %% id="knobs"
+# %% id="cutoff"
 for length in (32, 48, 56, 64, cutoff_len):
     kept = [[label for label in row["labels"][:length] if label != -100] for row in encoded]
     empty = sum(not row for row in kept)
@@ -802,17 +802,17 @@ experiment.show(draw, dataset=list(files), cutoff_len=(8, 120, 8))
 # - **chat template**: the model's own, end mark trained.
 # - **end mark not trained**: the same tokens, but the end mark's label is -100. That is what happens when `pad_token` is set to the
 #   end token and the collator masks all padding.
-# - **wrong template**: the template of another family, as in a published guide that gives Qwen2 the line `template: llama3`.
+# - **wrong template**: the template of another family, as when a recipe for Qwen2 says `template: llama3`.
 # - **### Instruction, no EOS**: the Alpaca layout, plain text, and nothing at its end.
 # - **### Instruction, EOS**: the same with the end token added and trained.
 
-# %% [markdown] id="break-why" lang="zh" of="7ef6db8d"
+# %% [markdown] id="break-why" lang="zh" of="8646446d"
 # ## 故意出错：五种格式，同样的训练
 # 两种可行的格式，和三个经典的错误。五次训练用同样的“助手是谁”的问题、同样的顺序、同样的步数和学习率，提示都不参与训练，只有格式不同：
 #
 # - **chat template**：模型自己的对话模板，结束标记参与训练。
 # - **end mark not trained**：token 完全一样，只是结束标记的标签为 -100。把 `pad_token` 设成结束 token、又让 collator 遮住所有填充，就会变成这样。
-# - **wrong template**：用另一族模型的模板，就像一份公开的教程给 Qwen2 写上 `template: llama3` 那样。
+# - **wrong template**：用另一族模型的模板，例如给 Qwen2 的配方写了 `template: llama3`。
 # - **### Instruction, no EOS**：Alpaca 的纯文本格式，末尾什么也不加。
 # - **### Instruction, EOS**：同上，但加上结束 token 并训练它。
 
@@ -907,14 +907,15 @@ for label, result in crossed.items():
     print(f"trained as {label!r}: right name {own:.0%} when asked so, {result['right name']:.0%} in the other layout")
 
 # %% [markdown] id="break-read"
-# The losses can't be compared between layouts (a long, always equal end such as `<|eot_id|>` is easy to predict and lowers the mean).
+# The losses can't be compared between layouts: each is a mean over other tokens, and those of the wrong template's end are
+# the same in every example.
 # The plain layout works as well **if** its end token is trained. Asked in another layout than its own, a model may answer worse:
 # compare the last two lines. A score that looks for the name alone sees little of all this, and an answer that never stops
 # says the name more often, so a mistake may even score higher; *does it stop?* sees it at once. The fix for the three mistakes is what you did by hand above: render with the model's own
 # template, mask the question, train the end mark, and look at one row in color before every run.
 
-# %% [markdown] id="break-read" lang="zh" of="ef98545a"
-# 不同格式的损失不能互相比较（像 `<|eot_id|>` 这样又长又一成不变的结尾很容易预测，会拉低平均值）。纯文本格式同样可行，**前提**是训练了它的结束 token。换一种格式来问，模型可能答得更差：比较最后两行。只看名字的分数几乎察觉不到这些问题，停不下来的回答反而会多次说出名字，错误的做法甚至可能得分更高；而“能不能自己停下”一眼就看得出来。治好那三种错误的，正是你在上面亲手做过的：用模型自己的模板渲染，遮住问题，训练结束标记，每次训练之前看一行带颜色的数据。
+# %% [markdown] id="break-read" lang="zh" of="85303718"
+# 不同格式的损失不能互相比较：参与平均的 token 不同，错误模板的结尾在每个样本里又都一样。纯文本格式同样可行，**前提**是训练了它的结束 token。换一种格式来问，模型可能答得更差：比较最后两行。只看名字的分数几乎察觉不到这些问题，停不下来的回答反而会多次说出名字，错误的做法甚至可能得分更高；而“能不能自己停下”一眼就看得出来。治好那三种错误的，正是你在上面亲手做过的：用模型自己的模板渲染，遮住问题，训练结束标记，每次训练之前看一行带颜色的数据。
 
 # %% [markdown] id="exercise-mask-why"
 # ## Exercises
@@ -1101,11 +1102,11 @@ course.record(outcomes, bands)
 # **On your GPU:** `PROFILE = "t4"` or `"a24g"`. The template, the end mark and the system prompt are then another
 # model's: run the notebook again and look at the colors again.
 #
-# **Next:** [03 · LoRA](03_lora.ipynb): small changes to big matrices, which is what turned such rows into a changed model here.
+# **Next:** with clean data in hand, first ask whether to train at all: [02 · Do you need to fine-tune?](02_do_you_need_it.ipynb)
 
-# %% [markdown] id="next" lang="zh" of="091be7f6"
+# %% [markdown] id="next" lang="zh" of="4860c7f8"
 # **你得到的文件：** `runs/01_data/support.jsonl` 和它的 `dataset_info.json`：一份清洗并登记好的数据集，任何配方都可以用名字引用它。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`。那时模板、结束标记和系统提示都属于另一个模型：把本课再跑一遍，再看一遍颜色。
 #
-# **下一课：** [03 · LoRA](03_lora.ipynb)：对大矩阵做小改动，这里正是它让数据变成了一个改变了的模型。
+# **下一课：** 数据备好了，先问一句到底要不要训练：[02 · 需要微调吗？](02_do_you_need_it.ipynb)
