@@ -1,0 +1,117 @@
+"""A small local server that speaks the hub's protocol, and a process that fetches a model from it."""
+
+import base64
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from safetensors.torch import save
+from torch import zeros
+
+REVISION = "0" * 40
+FILES = {"config.json": b"{}", "model.safetensors": save({"w": zeros(1)}), "evil.bin": b"\x80\x04."}
+PICKLED = {"config.json": b"{}", "pytorch_model.bin": b"\x80\x04."}
+FETCH = """
+import sys
+from ftlab.errors import LabError
+from ftlab import models
+try: print(models.fetch(sys.argv[1]))
+except LabError as error: print(error); raise SystemExit(error.exit_code)
+"""
+
+
+class Hub(BaseHTTPRequestHandler):
+    """GET /api/models/ORG/NAME[/revision/R|/tree/R], HEAD/GET /ORG/NAME/resolve/R/FILE, and what an upload posts."""
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        path = self.path.split("?")[0].strip("/")
+        if path.startswith("api/models/"):
+            parts = path.split("/")
+            repo = "/".join(parts[2:4])
+            if repo == "org/gated":
+                return self.answer(b"{}", 403, {"X-Error-Code": "GatedRepo"})
+            if repo not in self.server.repositories:
+                return self.answer(b"{}", 404, {"X-Error-Code": "RepoNotFound"})
+            if "tree" in parts:
+                tree = [
+                    {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                    for name, content in self.server.repositories[repo].items()
+                ]
+                return self.answer(json.dumps(tree).encode())
+            siblings = [
+                {"rfilename": name, "size": len(content)} for name, content in self.server.repositories[repo].items()
+            ]
+            return self.answer(json.dumps({"id": repo, "sha": REVISION, "siblings": siblings}).encode())
+        repo, file = path.split("/resolve/")[0], path.rsplit("/", 1)[-1]
+        content = self.server.repositories.get(repo, {}).get(file)
+        if content is None:
+            return self.answer(b"{}", 404, {"X-Error-Code": "EntryNotFound"})
+        etag = hashlib.sha256(content).hexdigest()
+        return self.answer(content, 200, {"ETag": f'"{etag}"', "X-Repo-Commit": REVISION})
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.path == "/api/repos/create":
+            name = "{organization}/{name}".format(**json.loads(body))
+            self.server.repositories.setdefault(name, {})
+            return self.answer(json.dumps({"url": f"http://{self.headers['Host']}/{name}"}).encode())
+        repo = "/".join(self.path.split("/")[3:5])
+        if "/preupload/" in self.path:
+            way = {"uploadMode": "regular", "shouldIgnore": False}
+            files = [{"path": file["path"]} | way for file in json.loads(body)["files"]]
+            return self.answer(json.dumps({"files": files}).encode())
+        if "/commit/" in self.path:
+            written = [json.loads(line) for line in body.splitlines()]
+            files = [line["value"] for line in written if line["key"] == "file"]
+            self.server.repositories[repo] |= {file["path"]: base64.b64decode(file["content"]) for file in files}
+            url = f"http://{self.headers['Host']}/{repo}/commit/{REVISION}"
+            return self.answer(json.dumps({"commitUrl": url, "commitOid": REVISION}).encode())
+        return self.answer(b"{}")  # validate-yaml: no errors, no warnings
+
+    def answer(self, body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        self.server.requests.append(self.path)
+        self.send_response(status)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@contextmanager
+def local_hub(repositories: dict[str, dict[str, bytes]]) -> Iterator[ThreadingHTTPServer]:
+    """Serve these repositories, {name: {file: content}}, on a free port; `requests` lists the paths that were asked."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.requests, server.repositories = [], dict(repositories)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+def settings(hub: ThreadingHTTPServer, home: Path) -> dict[str, str]:
+    """Return the environment of a process whose hub this is; huggingface_hub reads it on import."""
+    return os.environ | {
+        "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "0",
+    }
+
+
+def fetched(hub: ThreadingHTTPServer, home: Path, name: str, **environment: str) -> subprocess.CompletedProcess:
+    """Call `models.fetch` in a fresh process."""
+    command = [sys.executable, "-c", FETCH, name]
+    return subprocess.run(command, env=settings(hub, home) | environment, capture_output=True, text=True)
