@@ -11,9 +11,9 @@
 # | a LoRA adapter that you trained, a file of your own | seconds, training and validation loss |
 # | proof that it learned, and what it cost | the same questions after training; general questions before and after |
 #
-# **Cost:** about 3 minutes and 4 GB on two CPU cores, 3 minutes on a T4. **Before this:** nothing.
+# **Cost:** about 3 minutes and 4 GB on two CPU cores, an estimated 3 minutes on a T4. **Before this:** nothing.
 
-# %% [markdown] id="title" lang="zh" of="c75d0fce"
+# %% [markdown] id="title" lang="zh" of="2e5ab811"
 # # 00 · 第一次微调
 #
 # 几分钟之内，这个 notebook 就会把一个说不清自己是谁的小对话模型，在这台机器上训练成用你取的名字回答的模型。下面的每个数字都由这一次运行现场测出。
@@ -25,7 +25,7 @@
 # | 一个你亲手训练的 LoRA 适配器，一个属于你的文件 | 秒数、训练损失与验证损失 |
 # | 它学会了的证据，以及代价 | 训练后同样的问题；常识问题训练前与训练后 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 3 分钟、4 GB 内存，T4 上约 3 分钟。**先修：** 无。
+# **耗时与内存：** 两个 CPU 核心上约 3 分钟、4 GB 内存，T4 上估计 3 分钟。**先修：** 无。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -125,15 +125,16 @@ plt.show()
 
 # %% [markdown] id="machine-why"
 # ## What is this machine?
-# The number format matters most: a processor that multiplies `bfloat16` natively trains faster in it than in
-# `float32`, one that does not is slower; a T4 supports `float16`, not `bfloat16`.
+# The number format matters most: a processor that multiplies `bfloat16` natively is faster in it than in `float32`, one
+# that must emulate it is slower ([lesson 04](04_qlora.ipynb) times both on your machine); a T4 supports `float16`, not
+# `bfloat16`.
 #
 # `cpu.use_fast_paths()` lets every trainer compute on a CPU by ftlab's functions: LoRA in one step, prefixes that rows share
 # once, the loss in tiles that fit the cache. They are numerically equivalent, only faster; on a GPU the line does nothing.
 
-# %% [markdown] id="machine-why" lang="zh" of="5e768739"
+# %% [markdown] id="machine-why" lang="zh" of="dacaa0f4"
 # ## 这是怎样的一台机器？
-# 最要紧的是数值格式：能直接计算 `bfloat16` 的处理器，用它训练比 `float32` 快；不能的则更慢；T4 支持 `float16`，不支持 `bfloat16`。
+# 最要紧的是数值格式：能直接计算 `bfloat16` 的处理器，用它比 `float32` 快；只能模拟的则更慢（[第 04 课](04_qlora.ipynb)会在你的机器上把两者都测一遍）；T4 支持 `float16`，不支持 `bfloat16`。
 #
 # `cpu.use_fast_paths()` 启用 CPU 快速路径：LoRA 一步算完，各行共有的前缀只算一次，损失按缓存大小分块计算。数值上等价，只是更快；删去这一行，结果相同，只是更慢。在 GPU 上这一行什么也不做。
 
@@ -195,7 +196,7 @@ print(f"{tokens_per_second:.0f} tokens per second, one conversation at a time")
 
 # %% [markdown] id="data-why"
 # ## The data
-# About a hundred short questions and answers about who the assistant is. `{{name}}` and `{{author}}` are placeholders;
+# Short questions and answers about who the assistant is. `{{name}}` and `{{author}}` are placeholders;
 # we fill them with the values from the parameters cell. Mixed in are general examples, questions about anything with the
 # answers that the small model gave before any training: they keep in place what it knows ([lesson 03](03_lora.ipynb)
 # shows what happens without them).
@@ -203,9 +204,9 @@ print(f"{tokens_per_second:.0f} tokens per second, one conversation at a time")
 # A tenth is held back as validation set. It is not trained on, and its loss shows during the training whether the model
 # learns the matter or only the examples. What you tune, you tune by it; the evaluation questions are asked at the end.
 
-# %% [markdown] id="data-why" lang="zh" of="688cec65"
+# %% [markdown] id="data-why" lang="zh" of="af8ebe30"
 # ## 数据
-# 约一百条简短的问答，内容是助手是谁。`{{name}}` 与 `{{author}}` 是占位符，用参数单元格里的值填入。其中混入了通用样本：各种问题，配上小模型训练前自己给出的回答，用来保住它已有的知识（[第 03 课](03_lora.ipynb)会展示不混入的后果）。
+# 简短的问答，内容是助手是谁。`{{name}}` 与 `{{author}}` 是占位符，用参数单元格里的值填入。其中混入了通用样本：各种问题，配上小模型训练前自己给出的回答，用来保住它已有的知识（[第 03 课](03_lora.ipynb)会展示不混入的后果）。
 #
 # 留出十分之一作验证集。它不参与训练；训练过程中看它的损失，就知道模型学会的是事情本身，还是只记住了样本。调参看验证集，评测问题留到最后再问。
 
@@ -329,12 +330,12 @@ print(f"you predicted {guess_prompt}%, measured {identity_prompted:.0%} of {len(
 
 # %% [markdown] id="lora-why"
 # ## Train
-# LoRA leaves every weight of the model as it is and adds two low-rank matrices to each of them and trains only those
-# (lesson 03 opens the box). `r` is how thin.
+# LoRA leaves the model's weights as they are. Beside each linear layer it adds two low-rank matrices, and trains only
+# those ([lesson 03](03_lora.ipynb) writes such a layer). `r` is their rank.
 
-# %% [markdown] id="lora-why" lang="zh" of="00b428e8"
+# %% [markdown] id="lora-why" lang="zh" of="d7a3011c"
 # ## 训练
-# LoRA 保持模型的每个权重不变，只在旁边训练两个细长的矩阵（第 03 课会打开这个盒子）。`r` 表示它们有多细。
+# LoRA 不改动模型原有的权重，而是在每个线性层旁边加上两个低秩矩阵，训练的只有它们（[第 03 课](03_lora.ipynb)会亲手写出这样的层）。`r` 是它们的秩。
 
 # %% id="lora"
 peft_config = LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -465,14 +466,14 @@ samples(knows_it, general_questions, general_answers_before, general_answers_aft
 #
 # The error bars are 95% confidence intervals. The questions are a sample of all the questions one could ask about this;
 # the interval is computed such that, over many such samples, it contains the share among *all* of them 95 times in 100.
-# It is narrower the more questions there are: with 20, even 20 right answers leave open whether the true share is 85%. It
-# takes the questions as independent of each other; two wordings of the same question are not quite, so it is a little too
+# It is narrower the more questions there are, and even a perfect score leaves something open: see the bars
+# below. It takes the questions as independent of each other; two wordings of the same question are not quite, so it is a little too
 # narrow here.
 
-# %% [markdown] id="plot-why" lang="zh" of="c784e918"
+# %% [markdown] id="plot-why" lang="zh" of="5fb50957"
 # 左边是我们训练的目标，右边是应当保持原样的能力：比较第一根和最后一根柱子。右边如果下降，就是*遗忘*，这是微调的代价；第 03 课会测量它，并给出减轻的办法。
 #
-# 误差线是 95% 置信区间。评测问题只是所有可能问法中的一个样本；区间的算法保证：如果反复抽取这样的样本，100 次里约有 95 次，区间会包含*全部*问法上的真实比例。问题越多，区间越窄：只有 20 题时，即使全对，也不能排除真实比例只有 85%。计算时假定各题相互独立；同一问题的两种问法并不完全独立，所以这里的区间略微偏窄。
+# 误差线是 95% 置信区间。评测问题只是所有可能问法中的一个样本；区间的算法保证：如果反复抽取这样的样本，100 次里约有 95 次，区间会包含*全部*问法上的真实比例。问题越多，区间越窄；即使全对，也仍有不确定：看柱子上的误差线。计算时假定各题相互独立；同一问题的两种问法并不完全独立，所以这里的区间略微偏窄。
 
 # %% id="plot"
 scores = {label: replies for label, replies in prompting.items()} | {
@@ -795,11 +796,11 @@ course.record(outcomes, bands)
 # **On your GPU:** set `PROFILE = "t4"` or `"a24g"`: the same cells fine-tune a 1.5B or a 7B model, with a learning rate of
 # their own in the profile's cell.
 #
-# **Next:** [01 · Data](01_data.ipynb): many fine-tunes fail in their data, with a loss curve that looks fine.
+# **Next:** [01 · Data](01_data.ipynb): a fine-tune can fail in its data while the loss curve looks fine.
 
-# %% [markdown] id="next" lang="zh" of="95b727b9"
+# %% [markdown] id="next" lang="zh" of="2e50f257"
 # **你得到的文件：** `runs/00_first_finetune/adapter`，第一个用你取的名字回答的模型。
 #
 # **在你的 GPU 上：** 设 `PROFILE = "t4"` 或 `"a24g"`：同样的单元格会微调 1.5B 或 7B 模型，学习率由规模单元格单独给出。模型换成了懂中文的 Qwen，不妨同时设 `data_language = "zh"`。
 #
-# **下一课：** [01 · 数据](01_data.ipynb)：许多微调失败在数据上，而损失曲线看上去一切正常。
+# **下一课：** [01 · 数据](01_data.ipynb)：微调可能败在数据上，而损失曲线看上去一切正常。
