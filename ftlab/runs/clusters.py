@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -172,7 +173,8 @@ def stem(repository: str) -> str:
 def parallel_sizes(start: Start) -> tuple[int, int]:
     """Return the smallest tensor and pipeline sizes with which the recipe fits on GPUs of 80 GB.
 
-    Tensor parallel stays within a machine.
+    Tensor parallel stays within a machine. As Megatron trains: weights in 16 bits whatever the recipe says, and an
+    optimizer state of 12 bytes, which the copies of a part divide among them.
 
     Raises:
         LabError: none fits on these machines.
@@ -185,8 +187,11 @@ def parallel_sizes(start: Start) -> tuple[int, int]:
         part = memory_devices.narrow(decoder, tensor)
         part = memory_devices.short(part, pipeline) if part else None
         if part:
-            needs = memory.estimate(part, memory_needs.training(start.recipe, part, machine))
-            if needs.peak + memory_needs.RESERVED_BYTES <= machine.memory_bytes:
+            training = memory_needs.training(start.recipe, part, machine)
+            copies = start.processes // (tensor * pipeline)
+            needs = memory.estimate(part, replace(memory_devices.in_deepspeed(training), gpus=copies, shard=1))
+            # Its gradients are float32, two bytes more.
+            if needs.peak + 2 * training.trained + memory_needs.RESERVED_BYTES <= machine.memory_bytes:
                 return tensor, pipeline
     raise fail("launch_too_big", where="--gpus", processes=start.processes, gpu=memory_needs.LARGE)
 

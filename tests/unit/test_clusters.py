@@ -105,23 +105,26 @@ def test_a_skypilot_task_has_the_machines_and_the_command(tiny_recipe, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("keys", "gpus", "sizes"),
+    ("tuning", "nodes", "gpus", "sizes"),
     [
-        ({"finetuning_type": "lora"}, 8, (1, 1)),
-        ({"finetuning_type": "full"}, 8, (2, 1)),
-        ({"finetuning_type": "full", "model_name_or_path": "glm4-9b"}, 1, (1, 2)),
+        ("lora", 1, 8, (1, 1)),
+        # Eight copies of the model divide the optimizer state, two divide too little of it.
+        ("full", 1, 8, (1, 1)),
+        ("full", 1, 2, (2, 1)),
+        # Tensor parallel stays within a machine.
+        ("full", 2, 1, (1, 2)),
     ],
 )
-def test_megatron_gets_the_smallest_sizes_that_fit(tiny_recipe, tmp_path, keys, gpus, sizes):
+def test_megatron_gets_the_smallest_sizes_that_fit(tiny_recipe, tmp_path, tuning, nodes, gpus, sizes):
     fits = {"gradient_checkpointing": True, "cutoff_len": 1024, "per_device_train_batch_size": 1}
-    made = {"model_name_or_path": "qwen2.5-7b"} | fits | keys
-    start = started(tiny_recipe, tmp_path, 8 // gpus, gpus, **made)
+    made = {"model_name_or_path": "qwen2.5-7b", "finetuning_type": tuning} | fits
+    start = started(tiny_recipe, tmp_path, nodes, gpus, **made)
     assert clusters.parallel_sizes(start) == sizes
     command = clusters.text("megatron-bridge", start)
     tensor, pipeline = sizes
     assert f"model.tensor_model_parallel_size={tensor} model.pipeline_model_parallel_size={pipeline} " in command
-    assert f"train.global_batch_size={8 // tensor // pipeline} " in command
-    assert f"--mode {'lora' if keys['finetuning_type'] == 'lora' else 'sft'} " in command
+    assert f"train.global_batch_size={nodes * gpus // tensor // pipeline} " in command
+    assert f"--mode {'lora' if tuning == 'lora' else 'sft'} " in command
 
 
 @pytest.mark.parametrize(
