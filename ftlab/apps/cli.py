@@ -105,6 +105,10 @@ def parser() -> Parser:
     check.add_argument("recipe", metavar="RECIPE.yaml")
     take_keys(check)
     add(actions, "explain", explain_key, "show a key's meaning, default, range and library field").add_argument("key")
+    read = add(actions, "from", read_recipe, "read the file of another framework, and print the same run as a recipe")
+    read.add_argument("recipe", metavar="FILE", help="YAML, JSON, a shell command, or an unsloth script or notebook")
+    read.add_argument("--as-yaml", metavar="OUT.yaml", help="write it to this new file instead of printing it")
+    take_keys(read)
     show = add(actions, "show", show_recipe, "print the same run for another framework")
     show.add_argument("recipe", metavar="RECIPE.yaml")
     take_keys(show)
@@ -392,6 +396,24 @@ def show_recipe(options: argparse.Namespace) -> None:
     for note in notes:
         print(note, file=sys.stderr)
     print(to_script.script(run) if options.framework == "trl" else to_frameworks.show(run, options.framework), end="")
+
+
+def read_recipe(options: argparse.Namespace) -> None:
+    """Print or write the recipe that a file of another framework is; what there is to say of it goes to stderr."""
+    from ftlab.recipe import read as recipes
+    from ftlab.recipe import strict_yaml
+
+    run, notes = recipes.read(options.recipe, options.overrides)
+    for note in notes:
+        print(note, file=sys.stderr)
+    if not options.as_yaml:
+        print(strict_yaml.dumped(recipes.plain(run)), end="")
+        return
+    path = Path(options.as_yaml)
+    if path.exists():
+        raise fail("recipe_exists", where=str(path))
+    recipes.write(run, path)
+    print(path)
 
 
 def explain_key(options: argparse.Namespace) -> None:

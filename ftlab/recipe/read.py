@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from ftlab.errors import LabError, fail, say, suggest
-from ftlab.recipe import continued, keys, sharding, strict_yaml, translated_keys
+from ftlab.recipe import continued, foreign_files, from_frameworks, keys, sharding, strict_yaml, translated_keys
 from ftlab.recipe.keys import Recipe
 from ftlab.recipe.training_fields import FIELDS, Named
 
@@ -85,16 +85,26 @@ def check(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) ->
 
 def read(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
     """Return the recipe and the notes of its translation."""
-    if isinstance(source, dict):
-        given = Given(dict(source), {}, "")
-    else:
-        values, lines = strict_yaml.read(Path(source))
-        given = Given(values, {key: f"{source}:{line}" for key, line in lines.items()}, str(source))
+    given, said = (Given(dict(source), {}, ""), []) if isinstance(source, dict) else opened(Path(source), overrides)
     for override in overrides:
         override_key(given, override)
     given, notes = translate(given)
     recipe = build(given)
-    return recipe, notes + remarks(recipe)
+    return recipe, said + notes + remarks(recipe)
+
+
+def opened(path: Path, overrides: Sequence[str]) -> tuple[Given, list[str]]:
+    """Return the keys of a recipe file, or of another framework's, and what there is to say of the latter."""
+    source = foreign_files.recognized(path)
+    if source is None:
+        values, lines = strict_yaml.read(path)
+        return Given(values, {key: f"{path}:{line}" for key, line in lines.items()}, str(path)), []
+    stage = next((text.removeprefix("stage=") for text in overrides if text.startswith("stage=")), None)
+    if stage and source.framework is foreign_files.TRL:
+        # A YAML of TRL's leaves to the command which trainer reads it, and with it the defaults.
+        source.values["stage"] = stage
+    values, places, notes = from_frameworks.translate(source, str(path))
+    return Given(values, places, str(path)), notes
 
 
 def override_key(given: Given, override: str) -> None:

@@ -1,5 +1,6 @@
 """YAML that means what it says: 1.2 rules, every key once, no aliases, no tags, and the line of each key."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,13 @@ def short(problem: object) -> str:
     return lines[0][:120] if lines else type(problem).__name__
 
 
+def dumped(values: dict[str, Any]) -> str:
+    """Return plain values as YAML that `parse` gives back."""
+    lines = io.StringIO()
+    YAML(typ="safe", pure=True).dump(values, lines)
+    return lines.getvalue()
+
+
 def dump(values: dict[str, Any], path: Path) -> None:
     """Write plain values so that `read` gives them back."""
-    with path.open("w", encoding="utf-8") as file:
-        YAML(typ="safe", pure=True).dump(values, file)
+    path.write_text(dumped(values), encoding="utf-8")

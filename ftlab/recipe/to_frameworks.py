@@ -5,9 +5,7 @@ Sources: the argument references of LLaMA-Factory, ms-swift 4, axolotl and the o
 
 import io
 import shlex
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from ruamel.yaml import YAML
 
@@ -15,6 +13,10 @@ from ftlab.catalogue import hub_id
 from ftlab.data import dataset_info
 from ftlab.errors import LabError, fail
 from ftlab.recipe import keys
+from ftlab.recipe.frameworks.alpaca_lora import ALPACA_LORA
+from ftlab.recipe.frameworks.axolotl import AXOLOTL
+from ftlab.recipe.frameworks.swift import SWIFT
+from ftlab.recipe.frameworks.table import Framework, Values
 from ftlab.recipe.keys import Recipe
 from ftlab.recipe.library_args import names as parts
 from ftlab.recipe.read import decisive, plain
@@ -45,79 +47,6 @@ SILENT = {
     "allow_other_template",
 }  # fmt: skip
 
-Values = dict[str, Any]
-
-
-class Framework(NamedTuple):
-    """Another framework: its name for each of our keys, its way to write some values, and how it is started."""
-
-    names: dict[str, str]
-    values: dict[str, Callable[[Any], Any]]
-    stages: dict[str, str]
-    tunings: dict[str, str]
-
-
-def comma(value: str) -> list[str]:
-    """Return a comma list as a list, and "all" as PEFT's word for it."""
-    return ["all-linear"] if value == "all" else parts(value)
-
-
-SWIFT = Framework(
-    names={
-        "model_name_or_path": "model", "stage": "rlhf_type", "finetuning_type": "tuner_type", "lora_rank": "lora_rank",
-        "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "lora_target": "target_modules",
-        "additional_target": "modules_to_save", "use_rslora": "use_rslora", "use_dora": "use_dora",
-        "pissa_init": "init_weights", "loraplus_lr_ratio": "lorap_lr_ratio", "quantization_bit": "quant_bits",
-        "quantization_type": "bnb_4bit_quant_type", "double_quantization": "bnb_4bit_use_double_quant",
-        "flash_attn": "attn_impl", "moe_aux_loss_coef": "router_aux_loss_coef",
-        "dataset": "dataset", "eval_dataset": "val_dataset",
-        "val_size": "split_dataset_ratio", "default_system": "system", "cutoff_len": "max_length", "packing": "packing",
-        "pref_beta": "beta", "pref_loss": "loss_type", "pref_ftx": "rpo_alpha", "simpo_gamma": "simpo_gamma",
-        "dpo_label_smoothing": "label_smoothing", "ld_alpha": "ld_alpha", "kto_chosen_weight": "desirable_weight",
-        "kto_rejected_weight": "undesirable_weight", "output_dir": "output_dir",
-    },
-    values={
-        "lora_target": comma, "additional_target": parts, "pissa_init": lambda on: "pissa",
-        "flash_attn": {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attn", "fa3": "flash_attention_3"}.get,
-    },
-    stages={"sft": "", "pt": "", "rm": "rm", "dpo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "simpo"},
-    tunings={"lora": "lora", "full": "full"},
-)  # fmt: skip
-AXOLOTL = Framework(
-    names={
-        "model_name_or_path": "base_model", "stage": "rl", "finetuning_type": "adapter",
-        "adapter_name_or_path": "lora_model_dir", "trust_remote_code": "trust_remote_code", "lora_rank": "lora_r",
-        "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "lora_target": "lora_target_modules",
-        "additional_target": "lora_modules_to_save", "use_rslora": "peft_use_rslora", "use_dora": "peft_use_dora",
-        "pissa_init": "peft_init_lora_weights", "loraplus_lr_ratio": "loraplus_lr_ratio",
-        "quantization_bit": "load_in_4bit", "flash_attn": "attn_implementation", "dataset": "datasets",
-        "eval_dataset": "test_datasets", "val_size": "val_set_size", "cutoff_len": "sequence_len",
-        "packing": "sample_packing", "train_on_prompt": "train_on_inputs", "pref_beta": "rl_beta",
-        "pref_ftx": "rpo_alpha", "simpo_gamma": "simpo_gamma", "kto_chosen_weight": "kto_desirable_weight",
-        "kto_rejected_weight": "kto_undesirable_weight", "output_dir": "output_dir",
-        "per_device_train_batch_size": "micro_batch_size", "num_train_epochs": "num_epochs", "optim": "optimizer",
-        "lr_scheduler_type": "lr_scheduler",
-    },
-    values={
-        "additional_target": parts, "pissa_init": lambda on: "pissa",
-        "lora_target": lambda value: "all-linear" if value == "all" else parts(value),
-        "flash_attn": {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}.get,
-    },
-    stages={"sft": "", "pt": "", "rm": "", "dpo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "simpo"},
-    tunings={"lora": "lora", "full": ""},
-)  # fmt: skip
-ALPACA_LORA = Framework(
-    names={
-        "model_name_or_path": "base_model", "dataset": "data_path", "output_dir": "output_dir",
-        "per_device_train_batch_size": "micro_batch_size", "num_train_epochs": "num_epochs",
-        "learning_rate": "learning_rate", "cutoff_len": "cutoff_len", "val_size": "val_set_size",
-        "lora_rank": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout",
-        "lora_target": "lora_target_modules", "train_on_prompt": "train_on_inputs",
-    },
-    values={"lora_target": lambda value: value if value == "all" else str(parts(value)).replace(" ", "")},
-    stages={"sft": ""},
-    tunings={"lora": ""},
-)  # fmt: skip
 FRAMEWORKS = {"swift": SWIFT, "axolotl": AXOLOTL, "alpaca-lora": ALPACA_LORA}
 # ftlab's own; LLaMA-Factory has all the others.
 NOT_IN_LLAMA_FACTORY = {

@@ -1,0 +1,82 @@
+"""docs/coming-from.md: what becomes of the keys of other frameworks, written from the tables that read them.
+
+Make the page anew with `python -m ftlab.recipe.coming_from`.
+"""
+
+from pathlib import Path
+
+from ftlab.recipe.foreign_files import PEFT, SWIFT, TRL, UNSLOTH
+from ftlab.recipe.frameworks.alpaca_lora import ALPACA_LORA
+from ftlab.recipe.frameworks.axolotl import AXOLOTL
+from ftlab.recipe.frameworks.llamafactory import LLAMA_FACTORY_V1
+from ftlab.recipe.frameworks.table import Framework
+
+PAGE = Path(__file__).parents[2] / "docs" / "coming-from.md"
+HEAD = """# Coming from another framework
+
+    ftlab recipe from FILE                       # print the same run as a recipe
+    ftlab recipe from FILE --as-yaml OUT.yaml    # write it to a new file
+    ftlab train FILE                             # or run the file as it is
+
+FILE is a YAML or JSON file, a shell script with one training command, or an unsloth script or notebook. Nothing in it
+is run; of a script only literal values are read. The keys of a file say which framework it belongs to. Every key is
+mapped to keys of a recipe, reported as without effect, or refused: then the message lists all such keys, and nothing is
+started. What a file leaves out has the framework's own default where that is another than a recipe's, and a note lists
+those. Data files are read by their columns ([data.md](data.md)), hub ids with `dataset_dir: ONLINE`. Fields of
+`transformers.TrainingArguments` keep their names in all of them but alpaca-lora and PEFT.
+
+The reverse is `ftlab recipe show FILE --as ...` ([recipes.md](recipes.md#the-same-run-in-other-frameworks)).
+
+## LLaMA-Factory
+Its YAML files are recipes ([recipes.md](recipes.md)), and so are the same keys as JSON, as a `llamafactory-cli train`
+command, and in the `training_args.yaml` that its Board writes beside a run.
+"""
+READ = {
+    "LLaMA-Factory, format v1": (LLAMA_FACTORY_V1, "YAML with `model` and one of `train_dataset`, `peft_config` ..."),
+    "axolotl": (AXOLOTL, "YAML with `base_model`, or an `axolotl train` command"),
+    "ms-swift": (SWIFT, "a `swift sft`, `swift pt` or `swift rlhf` command, or YAML with `model` and `dataset`"),
+    "TRL": (
+        TRL,
+        "a `trl sft` (`dpo`, `kto`, `reward`, `grpo`) command, one of its scripts by its path, or the YAML of "
+        "`--config`; `stage=dpo` beside a YAML names its trainer",
+    ),
+    "unsloth": (
+        UNSLOTH,
+        "a script or notebook: the literals of `FastLanguageModel.from_pretrained`, `get_peft_model`, "
+        "`get_chat_template`, `load_dataset`, and of TRL's configs",
+    ),
+    "alpaca-lora": (ALPACA_LORA, "a command with `finetune.py`"),
+    "PEFT": (PEFT, "an `adapter_config.json`, for its settings; add `dataset` and `output_dir`"),
+}
+
+
+def page() -> str:
+    """Return the page as Markdown."""
+    return HEAD + "".join(f"\n## {title}\nRead: {how}.\n\n{section(one)}" for title, (one, how) in READ.items())
+
+
+def section(framework: Framework) -> str:
+    """Return what becomes of a framework's keys: a table of those with a name here, and three lists."""
+    names = {theirs: ours for ours, theirs in framework.names.items()} | framework.also
+    plain = {theirs: ours for theirs, ours in names.items() if theirs not in framework.read}
+    rows = [("its key", "recipe"), ("---", "---")]
+    rows += [(f"`{theirs}`", f"`{ours}`") for theirs, ours in sorted(plain.items())]
+    table = "".join(f"| {theirs} | {ours} |\n" for theirs, ours in rows)
+    resolved = ", ".join(f"`{name}`" for name in sorted(framework.read))
+    dropped, refused = reasons(framework.dropped), reasons(framework.refused)
+    parts = [table, f"Resolved, by their value and other keys: {resolved}.\n"]
+    parts += [f"Ignored, with a note:\n\n{dropped}"] if dropped else []
+    parts += [f"Refused if they ask for something:\n\n{refused}"] if refused else []
+    return "\n".join(parts)
+
+
+def reasons(keys: dict[str, str]) -> str:
+    """Return keys by their reasons, a list item each."""
+    grouped: dict[str, list[str]] = {}
+    for name, reason in keys.items():
+        grouped.setdefault(reason, []).append(f"`{name}`")
+    return "".join(f"- {', '.join(sorted(names))}: {reason}\n" for reason, names in sorted(grouped.items()))
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")

@@ -1,0 +1,336 @@
+"""What a file of another framework says: which framework it is, its keys and their places. Nothing in it is run.
+
+YAML and JSON are read as mappings, shell commands word by word, scripts and notebooks by their syntax tree.
+"""
+
+import ast
+import json
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ftlab.errors import fail
+from ftlab.recipe import strict_yaml
+from ftlab.recipe.frameworks.alpaca_lora import ALPACA_LORA
+from ftlab.recipe.frameworks.axolotl import AXOLOTL
+from ftlab.recipe.frameworks.llamafactory import LLAMA_FACTORY_V1
+from ftlab.recipe.frameworks.peft import PEFT
+from ftlab.recipe.frameworks.swift import SWIFT
+from ftlab.recipe.frameworks.table import Framework, Values
+from ftlab.recipe.frameworks.trl import TRL, VERBS
+from ftlab.recipe.frameworks.unsloth import UNSLOTH
+
+MAX_BYTES = 5_000_000
+COMMANDS, SCRIPTS = (".sh", ".bash", ".txt", ".cmd"), (".py", ".ipynb")
+# Keys that a recipe, and so LLaMA-Factory's YAML, has and TRL's has not; and those of which TRL's has one at least.
+NOT_TRL = {"stage", "dataset", "finetuning_type", "lora_rank", "template", "cutoff_len", "lora_target"}
+ONLY_TRL = {
+    "dataset_name", "datasets", "use_peft", "lora_r", "load_in_4bit", "load_in_8bit", "dtype", "attn_implementation",
+    "lora_target_modules", "dataset_config", "dataset_train_split", "assistant_only_loss", "completion_only_loss",
+}  # fmt: skip
+ONLY_V1 = {
+    "train_dataset", "peft_config", "model_class", "dist_config", "quant_config", "sample_backend", "kernel_config",
+    "init_config", "global_batch_size",
+}  # fmt: skip
+ONLY_SWIFT = {"dataset", "tuner_type", "train_type", "rlhf_type", "model_type", "split_dataset_ratio", "adapters"}
+# Calls of a script whose keywords are settings.
+CALLS = ("from_pretrained", "get_peft_model", "get_chat_template", "load_dataset")
+CONFIG = re.compile(r"(?:(SFT|DPO|KTO|ORPO|GRPO|Reward)(?:Config|Trainer)|TrainingArguments)")
+STAGES = {"SFT": "sft", "DPO": "dpo", "KTO": "kto", "ORPO": "orpo", "GRPO": "grpo", "Reward": "rm"}
+# Keywords whose values are the script's own objects.
+OBJECTS = {
+    "model", "tokenizer", "processing_class", "train_dataset", "eval_dataset", "args", "data_collator", "peft_config",
+    "callbacks", "formatting_func", "compute_metrics", "token", "ref_model",
+}  # fmt: skip
+
+
+class Source(NamedTuple):
+    """A file of another framework: its keys, their places (`file:line`), those that only a run computes."""
+
+    framework: Framework
+    values: Values
+    places: dict[str, str]
+    computed: tuple[str, ...] = ()
+
+
+def recognized(path: Path) -> Source | None:
+    """Return what a file of another framework says; None for a recipe, which LLaMA-Factory's own YAML is.
+
+    Raises:
+        LabError: a file that cannot be read, a command or a script that trains nothing.
+    """
+    if path.suffix in COMMANDS:
+        return command(text_of(path), str(path))
+    if path.suffix in SCRIPTS:
+        return script(code_of(path), str(path))
+    values, lines = strict_yaml.read(path)
+    found = mapping(values, {key: f"{path}:{line}" for key, line in lines.items()})
+    if "compute_environment" in values:
+        raise fail("recipe_not_a_run", where=str(path), what="accelerate")
+    return found
+
+
+def mapping(values: Values, places: dict[str, str]) -> Source | None:
+    """Return what a mapping is, by its keys; None for a recipe."""
+    keys = {name for name, value in values.items() if value is not None}
+    if "peft_type" in keys:
+        return Source(PEFT, values, places)
+    if "base_model" in keys:
+        return Source(AXOLOTL, spelled(values), places)
+    if "model_name_or_path" in keys:
+        return Source(TRL, spelled(values), places) if keys & ONLY_TRL and not keys & NOT_TRL else None
+    if "model" in keys and keys & ONLY_V1:
+        return Source(LLAMA_FACTORY_V1, values, places)
+    return (
+        Source(SWIFT, spelled(values), places) if {"model", "model_id_or_path"} & keys and keys & ONLY_SWIFT else None
+    )
+
+
+def spelled(values: Values) -> Values:
+    """Return YAML 1.1's words for true and false as what they are: these frameworks read YAML 1.1."""
+    words = {"yes": True, "on": True, "no": False, "off": False}
+    return {
+        name: words.get(value.lower(), value) if isinstance(value, str) and not name.endswith("_strategy") else value
+        for name, value in values.items()
+    }
+
+
+def text_of(path: Path) -> str:
+    """Return the text of a file.
+
+    Raises:
+        LabError: no such file, too big, not UTF-8.
+    """
+    if not path.is_file():
+        raise fail("recipe_no_file", where=str(path))
+    if path.stat().st_size > MAX_BYTES:
+        raise fail("recipe_too_big", where=str(path), limit=MAX_BYTES // 1000)
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise fail("recipe_yaml", where=str(path), reason="it is not UTF-8") from None
+
+
+def command(text: str, where: str) -> Source:
+    """Return what the one training command of a shell script says.
+
+    Raises:
+        LabError: no such command, several, or words that the shell would have to compute.
+    """
+    variables: dict[str, str] = {}
+    found: list[tuple[list[str], dict[str, str]]] = []
+    for line in re.sub(r"\\\r?\n", " ", text).splitlines():
+        try:
+            words = shlex.split(line, comments=True)
+        except ValueError as error:
+            raise fail("recipe_command", where=where, reason=str(error)) from None
+        words = [filled(word, variables) for word in words if word not in ("export", "&&", "nohup", "&")]
+        assigned = {}
+        while words and re.fullmatch(r"[A-Za-z_]\w*=.*", words[0], re.DOTALL):
+            name, _, value = words.pop(0).partition("=")
+            assigned[name] = value
+        if words and starter(words):
+            found.append((words, variables | assigned))
+        elif not words:
+            variables |= assigned
+    if len(found) != 1:
+        reason = "several training commands" if found else "no training command that ftlab knows"
+        raise fail("recipe_command", where=where, reason=reason)
+    return options(*found[0], where)
+
+
+def filled(word: str, variables: dict[str, str]) -> str:
+    """Return a word with the shell variables that the file itself sets."""
+    return re.sub(r"\$\{?(\w+)\}?", lambda match: variables.get(match[1], match[0]), word)
+
+
+def starter(words: list[str]) -> tuple[str, str, int] | None:
+    """Return (framework, verb, where its options start) of a command, None for any other command."""
+    names = [Path(word).name for word in words]
+    for place, name in enumerate(names):
+        after = names[place + 1] if place + 1 < len(names) else ""
+        if name in ("llamafactory-cli", "lmf"):
+            return "llamafactory", after, place + 2
+        if name in ("swift", "axolotl", "trl") and not after.startswith("-"):
+            return name, after, place + 2
+        if name in ("axolotl.cli.train", "llamafactory.cli"):
+            return name.partition(".")[0], "train", place + 1
+        if name == "finetune.py":
+            return "alpaca-lora", "", place + 1
+        folder, stem = Path(words[place]).parent.as_posix(), Path(name).stem
+        if name in ("train_bash.py", "train.py") and folder.endswith("src"):
+            return "llamafactory", "train", place + 1
+        if name.endswith(".py") and folder.endswith("swift/cli"):
+            return "swift", stem, place + 1
+        if name.endswith(".py") and folder.endswith("scripts") and stem in VERBS:
+            return "trl", stem, place + 1
+    return None
+
+
+def options(words: list[str], environment: dict[str, str], where: str) -> Source:
+    """Return the keys of a command.
+
+    Raises:
+        LabError: another verb than training, a word that only a shell could compute, a word that is no option.
+    """
+    start = starter(words)
+    assert start is not None, words
+    name, verb, place = start
+    if unset := next((word for word in words[place:] if "$" in word or "`" in word), None):
+        raise fail("recipe_command", where=where, reason=f"only a shell knows what {unset} is")
+    values, bare = pairs(words[place:], where)
+    values |= launched(words[:place], environment)
+    named = next((word for word in bare if word.endswith((".yaml", ".yml", ".json"))), None)
+    config = values.pop("config", None) or named
+    for word in bare:
+        key, equals, value = word.partition("=")
+        if word != config and not equals:
+            raise fail("recipe_command", where=where, reason=f"{word} is not an option")
+        values |= {key.lstrip("+"): strict_yaml.parse(value, where)} if equals else {}
+    if config:
+        values = strict_yaml.read(Path(str(config)))[0] | values
+    return begun(name, verb, values, where)
+
+
+def begun(name: str, verb: str, values: Values, where: str) -> Source:
+    """Return a command's keys with those that its verb stands for."""
+    known: dict[str, tuple[Framework | None, dict[str, Values]]] = {
+        "llamafactory": (None, {"train": {}}),
+        "swift": (SWIFT, {"sft": {}, "pt": {"stage": "pt"}, "rlhf": {"rlhf_type": values.get("rlhf_type", "dpo")}}),
+        "axolotl": (AXOLOTL, {"train": {}}),
+        "trl": (TRL, {verb: {"stage": stage} for verb, stage in VERBS.items()}),
+        "alpaca-lora": (ALPACA_LORA, {"": {}}),
+    }
+    framework, verbs = known[name]
+    if verb not in verbs:
+        raise fail("recipe_command", where=where, reason=f"`{name} {verb}` does not train")
+    places = dict.fromkeys(values, where)
+    if framework is None:
+        # LLaMA-Factory's own keys, in its old format or its new one.
+        other = mapping(values, places)
+        return other or Source(OWN, values, places)
+    return Source(framework, spelled(values) | verbs[verb], places)
+
+
+def pairs(words: list[str], where: str) -> tuple[Values, list[str]]:
+    """Return the options of a command, and the words that belong to none."""
+    values: Values = {}
+    bare: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        if word in ("|", ">", "2>&1", "&>", "||", ";"):
+            break
+        if not word.startswith("--"):
+            bare.append(word)
+            continue
+        name, equals, text = word.removeprefix("--").partition("=")
+        given = [text] if equals else []
+        while not equals and rest and not (rest[0].startswith("--") or rest[0] in ("|", ">", "2>&1", "&>", "||", ";")):
+            given.append(rest.pop(0))
+        parsed = [part_of(text, where) for text in given]
+        values[name.replace("-", "_")] = True if not parsed else parsed[0] if len(parsed) == 1 else parsed
+    return values, bare
+
+
+def part_of(text: str, where: str) -> Any:
+    """Return one value of a command line: a number, true, a list, or text."""
+    lowered = {"True": True, "False": False, "None": None}
+    if text in lowered:
+        return lowered[text]
+    if re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?|true|false|null|[\[{].*", text, re.IGNORECASE | re.DOTALL):
+        return strict_yaml.parse(text, where)
+    return text
+
+
+def launched(words: list[str], environment: dict[str, str]) -> Values:
+    """Return the number of processes that a launcher, or swift's environment, asks for."""
+    text = " ".join(words)
+    asked = re.search(r"--(?:nproc[-_]per[-_]node|num_processes|num_gpus)[ =](\d+)", text)
+    count = asked[1] if asked else environment.get("NPROC_PER_NODE", "")
+    return {"nproc_per_node": int(count)} if count.isdigit() else {}
+
+
+def code_of(path: Path) -> str:
+    """Return the Python of a script, or of a notebook's code cells, without the lines that only IPython knows."""
+    text = text_of(path)
+    if path.suffix == ".py":
+        return text
+    try:
+        cells = json.loads(text)["cells"]
+        sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    except (ValueError, KeyError, TypeError):
+        raise fail("recipe_yaml", where=str(path), reason="not a notebook") from None
+    lines = "\n".join(source for source in sources if not source.startswith("%%")).splitlines()
+    return "\n".join(re.sub(r"^(\s*)[!%].*", r"\1pass", line) for line in lines)
+
+
+def script(code: str, where: str) -> Source:
+    """Return the literal settings of an unsloth script.
+
+    Raises:
+        LabError: not Python, or no model of unsloth's in it.
+    """
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError) as error:
+        raise fail("recipe_script", where=where, reason=str(error)) from None
+    constants = {
+        node.targets[0].id: node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name)
+    }
+    values: Values = {}
+    places: dict[str, str] = {}
+    asked = False
+    for call, keywords in settings(tree):
+        asked = asked or call.startswith("Fast")
+        for name, node in keywords:
+            values[name] = literal(node, constants)
+            places[name] = f"{where}:{node.lineno}" if values[name] is not UNKNOWN else where
+    if not asked:
+        raise fail("recipe_script", where=where, reason="no FastLanguageModel.from_pretrained in it")
+    computed = tuple(name for name, value in values.items() if value is UNKNOWN)
+    return Source(UNSLOTH, {name: values[name] for name in values if name not in computed}, places, computed)
+
+
+UNKNOWN = object()
+
+
+def settings(tree: ast.Module) -> Iterator[tuple[str, list[tuple[str, ast.expr]]]]:
+    """Yield (name of the call, its keywords) of the calls that set something, in their order."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        whole = ast.unparse(node.func)
+        name = whole.rpartition(".")[2]
+        keywords = [(one.arg, one.value) for one in node.keywords if one.arg and one.arg not in OBJECTS]
+        if name == "from_pretrained" and not whole.startswith("Fast"):
+            continue
+        if name == "from_pretrained" and node.args:
+            keywords.append(("model_name", node.args[0]))
+        if name == "load_dataset" and node.args:
+            keywords.append(("path", node.args[0]))
+        config = CONFIG.fullmatch(name)
+        if config and config[1]:
+            keywords.append(("stage", ast.copy_location(ast.Constant(STAGES[config[1]]), node)))
+        if name == "train_on_responses_only":
+            keywords = [("train_on_responses_only", ast.copy_location(ast.Constant(True), node))]
+        if name in CALLS or config or name == "train_on_responses_only":
+            yield whole, keywords
+
+
+def literal(node: ast.expr, constants: dict[str, ast.expr]) -> Any:
+    """Return the value of a literal, or of a name that the script gives one; UNKNOWN for what only a run knows."""
+    if isinstance(node, ast.Name) and node.id in constants:
+        node = constants[node.id]
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError):
+        return UNKNOWN
+
+
+# A recipe written as a command: its keys are our own.
+OWN = Framework(names={}, values={}, stages={}, tunings={}, title="LLaMA-Factory")

@@ -1,0 +1,61 @@
+"""The command of alpaca-lora's finetune.py. Source: the parameters of its `train`, and what that does with them."""
+
+from typing import Any
+
+from ftlab.recipe.frameworks.table import Found, Framework, Values, comma_parts, only, rows, target
+
+# What the script does whatever it is told.
+FIXED: Values = {
+    "quantization_bit": 8, "template": "alpaca", "allow_other_template": True, "warmup_steps": 100, "fp16": True,
+    "logging_steps": 10, "optim": "adamw_torch", "save_steps": 200, "save_total_limit": 3,
+}  # fmt: skip
+
+
+def batch(value: Any, given: Values) -> Found:
+    """Return the rows of one step as accumulation."""
+    return {"gradient_accumulation_steps": max(1, int(value) // int(given.get("micro_batch_size", 4)))}
+
+
+def held_out(value: Any, given: Values) -> Found:
+    """Return `val_set_size` with the evaluation that it brings."""
+    return {"val_size": value} | ({"eval_strategy": "steps", "eval_steps": 200} if value else {})
+
+
+def data(value: Any, given: Values) -> Found:
+    """Return the file, and what the script fixes."""
+    return rows([str(value)]) | FIXED, "; ".join(f"{name}: {entry}" for name, entry in FIXED.items())
+
+
+ALPACA_LORA = Framework(
+    title="alpaca-lora",
+    names={
+        "model_name_or_path": "base_model", "dataset": "data_path", "output_dir": "output_dir",
+        "per_device_train_batch_size": "micro_batch_size", "num_train_epochs": "num_epochs",
+        "learning_rate": "learning_rate", "cutoff_len": "cutoff_len", "val_size": "val_set_size",
+        "lora_rank": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout",
+        "lora_target": "lora_target_modules", "train_on_prompt": "train_on_inputs",
+    },
+    values={"lora_target": lambda value: value if value == "all" else str(comma_parts(value)).replace(" ", "")},
+    stages={"sft": ""},
+    tunings={"lora": ""},
+    also={"wandb_run_name": "run_name"},
+    read={
+        "data_path": data, "batch_size": batch, "val_set_size": held_out,
+        "lora_target_modules": lambda value, given: {"lora_target": target(value)},
+        "group_by_length": lambda value, given: {"group_by_length": True} if value else {},
+        "add_eos_token": only(True, "an answer ends with the end token here"),
+        "prompt_template_name": only("alpaca", "a recipe has its alpaca template"),
+        "wandb_project": lambda value, given: {"report_to": ["wandb"], "project": str(value)} if value else {},
+        "resume_from_checkpoint": lambda value, given: {"resume_from_checkpoint": value} if value else {},
+    },
+    dropped={
+        "wandb_watch": "set WANDB_WATCH in the environment",
+        "wandb_log_model": "set WANDB_LOG_MODEL in the environment",
+    },
+    defaults=lambda given: {
+        "batch_size": 128, "micro_batch_size": 4, "num_epochs": 3, "learning_rate": 3e-4, "cutoff_len": 256,
+        "val_set_size": 2000, "lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.05,
+        "lora_target_modules": ["q_proj", "v_proj"], "train_on_inputs": True, "output_dir": "./lora-alpaca",
+    },
+    trainer=False,
+)  # fmt: skip

@@ -1,0 +1,367 @@
+"""axolotl's YAML. Source: the classes of axolotl.utils.schemas and the builders that read them, release 0.19."""
+
+from typing import Any
+
+from ftlab.recipe.frameworks.table import (
+    Found,
+    Framework,
+    Values,
+    attention,
+    comma_parts,
+    initial,
+    joined,
+    listed,
+    off,
+    only,
+    rows,
+    target,
+    templated,
+)
+
+# The classes of chat templates that ftlab knows by another name; "" is the model's own.
+TEMPLATES = {
+    "tokenizer_default": "", "chatml": "chatml", "alpaca": "alpaca", "llama3": "llama3", "gemma": "gemma",
+    "gemma3": "gemma3", "qwen_25": "qwen", "qwen3": "qwen3", "phi_3": "phi", "phi_35": "phi",
+    "mistral_v1": "mistral", "mistral_v2v3": "mistral", "mistral_v3_tekken": "mistral", "deepseek_v3": "deepseek3",
+}  # fmt: skip
+# `type` of a data set -> what differs: the columns decide how a file is read, the chat template how it is written.
+CHAT = "rendered with the model's own chat template"
+TYPES = {
+    "chat_template": "", "chat_template.default": "", "completion": "", "bradley_terry.chat_template": "",
+    "alpaca": f"{CHAT}, where axolotl writes `### Instruction:`; template=alpaca sets that",
+    "sharegpt": "", "chat_template.argilla": "", "llama3.argilla": CHAT, "chatml.argilla": CHAT,
+    "chatml.intel": CHAT, "llama3.intel": CHAT, "chatml.ultra": CHAT, "llama3.ultra": CHAT,
+    "alpaca_chat": CHAT, "alpaca_chat.load_qa": CHAT, "alpaca_w_system": CHAT, "context_qa": CHAT,
+    "alpaca_w_system.load_open_orca": CHAT, "alpaca_w_system.load_open_orca_chatml": CHAT,
+    "chatml.argilla_chat": CHAT, "llama3.argilla_chat": CHAT, "chatml.prompt_pairs": CHAT,
+}  # fmt: skip
+# Entries of a data set that say what is so here anyway.
+USUAL: dict[str, tuple[Any, ...]] = {
+    "split": ("train",), "ds_type": ("json", "csv", "parquet", "arrow", "text"), "roles_to_train": (["assistant"],),
+    "train_on_eos": ("turn", "last"), "train_on_eot": ("turn", "last"), "field_messages": ("messages", "conversations"),
+    "field_human": ("human",), "field_model": ("gpt",), "conversation": ("chatml", "llama3", "vicuna_v1.1"),
+    "field": ("text",), "text_column": ("text",), "trust_remote_code": (False,), "drop_system_message": (False,),
+    "message_field_role": ("from", "role"), "message_field_content": ("value", "content"), "field_tools": ("tools",),
+    "message_property_mappings": ({"role": "role", "content": "content"}, {"role": "from", "content": "value"}),
+    "field_chosen": ("chosen",), "field_rejected": ("rejected",), "chat_template": ("tokenizer_default",),
+    "roles": (
+        {"user": ["user"], "assistant": ["assistant"], "system": ["system"]},
+        {"user": ["human", "user"], "assistant": ["gpt", "assistant"], "system": ["system"]},
+    ),
+}  # fmt: skip
+LIGER = ("liger_rope", "liger_rms_norm", "liger_glu_activation", "liger_swiglu", "liger_layer_norm",
+         "liger_fused_linear_cross_entropy", "liger_cross_entropy", "liger_rms_norm_gated")  # fmt: skip
+PLUGINS = {
+    "axolotl.integrations.liger.LigerPlugin": {"use_liger_kernel": True},
+    "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin": {},
+}
+
+
+def datasets(value: Any, given: Values) -> Found:
+    """Return a list of data sets: `dataset`, and `stage: pt` where all are plain text."""
+    sets = [one if isinstance(one, dict) else {"path": one} for one in listed(value)]
+    read = [one_set(one) for one in sets]
+    said = dict.fromkeys(note for _, notes in read for note in notes)
+    plain = all(str(one.get("type", "")).startswith("completion") for one in sets)
+    limits = {rows_taken(one) for one in sets} - {None}
+    if len(limits) > 1:
+        raise ValueError("`max_samples` is one number for all data sets")
+    found = rows([path for paths, _ in read for path in paths]) | ({"stage": "pt"} if plain else {})
+    return found | ({"max_samples": limits.pop()} if limits else {}), "; ".join(said)
+
+
+def one_set(one: Values) -> tuple[list[str], list[str]]:
+    """Return the paths of one data set, and what to say of it.
+
+    Raises:
+        ValueError: an entry that a recipe cannot follow.
+    """
+    kind = one.get("type") or "chat_template"
+    notes = []
+    if isinstance(kind, dict):
+        raise ValueError("`type` with fields of your own: describe the columns in dataset_info.json")
+    kind = kind.partition(":")[0] if kind.startswith(("completion", "sharegpt")) else kind
+    if kind not in TYPES:
+        raise ValueError(f"`type: {kind}` has no equivalent: describe the columns in dataset_info.json")
+    notes += [f"type: {kind}: {TYPES[kind]}"] if TYPES[kind] else []
+    for name, entry in one.items():
+        if name in ("path", "type", "data_files") or entry in (None, *USUAL.get(name, ())):
+            continue
+        if name == "split" and rows_taken(one) is not None:
+            continue
+        if name in ("shards", "preprocess_shards", "name", "revision") or name not in USUAL or entry:
+            raise ValueError(f"`{name}: {entry}` of a data set: describe it in dataset_info.json")
+    files = one.get("data_files")
+    return ([str(file) for file in listed(files)] if files else [str(one["path"])]), notes
+
+
+def rows_taken(one: Values) -> int | None:
+    """Return how many rows `split: train[:N]` takes, None for all."""
+    text = str(one.get("split", ""))
+    inner = text.removeprefix("train[:").removesuffix("]")
+    return int(inner) if text.startswith("train[:") and inner.isdigit() else None
+
+
+def held_out(value: Any, given: Values) -> Found:
+    """Return the validation sets."""
+    sets = [one if isinstance(one, dict) else {"path": one} for one in listed(value)]
+    # Theirs may be any split of a hub's set; a file has one.
+    paths = [path for one in sets for path in one_set({k: v for k, v in one.items() if k != "split"})[0]]
+    return rows(paths, "eval_dataset")
+
+
+def pretraining(value: Any, given: Values) -> Found:
+    """Return raw text to go on from."""
+    found = datasets([one | {"type": "completion"} if isinstance(one, dict) else {"path": one, "type": "completion"}
+                      for one in listed(value)], given)  # fmt: skip
+    return found[0] if isinstance(found, tuple) else found
+
+
+def adapter(value: Any, given: Values) -> Found:
+    """Return `adapter` as the tuning and its quantization."""
+    kinds: dict[Any, Values] = {"lora": {"finetuning_type": "lora"}, "": {"finetuning_type": "full"}}
+    kinds["qlora"] = {"finetuning_type": "lora", "quantization_bit": 4}
+    if value not in kinds:
+        raise ValueError("a recipe has lora, qlora and full (no adapter)")
+    return kinds[value]
+
+
+def rl(value: Any, given: Values) -> Found:
+    """Return `rl` as the stage."""
+    if value == "ipo":
+        return {"stage": "dpo", "pref_loss": "ipo"}
+    if value not in ("dpo", "kto", "orpo", "simpo", "grpo", False, ""):
+        raise ValueError("a recipe has dpo, ipo, kto, orpo, simpo and grpo")
+    return {"stage": value} if value else {}
+
+
+def grpo(value: Any, given: Values) -> Found:
+    """Return the block `trl` of GRPO."""
+    names = {
+        "beta": "pref_beta", "max_completion_length": "max_new_tokens", "num_generations": "num_generations",
+        "temperature": "temperature",
+    }  # fmt: skip
+    usual = {"use_vllm": False, "log_completions": False, "top_p": 1.0, "repetition_penalty": 1.0}
+    found: Values = {}
+    for name, entry in value.items():
+        if name == "reward_funcs":
+            found["reward_funcs"] = joined(entry)
+        elif name in names:
+            found[names[name]] = entry
+        elif entry is not None and usual.get(name, object()) != entry:
+            raise ValueError(f"`{name}: {entry}` has no equivalent")
+    return found
+
+
+def bits(number: int) -> Any:
+    """Return what reads `load_in_4bit` or `load_in_8bit`."""
+    return lambda value, given: {"quantization_bit": number} if value else {}
+
+
+def per_epoch(name: str) -> Any:
+    """Return what reads `evals_per_epoch` or `saves_per_epoch`: a share of all steps, as axolotl computes it."""
+
+    def read(value: Any, given: Values) -> Found:
+        if not value:
+            return {f"{name}_strategy": "no"}
+        epochs = given.get("num_epochs", 1)
+        return {f"{name}_strategy": "steps", f"{name}_steps": 1 / (value * epochs)}
+
+    return read
+
+
+def steps(name: str) -> Any:
+    """Return what reads `eval_steps` or `save_steps`, which bring their strategy."""
+    return lambda value, given: {f"{name}_steps": value, f"{name}_strategy": given.get(f"{name}_strategy", "steps")}
+
+
+def kernel(name: str) -> Any:
+    """Return what reads one of the old switches of the attention kernel."""
+    return lambda value, given: {"flash_attn": name} if value else {}
+
+
+def batch(value: Any, given: Values) -> Found:
+    """Return the old `batch_size` of all micro batches."""
+    return {"gradient_accumulation_steps": max(1, int(value) // int(given.get("micro_batch_size", 1)))}
+
+
+def plugins(value: Any, given: Values) -> Found:
+    """Return the plug-ins: kernels."""
+    found: Values = {}
+    for name in listed(value):
+        if name not in PLUGINS:
+            raise ValueError(f"the plug-in {name} has no equivalent")
+        found |= PLUGINS[name]
+    return found
+
+
+def tracker(name: str, entry: str) -> Any:
+    """Return what reads a key of a tracker, which turns it on."""
+    return lambda value, given: {"report_to": [name]} | ({entry: str(value)} if entry else {}) if value else {}
+
+
+def precision(name: str) -> Any:
+    """Return what reads `bf16` or `fp16`; auto is what the machine decides here."""
+    return lambda value, given: {} if value in ("auto", "") else {name: bool(value)}
+
+
+def least_rate(value: Any, given: Values) -> Found:
+    """Return the cosine schedule that ends above zero."""
+    return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": value}}
+
+
+def special_tokens(value: Any, given: Values) -> Found:
+    """Return nothing for a pad token; others would change what is trained."""
+    others = {name: token for name, token in value.items() if name != "pad_token" and token}
+    if others:
+        return {}, f"{others}: the model's own are used; nothing is added"
+    return {}, "padding is never trained on"
+
+
+def recomputing(value: Any, given: Values) -> Found:
+    """Return `gradient_checkpointing`, wherever axolotl puts the activations."""
+    return {"gradient_checkpointing": value not in (False, "", "false")}
+
+
+def defaults(given: Values) -> Values:
+    """Return axolotl's values for what is left out."""
+    found: Values = {
+        "micro_batch_size": 1, "gradient_accumulation_steps": 1, "num_epochs": 1.0, "lr_scheduler": "cosine",
+        "sequence_len": 512,
+    }  # fmt: skip
+    if given.get("warmup_steps") is None and given.get("warmup_ratio") is None:
+        found["warmup_ratio"] = 0.03
+    if not given.get("adapter"):
+        found["adapter"] = ""
+    elif not (given.get("lora_target_linear") or given.get("lora_target_modules")):
+        found["lora_target_modules"] = ["q_proj", "v_proj"]
+    return found
+
+
+AXOLOTL = Framework(
+    title="axolotl",
+    names={
+        "model_name_or_path": "base_model", "stage": "rl", "finetuning_type": "adapter",
+        "adapter_name_or_path": "lora_model_dir", "trust_remote_code": "trust_remote_code", "lora_rank": "lora_r",
+        "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "lora_target": "lora_target_modules",
+        "additional_target": "lora_modules_to_save", "use_rslora": "peft_use_rslora", "use_dora": "peft_use_dora",
+        "pissa_init": "peft_init_lora_weights", "loraplus_lr_ratio": "loraplus_lr_ratio",
+        "quantization_bit": "load_in_4bit", "flash_attn": "attn_implementation", "dataset": "datasets",
+        "eval_dataset": "test_datasets", "val_size": "val_set_size", "cutoff_len": "sequence_len",
+        "packing": "sample_packing", "train_on_prompt": "train_on_inputs", "pref_beta": "rl_beta",
+        "simpo_gamma": "simpo_gamma", "kto_chosen_weight": "kto_desirable_weight",
+        "dpo_label_smoothing": "dpo_label_smoothing",
+        "kto_rejected_weight": "kto_undesirable_weight", "output_dir": "output_dir",
+        "early_stopping_steps": "early_stopping_patience",
+        "per_device_train_batch_size": "micro_batch_size", "num_train_epochs": "num_epochs", "optim": "optimizer",
+        "lr_scheduler_type": "lr_scheduler", "per_device_eval_batch_size": "eval_batch_size",
+    },
+    values={
+        "additional_target": comma_parts, "pissa_init": lambda on: "pissa",
+        "lora_target": lambda value: "all-linear" if value == "all" else comma_parts(value),
+        "flash_attn": {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}.get,
+    },
+    stages={"sft": "", "pt": "", "rm": "", "dpo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "simpo"},
+    tunings={"lora": "lora", "full": ""},
+    also={
+        "dpo_beta": "pref_beta", "orpo_alpha": "pref_beta", "rpo_alpha": "pref_ftx", "use_dft_loss": "use_dft_loss",
+        "noisy_embedding_alpha": "neftune_noise_alpha", "evaluation_strategy": "eval_strategy",
+        "wandb_name": "run_name", "mlflow_run_name": "run_name", "trackio_run_name": "run_name",
+        "wandb_run_name": "run_name", "dpo_loss_type": "pref_loss",
+    },
+    read={
+        "datasets": datasets, "test_datasets": held_out, "pretraining_dataset": pretraining, "adapter": adapter,
+        "rl": rl, "trl": grpo, "load_in_4bit": bits(4), "load_in_8bit": bits(8), "batch_size": batch,
+        "evals_per_epoch": per_epoch("eval"), "saves_per_epoch": per_epoch("save"), "eval_steps": steps("eval"),
+        "save_steps": steps("save"), "plugins": plugins, "bf16": precision("bf16"), "fp16": precision("fp16"),
+        "cosine_min_lr_ratio": least_rate, "special_tokens": special_tokens, "gradient_checkpointing": recomputing,
+        "attn_implementation": attention, "flash_attention": kernel("fa2"), "sdp_attention": kernel("sdpa"),
+        "eager_attention": kernel("disabled"), "xformers_attention": kernel("sdpa"),
+        "flex_attention": off("flex attention has no equivalent; use `flash_attn: sdpa`"),
+        "chat_template": templated(TEMPLATES), "peft_init_lora_weights": initial,
+        "reward_model": lambda value, given: {"stage": "rm"} if value else {},
+        "lora_target_linear": lambda value, given: {"lora_target": "all"} if value else {},
+        "lora_target_modules": lambda value, given: (
+            {} if given.get("lora_target_linear") else {"lora_target": target(value)}),
+        "lora_modules_to_save": lambda value, given: {"additional_target": joined(value)} if value else {},
+        "group_by_length": lambda value, given: {"group_by_length": bool(value)} if value else {},
+        "hub_model_id": lambda value, given: {"hub_model_id": value, "push_to_hub": True} if value else {},
+        "wandb_project": tracker("wandb", "project"), "use_wandb": tracker("wandb", ""),
+        "mlflow_tracking_uri": tracker("mlflow", ""), "use_mlflow": tracker("mlflow", ""),
+        "use_tensorboard": tracker("tensorboard", ""), "trackio_project_name": tracker("trackio", "project"),
+        "use_trackio": tracker("trackio", ""),
+        "fsdp": lambda value, given: {"fsdp": " ".join(listed(value)) if value else None},
+        "resume_from_checkpoint": lambda value, given: {"resume_from_checkpoint": value} if value else {},
+        "deepspeed": lambda value, given: {"deepspeed": value} if value else {},
+        "pretraining_sample_concatenation": lambda value, given: {"packing": bool(value)},
+        "lora_fan_in_fan_out": off("such layers (GPT-2) are found by PEFT itself"),
+        "dataset_exact_deduplication": off("remove duplicates from the file first: `ftlab data check` lists them"),
+        "peft": only((None, {}), "LoftQ has no equivalent; use `pissa_init: true`"),
+        "num_labels": only(1, "a reward model has one number"),
+        "excess_length_strategy": only(("truncate", "drop"), "examples are cut"),
+    },
+    dropped={
+        "strict": "every key is checked", "dataset_prepared_path": "rows are kept in ftlab's own cache",
+        "dataset_processes": "rows are encoded in one process", "dataset_num_proc": "rows are encoded in one process",
+        "dataset_keep_in_memory": "rows are read from disk", "pad_to_sequence_len": "padding is never trained on",
+        "eval_sample_packing": "evaluation computes the same loss without packing",
+        "sample_packing_group_size": "a setting of axolotl's packing", "shuffle_merged_datasets": "rows are shuffled",
+        "sample_packing_bin_size": "a setting of axolotl's packing",
+        "sample_packing_eff_est": "a setting of axolotl's packing",
+        "model_type": "the class is found by the model's own config", "tokenizer_legacy": "as the tokenizer has it",
+        "tokenizer_type": "the class is found by the model's own config", "total_num_tokens": "counted from the data",
+        "processor_type": "text models need none", "tokenizer_use_fast": "fast tokenizers are always used",
+        "is_llama_derived_model": "the class is found by the model's own config", "debug": "asks for no other run",
+        "is_mistral_derived_model": "the class is found by the model's own config", "logging_first_step": "always",
+        "is_falcon_derived_model": "the class is found by the model's own config", "local_rank": "torchrun sets it",
+        "is_qwen_derived_model": "the class is found by the model's own config", "use_auth_token": "HF_TOKEN is read",
+        "tf32": "torch's own default is kept", "bfloat16": "the machine decides", "float16": "the machine decides",
+        "auto_resume_from_checkpoints": "an unfinished run is resumed anyway", "hf_use_auth_token": "HF_TOKEN is read",
+        "save_safetensors": "weights are always safetensors", "low_cpu_mem_usage": "transformers always does it",
+        "lora_mlp_kernel": "a faster kernel for the same numbers", "flash_attn_rms_norm": "a faster kernel",
+        "lora_qkv_kernel": "a faster kernel for the same numbers", "flash_attn_cross_entropy": "a faster kernel",
+        "lora_o_kernel": "a faster kernel for the same numbers", "flash_attn_fuse_qkv": "a faster kernel",
+        "flash_attn_fuse_mlp": "a faster kernel", "chunked_cross_entropy": "the same loss, in pieces",
+        "cut_cross_entropy": "the same loss, in pieces", "lora_on_cpu": "the machine decides",
+        "wandb_entity": "set WANDB_ENTITY in the environment", "wandb_watch": "set WANDB_WATCH in the environment",
+        "wandb_log_model": "set WANDB_LOG_MODEL in the environment", "wandb_mode": "set WANDB_MODE in the environment",
+        "wandb_run_id": "set WANDB_RUN_ID in the environment",
+        "mlflow_experiment_name": "set MLFLOW_EXPERIMENT_NAME in the environment",
+        "hf_mlflow_log_artifacts": "set HF_MLFLOW_LOG_ARTIFACTS in the environment",
+        "load_in_16bit": "the machine decides",
+        "gc_steps": "asks for no other run", "flash_optimum": "a faster kernel", "world_size": "torchrun sets it",
+        "max_packed_sequence_len": "sequence_len counts", "save_first_step": "asks for no other run",
+        "use_kernels": "faster kernels for the same numbers", "eval_table_size": "asks for no other run",
+        "eval_max_new_tokens": "it counts with eval_table_size alone",
+        "tokenizer_save_jinja_files": "the chat template is saved with the tokenizer",
+        "include_tokens_per_second": "tokens per second are always logged",
+        "include_tkps": "tokens per second are always logged",
+        "loss_watchdog_threshold": "a loss that is not finite stops the run",
+        "loss_watchdog_patience": "a loss that is not finite stops the run",
+    } | dict.fromkeys(LIGER, "`use_liger_kernel` turns Liger's kernels on"),
+    refused={
+        "gpu_memory_limit": "write `max_memory`",
+        "skip_prepare_dataset": "rows are always encoded before training",
+        "relora": "ReLoRA has no equivalent", "unfrozen_parameters": "write `finetuning_type: freeze`",
+        "tokens": "a recipe cannot add tokens", "added_tokens_overrides": "a recipe cannot rename tokens",
+        "resize_token_embeddings_to_32x": "the embedding keeps its size", "rope_scaling": "set it in config.json",
+        "overrides_of_model_config": "set it in the model's config.json", "gptq": "a GPTQ base has no equivalent",
+        "overrides_of_model_kwargs": "set it in the model's config.json", "qat": "QAT has no equivalent",
+        "base_model_config": "a config of another model", "tokenizer_config": "a tokenizer of another model",
+        "revision_of_model": "download that revision and name its folder", "streaming": "rows are read from disk",
+        "chat_template_jinja": "save it in the model's tokenizer_config.json", "vllm": "vLLM needs its own engine",
+        "lora_target_parameters": "write the names in `lora_target`", "use_eaft": "only `use_dft_loss` exists in trl",
+        "process_reward_model": "a reward is for whole answers here", "cpo_alpha": "SimPO is trained without it",
+        "sequence_parallel_degree": "sequences are not split", "context_parallel_size": "sequences are not split",
+        "tensor_parallel_size": "layers are not split", "dion_lr": "Dion has no equivalent",
+        "lr_groups": "one learning rate for all weights", "embedding_lr": "one learning rate for all weights",
+        "do_bench_eval": "write `tasks` and run `ftlab eval`", "fp8": "FP8 needs accelerate's own setting; use bf16",
+        "shuffle_before_merging_datasets": "data sets are joined, then shuffled",
+        "jagged_restart_steps": "ReLoRA has no equivalent",
+        "merge_lora": "`ftlab export` merges", "hub_revision": "ftlab uploads to the main branch",
+        "s2_attention": "LongLoRA's attention is in none of the libraries", "lisa_n_layers": "LISA has no equivalent",
+        "peft_layers_to_transform": "write the layers' names in `lora_target`",
+    },
+    defaults=defaults,
+    unsaid={"excess_length_strategy": "axolotl drops examples above `sequence_len`, here they are cut"},
+)  # fmt: skip

@@ -1,0 +1,110 @@
+"""LLaMA-Factory's other files: its format v1, and what its Board saves. Source: release 0.9.5."""
+
+from pathlib import Path
+from typing import Any
+
+from ftlab.recipe.frameworks.table import Found, Framework, Values, joined, only, rows
+
+
+def peft(value: Any, given: Values) -> Found:
+    """Return the block `peft_config`."""
+    kind = value.get("name")
+    lora = {
+        "r": "lora_rank", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "use_rslora": "use_rslora",
+        "use_dora": "use_dora", "adapter_name_or_path": "adapter_name_or_path",
+    }  # fmt: skip
+    lists = {"target_modules": "lora_target", "modules_to_save": "additional_target"}
+    freeze = {
+        "freeze_trainable_layers": "freeze_trainable_layers", "freeze_trainable_modules": "freeze_trainable_modules",
+        "freeze_extra_modules": "freeze_extra_modules",
+    }  # fmt: skip
+    if kind == "full":
+        return {"finetuning_type": "full"}
+    if kind not in ("lora", "freeze"):
+        raise ValueError("a recipe has lora, freeze and full (no peft_config)")
+    names = lora | lists if kind == "lora" else freeze
+    usual = {"name": kind, "cast_trainable_params_to_fp32": True}
+    found: Values = {"finetuning_type": kind}
+    found |= {"lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.05} if kind == "lora" else {}
+    for name, entry in value.items():
+        if name in names and entry is not None:
+            found[names[name]] = joined(entry) if isinstance(entry, list) else entry
+        elif usual.get(name, entry) != entry or (name not in usual and entry):
+            raise ValueError(f"`{name}: {entry}` has no equivalent")
+    return found
+
+
+def quantized(value: Any, given: Values) -> Found:
+    """Return the block `quant_config`."""
+    names = ("quantization_bit", "double_quantization", "quantization_type")
+    for name, entry in value.items():
+        if name not in (*names, "compute_dtype") and not (name == "name" and entry in ("bnb", "auto")):
+            raise ValueError(f"`{name}: {entry}` has no equivalent")
+    return {name: value[name] for name in names if name in value}
+
+
+def batch(value: Any, given: Values) -> Found:
+    """Return `global_batch_size` as accumulation, for one process."""
+    return {"gradient_accumulation_steps": max(1, int(value) // int(given.get("micro_batch_size", 1)))}
+
+
+def every_epoch(value: Any, given: Values) -> Found:
+    """Return `save_epochs`."""
+    if value != 1:
+        raise ValueError("a recipe saves every `save_steps`, or once an epoch")
+    return {"save_strategy": "epoch"}
+
+
+def training_set(key: str) -> Any:
+    """Return what reads `train_dataset`: a file of rows, or the YAML that describes data sets."""
+
+    def read(value: Any, given: Values) -> Found:
+        if Path(str(value)).suffix in (".yaml", ".yml"):
+            raise ValueError("describe its data sets in dataset_info.json and write `dataset`")
+        return rows([str(value)], key)
+
+    return read
+
+
+def schedule(value: Any, given: Values) -> Found:
+    """Return the block `lr_scheduler_config`."""
+    others = {name: entry for name, entry in value.items() if name not in ("name", "warmup_ratio", "warmup_steps")}
+    if others:
+        raise ValueError(f"{others} has no equivalent")
+    found = {name: value[name] for name in ("warmup_ratio", "warmup_steps") if name in value}
+    return found | ({"lr_scheduler_type": value["name"]} if "name" in value else {})
+
+
+LLAMA_FACTORY_V1 = Framework(
+    title="LLaMA-Factory's v1 format",
+    names={
+        "model_name_or_path": "model", "template": "template", "trust_remote_code": "trust_remote_code",
+        "dataset": "train_dataset", "eval_dataset": "eval_dataset", "per_device_train_batch_size": "micro_batch_size",
+        "cutoff_len": "cutoff_len", "gradient_checkpointing": "enable_activation_checkpointing",
+        "max_new_tokens": "max_new_tokens", "output_dir": "output_dir",
+    },
+    values={},
+    stages={"sft": ""},
+    tunings={"lora": "lora", "full": "", "freeze": "freeze"},
+    read={
+        "train_dataset": training_set("dataset"), "eval_dataset": training_set("eval_dataset"), "peft_config": peft,
+        "quant_config": quantized, "global_batch_size": batch, "lr_scheduler_config": schedule,
+        "flash_attn": lambda value, given: {"flash_attn": {"eager": "disabled", "flash_attention_2": "fa2"}.get(
+            value, value)},
+        "model_class": only("llm", "a recipe has language models"),
+        "init_config": only(({"name": "init_on_default"}, {"name": "init_on_rank0"},
+                                            {"name": "init_on_meta"}), "only how weights are loaded"),
+        "batching_strategy": only(("normal", "padding_free"), "no such batches here"),
+        "save_epochs": every_epoch,
+        "optim_config": only(({"name": "adamw"}, {}), "write `optim`"),
+        "sample_backend": only("hf", "answers are written by transformers"),
+        "dist_config": only(({"name": "fsdp2"}, {}), "write `fsdp` or `deepspeed` (distributed.md)"),
+    },
+    dropped={
+        "kernel_config": "the fast paths of `shortcuts` are chosen by the machine and the model",
+        "batching_workers": "rows are read in one process", "save_ckpt_as_hf": "checkpoints are transformers' own",
+    },
+    defaults=lambda given: {
+        "micro_batch_size": 1, "learning_rate": 1e-4, "num_train_epochs": 3, "logging_steps": 1,
+    } | ({} if given.get("peft_config") else {"peft_config": {"name": "full"}}),
+)  # fmt: skip

@@ -1,0 +1,249 @@
+"""ms-swift's command and YAML. Source: the classes of swift.arguments and swift.trainers.arguments, release 4.6."""
+
+from typing import Any
+
+from ftlab.recipe.frameworks.table import (
+    Found,
+    Framework,
+    Values,
+    attention,
+    comma_parts,
+    initial,
+    joined,
+    listed,
+    off,
+    only,
+    rows,
+    target,
+    templated,
+)
+
+TEMPLATES = {
+    "qwen2_5": "qwen", "qwen": "qwen", "qwen3": "qwen3", "qwen3_nothinking": "qwen3_nothink", "chatml": "chatml",
+    "llama3": "llama3", "llama3_2": "llama3", "gemma": "gemma", "gemma3_text": "gemma3", "phi4": "phi4",
+    "default": "default",
+}  # fmt: skip
+FORMATS: dict[Any, Values] = {"bfloat16": {"bf16": True}, "float16": {"fp16": True}, "float32": {"bf16": False}}
+MODELSCOPE = "a hub id is asked of the hub that HF_ENDPOINT names, swift asks ModelScope's unless `use_hf: true`"
+GALORE = {
+    "galore_target_modules": "galore_target", "galore_update_proj_gap": "galore_update_interval",
+    "galore_rank": "galore_rank", "galore_scale": "galore_scale", "galore_proj_type": "galore_proj_type",
+}  # fmt: skip
+
+
+def sets(key: str) -> Any:
+    """Return what reads data sets: `path#rows`, separated by blanks."""
+
+    def read(value: Any, given: Values) -> Found:
+        paths, limits = [], set()
+        for one in listed(value):
+            path, _, rest = str(one).removeprefix("HF::").removeprefix("MS::").partition("#")
+            if ":" in path:
+                raise ValueError(f"the subset of {path}: describe it in dataset_info.json")
+            if rest and not rest.isdigit():
+                raise ValueError(f"#{rest} is not a number of rows")
+            paths.append(path)
+            limits.add(int(rest) if rest else None)
+        if len(limits) > 1:
+            raise ValueError("`max_samples` is one number for all data sets")
+        found = rows(paths, key)
+        limit = limits.pop() if limits else None
+        note = MODELSCOPE if "dataset_dir" in found and given.get("use_hf") is not True else ""
+        return found | ({"max_samples": limit} if limit else {}), note
+
+    return read
+
+
+def tuner(value: Any, given: Values) -> Found:
+    """Return `tuner_type`."""
+    if value not in ("lora", "full"):
+        raise ValueError("a recipe has lora and full")
+    return {"finetuning_type": value}
+
+
+def rlhf(value: Any, given: Values) -> Found:
+    """Return `rlhf_type` as the stage.
+
+    Raises:
+        ValueError: a type of run that a recipe lacks, or SimPO with the SFT loss that swift adds.
+    """
+    if value not in ("dpo", "kto", "orpo", "simpo", "rm", "ppo", "grpo"):
+        raise ValueError("a recipe has dpo, kto, orpo, simpo, rm, ppo and grpo")
+    if value == "simpo" and given.get("cpo_alpha", 1.0) != 0:
+        raise ValueError("swift adds an SFT loss with weight `cpo_alpha`, 1 unless it is written: write `cpo_alpha: 0`")
+    return {"stage": value}
+
+
+def loss(value: Any, given: Values) -> Found:
+    """Return `loss_type`, one name or several."""
+    names = [str(name) for name in listed(value)]
+    own = {"kto": "kto", "grpo": "grpo", "simpo": "simpo"}.get(str(given.get("rlhf_type")))
+    if names == [own]:
+        return {}
+    if given.get("rlhf_type", "dpo") != "dpo" or len(names) > 1:
+        raise ValueError("a recipe has one loss of DPO's, and `pref_ftx` beside it")
+    return {"pref_loss": names[0]}
+
+
+def scale(value: Any, given: Values) -> Found:
+    """Return `loss_scale`: which answers are trained on."""
+    kinds: dict[Any, Values] = {"default": {}, "all": {"train_on_prompt": True}, "last_round": {"mask_history": True}}
+    if given.get("rlhf_type") not in (None, "sft"):
+        kinds |= {"last_round": {}}
+    if value not in kinds:
+        raise ValueError("a recipe has default, all and last_round")
+    return kinds[value]
+
+
+def substitution(name: str) -> Any:
+    """Return what reads `model_name` and `model_author`, written as Chinese and English or once for both."""
+
+    def read(value: Any, given: Values) -> Found:
+        texts = {str(part) for part in listed(value)}
+        if len(texts) > 1:
+            raise ValueError("write one text in `dataset_substitutions`: placeholders have one value here")
+        return {"dataset_substitutions": {name: texts.pop()}}
+
+    return read
+
+
+def number_format(value: Any, given: Values) -> Found:
+    """Return `torch_dtype`: whole weights stay in bfloat16."""
+    if value not in FORMATS:
+        raise ValueError("a recipe has bfloat16, float16 and float32")
+    whole = given.get("tuner_type", given.get("train_type")) == "full"
+    return {"pure_bf16": True} if whole and value == "bfloat16" else FORMATS[value]
+
+
+def first(name: str) -> Any:
+    """Return what reads a list of which a recipe takes one."""
+    return lambda value, given: {name: joined(value)} if value else {}
+
+
+def too_long(value: Any, given: Values) -> Found:
+    """Return nothing, with a note where long examples are not cut at their end."""
+    return {}, "" if value == "right" else "an example above `cutoff_len` is cut: prompt and answer in proportion"
+
+
+def defaults(given: Values) -> Values:
+    """Return swift's values for what is left out."""
+    full = given.get("tuner_type", given.get("train_type")) == "full"
+    kind = given.get("rlhf_type")
+    batch = given.get("per_device_train_batch_size", 1)
+    found: Values = {
+        "per_device_train_batch_size": 1, "gradient_accumulation_steps": max(1, -(-16 // max(int(batch), 1))),
+        "learning_rate": 1e-5 if full else 1e-4, "lr_scheduler_type": "cosine", "weight_decay": 0.1,
+        "adam_beta2": 0.95, "logging_steps": 5,
+    }  # fmt: skip
+    if not full:
+        found |= {"lora_rank": 8, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": ["all-linear"]}
+    if kind in ("simpo", "grpo"):
+        found["beta"] = 2.0 if kind == "simpo" else 0.04
+    if kind == "simpo":
+        found["simpo_gamma"] = 1.0
+    if kind == "ppo":
+        found["kl_coef"] = 0.05
+    return found | ({"max_completion_length": 512, "temperature": 0.9} if kind in ("ppo", "grpo") else {})
+
+
+SWIFT = Framework(
+    title="ms-swift",
+    names={
+        "model_name_or_path": "model", "stage": "rlhf_type", "finetuning_type": "tuner_type", "lora_rank": "lora_rank",
+        "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "lora_target": "target_modules",
+        "additional_target": "modules_to_save", "use_rslora": "use_rslora", "use_dora": "use_dora",
+        "pissa_init": "init_weights", "loraplus_lr_ratio": "lorap_lr_ratio", "quantization_bit": "quant_bits",
+        "quantization_type": "bnb_4bit_quant_type", "double_quantization": "bnb_4bit_use_double_quant",
+        "adapter_name_or_path": "adapters", "enable_thinking": "enable_thinking", "use_dft_loss": "enable_dft_loss",
+        "flash_attn": "attn_impl", "moe_aux_loss_coef": "router_aux_loss_coef",
+        "dataset": "dataset", "eval_dataset": "val_dataset",
+        "val_size": "split_dataset_ratio", "default_system": "system", "cutoff_len": "max_length", "packing": "packing",
+        "pref_beta": "beta", "pref_loss": "loss_type", "pref_ftx": "rpo_alpha", "simpo_gamma": "simpo_gamma",
+        "dpo_label_smoothing": "label_smoothing", "ld_alpha": "ld_alpha", "kto_chosen_weight": "desirable_weight",
+        "kto_rejected_weight": "undesirable_weight", "output_dir": "output_dir",
+        "early_stopping_steps": "early_stop_interval",
+    },
+    values={
+        "lora_target": lambda value: ["all-linear"] if value == "all" else comma_parts(value),
+        "additional_target": comma_parts, "pissa_init": lambda on: "pissa", "adapter_name_or_path": comma_parts,
+        "flash_attn": {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attn", "fa3": "flash_attention_3"}.get,
+    },
+    stages={"sft": "", "pt": "", "rm": "rm", "dpo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "simpo"},
+    tunings={"lora": "lora", "full": "full"},
+    also={
+        "quantization_bit": "quantization_bit", "quant_method": "quantization_method", "num_generations":
+        "num_generations", "max_completion_length": "max_new_tokens", "response_length": "max_new_tokens",
+        "temperature": "temperature", "num_ppo_epochs": "ppo_epochs", "kl_coef": "pref_beta",
+        "model_id_or_path": "model_name_or_path", "use_galore": "use_galore", "device_map": "device_map",
+        "max_memory": "max_memory", "reward_funcs": "reward_funcs", "lora_target_modules": "lora_target",
+        "optimizer": "optim", "max_new_tokens": "max_new_tokens",
+    } | GALORE,
+    read={
+        "dataset": sets("dataset"), "val_dataset": sets("eval_dataset"), "tuner_type": tuner, "train_type": tuner,
+        "sft_type": tuner, "rlhf_type": rlhf, "loss_type": loss, "loss_scale": scale, "attn_impl": attention,
+        "model_name": substitution("name"), "model_author": substitution("author"), "torch_dtype": number_format,
+        "target_modules": lambda value, given: {"lora_target": target(value)}, "init_weights": initial,
+        "modules_to_save": lambda value, given: {"additional_target": joined(value)} if value else {},
+        "adapters": first("adapter_name_or_path"), "reward_model": first("reward_model"),
+        "template": templated(TEMPLATES), "truncation_strategy": too_long,
+        "dataset_shuffle": lambda value, given: {} if value else {"train_sampling_strategy": "sequential"},
+        "train_dataloader_shuffle": lambda value, given: {} if value else {"train_sampling_strategy": "sequential"},
+        "cpo_alpha": only(0, "SimPO is trained without an SFT loss: write 0"),
+        "lora_bias": only("none", "biases are not trained"),
+        "tuner_backend": only("peft", "adapters are PEFT's"),
+        "task_type": only(("causal_lm", "seq_cls"), "a recipe has language and reward models"),
+        "num_labels": only(1, "a reward model has one number"),
+        "num_iterations": only(1, "completions are used once"),
+        "use_vllm": off("completions are written by the model itself"),
+        "use_chat_template": only(True, "write `stage: pt` for text without turns"),
+        "freeze_llm": off("text models only"), "streaming": off("rows are read from disk as they are needed"),
+        "lora_dtype": only(("float32", "auto"), "adapters are float32"),
+        "group_by_length": lambda value, given: {"group_by_length": value} if value else {},
+        "sequence_parallel_size": only(1, "sequences are not split"),
+        "resume_only_model": off("a run is resumed with its optimizer"),
+    },
+    dropped={
+        "model_type": "the class is found by the model's own config", "use_hf": "HF_ENDPOINT names the hub",
+        "lazy_tokenize": "rows are encoded before training", "dataset_num_proc": "rows are encoded in one process",
+        "load_from_cache_file": "rows are kept in ftlab's own cache", "packing_length": "`cutoff_len` counts",
+        "packing_num_proc": "rows are encoded in one process", "padding_free": "padding is never trained on",
+        "padding_side": "padding is never trained on", "add_version": "output_dir is the run folder itself",
+        "create_checkpoint_symlink": "the run folder names its last checkpoint", "check_model": "nothing is checked",
+        "logging_first_step": "always", "save_safetensors": "weights are always safetensors",
+        "safe_serialization": "weights are always safetensors", "max_shard_size": "`ftlab export` cuts files",
+        "freeze_vit": "text models only", "freeze_aligner": "text models only", "vit_lr": "text models only",
+        "aligner_lr": "text models only", "max_pixels": "text models only", "strict": "see `on_bad_rows`",
+        "vit_gradient_checkpointing": "text models only", "agent_template": "the chat template writes tools",
+        "ddp_backend": "torch decides", "load_args": "nothing else is read", "load_data_args": "nothing else is read",
+        "val_dataset_shuffle": "the order of validation changes no figure", "use_logits_to_keep": "memory only",
+        "template_backend": "the model's own chat template is used", "acc_strategy": "a figure of the log",
+        "remove_unused_columns": "ftlab prepares the columns", "deepspeed_autotp_size": "layers are not split",
+        "use_flash_ckpt": "checkpoints are written at once", "lora_ga_batch_size": "it counts with lora-ga alone",
+        "swanlab_project": "it counts with report_to: swanlab alone", "log_completions": "a sample is in the log",
+        "packing_strategy": "examples are packed by length", "num_sample_generations": "a sample is in the log",
+        "download_mode": "a hub's own cache is used", "task": "the verb says it", "logging_dir": "the run folder",
+        "ddp_find_unused_parameters_": "torch decides", "vllm_mode": "it counts with use_vllm alone",
+        "vllm_gpu_memory_utilization": "it counts with use_vllm alone", "norm_bbox": "text models only",
+        "vllm_max_model_len": "it counts with use_vllm alone", "sleep_level": "it counts with use_vllm alone",
+        "vllm_tensor_parallel_size": "it counts with use_vllm alone",
+        "bnb_4bit_compute_dtype": "the machine decides",
+    },
+    refused={
+        "external_plugins": "code of your own is not run", "custom_register_path": "code of your own is not run",
+        "columns": "describe the columns in dataset_info.json", "custom_dataset_info": "use dataset_info.json",
+        "ref_model": "the reference is the model that training starts from; remove the key",
+        "ref_adapters": "the reference is the model that training starts from; remove the key",
+        "teacher_model": "distillation has no stage here", "rope_scaling": "set it in the model's config.json",
+        "new_special_tokens": "a recipe cannot add tokens", "target_regex": "write layer names in `lora_target`",
+        "target_parameters": "write their names in `lora_target`", "freeze_parameters": "`finetuning_type: freeze`",
+        "trainable_parameters": "write `finetuning_type: freeze`", "freeze_parameters_ratio": "use `freeze`",
+        "model_revision": "download that revision and name its folder", "max_epochs": "write `num_train_epochs`",
+        "cached_dataset": "name the files in `dataset`", "response_prefix": "the chat template begins answers",
+        "reward_weights": "rewards are added up", "enable_channel_loss": "one loss for all data sets",
+        "callbacks": "code of your own is not run", "eval_metric": "evaluation in training computes the loss",
+        "lisa_activated_layers": "LISA has no equivalent", "discopop_tau": "its loss has no equivalent",
+        "interleave_prob": "write `mix_strategy` and `interleave_probs`", "loss_weights": "write `pref_ftx`",
+    },
+    defaults=defaults,
+    unsaid={"max_length": "swift cuts nothing without it, here `cutoff_len` is 2048"},
+)  # fmt: skip

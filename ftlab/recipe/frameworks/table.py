@@ -1,0 +1,144 @@
+"""What a table of another framework's keys holds, and the pieces that several of them share."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ftlab.data.dataset_info import ONLINE
+from ftlab.data.read import SUFFIXES
+
+Values = dict[str, Any]
+# What a key of theirs comes to: keys of a recipe, and perhaps something to say.
+Found = Values | tuple[Values, str]
+ATTENTION = {
+    "eager": "disabled", "sdpa": "sdpa", "flash_attn": "fa2", "flash_attention_2": "fa2", "flash_attention_3": "fa3",
+    "auto": "auto",
+}  # fmt: skip
+
+
+def nothing(given: Values) -> Values:
+    """Return no defaults."""
+    return {}
+
+
+@dataclass(frozen=True)
+class Framework:
+    """Another framework: its name for each of our keys, how it writes and means some values, how it is started.
+
+    Attributes:
+        names: key of a recipe -> its key.
+        values: key of a recipe -> what turns our value into its value; None: it has no such value.
+        stages, tunings: our value -> its value.
+        title: what its users call it.
+        also: further keys of its that are read, with the key of a recipe that has the same values.
+        read: its key -> what turns its value, beside all the others, into keys of a recipe; a ValueError refuses it.
+        dropped: its key -> why nothing is lost without it.
+        refused: its key -> why a recipe cannot have it.
+        defaults: keys that were given -> what it does where other keys are left out and a recipe would do otherwise.
+        unsaid: its key -> what to know where a file leaves it out.
+        trainer: whether it takes the fields of `transformers.TrainingArguments` under their own names.
+    """
+
+    names: dict[str, str]
+    values: dict[str, Callable[[Any], Any]]
+    stages: dict[str, str]
+    tunings: dict[str, str]
+    title: str
+    also: dict[str, str] = field(default_factory=dict)
+    read: dict[str, Callable[[Any, Values], Found]] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
+    defaults: Callable[[Values], Values] = nothing
+    unsaid: dict[str, str] = field(default_factory=dict)
+    trainer: bool = True
+
+
+def comma_parts(text: str) -> list[str]:
+    """Return the parts of a list written with commas."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def listed(value: Any) -> list[Any]:
+    """Return a list as it is, a text as its parts, any other value as the only one."""
+    return value if isinstance(value, list) else comma_parts(value) if isinstance(value, str) else [value]
+
+
+def joined(value: Any) -> str:
+    """Return a list, or a text with commas, as a recipe's comma list."""
+    return ",".join(str(part) for part in listed(value))
+
+
+def target(value: Any) -> str:
+    """Return PEFT's `target_modules` as `lora_target`.
+
+    Raises:
+        ValueError: a regular expression.
+    """
+    parts = [str(part) for part in listed(value)]
+    if any(not part.replace("_", "").replace(".", "").replace("-", "").isalnum() for part in parts):
+        raise ValueError("a recipe names layers, not a regular expression")
+    return "all" if parts in (["all-linear"], ["all_linear"], ["all"]) else ",".join(parts)
+
+
+def only(allowed: Any, reason: str) -> Callable[[Any, Values], Found]:
+    """Return what reads a key that may have one value and then says nothing."""
+
+    def read(value: Any, given: Values) -> Found:
+        if value not in (allowed if isinstance(allowed, tuple) else (allowed,)):
+            raise ValueError(reason)
+        return {}
+
+    return read
+
+
+def attention(value: Any, given: Values) -> Found:
+    """Return an `attn_implementation` as `flash_attn`."""
+    if value not in ATTENTION:
+        raise ValueError(f"a recipe has {', '.join(dict.fromkeys(ATTENTION))}")
+    return {"flash_attn": ATTENTION[value]}
+
+
+def initial(value: Any, given: Values) -> Found:
+    """Return PEFT's `init_lora_weights`."""
+    if value in (True, "default", "true"):
+        return {}
+    start, _, count = str(value).partition("_niter_")
+    if start != "pissa" or not (count or "1").isdigit():
+        raise ValueError("a recipe has PEFT's own start and PiSSA")
+    # PEFT's "pissa" is the exact decomposition, pissa_iter: -1.
+    return {"pissa_init": True, "pissa_iter": int(count) if count else -1}
+
+
+def templated(names: dict[str, str]) -> Callable[[Any, Values], Found]:
+    """Return what reads the name of a chat template; "" stands for the model's own."""
+
+    def read(value: Any, given: Values) -> Found:
+        if value not in names:
+            raise ValueError("leave it out: the model's own chat template is used")
+        return {"template": names[value]} if names[value] else {}
+
+    return read
+
+
+def off(reason: str) -> Callable[[Any, Values], Found]:
+    """Return what reads a switch that a recipe lacks: false asks for nothing."""
+
+    def read(value: Any, given: Values) -> Found:
+        if value not in (False, None, "", [], {}):
+            raise ValueError(reason)
+        return {}
+
+    return read
+
+
+def rows(paths: list[str], key: str = "dataset") -> Values:
+    """Return the keys that name data sets: files by their paths, hub ids with `dataset_dir: ONLINE`.
+
+    Raises:
+        ValueError: both kinds.
+    """
+    local = [path for path in paths if Path(path).suffix.lower() in SUFFIXES or Path(path).exists()]
+    if local and len(local) < len(paths):
+        raise ValueError("files and hub ids in one list: describe them in dataset_info.json and write `dataset`")
+    return {key: ",".join(paths)} | ({} if local else {"dataset_dir": ONLINE})

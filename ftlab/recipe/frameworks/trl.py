@@ -1,0 +1,149 @@
+"""TRL's command line and its YAML. Source: trl.ModelConfig, ScriptArguments and the trainers' configs, release 1.16."""
+
+from typing import Any
+
+from ftlab.recipe.frameworks.table import Found, Framework, Values, attention, joined, off, only, rows, target
+
+VERBS = {"sft": "sft", "dpo": "dpo", "kto": "kto", "reward": "rm", "reward_modeling": "rm", "grpo": "grpo",
+         "orpo": "orpo"}  # fmt: skip
+LEARNING_RATES = {"sft": 2e-5, "rm": 1e-4}
+
+
+def hub_set(value: Any, given: Values) -> Found:
+    """Return `dataset_name`."""
+    return rows([str(value)])
+
+
+def mixture(value: Any, given: Values) -> Found:
+    """Return `datasets`: paths, or files of them."""
+    paths: list[str] = []
+    for one in value:
+        others = {name: entry for name, entry in one.items() if name not in ("path", "data_files") and entry}
+        if others not in ({}, {"split": "train"}):
+            raise ValueError(f"{others}: describe it in dataset_info.json")
+        files = one.get("data_files")
+        paths += [str(file) for file in (files if isinstance(files, list) else [files] if files else [one["path"]])]
+    return rows(paths)
+
+
+def adapted(value: Any, given: Values) -> Found:
+    """Return `use_peft` as the tuning."""
+    return {"finetuning_type": "lora" if value else "full"}
+
+
+def number_format(value: Any, given: Values) -> Found:
+    """Return `dtype`: whole weights stay in it."""
+    if value not in ("float32", "bfloat16", "float16", "auto"):
+        raise ValueError("a recipe has bfloat16, float16 and float32")
+    return {"pure_bf16": True} if value == "bfloat16" and not given.get("use_peft") else {}
+
+
+def loss(value: Any, given: Values) -> Found:
+    """Return `loss_type` of SFT and DPO."""
+    names = [str(name) for name in (value if isinstance(value, list) else [value])]
+    if given.get("stage") == "dpo":
+        if len(names) == 2 and names[1] == "sft":
+            weights = given.get("loss_weights") or [1.0, 1.0]
+            return {"pref_loss": names[0], "pref_ftx": weights[1] / weights[0]}
+        if len(names) > 1:
+            raise ValueError("a recipe has one loss of DPO's, and `pref_ftx` beside it")
+        return {"pref_loss": names[0]}
+    if names not in (["nll"], ["dft"], ["kto"], ["dapo"]):
+        raise ValueError("a recipe has nll and dft, and DPO's losses")
+    return {"use_dft_loss": True} if names == ["dft"] else {}
+
+
+def answers_only(value: Any, given: Values) -> Found:
+    """Return `completion_only_loss` or `assistant_only_loss`."""
+    return {"train_on_prompt": not value}
+
+
+def penalty(value: Any, given: Values) -> Found:
+    """Return `beta`.
+
+    Raises:
+        ValueError: no penalty at all.
+    """
+    if not value:
+        raise ValueError("`pref_beta` is above 0: write the penalty that you mean")
+    return {"pref_beta": value}
+
+
+def defaults(given: Values) -> Values:
+    """Return TRL's values for what is left out."""
+    stage = given.get("stage", "sft")
+    found: Values = {
+        "learning_rate": LEARNING_RATES.get(stage, 1e-6), "logging_steps": 10, "max_length": 1024, "use_peft": False,
+    }  # fmt: skip
+    if stage == "grpo":
+        found |= {"max_completion_length": 512, "temperature": 1.0, "beta": 0.0}
+        del found["max_length"]
+    if given.get("use_peft"):
+        found |= {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "lora_target_modules": ["q_proj", "v_proj"]}
+        found |= {"use_bnb_nested_quant": False} if given.get("load_in_4bit") else {}
+    return found
+
+
+TRL = Framework(
+    title="TRL",
+    names={
+        "model_name_or_path": "model_name_or_path", "stage": "stage", "trust_remote_code": "trust_remote_code",
+        "lora_rank": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout",
+        "lora_target": "lora_target_modules", "additional_target": "lora_modules_to_save", "use_rslora": "use_rslora",
+        "use_dora": "use_dora", "quantization_type": "bnb_4bit_quant_type",
+        "double_quantization": "use_bnb_nested_quant", "flash_attn": "attn_implementation", "dataset": "dataset_name",
+        "cutoff_len": "max_length", "packing": "packing", "pref_beta": "beta", "pref_loss": "loss_type",
+        "dpo_label_smoothing": "label_smoothing", "ld_alpha": "ld_alpha", "kto_chosen_weight": "desirable_weight",
+        "kto_rejected_weight": "undesirable_weight", "num_generations": "num_generations",
+        "max_new_tokens": "max_completion_length", "temperature": "temperature", "reward_funcs": "reward_funcs",
+        "moe_aux_loss_coef": "router_aux_loss_coef", "output_dir": "output_dir",
+    },
+    values={},
+    stages={verb: verb for verb in ("sft", "dpo", "kto", "grpo")} | {"rm": "reward"},
+    tunings={"lora": "lora", "full": "full"},
+    also={"max_seq_length": "cutoff_len", "torch_dtype": "pure_bf16"},
+    read={
+        "dataset_name": hub_set, "datasets": mixture, "use_peft": adapted, "dtype": number_format,
+        "torch_dtype": number_format, "loss_type": loss, "beta": penalty, "attn_implementation": attention,
+        "completion_only_loss": answers_only, "assistant_only_loss": answers_only,
+        "load_in_4bit": lambda value, given: {"quantization_bit": 4} if value else {},
+        "load_in_8bit": lambda value, given: {"quantization_bit": 8} if value else {},
+        "lora_target_modules": lambda value, given: {"lora_target": target(value)},
+        "lora_modules_to_save": lambda value, given: {"additional_target": joined(value)} if value else {},
+        "reward_funcs": lambda value, given: {"reward_funcs": joined(value)},
+        "loss_weights": lambda value, given: {},
+        "dataset_train_split": only("train", "describe the split in dataset_info.json"),
+        "dataset_config": off("describe the subset in dataset_info.json"),
+        "dataset_streaming": off("rows are read from disk as they are needed"),
+        "streaming": off("rows are read from disk as they are needed"),
+        "dataset_text_field": only("text", "describe the column in dataset_info.json"),
+        "packing_strategy": only("bfd", "examples are packed whole"),
+        "truncation_mode": only("keep_start", "examples are cut at their end"),
+        "model_revision": only("main", "download that revision and name its folder"),
+        "lora_task_type": only(("CAUSAL_LM", "SEQ_CLS"), "a recipe has no other"),
+        "chat_template_path": off("`template`, or the model's own"), "eos_token": off("the tokenizer's own is used"),
+        "pad_token": off("the tokenizer's own is used"), "use_vllm": off("completions are written by the model itself"),
+        "model_init_kwargs": off("write its entries as keys"), "lora_target_parameters": off("use `lora_target`"),
+        "precompute_ref_log_probs": off("the reference is asked while training"),
+        "sync_ref_model": off("the reference stays what training starts from"),
+        "center_rewards_coefficient": off("rewards are not centred"), "reward_weights": off("rewards are added up"),
+        "reward_model_name_or_path": lambda value, given: {"reward_model": value} if value else {},
+        "num_iterations": only(1, "completions are used once"),
+        "test_split_size": lambda value, given: {"val_size": value} if value else {},
+    },
+    dropped={
+        "dataset_num_proc": "rows are encoded in one process", "dataset_kwargs": "rows are encoded by ftlab",
+        "dataset_test_split": "name the validation set in `eval_dataset`", "shuffle_dataset": "rows are shuffled",
+        "padding_free": "padding is never trained on", "pad_to_multiple_of": "padding is never trained on",
+        "eval_packing": "evaluation computes the same loss without packing", "activation_offloading": "memory only",
+        "disable_dropout": "models have no dropout unless their config says so", "precompute_ref_batch_size": "speed",
+        "bnb_4bit_quant_storage": "storage only", "ignore_bias_buffers": "a repair for DDP", "config": "it was read",
+        "log_completions": "a sample is in the log", "use_bias_correction_kl": "as the installed TRL does",
+    },
+    defaults=defaults,
+    unsaid={
+        "stage": "the file doesn't name its trainer: read as sft's; stage=dpo for another",
+        "assistant_only_loss": "the loss is on answers; TRL's is on all of a conversation in `messages` (and on the "
+        "completion in `prompt`, `completion`): train_on_prompt=true for that",
+    },
+)  # fmt: skip

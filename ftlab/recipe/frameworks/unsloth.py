@@ -1,0 +1,81 @@
+"""An unsloth script. Source: FastLanguageModel of release 2026.10, TRL's SFTConfig."""
+
+from typing import Any
+
+from ftlab.recipe.frameworks.table import Found, Framework, Values, initial, joined, listed, off, only, rows, target
+from ftlab.recipe.frameworks.trl import TRL
+
+TEMPLATES = {
+    "chatml": "chatml", "alpaca": "alpaca", "llama-3": "llama3", "llama3": "llama3", "llama-3.1": "llama3",
+    "llama-3.2": "llama3", "llama-3.3": "llama3", "mistral": "mistral", "gemma": "gemma", "gemma2": "gemma2",
+    "gemma-3": "gemma3", "gemma3": "gemma3", "phi-3": "phi", "phi-4": "phi4", "qwen-2.5": "qwen", "qwen2.5": "qwen",
+    "qwen25": "qwen", "qwen-3": "qwen3", "qwen3": "qwen3", "qwen3-instruct": "qwen3_nothink", "zephyr": "zephyr",
+    "vicuna": "vicuna",
+}  # fmt: skip
+
+
+def loaded(value: Any, given: Values) -> Found:
+    """Return the model's name."""
+    return {"model_name_or_path": str(value)}
+
+
+def template(value: Any, given: Values) -> Found:
+    """Return `get_chat_template`'s name: it replaces the model's own."""
+    if value not in TEMPLATES:
+        raise ValueError("leave it out: the model's own chat template is used")
+    return {"template": TEMPLATES[value]}
+
+
+def defaults(given: Values) -> Values:
+    """Return unsloth's and TRL's values for what is left out."""
+    found: Values = {"load_in_4bit": not (given.get("load_in_8bit") or given.get("full_finetuning"))}
+    found |= {"max_seq_length": 2048, "learning_rate": 2e-5, "logging_steps": 10}
+    if not given.get("full_finetuning"):
+        found |= {"r": 16, "lora_alpha": 16, "target_modules": ["all-linear"]}
+    # TRL's loss is on the whole text that a script writes into a column.
+    whole = given.get("stage", "sft") == "sft" and "train_on_responses_only" not in given
+    return found | ({"train_on_responses_only": False} if whole else {})
+
+
+UNSLOTH = Framework(
+    title="unsloth",
+    names=TRL.names | {
+        "model_name_or_path": "model_name", "lora_rank": "r", "lora_target": "target_modules",
+        "additional_target": "modules_to_save", "cutoff_len": "max_seq_length", "pissa_init": "init_lora_weights",
+        "template": "chat_template",
+    },
+    values={},
+    stages={"sft": "SFT", "dpo": "DPO", "kto": "KTO", "orpo": "ORPO", "grpo": "GRPO", "rm": "Reward"},
+    tunings={"lora": "lora", "full": "full"},
+    also={"max_length": "cutoff_len", "num_generations": "num_generations", "stage": "stage"},
+    read=TRL.read | {
+        "model_name": loaded, "chat_template": template, "init_lora_weights": initial,
+        "target_modules": lambda value, given: {"lora_target": target(value)},
+        "modules_to_save": lambda value, given: {"additional_target": joined(value)} if value else {},
+        "full_finetuning": lambda value, given: {"finetuning_type": "full"} if value else {},
+        "bias": only("none", "biases are not trained"),
+        "dtype": lambda value, given: {},
+        "path": lambda value, given: {} if given.get("data_files") else rows([str(value)]),
+        "data_files": lambda value, given: rows([str(part) for part in listed(value)]),
+        "split": only("train", "describe the split in dataset_info.json"),
+        "use_gradient_checkpointing": lambda value, given: {"gradient_checkpointing": bool(value)},
+        "train_on_responses_only": lambda value, given: {} if value else {"train_on_prompt": True},
+        "layers_to_transform": off("all layers of a name are adapted"), "rope_scaling": off("set it in config.json"),
+        "load_in_fp8": off("FP8 has no equivalent"), "fast_inference": off("the model itself writes answers"),
+        "revision": only("main", "download that revision and name its folder"),
+        "finetune_vision_layers": off("text models only"), "qat_scheme": off("QAT has no equivalent"),
+    },
+    dropped=TRL.dropped | {
+        "loftq_config": "it is for LoftQ's start", "token": "HF_TOKEN is read", "max_lora_rank": "a setting of vLLM",
+        "gpu_memory_utilization": "a setting of vLLM", "load_in_16bit": "the machine decides",
+        "random_state": "`seed` counts", "instruction_part": "the chat template's own",
+        "response_part": "the chat template's own",
+        "finetune_language_layers": "text models only", "finetune_attention_modules": "see `lora_target`",
+        "finetune_mlp_modules": "see `lora_target`", "mapping": "columns are found by their names",
+        "map_eos_token": "the tokenizer's own end token is used", "offload_embedding": "memory only",
+        "fix_tokenizer": "the tokenizer stays as it is",
+        "use_exact_model_name": "a name always means that model",
+    },
+    refused={"system_message": "write `default_system`"},
+    defaults=defaults,
+)  # fmt: skip

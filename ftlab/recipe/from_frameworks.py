@@ -1,0 +1,118 @@
+"""A run of another framework as a recipe: each of its keys is mapped, refused, or reported as without effect."""
+
+from typing import Any
+
+from ftlab.errors import fail, near, say
+from ftlab.recipe import keys, translated_keys
+from ftlab.recipe.foreign_files import OWN, Source
+from ftlab.recipe.frameworks.table import Framework, Values
+
+# Old names of TrainingArguments' fields, and keys that are resolved against others: a recipe's own reader knows them.
+OLD_NAMES = {"warmup_ratio", "resume_from_checkpoint", "fsdp", "fsdp_config", "nproc_per_node", "stage"}
+OLD_NAMES |= set(translated_keys.RENAMED) - {"max_length", "max_seq_length"}
+EMPTY: tuple[Any, ...] = (False, "", [], {})
+
+
+def translate(source: Source, where: str) -> tuple[Values, dict[str, str], list[str]]:
+    """Return the keys of a recipe, the place of each, and what there is to say.
+
+    Raises:
+        LabError: naming every key of the file that a recipe cannot have, and two keys that contradict each other.
+    """
+    framework = source.framework
+    if framework is OWN:
+        return source.values, source.places, []
+    given = {name: value for name, value in source.values.items() if value is not None}
+    values: Values = {}
+    origin: dict[str, str] = {}
+    notes = [say("recipe_note_foreign", title=framework.title, count=len(given))]
+    notes += [say("recipe_note_computed", names=", ".join(source.computed))] if source.computed else []
+    refused: list[str] = []
+    usual: list[str] = []
+    for name, value in given.items():
+        try:
+            found, note = comes_to(name, value, given, framework)
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            reason = str(error) if isinstance(error, ValueError) else "it has another form than ftlab knows"
+            refused.append(f"{source.places.get(name, where)}: {name}: {shown(value)}: {reason}")
+            continue
+        notes += [note] if note else []
+        usual += [] if found or note else [f"{name}: {shown(value)}"]
+        for key, entry in found.items():
+            if key == "dataset_substitutions":
+                entry = values.get(key, {}) | entry
+            elif key in values and values[key] != entry and key not in ("report_to", "stage"):
+                raise fail(
+                    "recipe_two_names",
+                    where=source.places.get(name, where),
+                    key=name,
+                    value=shown(value),
+                    new=origin[key],
+                    first=shown(values[key]),
+                )
+            values[key], origin[key] = entry, name
+    if refused:
+        raise fail("recipe_foreign", where=where, title=framework.title, count=len(refused), keys="\n  ".join(refused))
+    notes += [say("recipe_note_usual", keys=", ".join(usual))] if usual else []
+    theirs = filled_in(given, values, framework, where)
+    if theirs:
+        listed = ", ".join(f"{name}: {shown(value)}" for name, value in theirs.items())
+        notes.append(say("recipe_note_defaults", title=framework.title, keys=listed))
+    notes += [text for name, text in framework.unsaid.items() if name not in given]
+    return theirs | values, {key: source.places.get(name, where) for key, name in origin.items()}, notes
+
+
+def filled_in(given: Values, values: Values, framework: Framework, where: str) -> Values:
+    """Return a framework's defaults as keys of a recipe, those that the file leaves open.
+
+    Raises:
+        LabError: a default that a recipe cannot have.
+    """
+    theirs = framework.defaults(given)
+    found: Values = {}
+    for name, value in theirs.items():
+        if name in given:
+            continue
+        try:
+            found |= comes_to(name, value, given | theirs, framework)[0]
+        except ValueError as error:
+            line = f"{name}: {shown(value)} (its default): {error}"
+            raise fail("recipe_foreign", where=where, title=framework.title, count=1, keys=line) from None
+    return {key: value for key, value in found.items() if key not in values}
+
+
+def comes_to(name: str, value: Any, given: Values, framework: Framework) -> tuple[Values, str]:
+    """Return what one key of theirs comes to, and a note; neither where it asks for what a recipe does anyway.
+
+    Raises:
+        ValueError: a recipe cannot have it.
+    """
+    if name in framework.read:
+        found = framework.read[name](value, given)
+        kept, said = found if isinstance(found, tuple) else (found, "")
+        return kept, f"{name}: {said}" if said else ""
+    if name in framework.dropped:
+        return {}, say("recipe_note_dropped", key=name, value=shown(value), reason=framework.dropped[name])
+    ours = {theirs: key for key, theirs in framework.names.items()} | framework.also
+    if name in ours:
+        return {ours[name]: value}, ""
+    if name not in keys.TRAINING_HINTS and any(value == empty and type(value) is type(empty) for empty in EMPTY):
+        return {}, ""
+    if name in framework.refused:
+        raise ValueError(framework.refused[name])
+    passed = framework.trainer and (name in keys.TRAINING_HINTS or name in translated_keys.DROPPED)
+    if passed or name in OLD_NAMES or name in keys.REFUSED_TRAINING:
+        return {name: value}, ""
+    raise ValueError(unknown(name, [*ours, *framework.read, *framework.dropped]))
+
+
+def unknown(name: str, known: list[str]) -> str:
+    """Return why a key is refused that is in no table, with those of the table that are near."""
+    nearest = near(name, known)
+    return say("recipe_foreign_unknown") + (f" ({say('did_you_mean', nearest=', '.join(nearest))})" if nearest else "")
+
+
+def shown(value: Any) -> str:
+    """Return a value as a message shows it."""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    return text if len(text) <= 60 else text[:57] + "..."
