@@ -5,7 +5,7 @@ ONLY ?=
 MODULE ?=
 BIN := .venv/bin
 
-.PHONY: course test test-slow lab notebooks site bench mutants clean
+.PHONY: course test test-slow lab notebooks site bench frameworks mutants clean
 
 course: .venv/installed
 	$(BIN)/ftlab course run $(ONLY) --profile $(PROFILE)
@@ -36,6 +36,15 @@ site: .venv/installed
 bench: .venv/installed
 	for name in limit start levers train dpo grpo generate extraction evaluate memory course board; do $(BIN)/python -m benchmarks $$name; done
 
+# What `ftlab recipe show` prints, against the real parsers, each in an environment of its own.
+frameworks: .venv/installed
+	for name in axolotl==0.19.0:axolotl ms-swift==4.6.0:swift llamafactory==0.9.5:llamafactory; do \
+		venv=.venv-frameworks/$${name#*:}; \
+		test -x $$venv/bin/python || $(PYTHON) -m venv $$venv; \
+		$$venv/bin/python -m pip install -q $${name%:*} && \
+		$(BIN)/python -m tests.frameworks.check $${name#*:} $$venv/bin/python || exit 1; \
+	done
+
 # Mutation testing of the modules in pyproject.toml, of one, or of a sample: make mutants MODULE=ftlab.tokens SAMPLE=60
 mutants: .venv/installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e .[mutants]
@@ -54,4 +63,4 @@ endif
 	touch $@
 
 clean:
-	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache mutants .coverage coverage.json .hypothesis
+	rm -rf .venv .venv-frameworks runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache mutants .coverage coverage.json .hypothesis

@@ -29,7 +29,7 @@ The reverse is `ftlab recipe show FILE --as ...` ([recipes.md](recipes.md#the-sa
 
 ## LLaMA-Factory
 Its YAML files are recipes ([recipes.md](recipes.md)), and so are the same keys as JSON, as a `llamafactory-cli train`
-command, and in the `training_args.yaml` that its Board writes beside a run.
+command, in the `training_args.yaml` that its Board writes beside a run, and in what "Save arguments" saves.
 """
 READ = {
     "LLaMA-Factory, format v1": (LLAMA_FACTORY_V1, "YAML with `model` and one of `train_dataset`, `peft_config` ..."),

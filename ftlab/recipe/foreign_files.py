@@ -15,7 +15,7 @@ from ftlab.errors import fail
 from ftlab.recipe import strict_yaml
 from ftlab.recipe.frameworks.alpaca_lora import ALPACA_LORA
 from ftlab.recipe.frameworks.axolotl import AXOLOTL
-from ftlab.recipe.frameworks.llamafactory import LLAMA_FACTORY_V1
+from ftlab.recipe.frameworks.llamafactory import LLAMA_FACTORY_V1, saved_by_board
 from ftlab.recipe.frameworks.peft import PEFT
 from ftlab.recipe.frameworks.swift import SWIFT
 from ftlab.recipe.frameworks.table import Framework, Values
@@ -35,8 +35,14 @@ ONLY_V1 = {
     "init_config", "global_batch_size",
 }  # fmt: skip
 ONLY_SWIFT = {"dataset", "tuner_type", "train_type", "rlhf_type", "model_type", "split_dataset_ratio", "adapters"}
+# A recipe: its keys are our own.
+OWN = Framework(names={}, values={}, stages={}, tunings={}, title="LLaMA-Factory")
+# Words that end the options of a command: pipes, redirections, the next command.
+ENDS = re.compile(r"[12&]?>|\||;|&$")
 # Calls of a script whose keywords are settings.
-CALLS = ("from_pretrained", "get_peft_model", "get_chat_template", "load_dataset")
+CALLS = ("from_pretrained", "get_peft_model", "get_chat_template", "load_dataset", "train_on_responses_only")
+# Their first argument, where it is written without its name.
+FIRST = {"from_pretrained": "model_name", "load_dataset": "path"}
 CONFIG = re.compile(r"(?:(SFT|DPO|KTO|ORPO|GRPO|Reward)(?:Config|Trainer)|TrainingArguments)")
 STAGES = {"SFT": "sft", "DPO": "dpo", "KTO": "kto", "ORPO": "orpo", "GRPO": "grpo", "Reward": "rm"}
 # Keywords whose values are the script's own objects.
@@ -55,8 +61,8 @@ class Source(NamedTuple):
     computed: tuple[str, ...] = ()
 
 
-def recognized(path: Path) -> Source | None:
-    """Return what a file of another framework says; None for a recipe, which LLaMA-Factory's own YAML is.
+def recognized(path: Path) -> Source:
+    """Return what a file says: a recipe, which LLaMA-Factory's own YAML is, or a run of another framework.
 
     Raises:
         LabError: a file that cannot be read, a command or a script that trains nothing.
@@ -66,26 +72,39 @@ def recognized(path: Path) -> Source | None:
     if path.suffix in SCRIPTS:
         return script(code_of(path), str(path))
     values, lines = strict_yaml.read(path)
-    found = mapping(values, {key: f"{path}:{line}" for key, line in lines.items()})
     if "compute_environment" in values:
         raise fail("recipe_not_a_run", where=str(path), what="accelerate")
-    return found
+    return mapping(values, {key: f"{path}:{line}" for key, line in lines.items()})
 
 
-def mapping(values: Values, places: dict[str, str]) -> Source | None:
-    """Return what a mapping is, by its keys; None for a recipe."""
+def mapping(values: Values, places: dict[str, str]) -> Source:
+    """Return what a mapping is, by its keys."""
     keys = {name for name, value in values.items() if value is not None}
+    if any(str(name).startswith("top.") for name in keys):
+        return Source(OWN, board(values, places), {})
     if "peft_type" in keys:
         return Source(PEFT, values, places)
     if "base_model" in keys:
         return Source(AXOLOTL, spelled(values), places)
     if "model_name_or_path" in keys:
-        return Source(TRL, spelled(values), places) if keys & ONLY_TRL and not keys & NOT_TRL else None
+        trl = keys & ONLY_TRL and not keys & NOT_TRL
+        return Source(TRL, spelled(values), places) if trl else Source(OWN, values, places)
     if "model" in keys and keys & ONLY_V1:
         return Source(LLAMA_FACTORY_V1, values, places)
-    return (
-        Source(SWIFT, spelled(values), places) if {"model", "model_id_or_path"} & keys and keys & ONLY_SWIFT else None
-    )
+    swift = keys & {"model", "model_id_or_path"} and keys & ONLY_SWIFT
+    return Source(SWIFT, spelled(values), places) if swift else Source(OWN, values, places)
+
+
+def board(values: Values, places: dict[str, str]) -> Values:
+    """Return what LLaMA-Factory's Board saved.
+
+    Raises:
+        LabError: extra arguments that cannot be read.
+    """
+    try:
+        return saved_by_board(values)
+    except ValueError as error:
+        raise fail("recipe_yaml", where=places.get("train.extra_args", ""), reason=str(error)) from None
 
 
 def spelled(values: Values) -> Values:
@@ -120,7 +139,7 @@ def command(text: str, where: str) -> Source:
         LabError: no such command, several, or words that the shell would have to compute.
     """
     variables: dict[str, str] = {}
-    found: list[tuple[list[str], dict[str, str]]] = []
+    found: list[tuple[list[str], tuple[str, str, int], dict[str, str]]] = []
     for line in re.sub(r"\\\r?\n", " ", text).splitlines():
         try:
             words = shlex.split(line, comments=True)
@@ -131,8 +150,8 @@ def command(text: str, where: str) -> Source:
         while words and re.fullmatch(r"[A-Za-z_]\w*=.*", words[0], re.DOTALL):
             name, _, value = words.pop(0).partition("=")
             assigned[name] = value
-        if words and starter(words):
-            found.append((words, variables | assigned))
+        if start := starter(words):
+            found.append((words, start, variables | assigned))
         elif not words:
             variables |= assigned
     if len(found) != 1:
@@ -153,10 +172,11 @@ def starter(words: list[str]) -> tuple[str, str, int] | None:
         after = names[place + 1] if place + 1 < len(names) else ""
         if name in ("llamafactory-cli", "lmf"):
             return "llamafactory", after, place + 2
-        if name in ("swift", "axolotl", "trl") and not after.startswith("-"):
+        # `pip install trl` starts nothing.
+        if name in ("swift", "axolotl", "trl") and (place == 0 or words[place - 1] == "run"):
             return name, after, place + 2
-        if name in ("axolotl.cli.train", "llamafactory.cli"):
-            return name.partition(".")[0], "train", place + 1
+        if name in ("axolotl.cli.train", "swift.cli.sft", "swift.cli.pt", "swift.cli.rlhf"):
+            return name.partition(".")[0], name.rpartition(".")[2], place + 1
         if name == "finetune.py":
             return "alpaca-lora", "", place + 1
         folder, stem = Path(words[place]).parent.as_posix(), Path(name).stem
@@ -169,14 +189,12 @@ def starter(words: list[str]) -> tuple[str, str, int] | None:
     return None
 
 
-def options(words: list[str], environment: dict[str, str], where: str) -> Source:
-    """Return the keys of a command.
+def options(words: list[str], start: tuple[str, str, int], environment: dict[str, str], where: str) -> Source:
+    """Return the keys of a command; `start` is what `starter` found in it.
 
     Raises:
-        LabError: another verb than training, a word that only a shell could compute, a word that is no option.
+        LabError: another verb than training, a word that only a shell could compute, a word that is not an option.
     """
-    start = starter(words)
-    assert start is not None, words
     name, verb, place = start
     if unset := next((word for word in words[place:] if "$" in word or "`" in word), None):
         raise fail("recipe_command", where=where, reason=f"only a shell knows what {unset} is")
@@ -209,8 +227,7 @@ def begun(name: str, verb: str, values: Values, where: str) -> Source:
     places = dict.fromkeys(values, where)
     if framework is None:
         # LLaMA-Factory's own keys, in its old format or its new one.
-        other = mapping(values, places)
-        return other or Source(OWN, values, places)
+        return mapping(values, places)
     return Source(framework, spelled(values) | verbs[verb], places)
 
 
@@ -221,14 +238,14 @@ def pairs(words: list[str], where: str) -> tuple[Values, list[str]]:
     rest = list(words)
     while rest:
         word = rest.pop(0)
-        if word in ("|", ">", "2>&1", "&>", "||", ";"):
+        if ENDS.match(word):
             break
         if not word.startswith("--"):
             bare.append(word)
             continue
         name, equals, text = word.removeprefix("--").partition("=")
         given = [text] if equals else []
-        while not equals and rest and not (rest[0].startswith("--") or rest[0] in ("|", ">", "2>&1", "&>", "||", ";")):
+        while not equals and rest and not (rest[0].startswith("--") or ENDS.match(rest[0])):
             given.append(rest.pop(0))
         parsed = [part_of(text, where) for text in given]
         values[name.replace("-", "_")] = True if not parsed else parsed[0] if len(parsed) == 1 else parsed
@@ -284,42 +301,44 @@ def script(code: str, where: str) -> Source:
     }
     values: Values = {}
     places: dict[str, str] = {}
-    asked = False
-    for call, keywords in settings(tree):
-        asked = asked or call.startswith("Fast")
+    unread: list[str] = []
+    calls = sorted(settings(tree), key=lambda call: call[1])
+    for _, line, keywords in calls:
         for name, node in keywords:
-            values[name] = literal(node, constants)
-            places[name] = f"{where}:{node.lineno}" if values[name] is not UNKNOWN else where
-    if not asked:
+            value = literal(node, constants) if name else UNKNOWN
+            if value is UNKNOWN or values.get(name, value) != value:
+                unread.append(name or f"**{ast.unparse(node)}")
+            elif name not in values:
+                values[name] = value
+                # Lines of a notebook are those of its cells.
+                places[name] = f"{where}:{line}" if where.endswith(".py") else where
+    if not any(call.startswith("Fast") for call, _, _ in calls):
         raise fail("recipe_script", where=where, reason="no FastLanguageModel.from_pretrained in it")
-    computed = tuple(name for name, value in values.items() if value is UNKNOWN)
-    return Source(UNSLOTH, {name: values[name] for name in values if name not in computed}, places, computed)
+    return Source(UNSLOTH, values, places, tuple(dict.fromkeys(unread)))
 
 
 UNKNOWN = object()
 
 
-def settings(tree: ast.Module) -> Iterator[tuple[str, list[tuple[str, ast.expr]]]]:
-    """Yield (name of the call, its keywords) of the calls that set something, in their order."""
+def settings(tree: ast.Module) -> Iterator[tuple[str, int, list[tuple[str, ast.expr]]]]:
+    """Yield (name of the call, its line, its keywords) of the calls that set something; "" for `**keywords`."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
         whole = ast.unparse(node.func)
         name = whole.rpartition(".")[2]
-        keywords = [(one.arg, one.value) for one in node.keywords if one.arg and one.arg not in OBJECTS]
+        config = CONFIG.fullmatch(name)
+        keywords = [(one.arg or "", one.value) for one in node.keywords if one.arg not in OBJECTS]
         if name == "from_pretrained" and not whole.startswith("Fast"):
             continue
-        if name == "from_pretrained" and node.args:
-            keywords.append(("model_name", node.args[0]))
-        if name == "load_dataset" and node.args:
-            keywords.append(("path", node.args[0]))
-        config = CONFIG.fullmatch(name)
+        if name in FIRST and node.args:
+            keywords.append((FIRST[name], node.args[0]))
         if config and config[1]:
-            keywords.append(("stage", ast.copy_location(ast.Constant(STAGES[config[1]]), node)))
+            keywords.append(("stage", ast.Constant(STAGES[config[1]])))
         if name == "train_on_responses_only":
-            keywords = [("train_on_responses_only", ast.copy_location(ast.Constant(True), node))]
-        if name in CALLS or config or name == "train_on_responses_only":
-            yield whole, keywords
+            keywords = [(name, ast.Constant(True))]
+        if name in CALLS or config:
+            yield whole, node.lineno, keywords
 
 
 def literal(node: ast.expr, constants: dict[str, ast.expr]) -> Any:
@@ -330,7 +349,3 @@ def literal(node: ast.expr, constants: dict[str, ast.expr]) -> Any:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError):
         return UNKNOWN
-
-
-# A recipe written as a command: its keys are our own.
-OWN = Framework(names={}, values={}, stages={}, tunings={}, title="LLaMA-Factory")

@@ -41,7 +41,9 @@ def translate(source: Source, where: str) -> tuple[Values, dict[str, str], list[
         for key, entry in found.items():
             if key == "dataset_substitutions":
                 entry = values.get(key, {}) | entry
-            elif key in values and values[key] != entry and key not in ("report_to", "stage"):
+            elif key == "report_to" and isinstance(entry, list):
+                entry = list(dict.fromkeys([*values.get(key, []), *entry]))
+            elif key in values and values[key] != entry and key != "stage":
                 raise fail(
                     "recipe_two_names",
                     where=source.places.get(name, where),

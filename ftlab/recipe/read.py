@@ -96,9 +96,6 @@ def read(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> 
 def opened(path: Path, overrides: Sequence[str]) -> tuple[Given, list[str]]:
     """Return the keys of a recipe file, or of another framework's, and what there is to say of the latter."""
     source = foreign_files.recognized(path)
-    if source is None:
-        values, lines = strict_yaml.read(path)
-        return Given(values, {key: f"{path}:{line}" for key, line in lines.items()}, str(path)), []
     stage = next((text.removeprefix("stage=") for text in overrides if text.startswith("stage=")), None)
     if stage and source.framework is foreign_files.TRL:
         # A YAML of TRL's leaves to the command which trainer reads it, and with it the defaults.

@@ -4,10 +4,13 @@ Sources: the argument references of LLaMA-Factory, ms-swift 4, axolotl and the o
 """
 
 import io
+import json
 import shlex
 from pathlib import Path
+from typing import Any
 
 from ruamel.yaml import YAML
+from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
 from ftlab.catalogue import hub_id
 from ftlab.data import dataset_info
@@ -47,7 +50,15 @@ SILENT = {
     "allow_other_template",
 }  # fmt: skip
 
+# What PyYAML reads as a boolean.
+YES_OR_NO = ("yes", "no", "on", "off", "y", "n")
 FRAMEWORKS = {"swift": SWIFT, "axolotl": AXOLOTL, "alpaca-lora": ALPACA_LORA}
+DS_TYPES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".txt": "text"}
+# Columns of dataset_info.json -> what swift calls them: answers and labels that it would not find.
+SWIFT_COLUMNS = {
+    "prompt": "instruction", "query": "input", "response": "output", "chosen": "output",
+    "rejected": "rejected_response", "kto_tag": "label",
+}  # fmt: skip
 # ftlab's own; LLaMA-Factory has all the others.
 NOT_IN_LLAMA_FACTORY = {
     "dataset_substitutions", "device_map", "export_dtype", "export_gguf", "reward_funcs", "num_generations",
@@ -61,8 +72,10 @@ def show(recipe: Recipe, framework: str) -> str:
     Args:
         framework: "llamafactory", "swift", "axolotl" or "alpaca-lora".
     Raises:
-        LabError: that framework has no such stage or tuning type.
+        LabError: the recipe trains nothing, or that framework has no such stage or tuning type.
     """
+    if not recipe.dataset:
+        raise fail("recipe_no_training", where="dataset", framework=framework)
     if framework == "llamafactory":
         return llamafactory(recipe)
     known = FRAMEWORKS[framework]
@@ -84,6 +97,8 @@ def relevant(recipe: Recipe) -> Values:
     values = {name: own[name] for name in Recipe.model_fields if name in ALWAYS and own.get(name) is not None}
     elsewhere = set(keys.OUTSIDE_THE_RUN) - {"output_dir", "default_system"} | SILENT
     values |= {name: value for name, value in given.items() if name not in elsewhere}
+    # pt packs unless told otherwise; the frameworks don't.
+    values |= {"packing": True} if recipe.packs else {}
     values["model_name_or_path"] = hub_id(recipe.model_name_or_path)
     values |= {"stage": recipe.objective, "lora_alpha": recipe.lora_alpha or 2 * recipe.lora_rank}
     shared = {name: recipe.training.get(name, FIELDS[name].default) for name in SHARED}
@@ -99,6 +114,9 @@ def relevant(recipe: Recipe) -> Values:
         "quantized": recipe.quantization_bit == 4,
         "preferences": recipe.objective in PREFERENCES + REWARDED,
     }
+    if 0 < values.get("warmup_steps", 0) < 1:
+        # Their transformers may be older, where steps are a whole number.
+        values["warmup_ratio"] = values.pop("warmup_steps")
     foreign = {name for group, is_so in kind.items() if not is_so for name in ONLY[group]}
     values = {name: str(value) if hasattr(value, "value") else value for name, value in (values | shared).items()}
     return {name: value for name, value in values.items() if name not in foreign}
@@ -108,7 +126,8 @@ def renamed(values: Values, framework: Framework) -> tuple[Values, Values]:
     """Return (what the framework knows under its own names, what it does not know)."""
     theirs, left = {}, {}
     for name, value in values.items():
-        new = framework.names.get(name, name if name in keys.TRAINING_HINTS and framework is not ALPACA_LORA else None)
+        own = name in keys.TRAINING_HINTS and framework.trainer and (not framework.fields or name in framework.fields)
+        new = framework.names.get(name, name if own or (name == "warmup_ratio" and framework.trainer) else None)
         written = framework.values[name](value) if name in framework.values else value
         if new is None or written is None:
             left[name] = value
@@ -136,8 +155,17 @@ def dumped(values: Values) -> str:
     text = io.StringIO()
     yaml = YAML(pure=True)
     yaml.default_flow_style = False
-    yaml.dump(values, text)
+    yaml.dump(quoted(values), text)
     return text.getvalue()
+
+
+def quoted(value: Any) -> Any:
+    """Return a value with quotes around the words that YAML 1.1, which the frameworks read, takes for true or false."""
+    if isinstance(value, dict):
+        return {name: quoted(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [quoted(inner) for inner in value]
+    return SingleQuotedScalarString(value) if isinstance(value, str) and value.lower() in YES_OR_NO else value
 
 
 def llamafactory(recipe: Recipe) -> str:
@@ -169,7 +197,30 @@ def swift(recipe: Recipe) -> str:
         if sets:
             theirs[name] = [path + few for path in files(recipe, sets)]
     theirs.setdefault("split_dataset_ratio", 0)
+    if recipe.objective == "simpo":
+        # swift adds an SFT loss unless told otherwise.
+        theirs["cpo_alpha"] = 0.0
+    if columns := swift_columns(recipe):
+        theirs["columns"] = json.dumps(columns)
     return comments(left) + command(f"swift {verb}", theirs)
+
+
+def swift_columns(recipe: Recipe) -> dict[str, str]:
+    """Return column -> swift's name for it, for columns that swift would not read by their own names.
+
+    Raises:
+        LabError: pairs of turns, which swift reads as whole conversations alone.
+    """
+    found: dict[str, str] = {}
+    for name in parts(",".join(filter(None, (recipe.dataset, recipe.eval_dataset)))):
+        entry, _ = dataset_info.find(name, Path(recipe.dataset_dir))
+        columns = entry.all_columns()
+        if "rejected" in columns and entry.formatting != "alpaca":
+            raise lacks("swift", "dataset", f"{name} (pairs of turns)")
+        names = {"prompt": "response"} if recipe.objective == "pt" else SWIFT_COLUMNS
+        found |= {columns[key]: theirs for key, theirs in names.items() if key in columns}
+    # `text` is what swift itself calls an answer.
+    return {column: theirs for column, theirs in found.items() if column not in (theirs, "text")}
 
 
 def axolotl(recipe: Recipe) -> str:
@@ -194,23 +245,42 @@ def axolotl(recipe: Recipe) -> str:
     # axolotl quantizes in nf4, scales too, as ftlab does unless told otherwise.
     usual = {"quantization_type": "nf4", "double_quantization": True}
     left = {name: value for name, value in left.items() if usual.get(name) != value}
-    return "# axolotl train FILE\n" + comments(left) + dumped(theirs)
+    return "# axolotl train FILE\n" + axolotl_rows(recipe) + comments(left) + dumped(theirs)
 
 
 def axolotl_set(recipe: Recipe, name: str) -> Values:
-    """Return how axolotl reads one data set."""
+    """Return how axolotl reads one data set.
+
+    Raises:
+        LabError: a reward model, KTO or ORPO: axolotl wants rows of another form for them than ftlab reads.
+    """
     entry, path = dataset_info.find(name, Path(recipe.dataset_dir))
-    read: Values = {"path": str(path or name), "ds_type": "json"}
-    if recipe.objective == "rm":
-        return read | {"type": "bradley_terry.chat_template"}
-    if recipe.objective != "sft":
-        return read | {"type": "completion" if recipe.objective == "pt" else "chat_template.default"}
-    if entry.formatting == "alpaca":
-        return read | {"type": "alpaca"}
-    tags = entry.all_tags()
-    roles = {"role": tags["role_tag"], "content": tags["content_tag"]}
-    messages = entry.all_columns()["messages"]
-    return read | {"type": "chat_template", "field_messages": messages, "message_property_mappings": roles}
+    kind = DS_TYPES.get(Path(str(path or "")).suffix)
+    read: Values = {"path": str(path or name)} | ({"ds_type": kind} if kind else {})
+    columns, tags = entry.all_columns(), entry.all_tags()
+    if recipe.objective == "pt":
+        return read | {"type": "completion", "field": columns["prompt"]}
+    if recipe.objective in ("rm", "kto", "orpo"):
+        raise lacks("axolotl", "dataset", f"{name} for `stage: {recipe.objective}`")
+    roles = {"role": tags.get("role_tag"), "content": tags.get("content_tag")}
+    turns = {"field_messages": columns.get("messages"), "message_property_mappings": roles}
+    if recipe.objective in PREFERENCES:
+        # A prompt that is a text is one user turn to it.
+        named = turns if entry.formatting != "alpaca" else {"field_messages": columns["prompt"]}
+        sides = {"field_chosen": columns["chosen"], "field_rejected": columns["rejected"]}
+        return read | {"type": "chat_template.default"} | named | sides
+    return read | ({"type": "alpaca"} if entry.formatting == "alpaca" else {"type": "chat_template"} | turns)
+
+
+def axolotl_rows(recipe: Recipe) -> str:
+    """Return a comment line where axolotl makes another text of the same rows."""
+    sets = parts(",".join(filter(None, (recipe.dataset, recipe.eval_dataset))))
+    found = {dataset_info.find(name, Path(recipe.dataset_dir))[0].formatting for name in sets}
+    if "alpaca" not in found or recipe.objective == "pt":
+        return ""
+    if recipe.objective == "sft":
+        return "# alpaca rows: axolotl writes `### Instruction:`, ftlab the model's chat template\n"
+    return "# alpaca rows: axolotl reads the prompt column alone, not `input`\n"
 
 
 def alpaca_lora(recipe: Recipe) -> str:

@@ -35,19 +35,68 @@ def test_there_are_thirty_pairs():
     assert {path.suffix for path in PAIRS} == {".yml", ".yaml", ".json", ".sh", ".py", ".ipynb"}
 
 
-@pytest.mark.parametrize("path", PAIRS, ids=lambda path: path.name)
-def test_every_key_is_mapped_or_reported(path):
-    source = foreign_files.recognized(path)
-    if source is None or source.framework is foreign_files.OWN:
-        pytest.skip("a recipe's own keys")
-    values, places, notes = from_frameworks.translate(source, str(path))
+def accounted(source: foreign_files.Source, where: str) -> None:
+    """Assert that every key of a file is mapped to keys of a recipe, or is in a note, with none left over."""
+    values, places, notes = from_frameworks.translate(source, where)
     said = "\n".join(notes)
     given = {name: value for name, value in source.values.items() if value is not None}
     for name, value in given.items():
         alone, note = from_frameworks.comes_to(name, value, given, source.framework)
-        assert set(alone) <= set(values) or f"{name}:" in said, name
-        assert alone or note or f"{name}: " in said, name
+        assert set(alone) <= set(values), name
+        assert alone or note in said, name
+        assert alone or f"{name}: " in said, name
     assert set(places) <= set(values)
+
+
+@pytest.mark.parametrize("path", PAIRS, ids=lambda path: path.name)
+def test_every_key_is_mapped_or_reported(path):
+    source = foreign_files.recognized(path)
+    if source.framework is not foreign_files.OWN:
+        accounted(source, str(path))
+
+
+# Parts that axolotl's own examples are put together from.
+ADAPTERS = (
+    {},
+    {"adapter": "lora", "lora_r": 8, "lora_alpha": 16, "lora_target_linear": True, "lora_fan_in_fan_out": None},
+    {"adapter": "qlora", "load_in_4bit": True, "lora_r": 32, "lora_alpha": 16, "lora_target_modules": ["q_proj"]},
+    {"adapter": "lora", "load_in_8bit": True, "lora_r": 16, "lora_alpha": 32, "lora_modules_to_save": ["lm_head"]},
+)
+SETS = (
+    {"datasets": [{"path": "org/rows", "type": "alpaca"}]},
+    {"datasets": [{"path": "org/chats", "type": "chat_template", "roles_to_train": ["assistant"], "split": "train"}]},
+    {"datasets": [{"path": "org/text", "type": "completion", "field": "text"}]},
+    {"datasets": [{"path": "org/pairs", "type": "chat_template.default", "split": "train"}], "rl": "dpo"},
+    {"pretraining_dataset": [{"path": "org/web", "type": "pretrain"}], "max_steps": 100},
+)
+OTHERS = (
+    {"bf16": "auto", "fp16": None, "tf32": False, "flash_attention": True, "wandb_project": None,
+     "xformers_attention": None},
+    {"bf16": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}, "sdp_attention": True, "debug": None,
+     "special_tokens": {"bos_token": "<s>", "pad_token": "<pad>"}, "evals_per_epoch": 4, "eval_table_size": None},
+    {"deepspeed": "zero3", "plugins": ["axolotl.integrations.liger.LigerPlugin"], "liger_rms_norm": True,
+     "lr_scheduler": "constant", "group_by_length": False, "hub_model_id": "me/it", "save_first_step": True},
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("others", OTHERS)
+@pytest.mark.parametrize("sets", SETS)
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_sixty_shapes_of_axolotl_are_accounted_for(adapter, sets, others):
+    given = {
+        "base_model": "org/base",
+        "strict": False,
+        "learning_rate": 2e-4,
+        "val_set_size": 0.0,
+        **adapter,
+        **sets,
+        **others,
+    }
+    source = foreign_files.mapping(given, {})
+    assert source.framework is foreign_files.AXOLOTL
+    accounted(source, "shape.yml")
+    values, _, _ = from_frameworks.translate(source, "shape.yml")
+    assert recipes.load(values).finetuning_type == ("lora" if adapter else "full")
 
 
 @pytest.mark.parametrize(
@@ -73,6 +122,7 @@ def test_every_key_is_mapped_or_reported(path):
         ("u.py", "print('no model')\n", "no FastLanguageModel"),
         ("u.py", "def broken(:\n", "cannot be read"),
         ("u.ipynb", "{}", "not a notebook"),
+        ("b.yaml", "top.model_path: m\ntrain.extra_args: '{'\n", r"b\.yaml:2: invalid YAML"),
         ("c.yaml", "compute_environment: LOCAL_MACHINE\n", "a configuration of accelerate"),
         ("p.json", '{"peft_type": "IA3", "base_model_name_or_path": "m"}', "a recipe has LoRA"),
     ],
@@ -131,3 +181,42 @@ def test_no_key_stands_in_two_places_of_a_table():
         places = [framework.read, framework.dropped, framework.refused]
         for name in {*framework.read, *framework.dropped, *framework.refused}:
             assert sum(name in place for place in places) == 1, (framework.title, name)
+
+
+def test_a_script_that_loads_its_model_again_is_read_as_it_first_says(tmp_path):
+    text = """
+from unsloth import FastLanguageModel
+model, tokenizer = FastLanguageModel.from_pretrained("org/base", max_seq_length=512, **more)
+model = FastLanguageModel.get_peft_model(model, r=RANK)
+if False:
+    model, tokenizer = FastLanguageModel.from_pretrained("lora_model")
+"""
+    (tmp_path / "u.py").write_text(text, encoding="utf-8")
+    source = foreign_files.recognized(tmp_path / "u.py")
+    assert source.values == {"model_name": "org/base", "max_seq_length": 512}
+    assert set(source.computed) == {"**more", "r", "model_name"}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "pip install trl && git clone https://example.org/axolotl",
+        "nohup swift sft --model m --dataset a.json > log.txt 2>&1 &",
+        "swift sft --model m --dataset a.json | tee log.txt",
+        "uv run swift sft --model m --dataset a.json",
+        "python -m swift.cli.sft --model m --dataset a.json",
+    ],
+)
+def test_words_of_the_shell_are_not_settings(tmp_path, line):
+    text = f"pip install ms-swift\ncd swift\n{line}\n"
+    if line.startswith("pip"):
+        with pytest.raises(LabError, match="no training command"):
+            foreign_files.command(text, "s.sh")
+    else:
+        assert foreign_files.command(text, "s.sh").values == {"model": "m", "dataset": "a.json"}
+
+
+def test_several_trackers_are_joined():
+    given = {"wandb_project": "p", "use_tensorboard": True}
+    source = foreign_files.Source(foreign_files.AXOLOTL, given, {})
+    assert from_frameworks.translate(source, "")[0]["report_to"] == ["wandb", "tensorboard"]

@@ -82,6 +82,60 @@ def test_the_yaml_for_llama_factory_is_the_same_recipe(name, tmp_path):
     assert {key: same.get(key) for key in expected} == expected
 
 
+@pytest.mark.parametrize("framework", ["swift", "axolotl"])
+@pytest.mark.parametrize("name", [name for name in RECIPES if name != "reward"])
+def test_what_is_shown_for_another_framework_is_read_back(name, framework, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    given = recipes.load(RECIPES[name])
+    path = tmp_path / ("shown.sh" if framework == "swift" else "shown.yml")
+    path.write_text(text := shown(name, framework))
+    back = recipes.decisive(recipes.load(path))
+    lost = {line.split(": ")[1] for line in text.splitlines() if line.startswith("# no equivalent")}
+    # Files are named by their paths there, and what says nothing in this run is left out.
+    silent = {"dataset", "dataset_dir", "template", *lost}
+    silent |= to_frameworks.ONLY["lora"] if given.finetuning_type == "full" else set()
+    expected = {key: value for key, value in recipes.decisive(given).items() if key not in silent}
+    expected |= {"lora_alpha": 32} if given.finetuning_type == "lora" else {}
+    assert {key: back.get(key) for key in expected} == expected
+    assert Path(back["dataset"]).is_file()
+
+
+@pytest.mark.parametrize("framework", ["llamafactory", "swift", "axolotl"])
+def test_a_share_of_warm_up_has_the_name_that_older_libraries_know(framework, tmp_path):
+    given = recipes.load(LORA | {"warmup_steps": 0.1})
+    path = tmp_path / ("shown.sh" if framework == "swift" else "shown.yml")
+    path.write_text(text := to_frameworks.show(given, framework))
+    assert "warmup_ratio" in text and "warmup_steps" not in text
+    assert recipes.load(path).training["warmup_steps"] == 0.1
+
+
+def test_words_that_yaml_1_1_takes_for_booleans_are_quoted():
+    shown = to_frameworks.show(recipes.load(LORA | {"save_strategy": "no"}), "axolotl")
+    assert "save_strategy: 'no'\n" in shown and "eval_strategy: steps\n" in shown
+
+
+@pytest.mark.parametrize("framework", ["llamafactory", *to_frameworks.FRAMEWORKS])
+@pytest.mark.parametrize("name", ["chat", "merge"])
+def test_a_recipe_without_training_is_refused(name, framework):
+    with pytest.raises(LabError, match="no training to show"):
+        to_frameworks.show(recipes.load(ROOT / "recipes" / f"{name}.yaml"), framework)
+
+
+def test_swift_is_told_where_answers_and_labels_are(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert """--columns '{"chosen": "output", "rejected": "rejected_response"}'""" in shown("dpo", "swift")
+    kto = recipes.load(LORA | {"stage": "kto", "dataset": "kto_en"})
+    assert """--columns '{"kto_tag": "label"}'""" in to_frameworks.show(kto, "swift")
+    assert "--columns" not in shown("lora", "swift") and "--cpo_alpha 0.0" in shown("simpo", "swift")
+
+
+def test_axolotl_is_refused_what_it_wants_other_rows_for(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    for stage, dataset in (("rm", "preference_en"), ("kto", "kto_en"), ("orpo", "preference_en")):
+        with pytest.raises(LabError, match=f"{dataset} for `stage: {stage}`"):
+            to_frameworks.show(recipes.load(LORA | {"stage": stage, "dataset": dataset}), "axolotl")
+
+
 @pytest.mark.parametrize(
     ("rows", "keys"),
     [
@@ -122,10 +176,8 @@ def test_the_command_prints_it_and_refuses_in_one_line(capsys):
 
 
 def test_what_alpaca_lora_cannot_read_is_refused():
-    for dataset in (None, "alpaca_en_demo,alpaca_zh_demo"):
-        values = {name: value for name, value in (LORA | {"dataset": dataset}).items() if value}
-        with pytest.raises(LabError, match="alpaca-lora cannot do this"):
-            to_frameworks.show(recipes.load(values), "alpaca-lora")
+    with pytest.raises(LabError, match="alpaca-lora cannot do this"):
+        to_frameworks.show(recipes.load(LORA | {"dataset": "alpaca_en_demo,alpaca_zh_demo"}), "alpaca-lora")
 
 
 def test_the_table_in_the_documentation_is_current():

@@ -38,7 +38,9 @@ TYPES = {
 # Entries of a data set that say what is so here anyway.
 USUAL: dict[str, tuple[Any, ...]] = {
     "split": ("train",), "ds_type": ("json", "csv", "parquet", "arrow", "text"), "roles_to_train": (["assistant"],),
-    "train_on_eos": ("turn", "last"), "train_on_eot": ("turn", "last"), "field_messages": ("messages", "conversations"),
+    "train_on_eos": ("turn", "last"), "train_on_eot": ("turn", "last"),
+    # A prompt that is a text is one user turn to axolotl.
+    "field_messages": ("messages", "conversations", "instruction", "prompt", "question", "query"),
     "field_human": ("human",), "field_model": ("gpt",), "conversation": ("chatml", "llama3", "vicuna_v1.1"),
     "field": ("text",), "text_column": ("text",), "trust_remote_code": (False,), "drop_system_message": (False,),
     "message_field_role": ("from", "role"), "message_field_content": ("value", "content"), "field_tools": ("tools",),
@@ -363,5 +365,17 @@ AXOLOTL = Framework(
         "peft_layers_to_transform": "write the layers' names in `lora_target`",
     },
     defaults=defaults,
+    fields=(
+        "adam_beta1", "adam_beta2", "adam_epsilon", "auto_find_batch_size", "bf16", "dataloader_drop_last",
+        "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "ddp_bucket_cap_mb",
+        "ddp_broadcast_buffers", "ddp_find_unused_parameters", "ddp_timeout", "deepspeed", "eval_steps",
+        "eval_strategy", "fp16", "fsdp", "fsdp_config", "gradient_accumulation_steps", "gradient_checkpointing",
+        "gradient_checkpointing_kwargs", "greater_is_better", "hub_model_id", "hub_strategy", "learning_rate",
+        "load_best_model_at_end", "logging_steps", "lr_scheduler_kwargs", "max_grad_norm", "max_steps",
+        "metric_for_best_model", "neftune_noise_alpha", "optim_args", "optim_target_modules",
+        "resume_from_checkpoint", "save_only_model", "save_steps", "save_strategy", "save_total_limit", "seed",
+        "torch_compile", "torch_compile_backend", "torch_compile_mode", "torch_empty_cache_steps", "warmup_steps",
+        "weight_decay",
+    ),
     unsaid={"excess_length_strategy": "axolotl drops examples above `sequence_len`, here they are cut"},
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """LLaMA-Factory's other files: its format v1, and what its Board saves. Source: release 0.9.5."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -108,3 +109,79 @@ LLAMA_FACTORY_V1 = Framework(
         "micro_batch_size": 1, "learning_rate": 1e-4, "num_train_epochs": 3, "logging_steps": 1,
     } | ({} if given.get("peft_config") else {"peft_config": {"name": "full"}}),
 )  # fmt: skip
+
+
+STAGES = {
+    "Supervised Fine-Tuning": "sft", "Reward Modeling": "rm", "PPO": "ppo", "DPO": "dpo", "KTO": "kto",
+    "Pre-Training": "pt",
+}  # fmt: skip
+BOARD_NAMES = {
+    "model_path": "model_name_or_path", "batch_size": "per_device_train_batch_size", "use_pissa": "pissa_init",
+    "neftune_alpha": "neftune_noise_alpha",
+}  # fmt: skip
+# What only the Board itself uses, or what is read together with another of its fields.
+BOARD_ONLY = {
+    "lang", "model_name", "hub_name", "current_time", "config_path", "device_count", "progress_bar", "resume_btn",
+    "training_stage", "compute_type", "booster", "checkpoint_path", "extra_args", "ds_stage", "ds_offload",
+    "dataset", "quantization_method", "output_dir", "project", "trackio_space_id", "hub_private_repo",
+}  # fmt: skip
+# Fields that the Board passes on only where the method or the stage uses them.
+BOARD_METHODS = {
+    "lora": ("lora", "use_rslora", "use_dora", "use_pissa", "additional_target", "create_new_adapter"),
+    "freeze": ("freeze_trainable", "freeze_extra"),
+}
+BOARD_SWITCHES = ("galore", "apollo", "badam", "swanlab")
+MEDIA = ("image_", "video_", "freeze_vision", "freeze_multi", "freeze_language")
+
+
+def saved_by_board(values: Values) -> Values:
+    """Return what LLaMA-Factory's Board saves of its fields (`top.model_path`, `train.lora_rank`) as recipe keys.
+
+    Raises:
+        ValueError: extra arguments that are not JSON.
+    """
+    fields = {name.partition(".")[2]: value for name, value in values.items()}
+    given = {name: value for name, value in fields.items() if value not in (None, "", [], "none")}
+    method, stage = given.get("finetuning_type", "lora"), STAGES.get(str(given.get("training_stage")), "sft")
+    found: Values = {"stage": stage, "finetuning_type": method}
+    for name, value in given.items():
+        # Zero stands for "off" in two sliders.
+        unset = name in ("neftune_alpha", "loraplus_lr_ratio") and not value
+        if name not in BOARD_ONLY and not unset and passed_on(name, method, stage, given):
+            found[BOARD_NAMES.get(name, name)] = number(value)
+    if given.get("compute_type") in ("bf16", "fp16", "pure_bf16"):
+        found[given["compute_type"]] = True
+    boosters: dict[str, Values] = {"flashattn2": {"flash_attn": "fa2"}, "liger_kernel": {"use_liger_kernel": True}}
+    boosters["unsloth"] = {"use_unsloth": True}
+    found |= boosters.get(str(given.get("booster")), {})
+    found |= {"dataset": joined(given["dataset"])} if given.get("dataset") else {}
+    found |= {"quantization_method": given.get("quantization_method", "bnb")} if "quantization_bit" in found else {}
+    found |= {"adapter_name_or_path": joined(given["checkpoint_path"])} if given.get("checkpoint_path") else {}
+    folder = [str(given.get(name, "")).replace(" ", "") for name in ("model_name", "finetuning_type", "output_dir")]
+    found |= {"output_dir": "/".join(["saves", *filter(None, folder)])} if given.get("output_dir") else {}
+    found |= {"deepspeed": f"zero{given['ds_stage']}"} if given.get("ds_stage") else {}
+    if found.get("val_size"):
+        found |= {"eval_strategy": "steps", "eval_steps": found.get("save_steps", 100)}
+    return found | dict(json.loads(given.get("extra_args", "{}")))
+
+
+def passed_on(name: str, method: str, stage: str, given: Values) -> bool:
+    """Return True if the Board passes a field on to a run of this method and stage."""
+    if name.startswith(MEDIA) or name.startswith("ppo_") or (name == "reward_model" and stage != "ppo"):
+        return False
+    if name.startswith("pref_"):
+        return stage in ("dpo", "kto")
+    if switch := next((one for one in BOARD_SWITCHES if name.startswith(f"{one}_")), None):
+        return given.get(f"use_{switch}") is True
+    owner = next((one for one, starts in BOARD_METHODS.items() if name.startswith(starts)), method)
+    return owner == method
+
+
+def number(value: Any) -> Any:
+    """Return a number that the Board keeps as text as a number."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return int(value) if value.lstrip("-").isdigit() else float(value)
+    except ValueError:
+        return value

@@ -120,6 +120,18 @@ def first(name: str) -> Any:
     return lambda value, given: {name: joined(value)} if value else {}
 
 
+def columns(value: Any, given: Values) -> Found:
+    """Return nothing for columns that are read under their own names here.
+
+    Raises:
+        ValueError: columns with other names.
+    """
+    own = {"chosen": "output", "rejected": "rejected_response", "kto_tag": "label"}
+    if not isinstance(value, dict) or any(own.get(name) != theirs for name, theirs in value.items()):
+        raise ValueError("describe the columns in dataset_info.json")
+    return {}
+
+
 def too_long(value: Any, given: Values) -> Found:
     """Return nothing, with a note where long examples are not cut at their end."""
     return {}, "" if value == "right" else "an example above `cutoff_len` is cut: prompt and answer in proportion"
@@ -181,7 +193,8 @@ SWIFT = Framework(
     read={
         "dataset": sets("dataset"), "val_dataset": sets("eval_dataset"), "tuner_type": tuner, "train_type": tuner,
         "sft_type": tuner, "rlhf_type": rlhf, "loss_type": loss, "loss_scale": scale, "attn_impl": attention,
-        "model_name": substitution("name"), "model_author": substitution("author"), "torch_dtype": number_format,
+        "model_name": substitution("name"), "model_author": substitution("author"), "columns": columns,
+        "torch_dtype": number_format,
         "target_modules": lambda value, given: {"lora_target": target(value)}, "init_weights": initial,
         "modules_to_save": lambda value, given: {"additional_target": joined(value)} if value else {},
         "adapters": first("adapter_name_or_path"), "reward_model": first("reward_model"),
@@ -230,7 +243,7 @@ SWIFT = Framework(
     },
     refused={
         "external_plugins": "code of your own is not run", "custom_register_path": "code of your own is not run",
-        "columns": "describe the columns in dataset_info.json", "custom_dataset_info": "use dataset_info.json",
+        "custom_dataset_info": "use dataset_info.json",
         "ref_model": "the reference is the model that training starts from; remove the key",
         "ref_adapters": "the reference is the model that training starts from; remove the key",
         "teacher_model": "distillation has no stage here", "rope_scaling": "set it in the model's config.json",

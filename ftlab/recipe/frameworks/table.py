@@ -38,6 +38,7 @@ class Framework:
         defaults: keys that were given -> what it does where other keys are left out and a recipe would do otherwise.
         unsaid: its key -> what to know where a file leaves it out.
         trainer: whether it takes the fields of `transformers.TrainingArguments` under their own names.
+        fields: those that it takes, (): all.
     """
 
     names: dict[str, str]
@@ -52,6 +53,7 @@ class Framework:
     defaults: Callable[[Values], Values] = nothing
     unsaid: dict[str, str] = field(default_factory=dict)
     trainer: bool = True
+    fields: tuple[str, ...] = ()
 
 
 def comma_parts(text: str) -> list[str]:
