@@ -32,7 +32,10 @@ Its YAML files are recipes ([recipes.md](recipes.md)), and so are the same keys 
 command, in the `training_args.yaml` that its Board writes beside a run, and in what "Save arguments" saves.
 """
 READ = {
-    "LLaMA-Factory, format v1": (LLAMA_FACTORY_V1, "YAML with `model` and one of `train_dataset`, `peft_config` ..."),
+    "LLaMA-Factory, format v1": (
+        LLAMA_FACTORY_V1,
+        "YAML with `model` and a key such as `train_dataset`",
+    ),
     "axolotl": (AXOLOTL, "YAML with `base_model`, or an `axolotl train` command"),
     "ms-swift": (SWIFT, "a `swift sft`, `swift pt` or `swift rlhf` command, or YAML with `model` and `dataset`"),
     "TRL": (

@@ -137,6 +137,14 @@ def rl(value: Any, given: Values) -> Found:
     return {"stage": value} if value else {}
 
 
+def one_loss(value: Any, given: Values) -> Found:
+    """Return `dpo_loss_type`, a list of which a recipe has one."""
+    names = listed(value)
+    if len(names) != 1:
+        raise ValueError("a recipe has one loss of DPO's, and `pref_ftx` beside it")
+    return {"pref_loss": names[0]}
+
+
 def grpo(value: Any, given: Values) -> Found:
     """Return the block `trl` of GRPO."""
     names = {
@@ -269,11 +277,12 @@ AXOLOTL = Framework(
         "dpo_beta": "pref_beta", "orpo_alpha": "pref_beta", "rpo_alpha": "pref_ftx", "use_dft_loss": "use_dft_loss",
         "noisy_embedding_alpha": "neftune_noise_alpha", "evaluation_strategy": "eval_strategy",
         "wandb_name": "run_name", "mlflow_run_name": "run_name", "trackio_run_name": "run_name",
-        "wandb_run_name": "run_name", "dpo_loss_type": "pref_loss",
+        "wandb_run_name": "run_name",
     },
     read={
         "datasets": datasets, "test_datasets": held_out, "pretraining_dataset": pretraining, "adapter": adapter,
-        "rl": rl, "trl": grpo, "load_in_4bit": bits(4), "load_in_8bit": bits(8), "batch_size": batch,
+        "rl": rl, "trl": grpo, "dpo_loss_type": one_loss, "load_in_4bit": bits(4), "load_in_8bit": bits(8),
+        "batch_size": batch,
         "evals_per_epoch": per_epoch("eval"), "saves_per_epoch": per_epoch("save"), "eval_steps": steps("eval"),
         "save_steps": steps("save"), "plugins": plugins, "bf16": precision("bf16"), "fp16": precision("fp16"),
         "cosine_min_lr_ratio": least_rate, "special_tokens": special_tokens, "gradient_checkpointing": recomputing,
