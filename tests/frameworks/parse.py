@@ -29,7 +29,7 @@ def swift(text: str) -> str:
     from swift.arguments import PretrainArguments, RLHFArguments, SftArguments
     from transformers import HfArgumentParser
 
-    words = shlex.split(text, comments=True)
+    words = shlex.split(text.replace("\\\n", " "), comments=True)
     kind = {"sft": SftArguments, "pt": PretrainArguments, "rlhf": RLHFArguments}[words[1]]
     bare = type(kind.__name__, (kind,), {"__post_init__": lambda self: None, "__module__": kind.__module__})
     _, left = HfArgumentParser(dataclasses.dataclass(bare)).parse_args_into_dataclasses(
