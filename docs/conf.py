@@ -71,7 +71,7 @@ CONTENTS = {
     "课程（中文）": [f"notebooks/zh/{lesson.name}" for lesson in lesson_files.lessons(course=ROOT)],
     "Guides": [
         *("docs/data", "docs/recipes", "docs/evaluate", "docs/export", "docs/engines", "docs/server", "docs/board"),
-        *("docs/distributed", "docs/rented-gpus", "docs/docker", "docs/ascend"),
+        *("docs/coming-from", "docs/distributed", "docs/rented-gpus", "docs/docker", "docs/ascend"),
     ],
     "Reference": [
         *("docs/api/index", "docs/architecture", "docs/promises", "benchmarks/README", "data/README"),
