@@ -1,5 +1,6 @@
 """A run of another framework as a recipe: each of its keys is mapped, refused, or reported as without effect."""
 
+import re
 from typing import Any
 
 from ftlab.errors import fail, near, say
@@ -10,6 +11,8 @@ from ftlab.recipe.frameworks.table import Framework, Values
 # Old names of TrainingArguments' fields, and keys that are resolved against others: a recipe's own reader knows them.
 OLD_NAMES = {"warmup_ratio", "resume_from_checkpoint", "fsdp", "fsdp_config", "nproc_per_node", "stage"}
 OLD_NAMES |= set(translated_keys.RENAMED) - {"max_length", "max_seq_length"}
+# Keys whose values must not appear in a log.
+SECRET = re.compile(r"secret|api_key|^(?:\w*(?:hub|hf|auth|swanlab)_)?token$")
 EMPTY: tuple[Any, ...] = (False, "", [], {})
 
 
@@ -34,7 +37,7 @@ def translate(source: Source, where: str) -> tuple[Values, dict[str, str], list[
             found, note = comes_to(name, value, given, framework)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             reason = str(error) if isinstance(error, ValueError) else "it has another form than ftlab knows"
-            refused.append(f"{source.places.get(name, where)}: {name}: {shown(value)}: {reason}")
+            refused.append(f"{source.places.get(name, where)}: {name}: {shown(value, name)}: {reason}")
             continue
         notes += [note] if note else []
         usual += [] if found or note else [f"{name}: {shown(value)}"]
@@ -94,7 +97,7 @@ def comes_to(name: str, value: Any, given: Values, framework: Framework) -> tupl
         kept, said = found if isinstance(found, tuple) else (found, "")
         return kept, f"{name}: {said}" if said else ""
     if name in framework.dropped:
-        return {}, say("recipe_note_dropped", key=name, value=shown(value), reason=framework.dropped[name])
+        return {}, say("recipe_note_dropped", key=name, value=shown(value, name), reason=framework.dropped[name])
     ours = {theirs: key for key, theirs in framework.names.items()} | framework.also
     if name in ours:
         return {ours[name]: value}, ""
@@ -114,7 +117,9 @@ def unknown(name: str, known: list[str]) -> str:
     return say("recipe_foreign_unknown") + (f" ({say('did_you_mean', nearest=', '.join(nearest))})" if nearest else "")
 
 
-def shown(value: Any) -> str:
-    """Return a value as a message shows it."""
+def shown(value: Any, name: str = "") -> str:
+    """Return a value as a message shows it; the value of a key that holds a secret is not shown."""
+    if SECRET.search(name):
+        return "***"
     text = str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."

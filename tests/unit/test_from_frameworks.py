@@ -220,3 +220,10 @@ def test_several_trackers_are_joined():
     given = {"wandb_project": "p", "use_tensorboard": True}
     source = foreign_files.Source(foreign_files.AXOLOTL, given, {})
     assert from_frameworks.translate(source, "")[0]["report_to"] == ["wandb", "tensorboard"]
+
+
+def test_a_secret_is_refused_unseen(tmp_path):
+    (tmp_path / "s.sh").write_text("swift sft --model m --dataset a.json --swanlab_token abcdef", encoding="utf-8")
+    with pytest.raises(LabError, match=r"swanlab_token: \*\*\*") as error:
+        recipes.read(tmp_path / "s.sh")
+    assert "abcdef" not in str(error.value)
