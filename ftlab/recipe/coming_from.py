@@ -29,7 +29,8 @@ The reverse is `ftlab recipe show FILE --as ...` ([recipes.md](recipes.md#the-sa
 
 ## LLaMA-Factory
 Its YAML files are recipes ([recipes.md](recipes.md)), and so are the same keys as JSON, as a `llamafactory-cli train`
-command, in the `training_args.yaml` that its Board writes beside a run, and in what "Save arguments" saves.
+command, in the `training_args.yaml` that its Board writes beside a run, and in what "Save arguments" saves. Commands,
+first steps and differences: [from-llamafactory.md](from-llamafactory.md).
 """
 READ = {
     "LLaMA-Factory, format v1": (
