@@ -12,10 +12,10 @@
 # | a price for each way | prompt tokens, seconds, money for 1,000 answers |
 # | a decision | which job to tune, and what tuning added |
 #
-# **Cost:** about 10 minutes and 5 GB on two CPU cores, 4 minutes on a T4. **Before this:**
+# **Cost:** about 10 minutes and 5 GB on two CPU cores, an estimated 4 minutes on a T4. **Before this:**
 # [01 · Data](01_data.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="8c8c38bb"
+# %% [markdown] id="title" lang="zh" of="e4ca36e2"
 # # 02 · 真的需要微调吗？
 #
 # 在训练任何东西之前：先写测试，先看提示词能做到什么，再用数据做决定。这里用四种方式分别完成三项任务，给出得分、置信区间和成本。其中一项确实需要微调，你会看到微调带来了什么。
@@ -27,7 +27,7 @@
 # | 每种方式的价格 | 提示 token 数、秒数、1,000 个回答的费用 |
 # | 一个决定 | 哪项任务值得微调，微调带来多少提升 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 10 分钟、5 GB 内存，T4 上约 4 分钟。**先修：** [01 · 数据](01_data.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 10 分钟、5 GB 内存，T4 上估计 4 分钟。**先修：** [01 · 数据](01_data.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup

@@ -13,11 +13,11 @@
 # | a merged model, a GGUF file and a server | the served answers' score, which must equal the evaluated one |
 # | a model card and a report card | gain, forgetting, memory, minutes, money, a hash that reproduces the run |
 #
-# **Cost:** about 10 minutes and 4 GB on two CPU cores, 4 minutes on a T4. **Before this:**
+# **Cost:** about 10 minutes and 4 GB on two CPU cores, an estimated 4 minutes on a T4. **Before this:**
 # [02 · Do you need to fine-tune?](02_do_you_need_it.ipynb), [03 · LoRA](03_lora.ipynb),
 # [07 · Forgetting](07_forgetting.ipynb), [08 · Merge and export](08_merge_export.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="171c4739"
+# %% [markdown] id="title" lang="zh" of="1a448d54"
 # # 16 · 你自己的项目：从一个文件到一个在线服务的模型
 #
 # 把全课程学到的东西，用一个文件从头到尾走一遍。文件由你指定；路上的每个决定（微调还是写提示词、要不要第二阶段、发不发布）都由本笔记本测出的数字和事先写下的规则来做。
@@ -30,7 +30,7 @@
 # | 合并后的模型、GGUF 文件和一个服务 | 服务给出的回答的得分，必须等于评测得分 |
 # | 模型卡和成绩单 | 提升、遗忘、内存、分钟、费用，以及可复现的哈希值 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 10 分钟、4 GB 内存，T4 上约 4 分钟。**先修：** [02 · 真的需要微调吗？](02_do_you_need_it.ipynb)、[03 · LoRA](03_lora.ipynb)、[07 · 遗忘](07_forgetting.ipynb)、[08 · 合并与导出](08_merge_export.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 10 分钟、4 GB 内存，T4 上估计 4 分钟。**先修：** [02 · 真的需要微调吗？](02_do_you_need_it.ipynb)、[03 · LoRA](03_lora.ipynb)、[07 · 遗忘](07_forgetting.ipynb)、[08 · 合并与导出](08_merge_export.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
