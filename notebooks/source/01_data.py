@@ -10,13 +10,14 @@
 # | a raw export, cleaned and registered | rows read = kept + dropped, every defect with its line |
 # | the loss mask in color and the loss by hand | share of tokens that are trained; your loss against the library's |
 # | a split without leaks, and what a leak is worth | the score on a random test set and on topics never trained |
+# | a model that calls a tool | calls in unseen conversations that are exactly right |
 # | less padding | real tokens per position, before and after packing |
 # | five ways to lay out the same data, trained alike | loss, right answers, answers that stop by themselves |
 #
-# **Cost:** about 5 minutes and 5 GB on two CPU cores; an estimated 3 minutes on a T4. **Before this:**
+# **Cost:** about 4 minutes and 5 GB on two CPU cores; an estimated 3 minutes on a T4. **Before this:**
 # [00 · Your first fine-tune](00_first_finetune.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="53783fa1"
+# %% [markdown] id="title" lang="zh" of="3ca5f5f4"
 # # 01 · 数据：模型真正看到的是什么
 #
 # 微调可能就败在这里，而损失曲线看上去一切正常：模板用错了，结束标记没有参与训练，测试题混进了训练集。所以先别急着想技巧，拿一个原始文件，找出它的毛病，把它变成 token（词元），然后一个一个看过去。
@@ -26,10 +27,11 @@
 # | 一份清洗并登记好的原始导出文件 | 读入的行 = 保留 + 丢弃，每个缺陷都有行号 |
 # | 看得见颜色的损失掩码，以及手算的损失 | 参与训练的 token（词元）比例；你算的损失与库的损失之差 |
 # | 没有泄漏的划分，以及泄漏值多少分 | 随机测试集上的分数，与从未训练过的主题上的分数 |
+# | 一个会调用工具的模型 | 未见过的对话中完全正确的调用 |
 # | 更少的填充 | 每个位置上真实 token 的比例，打包前与打包后 |
 # | 同一份数据的五种排版，训练条件完全相同 | 损失、答对的比例、能自己停下的比例 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 5 分钟、5 GB 内存；T4 上估计 3 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 4 分钟、5 GB 内存；T4 上估计 3 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -49,9 +51,12 @@ from ftlab.apps import lesson_setup
 lesson_setup.enter()
 
 # %% id="imports"
+import dataclasses
 import json
+import math
 import random
 import re
+import textwrap
 import time
 from collections import Counter
 from pathlib import Path
@@ -81,13 +86,13 @@ max_steps = 0  # optimizer steps of each training; 0: the profile's own
 seed = 0
 
 # %% id="profile"
-profiles = {  # model, optimizer steps, learning rate, questions asked
-    "smoke": ("smollm2-135m", 2, 2e-3, 4),
-    "cpu": ("smollm2-135m", 24, 2e-3, 32),
-    "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 24, 2e-4, 32),
-    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 24, 1e-4, 32),
+profiles = {  # model, optimizer steps, learning rate, questions asked, tokens of an answer
+    "smoke": ("smollm2-135m", 2, 2e-3, 4, 8),
+    "cpu": ("smollm2-135m", 24, 2e-3, 32, 40),
+    "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 24, 2e-4, 32, 40),
+    "a24g": ("Qwen/Qwen2.5-7B-Instruct", 24, 1e-4, 32, 40),
 }
-default_model, default_steps, default_rate, question_count = profiles[PROFILE]
+default_model, default_steps, default_rate, question_count, answer_tokens = profiles[PROFILE]
 model_name = model_name or default_model
 max_steps = max_steps or default_steps
 learning_rate = learning_rate or default_rate
@@ -320,10 +325,10 @@ def instruction(question):
 
 
 # %% id="ask"
-def ask(model, prompts, max_new_tokens=40):
+def ask(model, prompts):
     """Continue all prompts in one batch; return the answers, and for each whether it stopped by itself."""
     inputs = tokenizer(prompts, padding=True, padding_side="left", add_special_tokens=False, return_tensors="pt")
-    output = model.generate(**inputs.to(model.device), max_new_tokens=max_new_tokens, do_sample=False)
+    output = model.generate(**inputs.to(model.device), max_new_tokens=answer_tokens, do_sample=False)
     replies = output[:, inputs["input_ids"].shape[1] :]
     stopped = (replies == tokenizer.eos_token_id).any(dim=1).tolist()
     return tokenizer.batch_decode(replies, skip_special_tokens=True), stopped
@@ -511,7 +516,7 @@ each = cross_entropy(logits[:-1], targets[0, 1:], reduction="none", ignore_index
 trained = targets[0, 1:] != -100
 loss_by_hand = (each.sum() / trained.sum()).item()
 for token, loss in zip(targets[0, 1:][trained].tolist(), each[trained].tolist(), strict=True):
-    print(f"{tokenizer.decode(token)!r:<14} loss {loss:>6.3f}   probability {2.718281828**-loss:.3f}")
+    print(f"{tokenizer.decode(token)!r:<14} loss {loss:>6.3f}   probability {math.exp(-loss):.3f}")
 unshifted = cross_entropy(logits, targets[0], ignore_index=-100).item()
 print(f"mean by hand {loss_by_hand:.4f}, the library's {output.loss.item():.4f}, not shifted {unshifted:.2f}")
 assert abs(loss_by_hand - output.loss.item()) <= 1e-3 * loss_by_hand
@@ -524,13 +529,13 @@ assert abs(loss_by_hand - output.loss.item()) <= 1e-3 * loss_by_hand
 
 
 # %% id="tune"
-def tune(rows):
+def tune(rows, args=training_args):
     """Train a fresh adapter on rows of input_ids and labels; return the model, its log and the seconds."""
     set_seed(seed)
     candidate = get_peft_model(
         model, LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
     )
-    run = SFTTrainer(candidate, training_args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
+    run = SFTTrainer(candidate, args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer)
     started = time.perf_counter()
     run.train()
     return candidate, run.state.log_history, time.perf_counter() - started
@@ -631,6 +636,126 @@ print(f"the same model, two honest-looking scores, {100 * leak_worth:.0f} points
 
 # %% [markdown] id="split-read" lang="zh" of="4cf14bd1"
 # 两个分数都没有错，它们回答的是不同的问题。如果顾客永远只问这些主题，随机测试集测的就是这件事。想知道模型遇到*新*问题会怎样，就整个主题地留出来，或者自己写测试题。训练中没有任何东西告诉过它那些答案，于是它就编，而且编得很流畅。
+
+# %% [markdown] id="tools-why"
+# ## Agent tuning: tools, calls, results
+# An *agent* is tuned on conversations in which the assistant answers some turns with a call of a tool and gets a result
+# back. `tools_en` has such conversations, in ShareGPT's format with its turns `function_call` and `observation`. The template
+# must write three more things into the stream: which tools there are, the call, and the result. Does this one?
+
+# %% [markdown] id="tools-why" lang="zh" of="e743947d"
+# ## Agent 微调：工具、调用、结果
+# 微调 *agent*（智能体）用的对话里，助手有些轮次回答的是一次工具调用，然后收到工具返回的结果。`tools_en` 就是这样的对话，用的是 ShareGPT 格式，多了 `function_call` 和 `observation` 两种轮次。对话模板因此要多写三样东西：有哪些工具、调用、结果。这个模型的模板会写吗？
+
+
+# %% id="tools"
+def from_tools(row):
+    """Return the messages and the tools of a ShareGPT row with calls, as the library's chat templates take them."""
+    roles = {"human": "user", "gpt": "assistant", "observation": "tool"}
+    messages = [{"role": "system", "content": row["system"]}] if row["system"] else []
+    for turn in row["conversations"]:
+        if turn["from"] == "function_call":
+            call = {"type": "function", "function": json.loads(turn["value"])}
+            messages.append({"role": "assistant", "content": "", "tool_calls": [call]})
+        else:
+            messages.append({"role": roles[turn["from"]], "content": turn["value"]})
+    return messages, [{"type": "function", "function": tool} for tool in json.loads(row["tools"])]
+
+
+agent_rows = [from_tools(row) for row in load_dataset("json", data_files="data/tools_en.json", split="train")]
+messages, offered = agent_rows[0]
+print(messages[2]["tool_calls"][0]["function"])
+by_template = tokenizer.apply_chat_template(messages[:3], tools=offered, tokenize=False)
+print(by_template)
+print("tools and call are in the text:", "get_weather" in by_template and "get_price" in by_template)
+assert [row["messages"] for row in registry.rows_of("tools_en", "data")] == [messages for messages, _ in agent_rows]
+
+# %% [markdown] id="tools-text-why"
+# A template that was written without tools leaves them out and says nothing, and the answer that would be trained is empty.
+# Look before you train. The remedy works with any template that renders a system turn: put the tools into the system prompt
+# and the call into the answer, as JSON. To keep rows short, a conversation ends before its second question. The result is
+# not trained; the model is only to read it.
+
+# %% [markdown] id="tools-text-why" lang="zh" of="22336c35"
+# 没有考虑工具的模板会把它们漏掉，而且不作任何提示，于是要训练的回答是空的。所以训练之前要看一眼。只要模板能渲染系统提示，就有一个通用的办法：把工具写进系统提示，把调用写成回答，都用 JSON。为了让样本短一些，每段对话只取到第二个问题之前。工具返回的结果不参与训练，模型只需要读它。
+
+
+# %% id="tools-text"
+def as_text(messages, offered):
+    """Return a conversation up to its second question, its tools and calls written as JSON that any template renders."""
+    system = [turn["content"] for turn in messages if turn["role"] == "system"]
+    turns = [turn for turn in messages if turn["role"] != "system"]
+    questions = [number for number, turn in enumerate(turns) if turn["role"] == "user"]
+    described = [json.dumps(tool["function"]) for tool in offered]
+    written = [{"role": "system", "content": "\n".join([*system, *described])}]
+    for turn in turns[: questions[1] if len(questions) > 1 else None]:
+        calls = [json.dumps(call["function"]) for call in turn.get("tool_calls") or []]
+        written.append({"role": turn["role"], "content": "\n".join(calls) or turn["content"]})
+    return written
+
+
+agents = [as_text(*row) for row in agent_rows]
+display(HTML(tokens.to_html(tokens.tokens(tokenizer, **to_labels(agents[0])))))
+
+# %% [markdown] id="tools-train-why"
+# The last conversations are held back, without those whose question occurs in training; training takes half the steps of the
+# other trainings. Each turn of the assistant in them is asked for, after the true turns before it, and
+# must come out to the letter: a call with the right tool and the right argument, or the sentence that uses the result.
+
+# %% [markdown] id="tools-train-why" lang="zh" of="dbebb51a"
+# 留出最后一些对话，其中问题在训练里出现过的不要；训练步数是其他几次训练的一半。对留出对话中助手的每一轮，都给出前面真实的各轮，让模型来答，必须一字不差：调用要用对工具、填对参数，或者用结果写出那句话。
+
+
+# %% id="tools-train"
+def score_turns(model, conversations):
+    """Return the answers to every turn of the assistant, as (wanted, written)."""
+    turns = [(m[:k], m[k]["content"]) for m in conversations for k in range(len(m)) if m[k]["role"] == "assistant"]
+    turns = turns[:question_count]
+    prompts = [tokenizer.apply_chat_template(m, add_generation_prompt=True, tokenize=False) for m, _ in turns]
+    replies, _ = ask(model, prompts)
+    return [(wanted, reply.strip()) for (_, wanted), reply in zip(turns, replies, strict=True)]
+
+
+def exact_turns(answered):
+    """Return the shares of calls and of sentences that are exactly right."""
+    kinds = {"calls": [pair for pair in answered if pair[0].startswith("{")]}
+    kinds["sentences"] = [pair for pair in answered if pair not in kinds["calls"]]
+    return {kind: sum(a == b for a, b in pairs) / max(1, len(pairs)) for kind, pairs in kinds.items()}
+
+
+train_agents = agents[:36]
+asked_before = {row[1]["content"] for row in train_agents}
+test_agents = [row for row in agents[36:] if row[1]["content"] not in asked_before]
+half = max(1, max_steps // 2)
+args = dataclasses.replace(training_args, max_steps=half, max_length=512)  # cutoff_len would cut the call off
+answered = {"before": score_turns(model, test_agents)}
+candidate, log, seconds = tune([to_labels(row) for row in train_agents], args)
+answered["after"] = score_turns(candidate, test_agents)
+model = candidate.unload()
+agent_scores = {when: exact_turns(pairs) for when, pairs in answered.items()}
+for when, found in agent_scores.items():
+    print(f"{when:<7} exactly right: " + ", ".join(f"{kind} {share:.0%}" for kind, share in found.items()))
+called = [wanted for wanted, _ in answered["after"] if wanted.startswith("{")]
+low, high = evaluate.interval(agent_scores["after"]["calls"], max(1, len(called)))
+print(f"95% interval of the calls after training: {low:.0%} to {high:.0%}, from {len(called)}")
+trained_on = {turn["content"] for row in train_agents for turn in row}
+print(
+    f"{len(test_agents)} unseen questions; {sum(call in trained_on for call in called)} of {len(called)} calls also occur",
+    end=" ",
+)
+print("in training, after another question")
+for right in (True, False):
+    turns = [(old, new) for old, new in zip(*answered.values(), strict=True) if (new[0] == new[1]) == right]
+    for (wanted, old), (_, new) in turns[:2]:
+        print(f"\nwanted: {wanted}\nbefore: {old}\nafter:  {new}" + ("" if right else "  <- wrong"))
+
+# %% [markdown] id="tools-read"
+# A tuned model only writes the call; your program runs it, appends the result as the next turn, and asks again. In a recipe
+# this is `dataset: tools_en`: a template that renders tools (that of Qwen2.5 does) is used as it is; for another, ftlab
+# describes the tools in the system turn and writes calls as JSON, as here.
+
+# %% [markdown] id="tools-read" lang="zh" of="02282f68"
+# 微调后的模型只负责写出调用；执行调用、把结果作为下一轮接上、再问一次，都由你的程序来做。用配方时写 `dataset: tools_en` 即可：模板会渲染工具的（Qwen2.5 的会），就按模板来；不会的，ftlab 像这里一样，把工具写进系统提示，把调用写成 JSON。
 
 # %% [markdown] id="lengths-why"
 # ## Lengths, padding, packing
@@ -885,7 +1010,7 @@ for place, measure in enumerate(results["chat template"]):
     heights = [100 * result[measure] for result in results.values()]
     right.bar([x + 0.27 * (place - 1) for x in range(len(results))], heights, width=0.25, label=measure)
 right.set(ylabel="answers, %", ylim=(0, 105), title=f"Which model is wrong? {len(asked)} questions")
-right.set_xticks(range(len(results)), [label.replace(" ", "\n", 1) for label in results], fontsize=8)
+right.set_xticks(range(len(results)), [textwrap.fill(label, 12) for label in results], fontsize=8)
 right.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 plt.show()
 
@@ -1080,6 +1205,7 @@ outcomes = {
     "packing_gain": packing_gain,
     "random_test": exact["random test"],
     "held_out_topics": exact["held-out topics"],
+    "agent_calls": agent_scores["after"]["calls"],
     "stops_chat_template": results["chat template"]["stops by itself"],
     "stops_end_not_trained": results["end mark not trained"]["stops by itself"],
     "stops_wrong_template": results["wrong template"]["stops by itself"],
@@ -1092,7 +1218,8 @@ bands = {
     "packing_gain": (1.05, 1.5),
 }
 if PROFILE != "smoke":  # two steps teach nothing
-    bands |= {"held_out_topics": (0, 0.15), "random_test": (0.3, 1), "stops_chat_template": (0.8, 1)}
+    bands |= {"held_out_topics": (0, 0.15), "random_test": (0.3, 1), "agent_calls": (0.3, 1)}
+    bands |= {"stops_chat_template": (0.8, 1)}
     bands |= {"stops_instruction_eos": (0.8, 1), "stops_wrong_template": (0, 0.3)}
 course.record(outcomes, bands)
 
@@ -1109,4 +1236,4 @@ course.record(outcomes, bands)
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`。那时模板、结束标记和系统提示都属于另一个模型：把本课再跑一遍，再看一遍颜色。
 #
-# **下一课：** 数据备好了，先问一句到底要不要训练：[02 · 需要微调吗？](02_do_you_need_it.ipynb)
+# **下一课：** 数据备好了，先问一句到底要不要训练：[02 · 真的需要微调吗？](02_do_you_need_it.ipynb)
