@@ -116,7 +116,7 @@ def kill(place: Path, name: str, victims: str, file: str, step: int) -> Kill:
 
 
 def ended(process: psutil.Process) -> bool:
-    """Return True if a process is no more, or nobody has asked yet how it ended."""
+    """Return True if a process has ended, also if its exit status was not read yet."""
     try:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

@@ -48,7 +48,7 @@ def test_the_check_is_automatic_there_and_fails_no_command_that_did_not_ask(auto
     assert cli.main(["env"]) == 0 and "✗" in capsys.readouterr().out
     monkeypatch.setattr(lesson_setup, "DATA_DISK", autodl / "none")
     assert cli.main(["env"]) == 0 and "AutoDL" not in capsys.readouterr().out
-    assert cli.main(["env", "--autodl"]) == 1 and f"no data disk at {autodl / 'none'}" in capsys.readouterr().out
+    assert cli.main(["env", "--autodl"]) == 1 and f"data disk not found: {autodl / 'none'}" in capsys.readouterr().out
 
 
 def test_a_full_disk_and_a_taken_port_are_said(autodl, monkeypatch):

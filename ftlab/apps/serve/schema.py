@@ -222,7 +222,7 @@ class ChatRequest(Sampling):
         """The tools one of which the model must call; [] where it may answer as it likes.
 
         Raises:
-            Refused: 400, there is no such tool.
+            Refused: 400, the request has no tool of that name.
         """
         if self.tool_choice in (None, "none", "auto"):
             return []
