@@ -14,10 +14,10 @@
 # | a model that cheats its reward | the reward that is paid beside the share of right answers |
 # | a learned judge as the reward | what it pays for, and what that does to right answers |
 #
-# **Cost:** about 10 minutes and 6 GB on two CPU cores; not measured on a GPU. **Before this:**
+# **Cost:** about 8 minutes and 6 GB on two CPU cores; not measured on a GPU. **Before this:**
 # [03 · LoRA](03_lora.ipynb); for the judge, [10 · A reward model](10_reward_model.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="ebcb1f81"
+# %% [markdown] id="title" lang="zh" of="bc245134"
 # # 11 · PPO 与 GRPO：从奖励中学习
 #
 # 到目前为止，总得有人写出正确答案。这一课里程序只负责*检查*：模型写出几个回答，程序给每个打分，训练让好的回答概率变大。你从一个经常答错的模型出发，亲手写出 GRPO 的损失，证明它与 TRL 的相等，用它训练；再在相同预算下用 PPO、RLOO 和 GRPO 训练；最后看两个奖励怎样出问题：一个有空子可钻，一个由模型给出。
@@ -30,7 +30,7 @@
 # | 一个钻奖励空子的模型 | 得到的奖励，与正确回答的比例对照 |
 # | 用学出来的裁判当奖励 | 它在为什么付分，正确回答因此怎样变化 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 10 分钟、6 GB 内存；未在 GPU 上测过。**先修：** [03 · LoRA](03_lora.ipynb)；裁判一节需要 [10 · 奖励模型](10_reward_model.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 8 分钟、6 GB 内存；未在 GPU 上测过。**先修：** [03 · LoRA](03_lora.ipynb)；裁判一节需要 [10 · 奖励模型](10_reward_model.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -1148,7 +1148,7 @@ outcomes = {
 bands = {"largest_kl": (-0.1, 1.0), "grpo_loss_max_abs_diff": (0.0, 1e-5)}
 if PROFILE != "smoke":
     bands |= {
-        "exact_before": (0.2, 0.7),
+        "exact_before": (0.2, 0.85),
         "grpo_gain": (0.15, 1.0),
     }
 course.record(outcomes, bands)
