@@ -692,14 +692,13 @@ plt.show()
 
 # %% [markdown] id="optimizer-why"
 # ## Moments in eight bits, and pages
-# The same trick for the optimizer: `adamw_8bit` keeps its two moments in one byte each, but for tensors of fewer than 4,096
-# numbers, which stay in four. *Paged* optimizers may push
-# them to the CPU's memory when a GPU runs out, instead of failing; on a machine without a GPU there is nowhere to push, and
-# they train all the same. Five steps with each, from the same start:
+# The same trick for the optimizer: `adamw_8bit` keeps its two moments in one byte each; those of small tensors
+# (`min_8bit_size=4096`) stay in four. *Paged* optimizers may push them to the CPU's memory when a GPU runs out, instead of
+# failing; on a machine without a GPU there is nowhere to push, and they train all the same. Five steps with each, from the same start:
 
-# %% [markdown] id="optimizer-why" lang="zh" of="6a802604"
+# %% [markdown] id="optimizer-why" lang="zh" of="eceddf05"
 # ## 8 比特的一阶矩、二阶矩与分页
-# 同样的办法用在优化器上：`adamw_8bit` 把一阶矩和二阶矩各存成一个字节（不足 4,096 个数的张量仍用四个字节）。*分页*优化器可以在显存不足时把它们挪到 CPU 内存，而不是报错；没有 GPU 的机器上则无处可挪，但照样能训练。从同一起点各训练五步：
+# 同样的办法用在优化器上：`adamw_8bit` 把一阶矩和二阶矩各存成一个字节（小张量仍用四个字节，界限是 `min_8bit_size=4096`）。*分页*优化器可以在显存不足时把它们挪到 CPU 内存，而不是报错；没有 GPU 的机器上则无处可挪，但照样能训练。从同一起点各训练五步：
 
 # %% id="optimizer"
 tuned["QLoRA"].save_pretrained("runs/04_qlora/adapter")

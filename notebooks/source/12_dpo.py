@@ -232,10 +232,10 @@ def dpo_loss(chosen, rejected, ref_chosen, ref_rejected, beta):  # each (pairs,)
 
 
 # %% [markdown] id="parity-why"
-# TRL's loss on one batch, in 32-bit numbers. The reference needs no second model: switch the adapter off, and the frozen
+# TRL's loss on one batch, in `float32`. The reference needs no second model: switch the adapter off, and the frozen
 # base model is what is left. The adapter here starts at random, so that policy and reference differ.
 
-# %% [markdown] id="parity-why" lang="zh" of="0887807d"
+# %% [markdown] id="parity-why" lang="zh" of="44a66e27"
 # 在一批数据上与 TRL 的损失比较，用 float32。参考模型不需要第二份权重：关掉适配器，剩下的就是冻结的基座模型。这里的适配器随机初始化，所以策略模型与参考模型不同。
 
 # %% id="config"
@@ -299,7 +299,7 @@ del exact
 
 # %% [markdown] id="predict-why"
 # ## Preference, imitation, or both?
-# A common recipe adds plain fine-tuning on the chosen answers to DPO, as Llama 3 did (arXiv:2407.21783, 4.1.4):
+# A common recipe adds plain fine-tuning on the chosen answers to DPO, as Llama 3 did (arXiv:2407.21783, section 4.1.4):
 # `loss_type=["sigmoid", "sft"]`. To see which of the
 # two teaches the style, train three times from the same start, with the same pairs in the same order and the same steps:
 # DPO alone, SFT alone, both.
@@ -307,7 +307,7 @@ del exact
 # **Predict before you run.** In what share of the held-out topics will DPO *alone* answer in the preferred style? And
 # must the chosen answer become likelier for the loss to fall?
 
-# %% [markdown] id="predict-why" lang="zh" of="4ecbab44"
+# %% [markdown] id="predict-why" lang="zh" of="1945f270"
 # ## 偏好、模仿，还是两者都要？
 # 常见的配方会在 DPO 里加上对 chosen 回答的普通微调，Llama 3 就是这样做的（arXiv:2407.21783，4.1.4 节）：`loss_type=["sigmoid", "sft"]`。要看清是哪一项教会了风格，就从同一起点训练三次，偏好对、顺序、步数都相同：只用 DPO、只用 SFT、两者都用。
 #

@@ -89,13 +89,13 @@ from ftlab.runs import gguf
 # The whole project is in the next cell. To use your own file, change `data_file` and `system_prompt`, and the two lines that
 # only you can write: the licence, and what the model is not for.
 #
-# `data/tickets_raw.jsonl` is what a bicycle shop's export tool left of 440 messages, each with the record that a colleague
+# `data/tickets_raw.jsonl` is what a bicycle shop's export tool left of `COUNT = 440` messages (`data/make/tickets.py`), each with the record that a colleague
 # filed: topic, item, order number, urgent or not. It was made for this lesson, with the usual defects.
 
-# %% [markdown] id="parameters-why" lang="zh" of="a11c7d38"
+# %% [markdown] id="parameters-why" lang="zh" of="a34db070"
 # 整个项目都在下一格里。换成你自己的文件时，改 `data_file` 和 `system_prompt`，以及只有你能写的两行：许可证，和模型不该用在哪里。
 #
-# `data/tickets_raw.jsonl` 是一家自行车店的导出工具留下的 440 条消息，每条附有同事登记的记录：主题、商品、订单号、是否紧急。数据专为本课制作，带有常见的毛病。消息是英文的，因为默认的小模型只懂英文；换成懂中文的模型，就可以用你自己的中文数据。
+# `data/tickets_raw.jsonl` 是一家自行车店的导出工具留下的消息（由 `data/make/tickets.py` 生成，`COUNT = 440`），每条附有同事登记的记录：主题、商品、订单号、是否紧急。数据专为本课制作，带有常见的毛病。消息是英文的，因为默认的小模型只懂英文；换成懂中文的模型，就可以用你自己的中文数据。
 
 # %% id="parameters" tags=["parameters"]
 PROFILE = "cpu"  # smoke, cpu, t4 or a24g
