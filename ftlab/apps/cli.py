@@ -242,6 +242,7 @@ def parser() -> Parser:
     run = add(parts, "run", run_lessons, "run lessons headless and write runs/course/summary.json")
     run.add_argument("numbers", nargs="*", metavar="NN")
     run.add_argument("--profile", default="smoke", help="smoke, cpu, t4 or a24g")
+    run.add_argument("--seed", type=int, metavar="N", help="default: each lesson's own; then writes summary-seedN.json")
     export = add(parts, "export", export_lessons, "write lessons as one notebook, and the recipes as a zip file")
     export.add_argument("numbers", nargs="*", metavar="NN", help="default: the thread 01 03 04 08 09")
     export.add_argument("--complete", action="store_true", help="that thread, from data to a served model")
@@ -646,7 +647,7 @@ def run_lessons(options: argparse.Namespace) -> int:
     """Execute lessons; 1 if one failed."""
     from ftlab.apps import course
 
-    return int(any(result.status != "ok" for result in course.run(options.numbers, options.profile)))
+    return int(any(result.status != "ok" for result in course.run(options.numbers, options.profile, options.seed)))
 
 
 def check_exercises(options: argparse.Namespace) -> int:

@@ -72,12 +72,15 @@ def outcome_line(name: str, value: float, band: tuple[float, float], missed: boo
     return f"{'✗' if missed else '✓'} {name:<28} {value:>9.3g}   {expected}"
 
 
-def run(numbers: list[str], profile: str = "smoke", say: Callable[[str], None] = print) -> list[Result]:
+def run(
+    numbers: list[str], profile: str = "smoke", seed: int | None = None, say: Callable[[str], None] = print
+) -> list[Result]:
     """Execute lessons headlessly, each in a fresh kernel, and write runs/course/summary.json.
 
     Args:
         numbers: lesson numbers; empty means all.
         profile: one of PROFILES.
+        seed: in place of each lesson's own; the summary is then `summary-seedN.json`.
     Raises:
         LabError: unknown profile or lesson, or FTLAB_DTYPE is not a number format.
     """
@@ -89,18 +92,19 @@ def run(numbers: list[str], profile: str = "smoke", say: Callable[[str], None] =
     machine = asdict(device.describe()) | {"versions": device.versions()}
     out = lesson_files.root() / "runs" / "course"
     out.mkdir(parents=True, exist_ok=True)
+    chosen = {} if seed is None else {"seed": seed}
     results = []
     for lesson in lesson_files.lessons(numbers):
         say(f"running {lesson.name} ({profile})")
-        results.append(run_one(lesson, profile, out))
+        results.append(run_one(lesson, {"PROFILE": profile} | chosen, out))
         if results[-1].error:
             say(results[-1].error)
-    write_summary(results, profile, machine, out / "summary.json")
+    write_summary(results, profile, machine, out / f"summary{'' if seed is None else f'-seed{seed}'}.json")
     say(results_table(results))
     return results
 
 
-def run_one(lesson: "Lesson", profile: str, out: Path) -> Result:
+def run_one(lesson: "Lesson", parameters: dict[str, str | int], out: Path) -> Result:
     """Execute one lesson with papermill; its executed copy is kept in `out`."""
     import papermill
 
@@ -110,7 +114,7 @@ def run_one(lesson: "Lesson", profile: str, out: Path) -> Result:
     outcomes.unlink(missing_ok=True)
     # Torch's C++ side announces on stderr what a profiler could not see.
     os.environ |= {"FTLAB_OUTCOMES": str(outcomes), "FTLAB_HEADLESS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    if profile in ("smoke", "cpu"):
+    if parameters["PROFILE"] in ("smoke", "cpu"):
         # These use the embedded model: libraries that look for the hub all the same are told not to.
         os.environ["HF_HUB_OFFLINE"] = "1"
     executed = out / f"{lesson.name}.ipynb"
@@ -120,7 +124,7 @@ def run_one(lesson: "Lesson", profile: str, out: Path) -> Result:
             papermill.execute_notebook(
                 lesson.notebook(),
                 executed,
-                parameters={"PROFILE": profile},
+                parameters=parameters,
                 cwd=lesson_files.root(),
                 start_timeout=CELL_TIMEOUT_SECONDS,
                 execution_timeout=CELL_TIMEOUT_SECONDS,

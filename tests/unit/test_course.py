@@ -113,9 +113,13 @@ def test_a_run_collects_outcomes_and_writes_the_summary(lesson, tmp_path, capsys
     assert "answer 42" in capsys.readouterr().out
 
 
-def test_a_failing_lesson_is_reported_and_fails_the_run(lesson, capsys):
+def test_a_failing_lesson_is_reported_and_fails_the_run(lesson, tmp_path, capsys):
+    lesson.write_text(lesson.read_text().replace('PROFILE = "cpu"', 'PROFILE = "cpu"\nseed = 0'))
+    lesson.write_text(lesson.read_text().replace('{"answer": 42}', '{"answer": 42 + seed}'))
     notebooks.build(lesson_files.lessons()[0])
-    assert cli.main(["course", "run", "07", "--profile", "cpu"]) == 1
+    assert cli.main(["course", "run", "07", "--profile", "cpu", "--seed", "3"]) == 1
+    (row,) = json.loads((tmp_path / "runs" / "course" / "summary-seed3.json").read_text())["notebooks"]
+    assert (row["status"], row["outcomes"]) == ("failed", {"answer": 45.0})
     said = capsys.readouterr().out
     assert "AssertionError: cpu" in said and "07_test              failed" in said
 
