@@ -256,6 +256,7 @@ def parser() -> Parser:
     pack.add_argument("--lang", choices=LANGUAGES, help="default: FTLAB_LANG, else en")
     check = add(parts, "check", check_exercises, "check your solutions to the exercises of a lesson, or of all lessons")
     check.add_argument("numbers", nargs="*", metavar="NN")
+    check.add_argument("--out", metavar="FILE.html", help="also write the report card as a page to print")
     build = add(parts, "build", build_lessons, "make the notebooks from their text sources")
     build.add_argument("numbers", nargs="*", metavar="NN")
     build.add_argument("--run", action="store_true", help="run them from top to bottom and keep the outputs")
@@ -652,7 +653,7 @@ def run_lessons(options: argparse.Namespace) -> int:
 
 def check_exercises(options: argparse.Namespace) -> int:
     """Print a verdict per exercise, or the report card of all lessons; 1 while an exercise is open."""
-    from ftlab.apps import course, lesson_files
+    from ftlab.apps import course, lesson_files, report_card
 
     results = [(lesson, course.check_answers(lesson)) for lesson in lesson_files.lessons(options.numbers)]
     if options.numbers:
@@ -660,7 +661,9 @@ def check_exercises(options: argparse.Namespace) -> int:
             for number, verdict in enumerate(verdicts, 1):
                 print(say("course_verdict", lesson=lesson.number, number=number, verdict=verdict))
     else:
-        print(course.report_card(results))
+        print(report_card.as_text(results))
+    if options.out:
+        report_card.write_page(results, Path(options.out))
     return int(not all(verdict.passed for _, verdicts in results for verdict in verdicts))
 
 

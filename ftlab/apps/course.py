@@ -276,13 +276,3 @@ def plain_python(source: str) -> str:
     except SyntaxError:
         return ""
     return kept
-
-
-def report_card(results: list[tuple["Lesson", list["Verdict"]]]) -> str:
-    """Return how many exercises of each lesson are passed, and of all, as a text table in the user's language."""
-    from ftlab.apps import lesson_files
-
-    rows = [(lesson_files.title(lesson, language()), verdicts) for lesson, verdicts in results]
-    rows.append((say("course_all_lessons"), [verdict for _, verdicts in rows for verdict in verdicts]))
-    lines = [f"{sum(one.passed for one in verdicts):>3}/{len(verdicts):<3} {title}" for title, verdicts in rows]
-    return "\n".join([say("course_report_card"), *lines])

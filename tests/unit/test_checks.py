@@ -12,7 +12,7 @@ import torch
 from wrong_answers import RIGHT, WRONG
 
 from ftlab import checks
-from ftlab.apps import course, lesson_files, notebooks
+from ftlab.apps import cli, course, lesson_files, notebooks, report_card
 from ftlab.checks import trying
 from ftlab.errors import LANGUAGES, speaking
 
@@ -265,8 +265,20 @@ def test_course_check_reads_the_learner_s_edition_and_the_lesson_s_imports(key, 
     with speaking("zh"):
         verdicts = course.check_answers(lesson)
         assert [verdict.passed for verdict in verdicts] == [number == place for number in range(len(verdicts))]
-        assert course.report_card([(lesson, verdicts)]).splitlines()[-1] == "  1/4   全部课程"
-    assert course.report_card([(lesson, verdicts)]).splitlines()[0] == "exercises passed"
+        assert report_card.as_text([(lesson, verdicts)]).splitlines()[-1] == "  1/4   全部课程"
+        page = report_card.as_page([(lesson, verdicts)])
+        assert '<html lang="zh">' in page and lesson_files.title(lesson, "zh") in page
+        assert "".join("✓" if number == place else "·" for number in range(4)) in page and page.count("1/4") == 2
+    assert report_card.as_text([(lesson, verdicts)]).splitlines()[0] == "exercises passed"
+
+
+def test_a_report_card_is_not_written_over_a_file(tmp_path, capsys):
+    card = tmp_path / "card.html"
+    assert cli.main(["course", "check", "03", "--out", str(card)]) == 1
+    assert "0/4" in card.read_text(encoding="utf-8")
+    card.write_text("mine")
+    assert cli.main(["course", "check", "03", "--out", str(card)]) == 2
+    assert "exists" in capsys.readouterr().err and card.read_text() == "mine"
 
 
 def test_an_answer_may_use_parameters_and_definitions_above_but_nothing_is_trained():
