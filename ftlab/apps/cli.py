@@ -17,6 +17,7 @@ from ftlab.system_errors import explained
 
 # The exit codes that a shell reports for Ctrl-C, and for a closed output pipe (`ftlab data show NAME | head`).
 STOPPED, NO_READER = 130, 141
+NO_COMPILER = "TORCHDYNAMO_DISABLE"
 TRUST = ("--trust-remote-code", "--trust_remote_code")
 EXIT_CODES = (
     "exit codes: 0 success; 1 failure, or problems found; 2 invalid input; 130 stopped by Ctrl-C, a run also by "
@@ -285,17 +286,24 @@ def take_keys(verb: Parser, more: str = "") -> None:
 
 
 @contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """Import libraries with garbage collection off, and exclude their objects from later collections.
+def quick_imports() -> Iterator[None]:
+    """Import libraries without garbage collection, and without torch's compiler.
 
-    They create half a million permanent objects; traversing them repeatedly would add a second to the startup.
+    They create half a million permanent objects; traversing them repeatedly would add a second to the startup, so
+    they are also excluded from later collections. PEFT imports bitsandbytes, whose `torch.compile` decorators load
+    torch._inductor: 0.7 s for functions that its kernels for a CPU and for CUDA hardly ever call. torch reads the
+    variable when a function is decorated, so that `torch.compile` works as ever after the imports.
     """
+    own = os.environ.get(NO_COMPILER)
+    os.environ[NO_COMPILER] = "1"
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
         gc.enable()
+        del os.environ[NO_COMPILER]
+        os.environ.update({NO_COMPILER: own} if own is not None else {})
 
 
 def train_recipe(options: argparse.Namespace) -> int:
@@ -313,7 +321,7 @@ def train_recipe(options: argparse.Namespace) -> int:
     recipe = recipes.load(options.recipe, overrides)
     if processes := launch.to_start(recipe):
         return launch.start(processes, ["train", options.recipe, *options.overrides])
-    with uncollected():
+    with quick_imports():
         from ftlab.runs import train
 
     run = train.train(recipe, fresh=fresh[-1:] == ["true"])
@@ -325,7 +333,7 @@ def train_recipe(options: argparse.Namespace) -> int:
 
 def score_recipe(options: argparse.Namespace) -> None:
     """Print the scores of a recipe's model."""
-    with uncollected():
+    with quick_imports():
         from ftlab.recipe import read as recipes
         from ftlab.runs import evaluation
 
@@ -334,7 +342,7 @@ def score_recipe(options: argparse.Namespace) -> None:
 
 def compare_models(options: argparse.Namespace) -> None:
     """Let a judge, or the user, choose between the answers of two models; print and save the result."""
-    with uncollected():
+    with quick_imports():
         from ftlab.runs import compare
 
     asked = compare.questions(options.dataset, options.dataset_dir, options.max_samples)
@@ -364,7 +372,7 @@ def at_keyboard(question: str, left: str, right: str) -> int:
 
 def export_recipe(options: argparse.Namespace) -> None:
     """Export a recipe's model and print the comparison with the model in memory."""
-    with uncollected():
+    with quick_imports():
         from ftlab.recipe import read as recipes
         from ftlab.runs import export
 
@@ -379,7 +387,7 @@ def export_recipe(options: argparse.Namespace) -> None:
 
 def check_recipe(options: argparse.Namespace) -> None:
     """Print how the keys of a recipe were resolved."""
-    with uncollected():
+    with quick_imports():
         from ftlab.recipe import read as recipes
         from ftlab.runs import train
 
@@ -431,7 +439,7 @@ def explain_key(options: argparse.Namespace) -> None:
 
 def chat_with(options: argparse.Namespace) -> None:
     """Answer line after line until the input ends."""
-    with uncollected():
+    with quick_imports():
         from ftlab.apps import terminal_chat
 
     terminal_chat.talk(
@@ -447,7 +455,7 @@ def serve_model(options: argparse.Namespace) -> None:
 
     for name in ("fastapi", "uvicorn", "prometheus_client"):
         packages.require(name, "ftlab serve")
-    with uncollected():
+    with quick_imports():
         from ftlab.apps.serve import run
 
     run.serve(
@@ -512,7 +520,7 @@ def show_data(options: argparse.Namespace) -> None:
 
 def write_replay(options: argparse.Namespace) -> None:
     """Write a model's own answers as a data set and print what was kept."""
-    with uncollected():
+    with quick_imports():
         from ftlab.runs import replay
 
     sizes = {"max_samples": options.max_samples, "max_new_tokens": options.max_new_tokens, "seed": options.seed}

@@ -30,11 +30,15 @@ def ftlab(*arguments: str, before: str = "", **options) -> subprocess.CompletedP
     return subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, env=environment, **options)
 
 
-def test_garbage_is_collected_again_after_the_imports_even_where_one_fails():
-    with pytest.raises(ImportError), cli.uncollected():
-        assert not gc.isenabled()
+@pytest.mark.parametrize("own", [None, "0"])
+def test_garbage_is_collected_and_functions_compiled_again_after_the_imports_even_where_one_fails(own, monkeypatch):
+    monkeypatch.delenv(cli.NO_COMPILER, raising=False)
+    if own:
+        monkeypatch.setenv(cli.NO_COMPILER, own)
+    with pytest.raises(ImportError), cli.quick_imports():
+        assert not gc.isenabled() and os.environ[cli.NO_COMPILER] == "1"
         raise ImportError
-    assert gc.isenabled() and gc.get_freeze_count()
+    assert gc.isenabled() and gc.get_freeze_count() and os.environ.get(cli.NO_COMPILER) == own
     gc.unfreeze()
 
 

@@ -34,6 +34,18 @@ def test_a_verb_that_answers_at_once_imports_no_library_that_trains(verb):
     assert not imported(code) & HEAVY
 
 
+def test_a_run_imports_neither_torchs_compiler_nor_what_draws_serves_and_reports(tiny_recipe, tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(json.dumps(tiny_recipe | {"max_steps": 1, "save_strategy": "no", "plot_loss": False}))
+    code = (
+        "import sys\nfrom ftlab.apps.cli import main\n"
+        f"assert main(['recipe', 'check', {str(path)!r}]) == 0 and main(['train', {str(path)!r}]) == 0\n"
+        # torch.compile of the decorators that bitsandbytes has, which PEFT imports.
+        "assert 'torch._inductor.compile_fx' not in sys.modules"
+    )
+    assert not imported(code) & {"matplotlib", "IPython", "ipywidgets", "fastapi", "uvicorn", "tensorboard", "nbformat"}
+
+
 READERS = (
     "ftlab.runs.folder", "ftlab.apps.board.curves", "ftlab.apps.board.validation", "ftlab.apps.board.estimates",
 )  # fmt: skip
