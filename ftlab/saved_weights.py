@@ -9,6 +9,8 @@ from ftlab.errors import fail
 
 ADAPTER, MODEL = "adapter", "model"
 RESULTS = (ADAPTER, MODEL)
+# Values of `finetuning_type` that train the model itself; all others train an adapter.
+WHOLE_MODELS = ("full", "freeze", "bitfit")
 # What the folder of a checkpoint is called, before its step.
 PREFIX = "checkpoint-"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -23,7 +25,7 @@ class Weights(NamedTuple):
 
 def result_name(finetuning_type: str) -> str:
     """Return which of RESULTS a run with this `finetuning_type` leaves."""
-    return ADAPTER if finetuning_type == "lora" else MODEL
+    return MODEL if finetuning_type in WHOLE_MODELS else ADAPTER
 
 
 def weights_of(name: str | Path) -> Weights:

@@ -6,7 +6,7 @@ from typing import Any
 
 from ftlab import saved_weights
 from ftlab.errors import LabError, fail
-from ftlab.recipe.keys import Recipe
+from ftlab.recipe.keys import LAYER_METHODS, PROMPT_METHODS, Recipe
 
 # Key of a recipe -> its name in PEFT's adapter_config.json.
 DECIDED = {
@@ -32,22 +32,48 @@ def settle(recipe: Recipe, where: dict[str, str]) -> Recipe:
     """
     if not recipe.adapter_name_or_path or (config := config_of(recipe.adapter_name_or_path)) is None:
         return recipe
+    require_stage(recipe, config, where)
     given, has = recipe.model_fields_set, decided(config)
+    kind = str(config.get("peft_type")).lower()
+    if kind != "lora":
+        return settle_method(recipe, kind, where)
     if "lora_target" in given and recipe.lora_target == "all":
         # Whether the adapter has all layers only the model can tell: stages.rehearse.
         del has["lora_target"]
-    for key, value in (has | {"pissa_init": False}).items():
+    for key, value in (has | {"finetuning_type": kind, "pissa_init": False, "init_lora_weights": None}).items():
         asked = getattr(recipe, key)
         if key in given and asked is not None and comparable(asked) != comparable(value):
-            shown = str(value).lower() if isinstance(value, bool) else value
-            raise fail(
-                "recipe_continued",
-                where=where.get(key, key),
-                key=key,
-                value=asked,
-                adapter=recipe.adapter_name_or_path,
-                has=shown,
-            )
+            raise other(recipe, key, value, where)
+    return recipe.model_copy(update=has)
+
+
+def other(recipe: Recipe, key: str, value: Any, where: dict[str, str]) -> LabError:
+    """Build the error for a key whose value is not the adapter's."""
+    shown = str(value).lower() if isinstance(value, bool) else value
+    names: dict[str, Any] = {"key": key, "value": getattr(recipe, key), "adapter": recipe.adapter_name_or_path}
+    return fail("recipe_continued", where=where.get(key, key), has=shown, **names)
+
+
+def settle_method(recipe: Recipe, kind: str, where: dict[str, str]) -> Recipe:
+    """Return a recipe that continues an adapter of another method than LoRA, which has its config in its folder.
+
+    Raises:
+        LabError: another method, or fields of a config, that the adapter has already.
+    """
+    if "finetuning_type" in recipe.model_fields_set and recipe.finetuning_type != kind:
+        raise other(recipe, "finetuning_type", kind, where)
+    for key in ("peft_config", "lora_target", "additional_target"):
+        if key in recipe.model_fields_set:
+            raise other(recipe, key, "a config of its own", where)
+    return recipe.model_copy(update={"finetuning_type": kind} if kind in (*LAYER_METHODS, *PROMPT_METHODS) else {})
+
+
+def require_stage(recipe: Recipe, config: dict[str, Any], where: dict[str, str]) -> None:
+    """Refuse to continue a reward model as a language model, and the reverse.
+
+    Raises:
+        LabError: naming the kind of the adapter.
+    """
     if (config.get("task_type") == "SEQ_CLS") != (recipe.stage == "rm"):
         kind = config.get("task_type")
         raise fail(
@@ -57,15 +83,13 @@ def settle(recipe: Recipe, where: dict[str, str]) -> Recipe:
             adapter=recipe.adapter_name_or_path,
             kind=kind,
         )
-    return recipe.model_copy(update=has)
 
 
 def config_of(name: str) -> dict[str, Any] | None:
-    """Return the adapter_config.json of a LoRA adapter, or of the one in a run folder; None if there is none."""
+    """Return the adapter_config.json of an adapter, or of the one in a run folder; None if there is none."""
     with contextlib.suppress(LabError, OSError, ValueError):
         weights = saved_weights.weights_of(name)
-        config = json.loads((weights.folder / saved_weights.ADAPTER_CONFIG).read_text(encoding="utf-8"))
-        return config if config.get("peft_type") == "LORA" else None
+        return json.loads((weights.folder / saved_weights.ADAPTER_CONFIG).read_text(encoding="utf-8"))
     return None
 
 

@@ -11,6 +11,14 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ftlab.recipe.training_fields import FIELDS
+from ftlab.saved_weights import WHOLE_MODELS
+
+# Methods of PEFT other than LoRA, under PEFT's own names: they change the layers that `lora_target` names, or they add
+# virtual tokens.
+LAYER_METHODS = ("adalora", "fourierft", "ia3", "ln_tuning", "loha", "lokr", "oft", "vera")
+PROMPT_METHODS = ("p_tuning", "prefix_tuning", "prompt_tuning")
+# Those that PEFT computes on bitsandbytes' layers, or that leave the layers alone.
+ON_QUANTIZED = ("lora", "adalora", "ia3", "oft", "vera", *PROMPT_METHODS)
 
 
 def key(default: Any, meaning: str, becomes: str = "", **limits: Any) -> Any:
@@ -76,27 +84,46 @@ class Recipe(BaseModel):
         "SFT/Reward/DPO/KTO/ORPO/CPO/GRPOTrainer, ftlab's PPOTrainer",
     )
     do_train: bool = key(True, "false: `ftlab train` refuses the recipe, which is for eval, chat or export")
-    finetuning_type: Literal["lora", "full", "freeze"] = key(
+    finetuning_type: Literal[
+        "lora", "full", "freeze", "bitfit", "adalora", "fourierft", "ia3", "ln_tuning", "loha", "lokr", "oft",
+        "vera", "p_tuning", "prefix_tuning", "prompt_tuning",
+    ] = key(
         "lora",
-        "lora: low-rank matrices added to the weights; full: all weights; freeze: the last layers",
+        "lora: low-rank matrices added to the weights; full: all weights; freeze: the last layers; bitfit: biases; "
+        "the others are PEFT's methods of these names",
         "peft_config",
+    )  # fmt: skip
+    peft_config: dict[str, Any] = key(
+        {},
+        "fields of the PEFT config of a `finetuning_type` other than lora, such as {oft_block_size: 64}",
+        "OFTConfig, IA3Config, VeraConfig ...",
     )
     lora_rank: int = key(8, "rank of the two matrices", "LoraConfig.r", ge=1)
     lora_alpha: int | None = key(None, "their product is scaled by alpha / r; None: 2 r", "LoraConfig.lora_alpha", ge=1)
     lora_dropout: float = key(0.0, "fraction of their inputs set to 0", "LoraConfig.lora_dropout", ge=0, lt=1)
-    lora_target: str = key("all", "all, or layer names separated by commas", "LoraConfig.target_modules")
-    additional_target: str | None = key(None, "layers trained whole and saved", "LoraConfig.modules_to_save")
+    lora_target: str = key(
+        "all", "all, or layer names separated by commas; for every method that changes layers", "target_modules"
+    )
+    additional_target: str | None = key(None, "layers trained whole and saved", "modules_to_save")
     use_rslora: bool = key(False, "scale by alpha / sqrt(r)", "LoraConfig.use_rslora")
     use_dora: bool = key(False, "train direction and magnitude separately", "LoraConfig.use_dora")
     pissa_init: bool = key(False, "start from the weights' largest singular values", "LoraConfig.init_lora_weights")
     pissa_iter: int = key(16, "iterations of the fast SVD; -1: exact", "init_lora_weights='pissa_niter_16'", ge=-1)
+    init_lora_weights: Literal["gaussian", "olora", "orthogonal"] | None = key(
+        None, "another start: A from a normal distribution, the factors of the weight's QR, or orthogonal matrices",
+        "LoraConfig.init_lora_weights",
+    )  # fmt: skip
     loraplus_lr_ratio: float | None = key(
         None, "learning rate of B over that of A", "peft.optimizers.create_loraplus_optimizer", gt=0
     )
     freeze_trainable_layers: int = key(2, "freeze: layers trained, from the end (negative: from the start)")
     freeze_trainable_modules: str = key("all", "freeze: names inside those layers, or all")
     freeze_extra_modules: str | None = key(None, "freeze: names outside the layers, such as lm_head")
+    use_llama_pro: bool = key(
+        False, "freeze: layers at equal distances are trained instead: the blocks that LLaMA Pro has inserted"
+    )
     pure_bf16: bool = key(False, "full, freeze: keep the trained weights in bfloat16", "from_pretrained(dtype=)")
+    use_muon: bool = key(False, "train matrices with Muon, all other weights with AdamW", "torch.optim.Muon")
     use_dft_loss: bool = key(False, "weight each token by its probability", "SFTConfig.loss_type='dft'")
     moe_aux_loss_coef: float | None = key(
         None,
@@ -254,41 +281,78 @@ class Recipe(BaseModel):
         """
         if self.train_on_prompt and self.mask_history:
             raise ValueError("`train_on_prompt` and `mask_history` contradict each other")
-        if self.quantization_bit and self.finetuning_type != "lora":
-            raise ValueError("`quantization_bit` freezes the base: it needs `finetuning_type: lora`")
+        if self.quantization_bit and self.finetuning_type not in ON_QUANTIZED:
+            raise ValueError(f"`quantization_bit` needs a `finetuning_type` of {', '.join(ON_QUANTIZED)}")
         if self.quantization_bit and self.infer_backend not in ("huggingface", "hf"):
             raise ValueError("`infer_backend` other than huggingface rounds weights itself: drop `quantization_bit`")
         if self.val_size and self.eval_dataset:
             raise ValueError("`val_size` and `eval_dataset` both name the validation rows: keep one")
-        if self.pissa_init and self.use_dora:
-            raise ValueError("`pissa_init` and `use_dora` cannot be combined")
-        if self.pissa_init and self.quantization_bit:
-            raise ValueError("`pissa_init` changes the base weights, which `quantization_bit` freezes")
         if self.val_size > 1 and self.val_size != int(self.val_size):
             raise ValueError("`val_size` above 1 is a number of examples: it must be a whole number")
         if self.packing and self.stage not in ("sft", "pt"):
             raise ValueError(f"`packing` is for sft and pt, not for `stage: {self.stage}`")
         if self.training.get("fsdp") and self.training.get("deepspeed"):
             raise ValueError("`fsdp` and `deepspeed` both shard the model: keep one")
-        if self.pissa_init and (self.training.get("fsdp") or self.training.get("deepspeed")):
-            raise ValueError("`pissa_init` needs whole weights: it cannot be combined with `fsdp` or `deepspeed`")
         self.fits_names("eval_figures", EVAL_FIGURES)
-        if self.finetuning_type != "lora":
-            self.fits_whole_weights()
+        self.fits_start()
+        self.fits_method()
+        if self.use_muon:
+            self.fits_muon()
         if self.stage in ("ppo", "grpo"):
             self.fits_rewards()
         return self
 
-    def fits_whole_weights(self) -> None:
-        """Refuse keys that need an adapter.
+    def fits_start(self) -> None:
+        """Refuse what a start that changes the base weights cannot be combined with.
+
+        Raises:
+            ValueError: naming the pair.
+        """
+        if self.pissa_init and self.init_lora_weights:
+            raise ValueError("`pissa_init` and `init_lora_weights` are two starts: keep one")
+        if not self.changes_base:
+            return
+        name = "pissa_init" if self.pissa_init else "init_lora_weights: olora"
+        if self.use_dora:
+            raise ValueError(f"`{name}` and `use_dora` cannot be combined")
+        if self.quantization_bit:
+            raise ValueError(f"`{name}` changes the base weights, which `quantization_bit` freezes")
+        if self.training.get("fsdp") or self.training.get("deepspeed"):
+            raise ValueError(f"`{name}` needs whole weights: it cannot be combined with `fsdp` or `deepspeed`")
+
+    def fits_method(self) -> None:
+        """Refuse keys that a recipe's `finetuning_type` cannot use.
 
         Raises:
             ValueError: naming them.
         """
-        if self.adapter_name_or_path:
-            raise ValueError("`adapter_name_or_path` is continued by `finetuning_type: lora` alone: merge it first")
-        if self.loraplus_lr_ratio:
+        kind, lora = self.finetuning_type, self.finetuning_type == "lora"
+        if self.adapter_name_or_path and not self.adapts:
+            raise ValueError(f"`adapter_name_or_path` is not continued by `finetuning_type: {kind}`: merge it first")
+        if self.loraplus_lr_ratio and not lora:
             raise ValueError("`loraplus_lr_ratio` needs `finetuning_type: lora`")
+        if self.peft_config and lora:
+            raise ValueError("`peft_config` is for other methods: LoRA has the keys `lora_rank`, `lora_alpha` ...")
+        if kind in PROMPT_METHODS and self.packs:
+            raise ValueError(f"`finetuning_type: {kind}` puts virtual tokens before each row: write `packing: false`")
+        if kind in ("p_tuning", "prompt_tuning") and self.objective in ("orpo", "simpo"):
+            raise ValueError(f"trl does not count virtual tokens in `stage: {self.objective}`: use `prefix_tuning`")
+        if kind == "adalora" and self.objective in ("dpo", "kto", "grpo"):
+            raise ValueError(f"trl keeps a second adapter in `stage: {self.objective}`, which AdaLoRA cannot have")
+        if kind == "adalora" and (self.early_stopping_steps or self.training.get("load_best_model_at_end")):
+            raise ValueError("`finetuning_type: adalora` removes ranks, and cannot go back to an earlier checkpoint")
+
+    def fits_muon(self) -> None:
+        """Refuse keys that describe another optimizer than Muon.
+
+        Raises:
+            ValueError: naming the first.
+        """
+        if self.loraplus_lr_ratio:
+            raise ValueError("`use_muon` and `loraplus_lr_ratio` are two optimizers: keep one")
+        others = ("optim", "optim_args", "optim_target_modules", "fsdp", "deepspeed")
+        for name in (name for name in others if self.training.get(name)):
+            raise ValueError(f"`use_muon` is an optimizer of its own: remove `{name}`")
 
     def fits_rewards(self) -> None:
         """Refuse keys that learning from rewards cannot use.
@@ -315,6 +379,21 @@ class Recipe(BaseModel):
         for one in filter(None, (part.strip() for part in (getattr(self, name) or "").split(","))):
             if one not in known:
                 raise ValueError(f"`{name}` has no `{one}`; there are {', '.join(known)}")
+
+    @property
+    def adapts(self) -> bool:
+        """Whether what is trained is an adapter, not the model itself."""
+        return self.finetuning_type not in WHOLE_MODELS
+
+    @property
+    def frozen_base(self) -> bool:
+        """Whether no weight of the model itself is trained: LN tuning trains copies of its norms."""
+        return self.adapts and self.finetuning_type != "ln_tuning"
+
+    @property
+    def changes_base(self) -> bool:
+        """Whether an adapter's start is taken out of the base weights."""
+        return self.pissa_init or self.init_lora_weights == "olora"
 
     @property
     def objective(self) -> str:
@@ -384,21 +463,18 @@ REWARDED = ("ppo", "grpo")
 BALANCED = ("pt", "sft", "dpo", "kto", "grpo")
 CONDITIONS = (
     Condition(
-        (
-            "lora_rank",
-            "lora_alpha",
-            "lora_dropout",
-            "lora_target",
-            "additional_target",
-            "use_rslora",
-            "use_dora",
-            "pissa_init",
-        ),
+        ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "pissa_init", "init_lora_weights"),
         lambda recipe: recipe.finetuning_type == "lora",
-        "finetuning_type: lora",
+        "finetuning_type: lora; other methods of PEFT have `peft_config`",
     ),
     Condition(
-        ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules"),
+        ("lora_target", "additional_target"),
+        lambda recipe: recipe.finetuning_type in ("lora", *LAYER_METHODS),
+        "a finetuning_type that changes layers",
+    ),
+    Condition(("peft_config",), lambda recipe: recipe.adapts, "a finetuning_type of PEFT"),
+    Condition(
+        ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules", "use_llama_pro"),
         lambda recipe: recipe.finetuning_type == "freeze",
         "finetuning_type: freeze",
     ),

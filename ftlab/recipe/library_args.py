@@ -8,7 +8,7 @@ from ftlab.data.encoding import Encoding
 from ftlab.device import Machine, training_arguments
 from ftlab.errors import fail, say
 from ftlab.recipe import sharding
-from ftlab.recipe.keys import BALANCED, Recipe
+from ftlab.recipe.keys import BALANCED, PROMPT_METHODS, Recipe
 from ftlab.recipe.training_fields import FIELDS
 
 FORMATS = {"bf16": "bfloat16", "fp16": "float16"}
@@ -124,18 +124,18 @@ def autocasts(recipe: Recipe, machine: Machine) -> bool:
     """Return True if float32 weights are multiplied in bfloat16: always on GPUs, on a CPU for trained weights."""
     if machine.dtype != "bfloat16":
         return False
-    return machine.mixed_precision or (recipe.finetuning_type != "lora" and not recipe.pure_bf16)
+    return machine.mixed_precision or not (recipe.frozen_base or recipe.pure_bf16)
 
 
 def weights_dtype(recipe: Recipe, machine: Machine) -> str:
     """Return the number format to load the model in.
 
     Weights that are trained are kept in float32, because small updates vanish in 16 bits; `pure_bf16` keeps them
-    in bfloat16 all the same. A frozen base under LoRA is loaded in the machine's own format.
+    in bfloat16 all the same. A frozen base under an adapter is loaded in the machine's own format.
     """
     if recipe.pure_bf16:
         return "bfloat16"
-    return machine.dtype if recipe.finetuning_type == "lora" else "float32"
+    return machine.dtype if recipe.frozen_base else "float32"
 
 
 def model_settings(recipe: Recipe, machine: Machine) -> dict[str, Any]:
@@ -191,19 +191,49 @@ def quantization_settings(recipe: Recipe, machine: Machine) -> dict[str, Any]:
     }
 
 
+# `finetuning_type` -> its class in PEFT.
+PEFT_CONFIGS = {
+    "lora": "LoraConfig", "adalora": "AdaLoraConfig", "fourierft": "FourierFTConfig",
+    "ia3": "IA3Config", "ln_tuning": "LNTuningConfig", "loha": "LoHaConfig", "lokr": "LoKrConfig", "oft": "OFTConfig",
+    "vera": "VeraConfig", "p_tuning": "PromptEncoderConfig", "prefix_tuning": "PrefixTuningConfig",
+    "prompt_tuning": "PromptTuningConfig",
+}  # fmt: skip
+# What PEFT leaves open and a config needs: AdaLoRA's steps are known when training starts (runs/adapters.py).
+PEFT_DEFAULTS: dict[str, dict[str, Any]] = {
+    "adalora": {"total_step": 2**31},
+    **{method: {"num_virtual_tokens": 20} for method in PROMPT_METHODS},
+}
+
+
+def peft_settings(recipe: Recipe) -> dict[str, Any]:
+    """Return the fields of a recipe's PEFT config; a mixture's and LN tuning's layers depend on the model."""
+    task = {"task_type": "SEQ_CLS" if recipe.stage == "rm" else "CAUSAL_LM"}
+    if recipe.finetuning_type == "lora":
+        return lora_settings(recipe) | task
+    layers = {} if recipe.finetuning_type in PROMPT_METHODS else targeted(recipe)
+    return layers | PEFT_DEFAULTS.get(recipe.finetuning_type, {}) | recipe.peft_config | task
+
+
+def targeted(recipe: Recipe) -> dict[str, Any]:
+    """Return the fields that name layers; IA3 has PEFT's own choice: keys, values and the MLP's second matrix."""
+    every = None if recipe.finetuning_type == "ia3" else "all-linear"
+    return {
+        "target_modules": every if recipe.lora_target == "all" else names(recipe.lora_target),
+        "modules_to_save": names(recipe.additional_target) if recipe.additional_target else None,
+    }
+
+
 def lora_settings(recipe: Recipe) -> dict[str, Any]:
-    """Return the fields of a recipe's LoraConfig."""
+    """Return the fields of a recipe's LoraConfig but for its task."""
     pissa = "pissa" if recipe.pissa_iter == -1 else f"pissa_niter_{recipe.pissa_iter}"
     return {
         "r": recipe.lora_rank,
         "lora_alpha": recipe.lora_alpha or 2 * recipe.lora_rank,
         "lora_dropout": recipe.lora_dropout,
-        "target_modules": "all-linear" if recipe.lora_target == "all" else names(recipe.lora_target),
-        "modules_to_save": names(recipe.additional_target) if recipe.additional_target else None,
+        **targeted(recipe),
         "use_rslora": recipe.use_rslora,
         "use_dora": recipe.use_dora,
-        "init_lora_weights": pissa if recipe.pissa_init else True,
-        "task_type": "SEQ_CLS" if recipe.stage == "rm" else "CAUSAL_LM",
+        "init_lora_weights": pissa if recipe.pissa_init else recipe.init_lora_weights or True,
     }
 
 

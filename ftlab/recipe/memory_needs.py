@@ -84,7 +84,7 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
 
     What a model writes itself (ppo, grpo) comes on top of that length.
     """
-    kind, whole = recipe.finetuning_type, recipe.finetuning_type != "lora"
+    kind, whole = recipe.finetuning_type, not recipe.frozen_base
     plain = 4 if library_args.weights_dtype(recipe, machine) == "float32" else 2
     quantized = {None: plain, 8: memory.INT8_BYTES, 4: nf4_bytes(recipe)}[recipe.quantization_bit]
     settings, _ = library_args.training_settings(recipe, Path("."), machine)
@@ -96,8 +96,8 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
         sequences=batch * (2 if recipe.objective in PAIRED else 1),
         length=given + new_tokens,
         trained=trained_weights(recipe, decoder),
-        trained_layers=min(abs(recipe.freeze_trainable_layers), decoder.layers) if kind == "freeze" else 0,
-        adapter_rank=recipe.lora_rank if kind == "lora" else 0,
+        trained_layers=reached_layers(recipe, decoder) if kind == "freeze" else 0,
+        adapter_rank=recipe.lora_rank if recipe.frozen_base else 0,
         linear_bytes=quantized,
         other_bytes=plain,
         trained_bytes=trained_bytes(recipe, machine, plain, plan),
@@ -116,6 +116,12 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
     )
 
 
+def reached_layers(recipe: Recipe, decoder: Decoder) -> int:
+    """Return how many blocks the backward pass goes through: from the last to the first that is trained."""
+    count = min(abs(recipe.freeze_trainable_layers), decoder.layers)
+    return decoder.layers - decoder.layers // count + 1 if recipe.use_llama_pro and count else count
+
+
 def adapts_experts(recipe: Recipe) -> bool:
     """Return True if `lora_target` names a mixture's experts, or all."""
     return bool({"all", "experts", *EXPERTS} & set(library_args.names(recipe.lora_target)))
@@ -123,7 +129,7 @@ def adapts_experts(recipe: Recipe) -> bool:
 
 def trained_bytes(recipe: Recipe, machine: Machine, plain: int, plan: Plan) -> int:
     """Return the bytes of one trained weight: the model's own, or an adapter's."""
-    if recipe.finetuning_type != "lora":
+    if not recipe.frozen_base:
         return plain
     if recipe.quantization_bit and machine.dtype == "bfloat16" and recipe.objective in ROUNDED:
         return 2
@@ -156,7 +162,7 @@ def loss(recipe: Recipe, decoder: Decoder, machine: Machine, plan: Plan) -> dict
         return {"loss_tile": plan.loss_tile, "tile_bytes": memory.FUSED_TILE_BYTES}
     reference = {"reference_tile": plan.loss_tile} if recipe.objective in COMPARED_IN_THE_LOSS else {}
     capped = decoder.family in memory.CAPPED
-    if plan.loss and recipe.finetuning_type == "lora" and not recipe.additional_target and not capped:
+    if plan.loss and recipe.adapts and not recipe.additional_target and not capped:
         rows = {"tile_rows": memory.FROZEN_ROWS, "tile_bytes": memory.FROZEN_BYTES}
         return {"loss_tile": decoder.vocabulary} | rows | reference
     held = memory.TORCH_TILE_BYTES + (memory.CAP_BYTES if capped else 0)
@@ -198,15 +204,18 @@ def changed(recipe: Recipe, keys: dict[str, Any]) -> Recipe | None:
 
 def report(recipe: Recipe, machine: Machine) -> str:
     """Return the needs of the recipe and of the other methods, whether it fits, and which keys to change if not."""
-    rows = {f"{name}{'  <- this recipe' if name == method(recipe) else ''}": keys for name, keys in METHODS.items()}
+    methods = METHODS | ({} if method(recipe) in METHODS else {method(recipe): {}})
+    rows = {f"{name}{'  <- this recipe' if name == method(recipe) else ''}": keys for name, keys in methods.items()}
     batch = training(recipe, sizes(recipe.model_name_or_path, recipe.trust_remote_code), machine)
     lines = [f"{batch.sequences} rows of {batch.length} tokens at a time"]
     lines += [f"{'GiB':<24} weights  moments gradients activations   logits     peak  smallest GPU"]
     for label, keys in rows.items():
-        wanted = recipe if "this" in label else changed(without(recipe, "quantization_bit"), keys)
+        wanted = recipe if "this" in label else changed(without(recipe, "quantization_bit", "peft_config"), keys)
         if wanted:
             lines.append(row(label, needs(wanted, machine)))
     own = memory.estimate(sizes(recipe.model_name_or_path, recipe.trust_remote_code), batch)
+    if recipe.adapts and recipe.finetuning_type != "lora":
+        lines.append(say("memory_like_lora", method=recipe.finetuning_type))
     room = machine.memory_bytes - RESERVED_BYTES
     if own.peak <= room:
         lines.append(say("memory_fits", peak=gib(own.peak), room=gib(machine.memory_bytes)))
@@ -220,7 +229,7 @@ def grid(
     recipe: Recipe, machine: Machine, batches: Sequence[int], lengths: Sequence[int]
 ) -> dict[tuple[str, int, int], Needs]:
     """Return (method, rows at a time, tokens of a row) -> needs, for every method that the other keys allow."""
-    plain, found = without(recipe, "quantization_bit"), {}
+    plain, found = without(recipe, "quantization_bit", "peft_config"), {}
     for name, keys in METHODS.items():
         for batch in batches:
             for length in lengths:
@@ -238,12 +247,13 @@ def gpu(name: str) -> Machine:
 
 def method(recipe: Recipe) -> str:
     """Return which of METHODS a recipe uses."""
-    return "qlora" if recipe.quantization_bit else recipe.finetuning_type
+    return "qlora" if recipe.quantization_bit and recipe.finetuning_type == "lora" else recipe.finetuning_type
 
 
-def without(recipe: Recipe, key: str) -> Recipe:
-    """Return a recipe with one key back at its default."""
-    return recipes.read({name: value for name, value in recipes.plain(recipe).items() if name != key})[0]
+def without(recipe: Recipe, *keys: str) -> Recipe:
+    """Return a recipe with some keys back at their defaults."""
+    left = {name: value for name, value in recipes.plain(recipe).items() if name not in keys}
+    return recipes.read(left)[0]
 
 
 def row(label: str, found: Needs) -> str:

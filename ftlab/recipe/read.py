@@ -264,6 +264,29 @@ def low_rank(name: str, settings: dict[str, str]) -> Callable[[dict[str, Any], s
     return resolve
 
 
+# LLaMA-Factory's keys of OFT -> fields of PEFT's OFTConfig, and what LLaMA-Factory does without them.
+OFT = {"oft_rank": ("r", 0), "oft_block_size": ("oft_block_size", 32), "module_dropout": ("module_dropout", 0.0)}
+
+
+def oft(name: str) -> Callable[[dict[str, Any], str], Resolved]:
+    """Return what resolves a key of OFT: fields of `peft_config`, or for `oft_target` the layers."""
+
+    def resolve(asked: dict[str, Any], where: str) -> Resolved:
+        if asked.get("finetuning_type") != "oft":
+            return {}, dropped(name, asked[name], "it counts beside finetuning_type: oft alone")
+        if name == "oft_target":
+            layers = asked[name]
+            found = {"lora_target": ",".join(map(str, layers)) if isinstance(layers, list) else layers}
+        else:
+            fields = {field: asked.get(key, usual) for key, (field, usual) in OFT.items()}
+            found = {"peft_config": fields | (asked.get("peft_config") or {})}
+        ((new, value),) = found.items()
+        reason = "other methods of PEFT have their fields there"
+        return found, say("recipe_note_renamed", key=name, new=new, value=brief(value), reason=reason)
+
+    return resolve
+
+
 def new_adapter(asked: dict[str, Any], where: str) -> Resolved:
     """Return nothing for `create_new_adapter` and a note; it is refused together with an adapter.
 
@@ -313,6 +336,7 @@ RESOLVED: dict[str, Callable[[dict[str, Any], str], Resolved]] = {
             "scale_type": "scale_type",
         },
     ),
+    **{name: oft(name) for name in ("oft_target", *OFT)},
     "create_new_adapter": new_adapter,
     "resume_from_checkpoint": resume,
     "fsdp": sharding.fsdp,
@@ -324,6 +348,8 @@ RESOLVED_MEANING = {
     "neat_packing": "true: packing: true; examples that share a row are always kept apart",
     "use_galore": "true: optim: galore_adamw, with galore_target and the other galore_ keys in optim_args",
     "use_apollo": "true: optim: apollo_adamw, with apollo_target and the other apollo_ keys in optim_args",
+    "oft_target": "finetuning_type: oft: now lora_target",
+    **{name: f"finetuning_type: oft: now {field} in peft_config" for name, (field, _) in OFT.items()},
     "create_new_adapter": "refused together with adapter_name_or_path: merge that adapter first",
     "fsdp_transformer_layer_cls_to_wrap": "an entry of fsdp_config: the class of layers that are sharded one by one",
     "fsdp_min_num_params": "an entry of fsdp_config: shard layers of at least so many weights",

@@ -22,7 +22,7 @@ from ftlab.recipe.frameworks.swift import SWIFT
 from ftlab.recipe.frameworks.table import Framework, Values
 from ftlab.recipe.keys import Recipe
 from ftlab.recipe.library_args import names as parts
-from ftlab.recipe.read import decisive, plain
+from ftlab.recipe.read import OFT, decisive, plain
 from ftlab.recipe.training_fields import FIELDS
 
 PREFERENCES = ("dpo", "kto", "orpo", "simpo")
@@ -34,8 +34,9 @@ SHARED = (
 )  # fmt: skip
 # Keys that belong to one kind of run only, and say nothing in another.
 ONLY = {
-    "lora": {name for name in Recipe.model_fields if name.startswith(("lora", "pissa")) or name in (
-        "additional_target", "use_rslora", "use_dora")},
+    "lora": {name for name in Recipe.model_fields if name.startswith(("lora_", "pissa")) or name in (
+        "loraplus_lr_ratio", "use_rslora", "use_dora", "init_lora_weights")} - {"lora_target"},
+    "layers": {"lora_target", "additional_target"},
     "freeze": {name for name in Recipe.model_fields if name.startswith("freeze_")},
     "quantized": {"quantization_type", "double_quantization"},
     "preferences": {"pref_beta"},
@@ -62,7 +63,8 @@ SWIFT_COLUMNS = {
 # ftlab's own; LLaMA-Factory has all the others.
 NOT_IN_LLAMA_FACTORY = {
     "dataset_substitutions", "device_map", "export_dtype", "export_gguf", "reward_funcs", "num_generations",
-    "on_bad_rows", "max_memory", "shortcuts", "eval_figures", "tasks", "moe_aux_loss_per_layer",
+    "on_bad_rows", "max_memory", "shortcuts", "eval_figures", "tasks", "moe_aux_loss_per_layer", "peft_config",
+    "init_lora_weights",
 }  # fmt: skip
 
 
@@ -110,6 +112,7 @@ def relevant(recipe: Recipe) -> Values:
         shared = {name: value for name, value in shared.items() if name != "max_steps" or value > 0}
     kind = {
         "lora": recipe.finetuning_type == "lora",
+        "layers": recipe.finetuning_type in ("lora", *keys.LAYER_METHODS),
         "freeze": recipe.finetuning_type == "freeze",
         "quantized": recipe.quantization_bit == 4,
         "preferences": recipe.objective in PREFERENCES + REWARDED,
@@ -177,8 +180,25 @@ def llamafactory(recipe: Recipe) -> str:
     values |= {"template": recipe.template} if recipe.template else {}
     if values["stage"] in ("orpo", "simpo"):
         values |= {"stage": "dpo", "pref_loss": recipe.objective}
+    if recipe.finetuning_type not in ("lora", "full", "freeze", "oft"):
+        raise lacks("llamafactory", "finetuning_type", recipe.finetuning_type)
+    if recipe.finetuning_type == "oft":
+        values |= oft(recipe)
+        values = {name: value for name, value in values.items() if name not in ("lora_target", "peft_config")}
     left = {name: values.pop(name) for name in NOT_IN_LLAMA_FACTORY if name in values}
     return "# llamafactory-cli train FILE\n" + comments(left) + dumped(values)
+
+
+def oft(recipe: Recipe) -> Values:
+    """Return LLaMA-Factory's keys of OFT.
+
+    Raises:
+        LabError: a field of `peft_config` that it has no key for.
+    """
+    theirs = {field: key for key, (field, _) in OFT.items()}
+    if unknown := recipe.peft_config.keys() - theirs.keys():
+        raise lacks("llamafactory", "peft_config", ", ".join(sorted(unknown)))
+    return {"oft_target": recipe.lora_target} | {theirs[name]: value for name, value in recipe.peft_config.items()}
 
 
 def swift(recipe: Recipe) -> str:

@@ -16,6 +16,8 @@ DATA = (
     "interleave_probs", "val_size", "cutoff_len", "packing", "train_on_prompt", "mask_history", "stage", "pref_loss",
     "reward_funcs", "reward_model", "default_system",
 )  # fmt: skip
+# Methods whose layers depend on the loaded model; AdaLoRA does something at every step.
+NO_SCRIPT = ("freeze", "bitfit", "ln_tuning", "adalora")
 # What `tokenized.py` is for: TRL's trainers of the other objectives take token ids by themselves.
 TOKENIZED_HERE = ("dpo", "kto", "orpo", "simpo")
 
@@ -26,16 +28,16 @@ def script(recipe: Recipe) -> str:
     Only the rows come from ftlab: one renderer makes the tokens of training, chat and server.
 
     Raises:
-        LabError: no data set or run folder, `finetuning_type: freeze`, whose layers depend on the loaded model,
-            `stage: ppo`, which TRL does not have, or keys that ftlab's own training alone understands.
+        LabError: no data set or run folder, a `finetuning_type` whose layers depend on the loaded model or that does
+            something at every step, `stage: ppo`, which TRL does not have, or keys that only ftlab's training has.
     """
     for name, value in (("dataset", recipe.dataset), ("output_dir", recipe.output_dir)):
         if not value:
             raise fail("recipe_missing_key", key=name)
-    for name, value in (("finetuning_type", "freeze"), ("stage", "ppo")):
-        if getattr(recipe, name) == value:
+    for name, values in (("finetuning_type", NO_SCRIPT), ("stage", ("ppo",))):
+        if (value := getattr(recipe, name)) in values:
             raise fail("recipe_not_there", where=name, key=f"{name}: {value}", framework="trl")
-    for name in ("rope_scaling", "moe_aux_loss_per_layer"):
+    for name in ("rope_scaling", "moe_aux_loss_per_layer", "use_muon"):
         if getattr(recipe, name):
             raise fail("recipe_not_there", where=name, key=name, framework="trl")
     machine = device.describe()
@@ -58,8 +60,9 @@ def imports(recipe: Recipe, machine: device.Machine, trainers: str, classes: lis
     transformers += ["Trainer"] if recipe.loraplus_lr_ratio else []
     transformers += ["EarlyStoppingCallback"] if recipe.early_stopping_steps else []
     lines = []
-    if recipe.finetuning_type == "lora":
-        names = "PeftModel" if recipe.adapter_name_or_path else "LoraConfig, get_peft_model"
+    if recipe.adapts:
+        kind = library_args.PEFT_CONFIGS[recipe.finetuning_type]
+        names = "PeftModel" if recipe.adapter_name_or_path else f"{kind}, get_peft_model"
         lines.append(f"from peft import {names}")
     if recipe.loraplus_lr_ratio:
         lines.append("from peft.optimizers import create_loraplus_optimizer")
@@ -115,11 +118,12 @@ def model(recipe: Recipe, machine: device.Machine) -> str:
     lines += ["cpu.keep_gradients(model)"] if recipe.quantization_bit == 4 else []
     lines.append("model.config.use_cache = False")
     own_dtype = f"autocast_adapter_dtype={library_args.plan(recipe, machine).float32_adapters}"
-    if recipe.finetuning_type == "lora" and recipe.adapter_name_or_path:
+    if recipe.adapts and recipe.adapter_name_or_path:
         start = str(weights_of(recipe.adapter_name_or_path).folder)
         lines.append(call("model = PeftModel.from_pretrained", ["model", repr(start), "is_trainable=True", own_dtype]))
-    elif recipe.finetuning_type == "lora":
-        lines.append(call("peft_config = LoraConfig", arguments(library_args.lora_settings(recipe))))
+    elif recipe.adapts:
+        kind = library_args.PEFT_CONFIGS[recipe.finetuning_type]
+        lines.append(call(f"peft_config = {kind}", arguments(library_args.peft_settings(recipe))))
         lines.append(f"model = get_peft_model(model, peft_config, {own_dtype})")
     return "\n".join(lines) + "\n"
 

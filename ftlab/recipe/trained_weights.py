@@ -1,8 +1,13 @@
 """How many weights a recipe trains, counted from the model's sizes: no weights are read, no model is built."""
 
-from ftlab.memory import Decoder
+from typing import Any
+
+from ftlab.memory import ATTENTION, TWO_MATRIX_MLP, Decoder
 from ftlab.recipe import library_args
-from ftlab.recipe.keys import Recipe
+from ftlab.recipe.keys import PROMPT_METHODS, Recipe
+
+# Families whose linear layers have biases: which layers; all of them in the families with two matrices in an MLP.
+BIASED = {"qwen2": ("q_proj", "k_proj", "v_proj")}
 
 
 def trained_weights(recipe: Recipe, decoder: Decoder) -> int:
@@ -17,12 +22,73 @@ def trained_weights(recipe: Recipe, decoder: Decoder) -> int:
         return decoder.layers * decoder.block_parameters + sum(outside(recipe, decoder).values()) + head
     if recipe.finetuning_type == "freeze":
         return unfrozen(recipe, decoder) + head
+    if recipe.finetuning_type == "bitfit":
+        return biases(decoder) + head
+    if recipe.finetuning_type != "lora":
+        return adapter(recipe, decoder) + head + copied(recipe, decoder)
     targets = () if recipe.lora_target == "all" else tuple(library_args.names(recipe.lora_target))
     added = decoder.lora_parameters(recipe.lora_rank, targets)
     if recipe.use_dora:
         added += decoder.layers * sum(outputs for _, outputs in decoder.adapted(targets))
-    copied = outside(recipe, decoder) | {"lm_head": decoder.vocabulary * decoder.hidden}
-    return added + head + sum(copied.get(name, 0) for name in library_args.names(recipe.additional_target or ""))
+    return added + head + copied(recipe, decoder)
+
+
+def copied(recipe: Recipe, decoder: Decoder) -> int:
+    """Return the weights of the layers that `additional_target` copies."""
+    known = outside(recipe, decoder) | {"lm_head": decoder.vocabulary * decoder.hidden}
+    return sum(known.get(name, 0) for name in library_args.names(recipe.additional_target or ""))
+
+
+def biases(decoder: Decoder) -> int:
+    """Return the biases of a family's linear layers, and those of its norms where these have some."""
+    named = tuple(decoder.linear_shapes) if decoder.family in TWO_MATRIX_MLP else BIASED.get(decoder.family, ())
+    norms = 2 * decoder.hidden if decoder.family in TWO_MATRIX_MLP else 0
+    last = decoder.hidden if norms else 0
+    return decoder.layers * (sum(decoder.linear_shapes[name][1] for name in named) + norms) + last
+
+
+def adapter(recipe: Recipe, decoder: Decoder) -> int:
+    """Return the weights of an adapter other than LoRA's.
+
+    Sources: prompt tuning, arXiv:2104.08691; prefix tuning, arXiv:2101.00190; P-tuning, arXiv:2103.10385; IA3,
+    arXiv:2205.05638; VeRA, arXiv:2310.11454.
+    """
+    fields = library_args.peft_settings(recipe)
+    kind, hidden = recipe.finetuning_type, decoder.hidden
+    if kind in PROMPT_METHODS:
+        tokens = fields["num_virtual_tokens"]
+        if kind == "prefix_tuning":
+            return tokens * decoder.layers * 2 * decoder.kv_heads * decoder.head_dim
+        wide = fields.get("encoder_hidden_size") or hidden
+        encoder = (hidden + 1) * wide + (wide + 1) * wide + (wide + 1) * hidden
+        return tokens * hidden + (encoder if kind == "p_tuning" else 0)
+    if kind == "ln_tuning":
+        return (2 * decoder.layers + 1) * hidden
+    if kind == "ia3" and recipe.lora_target == "all":
+        return decoder.layers * (2 * decoder.kv_heads * decoder.head_dim + decoder.intermediate)
+    named = () if recipe.lora_target == "all" else tuple(library_args.names(recipe.lora_target))
+    # Of a mixture these methods reach the attention alone.
+    shapes = decoder.adapted(named or (ATTENTION if decoder.experts > 1 else ()))
+    if kind == "vera":
+        return decoder.layers * sum(fields.get("r", 256) + outputs for _, outputs in shapes)
+    return decoder.layers * counted_by_peft(kind, shapes, fields)
+
+
+def counted_by_peft(kind: str, shapes: list[tuple[int, int]], fields: dict[str, Any]) -> int:
+    """Return the weights that a method of PEFT adds to one block, counted on its layers without values."""
+    # Imported here: they take seconds, and the other methods are counted without them.
+    import peft
+    import torch
+
+    with torch.device("meta"):
+        block = torch.nn.ModuleDict(
+            {f"layer{number}": torch.nn.Linear(*shape, bias=False) for number, shape in enumerate(shapes)}
+        )
+        ours = {"target_modules": list(block), "modules_to_save": None, "task_type": None}
+        ours |= {"feedforward_modules": []} if kind == "ia3" else {}
+        config = getattr(peft, library_args.PEFT_CONFIGS[kind])(**fields | ours)
+        peft.inject_adapter_in_model(config, block, low_cpu_mem_usage=True)
+    return sum(weight.numel() for weight in block.parameters() if weight.requires_grad)
 
 
 def outside(recipe: Recipe, decoder: Decoder) -> dict[str, int]:

@@ -92,7 +92,6 @@ BESIDE = {
         "placement_strategy",
     ),
     "fp8": ("fp8_backend", "fp8_enable_fsdp_float8_all_gather"),
-    "finetuning_type: oft": ("module_dropout", "oft_rank", "oft_block_size", "oft_target"),
     "streaming": ("buffer_size",),
     "ref_model": ("ref_model_adapters", "ref_model_quantization_bit"),
     "export_quantization_bit": (
@@ -121,10 +120,8 @@ DROPPED |= {name: f"it counts beside {main} alone" for name, main in MAIN_OF.ite
 OUT_OF_REACH = {
     "use_unsloth": "Unsloth needs a CUDA GPU and its own build; remove the key",
     "use_unsloth_gc": "Unsloth needs a CUDA GPU and its own build; use `gradient_checkpointing: true`",
-    "use_badam": "BAdam is LLaMA-Factory's own; use `optim: lomo` or LoRA",
-    "use_adam_mini": "Adam-mini is LLaMA-Factory's own; use `optim: adamw_8bit`",
-    "use_muon": "transformers has no `optim` for Muon yet",
-    "use_llama_pro": "block expansion is LLaMA-Factory's own; use `finetuning_type: freeze`",
+    "use_badam": "the package badam had its last release in March 2025; use `optim: lomo` or LoRA",
+    "use_adam_mini": "the package adam-mini had its last release in November 2024; use `optim: adamw_8bit`",
     "use_asft_loss": "only `use_dft_loss` exists in trl",
     "use_eaft_loss": "only `use_dft_loss` exists in trl",
     "use_ray": "remove it: `ftlab launch RECIPE.yaml --on ray --nodes N --gpus M` runs the recipe in Ray's workers",
@@ -193,7 +190,14 @@ OUT_OF_REACH |= dict.fromkeys(
 ELSEWHERE = {
     ("reward_model_type", "api"): "a reward is a function here; write `reward_funcs`, or a folder in `reward_model`",
     ("pref_loss", "kto_pair"): "trl's DPO has no such loss; use `stage: kto`",
-    ("finetuning_type", "oft"): "OFT is in lesson 05; use `finetuning_type: lora`",
+    ("init_lora_weights", True): "PEFT's own start needs no key; remove it",
+    ("init_lora_weights", "pissa"): "write `pissa_init: true`",
+    (
+        "init_lora_weights",
+        "eva",
+    ): "EVA takes its start from activations of your data; use `pissa_init: true`",
+    ("init_lora_weights", "corda"): "CorDA takes its start from activations of your data; use `pissa_init: true`",
+    ("init_lora_weights", "loftq"): "PEFT's LoftQ needs a CUDA GPU; use `pissa_init: true` without `quantization_bit`",
     ("infer_backend", "vllm"): "vLLM needs a CUDA GPU; `ftlab serve` has the same API",
     ("infer_backend", "sglang"): "SGLang needs a CUDA GPU; `ftlab serve` has the same API",
     ("quantization_method", "hqq"): "HQQ is not installed here; use bnb",

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from peft.optimizers import create_loraplus_optimizer
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from transformers import (
@@ -36,7 +36,7 @@ from ftlab.device import Machine
 from ftlab.errors import fail, reason_of
 from ftlab.recipe import continued, library_args
 from ftlab.recipe.keys import Recipe
-from ftlab.runs import rewards, rope, targets, world
+from ftlab.runs import adapters, muon, rewards, rope, targets, world
 from ftlab.runs.tokenized import takes_ids
 from ftlab.saved_weights import weights_of
 
@@ -148,14 +148,20 @@ def rehearse(recipe: Recipe, path: str) -> None:
         return
     model = skeleton(recipe, path)
     targets.require(recipe, model)
-    if recipe.finetuning_type == "freeze":
-        freeze(recipe, model)
+    if not recipe.adapts:
+        unfreeze(recipe, model)
     elif recipe.adapter_name_or_path:
         require_all_layers(recipe, model)
-    elif recipe.finetuning_type == "lora":
-        settings = library_args.lora_settings(recipe) | targets.adapted(recipe, model) | {"init_lora_weights": True}
-        with refusing("lora_target"):
-            get_peft_model(model, LoraConfig(**settings), low_cpu_mem_usage=True)
+    else:
+        # Weights without values have no singular vectors: a start of its own is left to the real model.
+        plain = recipe.model_copy(update={"pissa_init": False, "init_lora_weights": None})
+        with refusing(names_layers(recipe)):
+            get_peft_model(model, adapters.config_of(plain, model), low_cpu_mem_usage=True)
+
+
+def names_layers(recipe: Recipe) -> str:
+    """Return the key to look at where PEFT refuses an adapter."""
+    return "peft_config" if recipe.peft_config else "lora_target"
 
 
 def skeleton(recipe: Recipe, path: str) -> PreTrainedModel:
@@ -215,34 +221,72 @@ def mark_trained(recipe: Recipe, model: PreTrainedModel, plan: Plan) -> PreTrain
     # What Trainer's own loop needs and generation does not: keys and values of a pass are never used again.
     model.config.use_cache = False
     targets.require(recipe, model)
-    if recipe.finetuning_type == "full":
-        return model
-    if recipe.finetuning_type == "freeze":
-        return freeze(recipe, model)
-    with refusing("adapter_name_or_path" if recipe.adapter_name_or_path else "lora_target"):
+    if not recipe.adapts:
+        return unfreeze(recipe, model)
+    with refusing("adapter_name_or_path" if recipe.adapter_name_or_path else names_layers(recipe)):
         own_dtype = {"autocast_adapter_dtype": plan.float32_adapters}
         if recipe.adapter_name_or_path:
             start = weights_of(recipe.adapter_name_or_path).folder
             adapted = PeftModel.from_pretrained(model, start, is_trainable=True, **own_dtype)
         else:
-            settings = library_args.lora_settings(recipe) | targets.adapted(recipe, model)
-            adapted = get_peft_model(model, LoraConfig(**settings), **own_dtype)
+            adapted = get_peft_model(model, adapters.config_of(recipe, model), **own_dtype)
         # Trainer loads a checkpoint's adapter by this call; a resumed run must keep the dtype it started with.
         adapted.load_adapter = partial(adapted.load_adapter, **own_dtype)
         return adapted
 
 
-def freeze(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
-    """Leave only some layers trainable: the last n, or the first n where n is negative.
+def unfreeze(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
+    """Leave those of a model's own weights trainable that a recipe trains.
 
     Raises:
-        LabError: more layers than there are.
+        LabError: it has none of them.
     """
-    layers, count = targets.blocks(model), recipe.freeze_trainable_layers
+    method: dict[str, Any] = {"freeze": freeze, "bitfit": biases}
+    return method[recipe.finetuning_type](recipe, model) if recipe.finetuning_type in method else model
+
+
+def biases(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
+    """Leave only biases trainable, and the head of a reward model, which is new.
+
+    Raises:
+        LabError: the model has none.
+    """
+    model.requires_grad_(False)
+    found = [weight for name, weight in model.named_parameters() if name.endswith("bias")]
+    if not found:
+        raise fail("train_no_bias", where="finetuning_type", family=model.config.model_type)
+    head = [model.score.weight] if recipe.stage == "rm" else []
+    for weight in found + head:
+        weight.requires_grad_(True)
+    return model
+
+
+def chosen_layers(recipe: Recipe, layers: torch.nn.ModuleList) -> torch.nn.ModuleList:
+    """Return the layers that `finetuning_type: freeze` trains: the last n, the first -n, or n at equal distances.
+
+    Raises:
+        LabError: more layers than there are, or a number that LLaMA Pro cannot distribute.
+    """
+    count = recipe.freeze_trainable_layers
     if not 1 <= abs(count) <= len(layers):
         raise fail("train_freeze", where="freeze_trainable_layers", count=count, layers=len(layers))
+    if not recipe.use_llama_pro:
+        return layers[-count:] if count > 0 else layers[:-count]
+    distance, left = divmod(len(layers), count)
+    if count < 0 or left:
+        raise fail("train_llama_pro", where="freeze_trainable_layers", count=count, layers=len(layers))
+    return layers[distance - 1 :: distance]
+
+
+def freeze(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
+    """Leave only some layers trainable.
+
+    Raises:
+        LabError: as `chosen_layers`.
+    """
+    layers = targets.blocks(model)
+    chosen = chosen_layers(recipe, layers)
     model.requires_grad_(False)
-    chosen = layers[-count:] if count > 0 else layers[:-count]
     wanted = None if recipe.freeze_trainable_modules == "all" else library_args.names(recipe.freeze_trainable_modules)
     for name, weight in chosen.named_parameters():
         weight.requires_grad_(wanted is None or any(part in wanted for part in targets.parts(name, True)))
@@ -278,6 +322,8 @@ def build_trainer(
             model, optimizer_class, loraplus_lr_ratio=recipe.loraplus_lr_ratio, **optimizer_args
         )
         options["optimizers"] = (optimizer, None)
+    if recipe.use_muon:
+        options["optimizers"] = (muon.optimizer(model, args), None)
     if recipe.objective in ("ppo", "grpo"):
         base = str(model.config._name_or_path)
         options["reward_funcs"] = list(map(rewards.checked, rewards.functions(recipe, base, model.dtype)))

@@ -241,9 +241,10 @@ def system_turn(default_system: str | None, adapter: str | Path | None = None) -
 
 
 def switchable(model: PreTrainedModel | PeftModel | Loop) -> TypeGuard[PeftModel]:
-    """Return True if switching the adapter off leaves the base as it was: PiSSA takes its start out of the base."""
+    """Return True if switching the adapter off leaves the base as it was: some starts are taken out of the base."""
     return isinstance(model, PeftModel) and not any(
-        str(config.init_lora_weights).startswith("pissa") for config in model.peft_config.values()
+        str(getattr(config, "init_lora_weights", "")).startswith(("pissa", "olora"))
+        for config in model.peft_config.values()
     )
 
 

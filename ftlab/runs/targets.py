@@ -10,11 +10,11 @@ from transformers.trainer_utils import check_target_module_exists
 
 from ftlab.errors import fail, near
 from ftlab.recipe import library_args
-from ftlab.recipe.keys import Recipe
+from ftlab.recipe.keys import LAYER_METHODS, Recipe
 
 ADAPTED = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, nn.MultiheadAttention, Conv1D)
 # What PEFT does to linear layers only.
-LINEAR_ONLY = ("lora_dropout", "use_dora", "pissa_init")
+LINEAR_ONLY = ("lora_dropout", "use_dora", "pissa_init", "init_lora_weights")
 # How many names a message shows.
 SHOWN = 12
 
@@ -29,8 +29,9 @@ def require(recipe: Recipe, model: PreTrainedModel) -> None:
         if getattr(recipe, name) and not hasattr(model.config, "output_router_logits"):
             raise fail("train_dense", where=name, family=model.config.model_type)
     modules = dict(model.named_modules(remove_duplicate=False))
-    if recipe.finetuning_type == "lora" and not recipe.adapter_name_or_path:
-        require_lora(recipe, modules, expert_weights(model))
+    if recipe.finetuning_type in ("lora", *LAYER_METHODS) and not recipe.adapter_name_or_path:
+        # Of PEFT's methods only LoRA reaches plain tensors.
+        require_lora(recipe, modules, expert_weights(model) if recipe.finetuning_type == "lora" else [])
     if recipe.finetuning_type == "freeze":
         require_freeze(recipe, model)
     wanted = recipe.training.get("optim_target_modules")

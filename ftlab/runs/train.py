@@ -22,7 +22,7 @@ from ftlab.errors import fail, say
 from ftlab.recipe import library_args, templates
 from ftlab.recipe import read as recipes
 from ftlab.recipe.keys import Recipe
-from ftlab.runs import balance, build, checkpoint, dataset, launch, rope, target, world
+from ftlab.runs import adapters, balance, build, checkpoint, dataset, launch, rope, target, world
 from ftlab.runs import callbacks as watch
 from ftlab.runs import folder as folders
 from ftlab.saved_weights import RESULTS
@@ -180,8 +180,10 @@ def decide(job: Job, fresh: bool) -> Start:
     manifest = folders.own_manifest(job.folder)
     asked = job.recipe.training.get("resume_from_checkpoint")
     changed = folders.changes(manifest, job.recipe, job.about) if manifest else ""
-    if asked and (fresh or not manifest):
+    lost = job.recipe.finetuning_type == "adalora"
+    if asked and (fresh or not manifest or lost):
         reason = "fresh=true starts over" if fresh else "output_dir holds no run"
+        reason = "AdaLoRA's count of what each rank matters is in no checkpoint" if lost else reason
         raise fail("checkpoint_not_ours", where=str(asked), reason=reason)
     if manifest and not fresh and (asked or not changed):
         require_processes(job, manifest)
@@ -233,13 +235,16 @@ def open_folder(job: Job, start: Start, model: PreTrainedModel | PeftModel) -> N
         write_record(job, start.run_id, finished=False)
         recipes.write(job.recipe, job.folder / folders.RECIPE)
         folders.forget_stop(job.folder, job.since)
-        if job.recipe.pissa_init and not (job.folder / folders.PISSA_START).exists():
-            # PiSSA takes the adapter's start out of the base weights; without it no plain adapter can be made.
+        if job.recipe.changes_base and not (job.folder / folders.PISSA_START).exists():
+            # The adapter's start is taken out of the base weights; without it no plain adapter can be made.
             model.save_pretrained(job.folder / folders.PISSA_START)
 
 
 def go_on(job: Job, run_id: str) -> Start:
     """Return the newest checkpoint of this run that verifies, and say which were passed over."""
+    if job.recipe.finetuning_type == "adalora":
+        print(say("train_adalora_again", where=job.folder))
+        return Start(run_id, None)
     found, skipped = checkpoint.find_resume(job.folder, {"run_id": run_id} | job.about)
     if launch.is_main():
         for path, reason in skipped:
@@ -277,7 +282,9 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     about = {"run_id": start.run_id, "versions": device.versions()} | job.about
     keeper = watch.Keeper(job.folder, about, job.recipe.training.get("save_total_limit"))
     begin, check = watch.Begin(partial(open_folder, job, start)), world.Check()
-    first = [check, begin, watch.Log(job.folder / folders.LOG), watch.Guard(), stop]
+    allocate = [adapters.Allocate()] if job.recipe.finetuning_type == "adalora" else []
+    # AdaLoRA first: what it refuses must leave no folder.
+    first = [*allocate, check, begin, watch.Log(job.folder / folders.LOG), watch.Guard(), stop]
     watchers = [*first, *early_stop(job), *extra, keeper]
     trainer = build.build_trainer(job.recipe, model, job.args, job.tokenizer, job.datasets, watchers)
     check.trainer = trainer
@@ -386,7 +393,7 @@ def save_weights(job: Job, trainer: Trainer, folder: Path) -> None:
     if launch.is_main() and folder.exists():
         shutil.rmtree(folder)
     model = trainer.model
-    if job.recipe.pissa_init and isinstance(model, PeftModel):
+    if job.recipe.changes_base and isinstance(model, PeftModel):
         # As a difference from the untouched base: any reader of adapters can load it then.
         model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(job.folder / folders.PISSA_START))
         job.tokenizer.save_pretrained(folder)

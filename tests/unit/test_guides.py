@@ -100,7 +100,7 @@ def test_a_template_of_another_family_is_refused_with_the_right_one(written, tin
         ("use_unsloth: true", "use_unsloth"),
         ("use_galore: true", "use_galore"),
         ("use_badam: true", "use_badam"),
-        ("finetuning_type: oft", "oft"),
+        ("use_adam_mini: true", "use_adam_mini"),
         ("infer_backend: vllm", "vllm"),
         ("stage: ppo", "ppo"),
     ],

@@ -31,13 +31,13 @@ def test_llama_factory_keys_become_library_objects():
     made = recipes.load(
         GOOD | {"lora_rank": 4, "lora_target": "q_proj,v_proj", "cutoff_len": 99, "learning_rate": 1e-4}
     )
-    config = LoraConfig(**library_args.lora_settings(made))
+    config = LoraConfig(**library_args.peft_settings(made))
     assert (config.r, config.lora_alpha, config.target_modules) == (4, 8, {"q_proj", "v_proj"})
     assert made.training == {"learning_rate": 1e-4} and made.cutoff_len == 99
 
 
 def test_all_means_every_linear_layer():
-    assert library_args.lora_settings(recipes.load(GOOD))["target_modules"] == "all-linear"
+    assert library_args.peft_settings(recipes.load(GOOD))["target_modules"] == "all-linear"
 
 
 def test_numbers_are_read_as_yaml_1_2_does(tmp_path):

@@ -40,6 +40,7 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "stage": ("pt", {}),
     "do_train": (False, {}),
     "finetuning_type": ("full", {}),
+    "peft_config": ({"oft_block_size": 8}, {"finetuning_type": "oft"}),
     "lora_rank": (5, {}),
     "lora_alpha": (5, {}),
     "lora_dropout": (0.1, {}),
@@ -49,11 +50,14 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "use_dora": (True, {}),
     "pissa_init": (True, {}),
     "pissa_iter": (4, {"pissa_init": True}),
+    "init_lora_weights": ("olora", {}),
     "loraplus_lr_ratio": (16.0, {}),
     "freeze_trainable_layers": (1, FREEZE),
     "freeze_trainable_modules": ("mlp", FREEZE),
     "freeze_extra_modules": ("lm_head", FREEZE),
+    "use_llama_pro": (True, FREEZE | {"freeze_trainable_layers": -1}),
     "pure_bf16": (True, {"finetuning_type": "full"}),
+    "use_muon": (True, {}),
     "use_dft_loss": (True, {}),
     "moe_aux_loss_coef": (0.0, {}),
     "moe_aux_loss_per_layer": (True, {}),
@@ -177,9 +181,7 @@ def settings(made: recipes.Recipe) -> Any:
         ]
         found.append(library_args.plan(made, machine, "llama"))
         found += [library_args.quantization_settings(made, machine)] if made.quantization_bit else []
-    return (
-        [*found, library_args.lora_settings(made)] if made.finetuning_type == "lora" else [*found, made.finetuning_type]
-    )
+    return [*found, library_args.peft_settings(made)] if made.adapts else [*found, made.finetuning_type]
 
 
 def trained_layers(made: recipes.Recipe) -> Any:
@@ -262,6 +264,7 @@ WATCHED = (
     "plot_loss",
     "moe_aux_loss_per_layer",
     "loraplus_lr_ratio",
+    "use_muon",
     "export_dir",
     "export_size",
     "export_device",
@@ -376,7 +379,7 @@ def test_galore_and_apollo_are_optimizers_of_transformers(base):
     assert any("use_galore alone" in note for note in notes)
 
 
-METHODS = ("lora", "full", "freeze")
+METHODS = ("lora", "full", "freeze", "oft", "prompt_tuning")
 STAGES = {
     "pt": {"dataset": "text"}, "sft": {"dataset": "long"}, "rm": {"dataset": "preference"},
     "dpo": {"dataset": "preference"},
@@ -386,6 +389,8 @@ STAGES = {
 CONDITIONAL = sorted({name for condition in keys.CONDITIONS for name in condition.names} & set(VALUES))
 # It counts while a mixture is trained: tests/unit/test_mixture_recipes.py.
 CONDITIONAL.remove("moe_aux_loss_per_layer")
+# Two layers cannot be told from two at equal distances: tests/unit/test_peft_methods.py.
+CONDITIONAL.remove("use_llama_pro")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -395,6 +400,10 @@ def test_in_every_stage_and_method_a_key_counts_or_is_said_not_to(stage, method,
     if stage == "ppo" and method != "lora":
         return
     before = base | STAGES[stage] | {"stage": stage, "finetuning_type": method}
+    if method == "prompt_tuning":
+        if stage in ("orpo", "simpo"):
+            return
+        before |= {"packing": False}
     for name in CONDITIONAL:
         # Rewards are refused without a source, and one that is there already is not another one.
         value = VALUES[name][0] if name != "reward_funcs" else "exact_answer,short_answer"

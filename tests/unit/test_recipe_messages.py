@@ -96,9 +96,9 @@ TWO_NAMES = "are two names of one setting, with different values"
             "Unsloth needs a CUDA GPU and its own build; remove the key",
         ),
         (
-            {"finetuning_type": "oft"},
-            "`finetuning_type: 'oft'` is not supported",
-            "OFT is in lesson 05; use `finetuning_type: lora`",
+            {"init_lora_weights": "pissa"},
+            "`init_lora_weights: 'pissa'` is not supported",
+            "write `pissa_init: true`",
         ),
         (
             {"hub_token": "x"},

@@ -1,0 +1,101 @@
+"""A recipe's method of PEFT: its config, its layers, and what AdaLoRA does at each step."""
+
+import dataclasses
+from typing import Any
+
+import peft
+from peft import AdaLoraModel, PeftConfig, PeftModel
+from torch import nn
+from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ftlab.errors import fail, suggest
+from ftlab.recipe import library_args
+from ftlab.recipe.keys import Recipe
+from ftlab.runs import targets
+
+# Fields of PEFT's configs that a recipe has keys for, or that ftlab decides.
+OWN_KEYS = {
+    "target_modules": "lora_target", "modules_to_save": "additional_target", "task_type": "stage",
+    "peft_type": "finetuning_type", "base_model_name_or_path": "model_name_or_path", "revision": "model_revision",
+    "inference_mode": "adapter_name_or_path", "auto_mapping": "finetuning_type",
+}  # fmt: skip
+
+
+def config_of(recipe: Recipe, model: PreTrainedModel) -> PeftConfig:
+    """Return the config object of PEFT for what a recipe trains on a model.
+
+    Raises:
+        LabError: a field that the method lacks, or that is a key of its own.
+        ValueError, TypeError: values that PEFT refuses.
+    """
+    kind = getattr(peft, library_args.PEFT_CONFIGS[recipe.finetuning_type])
+    require_fields(recipe, kind)
+    return kind(**library_args.peft_settings(recipe) | layers(recipe, model))
+
+
+def require_fields(recipe: Recipe, kind: type[PeftConfig]) -> None:
+    """Refuse fields of `peft_config` that a method does not have.
+
+    Raises:
+        LabError: with the nearest field, or the key that has the meaning.
+    """
+    known = [field.name for field in dataclasses.fields(kind) if field.init and field.name not in OWN_KEYS]
+    for name in recipe.peft_config:
+        where = f"peft_config.{name}"
+        if name in OWN_KEYS:
+            raise fail("recipe_out_of_reach", where=where, key=name, instead=f"write `{OWN_KEYS[name]}`")
+        if name not in known:
+            raise fail("recipe_unknown_key", where=where, key=name, hint=suggest(name, known, ", ".join(known)))
+
+
+def layers(recipe: Recipe, model: PreTrainedModel) -> dict[str, Any]:
+    """Return the fields of a config that depend on a model: a mixture's weights, and LN tuning's layers."""
+    if recipe.finetuning_type == "lora":
+        return targets.adapted(recipe, model)
+    every = recipe.finetuning_type == "ln_tuning" and recipe.lora_target == "all"
+    return {"target_modules": norms(model)} if every else {}
+
+
+def norms(model: nn.Module) -> list[str]:
+    """Return the names of a model's norms."""
+    return sorted({targets.leaf(path) for path, module in model.named_modules() if "Norm" in type(module).__name__})
+
+
+class Allocate(TrainerCallback):
+    """Let AdaLoRA move rank between layers: PEFT needs the gradients, after each step and before they are cleared."""
+
+    def on_train_begin(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PeftModel | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Set the number of steps that the ranks are distributed over.
+
+        Raises:
+            LabError: `tinit` and `tfinal` leave none.
+        """
+        config = adalora(model).peft_config["default"]
+        # One object: the allocator has the same.
+        config.total_step = min(config.total_step, state.max_steps)
+        if config.total_step - config.tfinal - config.tinit < 1:
+            reason = f"`tinit` {config.tinit} and `tfinal` {config.tfinal} leave none of {config.total_step} steps"
+            raise fail("recipe_together", where="peft_config", reason=reason)
+
+    def on_optimizer_step(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        model: PeftModel | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Update what is known of each rank, and mask those that matter least."""
+        adalora(model).update_and_allocate(state.global_step + 1)
+
+
+def adalora(model: Any) -> AdaLoraModel:
+    """Return PEFT's model around the base, below Trainer's wrappers."""
+    return getattr(model, "module", model).base_model
