@@ -20,7 +20,7 @@ CELLS = (
     "lora", "small", "optimizers", "more",
 )  # fmt: skip
 STEPS, FACTOR = 10, 3
-# The middle one of a method's rates: the first edition's, and a guess for the three methods that it lacked.
+# The middle one of the rates at which a method is tried.
 CENTRES = {
     "full": 3e-4, "freeze": 1e-3, "LLaMA Pro": 1e-3, "BitFit": 1e-2, "LayerNorm": 2e-2,
     "LoRA": 2e-3, "LoRA q, v only": 4e-3, "rsLoRA": 1e-3, "LoRA+": 1e-3, "DoRA": 2e-3, "PiSSA": 1e-3, "VeRA": 2e-2,

@@ -13,11 +13,11 @@
 # | what is chance | the front runners again with other seeds |
 # | an adapter on disk | `runs/05_methods/LoRA`, loaded again with one call |
 #
-# **Cost:** about 12 minutes and 4.5 GB on two CPU cores, an estimated 10 minutes on a T4. **Before this:** [03 ·
+# **Cost:** about 15 minutes and 4.5 GB on two CPU cores, an estimated 10 minutes on a T4. **Before this:** [03 ·
 # LoRA](03_lora.ipynb);
 # [04 · QLoRA](04_qlora.ipynb) helps.
 
-# %% [markdown] id="title" lang="zh" of="56c04655"
+# %% [markdown] id="title" lang="zh" of="87af482e"
 # # 05 · 该选哪种方法？同一份预算，同一张表
 #
 # 全量微调、LoRA 及其变体、适配器、前缀、优化器：每一种都有自己的论文、自己的比较方式。在这里，它们面对同样的任务、同样的样本，参加排名的方法可选的学习率个数也相同；能下什么结论，由表说了算。
@@ -30,7 +30,7 @@
 # | 哪些差别只是偶然 | 换几个种子，把领先者再跑一遍 |
 # | 磁盘上的一个适配器 | `runs/05_methods/LoRA`，一行代码即可重新加载 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 12 分钟、4.5 GB 内存，T4 上估计 10 分钟。**先修：** [03 · LoRA](03_lora.ipynb)；[04 · QLoRA](04_qlora.ipynb) 会有帮助。
+# **耗时与内存：** 两个 CPU 核心上约 15 分钟、4.5 GB 内存，T4 上估计 10 分钟。**先修：** [03 · LoRA](03_lora.ipynb)；[04 · QLoRA](04_qlora.ipynb) 会有帮助。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -564,9 +564,9 @@ ia3 = IA3Config(
 virtual = {"num_virtual_tokens": 16, "task_type": "CAUSAL_LM"}
 report(
     {
-        "bottleneck": {"prepare": bottleneck, "learning_rate": 2e-3},
+        "bottleneck": {"prepare": bottleneck, "learning_rate": 6e-3},
         "IA3": {"prepare": adapt(ia3), "learning_rate": 3e-2},
-        "prefix tuning": {"prepare": adapt(PrefixTuningConfig(**virtual)), "learning_rate": 5e-2},
+        "prefix tuning": {"prepare": adapt(PrefixTuningConfig(**virtual)), "learning_rate": 1.5e-1},
     }
 )
 
@@ -664,14 +664,14 @@ report({name: more[name] for name in list(more)[:more_count]})
 # differ from method to method, so each has its own middle; where the best of the three is at their edge, a better one
 # may lie outside.
 #
-# Methods that are not in this picture have not been searched yet. They keep the rates of this lesson's first edition, get
-# a star in the table, and the sentences about the table leave them out; the panel shows them.
+# The ten methods that are not in this picture have not been searched. Where they run, they get a star in the table, and
+# the sentences about the table leave them out; the panel shows them.
 
-# %% [markdown] id="rates-why" lang="zh" of="de654ea3"
+# %% [markdown] id="rates-why" lang="zh" of="096cc3c7"
 # ## 学习率从哪里来
 # 调参有多公平，比较就有多公平。图中的每种方法都在 135M 模型上试了三个学习率，相邻相差三倍，步数是上面的一半，取*验证集*上损失最低的那个。搜索在课外只运行过一次：`python -m benchmarks.methods benchmarks/methods.json`。各方法的尺度不同，所以中间值各不相同；若最好的一个落在三者的边上，真正最好的值可能还在外面。
 #
-# 不在图中的方法还没有搜索过：它们沿用本课第一版的学习率，在表里带星号，关于表的句子不包括它们；动手部分的面板会显示它们。
+# 不在图中的十种方法没有搜索过：运行它们时，表里带星号，关于表的句子不包括它们；动手部分的面板会显示它们。
 
 # %% id="rates"
 with open("benchmarks/methods.json", encoding="utf-8") as file:
@@ -738,12 +738,12 @@ plt.show()
 
 # %% [markdown] id="read-why"
 # ### What the table says
-# The sentences below are computed from the searched methods, so they hold for your run. A family of which none has been
-# searched stays empty. Two methods whose intervals overlap may still differ; this many orders do not show it.
+# The sentences below are computed from the searched methods, so they hold for your run. Two methods whose intervals
+# overlap may still differ; this many orders do not show it.
 
-# %% [markdown] id="read-why" lang="zh" of="ce6c135f"
+# %% [markdown] id="read-why" lang="zh" of="861c62f2"
 # ### 表说了什么
-# 下面的句子都从搜索过学习率的方法算出来，所以对你的这次运行同样成立；若一类方法都没有搜索过，该行为空。区间重叠的两种方法仍可能有差别，只是这么多订单看不出来。
+# 下面的句子都从搜索过学习率的方法算出来，所以对你的这次运行同样成立。区间重叠的两种方法仍可能有差别，只是这么多订单看不出来。
 
 # %% id="answer-table"
 *_, best = rows
