@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -54,10 +55,9 @@ def by_package(report: str) -> Counter[str]:
     Counter({'a': 2.5})
     """
     seconds: Counter[str] = Counter()
-    for line in report.splitlines():
-        own, *_, module = line.removeprefix("import time:").split("|")
-        if line.startswith("import time:") and own.strip().isdigit():
-            seconds[module.strip().partition(".")[0]] += int(own) / 1e6
+    # The heading of the report has a word for its microseconds; between its lines is what the run prints.
+    for own, module in re.findall(r"^import time: +(\d+) \| +\d+ \| +(\S+)", report, re.MULTILINE):
+        seconds[module.partition(".")[0]] += int(own) / 1e6
     return seconds
 
 
@@ -97,6 +97,8 @@ def main(verb: str) -> None:
     else:
         assert cli.main(VERBS[verb]) == 0
         seconds, processor = age(), time.process_time()
+    # The prompt of `chat` ends without a line break.
+    print()
     print(json.dumps({"seconds": seconds, "processor_seconds": processor}))
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from benchmarks import generate, plot, train, turns
+from benchmarks import generate, headline, plot, start, train, turns
 
 
 def test_medians_and_spread():
@@ -46,3 +46,17 @@ def test_a_picture_has_one_panel_per_table(tmp_path):
     source.write_text(json.dumps(found), encoding="utf-8")
     plot.main([str(source)], str(tmp_path / "speed.png"))
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_page_begins_with_the_headline_ratios_and_their_picture(tmp_path):
+    page = (headline.FOLDER / "README.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# Benchmarks\n\n{headline.table()}\n\n![") and "(headline.png)" in page
+    headline.draw(tmp_path / "headline.png")
+    assert (tmp_path / "headline.png").read_bytes().startswith(b"\x89PNG")
+    assert (headline.FOLDER / "headline.png").stat().st_size < 100_000
+
+
+def test_the_seconds_of_imports_are_added_up_by_package():
+    heading = "import time: self [us] | cumulative | imported package\n"
+    lines = "import time:   2000000 |    2500000 | a\nfetching\nimport time:    500000 |     500000 |   a.b"
+    assert start.by_package(heading + lines) == {"a": 2.5}
