@@ -170,6 +170,7 @@ OUT_OF_REACH = {
 }
 # Values of these keys that ask for nothing; of the others that is false.
 ASKS_NOTHING = {
+    "freeze_vision_tower": True,
     "model_revision": "main",
     "pref_bco_weight": 0,
     "loraplus_lr_embedding": 1e-6,

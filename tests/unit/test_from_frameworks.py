@@ -55,6 +55,41 @@ def test_every_key_is_mapped_or_reported(path):
         accounted(source, str(path))
 
 
+READ = [
+    ({"base_model": "m", "optimizer": "muon"}, {"use_muon": True}),
+    ({"base_model": "m", "optimizer": "adamw_8bit"}, {"optim": "adamw_8bit"}),
+    ({"base_model": "m", "rope_scaling": {"type": "linear", "factor": 2.0}}, {"rope_scaling": "linear"}),
+    ({"base_model": "m", "peft_init_lora_weights": "olora", "adapter": "lora"}, {"init_lora_weights": "olora"}),
+    ({"model": "m", "dataset": ["a.json"], "rope_scaling": "yarn"}, {"rope_scaling": "yarn"}),
+    ({"model": "m", "dataset": ["a.json"], "optimizer": "muon"}, {"use_muon": True}),
+    (
+        {"model": "m", "dataset": ["a.json"], "tuner_type": "vera", "vera_rank": 64},
+        {"finetuning_type": "vera", "peft_config": {"r": 64, "vera_dropout": 0.0, "d_initial": 0.1}},
+    ),
+    (
+        {"model": "m", "dataset": ["a.json"], "tuner_type": "fourierft", "fourier_n_frequency": 500},
+        {"finetuning_type": "fourierft", "peft_config": {"n_frequency": 500, "scaling": 300.0}},
+    ),
+]
+
+
+@pytest.mark.parametrize(("given", "wanted"), READ, ids=lambda part: str(part)[:60])
+def test_a_method_of_another_framework_is_that_of_a_recipe(given, wanted):
+    source = foreign_files.mapping(given, {})
+    values, _, notes = from_frameworks.translate(source, "file")
+    assert {name: values.get(name) for name in wanted} == wanted
+    made, _ = recipes.read(values)
+    assert not [key for key in ("lora_rank", "lora_alpha") if key in values and made.finetuning_type != "lora"]
+    if isinstance(given.get("rope_scaling"), dict):
+        assert any("rounded up, and not 2.0" in note for note in notes)
+
+
+def test_a_field_of_a_tuner_that_is_not_used_is_said():
+    source = foreign_files.mapping({"model": "m", "dataset": ["a.json"], "vera_rank": 64}, {})
+    values, _, notes = from_frameworks.translate(source, "file")
+    assert "peft_config" not in values and any("vera_rank" in note and "tuner_type: vera" in note for note in notes)
+
+
 # Parts that axolotl's own examples are put together from.
 ADAPTERS = (
     {},
@@ -124,7 +159,7 @@ def test_sixty_shapes_of_axolotl_are_accounted_for(adapter, sets, others):
         ("u.ipynb", "{}", "not a notebook"),
         ("b.yaml", "top.model_path: m\ntrain.extra_args: '{'\n", r"b\.yaml:2: invalid YAML"),
         ("c.yaml", "compute_environment: LOCAL_MACHINE\n", "a configuration of accelerate"),
-        ("p.json", '{"peft_type": "IA3", "base_model_name_or_path": "m"}', "a recipe has LoRA"),
+        ("p.json", '{"peft_type": "IA3", "base_model_name_or_path": "m"}', "fields in `peft_config`"),
     ],
 )
 def test_what_a_recipe_cannot_have_is_refused_by_name(tmp_path, name, text, message):

@@ -13,7 +13,9 @@ from ftlab.recipe.frameworks.table import (
     listed,
     off,
     only,
+    optimizer,
     rows,
+    stretched,
     target,
     templated,
 )
@@ -290,6 +292,7 @@ AXOLOTL = Framework(
         "eager_attention": kernel("disabled"), "xformers_attention": kernel("sdpa"),
         "flex_attention": off("flex attention has no equivalent; use `flash_attn: sdpa`"),
         "chat_template": templated(TEMPLATES), "peft_init_lora_weights": initial,
+        "optimizer": optimizer, "rope_scaling": stretched,
         "reward_model": lambda value, given: {"stage": "rm"} if value else {},
         "lora_target_linear": lambda value, given: {"lora_target": "all"} if value else {},
         "lora_target_modules": lambda value, given: (
@@ -356,7 +359,6 @@ AXOLOTL = Framework(
         "relora": "ReLoRA has no equivalent", "unfrozen_parameters": "write `finetuning_type: freeze`",
         "tokens": "a recipe cannot add tokens", "added_tokens_overrides": "a recipe cannot rename tokens",
         "resize_token_embeddings_to_32x": "the embedding keeps its size",
-        "rope_scaling": "remove it here, and give a recipe's own: `rope_scaling=yarn`",
         "overrides_of_model_config": "set it in the model's config.json", "gptq": "a GPTQ base has no equivalent",
         "overrides_of_model_kwargs": "set it in the model's config.json", "qat": "QAT has no equivalent",
         "base_model_config": "a config of another model", "tokenizer_config": "a tokenizer of another model",

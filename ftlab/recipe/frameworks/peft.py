@@ -13,7 +13,7 @@ PEFT = Framework(
     stages={"sft": "CAUSAL_LM", "rm": "SEQ_CLS"},
     tunings={"lora": "LORA"},
     read={
-        "peft_type": only("LORA", "a recipe has LoRA"),
+        "peft_type": only("LORA", "write the method as `finetuning_type`, its fields in `peft_config`"),
         "task_type": lambda value, given: {"stage": "rm"} if value == "SEQ_CLS" else {},
         "target_modules": lambda value, given: {"lora_target": target(value)},
         "modules_to_save": lambda value, given: {"additional_target": joined(value)} if value else {},

@@ -13,7 +13,9 @@ from ftlab.recipe.frameworks.table import (
     listed,
     off,
     only,
+    optimizer,
     rows,
+    stretched,
     target,
     templated,
 )
@@ -28,6 +30,15 @@ MODELSCOPE = "a hub id is asked of the hub that HF_ENDPOINT names, swift asks Mo
 GALORE = {
     "galore_target_modules": "galore_target", "galore_update_proj_gap": "galore_update_interval",
     "galore_rank": "galore_rank", "galore_scale": "galore_scale", "galore_proj_type": "galore_proj_type",
+}  # fmt: skip
+
+
+# Its other tuners that a recipe has: its key -> PEFT's field, and its own default.
+TUNERS: dict[str, dict[str, tuple[str, Any]]] = {
+    "vera": {
+        "vera_rank": ("r", 256), "vera_dropout": ("vera_dropout", 0.0), "vera_d_initial": ("d_initial", 0.1),
+    },
+    "fourierft": {"fourier_n_frequency": ("n_frequency", 2000), "fourier_scaling": ("scaling", 300.0)},
 }  # fmt: skip
 
 
@@ -56,9 +67,33 @@ def sets(key: str) -> Any:
 
 def tuner(value: Any, given: Values) -> Found:
     """Return `tuner_type`."""
-    if value not in ("lora", "full"):
-        raise ValueError("a recipe has lora and full")
-    return {"finetuning_type": value}
+    if value not in ("lora", "full", *TUNERS):
+        raise ValueError(f"a recipe has lora, full, {', '.join(TUNERS)}")
+    found: Values = {"finetuning_type": value}
+    if value in TUNERS:
+        fields = {field: given.get(name, usual) for name, (field, usual) in TUNERS[value].items()}
+        found["peft_config"] = fields
+    return found
+
+
+def tuned_by(given: Values) -> str:
+    """Return which tuner a run has."""
+    return str(given.get("tuner_type", given.get("train_type", given.get("sft_type", "lora"))))
+
+
+def field_of(kind: str) -> Any:
+    """Return what reads a field of a tuner: all fields are read with the tuner's own key."""
+
+    def read(value: Any, given: Values) -> Found:
+        used = tuned_by(given) == kind
+        return tuner(kind, given) if used else ({}, f"it counts beside tuner_type: {kind} alone")
+
+    return read
+
+
+def of_lora(name: str) -> Any:
+    """Return what reads a field of LoRA, which swift has for every tuner."""
+    return lambda value, given: {name: value} if tuned_by(given) == "lora" else ({}, "it is LoRA's")
 
 
 def rlhf(value: Any, given: Values) -> Found:
@@ -139,7 +174,7 @@ def too_long(value: Any, given: Values) -> Found:
 
 def defaults(given: Values) -> Values:
     """Return swift's values for what is left out."""
-    full = given.get("tuner_type", given.get("train_type")) == "full"
+    full = tuned_by(given) == "full"
     kind = given.get("rlhf_type")
     batch = given.get("per_device_train_batch_size", 1)
     found: Values = {
@@ -147,8 +182,9 @@ def defaults(given: Values) -> Values:
         "learning_rate": 1e-5 if full else 1e-4, "lr_scheduler_type": "cosine", "weight_decay": 0.1,
         "adam_beta2": 0.95, "logging_steps": 5,
     }  # fmt: skip
-    if not full:
-        found |= {"lora_rank": 8, "lora_alpha": 32, "lora_dropout": 0.05, "target_modules": ["all-linear"]}
+    if tuned_by(given) == "lora":
+        found |= {"lora_rank": 8, "lora_alpha": 32, "lora_dropout": 0.05}
+    found |= {} if full else {"target_modules": ["all-linear"]}
     if kind in ("simpo", "grpo"):
         found["beta"] = 2.0 if kind == "simpo" else 0.04
     if kind == "simpo":
@@ -188,11 +224,14 @@ SWIFT = Framework(
         "temperature": "temperature", "num_ppo_epochs": "ppo_epochs", "kl_coef": "pref_beta",
         "model_id_or_path": "model_name_or_path", "use_galore": "use_galore", "device_map": "device_map",
         "max_memory": "max_memory", "reward_funcs": "reward_funcs", "lora_target_modules": "lora_target",
-        "optimizer": "optim", "max_new_tokens": "max_new_tokens",
+        "max_new_tokens": "max_new_tokens",
     } | GALORE,
     read={
         "dataset": sets("dataset"), "val_dataset": sets("eval_dataset"), "tuner_type": tuner, "train_type": tuner,
-        "sft_type": tuner, "rlhf_type": rlhf, "loss_type": loss, "loss_scale": scale, "attn_impl": attention,
+        "sft_type": tuner, **{name: field_of(kind) for kind, fields in TUNERS.items() for name in fields},
+        **{name: of_lora(name) for name in ("lora_rank", "lora_alpha", "lora_dropout")},
+        "optimizer": optimizer, "rope_scaling": stretched, "rlhf_type": rlhf,
+        "loss_type": loss, "loss_scale": scale, "attn_impl": attention,
         "model_name": substitution("name"), "model_author": substitution("author"), "columns": columns,
         "torch_dtype": number_format,
         "target_modules": lambda value, given: {"lora_target": target(value)}, "init_weights": initial,
@@ -247,7 +286,6 @@ SWIFT = Framework(
         "ref_model": "the reference is the model that training starts from; remove the key",
         "ref_adapters": "the reference is the model that training starts from; remove the key",
         "teacher_model": "distillation has no stage here",
-        "rope_scaling": "remove it here, and give a recipe's own: `rope_scaling=yarn`",
         "new_special_tokens": "a recipe cannot add tokens", "target_regex": "write layer names in `lora_target`",
         "target_parameters": "write their names in `lora_target`", "freeze_parameters": "`finetuning_type: freeze`",
         "trainable_parameters": "write `finetuning_type: freeze`", "freeze_parameters_ratio": "use `freeze`",

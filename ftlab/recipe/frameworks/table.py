@@ -105,11 +105,33 @@ def initial(value: Any, given: Values) -> Found:
     """Return PEFT's `init_lora_weights`."""
     if value in (True, "default", "true"):
         return {}
+    if value in ("gaussian", "olora", "orthogonal"):
+        return {"init_lora_weights": value}
     start, _, count = str(value).partition("_niter_")
     if start != "pissa" or not (count or "1").isdigit():
-        raise ValueError("a recipe has PEFT's own start and PiSSA")
+        raise ValueError("a recipe has PEFT's own start, gaussian, orthogonal, olora and pissa")
     # PEFT's "pissa" is the exact decomposition, pissa_iter: -1.
     return {"pissa_init": True, "pissa_iter": int(count) if count else -1}
+
+
+def optimizer(value: Any, given: Values) -> Found:
+    """Return an optimizer's name; Muon has a key of its own."""
+    return {"use_muon": True} if value == "muon" else {"optim": value}
+
+
+def stretched(value: Any, given: Values) -> Found:
+    """Return `rope_scaling`, a name or a mapping, and a note where the factor is another way of saying the length.
+
+    Raises:
+        ValueError: a way of stretching that a recipe lacks.
+    """
+    fields = value if isinstance(value, dict) else {"type": value}
+    way = fields.get("rope_type", fields.get("type"))
+    if way not in ("linear", "dynamic", "yarn", "llama3"):
+        raise ValueError("a recipe has linear, dynamic, yarn and llama3")
+    factor = fields.get("factor")
+    said = f"the factor is `cutoff_len` over the model's own length, rounded up, and not {factor}"
+    return {"rope_scaling": way}, said if factor else ""
 
 
 def templated(names: dict[str, str]) -> Callable[[Any, Values], Found]:

@@ -2,7 +2,19 @@
 
 from typing import Any
 
-from ftlab.recipe.frameworks.table import Found, Framework, Values, initial, joined, listed, off, only, rows, target
+from ftlab.recipe.frameworks.table import (
+    Found,
+    Framework,
+    Values,
+    initial,
+    joined,
+    listed,
+    off,
+    only,
+    rows,
+    stretched,
+    target,
+)
 from ftlab.recipe.frameworks.trl import TRL
 
 TEMPLATES = {
@@ -61,7 +73,7 @@ UNSLOTH = Framework(
         "use_gradient_checkpointing": lambda value, given: {"gradient_checkpointing": bool(value)},
         "train_on_responses_only": lambda value, given: {} if value else {"train_on_prompt": True},
         "layers_to_transform": off("all layers of a name are adapted"),
-        "rope_scaling": off("remove it here, and give a recipe's own: `rope_scaling=yarn`"),
+        "rope_scaling": stretched,
         "load_in_fp8": off("FP8 has no equivalent"), "fast_inference": off("the model itself writes answers"),
         "revision": only("main", "download that revision and name its folder"),
         "finetune_vision_layers": off("text models only"), "qat_scheme": off("QAT has no equivalent"),
