@@ -81,6 +81,18 @@ def require_language_model(weights: Weights) -> None:
         raise fail("folder_reward_model", where=str(weights.folder))
 
 
+def require_mergeable(adapter: Path) -> None:
+    """Refuse an adapter of virtual tokens, which no weight of the base can hold.
+
+    Raises:
+        LabError: naming the method.
+    """
+    config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    if config.get("num_virtual_tokens"):
+        reason = f"{config.get('peft_type')} puts virtual tokens before a prompt"
+        raise fail("export_not_mergeable", where=str(adapter), reason=reason)
+
+
 def checkpoints(run_folder: Path) -> list[Path]:
     """Return the checkpoint folders of a run, highest step first."""
     numbered = [path for path in run_folder.glob(PREFIX + "*") if path.is_dir() and step_of(path) >= 0]

@@ -145,6 +145,10 @@ class Recipe(BaseModel):
     pref_loss: Literal["sigmoid", "hinge", "ipo", "robust", "orpo", "simpo"] = key(
         "sigmoid", "the preference loss", "DPOConfig.loss_type"
     )
+    ref_model: str | None = key(
+        None, "dpo, kto: the reference, where it is not the model that training starts from", "DPOTrainer(ref_model=)"
+    )
+    ref_model_adapters: str | None = key(None, "an adapter on `ref_model`: its folder, or its run's", "PeftModel")
     pref_ftx: float = key(0.0, "weight of an SFT loss added to DPO's", "DPOConfig.loss_weights", ge=0)
     dpo_label_smoothing: float = key(0.0, "assumed fraction of swapped pairs", "label_smoothing", ge=0, lt=0.5)
     ld_alpha: float | None = key(None, "weight of the longer answer's tail", "DPOConfig.ld_alpha", ge=0, le=1)
@@ -289,6 +293,8 @@ class Recipe(BaseModel):
             raise ValueError("`val_size` and `eval_dataset` both name the validation rows: keep one")
         if self.val_size > 1 and self.val_size != int(self.val_size):
             raise ValueError("`val_size` above 1 is a number of examples: it must be a whole number")
+        if self.ref_model and (self.training.get("fsdp") or self.training.get("deepspeed")):
+            raise ValueError("`ref_model` is a second model, which `fsdp` and `deepspeed` do not shard here: remove it")
         if self.packing and self.stage not in ("sft", "pt"):
             raise ValueError(f"`packing` is for sft and pt, not for `stage: {self.stage}`")
         if self.training.get("fsdp") and self.training.get("deepspeed"):
@@ -499,6 +505,12 @@ CONDITIONS = (
         ("pref_beta",),
         lambda recipe: recipe.objective in PREFERENCES + REWARDED,
         "stage: dpo, kto, orpo, simpo, ppo or grpo",
+    ),
+    Condition(("ref_model",), lambda recipe: recipe.objective in ("dpo", "kto"), "stage: dpo or kto, with a reference"),
+    Condition(
+        ("ref_model_adapters",),
+        lambda recipe: recipe.ref_model is not None and recipe.objective in ("dpo", "kto"),
+        "a `ref_model`, in stage: dpo or kto",
     ),
     Condition(("pref_loss",), lambda recipe: recipe.stage == "dpo", "stage: dpo"),
     Condition(("pref_ftx", "ld_alpha"), lambda recipe: recipe.objective == "dpo", "stage: dpo and a loss of DPO's"),

@@ -93,7 +93,6 @@ BESIDE = {
     ),
     "fp8": ("fp8_backend", "fp8_enable_fsdp_float8_all_gather"),
     "streaming": ("buffer_size",),
-    "ref_model": ("ref_model_adapters", "ref_model_quantization_bit"),
     "export_quantization_bit": (
         "export_quantization_dataset", "export_quantization_nsamples", "export_quantization_maxlen",
     ),
@@ -148,7 +147,7 @@ OUT_OF_REACH = {
     "adapter_folder": "write the whole path in `adapter_name_or_path`",
     "model_max_length": "write `cutoff_len`",
     "compute_dtype": "write `bf16`, `fp16` or `pure_bf16`",
-    "ref_model": "the reference is the model that training starts from; remove the key",
+    "ref_model_quantization_bit": "a reference has the number format of the trained model; remove the key",
     "reward_model_adapters": "name the adapter in `reward_model`",
     "reward_model_quantization_bit": "a reward model is loaded in the machine's own number format; remove the key",
     "pref_bco_weight": "trl's DPO has no weight for a BCO loss; use `pref_loss: sigmoid`",

@@ -29,14 +29,14 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.optimization import TYPE_TO_SCHEDULER_FUNCTION, GreedyLR
 from transformers.trainer_utils import SchedulerType
 
-from ftlab import cpu, models
+from ftlab import cpu, device, models
 from ftlab.cpu.models import prepare
 from ftlab.cpu.plan import Plan
 from ftlab.device import Machine
 from ftlab.errors import fail, reason_of
 from ftlab.recipe import continued, library_args
 from ftlab.recipe.keys import Recipe
-from ftlab.runs import adapters, muon, rewards, rope, targets, world
+from ftlab.runs import adapters, muon, reference, rewards, rope, targets, world
 from ftlab.runs.tokenized import takes_ids
 from ftlab.saved_weights import weights_of
 
@@ -324,8 +324,10 @@ def build_trainer(
         options["optimizers"] = (optimizer, None)
     if recipe.use_muon:
         options["optimizers"] = (muon.optimizer(model, args), None)
+    base = str(model.config._name_or_path)
+    if recipe.ref_model and recipe.objective in ("dpo", "kto"):
+        options["ref_model"] = reference.load(recipe, base, device.describe())
     if recipe.objective in ("ppo", "grpo"):
-        base = str(model.config._name_or_path)
         options["reward_funcs"] = list(map(rewards.checked, rewards.functions(recipe, base, model.dtype)))
     if recipe.objective != "ppo":
         options["eval_dataset"] = datasets[1]

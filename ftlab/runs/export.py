@@ -20,7 +20,7 @@ from ftlab import catalogue, cpu, device, manifests, models, saved_weights
 from ftlab.errors import LabError, fail, reason_of
 from ftlab.recipe import read as recipes
 from ftlab.recipe import templates
-from ftlab.recipe.keys import PROMPT_METHODS, Recipe
+from ftlab.recipe.keys import Recipe
 from ftlab.runs import callbacks as watch
 from ftlab.runs import chat, gguf, rope, train
 from ftlab.runs import folder as folders
@@ -95,7 +95,7 @@ def export(recipe: Recipe) -> Export:
         raise fail("export_quantized", where=str(whole), value="its config.json says so")
     adapter = weights.folder if weights and weights.is_adapter else None
     if adapter:
-        require_mergeable(adapter)
+        saved_weights.require_mergeable(adapter)
         require_effect(adapter)
     saved = weights and (weights.folder / "tokenizer_config.json").is_file()
     tokenizer = train.load_tokenizer(recipe, str(weights.folder if weights and saved else base))
@@ -136,17 +136,6 @@ def empty_target(recipe: Recipe) -> Path:
     if target.is_dir() and any(target.iterdir()):
         raise fail("export_used", where=str(target))
     return target
-
-
-def require_mergeable(adapter: Path) -> None:
-    """Refuse an adapter of virtual tokens, which no weight of the base can hold.
-
-    Raises:
-        LabError: naming the method.
-    """
-    kind = json.loads((adapter / saved_weights.ADAPTER_CONFIG).read_text(encoding="utf-8")).get("peft_type")
-    if str(kind).lower() in PROMPT_METHODS:
-        raise fail("export_not_mergeable", where=str(adapter), reason=f"{kind} puts virtual tokens before a prompt")
 
 
 def require_effect(adapter: Path) -> None:

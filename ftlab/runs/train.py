@@ -22,7 +22,7 @@ from ftlab.errors import fail, say
 from ftlab.recipe import library_args, templates
 from ftlab.recipe import read as recipes
 from ftlab.recipe.keys import Recipe
-from ftlab.runs import adapters, balance, build, checkpoint, dataset, launch, rope, target, world
+from ftlab.runs import adapters, balance, build, checkpoint, dataset, launch, reference, rope, target, world
 from ftlab.runs import callbacks as watch
 from ftlab.runs import folder as folders
 from ftlab.saved_weights import RESULTS
@@ -146,6 +146,8 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
     if recipe.adapter_name_or_path:
         folders.weights_for(recipe.adapter_name_or_path, Path(model_path), recipe.model_name_or_path)
     build.rehearse(recipe, model_path)
+    if recipe.ref_model and recipe.objective in ("dpo", "kto"):
+        reference.folder_of(recipe, model_path)
     args, notes = build.training_args(recipe, folder, machine)
     tokenizer = load_tokenizer(recipe, model_path)
     notes.append(templates.apply(recipe.template, tokenizer, recipe.allow_other_template, recipe.enable_thinking))

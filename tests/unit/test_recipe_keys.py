@@ -12,7 +12,7 @@ from ftlab import device
 from ftlab.errors import LabError
 from ftlab.recipe import keys, library_args, templates, to_script, translated_keys
 from ftlab.recipe import read as recipes
-from ftlab.runs import build, chat, dataset, evaluation, export, launch, rewards, targets, train
+from ftlab.runs import build, chat, dataset, evaluation, export, launch, reference, rewards, targets, train
 
 CPU = device.Machine("cpu", "test", "bfloat16", 2, 2**34, "test")
 GPU = device.Machine("cuda", "test", "float16", 2, 2**34, "test")
@@ -63,6 +63,8 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "moe_aux_loss_per_layer": (True, {}),
     "pref_beta": (0.3, PAIRS),
     "pref_loss": ("ipo", PAIRS),
+    "ref_model": ("./nowhere", PAIRS),
+    "ref_model_adapters": ("nowhere", PAIRS),
     "pref_ftx": (0.5, PAIRS),
     "dpo_label_smoothing": (0.1, PAIRS),
     "ld_alpha": (0.5, PAIRS),
@@ -213,6 +215,8 @@ def run_of(made: recipes.Recipe) -> Any:
     """Return what `ftlab train` would refuse."""
     if made.adapter_name_or_path:
         build.weights_of(made.adapter_name_or_path)
+    if made.ref_model:
+        reference.folder_of(made, made.model_name_or_path)
     return train.require_training(made)
 
 

@@ -1,0 +1,60 @@
+"""The reference of DPO and KTO where it is another model than the one that training starts from."""
+
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoModelForCausalLM
+
+from ftlab import models, saved_weights
+from ftlab.device import Machine
+from ftlab.errors import fail
+from ftlab.recipe import library_args
+from ftlab.recipe.keys import Recipe
+from ftlab.runs import chat, folder
+
+
+def folder_of(recipe: Recipe, base: str) -> str:
+    """Return the folder of a recipe's reference model.
+
+    Args:
+        base: the folder of the model that is trained.
+    Raises:
+        LabError: it is not a model, or has another vocabulary than the model that is trained.
+    """
+    name = str(recipe.ref_model)
+    path = models.fetch(name, recipe.trust_remote_code)
+    own, other = models.embedding_rows(base), models.embedding_rows(path)
+    if own != other:
+        raise fail("train_reference", where="ref_model", name=name, own=own, other=other)
+    if recipe.ref_model_adapters:
+        weights = adapter_of(recipe, path)
+        saved_weights.require_language_model(weights)
+        if weights.is_adapter:
+            saved_weights.require_mergeable(weights.folder)
+    return path
+
+
+def adapter_of(recipe: Recipe, path: str) -> saved_weights.Weights:
+    """Return the adapter on the reference model in a folder.
+
+    Raises:
+        LabError: there is none, or it belongs to another base.
+    """
+    return folder.weights_for(str(recipe.ref_model_adapters), Path(path), str(recipe.ref_model))
+
+
+def load(recipe: Recipe, base: str, machine: Machine) -> Any:
+    """Return the reference model with its adapter merged, in the number format of the model that is trained.
+
+    Raises:
+        LabError: as `folder_of`, and what reading its weights raises.
+    """
+    path = folder_of(recipe, base)
+    options = library_args.model_settings(recipe, machine)
+    weights = adapter_of(recipe, path) if recipe.ref_model_adapters else None
+    whole = weights is not None and not weights.is_adapter
+    model = models.load_weights(AutoModelForCausalLM, weights.folder if whole and weights else path, **options)
+    tokenizer = models.load_tokenizer(path, recipe.trust_remote_code)
+    if weights and weights.is_adapter:
+        model = chat.adapted(model, weights, tokenizer).merge_and_unload()
+    return model.eval().requires_grad_(False)
