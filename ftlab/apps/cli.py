@@ -17,7 +17,7 @@ from ftlab.system_errors import explained
 
 # The exit codes that a shell reports for Ctrl-C, and for a closed output pipe (`ftlab data show NAME | head`).
 STOPPED, NO_READER = 130, 141
-NO_COMPILER = "TORCHDYNAMO_DISABLE"
+NO_COMPILER, NO_BARS = "TORCHDYNAMO_DISABLE", "TQDM_DISABLE"
 TRUST = ("--trust-remote-code", "--trust_remote_code")
 EXIT_CODES = (
     "exit codes: 0 success; 1 failure, or problems found; 2 invalid input; 130 stopped by Ctrl-C, a run also by "
@@ -292,18 +292,21 @@ def quick_imports() -> Iterator[None]:
     They create half a million permanent objects; traversing them repeatedly would add a second to the startup, so
     they are also excluded from later collections. PEFT imports bitsandbytes, whose `torch.compile` decorators load
     torch._inductor: 0.7 s for functions that its kernels for a CPU and for CUDA hardly ever call. torch reads the
-    variable when a function is decorated, so that `torch.compile` works as ever after the imports.
+    variable when a function is decorated, so that `torch.compile` works as ever after the imports. tqdm, too, reads its
+    variable when it is imported: a file has no use for the hundred states of a bar.
     """
-    own = os.environ.get(NO_COMPILER)
-    os.environ[NO_COMPILER] = "1"
+    values = {NO_COMPILER: "1"} | ({} if sys.stderr.isatty() else {NO_BARS: os.environ.get(NO_BARS, "1")})
+    own = {name: os.environ.pop(name) for name in values if name in os.environ}
+    os.environ |= values
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()
         gc.enable()
-        del os.environ[NO_COMPILER]
-        os.environ.update({NO_COMPILER: own} if own is not None else {})
+        for name in values:
+            del os.environ[name]
+        os.environ |= own
 
 
 def train_recipe(options: argparse.Namespace) -> int:
@@ -328,6 +331,7 @@ def train_recipe(options: argparse.Namespace) -> int:
     if run.stopped_at is not None:
         return STOPPED
     print(f"{run.folder}: loss {run.metrics['train_loss']:.3f} after {run.metrics['train_seconds']:.0f} s")
+    print(train.next_step(recipe, run))
     return 0
 
 

@@ -109,6 +109,7 @@ def encoded(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -
         features=Features(types),
         # Counted anew each time: a cached result would say nothing.
         load_from_cache_file=False,
+        desc="tokenize",
     )
     count.say()
     return found

@@ -1,6 +1,7 @@
 """Train a recipe into a run folder; an interrupted run resumes from its last valid checkpoint."""
 
 import contextlib
+import shlex
 import shutil
 import time
 import uuid
@@ -25,6 +26,7 @@ from ftlab.recipe.keys import Recipe
 from ftlab.runs import adapters, balance, build, checkpoint, dataset, launch, reference, rope, target, world
 from ftlab.runs import callbacks as watch
 from ftlab.runs import folder as folders
+from ftlab.runs.progress import Progress
 from ftlab.saved_weights import RESULTS
 
 
@@ -94,6 +96,16 @@ def train(
             return Run(folder, metrics, reused=True)
         with cpu.fast_paths(library_args.plan(job.recipe, job.machine)):
             return run(job, begin(job, fresh), callbacks, quiet)
+
+
+def next_step(recipe: Recipe, run: Run) -> str:
+    """Return what a run's weights are for: the recipe key of a reward model, the command to chat with any other."""
+    if recipe.stage == "rm":
+        return say("train_next_reward", folder=run.folder)
+    whole = run.weights.name == saved_weights.MODEL
+    words = [str(run.weights)] if whole else [recipe.model_name_or_path, "--adapter", str(run.weights)]
+    words += ["--trust-remote-code"] if recipe.trust_remote_code else []
+    return say("train_next_chat", command=shlex.join(["ftlab", "chat", *words]))
 
 
 def require_training(recipe: Recipe) -> None:
@@ -287,14 +299,17 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     allocate = [adapters.Allocate()] if job.recipe.finetuning_type == "adalora" else []
     # AdaLoRA first: what it refuses must leave no folder.
     first = [*allocate, check, begin, watch.Log(job.folder / folders.LOG), watch.Guard(), stop]
-    watchers = [*first, *early_stop(job), *extra, keeper]
+    # A notebook has a progress display of its own.
+    in_terminal = DEFAULT_PROGRESS_CALLBACK is ProgressCallback
+    shown = [Progress()] if in_terminal and not quiet else []
+    watchers = [*first, *early_stop(job), *extra, *shown, keeper]
     trainer = build.build_trainer(job.recipe, model, job.args, job.tokenizer, job.datasets, watchers)
     check.trainer = trainer
     if job.recipe.quantization_bit:
         cpu.lift_adapters(trainer.model, job.machine)
-    if quiet:
-        for shown in (DEFAULT_PROGRESS_CALLBACK, ProgressCallback, PrinterCallback):
-            trainer.remove_callback(shown)
+    if quiet or in_terminal:
+        for theirs in (DEFAULT_PROGRESS_CALLBACK, ProgressCallback, PrinterCallback):
+            trainer.remove_callback(theirs)
     refuse_untrained(trainer, job.recipe)
     started = time.monotonic()
     metrics: dict[str, float] = {}

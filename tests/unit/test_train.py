@@ -158,6 +158,34 @@ def test_training_goes_on_from_an_adapter(tiny_recipe, tmp_path):
     assert torch.equal(weights.before[name], start[name.replace(".default", "")])
 
 
+def test_without_a_terminal_each_log_is_one_row(tiny_recipe, capfd):
+    done, _ = run(tiny_recipe, logging_steps=2, max_steps=4, val_size=0.25, eval_strategy="steps", eval_steps=4)
+    printed, drawn = capfd.readouterr()
+    shown = [line for line in printed.splitlines() if line.startswith("step ")]
+    assert [line.partition(":")[0] for line in shown] == ["step 1/4", "step 2/4", "step 4/4", "step 4/4"]
+    logged = rows(done.folder)
+    for row, line in zip(logged, shown, strict=True):
+        name = "eval_loss" if "eval_loss" in row else "loss"
+        assert f"{name} {row[name]:.4g}" in line
+    assert "{" not in printed and "gone" not in drawn
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({}, "next: ftlab chat tiny --adapter '/runs/my run/adapter'"),
+        ({"finetuning_type": "full"}, "next: ftlab chat '/runs/my run/model'"),
+        ({"stage": "rm"}, "next: `reward_model: /runs/my run` in a recipe of stage ppo or grpo"),
+        ({"trust_remote_code": True}, "next: ftlab chat tiny --adapter '/runs/my run/adapter' --trust-remote-code"),
+    ],
+)
+def test_the_last_line_says_what_to_do_next(monkeypatch, keys, said):
+    values = {"model_name_or_path": "tiny", "dataset": "a", "output_dir": "/runs/my run"} | keys
+    weights = "model" if "finetuning_type" in keys else "adapter"
+    monkeypatch.setattr(Path, "is_dir", lambda path: path.name == weights)
+    assert train.next_step(recipes.read(values)[0], train.Run(Path("/runs/my run"), {}, reused=False)) == said
+
+
 def test_the_same_recipe_is_trained_once(tiny_recipe, capsys):
     run(tiny_recipe)
     again = train.train(recipes.load(tiny_recipe))
