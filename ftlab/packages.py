@@ -15,16 +15,16 @@ EXTRAS = {
     "benchmarks": ("lm_eval",),
     "llamacpp": ("llama_cpp",),
     "deepspeed": ("deepspeed",),
+    "optim": ("galore_torch", "apollo_torch", "lomo_optim", "schedulefree"),
 }  # fmt: skip
 # Other modules -> what pip calls their packages. A name that is not here is nothing to be suggested to pip.
 PACKAGES = {
     "wandb": "wandb", "tensorboard": "tensorboard", "mlflow": "mlflow-skinny", "trackio": "trackio",
     "clearml": "clearml", "codecarbon": "codecarbon", "dagshub": "dagshub", "dvclive": "dvclive", "neptune": "neptune",
-    "torchao": "torchao", "schedulefree": "schedulefree", "grokadamw": "grokadamw",
+    "torchao": "torchao", "grokadamw": "grokadamw",
     "torch_xla": "torch_xla", "torch_npu": "torch-npu", "modelscope": "modelscope", "tiktoken": "tiktoken",
     "sentencepiece": "sentencepiece", "einops": "einops", "kernels": "kernels", "matplotlib": "matplotlib",
     "psutil": "psutil", "gguf": "gguf", "pyarrow": "pyarrow", "openpyxl": "openpyxl",
-    "galore_torch": "galore-torch", "apollo_torch": "apollo-torch", "lomo_optim": "lomo-optim",
     "optimi": "torch-optimi", "torchdistx": "git+https://github.com/pytorch/torchdistx", "flash_attn": "flash-attn",
     "flash_attn_interface": "flash-attn-3", "liger_kernel": "liger-kernel", "comet_ml": "comet-ml",
     "azureml": "azureml-core", "flytekit": "flytekit flytekitplugins-deck-standard", "google.protobuf": "protobuf",
@@ -51,8 +51,8 @@ ATTENTION = {"fa2": "flash_attn", "fa3": "flash_attn_interface"}
 def install(module: str) -> str:
     """Return the command that installs a module, or a sentence where its package is not known.
 
-    >>> install("voila"), install("galore_torch")
-    ("pip install 'ftlab[course]'", 'pip install galore-torch')
+    >>> install("voila"), install("sklearn")
+    ("pip install 'ftlab[course]'", 'pip install scikit-learn')
     """
     top = module.partition(".")[0]
     extra = next((f"'ftlab[{name}]'" for name, modules in EXTRAS.items() if top in modules), None)

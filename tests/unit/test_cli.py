@@ -219,9 +219,9 @@ def test_a_verb_without_its_package_names_the_extra(module, arguments, extra):
     [
         ({"quantization_bit": 4}, "bitsandbytes", "pip install 'ftlab[gpu]'"),
         ({"optim": "paged_adamw_8bit"}, "bitsandbytes", "pip install 'ftlab[gpu]'"),
-        ({"optim": "galore_adamw"}, "galore_torch", "pip install galore-torch"),
-        ({"optim": "apollo_adamw"}, "apollo_torch", "pip install apollo-torch"),
-        ({"optim": "schedule_free_adamw"}, "schedulefree", "pip install schedulefree"),
+        ({"optim": "galore_adamw"}, "galore_torch", "pip install 'ftlab[optim]'"),
+        ({"optim": "apollo_adamw"}, "apollo_torch", "pip install 'ftlab[optim]'"),
+        ({"optim": "schedule_free_adamw"}, "schedulefree", "pip install 'ftlab[optim]'"),
         ({"report_to": "wandb"}, "wandb", "pip install wandb"),
         ({"report_to": ["tensorboard"]}, "tensorboard", "pip install tensorboard"),
         ({"deepspeed": "zero2"}, "deepspeed", "pip install 'ftlab[deepspeed]'"),

@@ -52,6 +52,12 @@ EXAMPLES = {
     + TRAINING,
     "dora": "stage: sft\nuse_dora: true\n" + LORA + SETS + TRAINING,
     "pissa": "stage: sft\npissa_init: true\npissa_iter: 16\npissa_convert: true\n" + LORA + SETS + TRAINING,
+    "oft": "stage: sft\nfinetuning_type: oft\noft_block_size: 32\noft_target: all\n" + SETS + TRAINING,
+    "oft bnb": "stage: sft\nquantization_bit: 4\nquantization_method: bnb\ndouble_quantization: false\n"
+    "finetuning_type: oft\noft_block_size: 32\noft_target: all\n" + SETS + TRAINING,
+    "llama pro": "stage: sft\nfinetuning_type: freeze\nfreeze_trainable_layers: 2\nfreeze_trainable_modules: all\n"
+    "use_llama_pro: true\n" + SETS + TRAINING,
+    "muon": "stage: sft\nfinetuning_type: full\nuse_muon: true\n" + SETS + TRAINING,
     "lora plus": "stage: sft\nloraplus_lr_ratio: 16.0\n" + LORA + SETS + TRAINING,
 }  # fmt: skip
 ROWS = {"pretrain": "text", "reward": "preference", "dpo": "preference", "orpo": "preference", "kto": "kto"}
@@ -77,6 +83,8 @@ def written(tmp_path: Path, tiny_model_dir: Path, tiny_rows: Path):
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_an_example_runs_to_the_end_and_says_what_changed(name, written, capsys):
+    if "bnb" in name:
+        pytest.importorskip("bitsandbytes")
     assert cli.main(["train", str(written(name))]) == 0
     said = capsys.readouterr().out
     for key in SAID:
