@@ -172,11 +172,12 @@ def parser() -> Parser:
         verbs,
         "board",
         open_board,
-        "open the panels in the browser: data, train, evaluate, chat, export, memory, quiz",
+        "open the panels in the browser: data, train, evaluate, compare, chat, export, memory, quiz",
+        "webui",
     )
     page.add_argument("recipe", nargs="?", metavar="RECIPE.yaml", help="recipe to open in the train tab")
-    page.add_argument("--port", type=int, default=8866, help="default: %(default)s; AutoDL exposes 6006")
-    page.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    page.add_argument("--port", type=int, help="default: GRADIO_SERVER_PORT, else 8866; AutoDL exposes 6006")
+    page.add_argument("--host", help="default: GRADIO_SERVER_NAME, else 127.0.0.1")
     page.add_argument("--lang", choices=LANGUAGES, help="default: FTLAB_LANG, else en")
     page.add_argument("--allow-remote", action="store_true", help="allow an address that other machines can reach")
     data = add(verbs, "data", None, "check and show data sets, write replay examples")
@@ -264,9 +265,9 @@ def parser() -> Parser:
     return top
 
 
-def add(verbs: argparse._SubParsersAction, name: str, function: object, text: str) -> Parser:
+def add(verbs: argparse._SubParsersAction, name: str, function: object, text: str, *aliases: str) -> Parser:
     """Add one verb with its help text."""
-    verb = verbs.add_parser(name, help=text, description=text)
+    verb = verbs.add_parser(name, help=text, description=text, aliases=aliases)
     verb.set_defaults(verb=function)
     return verb
 
@@ -478,8 +479,11 @@ def serve_model(options: argparse.Namespace) -> None:
 def open_board(options: argparse.Namespace) -> None:
     """Serve the page until interrupted."""
     from ftlab.apps.board import voila_server
+    from ftlab.apps.ports import port_of
 
-    voila_server.serve(options.recipe, options.host, options.port, options.lang, options.allow_remote)
+    port = port_of("GRADIO_SERVER_PORT", 8866) if options.port is None else options.port
+    host = options.host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    voila_server.serve(options.recipe, host, port, options.lang, options.allow_remote)
 
 
 def tokenizer_for(options: argparse.Namespace) -> Any:

@@ -1,9 +1,11 @@
 """The panel's fields: a recipe comes out as it went in, wrong input is said beside its field, no word is missing."""
 
+import html
 import re
 from pathlib import Path
 from string import Formatter
 
+import ipywidgets as widgets
 import pytest
 
 from ftlab import errors
@@ -173,14 +175,21 @@ def test_keys_that_contradict_each_other(form):
     assert form.recipe() is None and "mask_history" in form.checked.messages[validation.ALL]
 
 
+def cells(box):
+    """Return the fields inside a box, however deep."""
+    inside = [one for part in getattr(box, "children", ()) for one in cells(part)]
+    return inside + ([box] if "ft-cell" in box._dom_classes else [])
+
+
 def test_at_most_twelve_are_in_sight_and_visible_chooses_them(tiny_recipe, tmp_path):
     form = Form(tiny_recipe, Words("en"), roots=[tmp_path])
-    grid, _, _ = form.box.children
-    assert len(grid.children) == controls.MOST_VISIBLE == 12
+    seen, _, folded = form.box.children
+    headings = [part for part in seen.children if isinstance(part, widgets.HTML)]
+    assert len(cells(seen)) == controls.MOST_VISIBLE == 12 and len(headings) == 3
+    assert len(cells(seen)) + len(cells(folded)) == len(controls.FIELDS)
     few = Form(tiny_recipe, Words("en"), visible=("lora_rank", "lora_alpha"), roots=[tmp_path])
-    assert len(few.box.children[0].children) == 2
-    shown = [cell for part in few.box.children[2].children[:-1] for cell in part.children]
-    assert len(shown) + 2 == len(controls.FIELDS)
+    assert len(cells(few.box.children[0])) == 2 == len(cells(few.box.children[0].children[0])), "no heading for two"
+    assert len(cells(few.box)) == len(controls.FIELDS)
     with pytest.raises(LabError, match="no_such_key"):
         Form(tiny_recipe, Words("en"), visible=("no_such_key",))
     with pytest.raises(LabError, match="13"):
@@ -191,8 +200,9 @@ def test_at_most_twelve_are_in_sight_and_visible_chooses_them(tiny_recipe, tmp_p
 def test_labels_carry_their_key_and_tell_what_happens(tiny_recipe, tmp_path, lang):
     form = Form(tiny_recipe, Words(lang), roots=[tmp_path])
     for key in controls.FIELDS:
-        label = form.cell(key).children[0].value
-        assert f"<code>{key}</code>" in label and len(form.controls[key].tooltip) > 10
+        control, about, _ = form.cell(key).children
+        assert f"<code>{key}</code>" in control.description and html.escape(form.words.tip(key)) in about.value
+        assert len(form.controls[key].tooltip) > 10
         assert (re.search(r"[\u4e00-\u9fff]", form.words.tip(key)) is not None) == (lang == "zh")
 
 

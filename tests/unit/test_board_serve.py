@@ -1,8 +1,11 @@
 """`ftlab board` from outside: where it binds, who gets in, what a stranger on the machine can read of it."""
 
 import os
+import signal
 import socket
 import stat
+import subprocess
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -65,6 +68,33 @@ def test_the_token_lets_in_and_stands_in_no_command_line(monkeypatch):
         with pytest.raises(LabError, match="--port"):
             voila_server.free("127.0.0.1", int(bare.rstrip("/").rpartition(":")[2]))
     assert served.process.poll() is not None and not folder.exists()
+
+
+@pytest.mark.slow
+@pytest.mark.lengthy
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_closed_terminal_and_a_kill_end_the_server(number, tmp_path):
+    command = [sys.executable, "-m", "ftlab", "board", "--port", "0"]
+    places = {"PYTHONPATH": str(Path(__file__).parents[2]), "IPYTHONDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | places, cwd=tmp_path) as board:
+        assert "?token=" in board.stdout.readline()
+        inside = psutil.Process(board.pid).children(recursive=True)
+        board.send_signal(number)
+        assert board.wait(60) == 0 and inside
+    assert not [one for one in inside if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.parametrize("port", ["many", "-1", "70000", "80 80"])
+def test_gradio_variables_are_read_and_checked(monkeypatch, capsys, port):
+    monkeypatch.setenv("GRADIO_SERVER_PORT", port)
+    assert cli.main(["webui"]) == 2
+    assert "GRADIO_SERVER_PORT" in capsys.readouterr().err
+    asked = []
+    monkeypatch.setattr(voila_server, "serve", lambda *arguments: asked.append(arguments))
+    monkeypatch.setenv("GRADIO_SERVER_PORT", "7860")
+    monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
+    assert cli.main(["webui"]) == 0 == cli.main(["board", "--port", "0", "--host", "127.0.0.1"])
+    assert [(host, port) for _, host, port, *_ in asked] == [("0.0.0.0", 7860), ("127.0.0.1", 0)]
 
 
 def opened(url):

@@ -320,9 +320,31 @@ def test_questions_are_never_markup(tmp_path):
 def test_the_page_has_every_panel_in_its_language(tiny_recipe, tmp_path, monkeypatch, lang):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(controls.yaml_lines(tiny_recipe | {"output_dir": "runs/tiny"}))
-    tabs = page.board("tiny.yaml", lang=lang)
+    board = page.Board("tiny.yaml", lang=lang)
     titles = {
-        "en": ("data", "train", "evaluate", "chat", "export", "memory", "quiz"),
-        "zh": ("数据", "训练", "评测", "对话", "导出", "内存", "测验"),
+        "en": ("Data", "Train", "Evaluate", "Compare", "Chat", "Export", "Memory", "Learn"),
+        "zh": ("数据", "训练", "评测", "对比", "对话", "导出", "内存", "学习"),
     }
-    assert tabs.titles == titles[lang] and tabs.selected_index == 1 and len(tabs.children) == 7
+    assert board.tabs.titles == titles[lang] and board.tabs.selected_index == 1 and list(board.panels) == ["tab_train"]
+    board.train.form.controls["lora_rank"].value = 64
+    for number in range(len(page.STEPS)):
+        board.tabs.selected_index = number
+        assert board.tabs.children[number].children, "a panel is made when it is opened"
+    assert board.panels["tab_memory"].form.controls["lora_rank"].value == 64, "with the settings of the train tab"
+    board.panels["tab_chat"].system.value = "Be brief."
+    board.language.click()
+    other = {"en": "zh", "zh": "en"}[lang]
+    assert board.tabs.titles == titles[other] and board.tabs.selected_index == 7
+    assert board.train.words.lang == other and board.train.form.controls["lora_rank"].value == 64
+    board.tabs.selected_index = 4
+    assert board.panels["tab_chat"].system.value == "Be brief."
+
+
+def test_the_language_waits_for_work(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(controls.yaml_lines(tiny_recipe | {"output_dir": "runs/tiny"}))
+    board = page.Board("tiny.yaml", lang="en")
+    board.tabs.selected_index = list(page.STEPS).index("tab_evaluate")
+    board.panels["tab_evaluate"].task.idle.clear()
+    board.language.click()
+    assert board.words.lang == "en" and "ended" in board.facts.value

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 
 from ftlab import embedded, models, saved_weights
 from ftlab.apps.board.background import Work
-from ftlab.apps.board.named_widgets import button, field
+from ftlab.apps.board.controls import NAMES
+from ftlab.apps.board.named_widgets import actions, button, empty, field, row
 from ftlab.apps.board.words import Words
 from ftlab.errors import fail
 from ftlab.runs import chat
@@ -56,32 +57,51 @@ class ChatPanel:
         self.work = Work(self.words.lang, lambda reason: self.say("chat_failed", reason=reason), self.ended)
         self.idle = self.work.idle
         self.given, self.runs = adapters, Path(runs)
-        self.model = self.field("chat_base_model", widgets.Text(value=model))
+        self.model = self.field("chat_base_model", widgets.Combobox(value=model, options=NAMES))
         self.adapters = self.field("chat_adapters", widgets.SelectMultiple(rows=3))
         self.list_adapters()
         self.adapters.value = tuple(value for _, value in self.adapters.options[:1])
-        self.system = self.field("chat_system", widgets.Textarea(value=system, layout={"width": "98%"}))
-        self.question = self.field("chat_question", widgets.Textarea(layout={"width": "98%"}))
-        self.load_button = self.button("chat_load", self.load)
+        self.system = self.field("chat_system", widgets.Textarea(value=system))
+        self.question = self.field("chat_question", widgets.Textarea())
+        self.load_button = self.button("chat_load", self.load, "success")
         self.send = self.button("chat_send", self.ask, "success")
         self.stop = self.button("chat_stop", self.left.set, "danger")
         self.clear = self.button("chat_clear", self.forget)
         self.send.disabled = self.stop.disabled = True
         self.sampling = self.knobs()
         self.columns: dict[str, widgets.HTML] = {}
-        self.table = widgets.HBox(layout={"width": "98%"})
+        self.table = widgets.Box().add_class("ft-columns")
         self.status = widgets.HTML(html.escape(self.words("chat_not_loaded"))).add_class("ft-chat-status")
-        wrapped = {"flex_flow": "row wrap"}
+        self.hint = widgets.HTML(empty(self.words("chat_empty")))
+        knobs = widgets.Box(list(self.sampling.values())).add_class("ft-fields")
+        more = widgets.Accordion([widgets.VBox([self.system, knobs])])
+        more.titles = (self.words("chat_more"),)
         self.box = widgets.VBox(
             [
-                widgets.HBox([self.model, self.adapters, self.load_button], layout=wrapped),
-                self.system,
-                widgets.HBox(list(self.sampling.values()), layout=wrapped),
-                self.question,
-                widgets.HBox([self.send, self.stop, self.clear, self.status]),
+                row(self.model, self.adapters),
+                more,
+                self.hint,
                 self.table,
+                self.question,
+                actions(self.load_button, self.send, self.stop, self.clear, self.status),
             ]
         ).add_class("ftlab-chat")
+
+    def take_over(self, before: "ChatPanel") -> None:
+        """Go on with another panel's model, conversations and settings."""
+        self.model.value, self.system.value = before.model.value, before.system.value
+        chosen = [one for one in before.adapters.value if one in dict(self.adapters.options).values()]
+        self.adapters.value = tuple(chosen)
+        for name, knob in self.sampling.items():
+            knob.value = before.sampling[name].value
+        self.loaded, self.names = before.loaded, before.names
+        if self.loaded:
+            self.forget()
+            self.histories = before.histories
+            for column in self.columns:
+                self.draw(column)
+            self.send.disabled = False
+            self.say("chat_ready", model=self.model.value.strip(), adapters=len(self.names) - 1)
 
     def list_adapters(self) -> None:
         """Fill the list of adapters; a training that has just ended is in it."""
@@ -203,11 +223,10 @@ class ChatPanel:
         """Show a column: its conversation, and the answer that is being written."""
         turns = list(self.histories[column])
         turns += [{"role": "assistant", "content": writing}] if writing is not None else []
-        shown = [f"<h4>{html.escape(self.title(column))}</h4>"]
+        shown = [f"<h2>{html.escape(self.title(column))}</h2>"]
         for turn in turns:
-            colour = "#e9ecef" if turn["role"] == "user" else "#d8f3dc"
-            style = f"background:{colour};color:#111;padding:4px 8px;margin:4px 0;white-space:pre-wrap;line-height:1.4"
-            shown.append(f'<div class="ft-turn" style="{style}">{html.escape(turn["content"])}</div>')
+            who = "ft-user" if turn["role"] == "user" else "ft-assistant"
+            shown.append(f'<div class="ft-turn {who}">{html.escape(turn["content"])}</div>')
         self.columns[column].value = "".join(shown)
 
     def title(self, column: str) -> str:
@@ -217,15 +236,15 @@ class ChatPanel:
     def forget(self) -> None:
         """Begin all conversations anew."""
         self.histories = {column: [] for column in self.names}
-        width = f"{98 / max(1, len(self.names)):.0f}%"
-        self.columns = {column: widgets.HTML(layout={"width": width, "padding": "0 6px"}) for column in self.names}
+        self.columns = {column: widgets.HTML() for column in self.names}
+        self.hint.layout.display = "none" if self.names else ""
         self.table.children = tuple(self.columns.values())
         for column in self.columns:
             self.draw(column)
 
     def say(self, name: str, /, **values: object) -> None:
         """Show a text of the table next to the buttons."""
-        colour = ' style="color:#b00020"' if name == "chat_failed" else ""
+        colour = ' class="ft-bad"' if name == "chat_failed" else ""
         self.status.value = f'<span{colour} data-state="{name}">{html.escape(self.words(name, **values))}</span>'
 
 

@@ -108,10 +108,11 @@ SIZED = {
     "gradient_checkpointing": CHOICE,
 }
 TABLES = (FIELDS, EVALUATED, EXPORTED, SIZED)
+# The visible keys first, under a heading each; the others are folded away under the same names.
 GROUPS = {
-    "group_method": tuple(FIELDS)[12:22],
-    "group_data": tuple(FIELDS)[22:30],
-    "group_training": tuple(FIELDS)[30:37],
+    "group_data": ("model_name_or_path", "dataset", "output_dir", *tuple(FIELDS)[22:30]),
+    "group_method": ("stage", "finetuning_type", "quantization_bit", "lora_rank", *tuple(FIELDS)[12:22]),
+    "group_training": (*tuple(FIELDS)[7:12], *tuple(FIELDS)[30:37]),
     "group_saving": tuple(FIELDS)[37:],
 }
 

@@ -1,7 +1,11 @@
 """The data panel: page through a set as the model sees it, what is trained on in green, and every problem of it."""
 
+import contextlib
 import html
+import io
+import re
 from collections.abc import Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -9,15 +13,18 @@ import ipywidgets as widgets
 
 from ftlab import embedded, errors, tokens
 from ftlab.apps.board import estimates
-from ftlab.apps.board.named_widgets import button, field
+from ftlab.apps.board.controls import NAMES
+from ftlab.apps.board.named_widgets import actions, bad, button, empty, field, pre, row
 from ftlab.apps.board.words import Words
 from ftlab.data import check, registry
+from ftlab.data.convert import filled
 from ftlab.data.dataset_info import INFO, read_info
 from ftlab.data.encoding import Encoding, shown
-from ftlab.errors import LabError
+from ftlab.errors import LabError, fail
 
 # Rows that are rendered for the lengths; more would make the page wait.
 MEASURED = 500
+UPLOADED = ".json,.jsonl,.csv,.parquet,.txt"
 
 
 class DataPanel:
@@ -29,6 +36,7 @@ class DataPanel:
         model: whose tokenizer and chat template.
         cutoff_len: tokens kept of a row.
         lang: "en" or "zh"; None takes FTLAB_LANG.
+        substitutions: name -> text for `{{name}}` placeholders.
     Attributes:
         rows: the good rows of the set.
     """
@@ -40,35 +48,42 @@ class DataPanel:
         model: str = embedded.NAME,
         cutoff_len: int = 1024,
         lang: str | None = None,
+        substitutions: dict[str, str] | None = None,
     ) -> None:
-        self.words, self.dataset_dir = Words(lang), Path(dataset_dir)
+        self.words, self.dataset_dir, self.substitutions = Words(lang), Path(dataset_dir), substitutions
         self.rows: list[dict[str, Any]] = []
         self.tokenizer: Any = None
         known = registered(self.dataset_dir)
         self.name = field(self.words, "data_set", widgets.Combobox(value=name or next(iter(known), ""), options=known))
-        self.model = field(self.words, "data_model", widgets.Text(value=model))
+        self.model = field(self.words, "data_model", widgets.Combobox(value=model, options=NAMES))
         self.cutoff = field(self.words, "data_cutoff", widgets.BoundedIntText(value=cutoff_len, min=8, max=2**20))
-        self.row = field(self.words, "data_row", widgets.BoundedIntText(value=1, min=1, max=1))
-        self.before, self.next, self.check = (
-            button(self.words, name) for name in ("data_before", "data_next", "data_check")
+        self.row = field(self.words, "data_row", widgets.BoundedIntText(value=1, min=1, max=1)).add_class("ft-short")
+        self.before, self.next, self.repair = (
+            button(self.words, name) for name in ("data_before", "data_next", "data_repair")
         )
+        self.check = button(self.words, "data_check", "success")
+        self.upload = widgets.FileUpload(
+            accept=UPLOADED, description=self.words("data_upload"), tooltip=self.words.tip("data_upload")
+        ).add_class("ft-data_upload")
+        self.upload.layout.width = "auto"
         self.caption, self.shown = widgets.HTML(), widgets.HTML().add_class("ft-tokens")
         self.lengths, self.report = widgets.HTML(), widgets.HTML().add_class("ft-report")
         self.before.on_click(lambda _: self.step(-1))
         self.next.on_click(lambda _: self.step(1))
         self.check.on_click(lambda _: self.look_for_problems())
+        self.repair.on_click(lambda _: self.look_for_problems(self.repaired()))
+        self.upload.observe(lambda _: self.keep_uploaded(), names="value")
         for widget in (self.name, self.model, self.cutoff):
             widget.continuous_update = False
             widget.observe(lambda _: self.load(), names="value")
         self.row.observe(lambda _: self.show_row(), names="value")
+        paged = row(self.row, self.before, self.next)
+        beside = widgets.VBox([self.lengths, self.report])
         self.box = widgets.VBox(
             [
-                widgets.HBox([self.name, self.model, self.cutoff], layout={"flex_flow": "row wrap"}),
-                widgets.HBox([self.row, self.before, self.next, self.check]),
-                self.caption,
-                self.shown,
-                self.lengths,
-                self.report,
+                row(self.name, self.model, self.cutoff, self.upload),
+                widgets.Box([widgets.VBox([paged, self.caption, self.shown]), beside]).add_class("ft-columns"),
+                actions(self.check, self.repair),
             ]
         ).add_class("ftlab-data")
         self.load()
@@ -84,14 +99,18 @@ class DataPanel:
                     self.say_bad(self.words("data_not_here", name=name if place else self.model.value))
                     return
                 self.tokenizer = estimates.tokenizer_of(place)
-                self.rows = registry.rows_of(name, self.dataset_dir)
+                with contextlib.redirect_stdout(io.StringIO()) as notes:
+                    self.rows = registry.rows_of(name, self.dataset_dir)
+                # With substitutions, placeholders have their values: a note that they need some would mislead.
+                if notes.getvalue() and self.substitutions is None:
+                    self.report.value = pre(notes.getvalue())
                 measured = [example for row in self.rows[:MEASURED] for example in self.encoded(row)]
         except (LabError, OSError, ValueError, KeyError) as error:
             self.rows = []
             self.say_bad(error)
             return
         if not self.rows:
-            self.caption.value, self.shown.value = html.escape(self.words("data_empty")), ""
+            self.caption.value, self.shown.value = empty(self.words("data_empty")), ""
             return
         heading = html.escape(self.words("data_lengths", rows=len(self.rows[:MEASURED])))
         self.lengths.value = f"<b>{heading}</b>{pre(tokens.summary(self.tokenizer, measured))}"
@@ -100,6 +119,7 @@ class DataPanel:
 
     def encoded(self, row: dict[str, Any]) -> list[dict[str, list[int]]]:
         """Return the training examples of a row as ids and labels; of a pair, the chosen side and the rejected one."""
+        row = row if self.substitutions is None else filled(row, self.substitutions, self.name.value)
         return shown(self.tokenizer, row, Encoding(cutoff_len=self.cutoff.value))
 
     def show_row(self) -> None:
@@ -123,8 +143,32 @@ class DataPanel:
         """Go to the next row, or to the one before."""
         self.row.value = min(max(1, self.row.value + by), self.row.max)
 
-    def look_for_problems(self) -> None:
-        """Check the whole set and show the report."""
+    def repaired(self) -> Path:
+        """Return the first free file that a repaired copy can be written to, next to where the user works."""
+        stem = Path(self.name.value.strip()).stem
+        tries = (Path(f"{stem}-repaired{number or ''}.jsonl") for number in count())
+        return next(path for path in tries if not path.exists())
+
+    def keep_uploaded(self) -> None:
+        """Write an uploaded file into `uploads` and show it."""
+        for one in self.upload.value:
+            target = Path("uploads") / re.sub(r"[^\w.-]", "_", Path(one.name).name).lstrip(".")
+            try:
+                if target.exists() and target.read_bytes() != bytes(one.content):
+                    raise fail("data_fix_exists", where=str(target))
+                target.parent.mkdir(exist_ok=True)
+                target.write_bytes(bytes(one.content))
+            except (LabError, OSError) as error:
+                self.say_bad(error)
+                return
+            self.name.value = str(target)
+
+    def look_for_problems(self, fix_to: Path | None = None) -> None:
+        """Check the whole set and show the report.
+
+        Args:
+            fix_to: write the usable examples there, and show that file.
+        """
         if self.tokenizer is None:
             return
         try:
@@ -134,16 +178,18 @@ class DataPanel:
                     self.dataset_dir,
                     cutoff_len=self.cutoff.value,
                     tokenizer=self.tokenizer,
+                    fix_to=fix_to,
                 )
         except (LabError, OSError, ValueError) as error:
             self.report.value = pre(str(error))
             return
+        if fix_to:
+            self.name.value = str(fix_to)
         self.report.value = pre(str(report))
 
     def say_bad(self, error: Exception | str) -> None:
         """Show why there is nothing to show."""
-        text = html.escape(self.words("data_bad", reason=error))
-        self.caption.value, self.shown.value = f'<span style="color:#b00020">{text}</span>', ""
+        self.caption.value, self.shown.value = bad(self.words("data_bad", reason=error)), ""
 
 
 def registered(dataset_dir: Path) -> Sequence[str]:
@@ -152,8 +198,3 @@ def registered(dataset_dir: Path) -> Sequence[str]:
         return tuple(read_info(dataset_dir)) if (dataset_dir / INFO).is_file() else ()
     except LabError:
         return ()
-
-
-def pre(text: str) -> str:
-    """Return text escaped for HTML."""
-    return f'<pre style="font:12px/1.3 monospace;white-space:pre-wrap">{html.escape(text)}</pre>'

@@ -12,6 +12,7 @@ from ftlab.apps.board.chat_panel import WHOLE, tuned
 from ftlab.apps.board.controls import EVALUATED
 from ftlab.apps.board.data_panel import registered
 from ftlab.apps.board.form import Form
+from ftlab.apps.board.named_widgets import heading, row
 from ftlab.apps.board.recipe_task import Task
 from ftlab.apps.board.words import Words
 from ftlab.recipe.keys import EVAL_FIGURES, Recipe
@@ -75,9 +76,9 @@ class EvaluatePanel:
         with errors.speaking(self.words.lang):
             form = Form(values, self.words, table=EVALUATED)
         form.controls["eval_dataset"].options = tuple(sets)
-        row = widgets.HBox(list(self.figures.values()), layout={"flex_flow": "row wrap"})
+        ticked = widgets.VBox([heading(self.words("group_figures")), row(*self.figures.values())])
         self.task = Task(
-            self.words, form, "eval", "evaluate_start", self.look, validation.ALL, self.score, (row,), self.more,
+            self.words, form, "eval", "evaluate_start", self.look, validation.ALL, self.score, (ticked,), self.more,
             lambda made: Watch(evaluation.run_folder(made)),
         )  # fmt: skip
         for box in self.figures.values():
@@ -87,12 +88,21 @@ class EvaluatePanel:
 
     def box_of(self, name: str, on: bool) -> widgets.Checkbox:
         """Return the box to tick for one figure."""
-        text, tip = self.words(name), self.words.tip(name)
-        return widgets.Checkbox(value=on, description=text, tooltip=tip, indent=False).add_class(f"ft-{name}")
+        box = widgets.Checkbox(value=on, description=self.words(name), tooltip=self.words.tip(name), indent=False)
+        return box.add_class(f"ft-{name}")
 
     def list_adapters(self) -> None:
         """Offer the runs that have trained something; a training that has just ended is among them."""
         self.task.form.controls["adapter_name_or_path"].options = tuple(map(str, tuned(self.runs, WHOLE)))
+
+    def take_over(self, before: "EvaluatePanel") -> None:
+        """Show another panel's settings and scores."""
+        self.task.form.load(before.task.form.readable())
+        for name, box in self.figures.items():
+            box.value = before.figures[name].value
+        self.found = before.found
+        if self.found:
+            self.task.result.value = self.table()
 
     def chosen(self) -> list[str]:
         """Return the figures that are ticked."""

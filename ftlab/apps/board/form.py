@@ -10,12 +10,15 @@ import ipywidgets as widgets
 from ftlab import errors
 from ftlab.apps.board import controls, validation
 from ftlab.apps.board.controls import FIELDS, GROUPS, MOST_VISIBLE, Field
+from ftlab.apps.board.key_drawer import KeyDrawer
+from ftlab.apps.board.named_widgets import bad, heading, help_of, labelled
 from ftlab.apps.board.words import Words
 from ftlab.errors import LabError, fail
 from ftlab.recipe import read as recipes
 from ftlab.recipe.keys import Recipe
 
-WIDE = {"width": "98%"}
+# Up to this many visible keys need no headings.
+UNHEADED = 6
 # What a list holds where a key is left out: ipywidgets takes None for no choice at all, and shows nothing.
 LEFT_OUT = ""
 
@@ -52,7 +55,7 @@ class Form:
         self.given: set[str] = set()
         self.controls = {key: control(key, table[key], words).add_class(f"ft-{key}") for key in table}
         self.messages = {key: message(key) for key in (*table, validation.LINES, validation.ALL)}
-        self.lines = widgets.Textarea(layout={"width": "98%", "height": "6em"}, continuous_update=False)
+        self.lines = labelled(widgets.Textarea(rows=4, continuous_update=False), words("lines"))
         self.lines.tooltip = words.tip("group_lines")
         self.lines.add_class("ft-lines")
         self.watchers: list[Callable[[], None]] = []
@@ -62,30 +65,33 @@ class Form:
             widget.observe(lambda _: self.changed(), names="value")
         self.box = widgets.VBox([self.in_sight(visible), self.messages[validation.ALL], self.folded(visible)])
 
-    def in_sight(self, visible: Sequence[str]) -> widgets.Widget:
-        """Return the visible controls, three beside each other."""
-        columns = "repeat(auto-fill, minmax(280px, 1fr))"
-        cells = [self.cell(key) for key in visible]
-        return widgets.GridBox(cells, layout={"grid_template_columns": columns, "width": "98%"})
+    def in_sight(self, visible: Sequence[str]) -> widgets.VBox:
+        """Return the visible controls, under headings where there are many."""
+        headed = self.table is FIELDS and len(visible) > UNHEADED
+        groups = grouped(visible) if headed else {"": list(visible)}
+        parts: list[widgets.Widget] = []
+        for name, members in groups.items():
+            parts += [heading(self.words(name))] if name else []
+            parts.append(self.fields(members))
+        return widgets.VBox(parts)
+
+    def fields(self, keys: Sequence[str]) -> widgets.Box:
+        """Return controls beside each other, as many as there is room for."""
+        return widgets.Box([self.cell(key) for key in keys]).add_class("ft-fields")
 
     def folded(self, visible: Sequence[str]) -> widgets.Accordion:
-        """Return the other controls in groups that open, and the free lines."""
-        hidden = [key for key in self.table if key not in visible]
-        grouped = {name: [key for key in members if key in hidden] for name, members in GROUPS.items()}
-        rest = [key for key in hidden if not any(key in members for members in grouped.values())]
-        grouped["group_method"] = [*rest, *grouped["group_method"]]
-        groups = {name: members for name, members in grouped.items() if members}
-        parts: list[widgets.Widget] = [self.in_sight(members) for members in groups.values()]
-        parts.append(widgets.VBox([self.lines, self.messages[validation.LINES]]))
-        accordion = widgets.Accordion(parts, layout=WIDE)
-        accordion.titles = tuple(self.words(name) for name in (*groups, "group_lines"))
+        """Return the other controls in groups that open, and the drawer of all other keys."""
+        groups = grouped([key for key in self.table if key not in visible])
+        drawer = widgets.VBox([KeyDrawer(self.words, self.lines, self.table).box, self.messages[validation.LINES]])
+        accordion = widgets.Accordion([*map(self.fields, groups.values()), drawer])
+        titles = [self.words("more", group=self.words(name or "group_data")) for name in groups]
+        accordion.titles = (*titles, self.words("group_lines"))
         return accordion.add_class("ft-more")
 
     def cell(self, key: str) -> widgets.VBox:
-        """Return one control with its key and name above and its message below."""
-        name, tip = html.escape(self.words(key)), html.escape(self.words.tip(key))
-        label = widgets.HTML(f'<span title="{tip}"><code>{key}</code> {name}</span>')
-        return widgets.VBox([label, self.controls[key], self.messages[key]], layout={"padding": "0 12px 4px 0"})
+        """Return one control under its name and key, what a change does behind `?`, and its message below."""
+        about = help_of(self.words.tip(key), self.words("help"))
+        return widgets.VBox([self.controls[key], about, self.messages[key]]).add_class("ft-cell")
 
     def load(self, values: dict[str, Any]) -> list[str]:
         """Put the keys of a recipe, or of a LLaMA-Factory YAML, into the fields; return the notes of the translation.
@@ -161,26 +167,43 @@ class Form:
         """Return the keys as they are to be written into a YAML; the fields have to be right."""
         return self.values() | controls.read_lines(self.lines.value)
 
+    def readable(self) -> dict[str, Any]:
+        """Return the keys of the fields and lines, without those that cannot be read."""
+        try:
+            values = self.written()
+        except LabError:
+            values = self.values()
+        return {key: value for key, value in values.items() if not isinstance(value, LabError)}
+
     def recipe(self) -> Recipe | None:
         """Return the recipe that stands in the fields, None while something is wrong."""
         return self.checked.recipe
+
+
+def grouped(keys: Sequence[str]) -> dict[str, list[str]]:
+    """Return the keys of each group, in the groups' order; those of no group first, under ""."""
+    known = {key for members in GROUPS.values() for key in members}
+    found = {"": [key for key in keys if key not in known]}
+    found |= {name: [key for key in keys if key in members] for name, members in GROUPS.items()}
+    return {name: members for name, members in found.items() if members}
 
 
 def control(key: str, field: Field, words: Words) -> widgets.Widget:
     """Return the widget of one key, at its default."""
     tip = words.tip(key)
     if field.kind == "slider":
-        widget = widgets.SelectionSlider(options=stops(field, controls.default(key)), tooltip=tip, layout=WIDE)
+        widget = widgets.SelectionSlider(options=stops(field, controls.default(key)), tooltip=tip)
     elif field.kind == "choice":
         nothing = (words("nothing"), LEFT_OUT)
         options = [nothing if one is None else (controls.write_text(one), one) for one in controls.choices(key)]
-        widget = widgets.Dropdown(options=options, tooltip=tip, layout=WIDE)
+        widget = widgets.Dropdown(options=options, tooltip=tip)
     else:
         shown = controls.write_text(controls.default(key))
         hint = words("default_value", value=shown) if shown else ""
-        widget = widgets.Combobox(placeholder=hint, tooltip=tip, layout=WIDE, continuous_update=False)
+        widget = widgets.Combobox(placeholder=hint, tooltip=tip, continuous_update=False)
         widget.options = tuple(field.options)
-    return widget
+    widget.description_allow_html = True
+    return labelled(widget, f"{html.escape(words(key))} <code>{key}</code>")
 
 
 def stops(field: Field, value: Any) -> list[tuple[str, Any]]:
@@ -206,5 +229,5 @@ def message(key: str) -> widgets.HTML:
 
 def show_message(place: widgets.HTML, said: str) -> None:
     """Show a sentence in the place for what is wrong, or hide the place."""
-    place.value = f'<span style="color:#b00020">{html.escape(said)}</span>' if said else ""
+    place.value = bad(said)
     place.layout.display = "" if said else "none"

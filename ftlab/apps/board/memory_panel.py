@@ -10,6 +10,7 @@ from ftlab import device, embedded, errors
 from ftlab.apps.board import estimates, train_view
 from ftlab.apps.board.controls import SIZED
 from ftlab.apps.board.form import Form, message, show_message
+from ftlab.apps.board.named_widgets import field, row
 from ftlab.apps.board.words import Words
 from ftlab.memory import Needs
 from ftlab.recipe import memory_needs
@@ -17,7 +18,6 @@ from ftlab.recipe.keys import Recipe
 
 # A table that is read at a glance.
 MOST_VALUES = 5
-GREEN = "#2d6a4f"
 
 
 class MemoryPanel:
@@ -46,15 +46,10 @@ class MemoryPanel:
         self.messages = {name: message(name) for name in ("sized_batches", "sized_lengths")}
         cells = {"sized_for": self.machine, "sized_batches": self.batches, "sized_lengths": self.lengths}
         for name, widget in cells.items():
-            widget.description, widget.tooltip = self.words(name), self.words.tip(name)
-            widget.style, widget.layout = {"description_width": "initial"}, {"width": "auto"}
-            widget.add_class(f"ft-{name}").observe(lambda _: self.changed(), names="value")
+            field(self.words, name, widget).observe(lambda _: self.changed(), names="value")
         self.table = widgets.HTML().add_class("ft-sized-table")
-        row = widgets.HBox(
-            [self.machine, *(widgets.VBox([cells[name], said]) for name, said in self.messages.items())],
-            layout={"flex_flow": "row wrap"},
-        )
-        self.box = widgets.VBox([self.form.box, row, self.table]).add_class("ftlab-memory")
+        asked = row(self.machine, *(widgets.VBox([cells[name], said]) for name, said in self.messages.items()))
+        self.box = widgets.VBox([self.form.box, asked, self.table]).add_class("ftlab-memory")
         self.form.watchers.append(self.changed)
         self.changed()
 
@@ -105,7 +100,6 @@ class MemoryPanel:
         """Return one cell: the peak, green where it fits, and the smallest GPU, or how many GPUs, it fits on."""
         if found is None:
             return "-"
-        colour = GREEN if found.peak <= room else train_view.RED
+        fits = "ft-good" if found.peak <= room else "ft-bad"
         gpu = html.escape(memory_needs.smallest_gpu(found))
-        peak = f'<b style="color:{colour}">{train_view.gib(found.peak)}</b>'
-        return f'<td style="padding:2px 14px 2px 0">{peak} <small>{gpu}</small></td>'
+        return f'<td><b class="{fits}">{train_view.gib(found.peak)}</b> <small>{gpu}</small></td>'

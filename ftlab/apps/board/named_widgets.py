@@ -1,8 +1,14 @@
-"""Buttons and fields named by the table of words: label, tooltip, and the class by which a page finds them."""
+"""Buttons, fields and rows, named by the table of words, and with the classes that board.css draws."""
+
+import html
+from functools import cache
+from pathlib import Path
 
 import ipywidgets as widgets
 
 from ftlab.apps.board.words import Words
+
+STYLE = Path(__file__).with_name("voila") / "templates" / "ftlab" / "board.css"
 
 
 def button(words: Words, name: str, style: str = "", icon: str = "") -> widgets.Button:
@@ -15,6 +21,60 @@ def button(words: Words, name: str, style: str = "", icon: str = "") -> widgets.
 
 def field(words: Words, name: str, widget: widgets.Widget) -> widgets.Widget:
     """Give a control its label and tooltip, and return it."""
-    widget.description, widget.tooltip = words(name), words.tip(name)
-    widget.style = {"description_width": "initial"}
-    return widget.add_class(f"ft-{name}")
+    widget.tooltip = words.tip(name)
+    return labelled(widget, words(name)).add_class(f"ft-{name}")
+
+
+def labelled(widget: widgets.Widget, text: str) -> widgets.Widget:
+    """Put a label above a control, which becomes as wide as its place, and return it."""
+    widget.description, widget.style = text, {"description_width": "initial"}
+    widget.layout.width = "auto"
+    return widget.add_class("ft-field")
+
+
+def row(*parts: widgets.Widget) -> widgets.HBox:
+    """Return controls beside each other, on as many lines as they need."""
+    return widgets.HBox(parts).add_class("ft-row")
+
+
+def actions(*parts: widgets.Widget) -> widgets.HBox:
+    """Return what can be done and how far it is: on the page this row is always in sight."""
+    return widgets.HBox(parts).add_class("ft-actions")
+
+
+def heading(text: str) -> widgets.HTML:
+    """Return the heading of a group."""
+    return widgets.HTML(f"<h3>{html.escape(text)}</h3>")
+
+
+def help_of(text: str, label: str) -> widgets.HTML:
+    """Return a `?` that opens a text."""
+    said = f'<summary aria-label="{html.escape(label)}">?</summary><p>{html.escape(text)}</p>'
+    return widgets.HTML(f"<details>{said}</details>").add_class("ft-help")
+
+
+def bad(text: str) -> str:
+    """Return a sentence that says what is wrong, as HTML; "" for none."""
+    return f'<span class="ft-bad">{html.escape(text)}</span>' if text else ""
+
+
+def empty(text: str) -> str:
+    """Return what stands where there is nothing yet, as HTML: what to do."""
+    return f'<div class="ft-empty">{html.escape(text)}</div>'
+
+
+def pre(text: str) -> str:
+    """Return text escaped for HTML, its lines as they are."""
+    # A place that scrolls is reached by the keyboard, too.
+    return f'<pre tabindex="0">{html.escape(text)}</pre>'
+
+
+@cache
+def stylesheet() -> str:
+    """Return board.css."""
+    return STYLE.read_text(encoding="utf-8")
+
+
+def styled(panel: widgets.Widget) -> widgets.VBox:
+    """Return a panel with the stylesheet, for a notebook; the page of `ftlab board` has it."""
+    return widgets.VBox([widgets.HTML(f"<style>{stylesheet()}</style>"), panel]).add_class("ftlab")

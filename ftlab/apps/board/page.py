@@ -1,22 +1,19 @@
 """The page itself: the panels as tabs. It runs in the kernel that Voila starts for every visit."""
 
+import html
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
 from IPython.display import display
 
-from ftlab import embedded
-from ftlab.apps.board import training_job
-from ftlab.apps.board.chat_panel import ChatPanel
-from ftlab.apps.board.data_panel import DataPanel
-from ftlab.apps.board.evaluate_panel import EvaluatePanel
-from ftlab.apps.board.export_panel import ExportPanel
-from ftlab.apps.board.memory_panel import MemoryPanel
-from ftlab.apps.board.quiz_panel import QuizPanel
+from ftlab import device, embedded
+from ftlab.apps.board import train_view, training_job
+from ftlab.apps.board.named_widgets import button
 from ftlab.apps.board.train_panel import TrainPanel
-from ftlab.apps.board.voila_server import RECIPE, WORKING_FOLDER
+from ftlab.apps.board.visit import RECIPE, WORKING_FOLDER
 from ftlab.apps.board.words import Words
 from ftlab.recipe import strict_yaml
 from ftlab.runs import folder as folders
@@ -36,39 +33,159 @@ BEGINNING: dict[str, Any] = {
 }
 
 
+def data(values: dict[str, Any], lang: str) -> Any:
+    """Return the data panel for a recipe."""
+    from ftlab.apps.board.data_panel import DataPanel
+
+    name = str(values.get("dataset") or "").split(",")[0].strip()
+    model, length = str(values.get("model_name_or_path") or embedded.NAME), int(values.get("cutoff_len", 1024))
+    return DataPanel(name, values.get("dataset_dir", "data"), model, length, lang, values.get("dataset_substitutions"))
+
+
+def train(values: dict[str, Any], lang: str) -> TrainPanel:
+    """Return the train panel for a recipe."""
+    return TrainPanel(values, lang=lang, mode="process")
+
+
+def evaluate(values: dict[str, Any], lang: str) -> Any:
+    """Return the evaluation panel for a recipe."""
+    from ftlab.apps.board.evaluate_panel import EvaluatePanel
+
+    return EvaluatePanel(values, runs(values), lang)
+
+
+def compare(values: dict[str, Any], lang: str) -> Any:
+    """Return the panel that compares a recipe's runs."""
+    from ftlab.apps.board.compare_panel import ComparePanel
+
+    return ComparePanel(runs(values), lang)
+
+
+def chat(values: dict[str, Any], lang: str) -> Any:
+    """Return the chat panel for a recipe."""
+    from ftlab.apps.board.chat_panel import ChatPanel
+
+    return ChatPanel(str(values.get("model_name_or_path") or embedded.NAME), runs=runs(values), lang=lang)
+
+
+def export(values: dict[str, Any], lang: str) -> Any:
+    """Return the export panel for a recipe."""
+    from ftlab.apps.board.export_panel import ExportPanel
+
+    return ExportPanel(values, runs(values), lang)
+
+
+def memory(values: dict[str, Any], lang: str) -> Any:
+    """Return the memory panel for a recipe."""
+    from ftlab.apps.board.memory_panel import MemoryPanel
+
+    return MemoryPanel(values, lang)
+
+
+def learn(values: dict[str, Any], lang: str) -> Any:
+    """Return the quiz."""
+    from ftlab.apps.board.quiz_panel import QuizPanel
+
+    return QuizPanel(lang=lang)
+
+
+def runs(values: dict[str, Any]) -> Path:
+    """Return the folder of runs of a recipe."""
+    return Path(str(values.get("output_dir") or "runs/board")).expanduser().parent
+
+
+# The steps in the order of work. A panel is imported when it is opened: what it needs takes seconds to import.
+STEPS: dict[str, Callable[[dict[str, Any], str], Any]] = {
+    "tab_data": data,
+    "tab_train": train,
+    "tab_evaluate": evaluate,
+    "tab_compare": compare,
+    "tab_chat": chat,
+    "tab_export": export,
+    "tab_memory": memory,
+    "tab_learn": learn,
+}
+
+
 def show() -> None:
     """Show the page in the folder, and with the recipe, that `ftlab board` was given."""
     os.chdir(os.environ.get(WORKING_FOLDER) or ".")
-    display(board(os.environ.get(RECIPE) or None))
+    display(Board(os.environ.get(RECIPE) or None).box)
 
 
-def board(source: str | None = None, lang: str | None = None) -> widgets.Tab:
-    """Return the panels as tabs.
+class Board:
+    """The panels as steps in the order of work; each is made when it is opened first.
 
     A page that is opened again begins with the training that still runs, wherever it was started.
+
+    Args:
+        source: the path of a recipe.
+        lang: "en" or "zh"; None takes FTLAB_LANG.
+    Attributes:
+        panels: name of a step -> its panel, of those that were opened.
+        before: the same in the language that was left.
     """
-    words = Words(lang)
-    values = strict_yaml.read(Path(source))[0] if source else dict(BEGINNING)
-    root = Path(values.get("output_dir") or "runs/board").expanduser().parent
-    running = training_job.living_under(root)
-    written = folders.read_recipe(running.folder, folders.PANEL_RECIPE) if running else values
-    train = TrainPanel(written, lang=words.lang, mode="process")
-    name = str(values.get("dataset") or "").split(",")[0].strip()
-    model = str(values.get("model_name_or_path") or embedded.NAME)
-    data = DataPanel(name, values.get("dataset_dir", "data"), model, int(values.get("cutoff_len", 1024)), words.lang)
-    evaluate = EvaluatePanel(values, root, words.lang)
-    chat = ChatPanel(model, runs=root, lang=words.lang)
-    export = ExportPanel(values, root, words.lang)
-    train.after += [evaluate.list_adapters, chat.list_adapters, export.list_adapters]
-    panels = {
-        "tab_data": data.box,
-        "tab_train": train.view.box,
-        "tab_evaluate": evaluate.box,
-        "tab_chat": chat.box,
-        "tab_export": export.box,
-        "tab_memory": MemoryPanel(values, words.lang).box,
-        "tab_quiz": QuizPanel(lang=words.lang).box,
-    }
-    tabs = widgets.Tab(list(panels.values()), selected_index=list(panels).index("tab_train"))
-    tabs.titles = tuple(map(words, panels))
-    return tabs.add_class("ftlab-board")
+
+    def __init__(self, source: str | None = None, lang: str | None = None) -> None:
+        self.box = widgets.VBox().add_class("ftlab").add_class("ftlab-board")
+        self.before: dict[str, Any] = {}
+        values = strict_yaml.read(Path(source))[0] if source else dict(BEGINNING)
+        root = Path(values.get("output_dir") or "runs/board").expanduser().parent
+        running = training_job.living_under(root)
+        self.speak(Words(lang), folders.read_recipe(running.folder, folders.PANEL_RECIPE) if running else values)
+
+    def speak(self, words: Words, values: dict[str, Any], opened: str = "tab_train") -> None:
+        """Show everything in a language, with these settings."""
+        self.words = words
+        self.train = train(values, words.lang)
+        self.panels: dict[str, Any] = {"tab_train": self.train}
+        self.tabs = widgets.Tab([widgets.VBox() for _ in STEPS], selected_index=None)
+        self.tabs.titles = tuple(map(words, STEPS))
+        self.tabs.observe(lambda change: self.open(change["new"]), names="selected_index")
+        self.language = button(words, "language")
+        self.language.on_click(lambda _: self.switch())
+        self.facts = widgets.HTML().add_class("ft-facts")
+        self.train.form.watchers.append(self.tell)
+        self.tell()
+        self.box.children = [widgets.HBox([self.facts, self.language]), self.tabs]
+        self.tabs.selected_index = list(STEPS).index(opened)
+
+    def tell(self) -> None:
+        """Show at the top what is worked with."""
+        shown, machine = self.train.form.values(), device.describe()
+        said = self.words(
+            "facts",
+            model=shown.get("model_name_or_path") or "-",
+            data=shown.get("dataset") or "-",
+            machine=machine.name,
+            memory=train_view.gib(machine.memory_bytes),
+        )
+        self.facts.value = html.escape(said)
+
+    def open(self, number: int | None) -> None:
+        """Make a step's panel from the settings that stand in the train tab, if it is opened for the first time."""
+        if number is None or self.tabs.children[number].children:
+            return
+        name = list(STEPS)[number]
+        if name not in self.panels:
+            self.panels[name] = STEPS[name](self.train.form.readable(), self.words.lang)
+            if listed := getattr(self.panels[name], "list_adapters", None):
+                self.train.after.append(listed)
+            if name in self.before and hasattr(self.panels[name], "take_over"):
+                self.panels[name].take_over(self.before[name])
+        panel = self.panels[name]
+        self.tabs.children[number].children = [panel.view.box if panel is self.train else panel.box]
+
+    def switch(self) -> None:
+        """Show the page in the other language; settings, scores and conversations stay."""
+        if any(not getattr(panel, "task", panel).idle.is_set() for panel in self.panels.values() if works(panel)):
+            self.facts.value = html.escape(self.words("busy_language"))
+            return
+        self.before, opened = self.panels, list(STEPS)[self.tabs.selected_index or 0]
+        self.train.leave()
+        self.speak(Words("en" if self.words.lang == "zh" else "zh"), self.train.form.readable(), opened)
+
+
+def works(panel: Any) -> bool:
+    """Return True for a panel with work of this kernel; a training is a process of its own."""
+    return hasattr(getattr(panel, "task", panel), "idle") and not isinstance(panel, TrainPanel)

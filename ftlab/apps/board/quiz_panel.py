@@ -8,8 +8,7 @@ from typing import NamedTuple
 import ipywidgets as widgets
 
 from ftlab.apps import lesson_files
-from ftlab.apps.board import train_view
-from ftlab.apps.board.named_widgets import button
+from ftlab.apps.board.named_widgets import actions, bad, button
 from ftlab.apps.board.words import Words
 from ftlab.errors import LabError, fail, reason_of
 
@@ -41,21 +40,22 @@ class QuizPanel:
         self.at = 0
         self.question, self.verdict, self.score = (widgets.HTML() for _ in range(3))
         self.question.add_class("ft-quiz-question"), self.verdict.add_class("ft-quiz-verdict")
-        self.choices = widgets.RadioButtons(layout={"width": "98%"}).add_class("ft-quiz-choices")
+        self.choices = widgets.RadioButtons().add_class("ft-quiz-choices")
         self.before, self.check, self.next = (
-            button(self.words, name) for name in ("quiz_before", "quiz_check", "quiz_next")
+            button(self.words, name, "success" if name == "quiz_check" else "")
+            for name in ("quiz_before", "quiz_check", "quiz_next")
         )
         self.check.on_click(lambda _: self.answer())
         self.before.on_click(lambda _: self.go(-1))
         self.next.on_click(lambda _: self.go(1))
         self.choices.observe(lambda _: self.chosen(), names="value")
-        buttons = widgets.HBox([self.before, self.check, self.next, self.score])
-        self.box = widgets.VBox([self.question, self.choices, buttons, self.verdict]).add_class("ftlab-quiz")
+        buttons = actions(self.check, self.before, self.next, self.score)
+        self.box = widgets.VBox([self.question, self.choices, self.verdict, buttons]).add_class("ftlab-quiz")
         try:
             self.questions = read_questions(Path(path) if path else course_file(self.words.lang))
         except LabError as error:
             self.questions = []
-            self.verdict.value = train_view.red(str(error))
+            self.verdict.value = bad(str(error))
         self.show()
 
     def go(self, by: int) -> None:
@@ -88,10 +88,10 @@ class QuizPanel:
         asked, number = self.questions[self.at], self.choices.value
         self.given.setdefault(self.at, number)
         right = number == asked.answer
-        name, colour = ("quiz_right", "#2d6a4f") if right else ("quiz_wrong", train_view.RED)
+        name, colour = ("quiz_right", "ft-good") if right else ("quiz_wrong", "ft-bad")
         verdict = self.words(name, answer=asked.choices[asked.answer])
         why = f"{asked.why} {self.words('quiz_lesson', lesson=asked.lesson)}"
-        self.verdict.value = f'<b style="color:{colour}">{html.escape(verdict)}</b><p>{html.escape(why)}</p>'
+        self.verdict.value = f'<b class="{colour}">{html.escape(verdict)}</b><p>{html.escape(why)}</p>'
         self.tell_score()
 
     def tell_score(self) -> None:

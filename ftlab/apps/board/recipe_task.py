@@ -10,8 +10,8 @@ import ipywidgets as widgets
 from ftlab import errors
 from ftlab.apps.board import train_view, validation
 from ftlab.apps.board.background import Work
-from ftlab.apps.board.form import WIDE, Form
-from ftlab.apps.board.named_widgets import button
+from ftlab.apps.board.form import Form
+from ftlab.apps.board.named_widgets import actions, bad, button, empty, pre
 from ftlab.apps.board.words import Words
 from ftlab.errors import LabError
 from ftlab.recipe.keys import Recipe
@@ -60,16 +60,17 @@ class Task:
         self.start = button(words, name, "success", "play")
         self.status = widgets.HTML(html.escape(words("ready"))).add_class(f"ft-{name}-status")
         self.before = widgets.HTML().add_class(f"ft-{name}-before")
-        self.command = widgets.HTML(layout=WIDE)
-        self.result = widgets.HTML().add_class(f"ft-{name}-result")
+        self.command = widgets.HTML()
+        self.result = widgets.HTML(empty(words(f"{name}_empty"))).add_class(f"ft-{name}-result")
         self.start.on_click(lambda _: self.begin())
         self.stop = button(words, "stop_task", "danger", "stop")
         self.stop.on_click(lambda _: self.halt())
         self.stop.disabled = True
-        heading = widgets.HTML(f"<b>{html.escape(words('group_command'))}</b>")
-        buttons = widgets.HBox([self.start, *([self.stop] if watching else []), self.status])
-        parts = [form.box, *extra, self.before, widgets.VBox([heading, self.command]), buttons, self.result]
-        self.box = widgets.VBox(parts)
+        command = widgets.Accordion([self.command])
+        command.titles = (words("group_command"),)
+        buttons = actions(self.start, *([self.stop] if watching else []), self.status)
+        settings, came = widgets.VBox([form.box, *extra]), widgets.VBox([self.before, self.result, command])
+        self.box = widgets.VBox([widgets.Box([settings, came]).add_class("ft-columns"), buttons])
         form.watchers.append(self.changed)
         self.changed()
 
@@ -82,7 +83,7 @@ class Task:
         made, wrong = self.form.recipe(), ""
         self.before.value = ""
         if made:
-            self.command.value = train_view.pre(train_view.command(self.form.written() | self.more(), verb=self.verb))
+            self.command.value = pre(train_view.command(self.form.written() | self.more(), verb=self.verb))
             with errors.speaking(self.words.lang):
                 try:
                     self.before.value = self.look(made)
@@ -90,6 +91,10 @@ class Task:
                     wrong = validation.short(error)
             self.form.tell(self.blamed, wrong)
         self.start.disabled = busy or made is None or bool(wrong)
+        if not busy and (made is None or wrong):
+            self.say("wrong", keys=", ".join(self.form.checked.messages) or self.blamed)
+        elif not busy and 'data-state="wrong"' in self.status.value:
+            self.say("ready")
         self.stop.disabled = not busy or self.stop.disabled
 
     def begin(self) -> None:
@@ -138,5 +143,5 @@ class Task:
     def say(self, name: str, /, **values: object) -> None:
         """Show a text of the table next to the button."""
         text = self.words(name, **values)
-        said = train_view.red(text) if name == "failed" else html.escape(text)
+        said = bad(text) if name in ("failed", "wrong") else html.escape(text)
         self.status.value = f'<span data-state="{name}">{said}</span>'

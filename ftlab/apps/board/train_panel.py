@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 from IPython.display import Image, display
 
-from ftlab import errors
+from ftlab import errors, saved_weights
 from ftlab.apps import course
 from ftlab.apps.board import curves, estimates, train_view, training_job, validation
 from ftlab.apps.board.form import Form
+from ftlab.apps.board.named_widgets import styled
 from ftlab.apps.board.words import Words
 from ftlab.errors import LabError
 from ftlab.recipe import strict_yaml, to_script
@@ -77,6 +78,7 @@ class TrainPanel:
         view.start.on_click(lambda _: self.start())
         view.stop.on_click(lambda _: self.stop())
         view.open.on_click(lambda _: self.open(view.earlier.value))
+        view.extend.on_click(lambda _: self.extend(view.earlier.value))
         view.new_folder.on_click(lambda _: self.take_free_folder())
         view.write_code.on_click(lambda _: self.show_code())
         view.fresh.observe(lambda _: self.changed(), names="value")
@@ -99,7 +101,7 @@ class TrainPanel:
 
     def offer(self, made: Recipe | None) -> None:
         """Show what Start would do, and enable it if it is possible."""
-        state, detail = validation.state(made) if made else ("wrong", "")
+        state, detail = validation.state(made) if made else ("wrong", ", ".join(self.form.checked.messages))
         replaced = made is not None and (self.view.fresh.value or made.overwrite_output_dir)
         blocked = state == "foreign" or (state == "other" and not replaced)
         self.view.offer(state, detail, made is not None and not blocked, folders.free_name(self.folder()))
@@ -140,6 +142,8 @@ class TrainPanel:
             with errors.speaking(self.words.lang):
                 seen = None
                 while job.alive():
+                    if self.job is not job:
+                        return
                     rows = folders.read_log(job.folder)
                     if rows != seen:
                         seen = self.rows = rows
@@ -154,6 +158,10 @@ class TrainPanel:
                 self.job = None
                 self.view.under_way(False)
             self.idle.set()
+
+    def leave(self) -> None:
+        """Watch no more; the training goes on."""
+        self.job = None
 
     def tell(self, job: training_job.Job) -> None:
         """Show progress, speed and remaining time of a training."""
@@ -218,6 +226,21 @@ class TrainPanel:
         self.rows = folders.read_log(folder)
         self.draw()
 
+    def extend(self, folder: Path | None) -> None:
+        """Go on from an earlier run's weights with its settings, in a folder of its own."""
+        if folder is None or self.job:
+            return
+        try:
+            with errors.speaking(self.words.lang):
+                values = folders.read_recipe(folder) | {"output_dir": str(folders.free_name(folder))}
+                weights = saved_weights.weights_of(folder)
+                # An adapter is continued; PiSSA would initialize it anew.
+                values.pop("pissa_init", None)
+                key = "adapter_name_or_path" if weights.is_adapter else "model_name_or_path"
+                self.form.load(values | {key: str(folder if weights.is_adapter else weights.folder)})
+        except LabError as error:
+            self.view.say("failed", reason=str(error))
+
     def compare_with(self, folder: Path | None) -> None:
         """Draw another run's curve beside this one; None takes it away."""
         self.compared = {folder.name + " ": folders.read_log(folder)} if folder else {}
@@ -246,7 +269,7 @@ class TrainPanel:
             LabError: headless, and the fields are wrong or the training failed.
         """
         if not course.headless():
-            display(self.view.box)
+            display(styled(self.view.box))
             return
         while (made := self.form.recipe()) and validation.state(made)[0] == "other":
             self.form.controls["output_dir"].value = str(folders.next_name(self.folder()))

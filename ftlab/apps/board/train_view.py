@@ -10,13 +10,11 @@ import ipywidgets as widgets
 
 from ftlab.apps.board import controls
 from ftlab.apps.board.estimates import Readouts
-from ftlab.apps.board.form import WIDE, Form
-from ftlab.apps.board.named_widgets import button
+from ftlab.apps.board.form import Form
+from ftlab.apps.board.named_widgets import actions, bad, button, field, heading, pre, row
+from ftlab.apps.board.settings_files import SettingsFiles
 from ftlab.apps.board.words import Words
 from ftlab.runs.folder import Summary
-
-RED = "#b00020"
-PRE = "background:#f5f5f5;color:#111;padding:6px;margin:0;max-height:22em;overflow:auto;font:12px/1.35 monospace"
 
 
 class View:
@@ -27,7 +25,7 @@ class View:
         self.start = button(words, "start", "success", "play")
         self.stop = button(words, "stop", "danger", "stop")
         self.stop.disabled = True
-        self.open = button(words, "open")
+        self.open, self.extend = button(words, "open"), button(words, "extend")
         self.write_code = button(words, "refresh_code")
         self.new_folder = widgets.Button(tooltip=words.tip("new_folder"), layout={"width": "auto", "display": "none"})
         self.new_folder.add_class("ft-new-folder")
@@ -35,45 +33,35 @@ class View:
             description=words("fresh"), tooltip=words.tip("fresh"), indent=False, layout={"width": "auto"}
         )
         self.fresh.add_class("ft-fresh")
-        self.bar = widgets.IntProgress(layout={"width": "180px"})
+        self.bar = widgets.IntProgress()
+        self.bar.tooltip = words.tip("bar")
         self.status = widgets.HTML(html.escape(words("ready"))).add_class("ft-status")
         self.readouts = widgets.HTML().add_class("ft-readouts")
-        self.command = widgets.HTML(layout=WIDE).add_class("ft-command")
-        self.code = widgets.HTML(layout=WIDE).add_class("ft-code")
-        self.plot = widgets.Image(format="png", layout={"width": "576px"}).add_class("ft-plot")
-        self.earlier, self.compare = self.chooser("earlier"), self.chooser("compare")
+        self.command = widgets.HTML().add_class("ft-command")
+        self.code = widgets.HTML().add_class("ft-code")
+        self.plot = widgets.Image(format="png").add_class("ft-plot")
+        self.earlier, self.compare = (field(words, name, widgets.Dropdown()) for name in ("earlier", "compare"))
         self.folder_message = widgets.HTML().add_class("ft-folder")
+        self.settings = SettingsFiles(words, form)
         self.box = self.laid_out(form)
 
-    def chooser(self, name: str) -> widgets.Dropdown:
-        """Return a list of runs to choose one from."""
-        wide = {"description_width": "initial"}
-        made = widgets.Dropdown(
-            description=self.words(name), tooltip=self.words.tip(name), style=wide, layout={"width": "330px"}
-        )
-        return made.add_class(f"ft-{name}")
-
     def laid_out(self, form: Form) -> widgets.VBox:
-        """Return all of it, from top to bottom."""
-        code = widgets.Accordion([widgets.VBox([self.write_code, self.code])], layout=WIDE)
-        code.titles = (self.words("group_code"),)
-        heading = widgets.HTML(f"<b>{html.escape(self.words('group_command'))}</b>")
-        rows = [
-            form.box,
-            self.readouts,
-            widgets.VBox([heading, self.command]),
-            code,
-            widgets.HBox([self.folder_message, self.new_folder]),
-            widgets.HBox([self.start, self.stop, self.fresh, self.bar, self.status]),
-            widgets.HBox([self.earlier, self.open, self.compare]),
-            self.plot,
-        ]
-        return widgets.VBox(rows).add_class("ftlab-train")
+        """Return all of it: the settings, what they take and what came of them beside, the buttons below."""
+        words = self.words
+        folded = widgets.Accordion(
+            [self.command, widgets.VBox([self.write_code, self.code]), self.settings.box],
+        )
+        folded.titles = tuple(words(name) for name in ("group_command", "group_code", "group_settings"))
+        runs = row(self.earlier, self.open, self.extend)
+        beside = [self.readouts, self.plot, heading(words("group_runs")), runs, row(self.compare), folded]
+        columns = widgets.Box([form.box, widgets.VBox(beside)]).add_class("ft-columns")
+        buttons = [self.start, self.stop, self.fresh, self.bar, self.status, self.folder_message, self.new_folder]
+        return widgets.VBox([columns, actions(*buttons)]).add_class("ftlab-train")
 
     def say(self, name: str, /, **values: object) -> None:
         """Show a text of the table next to the buttons."""
         text = self.words(name, **values)
-        said = red(text) if name in ("failed", "ended") else html.escape(text)
+        said = bad(text) if name in ("failed", "ended", "wrong") else html.escape(text)
         self.status.value = f'<span data-state="{name}">{said}</span>'
 
     def show_command(self, values: dict[str, Any], fresh: bool) -> None:
@@ -105,11 +93,11 @@ class View:
             name = "memory_over" if over else "memory_of"
             cells["predicted_memory"] = words(name, needed=gib(found.needed_bytes), there=gib(found.memory_bytes))
         shown = "".join(
-            f'<td style="padding:2px 18px 2px 0{f";color:{RED}" if over and name == "predicted_memory" else ""}">'
-            f"<small>{html.escape(words(name))}</small><br><b>{html.escape(text)}</b></td>"
+            f"<div><dt>{html.escape(words(name))}</dt>"
+            f"<dd>{bad(text) if over and name == 'predicted_memory' else html.escape(text)}</dd></div>"
             for name, text in cells.items()
         )
-        self.readouts.value = f"<table><tr>{shown}</tr></table>"
+        self.readouts.value = f"<dl>{shown}</dl>"
 
     def offer(self, state: str, detail: str, possible: bool, free: Path) -> None:
         """Show what Start would do in the run folder as it is."""
@@ -122,7 +110,9 @@ class View:
         self.new_folder.layout.display = "" if taken else "none"
         self.new_folder.description = words("new_folder", folder=str(free))
         text = words("bad_folder_other", changed=detail) if state == "other" else detail if state == "foreign" else ""
-        self.folder_message.value = red(text)
+        self.folder_message.value = bad(text)
+        if state == "wrong":
+            self.say("wrong", keys=detail)
         if state in ("new", "finished", "unfinished"):
             self.say({"new": "ready"}.get(state, state), **({"step": detail} if state == "unfinished" else {}))
 
@@ -179,24 +169,13 @@ def command(values: dict[str, Any], overrides: str = "", verb: str = "train") ->
     return f"cat > {name} <<'{end}'\n{text}{end}\nftlab {verb} {name}{overrides}\n"
 
 
-def pre(text: str) -> str:
-    """Return text escaped for HTML."""
-    return f'<pre style="{PRE}">{html.escape(text)}</pre>'
-
-
-def red(text: str) -> str:
-    """Return a sentence that says what is wrong."""
-    return f'<span style="color:{RED}">{html.escape(text)}</span>'
-
-
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table of text, its first column bold; cells that begin with `<td` are taken as they are."""
-    style = "padding:2px 14px 2px 0;text-align:left"
-    lines = ["".join(f'<th style="{style}">{html.escape(cell)}</th>' for cell in head)]
+    lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
     for first, *rest in rows:
-        cells = [cell if cell.startswith("<td") else f'<td style="{style}">{html.escape(cell)}</td>' for cell in rest]
-        lines.append(f'<th style="{style}">{html.escape(first)}</th>' + "".join(cells))
-    return "<table>" + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
+        cells = [cell if cell.startswith("<td") else f"<td>{html.escape(cell)}</td>" for cell in rest]
+        lines.append(f"<th>{html.escape(first)}</th>" + "".join(cells))
+    return '<table class="ft-grid" tabindex="0">' + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
 
 def gib(count: int) -> str:

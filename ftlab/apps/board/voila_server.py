@@ -15,20 +15,24 @@ import urllib.request
 from collections.abc import Iterator
 from ipaddress import ip_address
 from pathlib import Path
+from types import FrameType
 from typing import Any, NamedTuple
 
 import nbformat
 
 from ftlab import errors, packages
 from ftlab.apps.board import curves
+from ftlab.apps.board.visit import LANGUAGE, RECIPE, WORKING_FOLDER
 from ftlab.apps.notebooks import METADATA
 from ftlab.errors import fail
 from ftlab.recipe import read as recipes
 
-# How the page's kernel learns where it works and what it shows.
-WORKING_FOLDER, RECIPE, LANGUAGE = "FTLAB_BOARD_FOLDER", "FTLAB_BOARD_RECIPE", "FTLAB_LANG"
 CODE = "from ftlab.apps.board import page\n\npage.show()"
 START_SECONDS = 60
+# A page that was closed tells the server, which ends its kernel; one that broke off is noticed after this long. What
+# still shows that it works, every second, keeps its kernel.
+FORGET_SECONDS = 120
+ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Served(NamedTuple):
@@ -39,7 +43,7 @@ class Served(NamedTuple):
 
 
 def serve(source: str | None, host: str, port: int, lang: str | None, allow_remote: bool) -> None:
-    """Serve the page until interrupted; trainings that it started go on.
+    """Serve the page until interrupted, ended or left by its terminal; trainings that it started go on.
 
     Args:
         source: the recipe that the train tab begins with.
@@ -48,10 +52,21 @@ def serve(source: str | None, host: str, port: int, lang: str | None, allow_remo
     """
     if source:
         recipes.read(source)
-    with serving(source, host, port, lang, allow_remote) as served:
+    for number in ENDING:
+        signal.signal(number, interrupt)
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        serving(source, host, port, lang, allow_remote) as served,
+    ):
         print(f"{served.url}\nCtrl-C ends the page; trainings that run go on", flush=True)
-        with contextlib.suppress(KeyboardInterrupt):
-            served.process.wait()
+        served.process.wait()
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """End as Ctrl-C does, once: a closing terminal sends several signals, and the second must not cut the end short."""
+    for one in ENDING:
+        signal.signal(one, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 @contextlib.contextmanager
@@ -103,7 +118,9 @@ def voila_settings(host: str, port: int, token: str) -> dict[str, Any]:
     page = {"strip_sources": True, "show_tracebacks": False, "file_allowlist": ["$^"], "template": "ftlab"}
     # jupytext's part of Lab expects a document manager, which Voila has not.
     page |= {"extension_denylist": ["jupyterlab-jupytext"], "allow_template_override": "NO"}
+    forget = {"cull_idle_timeout": FORGET_SECONDS, "cull_interval": FORGET_SECONDS // 4, "cull_connected": False}
     return {
+        "MappingKernelManager": forget,
         "Voila": {"ip": host, "port": port, "token": token, "open_browser": False},
         "VoilaConfiguration": page,
     }

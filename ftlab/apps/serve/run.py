@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 from transformers.utils.logging import disable_progress_bar
 
 from ftlab import embedded
+from ftlab.apps.ports import port_of
 from ftlab.apps.serve import app, loading, security
 from ftlab.apps.serve.engine import Engine
 from ftlab.errors import fail, say
@@ -46,7 +47,7 @@ def serve(
         LabError: the address is not loopback though it should be, or is taken; the token is weak.
     """
     host = host or os.environ.get("API_HOST") or "127.0.0.1"
-    port = port_from_environment() if port is None else port
+    port = port_of("API_PORT", 8000) if port is None else port
     if remote_names is None and not security.resolves_to_loopback(host):
         raise fail("serve_remote", where=host)
     allowed = frozenset(security.allowed_origin(origin) for origin in origins)
@@ -71,14 +72,6 @@ def serve(
         server(made).run(sockets=[bound])
     finally:
         engine.close()
-
-
-def port_from_environment() -> int:
-    """Return API_PORT, 8000 if it is not set."""
-    text = os.environ.get("API_PORT", "8000")
-    if not (text.isascii() and text.isdigit() and int(text) < 65536):
-        raise fail("serve_port", where="API_PORT", port=text)
-    return int(text)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -1,0 +1,30 @@
+// What widgets cannot do themselves: the theme, which no kernel needs, names for sliders, and lists that open whole.
+(() => {
+  const root = document.documentElement, button = document.getElementById("ft-theme");
+  const say = () => { button.textContent = root.dataset.ftTheme === "dark" ? "dark · 深色" : "light · 浅色"; };
+  root.dataset.ftTheme = localStorage.getItem("ft-theme") || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+  say();
+  button.addEventListener("click", () => {
+    root.dataset.ftTheme = root.dataset.ftTheme === "dark" ? "light" : "dark";
+    localStorage.setItem("ft-theme", root.dataset.ftTheme);
+    say();
+  });
+  // A browser's list shows what matches the text that stands in the field: emptied until something is typed or chosen.
+  document.addEventListener("pointerdown", ({ target }) => {
+    if (!target.matches(".widget-combobox input") || target === document.activeElement || !target.list?.options.length) return;
+    target.dataset.was = target.value;
+    target.placeholder = target.value;
+    target.value = "";
+  });
+  document.addEventListener("input", ({ target }) => { delete target.dataset.was; });
+  document.addEventListener("focusout", ({ target }) => {
+    if (target.dataset?.was !== undefined) target.value = target.dataset.was;
+    delete target.dataset?.was;
+  });
+  new MutationObserver(() => {
+    for (const handle of document.querySelectorAll(".noUi-handle:not([aria-label])")) {
+      const label = handle.closest(".jupyter-widgets").querySelector(".widget-label");
+      handle.setAttribute("aria-label", label ? label.textContent : "");
+    }
+  }).observe(document, { childList: true, subtree: true });
+})();

@@ -1,0 +1,125 @@
+"""Settings as files, the drawer of all keys, runs beside each other, data that is uploaded and repaired."""
+
+import json
+
+import pytest
+from ipywidgets import Textarea
+
+from ftlab.apps.board import controls
+from ftlab.apps.board.compare_panel import ComparePanel
+from ftlab.apps.board.data_panel import DataPanel
+from ftlab.apps.board.form import Form
+from ftlab.apps.board.key_drawer import KeyDrawer
+from ftlab.apps.board.settings_files import SettingsFiles
+from ftlab.apps.board.words import Words
+from ftlab.recipe import read as recipes
+from ftlab.runs import folder as folders
+
+
+@pytest.fixture
+def form(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return Form(tiny_recipe, Words("en"), roots=[tmp_path])
+
+
+def test_settings_are_saved_and_loaded_again(form, tmp_path):
+    files = SettingsFiles(Words("en"), form)
+    form.controls["lora_rank"].value = 64
+    files.file.value = "mine.yaml"
+    files.save.click()
+    assert "ftlab train mine.yaml" in files.said.value and files.file.options == ("mine.yaml",)
+    form.controls["lora_rank"].value = 4
+    files.load.click()
+    assert form.controls["lora_rank"].value == 64 and "mine.yaml" in files.said.value
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "../outside.yaml", "there.yaml", ""])
+def test_settings_replace_nothing_and_stay_inside(form, tmp_path, name):
+    (tmp_path / "there.yaml").write_text("kept")
+    files = SettingsFiles(Words("en"), form)
+    files.file.value = name
+    files.save.click()
+    assert "ft-bad" in files.said.value
+    assert (tmp_path / "there.yaml").read_text() == "kept" and not (tmp_path.parent / "outside.yaml").exists()
+
+
+def test_wrong_settings_are_neither_saved_nor_loaded(form, tmp_path):
+    (tmp_path / "bad.yaml").write_text("lora_rnak: 8\n")
+    files = SettingsFiles(Words("en"), form)
+    files.file.value = "bad.yaml"
+    files.load.click()
+    assert "lora_rank" in files.said.value
+    form.controls["max_steps"].value = "many"
+    files.file.value = "new.yaml"
+    files.save.click()
+    assert "red" in files.said.value and not (tmp_path / "new.yaml").exists()
+
+
+def test_every_key_without_a_field_is_in_the_drawer():
+    lines = Textarea()
+    drawer = KeyDrawer(Words("en"), lines, controls.FIELDS)
+    assert {*drawer.key.options} == {*recipes.known()} - {*controls.FIELDS}
+    for key in drawer.key.options:
+        drawer.key.value = key
+        assert key in drawer.about.value and "ft-bad" not in drawer.about.value
+    drawer.key.value, drawer.value.value = "optim", "adafactor"
+    assert "adafactor" in drawer.value.options
+    drawer.set.click()
+    drawer.key.value, drawer.value.value = "max_grad_norm", "0.5"
+    drawer.set.click()
+    assert controls.read_lines(lines.value) == {"optim": "adafactor", "max_grad_norm": 0.5}
+    drawer.value.value = ""
+    drawer.set.click()
+    assert controls.read_lines(lines.value) == {"optim": "adafactor"}
+    drawer.key.value = "max_grad_nrom"
+    assert "max_grad_norm" in drawer.about.value
+    drawer.set.click()
+    assert controls.read_lines(lines.value) == {"optim": "adafactor"}
+
+
+def run(folder, settings, losses):
+    """Write a run folder."""
+    folder.mkdir(parents=True)
+    (folder / folders.RECIPE).write_text(controls.yaml_lines(settings))
+    rows = [{"step": step, "loss": loss} for step, loss in enumerate(losses, 1)]
+    (folder / folders.LOG).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_runs_beside_each_other(tmp_path):
+    panel = ComparePanel(tmp_path, "en")
+    assert "train first" in panel.table.value
+    run(tmp_path / "one", {"lora_rank": 4, "seed": 1, "output_dir": "one"}, [3.0, 2.0])
+    run(tmp_path / "two", {"lora_rank": 8, "seed": 1, "output_dir": "two"}, [3.0, 2.5, 1.5])
+    panel.refresh.click()
+    assert {folder.name for folder in panel.chosen.value} == {"one", "two"}
+    assert bytes(panel.plot.value).startswith(b"\x89PNG")
+    shown = panel.table.value
+    assert "lora_rank" in shown and "2.000" in shown and "1.500" in shown
+    assert "seed" not in shown and "output_dir" not in shown
+    panel.chosen.value = ()
+    assert "ft-empty" in panel.table.value
+
+
+ROWS = [{"instruction": "Say hi.", "output": "Hi."}] * 2 + [{"instruction": "Say no.", "output": "No."}]
+
+
+def test_a_file_is_uploaded_and_repaired(tmp_path, monkeypatch, tiny_model_dir):
+    monkeypatch.chdir(tmp_path)
+    panel = DataPanel("none.jsonl", tmp_path, str(tiny_model_dir), lang="en")
+    content = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
+    uploaded = {"name": "../my set.jsonl", "type": "", "size": len(content), "content": content, "last_modified": 0}
+    panel.upload.value = [uploaded]
+    assert panel.name.value == "uploads/my_set.jsonl" and len(panel.rows) == 3
+    panel.upload.value = [uploaded | {"content": b"other"}]
+    assert (tmp_path / "uploads" / "my_set.jsonl").read_bytes() == content and "ft-bad" in panel.caption.value
+    panel.repair.click()
+    assert panel.name.value == "my_set-repaired.jsonl" and len(panel.rows) == 2
+    assert "duplicate" in panel.report.value
+
+
+def test_placeholders_are_shown_filled(tmp_path, tiny_model_dir, capsys):
+    path = tmp_path / "named.jsonl"
+    path.write_text(json.dumps({"instruction": "Who are you?", "output": "I am {{name}}."}) + "\n")
+    panel = DataPanel(str(path), tmp_path, str(tiny_model_dir), lang="en", substitutions={"name": "Zed"})
+    assert ">Z<" in panel.shown.value and "{" not in panel.shown.value and not capsys.readouterr().out
+    assert "placeholders" in DataPanel(str(path), tmp_path, str(tiny_model_dir), lang="en").report.value
