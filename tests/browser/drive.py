@@ -6,6 +6,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,29 @@ def until(true: Callable[[], Any], seconds: float = 60, what: str = "") -> Any:
             return found
         time.sleep(0.1)
     raise AssertionError(f"not within {seconds} s: {what}")
+
+
+def in_sight(page: Page, name: str) -> bool:
+    """Return True if a button is inside the window, without scrolling, and nothing covers its middle."""
+    return page.locator(f"button.ft-{name}:visible").first.evaluate(
+        "e => { const r = e.getBoundingClientRect();"
+        " return r.top >= 0 && r.bottom <= innerHeight && r.left >= 0 && r.right <= innerWidth"
+        " && e.contains(document.elementFromPoint(r.x + r.width / 2, r.y + r.height / 2)); }"
+    )
+
+
+def serious(page: Page) -> list[str]:
+    """Return what axe finds serious or worse on the page, in both themes; [] where axe is not installed."""
+    if not find_spec("axe_playwright_python"):
+        return []
+    script, found = Path(find_spec("axe_playwright_python").origin).parent / "axe.min.js", []
+    for theme in ("light", "dark"):
+        page.evaluate("theme => { document.documentElement.dataset.ftTheme = theme; }", theme)
+        page.add_script_tag(path=script)
+        for rule in page.evaluate("axe.run({runOnly: ['wcag2a', 'wcag2aa'], preload: false})")["violations"]:
+            if rule["impact"] in ("serious", "critical"):
+                found.append(f"{theme}: {rule['id']}: {[node['html'][:200] for node in rule['nodes'][:3]]}")
+    return found
 
 
 def text(page: Page, name: str, panel: str = "") -> str:
@@ -128,3 +152,20 @@ def finished(page: Page) -> bool:
     assert not failed.count(), failed.first.text_content()
     prompts = [text.strip() for text in page.locator(".jp-CodeCell .jp-InputPrompt").all_text_contents()]
     return all(re.fullmatch(r"\[\d+\]:", prompt) for prompt in prompts)
+
+
+@contextlib.contextmanager
+def kept(page, name):
+    """Keep a picture of what went wrong."""
+    try:
+        yield
+    except BaseException:
+        shot(page, f"{name}_failed")
+        print("browser console:", page.problems[-5:])
+        raise
+
+
+def opened(page, url):
+    """Open the page and wait for its panels."""
+    page.goto(url)
+    until(lambda: page.locator("button.ft-start").count(), 120, "the panels are shown")

@@ -3,9 +3,7 @@
 Skipped only where there is no Chromium. Pictures of what was seen are kept in build/shots.
 """
 
-import contextlib
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -19,6 +17,8 @@ from drive import (
     browser,
     enabled,
     finished,
+    kept,
+    opened,
     plot,
     press,
     run_all,
@@ -43,39 +43,6 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here: apt-get install chromium fonts-noto-cjk"),
 ]
-STEPS = 600
-
-
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """A working folder; kernels started from here find this very ftlab, and keep to a private cache."""
-    folder = tmp_path / "work"
-    folder.mkdir()
-    monkeypatch.chdir(folder)
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])))
-    # Tests that run lessons leave it behind.
-    monkeypatch.delenv("FTLAB_HEADLESS", raising=False)
-    yield folder
-    if left := training_job.living_under(folder / "runs"):
-        psutil.Process(left.pid).kill()
-
-
-@pytest.fixture
-def values(tiny_recipe):
-    """A recipe that trains for some seconds."""
-    changed = {"output_dir": "runs/tiny", "max_steps": STEPS, "save_steps": 10_000, "lr_scheduler_type": "constant"}
-    return tiny_recipe | changed | {"learning_rate": 1e-3}
-
-
-@contextlib.contextmanager
-def kept(page, name):
-    """Keep a picture of what went wrong."""
-    try:
-        yield
-    except BaseException:
-        shot(page, f"{name}_failed")
-        print("browser console:", page.problems[-5:])
-        raise
 
 
 def losses(folder):
@@ -166,12 +133,6 @@ def kernels(served):
     return [child for child in children if any("ipykernel" in word for word in child.cmdline())]
 
 
-def opened(page, url):
-    """Open the page and wait for its panels."""
-    page.goto(url)
-    until(lambda: page.locator("button.ft-start").count(), 120, "the panels are shown")
-
-
 def evaluate(page, rows):
     """Wrong input blocks the button; then the base is scored."""
     page.get_by_role("tab", name="评测").click()
@@ -214,7 +175,7 @@ def look_at_memory(page):
 
 def take_the_quiz(page):
     """An answer is judged and explained."""
-    page.get_by_role("tab", name="测验").click()
+    page.get_by_role("tab", name="学习").click()
     assert not enabled(page, "quiz_check")
     page.locator(".ft-quiz-choices input").first.check()
     until(lambda: enabled(page, "quiz_check"), 10, "an answer can be checked")
@@ -237,7 +198,7 @@ def test_the_page_of_ftlab_board(place, values, tmp_path):
         opened(page, served.url)
         assert page.locator(".jp-CodeCell .cm-editor, .jp-InputArea, .highlight").count() == 0, "no code is shown"
         titles = [tab.text_content() for tab in page.locator(".ftlab-board .lm-TabBar-tab").all()]
-        assert titles == ["数据", "训练", "评测", "对话", "导出", "内存", "测验"]
+        assert titles == ["数据", "训练", "评测", "对比", "对话", "导出", "内存", "学习"]
         turn_a_knob(page)
         press(page, "start")
         until(lambda: step(page) >= 5, 90, "training is on its way")

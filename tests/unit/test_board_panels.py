@@ -130,13 +130,14 @@ def test_what_cannot_be_loaded_is_said(tmp_path):
 def test_a_training_that_ends_on_the_page_can_be_talked_to(tiny_recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(controls.yaml_lines(tiny_recipe | {"output_dir": "runs/tiny"}))
-    made = []
-    monkeypatch.setattr(page, "ChatPanel", lambda *given, **named: made.append(ChatPanel(*given, **named)) or made[0])
-    tabs = page.board("tiny.yaml", lang="zh")
-    assert "对话" in tabs.titles and not made[0].adapters.options
+    board = page.Board("tiny.yaml", lang="zh")
+    board.tabs.selected_index = list(page.STEPS).index("tab_chat")
+    chatting = board.panels["tab_chat"]
+    assert not chatting.adapters.options
     train.train(recipes.load(tiny_recipe | {"output_dir": "runs/tiny"}), quiet=True)
-    made[0].list_adapters()
-    assert made[0].adapters.options == (("tiny", "runs/tiny"),)
+    for action in board.train.after:
+        action()
+    assert chatting.adapters.options == (("tiny", "runs/tiny"),)
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)

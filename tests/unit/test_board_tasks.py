@@ -229,7 +229,7 @@ def test_the_table_is_that_of_the_memory_report():
         assert memory_needs.smallest_gpu(one) in shown(panel.table)
     room = 24 * memory_needs.GIB - memory_needs.RESERVED_BYTES
     fits = sum(found.peak <= room for found in panel.found.values())
-    assert 0 < fits < len(panel.found) and panel.table.value.count("#2d6a4f") == fits
+    assert 0 < fits < len(panel.found) and panel.table.value.count("ft-good") == fits
 
 
 def test_the_machine_decides_too():

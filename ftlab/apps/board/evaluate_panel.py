@@ -78,7 +78,8 @@ class EvaluatePanel:
         form.controls["eval_dataset"].options = tuple(sets)
         ticked = widgets.VBox([heading(self.words("group_figures")), row(*self.figures.values())])
         self.task = Task(
-            self.words, form, "eval", "evaluate_start", self.look, validation.ALL, self.score, (ticked,), self.more,
+            self.words, form, "eval", "evaluate_start", self.look, validation.ALL, self.score,
+            "evaluate_start_empty", (ticked,), self.more,
             lambda made: Watch(evaluation.run_folder(made)),
         )  # fmt: skip
         for box in self.figures.values():

@@ -42,7 +42,9 @@ class ExportPanel:
         values.setdefault("export_dir", str(self.runs / "merged"))
         with errors.speaking(self.words.lang):
             form = Form(values, self.words, roots=(Path.cwd(), self.runs), table=EXPORTED)
-        self.task = Task(self.words, form, "export", "export_start", self.look, "export_dir", self.export)
+        self.task = Task(
+            self.words, form, "export", "export_start", self.look, "export_dir", self.export, "export_start_empty"
+        )
         self.list_adapters()
         self.box = self.task.box.add_class("ftlab-export")
 

@@ -31,6 +31,7 @@ class Task:
         look: recipe -> what to say of it before it is started (HTML); a LabError of it blocks the button.
         blamed: the key beside which such an error is said.
         act: recipe -> what came of it (HTML), in a thread.
+        hint: the word that stands where nothing has come of it yet.
         extra: widgets between the form and the button.
         more: keys of the command beside those of the form.
         watching: recipe -> what watches the work and can stop it; None: there is no Stop button.
@@ -48,6 +49,7 @@ class Task:
         look: Callable[[Recipe], str],
         blamed: str,
         act: Callable[[Recipe], str],
+        hint: str,
         extra: tuple[widgets.Widget, ...] = (),
         more: Callable[[], dict[str, str]] = dict,
         watching: Callable[[Recipe], Watch] | None = None,
@@ -61,7 +63,7 @@ class Task:
         self.status = widgets.HTML(html.escape(words("ready"))).add_class(f"ft-{name}-status")
         self.before = widgets.HTML().add_class(f"ft-{name}-before")
         self.command = widgets.HTML()
-        self.result = widgets.HTML(empty(words(f"{name}_empty"))).add_class(f"ft-{name}-result")
+        self.result = widgets.HTML(empty(words(hint))).add_class(f"ft-{name}-result")
         self.start.on_click(lambda _: self.begin())
         self.stop = button(words, "stop_task", "danger", "stop")
         self.stop.on_click(lambda _: self.halt())
@@ -75,8 +77,12 @@ class Task:
         self.changed()
 
     def changed(self) -> None:
-        """Bring command, figures and button in line with the fields."""
-        self.offer(not self.idle.is_set())
+        """Bring command, figures, button and what is said beside it in line with the fields."""
+        busy = not self.idle.is_set()
+        self.offer(busy)
+        if not busy:
+            keys = [*self.form.checked.messages] or ([self.blamed] if self.start.disabled else [])
+            self.say("wrong", keys=", ".join(keys)) if keys else self.say("ready")
 
     def offer(self, busy: bool) -> None:
         """Show what Start would do, and enable it if it is possible and nothing else is running."""
@@ -91,10 +97,6 @@ class Task:
                     wrong = validation.short(error)
             self.form.tell(self.blamed, wrong)
         self.start.disabled = busy or made is None or bool(wrong)
-        if not busy and (made is None or wrong):
-            self.say("wrong", keys=", ".join(self.form.checked.messages) or self.blamed)
-        elif not busy and 'data-state="wrong"' in self.status.value:
-            self.say("ready")
         self.stop.disabled = not busy or self.stop.disabled
 
     def begin(self) -> None:

@@ -206,7 +206,8 @@ class TrainPanel:
 
     def draw(self, name: str = "") -> None:
         """Draw the run in hand and what it is compared with."""
-        self.view.plot.value = curves.picture({name or self.folder().name: self.rows, **self.compared})
+        drawn = {name or self.folder().name: self.rows, **self.compared}
+        self.view.draw(curves.picture(drawn), any(drawn.values()))
 
     def list_runs(self) -> None:
         """Fill the lists of earlier runs."""

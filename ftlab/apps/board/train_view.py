@@ -11,7 +11,7 @@ import ipywidgets as widgets
 from ftlab.apps.board import controls
 from ftlab.apps.board.estimates import Readouts
 from ftlab.apps.board.form import Form
-from ftlab.apps.board.named_widgets import actions, bad, button, field, heading, pre, row
+from ftlab.apps.board.named_widgets import actions, bad, button, empty, field, heading, pre, row
 from ftlab.apps.board.settings_files import SettingsFiles
 from ftlab.apps.board.words import Words
 from ftlab.runs.folder import Summary
@@ -34,12 +34,12 @@ class View:
         )
         self.fresh.add_class("ft-fresh")
         self.bar = widgets.IntProgress()
-        self.bar.tooltip = words.tip("bar")
         self.status = widgets.HTML(html.escape(words("ready"))).add_class("ft-status")
         self.readouts = widgets.HTML().add_class("ft-readouts")
         self.command = widgets.HTML().add_class("ft-command")
         self.code = widgets.HTML().add_class("ft-code")
         self.plot = widgets.Image(format="png").add_class("ft-plot")
+        self.no_plot = widgets.HTML(empty(words("plot_empty")))
         self.earlier, self.compare = (field(words, name, widgets.Dropdown()) for name in ("earlier", "compare"))
         self.folder_message = widgets.HTML().add_class("ft-folder")
         self.settings = SettingsFiles(words, form)
@@ -53,7 +53,7 @@ class View:
         )
         folded.titles = tuple(words(name) for name in ("group_command", "group_code", "group_settings"))
         runs = row(self.earlier, self.open, self.extend)
-        beside = [self.readouts, self.plot, heading(words("group_runs")), runs, row(self.compare), folded]
+        beside = [self.readouts, self.plot, self.no_plot, heading(words("group_runs")), runs, row(self.compare), folded]
         columns = widgets.Box([form.box, widgets.VBox(beside)]).add_class("ft-columns")
         buttons = [self.start, self.stop, self.fresh, self.bar, self.status, self.folder_message, self.new_folder]
         return widgets.VBox([columns, actions(*buttons)]).add_class("ftlab-train")
@@ -63,6 +63,11 @@ class View:
         text = self.words(name, **values)
         said = bad(text) if name in ("failed", "ended", "wrong") else html.escape(text)
         self.status.value = f'<span data-state="{name}">{said}</span>'
+
+    def draw(self, png: bytes, found: bool) -> None:
+        """Show a picture of loss curves; where there are none yet, what to do."""
+        self.plot.value = png
+        self.plot.layout.display, self.no_plot.layout.display = ("", "none") if found else ("none", "")
 
     def show_command(self, values: dict[str, Any], fresh: bool) -> None:
         """Show command and YAML."""

@@ -1,4 +1,4 @@
-// What widgets cannot do themselves: the theme, which no kernel needs, names for sliders, and lists that open whole.
+// What widgets cannot do themselves: the theme, which no kernel needs; names of sliders and pictures; lists that open whole.
 (() => {
   const root = document.documentElement, button = document.getElementById("ft-theme");
   const say = () => { button.textContent = root.dataset.ftTheme === "dark" ? "dark · 深色" : "light · 浅色"; };
@@ -22,6 +22,7 @@
     delete target.dataset?.was;
   });
   new MutationObserver(() => {
+    for (const picture of document.querySelectorAll("img.ft-plot:not([alt])")) picture.alt = "loss curves · 损失曲线";
     for (const handle of document.querySelectorAll(".noUi-handle:not([aria-label])")) {
       const label = handle.closest(".jupyter-widgets").querySelector(".widget-label");
       handle.setAttribute("aria-label", label ? label.textContent : "");
