@@ -245,7 +245,9 @@ class ChatPanel:
     def say(self, name: str, /, **values: object) -> None:
         """Show a text of the table next to the buttons."""
         colour = ' class="ft-bad"' if name == "chat_failed" else ""
-        self.status.value = f'<span{colour} data-state="{name}">{html.escape(self.words(name, **values))}</span>'
+        self.status.value = (
+            f'<span{colour} role="status" data-state="{name}">{html.escape(self.words(name, **values))}</span>'
+        )
 
 
 def label_of(folder: Path) -> str:

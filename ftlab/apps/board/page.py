@@ -11,7 +11,7 @@ from IPython.display import display
 
 from ftlab import device, embedded
 from ftlab.apps.board import train_view, training_job
-from ftlab.apps.board.named_widgets import button
+from ftlab.apps.board.named_widgets import button, empty
 from ftlab.apps.board.train_panel import TrainPanel
 from ftlab.apps.board.visit import RECIPE, WORKING_FOLDER
 from ftlab.apps.board.words import Words
@@ -138,8 +138,9 @@ class Board:
         """Show everything in a language, with these settings."""
         self.words = words
         self.train = train(values, words.lang)
-        self.panels: dict[str, Any] = {"tab_train": self.train}
-        self.tabs = widgets.Tab([widgets.VBox() for _ in STEPS], selected_index=None)
+        self.panels: dict[str, Any] = {}
+        waiting = empty(words("panel_loading"))
+        self.tabs = widgets.Tab([widgets.VBox([widgets.HTML(waiting)]) for _ in STEPS], selected_index=None)
         self.tabs.titles = tuple(map(words, STEPS))
         self.tabs.observe(lambda change: self.open(change["new"]), names="selected_index")
         self.language = button(words, "language")
@@ -164,17 +165,15 @@ class Board:
 
     def open(self, number: int | None) -> None:
         """Make a step's panel from the settings that stand in the train tab, if it is opened for the first time."""
-        if number is None or self.tabs.children[number].children:
+        if number is None or (name := list(STEPS)[number]) in self.panels:
             return
-        name = list(STEPS)[number]
-        if name not in self.panels:
-            self.panels[name] = STEPS[name](self.train.form.readable(), self.words.lang)
-            if listed := getattr(self.panels[name], "list_adapters", None):
-                self.train.after.append(listed)
-            if name in self.before and hasattr(self.panels[name], "take_over"):
-                self.panels[name].take_over(self.before[name])
-        panel = self.panels[name]
-        self.tabs.children[number].children = [panel.view.box if panel is self.train else panel.box]
+        panel = self.train if name == "tab_train" else STEPS[name](self.train.form.readable(), self.words.lang)
+        self.panels[name] = panel
+        if listed := getattr(panel, "list_adapters", None):
+            self.train.after.append(listed)
+        if name in self.before and hasattr(panel, "take_over"):
+            panel.take_over(self.before[name])
+        self.tabs.children[number].children = [panel.box]
 
     def switch(self) -> None:
         """Show the page in the other language; settings, scores and conversations stay."""

@@ -146,4 +146,4 @@ class Task:
         """Show a text of the table next to the button."""
         text = self.words(name, **values)
         said = bad(text) if name in ("failed", "wrong") else html.escape(text)
-        self.status.value = f'<span data-state="{name}">{said}</span>'
+        self.status.value = f'<span role="status" data-state="{name}">{said}</span>'

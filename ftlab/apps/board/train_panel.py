@@ -37,6 +37,7 @@ class TrainPanel:
         form: the fields.
         job: the training under way, None while there is none.
         rows: the log rows that the plot shows.
+        box: all of it, to be displayed.
         after: called when a training has ended.
     Raises:
         LabError: an unknown key, too many `visible` ones, another language.
@@ -65,6 +66,7 @@ class TrainPanel:
         self.idle = threading.Event()
         self.idle.set()
         self.view = train_view.View(self.words, self.form)
+        self.box = self.view.box
         self.connect()
         self.form.watchers.append(self.changed)
         self.list_runs()
@@ -270,7 +272,7 @@ class TrainPanel:
             LabError: headless, and the fields are wrong or the training failed.
         """
         if not course.headless():
-            display(styled(self.view.box))
+            display(styled(self.box))
             return
         while (made := self.form.recipe()) and validation.state(made)[0] == "other":
             self.form.controls["output_dir"].value = str(folders.next_name(self.folder()))

@@ -62,7 +62,7 @@ class View:
         """Show a text of the table next to the buttons."""
         text = self.words(name, **values)
         said = bad(text) if name in ("failed", "ended", "wrong") else html.escape(text)
-        self.status.value = f'<span data-state="{name}">{said}</span>'
+        self.status.value = f'<span role="status" data-state="{name}">{said}</span>'
 
     def draw(self, png: bytes, found: bool) -> None:
         """Show a picture of loss curves; where there are none yet, what to do."""
