@@ -1,6 +1,7 @@
 """Settings as files, the drawer of all keys, runs beside each other, data that is uploaded and repaired."""
 
 import json
+from datetime import datetime
 
 import pytest
 from ipywidgets import Textarea
@@ -107,7 +108,8 @@ def test_a_file_is_uploaded_and_repaired(tmp_path, monkeypatch, tiny_model_dir):
     monkeypatch.chdir(tmp_path)
     panel = DataPanel("none.jsonl", tmp_path, str(tiny_model_dir), lang="en")
     content = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
-    uploaded = {"name": "../my set.jsonl", "type": "", "size": len(content), "content": content, "last_modified": 0}
+    uploaded = {"name": "../my set.jsonl", "type": "", "size": len(content), "content": content}
+    uploaded["last_modified"] = datetime.now()
     panel.upload.value = [uploaded]
     assert panel.name.value == "uploads/my_set.jsonl" and len(panel.rows) == 3
     panel.upload.value = [uploaded | {"content": b"other"}]
