@@ -11,7 +11,7 @@
   });
   // A browser's list shows what matches the text that stands in the field: emptied until something is typed or chosen.
   document.addEventListener("pointerdown", ({ target }) => {
-    if (!target.matches(".widget-combobox input") || target === document.activeElement || !target.list?.options.length) return;
+    if (!target.matches(".ftlab input[list]") || target === document.activeElement || !target.list?.options.length) return;
     target.dataset.was = target.value;
     target.placeholder = target.value;
     target.value = "";
