@@ -4,7 +4,6 @@ import contextlib
 import html
 import io
 import re
-from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ from ftlab.apps.board.named_widgets import actions, bad, button, empty, field, p
 from ftlab.apps.board.words import Words
 from ftlab.data import check, registry
 from ftlab.data.convert import filled
-from ftlab.data.dataset_info import INFO, read_info
 from ftlab.data.encoding import Encoding, shown
 from ftlab.errors import LabError, fail
 
@@ -53,7 +51,7 @@ class DataPanel:
         self.words, self.dataset_dir, self.substitutions = Words(lang), Path(dataset_dir), substitutions
         self.rows: list[dict[str, Any]] = []
         self.tokenizer: Any = None
-        known = registered(self.dataset_dir)
+        known = estimates.registered(self.dataset_dir)
         self.name = field(self.words, "data_set", widgets.Combobox(value=name or next(iter(known), ""), options=known))
         self.model = field(self.words, "data_model", widgets.Combobox(value=model, options=NAMES))
         self.cutoff = field(self.words, "data_cutoff", widgets.BoundedIntText(value=cutoff_len, min=8, max=2**20))
@@ -190,11 +188,3 @@ class DataPanel:
     def say_bad(self, error: Exception | str) -> None:
         """Show why there is nothing to show."""
         self.caption.value, self.shown.value = bad(self.words("data_bad", reason=error)), ""
-
-
-def registered(dataset_dir: Path) -> Sequence[str]:
-    """Return the names of a folder's dataset_info.json, () where there is none that can be read."""
-    try:
-        return tuple(read_info(dataset_dir)) if (dataset_dir / INFO).is_file() else ()
-    except LabError:
-        return ()

@@ -1,6 +1,7 @@
 """What a recipe will take, worked out before it is started: trained weights, tokens per step, minutes, memory."""
 
 import math
+from collections.abc import Sequence
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -10,6 +11,7 @@ from ftlab import device, embedded, manifests, memory, models
 from ftlab.catalogue import MODELS, hub_id
 from ftlab.data import registry
 from ftlab.data.convert import converted
+from ftlab.data.dataset_info import INFO, read_info
 from ftlab.data.encoding import Encoding, shown
 from ftlab.errors import LabError
 from ftlab.memory import Decoder
@@ -224,3 +226,11 @@ def total_steps(made: Recipe, lengths: list[tuple[int, ...]]) -> int | None:
     batches = -(-max(rows, 1) // batch)
     per_epoch = -(-batches // made.training.get("gradient_accumulation_steps", 1))
     return max(1, round(per_epoch * made.training.get("num_train_epochs", 3.0)))
+
+
+def registered(dataset_dir: Path) -> Sequence[str]:
+    """Return the names of a folder's dataset_info.json, () where there is none that can be read."""
+    try:
+        return tuple(read_info(dataset_dir)) if (dataset_dir / INFO).is_file() else ()
+    except LabError:
+        return ()

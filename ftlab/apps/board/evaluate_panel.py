@@ -7,10 +7,9 @@ from typing import Any
 import ipywidgets as widgets
 
 from ftlab import embedded, errors
-from ftlab.apps.board import train_view, validation
+from ftlab.apps.board import estimates, train_view, validation
 from ftlab.apps.board.chat_panel import WHOLE, tuned
 from ftlab.apps.board.controls import EVALUATED
-from ftlab.apps.board.data_panel import registered
 from ftlab.apps.board.form import Form
 from ftlab.apps.board.named_widgets import heading, row
 from ftlab.apps.board.recipe_task import Task
@@ -68,7 +67,7 @@ class EvaluatePanel:
         values = {key: given[key] for key in (*EVALUATED, *KEPT) if given.get(key) is not None}
         values.setdefault("model_name_or_path", embedded.NAME)
         values["max_samples"] = ROWS
-        sets = registered(Path(given.get("dataset_dir") or "data"))
+        sets = estimates.registered(Path(given.get("dataset_dir") or "data"))
         if (held_out := f"{given.get('dataset')}_eval") in sets:
             values.setdefault("eval_dataset", held_out)
         self.found: evaluation.Scores = {}

@@ -68,6 +68,8 @@ class TrainPanel:
         self.view = train_view.View(self.words, self.form)
         self.box = self.view.box
         self.connect()
+        for key in ("dataset", "eval_dataset"):
+            self.form.controls[key].options = estimates.registered(Path(values.get("dataset_dir") or "data"))
         self.form.watchers.append(self.changed)
         self.list_runs()
         self.changed()
