@@ -136,7 +136,7 @@ def kernels(served):
 def evaluate(page, rows):
     """Wrong input blocks the button; then the base is scored."""
     page.get_by_role("tab", name="评测").click()
-    until(lambda: text(page, "bad-eval_dataset", ".ftlab-evaluate"), 10, "a set has to be named")
+    until(lambda: text(page, "bad-eval_dataset", ".ftlab-evaluate"), 60, "a set has to be named")
     assert not enabled(page, "evaluate_start")
     write(page, "eval_dataset", rows, ".ftlab-evaluate")
     until(lambda: enabled(page, "evaluate_start"), 10, "it can be evaluated")
@@ -148,7 +148,7 @@ def evaluate(page, rows):
 def export(page, place):
     """The figures are there before, the verification after, and the folder is taken then."""
     page.get_by_role("tab", name="导出").click()
-    assert "GiB" in text(page, "export_start-before")
+    until(lambda: "GiB" in text(page, "export_start-before"), 60, "what it takes")
     press(page, "export_start")
     until(lambda: page.locator(".ft-export_start-result td").count() > 2, 90, "the verification is shown")
     assert (place / "runs" / "merged" / "model.safetensors").is_file()
@@ -160,6 +160,7 @@ def look_at_memory(page):
     """A wrong number empties the table, another machine fills it anew."""
     page.get_by_role("tab", name="内存").click()
     cells = page.locator(".ft-sized-table td")
+    until(cells.count, 60, "the table")
     full = cells.count()
     assert full > 10
     write(page, "sized_lengths", "512; ls")
@@ -176,6 +177,7 @@ def look_at_memory(page):
 def take_the_quiz(page):
     """An answer is judged and explained."""
     page.get_by_role("tab", name="学习").click()
+    until(lambda: page.locator(".ft-quiz-choices input").count(), 60, "a question")
     assert not enabled(page, "quiz_check")
     page.locator(".ft-quiz-choices input").first.check()
     until(lambda: enabled(page, "quiz_check"), 10, "an answer can be checked")

@@ -340,6 +340,15 @@ def test_the_page_has_every_panel_in_its_language(tiny_recipe, tmp_path, monkeyp
     assert board.panels["tab_chat"].system.value == "Be brief."
 
 
+def test_a_panel_that_cannot_be_made_says_why(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(controls.yaml_lines(tiny_recipe | {"output_dir": "runs/tiny"}))
+    board = page.Board("tiny.yaml", lang="en")
+    monkeypatch.setitem(page.STEPS, "tab_learn", lambda values, lang: values["nothing"])
+    board.tabs.selected_index = 7
+    assert "KeyError" in board.tabs.children[7].children[0].value and "tab_learn" not in board.panels
+
+
 def test_the_language_waits_for_work(tiny_recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny.yaml").write_text(controls.yaml_lines(tiny_recipe | {"output_dir": "runs/tiny"}))

@@ -11,7 +11,8 @@ from IPython.display import display
 
 from ftlab import device, embedded
 from ftlab.apps.board import train_view, training_job
-from ftlab.apps.board.named_widgets import button, empty
+from ftlab.apps.board.background import said
+from ftlab.apps.board.named_widgets import bad, button, empty
 from ftlab.apps.board.train_panel import TrainPanel
 from ftlab.apps.board.visit import RECIPE, WORKING_FOLDER
 from ftlab.apps.board.words import Words
@@ -154,20 +155,25 @@ class Board:
     def tell(self) -> None:
         """Show at the top what is worked with."""
         shown, machine = self.train.form.values(), device.describe()
-        said = self.words(
+        text = self.words(
             "facts",
             model=shown.get("model_name_or_path") or "-",
             data=shown.get("dataset") or "-",
             machine=machine.name,
             memory=train_view.gib(machine.memory_bytes),
         )
-        self.facts.value = html.escape(said)
+        self.facts.value = html.escape(text)
 
     def open(self, number: int | None) -> None:
         """Make a step's panel from the settings that stand in the train tab, if it is opened for the first time."""
         if number is None or (name := list(STEPS)[number]) in self.panels:
             return
-        panel = self.train if name == "tab_train" else STEPS[name](self.train.form.readable(), self.words.lang)
+        try:
+            panel = self.train if name == "tab_train" else STEPS[name](self.train.form.readable(), self.words.lang)
+        except Exception as error:
+            # Where a widget's event is handled, nobody would see it.
+            self.tabs.children[number].children = [widgets.HTML(bad(said(error)))]
+            return
         self.panels[name] = panel
         if listed := getattr(panel, "list_adapters", None):
             self.train.after.append(listed)
