@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from IPython.display import Image, display
 
@@ -19,6 +19,9 @@ from ftlab.errors import LabError
 from ftlab.recipe import strict_yaml, to_script
 from ftlab.recipe.keys import Recipe
 from ftlab.runs import folder as folders
+
+if TYPE_CHECKING:
+    from ftlab.apps.board.thread_job import InThread
 
 # Seconds between two looks at the log, and so between two pictures.
 REDRAW_SECONDS = 0.4
@@ -119,7 +122,7 @@ class TrainPanel:
         with errors.speaking(self.words.lang):
             try:
                 if self.mode == "thread":
-                    self.follow(training_job.InThread(made, fresh, self.words.lang))
+                    self.follow(in_thread(made, fresh, self.words.lang))
                 else:
                     self.follow(training_job.InProcess.start(made, self.form.written(), fresh, self.words.lang))
             except OSError as error:
@@ -199,11 +202,11 @@ class TrainPanel:
             action()
         if reason := job.problem():
             self.view.say("failed", reason=reason)
-        elif isinstance(job, training_job.InThread) and job.run and job.run.reused:
+        elif not isinstance(job, training_job.InProcess) and job.run and job.run.reused:
             self.view.say("reused")
         elif left.finished:
             self.view.say("done", step=left.step, loss="-" if left.loss is None else f"{left.loss:.3f}")
-        elif job.asked or isinstance(job, training_job.InThread):
+        elif job.asked or not isinstance(job, training_job.InProcess):
             self.view.say("stopped", step=left.step)
         else:
             self.view.say("ended", reason=curves.last_words(job.folder / folders.PANEL_OUTPUT))
@@ -282,7 +285,7 @@ class TrainPanel:
             key, said = next(iter(self.form.checked.messages.items()))
             raise LabError(said, key)
         with errors.speaking(self.words.lang):
-            job = training_job.InThread(made, False, self.words.lang)
+            job = in_thread(made, False, self.words.lang)
             self.follow(job)
             self.wait()
         if job.error:
@@ -298,3 +301,10 @@ class TrainPanel:
                 self.idle.wait(0.2)
             except KeyboardInterrupt:
                 self.stop()
+
+
+def in_thread(made: Recipe, fresh: bool, lang: str) -> "InThread":
+    """Begin a training in a thread of this process; what trains is imported now."""
+    from ftlab.apps.board.thread_job import InThread
+
+    return InThread(made, fresh, lang)

@@ -1,81 +1,25 @@
-"""A training under way: in a thread beside the notebook, or as a process of its own that outlives page and kernel."""
+"""A training under way, above all as a process of its own that outlives page and kernel."""
 
 import contextlib
 import json
 import os
 import subprocess
 import sys
-import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import psutil
-import torch
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ftlab import errors, manifests
+from ftlab import manifests
 from ftlab.apps.board import controls, curves
-from ftlab.apps.board.background import said
 from ftlab.recipe.keys import Recipe
 from ftlab.runs import folder as folders
-from ftlab.runs import train
+
+if TYPE_CHECKING:
+    from ftlab.apps.board.thread_job import InThread
 
 # Trainings in threads of this kernel, by run folder: a panel that is made again finds its training here.
 THREADS: dict[Path, "InThread"] = {}
-
-
-class Total(TrainerCallback):
-    """Remember how many steps a training will take."""
-
-    def __init__(self) -> None:
-        self.steps: int | None = None
-
-    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Read the total that Trainer has worked out."""
-        self.steps = state.max_steps
-
-
-class InThread:
-    """A training in a thread of this process."""
-
-    def __init__(self, made: Recipe, fresh: bool, lang: str) -> None:
-        self.folder, self.pid, self.asked = folder_of(made), os.getpid(), False
-        self.made, self.fresh, self.lang = made, fresh, lang
-        self.total, self.ended = Total(), threading.Event()
-        self.run: train.Run | None = None
-        self.error: BaseException | None = None
-        THREADS[self.folder.resolve()] = self
-        threading.Thread(target=self.work, name="ftlab training", daemon=True).start()
-
-    def work(self) -> None:
-        """Train; what goes wrong is kept, because a thread's traceback would be lost."""
-        try:
-            with errors.speaking(self.lang):
-                self.run = train.train(self.made, callbacks=[self.total], fresh=self.fresh, quiet=True)
-        except BaseException as error:
-            self.error = error
-        finally:
-            self.ended.set()
-            THREADS.pop(self.folder.resolve(), None)
-
-    def alive(self) -> bool:
-        """Return True while it is training."""
-        return not self.ended.is_set()
-
-    @property
-    def steps(self) -> int | None:
-        """The steps in all, None before training has begun."""
-        return self.total.steps
-
-    def problem(self) -> str:
-        """Return what went wrong, "" if nothing did."""
-        return "" if self.error is None else said(self.error)
-
-    def memory_bytes(self) -> int:
-        """Return what the training takes now: of the GPU if there is one, otherwise of this process."""
-        if torch.cuda.is_available():
-            return torch.cuda.memory_allocated()
-        return psutil.Process().memory_info().rss
 
 
 class InProcess:
@@ -141,7 +85,7 @@ class InProcess:
         return 0
 
 
-Job = InThread | InProcess
+Job: TypeAlias = "InThread | InProcess"
 
 
 def ask_to_stop(job: Job) -> None:
@@ -155,7 +99,7 @@ def folder_of(made: Recipe) -> Path:
     return Path(made.output_dir or "").expanduser()
 
 
-def living(folder: Path) -> Job | None:
+def living(folder: Path) -> "Job | None":
     """Return the training that is writing into a folder, whoever began it from a panel."""
     return THREADS.get(folder.resolve()) or InProcess.attach(folder)
 

@@ -9,6 +9,11 @@
     localStorage.setItem("ft-theme", root.dataset.ftTheme);
     say();
   });
+  // A page that is left asks the server to end its kernel, with the value of this cookie; Voila sets none, and was refused.
+  if (!/\b_xsrf=/.test(document.cookie)) {
+    const value = Array.from(crypto.getRandomValues(new Uint8Array(16)), byte => byte.toString(16).padStart(2, "0")).join("");
+    document.cookie = `_xsrf=${value}; path=/; SameSite=Strict`;
+  }
   // A browser's list shows what matches the text that stands in the field: emptied until something is typed or chosen.
   document.addEventListener("pointerdown", ({ target }) => {
     if (!target.matches(".ftlab input[list]") || target === document.activeElement || !target.list?.options.length) return;
