@@ -187,6 +187,10 @@ def switch(page) -> None:
         until(lambda word=word: page.get_by_role("tab", name=word).count(), 60, "in the other language")
     go(page, 1)
     until(lambda: "max_grad_norm: 0.5" in text(page, "command"), 20, "the settings are kept")
+    go(page, 2)
+    assert page.locator(".ft-evaluate_start-result td").count() > 2, "the scores, too"
+    go(page, 4)
+    assert page.locator(".ft-turn").count() >= 4, "and the conversations"
 
 
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
@@ -215,6 +219,7 @@ def test_a_stranger_s_list(place, values, tmp_path, width, height):
         switch(page)
         for number in range(len(PRIMARY)):
             go(page, number)
+            until(lambda: not page.locator(".ftlab-board .ft-loading:visible").count(), 60, "the panel is there")
             shot(page, f"walk_{width}_{number}")
             assert page.evaluate("document.querySelector('.ftlab-board').scrollWidth") <= width
             assert not serious(page)

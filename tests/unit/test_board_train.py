@@ -178,6 +178,24 @@ def test_earlier_runs_open_again_and_curves_are_compared(tiny_recipe, tmp_path):
     assert two.rows == one.rows and state(two) == "finished"
 
 
+def test_a_run_is_extended_in_a_folder_of_its_own(tiny_recipe, tmp_path):
+    one = tmp_path / "runs" / "one"
+    panel = TrainPanel(tiny_recipe | {"output_dir": str(one)})
+    run(panel)
+    first = panel.view.readouts.value
+    panel.view.extend.click()
+    assert panel.folder() == one, "no run is selected"
+    panel.view.earlier.value = one
+    panel.view.extend.click()
+    made = panel.form.recipe()
+    assert (made.adapter_name_or_path, made.output_dir) == (str(one), str(tmp_path / "runs" / "one-2"))
+    assert panel.view.readouts.value.split("dd")[1] == first.split("dd")[1], "the same weights are trained"
+    assert not panel.view.start.disabled and "lora_target: all" in panel.view.command.value
+    shutil.rmtree(one / "adapter")
+    panel.view.extend.click()
+    assert state(panel) == "failed"
+
+
 @pytest.mark.slow
 def test_a_process_outlives_its_panel_and_is_found_again(slow_recipe):
     panel = TrainPanel(slow_recipe, mode="process")

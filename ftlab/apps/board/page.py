@@ -124,7 +124,7 @@ class Board:
         lang: "en" or "zh"; None takes FTLAB_LANG.
     Attributes:
         panels: name of a step -> its panel, of those that were opened.
-        before: the same in the language that was left.
+        before: the same, as they were last, in languages that were left.
     """
 
     def __init__(self, source: str | None = None, lang: str | None = None) -> None:
@@ -141,7 +141,9 @@ class Board:
         self.train = train(values, words.lang)
         self.panels: dict[str, Any] = {}
         waiting = empty(words("panel_loading"))
-        self.tabs = widgets.Tab([widgets.VBox([widgets.HTML(waiting)]) for _ in STEPS], selected_index=None)
+        self.tabs = widgets.Tab(
+            [widgets.VBox([widgets.HTML(waiting).add_class("ft-loading")]) for _ in STEPS], selected_index=None
+        )
         self.tabs.titles = tuple(map(words, STEPS))
         self.tabs.observe(lambda change: self.open(change["new"]), names="selected_index")
         self.language = button(words, "language")
@@ -186,7 +188,7 @@ class Board:
         if any(not getattr(panel, "task", panel).idle.is_set() for panel in self.panels.values() if works(panel)):
             self.facts.value = html.escape(self.words("busy_language"))
             return
-        self.before, opened = self.panels, list(STEPS)[self.tabs.selected_index or 0]
+        self.before, opened = {**self.before, **self.panels}, list(STEPS)[self.tabs.selected_index or 0]
         self.train.leave()
         self.speak(Words("en" if self.words.lang == "zh" else "zh"), self.train.form.readable(), opened)
 

@@ -11,7 +11,7 @@ from IPython.display import Image, display
 
 from ftlab import errors, saved_weights
 from ftlab.apps import course
-from ftlab.apps.board import curves, estimates, train_view, training_job, validation
+from ftlab.apps.board import controls, curves, estimates, train_view, training_job, validation
 from ftlab.apps.board.form import Form
 from ftlab.apps.board.named_widgets import styled
 from ftlab.apps.board.words import Words
@@ -244,6 +244,9 @@ class TrainPanel:
                 weights = saved_weights.weights_of(folder)
                 # An adapter is continued; PiSSA would initialize it anew.
                 values.pop("pissa_init", None)
+                if weights.is_adapter and values.get("finetuning_type", "lora") == "lora":
+                    # Written out, "all" stays; otherwise every layer of the adapter would be listed by name.
+                    values.setdefault("lora_target", controls.default("lora_target"))
                 key = "adapter_name_or_path" if weights.is_adapter else "model_name_or_path"
                 self.form.load(values | {key: str(folder if weights.is_adapter else weights.folder)})
         except LabError as error:
