@@ -5,6 +5,7 @@ from datetime import datetime
 
 import pytest
 from ipywidgets import Textarea
+from traitlets.utils.bunch import Bunch
 
 from ftlab.apps.board import controls
 from ftlab.apps.board.compare_panel import ComparePanel
@@ -108,11 +109,10 @@ def test_a_file_is_uploaded_and_repaired(tmp_path, monkeypatch, tiny_model_dir):
     monkeypatch.chdir(tmp_path)
     panel = DataPanel("none.jsonl", tmp_path, str(tiny_model_dir), lang="en")
     content = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
-    uploaded = {"name": "../my set.jsonl", "type": "", "size": len(content), "content": content}
-    uploaded["last_modified"] = datetime.now()
+    uploaded = Bunch(name="../my set.jsonl", type="", size=len(content), content=content, last_modified=datetime.now())
     panel.upload.value = [uploaded]
     assert panel.name.value == "uploads/my_set.jsonl" and len(panel.rows) == 3
-    panel.upload.value = [uploaded | {"content": b"other"}]
+    panel.upload.value = [Bunch(uploaded, content=b"other")]
     assert (tmp_path / "uploads" / "my_set.jsonl").read_bytes() == content and "ft-bad" in panel.caption.value
     panel.repair.click()
     assert panel.name.value == "my_set-repaired.jsonl" and len(panel.rows) == 2
