@@ -191,7 +191,7 @@ def test_a_run_is_extended_in_a_folder_of_its_own(tiny_recipe, tmp_path):
     assert (made.adapter_name_or_path, made.output_dir) == (str(one), str(tmp_path / "runs" / "one-2"))
     assert panel.view.readouts.value.split("dd")[1] == first.split("dd")[1], "the same weights are trained"
     assert not panel.view.start.disabled and "lora_target: all" in panel.view.command.value
-    shutil.rmtree(one / "adapter")
+    shutil.rmtree(one)
     panel.view.extend.click()
     assert state(panel) == "failed"
 
