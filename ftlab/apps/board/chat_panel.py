@@ -165,6 +165,8 @@ class ChatPanel:
         """Let the next thing be asked for."""
         self.load_button.disabled, self.stop.disabled = False, True
         self.send.disabled = self.loaded is None
+        # One primary action at a time: to load, then to ask.
+        self.load_button.button_style = "" if self.loaded else "success"
 
     def load_now(self, name: str, chosen: Sequence[str]) -> None:
         """Load the model, and every adapter under a name of its own."""
