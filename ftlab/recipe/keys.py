@@ -17,6 +17,8 @@ from ftlab.saved_weights import WHOLE_MODELS
 # virtual tokens.
 LAYER_METHODS = ("adalora", "fourierft", "ia3", "ln_tuning", "loha", "lokr", "oft", "vera")
 PROMPT_METHODS = ("p_tuning", "prefix_tuning", "prompt_tuning")
+# Those of which PEFT saves less than training needs: AdaLoRA's importance scores, the encoder of P-tuning.
+SAVED_IN_PART = ("adalora", "p_tuning")
 # Those that PEFT computes on bitsandbytes' layers, or that leave the layers alone.
 ON_QUANTIZED = ("lora", "adalora", "ia3", "oft", "vera", *PROMPT_METHODS)
 
@@ -38,6 +40,11 @@ class Recipe(BaseModel):
     template: str | None = key(None, "family of the chat template, checked; None: the model's own", "chat_template")
     allow_other_template: bool = key(
         False, "let `template` replace the model's own chat template, and save it with the run", "chat_template"
+    )
+    add_tokens: str | None = key(
+        None,
+        "tokens that the vocabulary lacks, separated by commas; embedding and output layer are trained with them",
+        "tokenizer.add_tokens, resize_token_embeddings",
     )
     enable_thinking: bool | None = key(
         None,
@@ -304,6 +311,8 @@ class Recipe(BaseModel):
         self.fits_method()
         if self.use_muon:
             self.fits_muon()
+        if self.add_tokens:
+            self.fits_tokens()
         if self.stage in ("ppo", "grpo"):
             self.fits_rewards()
         return self
@@ -345,8 +354,21 @@ class Recipe(BaseModel):
             raise ValueError(f"trl does not count virtual tokens in `stage: {self.objective}`: use `prefix_tuning`")
         if kind == "adalora" and self.objective in ("dpo", "kto", "grpo"):
             raise ValueError(f"trl keeps a second adapter in `stage: {self.objective}`, which AdaLoRA cannot have")
-        if kind == "adalora" and (self.early_stopping_steps or self.training.get("load_best_model_at_end")):
-            raise ValueError("`finetuning_type: adalora` removes ranks, and cannot go back to an earlier checkpoint")
+        if kind in SAVED_IN_PART and (self.early_stopping_steps or self.training.get("load_best_model_at_end")):
+            raise ValueError(f"`finetuning_type: {kind}` cannot go back to a checkpoint, which lacks a part of it")
+
+    def fits_tokens(self) -> None:
+        """Refuse runs in which added tokens would stay untrained, or that compare with a model that lacks them.
+
+        Raises:
+            ValueError: naming the key in the way.
+        """
+        if self.finetuning_type not in ("full", "lora", *LAYER_METHODS):
+            raise ValueError(f"`add_tokens` trains the embedding, `finetuning_type: {self.finetuning_type}` does not")
+        if self.adapter_name_or_path and self.dataset:
+            raise ValueError("`add_tokens` belongs to the first run of `adapter_name_or_path`: remove it")
+        if self.ref_model or (self.objective in ("dpo", "kto", "grpo") and not self.adapts):
+            raise ValueError(f"the reference of `stage: {self.stage}` lacks what `add_tokens` adds: use LoRA alone")
 
     def fits_muon(self) -> None:
         """Refuse keys that describe another optimizer than Muon.

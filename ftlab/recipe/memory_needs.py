@@ -163,7 +163,7 @@ def loss(recipe: Recipe, decoder: Decoder, machine: Machine, plan: Plan) -> dict
         return {"loss_tile": plan.loss_tile, "tile_bytes": memory.FUSED_TILE_BYTES}
     reference = {"reference_tile": plan.loss_tile} if recipe.objective in COMPARED_IN_THE_LOSS else {}
     capped = decoder.family in memory.CAPPED
-    if plan.loss and recipe.adapts and not recipe.additional_target and not capped:
+    if plan.loss and recipe.adapts and not (recipe.additional_target or recipe.add_tokens or capped):
         rows = {"tile_rows": memory.FROZEN_ROWS, "tile_bytes": memory.FROZEN_BYTES}
         return {"loss_tile": decoder.vocabulary} | rows | reference
     held = memory.TORCH_TILE_BYTES + (memory.CAP_BYTES if capped else 0)

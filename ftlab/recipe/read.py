@@ -40,7 +40,7 @@ TRAINING_RANGES: dict[str, tuple[float, float]] = {
 }
 COMMA_LISTS = (
     "dataset", "eval_dataset", "adapter_name_or_path", "lora_target", "additional_target", "freeze_trainable_modules",
-    "freeze_extra_modules", "interleave_probs", "reward_funcs", "tasks",
+    "freeze_extra_modules", "interleave_probs", "reward_funcs", "tasks", "add_tokens",
 )  # fmt: skip
 
 

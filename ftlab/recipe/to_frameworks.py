@@ -180,6 +180,7 @@ def llamafactory(recipe: Recipe) -> str:
     values |= {"template": recipe.template} if recipe.template else {}
     if values["stage"] in ("orpo", "simpo"):
         values |= {"stage": "dpo", "pref_loss": recipe.objective}
+    values |= {"resize_vocab": True} if recipe.add_tokens else {}
     if recipe.finetuning_type not in ("lora", "full", "freeze", "oft"):
         raise lacks("llamafactory", "finetuning_type", recipe.finetuning_type)
     if recipe.finetuning_type == "oft":

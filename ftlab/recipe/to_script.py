@@ -37,7 +37,7 @@ def script(recipe: Recipe) -> str:
     for name, values in (("finetuning_type", NO_SCRIPT), ("stage", ("ppo",))):
         if (value := getattr(recipe, name)) in values:
             raise fail("recipe_not_there", where=name, key=f"{name}: {value}", framework="trl")
-    for name in ("rope_scaling", "moe_aux_loss_per_layer", "use_muon", "ref_model"):
+    for name in ("rope_scaling", "moe_aux_loss_per_layer", "use_muon", "ref_model", "add_tokens"):
         if getattr(recipe, name):
             raise fail("recipe_not_there", where=name, key=name, framework="trl")
     machine = device.describe()

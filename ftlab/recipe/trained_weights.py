@@ -34,9 +34,10 @@ def trained_weights(recipe: Recipe, decoder: Decoder) -> int:
 
 
 def copied(recipe: Recipe, decoder: Decoder) -> int:
-    """Return the weights of the layers that `additional_target` copies."""
+    """Return the weights of the layers that `additional_target` and `add_tokens` copy."""
     known = outside(recipe, decoder) | {"lm_head": decoder.vocabulary * decoder.hidden}
-    return sum(known.get(name, 0) for name in library_args.names(recipe.additional_target or ""))
+    grown = ("embed_tokens", "lm_head") if recipe.add_tokens else ()
+    return sum(known.get(name, 0) for name in {*grown, *library_args.names(recipe.additional_target or "")})
 
 
 def biases(decoder: Decoder) -> int:

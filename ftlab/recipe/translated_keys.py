@@ -59,7 +59,8 @@ DROPPED = {
     "use_kv_cache": "generation always caches",
     "use_reentrant_gc": "both ways of recomputing give the same gradients",
     "use_v1_kernels": "the fast paths of `shortcuts` are chosen by what the machine and the model allow",
-    "init_special_tokens": "no tokens are added",
+    "init_special_tokens": "rows of added tokens are drawn around the mean of the others",
+    "resize_vocab": "the embedding grows by what `add_tokens` names",
     "block_diag_attn": "examples that share a row are always kept apart",
 }
 # Keys that LLaMA-Factory reads beside another one alone; where that one asks for something, it is refused by name.
@@ -132,10 +133,8 @@ OUT_OF_REACH = {
     "streaming": "data sets are read from disk as they are needed; remove the key",
     "export_quantization_bit": "GPTQ needs a CUDA GPU; write `export_gguf: q4_0`",
     "train_from_scratch": "lesson 06 trains from scratch",
-    "resize_vocab": "a recipe cannot add tokens",
-    "add_tokens": "a recipe cannot add tokens",
-    "add_special_tokens": "a recipe cannot add tokens",
-    "new_special_tokens_config": "a recipe cannot add tokens",
+    "add_special_tokens": "control tokens in data are escaped, so it would never be seen; write `add_tokens`",
+    "new_special_tokens_config": "control tokens in data are escaped, so it would never be seen; write `add_tokens`",
     "freeze_vision_tower": "text models only",
     "freeze_language_model": "text models only",
     "eval_on_each_dataset": "validation sets are scored together; run `ftlab eval` once for each",

@@ -49,11 +49,20 @@ def require_fields(recipe: Recipe, kind: type[PeftConfig]) -> None:
 
 
 def layers(recipe: Recipe, model: PreTrainedModel) -> dict[str, Any]:
-    """Return the fields of a config that depend on a model: a mixture's weights, and LN tuning's layers."""
+    """Return the fields of a config that depend on a model: a mixture's weights, norms, the vocabulary's layers."""
+    whole = library_args.names(recipe.additional_target or "")
+    grown = {"modules_to_save": sorted({*whole, *vocabulary_layers(model)})} if recipe.add_tokens else {}
     if recipe.finetuning_type == "lora":
-        return targets.adapted(recipe, model)
+        return targets.adapted(recipe, model) | grown
     every = recipe.finetuning_type == "ln_tuning" and recipe.lora_target == "all"
-    return {"target_modules": norms(model)} if every else {}
+    return grown | ({"target_modules": norms(model)} if every else {})
+
+
+def vocabulary_layers(model: PreTrainedModel) -> list[str]:
+    """Return the names of a model's embedding and output layer: both, for a tied output layer is trained apart."""
+    ends = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
+    modules = model.named_modules(remove_duplicate=False)
+    return [targets.leaf(path) for path, module in modules if any(module is layer for layer in ends)]
 
 
 def norms(model: nn.Module) -> list[str]:

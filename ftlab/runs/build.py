@@ -35,7 +35,7 @@ from ftlab.cpu.plan import Plan
 from ftlab.device import Machine
 from ftlab.errors import fail, reason_of
 from ftlab.recipe import continued, library_args
-from ftlab.recipe.keys import Recipe
+from ftlab.recipe.keys import SAVED_IN_PART, Recipe
 from ftlab.runs import adapters, muon, reference, rewards, rope, targets, world
 from ftlab.runs.tokenized import takes_ids
 from ftlab.saved_weights import weights_of
@@ -151,6 +151,9 @@ def rehearse(recipe: Recipe, path: str) -> None:
     if not recipe.adapts:
         unfreeze(recipe, model)
     elif recipe.adapter_name_or_path:
+        if recipe.finetuning_type in SAVED_IN_PART:
+            names: dict[str, Any] = {"method": recipe.finetuning_type, "adapter": recipe.adapter_name_or_path}
+            raise fail("train_not_continued", where="adapter_name_or_path", **names)
         require_all_layers(recipe, model)
     else:
         # Weights without values have no singular vectors: a start of its own is left to the real model.
@@ -232,6 +235,9 @@ def mark_trained(recipe: Recipe, model: PreTrainedModel, plan: Plan) -> PreTrain
             adapted = get_peft_model(model, adapters.config_of(recipe, model), **own_dtype)
         # Trainer loads a checkpoint's adapter by this call; a resumed run must keep the dtype it started with.
         adapted.load_adapter = partial(adapted.load_adapter, **own_dtype)
+        if recipe.add_tokens:
+            # `modules_to_save` has embedding and output layer; PEFT would save them twice more for the new vocabulary.
+            adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
         return adapted
 
 

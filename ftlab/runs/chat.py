@@ -172,6 +172,12 @@ def fit_vocabulary(model: PreTrainedModel, adapter: Path, tokenizer: PreTrainedT
         raise fail("export_tokens", where=str(adapter), tokens=len(tokenizer), rows=have)
 
 
+def grow(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give a model rows for the tokens that `add_tokens` added to its tokenizer; they are drawn around the mean row."""
+    if models.unreachable(tokenizer, model.get_input_embeddings().weight.shape[0]):
+        model.resize_token_embeddings(len(tokenizer))
+
+
 def is_embedding(name: str) -> bool:
     """Return True if a weight's name is that of an input or output embedding in any family."""
     return any(part in name for part in ("embed_tokens", "lm_head", "embed_in", "embed_out", "word_embeddings"))

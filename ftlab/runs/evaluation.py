@@ -214,6 +214,7 @@ def compared(recipe: Recipe, trained: Path | None, watch: Watch, work: Callable[
     # Only one of them is in memory at a time, and both read the examples with the tokenizer of the run.
     del model
     base, _ = chat.load(recipe.model_name_or_path, **options)
+    chat.grow(base, tokenizer)
     return {"base": work(Model("base", base, tokenizer, watch)), "tuned": tuned}
 
 

@@ -22,8 +22,8 @@ from ftlab import cpu, device, evaluate, manifests, models, packages, saved_weig
 from ftlab.errors import fail, say
 from ftlab.recipe import library_args, templates
 from ftlab.recipe import read as recipes
-from ftlab.recipe.keys import Recipe
-from ftlab.runs import adapters, balance, build, checkpoint, dataset, launch, reference, rope, target, world
+from ftlab.recipe.keys import SAVED_IN_PART, Recipe
+from ftlab.runs import adapters, balance, build, chat, checkpoint, dataset, launch, reference, rope, target, world
 from ftlab.runs import callbacks as watch
 from ftlab.runs import folder as folders
 from ftlab.runs.progress import Progress
@@ -164,7 +164,10 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
     tokenizer = load_tokenizer(recipe, model_path)
     notes.append(templates.apply(recipe.template, tokenizer, recipe.allow_other_template, recipe.enable_thinking))
     notes.append(rope.note(recipe, model_path))
-    models.require_rows(tokenizer, models.embedding_rows(model_path), model_path)
+    if recipe.add_tokens:
+        notes.append(say("train_added", tokens=recipe.add_tokens, count=len(tokenizer)))
+    else:
+        models.require_rows(tokenizer, models.embedding_rows(model_path), model_path)
     if launch.is_main():
         for note in filter(None, notes):
             print(note)
@@ -177,10 +180,11 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
 
 
 def load_tokenizer(recipe: Recipe, path: str) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model folder; a padding token is needed for batches."""
+    """Return the tokenizer of a model folder with a recipe's tokens; a padding token is needed for batches."""
     tokenizer = models.load_tokenizer(path, recipe.trust_remote_code)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.add_tokens(library_args.names(recipe.add_tokens or ""))
     return tokenizer
 
 
@@ -194,10 +198,10 @@ def decide(job: Job, fresh: bool) -> Start:
     manifest = folders.own_manifest(job.folder)
     asked = job.recipe.training.get("resume_from_checkpoint")
     changed = folders.changes(manifest, job.recipe, job.about) if manifest else ""
-    lost = job.recipe.finetuning_type == "adalora"
+    lost = job.recipe.finetuning_type in SAVED_IN_PART
     if asked and (fresh or not manifest or lost):
         reason = "fresh=true starts over" if fresh else "output_dir holds no run"
-        reason = "AdaLoRA's count of what each rank matters is in no checkpoint" if lost else reason
+        reason = f"a checkpoint lacks a part of {job.recipe.finetuning_type}" if lost else reason
         raise fail("checkpoint_not_ours", where=str(asked), reason=reason)
     if manifest and not fresh and (asked or not changed):
         require_processes(job, manifest)
@@ -256,8 +260,8 @@ def open_folder(job: Job, start: Start, model: PreTrainedModel | PeftModel) -> N
 
 def go_on(job: Job, run_id: str) -> Start:
     """Return the newest checkpoint of this run that verifies, and say which were passed over."""
-    if job.recipe.finetuning_type == "adalora":
-        print(say("train_adalora_again", where=job.folder))
+    if (method := job.recipe.finetuning_type) in SAVED_IN_PART:
+        print(say("train_again", where=job.folder, method=method))
         return Start(run_id, None)
     found, skipped = checkpoint.find_resume(job.folder, {"run_id": run_id} | job.about)
     if launch.is_main():
@@ -288,7 +292,9 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     """Build the trainer, train, and write the results; a stopped run prints how to resume it."""
     # Before the model: a new head, and the low-rank matrices, are initialized from this seed.
     set_seed(job.args.seed)
-    model = build.prepare_model(job.recipe, build.load_model(job.recipe, job.model_path, job.machine), job.machine)
+    base = build.load_model(job.recipe, job.model_path, job.machine)
+    chat.grow(base, job.tokenizer)
+    model = build.prepare_model(job.recipe, base, job.machine)
     if job.recipe.stage != "rm":
         # A base model's eos may be another token than the one that its new chat template ends answers with.
         model.generation_config.eos_token_id = evaluate.end_ids(model, job.tokenizer)

@@ -57,6 +57,8 @@ def test_every_key_is_mapped_or_reported(path):
 
 READ = [
     ({"base_model": "m", "optimizer": "muon"}, {"use_muon": True}),
+    ({"base_model": "m", "tokens": ["<a>", "<b>"]}, {"add_tokens": "<a>,<b>"}),
+    ({"model": "m", "dataset": ["a.json"], "new_special_tokens": ["<a>"]}, {"add_tokens": "<a>"}),
     ({"base_model": "m", "optimizer": "adamw_8bit"}, {"optim": "adamw_8bit"}),
     ({"base_model": "m", "rope_scaling": {"type": "linear", "factor": 2.0}}, {"rope_scaling": "linear"}),
     ({"base_model": "m", "peft_init_lora_weights": "olora", "adapter": "lora"}, {"init_lora_weights": "olora"}),

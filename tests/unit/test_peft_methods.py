@@ -1,12 +1,13 @@
 """Every method of PEFT that a recipe has: it trains, changes only what it names, comes back as saved, and merges."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
+from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM, TrainerCallback
 
 from ftlab import device, saved_weights
 from ftlab.apps import cli
@@ -177,6 +178,34 @@ def test_an_adapter_of_another_method_is_continued_as_one(tiny_recipe, tmp_path,
     second = train.train(made)
     old, new = (load_file(run.weights / saved_weights.ADAPTER_WEIGHTS) for run in (first, second))
     assert old.keys() == new.keys() and any(not torch.equal(old[name], new[name]) for name in old)
+
+
+class Stop(TrainerCallback):
+    """Ask a run to stop after its first step, as `touch STOP` does."""
+
+    def on_step_begin(self, args, state, control, **_):
+        (Path(args.output_dir) / "STOP").touch()
+
+
+@pytest.mark.parametrize("method", ["ia3", "p_tuning"])
+def test_a_stopped_run_ends_as_if_it_had_not_stopped(method, tiny_recipe, tmp_path, capsys):
+    """What PEFT saves whole is resumed; P-tuning, whose encoder it does not save, starts over, and that is said."""
+    made = recipe_of(tiny_recipe, method, max_steps=2)
+    whole = train.train(recipe_of(tiny_recipe, method, max_steps=2, output_dir=str(tmp_path / "whole")))
+    assert train.train(made, callbacks=[Stop()]).stopped_at == 1
+    capsys.readouterr()
+    again = train.train(made)
+    said = capsys.readouterr().out
+    assert ("training starts over" in said) is (method == "p_tuning")
+    assert again.metrics.get("resumed_from_step") == (None if method == "p_tuning" else 1)
+    left, right = ((run.weights / saved_weights.ADAPTER_WEIGHTS).read_bytes() for run in (whole, again))
+    assert left == right
+    if method == "p_tuning":
+        values = recipes.plain(made) | {"adapter_name_or_path": str(whole.folder), "output_dir": str(tmp_path / "more")}
+        del values["peft_config"]
+        with pytest.raises(LabError, match="cannot be trained further") as error:
+            train.check(recipes.load(values))
+        assert error.value.exit_code == 2
 
 
 def test_other_frameworks_get_the_method_or_refuse_it(tiny_recipe, tmp_path):

@@ -27,6 +27,7 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "template": ("llama3", {}),
     "allow_other_template": (True, {"template": "default"}),
     "enable_thinking": (False, {}),
+    "add_tokens": ("plus", {}),
     "default_system": ("Be kind.", {}),
     "flash_attn": ("disabled", {"cutoff_len": 1024}),
     "rope_scaling": ("linear", {}),

@@ -114,6 +114,12 @@ def initial(value: Any, given: Values) -> Found:
     return {"pissa_init": True, "pissa_iter": int(count) if count else -1}
 
 
+def added(value: Any, given: Values) -> Found:
+    """Return added tokens, which are ordinary ones here: control tokens in data are escaped."""
+    said = "as ordinary tokens, and embedding and output layer are trained with them"
+    return ({"add_tokens": joined(value)}, said) if value else {}
+
+
 def optimizer(value: Any, given: Values) -> Found:
     """Return an optimizer's name; Muon has a key of its own."""
     return {"use_muon": True} if value == "muon" else {"optim": value}
