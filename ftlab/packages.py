@@ -14,6 +14,7 @@ EXTRAS = {
     "metrics": ("sacrebleu", "rouge_score", "jieba"),
     "benchmarks": ("lm_eval",),
     "llamacpp": ("llama_cpp",),
+    "gguf": ("xllamacpp",),
     "deepspeed": ("deepspeed",),
     "optim": ("galore_torch", "apollo_torch", "lomo_optim", "schedulefree"),
 }  # fmt: skip

@@ -386,7 +386,9 @@ def export_recipe(options: argparse.Namespace) -> None:
         f"{done.folder}: largest logit difference {done.merge_difference:.1e} merged, {done.total_difference:.1e} "
         f"reloaded; {done.greedy_equal_share:.0%} of greedy tokens equal"
     )
-    if done.gguf:
+    if done.gguf and done.gguf_difference is None:
+        print(say("export_gguf_unread", where=done.gguf))
+    elif done.gguf:
         print(f"{done.gguf}: largest logit difference {done.gguf_difference:.1e}")
 
 

@@ -278,7 +278,7 @@ class Recipe(BaseModel):
     export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
         "auto", "number format of the saved weights; auto: the base's own", "model.to(dtype)"
     )
-    export_gguf: Literal["f16", "q8_0", "q4_0"] | None = key(
+    export_gguf: Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"] | None = key(
         None, "also write one GGUF file, for llama.cpp and Ollama, in this format", "gguf.GGUFWriter"
     )
     export_legacy_format: Literal[False] = key(False, "true would write pickles, which ftlab does not")

@@ -16,13 +16,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ftlab import catalogue, cpu, device, manifests, models, saved_weights
+from ftlab import catalogue, cpu, device, manifests, models, packages, saved_weights
 from ftlab.errors import LabError, fail, reason_of
 from ftlab.recipe import read as recipes
 from ftlab.recipe import templates
 from ftlab.recipe.keys import Recipe
 from ftlab.runs import callbacks as watch
-from ftlab.runs import chat, gguf, rope, train
+from ftlab.runs import chat, gguf, gguf_families, modelfile, rope, train
 from ftlab.runs import folder as folders
 from ftlab.runs.target import claimed, refuse_place
 from ftlab.system_errors import require_space
@@ -45,7 +45,8 @@ class Export:
             number format is in it.
         greedy_equal_share: share of greedy tokens that the live model and the reloaded one have in common, 0 to 1.
         gguf: the GGUF file, None where none was asked for.
-        gguf_difference: total_difference of the GGUF file, None where none was asked for.
+        gguf_difference: total_difference of the GGUF file, None where none was asked for, or where transformers has no
+            reader for the family.
     """
 
     folder: Path
@@ -83,6 +84,8 @@ def export(recipe: Recipe) -> Export:
             folder in use, a model that GGUF does not fit here, or a saved model that answers differently.
     """
     target = empty_target(recipe)
+    if recipe.export_gguf and gguf.needs_llama_cpp(recipe.export_gguf):
+        packages.require("xllamacpp", "export_gguf")
     if recipe.quantization_bit:
         raise fail("export_quantized", where="quantization_bit", value=f"{recipe.quantization_bit} bit")
     base = Path(models.fetch(recipe.model_name_or_path, recipe.trust_remote_code))
@@ -255,7 +258,7 @@ def require_equal(what: str, live: Answers, other: Answers, where: Path) -> None
 
 def disk_bytes(weights: int, dtype: torch.dtype, recipe: Recipe) -> int:
     """Return what an export writes: every weight in its format, again in a GGUF file, and the small files."""
-    per_weight = {None: 0.0, "f16": 2.0, "q8_0": 1.07, "q4_0": 0.57}[recipe.export_gguf]
+    per_weight = gguf.KINDS[recipe.export_gguf].bytes_per_weight if recipe.export_gguf else 0.0
     return int(weights * (dtype.itemsize + per_weight)) + SMALL_FILES
 
 
@@ -343,20 +346,34 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
 
 
 def write_gguf(kind: str, parts: Parts, probe: torch.Tensor, live: Answers) -> dict[str, Any]:
-    """Write the GGUF file, read it back with transformers' own reader, and return its place and its difference.
+    """Write the GGUF file and its Modelfile, and return its place and how it differs, read back.
 
     Raises:
         LabError: a float16 file that answers differently, which rounding does not explain.
     """
     name = f"{parts.target.name}-{kind}.gguf"
     gguf.write(parts.folder, parts.folder / name, kind)
-    read = AutoModelForCausalLM.from_pretrained(parts.folder, gguf_file=name, dtype=torch.float32).eval()
+    (parts.folder / "Modelfile").write_text(modelfile.text(name, parts.tokenizer), encoding="utf-8")
+    read = read_back(parts.folder, name)
+    if read is None:
+        return {"gguf": parts.target / name}
     difference = live.difference(answers(read, probe))
     # float16 and bfloat16 round by up to 2^-9 of a weight; a wrong row order changes logits by their own size.
     if kind == "f16" and difference > 0.1 * max(1.0, live.logits.abs().max().item()):
         values = {"what": name, "difference": f"{difference:.1e}", "allowed": "rounding"}
         raise fail("export_changed", where=str(parts.target), exit_code=1, **values)
     return {"gguf": parts.target / name, "gguf_difference": difference}
+
+
+def read_back(folder: Path, name: str) -> PreTrainedModel | None:
+    """Return the model in a GGUF file by transformers' own reader, None where that has none for the family."""
+    config = AutoConfig.from_pretrained(folder)
+    architecture = config.architectures[0]
+    if architecture not in gguf_families.READ_BACK:
+        return None
+    # Without the config it would guess what the header does not say, such as stretched positions.
+    known = {} if architecture == "MistralForCausalLM" else {"config": config}
+    return AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32, **known).eval()
 
 
 def model_card(recipe: Recipe, parts: Parts, done: Export) -> str:
@@ -387,7 +404,9 @@ def model_card(recipe: Recipe, parts: Parts, done: Export) -> str:
         f"reloaded ({parts.dtype}) against adapter": f"{done.total_difference:.1e}",
         "greedy tokens equal": f"{done.greedy_equal_share:.1%}",
     }
-    checks |= {f"{done.gguf.name} against adapter": f"{done.gguf_difference:.1e}"} if done.gguf else {}
+    if done.gguf:
+        read = "not read back" if done.gguf_difference is None else f"{done.gguf_difference:.1e}"
+        checks[f"{done.gguf.name} against adapter"] = read
     lines += markdown_table("checked", checks)
     return "\n".join([*lines, f"Exported with ftlab, torch {torch.__version__}.", ""])
 

@@ -1,32 +1,64 @@
-"""A model folder as one GGUF file, which llama.cpp and Ollama run: names, row order, number formats, tokenizer.
+"""A model folder as one GGUF file, which llama.cpp and Ollama run: number formats, and the file itself.
 
 Source of the layout: the GGUF specification and llama.cpp's own converter, https://github.com/ggml-org/llama.cpp.
 """
 
-import json
+import ctypes
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import gguf
 import numpy as np
 import torch
+from gguf import GGMLQuantizationType, LlamaFileType
 from safetensors import safe_open
-from transformers import AutoConfig, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig
 
-from ftlab import models, tokens
-from ftlab.errors import fail
+from ftlab import models
+from ftlab.runs import gguf_families, gguf_tokenizer
 
-# name -> (format of the matrices, format of the embedding, what the header calls it). The embedding is also the
-# output layer of a tied model, where four bits cost the most.
+
+class Kind(NamedTuple):
+    """The number formats of one file.
+
+    Attributes:
+        matrices: most matrices.
+        outer: the embedding, which is also the output layer of a tied model, where four bits cost the most.
+        careful: values and the second feed-forward matrix in half of the layers, which llama.cpp gives more bits.
+        file_type: what the header calls it.
+        bytes_per_weight: of the whole file, at most.
+    """
+
+    matrices: GGMLQuantizationType
+    outer: GGMLQuantizationType
+    careful: GGMLQuantizationType
+    file_type: LlamaFileType
+    bytes_per_weight: float
+
+
+Q = GGMLQuantizationType
 KINDS = {
-    "f16": (gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.F16, gguf.LlamaFileType.MOSTLY_F16),
-    "q8_0": (gguf.GGMLQuantizationType.Q8_0, gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q8_0),
-    "q4_0": (gguf.GGMLQuantizationType.Q4_0, gguf.GGMLQuantizationType.Q8_0, gguf.LlamaFileType.MOSTLY_Q4_0),
+    "f16": Kind(Q.F16, Q.F16, Q.F16, LlamaFileType.MOSTLY_F16, 2.0),
+    "q8_0": Kind(Q.Q8_0, Q.Q8_0, Q.Q8_0, LlamaFileType.MOSTLY_Q8_0, 1.07),
+    "q6_k": Kind(Q.Q6_K, Q.Q6_K, Q.Q6_K, LlamaFileType.MOSTLY_Q6_K, 1.07),
+    "q5_k_m": Kind(Q.Q5_K, Q.Q6_K, Q.Q6_K, LlamaFileType.MOSTLY_Q5_K_M, 0.9),
+    "q4_k_m": Kind(Q.Q4_K, Q.Q6_K, Q.Q6_K, LlamaFileType.MOSTLY_Q4_K_M, 0.8),
+    "q4_0": Kind(Q.Q4_0, Q.Q8_0, Q.Q4_0, LlamaFileType.MOSTLY_Q4_0, 0.57),
 }
-# Mistral's weights are Llama's; llama.cpp reads both under one name.
-ARCHITECTURES = ("LlamaForCausalLM", "MistralForCausalLM")
-EMBEDDINGS = ("token_embd.weight", "output.weight")
+# Formats in blocks of 256 -> what llama.cpp takes for rows that such blocks don't divide.
+SMALLER_BLOCKS = {Q.Q4_K: Q.Q5_0, Q.Q5_K: Q.Q5_1, Q.Q6_K: Q.Q8_0}
+OUTER = ("token_embd.weight", "output.weight")
+CAREFUL = (".attn_v.weight", ".ffn_down.weight", ".ffn_down_exps.weight")
+
+
+def needs_llama_cpp(kind: str) -> bool:
+    """Return True if a kind of file has formats that only llama.cpp itself writes.
+
+    >>> [kind for kind in KINDS if needs_llama_cpp(kind)]
+    ['q6_k', 'q5_k_m', 'q4_k_m']
+    """
+    return KINDS[kind].matrices in SMALLER_BLOCKS
 
 
 def write(folder: Path, target: Path, kind: str) -> None:
@@ -40,41 +72,19 @@ def write(folder: Path, target: Path, kind: str) -> None:
     with models.loading(folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     tokenizer = models.load_tokenizer(folder)
-    require_known(config, folder)
-    matrices, embedding, file_type = KINDS[kind]
-    writer = gguf.GGUFWriter(target, "llama")
-    add_settings(writer, config, tokenizer)
-    writer.add_file_type(file_type)
+    family = gguf_families.family_of(config, str(folder))
+    formats = KINDS[kind]
+    writer = gguf.GGUFWriter(target, gguf.MODEL_ARCH_NAMES[family.arch])
+    gguf_families.add_settings(writer, config, family)
+    writer.add_file_type(formats.file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    add_tokenizer(writer, tokenizer, config.vocab_size, folder)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    for name, weight in weights(folder):
-        short = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if short is None:
-            raise fail("export_gguf", where=str(folder), what=f"a weight called {name}")
-        values = permuted(weight.float(), short, config).numpy()
-        asked = embedding if short in EMBEDDINGS else matrices
-        add_tensor(writer, short, values, asked)
+    gguf_tokenizer.add_tokenizer(writer, tokenizer, config.vocab_size, folder)
+    for name, weight in gguf_families.converted(weights(folder), config, family, str(folder)):
+        add_tensor(writer, name, weight.numpy(), format_of(name, formats, config.num_hidden_layers))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def require_known(config: PretrainedConfig, folder: Path) -> None:
-    """Refuse what would be written wrongly: a file that loads and then talks nonsense.
-
-    Raises:
-        LabError: naming what is not known.
-    """
-    architecture = (config.architectures or ["?"])[0]
-    if architecture not in ARCHITECTURES:
-        raise fail("export_gguf", where=str(folder), what=f"the architecture {architecture}")
-    rope = (config.rope_parameters or {}).get("rope_type", "default")
-    if rope != "default":
-        raise fail("export_gguf", where=str(folder), what=f"positions of the type {rope}")
-    if config.hidden_act != "silu":
-        raise fail("export_gguf", where=str(folder), what=f"the activation {config.hidden_act}")
 
 
 def weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
@@ -85,97 +95,43 @@ def weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, file.get_tensor(name)
 
 
-def permuted(weight: torch.Tensor, name: str, config: PretrainedConfig) -> torch.Tensor:
-    """Return the rows of a query or key matrix in llama.cpp's order, any other weight unchanged.
+def format_of(name: str, formats: Kind, layers: int) -> GGMLQuantizationType:
+    """Return the format of a weight: that of llama.cpp's own quantizer for this kind of file."""
+    if name in OUTER:
+        return formats.outer
+    if not name.endswith(CAREFUL):
+        # The router of experts decides by small differences.
+        return Q.F32 if ".ffn_gate_inp." in name else formats.matrices
+    layer = int(name.split(".")[1])
+    eighth = layers // 8
+    more = layer < eighth or layer >= 7 * layers // 8 or (layer - eighth) % 3 == 2
+    return formats.careful if more else formats.matrices
 
-    transformers rotates row i of a head with row i + head_dim / 2, llama.cpp row 2i with row 2i + 1.
-    """
-    heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
-    count = next((heads[part] for part in heads if f".{part}." in name), None)
-    if count is None:
-        return weight
-    halves = weight.reshape(count, 2, weight.shape[0] // count // 2, *weight.shape[1:])
-    return halves.swapaxes(1, 2).reshape(weight.shape).contiguous()
 
-
-def add_tensor(writer: gguf.GGUFWriter, name: str, values: np.ndarray, asked: gguf.GGMLQuantizationType) -> None:
+def add_tensor(writer: gguf.GGUFWriter, name: str, values: np.ndarray, asked: GGMLQuantizationType) -> None:
     """Add one weight in the format asked; vectors stay float32, rows that no block divides become float16."""
     if values.ndim == 1:
         writer.add_tensor(name, values)
         return
-    block, _ = gguf.GGML_QUANT_SIZES[asked]
-    kind = asked if values.shape[-1] % block == 0 else gguf.GGMLQuantizationType.F16
-    writer.add_tensor(name, gguf.quants.quantize(values, kind), raw_dtype=kind)
+    for kind in (asked, SMALLER_BLOCKS.get(asked, asked), Q.F16):
+        if values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0:
+            break
+    writer.add_tensor(name, quantized(values, kind), raw_dtype=kind)
 
 
-def add_settings(writer: gguf.GGUFWriter, config: PretrainedConfig, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Add the numbers that llama.cpp builds the model from, and the chat template."""
-    heads = config.num_attention_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_key_length(head_dim)
-    writer.add_value_length(head_dim)
-    writer.add_rope_dimension_count(head_dim)
-    writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_vocab_size(config.vocab_size)
-    template = tokenizer.chat_template
-    if template:
-        writer.add_chat_template(template if isinstance(template, str) else template["default"])
+def quantized(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
+    """Return float32 values, shape (..., columns), in a format of GGUF: bytes, or float16."""
+    if kind not in SMALLER_BLOCKS:
+        return gguf.quants.quantize(values, kind)
+    # Only llama.cpp writes these; `ggml_quantize_chunk` is part of its C interface.
+    import xllamacpp
 
-
-def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, size: int, folder: Path) -> None:
-    """Add a byte-level BPE tokenizer: tokens with their kinds, merges, the ids with a meaning.
-
-    Raises:
-        LabError: another kind of tokenizer.
-    """
-    inner = json.loads(tokenizer.backend_tokenizer.to_str())
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre_tokenizer(inner, folder))
-    names = {number: token for token, number in tokenizer.get_vocab().items()}
-    added = tokenizer.added_tokens_decoder
-    kinds = []
-    for number in range(size):
-        if number not in names:
-            kinds.append(gguf.TokenType.UNUSED)
-        elif number in added:
-            kinds.append(gguf.TokenType.CONTROL if added[number].special else gguf.TokenType.USER_DEFINED)
-        else:
-            kinds.append(gguf.TokenType.NORMAL)
-    writer.add_token_list([names.get(number, f"[PAD{number}]") for number in range(size)])
-    writer.add_token_types(kinds)
-    merges = inner["model"]["merges"]
-    writer.add_token_merges([merge if isinstance(merge, str) else " ".join(merge) for merge in merges])
-    for name in ("bos", "eos", "pad", "unk"):
-        number = getattr(tokenizer, f"{name}_token_id")
-        if number is not None:
-            getattr(writer, f"add_{name}_token_id")(number)
-    # Where a chat template ends turns with another token than eos: llama.cpp stops at both.
-    ends = [number for number in tokens.end_ids(tokenizer) if number != tokenizer.eos_token_id]
-    if ends:
-        writer.add_eot_token_id(ends[0])
-    writer.add_add_bos_token(tokenizer("a").input_ids[0] == tokenizer.bos_token_id)
-
-
-def pre_tokenizer(inner: dict[str, Any], folder: Path) -> str:
-    """Return llama.cpp's name for how a tokenizer cuts text into words.
-
-    Args:
-        inner: what a tokenizer.json says.
-    Raises:
-        LabError: no byte-level BPE, or another way of cutting.
-    """
-    before = inner["pre_tokenizer"] or {}
-    parts = before.get("pretokenizers", [before])
-    kinds = [part.get("type") for part in parts]
-    known = {("ByteLevel",): "gpt-2", ("Digits", "ByteLevel"): "smollm"}
-    plain = inner["model"]["type"] == "BPE" and not inner["normalizer"]
-    if not plain or tuple(kinds) not in known or parts[-1].get("add_prefix_space"):
-        raise fail("export_gguf", where=str(folder), what=f"this tokenizer ({inner['model']['type']}, {kinds})")
-    return known[tuple(kinds)]
+    library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
+    block, size = gguf.GGML_QUANT_SIZES[kind]
+    rows = np.ascontiguousarray(values, np.float32).reshape(-1, values.shape[-1])
+    made = np.empty((len(rows), rows.shape[1] // block * size), np.uint8)
+    counts = [ctypes.c_int64(number) for number in (0, *rows.shape)]
+    library.ggml_quantize_chunk(
+        int(kind), ctypes.c_void_p(rows.ctypes.data), ctypes.c_void_p(made.ctypes.data), *counts, None
+    )
+    return made.reshape(*values.shape[:-1], -1)

@@ -1,6 +1,7 @@
 """Export: merged, saved and reloaded is the live model, in every family; what cannot be exported is refused."""
 
 import json
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -24,13 +25,14 @@ from transformers import (
     Olmo2Config,
     Qwen2Config,
     Qwen3Config,
+    StableLmConfig,
 )
 
 from ftlab import system_errors
 from ftlab.apps import cli
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
-from ftlab.runs import export, folder, gguf, train
+from ftlab.runs import export, folder, gguf, gguf_families, train
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
 GROUPED = SIZES | {"num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256}
@@ -351,7 +353,7 @@ def template_in(path: Path) -> str:
 
 def test_smaller_formats_are_smaller(tmp_path):
     base, sizes = make_base(tmp_path / "base"), {}
-    for kind in gguf.KINDS:
+    for kind in ("f16", "q8_0", "q4_0"):
         gguf.write(base, tmp_path / f"{kind}.gguf", kind)
         sizes[kind] = (tmp_path / f"{kind}.gguf").stat().st_size
     assert sizes["f16"] > sizes["q8_0"] > sizes["q4_0"]
@@ -360,16 +362,37 @@ def test_smaller_formats_are_smaller(tmp_path):
 def test_query_rows_change_places_in_pairs():
     config = LlamaConfig(num_attention_heads=2, num_key_value_heads=1, hidden_size=8)
     rows = torch.arange(8.0)[:, None]
-    assert gguf.permuted(rows, "blk.0.attn_q.weight", config).flatten().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
-    assert gguf.permuted(rows, "blk.0.attn_v.weight", config) is rows
+    llama, qwen = (gguf_families.FAMILIES[f"{name}ForCausalLM"] for name in ("Llama", "Qwen2"))
+    moved = gguf_families.reordered(rows, "blk.0.attn_q.weight", config, llama)
+    assert moved.flatten().tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
+    assert gguf_families.reordered(rows, "blk.0.attn_v.weight", config, llama) is rows
+    assert gguf_families.reordered(rows, "blk.0.attn_q.weight", config, qwen) is rows
 
 
-@pytest.mark.parametrize("family", ["qwen3", "gpt_neox", "gemma2"])
-def test_other_architectures_get_no_gguf(family, tmp_path):
-    base = make_base(tmp_path / "base", family)
+def test_other_architectures_get_no_gguf(tmp_path):
+    base = tmp_path / "base"
+    config = StableLmConfig(vocab_size=258, **GROUPED)
+    AutoModelForCausalLM.from_config(config).save_pretrained(base)
+    tiny.make_tokenizer().save_pretrained(base)
     make_adapter(base, tmp_path / "adapter")
     what = refused(base, tmp_path / "adapter", tmp_path / "out", export_gguf="f16")
-    assert FAMILIES[family][0].__name__.removesuffix("Config") in what
+    assert "the architecture StableLmForCausalLM" in what
+
+
+def test_a_file_that_transformers_cannot_read_back_is_said(tmp_path, capsys):
+    base = make_base(tmp_path / "base", "gpt_neox")
+    keys = {"model_name_or_path": str(base), "export_dir": str(tmp_path / "out"), "export_gguf": "q8_0"}
+    (tmp_path / "merge.yaml").write_text(json.dumps(keys))
+    assert cli.main(["export", str(tmp_path / "merge.yaml")]) == 0
+    assert "out-q8_0.gguf: written, not read back" in capsys.readouterr().out
+    assert "not read back" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_formats_that_only_llama_cpp_writes_name_their_package(pair, monkeypatch):
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    with pytest.raises(LabError, match="xllamacpp") as caught:
+        run(*pair, export_gguf="q4_k_m")
+    assert "pip install 'ftlab[gguf]'" in str(caught.value) and not pair[2].exists()
 
 
 def test_an_unknown_tokenizer_gets_no_gguf(tmp_path):

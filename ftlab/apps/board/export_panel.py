@@ -94,7 +94,9 @@ class ExportPanel:
             "export_greedy": f"{done.greedy_equal_share:.0%}",
         }
         if done.gguf:
-            figures |= {"export_gguf_file": done.gguf.name, "export_gguf_difference": f"{done.gguf_difference:.1e}"}
+            figures["export_gguf_file"] = done.gguf.name
+        if done.gguf_difference is not None:
+            figures["export_gguf_difference"] = f"{done.gguf_difference:.1e}"
         return train_view.grid(["", ""], [[self.words(name), text] for name, text in figures.items()])
 
 
