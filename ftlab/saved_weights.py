@@ -81,16 +81,19 @@ def require_language_model(weights: Weights) -> None:
         raise fail("folder_reward_model", where=str(weights.folder))
 
 
-def require_mergeable(adapter: Path) -> None:
-    """Refuse an adapter of virtual tokens, which no weight of the base can hold.
+def refuse_virtual_tokens(weights: Weights, what: str) -> None:
+    """Refuse an adapter of virtual tokens: no weight can hold them, and they have logits and positions of their own.
 
+    Args:
+        what: what it is refused for.
     Raises:
         LabError: naming the method.
     """
-    config = json.loads((adapter / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    config = {}
+    if weights.is_adapter:
+        config = json.loads((weights.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     if config.get("num_virtual_tokens"):
-        reason = f"{config.get('peft_type')} puts virtual tokens before a prompt"
-        raise fail("export_not_mergeable", where=str(adapter), reason=reason)
+        raise fail("folder_virtual_tokens", where=str(weights.folder), kind=config.get("peft_type"), what=what)
 
 
 def checkpoints(run_folder: Path) -> list[Path]:

@@ -94,7 +94,10 @@ def load(
     """
     if adapter:
         # Before the base, which may have to be fetched.
-        saved_weights.require_language_model(saved_weights.weights_of(adapter))
+        named = saved_weights.weights_of(adapter)
+        saved_weights.require_language_model(named)
+        if backend != "huggingface":
+            saved_weights.refuse_virtual_tokens(named, f"infer_backend: {backend}")
     trusted = bool(options.get("trust_remote_code"))
     base = Path(models.fetch(model_name_or_path, trusted))
     weights = folder.weights_for(adapter, base, model_name_or_path) if adapter else None

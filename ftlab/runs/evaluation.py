@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
-from ftlab import evaluate, figures, manifests, packages, responses, tokens
+from ftlab import evaluate, figures, manifests, packages, responses, saved_weights, tokens
 from ftlab.errors import LabError, fail, say
 from ftlab.figures import Figure
 from ftlab.recipe.keys import Recipe
@@ -77,6 +77,8 @@ def score(recipe: Recipe, limit: int | None = None, figures: Sequence[str] = (),
     """
     refuse(recipe)
     trained = chat.trained(recipe)
+    if trained:
+        saved_weights.refuse_virtual_tokens(saved_weights.weights_of(trained), "eval")
     work = on_tasks(recipe, limit) if recipe.tasks is not None else on_examples(recipe, trained, limit, figures)
     say_untrained(recipe, trained)
     with predicting_into(recipe):

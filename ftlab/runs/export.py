@@ -93,12 +93,12 @@ def export(recipe: Recipe) -> Export:
     weights = folders.weights_for(name, base, recipe.model_name_or_path) if name else None
     if weights:
         saved_weights.require_language_model(weights)
+        saved_weights.refuse_virtual_tokens(weights, "export")
     whole = weights.folder if weights and not weights.is_adapter else base
     if models.read_config(whole).get("quantization_config"):
         raise fail("export_quantized", where=str(whole), value="its config.json says so")
     adapter = weights.folder if weights and weights.is_adapter else None
     if adapter:
-        saved_weights.require_mergeable(adapter)
         require_effect(adapter)
     saved = weights and (weights.folder / "tokenizer_config.json").is_file()
     tokenizer = train.load_tokenizer(recipe, str(weights.folder if weights and saved else base))

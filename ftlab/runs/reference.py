@@ -29,8 +29,7 @@ def folder_of(recipe: Recipe, base: str) -> str:
     if recipe.ref_model_adapters:
         weights = adapter_of(recipe, path)
         saved_weights.require_language_model(weights)
-        if weights.is_adapter:
-            saved_weights.require_mergeable(weights.folder)
+        saved_weights.refuse_virtual_tokens(weights, "ref_model_adapters")
     return path
 
 

@@ -261,7 +261,8 @@ def open_folder(job: Job, start: Start, model: PreTrainedModel | PeftModel) -> N
 def go_on(job: Job, run_id: str) -> Start:
     """Return the newest checkpoint of this run that verifies, and say which were passed over."""
     if (method := job.recipe.finetuning_type) in SAVED_IN_PART:
-        print(say("train_again", where=job.folder, method=method))
+        if launch.is_main():
+            print(say("train_again", where=job.folder, method=method))
         return Start(run_id, None)
     found, skipped = checkpoint.find_resume(job.folder, {"run_id": run_id} | job.about)
     if launch.is_main():

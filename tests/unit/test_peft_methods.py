@@ -11,11 +11,12 @@ from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM
 
 from ftlab import device, saved_weights
 from ftlab.apps import cli
+from ftlab.apps.serve import loading
 from ftlab.errors import LabError
 from ftlab.recipe import library_args, memory_needs, to_frameworks, to_script
 from ftlab.recipe import read as recipes
 from ftlab.recipe.keys import LAYER_METHODS, PROMPT_METHODS
-from ftlab.runs import adapters, build, chat, export, train
+from ftlab.runs import adapters, build, chat, evaluation, export, train
 
 METHODS = (*LAYER_METHODS, *PROMPT_METHODS)
 # What is shorter than PEFT's defaults, for a model of 64 hidden units.
@@ -67,9 +68,18 @@ def test_export_merges_a_method_or_says_why_not(method, tiny_recipe, tiny_model_
     values = {"model_name_or_path": str(tiny_model_dir), "adapter_name_or_path": str(done.folder)}
     wanted = recipes.load(values | {"export_dir": str(tmp_path / "merged")})
     if method == "prompt_tuning":
-        with pytest.raises(LabError, match="PROMPT_TUNING puts virtual tokens") as error:
-            export.export(wanted)
-        assert error.value.exit_code == 2 and not (tmp_path / "merged").exists()
+        place = str(done.folder)
+        ways = {
+            "export": lambda: export.export(wanted),
+            "eval": lambda: evaluation.score(recipe_of(tiny_recipe, method, val_size=2)),
+            "serve": lambda: loading.load(str(tiny_model_dir), [place]),
+            "infer_backend: static": lambda: chat.load(str(tiny_model_dir), place, "static"),
+        }
+        for what, way in ways.items():
+            with pytest.raises(LabError, match=f"PROMPT_TUNING puts virtual tokens.*{what}") as error:
+                way()
+            assert error.value.exit_code == 2
+        assert not (tmp_path / "merged").exists()
     else:
         tuned, _ = chat.load(str(tiny_model_dir), done.folder, dtype="float32")
         export.export(wanted)

@@ -61,6 +61,8 @@ def load(
         raise fail("serve_overrides", model=model_name_or_path)
     name = name or own_name(model_name_or_path)
     named = [split(adapter) for adapter in adapters]
+    for _, place in named:
+        saved_weights.refuse_virtual_tokens(saved_weights.weights_of(place), "serve")
     if len(named) > 1 or any(client for client, _ in named):
         return several(model_name_or_path, named, name, trust_remote_code)
     adapter = named[0][1] if named else None
@@ -75,6 +77,8 @@ def of_recipe(path: str, overrides: Sequence[str], name: str | None) -> Loaded:
         raise fail("serve_backend", where=path, backend=recipe.infer_backend)
     if recipe.num_beams > 1:
         raise fail("serve_beams", where=path)
+    if trained := chat.trained(recipe):
+        saved_weights.refuse_virtual_tokens(saved_weights.weights_of(trained), "serve")
     model, tokenizer = chat.from_recipe(recipe)
     served = with_base(
         name or own_name(recipe.model_name_or_path),
