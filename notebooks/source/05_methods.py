@@ -1155,16 +1155,20 @@ course.record(outcomes, bands)
 # number of tried rates, a validation set for choices, another set for the report, further seeds for the winner.
 #
 # **On your GPU:** `PROFILE = "t4"` or `"a24g"`. The rates above were chosen for the 135M model; these profiles multiply
-# them by 1/2 and 1/10 (`rate_factor`), which is a starting point and no search. From a recipe: `finetuning_type: full |
-# freeze | lora`, `use_dora`, `use_rslora`, `pissa_init`, `loraplus_lr_ratio`, `neftune_noise_alpha` and `optim` are keys
-# (`ftlab recipe explain use_dora`).
+# them by 1/2 and 1/10 (`rate_factor`), which is a starting point, not a search.
+#
+# **The same from a recipe:** `finetuning_type` is `full`, `freeze`, `bitfit`, `lora` or a method of PEFT under PEFT's own
+# name (`ia3`, `prefix_tuning`, `vera` ...); `use_dora`, `use_rslora`, `loraplus_lr_ratio`, `use_llama_pro`, `use_muon`,
+# `neftune_noise_alpha` and `optim` are keys (`ftlab recipe explain finetuning_type`). Only the bottleneck is in no recipe.
 #
 # **Next:** the loop under the trainer, and what its settings do: [06 · Training](06_training.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="f4132cbc"
+# %% [markdown] id="next" lang="zh" of="bd59206a"
 # **你留下的：** `runs/05_methods/LoRA`，以及一套可以用在自己任务上的比较办法：样本相同，可试的学习率个数相同，用验证集做选择、用另一份数据报告，赢家再换种子验证。
 #
-# **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`。上面的学习率是为 135M 模型选的；这两个配置分别乘以 1/2 和 1/10（`rate_factor`），只是起点，没有搜索过。用配方：`finetuning_type: full | freeze | lora`、`use_dora`、`use_rslora`、`pissa_init`、`loraplus_lr_ratio`、`neftune_noise_alpha` 和 `optim` 都是键（`ftlab recipe explain use_dora`）。
+# **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`。上面的学习率是为 135M 模型选的；这两个配置分别乘以 1/2 和 1/10（`rate_factor`），只是起点，没有搜索过。
+#
+# **用配方跑同样的方法：** `finetuning_type` 可以是 `full`、`freeze`、`bitfit`、`lora`，或 PEFT 中其他方法的名字（`ia3`、`prefix_tuning`、`vera` 等）；`use_dora`、`use_rslora`、`loraplus_lr_ratio`、`use_llama_pro`、`use_muon`、`neftune_noise_alpha` 和 `optim` 都是键（`ftlab recipe explain finetuning_type`）。只有 bottleneck 没有对应的配方。
 #
 # **中文数据：** 内嵌模型只懂英文，所以这里的订单是英文的；换成能说中文的模型后，把 `data_files` 指向你自己的中文数据即可，其余不变。
 #
