@@ -172,7 +172,7 @@ def confidence_interval(share, total, z=1.96):
     """Return the Wilson interval of a share of right answers among `total` independent questions."""
     middle = (share + z * z / (2 * total)) / (1 + z * z / total)
     half = z / (1 + z * z / total) * (share * (1 - share) / total + z * z / (4 * total * total)) ** 0.5
-    return middle - half, middle + half
+    return max(0.0, middle - half), min(1.0, middle + half)  # rounding leaves -1e-17
 
 
 for total in (15, 60, 240):
