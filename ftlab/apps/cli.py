@@ -389,7 +389,10 @@ def export_recipe(options: argparse.Namespace) -> None:
     if done.gguf and done.gguf_difference is None:
         print(say("export_gguf_unread", where=done.gguf))
     elif done.gguf:
-        print(f"{done.gguf}: largest logit difference {done.gguf_difference:.1e}")
+        print(
+            f"{done.gguf}: largest logit difference {done.gguf_difference:.1e}, KL divergence "
+            f"{done.gguf_divergence:.4f} nats per token"
+        )
 
 
 def check_recipe(options: argparse.Namespace) -> None:

@@ -131,7 +131,7 @@ OUT_OF_REACH = {
     "shift_attn": "LongLoRA's attention is in no kept library (lesson 05); use `flash_attn: fa2` and `rope_scaling`",
     "fp8": "FP8 needs an H100-class GPU and accelerate's own setting; use bf16",
     "streaming": "data sets are read from disk as they are needed; remove the key",
-    "export_quantization_bit": "GPTQ needs a CUDA GPU; write `export_gguf: q4_0`",
+    "export_quantization_bit": "GPTQ needs a CUDA GPU; write `export_gguf: q4_k_m` or q4_0 for a file in 4 bits",
     "train_from_scratch": "lesson 06 trains from scratch",
     "add_special_tokens": "control tokens in data are escaped, so it would never be seen; write `add_tokens`",
     "new_special_tokens_config": "control tokens in data are escaped, so it would never be seen; write `add_tokens`",

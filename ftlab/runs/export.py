@@ -47,6 +47,7 @@ class Export:
         gguf: the GGUF file, None where none was asked for.
         gguf_difference: total_difference of the GGUF file, None where none was asked for, or where transformers has no
             reader for the family.
+        gguf_divergence: KL divergence of the GGUF file from the live model on the probe, nats per token; None as above.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class Export:
     greedy_equal_share: float
     gguf: Path | None = None
     gguf_difference: float | None = None
+    gguf_divergence: float | None = None
 
 
 class Answers(NamedTuple):
@@ -67,6 +69,11 @@ class Answers(NamedTuple):
     def difference(self, other: "Answers") -> float:
         """Return the largest logit difference."""
         return (self.logits - other.logits).abs().max().item()
+
+    def divergence(self, other: "Answers") -> float:
+        """Return the mean KL divergence of the other's next tokens from these, in nats per token."""
+        ours, theirs = (one.logits.log_softmax(-1) for one in (self, other))
+        return (ours.exp() * (ours - theirs)).sum(-1).mean().item()
 
     def allowed(self) -> float:
         """Return the logit difference that float32 explains."""
@@ -357,12 +364,13 @@ def write_gguf(kind: str, parts: Parts, probe: torch.Tensor, live: Answers) -> d
     read = read_back(parts.folder, name)
     if read is None:
         return {"gguf": parts.target / name}
-    difference = live.difference(answers(read, probe))
+    said = answers(read, probe)
+    difference = live.difference(said)
     # float16 and bfloat16 round by up to 2^-9 of a weight; a wrong row order changes logits by their own size.
     if kind == "f16" and difference > 0.1 * max(1.0, live.logits.abs().max().item()):
         values = {"what": name, "difference": f"{difference:.1e}", "allowed": "rounding"}
         raise fail("export_changed", where=str(parts.target), exit_code=1, **values)
-    return {"gguf": parts.target / name, "gguf_difference": difference}
+    return {"gguf": parts.target / name, "gguf_difference": difference, "gguf_divergence": live.divergence(said)}
 
 
 def read_back(folder: Path, name: str) -> PreTrainedModel | None:
@@ -407,6 +415,8 @@ def model_card(recipe: Recipe, parts: Parts, done: Export) -> str:
     if done.gguf:
         read = "not read back" if done.gguf_difference is None else f"{done.gguf_difference:.1e}"
         checks[f"{done.gguf.name} against adapter"] = read
+    if done.gguf_divergence is not None:
+        checks["its KL divergence, nats per token"] = f"{done.gguf_divergence:.4f}"
     lines += markdown_table("checked", checks)
     return "\n".join([*lines, f"Exported with ftlab, torch {torch.__version__}.", ""])
 

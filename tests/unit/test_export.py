@@ -342,6 +342,7 @@ def test_gguf_reads_back_as_the_model(kind, allowed, tied, tmp_path):
     ids = tokenizer(PROMPTS[0], return_tensors="pt").input_ids
     with torch.inference_mode():
         assert (live(ids).logits - read(ids).logits).abs().max() <= allowed
+    assert 0 < done.gguf_divergence < {"f16": 1e-4, "q8_0": 1e-2, "q4_0": 1}[kind]
     assert template_in(done.gguf) == tiny.CHATML
     assert ids.tolist() == tiny.make_tokenizer()(PROMPTS[0], return_tensors="pt").input_ids.tolist()
 
@@ -377,6 +378,20 @@ def test_other_architectures_get_no_gguf(tmp_path):
     make_adapter(base, tmp_path / "adapter")
     what = refused(base, tmp_path / "adapter", tmp_path / "out", export_gguf="f16")
     assert "the architecture StableLmForCausalLM" in what
+
+
+def test_a_qwen2_model_is_exported_in_four_bits(tmp_path, capsys):
+    sizes = {"hidden_size": 256, "intermediate_size": 1024, "num_hidden_layers": 4, "num_attention_heads": 4}
+    config = Qwen2Config(vocab_size=2048, num_key_value_heads=2, tie_word_embeddings=False, **sizes)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "base")
+    tiny.make_tokenizer().save_pretrained(tmp_path / "base")
+    keys = {"model_name_or_path": str(tmp_path / "base"), "export_dir": str(tmp_path / "out"), "export_gguf": "q4_0"}
+    (tmp_path / "merge.yaml").write_text(json.dumps(keys))
+    assert cli.main(["export", str(tmp_path / "merge.yaml")]) == 0
+    assert "nats per token" in capsys.readouterr().out
+    size = (tmp_path / "out" / "out-q4_0.gguf").stat().st_size
+    assert size < 0.35 * sum(weight.nbytes for weight in model.parameters())
 
 
 def test_a_file_that_transformers_cannot_read_back_is_said(tmp_path, capsys):

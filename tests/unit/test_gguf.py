@@ -212,6 +212,15 @@ def test_a_sentencepiece_tokenizer_has_scores_by_merge(prepend, tmp_path):
     assert kinds[:4] == [TokenType.UNKNOWN, TokenType.CONTROL, TokenType.CONTROL, TokenType.CONTROL]
 
 
+def test_a_bpe_with_byte_tokens_that_cuts_text_in_another_way_is_refused():
+    inner = json.loads(sentencepiece(False).backend_tokenizer.to_str())
+    inner["pre_tokenizer"] = {"type": "Split", "pattern": {"String": " "}}
+    gguf_tokenizer.require_sentencepiece(inner, Path())
+    inner["pre_tokenizer"] = {"type": "Digits", "individual_digits": True}
+    with pytest.raises(LabError, match="Digits"):
+        gguf_tokenizer.require_sentencepiece(inner, Path())
+
+
 @pytest.mark.parametrize(("pattern", "name"), gguf_tokenizer.PATTERNS.items())
 def test_a_way_of_cutting_text_into_words_has_llama_cpps_name(pattern, name):
     steps = [
