@@ -182,9 +182,10 @@ def switch(page) -> None:
     theme = page.evaluate("document.documentElement.dataset.ftTheme")
     page.click("#ft-theme")
     assert page.evaluate("document.documentElement.dataset.ftTheme") != theme
-    for word in ("训练", "Train"):
+    for lang, word in (("zh", "训练"), ("en", "Train")):
         press(page, "language")
         until(lambda word=word: page.get_by_role("tab", name=word).count(), 60, "in the other language")
+        until(lambda lang=lang: page.get_attribute("html", "lang") == lang, 10, "and said so to screen readers")
     go(page, 1)
     until(lambda: "max_grad_norm: 0.5" in text(page, "command"), 20, "the settings are kept")
     go(page, 2)

@@ -7,6 +7,7 @@ import re
 
 import pytest
 
+from ftlab import saved_weights
 from ftlab.apps.board import controls, page
 from ftlab.apps.board.chat_panel import BASE, ChatPanel
 from ftlab.apps.board.data_panel import DataPanel
@@ -82,7 +83,7 @@ def two_runs(tiny_recipe, tmp_path):
 
 def test_base_and_adapters_answer_side_by_side(two_runs, tiny_model_dir):
     panel = ChatPanel(str(tiny_model_dir), runs=two_runs)
-    assert {label for label, _ in panel.adapters.options} == {"one", "two"}
+    assert {label for label, _ in panel.adapters.options[:2]} == {"one", "two"}, "runs, then their checkpoints"
     panel.adapters.value = tuple(str(two_runs / name) for name in ("one", "two"))
     panel.sampling["max_new_tokens"].value = 8
     panel.system.value = "Be brief."
@@ -134,10 +135,18 @@ def test_a_training_that_ends_on_the_page_can_be_talked_to(tiny_recipe, tmp_path
     board.tabs.selected_index = list(page.STEPS).index("tab_chat")
     chatting = board.panels["tab_chat"]
     assert not chatting.adapters.options
-    train.train(recipes.load(tiny_recipe | {"output_dir": "runs/tiny"}), quiet=True)
+    train.train(recipes.load(tiny_recipe | {"output_dir": "runs/tiny", "save_steps": 2}), quiet=True)
     for action in board.train.after:
         action()
-    assert chatting.adapters.options == (("tiny", "runs/tiny"),)
+    labels = [label for label, _ in chatting.adapters.options]
+    kept = [path.name for path in saved_weights.checkpoints(tmp_path / "runs" / "tiny")]
+    assert kept and labels == ["tiny", *(f"tiny/{name}" for name in kept)]
+    chatting.adapters.value = tuple(place for _, place in chatting.adapters.options)
+    chatting.load()
+    assert chatting.idle.wait(120) and list(chatting.histories) == ["", *labels]
+    for name in ("tab_evaluate", "tab_export"):
+        board.tabs.selected_index = list(page.STEPS).index(name)
+        assert board.panels[name].task.form.controls["adapter_name_or_path"].value == "runs/tiny"
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)

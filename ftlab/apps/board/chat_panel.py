@@ -104,8 +104,8 @@ class ChatPanel:
             self.say("chat_ready", model=self.model.value.strip(), adapters=len(self.names) - 1)
 
     def list_adapters(self) -> None:
-        """Fill the list of adapters; a training that has just ended is in it."""
-        found = tuned(self.runs) if self.given is None else [Path(one) for one in self.given]
+        """Fill the list of adapters: runs, then their checkpoints; a training that has just ended is in it."""
+        found = with_checkpoints(tuned(self.runs)) if self.given is None else [Path(one) for one in self.given]
         chosen = self.adapters.value
         self.adapters.options = [(label_of(one), str(one)) for one in found]
         self.adapters.value = tuple(one for one in chosen if one in map(str, found))
@@ -253,9 +253,20 @@ class ChatPanel:
 
 
 def label_of(folder: Path) -> str:
-    """Return what a run or adapter folder is called."""
-    inside = folder.name == saved_weights.ADAPTER or folder.name.startswith(saved_weights.PREFIX)
-    return folder.parent.name if inside else folder.name
+    """Return what a run, adapter or checkpoint folder is called.
+
+    >>> label_of(Path("runs/one/adapter")), label_of(Path("runs/one/checkpoint-10"))
+    ('one', 'one/checkpoint-10')
+    """
+    if folder.name.startswith(saved_weights.PREFIX):
+        return f"{folder.parent.name}/{folder.name}"
+    return folder.parent.name if folder.name == saved_weights.ADAPTER else folder.name
+
+
+def with_checkpoints(runs: Sequence[Path]) -> list[Path]:
+    """Return runs, and after them the checkpoints with an adapter that they hold."""
+    checkpoints = [path for run in runs for path in saved_weights.checkpoints(run)]
+    return [*runs, *(path for path in checkpoints if (path / saved_weights.ADAPTER_CONFIG).is_file())]
 
 
 def tuned(runs: Path, *more: str) -> list[Path]:

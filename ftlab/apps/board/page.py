@@ -9,7 +9,7 @@ from typing import Any
 import ipywidgets as widgets
 from IPython.display import display
 
-from ftlab import device, embedded
+from ftlab import device, embedded, saved_weights
 from ftlab.apps.board import train_view, training_job
 from ftlab.apps.board.background import said
 from ftlab.apps.board.named_widgets import bad, button, empty
@@ -52,7 +52,7 @@ def evaluate(values: dict[str, Any], lang: str) -> Any:
     """Return the evaluation panel for a recipe."""
     from ftlab.apps.board.evaluate_panel import EvaluatePanel
 
-    return EvaluatePanel(values, runs(values), lang)
+    return EvaluatePanel(trained(values), runs(values), lang)
 
 
 def compare(values: dict[str, Any], lang: str) -> Any:
@@ -73,7 +73,7 @@ def export(values: dict[str, Any], lang: str) -> Any:
     """Return the export panel for a recipe."""
     from ftlab.apps.board.export_panel import ExportPanel
 
-    return ExportPanel(values, runs(values), lang)
+    return ExportPanel(trained(values), runs(values), lang)
 
 
 def memory(values: dict[str, Any], lang: str) -> Any:
@@ -88,6 +88,12 @@ def learn(values: dict[str, Any], lang: str) -> Any:
     from ftlab.apps.board.quiz_panel import QuizPanel
 
     return QuizPanel(lang=lang)
+
+
+def trained(values: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe with its own run as the adapter, if that has trained something."""
+    folder = Path(str(values.get("output_dir") or "")).expanduser()
+    return values | ({"adapter_name_or_path": str(folder)} if saved_weights.holds_weights(folder) else {})
 
 
 def runs(values: dict[str, Any]) -> Path:

@@ -27,6 +27,9 @@
     delete target.dataset?.was;
   });
   new MutationObserver(() => {
+    // The button names the other language.
+    const other = document.querySelector(".ft-language");
+    if (other) root.lang = other.textContent.trim() === "English" ? "zh" : "en";
     for (const picture of document.querySelectorAll("img.ft-plot:not([alt])")) picture.alt = "loss curves · 损失曲线";
     for (const handle of document.querySelectorAll(".noUi-handle:not([aria-label])")) {
       const label = handle.closest(".jupyter-widgets").querySelector(".widget-label");
