@@ -332,7 +332,9 @@ def test_the_page_has_every_panel_in_its_language(tiny_recipe, tmp_path, monkeyp
         assert board.tabs.children[number].children, "a panel is made when it is opened"
     assert board.panels["tab_memory"].form.controls["lora_rank"].value == 64, "with the settings of the train tab"
     board.panels["tab_chat"].system.value = "Be brief."
+    board.train.form.controls["max_steps"].value = "ten"
     board.language.click()
+    assert board.train.form.controls["max_steps"].value == "ten", "what cannot be read is kept, too"
     other = {"en": "zh", "zh": "en"}[lang]
     assert board.tabs.titles == titles[other] and board.tabs.selected_index == 7
     assert board.train.words.lang == other and board.train.form.controls["lora_rank"].value == 64

@@ -175,6 +175,13 @@ class Form:
             values = self.values()
         return {key: value for key, value in values.items() if not isinstance(value, LabError)}
 
+    def take_over(self, before: "Form") -> None:
+        """Show what another form of the same table has been typed into, also where it cannot be read."""
+        for key, field in self.table.items():
+            if field.kind == "text":
+                self.controls[key].value = before.controls[key].value
+        self.lines.value = before.lines.value
+
     def recipe(self) -> Recipe | None:
         """Return the recipe that stands in the fields, None while something is wrong."""
         return self.checked.recipe

@@ -195,8 +195,10 @@ class Board:
             self.facts.value = html.escape(self.words("busy_language"))
             return
         self.before, opened = {**self.before, **self.panels}, list(STEPS)[self.tabs.selected_index or 0]
-        self.train.leave()
-        self.speak(Words("en" if self.words.lang == "zh" else "zh"), self.train.form.readable(), opened)
+        left = self.train
+        left.leave()
+        self.speak(Words("en" if self.words.lang == "zh" else "zh"), left.form.readable(), opened)
+        self.train.form.take_over(left.form)
 
 
 def works(panel: Any) -> bool:
