@@ -97,7 +97,6 @@ class EvaluatePanel:
 
     def take_over(self, before: "EvaluatePanel") -> None:
         """Show another panel's settings and scores."""
-        self.task.form.load(before.task.form.readable())
         self.task.form.take_over(before.task.form)
         for name, box in self.figures.items():
             box.value = before.figures[name].value

@@ -35,6 +35,7 @@ class Form:
         lines: the text area for all other keys.
         box: all of it, to be shown.
         checked: recipe and messages for the current values.
+        right: the keys as they were when nothing was wrong with them last.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class Form:
         plain |= {key: value for key, value in values.items() if key in self.table and key not in plain}
         plain = {key: value for key, value in plain.items() if value is not None}
         self.given = set(plain)
-        self.quiet = True
+        self.right, self.quiet = dict(values), True
         try:
             for key, widget in self.controls.items():
                 put(widget, self.table[key], plain.get(key, controls.default(key)), key in plain)
@@ -141,6 +142,8 @@ class Form:
             return
         with errors.speaking(self.words.lang):
             self.checked = self.check()
+        if self.checked.recipe:
+            self.right = self.written()
         for key in self.messages:
             self.tell(key, self.checked.messages.get(key, ""))
         for watcher in self.watchers:
@@ -167,20 +170,18 @@ class Form:
         """Return the keys as they are to be written into a YAML; the fields have to be right."""
         return self.values() | controls.read_lines(self.lines.value)
 
-    def readable(self) -> dict[str, Any]:
-        """Return the keys of the fields and lines, without those that cannot be read."""
-        try:
-            values = self.written()
-        except LabError:
-            values = self.values()
-        return {key: value for key, value in values.items() if not isinstance(value, LabError)}
-
     def take_over(self, before: "Form") -> None:
-        """Show what another form of the same table has been typed into, also where it cannot be read."""
+        """Show what stands in another form of the same table, also where it is wrong."""
+        self.quiet, self.given = True, set(before.given)
         for key, field in self.table.items():
+            value = before.controls[key].value
             if field.kind == "text":
-                self.controls[key].value = before.controls[key].value
+                self.controls[key].value = value
+            else:
+                put(self.controls[key], field, None if value == LEFT_OUT else value, True)
         self.lines.value = before.lines.value
+        self.quiet = False
+        self.changed()
 
     def recipe(self) -> Recipe | None:
         """Return the recipe that stands in the fields, None while something is wrong."""

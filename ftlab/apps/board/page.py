@@ -177,7 +177,7 @@ class Board:
         if number is None or (name := list(STEPS)[number]) in self.panels:
             return
         try:
-            panel = self.train if name == "tab_train" else STEPS[name](self.train.form.readable(), self.words.lang)
+            panel = self.train if name == "tab_train" else STEPS[name](self.train.form.right, self.words.lang)
         except Exception as error:
             # Where a widget's event is handled, nobody would see it.
             self.tabs.children[number].children = [widgets.HTML(bad(said(error)))]
@@ -197,7 +197,7 @@ class Board:
         self.before, opened = {**self.before, **self.panels}, list(STEPS)[self.tabs.selected_index or 0]
         left = self.train
         left.leave()
-        self.speak(Words("en" if self.words.lang == "zh" else "zh"), left.form.readable(), opened)
+        self.speak(Words("en" if self.words.lang == "zh" else "zh"), left.form.right, opened)
         self.train.form.take_over(left.form)
 
 
