@@ -194,6 +194,22 @@ def switch(page) -> None:
     assert page.locator(".ft-turn").count() >= 4, "and the conversations"
 
 
+def lose_the_kernel(page) -> None:
+    """A page whose kernel is gone says so; before, it does not."""
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    page.wait_for_load_state("networkidle")
+    assert page.is_hidden("#ft-gone")
+    page.evaluate("""async () => {
+        const { baseUrl, kernelId } = JSON.parse(document.getElementById("jupyter-config-data").textContent);
+        const sent = new FormData();
+        sent.append("_xsrf", document.cookie.match(/_xsrf=([^;]*)/)[1]);
+        await fetch(`${baseUrl}voila/api/shutdown/${kernelId}`, { method: "POST", body: sent });
+        document.dispatchEvent(new Event("visibilitychange"));
+    }""")
+    page.wait_for_selector("#ft-gone:visible")
+    shot(page, "walk_gone")
+
+
 @pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
 def test_a_stranger_s_list(place, values, tmp_path, width, height):
     name = f"wide{width}"
@@ -225,3 +241,4 @@ def test_a_stranger_s_list(place, values, tmp_path, width, height):
             assert page.evaluate("document.querySelector('.ftlab-board').scrollWidth") <= width
             assert not serious(page)
         assert not page.problems, page.problems
+        lose_the_kernel(page)

@@ -29,9 +29,9 @@ from ftlab.recipe import read as recipes
 
 CODE = "from ftlab.apps.board import page\n\npage.show()"
 START_SECONDS = 60
-# A page that was closed tells the server, which ends its kernel; one that broke off is noticed after this long. What
+# A page that was closed tells the server, which ends its kernel; one that broke off may come back for this long. What
 # still shows that it works, every second, keeps its kernel.
-FORGET_SECONDS = 120
+FORGET_SECONDS = 600
 ENDING = (signal.SIGTERM, signal.SIGHUP)
 
 

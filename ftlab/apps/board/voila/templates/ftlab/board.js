@@ -26,6 +26,15 @@
     if (target.dataset?.was !== undefined) target.value = target.dataset.was;
     delete target.dataset?.was;
   });
+  // Without its kernel the page would look alive and do nothing: after a laptop's sleep, or when the server has ended.
+  const look = async () => {
+    const { baseUrl, kernelId } = JSON.parse(document.getElementById("jupyter-config-data")?.textContent || "{}");
+    if (!kernelId || document.hidden) return;
+    const answer = await fetch(`${baseUrl}api/kernels/${kernelId}`).catch(() => null);
+    document.getElementById("ft-gone").hidden = !!answer?.ok;
+  };
+  document.addEventListener("visibilitychange", look);
+  setInterval(look, 60000);
   new MutationObserver(() => {
     // The button names the other language.
     const other = document.querySelector(".ft-language");
