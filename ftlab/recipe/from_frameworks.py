@@ -26,22 +26,51 @@ def translate(source: Source, where: str) -> tuple[Values, dict[str, str], list[
     if framework is OWN:
         return source.values, source.places, []
     given = {name: value for name, value in source.values.items() if value is not None}
-    values: Values = {}
-    origin: dict[str, str] = {}
+    found = key_by_key(source, given, where)
+    values, origin = together(source, found, where)
     notes = [say("recipe_note_foreign", title=framework.title, count=len(given))]
     notes += [say("recipe_note_computed", names=", ".join(source.computed))] if source.computed else []
+    notes += [note for _, note in found.values() if note]
+    usual = [f"{name}: {shown(given[name])}" for name, (kept, note) in found.items() if not (kept or note)]
+    notes += [say("recipe_note_usual", keys=", ".join(usual))] if usual else []
+    theirs = filled_in(given, values, framework, where)
+    if theirs:
+        listed = ", ".join(f"{name}: {shown(value)}" for name, value in theirs.items())
+        notes.append(say("recipe_note_defaults", title=framework.title, keys=listed))
+    notes += [text for name, text in framework.unsaid.items() if name not in given]
+    return theirs | values, {key: source.places.get(name, where) for key, name in origin.items()}, notes
+
+
+def key_by_key(source: Source, given: Values, where: str) -> dict[str, tuple[Values, str]]:
+    """Return what each key of a file comes to, and a note.
+
+    Raises:
+        LabError: naming every key that a recipe cannot have.
+    """
+    found: dict[str, tuple[Values, str]] = {}
     refused: list[str] = []
-    usual: list[str] = []
     for name, value in given.items():
         try:
-            found, note = comes_to(name, value, given, framework)
+            found[name] = comes_to(name, value, given, source.framework)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             reason = str(error) if isinstance(error, ValueError) else "it has another form than ftlab knows"
             refused.append(f"{source.places.get(name, where)}: {name}: {shown(value, name)}: {reason}")
-            continue
-        notes += [note] if note else []
-        usual += [] if found or note else [f"{name}: {shown(value)}"]
-        for key, entry in found.items():
+    if refused:
+        title = source.framework.title
+        raise fail("recipe_foreign", where=where, title=title, count=len(refused), keys="\n  ".join(refused))
+    return found
+
+
+def together(source: Source, found: dict[str, tuple[Values, str]], where: str) -> tuple[Values, dict[str, str]]:
+    """Return the keys of a recipe, and which key of the file each comes from.
+
+    Raises:
+        LabError: two keys of the file that give one key of a recipe two values.
+    """
+    values: Values = {}
+    origin: dict[str, str] = {}
+    for name, (kept, _) in found.items():
+        for key, entry in kept.items():
             if key == "dataset_substitutions":
                 entry = values.get(key, {}) | entry
             elif key == "report_to" and isinstance(entry, list):
@@ -51,20 +80,12 @@ def translate(source: Source, where: str) -> tuple[Values, dict[str, str], list[
                     "recipe_two_names",
                     where=source.places.get(name, where),
                     key=name,
-                    value=shown(value),
+                    value=shown(source.values[name]),
                     new=origin[key],
                     first=shown(values[key]),
                 )
             values[key], origin[key] = entry, name
-    if refused:
-        raise fail("recipe_foreign", where=where, title=framework.title, count=len(refused), keys="\n  ".join(refused))
-    notes += [say("recipe_note_usual", keys=", ".join(usual))] if usual else []
-    theirs = filled_in(given, values, framework, where)
-    if theirs:
-        listed = ", ".join(f"{name}: {shown(value)}" for name, value in theirs.items())
-        notes.append(say("recipe_note_defaults", title=framework.title, keys=listed))
-    notes += [text for name, text in framework.unsaid.items() if name not in given]
-    return theirs | values, {key: source.places.get(name, where) for key, name in origin.items()}, notes
+    return values, origin
 
 
 def filled_in(given: Values, values: Values, framework: Framework, where: str) -> Values:

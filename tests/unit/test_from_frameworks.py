@@ -6,7 +6,7 @@ import pytest
 
 from ftlab.apps import cli
 from ftlab.errors import LabError
-from ftlab.recipe import coming_from, foreign_files, from_frameworks, strict_yaml
+from ftlab.recipe import coming_from, foreign_files, from_frameworks, strict_yaml, to_frameworks
 from ftlab.recipe import read as recipes
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +84,16 @@ def test_a_method_of_another_framework_is_that_of_a_recipe(given, wanted):
     assert not [key for key in ("lora_rank", "lora_alpha") if key in values and made.finetuning_type != "lora"]
     if isinstance(given.get("rope_scaling"), dict):
         assert any("rounded up, and not 2.0" in note for note in notes)
+
+
+@pytest.mark.parametrize("framework", ["swift", "axolotl"])
+@pytest.mark.parametrize("keys", [{"use_muon": True}, {"init_lora_weights": "olora"}])
+def test_what_both_have_comes_back(keys, framework, tmp_path):
+    made = recipes.load({"model_name_or_path": "smollm2-135m", "dataset": "identity_en", "output_dir": "o"} | keys)
+    path = tmp_path / ("shown.sh" if framework == "swift" else "shown.yml")
+    path.write_text(to_frameworks.show(made, framework))
+    back, _ = recipes.read(path)
+    assert all(getattr(back, name) == value for name, value in keys.items())
 
 
 def test_a_field_of_a_tuner_that_is_not_used_is_said():

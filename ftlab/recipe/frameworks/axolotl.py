@@ -258,7 +258,8 @@ AXOLOTL = Framework(
         "adapter_name_or_path": "lora_model_dir", "trust_remote_code": "trust_remote_code", "lora_rank": "lora_r",
         "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "lora_target": "lora_target_modules",
         "additional_target": "lora_modules_to_save", "use_rslora": "peft_use_rslora", "use_dora": "peft_use_dora",
-        "pissa_init": "peft_init_lora_weights", "loraplus_lr_ratio": "loraplus_lr_ratio",
+        "pissa_init": "peft_init_lora_weights", "init_lora_weights": "peft_init_lora_weights", "use_muon": "optimizer",
+        "loraplus_lr_ratio": "loraplus_lr_ratio",
         "quantization_bit": "load_in_4bit", "flash_attn": "attn_implementation", "dataset": "datasets",
         "eval_dataset": "test_datasets", "val_size": "val_set_size", "cutoff_len": "sequence_len",
         "packing": "sample_packing", "train_on_prompt": "train_on_inputs", "pref_beta": "rl_beta",
@@ -270,6 +271,7 @@ AXOLOTL = Framework(
         "lr_scheduler_type": "lr_scheduler", "per_device_eval_batch_size": "eval_batch_size",
     },
     values={
+        "use_muon": lambda on: "muon",
         "additional_target": comma_parts, "pissa_init": lambda on: "pissa",
         "lora_target": lambda value: "all-linear" if value == "all" else comma_parts(value),
         "flash_attn": {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}.get,

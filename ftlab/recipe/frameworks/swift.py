@@ -201,7 +201,8 @@ SWIFT = Framework(
         "model_name_or_path": "model", "stage": "rlhf_type", "finetuning_type": "tuner_type", "lora_rank": "lora_rank",
         "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "lora_target": "target_modules",
         "additional_target": "modules_to_save", "use_rslora": "use_rslora", "use_dora": "use_dora",
-        "pissa_init": "init_weights", "loraplus_lr_ratio": "lorap_lr_ratio", "quantization_bit": "quant_bits",
+        "pissa_init": "init_weights", "init_lora_weights": "init_weights", "use_muon": "optimizer",
+        "loraplus_lr_ratio": "lorap_lr_ratio", "quantization_bit": "quant_bits",
         "quantization_type": "bnb_4bit_quant_type", "double_quantization": "bnb_4bit_use_double_quant",
         "adapter_name_or_path": "adapters", "enable_thinking": "enable_thinking", "use_dft_loss": "enable_dft_loss",
         "flash_attn": "attn_impl", "moe_aux_loss_coef": "router_aux_loss_coef",
@@ -214,6 +215,7 @@ SWIFT = Framework(
         "early_stopping_steps": "early_stop_interval",
     },
     values={
+        "use_muon": lambda on: "muon",
         "lora_target": lambda value: ["all-linear"] if value == "all" else comma_parts(value),
         "additional_target": comma_parts, "pissa_init": lambda on: "pissa", "adapter_name_or_path": comma_parts,
         "flash_attn": {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attn", "fa3": "flash_attention_3"}.get,
