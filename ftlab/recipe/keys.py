@@ -45,6 +45,7 @@ class Recipe(BaseModel):
         None,
         "tokens that the vocabulary lacks, separated by commas; embedding and output layer are trained with them",
         "tokenizer.add_tokens, resize_token_embeddings",
+        min_length=1,
     )
     enable_thinking: bool | None = key(
         None,
@@ -153,9 +154,12 @@ class Recipe(BaseModel):
         "sigmoid", "the preference loss", "DPOConfig.loss_type"
     )
     ref_model: str | None = key(
-        None, "dpo, kto: the reference, where it is not the model that training starts from", "DPOTrainer(ref_model=)"
+        None, "dpo, kto: the reference, where it is not the model that training starts from", "DPOTrainer(ref_model=)",
+        min_length=1,
+    )  # fmt: skip
+    ref_model_adapters: str | None = key(
+        None, "an adapter on `ref_model`: its folder, or its run's", "PeftModel", min_length=1
     )
-    ref_model_adapters: str | None = key(None, "an adapter on `ref_model`: its folder, or its run's", "PeftModel")
     pref_ftx: float = key(0.0, "weight of an SFT loss added to DPO's", "DPOConfig.loss_weights", ge=0)
     dpo_label_smoothing: float = key(0.0, "assumed fraction of swapped pairs", "label_smoothing", ge=0, lt=0.5)
     ld_alpha: float | None = key(None, "weight of the longer answer's tail", "DPOConfig.ld_alpha", ge=0, le=1)

@@ -18,6 +18,7 @@ OWN_KEYS = {
     "target_modules": "lora_target", "modules_to_save": "additional_target", "task_type": "stage",
     "peft_type": "finetuning_type", "base_model_name_or_path": "model_name_or_path", "revision": "model_revision",
     "inference_mode": "adapter_name_or_path", "auto_mapping": "finetuning_type",
+    "peft_version": "finetuning_type",
 }  # fmt: skip
 
 

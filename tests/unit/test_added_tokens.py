@@ -56,6 +56,7 @@ def test_the_new_rows_follow_the_gradient(tiny_recipe):
         ({"add_tokens": "a", "finetuning_type": "freeze"}, "`finetuning_type: freeze` does not"),
         ({"add_tokens": "a", "finetuning_type": "prompt_tuning"}, "`finetuning_type: prompt_tuning` does not"),
         ({"add_tokens": "a", "finetuning_type": "full", "stage": "dpo"}, "reference of `stage: dpo`"),
+        ({"add_tokens": ""}, "add_tokens.*at least 1 character"),
         ({"add_special_tokens": "<a>"}, "write `add_tokens`"),
         ({"new_special_tokens_config": "a.yaml"}, "write `add_tokens`"),
     ],
