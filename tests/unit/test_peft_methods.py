@@ -44,7 +44,13 @@ def base_of(folder) -> torch.nn.Module:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-@pytest.mark.parametrize("method", METHODS)
+# What is computed as for another method of the list, and only written by another config class.
+ALIKE = ("fourierft", "loha", "lokr", "prefix_tuning")
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(one, marks=[pytest.mark.lengthy] if one in ALIKE else []) for one in METHODS]
+)
 def test_a_method_trains_saves_comes_back_and_merges(method, tiny_recipe, tiny_model_dir):
     made = recipe_of(tiny_recipe, method, max_steps=2, learning_rate=3e-2)
     done = train.train(made)
