@@ -1,5 +1,6 @@
 """How many weights a recipe trains, counted from the model's sizes: no weights are read, no model is built."""
 
+from collections import Counter
 from typing import Any
 
 from ftlab.memory import ATTENTION, TWO_MATRIX_MLP, Decoder
@@ -26,11 +27,28 @@ def trained_weights(recipe: Recipe, decoder: Decoder) -> int:
         return biases(decoder) + head
     if recipe.finetuning_type != "lora":
         return adapter(recipe, decoder) + head + copied(recipe, decoder)
-    targets = () if recipe.lora_target == "all" else tuple(library_args.names(recipe.lora_target))
-    added = decoder.lora_parameters(recipe.lora_rank, targets)
-    if recipe.use_dora:
-        added += decoder.layers * sum(outputs for _, outputs in decoder.adapted(targets))
+    r, dora = recipe.lora_rank, int(recipe.use_dora)
+    added = sum(r * (inputs + outputs) + dora * outputs for inputs, outputs in adapted(recipe, decoder))
     return added + head + copied(recipe, decoder)
+
+
+def adapted(recipe: Recipe, decoder: Decoder, every: tuple[str, ...] = ()) -> list[tuple[int, int]]:
+    """Return (inputs, outputs) of each layer that `lora_target` names, in all blocks.
+
+    A path with a number in it (`model.layers.0.self_attn.q_proj`, as PEFT saves it) is one layer, another name one of
+    each block.
+
+    Args:
+        every: what `all` means, where it is not every linear layer.
+    """
+    if recipe.lora_target == "all":
+        return decoder.layers * decoder.adapted(every)
+    shapes = []
+    for name in library_args.names(recipe.lora_target):
+        path = name.split(".")
+        blocks = 1 if any(part.isdigit() for part in path) else decoder.layers
+        shapes += blocks * decoder.adapted((path[-1],))
+    return shapes
 
 
 def copied(recipe: Recipe, decoder: Decoder) -> int:
@@ -67,29 +85,26 @@ def adapter(recipe: Recipe, decoder: Decoder) -> int:
         return (2 * decoder.layers + 1) * hidden
     if kind == "ia3" and recipe.lora_target == "all":
         return decoder.layers * (2 * decoder.kv_heads * decoder.head_dim + decoder.intermediate)
-    named = () if recipe.lora_target == "all" else tuple(library_args.names(recipe.lora_target))
     # Of a mixture these methods reach the attention alone.
-    shapes = decoder.adapted(named or (ATTENTION if decoder.experts > 1 else ()))
+    shapes = Counter(adapted(recipe, decoder, ATTENTION if decoder.experts > 1 else ()))
     if kind == "vera":
-        return decoder.layers * sum(fields.get("r", 256) + outputs for _, outputs in shapes)
-    return decoder.layers * counted_by_peft(kind, shapes, fields)
+        return sum(number * (fields.get("r", 256) + outputs) for (_, outputs), number in shapes.items())
+    return sum(number * counted_by_peft(kind, shape, fields) for shape, number in shapes.items())
 
 
-def counted_by_peft(kind: str, shapes: list[tuple[int, int]], fields: dict[str, Any]) -> int:
-    """Return the weights that a method of PEFT adds to one block, counted on its layers without values."""
+def counted_by_peft(kind: str, shape: tuple[int, int], fields: dict[str, Any]) -> int:
+    """Return the weights that a method of PEFT adds to a layer of (inputs, outputs), counted without values."""
     # Imported here: they take seconds, and the other methods are counted without them.
     import peft
     import torch
 
     with torch.device("meta"):
-        block = torch.nn.ModuleDict(
-            {f"layer{number}": torch.nn.Linear(*shape, bias=False) for number, shape in enumerate(shapes)}
-        )
-        ours = {"target_modules": list(block), "modules_to_save": None, "task_type": None}
+        layer = torch.nn.ModuleDict({"linear": torch.nn.Linear(*shape, bias=False)})
+        ours = {"target_modules": ["linear"], "modules_to_save": None, "task_type": None}
         ours |= {"feedforward_modules": []} if kind == "ia3" else {}
         config = getattr(peft, library_args.PEFT_CONFIGS[kind])(**fields | ours)
-        peft.inject_adapter_in_model(config, block, low_cpu_mem_usage=True)
-    return sum(weight.numel() for weight in block.parameters() if weight.requires_grad)
+        peft.inject_adapter_in_model(config, layer, low_cpu_mem_usage=True)
+    return sum(weight.numel() for weight in layer.parameters() if weight.requires_grad)
 
 
 def outside(recipe: Recipe, decoder: Decoder) -> dict[str, int]:

@@ -17,6 +17,8 @@ CHANGES = [
     {"use_dora": True, "lora_rank": 2},
     {"lora_target": "q_proj,v_proj"},
     {"lora_target": "q_proj,v_proj", "use_dora": True},
+    {"lora_target": "self_attn.q_proj,model.layers.1.mlp.up_proj"},
+    {"finetuning_type": "loha", "lora_target": "model.layers.0.self_attn.q_proj,down_proj"},
     {"stage": "rm"},
     {"stage": "rm", "finetuning_type": "full"},
     {"stage": "rm", "finetuning_type": "freeze", "freeze_trainable_layers": 1},
