@@ -332,7 +332,9 @@ def train_recipe(options: argparse.Namespace) -> int:
     if run.stopped_at is not None:
         return STOPPED
     print(f"{run.folder}: loss {run.metrics['train_loss']:.3f} after {run.metrics['train_seconds']:.0f} s")
-    print(train.next_step(recipe, run))
+    if launch.is_main():
+        # The other processes end while the first one is still moving its results into place.
+        print(train.next_step(recipe, run))
     return 0
 
 

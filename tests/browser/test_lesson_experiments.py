@@ -62,13 +62,15 @@ def up_to_the_experiment(lesson: lesson_files.Lesson, folder: Path) -> str:
     return f"{lesson.name}.ipynb"
 
 
-def move_a_control(page) -> None:
-    """Click a slider's track near its end, or choose another entry, of the first control that has one."""
+def move_controls(page) -> None:
+    """Click each slider near its end, or choose another entry; one alone may change nothing for a tiny model."""
     box = page.locator(".widget-vbox:has(> .ft-picture)").last
-    if (sliders := box.locator(".noUi-target")).count():
-        place = sliders.first.bounding_box()
+    sliders = box.locator(".noUi-target").all()
+    for slider in sliders:
+        slider.scroll_into_view_if_needed()
+        place = slider.bounding_box()
         page.mouse.click(place["x"] + place["width"] * 0.9, place["y"] + place["height"] / 2)
-    else:
+    if not sliders:
         box.locator("select").first.select_option(index=1)
 
 
@@ -83,6 +85,6 @@ def test_a_control_draws_another_picture(lesson, course_folder, address):
         until(picture.count, 180, "the experiment draws")
         picture.scroll_into_view_if_needed()
         before = picture.get_attribute("src")
-        move_a_control(page)
+        move_controls(page)
         until(lambda: picture.count() and picture.get_attribute("src") != before, 180, "it draws again")
         shot(page, f"experiment_{lesson.number}", ".ft-picture")
