@@ -91,13 +91,14 @@ def test_runs_beside_each_other(tmp_path):
     panel = ComparePanel(tmp_path, "en")
     assert "train first" in panel.table.value
     run(tmp_path / "one", {"lora_rank": 4, "seed": 1, "output_dir": "one"}, [3.0, 2.0])
-    run(tmp_path / "two", {"lora_rank": 8, "seed": 1, "output_dir": "two"}, [3.0, 2.5, 1.5])
+    settings = {"lora_rank": 8, "seed": 1, "output_dir": "two", "default_system": "<td><img src=x onerror=alert(1)>"}
+    run(tmp_path / "two", settings, [3.0, 2.5, 1.5])
     panel.refresh.click()
     assert {folder.name for folder in panel.chosen.value} == {"one", "two"}
     assert bytes(panel.plot.value).startswith(b"\x89PNG")
     shown = panel.table.value
     assert "lora_rank" in shown and "2.000" in shown and "1.500" in shown
-    assert "seed" not in shown and "output_dir" not in shown
+    assert "seed" not in shown and "output_dir" not in shown and "<img" not in shown
     panel.chosen.value = ()
     assert "ft-empty" in panel.table.value
 

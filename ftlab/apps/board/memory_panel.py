@@ -102,4 +102,4 @@ class MemoryPanel:
             return "-"
         fits = "ft-good" if found.peak <= room else "ft-bad"
         gpu = html.escape(memory_needs.smallest_gpu(found))
-        return f'<td><b class="{fits}">{train_view.gib(found.peak)}</b> <small>{gpu}</small></td>'
+        return train_view.Cell(f'<td><b class="{fits}">{train_view.gib(found.peak)}</b> <small>{gpu}</small></td>')

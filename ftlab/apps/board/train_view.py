@@ -174,11 +174,15 @@ def command(values: dict[str, Any], overrides: str = "", verb: str = "train") ->
     return f"cat > {name} <<'{end}'\n{text}{end}\nftlab {verb} {name}{overrides}\n"
 
 
+class Cell(str):
+    """A table cell that is HTML already; any other text is escaped."""
+
+
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table of text, its first column bold; cells that begin with `<td` are taken as they are."""
+    """Return a table of text, its first column bold."""
     lines = ["".join(f"<th>{html.escape(cell)}</th>" for cell in head)]
     for first, *rest in rows:
-        cells = [cell if cell.startswith("<td") else f"<td>{html.escape(cell)}</td>" for cell in rest]
+        cells = [cell if isinstance(cell, Cell) else f"<td>{html.escape(cell)}</td>" for cell in rest]
         lines.append(f"<th>{html.escape(first)}</th>" + "".join(cells))
     return '<table class="ft-grid" tabindex="0">' + "".join(f"<tr>{line}</tr>" for line in lines) + "</table>"
 
