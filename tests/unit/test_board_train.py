@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 
 from ftlab import manifests
 from ftlab.apps import course
-from ftlab.apps.board import curves, estimates, training_job, validation
+from ftlab.apps.board import controls, curves, estimates, training_job, validation
 from ftlab.apps.board.data_panel import DataPanel
 from ftlab.apps.board.train_panel import TrainPanel
 from ftlab.apps.board.train_view import command
@@ -186,6 +186,8 @@ def test_a_run_is_extended_in_a_folder_of_its_own(tiny_recipe, tmp_path):
     panel.view.extend.click()
     assert panel.folder() == one, "no run is selected"
     panel.view.earlier.value = one
+    first_run = folders.read_recipe(one) | {"add_tokens": "<tool>", "init_lora_weights": "olora"}
+    (one / folders.RECIPE).write_text(controls.yaml_lines(first_run), encoding="utf-8")
     panel.view.extend.click()
     made = panel.form.recipe()
     assert (made.adapter_name_or_path, made.output_dir) == (str(one), str(tmp_path / "runs" / "one-2"))

@@ -23,6 +23,8 @@ from ftlab.runs import folder as folders
 if TYPE_CHECKING:
     from ftlab.apps.board.thread_job import InThread
 
+# Keys of a first run: to continue it, an adapter is not initialized anew, tokens are not added twice.
+FIRST_RUN = ("pissa_init", "init_lora_weights", "add_tokens", "resume_from_checkpoint")
 # Seconds between two looks at the log, and so between two pictures.
 REDRAW_SECONDS = 0.4
 
@@ -242,11 +244,15 @@ class TrainPanel:
             with errors.speaking(self.words.lang):
                 values = folders.read_recipe(folder) | {"output_dir": str(folders.free_name(folder))}
                 weights = saved_weights.weights_of(folder)
-                # An adapter is continued; PiSSA would initialize it anew.
-                values.pop("pissa_init", None)
+                for key in FIRST_RUN:
+                    values.pop(key, None)
                 if weights.is_adapter and values.get("finetuning_type", "lora") == "lora":
                     # Written out, "all" stays; otherwise every layer of the adapter would be listed by name.
                     values.setdefault("lora_target", controls.default("lora_target"))
+                elif weights.is_adapter:
+                    # The config of another method is in its folder, and refused anywhere else.
+                    for key in ("peft_config", "lora_target", "additional_target"):
+                        values.pop(key, None)
                 key = "adapter_name_or_path" if weights.is_adapter else "model_name_or_path"
                 self.form.load(values | {key: str(folder if weights.is_adapter else weights.folder)})
         except LabError as error:
