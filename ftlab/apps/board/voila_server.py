@@ -32,7 +32,8 @@ START_SECONDS = 60
 # A page that was closed tells the server, which ends its kernel; one that broke off may come back for this long. What
 # still shows that it works, every second, keeps its kernel.
 FORGET_SECONDS = 600
-ENDING = (signal.SIGTERM, signal.SIGHUP)
+# Windows has no SIGHUP.
+ENDING = tuple(one for one in signal.Signals if one.name in ("SIGTERM", "SIGHUP"))
 
 
 class Served(NamedTuple):
@@ -53,7 +54,9 @@ def serve(source: str | None, host: str, port: int, lang: str | None, allow_remo
     if source:
         recipes.read(source)
     for number in ENDING:
-        signal.signal(number, interrupt)
+        # Under nohup, a closed terminal must not end the page.
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, interrupt)
     with (
         contextlib.suppress(KeyboardInterrupt),
         serving(source, host, port, lang, allow_remote) as served,
