@@ -33,6 +33,9 @@ def test_settings_are_saved_and_loaded_again(form, tmp_path):
     form.controls["lora_rank"].value = 4
     files.load.click()
     assert form.controls["lora_rank"].value == 64 and "mine.yaml" in files.said.value
+    files.file.value = "my own.yml"
+    files.save.click()
+    assert files.file.options == ("mine.yaml", "my own.yml") and "my own.yml" in files.said.value
 
 
 @pytest.mark.parametrize("name", ["mine.txt", "../outside.yaml", "there.yaml", ""])
@@ -115,6 +118,7 @@ def test_a_file_is_uploaded_and_repaired(tmp_path, monkeypatch, tiny_model_dir):
     assert panel.name.value == "uploads/my_set.jsonl" and len(panel.rows) == 3
     panel.upload.value = [Bunch(uploaded, content=b"other")]
     assert (tmp_path / "uploads" / "my_set.jsonl").read_bytes() == content and "ft-bad" in panel.caption.value
+    assert [path.name for path in (tmp_path / "uploads").iterdir()] == ["my_set.jsonl"]
     panel.repair.click()
     assert panel.name.value == "my_set-repaired.jsonl" and len(panel.rows) == 2
     assert "duplicate" in panel.report.value

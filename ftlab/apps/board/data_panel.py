@@ -10,7 +10,7 @@ from typing import Any
 
 import ipywidgets as widgets
 
-from ftlab import embedded, errors, tokens
+from ftlab import embedded, errors, manifests, tokens
 from ftlab.apps.board import estimates
 from ftlab.apps.board.controls import NAMES
 from ftlab.apps.board.named_widgets import actions, bad, button, empty, field, pre, row
@@ -155,7 +155,9 @@ class DataPanel:
                 if target.exists() and target.read_bytes() != bytes(one.content):
                     raise fail("data_fix_exists", where=str(target))
                 target.parent.mkdir(exist_ok=True)
-                target.write_bytes(bytes(one.content))
+                partial = target.with_name(manifests.PARTIAL + target.name)
+                partial.write_bytes(one.content)
+                partial.replace(target)
             except (LabError, OSError) as error:
                 self.say_bad(error)
                 return

@@ -1,17 +1,21 @@
 """The settings of a form as YAML files: opened from a file, saved into a new one."""
 
 import html
+import shlex
+from collections.abc import Callable
 from pathlib import Path
 
 import ipywidgets as widgets
 
-from ftlab import errors
+from ftlab import errors, manifests
 from ftlab.apps.board import controls
 from ftlab.apps.board.form import Form
 from ftlab.apps.board.named_widgets import bad, button, field, row
 from ftlab.apps.board.words import Words
 from ftlab.errors import LabError, fail
 from ftlab.recipe import strict_yaml
+
+ENDINGS = (".yaml", ".yml")
 
 
 class SettingsFiles:
@@ -29,10 +33,10 @@ class SettingsFiles:
 
     def list_files(self) -> None:
         """Offer the YAML files of the working folder and of `recipes`."""
-        found = [*Path().glob("*.yaml"), *Path("recipes").glob("**/*.yaml")]
-        self.file.options = tuple(map(str, sorted(found)))
+        found = [*Path().glob("*"), *Path("recipes").glob("**/*")]
+        self.file.options = tuple(str(path) for path in sorted(found) if path.suffix in ENDINGS)
 
-    def attempt(self, action) -> None:
+    def attempt(self, action: Callable[[Path], str]) -> None:
         """Open or save, and say how that went."""
         try:
             with errors.speaking(self.words.lang):
@@ -57,11 +61,11 @@ class SettingsFiles:
         """
         if self.form.recipe() is None:
             raise fail("board_settings_wrong", where=str(path))
-        if path.suffix not in (".yaml", ".yml") or not path.resolve().is_relative_to(Path.cwd()):
+        if path.suffix not in ENDINGS or not path.resolve().is_relative_to(Path.cwd()):
             raise fail("board_settings_name", where=str(path))
         if path.exists():
             raise fail("board_settings_exists", where=str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(controls.yaml_lines(self.form.written()), encoding="utf-8")
+        manifests.write_text(path, controls.yaml_lines(self.form.written()))
         self.list_files()
-        return self.words("settings_saved", file=path)
+        return self.words("settings_saved", file=shlex.quote(str(path)))

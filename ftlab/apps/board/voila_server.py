@@ -32,6 +32,8 @@ START_SECONDS = 60
 # A page that was closed tells the server, which ends its kernel; one that broke off may come back for this long. What
 # still shows that it works, every second, keeps its kernel.
 FORGET_SECONDS = 600
+# An uploaded file is one message; tornado's default of 10 MiB would cut the page's connection off.
+MOST_UPLOADED_BYTES = 2**30
 # Windows has no SIGHUP.
 ENDING = tuple(one for one in signal.Signals if one.name in ("SIGTERM", "SIGHUP"))
 
@@ -124,7 +126,13 @@ def voila_settings(host: str, port: int, token: str) -> dict[str, Any]:
     forget = {"cull_idle_timeout": FORGET_SECONDS, "cull_interval": FORGET_SECONDS // 4, "cull_connected": False}
     return {
         "MappingKernelManager": forget,
-        "Voila": {"ip": host, "port": port, "token": token, "open_browser": False},
+        "Voila": {
+            "ip": host,
+            "port": port,
+            "token": token,
+            "open_browser": False,
+            "tornado_settings": {"websocket_max_message_size": MOST_UPLOADED_BYTES},
+        },
         "VoilaConfiguration": page,
     }
 
