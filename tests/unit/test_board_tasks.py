@@ -332,6 +332,13 @@ def test_the_page_has_every_panel_in_its_language(tiny_recipe, tmp_path, monkeyp
         assert board.tabs.children[number].children, "a panel is made when it is opened"
     assert board.panels["tab_memory"].form.controls["lora_rank"].value == 64, "with the settings of the train tab"
     board.panels["tab_chat"].system.value = "Be brief."
+    board.panels["tab_chat"].question.value = "Why?"
+    board.panels["tab_export"].task.form.controls["export_gguf"].value = "q8_0"
+    board.panels["tab_memory"].batches.value = "2"
+    quiz = board.panels["tab_learn"]
+    quiz.choices.value = quiz.questions[0].answer
+    quiz.check.click()
+    quiz.next.click()
     board.train.form.controls["max_steps"].value = "ten"
     board.language.click()
     assert board.train.form.controls["max_steps"].value == "ten", "what cannot be read is kept, too"
@@ -339,7 +346,13 @@ def test_the_page_has_every_panel_in_its_language(tiny_recipe, tmp_path, monkeyp
     assert board.tabs.titles == titles[other] and board.tabs.selected_index == 7
     assert board.train.words.lang == other and board.train.form.controls["lora_rank"].value == 64
     board.tabs.selected_index = 4
-    assert board.panels["tab_chat"].system.value == "Be brief."
+    chatting = board.panels["tab_chat"]
+    assert (chatting.system.value, chatting.question.value) == ("Be brief.", "Why?")
+    for name in ("tab_export", "tab_memory"):
+        board.tabs.selected_index = list(page.STEPS).index(name)
+    assert board.panels["tab_export"].task.form.controls["export_gguf"].value == "q8_0"
+    assert board.panels["tab_memory"].batches.value == "2"
+    assert board.panels["tab_learn"].at == 1 and board.panels["tab_learn"].given == quiz.given != {}
 
 
 def test_a_panel_that_cannot_be_made_says_why(tiny_recipe, tmp_path, monkeypatch):

@@ -90,6 +90,7 @@ class ChatPanel:
     def take_over(self, before: "ChatPanel") -> None:
         """Go on with another panel's model, conversations and settings."""
         self.model.value, self.system.value = before.model.value, before.system.value
+        self.question.value = before.question.value
         chosen = [one for one in before.adapters.value if one in dict(self.adapters.options).values()]
         self.adapters.value = tuple(chosen)
         for name, knob in self.sampling.items():
@@ -100,7 +101,7 @@ class ChatPanel:
             self.histories = before.histories
             for column in self.columns:
                 self.draw(column)
-            self.send.disabled = False
+            self.ended()
             self.say("chat_ready", model=self.model.value.strip(), adapters=len(self.names) - 1)
 
     def list_adapters(self) -> None:

@@ -86,6 +86,12 @@ class DataPanel:
         ).add_class("ftlab-data")
         self.load()
 
+    def take_over(self, before: "DataPanel") -> None:
+        """Show another panel's data set at the same example."""
+        self.name.value, self.model.value = before.name.value, before.model.value
+        self.cutoff.value = before.cutoff.value
+        self.row.value = before.row.value
+
     def load(self) -> None:
         """Read the set, and show its first row and its lengths."""
         self.rows, self.tokenizer, self.report.value, self.lengths.value = [], None, "", ""

@@ -52,6 +52,13 @@ class ExportPanel:
         """Offer the runs that have trained something; a training that has just ended is among them."""
         self.task.form.controls["adapter_name_or_path"].options = tuple(map(str, tuned(self.runs, WHOLE)))
 
+    def take_over(self, before: "ExportPanel") -> None:
+        """Show another panel's settings and verification."""
+        self.task.form.take_over(before.task.form)
+        self.done = before.done
+        if self.done:
+            self.task.result.value = self.table(self.done)
+
     def look(self, made: Recipe) -> str:
         """Return what the export takes of memory and of the disk.
 

@@ -53,6 +53,12 @@ class MemoryPanel:
         self.form.watchers.append(self.changed)
         self.changed()
 
+    def take_over(self, before: "MemoryPanel") -> None:
+        """Show another panel's settings."""
+        self.form.take_over(before.form)
+        self.machine.value = before.machine.value
+        self.batches.value, self.lengths.value = before.batches.value, before.lengths.value
+
     def changed(self) -> None:
         """Work the table out for what stands in the fields; nothing is shown while something is wrong."""
         made = self.form.recipe()
