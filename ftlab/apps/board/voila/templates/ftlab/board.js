@@ -21,10 +21,17 @@
     target.placeholder = target.value;
     target.value = "";
   });
-  document.addEventListener("input", ({ target }) => { delete target.dataset.was; });
+  document.addEventListener("input", ({ target }) => {
+    if (target.dataset.was === undefined) return;
+    delete target.dataset.was;
+    target.dataset.typed = "";
+  });
   document.addEventListener("focusout", ({ target }) => {
     if (target.dataset?.was !== undefined) target.value = target.dataset.was;
+    // Typed and deleted again: to the browser nothing has changed, the kernel still has the old value.
+    else if (target.dataset?.typed !== undefined && !target.value) target.dispatchEvent(new Event("change", { bubbles: true }));
     delete target.dataset?.was;
+    delete target.dataset?.typed;
   });
   // Without its kernel the page would look alive and do nothing: after a laptop's sleep, or when the server has ended.
   const look = async () => {
