@@ -76,6 +76,12 @@ def test_every_key_without_a_field_is_in_the_drawer():
     drawer.value.value = ""
     drawer.set.click()
     assert controls.read_lines(lines.value) == {"optim": "adafactor"}
+    drawer.key.value, drawer.value.value = "disable_shuffling", "true"
+    drawer.set.click()
+    assert controls.read_lines(lines.value)["disable_shuffling"] is True, "a value, not a text"
+    drawer.value.value = ""
+    drawer.set.click()
+    assert controls.read_lines(lines.value) == {"optim": "adafactor"}
     drawer.key.value = "max_grad_nrom"
     assert "max_grad_norm" in drawer.about.value
     drawer.set.click()

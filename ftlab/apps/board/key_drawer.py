@@ -10,6 +10,7 @@ from ftlab.apps.board.named_widgets import bad, button, field, pre, row
 from ftlab.apps.board.words import Words
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
+from ftlab.recipe import strict_yaml
 
 
 class KeyDrawer:
@@ -53,7 +54,10 @@ class KeyDrawer:
             with errors.speaking(self.words.lang):
                 recipes.explain(key)
                 found = controls.read_lines(self.lines.value)
-                value = controls.read_text(key, text) if key in self.key.options else text
+                if key in self.key.options:
+                    value = controls.read_text(key, text)
+                else:
+                    value = strict_yaml.parse(text, key) if text.strip() else None
         except LabError as error:
             self.about.value = bad(str(error))
             return
