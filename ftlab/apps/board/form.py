@@ -1,7 +1,7 @@
 """The fields of a recipe as widgets: a few in sight, the rest folded away, every other key in free lines."""
 
 import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,11 @@ class Form:
         self.lines.value = before.lines.value
         self.quiet = False
         self.changed()
+
+    def named(self, keys: Iterable[str]) -> str:
+        """Return what has messages as a person finds it: keys, the drawer of all other keys, all fields together."""
+        others = {validation.LINES: "group_lines", validation.ALL: "wrong_together"}
+        return ", ".join(self.words(others[key]) if key in others else key for key in keys)
 
     def recipe(self) -> Recipe | None:
         """Return the recipe that stands in the fields, None while something is wrong."""

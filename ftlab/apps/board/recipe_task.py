@@ -82,7 +82,7 @@ class Task:
         self.offer(busy)
         if not busy:
             keys = [*self.form.checked.messages] or ([self.blamed] if self.start.disabled else [])
-            self.say("wrong", keys=", ".join(keys)) if keys else self.say("ready")
+            self.say("wrong", keys=self.form.named(keys)) if keys else self.say("ready")
 
     def offer(self, busy: bool) -> None:
         """Show what Start would do, and enable it if it is possible and nothing else is running."""

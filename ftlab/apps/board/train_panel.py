@@ -110,7 +110,7 @@ class TrainPanel:
 
     def offer(self, made: Recipe | None) -> None:
         """Show what Start would do, and enable it if it is possible."""
-        state, detail = validation.state(made) if made else ("wrong", ", ".join(self.form.checked.messages))
+        state, detail = validation.state(made) if made else ("wrong", self.form.named(self.form.checked.messages))
         replaced = made is not None and (self.view.fresh.value or made.overwrite_output_dir)
         blocked = state == "foreign" or (state == "other" and not replaced)
         self.view.offer(state, detail, made is not None and not blocked, folders.free_name(self.folder()))
