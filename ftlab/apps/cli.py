@@ -678,6 +678,8 @@ def check_exercises(options: argparse.Namespace) -> int:
     """Print a verdict per exercise, or the report card of all lessons; 1 while an exercise is open."""
     from ftlab.apps import course, lesson_files, report_card
 
+    if options.out:
+        report_card.refuse_existing(Path(options.out))
     results = [(lesson, course.check_answers(lesson)) for lesson in lesson_files.lessons(options.numbers)]
     if options.numbers:
         for lesson, verdicts in results:

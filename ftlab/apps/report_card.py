@@ -27,6 +27,7 @@ def rows(results: Results) -> list[tuple[str, list[Verdict]]]:
 
 
 def passed(verdicts: list[Verdict]) -> int:
+    """Return how many exercises are passed."""
     return sum(verdict.passed for verdict in verdicts)
 
 
@@ -53,13 +54,22 @@ def as_page(results: Results) -> str:
     )
 
 
+def refuse_existing(path: Path) -> None:
+    """Refuse to write over a file; asked before the exercises are checked, which takes minutes.
+
+    Raises:
+        LabError: it exists.
+    """
+    if path.exists():
+        raise fail("course_export_exists", where=str(path))
+
+
 def write_page(results: Results, path: Path) -> None:
     """Write the card to a new file.
 
     Raises:
         LabError: the file exists.
     """
-    if path.exists():
-        raise fail("course_export_exists", where=str(path))
+    refuse_existing(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(as_page(results), encoding="utf-8")
