@@ -162,7 +162,7 @@ def test_wrong_fields_start_nothing(tiny_recipe, tmp_path):
     assert shown(panel.view.status) == "check: max_steps"
     panel.form.controls["max_steps"].value = "3"
     panel.form.lines.value = "lora_rank: 8"
-    assert shown(panel.view.status) == "check: All other keys"
+    assert shown(panel.view.status) == "check: Any other key"
 
 
 def test_earlier_runs_open_again_and_curves_are_compared(tiny_recipe, tmp_path):

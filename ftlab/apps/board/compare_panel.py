@@ -53,7 +53,7 @@ class ComparePanel:
         self.table.value = train_view.grid(head, [*self.results(found), *self.differences(found)])
 
     def results(self, found: tuple[Path, ...]) -> list[list[str]]:
-        """Return the lines of what came of each run: its last step and its last losses."""
+        """Return the lines of the results: the last step and the last losses of each run."""
         logs = [folders.read_log(folder) for folder in found]
         lines = [[self.words("compared_steps"), *(str(folders.last_step(rows)) for rows in logs)]]
         for name, key in (("compared_loss", "loss"), ("compared_eval_loss", "eval_loss")):

@@ -38,7 +38,7 @@ def row(*parts: widgets.Widget) -> widgets.HBox:
 
 
 def actions(*parts: widgets.Widget) -> widgets.HBox:
-    """Return what can be done and how far it is: on the page this row is always in sight."""
+    """Return the row of buttons and progress, which is always in sight on the page."""
     return widgets.HBox(parts).add_class("ft-actions")
 
 
@@ -59,13 +59,13 @@ def bad(text: str) -> str:
 
 
 def empty(text: str) -> str:
-    """Return what stands where there is nothing yet, as HTML: what to do."""
+    """Return the HTML of an empty place: it says what to do."""
     return f'<div class="ft-empty">{html.escape(text)}</div>'
 
 
 def pre(text: str) -> str:
     """Return text escaped for HTML, its lines as they are."""
-    # A place that scrolls is reached by the keyboard, too.
+    # Text that scrolls must be reachable by keyboard.
     return f'<pre tabindex="0">{html.escape(text)}</pre>'
 
 

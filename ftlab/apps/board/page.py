@@ -121,7 +121,7 @@ def show() -> None:
 
 
 class Board:
-    """The panels as steps in the order of work; each is made when it is opened first.
+    """The panels as steps in the order of work; each is created when it is first opened.
 
     A page that is opened again begins with the training that still runs, wherever it was started.
 
@@ -161,7 +161,7 @@ class Board:
         self.tabs.selected_index = list(STEPS).index(opened)
 
     def tell(self) -> None:
-        """Show at the top what is worked with."""
+        """Show model, data set and machine at the top."""
         shown, machine = self.train.form.values(), device.describe()
         text = self.words(
             "facts",
@@ -173,13 +173,13 @@ class Board:
         self.facts.value = html.escape(text)
 
     def open(self, number: int | None) -> None:
-        """Make a step's panel from the settings that stand in the train tab, if it is opened for the first time."""
+        """Create a step's panel from the settings in the train step when it is first opened."""
         if number is None or (name := list(STEPS)[number]) in self.panels:
             return
         try:
             panel = self.train if name == "tab_train" else STEPS[name](self.train.form.right, self.words.lang)
         except Exception as error:
-            # Where a widget's event is handled, nobody would see it.
+            # An exception in a widget's event handler is not shown anywhere.
             self.tabs.children[number].children = [widgets.HTML(bad(said(error)))]
             return
         self.panels[name] = panel

@@ -29,8 +29,8 @@ from ftlab.recipe import read as recipes
 
 CODE = "from ftlab.apps.board import page\n\npage.show()"
 START_SECONDS = 60
-# A page that was closed tells the server, which ends its kernel; one that broke off may come back for this long. What
-# still shows that it works, every second, keeps its kernel.
+# Closing a page ends its kernel at once. A page that lost its connection can reconnect for this long; a kernel that is
+# working sends its progress every second, which counts as activity.
 FORGET_SECONDS = 600
 # An uploaded file is one message; tornado's default of 10 MiB would cut the page's connection off.
 MOST_UPLOADED_BYTES = 2**30
