@@ -137,8 +137,7 @@ class Board:
         self.box = widgets.VBox().add_class("ftlab").add_class("ftlab-board")
         self.before: dict[str, Any] = {}
         values = strict_yaml.read(Path(source))[0] if source else dict(BEGINNING)
-        root = Path(values.get("output_dir") or "runs/board").expanduser().parent
-        running = training_job.living_under(root)
+        running = training_job.living_under(runs(values))
         self.speak(Words(lang), folders.read_recipe(running.folder, folders.PANEL_RECIPE) if running else values)
 
     def speak(self, words: Words, values: dict[str, Any], opened: str = "tab_train") -> None:
