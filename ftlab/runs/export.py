@@ -335,7 +335,7 @@ def finish(recipe: Recipe, parts: Parts, probe: torch.Tensor, live: Answers, mer
         reload_difference=saved.difference(reloaded),
         total_difference=live.difference(reloaded),
         greedy_equal_share=live.greedy.eq(reloaded.greedy).float().mean().item(),
-        **(write_gguf(recipe.export_gguf, parts, probe, live) if recipe.export_gguf else {}),
+        **(write_gguf(recipe, parts, probe, live) if recipe.export_gguf else {}),
     )
     (folder / folders.MODEL_CARD).write_text(model_card(recipe, parts, done), encoding="utf-8")
     folder.chmod(0o755)
@@ -352,15 +352,18 @@ def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def write_gguf(kind: str, parts: Parts, probe: torch.Tensor, live: Answers) -> dict[str, Any]:
+def write_gguf(recipe: Recipe, parts: Parts, probe: torch.Tensor, live: Answers) -> dict[str, Any]:
     """Write the GGUF file and its Modelfile, and return its place and how it differs, read back.
 
     Raises:
         LabError: a float16 file that answers differently, which rounding does not explain.
     """
+    kind = str(recipe.export_gguf)
     name = f"{parts.target.name}-{kind}.gguf"
     gguf.write(parts.folder, parts.folder / name, kind)
-    (parts.folder / "Modelfile").write_text(modelfile.text(name, parts.tokenizer), encoding="utf-8")
+    system = chat.system_turn(recipe.default_system, recipe.adapter_name_or_path)
+    text = modelfile.text(name, parts.tokenizer, "".join(turn["content"] for turn in system))
+    (parts.folder / "Modelfile").write_text(text, encoding="utf-8")
     read = read_back(parts.folder, name)
     if read is None:
         return {"gguf": parts.target / name}

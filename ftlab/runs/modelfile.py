@@ -1,51 +1,72 @@
-"""The Modelfile of Ollama beside a GGUF file: the file, the chat template as Ollama writes one, where answers end."""
+"""Ollama's Modelfile beside a GGUF file: the file, chat template and system prompt for Ollama, where answers end."""
 
 from transformers import PreTrainedTokenizerBase
 
 from ftlab import answers
 from ftlab.errors import LabError
 from ftlab.rendering import render
+from ftlab.runs import gguf_tokenizer
 
 # Stand for what is said, to find what the template writes around it.
 SYSTEM, USER, ANSWER, AGAIN, LAST = "\ue0f1", "\ue0f2", "\ue0f3", "\ue0f4", "\ue0f5"
 
 
-def text(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
+def text(name: str, tokenizer: PreTrainedTokenizerBase, default_system: str = "") -> str:
     """Return the Modelfile for a GGUF file in the same folder.
 
-    Ollama has a template language of its own. Where a chat template is more than turns one after the other, nothing
-    is said: Ollama then takes the template in the file, as far as it knows it.
+    Ollama has a template language of its own. Where a chat template is more than turns one after the other, no
+    template is written: Ollama then takes the one in the file, as far as it knows it.
+
+    Args:
+        default_system: the system prompt that the model was trained with; "" for the chat template's own.
     """
     lines = [f"FROM ./{name}"]
     if tokenizer.chat_template is None:
         return "\n".join([*lines, ""])
-    if template := turns(tokenizer):
+    template, own_system = turns(tokenizer)
+    if template:
         lines.append(f'TEMPLATE """{template}"""')
+    if system := default_system or own_system:
+        lines.append(f'SYSTEM """{system}"""')
     end = answers.end_of_turn(tokenizer).strip()
     return "\n".join([*lines, *([f'PARAMETER stop "{end}"'] if end else []), ""])
 
 
-def turns(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return a chat template in Ollama's language, "" where it is not a plain sequence of turns."""
+def turns(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """Return a chat template in Ollama's language, and the system prompt that it writes where a chat has none.
+
+    Both are "" where the template is not a plain sequence of turns.
+    """
     roles = ("system", "user", "assistant", "user", "assistant")
     said = (SYSTEM, USER, ANSWER, AGAIN, LAST)
     try:
         whole = render(tokenizer, [{"role": role, "content": one} for role, one in zip(roles, said, strict=True)])
+        unasked = render(tokenizer, [{"role": "user", "content": USER}]).partition(USER)[0]
     except LabError:
-        return ""
+        return "", ""
     parts = []
     for one in said:
         before, _, whole = whole.partition(one)
         parts.append(before)
     opening, after_system, to_answer, after_answer, again = parts
+    if tokenizer.bos_token and gguf_tokenizer.adds_bos(tokenizer):
+        # llama.cpp adds the token that begins a text, too.
+        opening, unasked = (part.removeprefix(tokenizer.bos_token) for part in (opening, unasked))
     begin_user = after_answer.removeprefix(whole)
-    plain = after_answer.startswith(whole) and again == to_answer and after_system.endswith(begin_user)
-    if not plain or '"""' in "".join(parts):
-        return ""
     end_system = after_system.removesuffix(begin_user)
-    # llama.cpp adds the token that begins a text.
-    opening = opening.removeprefix(tokenizer.bos_token or "")
+    before_user = unasked.removesuffix(begin_user)
+    own_system = before_user.removeprefix(opening).removesuffix(end_system)
+    plain = (
+        after_answer.startswith(whole)
+        and again == to_answer
+        and after_system.endswith(begin_user)
+        and unasked == before_user + begin_user
+        and before_user == (opening + own_system + end_system if own_system else "")
+    )
+    written = "".join((*parts, own_system))
+    if not plain or '"""' in written or "{{" in written:
+        return "", ""
     return (
         f"{{{{ if .System }}}}{opening}{{{{ .System }}}}{end_system}{{{{ end }}}}"
         f"{{{{ if .Prompt }}}}{begin_user}{{{{ .Prompt }}}}{to_answer}{{{{ end }}}}{{{{ .Response }}}}{whole}"
-    )
+    ), own_system

@@ -262,3 +262,22 @@ def test_a_modelfile_leaves_out_a_template_that_is_no_sequence_of_turns():
     assert modelfile.text("m.gguf", tokenizer) == 'FROM ./m.gguf\nPARAMETER stop "<|im_end|>"\n'
     tokenizer.chat_template = None
     assert modelfile.text("m.gguf", tokenizer) == "FROM ./m.gguf\n"
+
+
+def test_a_modelfile_has_the_system_prompt_of_training():
+    """SmolLM2's template writes one where a chat has none, and its first control token is its bos, never added."""
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.bos_token = "<|im_start|>"
+    own = "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+    tokenizer.chat_template = own + tiny.CHATML
+    said = modelfile.text("m.gguf", tokenizer)
+    assert "{{ if .System }}<|im_start|>system\n{{ .System }}" in said and '\nSYSTEM """Be kind."""\n' in said
+    assert '\nSYSTEM """Be brief."""\n' in modelfile.text("m.gguf", tokenizer, "Be brief.")
+
+
+@pytest.mark.parametrize("start", ["[gMASK]", "{{ '{{' }}"])
+def test_a_template_with_a_beginning_of_its_own_is_left_to_ollama(start):
+    """Ollama repeats its template for every question, and would evaluate braces."""
+    tokenizer = tiny.make_tokenizer()
+    tokenizer.chat_template = start + tiny.CHATML
+    assert "TEMPLATE" not in modelfile.text("m.gguf", tokenizer)
