@@ -36,11 +36,15 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, s
     names = {number: token for token, number in tokenizer.get_vocab().items()}
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in inner["model"].get("merges", [])]
     listed = [names.get(number, f"[PAD{number}]") for number in range(size)]
+    kinds = [kind(number, names, tokenizer) for number in range(size)]
     if inner["model"].get("byte_fallback"):
         require_sentencepiece(inner, folder)
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
-        writer.add_token_list(listed)
+        # llama.cpp prints a user-defined token as it is listed: Gemma's runs of spaces would read "▁▁".
+        own = TokenType.USER_DEFINED
+        spaced = [token.replace(SPACE, " ") if one == own else token for token, one in zip(listed, kinds, strict=True)]
+        writer.add_token_list(spaced)
         writer.add_token_scores(scores(listed, merges))
         writer.add_add_space_prefix(begins_with_space(inner))
     else:
@@ -48,7 +52,7 @@ def add_tokenizer(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase, s
         writer.add_tokenizer_pre(pre_tokenizer(inner, folder))
         writer.add_token_list(listed)
         writer.add_token_merges(merges)
-    writer.add_token_types([kind(number, names, tokenizer) for number in range(size)])
+    writer.add_token_types(kinds)
     add_ids(writer, tokenizer)
     template = tokenizer.chat_template
     if template:

@@ -194,6 +194,8 @@ def sentencepiece(prepend: bool) -> PreTrainedTokenizerFast:
 def test_a_sentencepiece_tokenizer_has_scores_by_merge(prepend, tmp_path):
     base = make_base(tmp_path, "llama", True)
     tokenizer = sentencepiece(prepend)
+    # As in Gemma: llama.cpp prints added tokens as they are listed.
+    tokenizer.add_tokens(["▁▁"])
     model = AutoModelForCausalLM.from_pretrained(base)
     model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
     model.save_pretrained(base)
@@ -204,6 +206,7 @@ def test_a_sentencepiece_tokenizer_has_scores_by_merge(prepend, tmp_path):
     assert fields["tokenizer.ggml.add_space_prefix"].contents() == prepend
     tokens, values = (fields[f"tokenizer.ggml.{name}"].contents() for name in ("tokens", "scores"))
     scores = dict(zip(tokens, values, strict=True))
+    assert "  " in tokens and "▁▁" not in tokens
     first, second, *_ = (
         "".join(merge) for merge in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
     )
