@@ -58,14 +58,23 @@ def settle_method(recipe: Recipe, kind: str, where: dict[str, str]) -> Recipe:
     """Return a recipe that continues an adapter of another method than LoRA, which has its config in its folder.
 
     Raises:
-        LabError: another method, or fields of a config, that the adapter has already.
+        LabError: another method, or fields of a config, that the adapter has already; keys that its method cannot use.
     """
     if "finetuning_type" in recipe.model_fields_set and recipe.finetuning_type != kind:
         raise other(recipe, "finetuning_type", kind, where)
     for key in ("peft_config", "lora_target", "additional_target"):
         if key in recipe.model_fields_set:
             raise other(recipe, key, "a config of its own", where)
-    return recipe.model_copy(update={"finetuning_type": kind} if kind in (*LAYER_METHODS, *PROMPT_METHODS) else {})
+    if kind not in (*LAYER_METHODS, *PROMPT_METHODS):
+        return recipe
+    settled = recipe.model_copy(update={"finetuning_type": kind})
+    try:
+        # The keys were checked for `finetuning_type: lora`, where the recipe leaves it out.
+        settled.fits_together()
+    except ValueError as error:
+        place = where.get("adapter_name_or_path", "adapter_name_or_path")
+        raise fail("recipe_together", where=place, reason=str(error)) from None
+    return settled
 
 
 def require_stage(recipe: Recipe, config: dict[str, Any], where: dict[str, str]) -> None:

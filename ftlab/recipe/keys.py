@@ -306,6 +306,8 @@ class Recipe(BaseModel):
             raise ValueError("`val_size` above 1 is a number of examples: it must be a whole number")
         if self.ref_model and (self.training.get("fsdp") or self.training.get("deepspeed")):
             raise ValueError("`ref_model` is a second model, which `fsdp` and `deepspeed` do not shard here: remove it")
+        if self.ref_model_adapters and self.quantization_bit:
+            raise ValueError("`ref_model_adapters` is merged, which `quantization_bit` rounds: name a merged model")
         if self.packing and self.stage not in ("sft", "pt"):
             raise ValueError(f"`packing` is for sft and pt, not for `stage: {self.stage}`")
         if self.training.get("fsdp") and self.training.get("deepspeed"):
@@ -356,6 +358,8 @@ class Recipe(BaseModel):
             raise ValueError(f"`finetuning_type: {kind}` puts virtual tokens before each row: write `packing: false`")
         if kind in ("p_tuning", "prompt_tuning") and self.objective in ("orpo", "simpo"):
             raise ValueError(f"trl does not count virtual tokens in `stage: {self.objective}`: use `prefix_tuning`")
+        if kind in ("p_tuning", "prompt_tuning") and self.stage == "rm":
+            raise ValueError("without token ids transformers reads a reward off the padding: use `prefix_tuning`")
         if kind == "adalora" and self.objective in ("dpo", "kto", "grpo"):
             raise ValueError(f"trl keeps a second adapter in `stage: {self.objective}`, which AdaLoRA cannot have")
         if kind in SAVED_IN_PART and (self.early_stopping_steps or self.training.get("load_best_model_at_end")):

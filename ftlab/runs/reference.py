@@ -26,6 +26,12 @@ def folder_of(recipe: Recipe, base: str) -> str:
     own, other = models.embedding_rows(base), models.embedding_rows(path)
     if own != other:
         raise fail("train_reference", where="ref_model", name=name, own=own, other=other)
+    # Families of one size (Llama 2 and Mistral) have other tokens under the same numbers.
+    ours, theirs = (models.load_tokenizer(place, recipe.trust_remote_code).get_vocab() for place in (base, path))
+    token = next((token for token, number in ours.items() if theirs.get(token, number) != number), None)
+    if token is not None:
+        numbers = {"own": ours[token], "other": theirs[token]}
+        raise fail("train_reference_tokens", where="ref_model", name=name, token=repr(token), **numbers)
     if recipe.ref_model_adapters:
         weights = adapter_of(recipe, path)
         saved_weights.require_language_model(weights)

@@ -122,6 +122,7 @@ WRONG = [
     ({"finetuning_type": "adalora", "early_stopping_steps": 2, "val_size": 0.5, "eval_strategy": "steps"}, "go back"),
     ({"finetuning_type": "adalora", "stage": "dpo"}, "second adapter"),
     ({"finetuning_type": "prompt_tuning", "stage": "orpo"}, "use `prefix_tuning`"),
+    ({"finetuning_type": "p_tuning", "stage": "rm"}, "off the padding"),
     ({"finetuning_type": "bitfit"}, "llama has no biases"),
     ({"finetuning_type": "oft", "loraplus_lr_ratio": 4.0}, "loraplus_lr_ratio"),
     ({"init_lora_weights": "olora", "pissa_init": True}, "two starts"),
@@ -191,6 +192,8 @@ def test_an_adapter_of_another_method_is_continued_as_one(tiny_recipe, tmp_path,
     for keys in ({"finetuning_type": "lora"}, {"finetuning_type": "oft", "peft_config": {"r": 2}}):
         with pytest.raises(LabError, match="conflicts with the adapter"):
             recipes.load(values | keys)
+    with pytest.raises(LabError, match="`loraplus_lr_ratio` needs"):
+        recipes.load(values | {"loraplus_lr_ratio": 4.0})
     second = train.train(made)
     old, new = (load_file(run.weights / saved_weights.ADAPTER_WEIGHTS) for run in (first, second))
     assert old.keys() == new.keys() and any(not torch.equal(old[name], new[name]) for name in old)

@@ -64,3 +64,20 @@ def test_a_second_model_is_in_the_estimate(tiny_recipe, tiny_model_dir):
         found.append(memory.weight_bytes(decoder, trained))
     adapter = trained.trained * trained.trained_bytes
     assert found[1] - found[0] == decoder.parameters * trained.other_bytes - adapter
+
+
+def test_a_reference_with_other_tokens_under_the_same_numbers_is_one_line(tiny_recipe, other, tiny_rows):
+    inner = json.loads((other / "tokenizer.json").read_text())
+    words = inner["model"]["vocab"]
+    words["a"], words["b"] = words["b"], words["a"]
+    (other / "tokenizer.json").write_text(json.dumps(inner))
+    keys = {"stage": "dpo", "dataset": str(tiny_rows / "preference.json"), "ref_model": str(other)}
+    with pytest.raises(LabError, match="has another tokenizer: 'a' is token") as error:
+        train.check(recipes.load(tiny_recipe | keys))
+    assert error.value.exit_code == 2
+
+
+def test_an_adapter_is_not_merged_into_a_rounded_reference(tiny_recipe, tiny_model_dir):
+    keys = {"stage": "dpo", "ref_model": str(tiny_model_dir), "ref_model_adapters": "runs/tuned"}
+    with pytest.raises(LabError, match="`quantization_bit` rounds"):
+        recipes.load(tiny_recipe | keys | {"quantization_bit": 4})
