@@ -31,6 +31,8 @@ def generate(model: PreTrainedModel, *others: Any, **given: Any) -> Any:
     plain = not others and given.keys() <= PLAIN and attention.used(model)
     plain = plain and config.get_generation_mode() in MODES
     plain = plain and not config.return_dict_in_generate and not config.cache_implementation
+    # PEFT puts its virtual tokens before a prompt in this method, which `loop` does not call.
+    plain = plain and getattr(model.prepare_inputs_for_generation, "__self__", model) is model
     if not plain:
         return type(model).generate(model, *others, **given)
     with lora.rounded(model):

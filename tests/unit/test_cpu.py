@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM, Trainer
 from trl import SFTConfig, SFTTrainer
@@ -359,6 +359,22 @@ def test_a_group_writes_as_its_rows_do_alone():
     expected = plain.generate(**prompts(), generation_config=greedy)
     assert (expected == 0).any() and torch.equal(expected, short.generate(**prompts(), generation_config=greedy))
     assert not any(hasattr(layer, "kept") for layer in lora.layers(short))
+
+
+@pytest.mark.parametrize("config", [PromptTuningConfig, PrefixTuningConfig])
+def test_virtual_tokens_are_read_before_what_is_written(config):
+    written = []
+    for installed in (False, True):
+        torch.manual_seed(1)
+        model = get_peft_model(llama(), config(task_type="CAUSAL_LM", num_virtual_tokens=4)).eval()
+        with torch.no_grad():
+            model.prompt_encoder["default"].embedding.weight.normal_(std=2)
+        if installed:
+            attention.use(model.get_base_model())
+            rollout.install(model.get_base_model())
+        greedy = GenerationConfig(max_new_tokens=5, do_sample=False, pad_token_id=0)
+        written.append(model.generate(**prompts(), generation_config=greedy))
+    assert torch.equal(*written)
 
 
 def test_a_group_samples_from_the_models_distribution():
