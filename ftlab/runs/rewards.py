@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification
 from ftlab import models, saved_weights, tokens
 from ftlab.errors import LabError, fail, reason_of
 from ftlab.recipe.keys import REWARDS, Recipe
+from ftlab.runs import chat
 
 Reward = Callable[..., list[float]]
 # Words that a short answer may have for nothing.
@@ -161,4 +162,6 @@ def load_reward_model(folder: Path, base: str, dtype: torch.dtype) -> Any:
     under = PeftConfig.from_pretrained(folder).base_model_name_or_path or base
     under = under if Path(under).is_dir() else base
     model = models.load_weights(kind, under, num_labels=1, dtype=dtype)
-    return PeftModel.from_pretrained(model, models.adapter(str(folder)))
+    adapter = models.adapter(str(folder))
+    chat.fit_vocabulary(model, adapter, models.load_tokenizer(folder))
+    return PeftModel.from_pretrained(model, adapter)

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
 from ftlab.recipe import to_frameworks
-from ftlab.runs import chat, evaluation, export, train
+from ftlab.runs import chat, evaluation, export, rewards, train
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -73,3 +73,11 @@ def test_llamafactory_is_told_to_resize(tiny_recipe):
     assert any("resize_vocab" in note for note in notes)
     shown = to_frameworks.show(made, "llamafactory")
     assert "resize_vocab: true" in shown and "add_tokens: <a>,<b>" in shown
+
+
+def test_a_reward_model_with_added_tokens_scores(tiny_recipe, tiny_model_dir, tiny_rows):
+    keys = {"stage": "rm", "add_tokens": "plus", "dataset": str(tiny_rows / "preference.json"), "max_steps": 1}
+    done = train.train(recipes.load(tiny_recipe | keys))
+    judge = rewards.from_model(str(done.folder), str(tiny_model_dir), torch.float32)
+    asked, said = ([[{"role": role, "content": "2 plus 3"}]] for role in ("user", "assistant"))
+    assert len(judge(prompts=asked, completions=said)) == 1
