@@ -336,6 +336,9 @@ class Recipe(BaseModel):
         name = "pissa_init" if self.pissa_init else "init_lora_weights: olora"
         if self.use_dora:
             raise ValueError(f"`{name}` and `use_dora` cannot be combined")
+        # PEFT takes the start out of the base once more for trl's second adapter; PPO's reference is that base alone.
+        if self.adapts and self.objective in ("dpo", "kto", "grpo", "ppo") and not self.ref_model:
+            raise ValueError(f"`{name}` changes the base, which is the reference of `stage: {self.stage}`")
         if self.quantization_bit:
             raise ValueError(f"`{name}` changes the base weights, which `quantization_bit` freezes")
         if self.training.get("fsdp") or self.training.get("deepspeed"):

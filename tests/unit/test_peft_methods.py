@@ -127,6 +127,7 @@ WRONG = [
     ({"finetuning_type": "oft", "loraplus_lr_ratio": 4.0}, "loraplus_lr_ratio"),
     ({"init_lora_weights": "olora", "pissa_init": True}, "two starts"),
     ({"init_lora_weights": "olora", "use_dora": True}, "olora.*use_dora"),
+    ({"init_lora_weights": "olora", "stage": "dpo"}, "olora` changes the base, which is the reference of `stage: dpo"),
     ({"init_lora_weights": "loftq"}, "loftq"),
     ({"finetuning_type": "freeze", "use_llama_pro": True, "freeze_trainable_layers": -1}, "spread evenly"),
 ]  # fmt: skip
