@@ -308,6 +308,8 @@ class Recipe(BaseModel):
             raise ValueError("`ref_model` is a second model, which `fsdp` and `deepspeed` do not shard here: remove it")
         if self.ref_model_adapters and self.quantization_bit:
             raise ValueError("`ref_model_adapters` is merged, which `quantization_bit` rounds: name a merged model")
+        if self.ref_model and self.rope_scaling:
+            raise ValueError("`ref_model` is read with the positions of its own config.json: remove `rope_scaling`")
         if self.packing and self.stage not in ("sft", "pt"):
             raise ValueError(f"`packing` is for sft and pt, not for `stage: {self.stage}`")
         if self.training.get("fsdp") and self.training.get("deepspeed"):
@@ -365,6 +367,8 @@ class Recipe(BaseModel):
             raise ValueError("without token ids transformers reads a reward off the padding: use `prefix_tuning`")
         if kind == "adalora" and self.objective in ("dpo", "kto", "grpo"):
             raise ValueError(f"trl keeps a second adapter in `stage: {self.objective}`, which AdaLoRA cannot have")
+        if kind == "adalora" and self.training.get("fsdp"):
+            raise ValueError("`finetuning_type: adalora` ranks by whole gradients, which `fsdp` shards: keep one")
         if kind in SAVED_IN_PART and (self.early_stopping_steps or self.training.get("load_best_model_at_end")):
             raise ValueError(f"`finetuning_type: {kind}` cannot go back to a checkpoint, which lacks a part of it")
 

@@ -7,7 +7,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from ftlab.runs.callbacks import row_of
 
-LINE = "{desc} {n}/{total} |{bar:30}| {elapsed} gone, {remaining} left{postfix}"
+LINE = "{desc} {n}/{total} |{bar:30}| {elapsed} elapsed, {remaining} left{postfix}"
 # The first ones say how the training goes; the run folder's log has every number.
 SHOWN = ("loss", "eval_loss", "reward", "kl", "rewards/accuracies", "accuracy", "mean_token_accuracy", "learning_rate")
 

@@ -12,7 +12,7 @@ from ftlab.runs import callbacks
 from ftlab.runs.folder import STOP
 from ftlab.runs.greedy import Advance
 
-LINE = "{desc} {percentage:3.0f}% |{bar:30}| {elapsed} gone, {remaining} left"
+LINE = "{desc} {percentage:3.0f}% |{bar:30}| {elapsed} elapsed, {remaining} left"
 
 
 class Stopped(Exception):

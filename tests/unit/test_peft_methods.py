@@ -121,6 +121,8 @@ WRONG = [
     ({"finetuning_type": "loha", "quantization_bit": 4}, "needs a `finetuning_type` of lora"),
     ({"finetuning_type": "adalora", "early_stopping_steps": 2, "val_size": 0.5, "eval_strategy": "steps"}, "go back"),
     ({"finetuning_type": "adalora", "stage": "dpo"}, "second adapter"),
+    ({"finetuning_type": "adalora", "fsdp": "full_shard"}, "which `fsdp` shards"),
+    ({"stage": "dpo", "ref_model": "other", "rope_scaling": "linear"}, "positions of its own"),
     ({"finetuning_type": "prompt_tuning", "stage": "orpo"}, "use `prefix_tuning`"),
     ({"finetuning_type": "p_tuning", "stage": "rm"}, "off the padding"),
     ({"finetuning_type": "bitfit"}, "llama has no biases"),

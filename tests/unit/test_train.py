@@ -167,7 +167,7 @@ def test_without_a_terminal_each_log_is_one_row(tiny_recipe, capfd):
     for row, line in zip(logged, shown, strict=True):
         name = "eval_loss" if "eval_loss" in row else "loss"
         assert f"{name} {row[name]:.4g}" in line
-    assert "{" not in printed and "gone" not in drawn
+    assert "{" not in printed and "elapsed" not in drawn
 
 
 @pytest.mark.parametrize(
