@@ -21,9 +21,9 @@ tr:last-child > * { font-weight: bold; border-bottom: none; }
 
 
 def rows(results: Results) -> list[tuple[str, list[Verdict]]]:
-    """Return (title, verdicts) of each lesson, and of all of them last, in the user's language."""
+    """Return (title, verdicts) of each lesson, and of all of them at the end, in the user's language."""
     lessons = [(lesson_files.title(lesson, language()), verdicts) for lesson, verdicts in results]
-    return [*lessons, (say("course_all_lessons"), [verdict for _, verdicts in lessons for verdict in verdicts])]
+    return [*lessons, (say("course_total"), [verdict for _, verdicts in lessons for verdict in verdicts])]
 
 
 def passed(verdicts: list[Verdict]) -> int:

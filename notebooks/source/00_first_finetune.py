@@ -566,11 +566,11 @@ print(f"adapter_model.safetensors: {adapter_bytes / 1e6:.1f} MB beside a model o
 # %% [markdown] id="experiment-why"
 # ## Experiment
 # A run is a *recipe*: the parameters of this notebook in a YAML file. The panel is that recipe as a form, and prints the
-# command that runs it without a notebook. Under *any other key* stands `dataset_substitutions` with a new name: enter one of
+# command that runs it without a notebook. *Any other key* has `dataset_substitutions` with a new name: enter one of
 # your own, choose the steps and the learning rate, press Start, then run the cell below it and ask. How few steps are
 # enough for a name? Take the free folder that the panel offers for each run; *compare with* draws two curves together.
 
-# %% [markdown] id="experiment-why" lang="zh" of="c29dd821"
+# %% [markdown] id="experiment-why" lang="zh" of="a59eb46d"
 # ## 动手试一试
 # 一次训练就是一份*配方*：本 notebook 的各个参数写在一个 YAML 文件里。下面的面板是这份配方的表单，还会给出不用 notebook 就能运行它的命令。在“其他任意键”里有 `dataset_substitutions`，里面是一个新名字：换成你自己取的，选好步数和学习率，开始训练，然后运行下一格去问它。要让它记住名字，最少需要几步？每次训练用面板给出的空闲文件夹；“对比”可以把两条曲线画在一起。
 

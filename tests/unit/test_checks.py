@@ -265,7 +265,7 @@ def test_course_check_reads_the_learner_s_edition_and_the_lesson_s_imports(key, 
     with speaking("zh"):
         verdicts = course.check_answers(lesson)
         assert [verdict.passed for verdict in verdicts] == [number == place for number in range(len(verdicts))]
-        assert report_card.as_text([(lesson, verdicts)]).splitlines()[-1] == "  1/4   全部课程"
+        assert report_card.as_text([(lesson, verdicts)]).splitlines()[-1] == "  1/4   合计"
         page = report_card.as_page([(lesson, verdicts)])
         assert '<html lang="zh">' in page and lesson_files.title(lesson, "zh") in page
         assert "".join("✓" if number == place else "·" for number in range(4)) in page and page.count("1/4") == 2
