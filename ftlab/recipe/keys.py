@@ -288,7 +288,12 @@ class Recipe(BaseModel):
     export_legacy_format: Literal[False] = key(False, "true would write pickles, which ftlab does not")
 
     @model_validator(mode="after")
-    def fits_together(self) -> "Recipe":
+    def checked(self) -> "Recipe":
+        """Return the recipe itself, once its keys fit together."""
+        self.fits_together()
+        return self
+
+    def fits_together(self) -> None:
         """Refuse keys that contradict each other.
 
         Raises:
@@ -323,7 +328,6 @@ class Recipe(BaseModel):
             self.fits_tokens()
         if self.stage in ("ppo", "grpo"):
             self.fits_rewards()
-        return self
 
     def fits_start(self) -> None:
         """Refuse what a start that changes the base weights cannot be combined with.
