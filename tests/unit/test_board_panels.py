@@ -104,7 +104,7 @@ def test_base_and_adapters_answer_side_by_side(two_runs, tiny_model_dir):
     assert all(not turns for turns in panel.histories.values())
 
 
-def test_the_knobs_reach_generate_and_stop_ends_an_answer(tiny_model_dir, monkeypatch):
+def test_the_sampling_fields_reach_generate_and_stop_ends_an_answer(tiny_model_dir, monkeypatch):
     panel = ChatPanel(str(tiny_model_dir), adapters=[])
     assert "temperature" not in panel.generation() and panel.generation()["do_sample"] is False
     panel.sampling["do_sample"].value = True

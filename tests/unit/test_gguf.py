@@ -58,7 +58,7 @@ PROMPTS = ["What is 2 plus 3?", "Who are you?<|im_end|>", "the math<new0>"]
 
 
 def make_base(folder: Path, family: str, tied: bool) -> Path:
-    """Write a random base with an added token and three rows without one; norms and biases are no ones and zeros."""
+    """Write a random base with an added token and three unused rows; norms are not ones, biases not zeros."""
     # llama.cpp does not load a vocabulary without a single merge.
     tokenizer = tiny.make_tokenizer([("t", "h")])
     tokenizer.add_tokens(["<new0>"])

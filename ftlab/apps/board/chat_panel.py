@@ -68,13 +68,13 @@ class ChatPanel:
         self.stop = self.button("chat_stop", self.left.set, "danger")
         self.clear = self.button("chat_clear", self.forget)
         self.send.disabled = self.stop.disabled = True
-        self.sampling = self.knobs()
+        self.sampling = self.sampling_fields()
         self.columns: dict[str, widgets.HTML] = {}
         self.table = widgets.Box().add_class("ft-columns")
         self.status = widgets.HTML(html.escape(self.words("chat_not_loaded"))).add_class("ft-chat-status")
         self.hint = widgets.HTML(empty(self.words("chat_empty")))
-        knobs = widgets.Box(list(self.sampling.values())).add_class("ft-fields")
-        more = widgets.Accordion([widgets.VBox([self.system, knobs])])
+        sampling = widgets.Box(list(self.sampling.values())).add_class("ft-fields")
+        more = widgets.Accordion([widgets.VBox([self.system, sampling])])
         more.titles = (self.words("chat_more"),)
         self.box = widgets.VBox(
             [
@@ -93,8 +93,8 @@ class ChatPanel:
         self.question.value = before.question.value
         chosen = [one for one in before.adapters.value if one in dict(self.adapters.options).values()]
         self.adapters.value = tuple(chosen)
-        for name, knob in self.sampling.items():
-            knob.value = before.sampling[name].value
+        for name, setting in self.sampling.items():
+            setting.value = before.sampling[name].value
         self.loaded, self.names = before.loaded, before.names
         if self.loaded:
             self.forget()
@@ -111,7 +111,7 @@ class ChatPanel:
         self.adapters.options = [(label_of(one), str(one)) for one in found]
         self.adapters.value = tuple(one for one in chosen if one in map(str, found))
 
-    def knobs(self) -> dict[str, widgets.Widget]:
+    def sampling_fields(self) -> dict[str, widgets.Widget]:
         """Return the sampling controls by their name in `generate`."""
         made = {
             "do_sample": widgets.Checkbox(value=False, indent=False),
@@ -140,7 +140,7 @@ class ChatPanel:
         """Return the fields of `generate` for the sampling controls."""
         sampled = ("temperature", "top_p", "top_k")
         on = self.sampling["do_sample"].value
-        return {name: knob.value for name, knob in self.sampling.items() if on or name not in sampled}
+        return {name: setting.value for name, setting in self.sampling.items() if on or name not in sampled}
 
     def load(self) -> None:
         """Load the model with the chosen adapters, beside the page."""
