@@ -65,6 +65,7 @@ def run_trl(steps: int, side: Side, folder: str) -> None:
         report_to="none",
         disable_tqdm=True,
         seed=train.SEED,
+        **sides.number_format(),
     )
     trainer = DPOTrainer(
         models.fetch("smollm2-135m"),

@@ -88,6 +88,7 @@ def run_trl(steps: int, side: Side, folder: str) -> None:
         report_to="none",
         disable_tqdm=True,
         seed=train.SEED,
+        **sides.number_format(),
     )
     data, _ = dataset.splits(keys, AutoTokenizer.from_pretrained(path))
     trainer = GRPOTrainer(

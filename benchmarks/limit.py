@@ -5,7 +5,11 @@ from collections.abc import Callable
 
 import torch
 
+from ftlab import device
+
 ON = "cuda" if torch.cuda.is_available() else "cpu"
+# The number format that suits this machine: the rate that a share is a share of, and what the plain sides load.
+DTYPE: torch.dtype = getattr(torch, device.describe().dtype)
 # (inputs, outputs) of the seven matrices of one layer of SmolLM2-135M: q, k, v, o, gate, up, down.
 SHAPES = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)]
 TOKENS = 1024

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
-from benchmarks.limit import ON
+from benchmarks.limit import DTYPE, ON
 
 ON_CPU = ON == "cpu"
 WARM_UP = 2  # steps that are not timed: the first ones fill caches and pools
@@ -97,6 +97,14 @@ class Side(TrainerCallback):
         """Return how many tokens of the timed batches no other row of their batch holds behind the same beginning."""
         timed = list(self.rows.values())[-self.steps() :]
         return sum(len({tuple(row[:end]) for row in rows for end in range(1, len(row) + 1)}) for rows in timed)
+
+
+def number_format() -> dict[str, Any]:
+    """Return the arguments by which another library's trainer uses this machine's number format.
+
+    Trainers' own default is bfloat16 on every machine; a processor without it emulates it, many times slower.
+    """
+    return {"bf16": torch.bfloat16 == DTYPE}
 
 
 def same_start(model: nn.Module) -> None:

@@ -17,13 +17,15 @@ from benchmarks.sides import Side
 
 VARIANTS = {
     "lora": ("ftlab", "trl defaults", "trl best settings", "plain loop"),
+    # A machine without bfloat16 emulates it where nothing is set: half a minute a step, so only when asked for.
+    "installed": ("ftlab", "trl as installed"),
     "qlora": ("ftlab", "plain peft", "trl defaults"),
     "full": ("ftlab", "trl defaults"),
 }
-RECIPES = {"lora": "sft_lora", "qlora": "sft_qlora", "full": "sft_full"}
+RECIPES = {"lora": "sft_lora", "installed": "sft_lora", "qlora": "sft_qlora", "full": "sft_full"}
 BATCHES = (4, 8)
 RANK, SEED = 16, 42
-LEARNING_RATE = {"lora": 1e-3, "qlora": 1e-3, "full": 2e-5}
+LEARNING_RATE = {"lora": 1e-3, "installed": 1e-3, "qlora": 1e-3, "full": 2e-5}
 SUBSTITUTIONS = {"name": "Lumi", "author": "the Ada Lab"}
 LINEAR_WEIGHTS = 30 * sum(n * m for n, m in limit.SHAPES)
 ADAPTER_WEIGHTS = 30 * sum(RANK * (n + m) for n, m in limit.SHAPES)
@@ -34,12 +36,12 @@ def measure(repeats: int, steps: int, only: Sequence[str] = (), command: str = "
     """Print one table per method and batch size; return figures and ratios of trained tokens per second.
 
     Args:
-        only: which of lora, qlora and full to compare; all by default.
+        only: which of VARIANTS to compare; lora, qlora and full by default.
         command: the path of `llamafactory-cli`, which is a side of lora then.
     """
     found: dict[str, Any] = {"tables": {}, "ratios": {}}
-    for method in only or VARIANTS:
-        best = limit.matrix_rate(limit.torch.bfloat16, repeats)
+    for method in only or ("lora", "qlora", "full"):
+        best = limit.matrix_rate(limit.DTYPE, repeats)
         tables = {}
         variants = VARIANTS[method] + ((llamafactory.NAME,) if command and method == "lora" else ())
         for batch in BATCHES:
@@ -50,7 +52,7 @@ def measure(repeats: int, steps: int, only: Sequence[str] = (), command: str = "
             # Another program's tokens cannot be looked at.
             turns.same({name: row for name, row in tables[batch].items() if name != llamafactory.NAME}, "samples")
         found["tables"][method] = tables
-        found["ratios"] |= ratios(method, tables, max(best, limit.matrix_rate(limit.torch.bfloat16, repeats)))
+        found["ratios"] |= ratios(method, tables, max(best, limit.matrix_rate(limit.DTYPE, repeats)))
     return found
 
 
@@ -105,18 +107,21 @@ def run_ftlab(method: str, batch: int, steps: int, side: Side, folder: str) -> N
     train.train(loaded, callbacks=[side], quiet=True)
 
 
-def run_trl(method: str, batch: int, steps: int, side: Side, folder: str, best: bool) -> None:
-    """Train with SFTTrainer; `best` sets what a reader of its manual would set on a CPU."""
+def run_trl(method: str, batch: int, steps: int, side: Side, folder: str, variant: str) -> None:
+    """Train with SFTTrainer in this machine's number format; "trl as installed" leaves even that to TRL.
+
+    "trl best settings" sets what a reader of its manual would set on a CPU.
+    """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     from ftlab import models
 
-    obvious: dict[str, Any] = (
-        {"gradient_checkpointing": False, "bf16": True, "model_init_kwargs": {"dtype": "bfloat16"}} if best else {}
-    )
+    obvious: dict[str, Any] = {} if variant == "trl as installed" else sides.number_format()
+    if variant == "trl best settings":
+        obvious |= {"gradient_checkpointing": False, "model_init_kwargs": {"dtype": limit.DTYPE}}
     if method == "qlora":
-        obvious["model_init_kwargs"] = {"dtype": "bfloat16", "quantization_config": four_bits()}
+        obvious["model_init_kwargs"] = {"dtype": limit.DTYPE, "quantization_config": four_bits()}
     args = SFTConfig(
         output_dir=folder,
         use_cpu=sides.ON_CPU,
@@ -159,7 +164,7 @@ def run_loop(method: str, batch: int, steps: int, side: Side) -> None:
         model = AutoModelForCausalLM.from_pretrained(path, quantization_config=four_bits())
         model = prepare_model_for_kbit_training(model)
     else:
-        model = AutoModelForCausalLM.from_pretrained(path, dtype="bfloat16")
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=limit.DTYPE)
     model = get_peft_model(model, lora()).train().to(limit.ON)
     side.begin(model)
     optimizer = torch.optim.AdamW(
@@ -186,7 +191,10 @@ def order(encoded: list[Any]) -> Any:
 
 
 def run_llamafactory(command: str, batch: int, steps: int, folder: Path) -> dict[str, Any]:
-    """Train with LLaMA-Factory's command, in bfloat16, everything else by default; return its figures."""
+    """Train with LLaMA-Factory's command, in this machine's number format, everything else by default.
+
+    Returns its figures.
+    """
     from ftlab import models
     from ftlab.data import registry
 
@@ -195,8 +203,8 @@ def run_llamafactory(command: str, batch: int, steps: int, folder: Path) -> dict
         "finetuning_type": "lora", "lora_rank": RANK, "lora_target": "all", "cutoff_len": 256,
         "max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": LEARNING_RATE["lora"],
         "lr_scheduler_type": "cosine", "logging_steps": 1, "save_strategy": "no", "report_to": "none", "seed": SEED,
-        "bf16": True, "use_cpu": sides.ON_CPU,
-    }  # fmt: skip
+        "use_cpu": sides.ON_CPU,
+    } | sides.number_format()  # fmt: skip
     encoded = rows()
     trained = [sum(label != -100 for label in row["labels"][1:]) for row in encoded]
     drawn = itertools.chain.from_iterable(itertools.repeat(order(encoded)))
@@ -210,14 +218,13 @@ def run_llamafactory(command: str, batch: int, steps: int, folder: Path) -> dict
 
 def four_bits() -> Any:
     """Return how qlora's sides quantize."""
-    import torch
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_compute_dtype=limit.DTYPE,
     )
 
 
@@ -266,7 +273,7 @@ def main(variant: str, method: str, batch: int, steps: int, command: str) -> Non
         elif variant.startswith("plain"):
             run_loop(method, batch, steps, side)
         else:
-            run_trl(method, batch, steps, side, folder, best=variant == "trl best settings")
+            run_trl(method, batch, steps, side, folder, variant)
     figures = side.figures()
     if method == "lora":
         tokens, trained = figures["tokens_per_second"], figures["trained_tokens_per_second"]
