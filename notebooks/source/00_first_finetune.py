@@ -29,10 +29,9 @@
 
 # %% [markdown] id="setup-why"
 # ## Setup
-# The next cell installs what the course needs and this environment lacks, on Colab for example, and steps into the folder
-# of the course.
+# The next cell installs missing packages (on Colab, for example) and changes to the course folder.
 
-# %% [markdown] id="setup-why" lang="zh" of="6ae5a307"
+# %% [markdown] id="setup-why" lang="zh" of="dfb7bb60"
 # ## 准备
 # 下一格会安装当前环境缺少的软件包（例如在 Colab 上），然后进入课程文件夹。
 
@@ -53,7 +52,7 @@ lesson_setup.enter()
 # the imports: after a change, restart the kernel.
 
 # %% [markdown] id="mirror-why" lang="zh" of="d305ecf7"
-# **从 Hugging Face hub 下载的模型。** `cpu` 规模不需要 hub：它的模型装在一个 Python 软件包里，任何软件包镜像都能提供，也不需要账号。`t4`、`a24g` 以及你自己填写的 `model_name` 则要从 hub 下载。国内连不上 hub 时，在这里填镜像地址；在 AutoDL 上，再填一个数据盘上的文件夹。这两个环境变量只在导入库时读取一次，所以这一格放在导入之前；改动之后请重启内核。
+# **从 Hugging Face hub 下载的模型。** `cpu` 配置不需要 hub：它的模型装在一个 Python 软件包里，任何软件包镜像都能提供，也不需要账号。`t4`、`a24g` 以及你自己填写的 `model_name` 则要从 hub 下载。国内连不上 hub 时，在这里填镜像地址；在 AutoDL 上，再填一个数据盘上的文件夹。这两个环境变量只在导入库时读取一次，所以这一格放在导入之前；改动之后请重启内核。
 
 # %% id="mirror"
 import os
@@ -86,7 +85,7 @@ from ftlab.apps.board.train_panel import TrainPanel
 # for GPUs with 16 and 24 GB, `smoke` for a quick check that all cells run.
 
 # %% [markdown] id="parameters-why" lang="zh" of="e7a90563"
-# 所有可能想改的东西都在一个单元格里。`PROFILE` 选择规模：`cpu` 用于笔记本电脑，`t4` 与 `a24g` 用于 16 GB 与 24 GB 的 GPU，`smoke` 只快速检查所有单元格能否运行。内嵌的小模型只懂英文，所以 `data_language` 默认是 `"en"`；用 `t4` 或 `a24g` 时（Qwen 懂中文）改成 `"zh"`，训练和评测就都用中文问答。
+# 所有可能想改的东西都在一个单元格里。`PROFILE` 选择配置：`cpu` 用于笔记本电脑，`t4` 与 `a24g` 用于 16 GB 与 24 GB 的 GPU，`smoke` 只快速检查所有单元格能否运行。内置的小模型只懂英文，所以 `data_language` 默认是 `"en"`；用 `t4` 或 `a24g` 时（Qwen 懂中文）改成 `"zh"`，训练和评测就都用中文问答。
 
 # %% id="parameters" tags=["parameters"]
 PROFILE = "cpu"  # smoke, cpu, t4 or a24g
@@ -130,10 +129,11 @@ plt.show()
 # that must emulate it is slower ([lesson 04](04_qlora.ipynb) times both on your machine); a T4 supports `float16`, not
 # `bfloat16`.
 #
-# `cpu.use_fast_paths()` lets every trainer compute on a CPU by ftlab's functions: LoRA in one step, prefixes that rows share
-# once, the loss in tiles that fit the cache. They are numerically equivalent, only faster; on a GPU the line does nothing.
+# `cpu.use_fast_paths()` turns on ftlab's CPU fast paths for every trainer: LoRA in one step, shared prefixes computed
+# once, the loss in tiles that fit the cache. They are numerically equivalent, only faster: delete the line and you get
+# the same result, slower. On a GPU the line does nothing.
 
-# %% [markdown] id="machine-why" lang="zh" of="dacaa0f4"
+# %% [markdown] id="machine-why" lang="zh" of="64e39170"
 # ## 这是怎样的一台机器？
 # 最要紧的是数值格式：能直接计算 `bfloat16` 的处理器，用它比 `float32` 快；只能模拟的则更慢（[第 04 课](04_qlora.ipynb)会在你的机器上把两者都测一遍）；T4 支持 `float16`，不支持 `bfloat16`。
 #
@@ -203,14 +203,15 @@ print(f"{tokens_per_second:.0f} tokens per second, one conversation at a time")
 # answers that the small model gave before any training: they keep in place what it knows ([lesson 03](03_lora.ipynb)
 # shows what happens without them).
 #
-# A tenth is held back as validation set. It is not trained on, and its loss shows during the training whether the model
-# learns the matter or only the examples. What you tune, you tune by it; the evaluation questions are asked at the end.
+# A tenth is held back as the validation set. It is not trained on; its loss during training shows whether the model
+# learns the task or only memorizes the examples. Settings are chosen on this set; the evaluation questions are used for
+# the scores alone, before and after training.
 
-# %% [markdown] id="data-why" lang="zh" of="af8ebe30"
+# %% [markdown] id="data-why" lang="zh" of="0734407a"
 # ## 数据
 # 简短的问答，内容是助手是谁。`{{name}}` 与 `{{author}}` 是占位符，用参数单元格里的值填入。其中混入了通用样本：各种问题，配上小模型训练前自己给出的回答，用来保住它已有的知识（[第 03 课](03_lora.ipynb)会展示不混入的后果）。
 #
-# 留出十分之一作验证集。它不参与训练；训练过程中看它的损失，就知道模型学会的是事情本身，还是只记住了样本。调参看验证集，评测问题留到最后再问。
+# 留出十分之一作验证集。它不参与训练；训练过程中看它的损失，就知道模型是学会了任务，还是只记住了样本。调参看验证集；评测问题只用来在训练前后打分。
 
 # %% id="data"
 identity = load_dataset("json", data_files=f"data/identity_{data_language}.json", split="train")
@@ -423,11 +424,12 @@ best = min((row for row in log if "eval_loss" in row), key=lambda row: row["eval
 print(f"validation loss: lowest after step {best['step']} of {max_steps}, {best['eval_loss']:.2f}")
 
 # %% [markdown] id="loss-read"
-# The training loss is that of the last few batches, so it jumps. The validation loss is always that of the same held-out
-# examples. Where it turns upwards while the training loss keeps falling, the model learns its examples by heart, and the
-# training should stop at the turn (*early stopping*). If its lowest value is that of the last step, there was nothing to stop.
+# The training loss is that of the last few batches, so it jumps. The validation loss is always that of the same
+# held-out examples. Where it turns upwards while the training loss keeps falling, the model memorizes its examples, and
+# training should stop at the turn (*early stopping*). If the last step has the lowest value, there is nothing to stop
+# early.
 
-# %% [markdown] id="loss-read" lang="zh" of="098439ec"
+# %% [markdown] id="loss-read" lang="zh" of="17ce6bfc"
 # 训练损失来自最近几个批次，所以会跳动；验证损失每次都在同一批留出的样本上计算。如果训练损失还在降、验证损失却开始回升，说明模型在死记样本，训练应当停在拐点（早停，early stopping）。如果最低点就是最后一步，那就不必早停。
 
 # %% [markdown] id="after-why"
@@ -773,10 +775,10 @@ checks.check_trainable_share(trainable_share)
 
 # %% [markdown] id="checkpoint-why"
 # ## Check your results
-# The outcomes beside what the parameters above give with any seed. With a name, a model or a learning rate of your own one
-# may be missed: that is said, and no error.
+# Each outcome is printed with the range that the parameters above give for any seed. With your own name, model or
+# learning rate an outcome may fall outside its range: that is reported, and is not an error.
 
-# %% [markdown] id="checkpoint-why" lang="zh" of="5654baeb"
+# %% [markdown] id="checkpoint-why" lang="zh" of="d741dcfd"
 # ## 结果核对
 # 每项结果旁边是用上面的参数、任意随机种子应得到的范围。换了名字、模型或学习率，可能会落在范围之外：那时只会提示，不算出错。
 
@@ -798,14 +800,14 @@ course.record(outcomes, bands)
 # %% [markdown] id="next"
 # **You keep** `runs/00_first_finetune/adapter`, the first model that answers with your name.
 #
-# **On your GPU:** set `PROFILE = "t4"` or `"a24g"`: the same cells fine-tune a 1.5B or a 7B model, with a learning rate of
-# their own in the profile's cell.
+# **On your GPU:** set `PROFILE = "t4"` or `"a24g"`: the same cells fine-tune a 1.5B or a 7B model, with learning rates
+# of their own, set in the profile cell.
 #
 # **Next:** [01 · Data](01_data.ipynb): a fine-tune can fail in its data while the loss curve looks fine.
 
-# %% [markdown] id="next" lang="zh" of="2e50f257"
+# %% [markdown] id="next" lang="zh" of="c83252a2"
 # **你得到的文件：** `runs/00_first_finetune/adapter`，第一个用你取的名字回答的模型。
 #
-# **在你的 GPU 上：** 设 `PROFILE = "t4"` 或 `"a24g"`：同样的单元格会微调 1.5B 或 7B 模型，学习率由规模单元格单独给出。模型换成了懂中文的 Qwen，不妨同时设 `data_language = "zh"`。
+# **在你的 GPU 上：** 设 `PROFILE = "t4"` 或 `"a24g"`：同样的单元格会微调 1.5B 或 7B 模型，学习率由配置单元格单独给出。模型换成了懂中文的 Qwen，不妨同时设 `data_language = "zh"`。
 #
 # **下一课：** [01 · 数据](01_data.ipynb)：微调可能败在数据上，而损失曲线看上去一切正常。
