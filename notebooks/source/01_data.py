@@ -35,9 +35,9 @@
 
 # %% [markdown] id="setup-why"
 # ## Setup
-# The next cell installs what the course needs and this environment lacks, and steps into the folder of the course.
+# The next cell installs missing packages (on Colab, for example) and changes to the course folder.
 
-# %% [markdown] id="setup-why" lang="zh" of="8007656b"
+# %% [markdown] id="setup-why" lang="zh" of="dfb7bb60"
 # ## 准备
 # 下一格会安装当前环境缺少的软件包（例如在 Colab 上），然后进入课程文件夹。
 
@@ -152,9 +152,10 @@ report = check.check(raw_file, fix_to=clean_file)
 print(report)
 
 # %% [markdown] id="check-read"
-# Read the two lines about duplicates again: in the lesson's own file one copy is in capitals and has two spaces in a row. To
-# a computer these are different strings, to a model they are the same example twice. And one line holds `<|im_end|>`
-# *inside a question*: rendered as it is, the customer would have closed their own turn and spoken for the assistant.
+# Read the two lines about duplicates again: in the lesson's own file one copy is in capitals and has two spaces in a
+# row. To a computer these are different strings, to a model they are the same example twice. And one line holds
+# `<|im_end|>` *inside a question*: rendered as it is, the customer would have closed their own turn and spoken for the
+# assistant.
 
 # %% [markdown] id="check-read" lang="zh" of="8a666d23"
 # 再读一遍关于重复的那两条：在本课自带的文件里，其中一份全是大写，还有两个连着的空格。对计算机来说它们是不同的字符串，对模型来说却是同一个样本出现了两次。还有一行的*问题里面*有 `<|im_end|>`：如果照原样渲染，顾客就等于结束了自己的发言，替助手说起话来。
@@ -287,14 +288,14 @@ print(f"the template's own system prompt: {system!r}")
 # A **base** model has learned to continue text. Ask it by writing a text whose continuation is the answer, and cut the
 # continuation off yourself, for it has not learned to stop. Often its tokenizer has no template at all; the first
 # fine-tune decides which layout it will speak. A **chat** model has been trained on one layout, with its own control
-# tokens, and expects it. Here the embedded chat model gets the same questions four times, first in its own layout, then in
-# three in which one would ask a base model.
+# tokens, and expects it. Here the embedded chat model gets the same questions four times, first in its own layout, then
+# in three in which one would ask a base model.
 
 # %% [markdown] id="base-why" lang="zh" of="d6ced7cf"
 # 那段系统提示你从没写过，是模板加上去的。它也是模型训练时见过的内容的一部分。
 #
 # ### 基座模型与对话模型
-# **基座**模型学的是续写文本。向它提问，就是写一段文本，让它的续写恰好是答案，然后由你自己截断，因为它没学过停下来。它的分词器往往根本没有模板；以后用哪种格式，由第一次微调决定。**对话**模型已经用某一种格式、连同专门的控制 token 训练过，也只期待这一种。下面把同样的问题问内嵌的对话模型四遍：先用它自己的格式，再用三种向基座模型提问的写法。
+# **基座**模型学的是续写文本。向它提问，就是写一段文本，让它的续写恰好是答案，然后由你自己截断，因为它没学过停下来。它的分词器往往根本没有模板；以后用哪种格式，由第一次微调决定。**对话**模型已经用某一种格式、连同专门的控制 token 训练过，也只期待这一种。下面把同样的问题问内置的对话模型四遍：先用它自己的格式，再用三种向基座模型提问的写法。
 
 # %% id="load"
 dtype = device.describe().dtype
@@ -351,11 +352,13 @@ for layout in (chat, plain, question_answer, instruction):
     print(f"   {layout(general[0]['instruction'])[-40:]!r} -> {replies[0]!r}")
 
 # %% [markdown] id="template-read"
-# Look at how the answers end: an empty answer has stopped too, so count both columns. What comes after the answer is as much a part of a layout as what comes before it. To see the
-# other side, set `model_name` to a base model on a GPU (`Qwen/Qwen2.5-1.5B`): the plain layouts are then the ones it knows.
+# Look at how the answers end: an answer that is cut off at `answer_tokens` hasn't stopped by itself, an empty one has,
+# so read both numbers. What comes after the answer is as much a part of a layout as what comes before it. To see the
+# other side, set `model_name` to a base model on a GPU (`Qwen/Qwen2.5-1.5B`): the plain layouts are then the ones it
+# knows.
 
-# %% [markdown] id="template-read" lang="zh" of="0ed7bbc5"
-# 看看这些回答是怎样结束的：空回答也算“停下”了，所以两个数要一起看。一种格式不仅规定了回答之前写什么，也规定了回答之后写什么。想看另一面，可在 GPU 上把 `model_name` 设成一个基座模型（`Qwen/Qwen2.5-1.5B`）：那时它熟悉的反而是那些纯文本写法。
+# %% [markdown] id="template-read" lang="zh" of="ad108fd3"
+# 看看这些回答是怎样结束的：写满 `answer_tokens` 被截断的不算自己停下，空回答却算，所以两个数要一起看。一种格式不仅规定了回答之前写什么，也规定了回答之后写什么。想看另一面，可在 GPU 上把 `model_name` 设成一个基座模型（`Qwen/Qwen2.5-1.5B`）：那时它熟悉的反而是那些纯文本写法。
 
 # %% [markdown] id="mask-why"
 # ## The loss mask
@@ -630,12 +633,13 @@ leak_worth = exact["random test"] - exact["held-out topics"]
 print(f"the same model, two honest-looking scores, {100 * leak_worth:.0f} points apart")
 
 # %% [markdown] id="split-read"
-# Neither score is wrong: they answer different questions. If customers will only ever ask about these topics, the random
-# test set measures that. If you want to know what the model does with a *new* question, hold back whole topics, or
-# write the test questions yourself. Nothing in the training told it those answers, so it makes them up, fluently.
+# Neither score is wrong: they answer different questions. If customers will only ever ask about these topics, the
+# random test set measures that. If you want to know what the model does with a *new* question, hold back whole topics,
+# or write the test questions yourself. Nothing in the training told it those answers, so it gives the answer to another
+# question, or makes one up, and is fluent either way.
 
-# %% [markdown] id="split-read" lang="zh" of="4cf14bd1"
-# 两个分数都没有错，它们回答的是不同的问题。如果顾客永远只问这些主题，随机测试集测的就是这件事。想知道模型遇到*新*问题会怎样，就整个主题地留出来，或者自己写测试题。训练中没有任何东西告诉过它那些答案，于是它就编，而且编得很流畅。
+# %% [markdown] id="split-read" lang="zh" of="02b4cd3c"
+# 两个分数都没有错，它们回答的是不同的问题。如果顾客永远只问这些主题，随机测试集测的就是这件事。想知道模型遇到*新*问题会怎样，就整个主题地留出来，或者自己写测试题。训练中没有任何东西告诉过它那些答案，于是它搬来别的问题的答案，或者自己编一个，说得都很流畅。
 
 # %% [markdown] id="tools-why"
 # ## Agent tuning: tools, calls, results
@@ -698,11 +702,11 @@ agents = [as_text(*row) for row in agent_rows]
 display(HTML(tokens.to_html(tokens.tokens(tokenizer, **to_labels(agents[0])))))
 
 # %% [markdown] id="tools-train-why"
-# The last conversations are held back, without those whose question occurs in training; training takes half the steps of the
-# other trainings. Each turn of the assistant in them is asked for, after the true turns before it, and
-# must come out to the letter: a call with the right tool and the right argument, or the sentence that uses the result.
+# The last conversations are held back, without those whose question occurs in training; training takes half the steps
+# of the other trainings. Each turn of the assistant in them is asked for, after the true turns before it, and must
+# match exactly: a call with the right tool and the right argument, or the sentence that uses the result.
 
-# %% [markdown] id="tools-train-why" lang="zh" of="dbebb51a"
+# %% [markdown] id="tools-train-why" lang="zh" of="5c48c678"
 # 留出最后一些对话，其中问题在训练里出现过的不要；训练步数是其他几次训练的一半。对留出对话中助手的每一轮，都给出前面真实的各轮，让模型来答，必须一字不差：调用要用对工具、填对参数，或者用结果写出那句话。
 
 
@@ -750,11 +754,16 @@ for right in (True, False):
         print(f"\nwanted: {wanted}\nbefore: {old}\nafter:  {new}" + ("" if right else "  <- wrong"))
 
 # %% [markdown] id="tools-read"
-# A tuned model only writes the call; your program runs it, appends the result as the next turn, and asks again. In a recipe
-# this is `dataset: tools_en`: a template that renders tools (that of Qwen2.5 does) is used as it is; for another, ftlab
-# describes the tools in the system turn and writes calls as JSON, as here.
+# Where the calls score higher than the sentences, read the wrong ones: the form is right, the arithmetic or the
+# judgement is not. Leave both to the tool, so that its result contains the total or the advice.
+#
+# A tuned model only writes the call; your program runs it, appends the result as the next turn, and asks again. In a
+# recipe this is `dataset: tools_en`: a template that renders tools (that of Qwen2.5 does) is used as it is; for
+# another, ftlab describes the tools in the system turn and writes calls as JSON, as here.
 
-# %% [markdown] id="tools-read" lang="zh" of="02282f68"
+# %% [markdown] id="tools-read" lang="zh" of="8bed3d8d"
+# 如果调用的得分高于句子，就读一读答错的句子：格式是对的，错在计算或判断。把这两件事都交给工具，让它直接返回总价或建议。
+#
 # 微调后的模型只负责写出调用；执行调用、把结果作为下一轮接上、再问一次，都由你的程序来做。用配方时写 `dataset: tools_en` 即可：模板会渲染工具的（Qwen2.5 的会），就按模板来；不会的，ftlab 像这里一样，把工具写进系统提示，把调用写成 JSON。
 
 # %% [markdown] id="lengths-why"
@@ -786,11 +795,12 @@ lengths = [len(to_labels(row)["input_ids"]) for row in messages]
 random.Random(seed).shuffle(lengths)
 
 # %% [markdown] id="pack-why"
-# Packing lays several rows into one, best fit first, and tells the attention where each begins, so that they cannot
-# see one another. A few lines do it; TRL's `pack_dataset` must need as many rows:
+# Packing puts several rows into one (*best-fit decreasing*: the longest first, each into the fullest row that still has
+# room) and tells the attention where each begins, so that they cannot see one another. A few lines do it; TRL's
+# `pack_dataset` must end up with the same number of rows:
 
-# %% [markdown] id="pack-why" lang="zh" of="3b185790"
-# 打包把几行放进一行，最合适的先放，并告诉注意力每一行从哪里开始，使它们互相看不见。几行代码就够；TRL 的 `pack_dataset` 得到的行数必须一样：
+# %% [markdown] id="pack-why" lang="zh" of="da2db8c0"
+# 打包把几行放进一行（best-fit decreasing：从最长的开始，每次放进还装得下的最满的一行），并告诉注意力每一行从哪里开始，使它们互相看不见。几行代码就够；TRL 的 `pack_dataset` 得到的行数必须一样：
 
 
 # %% id="pack"
@@ -925,20 +935,20 @@ experiment.show(draw, dataset=list(files), cutoff_len=(8, 120, 8))
 # layout alone:
 #
 # - **chat template**: the model's own, end mark trained.
-# - **end mark not trained**: the same tokens, but the end mark's label is -100. That is what happens when `pad_token` is set to the
-#   end token and the collator masks all padding.
+# - **end mark not trained**: the same tokens, but the end mark's label is -100. That is what happens when `pad_token`
+#   is set to the end token and the collator, which builds the batches, masks all padding.
 # - **wrong template**: the template of another family, as when a recipe for Qwen2 says `template: llama3`.
-# - **### Instruction, no EOS**: the Alpaca layout, plain text, and nothing at its end.
+# - **### Instruction, no EOS**: the Alpaca layout, plain text, without an end token (EOS, end of sequence).
 # - **### Instruction, EOS**: the same with the end token added and trained.
 
-# %% [markdown] id="break-why" lang="zh" of="8646446d"
+# %% [markdown] id="break-why" lang="zh" of="c61f6742"
 # ## 故意出错：五种格式，同样的训练
 # 两种可行的格式，和三个经典的错误。五次训练用同样的“助手是谁”的问题、同样的顺序、同样的步数和学习率，提示都不参与训练，只有格式不同：
 #
 # - **chat template**：模型自己的对话模板，结束标记参与训练。
-# - **end mark not trained**：token 完全一样，只是结束标记的标签为 -100。把 `pad_token` 设成结束 token、又让 collator 遮住所有填充，就会变成这样。
+# - **end mark not trained**：token 完全一样，只是结束标记的标签为 -100。把 `pad_token` 设成结束 token、又让组批的 collator 遮住所有填充，就会变成这样。
 # - **wrong template**：用另一族模型的模板，例如给 Qwen2 的配方写了 `template: llama3`。
-# - **### Instruction, no EOS**：Alpaca 的纯文本格式，末尾什么也不加。
+# - **### Instruction, no EOS**：Alpaca 的纯文本格式，末尾不加结束 token（EOS，end of sequence）。
 # - **### Instruction, EOS**：同上，但加上结束 token 并训练它。
 
 # %% id="break-data"
@@ -1032,15 +1042,16 @@ for label, result in crossed.items():
     print(f"trained as {label!r}: right name {own:.0%} when asked so, {result['right name']:.0%} in the other layout")
 
 # %% [markdown] id="break-read"
-# The losses can't be compared between layouts: each is a mean over other tokens, and those of the wrong template's end are
-# the same in every example.
-# The plain layout works as well **if** its end token is trained. Asked in another layout than its own, a model may answer worse:
-# compare the last two lines. A score that looks for the name alone sees little of all this, and an answer that never stops
-# says the name more often, so a mistake may even score higher; *does it stop?* sees it at once. The fix for the three mistakes is what you did by hand above: render with the model's own
-# template, mask the question, train the end mark, and look at one row in color before every run.
+# The losses can't be compared between layouts: each is a mean over other tokens, and those of the wrong template's end
+# are the same in every example. The plain layout works as well **if** its end token is trained. Asked in another layout
+# than its own, a model may answer worse: compare the last two lines. A score that looks for the name alone sees little
+# of all this, and an answer that never stops says the name more often, so a mistake may even score higher; *does it
+# stop?* sees it at once. The third bar looks for template text alone, so an answer that repeats itself passes. The fix
+# for the three mistakes is what you did by hand above: render with the model's own template, mask the question, train
+# the end mark, and look at one row in color before every run.
 
-# %% [markdown] id="break-read" lang="zh" of="85303718"
-# 不同格式的损失不能互相比较：参与平均的 token 不同，错误模板的结尾在每个样本里又都一样。纯文本格式同样可行，**前提**是训练了它的结束 token。换一种格式来问，模型可能答得更差：比较最后两行。只看名字的分数几乎察觉不到这些问题，停不下来的回答反而会多次说出名字，错误的做法甚至可能得分更高；而“能不能自己停下”一眼就看得出来。治好那三种错误的，正是你在上面亲手做过的：用模型自己的模板渲染，遮住问题，训练结束标记，每次训练之前看一行带颜色的数据。
+# %% [markdown] id="break-read" lang="zh" of="4f7b7655"
+# 不同格式的损失不能互相比较：参与平均的 token 不同，错误模板的结尾在每个样本里又都一样。纯文本格式同样可行，**前提**是训练了它的结束 token。换一种格式来问，模型可能答得更差：比较最后两行。只看名字的分数几乎察觉不到这些问题，停不下来的回答反而会多次说出名字，错误的做法甚至可能得分更高；而“能不能自己停下”一眼就看得出来。第三根柱子只检查有没有模板文字，反复说同一句话也算通过。治好那三种错误的，正是你在上面亲手做过的：用模型自己的模板渲染，遮住问题，训练结束标记，每次训练之前看一行带颜色的数据。
 
 # %% [markdown] id="exercise-mask-why"
 # ## Exercises
@@ -1190,9 +1201,9 @@ checks.check_pad_right(padded_batch)
 
 # %% [markdown] id="checkpoint-why"
 # ## Check your results
-# The outcomes beside what the parameters above give with any seed.
+# Each outcome is printed with the range that the parameters above give for any seed.
 
-# %% [markdown] id="checkpoint-why" lang="zh" of="fe35b7c1"
+# %% [markdown] id="checkpoint-why" lang="zh" of="caf5db76"
 # ## 结果核对
 # 每项结果旁边是用上面的参数、任意随机种子应得到的范围。
 
