@@ -2,8 +2,8 @@
 # # 02 · Do you need to fine-tune?
 #
 # Before anything is trained: write the test, try what a prompt can do, and let the numbers decide. Three jobs are tried
-# here in four ways each, with their scores, their intervals and their cost. One of them needs fine-tuning, and you
-# will see what fine-tuning adds to it.
+# here in four ways each, with their scores, their intervals and their cost. For some a prompt is enough, for others it
+# isn't; for one of them, the orders, you will see what fine-tuning adds.
 #
 # | you will have | measured as |
 # |---|---|
@@ -15,14 +15,14 @@
 # **Cost:** about 10 minutes and 5 GB on two CPU cores, an estimated 4 minutes on a T4. **Before this:**
 # [01 · Data](01_data.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="e4ca36e2"
+# %% [markdown] id="title" lang="zh" of="265b90d5"
 # # 02 · 真的需要微调吗？
 #
-# 在训练任何东西之前：先写测试，先看提示词能做到什么，再用数据做决定。这里用四种方式分别完成三项任务，给出得分、置信区间和成本。其中一项确实需要微调，你会看到微调带来了什么。
+# 在训练任何东西之前：先写测试，先看提示词能做到什么，再用数据做决定。这里用四种方式分别完成三项任务，给出得分、置信区间和成本。有的任务写提示词就够，有的不够；其中的订单一项，你会看到微调带来了什么。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
-# | 每项任务的测试 | 留出样例上的正确率，带 95% 置信区间 |
+# | 每项任务的测试 | 留出样本上的正确率，带 95% 置信区间 |
 # | 提示词的最好成绩 | 零样本、系统提示、少样本的同一个分数 |
 # | 每种方式的价格 | 提示 token 数、秒数、1,000 个回答的费用 |
 # | 一个决定 | 哪项任务值得微调，微调带来多少提升 |
@@ -31,9 +31,9 @@
 
 # %% [markdown] id="setup-why"
 # ## Setup
-# The next cell installs what the course needs and this environment lacks, and steps into the folder of the course.
+# The next cell installs missing packages (on Colab, for example) and changes to the course folder.
 
-# %% [markdown] id="setup-why" lang="zh" of="8007656b"
+# %% [markdown] id="setup-why" lang="zh" of="dfb7bb60"
 # ## 准备
 # 下一格会安装当前环境缺少的软件包（例如在 Colab 上），然后进入课程文件夹。
 
@@ -108,7 +108,7 @@ plt.show()
 
 # %% [markdown] id="test-why" lang="zh" of="fdb20335"
 # ## 先写测试，再谈模型
-# 三项任务，各有留出的样例，以及一个判断对错的程序：
+# 三项任务，各有留出的样本，以及一个判断对错的程序：
 #
 # - **订单**：把顾客的话变成 JSON，完全一致才算对。另有部分得分：是不是合法 JSON，三个字段对了几个。
 # - **评论**：判断正面还是负面。每条评论都同时提到一个优点和一个缺点，所以单看某个词猜不出来。
@@ -159,10 +159,10 @@ print(order_fields('{"items": [], "name": null, "time": "8:15"}', tests["orders"
 
 # %% [markdown] id="interval-why"
 # ### How exact is a score?
-# With 30 of 60 right, how good is the model really? The 95% confidence interval holds every true share that would not make
-# the observed one a surprise (Wilson 1927). Four times as many questions halve it.
+# With 30 of 60 right, how good is the model really? The 95% confidence interval contains every true share under which
+# the observed one is not improbable (Wilson 1927). Four times as many questions make it half as wide.
 
-# %% [markdown] id="interval-why" lang="zh" of="090e8045"
+# %% [markdown] id="interval-why" lang="zh" of="bf8a70c7"
 # ### 得分有多准？
 # 60 题对了 30 题，模型的真实水平是多少？95% 置信区间包含所有与观测结果不矛盾的真实正确率（Wilson 1927）。题目增加到四倍，区间宽度减半。
 
@@ -222,12 +222,13 @@ for message in conversation(tests["facts"][0], solved=list(examples["facts"])[:2
 # %% [markdown] id="ways-why"
 # ## Four ways to ask
 # *Zero-shot*: the question alone. *System prompt*: what a careful colleague would write, the format spelt out.
-# *Few-shot*: solved examples as earlier turns of the conversation (Brown et al. 2020, section 2). They are taken from the
-# training rows, never from the test.
+# *Few-shot*: solved examples as earlier turns of the conversation (Brown et al. 2020, section 2). They are taken from
+# the training rows, never from the test. (A system prompt replaces the one that the template adds by itself, so it can
+# even make a prompt shorter.)
 
-# %% [markdown] id="ways-why" lang="zh" of="4032b129"
+# %% [markdown] id="ways-why" lang="zh" of="1862f635"
 # ## 四种提问方式
-# *零样本*：只有问题。*系统提示*：像一位细心的同事那样把格式写清楚。*少样本*：把做好的例子放进前面的对话轮次（Brown et al. 2020，第 2 节）。例子取自训练数据，绝不取自测试数据。
+# *零样本*：只有问题。*系统提示*：像一位细心的同事那样把格式写清楚。*少样本*：把做好的例子放进前面的对话轮次（Brown et al. 2020，第 2 节）。例子取自训练数据，绝不取自测试数据。（自己写的系统提示会替换模板自带的那一段，所以提示甚至可能变短。）
 
 # %% id="ways"
 systems = {
@@ -246,13 +247,13 @@ ways = {
 
 # %% [markdown] id="cache-why"
 # ## What a long prompt costs
-# Every request reads the solved examples again, unless the keys and values of these tokens are kept (*prefix caching*): they
-# are the same for all questions. Read the common beginning once, then only the rest of each question. The next-token logits
-# must be those of the whole prompt.
+# Every request reads the solved examples again, unless the keys and values of these tokens are kept (*prefix caching*):
+# they are the same for all questions. Read the common beginning once, then only the rest of each question. The
+# next-token logits must be those of the whole prompt, up to rounding.
 
-# %% [markdown] id="cache-why" lang="zh" of="782adf39"
+# %% [markdown] id="cache-why" lang="zh" of="8419ec3b"
 # ## 长提示的代价
-# 每次请求都要重新读一遍那些例子，除非保留这些 token 的键和值（前缀缓存，prefix caching）：对所有问题来说，这一段都一样。公共前缀只计算一次，之后每个问题只计算剩下的部分。下一个 token 的 logits 必须与完整提示的相同。
+# 每次请求都要重新读一遍那些例子，除非保留这些 token 的键和值（前缀缓存，prefix caching）：对所有问题来说，这一段都一样。公共前缀只计算一次，之后每个问题只计算剩下的部分。下一个 token 的 logits 必须与完整提示的相同，只允许舍入造成的差别。
 
 
 # %% id="cache"
@@ -385,15 +386,15 @@ for job, rows in tests.items():
 # what it did well by itself.
 
 # %% [markdown] id="read-why" lang="zh" of="fbdb73cb"
-# 对比这两张表。如果加了例子之后合法 JSON 变多，而完全正确的仍然很少，说明例子教会的是*形式*，不是*内容*。相信分数之前先读样例：程序不认识的格式会被判错，哪怕意思是对的。如果加了例子分数反而下降，说明例子把模型带离了它本来就做得好的事。
+# 对比这两张表。如果加了例子之后合法 JSON 变多，而完全正确的仍然很少，说明例子教会的是*形式*，不是*内容*。相信分数之前先读样本：程序不认识的格式会被判错，哪怕意思是对的。如果加了例子分数反而下降，说明例子把模型带离了它本来就做得好的事。
 
 # %% [markdown] id="tune-why"
-# ## Fine-tune the job that prompting doesn't do
+# ## Fine-tune a job that prompting doesn't do
 # The same LoRA as in lesson 03, on the training orders. The tuned model is asked zero-shot: the examples are in its
 # weights now.
 
-# %% [markdown] id="tune-why" lang="zh" of="94abe436"
-# ## 微调提示词搞不定的那一项
+# %% [markdown] id="tune-why" lang="zh" of="fefce692"
+# ## 微调一项提示词搞不定的任务
 # 与第 03 课相同的 LoRA，用训练集里的订单。微调后的模型用零样本提问：例子已经在权重里了。
 
 
@@ -448,13 +449,18 @@ plt.show()
 
 # %% [markdown] id="decide-why"
 # ## Decide
-# A score on so few questions is not exact: compare the *interval* with the target. All of it above: that way of asking
-# does the job, and the cheapest such way wins; there is nothing to tune. All of it below, for every way: no prompt on this
-# list is enough, so tune, or take a larger model. Otherwise the test is too small to tell.
+# A score on so few questions is not exact: compare the *interval* with the target, the dashed line. All of it above:
+# that way of asking does the job, and the cheapest such way wins; there is nothing to tune. All of it below, for every
+# way: no prompt on this list is enough, so tune, or take a larger model. Otherwise the test is too small to tell.
+#
+# The last bar, *tuned on orders*, is judged in the same way, and by the other two jobs as well: where it is below
+# zero-shot, training on orders has cost the model something (*forgetting*: lessons 03 and 07).
 
-# %% [markdown] id="decide-why" lang="zh" of="36e6c44c"
+# %% [markdown] id="decide-why" lang="zh" of="71ac339b"
 # ## 做决定
-# 题目这么少，得分并不精确：要用*置信区间*去比目标。区间全部高于目标：这种提问方式就够了，选其中最便宜的，不必微调。所有方式的区间都低于目标：这些提示词都不够，那就微调，或者换更大的模型。其余情况：测试题太少，还判断不了。
+# 题目这么少，得分并不精确：要用*置信区间*去比目标（图中的虚线）。区间全部高于目标：这种提问方式就够了，选其中最便宜的，不必微调。所有方式的区间都低于目标：这些提示词都不够，那就微调，或者换更大的模型。其余情况：测试题太少，还判断不了。
+#
+# 最后一根柱子 *tuned on orders* 用同样的规则判断，还要看另外两项任务：它低于零样本的地方，就是在订单上训练付出的代价（*遗忘*，见第 03、07 课）。
 
 
 # %% id="decide"
@@ -483,11 +489,11 @@ for job, rows in tests.items():
 
 # %% [markdown] id="models-why"
 # ### Which model?
-# The other way out is a larger model. What LoRA training takes follows from a model's sizes alone (lesson 04), so that you
-# know what this machine can hold before you download anything. Where the parameters name a second model, it is measured on
-# your task too, with the longer prompt.
+# The other way out is a larger model. What LoRA training takes follows from a model's sizes alone (lesson 04), so you
+# know what this machine can hold before you download anything. Where the parameters name a second model, it is measured
+# on your task too, with the longer prompt.
 
-# %% [markdown] id="models-why" lang="zh" of="df79369b"
+# %% [markdown] id="models-why" lang="zh" of="5af332f4"
 # ### 用哪个模型？
 # 另一条路是换更大的模型。LoRA 训练需要多少内存，只由模型的尺寸决定（第 04 课），所以下载之前就知道本机装不装得下。参数里若指定了第二个模型，它也会用较长的提示在你的任务上实测。
 
@@ -557,10 +563,10 @@ experiment.show(
 # %% [markdown] id="synthetic-why"
 # ## Data from a prompt
 # Without training rows, let a model write some: show it examples, ask for another one, and filter the results. A
-# program checks what can be checked: is the second line valid JSON, does every product and every name in it stand in the
-# message, and is the pair new?
+# program checks what can be checked: is the second line valid JSON, does every product and every name in it occur in
+# the message, and is the pair new?
 
-# %% [markdown] id="synthetic-why" lang="zh" of="00b217b3"
+# %% [markdown] id="synthetic-why" lang="zh" of="693adf30"
 # ## 用提示词造数据
 # 没有训练数据时，可以让模型来写：给它看几个例子，请它再写一个，然后筛选。能用程序检查的都检查：第二行是不是合法 JSON，里面的每个商品和名字是否出现在消息里，这一对是不是新的。
 
@@ -598,12 +604,13 @@ for message, order in new[:3]:
     print(f"  {message}\n    {order}")
 
 # %% [markdown] id="synthetic-read"
-# Read what passed: the filter cannot see a wrong count or a missed correction. A filter bounds how bad synthetic examples
-# are. What they are *worth* shows only in training: as many steps on them, and on as many real examples, each time from the
-# untuned model, and the loss on the real test orders.
+# Read what passed: the filter cannot see a wrong count or a missed correction. A filter bounds how bad synthetic
+# examples are. What they are *worth* shows only in training: as many steps on them, and on as many real examples, each
+# time from the untuned model, and the loss on the real test orders. Where only one or two examples pass the filter, the
+# training memorizes them: the comparison then shows that the *yield* is too small, whatever the examples are like.
 
-# %% [markdown] id="synthetic-read" lang="zh" of="3230d78d"
-# 读一读通过筛选的内容：程序看不出数量写错，也看不出漏掉的更正。筛选只能限制合成数据有多差。它*值多少*，训练了才知道：分别用合成样例和同样多的真实样例，从未微调的模型出发训练相同步数，再看真实测试订单上的损失。
+# %% [markdown] id="synthetic-read" lang="zh" of="c9bb7f9a"
+# 读一读通过筛选的内容：程序看不出数量写错，也看不出漏掉的更正。筛选只能限制合成数据有多差。它*值多少*，训练了才知道：分别用合成样本和同样多的真实样本，从未微调的模型出发训练相同步数，再看真实测试订单上的损失。如果只有一两条通过筛选，训练就是死记硬背：这时比较说明的是*产量*太低，与样本好坏无关。
 
 # %% id="synthetic-worth"
 tuned.save_pretrained("runs/02_do_you_need_it/adapter")
