@@ -31,9 +31,9 @@
 
 # %% [markdown] id="setup-why"
 # ## Setup
-# The next cell installs what the course needs and this environment lacks, and steps into the folder of the course.
+# The next cell installs missing packages (on Colab, for example) and changes to the course folder.
 
-# %% [markdown] id="setup-why" lang="zh" of="8007656b"
+# %% [markdown] id="setup-why" lang="zh" of="dfb7bb60"
 # ## 准备
 # 下一格会安装当前环境缺少的软件包（例如在 Colab 上），然后进入课程文件夹。
 
@@ -393,9 +393,10 @@ assert TaskType.CAUSAL_LM == "CAUSAL_LM" and usual_targets["chatglm"] == ["query
 
 # %% [markdown] id="train-why"
 # ## Fine-tune on the orders
-# Now the library's LoRA on the real model. Five times on the way the loss is taken on the validation rows, too.
+# Now the library's LoRA on the real model. Five times during the training the loss is also computed on the validation
+# rows.
 
-# %% [markdown] id="train-why" lang="zh" of="540793e4"
+# %% [markdown] id="train-why" lang="zh" of="021563f4"
 # ## 在订单上微调
 # 现在把库里的 LoRA 用在真实的模型上。训练途中，在验证集上也算五次损失。
 
@@ -430,12 +431,18 @@ print(f"lowest validation loss {validation[best_step]:.3f} at step {best_step} o
 print(f"at the end {list(validation.values())[-1]:.3f}; {order_seconds:.0f} seconds")
 
 # %% [markdown] id="loss-read"
-# If the validation loss turned up while the training loss kept falling, the model would be memorizing, and the step before
-# the turn would be the one to keep (`load_best_model_at_end=True` does that). With the cosine schedule the last steps are
-# tiny, so that a curve which is flat at the end has nothing left to stop early.
+# If the validation loss turned up while the training loss kept falling, the model would be memorizing, and the step
+# before the turn would be the one to keep (`load_best_model_at_end=True` does that). With the cosine schedule the last
+# steps are tiny, so where the curve is flat at the end, early stopping would save nothing.
+#
+# The validation rows are set aside from the training file, so their sentence forms are those of the training. A
+# validation loss near zero says that the model doesn't merely memorize its rows; how it does on the test messages,
+# whose forms are new, is another question:
 
-# %% [markdown] id="loss-read" lang="zh" of="38bbbb3d"
+# %% [markdown] id="loss-read" lang="zh" of="376b97da"
 # 如果训练损失继续下降而验证损失掉头上升，模型就是在死记硬背，应当保留掉头之前的那一步（`load_best_model_at_end=True` 就是做这件事的）。余弦调度下最后几步非常小，所以曲线在末尾走平时，早停也没有什么可省的。
+#
+# 验证集是从训练文件里留出来的，句式与训练数据相同。验证损失接近零，说明模型不只是在背训练数据；测试消息的句式是新的，答得怎样是另一回事：
 
 # %% id="answer-orders"
 order_answers_after = answers(order_model, test_orders["prompt"])
@@ -701,13 +708,13 @@ ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 plt.show()
 
 # %% [markdown] id="settings-read"
-# How much do these curves carry? One data set, one seed, a few validation answers: enough to see a run that is far off, not
-# enough to rank two whose curves are close. A new name is a small change, which may need little rank; another task may need
-# more. A learning rate is right for a number of steps: a smaller one may only need more of them. And the losses say nothing
-# about the general questions: compare the last column.
+# How much do these curves carry? One data set, one seed, a few validation answers: enough to see a run that is far off,
+# not enough to rank two whose curves are close. A run that is behind after these steps need not stay behind: a learning
+# rate is right for a rank and a number of steps, so a lower rank may only need a higher rate, and a lower rate more
+# steps. And the losses say nothing about the general questions: compare the last column.
 
-# %% [markdown] id="settings-read" lang="zh" of="2fd42bc1"
-# 这些曲线能说明多少？一个数据集、一个随机种子、不多的几条验证回答：足以看出哪次训练明显不对，但曲线相近的两次分不出高下。新名字是个很小的改动，可能用不着多高的秩；换一个任务也许就需要。学习率合不合适也要看步数，小的学习率也许只是需要更多步。而且这些损失与常识题无关：请看最后一列。
+# %% [markdown] id="settings-read" lang="zh" of="fff50fa0"
+# 这些曲线能说明多少？一个数据集、一个随机种子、不多的几条验证回答：足以看出哪次训练明显不对，但曲线相近的两次分不出高下。训练这么多步之后还落后，不等于会一直落后：学习率合不合适，要看秩和步数；秩低一些，也许只是需要更高的学习率，学习率小一些，也许只是需要更多步。而且这些损失与常识题无关：请看最后一列。
 
 # %% [markdown] id="panel-why"
 # Now you: the same training as a form. Each control shows its recipe key; below are the cost of the setting, estimated in
