@@ -32,9 +32,9 @@
 
 # %% [markdown] id="setup-why"
 # ## Setup
-# The next cell installs what the course needs and this environment lacks, and steps into the folder of the course.
+# The next cell installs missing packages (on Colab, for example) and changes to the course folder.
 
-# %% [markdown] id="setup-why" lang="zh" of="8007656b"
+# %% [markdown] id="setup-why" lang="zh" of="dfb7bb60"
 # ## 准备
 # 下一格会安装当前环境缺少的软件包（例如在 Colab 上），然后进入课程文件夹。
 
@@ -256,14 +256,15 @@ for double in (False, True):
 
 # %% [markdown] id="quality-why"
 # ## What do fewer bits cost?
-# Every linear layer rounded and read back, at several widths, levels evenly spaced or at the normal quantiles.
-# Perplexity on everyday instructions and their answers is the exponential of the loss per token: lower is better.
+# Every linear layer is quantized and dequantized (rounded and read back) at several widths, with levels evenly spaced
+# or at the normal quantiles. Perplexity on everyday instructions and their answers is the exponential of the loss per
+# token: lower is better.
 #
 # **Predict before you run:** by how much does the perplexity grow in four bits, with NF4?
 
-# %% [markdown] id="quality-why" lang="zh" of="94dd0c33"
+# %% [markdown] id="quality-why" lang="zh" of="59f25aaa"
 # ## 比特数更少，质量损失多大？
-# 把每个线性层取整再读回，试几种位宽，量化值均匀分布或放在正态分位数上。困惑度是每个 token 损失的指数，在日常指令及其回答上计算：越低越好。
+# 把每个线性层量化再反量化（取整再读回），试几种位宽，量化值均匀分布或放在正态分位数上。困惑度是每个 token 损失的指数，在日常指令及其回答上计算：越低越好。
 #
 # **先预测，再运行：** 用 NF4 的 4 比特，困惑度会上升百分之几？
 
@@ -588,16 +589,16 @@ plt.show()
 
 # %% [markdown] id="train-why"
 # ## LoRA and QLoRA on the same task
-# Orders to JSON, as in lesson 03, scored on messages in sentence forms that are never trained on. Two scores: the share of
-# orders that are exact, and the share of fields that are right, a finer ruler. Same rows, steps and seed; what differs is how
-# the frozen weights are stored (and, printed below, the format of the adapter). The difference is taken order by order: both
-# models are asked the same ones.
+# Orders to JSON, as in lesson 03, scored on messages in sentence forms that are never trained on. Two scores: the share
+# of orders that are exact, and the share of fields that are right, a finer measure. Same rows, steps and seed; what
+# differs is how the frozen weights are stored (and, printed below, the format of the adapter). The difference is taken
+# order by order: both models are asked the same ones.
 #
 # **Predict before you run:** how many points of exact orders do the four bits cost?
 
-# %% [markdown] id="train-why" lang="zh" of="207eb068"
+# %% [markdown] id="train-why" lang="zh" of="68366ddf"
 # ## 同一任务上的 LoRA 与 QLoRA
-# 和第 03 课一样把订单变成 JSON，测试消息的句式从未训练过。两个分数：完全正确的订单所占比例，以及正确字段所占比例，后者是更细的尺子。样本、步数和种子都相同；区别在于冻结的权重怎样存放（以及下面打印的适配器格式）。两个模型回答同样的订单，差值按订单逐条计算。
+# 和第 03 课一样把订单变成 JSON，测试消息的句式从未训练过。两个分数：完全正确的订单所占比例，以及正确字段所占比例，后者是更细的指标。样本、步数和种子都相同；区别在于冻结的权重怎样存放（以及下面打印的适配器格式）。两个模型回答同样的订单，差值按订单逐条计算。
 #
 # **先预测，再运行：** 4 比特会让完全正确的订单少几个百分点？
 
@@ -681,11 +682,12 @@ ax.set(title=f"Do four bits cost exact orders? ({len(asked)} orders)", ylabel="e
 plt.show()
 
 # %% [markdown] id="compare-read"
-# An interval that contains 0 says that this many orders cannot tell the two apart, not that they are equal. Compare the seconds too: with four bits every multiplication
-# first unpacks its weights, work that LoRA doesn't have. And the memory, in the table of predicted and measured peaks: four bits
-# save the weights' share, in each setting about the same number of MiB, so the more activations there are, the less of the peak it is. On a
-# 7B model with recomputation the weights dominate, and four bits may decide whether it fits at all: compare LoRA and QLoRA in the list of
-# the 7B model above.
+# An interval that contains 0 says that this many orders cannot tell the two apart, not that they are equal. Compare the
+# seconds too: with four bits every multiplication first unpacks its weights, work that LoRA doesn't have. And the
+# memory, in the table of predicted and measured peaks: four bits save the weights' share, in each setting about the
+# same number of MiB, so the more activations there are, the less of the peak it is. On a 7B model with recomputation
+# the weights dominate, and four bits may decide whether it fits at all: compare LoRA and QLoRA in the list of the 7B
+# model above.
 
 # %% [markdown] id="compare-read" lang="zh" of="bdc027ce"
 # 区间含 0，只说明这么多订单分不出两者高下，并不等于两者相等。也比一比秒数：用 4 比特时，每次相乘都要先解包权重，这一步 LoRA 没有。再看前面“预测与实测”表里的内存：4 比特省下的是权重那一份，各种设置下都差不多是同样多的 MiB，所以激活越多，它在峰值里占的比例就越小。对 7B 模型加重算，权重占大头，4 比特可能决定它到底放不放得下：比较上面 7B 列表里的 LoRA 与 QLoRA。
@@ -693,8 +695,9 @@ plt.show()
 # %% [markdown] id="optimizer-why"
 # ## Moments in eight bits, and pages
 # The same trick for the optimizer: `adamw_8bit` keeps its two moments in one byte each; those of small tensors
-# (`min_8bit_size=4096`) stay in four. *Paged* optimizers may push them to the CPU's memory when a GPU runs out, instead of
-# failing; on a machine without a GPU there is nowhere to push, and they train all the same. Five steps with each, from the same start:
+# (`min_8bit_size=4096`) stay in four. *Paged* optimizers may push them to the CPU's memory when a GPU runs out, instead
+# of failing; on a machine without a GPU there is nowhere to push, and they train all the same. Five steps with each,
+# from the same start:
 
 # %% [markdown] id="optimizer-why" lang="zh" of="eceddf05"
 # ## 8 比特的一阶矩、二阶矩与分页
@@ -806,9 +809,9 @@ plt.show()
 # %% [markdown] id="trap-why"
 # ### A trap that gives no error: answer, then train
 # On a CPU with AVX512_BF16 instructions a 4-bit layer repacks its weights the first time it answers. The packed form
-# multiplies without a backward pass, so that a model which is scored and *then* trained loses the gradient of every layer
-# below, without an error or a warning. `cpu.keep_gradients` above
-# forbids the repacking. On a CPU without these instructions the layer stays as it is, and keeps its gradient.
+# multiplies without a backward pass, so that a model which is scored and *then* trained loses the gradient of every
+# layer below, without an error or a warning. `cpu.keep_gradients` above forbids the repacking. On a CPU without these
+# instructions the layer stays as it is, and keeps its gradient.
 
 # %% [markdown] id="trap-why" lang="zh" of="a5ce3f08"
 # ### 一个不报错的陷阱：先回答，再训练
@@ -1011,7 +1014,7 @@ checks.check_block_scales(block_scales)
 # `levels`; `scales` holds one scale per block.
 
 # %% [markdown] id="exercise-restore-why" lang="zh" of="3bc56d3e"
-# **4.** 把量化值还原成权重：`codes` 形状为（块数, 块大小），内容是张量 `levels` 的下标；`scales` 每块一个缩放因子。
+# **4.** 把编码还原成权重：`codes` 形状为（块数, 块大小），内容是张量 `levels` 的下标；`scales` 每块一个缩放因子。
 
 # %% id="exercise-restore" tags=["exercise"]
 
@@ -1088,11 +1091,11 @@ course.record(outcomes, bands)
 # **On your GPU:** `PROFILE = "t4"` or `"a24g"`, each with a learning rate of its own; before you rent one, `ftlab memory
 # qwen2.5-7b quantization_bit=4` says what fits. The same from a recipe: `quantization_bit: 4` in `recipes/sft_qlora.yaml`.
 #
-# **Next:** other ways to tune, compared at the same price: [05 · Methods](05_methods.ipynb).
+# **Next:** other ways to tune, compared on the same budget: [05 · Methods](05_methods.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="3a671a26"
+# %% [markdown] id="next" lang="zh" of="91ab6260"
 # 留在你手里的是 `runs/04_qlora/adapter`，在 4 比特的基座上训练而成。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`，各自带有合适的学习率；租卡之前，`ftlab memory qwen2.5-7b quantization_bit=4` 会告诉你放不放得下。用配方做同样的事：`recipes/sft_qlora.yaml` 里的 `quantization_bit: 4`。
 #
-# **下一步：** 其他微调办法，同样的价钱：[05 · 各种方法](05_methods.ipynb)。
+# **下一步：** 其他微调方法，在相同的预算下比较：[05 · 各种方法](05_methods.ipynb)。
