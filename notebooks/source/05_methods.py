@@ -1,9 +1,9 @@
 # %% [markdown] id="title"
 # # 05 · Which method? One budget, one table
 #
-# Full fine-tuning, LoRA and its variants, adapters, prefixes, optimizers: each has a paper of its own, with a comparison of its own. Here
-# they all get the same task and the same examples, those that are ranked also the same number of learning rates to choose
-# from, and the table decides what can be said about them.
+# Full fine-tuning, LoRA and its variants, adapters, prefixes, optimizers: each has a paper of its own, with a
+# comparison of its own. Here they all get the same task and the same examples, those that are ranked also the same
+# number of learning rates to choose from, and the table decides what can be said about them.
 #
 # | you will have | measured as |
 # |---|---|
@@ -13,9 +13,8 @@
 # | what is chance | the front runners again with other seeds |
 # | an adapter on disk | `runs/05_methods/LoRA`, loaded again with one call |
 #
-# **Cost:** about 15 minutes and 4.5 GB on two CPU cores, an estimated 10 minutes on a T4. **Before this:** [03 ·
-# LoRA](03_lora.ipynb);
-# [04 · QLoRA](04_qlora.ipynb) helps.
+# **Cost:** about 15 minutes and 4.5 GB on two CPU cores, an estimated 10 minutes on a T4. **Before this:**
+# [03 · LoRA](03_lora.ipynb); [04 · QLoRA](04_qlora.ipynb) helps.
 
 # %% [markdown] id="title" lang="zh" of="87af482e"
 # # 05 · 该选哪种方法？同一份预算，同一张表
@@ -34,9 +33,9 @@
 
 # %% [markdown] id="setup-why"
 # ## Setup
-# The next cell installs what the course needs and this environment lacks, and steps into the folder of the course.
+# The next cell installs missing packages (on Colab, for example) and changes to the course folder.
 
-# %% [markdown] id="setup-why" lang="zh" of="8007656b"
+# %% [markdown] id="setup-why" lang="zh" of="dfb7bb60"
 # ## 准备
 # 下一格会安装当前环境缺少的软件包（例如在 Colab 上），然后进入课程文件夹。
 
@@ -247,14 +246,14 @@ guess_best = "full"  # your guess: a name from the tables below
 guess_undecided = 5  # your guess: how many methods, the best one included
 
 # %% [markdown] id="run-why"
-# ## One run for all
+# ## The same training for all
 # A method is three things: how it prepares the model, its learning rate, and sometimes an optimizer or a setting.
 # Everything else is the same for all of them: examples, their order, number of steps, schedule.
 #
 # Memory is counted from the tensors: what the method adds to the model, the gradients, the optimizer state. Weights that
 # the model has anyway are not counted, nor are activations.
 
-# %% [markdown] id="run-why" lang="zh" of="9150cf12"
+# %% [markdown] id="run-why" lang="zh" of="1147f645"
 # ## 统一的训练流程
 # 一种方法就是三样东西：怎样准备模型、学习率，有时还有优化器或某个设置。其余完全相同：样本、顺序、步数、学习率调度。
 #
@@ -410,10 +409,10 @@ del again
 # ## Weights that are already there, or copies of them
 # - **full** trains every weight; the change can be anything.
 # - **freeze** trains only the last blocks. What is below stays, and the backward pass stops early, which saves time.
-# - **LLaMA Pro** (arXiv:2401.02415) inserts copies of blocks and trains only the copies. Their last projections start at zero, so that the
-#   longer model begins as what it was, and the old blocks are never touched.
-# - **BitFit** (arXiv:2106.10199) trains the biases alone, one number per output. This model, like Llama, was published without any: it gets
-#   biases of zero, which change nothing until they are trained.
+# - **LLaMA Pro** (arXiv:2401.02415) inserts copies of blocks and trains only the copies. Their last projections start
+#   at zero, so that the longer model begins as what it was, and the old blocks are never touched.
+# - **BitFit** (arXiv:2106.10199) trains the biases alone, one number per output. This model, like Llama, was published
+#   without any: it gets biases of zero, which change nothing until they are trained.
 # - **LayerNorm** trains the scales of the norms, one number per channel. Each channel grows or shrinks; no mixing is
 #   learned.
 
@@ -475,9 +474,11 @@ report(
 # Each changes one thing.
 #
 # - **q, v only** adapts two layers of a block instead of all seven.
-# - **rsLoRA** (arXiv:2312.03732) scales by `alpha / sqrt(r)`. Its authors find that at high ranks plain LoRA's `alpha / r` makes the change too small.
+# - **rsLoRA** (arXiv:2312.03732) scales by `alpha / sqrt(r)`. Its authors find that at high ranks plain LoRA's `alpha /
+#   r` makes the change too small.
 # - **LoRA+** (arXiv:2402.12354) gives B a larger learning rate than A, because B starts at zero.
-# - **DoRA** (arXiv:2402.09353) learns the length of each row of the weight (one number per output) apart from its direction.
+# - **DoRA** (arXiv:2402.09353) learns the length of each row of the weight (one number per output) apart from its
+#   direction.
 
 # %% [markdown] id="lora-why" lang="zh" of="a0434734"
 # ## LoRA 的变体
@@ -527,9 +528,11 @@ assert layer_numbers["DoRA"] - layer_numbers["LoRA"] == 1536 == layer_numbers["I
 # %% [markdown] id="small-why"
 # ## Adapters, vectors, prefixes
 # - **bottleneck** is what "adapter" first meant for language models (Houlsby et al. 2019): a small network behind the
-#   MLP of each block, narrow in the middle. Unlike LoRA it cannot be merged into the weights, because there is a nonlinearity inside.
+#   MLP of each block, narrow in the middle. Unlike LoRA it cannot be merged into the weights, because there is a
+#   nonlinearity inside.
 # - **IA3** (arXiv:2205.05638) multiplies keys, values and the MLP's middle by learned vectors. No matrix at all.
-# - **prefix tuning** (arXiv:2101.00190) trains keys and values of sixteen virtual tokens that every block sees before the input.
+# - **prefix tuning** (arXiv:2101.00190) trains keys and values of sixteen virtual tokens that every block sees before
+#   the input.
 
 # %% [markdown] id="small-why" lang="zh" of="4b64c945"
 # ## 适配器、向量、前缀
@@ -575,8 +578,8 @@ print(f"IA3 trains {table['IA3']['trained'] // len(untouched.model.layers):,} nu
 
 # %% [markdown] id="optimizer-why"
 # ## The same LoRA, another optimizer
-# **Muon** makes the update of a matrix orthogonal: all its singular values become about equal. It keeps one moment instead of AdamW's
-# two.
+# **Muon** makes the update of a matrix orthogonal: all its singular values become about equal. It keeps one moment
+# instead of AdamW's two.
 
 # %% [markdown] id="optimizer-why" lang="zh" of="e448e706"
 # ## 同样的 LoRA，换一个优化器
@@ -774,12 +777,13 @@ for key, what in (("exact", "orders"), ("general", "general questions")):
 
 # %% [markdown] id="forgetting-why"
 # ### What was forgotten
-# Training on orders alone may teach a model that an order comes out, whatever goes in. Every model's answer to the first
-# general question, sorted by the share of all of them that is still right:
+# Training on orders alone may teach a model that an order comes out, whatever goes in. Every model's answer to the
+# first general question, sorted by the share of all of them that is still right. One right answer says little: compare
+# it with the share beside it.
 
-# %% [markdown] id="forgetting-why" lang="zh" of="72585caf"
+# %% [markdown] id="forgetting-why" lang="zh" of="1f5020d4"
 # ### 遗忘了什么
-# 只用订单训练，模型学到的可能是：不管问什么，都回一份订单。下面是每个模型对第一个常识问题的回答，按仍能答对的比例排序：
+# 只用订单训练，模型学到的可能是：不管问什么，都回一份订单。下面是每个模型对第一个常识问题的回答，按仍能答对的比例排序。一个问题答对了说明不了什么：要与旁边的比例对照着看。
 
 # %% id="forgetting"
 print(f"{general[0]['instruction']}\n{'before':<14} {general_before:>4.0%} {replies_before[0][:90]!r}")
@@ -886,9 +890,9 @@ experiment.show(draw, method=list(rows), budget_mib=[10, 0.5, 3, 30, 100, 2000])
 
 # %% [markdown] id="loftq-why"
 # ## Three more ideas, in small
-# **LoftQ** (arXiv:2310.08659) is for QLoRA. There `B A` starts at zero, so training starts from a model that quantization has damaged. LoftQ
-# looks for a quantized matrix *and* a `B A` whose sum is close to the original: quantize, fit `B A` to the error by SVD,
-# quantize what is left, again. With two bits and rank 8:
+# **LoftQ** (arXiv:2310.08659) is for QLoRA. There `B A` starts at zero, so training starts from a model that
+# quantization has damaged. LoftQ looks for a quantized matrix *and* a `B A` whose sum is close to the original:
+# quantize, fit `B A` to the error by SVD, quantize what is left, again. With two bits and rank 8:
 
 # %% [markdown] id="loftq-why" lang="zh" of="ef7a0a01"
 # ## 另外三个想法，小规模演示
@@ -914,9 +918,10 @@ print("relative error: " + ", ".join(f"{error:.2f}" for error in errors))
 assert errors[-1] < errors[0]
 
 # %% [markdown] id="longlora-why"
-# **LongLoRA** (arXiv:2309.12307) makes fine-tuning on long texts cheaper: while it trains, a token attends within its group only, and half
-# of the heads use groups that are shifted by half a group, so that information passes from group to group. It also trains
-# embeddings and norms (`modules_to_save` of `LoraConfig`). Eight tokens in groups of four, filled where a query looks:
+# **LongLoRA** (arXiv:2309.12307) makes fine-tuning on long texts cheaper: while it trains, a token attends within its
+# group only, and half of the heads use groups that are shifted by half a group, so that information passes from group
+# to group. It also trains embeddings and norms (`modules_to_save` of `LoraConfig`). Eight tokens in groups of four,
+# filled where a query looks:
 
 # %% [markdown] id="longlora-why" lang="zh" of="c3a55857"
 # **LongLoRA**（arXiv:2309.12307）让长文本微调更省：训练时每个 token 只看自己组内的 token，另一半注意力头把分组错开半组，信息就能在组间传递。它还训练嵌入和归一化层（`LoraConfig` 的 `modules_to_save`）。八个 token、每组四个，填色处是查询能看到的位置：
@@ -1170,6 +1175,6 @@ course.record(outcomes, bands)
 #
 # **用配方跑同样的方法：** `finetuning_type` 可以是 `full`、`freeze`、`bitfit`、`lora`，或 PEFT 中其他方法的名字（`ia3`、`prefix_tuning`、`vera` 等）；`use_dora`、`use_rslora`、`loraplus_lr_ratio`、`use_llama_pro`、`use_muon`、`neftune_noise_alpha` 和 `optim` 都是键（`ftlab recipe explain finetuning_type`）。只有 bottleneck 没有对应的配方。
 #
-# **中文数据：** 内嵌模型只懂英文，所以这里的订单是英文的；换成能说中文的模型后，把 `data_files` 指向你自己的中文数据即可，其余不变。
+# **中文数据：** 内置模型只懂英文，所以这里的订单是英文的；换成能说中文的模型后，把 `data_files` 指向你自己的中文数据即可，其余不变。
 #
 # **下一步：** Trainer 背后的训练循环，以及各项设置的作用：[06 · 训练](06_training.ipynb)。
