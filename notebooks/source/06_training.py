@@ -1,8 +1,8 @@
 # %% [markdown] id="title"
 # # 06 · Training: the loop, the schedule, the numbers
 #
-# A trainer hides five lines. Here you write them, prove that your loop and the library's give the same loss at every step,
-# and then use it to measure what the other settings do: schedule and warm-up, accumulation, number formats,
+# A trainer hides a loop of a few lines. Here you write it, prove that your loop and the library's give the same loss at
+# every step, and then use it to measure what the other settings do: schedule and warm-up, accumulation, number formats,
 # recomputation, a learning rate found instead of guessed, and a run that is killed and resumed.
 #
 # | you will have | measured as |
@@ -16,10 +16,10 @@
 # **Cost:** about 9 minutes and 5 GB on two CPU cores, an estimated 4 minutes on a T4. **Before this:**
 # [03 · LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="a4b4a5ac"
+# %% [markdown] id="title" lang="zh" of="eab8402b"
 # # 06 · 训练：循环、学习率调度与数值格式
 #
-# Trainer 藏起来的其实只有五行代码。在这里你亲手写出来，证明每一步的损失都与库的一致，再用它测量其他设置的作用：学习率调度与预热、梯度累积、数值格式、重计算、不靠猜而是找出来的学习率，以及中断后续跑。
+# Trainer 藏起来的其实只是几行代码的循环。在这里你亲手写出来，证明每一步的损失都与库的一致，再用它测量其他设置的作用：学习率调度与预热、梯度累积、数值格式、重计算、不靠猜而是找出来的学习率，以及中断后续跑。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
@@ -33,9 +33,9 @@
 
 # %% [markdown] id="setup-why"
 # ## Setup
-# The next cell installs what the course needs and this environment lacks, and steps into the folder of the course.
+# The next cell installs missing packages (on Colab, for example) and changes to the course folder.
 
-# %% [markdown] id="setup-why" lang="zh" of="8007656b"
+# %% [markdown] id="setup-why" lang="zh" of="dfb7bb60"
 # ## 准备
 # 下一格会安装当前环境缺少的软件包（例如在 Colab 上），然后进入课程文件夹。
 
@@ -112,7 +112,7 @@ plt.show()
 
 # %% [markdown] id="data-why" lang="zh" of="58e89e1c"
 # ## 数据与模型
-# 与第 03 课相同的“订单转 JSON”。每个样例变成 token id 与标签；提示部分的标签是 -100，只训练回答和它的结尾。
+# 与第 03 课相同的“订单转 JSON”。每个样本变成 token id 与标签；提示部分的标签是 -100，只训练回答和它的结尾。
 
 # %% id="load"
 dtype = device.describe().dtype
@@ -149,11 +149,12 @@ print({name: tuple(tensor.shape) for name, tensor in collate([dict(row) for row 
 # %% [markdown] id="adamw-why"
 # ## One step of AdamW
 # The optimizer keeps two numbers for every weight: `m`, the mean of its recent gradients, and `v`, the mean of their
-# squares. The step is `m / sqrt(v)`: about the learning rate, whatever the gradient's size. One weight, one gradient:
+# squares. The step is the learning rate times `m / sqrt(v)`: about the learning rate itself, whatever the gradient's
+# size. One weight, one gradient:
 
-# %% [markdown] id="adamw-why" lang="zh" of="c89d7b73"
+# %% [markdown] id="adamw-why" lang="zh" of="c7666b84"
 # ## AdamW 的一步
-# 优化器为每个权重保存两个数：`m` 是近期梯度的均值（一阶矩），`v` 是梯度平方的均值（二阶矩）。更新量是 `m / sqrt(v)`：不管梯度多大，步长都约等于学习率。一个权重，一个梯度：
+# 优化器为每个权重保存两个数：`m` 是近期梯度的均值（一阶矩），`v` 是梯度平方的均值（二阶矩）。更新量是学习率乘以 `m / sqrt(v)`：不管梯度多大，步长都约等于学习率。一个权重，一个梯度：
 
 
 # %% id="adamw"
@@ -432,6 +433,15 @@ ax.set(xlabel="optimizer step", ylabel="loss per trained token", title="Which ru
 ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 plt.show()
 
+# %% [markdown] id="break-read"
+# Compare the two runs at the high rate. If the one with warm-up also ends far above the others, warm-up didn't rescue
+# it: it delays the full-size steps, it doesn't make them smaller. Then compare the schedule that was cut short with the
+# full one at the same rate, beside the spread between seeds measured above: the gap is what the small steps at the end
+# are worth.
+
+# %% [markdown] id="break-read" lang="zh" of="5eb7252b"
+# 比较两次高学习率的训练。如果带预热的那次也远高于其余几次，预热就没能救它：预热只推迟了满步长的更新，并没有让步长变小。再把截断的调度与同一学习率的完整调度相比，并对照上面随机种子之间的波动：两者的差距就是末尾那些小步长的价值。
+
 # %% [markdown] id="accumulate-why"
 # ## Gradient accumulation, and its trap
 # Twice four examples instead of eight: add up two gradients, then step. Equal to eight at once only if the loss is divided
@@ -440,7 +450,7 @@ plt.show()
 
 # %% [markdown] id="accumulate-why" lang="zh" of="3f6a779a"
 # ## 梯度累积，以及它的陷阱
-# 用两次四个样例代替一次八个：梯度相加，再更新。只有损失除以*全部*八个样例的 token 数时，两者才相等。对两个平均值再取平均，会让较短那一半的 token 权重更大。Transformers 直到 2024 年还有这个问题（huggingface/transformers issue 34198）。
+# 用两次四个样本代替一次八个：梯度相加，再更新。只有损失除以*全部*八个样本的 token 数时，两者才相等。对两个平均值再取平均，会让较短那一半的 token 权重更大。Transformers 直到 2024 年还有这个问题（huggingface/transformers issue 34198）。
 
 
 # %% id="accumulate"
@@ -475,13 +485,15 @@ assert accumulation_error <= 1e-4
 
 # %% [markdown] id="precision-why"
 # ## Number formats
-# bfloat16 keeps float32's range with three digits; float16 has more digits and a small range. Two losses follow. An update
-# that is small beside its weight *rounds away* in bfloat16. A gradient that is small in itself becomes *zero* in float16,
-# which is why float16 training multiplies the loss first (loss scaling).
+# bfloat16 keeps float32's range with three digits; float16 has more digits and a small range. Two losses follow. An
+# update that is small beside its weight *rounds away* in bfloat16. A gradient that is small in itself becomes *zero* in
+# float16, which is why float16 training multiplies the loss first (loss scaling); how large a part of a real gradient
+# that concerns is counted below. So what is trained is kept in float32 (PEFT does so with its adapters), and 16 bits
+# serve for frozen weights and for the products.
 
-# %% [markdown] id="precision-why" lang="zh" of="4c7a6c86"
+# %% [markdown] id="precision-why" lang="zh" of="6324be39"
 # ## 数值格式
-# bfloat16 的范围和 float32 一样，但只有约三位有效数字；float16 位数更多，范围却小。后果有两个：相对权重太小的更新，在 bfloat16 里会被*舍掉*；本身太小的梯度，在 float16 里会变成*零*，所以 float16 训练要先放大损失（loss scaling）。
+# bfloat16 的范围和 float32 一样，但只有约三位有效数字；float16 位数更多，范围却小。后果有两个：相对权重太小的更新，在 bfloat16 里会被*舍掉*；本身太小的梯度，在 float16 里会变成*零*，所以 float16 训练要先放大损失（loss scaling）；真实的梯度里有多大一部分会这样，下面数一数。因此，要训练的权重用 float32 保存（PEFT 的适配器就是这样），16 比特用于冻结的权重和矩阵乘积。
 
 # %% id="formats"
 formats = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -643,7 +655,7 @@ class CsvLog(TrainerCallback):
 
 # %% [markdown] id="overfit-why" lang="zh" of="32d1551b"
 # ## 过拟合一个 batch
-# 最便宜的自检：同样几个样例反复训练，损失必须接近零。如果做不到，就是标签、掩码或梯度有错，而长时间训练只会把它藏起来。
+# 最便宜的自检：同样几个样本反复训练，损失必须接近零。如果做不到，就是标签、掩码或梯度有错，而长时间训练只会把它藏起来。
 
 # %% id="overfit"
 same_rows = train_dataset.select(
