@@ -27,7 +27,7 @@
 # |---|---|
 # | 微调的代价 | 自由回答的常识题、选择题、与基座模型的 KL 散度 |
 # | 区分差异与偶然的检验 | McNemar 检验的 p 值，只看答案变化了的题目 |
-# | 模型自己写的回放数据 | 留下和舍去的样例数 |
+# | 模型自己写的回放数据 | 留下和舍去的样本数 |
 # | 各种补救办法的比较 | 学到的技能与丢掉的常识，带 95% 置信区间 |
 # | 一个适配器学三项技能，对比三个适配器 | 逐题比较答对的题 |
 # | 公开评测与 A/B 测试 | lm-eval 与本课自己的数值对照；符号检验及其功效 |
@@ -37,9 +37,9 @@
 
 # %% [markdown] id="setup-why"
 # ## Setup
-# The next cell installs what the course needs and this environment lacks, and steps into the folder of the course.
+# The next cell installs missing packages (on Colab, for example) and changes to the course folder.
 
-# %% [markdown] id="setup-why" lang="zh" of="8007656b"
+# %% [markdown] id="setup-why" lang="zh" of="dfb7bb60"
 # ## 准备
 # 下一格会安装当前环境缺少的软件包（例如在 Colab 上），然后进入课程文件夹。
 
@@ -430,13 +430,13 @@ for label in ("LoRA", "full"):
 
 # %% [markdown] id="towards-why"
 # ## Remedy 1: walk back towards the base
-# After training, without a single step: every weight a part of the way from the base to the tuned model,
-# `base + t (tuned - base)`. With `t = 1` nothing changes, `t = 0` is the base. The skill is often learned before the end of
-# the way (Wortsman et al. 2022, "Robust fine-tuning"). A matrix of two weights:
+# *Weight interpolation* needs no further training: every weight is moved to a point between the base and the tuned
+# model, `base + t (tuned - base)`. With `t = 1` nothing changes, `t = 0` is the base. The skill is often learned before
+# the end of the way (Wortsman et al. 2022, "Robust fine-tuning"). A matrix of two weights:
 
-# %% [markdown] id="towards-why" lang="zh" of="635da2e7"
+# %% [markdown] id="towards-why" lang="zh" of="6c845650"
 # ## 办法一：朝基座往回走
-# 训练结束之后，一步也不用再训：让每个权重停在基座与微调模型之间的某处，`base + t (tuned - base)`。`t = 1` 不变，`t = 0` 就是基座。技能往往在走到终点之前就学会了（Wortsman et al. 2022，“Robust fine-tuning”）。以两个权重为例：
+# *权重插值*（weight interpolation）一步也不用再训：让每个权重停在基座与微调模型之间的某处，`base + t (tuned - base)`。`t = 1` 不变，`t = 0` 就是基座。技能往往在走到终点之前就学会了（Wortsman et al. 2022，“Robust fine-tuning”）。以两个权重为例：
 
 
 # %% id="towards"
@@ -453,10 +453,11 @@ measure("full, half way", full_model)
 del full_model, full_trainer
 
 # %% [markdown] id="towards-lora-why"
-# For LoRA the tuned model is `W + scale · B A`, so that part of the way is a smaller scale. PEFT has it as a context manager.
+# For LoRA the tuned model is `W + scale · B A`, so that part of the way is a smaller scale. PEFT has it as a context
+# manager. The adapter is still the one that was trained on the name alone.
 #
 
-# %% [markdown] id="towards-lora-why" lang="zh" of="9f8083ce"
+# %% [markdown] id="towards-lora-why" lang="zh" of="7df1bdcb"
 # 对 LoRA 来说，微调后的模型是 `W + scale · B A`，走一段路就是把 scale 调小。PEFT 用上下文管理器提供了这个功能。这里的适配器仍是只训练名字的那一个。
 
 # %% id="towards-lora"
@@ -484,7 +485,7 @@ print(*mixed["row"][:10])
 # From which share on, 10, 20 or 40%, does it give back at least half of what was lost?
 
 # %% [markdown] id="predict-share-why" lang="zh" of="b7cf7985"
-# **先预测，再运行：** 每次训练的步数相同，所以回放会挤掉一部分名字的样例。比例为 10%、20%、40% 时，从哪一个开始能挽回至少一半的损失？
+# **先预测，再运行：** 每次训练的步数相同，所以回放会挤掉一部分名字的样本。比例为 10%、20%、40% 时，从哪一个开始能挽回至少一半的损失？
 
 # %% id="predict-share"
 guess_share = 40  # your guess, in percent
@@ -543,7 +544,7 @@ model = tuned.unload()
 
 # %% [markdown] id="tasks-why" lang="zh" of="a7f04d04"
 # ## 三项技能：训练一次，还是三次？
-# 多数项目要教的不止一件事。除了名字，再加上第 02 课的订单和评论：每项技能一个适配器，还是三项共用一个？单独的适配器各训练 `max_steps` 步；共用的那个训练三倍的步数，每项技能占三分之一的样例，这样每项技能的预算相同。判断回答时只看最后一行：订单的 JSON，评论的结论。
+# 多数项目要教的不止一件事。除了名字，再加上第 02 课的订单和评论：每项技能一个适配器，还是三项共用一个？单独的适配器各训练 `max_steps` 步；共用的那个训练三倍的步数，每项技能占三分之一的样本，这样每项技能的预算相同。判断回答时只看最后一行：订单的 JSON，评论的结论。
 
 
 # %% id="tasks-data"
@@ -603,16 +604,17 @@ print(f"facts: {tuned_facts:.0%} after the name alone, {facts_after:.0%} after a
 # skills also act as replay? The shared adapter saw as many rows about the name, and took three times the steps.
 
 # %% [markdown] id="tasks-read" lang="zh" of="2e5f3e1d"
-# 先看 p 值，再看得分：如果没有一个很小，那么就这些题目而言，一个适配器把三件事做得和三个单独的适配器一样好，而一个更容易保存、测试和部署。如果有一个很小，就看得分往哪边变：一项技能可能受益于其他技能的训练步，也可能受其所累。最后一行问的是另一件事：其他技能的样例是否也起到了回放的作用？共用的适配器见到的名字样例一样多，步数则是三倍。
+# 先看 p 值，再看得分：如果没有一个很小，那么就这些题目而言，一个适配器把三件事做得和三个单独的适配器一样好，而一个更容易保存、测试和部署。如果有一个很小，就看得分往哪边变：一项技能可能受益于其他技能的训练步，也可能受其所累。最后一行问的是另一件事：其他技能的样本是否也起到了回放的作用？共用的适配器见到的名字样本一样多，步数则是三倍。
 
 # %% [markdown] id="pareto-why"
 # ## Gain against loss
-# One number per run hides the trade. To the right: more of the name. Up: more of the facts. A run is on the *Pareto front* if
-# no other is at least as good in both and better in one; all others can be dropped, as far as the intervals allow.
+# One number per run hides the trade. To the right: more of the name. Up: more of the facts. A run is on the *Pareto
+# front* if no other is at least as good in both and better in one; all others can be dropped, as far as the intervals
+# allow. Compare every remedy with *LoRA*, the run without one: not each of them must have helped.
 
-# %% [markdown] id="pareto-why" lang="zh" of="2988e58c"
+# %% [markdown] id="pareto-why" lang="zh" of="ecb9abac"
 # ## 得与失
-# 每次训练只看一个数，就看不到取舍。越靠右，名字学得越好；越靠上，常识留得越多。如果没有别的点两项都不差、且至少一项更好，这个点就在*帕累托前沿*上；其余的都可以淘汰，前提是置信区间分得开。
+# 每次训练只看一个数，就看不到取舍。越靠右，名字学得越好；越靠上，常识留得越多。如果没有别的点两项都不差、且至少一项更好，这个点就在*帕累托前沿*上；其余的都可以淘汰，前提是置信区间分得开。每种办法都要与没有补救的 *LoRA* 相比：未必每一种都管用。
 
 
 # %% id="front"
@@ -703,12 +705,12 @@ print(f"rank correlation of KL and facts lost, over {len(results)} models: {rank
 # 秩相关为 1，表示按 KL 排序与按丢失的常识排序完全一致。如果它很高，KL 散度就是一个便宜的警报：不需要题目，训练途中就能算。
 
 # %% [markdown] id="break-why"
-# ## What goes wrong: the wrong yardstick
-# Most projects look at one number. Which run would each number choose, and what would that cost? The last line asks for the
-# most facts among the runs whose name is at most one question behind the best.
+# ## What goes wrong: the wrong metric
+# Most projects look at one number. Which run would each number choose, and what would that cost? The last line asks for
+# the most facts among the runs whose name is at most one question behind the best.
 
-# %% [markdown] id="break-why" lang="zh" of="547884d2"
-# ## 故意出错：选错了尺子
+# %% [markdown] id="break-why" lang="zh" of="3137da92"
+# ## 故意出错：选错了指标
 # 多数项目只看一个数。每个数各会选中哪一次训练，代价是什么？最后一行的规则是：名字比最好的至多少对一题的那些训练里，选常识最多的。
 
 # %% id="break"
@@ -1099,7 +1101,7 @@ checks.check_walk_back(walk_back)
 # **3.** 480 examples teach a task. How many replay examples must be added so that 20% of all examples are replay?
 
 # %% [markdown] id="exercise-count-why" lang="zh" of="82d55d3e"
-# **3.** 有 480 个样例用来教一项任务。要让全部样例中 20% 是回放，需要加多少个回放样例？
+# **3.** 有 480 个样本用来教一项任务。要让全部样本中 20% 是回放，需要加多少个回放样本？
 
 # %% id="exercise-count" tags=["exercise"]
 replay_count = ...  # your answer
