@@ -30,9 +30,9 @@
 
 # %% [markdown] id="setup-why"
 # ## Setup
-# The next cell installs what the course needs and this environment lacks, and steps into the folder of the course.
+# The next cell installs missing packages (on Colab, for example) and changes to the course folder.
 
-# %% [markdown] id="setup-why" lang="zh" of="8007656b"
+# %% [markdown] id="setup-why" lang="zh" of="dfb7bb60"
 # ## 准备
 # 下一格会安装当前环境缺少的软件包（例如在 Colab 上），然后进入课程文件夹。
 
@@ -874,9 +874,10 @@ if importlib.util.find_spec("bitsandbytes"):
 
 # %% [markdown] id="recipe-why"
 # ## The same from a recipe
-# `ftlab export merge.yaml` with these keys merges, saves to a temporary folder, reloads, compares, writes the model card
-# and only then gives the folder its name. `export_device` says where the merge is computed: `cpu` if the model fits the
-# computer's memory but not the GPU's. The card's last line compares greedy answers to *random* tokens: there the two best tokens may be close, and after the first that differs the rest of an answer differs too.
+# `ftlab export merge.yaml` with these keys merges, saves to a temporary folder, reloads, compares, writes the model
+# card and only then gives the folder its name. `export_device` says where the merge is computed: `cpu` if the model
+# fits the computer's memory but not the GPU's. The card's last line compares greedy answers to *random* tokens: there
+# the two best tokens may be close, and after the first that differs the rest of an answer differs too.
 
 # %% [markdown] id="recipe-why" lang="zh" of="77543feb"
 # ## 用配方做同样的事
