@@ -1,9 +1,9 @@
 # %% [markdown] id="title"
 # # 09 · Inference: from scores to words, fast enough for several people
 #
-# A language model gives scores for the next token. Everything else, choosing, remembering, batching, serving, is done
-# around it. Here you write each of these by hand, prove it equal to the library's, and measure what it is worth on this
-# machine.
+# A language model gives scores (*logits*) for the next token. Everything else, choosing, remembering, batching,
+# serving, is done around it. Here you write each of these by hand, prove it equal to the library's, and measure what it
+# is worth on this machine.
 #
 # | you will have | measured as |
 # |---|---|
@@ -17,10 +17,10 @@
 # **Cost:** about 6 minutes and 5 GB on two CPU cores, an estimated 3 minutes on a T4. **Before this:**
 # [00 · Your first fine-tune](00_first_finetune.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="d7cb97bf"
+# %% [markdown] id="title" lang="zh" of="a5f20e78"
 # # 09 · 推理：从分数到文字，快到能供多人使用
 #
-# 语言模型给出的只是下一个 token 的分数。其余的事：选择、记忆、成批、对外服务，都在它周围完成。在这里，你亲手写出每一样，证明与库的结果相等，并测出它在这台机器上值多少。
+# 语言模型给出的只是下一个 token 的分数（logits）。其余的事（选 token、缓存、批处理、对外服务）都在模型之外完成。在这里，你把每一样都亲手写一遍，证明与库的结果一致，并测出它在这台机器上带来多少收益。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
@@ -35,9 +35,9 @@
 
 # %% [markdown] id="setup-why"
 # ## Setup
-# The next cell installs what the course needs and this environment lacks, and steps into the folder of the course.
+# The next cell installs missing packages (on Colab, for example) and changes to the course folder.
 
-# %% [markdown] id="setup-why" lang="zh" of="8007656b"
+# %% [markdown] id="setup-why" lang="zh" of="dfb7bb60"
 # ## 准备
 # 下一格会安装当前环境缺少的软件包（例如在 Colab 上），然后进入课程文件夹。
 
@@ -117,12 +117,12 @@ plt.show()
 # %% [markdown] id="baseline-why"
 # ## Start with a baseline
 # Each new token reads all weights once, so the memory sets a limit: bandwidth divided by the size of the weights. This
-# limit is the *memory roof* of one answer at a time. First measure the bandwidth: a matrix too big for the processor's
-# cache, times a vector, reads every number once.
+# limit is the *memory roof* of one answer at a time (decoding is *memory-bound*, in the terms of the roofline model).
+# First measure the bandwidth: a matrix too big for the processor's cache, times a vector, reads every number once.
 
-# %% [markdown] id="baseline-why" lang="zh" of="5e5f47c0"
+# %% [markdown] id="baseline-why" lang="zh" of="71331803"
 # ## 先测基线
-# 每生成一个 token 要把全部权重读一遍，所以内存定下了上限：带宽除以权重的大小。这就是一次只答一个时的*内存上限*（memory roof）。先测带宽：用一个处理器缓存放不下的矩阵乘一个向量，每个数正好读一遍。
+# 每生成一个 token 要把全部权重读一遍，所以内存定下了上限：带宽除以权重的大小。这就是一次只答一个时的*内存上限*（memory roof；用 roofline 模型的说法，解码是 memory-bound，受内存带宽限制）。先测带宽：用一个处理器缓存放不下的矩阵乘一个向量，每个数正好读一遍。
 
 # %% id="load"
 dtype = device.describe().dtype
@@ -555,10 +555,10 @@ print("both rows answer the same:         ", mixed[:1].equal(mixed[1:]))
 
 # %% [markdown] id="stream-why"
 # ## Streaming
-# A reader wants the first word immediately. A streamer prints each token immediately; nothing gets faster, it only
-# *feels* so.
+# A reader wants the first word immediately. A streamer prints each token as soon as it is generated; nothing gets
+# faster, it only *feels* so.
 
-# %% [markdown] id="stream-why" lang="zh" of="e3ea8d59"
+# %% [markdown] id="stream-why" lang="zh" of="f895237e"
 # ## 流式输出
 # 读者想马上看到第一个词。streamer 把每个 token 一出来就打印；并没有更快，只是*感觉*更快。
 
@@ -598,7 +598,7 @@ print(f"same tokens, {seconds[None] / seconds[6]:.1f} times faster")
 # Keep one scale per row, the largest absolute weight over 127, and round. Four weights, by hand:
 
 # %% [markdown] id="int8-why" lang="zh" of="c4946826"
-# ## 每个权重更少的字节
+# ## 每个权重占更少的字节
 # 一次只答一个时，每个 token 都要读遍全部权重。16 比特改成 8 比特，要读的就少一半，上限也就高一倍。每行存一个缩放因子（绝对值最大的权重除以 127），然后取整。先用四个权重亲手算：
 
 # %% id="int8-literal"
@@ -652,7 +652,7 @@ print(f"{int8_rate:.1f} tokens per second, {plain_rate:.1f} before")
 # What did the rounding cost? The loss on plain text, and how many of the greedy answers above stay the same to the last token.
 
 # %% [markdown] id="int8-quality-why" lang="zh" of="d7a08e79"
-# 取整付出了什么？看普通文字上的损失，以及上面的贪心回答有多少一个 token 都没变。
+# 取整的代价是什么？看普通文字上的损失，以及上面的贪心回答有多少一个 token 都没变。
 
 
 # %% id="int8-quality"
@@ -704,13 +704,14 @@ if importlib.util.find_spec("bitsandbytes"):
 # %% [markdown] id="static-why"
 # ## Less overhead per step
 # `generate` is general: it checks every stopping criterion and every option after each token, and its cache grows by
-# copying. Your own loop from above does none of that, and a *static* cache is allocated once in its full size. Each of the
-# two is measured by itself. On a GPU the fixed size is also what `torch.compile` and CUDA graphs need: there
+# copying. Your own loop from above does none of that, and a *static* cache is allocated once in its full size. Each of
+# the two is measured by itself. (A static cache may also cost more than it saves: every step then attends over its full
+# length, empty places included.) On a GPU the fixed size is also what `torch.compile` and CUDA graphs need: there
 # `generate(cache_implementation="static")` compiles by itself.
 
-# %% [markdown] id="static-why" lang="zh" of="89a94471"
+# %% [markdown] id="static-why" lang="zh" of="0c683d87"
 # ## 减少每步的额外开销
-# `generate` 是通用的：每个 token 之后都要检查各种停止条件和选项，它的缓存靠复制增长。你上面自己的循环不需要这些，而*静态*缓存一次就按全长分配好。两者的收益分开测量。在 GPU 上，固定的大小也正是 `torch.compile` 和 CUDA graph 所需要的：那里 `generate(cache_implementation="static")` 会自动编译。
+# `generate` 是通用的：每个 token 之后都要检查各种停止条件和选项，它的缓存靠复制增长。你上面自己的循环不需要这些，而*静态*缓存一次就按全长分配好。两者的收益分开测量。（静态缓存也可能得不偿失：每一步都要对全长做注意力计算，包括还空着的位置。）在 GPU 上，固定的大小也正是 `torch.compile` 和 CUDA graph 所需要的：那里 `generate(cache_implementation="static")` 会自动编译。
 
 
 # %% id="static"
@@ -850,7 +851,7 @@ print(
 
 # %% [markdown] id="server-why" lang="zh" of="4488aed7"
 # ## 给别人用：一个服务
-# `ftlab serve MODEL` 的接口与 OpenAI 的 API 相同，所以支持这种 API 的客户端和应用都能用。它让请求在两个 token 之间加入或离开正在运行的批次，每个请求都要带 API key，并且默认只监听本机。这里它作为一条命令与笔记本一同运行，用一个空闲端口和自己的 API key。
+# `ftlab serve MODEL` 的接口与 OpenAI 的 API 相同，所以支持这种 API 的客户端和应用都能用。它让请求在两个 token 之间加入或离开正在运行的批次，每个请求都要带 API key，并且默认只监听本机。这里它作为一条命令与 notebook 一同运行，用一个空闲端口和自己的 API key。
 
 # %% id="server"
 with socket.create_server(("127.0.0.1", 0)) as free:
