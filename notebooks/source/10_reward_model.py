@@ -36,9 +36,9 @@
 
 # %% [markdown] id="setup-why"
 # ## Setup
-# The next cell installs what the course needs and this environment lacks, and steps into the folder of the course.
+# The next cell installs missing packages (on Colab, for example) and changes to the course folder.
 
-# %% [markdown] id="setup-why" lang="zh" of="8007656b"
+# %% [markdown] id="setup-why" lang="zh" of="dfb7bb60"
 # ## 准备
 # 下一格会安装当前环境缺少的软件包（例如在 Colab 上），然后进入课程文件夹。
 
@@ -615,6 +615,15 @@ plt.show()
 print(f"expected calibration error on {len(held_out)} pairs: {calibration_error:.3f}")
 print(f"mean distance to the true probability: {probability_error:.3f}")
 
+# %% [markdown] id="calibration-read"
+# A reward model is *overconfident* if its claims lie nearer to 0 and 1 than the shares that were counted; a weight in
+# the table above that is larger than the planted one says the same. For ranking this does no harm. It does where the
+# number itself is used, as a probability or as the reward of PPO: then divide all margins by one number that is fitted
+# on validation pairs (*temperature scaling*, Guo et al. 2017, arXiv:1706.04599).
+
+# %% [markdown] id="calibration-read" lang="zh" of="4e675492"
+# 如果奖励模型声称的概率比实际数出来的比例更靠近 0 和 1，就叫*过度自信*（overconfident）；上面那张表里某个权重大于设定的值，说的是同一件事。只用来排序时没有影响；要用这个数本身时，例如当作概率，或者当作 PPO 的奖励，就有影响：这时把所有分差除以同一个数，这个数在验证偏好对上拟合（*温度缩放*，temperature scaling，Guo 等 2017，arXiv:1706.04599）。
+
 # %% [markdown] id="judges-why"
 # ## Three kinds of judges
 # - A **program** checks what a program can check, here the opening: a *verifiable reward*. Cheap, exact, and blind to all
@@ -748,6 +757,15 @@ plots.plot_scores(ordinary, len(held_out), right)
 left.set(ylabel="ranked as the planted taste, %", title=f"Does it pass the probe? {len(probe)} topics")
 right.set(ylabel="", title=f"And on ordinary pairs? {len(held_out)} pairs")
 plt.show()
+
+# %% [markdown] id="probe-read"
+# Judge a fix by both panels. The left one says whether the flaw is gone, the right one what the fix costs. Many
+# ordinary pairs differ in length alone, and from pairs of equal length a model learns nothing about length: neither the
+# tired raters' dislike nor the planted taste. The *careful* model, trained on the ratings of raters who were not tired,
+# has learned both.
+
+# %% [markdown] id="probe-read" lang="zh" of="6689c4d5"
+# 修得好不好，要看两幅图。左图说明毛病还在不在，右图说明修复的代价。许多普通偏好对只差在长度上，而从长度相同的偏好对里，模型学不到任何关于长度的东西：既学不到累了的评分者的厌恶，也学不到设定的口味。*careful* 用的是没有累的评分者的评分，两样都学到了。
 
 # %% [markdown] id="experiment-why"
 # ## Experiment
