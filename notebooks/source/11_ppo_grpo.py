@@ -2,13 +2,13 @@
 # # 11 · PPO and GRPO: learning from a reward
 #
 # Until now somebody had to write the right answer down. Here a program only *checks*: the model writes several answers,
-# the program says how good each one is, and training makes the good ones likelier. You start from a model that
-# is often wrong, build GRPO's loss, prove it equal to TRL's, train with it, train with PPO, RLOO and GRPO on equal
-# budgets, and then watch two rewards go wrong: one that can be cheated, and one that a model gives.
+# the program says how good each one is, and training makes the good ones likelier. You start from a model that is often
+# wrong, build GRPO's loss, prove it equal to TRL's, train with it, train with PPO, RLOO and GRPO on equal budgets, then
+# watch a reward that can be cheated, and last try one that a model gives.
 #
 # | you will have | measured as |
 # |---|---|
-# | a weak model and its head-room | exact answers in one try and in eight |
+# | a weak model and its headroom | exact answers in one try and in eight |
 # | the GRPO loss by hand | largest difference to TRL's, same batches; it trains a model |
 # | PPO, RLOO and GRPO on one task | exact answers to held-out messages, with intervals; KL, completions, seconds |
 # | a model that cheats its reward | the reward that is paid beside the share of right answers |
@@ -17,10 +17,10 @@
 # **Cost:** about 8 minutes and 6 GB on two CPU cores; not measured on a GPU. **Before this:**
 # [03 · LoRA](03_lora.ipynb); for the judge, [10 · A reward model](10_reward_model.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="bc245134"
+# %% [markdown] id="title" lang="zh" of="f15440c8"
 # # 11 · PPO 与 GRPO：从奖励中学习
 #
-# 到目前为止，总得有人写出正确答案。这一课里程序只负责*检查*：模型写出几个回答，程序给每个打分，训练让好的回答概率变大。你从一个经常答错的模型出发，亲手写出 GRPO 的损失，证明它与 TRL 的相等，用它训练；再在相同预算下用 PPO、RLOO 和 GRPO 训练；最后看两个奖励怎样出问题：一个有空子可钻，一个由模型给出。
+# 到目前为止，总得有人写出正确答案。这一课里程序只负责*检查*：模型写出几个回答，程序给每个打分，训练让好的回答概率变大。你从一个经常答错的模型出发，亲手写出 GRPO 的损失，证明它与 TRL 的相等，用它训练；再在相同预算下用 PPO、RLOO 和 GRPO 训练；然后看一个有空子可钻的奖励怎样出问题，最后试一个由模型给出的奖励。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
@@ -28,15 +28,15 @@
 # | 手写的 GRPO 损失 | 同样的批次上与 TRL 的最大差值；用它真的训练了模型 |
 # | 同一任务上的 PPO、RLOO 和 GRPO | 留出消息中完全正确的比例（带区间）；KL、回答数、秒数 |
 # | 一个钻奖励空子的模型 | 得到的奖励，与正确回答的比例对照 |
-# | 用学出来的裁判当奖励 | 它在为什么付分，正确回答因此怎样变化 |
+# | 用学出来的裁判当奖励 | 它按什么给分，正确回答因此怎样变化 |
 #
 # **耗时与内存：** 两个 CPU 核心上约 8 分钟、6 GB 内存；未在 GPU 上测过。**先修：** [03 · LoRA](03_lora.ipynb)；裁判一节需要 [10 · 奖励模型](10_reward_model.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
-# The next cell installs what the course needs and this environment lacks, and steps into the folder of the course.
+# The next cell installs missing packages (on Colab, for example) and changes to the course folder.
 
-# %% [markdown] id="setup-why" lang="zh" of="8007656b"
+# %% [markdown] id="setup-why" lang="zh" of="dfb7bb60"
 # ## 准备
 # 下一格会安装当前环境缺少的软件包（例如在 Colab 上），然后进入课程文件夹。
 
@@ -110,11 +110,12 @@ plt.show()
 
 # %% [markdown] id="data-why"
 # ## The task: when is it collected?
-# The messages of lesson 03, and one field of the order: answer with the pick-up time, or with `null` if the message does
-# not state one. A few tokens an answer, so that a CPU can write hundreds of them. 200 messages come with a demonstration and
-# start the model off (SFT), but the demonstrations were written in a hurry: two of three say `null` whatever the message
-# says. (We planted this fault, so that there is something to repair.) The other training messages have no answer that the model ever sees: only the reward looks at it. The held-out
-# messages use sentence forms that no training message has.
+# The messages of lesson 03, and one field of the order: answer with the pick-up time, or with `null` if the message
+# does not state one. A few tokens an answer, so that a CPU can write hundreds of them. 200 messages come with a
+# demonstration and start the model off (SFT), but the demonstrations were written in a hurry: two of three say `null`
+# whatever the message says. (We planted this fault, so that there is something to repair.) The other training messages
+# have no answer that the model ever sees: only the reward looks at it. The held-out messages use sentence forms that no
+# training message has.
 
 # %% [markdown] id="data-why" lang="zh" of="1a89e841"
 # ## 任务：几点来取？
@@ -267,14 +268,14 @@ for row, text in zip(held_out.select(range(4)), replies["after\nSFT"], strict=Fa
     print(f"\n{row['prompt'][0]['content'].splitlines()[1]}\n  right: {row['answer']}, wrote: {text}")
 
 # %% [markdown] id="headroom-why"
-# ## Is there head-room?
-# A reward only strengthens what the model already writes *sometimes*. So ask it several times, at random: *pass@1* is the
-# share of single completions that are right, *pass@8* the share of messages with at least one right completion out of
-# eight. If pass@8 is not above pass@1, there is nothing to strengthen; better demonstrations are needed first.
+# ## Is there headroom?
+# A reward only strengthens what the model already writes *sometimes*. So ask it several times, at random: *pass@1* is
+# the share of single completions that are right, *pass@8* the share of messages with at least one right completion out
+# of eight. If pass@8 is not above pass@1, there is nothing to strengthen; better demonstrations are needed first.
 #
 # **Predict before you run:** you have just read the share of exact answers. What will pass@8 be?
 
-# %% [markdown] id="headroom-why" lang="zh" of="f0f6d284"
+# %% [markdown] id="headroom-why" lang="zh" of="18be861b"
 # ## 有提升空间吗？
 # 奖励只能强化模型*有时*已经写得出的东西。所以让它随机地多写几次：*pass@1* 是单个回答正确的比例，*pass@8* 是八个回答里至少有一个正确的消息比例。如果 pass@8 并不高于 pass@1，就没有东西可强化，应当先准备更好的示范。
 #
@@ -384,7 +385,8 @@ for method, values in advantages.items():
 
 # %% [markdown] id="ladder-read"
 # These rewards are never negative, so without a baseline no completion is pushed down, wrong ones included; what is
-# learned is only that better ones are pushed up *more*, and that needs many samples. With a baseline the advantages of a group add up to zero.
+# learned is only that better ones are pushed up *more*, and that needs many samples. With a baseline the advantages of
+# a group add up to zero.
 
 # %% [markdown] id="ladder-read" lang="zh" of="0077da9d"
 # 这些奖励都不是负数，所以没有基线时，没有回答会被压低，错的也不会；能学到的只是好回答被推得*更多*，这需要大量样本才显得出来。有了基线，一组优势之和为零。
@@ -802,7 +804,7 @@ experiment.show(
 
 # %% [markdown] id="break-why" lang="zh" of="686f271a"
 # ## 故意出错：一个有空子可钻的奖励
-# GRPO 训练好的模型继续训练。token 要花钱，于是这次有人按*有效且短*付分：只要是时间或 `null` 就给分，越短越多，却忘了检查是不是顾客说的时间。`exact` 以权重 0 一起记录：不付分，但它的曲线会显示这个奖励的代价。**先预测，再运行：** 留出消息的回答里，还有多少完全正确？
+# GRPO 训练好的模型继续训练。token 要花钱，于是这次有人按*有效且短*给分：只要是时间或 `null` 就给分，越短越多，却忘了检查是不是顾客说的时间。`exact` 以权重 0 一起记录：不给分，但它的曲线会显示这个奖励的代价。**先预测，再运行：** 留出消息的回答里，还有多少完全正确？
 
 # %% id="predict-hack"
 guess_hacked = 20  # your guess: exact answers afterwards, in percent
@@ -858,7 +860,7 @@ for row, text in zip(held_out.select(range(4)), replies["hacked"], strict=False)
 # (multiply by `exact`, or leave the length out).
 
 # %% [markdown] id="break-fix" lang="zh" of="c8b85558"
-# 它自己的奖励不会显示出损害，只有没人拿来训练的那个指标会。所以：把真正想要的与付分的一起记录，而且每次训练都读样本。修正在奖励里：只完成一半不给分（乘上 `exact`，或者干脆不看长度）。
+# 它自己的奖励不会显示出损害，只有没人拿来训练的那个指标会。所以：把真正想要的与给分的一起记录，而且每次训练都读样本。修正在奖励里：只完成一半不给分（乘上 `exact`，或者干脆不看长度）。
 
 # %% [markdown] id="judge-why"
 # ## A judge instead of a program
@@ -959,13 +961,14 @@ for k in range(min(3, len(questions))):
     print(f"\n{questions[k]['prompt'][0]['content']}\n  before: {judged_before[k]}\n  after:  {judged_after[k]}")
 
 # %% [markdown] id="judge-read"
-# Compare the judge's reward with the answers that you read. It pays for what it saw in its pairs; whether an answer is
-# *true* was never asked of it, so nothing holds right answers up but the price on KL. The order is therefore: a judge that is
-# good on held-out pairs, calibrated and probed for length (lesson 10); a model that already writes what the judge likes
-# now and then; a price on KL; right answers logged beside the reward; and reading.
+# Compare the judge's reward with the answers that you read. If it rises while no completion opens with "In short", it
+# pays for something else that told its pairs apart, such as length. Whether an answer is *true* was never asked of it,
+# so only the price on KL keeps right answers right. The order is therefore: a judge that is good on held-out pairs,
+# calibrated and probed for length (lesson 10); a model that already writes what the judge likes now and then; a price
+# on KL; right answers logged beside the reward; and reading.
 
-# %% [markdown] id="judge-read" lang="zh" of="ab1fa8d0"
-# 把裁判的奖励与你读到的回答对照一下。它为偏好对里见过的东西付分；回答是不是*真的*，从来没有人问过它，所以除了 KL 的代价，没有什么能托住正确率。因此次序是：先有一个在留出的偏好对上判得准、校准过、查过长度偏好的裁判（第 10 课）；模型要偶尔已经写得出裁判喜欢的东西；加上 KL 惩罚；把正确率与奖励一起记录；还要读样本。
+# %% [markdown] id="judge-read" lang="zh" of="037d00a1"
+# 把裁判的奖励与你读到的回答对照一下。如果奖励升高，却没有一个回答以 “In short” 开头，那它就是在按偏好对里的别的差别给分，例如长度。回答是不是*真的*，从来没有人问过它，所以能保住正确率的只有 KL 的代价。因此次序是：先有一个在留出的偏好对上判得准、校准过、查过长度偏好的裁判（第 10 课）；模型要偶尔已经写得出裁判喜欢的东西；加上 KL 惩罚；把正确率与奖励一起记录；还要读样本。
 
 # %% [markdown] id="exercise-advantage-why"
 # ## Exercises
@@ -1156,14 +1159,14 @@ course.record(outcomes, bands)
 # %% [markdown] id="next"
 # **You keep** `runs/11_ppo_grpo/adapter`, which answers with pick-up times on top of `runs/11_ppo_grpo/start`.
 #
-# **On your GPU:** `PROFILE = "t4"` or `"a24g"` bring a bigger model and their own learning rate; nobody has measured them yet.
-# A bigger model may need no SFT at all: look at pass@1 and pass@8 first.
+# **On your GPU:** `PROFILE = "t4"` or `"a24g"` bring a bigger model and their own learning rate; they have not been
+# measured yet. A bigger model may need no SFT at all: look at pass@1 and pass@8 first.
 #
 # **The same from the command line:** `ftlab train recipes/ppo.yaml` and `recipes/grpo.yaml`; `reward_model:` takes the
 # judge of lesson 10 in place of a function. Next: [12 · DPO](12_dpo.ipynb), which needs neither a reward nor
 # completions written during training.
 
-# %% [markdown] id="next" lang="zh" of="d538fac3"
+# %% [markdown] id="next" lang="zh" of="924c4841"
 # **留下的文件：** `runs/11_ppo_grpo/adapter`，配合 `runs/11_ppo_grpo/start` 使用，回答取货时间。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"` 会换成更大的模型和各自的学习率，目前还没有人测过。更大的模型也许根本不需要 SFT：先看 pass@1 和 pass@8。
