@@ -37,9 +37,9 @@
 
 # %% [markdown] id="setup-why"
 # ## Setup
-# The next cell installs what the course needs and this environment lacks, and steps into the folder of the course.
+# The next cell installs missing packages (on Colab, for example) and changes to the course folder.
 
-# %% [markdown] id="setup-why" lang="zh" of="8007656b"
+# %% [markdown] id="setup-why" lang="zh" of="dfb7bb60"
 # ## 准备
 # 下一格会安装当前环境缺少的软件包（例如在 Colab 上），然后进入课程文件夹。
 
@@ -300,9 +300,8 @@ del exact
 # %% [markdown] id="predict-why"
 # ## Preference, imitation, or both?
 # A common recipe adds plain fine-tuning on the chosen answers to DPO, as Llama 3 did (arXiv:2407.21783, section 4.1.4):
-# `loss_type=["sigmoid", "sft"]`. To see which of the
-# two teaches the style, train three times from the same start, with the same pairs in the same order and the same steps:
-# DPO alone, SFT alone, both.
+# `loss_type=["sigmoid", "sft"]`. To see which of the two teaches the style, train three times from the same start, with
+# the same pairs in the same order and the same steps: DPO alone, SFT alone, both.
 #
 # **Predict before you run.** In what share of the held-out topics will DPO *alone* answer in the preferred style? And
 # must the chosen answer become likelier for the loss to fall?
@@ -586,7 +585,7 @@ del judge
 
 # %% [markdown] id="family-why"
 # ## The family
-# Each relative changes one thing. Losses, for the same log-probabilities:
+# Each variant changes one thing. Their losses, for the same log-probabilities:
 #
 # | method | what it changes | needs a reference |
 # |---|---|---|
@@ -597,7 +596,7 @@ del judge
 # | CPO | DPO without its reference, plus plain fine-tuning | no |
 
 
-# %% [markdown] id="family-why" lang="zh" of="aed97fea"
+# %% [markdown] id="family-why" lang="zh" of="83317f58"
 # ## 家族
 # 每个变体只改一处。对于同样的对数概率，它们的损失：
 #
@@ -715,7 +714,9 @@ print(f"\nyou predicted {guess_first}, measured {first} ({table[first][0]:.0%})"
 
 # %% [markdown] id="family-read"
 # Each method has its own best learning rate and beta, and a share of 0% after so few steps may only mean "not yet".
-# What the table does show is a price: how far each moved (KL) for the style that it gained.
+# Read your prediction's answer with this in mind: if a method without an SFT term comes first, a few steps of
+# preference alone can be enough too, and the bars above are about DPO at this beta, not about preference training in
+# general. What the table does show is a price: how far each moved (KL) for the style that it gained.
 #
 # ### What does a reference cost?
 # Hardly any memory here: the reference is the same weights with the adapter switched off. It costs a forward pass, so
@@ -723,8 +724,8 @@ print(f"\nyou predicted {guess_first}, measured {first} ({table[first][0]:.0%})"
 # else: the logits, (answers, tokens, vocabulary). TRL's DPO and KTO trainers compute log-probabilities in tiles and never
 # hold them; its experimental ORPO and CPO trainers do, and their SFT term holds a second copy for the chosen half.
 
-# %% [markdown] id="family-read" lang="zh" of="1fea806a"
-# 每种方法都有自己最合适的学习率和 beta；这么几步之后的 0% 也许只是“还没学到”。这张表真正展示的是价格：为了得到的风格，各自走了多远（KL）。
+# %% [markdown] id="family-read" lang="zh" of="6b38c0ad"
+# 每种方法都有自己最合适的学习率和 beta；这么几步之后的 0% 也许只是“还没学到”。看预测的答案时也要记得这一点：如果领先的是不带 SFT 项的方法，说明只靠偏好训练几步也可能够，上面的柱状图说的只是这个 beta 下的 DPO，不是偏好训练的全部。这张表真正展示的是价格：为了得到的风格，各自走了多远（KL）。
 #
 # ### 参考模型要花多少内存？
 # 在这里几乎不花内存：参考模型就是关掉适配器的同一份权重。它花的是一次前向计算，也就是时间；如果是全参数微调，就要多存一份权重。决定最后一列顺序的是另一样东西：logits，形状为（回答数, token 数, 词表大小）。TRL 的 DPO 和 KTO 训练器分块计算对数概率，从不保存整个 logits；实验性的 ORPO 和 CPO 训练器会保存，它们的 SFT 项还要为 chosen 那一半再留一份。
@@ -786,8 +787,8 @@ right.set(ylabel="preferred style, %", title="What the answers say")
 plt.show()
 
 # %% [markdown] id="break-read"
-# A falling loss only means that the model tells the two sides apart. Whether its own answers have changed, in length or in style,
-# the loss does not say. So measure both (answers are cut at the number of tokens that the profile allows):
+# A falling loss only means that the model tells the two sides apart. Whether its own answers have changed, in length or
+# in style, the loss does not say. So measure both (answers are cut at the number of tokens that the profile allows):
 
 # %% [markdown] id="break-read" lang="zh" of="b35cfaf1"
 # 损失下降只说明模型能分清两边。它自己的回答在长度或风格上变没变，损失不会说。所以两样都要测（回答最多写到配置允许的 token 数）：
