@@ -32,9 +32,9 @@
 
 # %% [markdown] id="setup-why"
 # ## Setup
-# The next cell installs what the course needs and this environment lacks, and steps into the folder of the course.
+# The next cell installs missing packages (on Colab, for example) and changes to the course folder.
 
-# %% [markdown] id="setup-why" lang="zh" of="8007656b"
+# %% [markdown] id="setup-why" lang="zh" of="dfb7bb60"
 # ## 准备
 # 下一格会安装当前环境缺少的软件包（例如在 Colab 上），然后进入课程文件夹。
 
@@ -512,11 +512,11 @@ Markdown(
 
 # %% [markdown] id="train-why"
 # ## Which weights should an adapter reach?
-# Three LoRA adapters on the upcycled model, the same steps on the same orders: on attention, on the experts, on the router.
-# The experts and the router are plain tensors and not `nn.Linear` layers; PEFT reaches them with `target_parameters`, and
-# `lora_dropout` must be 0 there. In transformers the balancing loss joins the training loss only with
-# `output_router_logits=True`; TRL's trainers set it. After merging, every tensor is compared with the untrained model: did those that were asked for
-# change, and no others?
+# Three LoRA adapters on the upcycled model, the same steps on the same orders: on attention, on the experts, on the
+# router. The experts and the router are plain tensors and not `nn.Linear` layers; PEFT reaches them with
+# `target_parameters`, and `lora_dropout` must be 0 there. In transformers the balancing loss joins the training loss
+# only with `output_router_logits=True`; TRL's trainers set it. After merging, every tensor is compared with the
+# untrained model: did those that were asked for change, and no others?
 
 # %% [markdown] id="train-why" lang="zh" of="ee23fcfa"
 # ## 适配器应该训练哪些权重？
@@ -1029,13 +1029,14 @@ course.record(outcomes, bands)
 # **The same from a recipe:** `ftlab train recipes/moe.yaml` trains attention, experts and router (`lora_target: all`, or
 # `experts,gate` by name) with `moe_aux_loss_coef`; `ftlab memory mixtral-8x7b` counts all weights and those used for a token.
 #
-# **Related:** [09 · Inference](09_inference.ipynb) measures what decides the speed of any of these models.
+# **Next:** what one machine can't hold or finish is split: [14 · Scale out](14_scale_out.ipynb). What decides the speed
+# of any of these models was measured in [09 · Inference](09_inference.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="01de952a"
+# %% [markdown] id="next" lang="zh" of="9270c8fb"
 # 留在你手里的是 `runs/13_moe/merged`，一个会读订单的 Mixtral：用 `ftlab chat runs/13_moe/merged` 就能和它对话。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 步数更多，`"a24g"` 用大三倍的模型；为了验证相等，两者都用 float32。Mixtral 和 Qwen 的 MoE 用同样的调用加载；开始训练之前，先按类别数一数适配器训练了什么。
 #
 # **同样的事从配方做：** `ftlab train recipes/moe.yaml` 训练注意力、专家和路由器（`lora_target: all`，也可以按名字写 `experts,gate`），均衡损失的权重是 `moe_aux_loss_coef`；`ftlab memory mixtral-8x7b` 会给出总参数与每个 token 用到的参数。
 #
-# **相关课程：** [09 · 推理](09_inference.ipynb) 测量了决定这些模型速度的因素。
+# **下一课：** 一台机器放不下、跑不完的，就切开来：[14 · 扩展](14_scale_out.ipynb)。决定这些模型速度的因素，[09 · 推理](09_inference.ipynb) 已经测过。
