@@ -1,9 +1,10 @@
 # %% [markdown] id="title"
 # # 14 · Scale out: two processes, then eight GPUs
 #
-# One machine has two limits: the data take too long, or the model does not fit. Here you start two processes on this
-# machine, average gradients by hand and prove that this is what DDP does; then you split the optimizer, the weights,
-# the matrices and the layers, prove each equal to one process, and count what every process holds.
+# One machine has two limits: training on all the data takes too long, or the model does not fit. Here you start two
+# processes on this machine, average gradients by hand and prove that this is what DDP does; then you split the
+# optimizer, the weights, the matrices and the layers, prove each equal to one process, and count what every process
+# holds.
 #
 # | you will have | measured as |
 # |---|---|
@@ -20,7 +21,7 @@
 # nothing: with one GPU there is nothing to split.
 # **Before this:** [06 · Training](06_training.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="1476cdab"
+# %% [markdown] id="title" lang="zh" of="bc840c7b"
 # # 14 · 扩展：从两个进程到八张卡
 #
 # 单机会碰到两种瓶颈：数据太多跑不完，或者模型放不下。这一课在本机启动两个进程，先手写梯度平均，证明 DDP 做的就是这件事；再依次切分优化器状态、权重、矩阵和层，逐一证明结果与单进程相等，并数出每个进程实际占多少字节。
@@ -39,9 +40,9 @@
 
 # %% [markdown] id="setup-why"
 # ## Setup
-# The next cell installs what the course needs and this environment lacks, and steps into the folder of the course.
+# The next cell installs missing packages (on Colab, for example) and changes to the course folder.
 
-# %% [markdown] id="setup-why" lang="zh" of="8007656b"
+# %% [markdown] id="setup-why" lang="zh" of="dfb7bb60"
 # ## 准备
 # 下一格会安装当前环境缺少的软件包（例如在 Colab 上），然后进入课程文件夹。
 
@@ -271,7 +272,7 @@ for name, count in one["bytes"].items():
 
 # %% [markdown] id="launch-why" lang="zh" of="8ae7738e"
 # ## 启动两个进程
-# `torchrun` 把同一个脚本启动多次，并告诉每个进程它的 rank（编号）。下一格把笔记本里的函数写成脚本、启动它，再读回每个进程的返回值。脚本是 `runs/14_scale_out/two.py`，可以打开看看。（`accelerate.notebook_launcher` 的做法是 fork 笔记本自己的进程：笔记本用过 GPU 之后就会失败，在只有一张卡的 Colab 上则只跑一个进程。）启动被打断时，`torchrun` 会收到终止信号，由它结束各个进程。
+# `torchrun` 把同一个脚本启动多次，并告诉每个进程它的 rank（编号）。下一格把 notebook 里的函数写成脚本、启动它，再读回每个进程的返回值。脚本是 `runs/14_scale_out/two.py`，可以打开看看。（`accelerate.notebook_launcher` 的做法是 fork notebook 自己的进程：notebook 用过 GPU 之后就会失败，在只有一张卡的 Colab 上则只跑一个进程。）启动被打断时，`torchrun` 会收到终止信号，由它结束各个进程。
 
 # %% id="launch"
 SCRIPT = """
@@ -469,7 +470,7 @@ for calls_set_epoch in (False, True):
 
 # %% [markdown] id="batch-why" lang="zh" of="bdd21ef9"
 # ## 有效批量与学习率
-# 每次更新的样例数 = `per_device_train_batch_size` x `gradient_accumulation_steps` x 进程数。加进程时让它不变（少累积几次），训练就还是原来的训练。任它变大，每个 epoch 的更新次数就变少，学习率要重新选：SGD 按批量成正比放大（Goyal 等，2017），Adam 更接近按平方根放大（Malladi 等，2022）。两者都只是在验证集上搜索的起点（第 06 课）。
+# 每次更新的样本数 = `per_device_train_batch_size` x `gradient_accumulation_steps` x 进程数。加进程时让它不变（少累积几次），训练就还是原来的训练。任它变大，每个 epoch 的更新次数就变少，学习率要重新选：SGD 按批量成正比放大（Goyal 等，2017），Adam 更接近按平方根放大（Malladi 等，2022）。两者都只是在验证集上搜索的起点（第 06 课）。
 
 # %% id="batch"
 for processes, accumulation in ((1, 8), (2, 4), (8, 1), (8, 8)):
@@ -757,7 +758,7 @@ print(
 # context parallel (a split along the sequence) do.
 
 # %% [markdown] id="activations-why" lang="zh" of="d6688e23"
-# ZeRO 切的是每个*参数*的开销，每个 *token* 的开销不变：数据减半，激活值减半，DDP 和 FSDP2 都一样。如果单个样例就太长，ZeRO 帮不上忙，要靠重计算（第 06 课）、张量并行，或沿序列切分的 context parallel。
+# ZeRO 切的是每个*参数*的开销，每个 *token* 的开销不变：数据减半，激活值减半，DDP 和 FSDP2 都一样。如果单个样本就太长，ZeRO 帮不上忙，要靠重计算（第 06 课）、张量并行，或沿序列切分的 context parallel。
 
 # %% [markdown] id="offload-why"
 # ## Offload: without a second process
@@ -901,11 +902,12 @@ assert adapter_difference <= 1e-2
 
 # %% [markdown] id="files-why"
 # ## Files for what this machine doesn't have
-# The same `train.py` under DeepSpeed, Slurm and Ray, started in the course folder; for Megatron, which brings its own model code, a conversion. **Not run
-# here**: the cell writes the files and checks their syntax, no more.
+# The same `train.py` under DeepSpeed, Slurm and Ray, started in the course folder; for Megatron, which brings its own
+# model code, a conversion. **Not run here**: the cell writes the files and checks their syntax, no more.
 #
-# - **DeepSpeed**: `TrainingArguments(..., deepspeed="runs/14_scale_out/ds_zero3.json")`, any launcher. Its first start compiles
-#   for minutes; if it is killed then, delete the lock in its extensions folder, or the next start waits for ever.
+# - **DeepSpeed**: `TrainingArguments(..., deepspeed="runs/14_scale_out/ds_zero3.json")`, any launcher. Its first start
+#   compiles for minutes; if it is killed then, delete the lock in its extensions folder, or the next start waits for
+#   ever.
 # - **Slurm**: one `torchrun` per node, all with the same meeting point.
 # - **Ray**: `TorchTrainer` starts a function on its workers.
 # - **Megatron-Bridge**: Hugging Face weights to Megatron and back, split by tensor and pipeline at once.
@@ -980,7 +982,7 @@ print(
 
 # %% [markdown] id="70b-why" lang="zh" of="00f1deba"
 # ## 八张 80 GB 的卡，训练 70B
-# 同一个公式，换成混合精度：权重 2 字节，梯度 2 字节，优化器状态 12 字节（float32 权重加两个矩），每个参数共 16 字节。第 04 课介绍过的 `ftlab.memory` 还会算激活值，以及 ZeRO-3 收集起来的那个 block，按纯 bfloat16（每个参数 8 字节）估算。每张卡一个 4,096 token 的样例，开重计算。
+# 同一个公式，换成混合精度：权重 2 字节，梯度 2 字节，优化器状态 12 字节（float32 权重加两个矩），每个参数共 16 字节。第 04 课介绍过的 `ftlab.memory` 还会算激活值，以及 ZeRO-3 收集起来的那个 block，按纯 bfloat16（每个参数 8 字节）估算。每张卡一个 4,096 token 的样本，开重计算。
 
 # %% id="70b"
 big = memory.Decoder(
