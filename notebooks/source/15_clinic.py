@@ -20,7 +20,7 @@
 # %% [markdown] id="title" lang="zh" of="bd07092d"
 # # 15 · 诊所：微调中不报错的故障
 #
-# 微调失败时很少报错：训练照跑，损失照降，只是回答比应有的差。这里有十二次训练，每次只有一个故障。你看到的是任何训练都会留下的东西：损失、样例、权重、梯度、回答。你要为每类故障写一个探针，每个探针给出一个数；认出十二个故障并给出修复方法；然后再面对另外十二次训练，顺序和设置都换过。
+# 微调失败时很少报错：训练照跑，损失照降，只是回答比应有的差。这里有十二次训练，每次只有一个故障。你看到的是任何训练都会留下的东西：损失、样本、权重、梯度、回答。你要为每类故障写一个探针，每个探针给出一个数；认出十二个故障并给出修复方法；然后再面对另外十二次训练，顺序和设置都换过。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
@@ -34,9 +34,9 @@
 
 # %% [markdown] id="setup-why"
 # ## Setup
-# The next cell installs what the course needs and this environment lacks, and steps into the folder of the course.
+# The next cell installs missing packages (on Colab, for example) and changes to the course folder.
 
-# %% [markdown] id="setup-why" lang="zh" of="8007656b"
+# %% [markdown] id="setup-why" lang="zh" of="dfb7bb60"
 # ## 准备
 # 下一格会安装当前环境缺少的软件包（例如在 Colab 上），然后进入课程文件夹。
 
@@ -165,7 +165,7 @@ for kind, run in runs.items():
 #
 # | 环节 | 故障 |
 # |---|---|
-# | 数据与标签 | 训练了提示部分 · 回答缺少结束标记 · 开头的 token 重复（双 BOS） · 验证样例混进了训练集 |
+# | 数据与标签 | 训练了提示部分 · 回答缺少结束标记 · 开头的 token 重复（双 BOS） · 验证样本混进了训练集 |
 # | 训练 | 梯度累积时损失平均的方法不对 · 学习率大了十倍 · 学习率太小，bfloat16 权重记不住 · 专家被冻结 · 路由的辅助损失没有打开 |
 # | 推理 | 模板与训练时不同 · 适配器合并了两次 · 提示在右边填充 |
 #
@@ -254,7 +254,7 @@ print(f"you predicted {guess_from_curves} of 12 from curves alone, the rule got 
 
 # %% [markdown] id="labels-why" lang="zh" of="75560420"
 # ## 探针：数据与标签
-# 按训练发生的顺序走一遍，每个阶段只问一个数。首先是训练器实际看到的样例：token id、哪些属于回答（`completion_mask`），以及标签（不训练的位置是 -100）。这四个探针完全不需要模型。先看一个三个提示 token、两个回答 token 的例子：
+# 按训练发生的顺序走一遍，每个阶段只问一个数。首先是训练器实际看到的样本：token id、哪些属于回答（`completion_mask`），以及标签（不训练的位置是 -100）。这四个探针完全不需要模型。先看一个三个提示 token、两个回答 token 的例子：
 
 # %% id="labels-example"
 example = {"input_ids": [1, 7, 8, 5, 2], "completion_mask": [0, 0, 0, 1, 1], "labels": [-100, -100, -100, 5, 2]}
@@ -355,7 +355,7 @@ measure(prompt_share, end_share, leading_repeats, overlap)
 
 # %% [markdown] id="loss-why" lang="zh" of="3d1025f2"
 # ## 探针：损失
-# 用同样的样例和训练前的权重，把日志里的第一个损失重新算一遍：这个优化步里全部参与训练的 token 的损失之和，除以它们的个数。混合专家模型记录的损失里还有路由的辅助损失，要先减掉。有差值，就说明训练的损失不是你以为的那个。
+# 用同样的样本和训练前的权重，把日志里的第一个损失重新算一遍：这个优化步里全部参与训练的 token 的损失之和，除以它们的个数。混合专家模型记录的损失里还有路由的辅助损失，要先减掉。有差值，就说明训练的损失不是你以为的那个。
 
 
 # %% id="loss"
@@ -605,7 +605,7 @@ print("healthy runs called healthy:", [doctor(chart[kind], bands) for kind in ("
 
 # %% [markdown] id="second-why" lang="zh" of="57313703"
 # ## 第二轮
-# 换一个随机种子：顺序、名字、秩、学习率和样例都变了，健康范围不变。先遮住最后打印的一行，看着总表自己诊断。
+# 换一个随机种子：顺序、名字、秩、学习率和样本都变了，健康范围不变。先遮住最后打印的一行，看着总表自己诊断。
 
 # %% id="second"
 probes = [prompt_share, end_share, leading_repeats, overlap, loss_gap, gradient_norm, busiest_share]
@@ -868,11 +868,12 @@ course.record(outcomes, bands_expected if PROFILE == "cpu" else {})
 # **On your GPU:** `PROFILE = "t4"` or `"a24g"`: the same faults in a larger model. Float32 there too; `busiest_share` and
 # `update_size` depend on the model, so compare them with the healthy run.
 #
-# **Start again with your own data:** [02 · Do you need to fine-tune?](02_do_you_need_it.ipynb), and this checklist beside it.
+# **Next:** your own file, from the check to the server, with this checklist beside it: [16 · Your own
+# project](16_capstone.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="e11227cb"
+# %% [markdown] id="next" lang="zh" of="bde623f6"
 # 你留下的文件：`runs/15_clinic/chart.json`，第一轮的全部数字；还有这些探针。在相信自己的一次训练之前，先把它的那一列打印出来。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`：同样的故障，更大的模型，仍用 float32。`busiest_share` 和 `update_size` 与模型有关，要与健康的训练比较。
 #
-# **换成自己的数据再来一遍：** [02 · 需要微调吗？](02_do_you_need_it.ipynb)，把这份清单放在手边。
+# **下一课：** 用你自己的文件，从检查一直做到上线服务，把这份清单放在手边：[16 · 你自己的项目](16_capstone.ipynb)。
