@@ -20,13 +20,13 @@
 # %% [markdown] id="title" lang="zh" of="1a448d54"
 # # 16 · 你自己的项目：从一个文件到一个在线服务的模型
 #
-# 把全课程学到的东西，用一个文件从头到尾走一遍。文件由你指定；路上的每个决定（微调还是写提示词、要不要第二阶段、发不发布）都由本笔记本测出的数字和事先写下的规则来做。
+# 把全课程学到的东西，用一个文件从头到尾走一遍。文件由你指定；路上的每个决定（微调还是写提示词、要不要第二阶段、发不发布）都由本 notebook 测出的数字和事先写下的规则来做。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
 # | 检查过、划分时没有泄漏的数据 | 逐行的问题，各部分之间重复的问题数 |
-# | 一个结论：查表、写提示词，还是微调 | 验证样例上的正确率，带 95% 置信区间 |
-# | 微调后的模型，以及决定能否发布的规则 | 没见过的测试样例上的提升，丢掉的通用问题 |
+# | 一个结论：查表、写提示词，还是微调 | 验证样本上的正确率，带 95% 置信区间 |
+# | 微调后的模型，以及决定能否发布的规则 | 没见过的测试样本上的提升，丢掉的通用问题 |
 # | 合并后的模型、GGUF 文件和一个服务 | 服务给出的回答的得分，必须等于评测得分 |
 # | 模型卡和成绩单 | 提升、遗忘、内存、分钟、费用，以及可复现的哈希值 |
 #
@@ -34,9 +34,9 @@
 
 # %% [markdown] id="setup-why"
 # ## Setup
-# The next cell installs what the course needs and this environment lacks, and steps into the folder of the course.
+# The next cell installs missing packages (on Colab, for example) and changes to the course folder.
 
-# %% [markdown] id="setup-why" lang="zh" of="8007656b"
+# %% [markdown] id="setup-why" lang="zh" of="dfb7bb60"
 # ## 准备
 # 下一格会安装当前环境缺少的软件包（例如在 Colab 上），然后进入课程文件夹。
 
@@ -86,11 +86,12 @@ from ftlab.recipe import to_frameworks
 from ftlab.runs import gguf
 
 # %% [markdown] id="parameters-why"
-# The whole project is in the next cell. To use your own file, change `data_file` and `system_prompt`, and the two lines that
-# only you can write: the licence, and what the model is not for.
+# The whole project is in the next cell. To use your own file, change `data_file` and `system_prompt`, and the two lines
+# that only you can write: the licence, and what the model is not for.
 #
-# `data/tickets_raw.jsonl` is what a bicycle shop's export tool left of `COUNT = 440` messages (`data/make/tickets.py`), each with the record that a colleague
-# filed: topic, item, order number, urgent or not. It was made for this lesson, with the usual defects.
+# `data/tickets_raw.jsonl` is what a bicycle shop's export tool left of `COUNT = 440` messages (`data/make/tickets.py`),
+# each with the record that a colleague filed: topic, item, order number, urgent or not. It was made for this lesson,
+# with the usual defects.
 
 # %% [markdown] id="parameters-why" lang="zh" of="a34db070"
 # 整个项目都在下一格里。换成你自己的文件时，改 `data_file` 和 `system_prompt`，以及只有你能写的两行：许可证，和模型不该用在哪里。
@@ -186,14 +187,15 @@ for pair in pairs[:4]:
 # Three parts: train on the first, make every choice on the second, report on the third. Where a question goes follows from its
 # hash: the same question, in capitals or with other spaces, is always in the same part, today and when the file has grown.
 #
-# The hash can't see two *wordings* of one question. So look for the most similar training question of each test question, and
-# ask how far its answer would get you. That needs no model at all: it is the first baseline.
+# The hash can't see two *wordings* of one question. So look for the training question that is most similar to each
+# validation question, and see how often its answer would be right. That needs no model at all: it is the first
+# baseline.
 
-# %% [markdown] id="split-why" lang="zh" of="7e794565"
+# %% [markdown] id="split-why" lang="zh" of="c363375f"
 # ## 划分，并检查泄漏
 # 分成三部分：第一部分用来训练，所有选择都在第二部分上做，第三部分用来报告。一个问题归到哪里由它的哈希值决定：同一个问题，大写也好、空格不同也好，永远在同一部分，文件以后变大了也一样。
 #
-# 哈希值看不出同一个问题的两种*说法*。所以给每个问题找出最相似的训练问题，看直接用它的答案能对多少。这完全不需要模型：这就是第一个基线。
+# 哈希值看不出同一个问题的两种*说法*。所以给每个验证问题找出最相似的训练问题，看直接用它的答案能对多少。这完全不需要模型：这就是第一个基线。
 
 
 # %% id="split"
@@ -743,7 +745,7 @@ assert served_score == score
 # model has never seen it in training.
 
 # %% [markdown] id="break-why" lang="zh" of="bf8f653e"
-# ## 故意出错
+# ## 故意出错：提示与训练时不同
 # 最后一步最常见的错误：客户端“为保险起见”，保留了微调之前的长系统提示。而模型在训练中从没见过它。
 
 # %% id="break"
@@ -849,7 +851,7 @@ for framework in ("llamafactory", "swift", "axolotl", "alpaca-lora"):
 
 # %% [markdown] id="experiment-why" lang="zh" of="c5bef975"
 # ## 动手试一试
-# *你的*项目需要多少测试样例？设定你预计的两个得分：最好的提示词和微调后的模型。从多少个样例起，两个区间不再重叠？
+# *你的*项目需要多少测试样本？设定你预计的两个得分：最好的提示词和微调后的模型。从多少个样本起，两个区间不再重叠？
 
 # %% id="experiment"
 test_sizes = [10, 20, 40, 60, 80, 120, 160, 240, 320]
