@@ -244,10 +244,11 @@ examples[0]
 # ## Before
 # Measure first. The evaluation questions are paraphrases that do not occur in the training set; an answer counts when
 # it contains the name, or the author, that the question asks for. The general questions do not occur in it either.
+# Answers are decoded *greedily*: the likeliest token at each place, so that a second run gives the same ones.
 
-# %% [markdown] id="before-why" lang="zh" of="e0931bef"
+# %% [markdown] id="before-why" lang="zh" of="a5fdfd13"
 # ## 训练之前
-# 先测量。评测问题是训练集中没有的改写；回答中含有所问的名字或作者，才算答对。常识问题也不在训练集中。
+# 先测量。评测问题是训练集中没有的改写；回答中含有所问的名字或作者，才算答对。常识问题也不在训练集中。回答都用*贪心解码*（greedy decoding）：每个位置取概率最大的 token，再跑一次结果相同。
 
 # %% id="answers"
 

@@ -502,12 +502,12 @@ for t in range(len(input_ids) - 1):
     print(f"after {input_ids[: t + 1]!s:<24} the model predicts position {t + 1}: {target}")
 
 # %% [markdown] id="loss-model-why"
-# Now with the model. The loss of a token is the negative logarithm of the probability that it got; the loss of a row is their
-# mean over the trained tokens. The library shifts the labels itself when it is given `labels`. Shift them once more, or
-# not at all, and the loss is that of another question.
+# Now with the model. The loss of a token is the negative natural logarithm of the probability that it got, in *nats*;
+# the loss of a row is their mean over the trained tokens. The library shifts the labels itself when it is given
+# `labels`. Shift them once more, or not at all, and the loss is that of another question.
 
-# %% [markdown] id="loss-model-why" lang="zh" of="88c029fb"
-# 现在用模型来算。一个 token 的损失是模型给它的概率的负对数；一行的损失是参与训练的各 token 损失的平均。把 `labels` 交给库时，错开一位由库来做。自己再错开一次，或者根本不错开，算出来的就是另一个问题的损失。
+# %% [markdown] id="loss-model-why" lang="zh" of="18569a82"
+# 现在用模型来算。一个 token 的损失是模型给它的概率的负自然对数，单位是 *nat*；一行的损失是参与训练的各 token 损失的平均。把 `labels` 交给库时，错开一位由库来做。自己再错开一次，或者根本不错开，算出来的就是另一个问题的损失。
 
 # %% id="loss-hand"
 ids = torch.tensor([encoded[0]["input_ids"]], device=model.device)

@@ -839,8 +839,8 @@ course.record(outcomes, bands if PROFILE == "cpu" else {})
 # **Next:** what LoRA is and why it works, in [03 · LoRA](03_lora.ipynb).
 
 # %% [markdown] id="next" lang="zh" of="ec7f891a"
-# 你留下的文件：`runs/02_do_you_need_it/adapter`，订单任务的适配器。
+# 你得到的文件：`runs/02_do_you_need_it/adapter`，订单任务的适配器。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`。模型变大，这张表就会变：这个决定只对*这个*模型、这套测试、这个目标成立，其中任何一个变了都要重跑。
 #
-# **下一步：** LoRA 是什么、为什么有效，见 [03 · LoRA](03_lora.ipynb)。
+# **下一课：** LoRA 是什么、为什么有效，见 [03 · LoRA](03_lora.ipynb)。

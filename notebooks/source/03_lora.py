@@ -722,7 +722,7 @@ plt.show()
 # Start again, and choose the first run under *compare with*. Stop saves; Continue resumes exactly there.
 
 # %% [markdown] id="panel-why" lang="zh" of="ca4e125c"
-# 轮到你了：同样的训练，变成一张表单。每个控件都标着它在配方里的键；下面是这样设置的预计开销，以及等价的命令。按“开始训练”，把 `lora_rank` 降到 1，改用它给出的空闲文件夹，再开始一次，然后在“对比”里选第一次。停止会保存，之后可以从那一步接着训练。
+# 轮到你了：同样的训练，变成一张表单。每个控件都标着它在配方里的键；下面是这样设置的预计开销，以及等价的命令。按“开始训练”，把 `lora_rank` 降到 1，改用它给出的空闲文件夹，再开始一次，然后在“对比”里选第一次。“停止”会保存，“继续训练”从那一步恢复。
 
 # %% id="experiment"
 recipe = {
@@ -943,8 +943,8 @@ course.record(outcomes, bands)
 # **Next:** the same with four bits per weight, in [04 · QLoRA](04_qlora.ipynb).
 
 # %% [markdown] id="next" lang="zh" of="af8125a9"
-# 留在你手里的是 `runs/03_lora/orders` 和 `runs/03_lora/identity`：同一个模型的两个适配器，每个都与上面打印出大小的那个一样小。
+# 你得到的是 `runs/03_lora/orders` 和 `runs/03_lora/identity`：同一个模型的两个适配器，每个都与上面打印出大小的那个一样小。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；更大的模型要用更小的学习率，这两个配置已经设好。
 #
-# **下一步：** 同样的事，每个权重只用 4 比特，见 [04 · QLoRA](04_qlora.ipynb)。
+# **下一课：** 同样的事，每个权重只用 4 比特，见 [04 · QLoRA](04_qlora.ipynb)。

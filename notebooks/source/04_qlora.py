@@ -1094,8 +1094,8 @@ course.record(outcomes, bands)
 # **Next:** other ways to tune, compared on the same budget: [05 · Methods](05_methods.ipynb).
 
 # %% [markdown] id="next" lang="zh" of="91ab6260"
-# 留在你手里的是 `runs/04_qlora/adapter`，在 4 比特的基座上训练而成。
+# 你得到的是 `runs/04_qlora/adapter`，在 4 比特的基座上训练而成。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`，各自带有合适的学习率；租卡之前，`ftlab memory qwen2.5-7b quantization_bit=4` 会告诉你放不放得下。用配方做同样的事：`recipes/sft_qlora.yaml` 里的 `quantization_bit: 4`。
 #
-# **下一步：** 其他微调方法，在相同的预算下比较：[05 · 各种方法](05_methods.ipynb)。
+# **下一课：** 其他微调方法，在相同的预算下比较：[05 · 各种方法](05_methods.ipynb)。

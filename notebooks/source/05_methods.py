@@ -1169,7 +1169,7 @@ course.record(outcomes, bands)
 # **Next:** the loop under the trainer, and what its settings do: [06 · Training](06_training.ipynb).
 
 # %% [markdown] id="next" lang="zh" of="bd59206a"
-# **你留下的：** `runs/05_methods/LoRA`，以及一套可以用在自己任务上的比较办法：样本相同，可试的学习率个数相同，用验证集做选择、用另一份数据报告，赢家再换种子验证。
+# **你得到的成果：** `runs/05_methods/LoRA`，以及一套可以用在自己任务上的比较办法：样本相同，可试的学习率个数相同，用验证集做选择、用另一份数据报告，赢家再换种子验证。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`。上面的学习率是为 135M 模型选的；这两个配置分别乘以 1/2 和 1/10（`rate_factor`），只是起点，没有搜索过。
 #
@@ -1177,4 +1177,4 @@ course.record(outcomes, bands)
 #
 # **中文数据：** 内置模型只懂英文，所以这里的订单是英文的；换成能说中文的模型后，把 `data_files` 指向你自己的中文数据即可，其余不变。
 #
-# **下一步：** Trainer 背后的训练循环，以及各项设置的作用：[06 · 训练](06_training.ipynb)。
+# **下一课：** Trainer 背后的训练循环，以及各项设置的作用：[06 · 训练](06_training.ipynb)。

@@ -966,8 +966,8 @@ course.record(outcomes, bands if PROFILE == "cpu" else {})
 # **Next:** what a fine-tune makes a model forget, and how to prevent it: [07 · Forgetting](07_forgetting.ipynb).
 
 # %% [markdown] id="next" lang="zh" of="cd02d4db"
-# 你留下的文件：`runs/06_training/killed`，可以打开看看 checkpoint 里有什么。
+# 你得到的文件：`runs/06_training/killed`，可以打开看看 checkpoint 里有什么。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；T4 上的 float16 会自动做损失缩放，留意最初几步。
 #
-# **下一步：** 微调会让模型忘掉什么，怎样避免：[07 · 遗忘](07_forgetting.ipynb)。
+# **下一课：** 微调会让模型忘掉什么，怎样避免：[07 · 遗忘](07_forgetting.ipynb)。

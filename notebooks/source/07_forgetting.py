@@ -1226,8 +1226,8 @@ course.record(outcomes, bands)
 # **Next:** put what you trained into one file, in [08 · Merge and export](08_merge_export.ipynb).
 
 # %% [markdown] id="next" lang="zh" of="33cdb8dc"
-# 留在你手里的是 `runs/07_forgetting/replay`：用 40% 回放训练的适配器。
+# 你得到的是 `runs/07_forgetting/replay`：用 40% 回放训练的适配器。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`。更大的模型会答对更多，在这些学习率下也可能忘得更少：区间是按内置模型定的，没达到时会说明预期值。
 #
-# **下一步：** 把训练结果合成一个文件，见 [08 · 合并与导出](08_merge_export.ipynb)。
+# **下一课：** 把训练结果合成一个文件，见 [08 · 合并与导出](08_merge_export.ipynb)。

@@ -1103,4 +1103,4 @@ if hub_id:
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；合并在 float32 下进行，每个权重四字节，所以大模型请用 CPU 的内存。
 #
-# **下一步：** 解码究竟拿这些 logit 做什么，见 [09 · 推理](09_inference.ipynb)。
+# **下一课：** 解码究竟拿这些 logit 做什么，见 [09 · 推理](09_inference.ipynb)。

@@ -1123,4 +1123,4 @@ course.record(outcomes, bands)
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`。在那里运行带宽那一格：上限会随带宽升高。`Int8Linear` 在 GPU 上退回普通乘积，省的是内存，不是时间。
 #
-# **下一步：** 两个回答哪个更好？[10 · 奖励模型](10_reward_model.ipynb)。
+# **下一课：** 两个回答哪个更好？[10 · 奖励模型](10_reward_model.ipynb)。

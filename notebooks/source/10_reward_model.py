@@ -994,8 +994,8 @@ course.record(outcomes, bands)
 # **Next:** a reward is made to be maximized: [11 · PPO and GRPO](11_ppo_grpo.ipynb). Or skip it altogether: [12 · DPO](12_dpo.ipynb)
 # learns from the pairs directly.
 # %% [markdown] id="next" lang="zh" of="eb2d2959"
-# **你留下的成果：** `runs/10_reward_model/adapter`，一个奖励模型：第 12 课会向它征求第二意见，PPO 或 GRPO 配方里的 `reward_model:` 也可以用它。
+# **你得到的成果：** `runs/10_reward_model/adapter`，一个奖励模型：第 12 课会向它征求第二意见，PPO 或 GRPO 配方里的 `reward_model:` 也可以用它。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；更大的模型有各自的、更小的学习率。
 #
-# **下一步：** 奖励就是用来最大化的：[11 · PPO 与 GRPO](11_ppo_grpo.ipynb)。或者干脆跳过奖励：[12 · DPO](12_dpo.ipynb) 直接从偏好对中学习。
+# **下一课：** 奖励就是用来最大化的：[11 · PPO 与 GRPO](11_ppo_grpo.ipynb)。或者干脆跳过奖励：[12 · DPO](12_dpo.ipynb) 直接从偏好对中学习。

@@ -1167,7 +1167,7 @@ course.record(outcomes, bands)
 # completions written during training.
 
 # %% [markdown] id="next" lang="zh" of="924c4841"
-# **留下的文件：** `runs/11_ppo_grpo/adapter`，配合 `runs/11_ppo_grpo/start` 使用，回答取货时间。
+# **你得到的文件：** `runs/11_ppo_grpo/adapter`，配合 `runs/11_ppo_grpo/start` 使用，回答取货时间。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"` 会换成更大的模型和各自的学习率，目前还没有人测过。更大的模型也许根本不需要 SFT：先看 pass@1 和 pass@8。
 #

@@ -1006,7 +1006,7 @@ course.record(outcomes, bands)
 #
 # **Next:** many experts, few of them at work for each token: [13 · Mixture of experts](13_moe.ipynb).
 # %% [markdown] id="next" lang="zh" of="f8237380"
-# **你留下的成果：** `runs/12_dpo/both`，带有偏好风格的适配器：用 `ftlab chat smollm2-135m --adapter runs/12_dpo/both` 就能和它对话。
+# **你得到的成果：** `runs/12_dpo/both`，带有偏好风格的适配器：用 `ftlab chat smollm2-135m --adapter runs/12_dpo/both` 就能和它对话。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`，它们各有自己的、更小的学习率。
 #

@@ -702,7 +702,7 @@ for name, target in names.items():
 # back; layers add up.
 
 # %% [markdown] id="reach-why" lang="zh" of="3a82f0e1"
-# ## 模块的另一半：更省的注意力
+# ## Transformer 块的另一半：更省的注意力
 # Mistral 和 Mixtral 也改了注意力。用*滑动窗口*（sliding window）时，一个位置只能看到最近的 `w` 个位置（含自己）。哪些位置能影响哪些位置？改动一个输入，看哪些输出跟着变。一层能看到前面 `w - 1` 个位置，层数越多看得越远。
 
 
@@ -1033,7 +1033,7 @@ course.record(outcomes, bands)
 # of any of these models was measured in [09 · Inference](09_inference.ipynb).
 
 # %% [markdown] id="next" lang="zh" of="9270c8fb"
-# 留在你手里的是 `runs/13_moe/merged`，一个会读订单的 Mixtral：用 `ftlab chat runs/13_moe/merged` 就能和它对话。
+# 你得到的是 `runs/13_moe/merged`，一个会读订单的 Mixtral：用 `ftlab chat runs/13_moe/merged` 就能和它对话。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 步数更多，`"a24g"` 用大三倍的模型；为了验证相等，两者都用 float32。Mixtral 和 Qwen 的 MoE 用同样的调用加载；开始训练之前，先按类别数一数适配器训练了什么。
 #

@@ -1365,10 +1365,10 @@ course.record(outcomes, bands if PROFILE == "cpu" else {})
 # **Next:** the loss falls and the model is still wrong. Which of twelve faults is it? [15 · Clinic](15_clinic.ipynb)
 
 # %% [markdown] id="next" lang="zh" of="bbf86d7d"
-# 你留下的文件：`runs/14_scale_out`，里面有任何启动器都能启动的 `two.py` 和 `train.py`，以及给 DeepSpeed、Slurm、Ray 和 Megatron-Bridge 的文件。
+# 你得到的文件：`runs/14_scale_out`，里面有任何启动器都能启动的 `two.py` 和 `train.py`，以及给 DeepSpeed、Slurm、Ray 和 Megatron-Bridge 的文件。
 #
 # **在你的多卡机器上：** 把 `"gloo"` 换成 `"nccl"`，加上 `torch.cuda.set_device(rank)`，并把模型放到卡上，其余调用不变。选择的顺序：单卡 LoRA；放得下就用 DDP；放不下用 FSDP2 或 ZeRO-3；再不够，机器内用张量并行，机器之间用流水线。
 #
 # **用配方做同样的事：** `torchrun --nproc-per-node 2 -m ftlab train recipes/sft_lora.yaml`。
 #
-# **下一步：** 损失在降，模型却不对，是十二种毛病里的哪一种？[15 · 诊所](15_clinic.ipynb)
+# **下一课：** 损失在降，模型却不对，是十二种毛病里的哪一种？[15 · 诊所](15_clinic.ipynb)

@@ -872,7 +872,7 @@ course.record(outcomes, bands_expected if PROFILE == "cpu" else {})
 # project](16_capstone.ipynb).
 
 # %% [markdown] id="next" lang="zh" of="bde623f6"
-# 你留下的文件：`runs/15_clinic/chart.json`，第一轮的全部数字；还有这些探针。在相信自己的一次训练之前，先把它的那一列打印出来。
+# 你得到的文件：`runs/15_clinic/chart.json`，第一轮的全部数字；还有这些探针。在相信自己的一次训练之前，先把它的那一列打印出来。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`：同样的故障，更大的模型，仍用 float32。`busiest_share` 和 `update_size` 与模型有关，要与健康的训练比较。
 #
