@@ -39,6 +39,17 @@ def test_a_new_token_is_shown_on_a_terminal_only(tmp_path, monkeypatch, terminal
     assert (made in said) == terminal and str(tmp_path / "token") in said
 
 
+@pytest.mark.parametrize("terminal", [True, False])
+def test_where_the_key_is_is_said_in_chinese(tmp_path, monkeypatch, terminal):
+    monkeypatch.setenv("FTLAB_LANG", "zh")
+    monkeypatch.setattr(os, "isatty", lambda descriptor: terminal)
+    told = [security.token(tmp_path)[1], security.token(tmp_path)[1]]
+    monkeypatch.setenv("API_KEY", STRONG)
+    told.append(security.token(tmp_path)[1])
+    assert all("API key" in said and "保存" in said for said in told[:2]) and "环境变量 API_KEY" in told[2]
+    assert not any(word in said for said in told for word in ("token is", "the API", "kept"))
+
+
 def test_the_umask_cannot_open_the_token_file(tmp_path):
     before = os.umask(0)
     try:

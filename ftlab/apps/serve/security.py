@@ -19,7 +19,7 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ftlab.apps.serve.refusals import Refused, refusal
-from ftlab.errors import fail
+from ftlab.errors import fail, say
 
 TOKEN_BITS = 128
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
@@ -62,19 +62,20 @@ def token(folder: Path) -> tuple[str, str]:
         given = os.environ["API_KEY"]
         if bits(given) < TOKEN_BITS:
             raise fail("serve_weak_token", where="API_KEY", bits=TOKEN_BITS, example="openssl rand -hex 32")
-        return given, "the token is the one in API_KEY"
+        return given, say("serve_key_given")
     path = folder / "token"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     made = secrets.token_urlsafe(32)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     except FileExistsError:
-        return kept(path), f"the token is in {path}"
+        return kept(path), say("serve_key_kept", path=path)
     with os.fdopen(descriptor, "w") as file:
         file.write(made)
     # Where the output goes to a file or a notebook, the token would stay there.
-    shown = f"the token, shown this once: {made}\nit is kept in" if os.isatty(1) else "a new token is in"
-    return made, f"{shown} {path}"
+    if os.isatty(1):
+        return made, say("serve_key_shown", key=made, path=path)
+    return made, say("serve_key_new", path=path)
 
 
 def kept(path: Path) -> str:
@@ -183,7 +184,7 @@ class Guard:
         if origins and {address_of(origin) for origin in origins} != {hosts[0].lower()}:
             raise Refused(403, "requests from other origins are refused", code="wrong_origin")
         if scope["path"] not in OPEN_PATHS and not self.permits(headers.getlist("authorization")):
-            raise Refused(401, "send the server's token: Authorization: Bearer TOKEN", code="invalid_api_key")
+            raise Refused(401, "send the server's API key: Authorization: Bearer API_KEY", code="invalid_api_key")
         if scope["method"] == "POST":
             kind = headers.get("content-type", "").split(";")[0].strip().lower()
             if kind != "application/json":
