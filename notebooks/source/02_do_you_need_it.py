@@ -831,14 +831,14 @@ bands = {
 course.record(outcomes, bands if PROFILE == "cpu" else {})
 
 # %% [markdown] id="next"
-# You keep `runs/02_do_you_need_it/adapter`: the orders' adapter.
+# **You keep** `runs/02_do_you_need_it/adapter`: the orders' adapter.
 #
 # **On your GPU:** `PROFILE = "t4"` or `"a24g"`. A larger model shifts the table: the decision is one for *this* model, this
 # test and this target, so run it again when one of them changes.
 #
 # **Next:** what LoRA is and why it works, in [03 · LoRA](03_lora.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="ec7f891a"
+# %% [markdown] id="next" lang="zh" of="e6fdaad4"
 # 你得到的文件：`runs/02_do_you_need_it/adapter`，订单任务的适配器。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`。模型变大，这张表就会变：这个决定只对*这个*模型、这套测试、这个目标成立，其中任何一个变了都要重跑。

@@ -662,11 +662,13 @@ model = tuned.unload()
 show_answers("recommended", "with replay")
 
 # %% [markdown] id="forgetting-why"
-# Read answers, not only scores: a model may still pick the right one of four choices when it no longer says it. In the
-# plot, the left panel is what was trained, the other two what was not. Judge a fine-tune by all of them.
+# Read answers, not only scores: a model may still pick the right one of four choices when it no longer says it. (In 16
+# bits a near tie between two first tokens is decided by rounding, so even the base's answer to a question can differ
+# from the one in lesson 00.) In the plot, the left panel is what was trained, the other two what was not. Judge a
+# fine-tune by all of them.
 
-# %% [markdown] id="forgetting-why" lang="zh" of="1bb00dfc"
-# 不要只看分数，也要读回答：模型可能仍能从四个选项里挑出正确的，却不再说得出来。图中左边是训练的内容，另外两幅是没有训练的内容。评判一次微调，三者都要看。
+# %% [markdown] id="forgetting-why" lang="zh" of="7016d44e"
+# 不要只看分数，也要读回答：模型可能仍能从四个选项里挑出正确的，却不再说得出来。（16 比特下，两个首 token 的概率几乎相等时由舍入决定，所以连基座对同一问题的回答也可能与第 00 课不同。）图中左边是训练的内容，另外两幅是没有训练的内容。评判一次微调，三者都要看。
 
 # %% id="forgetting"
 runs = ("base", "recommended", "lr x 10", "with replay")
@@ -935,14 +937,14 @@ if PROFILE != "smoke":
 course.record(outcomes, bands)
 
 # %% [markdown] id="next"
-# You keep `runs/03_lora/orders` and `runs/03_lora/identity`: two adapters for one and the same model, each as small as
-# the one whose size was printed above.
+# **You keep** `runs/03_lora/orders` and `runs/03_lora/identity`: two adapters for one and the same model, each as small
+# as the one whose size was printed above.
 #
 # **On your GPU:** `PROFILE = "t4"` or `"a24g"`; bigger models take smaller learning rates, which these profiles bring along.
 #
 # **Next:** the same with four bits per weight, in [04 · QLoRA](04_qlora.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="af8125a9"
+# %% [markdown] id="next" lang="zh" of="46bbd61e"
 # 你得到的是 `runs/03_lora/orders` 和 `runs/03_lora/identity`：同一个模型的两个适配器，每个都与上面打印出大小的那个一样小。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；更大的模型要用更小的学习率，这两个配置已经设好。

@@ -1086,14 +1086,14 @@ if PROFILE != "smoke":
 course.record(outcomes, bands)
 
 # %% [markdown] id="next"
-# You keep `runs/04_qlora/adapter`, trained on a base in four bits.
+# **You keep** `runs/04_qlora/adapter`, trained on a base in four bits.
 #
 # **On your GPU:** `PROFILE = "t4"` or `"a24g"`, each with a learning rate of its own; before you rent one, `ftlab memory
 # qwen2.5-7b quantization_bit=4` says what fits. The same from a recipe: `quantization_bit: 4` in `recipes/sft_qlora.yaml`.
 #
 # **Next:** other ways to tune, compared on the same budget: [05 · Methods](05_methods.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="91ab6260"
+# %% [markdown] id="next" lang="zh" of="cf038c17"
 # 你得到的是 `runs/04_qlora/adapter`，在 4 比特的基座上训练而成。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`，各自带有合适的学习率；租卡之前，`ftlab memory qwen2.5-7b quantization_bit=4` 会告诉你放不放得下。用配方做同样的事：`recipes/sft_qlora.yaml` 里的 `quantization_bit: 4`。

@@ -1156,7 +1156,7 @@ if PROFILE != "smoke":
 course.record(outcomes, bands)
 
 # %% [markdown] id="next"
-# **What you keep:** `runs/05_methods/LoRA`, and a way to compare methods that holds for your own task: same examples, same
+# **You keep** `runs/05_methods/LoRA`, and a way to compare methods that holds for your own task: same examples, same
 # number of tried rates, a validation set for choices, another set for the report, further seeds for the winner.
 #
 # **On your GPU:** `PROFILE = "t4"` or `"a24g"`. The rates above were chosen for the 135M model; these profiles multiply
@@ -1168,7 +1168,7 @@ course.record(outcomes, bands)
 #
 # **Next:** the loop under the trainer, and what its settings do: [06 · Training](06_training.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="bd59206a"
+# %% [markdown] id="next" lang="zh" of="67166d8d"
 # **你得到的成果：** `runs/05_methods/LoRA`，以及一套可以用在自己任务上的比较办法：样本相同，可试的学习率个数相同，用验证集做选择、用另一份数据报告，赢家再换种子验证。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`。上面的学习率是为 135M 模型选的；这两个配置分别乘以 1/2 和 1/10（`rate_factor`），只是起点，没有搜索过。

@@ -959,13 +959,13 @@ bands = {
 course.record(outcomes, bands if PROFILE == "cpu" else {})
 
 # %% [markdown] id="next"
-# You keep `runs/06_training/killed`: a checkpoint to look into.
+# **You keep** `runs/06_training/killed`: a checkpoint to look into.
 #
 # **On your GPU:** `PROFILE = "t4"` or `"a24g"`; float16 on a T4 scales the loss for you, watch the first steps.
 #
 # **Next:** what a fine-tune makes a model forget, and how to prevent it: [07 · Forgetting](07_forgetting.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="cd02d4db"
+# %% [markdown] id="next" lang="zh" of="dc2fa53a"
 # 你得到的文件：`runs/06_training/killed`，可以打开看看 checkpoint 里有什么。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；T4 上的 float16 会自动做损失缩放，留意最初几步。

@@ -383,7 +383,7 @@ for i in lost[:4]:
 
 # %% [markdown] id="full-why" lang="zh" of="fab2bd04"
 # ### 全量微调
-# 是 LoRA 的问题吗？训练全部权重，学习率更低。权重用 float32 保存：第 06 课展示了很小的一步在 16 位下会丢掉什么。
+# 是 LoRA 的问题吗？训练全部权重，学习率更低。权重用 float32 保存：第 06 课展示了很小的一步在 16 比特下会丢掉什么。
 
 # %% id="full"
 full_args = dataclasses.replace(training_args, bf16=dtype == "bfloat16", learning_rate=full_learning_rate)
@@ -798,7 +798,7 @@ for rule, ours, library in (("sum", times(means, sizes), sums), ("mean per token
 # `data/tasks/common_zh.yaml` asks as C-Eval does.
 
 # %% [markdown] id="harness-read" lang="zh" of="6d394b27"
-# 差一两道题是有原因的：在 16 位精度下，两个概率几乎相等的选项，换一种分批方式就可能互换名次；用 float32，两者每道题都一致（docs/evaluate.md）。只有用同样的措辞问出来的分数才能相互比较：同一个任务文件、同一个对话模板、同样多的例子。`ftlab eval RECIPE --tasks general_mcq,mine.yaml,mmlu` 会在基座和微调模型上跑这些文件，并记录提示的哈希；`data/tasks/common_zh.yaml` 按 C-Eval 的方式提问。
+# 差一两道题是有原因的：在 16 比特精度下，两个概率几乎相等的选项，换一种分批方式就可能互换名次；用 float32，两者每道题都一致（docs/evaluate.md）。只有用同样的措辞问出来的分数才能相互比较：同一个任务文件、同一个对话模板、同样多的例子。`ftlab eval RECIPE --tasks general_mcq,mine.yaml,mmlu` 会在基座和微调模型上跑这些文件，并记录提示的哈希；`data/tasks/common_zh.yaml` 按 C-Eval 的方式提问。
 
 # %% [markdown] id="rouge-why"
 # ## BLEU and ROUGE: where they fit, where they mislead
@@ -1218,14 +1218,14 @@ if PROFILE != "smoke":
 course.record(outcomes, bands)
 
 # %% [markdown] id="next"
-# You keep `runs/07_forgetting/replay`: an adapter that was trained with 40% replay.
+# **You keep** `runs/07_forgetting/replay`: an adapter that was trained with 40% replay.
 #
 # **On your GPU:** `PROFILE = "t4"` or `"a24g"`. Larger models answer more and may forget less at these rates: the bands are
 # those of the embedded model, and a missed one says what was expected.
 #
 # **Next:** put what you trained into one file, in [08 · Merge and export](08_merge_export.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="33cdb8dc"
+# %% [markdown] id="next" lang="zh" of="4fb1d9e2"
 # 你得到的是 `runs/07_forgetting/replay`：用 40% 回放训练的适配器。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`。更大的模型会答对更多，在这些学习率下也可能忘得更少：区间是按内置模型定的，没达到时会说明预期值。

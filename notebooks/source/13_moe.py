@@ -1021,7 +1021,7 @@ if PROFILE != "smoke":
 course.record(outcomes, bands)
 
 # %% [markdown] id="next"
-# You keep `runs/13_moe/merged`, a Mixtral that reads orders: `ftlab chat runs/13_moe/merged` talks to it.
+# **You keep** `runs/13_moe/merged`, a Mixtral that reads orders: `ftlab chat runs/13_moe/merged` talks to it.
 #
 # **On your GPU:** `PROFILE = "t4"` takes more steps, `"a24g"` a model three times as large; both stay in float32 for the
 # equalities. Mixtral and Qwen's mixtures load with the same calls; count by kind what an adapter trains before you start.
@@ -1032,7 +1032,7 @@ course.record(outcomes, bands)
 # **Next:** what one machine can't hold or finish is split: [14 · Scale out](14_scale_out.ipynb). What decides the speed
 # of any of these models was measured in [09 · Inference](09_inference.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="9270c8fb"
+# %% [markdown] id="next" lang="zh" of="7cc64880"
 # 你得到的是 `runs/13_moe/merged`，一个会读订单的 Mixtral：用 `ftlab chat runs/13_moe/merged` 就能和它对话。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 步数更多，`"a24g"` 用大三倍的模型；为了验证相等，两者都用 float32。Mixtral 和 Qwen 的 MoE 用同样的调用加载；开始训练之前，先按类别数一数适配器训练了什么。

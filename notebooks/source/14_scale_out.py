@@ -1353,8 +1353,8 @@ bands |= {
 course.record(outcomes, bands if PROFILE == "cpu" else {})
 
 # %% [markdown] id="next"
-# You keep `runs/14_scale_out`: `two.py` and `train.py`, which any launcher starts, and the files for DeepSpeed, Slurm, Ray and
-# Megatron-Bridge.
+# **You keep** `runs/14_scale_out`: `two.py` and `train.py`, which any launcher starts, and the files for DeepSpeed,
+# Slurm, Ray and Megatron-Bridge.
 #
 # **On your GPUs:** `"nccl"` instead of `"gloo"`, `torch.cuda.set_device(rank)`, the model moved there; the calls stay. Order of
 # choice: LoRA on one GPU; DDP if that fits; FSDP2 or ZeRO-3 if it doesn't; tensor parallel inside a machine and a
@@ -1364,7 +1364,7 @@ course.record(outcomes, bands if PROFILE == "cpu" else {})
 #
 # **Next:** the loss falls and the model is still wrong. Which of twelve faults is it? [15 · Clinic](15_clinic.ipynb)
 
-# %% [markdown] id="next" lang="zh" of="bbf86d7d"
+# %% [markdown] id="next" lang="zh" of="0294e2b4"
 # 你得到的文件：`runs/14_scale_out`，里面有任何启动器都能启动的 `two.py` 和 `train.py`，以及给 DeepSpeed、Slurm、Ray 和 Megatron-Bridge 的文件。
 #
 # **在你的多卡机器上：** 把 `"gloo"` 换成 `"nccl"`，加上 `torch.cuda.set_device(rank)`，并把模型放到卡上，其余调用不变。选择的顺序：单卡 LoRA；放得下就用 DDP；放不下用 FSDP2 或 ZeRO-3；再不够，机器内用张量并行，机器之间用流水线。

@@ -862,8 +862,8 @@ bands_expected = {
 course.record(outcomes, bands_expected if PROFILE == "cpu" else {})
 
 # %% [markdown] id="next"
-# You keep `runs/15_clinic/chart.json`, all numbers of the first round, and the probes: before you believe a run of your own,
-# print its column.
+# **You keep** `runs/15_clinic/chart.json`, all numbers of the first round, and the probes: before you believe a run of
+# your own, print its column.
 #
 # **On your GPU:** `PROFILE = "t4"` or `"a24g"`: the same faults in a larger model. Float32 there too; `busiest_share` and
 # `update_size` depend on the model, so compare them with the healthy run.
@@ -871,7 +871,7 @@ course.record(outcomes, bands_expected if PROFILE == "cpu" else {})
 # **Next:** your own file, from the check to the server, with this checklist beside it: [16 · Your own
 # project](16_capstone.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="bde623f6"
+# %% [markdown] id="next" lang="zh" of="ed74f0e0"
 # 你得到的文件：`runs/15_clinic/chart.json`，第一轮的全部数字；还有这些探针。在相信自己的一次训练之前，先把它的那一列打印出来。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`：同样的故障，更大的模型，仍用 float32。`busiest_share` 和 `update_size` 与模型有关，要与健康的训练比较。
