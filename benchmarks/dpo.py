@@ -44,7 +44,7 @@ def run_ftlab(steps: int, side: Side, folder: str) -> None:
 
 
 def run_trl(steps: int, side: Side, folder: str) -> None:
-    """Train with DPOTrainer; the recipe's loss, everything else by default."""
+    """Train with DPOTrainer: the recipe's loss, this machine's number format, everything else by default."""
     from transformers import AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
@@ -57,7 +57,7 @@ def run_trl(steps: int, side: Side, folder: str) -> None:
     encoded, _ = dataset.splits(recipes.load("recipes/dpo.yaml"), tokenizer)
     # As text: from messages TRL would train on one token more, the line break behind the end of an answer.
     pairs = encoded.map(
-        lambda row: {side: tokenizer.decode(row[f"{side}_ids"]) for side in ("prompt", "chosen", "rejected")},
+        lambda row: {part: tokenizer.decode(row[f"{part}_ids"]) for part in ("prompt", "chosen", "rejected")},
         remove_columns=encoded.column_names,
     )
     args = DPOConfig(

@@ -62,7 +62,7 @@ def run_ftlab(steps: int, side: Side, folder: str) -> None:
 
 
 def run_trl(steps: int, side: Side, folder: str) -> None:
-    """Train with GRPOTrainer; the recipe's rows, reward and sampling, everything else by default."""
+    """Train with GRPOTrainer: the recipe's rows, reward and sampling, this machine's number format; else by default."""
     from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 

@@ -100,9 +100,9 @@ class Side(TrainerCallback):
 
 
 def number_format() -> dict[str, Any]:
-    """Return the arguments by which another library's trainer uses this machine's number format.
+    """Return the arguments by which another library's trainer computes in bfloat16 where the machine has it.
 
-    Trainers' own default is bfloat16 on every machine; a processor without it emulates it, many times slower.
+    TRL's own default is bfloat16 on every machine; a processor without it emulates it, many times slower.
     """
     return {"bf16": torch.bfloat16 == DTYPE}
 

@@ -28,10 +28,10 @@ def folder_of(recipe: Recipe, base: str) -> str:
         raise fail("train_reference", where="ref_model", name=name, own=own, other=other)
     # Families of one size (Llama 2 and Mistral) have other tokens under the same numbers.
     ours, theirs = (models.load_tokenizer(place, recipe.trust_remote_code).get_vocab() for place in (base, path))
-    # In the order of their numbers: the library's own order changes from process to process.
-    moved = [token for token in sorted(ours, key=ours.__getitem__) if theirs.get(token, ours[token]) != ours[token]]
+    moved = [token for token, number in ours.items() if theirs.get(token, number) != number]
     if moved:
-        token = moved[0]
+        # The one of the lowest number: the library's own order changes from process to process.
+        token = min(moved, key=ours.__getitem__)
         numbers = {"own": ours[token], "other": theirs[token]}
         raise fail("train_reference_tokens", where="ref_model", name=name, token=repr(token), **numbers)
     if recipe.ref_model_adapters:
