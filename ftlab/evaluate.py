@@ -2,6 +2,7 @@
 
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,15 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftlab import tokens
+
+# Full-width letters, digits and signs, and the minus sign, as ASCII. Not the punctuation of a Chinese text: in 5，6 the
+# comma separates two numbers.
+HALF_WIDTH = {ord(wide): chr(ord(wide) - 0xFEE0) for wide in map(chr, range(0xFF01, 0xFF5F)) if wide.isalnum()}
+HALF_WIDTH |= {ord(wide): chr(ord(wide) - 0xFEE0) for wide in "．％＋－／＝＄"} | {ord("−"): "-"}
+# The comma of 1,234.
+THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+# No minus sign before a first digit. In 7-5 and x-5 it is an operator.
+NOT_NEGATIVE = r"(?:(?<!(?<![0-9a-z_)\]])-)|(?!\d))"
 
 
 def interval(share: float, total: int) -> tuple[float, float]:
@@ -86,19 +96,30 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
 
 
 def has_answer(answer: str, expected: str | Sequence[str]) -> bool:
-    """Return True if `answer` contains `expected`, or one of several, as whole words; upper and lower case are alike.
+    """Return True if `answer` contains `expected`, or one of several, as whole words, however they are written.
 
+    Upper and lower case, full-width letters and digits, white space, and 1,234 and 1234 are alike; 5 is not in -5.
     Reasoning before the answer is ignored, and no text contains an empty one.
 
     >>> has_answer("2 + 2 is 4.", ["4", "four"]), has_answer("About 14, or 4.5", "4")
     (True, False)
     """
-    wanted = [text.strip().casefold() for text in ([expected] if isinstance(expected, str) else expected)]
+    wanted = [comparable(text) for text in ([expected] if isinstance(expected, str) else expected)]
     # Chinese is written without spaces: only letters and digits of other scripts continue a word.
     letter, digits = r"[^\W\u2e80-\U0010ffff]", r"\d[.,]"
     pattern = "|".join(re.escape(text) for text in wanted if text) or r"(?!)"
-    whole = rf"(?<!{letter})(?<!{digits})(?:{pattern})(?!{letter})(?![.,]\d)"
-    return bool(re.search(whole, without_thought(answer).casefold()))
+    whole = rf"(?<!{letter})(?<!{digits}){NOT_NEGATIVE}(?:{pattern})(?!{letter})(?![.,]\d)"
+    return bool(re.search(whole, comparable(without_thought(answer))))
+
+
+def comparable(text: str) -> str:
+    """Return a text in lower case and one way of writing.
+
+    >>> comparable("Ｎｏ．５:  １,234 m"), comparable("5，6")
+    ('no.5: 1234 m', '5，6')
+    """
+    text = unicodedata.normalize("NFC", text).translate(HALF_WIDTH).casefold()
+    return " ".join(THOUSANDS.sub("", text).split())
 
 
 def exact_match(answers: Sequence[str], expected: Sequence[str]) -> float:

@@ -8,16 +8,22 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ftlab import packages
 from ftlab.evaluate import interval, without_thought
+from ftlab.responses import canonical
 
 BOOTSTRAP_SAMPLES = 1000
 # Chinese characters. Such a text has no spaces between its words.
 HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
+# Scripts whose texts have no spaces between words: Chinese characters, kana, Thai, Lao, Burmese, Khmer.
+UNSPACED = re.compile(rf"{HAN.pattern}|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff]")
+# rouge-score knows a-z and 0-9 alone: of a text in which more letters than this share are not Latin little is left.
+FOREIGN = 0.25
 ROUGE = {"rouge-1": "rouge1", "rouge-2": "rouge2", "rouge-l": "rougeL"}
 
 
@@ -130,10 +136,15 @@ def json_object(text: str) -> dict[str, Any] | None:
     ({'a': 1}, None)
     """
     try:
-        value = json.loads(without_thought(text))
+        value = json.loads(without_thought(text), parse_constant=constant_refused)
     except (ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def constant_refused(name: str) -> None:
+    """Refuse NaN and Infinity, which Python reads and JSON does not have."""
+    raise ValueError(f"{name} is not JSON")
 
 
 def share_of_fields(answer: dict[str, Any] | None, expected: dict[str, Any]) -> float:
@@ -149,8 +160,8 @@ def share_of_fields(answer: dict[str, Any] | None, expected: dict[str, Any]) -> 
 
 
 def same(one: Any, other: Any) -> bool:
-    """Return True if two JSON values are equal; the order of keys does not matter, and true is not 1."""
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    """Return True if two JSON values are equal; the order of keys does not matter, 1.0 is 1, and true is not."""
+    return canonical(one) == canonical(other)
 
 
 def bleu(answers: Sequence[str], references: Sequence[str]) -> Figure:
@@ -174,10 +185,20 @@ def bleu(answers: Sequence[str], references: Sequence[str]) -> Figure:
     return bootstrapped(rows, corpus)
 
 
+def has_four_tokens(references: Sequence[str]) -> bool:
+    """Return True if one reference has the four tokens that BLEU-4 counts; else even right answers score 0."""
+    packages.require("sacrebleu", "bleu")
+    from sacrebleu.metrics import BLEU
+
+    tokenizer = BLEU(tokenize="zh" if chinese(references) else "13a").tokenizer
+    return any(len(tokenizer(text).split()) >= 4 for text in references)
+
+
 def rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, Figure]:
     """Return the mean F-measures of ROUGE-1, -2 and -L on a scale of 100, as rouge-score computes them.
 
-    Chinese references: on jieba's words; otherwise on rouge-score's own, without stemming.
+    Chinese references: on jieba's words; otherwise on rouge-score's own, without stemming. That drops all letters but
+    a-z: a reference in another script is compared by its words, those of jieba where the script has no spaces.
 
     Raises:
         LabError: rouge-score or jieba is not installed.
@@ -185,14 +206,43 @@ def rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, Figure
     packages.require("rouge_score", "rouge")
     from rouge_score.rouge_scorer import RougeScorer
 
-    scorer = RougeScorer(list(ROUGE.values()), tokenizer=Words() if chinese(references) else None)
-    scores = [scorer.score(reference, answer) for answer, reference in zip(answers, references, strict=True)]
+    jieba_for_all = chinese(references)
+
+    @cache
+    def scorer(script: str) -> RougeScorer:
+        tokenizer = {"latin": None, "unspaced": Words, "other": SpacedWords}[script]
+        return RougeScorer(list(ROUGE.values()), tokenizer=tokenizer and tokenizer())
+
+    scores = [
+        scorer("unspaced" if jieba_for_all else script_of(reference)).score(reference, answer)
+        for answer, reference in zip(answers, references, strict=True)
+    ]
     return {name: ratio([100 * one[theirs].fmeasure for one in scores]) for name, theirs in ROUGE.items()}
 
 
 def chinese(texts: Sequence[str]) -> bool:
     """Return True if most of the texts contain Chinese characters."""
     return sum(bool(HAN.search(text)) for text in texts) > len(texts) / 2
+
+
+def script_of(text: str) -> str:
+    """Return which words ROUGE compares in a text: "latin", "unspaced" or "other".
+
+    >>> script_of("Paris is 2,000 years old."), script_of("Привет, мир"), script_of("こんにちは")
+    ('latin', 'other', 'unspaced')
+    """
+    letters = [character for character in text if character.isalpha()]
+    if sum(character > "\u024f" for character in letters) <= FOREIGN * len(letters):
+        return "latin"
+    return "unspaced" if UNSPACED.search(text) else "other"
+
+
+class SpacedWords:
+    """The words of a text in any script that writes spaces, as a tokenizer of rouge-score."""
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return runs of letters and digits, in lower case."""
+        return re.findall(r"[^\W_]+", text.lower())
 
 
 class Words:

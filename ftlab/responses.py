@@ -212,5 +212,18 @@ def as_call(value: dict[str, Any]) -> dict[str, Any]:
 
 
 def canonical(value: Any) -> str:
-    """Return a JSON text that is the same for the same value, whatever the order of its keys."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+    """Return a JSON text that is the same for the same value, whatever the order of its keys; 1.0 is 1, true is not.
+
+    >>> canonical({"b": True, "a": [1.0, 0.5]})
+    '{"a": [1, 0.5], "b": true}'
+    """
+    return json.dumps(with_whole_numbers(value), sort_keys=True, ensure_ascii=False)
+
+
+def with_whole_numbers(value: Any) -> Any:
+    """Return a JSON value in which a whole number has no decimal point, however it was written."""
+    if isinstance(value, dict):
+        return {name: with_whole_numbers(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [with_whole_numbers(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -270,6 +270,9 @@ def test_bad_input_is_one_line(tiny_recipe, tmp_path, capsys, monkeypatch):
     assert "there are loss, accuracy" in refused(capsys, str(recipe), "eval_figures=blue")
     for figure in ("json", "tool_calls", "multiple_choice"):
         assert f"compare for {figure}" in refused(capsys, str(recipe), f"eval_figures={figure}")
+    short = tmp_path / "short.json"
+    short.write_text(json.dumps([{"instruction": "Which tree?", "output": "Oak."}]))
+    assert "bleu an answer of four tokens" in refused(capsys, str(recipe), f"eval_dataset={short}", "eval_figures=bleu")
     assert "output_dir" in refused(capsys, str(recipe), "predict_with_generate=true")
     for place in (rows, f"{rows}/below", "/"):
         assert "output_dir" in refused(capsys, str(recipe), "predict_with_generate=true", f"output_dir={place}")

@@ -65,6 +65,32 @@ def test_chinese_needs_its_own_words():
     assert not figures.chinese(["a", "b", "小明"]) and figures.chinese(["我是 Lumi", "b", "小明"])
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Привет, мир",
+        "Γειά σου κόσμε",
+        "안녕하세요 세계",
+        "مرحبا بالعالم",
+        "こんにちは",
+        "你好，世界",
+        "สวัสดีชาวโลก",
+        "café au lait",
+    ],
+)
+def test_rouge_of_the_same_text_is_100_in_any_script(text):
+    # rouge-score drops all letters but a-z, so that it gives 0.
+    english = ["Paris is old.", "So is Rome."]
+    found = figures.rouge([text, *english], [text, *english])
+    assert found["rouge-1"].value == pytest.approx(100)
+    assert figures.rouge(["Paris", *english], [text, *english])["rouge-1"].value == pytest.approx(200 / 3)
+
+
+def test_bleu_4_needs_four_tokens():
+    assert not figures.has_four_tokens(["Oak.", "It is so"]) and figures.has_four_tokens(["Oak.", "It is 4."])
+    assert not figures.has_four_tokens(["你好。"]) and figures.has_four_tokens(["你好吗？"])
+
+
 def test_an_empty_answer_scores_nothing():
     assert figures.bleu(["", ""], ["one two", "three"]).value == 0
     assert figures.rouge(["", ""], ["one two", "three"])["rouge-l"].value == 0
@@ -130,6 +156,16 @@ def test_the_bootstrap_interval_is_that_of_the_mean():
 )
 def test_fields_are_compared_by_value(answer, right):
     assert figures.share_of_fields(figures.json_object(answer), {"name": "Ada", "n": 2}) == pytest.approx(right)
+
+
+@pytest.mark.parametrize("text", ['{"a": NaN}', '{"a": [Infinity]}', '{"a": -Infinity}'])
+def test_what_json_does_not_have_is_not_json(text):
+    assert figures.json_object(text) is None
+
+
+def test_a_number_is_the_same_with_a_decimal_point():
+    assert figures.share_of_fields({"a": 10.0, "b": [{"c": 1e2}]}, {"a": 10, "b": [{"c": 100}]}) == 1
+    assert figures.share_of_fields({"a": 10.5}, {"a": 10}) == 0
 
 
 def test_true_is_not_one():

@@ -68,7 +68,8 @@ def test_a_call_is_read_back_under_its_template(name):
     wanted = reader.read(prompt, answer, [TOOL])
     assert wanted.calls == [{"name": "weather", "arguments": ARGUMENTS}] and wanted.content == ""
     turned = dict(reversed(ARGUMENTS.items()))
-    for arguments, same in ((turned, True), (ARGUMENTS | {"days": 4}, False), ({"city": "Oslo"}, False)):
+    whole = ARGUMENTS | {"days": 3.0}
+    for arguments, same in ((turned, True), (whole, True), (ARGUMENTS | {"days": 4}, False), ({"city": "Oslo"}, False)):
         assert reader.read(*written(tokenizer, **calling(arguments)), [TOOL]).equals(wanted) is same
     assert not reader.read(prompt, tokens.end_ids(tokenizer)).equals(wanted)
 
