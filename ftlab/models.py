@@ -63,7 +63,7 @@ def fetch(name: str, trust_remote_code: bool = False) -> str:
 
 def is_here(name: str) -> bool:
     """Return True if `fetch` would fetch nothing for a model; for a name that nobody knows too: it would refuse it."""
-    if name in (embedded.NAME, embedded.SHORT_NAME):
+    if name in embedded.NAMES:
         return (embedded.cache_dir() / name).is_dir()
     known = next((model for model in MODELS if model.name == name), None)
     if Path(name).expanduser().exists() or looks_like_path(name) or (known is None and "/" not in name):
@@ -386,7 +386,7 @@ def from_modelscope(model_id: str, trust_remote_code: bool = False) -> str:
 def unknown(name: str) -> LabError:
     """Build the error for a name nobody knows, with the nearest that exist."""
     names = [model.name for model in MODELS] + [model.hub_id for model in MODELS]
-    hint = suggest(name, [embedded.NAME, *names])
+    hint = suggest(name, [*embedded.NAMES, *names])
     return fail("model_unknown", name=name, hint=f"{hint} " if hint else "")
 
 

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ftlab import catalogue, memory, models
+from ftlab import catalogue, embedded, memory, models
 from ftlab.cpu.plan import Plan
 from ftlab.device import Machine, cuda_dtype
 from ftlab.errors import LabError, fail, say
@@ -62,7 +62,7 @@ def sizes(name: str, trust_remote_code: bool = False) -> Decoder:
     for model in catalogue.MODELS:
         if repository == model.hub_id:
             return model.sizes
-    folder = Path(name).expanduser()
+    folder = Path(models.fetch(name) if name == embedded.SHORT_NAME else name).expanduser()
     if folder.is_dir():
         models.refuse_code(folder, models.read_config(folder), trust_remote_code)
     elif folder.is_file():

@@ -50,7 +50,7 @@ def script(recipe: Recipe) -> str:
 
 def location(name: str) -> str:
     """Return what `from_pretrained` takes: the folder of the embedded model, a local one unchanged, or a hub id."""
-    return models.fetch(name) if name == embedded.NAME else hub_id(name)
+    return models.fetch(name) if name in embedded.NAMES else hub_id(name)
 
 
 def imports(recipe: Recipe, machine: device.Machine, trainers: str, classes: list[str]) -> str:

@@ -132,8 +132,8 @@ def machine_bytes() -> int:
 
 def local_folder(name: str) -> str | None:
     """Return the folder of a model that is already here; None rather than fetching one."""
-    if name == embedded.NAME:
-        kept = embedded.cache_dir() / embedded.NAME
+    if name in embedded.NAMES:
+        kept = embedded.cache_dir() / name
         return str(kept) if (kept / "config.json").is_file() else None
     if Path(name).is_dir():
         return name

@@ -136,7 +136,7 @@ def model(name: str) -> None:
         return
     elif models.looks_like_path(name):
         raise fail("model_no_folder", where=name)
-    elif name not in {known.name for known in MODELS}:
+    elif name not in {*embedded.NAMES, *(known.name for known in MODELS)}:
         raise models.unknown(name)
 
 
