@@ -22,6 +22,7 @@ def plot_loss(rows: Sequence[Row], ax: Axes, label: str = "training loss") -> Ax
         if points:
             ax.plot(*zip(*points, strict=True), style, label=name)
     ax.set(xlabel="optimizer step", ylabel="loss per trained token")
+    ax.locator_params(axis="x", integer=True)
     ax.grid(alpha=0.3)
     ax.legend()
     return ax

@@ -2,6 +2,7 @@
 
 import ipywidgets as widgets
 import pytest
+from matplotlib.figure import Figure
 
 from ftlab import plots
 from ftlab.apps.board import experiment
@@ -27,10 +28,13 @@ def test_a_changed_control_draws_again(monkeypatch):
     assert "ft-bits" in slider._dom_classes and "ft-picture" in picture._dom_classes
 
 
+def test_a_short_run_is_drawn_at_whole_steps():
+    ax = plots.plot_loss([{"step": 1, "loss": 3.0}, {"step": 2, "loss": 2.0}], Figure().subplots())
+    assert all(tick == round(tick) for tick in ax.get_xticks())
+
+
 @pytest.mark.parametrize("here", plots.STEPS)
 def test_the_pipeline_fills_the_lesson_s_step_alone(here):
-    from matplotlib.figure import Figure
-
     ax = plots.plot_pipeline(here, Figure().subplots())
     filled = [text.get_text() for text in ax.texts if text.get_text() and text.get_color() == "white"]
     assert filled == [here]
