@@ -144,6 +144,9 @@ def sides(
 ) -> list[Turn]:
     """Return the answers to one prompt, of a pair or a single one, each as a turn that ends itself.
 
+    Some templates ask in another way for an answer with a thought: Qwen3.5's smaller models with `<think>`, where they
+    close an empty block for one without. The prompt of such a pair ends where its sides part; the rest is the answers'.
+
     Args:
         columns: columns with the answers: `chosen` and `rejected`, or `completion`.
         with_tail: include what the template writes after the end of the answer.
@@ -151,7 +154,18 @@ def sides(
         LabError: the template refuses the conversation, or leaves an answer out of it.
     """
     made = [closed([turn_of(tokenizer, row["prompt"], row[one], row.get("tools"))], tokenizer)[0] for one in columns]
-    return [turn._replace(answer=[*turn.answer, *(turn.tail if with_tail else [])], tail=[]) for turn in made]
+    sources = [turn.source for turn in made]
+    parted = (place for place, ids in enumerate(zip(*sources, strict=False)) if len(set(ids)) > 1)
+    shared = next(parted, min(map(len, sources)))
+    return [
+        turn._replace(
+            source=turn.source[:shared],
+            history=min(turn.history, shared),
+            answer=[*turn.source[shared:], *turn.answer, *(turn.tail if with_tail else [])],
+            tail=[],
+        )
+        for turn in made
+    ]
 
 
 def judged(tokenizer: PreTrainedTokenizerBase, asked: Sequence[Message], said: Sequence[Message]) -> list[int]:

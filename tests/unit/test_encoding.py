@@ -347,6 +347,23 @@ def test_a_judged_pair_is_shown_as_its_two_conversations(tiny_tokenizer):
     assert tiny_tokenizer.decode(judged[1]["input_ids"]).startswith("<|im_start|>user\na<|im_end|>")
 
 
+@pytest.mark.parametrize("longer", ["chosen", "rejected"])
+def test_each_side_of_a_pair_follows_the_prompt_that_asks_for_it(longer):
+    # Asked without a thought this template closes an empty block, asked for one it opens it.
+    tokenizer = bundled("qwen3_5_nothink.jinja")
+    asked = [message("user", "2 + 2?")]
+    row = {"prompt": asked, "chosen": [message("assistant", "4")], "rejected": [message("assistant", "Five.", "Hm.")]}
+    row["chosen"][0]["content"] *= 90 if longer == "chosen" else 1
+    (pair,) = encoding.encode(tokenizer, row, encoding.Encoding()).examples
+    (whole,) = encoding.encode(tokenizer, row, encoding.Encoding(judged=True)).examples
+    for side, thinking in (("chosen", False), ("rejected", True)):
+        text = rendering.render(tokenizer, asked, add_generation_prompt=True, enable_thinking=thinking)
+        ids = [*pair["prompt_ids"], *pair[f"{side}_ids"]]
+        assert ids[: len(tokens.ids_of(tokenizer, text))] == tokens.ids_of(tokenizer, text)
+        assert tokenizer.decode(ids) + "\n" == tokenizer.decode(whole[f"{side}_ids"])
+    assert tokenizer.decode(pair["prompt_ids"]).endswith("<|im_start|>assistant\n<think>\n")
+
+
 def test_a_prompt_names_the_tools_that_may_be_called():
     tokenizer = bundled("qwen2_5.jinja")
     tools = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
