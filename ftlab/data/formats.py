@@ -27,10 +27,11 @@ ALPACA_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output
 
 
 class Format(NamedTuple):
-    """How a row becomes TRL's: the function, and the columns that it gives."""
+    """How a row becomes TRL's: the function, the columns that it gives, and those of an entry that it reads."""
 
     convert: Callable[[Row, Columns, Tags, str], Row]
     gives: tuple[str, ...]
+    reads: tuple[str, ...]
 
 
 def optional_text(row: Row, columns: Columns, name: str, where: str) -> str:
@@ -272,14 +273,16 @@ def format_of(formatting: str, ranking: bool, columns: Columns) -> Format:
     """Return the format of a registry entry."""
     chat = formatting != "alpaca"
     tools = ("tools",) if "tools" in columns else ()
+    reads = ("messages", "system", "tools") if chat else ("prompt", "query", "history", "system", "tools")
+    answer = () if chat else ("response",)
     if ranking:
-        made = Format(sharegpt_preference if chat else alpaca_preference, ("prompt", "chosen", "rejected", *tools))
+        convert, gives = sharegpt_preference if chat else alpaca_preference, ("prompt", "chosen", "rejected", *tools)
+        made = Format(convert, gives, (*reads, "chosen", "rejected"))
     elif "kto_tag" in columns:
-        made = Format(sharegpt_kto if chat else alpaca_kto, ("prompt", "completion", "label", *tools))
-    elif chat:
-        made = Format(sharegpt, ("messages", *tools))
-    elif "response" in columns:
-        made = Format(alpaca, ("messages", *tools))
+        convert, gives = sharegpt_kto if chat else alpaca_kto, ("prompt", "completion", "label", *tools)
+        made = Format(convert, gives, (*reads, *answer, "kto_tag"))
+    elif chat or "response" in columns:
+        made = Format(sharegpt if chat else alpaca, ("messages", *tools), (*reads, *answer))
     else:
-        made = Format(raw_text, ("text",))
+        made = Format(raw_text, ("text",), ("prompt",))
     return made

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ftlab.data.convert import PLACEHOLDER, Made
-from ftlab.data.dataset_info import COLUMNS, Entry
+from ftlab.data.dataset_info import COLUMNS, Entry, format_of_entry
 from ftlab.data.formats import is_messages, tags_of
 from ftlab.data.messages import OPENAI_NAMES, ROLES, THOUGHTS, WEIGHTS, Message, Tags
 from ftlab.data.read import Row, empty, texts
@@ -34,9 +34,12 @@ class Unread:
 
     def __init__(self, entry: Entry, *, table: bool) -> None:
         self.entry, self.table = entry, table
-        columns = entry.all_columns()
-        self.read, self.tags = set(columns.values()), entry.all_tags()
-        self.spoken = [columns[name] for name in SPOKEN if name in columns]
+        listed, reads = entry.all_columns(), format_of_entry(entry).reads
+        self.named = {name: column for name, column in listed.items() if name in reads}
+        self.read, self.tags = set(self.named.values()), entry.all_tags()
+        # Listed for another kind of data: `chosen` and `rejected` without `ranking: true`.
+        self.idle = {column: name for name, column in listed.items() if column not in self.read}
+        self.spoken = [self.named[name] for name in SPOKEN if name in self.named]
         self.columns: Counter[str] = Counter()
         self.keys: Counter[str] = Counter()
         self.systems = self.nulls = self.placeholders = 0
@@ -68,21 +71,26 @@ class Unread:
 
     def other_system(self, raw: Row, row: Row) -> bool:
         """Return True if a row has a system column and a different system turn."""
-        columns = self.entry.all_columns()
-        column = raw.get(columns["system"]) if "system" in columns else None
+        column = raw.get(self.named["system"]) if "system" in self.named else None
         first = (row.get("messages") or row.get("prompt") or [{}])[0]
         return isinstance(column, str) and bool(column.strip()) and column != first.get("content")
 
     def null_tools(self, raw: Row) -> bool:
         """Return whether the schemas of a row's tools hold nulls inside."""
-        columns = self.entry.all_columns()
-        tools = raw.get(columns["tools"]) if "tools" in columns else None
+        tools = raw.get(self.named["tools"]) if "tools" in self.named else None
         return isinstance(tools, list) and any(has_null(tool) for tool in tools)
 
     def notes(self, name: str, *, all_columns: bool) -> list[Note]:
         """Return what there is to say; columns that no format knows are listed with `all_columns`."""
-        known = {} if self.entry_gives_text() else {c: n for c, n in self.columns.items() if c in KNOWN}
+        idle = {column: count for column, count in self.columns.items() if column in self.idle}
+        kind = {"formatting": self.entry.formatting, "ranking": str(self.entry.ranking).lower()}
         found: list[Note] = [
+            ("data_unread_listed", {"name": name, "count": count, "column": column, "key": self.idle[column]} | kind)
+            for column, count in idle.items()
+        ]
+        others = {column: count for column, count in self.columns.items() if column not in idle}
+        known = {} if self.entry_gives_text() else {c: n for c, n in others.items() if c in KNOWN}
+        found += [
             ("data_unread_rows", {"name": name, "count": count, "column": column}) for column, count in known.items()
         ]
         found += [("data_unread_keys", {"name": name, "count": count, "key": key}) for key, count in self.keys.items()]
@@ -92,14 +100,14 @@ class Unread:
             found.append(("data_nulls_kept", {"name": name, "count": self.nulls}))
         if self.placeholders:
             found.append(("data_placeholders", {"name": name, "count": self.placeholders}))
-        others = [column for column in self.columns if column not in known]
-        if others and all_columns:
-            found.append(("data_unread_columns", {"name": name, "columns": ", ".join(others)}))
+        rest = [column for column in others if column not in known]
+        if rest and all_columns:
+            found.append(("data_unread_columns", {"name": name, "columns": ", ".join(rest)}))
         return found
 
     def entry_gives_text(self) -> bool:
         """Return True if the data set is raw text, so that no other column has a meaning."""
-        return self.entry.formatting == "alpaca" and not {"response", "chosen"} & set(self.entry.all_columns())
+        return format_of_entry(self.entry).gives == ("text",)
 
 
 def say_all(notes: Iterable[Note]) -> list[str]:

@@ -637,3 +637,34 @@ def test_places_are_a_column_only_where_they_are_asked_for(folder):
 def test_a_history_in_csv_is_json_text(folder):
     (folder / "x.csv").write_text('instruction,output,history\nc,d,"[[""a"", ""b""]]"\ne,f,\n')
     assert [len(row["messages"]) for row in registry.load("x.csv")] == [4, 2]
+
+
+PAIR = {"instruction": "q", "output": "a", "chosen": "Good", "rejected": "Bad", "kto_tag": True}
+SIDES = {"chosen": "chosen", "rejected": "rejected"}
+
+
+@pytest.mark.parametrize(
+    ("more", "columns", "unread"),
+    [
+        ({}, {"prompt": "instruction", "response": "output"} | SIDES, ["chosen", "rejected"]),
+        ({}, {"prompt": "instruction"} | SIDES, ["chosen", "rejected"]),
+        ({"ranking": True}, {"prompt": "instruction", "response": "output"} | SIDES, ["response"]),
+        ({"ranking": True}, {"prompt": "instruction", "kto_tag": "kto_tag"} | SIDES, ["kto_tag"]),
+        ({}, {"prompt": "instruction", "response": "output", "kto_tag": "kto_tag"}, []),
+        ({"ranking": True}, {"prompt": "instruction"} | SIDES, []),
+    ],
+)
+def test_a_column_that_the_entry_lists_for_another_kind_of_data_is_counted(more, columns, unread, folder, capsys):
+    write(PAIR, PAIR | {"instruction": "r"})
+    entry = {"file_name": "x.jsonl", "columns": columns} | more
+    (folder / "dataset_info.json").write_text(json.dumps({"set": entry}), encoding="utf-8")
+    registry.load("set", folder)
+    said = capsys.readouterr().out.splitlines()
+    assert check.check("set", folder).unread[: len(unread)] == said[: len(unread)]
+    lines = [line for line in said if "`columns` lists" in line]
+    ranking = str(bool(more)).lower()
+    assert lines == [
+        f"set: 2 examples have `{columns[key]}`, which `columns` lists as `{key}`; "
+        f"`formatting: alpaca` with `ranking: {ranking}` does not read it"
+        for key in sorted(unread, key=lambda key: list(PAIR).index(columns[key]))
+    ]
