@@ -191,8 +191,12 @@ def inside(entry: Entry, dataset_dir: Path) -> Path:
     """Return the path of an entry's file.
 
     Raises:
-        LabError: it does not exist, or is outside the folder of the registry, which may belong to someone else.
+        LabError: it does not exist, is outside the folder of the registry, which may belong to someone else, or the
+            entry asks for a part that only a data set on a hub has.
     """
+    for key in ("split", "subset", "folder"):
+        if (value := getattr(entry, key)) and (key, value) != ("split", "train"):
+            raise fail("data_hub_key", where=entry.where, key=key, value=value, file=entry.file_name)
     root = os.path.abspath(dataset_dir)
     path = os.path.normpath(os.path.join(root, entry.file_name))
     if "\x00" in path or os.path.commonpath([root, path]) != root:
@@ -203,18 +207,26 @@ def inside(entry: Entry, dataset_dir: Path) -> Path:
 
 
 def files(path: Path) -> list[Path]:
-    """Return the files of a path: itself, or the data files of a folder in the order of their names.
+    """Return the files of a path: itself, or the data files of a folder in the order of their names; not hidden ones.
 
     Raises:
-        LabError: a folder without data files, or with several kinds of them.
+        LabError: a folder without data files, with several kinds of them, or with more in folders of its own.
     """
     if not path.is_dir():
         return [path]
-    found = sorted(one for one in path.iterdir() if one.suffix.lower() in SUFFIXES and one.is_file())
+    seen = [one for one in path.iterdir() if not one.name.startswith(".")]
+    if deeper := sorted(one.name for one in seen if one.is_dir() and any(map(is_data, one.rglob("*")))):
+        raise fail("data_folder_deeper", where=str(path), folders=first(deeper))
+    found = sorted(filter(is_data, seen))
     kinds = sorted({one.suffix.lower() for one in found})
     if len(kinds) != 1:
         raise fail("data_folder", where=str(path), kinds=" ".join(kinds) or "-", suffixes=" ".join(SUFFIXES))
     return found
+
+
+def is_data(path: Path) -> bool:
+    """Return True for a file of a kind that is read."""
+    return path.suffix.lower() in SUFFIXES and path.is_file()
 
 
 def detect(path: Path, encoding: str = "utf-8") -> Entry:

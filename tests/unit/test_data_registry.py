@@ -1,6 +1,7 @@
 """Registry semantics, mixing, caps and the cache."""
 
 import json
+import re
 import os
 import sys
 
@@ -181,6 +182,28 @@ def test_a_folder_of_files_is_one_set(folder):
     (folder / "many" / "4.txt").write_text("text")
     with pytest.raises(LabError, match=r"data files of one type, found: \.jsonl \.txt"):
         registry.load("many", folder)
+
+
+def test_a_folder_leaves_no_data_file_unread(folder):
+    (folder / "many" / "part").mkdir(parents=True)
+    write_rows(folder / "many" / "1.jsonl", ["1"])
+    (folder / "many" / ".1.jsonl").write_text("what an editor left")
+    (folder / "many" / "part" / "notes.md").write_text("not data")
+    info(folder, many={"file_name": "many"})
+    assert answers(registry.load("many", folder)) == ["1"]
+    write_rows(folder / "many" / "part" / "2.jsonl", ["2"])
+    with pytest.raises(LabError, match="in folders inside this one, which are not read: part"):
+        registry.load("many", folder)
+
+
+@pytest.mark.parametrize("part", [{"split": "train[:1]"}, {"split": "test"}, {"subset": "en"}, {"folder": "en"}])
+def test_a_part_that_only_a_hub_has_is_not_ignored_for_a_file(part, folder):
+    info(folder, one={"file_name": "one.jsonl"} | part)
+    ((key, value),) = part.items()
+    with pytest.raises(LabError, match=re.escape(f"`{key}: {value}` names a part of a data set on a hub")):
+        registry.load("one", folder)
+    info(folder, one={"file_name": "one.jsonl", "split": "train", "subset": None})
+    assert answers(registry.load("one", folder)) == ["1", "2", "3"]
 
 
 LOST = [
