@@ -1,8 +1,8 @@
 """Registry semantics, mixing, caps and the cache."""
 
 import json
-import re
 import os
+import re
 import sys
 
 import pytest
