@@ -177,7 +177,9 @@ def fit_vocabulary(model: PreTrainedModel, adapter: Path, tokenizer: PreTrainedT
 
 def grow(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Give a model rows for the tokens that `add_tokens` added to its tokenizer; they are drawn around the mean row."""
-    if models.unreachable(tokenizer, model.get_input_embeddings().weight.shape[0]):
+    weight = model.get_input_embeddings().weight
+    # ZeRO-3 leaves an empty tensor in the place of a weight, and its shape beside it.
+    if models.unreachable(tokenizer, getattr(weight, "ds_shape", weight.shape)[0]):
         model.resize_token_embeddings(len(tokenizer))
 
 

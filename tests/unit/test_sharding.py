@@ -3,14 +3,16 @@
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from ftlab import device
 from ftlab.errors import LabError
 from ftlab.recipe import library_args, sharding
 from ftlab.recipe import read as recipes
-from ftlab.runs import launch, train, world
+from ftlab.runs import chat, launch, train, world
 
 CPU = device.Machine("cpu", "test", "float32", 2, 2**34, "test")
 
@@ -119,3 +121,14 @@ def test_deepspeed_is_needed_where_it_is_asked_for(tiny_recipe, monkeypatch):
     monkeypatch.setattr(train.packages, "find_spec", lambda name: None if name == "deepspeed" else True)
     with pytest.raises(LabError, match=r"deepspeed: .*\n  fix: pip install 'ftlab\[deepspeed\]'"):
         train.train(recipes.load(tiny_recipe | {"deepspeed": "zero2"}))
+
+
+def test_a_partitioned_embedding_is_not_grown(monkeypatch):
+    """ZeRO-3 leaves an empty tensor in its place: read as no rows, it was cut to the tokenizer's tokens."""
+    weight, tokenizer = torch.nn.Parameter(torch.empty(0)), SimpleNamespace()
+    weight.ds_shape = torch.Size([300, 64])
+    resized, model = [], SimpleNamespace(get_input_embeddings=lambda: SimpleNamespace(weight=weight))
+    model.resize_token_embeddings = lambda rows: resized.append(rows)
+    monkeypatch.setattr(chat.models, "unreachable", lambda tokenizer, rows: rows < 258)
+    chat.grow(model, tokenizer)
+    assert not resized
