@@ -16,6 +16,7 @@ EXTRAS = {
     "llamacpp": ("llama_cpp",),
     "gguf": ("xllamacpp",),
     "deepspeed": ("deepspeed",),
+    "ray": ("ray",),
     "optim": ("galore_torch", "apollo_torch", "lomo_optim", "schedulefree"),
 }  # fmt: skip
 # Other modules -> what pip calls their packages. A name that is not here is nothing to be suggested to pip.
@@ -93,6 +94,7 @@ def of_recipe(recipe: Any) -> list[tuple[str, str]]:
         wanted.append(("flash_attn", ATTENTION[recipe.flash_attn]))
     wanted += [("use_liger_kernel", "liger_kernel")] if asked.get("use_liger_kernel") else []
     wanted += [("deepspeed", "deepspeed")] if asked.get("deepspeed") else []
+    wanted += [("use_ray", "ray")] if recipe.use_ray else []
     return wanted
 
 

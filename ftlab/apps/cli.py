@@ -313,7 +313,7 @@ def quick_imports() -> Iterator[None]:
 def train_recipe(options: argparse.Namespace) -> int:
     """Run a recipe and print its run folder; return STOPPED if it was stopped before the end."""
     from ftlab.recipe import read as recipes
-    from ftlab.runs import launch
+    from ftlab.runs import launch, ray_workers
 
     said = [override for override in options.overrides if override.lower().startswith("fresh=")]
     fresh = [override.lower().removeprefix("fresh=") for override in said]
@@ -323,6 +323,8 @@ def train_recipe(options: argparse.Namespace) -> int:
     overrides = [override for override in options.overrides if override not in said]
     launch.enter()
     recipe = recipes.load(options.recipe, overrides)
+    if ray_workers.asked(recipe):
+        return ray_workers.start(recipe, ["train", options.recipe, *options.overrides], command)
     if processes := launch.to_start(recipe):
         return launch.start(processes, ["train", options.recipe, *options.overrides])
     with quick_imports():

@@ -5,6 +5,7 @@ The names are LLaMA-Factory's, so that a YAML written for it runs here. Any othe
 """
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -211,6 +212,22 @@ class Recipe(BaseModel):
         "torchrun --nproc-per-node",
         ge=1,
     )
+    use_ray: bool = key(
+        False, "start the processes as workers of Ray, on this machine or a cluster", "ray.train.torch.TorchTrainer"
+    )
+    ray_num_workers: int = key(1, "use_ray: processes on all machines", "ScalingConfig.num_workers", ge=1)
+    ray_init_kwargs: dict[str, Any] = key({}, "use_ray: such as {address: auto} for a cluster that runs", "ray.init")
+    ray_storage_path: str | None = key(
+        None, "use_ray: where Ray keeps its own record of the run; None: ~/ray_results", "RunConfig.storage_path"
+    )
+    resources_per_worker: dict[str, int | float] | None = key(
+        None,
+        "use_ray: what each process needs, such as {GPU: 1, CPU: 8}; None: a GPU where this machine has one, or a CPU",
+        "ScalingConfig.resources_per_worker",
+    )
+    placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = key(
+        "PACK", "use_ray: fill machine after machine, or spread over them", "ScalingConfig.placement_strategy"
+    )
     early_stopping_steps: int | None = key(
         None, "stop after this many evaluations without improvement", "EarlyStoppingCallback", ge=1
     )
@@ -412,8 +429,10 @@ class Recipe(BaseModel):
         self.fits_names("reward_funcs", REWARDS)
         if self.stage == "ppo" and self.finetuning_type != "lora":
             raise ValueError("`stage: ppo` takes the model without its adapter as reference: `finetuning_type: lora`")
-        if self.stage == "ppo" and (self.nproc_per_node or 1) > 1:
-            raise ValueError("`stage: ppo` runs in one process: remove `nproc_per_node`, or use `stage: grpo`")
+        asked = {"nproc_per_node": self.nproc_per_node or 1, "ray_num_workers": self.ray_num_workers}
+        for name, processes in asked.items():
+            if self.stage == "ppo" and processes > 1:
+                raise ValueError(f"`stage: ppo` runs in one process: remove `{name}`, or use `stage: grpo`")
         if self.stage == "ppo" and (self.loraplus_lr_ratio or self.val_size or self.eval_dataset):
             raise ValueError("`stage: ppo` does not support `loraplus_lr_ratio`, `val_size` and `eval_dataset`")
 
@@ -443,6 +462,11 @@ class Recipe(BaseModel):
         return self.pissa_init or self.init_lora_weights == "olora"
 
     @property
+    def in_ray(self) -> bool:
+        """Whether Ray starts the processes: the recipe says so, or LLaMA-Factory's USE_RAY does."""
+        return self.use_ray or os.environ.get("USE_RAY", "").lower() in ("1", "true", "y")
+
+    @property
     def objective(self) -> str:
         """The stage, with LLaMA-Factory's `stage: dpo` + `pref_loss: orpo | simpo` resolved."""
         return self.pref_loss if self.stage == "dpo" and self.pref_loss in ("orpo", "simpo") else self.stage
@@ -467,7 +491,8 @@ OUTSIDE_THE_RUN = (
     "temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "num_beams", "export_dir", "export_size",
     "export_device", "export_dtype", "export_gguf", "export_legacy_format", "shortcuts", "eval_figures",
     "predict_with_generate", "compute_accuracy", "tasks", "device_map", "max_memory", "offload_folder",
-    "nproc_per_node",
+    "nproc_per_node", "use_ray", "ray_num_workers", "ray_init_kwargs", "ray_storage_path", "resources_per_worker",
+    "placement_strategy",
 )  # fmt: skip
 TRAINING_OUTSIDE_THE_RUN = (
     "resume_from_checkpoint", "report_to", "run_name", "project", "save_total_limit", "disable_tqdm", "log_level",
@@ -619,6 +644,14 @@ CONDITIONS = (
         ("hub_model_id", "hub_strategy", "hub_private_repo", "hub_revision", "hub_always_push"),
         lambda recipe: bool(recipe.training.get("push_to_hub")),
         "push_to_hub: true",
+    ),
+    Condition(
+        ("ray_num_workers", "ray_init_kwargs", "ray_storage_path", "resources_per_worker", "placement_strategy"),
+        lambda recipe: recipe.in_ray,
+        "use_ray: true",
+    ),
+    Condition(
+        ("nproc_per_node",), lambda recipe: not recipe.in_ray, "use_ray: false; with it `ray_num_workers` is the number"
     ),
     Condition(("fsdp_config",), lambda recipe: bool(recipe.training.get("fsdp")), "fsdp: true"),
     Condition(

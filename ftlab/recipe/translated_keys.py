@@ -44,7 +44,8 @@ DROPPED = {
     "eval_do_concat_batches": "evaluation during training computes the loss alone",
     "eval_use_gather_object": "evaluation during training computes the loss alone",
     "length_column_name": "lengths are counted from the tokens",
-    "ray_run_name": "runs here are not Ray jobs",
+    "ray_run_name": "a run is named by its output_dir",
+    "ray_storage_filesystem": "Ray's record goes to ray_storage_path, and the run itself to output_dir",
     "print_param_status": "the run's README says what was trained",
     "reward_model_type": "the folder says whether it holds an adapter or a model",
     "ppo_buffer_size": "a batch is per_device_train_batch_size x gradient_accumulation_steps prompts",
@@ -88,10 +89,6 @@ BESIDE = {
         "kt_lora_expert_intermediate_size",
     ),
     "use_hyper_parallel": ("hyper_parallel_args",),
-    "use_ray": (
-        "ray_num_workers", "ray_init_kwargs", "ray_storage_path", "ray_storage_filesystem", "resources_per_worker",
-        "placement_strategy",
-    ),
     "fp8": ("fp8_backend", "fp8_enable_fsdp_float8_all_gather"),
     "streaming": ("buffer_size",),
     "export_quantization_bit": (
@@ -124,7 +121,6 @@ OUT_OF_REACH = {
     "use_adam_mini": "the package adam-mini had its last release in November 2024; use `optim: adamw_8bit`",
     "use_asft_loss": "trl has no such loss; use `use_dft_loss`",
     "use_eaft_loss": "trl has no such loss; use `use_dft_loss`",
-    "use_ray": "remove it: `ftlab launch RECIPE.yaml --on ray --nodes N --gpus M` runs the recipe in Ray's workers",
     "use_kt": "KTransformers is a cluster back end; use torchrun or deepspeed",
     "use_swanlab": "SwanLab's callback is broken in this transformers; write `report_to: tensorboard`, wandb or mlflow",
     "mixture_of_depths": "the package mixture-of-depth had its last release in June 2024; remove the key",

@@ -69,6 +69,8 @@ from ray.train.torch import TorchTrainer
 
 # In the place of print its workers have a logger, which would log what datasets reads of printed code.
 os.environ["RAY_TRAIN_ENABLE_PRINT_PATCH"] = "0"
+# Workers import torch and transformers while they start, for which Ray leaves them 60 seconds.
+os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "600")
 
 
 def train_in_a_worker() -> None:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LESSONS = lesson_files.lessons()
 # llamacpp is built from source for minutes; mutants is for whoever measures the tests, site for `make site`.
-BY_HAND = {"benchmarks", "deepspeed", "gguf", "llamacpp", "mutants", "optim", "site", "trackers"}
+BY_HAND = {"benchmarks", "deepspeed", "gguf", "llamacpp", "mutants", "optim", "ray", "site", "trackers"}
 
 
 def name_of(requirement: str) -> str:

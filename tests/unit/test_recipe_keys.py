@@ -12,7 +12,7 @@ from ftlab import device
 from ftlab.errors import LabError
 from ftlab.recipe import keys, library_args, templates, to_script, translated_keys
 from ftlab.recipe import read as recipes
-from ftlab.runs import build, chat, dataset, evaluation, export, launch, reference, rewards, targets, train
+from ftlab.runs import build, chat, dataset, evaluation, export, launch, ray_workers, reference, rewards, targets, train
 
 CPU = device.Machine("cpu", "test", "bfloat16", 2, 2**34, "test")
 GPU = device.Machine("cuda", "test", "float16", 2, 2**34, "test")
@@ -91,6 +91,12 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "mask_history": (True, {"dataset": "long"}),
     "output_dir": ("elsewhere", {}),
     "nproc_per_node": (2, {}),
+    "use_ray": (True, {}),
+    "ray_num_workers": (2, {"use_ray": True}),
+    "ray_init_kwargs": ({"address": "auto"}, {"use_ray": True}),
+    "ray_storage_path": ("elsewhere", {"use_ray": True}),
+    "resources_per_worker": ({"CPU": 2}, {"use_ray": True}),
+    "placement_strategy": ("SPREAD", {"use_ray": True}),
     "early_stopping_steps": (2, EVAL),
     "shortcuts": (False, {}),
     "overwrite_output_dir": (True, {}),
@@ -221,9 +227,10 @@ def run_of(made: recipes.Recipe) -> Any:
     return train.require_training(made)
 
 
-def started(made: recipes.Recipe) -> int:
-    """Return how many processes `ftlab train` starts."""
-    return launch.to_start(made)
+def started(made: recipes.Recipe) -> Any:
+    """Return how many processes `ftlab train` starts, and what Ray is told where it starts them."""
+    ray = (ray_workers.connection(made), ray_workers.scaling(made), made.ray_storage_path)
+    return ray if ray_workers.asked(made) else launch.to_start(made)
 
 
 def scored(made: recipes.Recipe) -> Any:

@@ -1,0 +1,143 @@
+"""Ray: `use_ray: true` starts the processes of a run as workers of Ray Train, on this machine or on a cluster."""
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ftlab import packages
+from ftlab.errors import LabError, fail, reason_of, say
+from ftlab.recipe.keys import Recipe
+from ftlab.runs import launch
+from ftlab.system_errors import explained
+
+# What Ray reads. Its workers import torch and transformers before they count as started, which takes longer than its
+# 60 seconds where two of them share a slow disk or few cores. In the place of print its workers have a logger, which
+# would log what datasets reads of printed code. Without the last one it reports each start to its makers.
+SETTINGS = {
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+def asked(recipe: Recipe) -> bool:
+    """Return True if Ray has to start the processes of a run: this is not one of them yet."""
+    return recipe.in_ray and "WORLD_SIZE" not in os.environ
+
+
+def scaling(recipe: Recipe) -> dict[str, Any]:
+    """Return the arguments of Ray's ScalingConfig; each worker needs a GPU where this machine has one, else a CPU."""
+    needs = recipe.resources_per_worker or {"GPU" if launch.accelerators(recipe) else "CPU": 1}
+    return {
+        "num_workers": recipe.ray_num_workers,
+        "use_gpu": needs.get("GPU", 0) > 0,
+        "resources_per_worker": dict(needs),
+        "placement_strategy": recipe.placement_strategy,
+    }
+
+
+def connection(recipe: Recipe) -> dict[str, Any]:
+    """Return the arguments of ray.init: without an address Ray starts on this machine, for this run."""
+    own = {} if on_cluster(recipe) else {"include_dashboard": False}
+    return own | {"logging_level": "ERROR"} | recipe.ray_init_kwargs
+
+
+def on_cluster(recipe: Recipe) -> bool:
+    """Return True if Ray runs already, and this run is to use it."""
+    return "address" in recipe.ray_init_kwargs or "RAY_ADDRESS" in os.environ
+
+
+def start(recipe: Recipe, arguments: Sequence[str], command: Callable[[Sequence[str]], int]) -> int:
+    """Run `ftlab ARGUMENTS` in the workers of Ray, and return the exit code of the first one.
+
+    Args:
+        command: runs them in a worker.
+    Raises:
+        LabError: Ray is not installed, does not start or has too little, or what the first worker that failed reported.
+    """
+    packages.require("ray", "use_ray")
+    os.environ |= SETTINGS | os.environ
+    import ray
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    try:
+        # Without a dashboard one of Ray's own actors warns every second that nothing answers it.
+        ray.init(**{"logging_config": ray.LoggingConfig(log_level="ERROR")} | connection(recipe))
+    except Exception as error:
+        # Ray raises Exception itself where its processes do not start in time, and others for a wrong address or key.
+        raise fail("ray_failed", where="ray_init_kwargs", exit_code=1, reason=reason_of(error)) from None
+    try:
+        if not on_cluster(recipe):
+            require_resources(recipe, ray.cluster_resources())
+        # Ray would try a start that fails for ever, and log the traceback of every LabError.
+        once = FailureConfig(controller_failure_limit=0)
+        record = RunConfig(storage_path=recipe.ray_storage_path, failure_config=once, logging_config=quiet())
+        config = {"folder": os.getcwd(), "arguments": list(arguments), "command": command}
+        trainer = TorchTrainer(
+            work, train_loop_config=config, scaling_config=ScalingConfig(**scaling(recipe)), run_config=record
+        )
+        return trainer.fit().return_value or 0
+    except ray.train.TrainingFailedError as error:
+        raise reported(getattr(error, "worker_failures", None) or {}, str(error)) from None
+    finally:
+        ray.shutdown()
+
+
+def quiet() -> Any:
+    """Return Ray's logging without what it says of its own steps."""
+    from ray.train import LoggingConfig
+
+    return LoggingConfig(log_level="CRITICAL")
+
+
+def require_resources(recipe: Recipe, there: dict[str, float]) -> None:
+    """Refuse more workers than this machine has CPUs or GPUs for: Ray would wait for other machines.
+
+    Raises:
+        LabError: naming what is short.
+    """
+    settings = scaling(recipe)
+    for name, each in settings["resources_per_worker"].items():
+        needed = each * settings["num_workers"]
+        if needed > there.get(name, 0):
+            names: dict[str, Any] = {"needed": f"{needed:g}", "there": f"{there.get(name, 0):g}", "resource": name}
+            raise fail("ray_resources", where="ray_num_workers", workers=settings["num_workers"], **names)
+
+
+def work(config: dict[str, Any]) -> int:
+    """Run a command in a worker, which has torch's environment for several processes, and return its exit code.
+
+    Raises:
+        LabError: what a user can fix; Ray hands it to the process that started the workers.
+    """
+    # Ray starts its workers in a folder of its own.
+    os.chdir(config["folder"])
+    try:
+        return config["command"](config["arguments"])
+    except Exception as error:
+        if known := explained(error):
+            raise known from None
+        raise
+
+
+def reported(failures: dict[int, Exception], reason: str) -> LabError:
+    """Return what the first worker that failed reported, or how it ended.
+
+    Args:
+        failures: rank -> the exception in that worker.
+        reason: what Ray says where no worker failed.
+    """
+    ranks = sorted(failures.items())
+    told = [failure for _, failure in ranks if isinstance(failure, LabError)]
+    # A worker whose peer ended reports lost contact.
+    causes = [failure for failure in told if say("world_contact") not in str(failure)]
+    lost = [(rank, last_line(str(failure))) for rank, failure in ranks if not isinstance(failure, LabError)]
+    ends = [fail("world_lost", exit_code=1, rank=rank, reason=line) for rank, line in lost]
+    unstarted = fail("ray_failed", where="use_ray", exit_code=1, reason=last_line(reason))
+    return next(iter(causes + ends + told), unstarted)
+
+
+def last_line(text: str) -> str:
+    """Return the last line of a text that says something, at most 200 characters of it."""
+    return next((line.strip()[:200] for line in reversed(text.splitlines()) if line.strip()), "?")
