@@ -2,12 +2,14 @@
 
 import os
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ftlab.errors import fail, say
@@ -82,6 +84,19 @@ class Check(TrainerCallback):
             raise fail("world_wrapper", exit_code=1, asked=asked, got=got or "-")
         if args.world_size > 1:
             print(say("world_used", processes=args.world_size, wrapper=got))
+        if got == "FSDP" and hasattr(self.trainer.model, "generate"):
+            share_generation(self.trainer.model)
+
+
+def share_generation(model: Any) -> None:
+    """Let a model of FSDP2 write completions in all processes.
+
+    Its shares are put together around `forward` alone, which `generate` of an adapter's base does not pass; and a
+    process whose completions have ended has to take part until those of all others have. TRL provides for neither.
+    With `fsdp: shard_grad_op` the weights are put together once for all tokens of a batch.
+    """
+    register_fsdp_forward_method(model, "generate")
+    model.generate = partial(model.generate, synced_gpus=True)
 
 
 def any_process(flag: bool, args: TrainingArguments) -> bool:
