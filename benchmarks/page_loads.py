@@ -1,17 +1,23 @@
-"""What loading the page of `ftlab board` again and again leaves behind: python -m benchmarks.page_loads 50.
+"""What loading the page of `ftlab board` again and again leaves behind: python -m benchmarks.page_loads 50 5.
 
-Prints, as JSON: seconds until something is shown and until the panels can be used (first load, and median), the memory
-of the server's process tree while one page is open after the first load and after the last, kernels then, and the
-processes that are left when the server has ended. Needs Chromium.
+The first number is how often the page is loaded, the second how many trainings are started from it in between. Prints,
+as JSON: seconds until something is shown and until the panels can be used (first load, and median), the memory of the
+server's process tree while one page is open after the first load, after the last, and the most, kernels then, and the
+processes that are left when the terminal has been closed. Needs Chromium.
 """
 
+import contextlib
 import json
 import os
+import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -19,55 +25,118 @@ ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "browser"))
 # A closed page tells the server; ending the kernel takes it a moment.
 SETTLE_SECONDS = 3
+END_SECONDS = 60
+# Of a training: enough to have a curve.
+STEPS = 3
 
 
 def tree(pid: int) -> list[psutil.Process]:
-    """Return a process and all that it started."""
-    found = psutil.Process(pid)
-    return [found, *found.children(recursive=True)]
+    """Return a process and all that it started and that still run."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found = psutil.Process(pid)
+        return [found, *found.children(recursive=True)]
+    return []
 
 
-def resident_bytes(processes: list[psutil.Process]) -> int:
+def own_bytes(processes: list[psutil.Process]) -> int:
     """Return the memory that processes have to themselves: what they share counts once, in none of them."""
-    return sum(one.memory_full_info().uss for one in processes)
+    total = 0
+    for one in processes:
+        # One of them may end between the listing and the look.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            total += one.memory_full_info().uss
+    return total
 
 
-def main(loads: int) -> None:
-    """Load the page that often and print what it took."""
-    from drive import browser, until
+def is_kernel(process: psutil.Process) -> bool:
+    """Return True for a kernel that runs."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return "ipykernel" in " ".join(process.cmdline())
+    return False
+
+
+def runs(process: psutil.Process) -> bool:
+    """Return True for a process that has not ended."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+@contextlib.contextmanager
+def board(folder: Path) -> Iterator[tuple[str, int]]:
+    """Run `ftlab board` in a session of its own, yield its address and process id, and close its terminal."""
     from lab import private
 
-    from ftlab.apps.board import voila_server
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    command = [sys.executable, "-m", "ftlab", "board", str(folder / "beginning.yaml"), "--port", "0", "--lang", "en"]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, cwd=folder, start_new_session=True,
+        env=os.environ | private(folder / "private") | {"PYTHONPATH": paths},
+    ) as process:  # fmt: skip
+        try:
+            yield process.stdout.readline().strip(), process.pid
+        finally:
+            process.send_signal(signal.SIGHUP)
+            process.wait(END_SECONDS)
 
-    voila_server.START_SECONDS = 600
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    shown, usable, memory = [], [], []
-    with tempfile.TemporaryDirectory() as folder:
-        with voila_server.serving(environment=private(Path(folder))) as served, browser(1280, 800) as page:
-            for _ in range(loads):
+
+def train(page: Any, number: int) -> None:
+    """Start a training from the page and wait for its end."""
+    from drive import enabled, press, state, until, write
+
+    write(page, "output_dir", f"runs/job{number}", ".ftlab-train")
+    write(page, "max_steps", str(STEPS), ".ftlab-train")
+    until(lambda: enabled(page, "start"), 60, "a training can be started")
+    press(page, "start")
+    until(lambda: state(page) in ("done", "failed", "ended"), 600, "it is trained")
+    assert state(page) == "done", state(page)
+
+
+def main(loads: int, jobs: int) -> None:
+    """Load the page that often and print what it took."""
+    from drive import browser, until
+
+    from ftlab.apps.board import controls
+    from ftlab.apps.board import page as panels
+
+    shown, usable, memory, seen, started = [], [], [], set(), 0
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        values = panels.BEGINNING | {"dataset_dir": str(ROOT / "data")}
+        (folder / "beginning.yaml").write_text(controls.yaml_lines(values), encoding="utf-8")
+        with board(folder) as (url, pid), browser(1280, 800) as page:
+            for number in range(1, loads + 1):
                 began = time.monotonic()
-                page.goto(served.url, wait_until="commit")
+                page.goto(url, wait_until="commit")
                 page.wait_for_selector("header.ft-shell")
                 shown.append(time.monotonic() - began)
                 until(lambda: page.locator("button.ft-start:visible").count(), 600, "the panels are shown")
                 usable.append(time.monotonic() - began)
                 time.sleep(SETTLE_SECONDS)
-                processes = tree(served.process.pid)
-                memory.append(resident_bytes(processes))
-                kernels = sum("ipykernel" in " ".join(one.cmdline()) for one in processes)
+                processes = tree(pid)
+                seen.update(processes)
+                memory.append(own_bytes(processes))
+                kernels = sum(map(is_kernel, processes))
+                each = [f"{own_bytes([one]) / 2**20:.0f}" for one in processes]
+                print(f"load {number}: {' + '.join(each)} MiB, {kernels} kernel(s)", file=sys.stderr, flush=True)
+                if started < round(number * jobs / loads) and number < loads:
+                    started += 1
+                    train(page, started)
+                    seen.update(tree(pid))
             problems = page.problems
-        left = [one.pid for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
     figures = {
         "loads": loads,
+        "jobs": started,
         "first_content_seconds": [shown[0], statistics.median(shown)],
         "usable_seconds": [usable[0], statistics.median(usable)],
         "memory_mib": [round(memory[0] / 2**20), round(memory[-1] / 2**20), round(max(memory) / 2**20)],
         "kernels": kernels,
-        "left": left,
+        "left": [one.pid for one in seen if runs(one)],
         "console_errors": problems,
     }
     print(json.dumps(figures))
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10)
+    numbers = [int(text) for text in sys.argv[1:]]
+    main(*(numbers + [10, 1][len(numbers) :]))

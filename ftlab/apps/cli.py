@@ -491,7 +491,10 @@ def open_board(options: argparse.Namespace) -> None:
     from ftlab.apps.ports import port_of
 
     port = port_of("GRADIO_SERVER_PORT", 8866) if options.port is None else options.port
-    host = options.host or os.environ.get("GRADIO_SERVER_NAME") or "127.0.0.1"
+    named = os.environ.get("GRADIO_SERVER_NAME")
+    if named and not options.host and not options.allow_remote:
+        voila_server.require_loopback(named, "GRADIO_SERVER_NAME")
+    host = options.host or named or "127.0.0.1"
     voila_server.serve(options.recipe, host, port, options.lang, options.allow_remote)
 
 

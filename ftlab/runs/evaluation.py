@@ -21,7 +21,7 @@ from ftlab.responses import Response
 from ftlab.runs import answer_figures, chat, dataset, folder, greedy, harness, predictions, questions, target
 from ftlab.runs.answer_figures import READ, WHOLE
 from ftlab.runs.greedy import Example
-from ftlab.runs.watch import Stopped, Watch
+from ftlab.runs.watch import STOPPED, Stopped, Watch
 
 # Model ("base", "tuned") -> figure -> number; "rows", "intervals", "paired" and "prompts" are beside them.
 Scores = dict[str, dict[str, Any]]
@@ -38,8 +38,6 @@ QUESTIONS = 32
 HUNDRED, SHARES = ("bleu-4", *figures.ROUGE), (
     "token_accuracy", "exact_match", "contains", "json_valid", "json_fields", "tool_calls", "multiple_choice",
 )  # fmt: skip
-# The exit code of what was stopped.
-STOPPED = 130
 
 
 class Model(NamedTuple):
@@ -102,9 +100,8 @@ def on_tasks(recipe: Recipe, limit: int | None) -> Callable[[Model], Result]:
     tasks = harness.load_tasks(names(recipe.tasks or ""), Path(recipe.dataset_dir) / harness.FOLDER)
 
     def work(one: Model) -> Result:
-        with one.watch.stopping(one.model.get_input_embeddings()):
-            most, seed = limit or recipe.max_samples, recipe.training.get("seed", 42)
-            scored = harness.score_tasks(one.model, one.tokenizer, tasks, most, seed)
+        most, seed = limit or recipe.max_samples, recipe.training.get("seed", 42)
+        scored = harness.score_tasks(one.model, one.tokenizer, tasks, most, seed)
         return Result(scored.figures, scored.rows, scored.hits or None, scored.prompts)
 
     return work
@@ -206,18 +203,22 @@ def say_untrained(recipe: Recipe, trained: Path | None) -> None:
 def compared(recipe: Recipe, trained: Path | None, watch: Watch, work: Callable[[Model], Result]) -> dict[str, Result]:
     """Return what `work` gives for the base and for what was trained; the tuned model first: its answers are kept."""
     options = chat.options_of(recipe)
-    model, tokenizer = chat.load(recipe.model_name_or_path, trained, **options)
-    if trained is None:
-        return {"base": work(Model("base", model, tokenizer, watch))}
-    tuned = work(Model("tuned", model, tokenizer, watch))
-    if chat.switchable(model):
-        with model.disable_adapter():
-            return {"base": work(Model("base", model, tokenizer, watch)), "tuned": tuned}
+    with watch.stopping_anywhere():
+        model, tokenizer = chat.load(recipe.model_name_or_path, trained, **options)
+    with watch.stopping(model):
+        if trained is None:
+            return {"base": work(Model("base", model, tokenizer, watch))}
+        tuned = work(Model("tuned", model, tokenizer, watch))
+        if chat.switchable(model):
+            with model.disable_adapter():
+                return {"base": work(Model("base", model, tokenizer, watch)), "tuned": tuned}
     # Only one of them is in memory at a time, and both read the examples with the tokenizer of the run.
     del model
-    base, _ = chat.load(recipe.model_name_or_path, **options)
+    with watch.stopping_anywhere():
+        base, _ = chat.load(recipe.model_name_or_path, **options)
     chat.grow(base, tokenizer)
-    return {"base": work(Model("base", base, tokenizer, watch)), "tuned": tuned}
+    with watch.stopping(base):
+        return {"base": work(Model("base", base, tokenizer, watch)), "tuned": tuned}
 
 
 def held_out(
@@ -284,8 +285,7 @@ def answer(one: Model, examples: Sequence[Example], wanted: Sequence[str], predi
     if not predicting:
         answer_figures.refuse_absent(wanted, asked.expected)
     answers = generated(one, asked, checked, wanted, predicting)
-    given = [asked.reader.read(prompt, ids) for (prompt, _), ids in zip(asked.pairs, answers, strict=True)]
-    hits = [one.equals(other) for one, other in zip(given, asked.expected, strict=True)]
+    given, hits = asked.read(answers)
     found |= {"exact_match": figures.share(hits)} if "exact_match" in wanted else {}
     found |= answer_figures.of_answers(wanted, given, asked.expected)
     if predicting and (where := run_folder(predicting)):
@@ -306,6 +306,11 @@ class Asked(NamedTuple):
         pairs, reader = [responses.split(example) for example in examples], responses.Reader(one.tokenizer)
         return cls(pairs, reader, [reader.read(*pair) for pair in pairs])
 
+    def read(self, answers: Sequence[list[int] | None]) -> tuple[list[Response], list[bool]]:
+        """Return answers as they are read, and which are the expected ones; None is an empty answer."""
+        given = [self.reader.read(prompt, ids or []) for (prompt, _), ids in zip(self.pairs, answers, strict=True)]
+        return given, [one.equals(other) for one, other in zip(given, self.expected, strict=True)]
+
 
 def generated(
     one: Model, asked: Asked, checked: Sequence[greedy.Checked], wanted: Sequence[str], predicting: Recipe | None
@@ -321,7 +326,7 @@ def generated(
     prompts, ends = [prompt for prompt, _ in asked.pairs], evaluate.end_ids(one.model, one.tokenizer)
     if not greedy.plain(one.model):
         answers = evaluate.generate_ids(one.model, one.tokenizer, prompts, most)
-        return keep(one, asked, answers, predicting)
+        return keep(one, asked, answers, predicting, [True] * len(answers))
     whole = bool(predicting) or not {*wanted}.isdisjoint(WHOLE)
 
     def left(number: int, ids: list[int]) -> int:
@@ -329,23 +334,35 @@ def generated(
         ended = ids[-1] in ends or not (whole or asked.reader.may_equal(ids, asked.expected[number]))
         return 0 if ended else max(0, most - len(ids))
 
+    def ended(ids: list[int] | None) -> bool:
+        """Return True for an answer that nothing could have continued."""
+        return ids is not None and (ids[-1] in ends or len(ids) >= most)
+
     answers = [each.begun[:most] for each in checked]
     try:
         with one.watch.line(f"{one.name}: answering", sum(map(left, range(len(answers)), answers))) as advance:
             greedy.write(one.model, one.tokenizer.pad_token_id, prompts, answers, left, advance)
     except Stopped:
         finished = [None if left(number, ids) else ids for number, ids in enumerate(answers)]
-        if predicting and keep(one, asked, finished, predicting):
+        keep(one, asked, finished, predicting, [ended(ids) for ids in finished])
+        if predicting and run_folder(predicting):
             raise stopped_with(finished, predicting) from None
         raise
-    return keep(one, asked, answers, predicting)
+    return keep(one, asked, answers, predicting, [ended(ids) for ids in answers])
 
 
 Answers = TypeVar("Answers", bound=Sequence[list[int] | None])
 
 
-def keep(one: Model, asked: Asked, answers: Answers, predicting: Recipe | None) -> Answers:
-    """Write answers into the run folder of a recipe that asks for it; None: nowhere. Return them."""
+def keep(one: Model, asked: Asked, answers: Answers, predicting: Recipe | None, whole: Sequence[bool]) -> Answers:
+    """Leave answers with what watches the evaluation, and return them.
+
+    Args:
+        predicting: the recipe into whose run folder they are written as well; None: nowhere.
+        whole: which were generated to their end.
+    """
+    hits = asked.read(answers)[1]
+    one.watch.answers[one.name] = predictions.answered(one.tokenizer, asked.pairs, answers, whole, hits)
     if predicting and (where := run_folder(predicting)):
         predictions.write(where, one.tokenizer, asked.pairs, answers)
     return answers

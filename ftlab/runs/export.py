@@ -21,10 +21,10 @@ from ftlab.errors import LabError, fail, reason_of
 from ftlab.recipe import read as recipes
 from ftlab.recipe import templates
 from ftlab.recipe.keys import Recipe
-from ftlab.runs import callbacks as watch
-from ftlab.runs import chat, gguf, gguf_families, modelfile, rope, train
+from ftlab.runs import callbacks, chat, gguf, gguf_families, modelfile, rope, train
 from ftlab.runs import folder as folders
 from ftlab.runs.target import claimed, refuse_place
+from ftlab.runs.watch import STOPPED, Stopped, Watch
 from ftlab.system_errors import require_space
 
 # Largest logit difference, in units of the largest logit (at least 1): float32 adds in another order after a merge.
@@ -80,17 +80,29 @@ class Answers(NamedTuple):
         return TOLERANCE * max(1.0, self.logits.abs().max().item())
 
 
-def export(recipe: Recipe) -> Export:
+def export(recipe: Recipe, watch: Watch | None = None) -> Export:
     """Merge a recipe's adapter into its full-precision base and save the model in `export_dir`.
 
     The merge is computed in float32. Nothing appears under `export_dir` before the saved model was reloaded and gave
     the live model's answers. Without an adapter the base itself is saved (another format, other shards, GGUF).
 
+    Args:
+        watch: can stop it, and nothing is left then; None: only Ctrl-C can.
     Raises:
         LabError: a base in 4 or 8 bit, another base's adapter, an adapter without effect, a full disk, an export
-            folder in use, a model that GGUF does not fit here, or a saved model that answers differently.
+            folder in use, a model that GGUF does not fit here, a saved model that answers differently, or the export
+            was stopped.
     """
     target = empty_target(recipe)
+    try:
+        with watch.stopping_anywhere() if watch else contextlib.nullcontext():
+            return exported(recipe, target)
+    except Stopped:
+        raise fail("export_stopped", where=str(target), exit_code=STOPPED) from None
+
+
+def exported(recipe: Recipe, target: Path) -> Export:
+    """Merge, check and save into `target`."""
     if recipe.export_gguf and gguf.needs_llama_cpp(recipe.export_gguf):
         packages.require("xllamacpp", "export_gguf")
     if recipe.quantization_bit:
@@ -310,7 +322,7 @@ def writing(folder: Path, target: Path) -> Iterator[None]:
         raise
     except Exception as error:
         # safetensors has its own kind of error for a failed write.
-        if not watch.is_write_error(error):
+        if not callbacks.is_write_error(error):
             raise
         raise fail("export_write", where=str(target), exit_code=1, reason=reason_of(error)) from error
     finally:

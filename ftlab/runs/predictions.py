@@ -1,14 +1,55 @@
-"""The files that LLaMA-Factory writes with `predict_with_generate`: every answer, and the figures of the answers."""
+"""Answers of an evaluation: for a panel, and as the files that LLaMA-Factory writes with `predict_with_generate`."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
 from ftlab import manifests
 from ftlab.runs.folder import PREDICT_RESULTS, PREDICTIONS
+
+
+class Answered(NamedTuple):
+    """An example that a model has answered.
+
+    Attributes:
+        prompt, expected, answer: without control tokens.
+        whole: False for an answer that was given up where it could no longer be the expected one.
+        right: whether it is the expected answer.
+    """
+
+    number: int
+    prompt: str
+    expected: str
+    answer: str
+    whole: bool
+    right: bool
+
+
+def answered(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[list[int], list[int]]],
+    answers: Sequence[list[int] | None],
+    whole: Sequence[bool],
+    hits: Sequence[bool],
+) -> list[Answered]:
+    """Return the examples whose answers are finished, numbered from 1.
+
+    Args:
+        pairs, answers: as in `write`.
+    """
+
+    def plain(ids: list[int]) -> str:
+        """Return token ids as text without control tokens."""
+        return str(tokenizer.decode(ids, skip_special_tokens=True)).strip()
+
+    return [
+        Answered(number, plain(prompt), plain(label), plain(answer), ended, hit)
+        for number, ((prompt, label), answer, ended, hit) in enumerate(zip(pairs, answers, whole, hits, strict=True), 1)
+        if answer is not None
+    ]
 
 
 def write(

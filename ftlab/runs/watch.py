@@ -1,37 +1,47 @@
-"""What watches a long evaluation: a progress line with the time left, and whether it has been asked to stop."""
+"""What watches an evaluation or an export: how far it is, the answers so far, whether it has been asked to stop."""
 
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
 from ftlab.runs import callbacks
 from ftlab.runs.folder import STOP
 from ftlab.runs.greedy import Advance
+from ftlab.runs.predictions import Answered
 
+# The exit code of what was stopped.
+STOPPED = 130
 LINE = "{desc} {percentage:3.0f}% |{bar:30}| {elapsed} elapsed, {remaining} left"
 
 
-class Stopped(Exception):
-    """Raised in the middle of work that has been asked to stop."""
+class Stopped(BaseException):
+    """Raised in the middle of work that has been asked to stop.
+
+    Not an Exception: libraries, and what turns their errors into one line, catch those.
+    """
 
 
 class Watch:
-    """The progress of an evaluation, and the stop: Ctrl-C, SIGTERM, or a file STOP in the run folder.
+    """The progress of an evaluation or an export, and the stop: Ctrl-C, SIGTERM, or a file STOP in the run folder.
 
     Args:
         run: the run folder, None where there is none.
     Attributes:
         done, total: rows of the pass under way.
         began: when the pass began, on the monotonic clock.
+        answers: model -> the examples that it has answered, in their order.
     """
 
     def __init__(self, run: Path | None) -> None:
         self.run, self.signals = run, callbacks.Stop(run or Path())
         self.done, self.total, self.began = 0, 0, 0.0
+        self.answers: dict[str, list[Answered]] = {}
 
     def stop(self) -> None:
         """Ask for a stop, from any thread."""
@@ -67,15 +77,44 @@ class Watch:
             yield advance
 
     @contextmanager
-    def stopping(self, layer: torch.nn.Module) -> Iterator[None]:
-        """Raise Stopped before `layer` is next computed where a stop was asked for: the work is another library's."""
+    def stopping(self, model: Any) -> Iterator[None]:
+        """Raise Stopped before the next layer of `model` is computed once a stop was asked for.
+
+        A batch takes seconds on a CPU, and of what another library does there is no other place to stop at.
+        """
 
         def ask(*_: object) -> None:
             if self.requested():
                 raise Stopped
 
-        hook = layer.register_forward_pre_hook(ask)
+        lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
+        layers = max(lists, key=len, default=[model])
+        hooks = [layer.register_forward_pre_hook(ask) for layer in layers]
         try:
             yield
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
+
+    @contextmanager
+    def stopping_anywhere(self) -> Iterator[None]:
+        """Raise Stopped before the next function of torch that this thread calls once a stop was asked for.
+
+        Loading, merging and saving are thousands of such calls, and none of them is this package's.
+        """
+        with Asking(self):
+            yield
+
+
+class Asking(TorchFunctionMode):
+    """Look for a stop before each function of torch; torch keeps such modes apart for each thread."""
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self.watch = watch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call the function, or raise Stopped."""
+        if self.watch.requested():
+            raise Stopped
+        return func(*args, **(kwargs or {}))

@@ -6,7 +6,6 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +58,11 @@ def in_sight(page: Page, name: str) -> bool:
 
 
 def serious(page: Page) -> list[str]:
-    """Return what axe finds serious or worse on the page, in both themes; [] where axe is not installed."""
-    if not find_spec("axe_playwright_python"):
-        return []
-    script, found = Path(find_spec("axe_playwright_python").origin).parent / "axe.min.js", []
+    """Return what axe finds serious or worse on the page, in both themes."""
+    # Imported here: only the walk through the panels asks axe.
+    import axe_playwright_python
+
+    script, found = Path(axe_playwright_python.__file__).parent / "axe.min.js", []
     for theme in ("light", "dark"):
         page.evaluate("theme => { document.documentElement.dataset.ftTheme = theme; }", theme)
         page.add_script_tag(path=script)

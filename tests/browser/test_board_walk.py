@@ -1,6 +1,6 @@
 """What a user of LLaMA Board would try first on the page of `ftlab board`, at the width of a laptop and of a phone.
 
-axe checks every step where the package `axe-playwright-python` is installed. Pictures are kept in build/shots.
+axe checks every step, in both themes. Pictures are kept in build/shots.
 """
 
 import json
@@ -91,7 +91,11 @@ def fill_in(page) -> None:
     field = page.locator(".ftlab-train .ft-model_name_or_path input")
     name = field.input_value()
     field.click()
-    assert field.input_value() == "" and field.get_attribute("placeholder") == name, "the whole list opens"
+    assert field.input_value() == name, "a click on the text leaves it to be edited"
+    field.press("Tab")
+    box = field.bounding_box()
+    field.click(position={"x": box["width"] - 8, "y": box["height"] / 2})
+    assert field.input_value() == "" and field.get_attribute("placeholder") == name, "the arrow opens the whole list"
     field.press("Tab")
     assert field.input_value() == name
 
@@ -195,10 +199,17 @@ def switch(page) -> None:
 
 
 def lose_the_kernel(page) -> None:
-    """A page whose kernel is gone says so; before, it does not."""
-    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+    """A page whose kernel is gone says so; before, it does not, and a server that is away for a while is not that."""
+    look = "document.dispatchEvent(new Event('visibilitychange'))"
+    page.evaluate(look)
     page.wait_for_load_state("networkidle")
+    assert page.is_hidden("#ft-gone") and page.is_hidden("#ft-away")
+    page.route("**/api/kernels/*", lambda route: route.abort())
+    page.evaluate(look)
+    page.wait_for_selector("#ft-away:visible")
     assert page.is_hidden("#ft-gone")
+    page.unroute("**/api/kernels/*")
+    page.wait_for_selector("#ft-away", state="hidden")
     page.evaluate("""async () => {
         const { baseUrl, kernelId } = JSON.parse(document.getElementById("jupyter-config-data").textContent);
         const sent = new FormData();

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from pathlib import Path
 
 import jupytext
@@ -91,5 +92,8 @@ def test_the_capstone_takes_files_of_other_shapes(write, name, small_model, plac
     own = {"PROFILE": "smoke", "model_name": str(small_model), "data_file": name}
     execute(lesson, own | branches, place)
     made = place / "runs" / "16_capstone"
+    printed = json.dumps(json.loads((place / "executed.ipynb").read_text())["cells"])
+    evaluated, served = re.search(r"evaluated (\d+%), served (\d+%)", printed).groups()
+    assert evaluated == served
     card = (made / "merged" / "README.md").read_text()
     assert "mixed.jsonl" in (made / "recipe.yaml").read_text() and name in card and "dpo" in card

@@ -1,5 +1,6 @@
 """The course as the wheel carries it, without a checkout."""
 
+import json
 import os
 import subprocess
 import sys
@@ -54,3 +55,19 @@ def test_the_wheel_lays_out_what_the_checkout_has(course):
 def test_the_first_lesson_runs_there(course):
     folder, ftlab = course
     assert "00_first_finetune    ok" in ftlab("course", "run", "00", folder=folder)
+
+
+@pytest.mark.notebook
+@pytest.mark.slow
+@pytest.mark.lengthy
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_the_complete_notebook_runs_in_an_empty_folder(installed, tmp_path, lang):
+    named = ["--complete", "--lang", lang, "--out", "all.ipynb"]
+    execute = [sys.executable, "-m", "papermill", "all.ipynb", "done.ipynb", "-k", "python3", "-p", "PROFILE", "smoke"]
+    settings = {"PYTHONPATH": str(installed), "FTLAB_HEADLESS": "1", "FTLAB_LANG": lang}
+    for command in ([sys.executable, "-m", "ftlab", "course", "export", *named], execute):
+        done = subprocess.run(command, cwd=tmp_path, env=os.environ | settings, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    cells = json.loads((tmp_path / "done.ipynb").read_text())["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert len(code) > 100 and all(cell["execution_count"] for cell in code)

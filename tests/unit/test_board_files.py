@@ -125,6 +125,11 @@ def test_a_file_is_uploaded_and_repaired(tmp_path, monkeypatch, tiny_model_dir):
     panel.upload.value = [Bunch(uploaded, content=b"other")]
     assert (tmp_path / "uploads" / "my_set.jsonl").read_bytes() == content and "ft-bad" in panel.caption.value
     assert [path.name for path in (tmp_path / "uploads").iterdir()] == ["my_set.jsonl"]
+    for name in ("...", ".json", "my set.exe", "../.."):
+        panel.upload.value = [Bunch(uploaded, name=name)]
+        assert "unsupported file type" in panel.caption.value and panel.name.value == "uploads/my_set.jsonl"
+    assert [path.name for path in (tmp_path / "uploads").iterdir()] == ["my_set.jsonl"]
+    panel.load()
     panel.repair.click()
     assert panel.name.value == "my_set-repaired.jsonl" and len(panel.rows) == 2
     assert "duplicate" in panel.report.value

@@ -24,7 +24,7 @@ DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 def test_only_this_machine_is_served_unless_asked(capsys):
     for host in ("0.0.0.0", "::", "example.org"):
         assert cli.main(["board", "--host", host]) == 2
-    assert "--allow-remote" in capsys.readouterr().err
+    assert "--allow-remote" in (said := capsys.readouterr().err) and "--host" in said
 
 
 def test_a_taken_port_and_an_impossible_one_are_said(capsys):
@@ -93,7 +93,10 @@ def test_gradio_variables_are_read_and_checked(monkeypatch, capsys, port):
     monkeypatch.setattr(voila_server, "serve", lambda *arguments: asked.append(arguments))
     monkeypatch.setenv("GRADIO_SERVER_PORT", "7860")
     monkeypatch.setenv("GRADIO_SERVER_NAME", "0.0.0.0")
-    assert cli.main(["webui"]) == 0 == cli.main(["board", "--port", "0", "--host", "127.0.0.1"])
+    assert cli.main(["webui"]) == 2
+    assert "GRADIO_SERVER_NAME" in capsys.readouterr().err and not asked
+    assert cli.main(["webui", "--allow-remote"]) == 0
+    assert cli.main(["board", "--port", "0", "--host", "127.0.0.1"]) == 0
     assert [(host, port) for _, host, port, *_ in asked] == [("0.0.0.0", 7860), ("127.0.0.1", 0)]
 
 

@@ -3,8 +3,10 @@
 import html
 import json
 import re
+import time
 from pathlib import Path
 
+import ipywidgets
 import pytest
 
 from ftlab import device, system_errors
@@ -12,12 +14,15 @@ from ftlab.apps.board import controls, page
 from ftlab.apps.board.evaluate_panel import EvaluatePanel
 from ftlab.apps.board.export_panel import ExportPanel
 from ftlab.apps.board.memory_panel import MemoryPanel
+from ftlab.apps.board.predictions_table import PredictionsTable
 from ftlab.apps.board.quiz_panel import QuizPanel, course_file, read_questions
-from ftlab.apps.board.words import texts
+from ftlab.apps.board.words import Words, texts
 from ftlab.errors import LANGUAGES, LabError
 from ftlab.recipe import memory_needs, strict_yaml
 from ftlab.recipe import read as recipes
-from ftlab.runs import evaluation, export, greedy, train
+from ftlab.runs import chat, evaluation, export, gguf, greedy, train
+from ftlab.runs import folder as folders
+from ftlab.runs.predictions import Answered
 
 ROOT = Path(__file__).parents[2]
 CHINESE = re.compile(r"[\u4e00-\u9fff]")
@@ -26,6 +31,14 @@ CHINESE = re.compile(r"[\u4e00-\u9fff]")
 def shown(widget):
     """Return the text of an HTML widget."""
     return html.unescape(re.sub(r"<[^>]+>", " ", widget.value))
+
+
+def until(true):
+    """Wait until something is so; the limit only ends a test that hangs."""
+    end = time.monotonic() + 600
+    while not true():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.02)
 
 
 def state(panel):
@@ -121,9 +134,89 @@ def test_stop_ends_an_evaluation_without_scores(evaluating, monkeypatch):
     assert evaluating.task.stop.disabled
     evaluating.task.start.click()
     assert evaluating.task.idle.wait(600)
-    assert state(evaluating) == "failed" and "stopped before the end" in shown(evaluating.task.status)
+    assert state(evaluating) == "task_stopped" and "stopped before the end" in shown(evaluating.task.status)
+    assert evaluating.predictions.answers == {} and evaluating.predictions.box.layout.display == "none"
     assert re.search(r"0:07 \.\.\. \d+% of this pass, 0:\d\d left", seen[0])
     assert evaluating.found == {} and evaluating.task.stop.disabled and not evaluating.task.start.disabled
+
+
+def test_the_answers_are_those_that_were_scored(evaluating):
+    table = evaluating.predictions
+    assert table.box.layout.display == "none"
+    run(evaluating)
+    assert table.box.layout.display == "" and list(table.answers) == ["base", "tuned"]
+    for name, answers in table.answers.items():
+        assert [one.number for one in answers] == list(range(1, 13))
+        assert sum(one.right for one in answers) / 12 == evaluating.found[name]["exact_match"]
+        assert all(one.right == (one.answer == one.expected) for one in answers)
+    first = table.answers["tuned"][0]
+    assert first.expected in shown(table.table) and first.prompt.splitlines()[-2] in shown(table.table)
+    assert "12 examples, page 1 of 2" in shown(table.caption)
+
+
+def test_answers_stand_in_pages_base_beside_tuned_wrong_ones_first():
+    table = PredictionsTable(Words("en"))
+    right = {"base": [n % 3 == 0 for n in range(1, 25)], "tuned": [n % 4 != 0 for n in range(1, 25)]}
+    asked = [f"system\nBe brief.\nuser\nQuestion {n}?\nassistant" for n in range(1, 25)]
+    answers = {
+        name: [
+            Answered(n, prompt, f"<{n}>", f"{name} {n}", True, hit)
+            for n, (prompt, hit) in enumerate(zip(asked, hits, strict=True), 1)
+        ]
+        for name, hits in right.items()
+    }
+    # The tuned model is evaluated first.
+    table.show({"tuned": answers["tuned"], "base": answers["base"]})
+    numbers = [line[0].number for line in table.rows()]
+    assert numbers[:6] == [4, 8, 12, 16, 20, 24] and numbers[6:] == [n for n in range(1, 25) if n % 4]
+    assert table.page.max == 3 and table.before.disabled and not table.next.disabled
+    assert table.table.value.count("<tr>") == 11 and "24 examples, page 1 of 3" in shown(table.caption)
+    assert re.search(r"Question 4\? +<4> +✗ +base 4 +✗ +tuned 4", shown(table.table))
+    assert "Be brief" not in table.table.value and "assistant" not in table.table.value
+    table.next.click()
+    table.next.click()
+    assert table.table.value.count("<tr>") == 5 and table.next.disabled and "Question 23" in table.table.value
+    for kind, count in (("answers_wrong", 6), ("answers_gained", 12), ("answers_lost", 2)):
+        table.kind.value = kind
+        assert len(table.rows()) == count and table.page.value == 1
+    table.kind.value = "answers_all"
+    table.show(answers | {"base": answers["base"][:6]})
+    assert table.table.value.count("<td>-</td>") == 5, "of a pass that was stopped"
+    table.kind.value = "answers_lost"
+    table.show({"base": answers["base"][:2]})
+    assert "<tr>" not in table.table.value and "No example" in shown(table.table)
+
+
+def test_what_was_answered_before_a_stop_is_shown(evaluating, monkeypatch):
+    passes, write = [], greedy.write
+
+    def press(model, pad, prompts, answers, left, advance):
+        """Press Stop in the second pass, when one of the base's answers has had a token."""
+
+        def told(done):
+            if len(passes) == 2:
+                evaluating.task.stop.click()
+            advance(done)
+
+        passes.append(pad)
+        return write(model, pad, prompts, answers, left, told)
+
+    monkeypatch.setattr(greedy, "write", press)
+    for name in ("contains", "rouge"):
+        evaluating.figures[name].value = True
+    run(evaluating)
+    assert state(evaluating) == "task_stopped" and len(passes) == 2 and evaluating.found == {}
+    answers = evaluating.predictions.answers
+    assert len(answers["tuned"]) == 12 and len(answers.get("base", [])) < 12
+    assert "12 examples" in shown(evaluating.predictions.caption)
+    assert evaluating.task.bar.layout.display == "none"
+
+
+def test_answers_are_never_markup(evaluating):
+    one = Answered(1, "user\n<b>why</b>", "<i>so</i>", "<script>alert(1)</script>", False, False)
+    evaluating.predictions.show({"base": [one]})
+    value = evaluating.predictions.table.value
+    assert "&lt;b&gt;why" in value and "&lt;script&gt;" in value and "<i>" not in value and " ...</div>" in value
 
 
 def test_without_an_adapter_the_base_alone_is_scored(evaluating):
@@ -176,6 +269,33 @@ def test_an_export_is_verified_and_its_folder_is_then_taken(exporting, tmp_path)
     assert exporting.task.start.disabled and "not empty" in shown(exporting.task.form.messages["export_dir"])
     exporting.task.form.controls["export_dir"].value = str(tmp_path / "runs" / "again")
     assert not exporting.task.start.disabled and not shown(exporting.task.form.messages["export_dir"]).strip()
+
+
+@pytest.mark.parametrize(
+    ("owner", "stage"), [(chat, "adapted"), (export, "answers"), (export, "model_card"), (gguf, "write")]
+)
+def test_stop_ends_an_export_and_leaves_nothing(exporting, tmp_path, monkeypatch, owner, stage):
+    ask, calls = getattr(owner, stage), []
+
+    def press(*given, **named):
+        """Press Stop as this stage begins."""
+        calls.append(stage)
+        exporting.task.stop.click()
+        return ask(*given, **named)
+
+    monkeypatch.setattr(owner, stage, press)
+    exporting.task.form.controls["export_gguf"].value = "q8_0"
+    before = sorted(path.name for path in (tmp_path / "runs").iterdir())
+    assert exporting.task.stop.disabled
+    run(exporting)
+    assert calls and state(exporting) == ("worked" if stage == "model_card" else "task_stopped")
+    if stage == "model_card":
+        # All that is left is to rename the folder: that is done.
+        assert (tmp_path / "runs" / "merged" / "README.md").is_file()
+        return
+    assert "nothing was written" in shown(exporting.task.status) and exporting.done is None
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == before
+    assert exporting.task.stop.disabled and not exporting.task.start.disabled
 
 
 def test_a_format_changes_what_the_disk_has_to_take(exporting):
@@ -371,4 +491,41 @@ def test_the_language_waits_for_work(tiny_recipe, tmp_path, monkeypatch):
     board.tabs.selected_index = list(page.STEPS).index("tab_evaluate")
     board.panels["tab_evaluate"].task.idle.clear()
     board.language.click()
-    assert board.words.lang == "en" and "ended" in board.facts.value
+    assert board.words.lang == "en" and "ended" in shown(board.notice)
+    assert "model_name" not in shown(board.notice) and board.train.form.values()["dataset"] in shown(board.facts)
+    board.train.form.controls["lora_rank"].value = 64
+    assert not shown(board.notice) and board.notice.layout.display == "none"
+
+
+def test_the_panels_of_a_language_that_was_left_are_closed(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(controls.yaml_lines(tiny_recipe | {"output_dir": "runs/tiny"}))
+    monkeypatch.setattr(ipywidgets.widgets.widget, "_instances", {})
+    board = page.Board("tiny.yaml", lang="en")
+
+    def open_all():
+        """Open every step; return how many widgets are open in the kernel."""
+        for number in range(len(page.STEPS)):
+            board.tabs.selected_index = number
+        return len(ipywidgets.widgets.widget._instances)
+
+    opened = open_all()
+    for _ in range(2):
+        board.language.click()
+        assert open_all() == opened > 500
+
+
+def test_a_training_that_was_told_to_stop_is_not_said_to_have_broken_off(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    values = tiny_recipe | {"output_dir": "runs/tiny", "max_steps": 5000, "save_steps": 5000}
+    (tmp_path / "tiny.yaml").write_text(controls.yaml_lines(values))
+    board = page.Board("tiny.yaml", lang="en")
+    board.train.view.start.click()
+    # Until it has taken its first step, a stop would be asked for again.
+    until(lambda: folders.read_log(tmp_path / "runs" / "tiny"))
+    board.train.view.stop.click()
+    board.language.click()
+    assert re.search(r'data-state="(\w+)"', board.train.view.status.value).group(1) in ("stopping", "stopped")
+    assert board.train.view.stop.disabled
+    board.train.wait()
+    assert 'data-state="stopped"' in board.train.view.status.value

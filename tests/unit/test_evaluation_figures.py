@@ -190,7 +190,7 @@ def test_a_stop_without_predictions_writes_nothing(trained, tmp_path):
     keys = {"output_dir": str(tmp_path), "adapter_name_or_path": trained["output_dir"]}
     with pytest.raises(LabError, match="no scores were written") as caught:
         evaluation.score(recipes.load(trained | keys))
-    assert caught.value.exit_code == 130 and list(tmp_path.iterdir()) == [tmp_path / "ftlab-cache"]
+    assert caught.value.exit_code == 130 and {path.name for path in tmp_path.iterdir()} <= {"ftlab-cache"}
 
 
 def test_a_large_set_is_sampled(tiny_recipe, tmp_path, capsys):

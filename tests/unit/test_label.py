@@ -44,6 +44,21 @@ def test_buttons_keys_and_skip(tmp_path):
     assert len(labels.preferences()) == 4 and "last one" in panel(labels).children[0].value
 
 
+@pytest.mark.parametrize(
+    ("lang", "words"), [("en", ("this one", "neither", "8 to go")), ("zh", ("选这个", "都不选", "8 对"))]
+)
+def test_the_pile_speaks_both_languages(tmp_path, monkeypatch, lang, words):
+    monkeypatch.setenv("FTLAB_LANG", lang)
+    labels = Labels(ROWS, "mine", tmp_path)
+    box = panel(labels)
+    keys, skip, progress = box.children[2].children
+    assert words[0] in box.children[1].children[0].children[1].description
+    assert words[1] in skip.description and words[2] in progress.value
+    labels.rate(lambda *_: SKIP)
+    asked = panel(labels).children[0].value
+    assert ("last one" in asked) == (lang == "en") and keys.placeholder.endswith("0")
+
+
 def test_it_goes_on_where_it_was_left(tmp_path):
     (tmp_path / "dataset_info.json").write_text(json.dumps({"other": {"file_name": "other.json"}}))
     first = Labels(ROWS, "mine", tmp_path)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from ftlab import embedded, models, saved_weights
 from ftlab.apps.board.background import Work
 from ftlab.apps.board.controls import NAMES
-from ftlab.apps.board.named_widgets import actions, button, empty, field, row
+from ftlab.apps.board.named_widgets import actions, button, close, empty, field, row
 from ftlab.apps.board.words import Words
 from ftlab.errors import fail
 from ftlab.runs import chat
@@ -239,9 +239,11 @@ class ChatPanel:
     def forget(self) -> None:
         """Begin all conversations anew."""
         self.histories = {column: [] for column in self.names}
-        self.columns = {column: widgets.HTML() for column in self.names}
+        before, self.columns = self.columns, {column: widgets.HTML() for column in self.names}
         self.hint.layout.display = "none" if self.names else ""
         self.table.children = tuple(self.columns.values())
+        for widget in before.values():
+            close(widget)
         for column in self.columns:
             self.draw(column)
 

@@ -18,11 +18,11 @@ from ftlab.apps.board.words import Words
 from ftlab.data import check, registry
 from ftlab.data.convert import filled
 from ftlab.data.encoding import Encoding, shown
+from ftlab.data.read import SUFFIXES
 from ftlab.errors import LabError, fail
 
 # Rows that are rendered for the lengths; more would make the page wait.
 MEASURED = 500
-UPLOADED = ".json,.jsonl,.csv,.parquet,.txt"
 
 
 class DataPanel:
@@ -61,7 +61,7 @@ class DataPanel:
         )
         self.check = button(self.words, "data_check", "success")
         self.upload = widgets.FileUpload(
-            accept=UPLOADED, description=self.words("data_upload"), tooltip=self.words.tip("data_upload")
+            accept=",".join(SUFFIXES), description=self.words("data_upload"), tooltip=self.words.tip("data_upload")
         ).add_class("ft-data_upload")
         self.upload.layout.width = "auto"
         self.caption, self.shown = widgets.HTML(), widgets.HTML().add_class("ft-tokens")
@@ -156,14 +156,9 @@ class DataPanel:
     def keep_uploaded(self) -> None:
         """Write an uploaded file into `uploads` and show it."""
         for one in self.upload.value:
-            target = Path("uploads") / re.sub(r"[^\w.-]", "_", Path(one.name).name).lstrip(".")
             try:
-                if target.exists() and target.read_bytes() != bytes(one.content):
-                    raise fail("data_fix_exists", where=str(target))
-                target.parent.mkdir(exist_ok=True)
-                partial = target.with_name(manifests.PARTIAL + target.name)
-                partial.write_bytes(one.content)
-                partial.replace(target)
+                with errors.speaking(self.words.lang):
+                    target = uploaded(one.name, one.content)
             except (LabError, OSError) as error:
                 self.say_bad(error)
                 return
@@ -196,3 +191,22 @@ class DataPanel:
     def say_bad(self, error: Exception | str) -> None:
         """Show why there is nothing to show."""
         self.caption.value, self.shown.value = bad(self.words("data_bad", reason=error)), ""
+
+
+def uploaded(name: str, content: memoryview) -> Path:
+    """Write a file that a browser sent into `uploads`, and return its path.
+
+    Raises:
+        LabError: a type that is not read as data, or another file has this name.
+    """
+    target = Path("uploads") / re.sub(r"[^\w.-]", "_", Path(name).name).lstrip(".")
+    # The browser's list of types is a suggestion, and a name of dots alone leaves none.
+    if target.suffix.lower() not in SUFFIXES:
+        raise fail("data_suffix", where=name, suffixes=" ".join(SUFFIXES))
+    if target.exists() and target.read_bytes() != bytes(content):
+        raise fail("data_fix_exists", where=str(target))
+    target.parent.mkdir(exist_ok=True)
+    partial = target.with_name(manifests.PARTIAL + target.name)
+    partial.write_bytes(content)
+    partial.replace(target)
+    return target

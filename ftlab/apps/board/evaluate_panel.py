@@ -12,6 +12,7 @@ from ftlab.apps.board.chat_panel import WHOLE, tuned
 from ftlab.apps.board.controls import EVALUATED
 from ftlab.apps.board.form import Form
 from ftlab.apps.board.named_widgets import heading, row
+from ftlab.apps.board.predictions_table import PredictionsTable
 from ftlab.apps.board.recipe_task import Task
 from ftlab.apps.board.words import Words
 from ftlab.recipe.keys import EVAL_FIGURES, Recipe
@@ -57,6 +58,7 @@ class EvaluatePanel:
     Attributes:
         task: form, button and result.
         found: the scores of the last evaluation.
+        predictions: its answers.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class EvaluatePanel:
         if (held_out := f"{given.get('dataset')}_eval") in sets:
             values.setdefault("eval_dataset", held_out)
         self.found: evaluation.Scores = {}
+        self.predictions = PredictionsTable(self.words)
         self.figures = {name: self.box_of(BOXES[name], name in evaluation.USUAL) for name in EVAL_FIGURES}
         with errors.speaking(self.words.lang):
             form = Form(values, self.words, table=EVALUATED)
@@ -78,8 +81,8 @@ class EvaluatePanel:
         ticked = widgets.VBox([heading(self.words("group_figures")), row(*self.figures.values())])
         self.task = Task(
             self.words, form, "eval", "evaluate_start", self.look, validation.ALL, self.score,
-            "evaluate_start_empty", (ticked,), self.more,
-            lambda made: Watch(evaluation.run_folder(made)),
+            "evaluate_start_empty", lambda made: Watch(evaluation.run_folder(made)), (ticked,), self.more,
+            (self.predictions.box,),
         )  # fmt: skip
         for box in self.figures.values():
             box.observe(lambda _: self.task.changed(), names="value")
@@ -101,6 +104,7 @@ class EvaluatePanel:
         for name, box in self.figures.items():
             box.value = before.figures[name].value
         self.found = before.found
+        self.predictions.show(before.predictions.answers)
         if self.found:
             self.task.result.value = self.table()
 
@@ -123,8 +127,13 @@ class EvaluatePanel:
         return self.words("evaluate_both" if made.adapter_name_or_path else "evaluate_base_only")
 
     def score(self, made: Recipe) -> str:
-        """Score the recipe's model, and return the table."""
-        self.found = evaluation.score(made, made.max_samples or ROWS, self.chosen(), self.task.watch)
+        """Score the recipe's model, and return the table; answers are shown even if it is stopped."""
+        watch = self.task.watch or Watch(evaluation.run_folder(made))
+        self.found = {}
+        try:
+            self.found = evaluation.score(made, made.max_samples or ROWS, self.chosen(), watch)
+        finally:
+            self.predictions.show(watch.answers)
         return self.table()
 
     def table(self) -> str:

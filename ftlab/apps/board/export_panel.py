@@ -17,6 +17,7 @@ from ftlab.errors import fail
 from ftlab.recipe.keys import Recipe
 from ftlab.runs import export
 from ftlab.runs.export import Export
+from ftlab.runs.watch import Watch
 
 
 class ExportPanel:
@@ -43,8 +44,9 @@ class ExportPanel:
         with errors.speaking(self.words.lang):
             form = Form(values, self.words, roots=(Path.cwd(), self.runs), table=EXPORTED)
         self.task = Task(
-            self.words, form, "export", "export_start", self.look, "export_dir", self.export, "export_start_empty"
-        )
+            self.words, form, "export", "export_start", self.look, "export_dir", self.export, "export_start_empty",
+            lambda _: Watch(None),
+        )  # fmt: skip
         self.list_adapters()
         self.box = self.task.box.add_class("ftlab-export")
 
@@ -88,7 +90,7 @@ class ExportPanel:
 
     def export(self, made: Recipe) -> str:
         """Export, and return how the result compares with the live model."""
-        done = self.done = export.export(made)
+        done = self.done = export.export(made, self.task.watch)
         return self.table(done)
 
     def table(self, done: Export) -> str:

@@ -5,21 +5,28 @@ from typing import Any
 
 import ipywidgets as widgets
 
+from ftlab.apps.board.words import Words
 from ftlab.runs.preferences import LEFT, RIGHT, SKIP, Labels
 
 
-def panel(labels: Labels) -> widgets.VBox:
-    """Return the pile as a widget: a button under each answer; or type 1, 2 or 0 (skip) into the field below."""
+def panel(labels: Labels, lang: str | None = None) -> widgets.VBox:
+    """Return the pile as a widget: a button under each answer; or type 1, 2 or 0 (skip) into the field below.
+
+    Args:
+        lang: "en" or "zh"; None takes FTLAB_LANG.
+    """
+    words = Words(lang)
     question, progress = widgets.HTML(), widgets.Label()
     texts = [widgets.Textarea(disabled=True, layout={"width": "96%", "height": "7em"}) for _ in range(2)]
-    buttons = [widgets.Button(description=f"{side + 1}: this one", button_style="success") for side in range(2)]
-    skip = widgets.Button(description="0: neither")
-    keys = widgets.Text(placeholder="type 1, 2 or 0", continuous_update=True, layout={"width": "10em"})
+    buttons = [
+        widgets.Button(description=words("label_this", number=side + 1), button_style="success") for side in range(2)
+    ]
+    skip = widgets.Button(description=words("label_neither"))
+    keys = widgets.Text(placeholder=words("label_keys"), continuous_update=True, layout={"width": "10em"})
 
     def show() -> None:
-        done = len(labels.preferences())
-        progress.value = f"{done} rated, {len(labels.rows)} to go"
-        asked, *answers = labels.rows[0] if labels.rows else ("That was the last one.", "", "")
+        progress.value = words("label_progress", done=len(labels.preferences()), left=len(labels.rows))
+        asked, *answers = labels.rows[0] if labels.rows else (words("label_last"), "", "")
         question.value = f"<b>{html.escape(asked)}</b>"
         for text, answer in zip(texts, answers, strict=True):
             text.value = answer

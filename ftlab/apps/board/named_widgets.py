@@ -27,7 +27,8 @@ def field(words: Words, name: str, widget: widgets.Widget) -> widgets.Widget:
 
 def labelled(widget: widgets.Widget, text: str) -> widgets.Widget:
     """Put a label above a control, which becomes as wide as its place, and return it."""
-    widget.description, widget.style = text, {"description_width": "initial"}
+    # Not a style of its own: the one that it replaces would stay open.
+    widget.description, widget.style.description_width = text, "initial"
     widget.layout.width = "auto"
     return widget.add_class("ft-field")
 
@@ -67,6 +68,17 @@ def pre(text: str) -> str:
     """Return text escaped for HTML, its lines as they are."""
     # Text that scrolls must be reachable by keyboard.
     return f'<pre tabindex="0">{html.escape(text)}</pre>'
+
+
+def close(widget: widgets.Widget) -> None:
+    """Close a widget and all that it holds, in the kernel and in the browser; what its traits say stays readable."""
+    widget.close()
+    for name in widget.keys:
+        value = getattr(widget, name)
+        for part in value if isinstance(value, tuple | list) else (value,):
+            # One that is open still: a widget may be in two places.
+            if isinstance(part, widgets.Widget) and part.comm is not None:
+                close(part)
 
 
 @cache

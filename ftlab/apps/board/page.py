@@ -10,7 +10,7 @@ import ipywidgets as widgets
 from IPython.display import display
 
 from ftlab import device, embedded, saved_weights
-from ftlab.apps.board import train_view, training_job
+from ftlab.apps.board import named_widgets, train_view, training_job
 from ftlab.apps.board.background import said
 from ftlab.apps.board.named_widgets import bad, button, empty
 from ftlab.apps.board.train_panel import TrainPanel
@@ -154,9 +154,10 @@ class Board:
         self.language = button(words, "language")
         self.language.on_click(lambda _: self.switch())
         self.facts = widgets.HTML().add_class("ft-facts")
+        self.notice = widgets.HTML(layout={"display": "none"}).add_class("ft-notice")
         self.train.form.watchers.append(self.tell)
         self.tell()
-        self.box.children = [widgets.HBox([self.facts, self.language]), self.tabs]
+        self.box.children = [widgets.HBox([self.facts, self.language]), self.notice, self.tabs]
         self.tabs.selected_index = list(STEPS).index(opened)
 
     def tell(self) -> None:
@@ -170,34 +171,49 @@ class Board:
             memory=train_view.gib(machine.memory_bytes),
         )
         self.facts.value = html.escape(text)
+        self.say()
+
+    def say(self, text: str = "") -> None:
+        """Show a sentence below the facts until the next step or change; "" shows none."""
+        self.notice.value = f'<p role="status">{html.escape(text)}</p>' if text else ""
+        self.notice.layout.display = "" if text else "none"
 
     def open(self, number: int | None) -> None:
         """Create a step's panel from the settings in the train step when it is first opened."""
+        self.say()
         if number is None or (name := list(STEPS)[number]) in self.panels:
             return
         try:
             panel = self.train if name == "tab_train" else STEPS[name](self.train.form.right, self.words.lang)
         except Exception as error:
             # An exception in a widget's event handler is not shown anywhere.
-            self.tabs.children[number].children = [widgets.HTML(bad(said(error)))]
+            self.fill(number, widgets.HTML(bad(said(error))))
             return
         self.panels[name] = panel
         if listed := getattr(panel, "list_adapters", None):
             self.train.after.append(listed)
         if name in self.before and hasattr(panel, "take_over"):
             panel.take_over(self.before[name])
-        self.tabs.children[number].children = [panel.box]
+        self.fill(number, panel.box)
+
+    def fill(self, number: int, shown: widgets.Widget) -> None:
+        """Show something in a step instead of what is there."""
+        before, self.tabs.children[number].children = self.tabs.children[number].children, [shown]
+        for widget in before:
+            named_widgets.close(widget)
 
     def switch(self) -> None:
         """Show the page in the other language; settings, scores and conversations stay."""
         if any(not getattr(panel, "task", panel).idle.is_set() for panel in self.panels.values() if works(panel)):
-            self.facts.value = html.escape(self.words("busy_language"))
+            self.say(self.words("busy_language"))
             return
         self.before, opened = {**self.before, **self.panels}, list(STEPS)[self.tabs.selected_index or 0]
-        left = self.train
+        left, shown = self.train, self.box.children
         left.leave()
         self.speak(Words("en" if self.words.lang == "zh" else "zh"), left.form.right, opened)
         self.train.form.take_over(left.form)
+        for widget in shown:
+            named_widgets.close(widget)
 
 
 def works(panel: Any) -> bool:

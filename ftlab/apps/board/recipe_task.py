@@ -19,6 +19,8 @@ from ftlab.runs.watch import Watch
 
 # Seconds between two looks at the clock.
 TICK_SECONDS = 1.0
+# Steps of the progress bar.
+BAR = 1000
 
 
 class Task:
@@ -32,12 +34,13 @@ class Task:
         blamed: the key beside which such an error is said.
         act: recipe -> what came of it (HTML), in a thread.
         hint: the word that stands where nothing has come of it yet.
+        watching: recipe -> what watches the work and can stop it.
         extra: widgets between the form and the button.
         more: keys of the command beside those of the form.
-        watching: recipe -> what watches the work and can stop it; None: there is no Stop button.
+        below: widgets below what came of it.
     Attributes:
         idle: set while nothing is under way.
-        watch: what watches the present or last work, None where it cannot be stopped.
+        watch: what watches the present or last work, None before the first.
     """
 
     def __init__(
@@ -50,14 +53,15 @@ class Task:
         blamed: str,
         act: Callable[[Recipe], str],
         hint: str,
+        watching: Callable[[Recipe], Watch],
         extra: tuple[widgets.Widget, ...] = (),
         more: Callable[[], dict[str, str]] = dict,
-        watching: Callable[[Recipe], Watch] | None = None,
+        below: tuple[widgets.Widget, ...] = (),
     ) -> None:
         self.more, self.watching = more, watching
         self.watch: Watch | None = None
         self.words, self.form, self.verb, self.look, self.blamed, self.act = words, form, verb, look, blamed, act
-        self.work = Work(words.lang, lambda reason: self.say("failed", reason=reason), lambda: self.offer(False))
+        self.work = Work(words.lang, self.failed, self.ended)
         self.idle = self.work.idle
         self.start = button(words, name, "success", "play")
         self.status = widgets.HTML(html.escape(words("ready"))).add_class(f"ft-{name}-status")
@@ -70,8 +74,9 @@ class Task:
         self.stop.disabled = True
         command = widgets.Accordion([self.command])
         command.titles = (words("group_command"),)
-        buttons = actions(self.start, *([self.stop] if watching else []), self.status)
-        settings, came = widgets.VBox([form.box, *extra]), widgets.VBox([self.before, self.result, command])
+        self.bar = widgets.IntProgress(max=BAR, layout={"display": "none"}).add_class(f"ft-{name}-bar")
+        buttons = actions(self.start, self.stop, self.bar, self.status)
+        settings, came = widgets.VBox([form.box, *extra]), widgets.VBox([self.before, self.result, *below, command])
         self.box = widgets.VBox([widgets.Box([settings, came]).add_class("ft-columns"), buttons])
         form.watchers.append(self.changed)
         self.changed()
@@ -104,7 +109,8 @@ class Task:
         made = self.form.recipe()
         if made is None or self.start.disabled or not self.idle.is_set():
             return
-        self.watch = self.watching(made) if self.watching else None
+        self.watch = self.watching(made)
+        self.bar.value, self.bar.layout.display = 0, ""
         self.start.disabled, self.stop.disabled, self.result.value = True, False, ""
         self.work.begin(self.run, made)
 
@@ -113,6 +119,15 @@ class Task:
         if self.watch:
             self.watch.stop()
             self.stop.disabled = True
+
+    def failed(self, reason: str) -> None:
+        """Show why there is no result: it went wrong, or was stopped as asked."""
+        self.say("task_stopped" if self.watch and self.watch.requested() else "failed", reason=reason)
+
+    def ended(self) -> None:
+        """Let the next work be started."""
+        self.bar.layout.display = "none"
+        self.offer(False)
 
     def run(self, made: Recipe) -> None:
         """Do the work, and show that it goes on."""
@@ -138,6 +153,7 @@ class Task:
         """Show for how long the work is running, and how far its present pass is where that is known."""
         if (at := self.watch) and at.done:
             left = (time.monotonic() - at.began) * (at.total - at.done) / at.done
+            self.bar.value = BAR * at.done // at.total
             self.say("working_on", time=gone, share=f"{at.done / at.total:.0%}", left=train_view.clock(left))
         else:
             self.say("working", time=gone)

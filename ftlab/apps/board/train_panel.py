@@ -134,15 +134,22 @@ class TrainPanel:
         """Ask the training to save and stop after its step."""
         if self.job:
             training_job.ask_to_stop(self.job)
-            self.view.stop.disabled = True
-            self.view.say("stopping")
+            self.say_stopping()
+
+    def say_stopping(self) -> None:
+        """Show that the training was asked to stop; it need not be asked twice."""
+        self.view.stop.disabled = True
+        self.view.say("stopping")
 
     def follow(self, job: training_job.Job) -> None:
         """Watch a training from a thread, until it ends."""
         self.job, self.began, self.followed = job, None, self.form.recipe()
         self.idle.clear()
         self.view.under_way(True)
-        self.view.say("attached", pid=job.pid) if job.pid != os.getpid() else self.view.say("loading")
+        if job.asked:
+            self.say_stopping()
+        else:
+            self.view.say("attached", pid=job.pid) if job.pid != os.getpid() else self.view.say("loading")
         threading.Thread(target=self.watch, args=(job,), name="ftlab panel", daemon=True).start()
 
     def watch(self, job: training_job.Job) -> None:

@@ -25,8 +25,10 @@ THREADS: dict[Path, "InThread"] = {}
 class InProcess:
     """A training in a process of its own, known by its id and the time of its creation."""
 
-    def __init__(self, folder: Path, pid: int, created: float, child: subprocess.Popen | None = None) -> None:
-        self.folder, self.pid, self.asked = folder, pid, False
+    def __init__(
+        self, folder: Path, pid: int, created: float, child: subprocess.Popen | None = None, asked: bool = False
+    ) -> None:
+        self.folder, self.pid, self.asked = folder, pid, asked
         self.created, self.child = created, child
         self.steps: int | None = None
 
@@ -48,17 +50,22 @@ class InProcess:
                 start_new_session=True,
             )
         created = psutil.Process(child.pid).create_time()
-        about = {"pid": child.pid, "created": created}
-        manifests.write_json(folder / folders.PANEL_JOB, about)
-        return cls(folder, child.pid, created, child)
+        job = cls(folder, child.pid, created, child)
+        job.write()
+        return job
+
+    def write(self) -> None:
+        """Write down which process it is, for a panel that looks later, and whether it was asked to stop."""
+        about = {"pid": self.pid, "created": self.created, "asked": self.asked}
+        manifests.write_json(self.folder / folders.PANEL_JOB, about)
 
     @classmethod
     def attach(cls, folder: Path) -> "InProcess | None":
         """Return the process that trains into a folder, None where there is none any more."""
         try:
             about = json.loads((folder / folders.PANEL_JOB).read_text(encoding="utf-8"))
-            found = cls(folder, int(about["pid"]), float(about["created"]))
-        except (OSError, ValueError, KeyError, TypeError):
+            found = cls(folder, int(about["pid"]), float(about["created"]), asked=about.get("asked") is True)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return found if found.alive() else None
 
@@ -90,8 +97,12 @@ Job: TypeAlias = "InThread | InProcess"
 
 def ask_to_stop(job: Job) -> None:
     """Ask a training to save and stop after its step; asked again where it was still loading and cleared the file."""
-    job.asked = True
     (job.folder / folders.STOP).touch()
+    if not job.asked:
+        job.asked = True
+        if isinstance(job, InProcess):
+            # Another panel that finds it later says that it stopped, not that it broke off.
+            job.write()
 
 
 def folder_of(made: Recipe) -> Path:

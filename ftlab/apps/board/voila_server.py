@@ -91,8 +91,8 @@ def serving(
     """
     for name in ("voila", "ipywidgets", "jupyterlab"):
         packages.require(name, "ftlab board")
-    if not allow_remote and not is_written_loopback(host):
-        raise fail("board_remote", where="--host", host=host)
+    if not allow_remote:
+        require_loopback(host, "--host")
     port = free(host, port)
     token = os.environ.get("JUPYTER_TOKEN") or secrets.token_urlsafe(32)
     with tempfile.TemporaryDirectory(prefix="ftlab-board-") as folder:
@@ -141,6 +141,18 @@ def about(source: str | None, lang: str | None) -> dict[str, str]:
     """Return what the page's kernel has to know, as environment variables."""
     found = {WORKING_FOLDER: os.getcwd(), RECIPE: str(Path(source).resolve()) if source else ""}
     return found | {LANGUAGE: lang or errors.language(), "FTLAB_HEADLESS": ""}
+
+
+def require_loopback(host: str, where: str) -> None:
+    """Refuse an address that other machines can reach.
+
+    Args:
+        where: the option or variable that names it.
+    Raises:
+        LabError: naming both.
+    """
+    if not is_written_loopback(host):
+        raise fail("board_remote", where=where, host=host)
 
 
 def is_written_loopback(host: str) -> bool:

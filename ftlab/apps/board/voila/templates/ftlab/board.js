@@ -1,5 +1,8 @@
 // What widgets cannot do themselves: the theme, which no kernel needs; names of sliders and pictures; lists that open whole.
 (() => {
+  // As wide as board.css keeps free for the arrow of a list.
+  const ARROW_PIXELS = 26;
+  const RETRY_MS = 3000;
   const root = document.documentElement, button = document.getElementById("ft-theme");
   const say = () => { button.textContent = root.dataset.ftTheme === "dark" ? "dark · 深色" : "light · 浅色"; };
   root.dataset.ftTheme = localStorage.getItem("ft-theme") || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
@@ -14,9 +17,11 @@
     const value = Array.from(crypto.getRandomValues(new Uint8Array(16)), byte => byte.toString(16).padStart(2, "0")).join("");
     document.cookie = `_xsrf=${value}; path=/; SameSite=Strict`;
   }
-  // A browser's list shows what matches the text that stands in the field: emptied until something is typed or chosen.
-  document.addEventListener("pointerdown", ({ target }) => {
-    if (!target.matches(".ftlab input[list]") || target === document.activeElement || !target.list?.options.length) return;
+  // A browser's list shows what matches the text that stands in the field: a click on the arrow empties it until something
+  // is typed or chosen; a click on the text leaves it to be edited.
+  document.addEventListener("pointerdown", ({ target, offsetX }) => {
+    if (!target.matches(".ftlab input[list]") || target.dataset.was !== undefined || !target.list?.options.length) return;
+    if (offsetX < target.clientWidth - ARROW_PIXELS) return;
     target.dataset.was = target.value;
     target.placeholder = target.value;
     target.value = "";
@@ -34,11 +39,17 @@
     delete target.dataset?.typed;
   });
   // Without its kernel the page would look alive and do nothing: after a laptop's sleep, or when the server has ended.
+  // Only the server knows that it has gone: where none answers, another try follows, and twice without answer is said.
+  let unanswered = 0, again;
   const look = async () => {
     const { baseUrl, kernelId } = JSON.parse(document.getElementById("jupyter-config-data")?.textContent || "{}");
     if (!kernelId || document.hidden) return;
+    clearTimeout(again);
     const answer = await fetch(`${baseUrl}api/kernels/${kernelId}`).catch(() => null);
-    document.getElementById("ft-gone").hidden = !!answer?.ok;
+    unanswered = answer ? 0 : unanswered + 1;
+    document.getElementById("ft-gone").hidden = answer?.status !== 404;
+    document.getElementById("ft-away").hidden = unanswered < 2;
+    if (unanswered) again = setTimeout(look, RETRY_MS);
   };
   document.addEventListener("visibilitychange", look);
   setInterval(look, 60000);
