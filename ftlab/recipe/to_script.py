@@ -19,7 +19,7 @@ DATA = (
 # Methods whose layers depend on the loaded model; AdaLoRA does something at every step.
 NO_SCRIPT = ("freeze", "bitfit", "ln_tuning", "adalora")
 # What `tokenized.py` is for: TRL's trainers of the other objectives take token ids by themselves.
-TOKENIZED_HERE = ("dpo", "kto", "orpo", "simpo")
+TOKENIZED_HERE = ("dpo", "kto", "orpo", "simpo", "grpo")
 
 
 def script(recipe: Recipe) -> str:

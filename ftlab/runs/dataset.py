@@ -9,7 +9,7 @@ from typing import Any
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from ftlab import rendering, tokens
+from ftlab import tokens
 from ftlab.data import registry
 from ftlab.data.arrow_cache import features
 from ftlab.data.encoding import columns_of, encode, with_system
@@ -128,9 +128,7 @@ def asked(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> 
         fits = before and len(prompt) <= recipe.cutoff_len and last["role"] == "assistant" and last.get("content")
         count.outcome(int(bool(fits)), 0)
         if fits:
-            # TRL renders these itself.
-            shown = [rendering.escaped(message, rendering.control_tokens(tokenizer)) for message in before]
-            found.append({"prompt": shown, "answer": last["content"]})
+            found.append({"prompt": before, "answer": last["content"]})
     count.say()
     return Dataset.from_list(found, features=features(("prompt", "answer")))
 

@@ -1,7 +1,8 @@
-"""TRL's preference trainers for examples that are token ids already.
+"""TRL's trainers for examples that `ftlab.data.encoding` and `ftlab.tokens` turn into token ids.
 
-SFTTrainer and RewardTrainer take such examples by themselves. The others would render and tokenize a second time, by
-comparing token prefixes, and train on other tokens than `data check` shows and chat asks with.
+SFTTrainer and RewardTrainer take such examples by themselves. The others would render and tokenize a second time: those
+of preferences by comparing token prefixes, GRPO's without a system turn or a tool call for which its template has no
+place. They would train on other tokens than `data check` shows and chat asks with.
 """
 
 from functools import cache
@@ -9,6 +10,8 @@ from typing import Any
 
 from datasets import Dataset
 from transformers import Trainer
+
+from ftlab import tokens
 
 
 @cache
@@ -21,6 +24,8 @@ def takes_ids(trainer_class: type[Trainer]) -> type[Trainer]:
         return type(trainer_class.__name__, (trainer_class,), {"tokenize_row": pair_row})
     if trainer_class.__name__ in ("DPOTrainer", "KTOTrainer"):
         return type(trainer_class.__name__, (trainer_class,), {"_prepare_dataset": prepare})
+    if hasattr(trainer_class, "_tokenize_prompts"):
+        return type(trainer_class.__name__, (trainer_class,), {"_tokenize_prompts": prompt_ids})
     return trainer_class
 
 
@@ -34,6 +39,11 @@ def prepare(self: Any, dataset: Dataset, processing_class: Any, args: Any, datas
         return {"KL_completion_ids": [last, *others]}
 
     return dataset.map(rotate, batched=True, batch_size=args.per_device_train_batch_size)
+
+
+def prompt_ids(self: Any, prompts: list[list[dict[str, Any]]]) -> tuple[list[list[int]], None, dict[str, Any]]:
+    """Return the token ids of prompts as lists of messages, and the pictures that they don't have."""
+    return [tokens.prompt(self.processing_class, prompt) for prompt in prompts], None, {}
 
 
 def pair_row(self: Any, feature: dict[str, Any], model: Any = None) -> dict[str, list[int]]:

@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,9 @@ import tiny
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from ftlab import tokens
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
 from ftlab.runs import ppo, rewards, train
@@ -455,3 +457,46 @@ def test_examples_with_tools_are_refused_where_the_model_would_not_see_them(rl_r
     (tmp_path / "tools.jsonl").write_text(json.dumps(row | {"tools": [tool]}) + "\n")
     with pytest.raises(LabError, match=f"tools, which are not shown to the model in stage {stage}"):
         train.train(recipes.load(rl_recipe | {"stage": stage, "dataset": str(tmp_path / "tools.jsonl")}))
+
+
+def message(role, content, **more):
+    return {"role": role, "content": content} | more
+
+
+REFUSES_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + tiny.CHATML
+
+
+@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+def test_the_stage_asks_in_the_tokens_of_chat(rl_recipe, tiny_model_dir, tmp_path, stage, monkeypatch):
+    # A system turn that the template refuses begins the question; a thought and a call that it does not know are text.
+    call = {"function": {"name": "look_up", "arguments": {"city": "Oslo"}}}
+    turns = [
+        [message("system", "Be brief."), message("user", "Hi")],
+        [message("user", "Hi"), message("assistant", "Yes", reasoning_content="Hm."), message("user", "Why?")],
+        [message("user", "Hi"), message("assistant", "", tool_calls=[call]), message("tool", "Snow")],
+    ]
+    rows = [{"messages": [*before, message("assistant", "It is 1.")]} for before in turns]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    model = tmp_path / "model"
+    shutil.copytree(tiny_model_dir, model)
+    (model / "chat_template.jinja").write_text(REFUSES_SYSTEM)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    seen = set()
+    kind = type(AutoModelForCausalLM.from_pretrained(model))
+    generate = kind.generate
+
+    def watched(self, *args, input_ids, **options):
+        seen.update(tokenizer.batch_decode(input_ids))
+        return generate(self, *args, input_ids=input_ids, **options)
+
+    monkeypatch.setattr(kind, "generate", watched)
+    keys = {"model_name_or_path": str(model), "dataset": str(tmp_path / "rows.jsonl"), "max_steps": 3}
+    train.train(recipes.load(rl_recipe | keys | {"stage": stage}))
+    asked = {tokenizer.decode(tokens.prompt(tokenizer, before)) for before in turns}
+    padding = tokenizer.pad_token
+    assert {strip(text, padding) for text in seen} == asked
+
+
+def strip(text: str, padding: str) -> str:
+    """Return a prompt without the padding before it."""
+    return strip(text.removeprefix(padding), padding) if text.startswith(padding) else text
