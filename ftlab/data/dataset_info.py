@@ -232,20 +232,32 @@ def is_data(path: Path) -> bool:
 def detect(path: Path, encoding: str = "utf-8") -> Entry:
     """Return the entry that fits a file used by its path: that of its first row which has a format.
 
+    A row whose `label` is null may be one of KTO's without its label, or one without a class: the next rows decide.
+
     Raises:
         LabError: no format has the columns of the first rows, or they cannot be read.
     """
+    fits: Entry | None = None
     problem: LabError | None = None
     try:
         for place, row in islice(rows(path, encoding), LOOKED_AT):
             entry = None if isinstance(row, LabError) else guess(row)
-            if entry:
-                return replace(entry, encoding=encoding)
-            unknown = row if isinstance(row, LabError) else no_format(f"{path}:{place}", row)
-            problem = problem or unknown
+            if isinstance(row, LabError) or entry is None:
+                problem = problem or (row if isinstance(row, LabError) else no_format(f"{path}:{place}", row))
+                continue
+            fits = entry if "kto_tag" in entry.columns else fits or entry
+            if decides(row, entry):
+                break
     except LabError as end:
         problem = problem or end
+    if fits:
+        return replace(fits, encoding=encoding)
     raise problem or fail("data_no_rows", where=f"{path}:1")
+
+
+def decides(row: Row, entry: Entry) -> bool:
+    """Return True unless a row's `label` is null, which leaves open what the column is for."""
+    return "kto_tag" in entry.columns or row.get("label", "") is not None
 
 
 def no_format(where: str, row: Row) -> LabError:

@@ -75,10 +75,18 @@ def line_rows(path: Path, encoding: str) -> Iterator[Read]:
         if isinstance(text, str) and not text.strip():
             continue
         row = text if isinstance(text, LabError) else parsed(text, f"{path}:{number}")
-        if first and isinstance(row, LabError) and isinstance(text, str) and text.rstrip().endswith(("{", "[", ",")):
+        if isinstance(row, LabError) and isinstance(text, str) and comma_after_object(text):
+            row = fail("data_comma", where=f"{path}:{number}")
+        elif first and isinstance(row, LabError) and isinstance(text, str) and text.rstrip().endswith(("{", "[", ",")):
             raise fail("data_spread", where=f"{path}:{number}")
         first = False
         yield number, row
+
+
+def comma_after_object(text: str) -> bool:
+    """Return True if a line is an object and a comma, as in an array without its brackets."""
+    stripped = text.strip()
+    return stripped.endswith("},") and not isinstance(parsed(stripped[:-1], ""), LabError)
 
 
 def parsed(text: str, where: str) -> Row | LabError:

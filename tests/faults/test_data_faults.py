@@ -34,6 +34,8 @@ EXPECTED = {
     "call_without_result.jsonl": ("2 (turn 3)", "a tool call has no result"),
     "chosen_by_human.jsonl": ("2 (chosen)", "this answer has the role `user`, expected the assistant"),
     "columns_as_lists.json": ("1", "`output` must be a string, got array"),
+    "comma_after_one_object.jsonl": ("2", "a comma follows the object, and the file is not a JSON array"),
+    "commas_after_objects.jsonl": ("1", "a comma follows the object, and the file is not a JSON array"),
     "comment.jsonl": ("1", "invalid JSON: Expecting value (column 1)"),
     "cut.parquet": ("1", "the Parquet file cannot be read: Parquet magic bytes not found in footer."),
     "cut_inside_character.jsonl": ("2", "the text ends inside a character"),

@@ -332,6 +332,26 @@ def test_a_path_is_read_by_its_columns(name, folder):
     assert registry.load(str(folder / "x.jsonl")).column_names == columns
 
 
+LABELS = {
+    "kto_later": ([None, True], "`label` must be true or false, got null"),
+    "class_later": ([None, "positive"], ""),
+    "never": ([None, None], ""),
+}
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_a_null_label_leaves_the_format_to_the_next_rows(name, folder):
+    labels, said = LABELS[name]
+    path = folder / "x.jsonl"
+    path.write_text(jsonl(*({"prompt": "a", "completion": f"b{label}", "label": label} for label in labels)))
+    if said:
+        with pytest.raises(LabError, match=said) as error:
+            registry.load(str(path))
+        assert error.value.where == f"{path}:1"
+    else:
+        assert registry.load(str(path)).column_names == ["messages"]
+
+
 def test_a_leading_system_turn_wins_over_the_column(folder):
     turns = [{"role": "system", "content": "turn"}, user("a"), assistant("b")]
     (folder / "x.jsonl").write_text(
