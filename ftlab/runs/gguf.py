@@ -25,7 +25,9 @@ class Kind(NamedTuple):
     Attributes:
         matrices: most matrices.
         outer: the embedding, which is also the output layer of a tied model, where four bits cost the most.
-        careful: values and the second feed-forward matrix in half of the layers, which llama.cpp gives more bits.
+        careful: values (or queries, keys and values as one matrix) and the second feed-forward matrix in half of the
+            layers, which llama.cpp gives more bits.
+        after_eight: the output of attention in a mixture of eight experts, whose attention is a small part of it.
         file_type: what the header calls it.
         bytes_per_weight: of the whole file, at most.
     """
@@ -33,23 +35,25 @@ class Kind(NamedTuple):
     matrices: GGMLQuantizationType
     outer: GGMLQuantizationType
     careful: GGMLQuantizationType
+    after_eight: GGMLQuantizationType
     file_type: LlamaFileType
     bytes_per_weight: float
 
 
 Q = GGMLQuantizationType
 KINDS = {
-    "f16": Kind(Q.F16, Q.F16, Q.F16, LlamaFileType.MOSTLY_F16, 2.0),
-    "q8_0": Kind(Q.Q8_0, Q.Q8_0, Q.Q8_0, LlamaFileType.MOSTLY_Q8_0, 1.07),
-    "q6_k": Kind(Q.Q6_K, Q.Q6_K, Q.Q6_K, LlamaFileType.MOSTLY_Q6_K, 1.07),
-    "q5_k_m": Kind(Q.Q5_K, Q.Q6_K, Q.Q6_K, LlamaFileType.MOSTLY_Q5_K_M, 0.9),
-    "q4_k_m": Kind(Q.Q4_K, Q.Q6_K, Q.Q6_K, LlamaFileType.MOSTLY_Q4_K_M, 0.8),
-    "q4_0": Kind(Q.Q4_0, Q.Q8_0, Q.Q4_0, LlamaFileType.MOSTLY_Q4_0, 0.57),
+    "f16": Kind(Q.F16, Q.F16, Q.F16, Q.F16, LlamaFileType.MOSTLY_F16, 2.0),
+    "q8_0": Kind(Q.Q8_0, Q.Q8_0, Q.Q8_0, Q.Q8_0, LlamaFileType.MOSTLY_Q8_0, 1.07),
+    "q6_k": Kind(Q.Q6_K, Q.Q6_K, Q.Q6_K, Q.Q6_K, LlamaFileType.MOSTLY_Q6_K, 1.07),
+    "q5_k_m": Kind(Q.Q5_K, Q.Q6_K, Q.Q6_K, Q.Q5_K, LlamaFileType.MOSTLY_Q5_K_M, 0.9),
+    "q4_k_m": Kind(Q.Q4_K, Q.Q6_K, Q.Q6_K, Q.Q5_K, LlamaFileType.MOSTLY_Q4_K_M, 0.8),
+    "q4_0": Kind(Q.Q4_0, Q.Q8_0, Q.Q4_0, Q.Q4_0, LlamaFileType.MOSTLY_Q4_0, 0.57),
 }
 # Formats in blocks of 256 -> what llama.cpp takes for rows that such blocks don't divide.
 SMALLER_BLOCKS = {Q.Q4_K: Q.Q5_0, Q.Q5_K: Q.Q5_1, Q.Q6_K: Q.Q8_0}
 OUTER = ("token_embd.weight", "output.weight")
-CAREFUL = (".attn_v.weight", ".ffn_down.weight", ".ffn_down_exps.weight")
+KEYS_AND_VALUES = (".attn_k.weight", ".attn_v.weight")
+CAREFUL = (".attn_v.weight", ".attn_qkv.weight", ".ffn_down.weight", ".ffn_down_exps.weight")
 
 
 def needs_llama_cpp(kind: str) -> bool:
@@ -79,8 +83,9 @@ def write(folder: Path, target: Path, kind: str) -> None:
     writer.add_file_type(formats.file_type)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     gguf_tokenizer.add_tokenizer(writer, tokenizer, config.vocab_size, folder)
+    layers, experts = config.num_hidden_layers, getattr(config, "num_local_experts", None) or 0
     for name, weight in gguf_families.converted(weights(folder), config, family, str(folder)):
-        add_tensor(writer, name, weight.numpy(), format_of(name, formats, config.num_hidden_layers))
+        add_tensor(writer, name, weight.numpy(), format_of(name, formats, layers, experts))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -95,10 +100,19 @@ def weights(folder: Path) -> Iterator[tuple[str, torch.Tensor]]:
                 yield name, file.get_tensor(name)
 
 
-def format_of(name: str, formats: Kind, layers: int) -> GGMLQuantizationType:
-    """Return the format of a weight: that of llama.cpp's own quantizer for this kind of file."""
+def format_of(name: str, formats: Kind, layers: int, experts: int = 0) -> GGMLQuantizationType:
+    """Return the format of a weight: that of llama.cpp's own quantizer for this kind of file.
+
+    Compared with llama.cpp v0.5.0's `llama_model_quantize` for Llama, GPT-NeoX, Phi-3, BLOOM and Mixtral. Two
+    differences are meant: the embedding and the output layer have `outer`, and a 70B's values no extra bit.
+    Source: `llama_tensor_get_type_impl` in llama.cpp's src/llama-quant.cpp.
+    """
     if name in OUTER:
         return formats.outer
+    if experts == 8 and formats.matrices != Q.F16 and name.endswith(KEYS_AND_VALUES):
+        return Q.Q8_0
+    if experts == 8 and name.endswith(".attn_output.weight"):
+        return formats.after_eight
     if not name.endswith(CAREFUL):
         # The router of experts decides by small differences.
         return Q.F32 if ".ffn_gate_inp." in name else formats.matrices

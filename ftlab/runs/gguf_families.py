@@ -128,6 +128,9 @@ def add_own_settings(writer: gguf.GGUFWriter, config: PretrainedConfig, family: 
     if experts := getattr(config, "num_local_experts", None):
         writer.add_expert_count(experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
+    if family.arch == MODEL_ARCH.LLAMA and getattr(config, "sliding_window", None):
+        # Mistral's: llama.cpp keeps the number and attends to everything, which is the same within the window.
+        writer.add_sliding_window(config.sliding_window)
     if family.arch == MODEL_ARCH.GPTNEOX:
         writer.add_parallel_residual(config.use_parallel_residual)
     if family.arch == MODEL_ARCH.PHI3:
@@ -146,7 +149,7 @@ def converted(weights: Iterable[Named], config: PretrainedConfig, family: Family
         LabError: a weight that llama.cpp has no name for.
     """
     names = gguf.get_tensor_name_map(family.arch, config.num_hidden_layers)
-    for name, weight in stacked(weights, getattr(config, "num_local_experts", None) or 0):
+    for name, weight in stacked(weights, getattr(config, "num_local_experts", None) or 0, where):
         # The table has BLOOM's names without this beginning.
         short = names.get_name(name.removeprefix("transformer."), try_suffixes=(".weight", ".bias"))
         if short is None:
@@ -158,8 +161,12 @@ def converted(weights: Iterable[Named], config: PretrainedConfig, family: Family
         yield "rope_freqs.weight", stretched(config)
 
 
-def stacked(weights: Iterable[Named], experts: int) -> Iterator[Named]:
-    """Yield weights, those of a layer's experts as one of shape (experts, rows, columns)."""
+def stacked(weights: Iterable[Named], experts: int, where: str) -> Iterator[Named]:
+    """Yield weights, those of a layer's experts as one of shape (experts, rows, columns).
+
+    Raises:
+        LabError: a layer that lacks some of its experts.
+    """
     waiting: dict[str, dict[int, torch.Tensor]] = {}
     for name, weight in weights:
         one = EXPERT.fullmatch(name)
@@ -171,6 +178,8 @@ def stacked(weights: Iterable[Named], experts: int) -> Iterator[Named]:
         if len(parts) == experts:
             yield f"{one[1]}.{one[3]}", torch.stack([parts[number] for number in range(experts)])
             parts.clear()
+    if incomplete := next((f"{name}, {len(parts)} of {experts}" for name, parts in waiting.items() if parts), ""):
+        raise fail("export_gguf", where=where, what=f"experts that are not all there: {incomplete}")
 
 
 def reordered(weight: torch.Tensor, name: str, config: PretrainedConfig, family: Family) -> torch.Tensor:

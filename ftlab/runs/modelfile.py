@@ -7,6 +7,7 @@ from ftlab.errors import LabError
 from ftlab.rendering import render
 from ftlab.runs import gguf_tokenizer
 
+QUOTES = '"' * 3
 # Stand for what is said, to find what the template writes around it.
 SYSTEM, USER, ANSWER, AGAIN, LAST = "\ue0f1", "\ue0f2", "\ue0f3", "\ue0f4", "\ue0f5"
 
@@ -27,9 +28,19 @@ def text(name: str, tokenizer: PreTrainedTokenizerBase, default_system: str = ""
     if template:
         lines.append(f'TEMPLATE """{template}"""')
     if system := default_system or own_system:
-        lines.append(f'SYSTEM """{system}"""')
+        lines.append(system_line(system))
     end = answers.end_of_turn(tokenizer).strip()
     return "\n".join([*lines, *([f'PARAMETER stop "{end}"'] if end else []), ""])
+
+
+def system_line(system: str) -> str:
+    """Return Ollama's instruction for a system prompt, or a comment where its language cannot hold it.
+
+    There is no escape: a text in triple quotes ends at the first line that ends with three.
+    """
+    if any(line.rstrip().endswith(QUOTES) for line in system.splitlines()[:-1]):
+        return "# The system prompt has a line that ends with three quotes, which no Modelfile holds: set it in Ollama"
+    return f"SYSTEM {QUOTES}{system}{QUOTES}"
 
 
 def turns(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:

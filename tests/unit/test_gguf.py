@@ -8,6 +8,7 @@ import tiny
 import torch
 from gguf import GGMLQuantizationType as Q
 from gguf import GGUFReader, TokenType
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -174,6 +175,47 @@ def test_llama_cpp_gives_half_of_the_layers_more_bits():
     assert gguf.format_of("blk.0.ffn_gate_inp.weight", formats, 16) == Q.F32
 
 
+@pytest.mark.parametrize(
+    ("kind", "fused", "values", "keys", "output"),
+    [
+        ("f16", [Q.F16] * 4, Q.F16, Q.F16, Q.F16),
+        ("q8_0", [Q.Q8_0] * 4, Q.Q8_0, Q.Q8_0, Q.Q8_0),
+        ("q6_k", [Q.Q6_K] * 4, Q.Q8_0, Q.Q8_0, Q.Q6_K),
+        ("q5_k_m", [Q.Q5_K, Q.Q5_K, Q.Q6_K, Q.Q6_K], Q.Q8_0, Q.Q8_0, Q.Q5_K),
+        ("q4_k_m", [Q.Q4_K, Q.Q4_K, Q.Q6_K, Q.Q6_K], Q.Q8_0, Q.Q8_0, Q.Q5_K),
+        ("q4_0", [Q.Q4_0] * 4, Q.Q8_0, Q.Q8_0, Q.Q4_0),
+    ],
+)
+def test_fused_attention_and_eight_experts_have_llama_cpps_formats(kind, fused, values, keys, output):
+    """As llama.cpp's quantizer gave them to a GPT-NeoX, a Phi-3, a BLOOM and a Mixtral of four layers, 256 wide."""
+    formats = gguf.KINDS[kind]
+    assert [gguf.format_of(f"blk.{layer}.attn_qkv.weight", formats, 4) for layer in range(4)] == fused
+    names = ("blk.1.attn_v.weight", "blk.1.attn_k.weight", "blk.1.attn_output.weight")
+    assert [gguf.format_of(name, formats, 4, 8) for name in names] == [values, keys, output]
+    assert gguf.format_of("blk.1.attn_output.weight", formats, 4, 4) == formats.matrices
+
+
+def test_a_mixture_that_lacks_experts_is_refused(tmp_path):
+    base = make_base(tmp_path / "base", "mixtral", False)
+    for path in base.glob("*.safetensors"):
+        there = load_file(path)
+        gone = [name for name in there if "layers.1." in name and ".experts.2." in name]
+        assert len(gone) == 3
+        save_file({name: weight for name, weight in there.items() if name not in gone}, path)
+    with pytest.raises(LabError, match=r"experts that are not all there: .*layers\.1\..*, 3 of 4") as error:
+        gguf.write(base, tmp_path / "m.gguf", "f16")
+    assert error.value.exit_code == 2
+
+
+def test_mistrals_window_is_in_its_file(tmp_path, monkeypatch):
+    for window in (32, None):
+        monkeypatch.setitem(FAMILIES, "mistral", (MistralConfig, {"sliding_window": window}))
+        base = make_base(tmp_path / f"base-{window}", "mistral", True)
+        gguf.write(base, tmp_path / "m.gguf", "f16")
+        field = GGUFReader(tmp_path / "m.gguf").fields.get("llama.attention.sliding_window")
+        assert (field.contents() if field else None) == window
+
+
 # Tokenizers.
 
 
@@ -276,6 +318,20 @@ def test_a_modelfile_has_the_system_prompt_of_training():
     said = modelfile.text("m.gguf", tokenizer)
     assert "{{ if .System }}<|im_start|>system\n{{ .System }}" in said and '\nSYSTEM """Be kind."""\n' in said
     assert '\nSYSTEM """Be brief."""\n' in modelfile.text("m.gguf", tokenizer, "Be brief.")
+
+
+@pytest.mark.parametrize(
+    ("system", "line"),
+    [
+        ('Say "hi"', 'SYSTEM """Say "hi""""'),
+        ('Use """ as quotes\nhere', 'SYSTEM """Use """ as quotes\nhere"""'),
+        ('Write x = """\nhere', "# The system prompt has a line that ends with three quotes"),
+    ],
+)
+def test_quotes_in_a_system_prompt_end_it_nowhere_else(system, line):
+    """Ollama ends a text in triple quotes where a line ends with three, and has no escape for them."""
+    said = modelfile.text("m.gguf", tiny.make_tokenizer(), system)
+    assert f"\n{line}" in said and ("SYSTEM" in said) == line.startswith("SYSTEM")
 
 
 @pytest.mark.parametrize("start", ["[gMASK]", "{{ '{{' }}"])
