@@ -28,8 +28,18 @@ def result_name(finetuning_type: str) -> str:
     return MODEL if finetuning_type in WHOLE_MODELS else ADAPTER
 
 
+def several(name: str | Path) -> list[str]:
+    """Return the parts of a list of folders with commas; a folder whose own name has a comma is one.
+
+    >>> several("runs/a, runs/b")
+    ['runs/a', 'runs/b']
+    """
+    parts = [part.strip() for part in str(name).split(",") if part.strip()]
+    return [str(name)] if Path(name).expanduser().exists() else parts or [str(name)]
+
+
 def weights_of(name: str | Path) -> Weights:
-    """Return the trained weights in a folder: an adapter, a whole model, or a run.
+    """Return the trained weights in a folder, of several the last: an adapter, a whole model, or a run.
 
     A finished run has `adapter/` or `model/`; of a stopped one the newest checkpoint is taken whose every byte is as
     it was written.
@@ -37,6 +47,7 @@ def weights_of(name: str | Path) -> Weights:
     Raises:
         LabError: there are none, or they are not safetensors.
     """
+    name = several(name)[-1]
     folder = Path(name).expanduser()
     places = (*(folder / part for part in RESULTS), folder)
     if (found := next((one for place in places if (one := look(place))), None)) is not None:

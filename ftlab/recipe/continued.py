@@ -23,14 +23,15 @@ DECIDED = {
 def settle(recipe: Recipe, where: dict[str, str]) -> Recipe:
     """Return a recipe that continues an adapter, with the adapter's values for the keys that it determines.
 
-    A recipe without an adapter, or with one that does not exist yet, is returned unchanged.
+    A recipe without an adapter, with one that does not exist yet, or that trains a new one is returned unchanged; of
+    several adapters the last is continued.
 
     Args:
         where: key -> `file:line`.
     Raises:
         LabError: a key that was given another value than the adapter has.
     """
-    if not recipe.adapter_name_or_path or (config := config_of(recipe.adapter_name_or_path)) is None:
+    if not recipe.continues or (config := config_of(str(recipe.adapter_name_or_path))) is None:
         return recipe
     require_stage(recipe, config, where)
     given, has = recipe.model_fields_set, decided(config)

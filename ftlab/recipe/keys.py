@@ -36,7 +36,14 @@ class Recipe(BaseModel):
 
     # model
     model_name_or_path: str = key(..., "catalogue name, local folder or hub id", "from_pretrained(...)", min_length=1)
-    adapter_name_or_path: str | None = key(None, "adapter folder to continue from", "PeftModel.from_pretrained(...)")
+    adapter_name_or_path: str | None = key(
+        None,
+        "adapter folder to continue from; of several, separated by commas, all but the last are merged into the base",
+        "PeftModel.from_pretrained(...), merge_and_unload()",
+    )
+    create_new_adapter: bool = key(
+        False, "merge every adapter of `adapter_name_or_path` into the base and train a new one", "merge_and_unload()"
+    )
     trust_remote_code: bool = key(False, "run code that comes with the model", "from_pretrained(trust_remote_code=)")
     template: str | None = key(None, "family of the chat template, checked; None: the model's own", "chat_template")
     allow_other_template: bool = key(
@@ -134,6 +141,12 @@ class Recipe(BaseModel):
     pure_bf16: bool = key(False, "full, freeze: keep the trained weights in bfloat16", "from_pretrained(dtype=)")
     use_muon: bool = key(False, "train matrices with Muon, all other weights with AdamW", "torch.optim.Muon")
     use_dft_loss: bool = key(False, "weight each token by its probability", "SFTConfig.loss_type='dft'")
+    use_asft_loss: bool = key(
+        False, "DFT's loss, and stay close to the model before training, or to `ref_model`", "SFTTrainer.compute_loss"
+    )
+    asft_alpha: float = key(0.1, "weight of ASFT's KL divergence from the reference", "SFTTrainer.compute_loss", ge=0)
+    use_eaft_loss: bool = key(False, "weight each token by the model's entropy", "SFTTrainer.compute_loss")
+    eaft_alpha: float = key(1.0, "exponent of EAFT's weights; 0: all tokens alike", "SFTTrainer.compute_loss", ge=0)
     moe_aux_loss_coef: float | None = key(
         None,
         "weight of a mixture's balancing loss; None: the model's own, 0: without",
@@ -155,9 +168,11 @@ class Recipe(BaseModel):
         "sigmoid", "the preference loss", "DPOConfig.loss_type"
     )
     ref_model: str | None = key(
-        None, "dpo, kto: the reference, where it is not the model that training starts from", "DPOTrainer(ref_model=)",
+        None,
+        "dpo, kto, use_asft_loss: the reference, where it is not the model that training starts from",
+        "DPOTrainer(ref_model=)",
         min_length=1,
-    )  # fmt: skip
+    )
     ref_model_adapters: str | None = key(
         None, "an adapter on `ref_model`: its folder, or its run's", "PeftModel", min_length=1
     )
@@ -341,6 +356,8 @@ class Recipe(BaseModel):
         self.fits_method()
         if self.use_muon:
             self.fits_muon()
+        if self.use_asft_loss or self.use_eaft_loss:
+            self.fits_loss()
         if self.add_tokens:
             self.fits_tokens()
         if self.stage in ("ppo", "grpo"):
@@ -374,6 +391,13 @@ class Recipe(BaseModel):
             ValueError: naming them.
         """
         kind, lora = self.finetuning_type, self.finetuning_type == "lora"
+        merges = self.adapter_name_or_path and (self.create_new_adapter or "," in self.adapter_name_or_path)
+        if merges and self.quantization_bit:
+            raise ValueError("`adapter_name_or_path` is merged, which `quantization_bit` rounds: merge it with export")
+        if merges and (self.training.get("fsdp") or self.training.get("deepspeed")):
+            raise ValueError("`adapter_name_or_path` is merged, which `fsdp` and `deepspeed` cannot: use export")
+        if merges and self.stage == "rm":
+            raise ValueError("a reward model keeps one adapter on its base: merge `adapter_name_or_path` with export")
         if self.adapter_name_or_path and not self.adapts:
             raise ValueError(f"`adapter_name_or_path` is not continued by `finetuning_type: {kind}`: merge it first")
         if self.loraplus_lr_ratio and not lora:
@@ -418,6 +442,25 @@ class Recipe(BaseModel):
         for name in (name for name in others if self.training.get(name)):
             raise ValueError(f"`use_muon` is an optimizer of its own: remove `{name}`")
 
+    def fits_loss(self) -> None:
+        """Refuse what ASFT's and EAFT's losses cannot be combined with.
+
+        Raises:
+            ValueError: naming the pair.
+        """
+        name = "use_asft_loss" if self.use_asft_loss else "use_eaft_loss"
+        for other in ("use_dft_loss", "use_eaft_loss"):
+            if other != name and getattr(self, other):
+                raise ValueError(f"`{name}` and `{other}` are two losses: keep one")
+        if self.objective == "sft" and self.finetuning_type in ("p_tuning", "prompt_tuning"):
+            raise ValueError(f"`{name}` counts no virtual tokens: use `finetuning_type: prefix_tuning`")
+        if self.training.get("label_smoothing_factor"):
+            raise ValueError(f"`{name}` has no `label_smoothing_factor`: remove it")
+        if self.use_asft_loss and (self.training.get("fsdp") or self.training.get("deepspeed")):
+            raise ValueError("the reference of `use_asft_loss` is whole in each process: remove `fsdp` and `deepspeed`")
+        if self.use_asft_loss and self.changes_base and not self.ref_model:
+            raise ValueError("the start of the adapter changes the base, the reference of `use_asft_loss`")
+
     def fits_rewards(self) -> None:
         """Refuse keys that learning from rewards cannot use.
 
@@ -445,6 +488,21 @@ class Recipe(BaseModel):
         for one in filter(None, (part.strip() for part in (getattr(self, name) or "").split(","))):
             if one not in known:
                 raise ValueError(f"`{name}` has no `{one}`; there are {', '.join(known)}")
+
+    @property
+    def continues(self) -> bool:
+        """Whether an adapter is trained further; otherwise those that are named are merged."""
+        return self.adapter_name_or_path is not None and not self.create_new_adapter
+
+    @property
+    def own_loss(self) -> bool:
+        """Whether the loss is ASFT's or EAFT's, which TRL lacks (runs/losses.py)."""
+        return self.objective == "sft" and (self.use_asft_loss or self.use_eaft_loss)
+
+    @property
+    def compares(self) -> bool:
+        """Whether the loss reads a reference that `ref_model` may name."""
+        return self.objective in ("dpo", "kto") or (self.objective == "sft" and self.use_asft_loss)
 
     @property
     def adapts(self) -> bool:
@@ -546,6 +604,9 @@ CONDITIONS = (
     ),
     Condition(("peft_config",), lambda recipe: recipe.adapts, "a finetuning_type of PEFT"),
     Condition(
+        ("create_new_adapter",), lambda recipe: recipe.adapter_name_or_path is not None, "an `adapter_name_or_path`"
+    ),
+    Condition(
         ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules", "use_llama_pro"),
         lambda recipe: recipe.finetuning_type == "freeze",
         "finetuning_type: freeze",
@@ -560,7 +621,11 @@ CONDITIONS = (
         "a `device_map` or `max_memory`",
     ),
     Condition(("allow_other_template",), lambda recipe: recipe.template is not None, "a `template`"),
-    Condition(("use_dft_loss",), lambda recipe: recipe.objective == "sft", "stage: sft"),
+    Condition(
+        ("use_dft_loss", "use_asft_loss", "use_eaft_loss"), lambda recipe: recipe.objective == "sft", "stage: sft"
+    ),
+    Condition(("asft_alpha",), lambda recipe: recipe.use_asft_loss, "use_asft_loss: true"),
+    Condition(("eaft_alpha",), lambda recipe: recipe.use_eaft_loss, "use_eaft_loss: true"),
     Condition(
         ("moe_aux_loss_coef", "moe_aux_loss_per_layer"),
         lambda recipe: recipe.objective in BALANCED,
@@ -572,11 +637,11 @@ CONDITIONS = (
         lambda recipe: recipe.objective in PREFERENCES + REWARDED,
         "stage: dpo, kto, orpo, simpo, ppo or grpo",
     ),
-    Condition(("ref_model",), lambda recipe: recipe.objective in ("dpo", "kto"), "stage: dpo or kto, with a reference"),
+    Condition(("ref_model",), lambda recipe: recipe.compares, "stage: dpo or kto, with a reference, or use_asft_loss"),
     Condition(
         ("ref_model_adapters",),
-        lambda recipe: recipe.ref_model is not None and recipe.objective in ("dpo", "kto"),
-        "a `ref_model`, in stage: dpo or kto",
+        lambda recipe: recipe.ref_model is not None and recipe.compares,
+        "a `ref_model`, in stage: dpo or kto or with use_asft_loss",
     ),
     Condition(("pref_loss",), lambda recipe: recipe.stage == "dpo", "stage: dpo"),
     Condition(("pref_ftx", "ld_alpha"), lambda recipe: recipe.objective == "dpo", "stage: dpo and a loss of DPO's"),

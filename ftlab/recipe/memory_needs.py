@@ -11,11 +11,11 @@ from ftlab import catalogue, embedded, memory, models
 from ftlab.cpu.plan import Plan
 from ftlab.device import Machine, cuda_dtype
 from ftlab.errors import LabError, fail, say
-from ftlab.memory import EXPERTS, Decoder, Needs, Training
+from ftlab.memory import ADAM_MOMENTS, EXPERTS, Decoder, Needs, Training
 from ftlab.recipe import library_args
 from ftlab.recipe import read as recipes
 from ftlab.recipe.keys import Recipe
-from ftlab.recipe.trained_weights import trained_weights
+from ftlab.recipe.trained_weights import matrices, trained_weights
 
 GIB = 2**30
 # What stays free of a machine's memory: the system, Python and its libraries; on a GPU also CUDA.
@@ -25,8 +25,8 @@ GPUS = {"8 GB": 8, "12 GB": 12, "T4 16 GB": 15, "24 GB": 24, "48 GB": 48, "80 GB
 # How many of LARGE are tried, with everything sharded, if a training fits on no single GPU.
 LARGE, COUNTS = "80 GB", (2, 4, 8, 16, 32, 64)
 PAIRED = ("rm", "dpo", "orpo", "simpo")
-# Stages that compare with a frozen copy of what is trained; those that read with it while the activations are held.
-COMPARED, COMPARED_IN_THE_LOSS = ("dpo", "kto", "grpo"), ("dpo", "kto")
+# Stages that compare with a frozen copy of what is trained.
+COMPARED = ("dpo", "kto", "grpo")
 # Stages whose trainers in trl turn the adapter of a quantized model into bfloat16, and leave it there where the machine
 # multiplies that (cpu.lift_adapters).
 ROUNDED = ("sft", "pt", "rm", "dpo", "kto", "grpo")
@@ -108,13 +108,28 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
         **loss(recipe, decoder, machine, plan),
         embedding_trained=kind == "full",
         reference_copy=recipe.objective in COMPARED and not recipe.ref_model,
-        reference_model=recipe.objective in COMPARED_IN_THE_LOSS and recipe.ref_model is not None,
+        reference_model=recipe.compares and (recipe.ref_model is not None or anchored_by_copy(recipe)),
         new_tokens=new_tokens,
         rollout_rows=rollout_rows(recipe, batch, settings.get("gradient_accumulation_steps", 1)),
         repeated=repeated_rows(recipe, batch) * given if plan.attention else 0,
         hidden_kept=recipe.objective == "ppo",
         experts_adapted=kind == "lora" and adapts_experts(recipe),
+        state_bytes=muon_state_bytes(recipe, decoder, trained_bytes(recipe, machine, plain, plan)),
     )
+
+
+def muon_state_bytes(recipe: Recipe, decoder: Decoder, number: int) -> float:
+    """Return the bytes of optimizer state per trained weight where Muon trains the matrices, 0 without it.
+
+    Muon has one moment, AdamW, which trains the rest, two.
+
+    Args:
+        number: bytes of a trained weight.
+    """
+    trained = trained_weights(recipe, decoder)
+    if not (recipe.use_muon and trained):
+        return 0
+    return number * (ADAM_MOMENTS - matrices(recipe, decoder) / trained)
 
 
 def reached_layers(recipe: Recipe, decoder: Decoder) -> int:
@@ -156,12 +171,12 @@ def loss(recipe: Recipe, decoder: Decoder, machine: Machine, plan: Plan) -> dict
     """Return what the loss holds of logits at once, as fields of Training; a reward model has none."""
     if recipe.objective == "rm":
         return {"loss_tile": 0}
-    if recipe.objective in ("orpo", "simpo", "ppo"):
+    reference = {"reference_tile": plan.loss_tile} if recipe.compares else {}
+    if recipe.objective in ("orpo", "simpo", "ppo") or recipe.own_loss:
         held = whole_logit_bytes(recipe, machine)
-        return {"loss_tile": decoder.vocabulary, "tile_rows": memory.ALL_ROWS, "tile_bytes": held}
+        return {"loss_tile": decoder.vocabulary, "tile_rows": memory.ALL_ROWS, "tile_bytes": held} | reference
     if machine.accelerator == "cuda":
         return {"loss_tile": plan.loss_tile, "tile_bytes": memory.FUSED_TILE_BYTES}
-    reference = {"reference_tile": plan.loss_tile} if recipe.objective in COMPARED_IN_THE_LOSS else {}
     capped = decoder.family in memory.CAPPED
     if plan.loss and recipe.adapts and not (recipe.additional_target or recipe.add_tokens or capped):
         rows = {"tile_rows": memory.FROZEN_ROWS, "tile_bytes": memory.FROZEN_BYTES}
@@ -170,18 +185,26 @@ def loss(recipe: Recipe, decoder: Decoder, machine: Machine, plan: Plan) -> dict
     return {"loss_tile": plan.loss_tile, "tile_bytes": held} | reference
 
 
+def anchored_by_copy(recipe: Recipe) -> bool:
+    """Return True if ASFT's reference is a copy of the model: without an adapter there is nothing to switch off."""
+    return recipe.objective == "sft" and recipe.use_asft_loss and not recipe.adapts
+
+
 def whole_logit_bytes(recipe: Recipe, machine: Machine) -> int:
     """Return the bytes held of each logit by a loss that takes no tiles.
 
     PPO: the logits, and in float32 the log-probabilities, the probabilities and their product. ORPO and SimPO: the
     logits, their log-softmax, half of them in float32 for a logged mean; from float32 logits instead their gradients,
-    row by row and put together; and in ORPO the log-softmax of the chosen half once more.
+    row by row and put together; and in ORPO the log-softmax of the chosen half once more. EAFT: the
+    logits and four float32 copies, ASFT three more for the reference (peaks of 18 and 20, 30 and 32 bytes measured).
     """
     # Under autocast accelerate returns them in float32.
     rounded = library_args.weights_dtype(recipe, machine) != "float32" and not library_args.autocasts(recipe, machine)
     number = 2 if rounded else 4
     if recipe.objective == "ppo":
         return number + 4 + 4 + 4
+    if recipe.own_loss:
+        return number + 4 * (7 if recipe.use_asft_loss else 4)
     return 3 * number + (number // 2 if recipe.objective == "orpo" else 0)
 
 

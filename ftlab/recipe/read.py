@@ -287,23 +287,6 @@ def oft(name: str) -> Callable[[dict[str, Any], str], Resolved]:
     return resolve
 
 
-def new_adapter(asked: dict[str, Any], where: str) -> Resolved:
-    """Return nothing for `create_new_adapter` and a note; it is refused together with an adapter.
-
-    The new adapter would belong to the base with the first adapter merged into it, and that is saved nowhere.
-
-    Raises:
-        LabError: an adapter is named.
-    """
-    value, adapter = asked["create_new_adapter"], asked.get("adapter_name_or_path")
-    if not isinstance(value, bool):
-        raise fail("recipe_value", where=where, key="create_new_adapter", value=brief(value), reason="true or false")
-    if value and adapter:
-        raise fail("recipe_new_adapter", where=where, adapter=adapter)
-    continued = f"the adapter {adapter} is continued" if adapter else "without adapter_name_or_path it is always so"
-    return {}, dropped("create_new_adapter", value, continued)
-
-
 def resume(asked: dict[str, Any], where: str) -> Resolved:
     """Return `resume_from_checkpoint`, or for true what it comes to: an unfinished run is resumed without it."""
     value = asked["resume_from_checkpoint"]
@@ -337,7 +320,6 @@ RESOLVED: dict[str, Callable[[dict[str, Any], str], Resolved]] = {
         },
     ),
     **{name: oft(name) for name in ("oft_target", *OFT)},
-    "create_new_adapter": new_adapter,
     "resume_from_checkpoint": resume,
     "fsdp": sharding.fsdp,
     "fsdp_config": sharding.fsdp,
@@ -350,7 +332,6 @@ RESOLVED_MEANING = {
     "use_apollo": "true: optim: apollo_adamw, with apollo_target and the other apollo_ keys in optim_args",
     "oft_target": "finetuning_type: oft: now lora_target",
     **{name: f"finetuning_type: oft: now {field} in peft_config" for name, (field, _) in OFT.items()},
-    "create_new_adapter": "refused together with adapter_name_or_path: merge that adapter first",
     "fsdp_transformer_layer_cls_to_wrap": "an entry of fsdp_config: the class of layers that are sharded one by one",
     "fsdp_min_num_params": "an entry of fsdp_config: shard layers of at least so many weights",
 }
@@ -388,8 +369,6 @@ def build(given: Given) -> Recipe:
         else:
             raise unknown(name, given.where(name))
     refuse_contradictions(training, given)
-    if "," in str(own.get("adapter_name_or_path", "")):
-        raise fail("recipe_adapters", where=given.where("adapter_name_or_path"), adapters=own["adapter_name_or_path"])
     try:
         recipe = Recipe(**own, training=training)
     except ValidationError as error:

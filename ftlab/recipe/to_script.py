@@ -8,7 +8,7 @@ from ftlab.catalogue import hub_id
 from ftlab.errors import fail
 from ftlab.recipe import library_args
 from ftlab.recipe.keys import Recipe
-from ftlab.saved_weights import result_name, weights_of
+from ftlab.saved_weights import result_name, several, weights_of
 
 # The keys that the rows depend on.
 DATA = (
@@ -18,6 +18,10 @@ DATA = (
 )  # fmt: skip
 # Methods whose layers depend on the loaded model; AdaLoRA does something at every step.
 NO_SCRIPT = ("freeze", "bitfit", "ln_tuning", "adalora")
+# Keys whose part of the run is ftlab's own.
+NO_SCRIPT_KEYS = (
+    "rope_scaling", "moe_aux_loss_per_layer", "use_muon", "ref_model", "add_tokens", "use_asft_loss", "use_eaft_loss",
+)  # fmt: skip
 # What `tokenized.py` is for: TRL's trainers of the other objectives take token ids by themselves.
 TOKENIZED_HERE = ("dpo", "kto", "orpo", "simpo", "grpo")
 
@@ -34,10 +38,13 @@ def script(recipe: Recipe) -> str:
     for name, value in (("dataset", recipe.dataset), ("output_dir", recipe.output_dir)):
         if not value:
             raise fail("recipe_missing_key", key=name)
+    if recipe.adapter_name_or_path and (recipe.create_new_adapter or len(several(recipe.adapter_name_or_path)) > 1):
+        key = "create_new_adapter" if recipe.create_new_adapter else "adapter_name_or_path: a,b"
+        raise fail("recipe_not_there", where="adapter_name_or_path", key=key, framework="trl")
     for name, values in (("finetuning_type", NO_SCRIPT), ("stage", ("ppo",))):
         if (value := getattr(recipe, name)) in values:
             raise fail("recipe_not_there", where=name, key=f"{name}: {value}", framework="trl")
-    for name in ("rope_scaling", "moe_aux_loss_per_layer", "use_muon", "ref_model", "add_tokens"):
+    for name in NO_SCRIPT_KEYS:
         if getattr(recipe, name):
             raise fail("recipe_not_there", where=name, key=name, framework="trl")
     machine = device.describe()
@@ -62,7 +69,7 @@ def imports(recipe: Recipe, machine: device.Machine, trainers: str, classes: lis
     lines = []
     if recipe.adapts:
         kind = library_args.PEFT_CONFIGS[recipe.finetuning_type]
-        names = "PeftModel" if recipe.adapter_name_or_path else f"{kind}, get_peft_model"
+        names = "PeftModel" if recipe.continues else f"{kind}, get_peft_model"
         lines.append(f"from peft import {names}")
     if recipe.loraplus_lr_ratio:
         lines.append("from peft.optimizers import create_loraplus_optimizer")
@@ -118,7 +125,7 @@ def model(recipe: Recipe, machine: device.Machine) -> str:
     lines += ["cpu.keep_gradients(model)"] if recipe.quantization_bit == 4 else []
     lines.append("model.config.use_cache = False")
     own_dtype = f"autocast_adapter_dtype={library_args.plan(recipe, machine).float32_adapters}"
-    if recipe.adapts and recipe.adapter_name_or_path:
+    if recipe.adapts and recipe.continues and recipe.adapter_name_or_path:
         start = str(weights_of(recipe.adapter_name_or_path).folder)
         lines.append(call("model = PeftModel.from_pretrained", ["model", repr(start), "is_trainable=True", own_dtype]))
     elif recipe.adapts:

@@ -32,6 +32,27 @@ def trained_weights(recipe: Recipe, decoder: Decoder) -> int:
     return added + head + copied(recipe, decoder)
 
 
+def matrices(recipe: Recipe, decoder: Decoder) -> int:
+    """Return how many of a recipe's trained weights Muon trains: matrices of the blocks; experts are tensors."""
+    if recipe.finetuning_type == "bitfit":
+        return 0
+    if recipe.finetuning_type == "lora":
+        return sum(recipe.lora_rank * (inputs + outputs) for inputs, outputs in adapted(recipe, decoder))
+    if recipe.adapts:
+        return adapter(recipe, decoder)
+    modules = recipe.freeze_trainable_modules if recipe.finetuning_type == "freeze" else "all"
+    wanted = None if modules == "all" else set(library_args.names(modules))
+    layers = decoder.layers
+    if recipe.finetuning_type == "freeze":
+        layers = min(abs(recipe.freeze_trainable_layers), layers)
+    flat = [
+        (path, count)
+        for path, count in parts(decoder)
+        if path[1] in decoder.linear_shapes and not (path[0] == "mlp" and decoder.experts > 1)
+    ]
+    return layers * sum(count for path, count in flat if wanted is None or wanted & set(path))
+
+
 def adapted(recipe: Recipe, decoder: Decoder, every: tuple[str, ...] = ()) -> list[tuple[int, int]]:
     """Return (inputs, outputs) of each layer that `lora_target` names, in all blocks.
 

@@ -82,8 +82,6 @@ BESIDE = {
         "swanlab_project", "swanlab_workspace", "swanlab_run_name", "swanlab_mode", "swanlab_logdir",
         "swanlab_lark_webhook_url",
     ),
-    "use_asft_loss": ("asft_alpha",),
-    "use_eaft_loss": ("eaft_alpha",),
     "use_kt": (
         "kt_weight_path", "kt_expert_checkpoint_path", "kt_use_lora_experts", "kt_lora_expert_num",
         "kt_lora_expert_intermediate_size",
@@ -119,8 +117,6 @@ OUT_OF_REACH = {
     "use_unsloth_gc": "Unsloth needs a CUDA GPU and its own build; use `gradient_checkpointing: true`",
     "use_badam": "the package badam had its last release in March 2025; use `optim: lomo` or LoRA",
     "use_adam_mini": "the package adam-mini had its last release in November 2024; use `optim: adamw_8bit`",
-    "use_asft_loss": "trl has no such loss; use `use_dft_loss`",
-    "use_eaft_loss": "trl has no such loss; use `use_dft_loss`",
     "use_kt": "KTransformers is a cluster back end; use torchrun or deepspeed",
     "use_swanlab": "SwanLab's callback is broken in this transformers; write `report_to: tensorboard`, wandb or mlflow",
     "mixture_of_depths": "the package mixture-of-depth had its last release in June 2024; remove the key",

@@ -1,6 +1,7 @@
 """A recipe's stage as library objects: the config, the model with what is trained on it, and TRL's trainer for it."""
 
 import contextlib
+import copy
 import importlib
 import inspect
 from collections.abc import Iterator
@@ -36,7 +37,7 @@ from ftlab.device import Machine
 from ftlab.errors import fail, reason_of
 from ftlab.recipe import continued, library_args
 from ftlab.recipe.keys import SAVED_IN_PART, Recipe
-from ftlab.runs import adapters, muon, reference, rewards, rope, targets, world
+from ftlab.runs import adapters, chat, folder, losses, muon, reference, rewards, rope, targets, world
 from ftlab.runs.tokenized import takes_ids
 from ftlab.saved_weights import weights_of
 
@@ -84,7 +85,13 @@ def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
     if any(weight.is_meta for weight in model.parameters()):
         raise fail("train_offloaded", where="device_map" if recipe.device_map else "max_memory")
     cpu.keep_gradients(model)
-    return model
+    return chat.merge_before(model, merged_before(recipe), Path(path), recipe.model_name_or_path)
+
+
+def merged_before(recipe: Recipe) -> list[str]:
+    """Return the adapters that are merged into the base before training: all but the one that is continued."""
+    named = folder.chain(recipe.adapter_name_or_path) if recipe.adapter_name_or_path else []
+    return named[:-1] if recipe.continues else named
 
 
 def require_available(args: TrainingArguments) -> None:
@@ -150,7 +157,7 @@ def rehearse(recipe: Recipe, path: str) -> None:
     targets.require(recipe, model)
     if not recipe.adapts:
         unfreeze(recipe, model)
-    elif recipe.adapter_name_or_path:
+    elif recipe.continues:
         if recipe.finetuning_type in SAVED_IN_PART:
             names: dict[str, Any] = {"method": recipe.finetuning_type, "adapter": recipe.adapter_name_or_path}
             raise fail("train_not_continued", where="adapter_name_or_path", **names)
@@ -226,10 +233,10 @@ def mark_trained(recipe: Recipe, model: PreTrainedModel, plan: Plan) -> PreTrain
     targets.require(recipe, model)
     if not recipe.adapts:
         return unfreeze(recipe, model)
-    with refusing("adapter_name_or_path" if recipe.adapter_name_or_path else names_layers(recipe)):
+    with refusing("adapter_name_or_path" if recipe.continues else names_layers(recipe)):
         own_dtype = {"autocast_adapter_dtype": plan.float32_adapters}
-        if recipe.adapter_name_or_path:
-            start = weights_of(recipe.adapter_name_or_path).folder
+        if recipe.continues:
+            start = weights_of(str(recipe.adapter_name_or_path)).folder
             adapted = PeftModel.from_pretrained(model, start, is_trainable=True, **own_dtype)
         else:
             adapted = get_peft_model(model, adapters.config_of(recipe, model), **own_dtype)
@@ -322,6 +329,8 @@ def build_trainer(
     """
     _, trainer_class = trainer_classes(recipe.objective)
     options: dict[str, Any] = {}
+    base = str(model.config._name_or_path)
+    compared = reference.load(recipe, base, device.describe()) if recipe.ref_model and recipe.compares else None
     if recipe.loraplus_lr_ratio:
         optimizer_class, optimizer_args = Trainer.get_optimizer_cls_and_kwargs(args, model)
         optimizer = create_loraplus_optimizer(
@@ -330,9 +339,12 @@ def build_trainer(
         options["optimizers"] = (optimizer, None)
     if recipe.use_muon:
         options["optimizers"] = (muon.optimizer(model, args), None)
-    base = str(model.config._name_or_path)
-    if recipe.ref_model and recipe.objective in ("dpo", "kto"):
-        options["ref_model"] = reference.load(recipe, base, device.describe())
+    if recipe.own_loss:
+        if recipe.use_asft_loss and compared is None and not recipe.adapts:
+            compared = copy.deepcopy(model).eval().requires_grad_(False)
+        trainer_class = losses.trainer_class(recipe, compared)
+    elif compared is not None:
+        options["ref_model"] = compared
     if recipe.objective in ("ppo", "grpo"):
         options["reward_funcs"] = list(map(rewards.checked, rewards.functions(recipe, base, model.dtype)))
     if recipe.objective != "ppo":

@@ -115,6 +115,7 @@ def load(
     if model.device.type == "meta":
         raise fail("chat_offloaded", where="max_memory")
     if weights and weights.is_adapter:
+        model = merge_before(model, folder.chain(adapter or "")[:-1], base, model_name_or_path)
         model = adapted(model, weights, tokenizer)
     models.require_rows(tokenizer, model.get_input_embeddings().weight.shape[0], str(whole))
     end_answers(model, tokenizer)
@@ -150,6 +151,33 @@ def adapted(
         )
         trained_on = folder.origin(weights)[0] or "?"
         raise fail("export_misfit", where=str(weights.folder), reason=reason[:160], trained_on=trained_on) from None
+
+
+def merge_before(model: PreTrainedModel, adapters: Sequence[str], base: Path, name: str) -> PreTrainedModel:
+    """Return a base with adapters merged into it, one after another.
+
+    Args:
+        base: the folder of the model called `name`.
+    Raises:
+        LabError: weights that cannot be merged into this base: of another one, a reward model, a whole model, virtual
+            tokens, added tokens, a base in 4 or 8 bit.
+    """
+    for one in adapters:
+        weights = folder.weights_for(one, base, name)
+        saved_weights.require_language_model(weights)
+        saved_weights.refuse_virtual_tokens(weights, "adapter_name_or_path")
+        if not weights.is_adapter or getattr(model, "quantization_method", None):
+            raise fail("chat_not_merged", adapter=one)
+        own = model.config.dtype
+        rows = model.get_input_embeddings().weight.shape[0]
+        tokenizer = tokenizer_of(weights, base)
+        model = adapted(model, weights, tokenizer).merge_and_unload()
+        if model.get_input_embeddings().weight.shape[0] != rows:
+            raise fail("chat_merged_tokens", adapter=one)
+        model.config.dtype = own
+        # Switching a later adapter off no longer gives the base as it was (`switchable`).
+        model.merged_adapters = True
+    return model
 
 
 def fit_vocabulary(model: PreTrainedModel, adapter: Path, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -252,11 +280,14 @@ def system_turn(default_system: str | None, adapter: str | Path | None = None) -
 
 
 def switchable(model: PreTrainedModel | PeftModel | Loop) -> TypeGuard[PeftModel]:
-    """Return True if switching the adapter off leaves the base as it was: some starts are taken out of the base."""
-    return isinstance(model, PeftModel) and not any(
-        str(getattr(config, "init_lora_weights", "")).startswith(("pissa", "olora"))
-        for config in model.peft_config.values()
-    )
+    """Return True if switching the adapter off leaves the base as it was.
+
+    Some starts are taken out of the base, and other adapters may be merged into it.
+    """
+    if not isinstance(model, PeftModel) or getattr(model.get_base_model(), "merged_adapters", False):
+        return False
+    starts = [str(getattr(config, "init_lora_weights", "")) for config in model.peft_config.values()]
+    return not any(start.startswith(("pissa", "olora")) for start in starts)
 
 
 def adapters(model: PreTrainedModel | PeftModel, on: bool) -> AbstractContextManager[None]:

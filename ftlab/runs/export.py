@@ -125,6 +125,7 @@ def exported(recipe: Recipe, target: Path) -> Export:
     stretched = rope.asked(recipe.model_dump() if recipe.rope_scaling else folders.trained_with(name) if name else {})
     model = load_base(recipe, whole, stretched if whole == base else None)
     if adapter:
+        model = chat.merge_before(model, folders.chain(name or "")[:-1], base, recipe.model_name_or_path)
         chat.fit_vocabulary(model, adapter, tokenizer)
     rows = model.get_input_embeddings().weight.shape[0]
     models.require_rows(tokenizer, rows, str(whole))

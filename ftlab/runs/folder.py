@@ -260,17 +260,21 @@ def free_name(folder: Path) -> Path:
 
 
 def weights_for(name: str | Path, base: Path, model_name_or_path: str) -> saved_weights.Weights:
-    """Return the trained weights in a folder, for use with a base; a stopped run's checkpoint is said.
+    """Return the trained weights in a folder, of several the last, for a base; a stopped run's checkpoint is said.
 
     Args:
         base: the folder of the model called `model_name_or_path`.
     Raises:
-        LabError: there are none, or they belong to another base.
+        LabError: there are none, they belong to another base, or a whole model is named beside adapters.
     """
     weights = saved_weights.weights_of(name)
     require_own_base(weights, base, model_name_or_path)
-    if weights.folder.name.startswith(saved_weights.PREFIX) and weights.folder != Path(name).expanduser():
-        print(say("folder_checkpoint", where=str(name), name=weights.folder.name))
+    given = saved_weights.several(name)
+    if len(given) > 1 and not weights.is_adapter:
+        raise fail("chat_not_merged", adapter=given[-1])
+    named = Path(given[-1]).expanduser()
+    if weights.folder.name.startswith(saved_weights.PREFIX) and weights.folder != named:
+        print(say("folder_checkpoint", where=str(named), name=weights.folder.name))
     return weights
 
 
@@ -312,9 +316,28 @@ def origin(weights: saved_weights.Weights) -> tuple[str, str | None]:
 
 def trained_with(name: str | Path) -> dict[str, Any]:
     """Return the recipe keys that the run was trained with which weights belong to, {} where no run made them."""
-    place = Path(name).expanduser()
+    place = Path(saved_weights.several(name)[-1]).expanduser()
     recorded = next((path for path in (place / RECIPE, place.parent / RECIPE) if path.is_file()), None)
     return strict_yaml.read(recorded)[0] if recorded else {}
+
+
+def chain(name: str | Path, seen: tuple[str, ...] = ()) -> list[str]:
+    """Return the adapters that belong on a base one after another: several that are named, or one and its run's own.
+
+    A run that continued the second of two adapters, or trained a new one after both, has the others merged into its
+    base. Example: run c has `adapter_name_or_path: a,b`; c is used as a, c, and with `create_new_adapter` as a, b, c.
+
+    Args:
+        seen: adapters of runs that were looked at: a run may have continued its own adapter.
+    """
+    given = saved_weights.several(name)
+    place = Path(given[-1]).expanduser()
+    then = (own_manifest(place) or own_manifest(place.parent) or {}).get("settings") or {}
+    start = then.get("adapter_name_or_path")
+    if len(given) > 1 or not start or start in seen:
+        return given
+    before = chain(start, (*seen, start))
+    return [*(before if then.get("create_new_adapter") else before[:-1]), *given]
 
 
 def printable(values: dict[str, Any]) -> dict[str, Any]:

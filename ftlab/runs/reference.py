@@ -63,5 +63,7 @@ def load(recipe: Recipe, base: str, machine: Machine) -> Any:
     model = models.load_weights(AutoModelForCausalLM, weights.folder if whole and weights else path, **options)
     tokenizer = models.load_tokenizer(path, recipe.trust_remote_code)
     if weights and weights.is_adapter:
+        before = folder.chain(str(recipe.ref_model_adapters))[:-1]
+        model = chat.merge_before(model, before, Path(path), str(recipe.ref_model))
         model = chat.adapted(model, weights, tokenizer).merge_and_unload()
     return model.eval().requires_grad_(False)

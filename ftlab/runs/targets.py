@@ -29,7 +29,7 @@ def require(recipe: Recipe, model: PreTrainedModel) -> None:
         if getattr(recipe, name) and not hasattr(model.config, "output_router_logits"):
             raise fail("train_dense", where=name, family=model.config.model_type)
     modules = dict(model.named_modules(remove_duplicate=False))
-    if recipe.finetuning_type in ("lora", *LAYER_METHODS) and not recipe.adapter_name_or_path:
+    if recipe.finetuning_type in ("lora", *LAYER_METHODS) and not recipe.continues:
         # Of PEFT's methods only LoRA reaches plain tensors.
         require_lora(recipe, modules, expert_weights(model) if recipe.finetuning_type == "lora" else [])
     if recipe.finetuning_type == "freeze":

@@ -155,17 +155,17 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
     since = time.time()
     model_path = models.fetch(recipe.model_name_or_path, recipe.trust_remote_code)
     machine = device.describe()
-    if recipe.adapter_name_or_path:
-        folders.weights_for(recipe.adapter_name_or_path, Path(model_path), recipe.model_name_or_path)
+    for adapter in folders.chain(recipe.adapter_name_or_path) if recipe.adapter_name_or_path else ():
+        folders.weights_for(adapter, Path(model_path), recipe.model_name_or_path)
     build.rehearse(recipe, model_path)
-    if recipe.ref_model and recipe.objective in ("dpo", "kto"):
+    if recipe.ref_model and recipe.compares:
         reference.folder_of(recipe, model_path)
     args, notes = build.training_args(recipe, folder, machine)
     tokenizer = load_tokenizer(recipe, model_path)
     notes.append(templates.apply(recipe.template, tokenizer, recipe.allow_other_template, recipe.enable_thinking))
     notes.append(rope.note(recipe, model_path))
     if recipe.add_tokens:
-        notes.append(say("train_added", tokens=recipe.add_tokens, count=len(tokenizer)))
+        notes += added(recipe, tokenizer, models.load_tokenizer(model_path, recipe.trust_remote_code))
     else:
         models.require_rows(tokenizer, models.embedding_rows(model_path), model_path)
     if launch.is_main():
@@ -186,6 +186,15 @@ def load_tokenizer(recipe: Recipe, path: str) -> PreTrainedTokenizerBase:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.add_tokens(library_args.names(recipe.add_tokens or ""))
     return tokenizer
+
+
+def added(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, before: PreTrainedTokenizerBase) -> list[str]:
+    """Return notes on the tokens of `add_tokens`: those that are new, and those that were there `before`."""
+    vocabulary, asked = before.get_vocab(), library_args.names(recipe.add_tokens or "")
+    new = ", ".join(token for token in asked if token not in vocabulary)
+    known = ", ".join(token for token in asked if token in vocabulary)
+    notes = [say("train_added", tokens=new, count=len(tokenizer))] if new else []
+    return notes + ([say("train_not_added", tokens=known)] if known else [])
 
 
 def decide(job: Job, fresh: bool) -> Start:

@@ -16,7 +16,7 @@ def test_added_tokens_are_trained_and_stay(method, tiny_recipe, tiny_model_dir, 
     keys = {"add_tokens": "plus,<city>", "finetuning_type": method, "max_steps": 2, "val_size": 3}
     made = recipes.load(tiny_recipe | keys)
     done = train.train(made)
-    assert "added to the vocabulary: plus,<city>" in capsys.readouterr().out
+    assert "added to the vocabulary: plus, <city>;" in capsys.readouterr().out
     model, tokenizer = chat.load(str(tiny_model_dir), done.folder, dtype="float32")
     before = len(AutoTokenizer.from_pretrained(tiny_model_dir))
     assert len(tokenizer) == before + 2 == model.get_input_embeddings().weight.shape[0]
@@ -34,6 +34,17 @@ def test_added_tokens_are_trained_and_stay(method, tiny_recipe, tiny_model_dir, 
         ids = torch.tensor([[number, 40, number + 1, 41]])
         with torch.inference_mode():
             assert (merged(ids).logits - model(ids).logits).abs().max() < 1e-4
+
+
+def test_a_token_that_is_there_already_is_not_called_added(tiny_recipe, capsys):
+    for tokens, said, silent in (
+        ("plus,a", "added to the vocabulary: plus; it has 259", "already in the vocabulary, not added: a;"),
+        ("a", "already in the vocabulary, not added: a;", ""),
+    ):
+        keys = {"add_tokens": tokens, "output_dir": f"{tiny_recipe['output_dir']}-{len(tokens)}", "max_steps": 1}
+        train.check(recipes.load(tiny_recipe | keys))
+        out = capsys.readouterr().out
+        assert said in out and silent in out and ("added to the vocabulary: " in out) == ("plus" in tokens)
 
 
 def test_the_new_rows_follow_the_gradient(tiny_recipe):

@@ -58,6 +58,10 @@ EXAMPLES = {
     "llama pro": "stage: sft\nfinetuning_type: freeze\nfreeze_trainable_layers: 2\nfreeze_trainable_modules: all\n"
     "use_llama_pro: true\n" + SETS + TRAINING,
     "muon": "stage: sft\nfinetuning_type: full\nuse_muon: true\n" + SETS + TRAINING,
+    "asft": "stage: sft\nfinetuning_type: full\nuse_asft_loss: true\nasft_alpha: 0.1\n" + SETS + TRAINING,
+    "asft lora": "stage: sft\nuse_asft_loss: true\nasft_alpha: 0.1\n" + LORA + SETS + TRAINING,
+    "eaft": "stage: sft\nfinetuning_type: full\nuse_eaft_loss: true\n" + SETS + TRAINING,
+    "ray": "stage: sft\nray_num_workers: 4\n" + LORA + SETS + TRAINING,
     "lora plus": "stage: sft\nloraplus_lr_ratio: 16.0\n" + LORA + SETS + TRAINING,
 }  # fmt: skip
 ROWS = {"pretrain": "text", "reward": "preference", "dpo": "preference", "orpo": "preference", "kto": "kto"}

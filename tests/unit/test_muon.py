@@ -9,7 +9,7 @@ from transformers import TrainerCallback, TrainingArguments
 
 from ftlab import device
 from ftlab.errors import LabError
-from ftlab.recipe import library_args
+from ftlab.recipe import library_args, memory_needs
 from ftlab.recipe import read as recipes
 from ftlab.runs import build, muon, train
 from ftlab.runs.muon import MuonAndAdamW
@@ -87,3 +87,22 @@ def test_a_second_optimizer_is_refused(keys, tiny_recipe):
     with pytest.raises(LabError, match=f"use_muon.*{next(iter(keys))}") as error:
         recipes.load(tiny_recipe | {"use_muon": True} | keys)
     assert error.value.exit_code == 2
+
+
+@pytest.mark.parametrize("model", ["tiny_model_dir", "tiny_mixture_dir"])
+@pytest.mark.parametrize("keys", [{"finetuning_type": "full"}, {"finetuning_type": "freeze"}, {}])
+def test_its_memory_is_estimated_as_its_states(keys, model, tiny_recipe, request):
+    """Muon has one moment of a matrix; embedding, output layer, norms and experts have AdamW's two."""
+    base = {"model_name_or_path": str(request.getfixturevalue(model)), "use_muon": True, "lora_target": "q_proj"}
+    recipe = recipes.load(tiny_recipe | base | {"freeze_trainable_layers": 1} | keys)
+    machine = device.Machine("cpu", "test", "float32", 2, 2**34, "test")
+    trained = build.prepare_model(recipe, build.load_model(recipe, base["model_name_or_path"], machine), machine)
+    made = muon.optimizer(trained, ARGS)
+    for weight in trained.parameters():
+        weight.grad = torch.ones_like(weight) if weight.requires_grad else None
+    made.step()
+    tensors = [value for state in made.state.values() for value in state.values() if torch.is_tensor(value)]
+    states = sum(value.numel() * value.element_size() for value in tensors if value.ndim)
+    estimated = memory_needs.needs(recipe, machine).optimizer
+    assert estimated == pytest.approx(states, rel=0.02)
+    assert estimated < memory_needs.needs(recipe.model_copy(update={"use_muon": False}), machine).optimizer

@@ -115,9 +115,9 @@ def test_packing_is_what_the_notes_say(given, packs, said):
         ({"warmup_steps": 2.5}, "whole number"),
         ({"val_size": 2.5}, "whole number"),
         ({"disable_gradient_checkpointing": "maybe"}, "cannot be 'maybe'"),
-        ({"adapter_name_or_path": "a,b"}, "several adapters"),
-        ({"adapter_name_or_path": ["a", "b"]}, "several adapters"),
-        ({"adapter_name_or_path": "a", "create_new_adapter": True}, "not saved anywhere"),
+        ({"adapter_name_or_path": "a,b", "quantization_bit": 4}, "rounds"),
+        ({"adapter_name_or_path": ["a", "b"], "fsdp": True}, "is merged, which `fsdp`"),
+        ({"adapter_name_or_path": "a", "create_new_adapter": True, "stage": "rm"}, "one adapter on its base"),
         ({"adapter_name_or_path": "a", "finetuning_type": "full"}, "merge it first"),
         ({"loraplus_lr_ratio": 16.0, "finetuning_type": "freeze"}, "needs `finetuning_type: lora`"),
     ],
@@ -135,8 +135,7 @@ def test_two_names_of_one_value_are_one_key():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"create_new_adapter": True}, "without adapter_name_or_path it is always so"),
-        ({"create_new_adapter": False, "adapter_name_or_path": "a"}, "the adapter a is continued"),
+        ({"create_new_adapter": True}, "it needs an `adapter_name_or_path`"),
         ({"tokenized_path": "saves/t"}, "nothing is read from it or written to it"),
         ({"resume_from_checkpoint": True}, "no checkpoint: training starts at step 1"),
         ({"include_for_metrics": ["loss"]}, "the loss alone"),

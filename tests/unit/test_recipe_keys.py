@@ -7,12 +7,26 @@ from types import UnionType
 from typing import Any, get_args
 
 import pytest
+import torch
 
 from ftlab import device
 from ftlab.errors import LabError
 from ftlab.recipe import keys, library_args, templates, to_script, translated_keys
 from ftlab.recipe import read as recipes
-from ftlab.runs import build, chat, dataset, evaluation, export, launch, ray_workers, reference, rewards, targets, train
+from ftlab.runs import (
+    build,
+    chat,
+    dataset,
+    evaluation,
+    export,
+    launch,
+    losses,
+    ray_workers,
+    reference,
+    rewards,
+    targets,
+    train,
+)
 
 CPU = device.Machine("cpu", "test", "bfloat16", 2, 2**34, "test")
 GPU = device.Machine("cuda", "test", "float16", 2, 2**34, "test")
@@ -23,6 +37,7 @@ MIXED = {"dataset": "sft,long", "mix_strategy": "interleave_over"}
 VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model_name_or_path": ("other", {}),
     "adapter_name_or_path": ("nowhere", {}),
+    "create_new_adapter": (True, {"adapter_name_or_path": "nowhere"}),
     "trust_remote_code": (True, {}),
     "template": ("llama3", {}),
     "allow_other_template": (True, {"template": "default"}),
@@ -60,6 +75,10 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "pure_bf16": (True, {"finetuning_type": "full"}),
     "use_muon": (True, {}),
     "use_dft_loss": (True, {}),
+    "use_asft_loss": (True, {}),
+    "asft_alpha": (0.5, {"use_asft_loss": True}),
+    "use_eaft_loss": (True, {}),
+    "eaft_alpha": (0.5, {"use_eaft_loss": True}),
     "moe_aux_loss_coef": (0.0, {}),
     "moe_aux_loss_per_layer": (True, {}),
     "pref_beta": (0.3, PAIRS),
@@ -238,7 +257,19 @@ def scored(made: recipes.Recipe) -> Any:
     return evaluation.figures_of(made, False), library_args.names(made.tasks or "")
 
 
-PARTS = (settings, trained_layers, answers, run_of, started, scored, examples)
+def merged(made: recipes.Recipe) -> list[str]:
+    """Return the adapters that are merged into the base before training."""
+    return build.merged_before(made)
+
+
+def loss_of(made: recipes.Recipe) -> Any:
+    """Return the losses of three labels, where TRL has no such loss."""
+    logits = torch.linspace(-1, 1, 90).sin().view(3, 30)
+    labels = torch.tensor([0, 1, 2])
+    return losses.per_token(made, logits, labels, lambda: 2 * logits).tolist() if made.own_loss else None
+
+
+PARTS = (settings, trained_layers, answers, run_of, merged, loss_of, started, scored, examples)
 
 
 def effect(before: dict[str, Any], name: str, value: Any) -> str:
@@ -277,6 +308,10 @@ WATCHED = (
     "moe_aux_loss_per_layer",
     "loraplus_lr_ratio",
     "use_muon",
+    "use_asft_loss",
+    "asft_alpha",
+    "use_eaft_loss",
+    "eaft_alpha",
     "export_dir",
     "export_size",
     "export_device",
@@ -303,7 +338,12 @@ def test_keys_of_the_last_steps_are_read_by_them(base, tmp_path):
         adapter = {"adapter_name_or_path": str(done.folder), "export_gguf": "f16"}
         seen = Spy(made.model_copy(update=adapter))
         export.export(seen)
-    assert set(WATCHED) <= watched.read | seen.read
+    read = watched.read | seen.read
+    for loss in ("asft", "eaft"):
+        watched = Spy(made.model_copy(update={f"use_{loss}_loss": True, "loraplus_lr_ratio": None, "output_dir": loss}))
+        train.train(watched)
+        read |= watched.read
+    assert set(WATCHED) <= read
 
 
 @pytest.mark.parametrize("name", sorted(set(keys.TRAINING_HINTS) - set(HANDED_ON)))

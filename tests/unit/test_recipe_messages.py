@@ -47,14 +47,6 @@ TWO_NAMES = "are two names of one setting, with different values"
             "`warmup_steps` cannot be 1.5: from 1 on it is a number of steps, which must be a whole number",
             TYPE,
         ),
-        ({"create_new_adapter": "x"}, "`create_new_adapter` cannot be 'x': true or false", TYPE),
-        (
-            {"create_new_adapter": True, "adapter_name_or_path": "a"},
-            "`create_new_adapter: true` would train a new adapter on a base with a merged into it, and that merged "
-            "base is not saved anywhere",
-            "save it first with `ftlab export` (adapter_name_or_path: a, export_dir: MERGED), then train on "
-            "model_name_or_path: MERGED; or remove the key to continue that adapter",
-        ),
         (
             {"neat_packing": True, "stage": "pt"},
             "conflicting keys: `neat_packing` is for `stage: sft`: pt joins texts",
@@ -84,11 +76,6 @@ TWO_NAMES = "are two names of one setting, with different values"
             {"cutoff_len": 64, "max_length": 32},
             f"`max_length: 32` and `cutoff_len: 64` {TWO_NAMES}",
             "remove one of them",
-        ),
-        (
-            {"adapter_name_or_path": "a,b"},
-            "`adapter_name_or_path` lists several adapters (a,b), but a recipe can continue only one",
-            "merge the others into the base one by one with `ftlab export`, and keep only the last one here",
         ),
         (
             {"use_unsloth": True},
@@ -139,7 +126,7 @@ def yaml(value: object) -> str:
         ("lora_rank: x", ":4"), ("learning_rate: -1", ":4"), ("bf16: true\nfp16: true", ":5"),
         ("cutoff_len: 64\nmax_length: 32", ":5"), ("warmup_steps: 1.5", ":4"), ("warmup_ratio: 2", ":4"),
         ("pissa_init: true\nuse_dora: true", ""), ("use_unsloth: true", ":4"), ("nothing_known: 1", ":4"),
-        ("adapter_name_or_path: a,b", ":4"), ("neat_packing: true\nstage: pt", ":4"), ("learning_rate: .nan", ":4"),
+        ("neat_packing: true\nstage: pt", ":4"), ("learning_rate: .nan", ":4"),
         ("activation_checkpointing: true\ngradient_checkpointing: false", ":5"), ("create_new_adapter: x", ":4"),
     ],
 )  # fmt: skip
@@ -189,8 +176,6 @@ ALL_STEPS = 0.9999999999999999
         ({"neat_packing": True, "packing": False},
          ["neat_packing is now packing: True (examples that share a row are kept apart; `packing: false` is "
           "overridden by it)"], {"packing": True}),
-        ({"create_new_adapter": True},
-         ["create_new_adapter: True is ignored: without adapter_name_or_path it is always so"], {}),
         ({"resume_from_checkpoint": True},
          ["resume_from_checkpoint: True is ignored: runs/x has no checkpoint: training starts at step 1"], {}),
         ({"resume_from_checkpoint": "runs/x/checkpoint-2"}, [], {"resume_from_checkpoint": "runs/x/checkpoint-2"}),
@@ -259,7 +244,6 @@ EXPLAINED = {
     "  becomes: from_pretrained(...)",
     "warmup_ratio": "now warmup_steps below 1: a share of all steps; warmup_steps above 0 counts instead",
     "neat_packing": "true: packing: true; examples that share a row are always kept apart",
-    "create_new_adapter": "refused together with adapter_name_or_path: merge that adapter first",
     "max_length": "now cutoff_len (trl's name for it)\ncutoff_len: maximum tokens of an example\n"
     "  type: int; default 2048; at least 8\n  becomes: max_length",
     "use_unsloth": "Unsloth needs a CUDA GPU and its own build; remove the key",

@@ -157,7 +157,6 @@ def test_a_continued_adapter_decides_its_own_keys_and_they_are_recorded(first):
         ({"additional_target": "lm_head"}, "`additional_target: lm_head`"),
         ({"use_dora": True}, "`use_dora: True`.*has false"),
         ({"pissa_init": True}, "`pissa_init: True`.*has false"),
-        ({"create_new_adapter": True, "lora_rank": 16}, "not saved anywhere"),
         ({"stage": "rm", "dataset": "preference"}, "`stage: rm` cannot continue"),
     ],
     ids=str,

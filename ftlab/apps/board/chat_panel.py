@@ -16,7 +16,7 @@ from ftlab.apps.board.background import Work
 from ftlab.apps.board.controls import NAMES
 from ftlab.apps.board.named_widgets import actions, button, close, empty, field, row
 from ftlab.apps.board.words import Words
-from ftlab.errors import fail
+from ftlab.errors import fail, say
 from ftlab.runs import chat
 from ftlab.runs import folder as folders
 
@@ -178,6 +178,9 @@ class ChatPanel:
         if whole := next((one.folder for one in found if not one.is_adapter), None):
             # Its base would have to be a second model in memory.
             raise fail("model_no_adapter", where=str(whole), files=saved_weights.ADAPTER_CONFIG)
+        if merged := next((one for one in chosen if len(folders.chain(one)) > 1), None):
+            # The base in the first column would have other adapters merged into it.
+            raise fail("serve_adapters", where=str(merged), reason=say("serve_adapters_base"))
         loaded = chat.load(name, chosen[0] if chosen else None)
         self.names = {BASE: BASE}
         for number, weights in enumerate(found):

@@ -128,6 +128,8 @@ def several(model_name_or_path: str, adapters: Sequence[tuple[str, str]], name: 
     base = Path(models.fetch(model_name_or_path, trust_remote_code))
     for number, (_, place) in enumerate(others, 1):
         weights = folder.weights_for(place, base, model_name_or_path)
+        if len(folder.chain(place)) > 1:
+            raise fail("serve_adapters", where=place, reason=say("serve_adapters_base"))
         own = chat.tokenizer_of(weights, base, trust_remote_code)
         if (own.chat_template, own.get_vocab()) != (tokenizer.chat_template, tokenizer.get_vocab()):
             raise fail("serve_adapters", where=place, reason=say("serve_adapters_tokenizer"))
