@@ -57,19 +57,23 @@ def in_sight(page: Page, name: str) -> bool:
     )
 
 
+def color(page: Page, theme: str) -> None:
+    """Show the page in the "light" or the "dark" theme."""
+    page.evaluate("theme => { document.documentElement.dataset.ftTheme = theme; }", theme)
+
+
 def serious(page: Page) -> list[str]:
-    """Return what axe finds serious or worse on the page, in both themes."""
+    """Return what axe finds serious or worse on the page as it is shown."""
     # Imported here: only the walk through the panels asks axe.
     import axe_playwright_python
 
-    script, found = Path(axe_playwright_python.__file__).parent / "axe.min.js", []
-    for theme in ("light", "dark"):
-        page.evaluate("theme => { document.documentElement.dataset.ftTheme = theme; }", theme)
-        page.add_script_tag(path=script)
-        for rule in page.evaluate("axe.run({runOnly: ['wcag2a', 'wcag2aa'], preload: false})")["violations"]:
-            if rule["impact"] in ("serious", "critical"):
-                found.append(f"{theme}: {rule['id']}: {[node['html'][:200] for node in rule['nodes'][:3]]}")
-    return found
+    page.add_script_tag(path=Path(axe_playwright_python.__file__).parent / "axe.min.js")
+    violations = page.evaluate("axe.run({runOnly: ['wcag2a', 'wcag2aa'], preload: false})")["violations"]
+    return [
+        f"{rule['id']}: {[node['html'][:200] for node in rule['nodes'][:3]]}"
+        for rule in violations
+        if rule["impact"] in ("serious", "critical")
+    ]
 
 
 def text(page: Page, name: str, panel: str = "") -> str:

@@ -1,6 +1,6 @@
 """What a user of LLaMA Board would try first on the page of `ftlab board`, at the width of a laptop and of a phone.
 
-axe checks every step, in both themes. Pictures are kept in build/shots.
+axe checks every step, in both languages and themes. Pictures are kept in build/shots.
 """
 
 import json
@@ -9,6 +9,7 @@ import pytest
 from drive import (
     CHROMIUM,
     browser,
+    color,
     enabled,
     in_sight,
     kept,
@@ -25,6 +26,7 @@ from drive import (
 from lab import private
 
 from ftlab.apps.board import controls, voila_server
+from ftlab.errors import LANGUAGES
 from ftlab.runs import folder as folders
 
 pytestmark = [
@@ -198,6 +200,16 @@ def switch(page) -> None:
     assert page.locator(".ft-turn").count() >= 4, "and the conversations"
 
 
+def look_at(page, name: str, width: int) -> None:
+    """The step that is shown fits the window and has no serious finding of axe, in either theme."""
+    until(lambda: not page.locator(".ftlab-board .ft-loading:visible").count(), 60, "the panel is there")
+    assert page.evaluate("document.querySelector('.ftlab-board').scrollWidth") <= width
+    for theme in ("light", "dark"):
+        color(page, theme)
+        shot(page, f"{name}_{theme}")
+        assert not serious(page), name
+
+
 def lose_the_kernel(page) -> None:
     """A page whose kernel is gone says so; before, it does not, and a server that is away for a while is not that."""
     look = "document.dispatchEvent(new Event('visibilitychange'))"
@@ -218,6 +230,7 @@ def lose_the_kernel(page) -> None:
         document.dispatchEvent(new Event("visibilitychange"));
     }""")
     page.wait_for_selector("#ft-gone:visible")
+    assert in_sight(page, PRIMARY[-1]), "the buttons stay in sight"
     shot(page, "walk_gone")
 
 
@@ -245,11 +258,12 @@ def test_a_stranger_s_list(place, values, tmp_path, width, height):
         until(lambda: page.locator(".ft-sized-table td").count() > 10, 60, "the table")
         learn(page)
         switch(page)
-        for number in range(len(PRIMARY)):
-            go(page, number)
-            until(lambda: not page.locator(".ftlab-board .ft-loading:visible").count(), 60, "the panel is there")
-            shot(page, f"walk_{width}_{number}")
-            assert page.evaluate("document.querySelector('.ftlab-board').scrollWidth") <= width
-            assert not serious(page)
+        for lang in LANGUAGES:
+            if lang != "en":
+                press(page, "language")
+                until(lambda lang=lang: page.get_attribute("html", "lang") == lang, 60, "in the other language")
+            for number in range(len(PRIMARY)):
+                go(page, number)
+                look_at(page, f"walk_{width}_{lang}_{number}", width)
         assert not page.problems, page.problems
         lose_the_kernel(page)
