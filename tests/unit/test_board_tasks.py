@@ -212,6 +212,15 @@ def test_what_was_answered_before_a_stop_is_shown(evaluating, monkeypatch):
     assert evaluating.task.bar.layout.display == "none"
 
 
+def test_scores_of_the_other_language_are_said_in_this_one(evaluating):
+    run(evaluating)
+    assert "newly right" in shown(evaluating.task.result)
+    panel = EvaluatePanel(evaluating.task.form.written(), evaluating.runs, lang="zh")
+    panel.take_over(evaluating)
+    said = shown(panel.task.result)
+    assert "新答对" in said and "newly right" not in said and panel.found == evaluating.found
+
+
 def test_answers_are_never_markup(evaluating):
     one = Answered(1, "user\n<b>why</b>", "<i>so</i>", "<script>alert(1)</script>", False, False)
     evaluating.predictions.show({"base": [one]})

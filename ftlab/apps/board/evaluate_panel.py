@@ -143,7 +143,10 @@ class EvaluatePanel:
         head += [self.words("scored_moved")] if len(models) == 2 else []
         grid = train_view.grid(head, [self.line(figure) for figure in self.found["base"]["intervals"]])
         pair = self.found.get("tuned", {}).get("paired")
-        return grid + (f"<p>{html.escape(errors.say('eval_paired', **pair))}</p>" if pair else "")
+        if not pair:
+            return grid
+        with errors.speaking(self.words.lang):
+            return f"{grid}<p>{html.escape(errors.say('eval_paired', **pair))}</p>"
 
     def name(self, figure: str) -> str:
         """Return what a figure is called in the table."""
