@@ -240,7 +240,8 @@ class Look:
         if not outcome.lost and outcome.examples:
             return "kept"
         counts: dict[str, Any] = {"cutoff_len": self.cutoff_len, "lost": outcome.lost, "answer": outcome.answer_lost}
-        self.report.add(fail("data_too_long" if outcome.examples else "data_nothing_left", where=where, **counts))
+        left = "data_no_pair_left" if "chosen" in row else "data_nothing_left"
+        self.report.add(fail("data_too_long" if outcome.examples else left, where=where, **counts))
         if not outcome.examples:
             return "dropped"
         self.report.tokens_lost += outcome.lost

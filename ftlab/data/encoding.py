@@ -88,7 +88,8 @@ def encode_sides(tokenizer: "PreTrainedTokenizerBase", row: Row, how: Encoding, 
     prompt_ids, *answers = tokens.truncated_sides(turns, how.cutoff_len)
     answer_lost = sum(len(turn.answer) - len(ids) for turn, ids in zip(turns, answers, strict=True))
     lost = len(turns[0].source) - len(prompt_ids) + answer_lost
-    if not all(answers):
+    # Two sides that differ after what cutoff_len keeps teach nothing.
+    if not all(answers) or (len(answers) > 1 and answers[0] == answers[1]):
         return Outcome([], lost, answer_lost)
     if how.judged:
         example = {f"{side}_ids": [*prompt_ids, *ids] for side, ids in zip(sides, answers, strict=True)}

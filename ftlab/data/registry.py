@@ -96,7 +96,9 @@ def check_mix(names: list[str], mix_strategy: str, interleave_probs: list[float]
         raise fail("data_mix", where="mix_strategy", got=mix_strategy, known=", ".join(["concat", *STOPS]))
     if interleave_probs is None:
         return
-    fits = len(interleave_probs) == len(names) and min(interleave_probs) >= 0 and abs(sum(interleave_probs) - 1) < 1e-6
+    # A set that is never drawn never ends.
+    allowed = min(interleave_probs) > 0 if mix_strategy == "interleave_over" else min(interleave_probs) >= 0
+    fits = len(interleave_probs) == len(names) and allowed and abs(sum(interleave_probs) - 1) < 1e-6
     if not fits or mix_strategy == "concat":
         got = f"{interleave_probs} ({mix_strategy})"
         raise fail("data_probs", where="interleave_probs", got=got, sets=len(names))

@@ -13,8 +13,8 @@ from ftlab import tokens
 from ftlab.data import registry
 from ftlab.data.arrow_cache import features
 from ftlab.data.encoding import columns_of, encode, with_system
-from ftlab.data.split import split
-from ftlab.errors import LabError, fail
+from ftlab.data.split import overlap, split
+from ftlab.errors import LabError, fail, say
 from ftlab.recipe.keys import Recipe
 from ftlab.recipe.library_args import COLUMNS, encoding_of, names
 
@@ -40,7 +40,10 @@ def read_splits(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
     """
     trained = read_examples(recipe, recipe.dataset or "")
     if recipe.eval_dataset:
-        return trained, read_examples(recipe, recipe.eval_dataset)
+        held_out = read_examples(recipe, recipe.eval_dataset)
+        if count := overlap(trained, held_out):
+            print(say("train_overlap", count=count, rows=len(held_out)))
+        return trained, held_out
     if not recipe.val_size:
         return trained, None
     if recipe.val_size >= len(trained):
@@ -178,13 +181,15 @@ class Count:
         Raises:
             LabError: none is left.
         """
+        paired = "chosen" in COLUMNS[self.recipe.objective]
+        nothing = "no answer, or no difference between two," if paired else "no answer"
         several = f", {self.made} training examples of them" if self.made > self.kept else ""
         if encoding_of(self.recipe).cutoff_len is None:
             print(f"examples: {self.read} read, joined and cut every {self.recipe.cutoff_len} tokens")
             return
         print(
             f"examples: {self.read} read, {self.kept} kept{several}; {self.cut} cut to {self.recipe.cutoff_len} tokens "
-            f"({self.lost} tokens lost), {self.dropped} dropped because no answer was left"
+            f"({self.lost} tokens lost), {self.dropped} dropped because {nothing} was left"
         )
         if self.bad:
             print(f"{len(self.bad)} more dropped because the chat template refuses them:")

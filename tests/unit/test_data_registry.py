@@ -54,6 +54,10 @@ WRONG_MIXES = [
         {"mix_strategy": "interleave_under", "interleave_probs": [0.5, 0.6]},
         "interleave_probs: the probabilities do not match 2 data sets: [0.5, 0.6] (interleave_under)",
     ),
+    (
+        {"mix_strategy": "interleave_over", "interleave_probs": [1, 0]},
+        "interleave_probs: the probabilities do not match 2 data sets: [1, 0] (interleave_over)",
+    ),
     ({"max_samples": 0}, "max_samples: invalid number of examples 0"),
 ]
 

@@ -364,6 +364,23 @@ def test_each_side_of_a_pair_follows_the_prompt_that_asks_for_it(longer):
     assert tokenizer.decode(pair["prompt_ids"]).endswith("<|im_start|>assistant\n<think>\n")
 
 
+@pytest.mark.parametrize("judged", [False, True])
+def test_a_pair_that_cutoff_len_makes_equal_is_dropped(judged, tmp_path, monkeypatch):
+    monkeypatch.setenv("FTLAB_CACHE", str(tmp_path / "cache"))
+    tokenizer = tokenizer_with(CHATML)
+    same = "The same beginning of both. " * 9
+    row = {"prompt": "Hi", "chosen": f"{same}Good.", "rejected": f"{same}Bad."}
+    (tmp_path / "pairs.jsonl").write_text(json.dumps(row) + "\n" + json.dumps(row | {"chosen": "Good."}) + "\n")
+    report = check.check(str(tmp_path / "pairs.jsonl"), cutoff_len=64, tokenizer=tokenizer)
+    assert (report.read, report.kept, report.cut, report.dropped) == (2, 0, 1, 1)
+    assert report.problems[0].what.startswith("chosen and rejected are empty or the same within cutoff_len 64")
+    sides = {side: [message("assistant", row[side])] for side in ("chosen", "rejected")}
+    pair = {"prompt": [message("user", "Hi")]} | sides
+    for cutoff_len, made in ((64, 0), (4096, 1)):
+        how = encoding.Encoding(cutoff_len=cutoff_len, judged=judged)
+        assert len(encoding.encode(tokenizer, pair, how).examples) == made
+
+
 def test_a_prompt_names_the_tools_that_may_be_called():
     tokenizer = bundled("qwen2_5.jinja")
     tools = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]

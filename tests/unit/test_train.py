@@ -299,6 +299,17 @@ def test_what_validates_is_not_mixed_as_what_is_trained_on(tiny_recipe, tiny_row
     assert len(held_out) == 12 and len(trained) > 12
 
 
+def test_questions_that_train_and_validate_are_counted(tiny_recipe, tiny_rows, tmp_path, capsys):
+    rows = json.loads((tiny_rows / "sft.json").read_text())
+    (tmp_path / "held.json").write_text(json.dumps([*rows[:2], {"instruction": "Another?", "output": "Yes."}]))
+    keys = {"eval_dataset": str(tmp_path / "held.json")}
+    train.dataset.read_splits(recipes.load(tiny_recipe | keys))
+    assert "2 of 3 examples of `eval_dataset` ask what a training example asks" in capsys.readouterr().out
+    (tmp_path / "held.json").write_text(json.dumps([{"instruction": "Another?", "output": "Yes."}]))
+    train.dataset.read_splits(recipes.load(tiny_recipe | keys))
+    assert "ask what a training" not in capsys.readouterr().out
+
+
 def test_a_check_does_not_look_at_a_model_that_must_be_fetched(tiny_recipe, capsys):
     train.check(recipes.load(tiny_recipe | {"model_name_or_path": "llama3-8b"}))
     assert "were not checked: llama3-8b is not on this machine yet" in capsys.readouterr().out
