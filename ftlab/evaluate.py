@@ -171,10 +171,13 @@ def choice_log_probabilities(
 ) -> list[list[float]]:
     """Return, for every question and choice, the mean log-probability of the choice's tokens as the answer.
 
+    They follow what the chat template writes before an answer, an empty think block for one, as in training.
     The question is read once; its key-value cache is then shared by the choices, which are a few tokens each.
     """
     model.eval()
-    prompts = [tokens.prompt(tokenizer, [{"role": "user", "content": q["question"]}]) for q in questions]
+    asked = [[{"role": "user", "content": q["question"]}] for q in questions]
+    encoded = [tokens.written_answers(tokenizer, one, q["choices"]) for one, q in zip(asked, questions, strict=True)]
+    prompts = [prompt for prompt, _ in encoded]
     prompt_mask = pad_left([[1] * len(ids) for ids in prompts], 0).to(model.device)
     positions = (prompt_mask.cumsum(-1) - 1).clamp(min=0)
     read = model(
@@ -185,7 +188,7 @@ def choice_log_probabilities(
         logits_to_keep=1,
     )
     counts = [len(q["choices"]) for q in questions]
-    choices = [tokenizer(c, add_special_tokens=False).input_ids for q in questions for c in q["choices"]]
+    choices = [ids for _, written in encoded for ids in written]
     owner = torch.tensor([i for i, n in enumerate(counts) for _ in range(n)], device=model.device)
     read.past_key_values.batch_select_indices(owner)
     target = pad_right(choices, tokens.IGNORED).to(model.device)

@@ -50,6 +50,28 @@ def prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], tool
     return ids_of(tokenizer, render(tokenizer, messages, tools, add_generation_prompt=True))
 
 
+def written_answers(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], texts: Sequence[str]
+) -> tuple[list[int], list[list[int]]]:
+    """Return the token ids up to where the text of an answer begins, and those of each text in its place.
+
+    Before it a template may write more than its generation prompt: Qwen3's an empty think block, gpt-oss's a channel.
+    """
+    found = answer(tokenizer, messages, [{"role": "assistant", "content": PLACEHOLDER}])
+    opening = found.text.partition(PLACEHOLDER)[0]
+    # Two letters tell which tokens are the opening's alone: a space may be part of a word's first token, and line
+    # breaks before a word are other tokens than before nothing.
+    whole = [continuation(tokenizer, found.prompt, opening + text) for text in (*texts, "a", "Z")]
+    begun = shared_length(whole) if opening else 0
+    return [*ids_of(tokenizer, found.prompt), *whole[-1][:begun]], [ids[begun:] for ids in whole[:-2]]
+
+
+def shared_length(sequences: Sequence[Sequence[int]]) -> int:
+    """Return with how many tokens all sequences begin alike."""
+    parted = (place for place, ids in enumerate(zip(*sequences, strict=False)) if len(set(ids)) > 1)
+    return next(parted, min(map(len, sequences)))
+
+
 def encode(
     tokenizer: PreTrainedTokenizerBase,
     row: dict[str, Any],
@@ -154,9 +176,7 @@ def sides(
         LabError: the template refuses the conversation, or leaves an answer out of it.
     """
     made = [closed([turn_of(tokenizer, row["prompt"], row[one], row.get("tools"))], tokenizer)[0] for one in columns]
-    sources = [turn.source for turn in made]
-    parted = (place for place, ids in enumerate(zip(*sources, strict=False)) if len(set(ids)) > 1)
-    shared = next(parted, min(map(len, sources)))
+    shared = shared_length([turn.source for turn in made])
     return [
         turn._replace(
             source=turn.source[:shared],

@@ -381,6 +381,17 @@ def test_a_pair_that_cutoff_len_makes_equal_is_dropped(judged, tmp_path, monkeyp
         assert len(encoding.encode(tokenizer, pair, how).examples) == made
 
 
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_written_answer_is_read_where_training_puts_it(name):
+    tokenizer = bundled(name)
+    asked = [message("user", "Which?")]
+    prompt, choices = tokens.written_answers(tokenizer, asked, ["Yes", "Not at all"])
+    for text, ids in zip(["Yes", "Not at all"], choices, strict=True):
+        (example,) = tokens.encode(tokenizer, {"messages": [*asked, message("assistant", text)]})
+        assert example["input_ids"][: len(prompt) + len(ids)] == [*prompt, *ids]
+        assert tokenizer.decode(ids).strip() == text
+
+
 def test_a_prompt_names_the_tools_that_may_be_called():
     tokenizer = bundled("qwen2_5.jinja")
     tools = [{"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}]
