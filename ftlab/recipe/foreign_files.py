@@ -140,9 +140,10 @@ def command(text: str, where: str) -> Source:
     """
     variables: dict[str, str] = {}
     found: list[tuple[list[str], tuple[str, str, int], dict[str, str]]] = []
-    for line in re.sub(r"\\\r?\n", " ", text).splitlines():
+    bare = "\n".join(uncommented(line) for line in text.splitlines())
+    for line in re.sub(r"\\\n", " ", bare).splitlines():
         try:
-            words = shlex.split(line, comments=True)
+            words = shlex.split(line)
         except ValueError as error:
             raise fail("recipe_command", where=where, reason=str(error)) from None
         words = [filled(word, variables) for word in words if word not in ("export", "&&", "nohup", "&")]
@@ -150,6 +151,9 @@ def command(text: str, where: str) -> Source:
         while words and re.fullmatch(r"[A-Za-z_]\w*=.*", words[0], re.DOTALL):
             name, _, value = words.pop(0).partition("=")
             assigned[name] = value
+        if words and words[0].startswith("--"):
+            reason = f"a comment or a line without a backslash ends the command before {words[0]}"
+            raise fail("recipe_command", where=where, reason=reason)
         if start := starter(words):
             found.append((words, start, variables | assigned))
         elif not words:
@@ -158,6 +162,19 @@ def command(text: str, where: str) -> Source:
         reason = "several training commands" if found else "no training command that ftlab knows"
         raise fail("recipe_command", where=where, reason=reason)
     return options(*found[0], where)
+
+
+def uncommented(line: str) -> str:
+    """Return a line of a shell script without its comment; in `rows#500` the sign is part of the word."""
+    quote = ""
+    for place, sign in enumerate(line):
+        if quote:
+            quote = "" if sign == quote and not (quote == '"' and line[place - 1] == "\\") else quote
+        elif sign in "'\"":
+            quote = sign
+        elif sign == "#" and (not place or line[place - 1].isspace()):
+            return line[:place]
+    return line
 
 
 def filled(word: str, variables: dict[str, str]) -> str:

@@ -263,6 +263,65 @@ def test_words_of_the_shell_are_not_settings(tmp_path, line):
         assert foreign_files.command(text, "s.sh").values == {"model": "m", "dataset": "a.json"}
 
 
+def test_a_sign_inside_a_word_is_no_comment():
+    text = (
+        "# swift sft --model n \\\n\nswift sft --model m \\\n --dataset a.json#500 \\\n --learning_rate 1e-3 # fast\n"
+    )
+    assert foreign_files.command(text, "s.sh").values == {"model": "m", "dataset": "a.json#500", "learning_rate": 1e-3}
+
+
+def test_options_behind_a_comment_are_refused():
+    text = "swift sft --model m --dataset a.json \\\n # --lora_rank 4 \\\n --learning_rate 1e-3\n"
+    with pytest.raises(LabError, match="ends the command before --learning_rate"):
+        foreign_files.command(text, "s.sh")
+
+
+def from_text(tmp_path, name, text):
+    """Return the recipe of a file of another framework, and its notes."""
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    return recipes.read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("line", "accumulated"),
+    [
+        ("NPROC_PER_NODE=4 swift sft --model m --dataset a.json", 4),
+        ("swift sft --model m --dataset a.json", 16),
+        ("NPROC_PER_NODE=4 swift sft --model m --dataset a.json --per_device_train_batch_size 3", 2),
+        ("torchrun --nproc_per_node=4 finetune.py --base_model m --data_path a.json", 8),
+    ],
+)
+def test_a_step_counts_the_examples_of_all_processes(tmp_path, line, accumulated):
+    assert from_text(tmp_path, "s.sh", line)[0].training["gradient_accumulation_steps"] == accumulated
+
+
+@pytest.mark.parametrize(
+    ("options", "evaluated"),
+    [
+        ("--split_dataset_ratio 0.01 --eval_steps 50", {"eval_strategy": "steps", "eval_steps": 50}),
+        ("--split_dataset_ratio 0.01 --save_steps 70", {"eval_strategy": "steps", "eval_steps": 70}),
+        ("--val_dataset b.json --save_strategy epoch", {"eval_strategy": "epoch"}),
+        ("--val_dataset b.json", {"eval_strategy": "steps", "eval_steps": 500}),
+        ("", {}),
+    ],
+)
+def test_swift_evaluates_when_it_saves(tmp_path, options, evaluated):
+    recipe, _ = from_text(tmp_path, "s.sh", f"swift sft --model m --dataset a.json {options}")
+    assert {name: value for name, value in recipe.training.items() if name.startswith("eval")} == evaluated
+
+
+def test_alpaca_lora_keeps_its_best_checkpoint(tmp_path):
+    line = "python finetune.py --base_model m --data_path a.json --val_set_size"
+    assert from_text(tmp_path, "s.sh", f"{line} 9")[0].training["load_best_model_at_end"] is True
+    assert "load_best_model_at_end" not in from_text(tmp_path, "s.sh", f"{line} 0")[0].training
+
+
+def test_swift_packs_raw_text_only_where_it_is_told_to(tmp_path):
+    for options, packs in (("", False), ("--packing true", True)):
+        recipe, _ = from_text(tmp_path, "s.sh", f"swift pt --model m --dataset a.jsonl {options}")
+        assert recipe.stage == "pt" and recipe.packs is packs
+
+
 def test_several_trackers_are_joined():
     given = {"wandb_project": "p", "use_tensorboard": True}
     source = foreign_files.Source(foreign_files.AXOLOTL, given, {})

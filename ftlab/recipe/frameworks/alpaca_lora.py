@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ftlab.recipe.frameworks.table import Found, Framework, Values, comma_parts, only, rows, target
+from ftlab.recipe.frameworks.table import Found, Framework, Values, accumulation, comma_parts, only, rows, target
 
 # What the script does whatever it is told.
 FIXED: Values = {
@@ -12,13 +12,14 @@ FIXED: Values = {
 
 
 def batch(value: Any, given: Values) -> Found:
-    """Return the rows of one step as accumulation."""
-    return {"gradient_accumulation_steps": max(1, int(value) // int(given.get("micro_batch_size", 4)))}
+    """Return the rows of one step, of all processes, as accumulation."""
+    return accumulation(value, given.get("micro_batch_size", 4), given)
 
 
 def held_out(value: Any, given: Values) -> Found:
-    """Return `val_set_size` with the evaluation that it brings."""
-    return {"val_size": value} | ({"eval_strategy": "steps", "eval_steps": 200} if value else {})
+    """Return `val_set_size` with what it brings: evaluation, and the best checkpoint in place of the last."""
+    best = {"eval_strategy": "steps", "eval_steps": 200, "load_best_model_at_end": True}
+    return {"val_size": value} | (best if value else {})
 
 
 def data(value: Any, given: Values) -> Found:

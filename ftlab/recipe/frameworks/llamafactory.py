@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ftlab.recipe.frameworks.table import Found, Framework, Values, joined, only, rows
+from ftlab.recipe.frameworks.table import Found, Framework, Values, accumulation, joined, only, rows
 
 
 def peft(value: Any, given: Values) -> Found:
@@ -45,8 +45,8 @@ def quantized(value: Any, given: Values) -> Found:
 
 
 def batch(value: Any, given: Values) -> Found:
-    """Return `global_batch_size` as accumulation, for one process."""
-    return {"gradient_accumulation_steps": max(1, int(value) // int(given.get("micro_batch_size", 1)))}
+    """Return `global_batch_size` as accumulation."""
+    return accumulation(value, given.get("micro_batch_size", 1), given)
 
 
 def every_epoch(value: Any, given: Values) -> Found:

@@ -177,15 +177,21 @@ def defaults(given: Values) -> Values:
     """Return swift's values for what is left out."""
     full = tuned_by(given) == "full"
     kind = given.get("rlhf_type")
-    batch = given.get("per_device_train_batch_size", 1)
+    # 16 examples a step, of all processes together.
+    batch = max(int(given.get("per_device_train_batch_size", 1)), 1) * max(int(given.get("nproc_per_node", 1)), 1)
     found: Values = {
-        "per_device_train_batch_size": 1, "gradient_accumulation_steps": max(1, -(-16 // max(int(batch), 1))),
+        "per_device_train_batch_size": 1, "gradient_accumulation_steps": max(1, -(-16 // batch)),
         "learning_rate": 1e-5 if full else 1e-4, "lr_scheduler_type": "cosine", "weight_decay": 0.1,
         "adam_beta2": 0.95, "logging_steps": 5,
     }  # fmt: skip
     if tuned_by(given) == "lora":
         found |= {"lora_rank": 8, "lora_alpha": 32, "lora_dropout": 0.05}
     found |= {} if full else {"target_modules": ["all-linear"]}
+    found |= {"packing": False} if given.get("stage") == "pt" else {}
+    if given.get("val_dataset") or given.get("split_dataset_ratio"):
+        strategy = given.get("eval_strategy", given.get("save_strategy", "steps"))
+        found["eval_strategy"] = strategy
+        found |= {"eval_steps": given.get("save_steps", 500)} if strategy == "steps" else {}
     if kind in ("simpo", "grpo"):
         found["beta"] = 2.0 if kind == "simpo" else 0.04
     if kind == "simpo":

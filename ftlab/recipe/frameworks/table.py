@@ -162,6 +162,12 @@ def off(reason: str) -> Callable[[Any, Values], Found]:
     return read
 
 
+def accumulation(batch: Any, micro: Any, given: Values) -> Values:
+    """Return the examples of one step, of all processes, as accumulation."""
+    processes = max(1, int(given.get("nproc_per_node", 1)))
+    return {"gradient_accumulation_steps": max(1, int(batch) // int(micro) // processes)}
+
+
 def rows(paths: list[str], key: str = "dataset") -> Values:
     """Return the keys that name data sets: files by their paths, hub ids with `dataset_dir: ONLINE`.
 
