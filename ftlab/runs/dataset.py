@@ -13,7 +13,7 @@ from ftlab import tokens
 from ftlab.data import registry
 from ftlab.data.arrow_cache import features
 from ftlab.data.encoding import columns_of, encode, with_system
-from ftlab.data.split import overlap, split
+from ftlab.data.split import overlap, question, split
 from ftlab.errors import LabError, fail, say
 from ftlab.recipe.keys import Recipe
 from ftlab.recipe.library_args import COLUMNS, encoding_of, names
@@ -51,7 +51,17 @@ def read_splits(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
     parts = split(trained, val_size=recipe.val_size, test_size=0, seed=recipe.training.get("seed", 42))
     if not len(parts.validation):
         raise fail("train_val_size", where="val_size", size=recipe.val_size, rows=len(trained))
+    if recipe.mix_strategy == "interleave_over":
+        repeated = not_asked(trained, parts.validation)
+        print(say("train_repeats", count=len(repeated), unique=len(parts.train)))
+        return repeated, parts.validation
     return parts.train, parts.validation
+
+
+def not_asked(rows: Dataset, held_out: Dataset) -> Dataset:
+    """Return the rows that ask nothing that is held out; repeated ones stay, as the mixture means them."""
+    asked = {question(row) for row in held_out}
+    return rows.select([number for number, row in enumerate(rows) if question(row) not in asked])
 
 
 def read_examples(recipe: Recipe, dataset: str) -> Dataset:

@@ -299,6 +299,19 @@ def test_what_validates_is_not_mixed_as_what_is_trained_on(tiny_recipe, tiny_row
     assert len(held_out) == 12 and len(trained) > 12
 
 
+def test_val_size_keeps_what_a_mixture_repeats(tiny_recipe, tiny_rows, tmp_path, capsys):
+    few = tmp_path / "few.json"
+    few.write_text(json.dumps([{"instruction": f"Name {n}.", "output": "Yes."} for n in range(2)]))
+    keys = {"dataset": f"{tiny_rows / 'sft.json'},{few}", "mix_strategy": "interleave_over", "val_size": 3}
+    keys |= {"interleave_probs": "0.5,0.5"}
+    mixed, _ = train.dataset.read_splits(recipes.load(tiny_recipe | keys | {"val_size": 0}))
+    trained, held_out = train.dataset.read_splits(recipes.load(tiny_recipe | keys))
+    asked = {row["messages"][0]["content"] for row in held_out}
+    assert len(asked) == 3
+    assert trained["messages"] == [turns for turns in mixed["messages"] if turns[0]["content"] not in asked]
+    assert f"{len(trained)} train, 11 different ones" in capsys.readouterr().out and len(trained) > 11
+
+
 def test_questions_that_train_and_validate_are_counted(tiny_recipe, tiny_rows, tmp_path, capsys):
     rows = json.loads((tiny_rows / "sft.json").read_text())
     (tmp_path / "held.json").write_text(json.dumps([*rows[:2], {"instruction": "Another?", "output": "Yes."}]))
