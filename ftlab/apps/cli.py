@@ -415,10 +415,12 @@ def show_recipe(options: argparse.Namespace) -> None:
     """Print a recipe as a script, a file or a command of another framework."""
     from ftlab.recipe import read as recipes
     from ftlab.recipe import to_frameworks, to_script
+    from ftlab.runs import folder
 
     run, notes = recipes.read(options.recipe, options.overrides)
     for note in notes:
         print(note, file=sys.stderr)
+    run = folder.spelled_out(run)
     print(to_script.script(run) if options.framework == "trl" else to_frameworks.show(run, options.framework), end="")
 
 

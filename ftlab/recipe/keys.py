@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ftlab.recipe.training_fields import FIELDS
-from ftlab.saved_weights import WHOLE_MODELS
+from ftlab.saved_weights import WHOLE_MODELS, several
 
 # Methods of PEFT other than LoRA, under PEFT's own names: they change the layers that `lora_target` names, or they add
 # virtual tokens.
@@ -391,12 +391,11 @@ class Recipe(BaseModel):
             ValueError: naming them.
         """
         kind, lora = self.finetuning_type, self.finetuning_type == "lora"
-        merges = self.adapter_name_or_path and (self.create_new_adapter or "," in self.adapter_name_or_path)
-        if merges and self.quantization_bit:
+        if self.merges and self.quantization_bit:
             raise ValueError("`adapter_name_or_path` is merged, which `quantization_bit` rounds: merge it with export")
-        if merges and (self.training.get("fsdp") or self.training.get("deepspeed")):
+        if self.merges and (self.training.get("fsdp") or self.training.get("deepspeed")):
             raise ValueError("`adapter_name_or_path` is merged, which `fsdp` and `deepspeed` cannot: use export")
-        if merges and self.stage == "rm":
+        if self.merges and self.stage == "rm":
             raise ValueError("a reward model keeps one adapter on its base: merge `adapter_name_or_path` with export")
         if self.adapter_name_or_path and not self.adapts:
             raise ValueError(f"`adapter_name_or_path` is not continued by `finetuning_type: {kind}`: merge it first")
@@ -493,6 +492,15 @@ class Recipe(BaseModel):
     def continues(self) -> bool:
         """Whether an adapter is trained further; otherwise those that are named are merged."""
         return self.adapter_name_or_path is not None and not self.create_new_adapter
+
+    @property
+    def merges(self) -> str:
+        """The key that has adapters merged into the base before training, as a message names it; "" without one."""
+        if not self.adapter_name_or_path:
+            return ""
+        if self.create_new_adapter:
+            return "create_new_adapter"
+        return "adapter_name_or_path: a,b" if len(several(self.adapter_name_or_path)) > 1 else ""
 
     @property
     def own_loss(self) -> bool:

@@ -81,6 +81,8 @@ def show(recipe: Recipe, framework: str) -> str:
     if framework == "llamafactory":
         return llamafactory(recipe)
     known = FRAMEWORKS[framework]
+    if recipe.merges:
+        raise fail("recipe_not_there", where="adapter_name_or_path", key=recipe.merges, framework=framework)
     for name, options in (("stage", known.stages), ("finetuning_type", known.tunings)):
         value = recipe.objective if name == "stage" else getattr(recipe, name)
         if value not in options:

@@ -8,7 +8,7 @@ from ftlab.catalogue import hub_id
 from ftlab.errors import fail
 from ftlab.recipe import library_args
 from ftlab.recipe.keys import Recipe
-from ftlab.saved_weights import result_name, several, weights_of
+from ftlab.saved_weights import result_name, weights_of
 
 # The keys that the rows depend on.
 DATA = (
@@ -38,9 +38,8 @@ def script(recipe: Recipe) -> str:
     for name, value in (("dataset", recipe.dataset), ("output_dir", recipe.output_dir)):
         if not value:
             raise fail("recipe_missing_key", key=name)
-    if recipe.adapter_name_or_path and (recipe.create_new_adapter or len(several(recipe.adapter_name_or_path)) > 1):
-        key = "create_new_adapter" if recipe.create_new_adapter else "adapter_name_or_path: a,b"
-        raise fail("recipe_not_there", where="adapter_name_or_path", key=key, framework="trl")
+    if recipe.merges:
+        raise fail("recipe_not_there", where="adapter_name_or_path", key=recipe.merges, framework="trl")
     for name, values in (("finetuning_type", NO_SCRIPT), ("stage", ("ppo",))):
         if (value := getattr(recipe, name)) in values:
             raise fail("recipe_not_there", where=name, key=f"{name}: {value}", framework="trl")

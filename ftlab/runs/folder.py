@@ -340,6 +340,12 @@ def chain(name: str | Path, seen: tuple[str, ...] = ()) -> list[str]:
     return [*(before if then.get("create_new_adapter") else before[:-1]), *given]
 
 
+def spelled_out(recipe: Recipe) -> Recipe:
+    """Return a recipe that names all adapters that belong on its base, for what knows nothing of a run's own."""
+    adapters = chain(recipe.adapter_name_or_path) if recipe.adapter_name_or_path else []
+    return recipe.model_copy(update={"adapter_name_or_path": ",".join(adapters)}) if len(adapters) > 1 else recipe
+
+
 def printable(values: dict[str, Any]) -> dict[str, Any]:
     """Return values as they come back from JSON, so that then and now compare."""
     return json.loads(json.dumps(values, default=str))

@@ -1,10 +1,12 @@
 """Several adapters: all but the last merged and the last continued, or all merged and a new one trained."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from tiny import make_recipe
 from transformers import AutoModelForCausalLM
@@ -99,6 +101,30 @@ def test_a_base_with_adapters_merged_is_not_called_the_base(trained, tiny_model_
         assert error.value.where == over
     with pytest.raises(LabError, match="adapters that its run merged"):
         loading.load(str(tiny_model_dir), [f"one={b}", f"two={over}"])
+
+
+@pytest.mark.parametrize("framework", ["llamafactory", "trl", "swift", "axolotl", "alpaca-lora"])
+def test_another_framework_is_shown_every_adapter_or_nothing(framework, trained, tiny_recipe, tmp_path, capsys):
+    """A run that continued the second of two adapters belongs on the base with the first: `--as` says so."""
+    run, a, b = trained
+    over = run(f"shown-{framework}", adapter_name_or_path=f"{a},{b}", lora_rank=2, max_steps=1)
+    path = tmp_path / "over.yaml"
+    path.write_text(json.dumps(tiny_recipe | {"adapter_name_or_path": over, "lora_rank": 2, "max_steps": 1}))
+    capsys.readouterr()
+    status = cli.main(["recipe", "show", str(path), "--as", framework])
+    out, err = capsys.readouterr()
+    if framework == "llamafactory":
+        assert status == 0 and yaml.safe_load(out)["adapter_name_or_path"] == f"{a},{over}"
+    else:
+        assert status == 2 and f"{framework} cannot do this: adapter_name_or_path: a,b" in err and not out
+    path.write_text(json.dumps(tiny_recipe | {"adapter_name_or_path": b, "create_new_adapter": True}))
+    assert cli.main(["recipe", "show", str(path), "--as", framework]) == (0 if framework == "llamafactory" else 2)
+
+
+def test_a_comma_in_a_folder_s_name_merges_nothing(tiny_model_dir, tmp_path):
+    (tmp_path / "x,y").mkdir()
+    keys = {"model_name_or_path": str(tiny_model_dir), "adapter_name_or_path": str(tmp_path / "x,y")}
+    assert recipes.load(keys | {"quantization_bit": 4}).merges == ""
 
 
 def test_a_reference_takes_several_adapters(trained, tiny_model_dir, tiny_rows):

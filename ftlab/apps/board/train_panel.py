@@ -280,7 +280,7 @@ class TrainPanel:
         if made:
             try:
                 with errors.speaking(self.words.lang):
-                    self.view.show_code(to_script.script(made))
+                    self.view.show_code(to_script.script(folders.spelled_out(made)))
             except LabError as error:
                 self.view.show_code(f"# {error}")
 
