@@ -69,14 +69,19 @@ def board(folder: Path) -> Iterator[tuple[str, int]]:
 
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "ftlab", "board", str(folder / "beginning.yaml"), "--port", "0", "--lang", "en"]
-    with subprocess.Popen(
+    # Run under nohup, this process would pass on that a closed terminal is to be ignored.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=folder, start_new_session=True,
         env=os.environ | private(folder / "private") | {"PYTHONPATH": paths},
-    ) as process:  # fmt: skip
-        try:
-            yield process.stdout.readline().strip(), process.pid
-        finally:
-            process.send_signal(signal.SIGHUP)
+    )  # fmt: skip
+    signal.signal(signal.SIGHUP, before)
+    try:
+        yield process.stdout.readline().strip(), process.pid
+    finally:
+        process.send_signal(signal.SIGHUP)
+        # One that does not end is among those that are left.
+        with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(END_SECONDS)
 
 
@@ -124,6 +129,7 @@ def main(loads: int, jobs: int) -> None:
                     train(page, started)
                     seen.update(tree(pid))
             problems = page.problems
+        left = [one for one in seen if runs(one)]
     figures = {
         "loads": loads,
         "jobs": started,
@@ -131,10 +137,12 @@ def main(loads: int, jobs: int) -> None:
         "usable_seconds": [usable[0], statistics.median(usable)],
         "memory_mib": [round(memory[0] / 2**20), round(memory[-1] / 2**20), round(max(memory) / 2**20)],
         "kernels": kernels,
-        "left": [one.pid for one in seen if runs(one)],
+        "left": len(left),
         "console_errors": problems,
     }
     print(json.dumps(figures))
+    for one in left:
+        one.kill()
 
 
 if __name__ == "__main__":
