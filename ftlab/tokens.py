@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from ftlab.answers import answer, end_of_turn
+from ftlab.errors import say
 from ftlab.rendering import PLACEHOLDER, Message, Tools, control_tokens, render
 
 IGNORED = -100
@@ -303,11 +304,11 @@ def summary(tokenizer: PreTrainedTokenizerBase, encoded: Sequence[dict[str, list
     trained = sum(label != IGNORED for row in encoded for label in row["labels"])
     ending = sum(ends_with_turn_end(tokenizer, row) for row in encoded)
     middle, high = lengths[len(lengths) // 2], lengths[int(0.95 * (len(lengths) - 1))]
-    return (
-        f"{len(lengths)} training examples, tokens: median {middle}, 95% within {high}, longest {lengths[-1]}\n"
-        f"trained tokens: {trained / sum(lengths):.0%}; ending with a turn end: {ending / len(lengths):.0%}\n"
-        + histogram(lengths)
-    )
+    return "\n".join([
+        say("tokens_lengths", rows=len(lengths), middle=middle, high=high, longest=lengths[-1]),
+        say("tokens_trained", share=trained / sum(lengths), ending=ending / len(lengths)),
+        histogram(lengths),
+    ])  # fmt: skip
 
 
 def histogram(lengths: Sequence[int], bins: int = 8, width: int = 40) -> str:

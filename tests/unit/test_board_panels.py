@@ -38,6 +38,12 @@ def registered(tiny_rows, tmp_path):
     return folder
 
 
+def test_lengths_are_said_in_the_language_of_the_panel(registered, tiny_model_dir):
+    panel = DataPanel("sft", registered, str(tiny_model_dir), lang="zh")
+    said = shown(panel.lengths)
+    assert "12 个训练样本" in said and "结束符结尾：100%" in said and "training" not in said and "turn end" not in said
+
+
 @pytest.mark.parametrize("name", ["sft", "text", "preference", "kto"])
 def test_rows_of_every_kind_are_shown_with_what_is_trained_on(registered, tiny_model_dir, name):
     panel = DataPanel(name, registered, str(tiny_model_dir))

@@ -117,7 +117,8 @@ class DataPanel:
             self.caption.value, self.shown.value = empty(self.words("data_empty")), ""
             return
         heading = html.escape(self.words("data_lengths", rows=len(self.rows[:MEASURED])))
-        self.lengths.value = f"<b>{heading}</b>{pre(tokens.summary(self.tokenizer, measured))}"
+        with errors.speaking(self.words.lang):
+            self.lengths.value = f"<b>{heading}</b>{pre(tokens.summary(self.tokenizer, measured))}"
         self.row.max, self.row.value = len(self.rows), 1
         self.show_row()
 
