@@ -27,7 +27,7 @@ PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 MODELSCOPE_PREFIX = "modelscope:"
 
 
-def fetch(name: str, trust_remote_code: bool = False) -> str:
+def fetch(name: str, trust_remote_code: bool = False, revision: str = "main", cache_dir: str | None = None) -> str:
     """Return a local folder with the model `name`, fetching it when it is not here yet.
 
     Args:
@@ -35,17 +35,21 @@ def fetch(name: str, trust_remote_code: bool = False) -> str:
             catalogue name, a local folder, a Hugging Face id "org/name", or a ModelScope id "modelscope:org/name".
             With USE_MODELSCOPE_HUB=1 every id is ModelScope's.
         trust_remote_code: fetch the code that comes with the model too.
+        revision: branch, tag or commit of a hub's model.
+        cache_dir: the folder that models of a hub are kept in; None: the hub's own.
     Raises:
-        LabError: unknown name, no model in that folder, only pickle weights, files that are cut short, code that is
-            not trusted, no network, no disk space.
+        LabError: unknown name or revision, no model in that folder, only pickle weights, files that are cut short,
+            code that is not trusted, no network, no disk space.
 
     HF_HOME must be set before huggingface_hub is imported; HF_ENDPOINT may be set at any time before this call.
     """
+    folder = Path(name).expanduser()
+    if revision != "main" and (name in embedded.NAMES or folder.is_dir()):
+        raise fail("model_no_revision", where=name, revision=revision)
     if name == embedded.NAME:
         return str(embedded.fetch())
     if name == embedded.SHORT_NAME:
         return str(embedded.fetch_short())
-    folder = Path(name).expanduser()
     if folder.is_dir():
         return str(checked(folder, trust_remote_code))
     if folder.is_file():
@@ -57,11 +61,11 @@ def fetch(name: str, trust_remote_code: bool = False) -> str:
         raise unknown(name)
     if name.startswith(MODELSCOPE_PREFIX) or os.environ.get("USE_MODELSCOPE_HUB") == "1":
         name = known.modelscope_id if known else name.removeprefix(MODELSCOPE_PREFIX)
-        return from_modelscope(name, trust_remote_code)
-    return from_hub(known.hub_id if known else name, trust_remote_code)
+        return from_modelscope(name, trust_remote_code, revision, cache_dir)
+    return from_hub(known.hub_id if known else name, trust_remote_code, revision, cache_dir)
 
 
-def is_here(name: str) -> bool:
+def is_here(name: str, revision: str = "main", cache_dir: str | None = None) -> bool:
     """Return True if `fetch` would fetch nothing for a model; for a name that nobody knows too: it would refuse it."""
     if name in embedded.NAMES:
         return (embedded.cache_dir() / name).is_dir()
@@ -72,8 +76,9 @@ def is_here(name: str) -> bool:
         return False
     from huggingface_hub import snapshot_download
 
+    asked: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "allow_patterns": SAFE_FILES}
     try:
-        snapshot_download(known.hub_id if known else name, allow_patterns=SAFE_FILES, local_files_only=True)
+        snapshot_download(known.hub_id if known else name, local_files_only=True, **asked)
     except (OSError, ValueError):
         return False
     return True
@@ -305,15 +310,19 @@ def missing_shards(folder: Path) -> list[str]:
     return sorted(shard for shard in set(shards.values()) if not (folder / shard).is_file())
 
 
-def from_hub(repo_id: str, trust_remote_code: bool = False) -> str:
+def from_hub(
+    repo_id: str, trust_remote_code: bool = False, revision: str = "main", cache_dir: str | None = None
+) -> str:
     """Return the snapshot folder of a Hugging Face repository, from the cache when it is complete there."""
     # Imported here: huggingface_hub reads HF_HOME on import, and a lesson sets it first.
     from huggingface_hub import constants, snapshot_download
 
     endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
     patterns = SAFE_FILES + (CODE_FILES if trust_remote_code else [])
+    place = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
+    asked: dict[str, Any] = {"revision": revision, "cache_dir": place, "allow_patterns": patterns}
     try:
-        cached = Path(snapshot_download(repo_id, allow_patterns=patterns, local_files_only=True))
+        cached = Path(snapshot_download(repo_id, local_files_only=True, **asked))
         return str(checked(cached, trust_remote_code))
     except LabError:
         # Cached in part, or cut short: ask the hub.
@@ -325,13 +334,12 @@ def from_hub(repo_id: str, trust_remote_code: bool = False) -> str:
     except ValueError:
         # An id that no hub accepts.
         raise unknown(repo_id) from None
-    needed_bytes = hub_bytes(repo_id, endpoint, trust_remote_code)
-    place = Path(constants.HF_HUB_CACHE)
+    needed_bytes = hub_bytes(repo_id, endpoint, trust_remote_code, revision)
     place.mkdir(parents=True, exist_ok=True)
     require_space(place, needed_bytes, "disk_full")
     print(f"fetching {repo_id} ({needed_bytes / 1e6:.0f} MB, once) from {endpoint} into {place}", flush=True)
     try:
-        fetched = Path(snapshot_download(repo_id, allow_patterns=patterns, endpoint=endpoint))
+        fetched = Path(snapshot_download(repo_id, endpoint=endpoint, **asked))
     except Exception as error:
         # Whatever the HTTP client raises in the middle of a download; what arrived is kept, and gone on from.
         raise explained(error, str(place)) or fail(
@@ -340,22 +348,29 @@ def from_hub(repo_id: str, trust_remote_code: bool = False) -> str:
     return str(checked(fetched, trust_remote_code))
 
 
-def hub_bytes(repo_id: str, endpoint: str, trust_remote_code: bool = False) -> int:
+def hub_bytes(repo_id: str, endpoint: str, trust_remote_code: bool = False, revision: str = "main") -> int:
     """Ask the hub once how many bytes the safe files of `repo_id` are.
 
     Raises:
-        LabError: no such repository, gated, only pickle weights, code that is not trusted, or no connection.
+        LabError: no such repository or revision, gated, only pickle weights, code that is not trusted, no connection.
     """
     import httpx2
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     try:
-        about = HfApi(endpoint=endpoint).model_info(repo_id, files_metadata=True, timeout=10)
+        about = HfApi(endpoint=endpoint).model_info(repo_id, revision=revision, files_metadata=True, timeout=10)
     except GatedRepoError:
         raise fail("hub_gated", name=repo_id) from None
     except RepositoryNotFoundError:
         raise unknown(repo_id) from None
+    except RevisionNotFoundError:
+        raise fail("hub_no_revision", name=repo_id, revision=revision) from None
     except (httpx2.HTTPError, HfHubHTTPError, OSError) as error:
         raise fail("hub_offline", name=repo_id, endpoint=endpoint, reason=type(error).__name__) from None
     siblings = about.siblings or []
@@ -366,7 +381,9 @@ def hub_bytes(repo_id: str, endpoint: str, trust_remote_code: bool = False) -> i
     return sum(file.size or 0 for file in siblings if Path(file.rfilename).suffix not in PICKLES)
 
 
-def from_modelscope(model_id: str, trust_remote_code: bool = False) -> str:
+def from_modelscope(
+    model_id: str, trust_remote_code: bool = False, revision: str = "main", cache_dir: str | None = None
+) -> str:
     """Return the snapshot folder of a ModelScope model.
 
     Raises:
@@ -379,7 +396,9 @@ def from_modelscope(model_id: str, trust_remote_code: bool = False) -> str:
         raise fail("modelscope_missing", name=model_id, package=missing) from None
     patterns = SAFE_FILES + (CODE_FILES if trust_remote_code else [])
     with loading(model_id):
-        fetched = Path(snapshot_download(model_id, allow_file_pattern=list(patterns)))
+        # Its main branch is called master.
+        named = {"revision": None if revision == "main" else revision, "cache_dir": cache_dir}
+        fetched = Path(snapshot_download(model_id, allow_file_pattern=list(patterns), **named))
     return str(checked(fetched, trust_remote_code))
 
 

@@ -16,19 +16,35 @@ from safetensors.torch import save
 from torch import zeros
 
 REVISION = "0" * 40
+
+
+def commit(repository: str) -> str:
+    """Return the commit of a repository's main branch, or of `NAME@REVISION`."""
+    return hashlib.sha1(repository.encode()).hexdigest() if "@" in repository else REVISION
+
+
 FILES = {"config.json": b"{}", "model.safetensors": save({"w": zeros(1)}), "evil.bin": b"\x80\x04."}
 PICKLED = {"config.json": b"{}", "pytorch_model.bin": b"\x80\x04."}
 FETCH = """
 import sys
 from ftlab.errors import LabError
 from ftlab import models
-try: print(models.fetch(sys.argv[1]))
+try: print(models.fetch(sys.argv[1], False, *sys.argv[2:]))
 except LabError as error: print(error); raise SystemExit(error.exit_code)
 """
 
 
 class Hub(BaseHTTPRequestHandler):
-    """GET /api/models/ORG/NAME[/revision/R|/tree/R], HEAD/GET /ORG/NAME/resolve/R/FILE, and what an upload posts."""
+    """GET /api/models/ORG/NAME[/revision/R|/tree/R], HEAD/GET /ORG/NAME/resolve/R/FILE, and what an upload posts.
+
+    Revision R of ORG/NAME has the files of `ORG/NAME@R`; the main branch those of `ORG/NAME`.
+    """
+
+    def version(self, repository: str, revision: str) -> str:
+        """Return the name that the files of a revision, or of its commit, have; "" where there is no such revision."""
+        others = [one for one in self.server.repositories if one.startswith(f"{repository}@")]
+        named = (one for one in others if revision in (one.partition("@")[2], commit(one)))
+        return next(named, repository if revision in ("main", REVISION) else "")
 
     def do_HEAD(self) -> None:
         self.do_GET()
@@ -42,22 +58,25 @@ class Hub(BaseHTTPRequestHandler):
                 return self.answer(b"{}", 403, {"X-Error-Code": "GatedRepo"})
             if repo not in self.server.repositories:
                 return self.answer(b"{}", 404, {"X-Error-Code": "RepoNotFound"})
+            version = self.version(repo, parts[5] if len(parts) > 5 else "main")
+            if not version:
+                return self.answer(b"{}", 404, {"X-Error-Code": "RevisionNotFound"})
+            files = self.server.repositories[version]
             if "tree" in parts:
                 tree = [
                     {"type": "file", "path": name, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
-                    for name, content in self.server.repositories[repo].items()
+                    for name, content in files.items()
                 ]
                 return self.answer(json.dumps(tree).encode())
-            siblings = [
-                {"rfilename": name, "size": len(content)} for name, content in self.server.repositories[repo].items()
-            ]
-            return self.answer(json.dumps({"id": repo, "sha": REVISION, "siblings": siblings}).encode())
-        repo, file = path.split("/resolve/")[0], path.rsplit("/", 1)[-1]
-        content = self.server.repositories.get(repo, {}).get(file)
+            siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
+            return self.answer(json.dumps({"id": repo, "sha": commit(version), "siblings": siblings}).encode())
+        repo, _, rest = path.partition("/resolve/")
+        version = self.version(repo, rest.partition("/")[0])
+        content = self.server.repositories.get(version, {}).get(path.rsplit("/", 1)[-1])
         if content is None:
             return self.answer(b"{}", 404, {"X-Error-Code": "EntryNotFound"})
         etag = hashlib.sha256(content).hexdigest()
-        return self.answer(content, 200, {"ETag": f'"{etag}"', "X-Repo-Commit": REVISION})
+        return self.answer(content, 200, {"ETag": f'"{etag}"', "X-Repo-Commit": commit(version)})
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -111,7 +130,9 @@ def settings(hub: ThreadingHTTPServer, home: Path) -> dict[str, str]:
     }
 
 
-def fetched(hub: ThreadingHTTPServer, home: Path, name: str, **environment: str) -> subprocess.CompletedProcess:
-    """Call `models.fetch` in a fresh process."""
-    command = [sys.executable, "-c", FETCH, name]
+def fetched(
+    hub: ThreadingHTTPServer, home: Path, name: str, *more: str, **environment: str
+) -> subprocess.CompletedProcess:
+    """Call `models.fetch` in a fresh process, with `more` for its revision and cache folder."""
+    command = [sys.executable, "-c", FETCH, name, *more]
     return subprocess.run(command, env=settings(hub, home) | environment, capture_output=True, text=True)

@@ -563,7 +563,7 @@ def show_memory(options: argparse.Namespace) -> None:
     is_file = options.model.endswith((".yaml", ".yml"))
     run = recipes.load(options.model if is_file else {"model_name_or_path": options.model}, options.overrides)
     machine = device.describe()
-    sizes = memory_needs.sizes(run.model_name_or_path, run.trust_remote_code)
+    sizes = memory_needs.sizes(run.model_name_or_path, **run.source)
     active = f", {sizes.active_parameters / 1e9:.2f}B of them used for a token" if sizes.experts > 1 else ""
     print(f"{run.model_name_or_path}: {sizes.parameters / 1e9:.2f}B parameters{active}; {machine}")
     print(memory_needs.report(run, machine))

@@ -44,6 +44,12 @@ class Recipe(BaseModel):
     create_new_adapter: bool = key(
         False, "merge every adapter of `adapter_name_or_path` into the base and train a new one", "merge_and_unload()"
     )
+    model_revision: str = key(
+        "main", "branch, tag or commit of a hub's model", "from_pretrained(revision=)", min_length=1
+    )
+    cache_dir: str | None = key(
+        None, "folder that models of a hub are kept in; None: HF_HOME's", "from_pretrained(cache_dir=)", min_length=1
+    )
     trust_remote_code: bool = key(False, "run code that comes with the model", "from_pretrained(trust_remote_code=)")
     template: str | None = key(None, "family of the chat template, checked; None: the model's own", "chat_template")
     allow_other_template: bool = key(
@@ -489,6 +495,12 @@ class Recipe(BaseModel):
                 raise ValueError(f"`{name}` has no `{one}`; there are {', '.join(known)}")
 
     @property
+    def source(self) -> dict[str, Any]:
+        """What `models.fetch` takes beside the model's name."""
+        own = {"revision": self.model_revision, "cache_dir": self.cache_dir}
+        return {"trust_remote_code": self.trust_remote_code} | own
+
+    @property
     def continues(self) -> bool:
         """Whether an adapter is trained further; otherwise those that are named are merged."""
         return self.adapter_name_or_path is not None and not self.create_new_adapter
@@ -558,7 +570,7 @@ OUTSIDE_THE_RUN = (
     "export_device", "export_dtype", "export_gguf", "export_legacy_format", "shortcuts", "eval_figures",
     "predict_with_generate", "compute_accuracy", "tasks", "device_map", "max_memory", "offload_folder",
     "nproc_per_node", "use_ray", "ray_num_workers", "ray_init_kwargs", "ray_storage_path", "resources_per_worker",
-    "placement_strategy",
+    "placement_strategy", "cache_dir",
 )  # fmt: skip
 TRAINING_OUTSIDE_THE_RUN = (
     "resume_from_checkpoint", "report_to", "run_name", "project", "save_total_limit", "disable_tqdm", "log_level",

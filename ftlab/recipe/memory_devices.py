@@ -26,7 +26,7 @@ def shares(recipe: Recipe, machine: Machine, devices: int) -> Iterator[tuple[str
     The batch is `per_device_train_batch_size` in each of them: what data parallelism divides is the data set. None
     where a model cannot be divided that way.
     """
-    decoder = memory_needs.sizes(recipe.model_name_or_path, recipe.trust_remote_code)
+    decoder = memory_needs.sizes(recipe.model_name_or_path, **recipe.source)
     training = memory_needs.training(recipe, decoder, machine)
     alone = memory.estimate(decoder, training)
     # DDP copies every gradient into a bucket of its own.
@@ -92,7 +92,7 @@ def report(recipe: Recipe, machine: Machine, devices: int) -> str:
     indivisible = say("memory_indivisible", devices=devices)
     for label, found, host in shares(recipe, machine, devices):
         lines.append(row(label, found, host) if found else f"{label:<16} {indivisible}")
-    decoder = memory_needs.sizes(recipe.model_name_or_path, recipe.trust_remote_code)
+    decoder = memory_needs.sizes(recipe.model_name_or_path, **recipe.source)
     left = memory_needs.undivided(decoder, memory_needs.training(recipe, decoder, machine))
     lines.append(say("memory_undivided", peak=memory_needs.gib(left)))
     if left + memory_needs.RESERVED_BYTES > memory_needs.GPUS[memory_needs.LARGE] * memory_needs.GIB:

@@ -52,7 +52,7 @@ KNOBS: tuple[dict[str, Any], ...] = (
 
 
 @cache
-def sizes(name: str, trust_remote_code: bool = False) -> Decoder:
+def sizes(name: str, trust_remote_code: bool = False, revision: str = "main", cache_dir: str | None = None) -> Decoder:
     """Return the sizes of a model from the catalogue, or from its config.json; no weights are read.
 
     Raises:
@@ -75,7 +75,8 @@ def sizes(name: str, trust_remote_code: bool = False) -> Decoder:
 
     with models.loading(name):
         source = folder if folder.is_dir() else name
-        config = AutoConfig.from_pretrained(source, trust_remote_code=trust_remote_code)
+        place = {"trust_remote_code": trust_remote_code, "revision": revision, "cache_dir": cache_dir}
+        config = AutoConfig.from_pretrained(source, **place)
     return Decoder.from_config(config.get_text_config().to_dict())
 
 
@@ -214,7 +215,7 @@ def needs(recipe: Recipe, machine: Machine, length: int | None = None) -> Needs:
     Raises:
         LabError: the model is not known.
     """
-    decoder = sizes(recipe.model_name_or_path, recipe.trust_remote_code)
+    decoder = sizes(recipe.model_name_or_path, **recipe.source)
     return memory.estimate(decoder, training(recipe, decoder, machine, length))
 
 
@@ -230,14 +231,14 @@ def report(recipe: Recipe, machine: Machine) -> str:
     """Return the needs of the recipe and of the other methods, whether it fits, and which keys to change if not."""
     methods = METHODS | ({} if method(recipe) in METHODS else {method(recipe): {}})
     rows = {f"{name}{'  <- this recipe' if name == method(recipe) else ''}": keys for name, keys in methods.items()}
-    batch = training(recipe, sizes(recipe.model_name_or_path, recipe.trust_remote_code), machine)
+    batch = training(recipe, sizes(recipe.model_name_or_path, **recipe.source), machine)
     lines = [f"{batch.sequences} rows of {batch.length} tokens at a time"]
     lines += [f"{'GiB':<24} weights  moments gradients activations   logits     peak  smallest GPU"]
     for label, keys in rows.items():
         wanted = recipe if "this" in label else changed(without(recipe, "quantization_bit", "peft_config"), keys)
         if wanted:
             lines.append(row(label, needs(wanted, machine)))
-    own = memory.estimate(sizes(recipe.model_name_or_path, recipe.trust_remote_code), batch)
+    own = memory.estimate(sizes(recipe.model_name_or_path, **recipe.source), batch)
     if recipe.adapts and recipe.finetuning_type != "lora":
         lines.append(say("memory_like_lora", method=recipe.finetuning_type))
     room = machine.memory_bytes - RESERVED_BYTES

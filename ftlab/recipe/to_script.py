@@ -97,9 +97,10 @@ def rows(recipe: Recipe) -> str:
     values = recipe.model_dump(exclude_defaults=True)
     given = {"model_name_or_path": recipe.model_name_or_path} | {name: values[name] for name in DATA if name in values}
     given |= {"seed": recipe.training["seed"]} if "seed" in recipe.training else {}
-    path = location(recipe.model_name_or_path)
+    options = [repr(location(recipe.model_name_or_path)), *source(recipe)]
+    options += ["trust_remote_code=True"] if recipe.trust_remote_code else []
     lines = [
-        f"tokenizer = AutoTokenizer.from_pretrained({path!r}{', trust_remote_code=True' * recipe.trust_remote_code})",
+        f"tokenizer = AutoTokenizer.from_pretrained({', '.join(options)})",
         "tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token",
         template_line(recipe),
         "data = read.load({" + "".join(f"\n    {name!r}: {value!r}," for name, value in given.items()) + "\n})",
@@ -109,10 +110,17 @@ def rows(recipe: Recipe) -> str:
     return "\n".join(line for line in lines if line) + "\n"
 
 
+def source(recipe: Recipe) -> list[str]:
+    """Return the arguments that say which revision of a hub's model is meant, and where it is kept."""
+    given = {"revision": recipe.model_revision, "cache_dir": recipe.cache_dir}
+    return [f"{name}={value!r}" for name, value in given.items() if value not in ("main", None)]
+
+
 def model(recipe: Recipe, machine: device.Machine) -> str:
     """Return the part that loads the model and puts what is trained on it."""
     kind = "AutoModelForSequenceClassification" if recipe.stage == "rm" else "AutoModelForCausalLM"
     options = [f"{name}={value!r}" for name, value in library_args.model_settings(recipe, machine).items()]
+    options += source(recipe)
     lines = []
     if recipe.quantization_bit:
         quantized = library_args.quantization_settings(recipe, machine)

@@ -133,8 +133,6 @@ OUT_OF_REACH = {
     "apollo_scale_front": "transformers' APOLLO has no such argument; remove the key",
     "tool_format": "the model's own chat template writes tools; remove the key",
     "preserve_thinking": "the model's own chat template decides what it keeps of earlier reasoning; remove the key",
-    "cache_dir": "set HF_HOME in the environment",
-    "model_revision": "download that revision (hf download --revision) and name its folder",
     "adapter_folder": "write the whole path in `adapter_name_or_path`",
     "model_max_length": "write `cutoff_len`",
     "compute_dtype": "write `bf16`, `fp16` or `pure_bf16`",
@@ -161,7 +159,6 @@ OUT_OF_REACH = {
 # Values of these keys that ask for nothing; of the others that is false.
 ASKS_NOTHING = {
     "freeze_vision_tower": True,
-    "model_revision": "main",
     "pref_bco_weight": 0,
     "loraplus_lr_embedding": 1e-6,
     "length_penalty": 1,

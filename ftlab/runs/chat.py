@@ -76,6 +76,8 @@ def load(
     thinking: bool | None = None,
     shortcuts: bool = True,
     rope_scaling: tuple[str, int] | None = None,
+    revision: str = "main",
+    cache_dir: str | None = None,
     **options: Any,
 ) -> tuple[PreTrainedModel | Loop, PreTrainedTokenizerBase]:
     """Return a model, with what was trained on it if that is named, and its tokenizer.
@@ -88,6 +90,7 @@ def load(
         thinking: the recipe key `enable_thinking`.
         shortcuts: the recipe key; False leaves every library as it is.
         rope_scaling: the recipe keys `rope_scaling` and `cutoff_len`; without it those of the adapter's run.
+        revision, cache_dir: of a hub's model, the recipe keys `model_revision` and `cache_dir`.
         options: go to `from_pretrained`.
     Raises:
         LabError: no such model; weights of another base; a tokenizer that does not fit; no memory for the embedding.
@@ -99,7 +102,7 @@ def load(
         if backend != "huggingface":
             saved_weights.refuse_virtual_tokens(named, f"infer_backend: {backend}")
     trusted = bool(options.get("trust_remote_code"))
-    base = Path(models.fetch(model_name_or_path, trusted))
+    base = Path(models.fetch(model_name_or_path, trusted, revision, cache_dir))
     weights = folder.weights_for(adapter, base, model_name_or_path) if adapter else None
     machine = device.describe()
     options = {"dtype": machine.dtype, "device_map": machine.accelerator} | options
@@ -243,9 +246,8 @@ def options_of(recipe: Recipe) -> dict[str, Any]:
     """Return what `load` and `from_pretrained` take of a recipe."""
     options: dict[str, Any] = {
         "template": recipe.template,
-        "trust_remote_code": recipe.trust_remote_code,
         "shortcuts": recipe.shortcuts,
-    }
+    } | recipe.source
     if recipe.allow_other_template and recipe.template:
         options["replace_template"] = True
     if stretched := rope.asked(recipe.model_dump()):

@@ -181,7 +181,7 @@ def parallel_sizes(start: Start) -> tuple[int, int]:
     Raises:
         LabError: none fits on these machines.
     """
-    decoder = memory_needs.sizes(start.recipe.model_name_or_path, start.recipe.trust_remote_code)
+    decoder = memory_needs.sizes(start.recipe.model_name_or_path, **start.recipe.source)
     machine = memory_needs.gpu(memory_needs.LARGE)
     divisors = [size for size in range(1, start.processes + 1) if start.processes % size == 0]
     sizes = [(t, p) for t in divisors for p in divisors if start.gpus % t == 0 and start.processes % (t * p) == 0]

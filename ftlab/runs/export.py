@@ -107,7 +107,7 @@ def exported(recipe: Recipe, target: Path) -> Export:
         packages.require("xllamacpp", "export_gguf")
     if recipe.quantization_bit:
         raise fail("export_quantized", where="quantization_bit", value=f"{recipe.quantization_bit} bit")
-    base = Path(models.fetch(recipe.model_name_or_path, recipe.trust_remote_code))
+    base = Path(models.fetch(recipe.model_name_or_path, **recipe.source))
     name = recipe.adapter_name_or_path
     weights = folders.weights_for(name, base, recipe.model_name_or_path) if name else None
     if weights:

@@ -105,6 +105,8 @@ def next_step(recipe: Recipe, run: Run) -> str:
     whole = run.weights.name == saved_weights.MODEL
     words = [str(run.weights)] if whole else [recipe.model_name_or_path, "--adapter", str(run.weights)]
     words += ["--trust-remote-code"] if recipe.trust_remote_code else []
+    given = {} if whole else {"model_revision": recipe.model_revision, "cache_dir": recipe.cache_dir}
+    words += [f"{name}={value}" for name, value in given.items() if value not in ("main", None)]
     return say("train_next_chat", command=shlex.join(["ftlab", "chat", *words]))
 
 
@@ -141,7 +143,7 @@ def check(recipe: Recipe) -> None:
         print(say("check_no_training"))
         return
     require_training(recipe)
-    if not models.is_here(recipe.model_name_or_path):
+    if not models.is_here(recipe.model_name_or_path, recipe.model_revision, recipe.cache_dir):
         print(say("check_no_model", name=recipe.model_name_or_path))
         return
     folder = Path(recipe.output_dir).expanduser()
@@ -153,7 +155,7 @@ def check(recipe: Recipe) -> None:
 def prepare(recipe: Recipe, folder: Path) -> Job:
     """Load what a recipe names: model folder, tokenizer, rows, settings."""
     since = time.time()
-    model_path = models.fetch(recipe.model_name_or_path, recipe.trust_remote_code)
+    model_path = models.fetch(recipe.model_name_or_path, **recipe.source)
     machine = device.describe()
     for adapter in folders.chain(recipe.adapter_name_or_path) if recipe.adapter_name_or_path else ():
         folders.weights_for(adapter, Path(model_path), recipe.model_name_or_path)

@@ -59,6 +59,8 @@ READ = [
     ({"base_model": "m", "optimizer": "muon"}, {"use_muon": True}),
     ({"base_model": "m", "tokens": ["<a>", "<b>"]}, {"add_tokens": "<a>,<b>"}),
     ({"model": "m", "dataset": ["a.json"], "new_special_tokens": ["<a>"]}, {"add_tokens": "<a>"}),
+    ({"base_model": "m", "revision_of_model": "v2"}, {"model_revision": "v2"}),
+    ({"model": "m", "dataset": ["a.json"], "model_revision": "v2"}, {"model_revision": "v2"}),
     ({"base_model": "m", "optimizer": "adamw_8bit"}, {"optim": "adamw_8bit"}),
     ({"base_model": "m", "rope_scaling": {"type": "linear", "factor": 2.0}}, {"rope_scaling": "linear"}),
     ({"base_model": "m", "peft_init_lora_weights": "olora", "adapter": "lora"}, {"init_lora_weights": "olora"}),
@@ -87,7 +89,7 @@ def test_a_method_of_another_framework_is_that_of_a_recipe(given, wanted):
 
 
 @pytest.mark.parametrize("framework", ["swift", "axolotl"])
-@pytest.mark.parametrize("keys", [{"use_muon": True}, {"init_lora_weights": "olora"}])
+@pytest.mark.parametrize("keys", [{"use_muon": True}, {"init_lora_weights": "olora"}, {"model_revision": "v2"}])
 def test_what_both_have_comes_back(keys, framework, tmp_path):
     made = recipes.load({"model_name_or_path": "smollm2-135m", "dataset": "identity_en", "output_dir": "o"} | keys)
     path = tmp_path / ("shown.sh" if framework == "swift" else "shown.yml")

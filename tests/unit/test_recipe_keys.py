@@ -38,6 +38,8 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "model_name_or_path": ("other", {}),
     "adapter_name_or_path": ("nowhere", {}),
     "create_new_adapter": (True, {"adapter_name_or_path": "nowhere"}),
+    "model_revision": ("v2", {}),
+    "cache_dir": ("kept", {}),
     "trust_remote_code": (True, {}),
     "template": ("llama3", {}),
     "allow_other_template": (True, {"template": "default"}),

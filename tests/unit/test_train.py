@@ -177,6 +177,7 @@ def test_without_a_terminal_each_log_is_one_row(tiny_recipe, capfd):
         ({"finetuning_type": "full"}, "next: ftlab chat '/runs/my run/model'"),
         ({"stage": "rm"}, "next: `reward_model: /runs/my run` in a recipe of stage ppo or grpo"),
         ({"trust_remote_code": True}, "next: ftlab chat tiny --adapter '/runs/my run/adapter' --trust-remote-code"),
+        ({"model_revision": "v2"}, "next: ftlab chat tiny --adapter '/runs/my run/adapter' model_revision=v2"),
     ],
 )
 def test_the_last_line_says_what_to_do_next(monkeypatch, keys, said):

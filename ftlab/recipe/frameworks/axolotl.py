@@ -255,7 +255,8 @@ AXOLOTL = Framework(
     title="axolotl",
     names={
         "model_name_or_path": "base_model", "stage": "rl", "finetuning_type": "adapter",
-        "adapter_name_or_path": "lora_model_dir", "trust_remote_code": "trust_remote_code", "lora_rank": "lora_r",
+        "model_revision": "revision_of_model", "adapter_name_or_path": "lora_model_dir",
+        "trust_remote_code": "trust_remote_code", "lora_rank": "lora_r",
         "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout", "lora_target": "lora_target_modules",
         "additional_target": "lora_modules_to_save", "use_rslora": "peft_use_rslora", "use_dora": "peft_use_dora",
         "pissa_init": "peft_init_lora_weights", "init_lora_weights": "peft_init_lora_weights", "use_muon": "optimizer",
@@ -365,7 +366,7 @@ AXOLOTL = Framework(
         "overrides_of_model_config": "set it in the model's config.json", "gptq": "a GPTQ base has no equivalent",
         "overrides_of_model_kwargs": "set it in the model's config.json", "qat": "QAT has no equivalent",
         "base_model_config": "a config of another model", "tokenizer_config": "a tokenizer of another model",
-        "revision_of_model": "download that revision and name its folder", "streaming": "rows are read from disk",
+        "streaming": "rows are read from disk",
         "chat_template_jinja": "save it in the model's tokenizer_config.json", "vllm": "vLLM needs its own engine",
         "lora_target_parameters": "write the names in `lora_target`",
         "use_eaft": "its weights are 3 ** `eaft_alpha` times those of `use_eaft_loss: true`",

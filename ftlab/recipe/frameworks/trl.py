@@ -88,6 +88,7 @@ TRL = Framework(
     title="TRL",
     names={
         "model_name_or_path": "model_name_or_path", "stage": "stage", "trust_remote_code": "trust_remote_code",
+        "model_revision": "model_revision",
         "lora_rank": "lora_r", "lora_alpha": "lora_alpha", "lora_dropout": "lora_dropout",
         "lora_target": "lora_target_modules", "additional_target": "lora_modules_to_save", "use_rslora": "use_rslora",
         "use_dora": "use_dora", "quantization_type": "bnb_4bit_quant_type",
@@ -119,7 +120,6 @@ TRL = Framework(
         "dataset_text_field": only("text", "describe the column in dataset_info.json"),
         "packing_strategy": only("bfd", "examples are packed whole"),
         "truncation_mode": only("keep_start", "examples are cut at their end"),
-        "model_revision": only("main", "download that revision and name its folder"),
         "lora_task_type": only(("CAUSAL_LM", "SEQ_CLS"), "a recipe has no other"),
         "chat_template_path": off("`template`, or the model's own"), "eos_token": off("the tokenizer's own is used"),
         "pad_token": off("the tokenizer's own is used"), "use_vllm": off("completions are written by the model itself"),
