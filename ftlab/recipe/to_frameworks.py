@@ -253,6 +253,8 @@ def axolotl(recipe: Recipe) -> str:
         if sets:
             theirs[name] = [axolotl_set(recipe, one) for one in parts(sets)]
     theirs |= {"rl": recipe.objective} if recipe.objective in PREFERENCES else {}
+    # axolotl adds an SFT loss unless told otherwise.
+    theirs |= {"cpo_alpha": 0.0} if recipe.objective == "simpo" else {}
     theirs |= {"reward_model": True} if recipe.objective == "rm" else {}
     if recipe.objective not in PREFERENCES:
         theirs.pop("rl")

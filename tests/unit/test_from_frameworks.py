@@ -312,6 +312,46 @@ def test_swift_evaluates_when_it_saves(tmp_path, options, evaluated):
     assert {name: value for name, value in recipe.training.items() if name.startswith("eval")} == evaluated
 
 
+@pytest.mark.parametrize(
+    ("lines", "kept"),
+    [
+        ("", {"save_strategy": "epoch"}),
+        ("saves_per_epoch: 1", {"save_strategy": "epoch"}),
+        ("saves_per_epoch: 0", {"save_strategy": "epoch"}),
+        ("saves_per_epoch: 2", {"save_strategy": "steps", "save_steps": 0.5}),
+        ("save_steps: 50\nsave_strategy: epoch", {"save_strategy": "steps", "save_steps": 50}),
+        ("evals_per_epoch: 4", {"save_strategy": "epoch"}),
+        ("val_set_size: 0.0\neval_steps: 20", {"save_strategy": "epoch"}),
+        (
+            "val_set_size: 0.1\nevals_per_epoch: 4",
+            {"save_strategy": "epoch", "eval_strategy": "steps", "eval_steps": 0.25},
+        ),
+        ("val_set_size: 0.1\nevals_per_epoch: 1", {"save_strategy": "epoch", "eval_strategy": "epoch"}),
+    ],
+)
+def test_axolotl_saves_every_epoch_and_evaluates_what_it_holds_out(tmp_path, lines, kept):
+    text = f"base_model: m\ndatasets: [{{path: a.json, type: alpaca}}]\nnum_epochs: 1\n{lines}\n"
+    recipe, notes = from_text(tmp_path, "a.yml", text)
+    read = {name: value for name, value in recipe.training.items() if name.startswith(("eval_", "save_s"))}
+    assert read == kept
+    assert any("no validation set" in note for note in notes) is ("eval" in lines and "0.1" not in lines)
+
+
+def test_axolotl_packs_raw_text_only_where_it_is_told_to(tmp_path):
+    for line, packs in (("", False), ("sample_packing: true", True)):
+        text = f"base_model: m\ndatasets: [{{path: a.jsonl, type: completion}}]\n{line}\n"
+        recipe, _ = from_text(tmp_path, "a.yml", text)
+        assert recipe.stage == "pt" and recipe.packs is packs
+
+
+def test_simpo_of_axolotl_needs_its_sft_loss_off(tmp_path):
+    text = "base_model: m\nrl: simpo\ndatasets: [{path: a.json, type: chatml.argilla}]\n"
+    for line in ("", "cpo_alpha: 0.5\n"):
+        with pytest.raises(LabError, match="cpo_alpha"):
+            from_text(tmp_path, "a.yml", text + line)
+    assert from_text(tmp_path, "a.yml", text + "cpo_alpha: 0.0\n")[0].stage == "simpo"
+
+
 def test_alpaca_lora_keeps_its_best_checkpoint(tmp_path):
     line = "python finetune.py --base_model m --data_path a.json --val_set_size"
     assert from_text(tmp_path, "s.sh", f"{line} 9")[0].training["load_best_model_at_end"] is True

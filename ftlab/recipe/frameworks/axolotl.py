@@ -67,12 +67,19 @@ def datasets(value: Any, given: Values) -> Found:
     sets = [one if isinstance(one, dict) else {"path": one} for one in listed(value)]
     read = [one_set(one) for one in sets]
     said = dict.fromkeys(note for _, notes in read for note in notes)
-    plain = all(str(one.get("type", "")).startswith("completion") for one in sets)
+    plain = texts(value)
     limits = {rows_taken(one) for one in sets} - {None}
     if len(limits) > 1:
         raise ValueError("`max_samples` is one number for all data sets")
     found = rows([path for paths, _ in read for path in paths]) | ({"stage": "pt"} if plain else {})
     return found | ({"max_samples": limits.pop()} if limits else {}), "; ".join(said)
+
+
+def texts(value: Any) -> bool:
+    """Return True if all data sets are raw text."""
+    return bool(value) and all(
+        isinstance(one, dict) and str(one.get("type", "")).startswith("completion") for one in listed(value)
+    )
 
 
 def one_set(one: Values) -> tuple[list[str], list[str]]:
@@ -137,6 +144,8 @@ def rl(value: Any, given: Values) -> Found:
         return {"stage": "dpo", "pref_loss": "ipo"}
     if value not in ("dpo", "kto", "orpo", "simpo", "grpo", False, ""):
         raise ValueError("a recipe has dpo, ipo, kto, orpo, simpo and grpo")
+    if value == "simpo" and given.get("cpo_alpha") != 0:
+        raise ValueError("TRL adds an SFT loss with weight `cpo_alpha`, 1 unless it is written: write `cpo_alpha: 0`")
     return {"stage": value} if value else {}
 
 
@@ -171,21 +180,52 @@ def bits(number: int) -> Any:
     return lambda value, given: {"quantization_bit": number} if value else {}
 
 
+NOT_HELD_OUT = "there is no validation set"
+
+
+def evaluates(given: Values) -> bool:
+    """Return True if a file has a validation set: axolotl evaluates nothing otherwise, whatever it says."""
+    return bool(given.get("val_set_size") or given.get("test_datasets"))
+
+
 def per_epoch(name: str) -> Any:
-    """Return what reads `evals_per_epoch` or `saves_per_epoch`: a share of all steps, as axolotl computes it."""
+    """Return what reads `evals_per_epoch` or `saves_per_epoch`: a share of all steps, as axolotl computes it.
+
+    A share of 1 would be one step; axolotl takes its default for saving then, which is every epoch.
+    """
 
     def read(value: Any, given: Values) -> Found:
+        if name == "eval" and not evaluates(given):
+            return {}, NOT_HELD_OUT
         if not value:
-            return {f"{name}_strategy": "no"}
-        epochs = given.get("num_epochs", 1)
-        return {f"{name}_strategy": "steps", f"{name}_steps": 1 / (value * epochs)}
+            return {}
+        share = 1 / (value * given.get("num_epochs", 1))
+        return {f"{name}_strategy": "steps", f"{name}_steps": share} if share < 1 else {f"{name}_strategy": "epoch"}
 
     return read
 
 
 def steps(name: str) -> Any:
-    """Return what reads `eval_steps` or `save_steps`, which bring their strategy."""
-    return lambda value, given: {f"{name}_steps": value, f"{name}_strategy": given.get(f"{name}_strategy", "steps")}
+    """Return what reads `eval_steps` or `save_steps`, which decide the strategy too."""
+
+    def read(value: Any, given: Values) -> Found:
+        if name == "eval" and not evaluates(given):
+            return {}, NOT_HELD_OUT
+        return {f"{name}_strategy": "steps", f"{name}_steps": value} if value else {}
+
+    return read
+
+
+def strategy(name: str) -> Any:
+    """Return what reads `eval_strategy` or `save_strategy`: steps overrule it."""
+
+    def read(value: Any, given: Values) -> Found:
+        if name == "eval" and not evaluates(given):
+            return {}, NOT_HELD_OUT
+        by = next((key for key in (f"{name}_steps", f"{name}s_per_epoch") if given.get(key)), None)
+        return ({}, f"{by} counts") if by else {f"{name}_strategy": value}
+
+    return read
 
 
 def kernel(name: str) -> Any:
@@ -240,8 +280,10 @@ def defaults(given: Values) -> Values:
     """Return axolotl's values for what is left out."""
     found: Values = {
         "micro_batch_size": 1, "gradient_accumulation_steps": 1, "num_epochs": 1.0, "lr_scheduler": "cosine",
-        "sequence_len": 512,
+        "sequence_len": 512, "save_strategy": "epoch", "save_total_limit": 4,
     }  # fmt: skip
+    if texts(given.get("datasets")):
+        found["sample_packing"] = False
     if given.get("warmup_steps") is None and given.get("warmup_ratio") is None:
         found["warmup_ratio"] = 0.03
     if not given.get("adapter"):
@@ -281,7 +323,7 @@ AXOLOTL = Framework(
     tunings={"lora": "lora", "full": ""},
     also={
         "dpo_beta": "pref_beta", "orpo_alpha": "pref_beta", "rpo_alpha": "pref_ftx", "use_dft_loss": "use_dft_loss",
-        "noisy_embedding_alpha": "neftune_noise_alpha", "evaluation_strategy": "eval_strategy",
+        "noisy_embedding_alpha": "neftune_noise_alpha",
         "wandb_name": "run_name", "mlflow_run_name": "run_name", "trackio_run_name": "run_name",
         "wandb_run_name": "run_name",
     },
@@ -290,7 +332,10 @@ AXOLOTL = Framework(
         "rl": rl, "trl": grpo, "dpo_loss_type": one_loss, "load_in_4bit": bits(4), "load_in_8bit": bits(8),
         "batch_size": batch,
         "evals_per_epoch": per_epoch("eval"), "saves_per_epoch": per_epoch("save"), "eval_steps": steps("eval"),
-        "save_steps": steps("save"), "plugins": plugins, "bf16": precision("bf16"), "fp16": precision("fp16"),
+        "eval_strategy": strategy("eval"), "evaluation_strategy": strategy("eval"),
+        "save_strategy": strategy("save"), "save_steps": steps("save"),
+        "cpo_alpha": only(0, "SimPO is trained without an SFT loss: write 0"), "plugins": plugins,
+        "bf16": precision("bf16"), "fp16": precision("fp16"),
         "cosine_min_lr_ratio": least_rate, "special_tokens": special_tokens, "gradient_checkpointing": recomputing,
         "attn_implementation": attention, "flash_attention": kernel("fa2"), "sdp_attention": kernel("sdpa"),
         "eager_attention": kernel("disabled"), "xformers_attention": kernel("sdpa"),
@@ -370,7 +415,7 @@ AXOLOTL = Framework(
         "chat_template_jinja": "save it in the model's tokenizer_config.json", "vllm": "vLLM needs its own engine",
         "lora_target_parameters": "write the names in `lora_target`",
         "use_eaft": "its weights are 3 ** `eaft_alpha` times those of `use_eaft_loss: true`",
-        "process_reward_model": "a reward is for whole answers here", "cpo_alpha": "SimPO is trained without it",
+        "process_reward_model": "a reward is for whole answers here",
         "sequence_parallel_degree": "sequences are not split", "context_parallel_size": "sequences are not split",
         "tensor_parallel_size": "layers are not split", "dion_lr": "Dion has no equivalent",
         "lr_groups": "one learning rate for all weights", "embedding_lr": "one learning rate for all weights",
