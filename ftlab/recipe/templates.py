@@ -8,6 +8,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from ftlab.errors import fail, say, suggest
+from ftlab.rendering import control_tokens
 
 
 class Family(NamedTuple):
@@ -129,7 +130,8 @@ def settle(name: str | None, tokenizer: PreTrainedTokenizerBase, replace: bool =
             key = "recipe_template_none" if own is None else "recipe_template_no_text"
             raise fail(key, where="template", name=name, known=", ".join(TEXTS))
         tokenizer.chat_template = TEXTS[name]
-        return say("recipe_note_template_base" if own is None else "recipe_note_template_given", name=name)
+        given = say("recipe_note_template_base" if own is None else "recipe_note_template_given", name=name)
+        return "\n".join(filter(None, (given, plain_note(name, tokenizer))))
     text = own if isinstance(own, str) else " ".join(own.values())
     same, blocks = family is family_of_text(text), thinks(tokenizer)
     if same and blocks == (name in THINKING):
@@ -143,6 +145,13 @@ def settle(name: str | None, tokenizer: PreTrainedTokenizerBase, replace: bool =
             "recipe_template_thinks" if blocks else "recipe_template_plain", where="template", name=name, right=right
         )
     raise fail("recipe_template", where="template", name=name, family=right or "?", right=right or "-")
+
+
+def plain_note(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return a note where a given template marks turns with tokens that the model does not have, else ""."""
+    control = control_tokens(tokenizer)
+    lacking = [mark for mark in family_of_name(name).marks if mark.startswith("<|") and mark not in control]
+    return say("recipe_note_template_tokens", name=name, tokens=", ".join(lacking)) if lacking else ""
 
 
 def family_of_name(name: str) -> Family:

@@ -182,8 +182,14 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
 
 
 def load_tokenizer(recipe: Recipe, path: str) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model folder with a recipe's tokens; a padding token is needed for batches."""
+    """Return the tokenizer of a model folder with a recipe's tokens; a padding token is needed for batches.
+
+    Raises:
+        LabError: it cannot be loaded, or has no token that ends a text.
+    """
     tokenizer = models.load_tokenizer(path, recipe.trust_remote_code)
+    if tokenizer.eos_token is None:
+        raise fail("train_no_eos", where=path)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     tokenizer.add_tokens(library_args.names(recipe.add_tokens or ""))

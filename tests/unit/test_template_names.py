@@ -3,6 +3,8 @@
 from importlib.resources import files
 
 import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from ftlab import tokens
 from ftlab.errors import LabError
@@ -168,3 +170,15 @@ def test_a_template_without_thoughts_says_that_the_key_has_no_effect():
     before = tokenizer.chat_template
     assert "enable_thinking: False has no effect" in templates.apply(None, tokenizer, thinking=False)
     assert tokenizer.chat_template == before
+
+
+def test_chatml_for_a_model_without_its_tokens_is_said():
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    inner = Tokenizer(models.BPE({character: number for number, character in enumerate(alphabet)}, []))
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>", pad_token="</s>")
+    note = templates.apply("chatml", tokenizer)
+    assert "the model has no tokens <|im_start|>, <|im_end|>; they are trained as plain text" in note
+    tokenizer.chat_template = None
+    assert "plain text" not in templates.apply("default", tokenizer)
+    assert "plain text" not in templates.apply("chatml", tokenizer_with(None))

@@ -1,5 +1,6 @@
 """A recipe in, a run folder out: what is trained, what is left behind, what is reused and what is refused."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -298,6 +299,14 @@ def test_what_validates_is_not_mixed_as_what_is_trained_on(tiny_recipe, tiny_row
     keys |= {"mix_strategy": "interleave_under", "interleave_probs": "0.5,0.5"}
     trained, held_out = train.dataset.splits(recipes.load(tiny_recipe | keys), tiny_tokenizer)
     assert len(held_out) == 12 and len(trained) > 12
+
+
+def test_a_tokenizer_without_an_end_token_is_refused(tiny_recipe, tiny_tokenizer, tmp_path):
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.eos_token = None
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    with pytest.raises(LabError, match="the tokenizer has no end token"):
+        train.load_tokenizer(recipes.load(tiny_recipe), str(tmp_path / "tokenizer"))
 
 
 def test_val_size_keeps_what_a_mixture_repeats(tiny_recipe, tiny_rows, tmp_path, capsys):
