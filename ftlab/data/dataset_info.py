@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from itertools import islice
 from pathlib import Path
@@ -232,32 +232,41 @@ def is_data(path: Path) -> bool:
 def detect(path: Path, encoding: str = "utf-8") -> Entry:
     """Return the entry that fits a file used by its path: that of its first row which has a format.
 
-    A row whose `label` is null may be one of KTO's without its label, or one without a class: the next rows decide.
-
     Raises:
         LabError: no format has the columns of the first rows, or they cannot be read.
     """
-    fits: Entry | None = None
-    problem: LabError | None = None
+    problems: list[LabError] = []
+    if fits := fitting(readable(path, encoding, problems)):
+        return replace(fits, encoding=encoding)
+    raise problems[0] if problems else fail("data_no_rows", where=f"{path}:1")
+
+
+def readable(path: Path, encoding: str, problems: list[LabError]) -> Iterator[Row]:
+    """Yield the first rows of a file; `problems` gets those that cannot be read or have no format, and the end."""
     try:
         for place, row in islice(rows(path, encoding), LOOKED_AT):
-            entry = None if isinstance(row, LabError) else guess(row)
-            if isinstance(row, LabError) or entry is None:
-                problem = problem or (row if isinstance(row, LabError) else no_format(f"{path}:{place}", row))
+            if isinstance(row, LabError):
+                problems.append(row)
                 continue
-            fits = entry if "kto_tag" in entry.columns else fits or entry
-            if decides(row, entry):
-                break
+            if guess(row) is None:
+                problems.append(no_format(f"{path}:{place}", row))
+            yield row
     except LabError as end:
-        problem = problem or end
-    if fits:
-        return replace(fits, encoding=encoding)
-    raise problem or fail("data_no_rows", where=f"{path}:1")
+        problems.append(end)
 
 
-def decides(row: Row, entry: Entry) -> bool:
-    """Return True unless a row's `label` is null, which leaves open what the column is for."""
-    return "kto_tag" in entry.columns or row.get("label", "") is not None
+def fitting(examples: Iterable[Row]) -> Entry | None:
+    """Return the entry of the first row that has a format.
+
+    A row whose `label` is null may be one of KTO's without its label, or one without a class: the next rows decide.
+    """
+    fits: Entry | None = None
+    for row in examples:
+        if entry := guess(row):
+            fits = entry if "kto_tag" in entry.columns else fits or entry
+            if "kto_tag" in entry.columns or row.get("label", "") is not None:
+                break
+    return fits
 
 
 def no_format(where: str, row: Row) -> LabError:

@@ -15,7 +15,7 @@ from ftlab import embedded
 from ftlab.control_tokens import CONTROL_TOKENS
 from ftlab.data.arrow_cache import write
 from ftlab.data.convert import Made, converted
-from ftlab.data.dataset_info import Entry, described, files, find, format_of_entry, guess
+from ftlab.data.dataset_info import LOOKED_AT, Entry, described, files, find, fitting, format_of_entry
 from ftlab.data.hub import fetched
 from ftlab.data.read import Row, first, texts
 from ftlab.data.unread import Note, Unread, say_all
@@ -177,7 +177,7 @@ def opened(name: str, dataset_dir: Path) -> "tuple[Entry, Path | None, Dataset |
         return entry, path, None
     hub = fetched(entry)
     if not entry.where:
-        guessed = guess(next(iter(hub), {}))
+        guessed = fitting(islice(hub, LOOKED_AT))
         if guessed is None:
             raise fail("data_no_format", where=f"{name}:1", columns=first(hub.column_names))
         entry = replace(guessed, hf_hub_url=name)

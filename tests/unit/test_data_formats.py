@@ -352,6 +352,21 @@ def test_a_null_label_leaves_the_format_to_the_next_rows(name, folder):
         assert registry.load(str(path)).column_names == ["messages"]
 
 
+@pytest.mark.parametrize("name", LABELS)
+def test_a_null_label_of_a_hub_s_data_set_does_too(name, tmp_path, monkeypatch):
+    from datasets import Dataset
+
+    labels, said = LABELS[name]
+    examples = [{"prompt": "a", "completion": f"b{label}", "label": label} for label in labels]
+    monkeypatch.setenv("FTLAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(registry, "fetched", lambda entry: Dataset.from_list(examples))
+    if said:
+        with pytest.raises(LabError, match=said):
+            registry.load("org/set", "ONLINE")
+    else:
+        assert registry.load("org/set", "ONLINE").column_names == ["messages"]
+
+
 def test_a_leading_system_turn_wins_over_the_column(folder):
     turns = [{"role": "system", "content": "turn"}, user("a"), assistant("b")]
     (folder / "x.jsonl").write_text(
