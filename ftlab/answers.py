@@ -35,13 +35,12 @@ def answer(
     Raises:
         LabError: the template refuses the conversation, or leaves the answer out.
     """
-    whole = render(tokenizer, [*messages, *said], tools)
-    marked = render(tokenizer, [*messages, {"role": "assistant", "content": PLACEHOLDER}], tools)
-    header = marked.partition(PLACEHOLDER)[0]
     # A template that asks without thoughts (Qwen3.5's smaller models) is asked with them for an answer that has one.
     for options in ({}, {"enable_thinking": True}):
+        whole = render(tokenizer, [*messages, *said], tools, **options)
+        marked = render(tokenizer, [*messages, {"role": "assistant", "content": PLACEHOLDER}], tools, **options)
         asked = render(tokenizer, messages, tools, add_generation_prompt=True, **options)
-        shared = common_prefix(asked, header)
+        shared = common_prefix(asked, marked.partition(PLACEHOLDER)[0])
         if whole.startswith(shared):
             break
     else:

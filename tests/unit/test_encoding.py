@@ -16,6 +16,7 @@ from ftlab import rendering, tokens
 from ftlab.data import check, encoding
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
+from ftlab.recipe import templates
 from ftlab.runs import dataset
 
 TEMPLATES = sorted(path.name for path in (files("trl") / "chat_templates").iterdir() if path.name.endswith(".jinja"))
@@ -390,6 +391,17 @@ def test_a_written_answer_is_read_where_training_puts_it(name):
         (example,) = tokens.encode(tokenizer, {"messages": [*asked, message("assistant", text)]})
         assert example["input_ids"][: len(prompt) + len(ids)] == [*prompt, *ids]
         assert tokenizer.decode(ids).strip() == text
+
+
+def test_a_thought_is_asked_for_in_all_turns_of_a_template_that_is_told_not_to_think():
+    # GLM-4.5's writes `/nothink` after the question: it must not become part of the answer.
+    tokenizer = bundled("glm4moe.jinja")
+    templates.set_thinking(tokenizer, False)
+    turns = [message("user", "2 + 2?"), message("assistant", "4", "Two and two.")]
+    (example,) = tokens.encode(tokenizer, {"messages": turns})
+    ((start, end),) = spans(example)
+    assert tokenizer.decode(example["input_ids"][:start]).endswith("2 + 2?<|assistant|>")
+    assert tokenizer.decode(example["input_ids"][start:end]).startswith("\n<think>Two and two.</think>\n4")
 
 
 def test_a_prompt_names_the_tools_that_may_be_called():
