@@ -173,7 +173,7 @@ def test_deepspeed_trains_the_weights_of_one_process(place, alone, monkeypatch):
     assert {name: process[name]["error"] for process in ended for name in process if "error" in process[name]} == {}
     assert ended[0]["zero2_parts"]["stopped_at"] in (2, 3)
     far = {name: distance(alone(name.partition("_")[0]), place / name) for name in ZERO}
-    # ZeRO-3's products are summed in another order, which AdamW enlarges where a gradient is close to 0.
+    # What ZeRO-3 leaves is rounding: DPO 1.2e-6 and SFT 2.3e-7 became 9.5e-7 and 1.1e-6 with MKL_CBWR=COMPATIBLE.
     limits = {name: 5e-6 if name.endswith("zero3") else 1e-6 for name in far}
     assert all(far[name] < limit for name, limit in limits.items()), far
     assert distance(place / "zero2_parts", place / "full_zero2") == 0
