@@ -21,6 +21,7 @@ from ftlab.recipe.frameworks.swift import SWIFT
 from ftlab.recipe.frameworks.table import Framework, Values
 from ftlab.recipe.frameworks.trl import TRL, VERBS
 from ftlab.recipe.frameworks.unsloth import UNSLOTH
+from ftlab.recipe.training_fields import FIELDS
 
 MAX_BYTES = 5_000_000
 COMMANDS, SCRIPTS = (".sh", ".bash", ".txt", ".cmd"), (".py", ".ipynb")
@@ -161,7 +162,8 @@ def command(text: str, where: str) -> Source:
     if len(found) != 1:
         reason = "several training commands" if found else "no training command that ftlab knows"
         raise fail("recipe_command", where=where, reason=reason)
-    return options(*found[0], where)
+    source = options(*found[0], where)
+    return source._replace(computed=unknown_processes(*found[0]))
 
 
 def uncommented(line: str) -> str:
@@ -265,7 +267,12 @@ def pairs(words: list[str], where: str) -> tuple[Values, list[str]]:
         while not equals and rest and not (rest[0].startswith("--") or ENDS.match(rest[0])):
             given.append(rest.pop(0))
         parsed = [part_of(text, where) for text in given]
-        values[name.replace("-", "_")] = True if not parsed else parsed[0] if len(parsed) == 1 else parsed
+        name = name.replace("-", "_")
+        if not parsed and name.startswith("no_") and name[3:] in FIELDS:
+            # argparse's way to turn a switch off.
+            values[name[3:]] = False
+        else:
+            values[name] = True if not parsed else parsed[0] if len(parsed) == 1 else parsed
     return values, bare
 
 
@@ -279,10 +286,23 @@ def part_of(text: str, where: str) -> Any:
     return text
 
 
+def unknown_processes(words: list[str], start: tuple[str, str, int], environment: dict[str, str]) -> tuple[str, ...]:
+    """Return what a launcher is told of processes that only a shell, or several machines, can know."""
+    text = " ".join(words[: start[2]])
+    count = re.findall(rf"{PROCESSES}\D[^ ]*", text)
+    count += [f"NPROC_PER_NODE={value}" for value in [environment.get("NPROC_PER_NODE", "")] if "$" in value]
+    nodes = re.findall(r"--(?:nnodes|num_nodes|num_machines)[ =](?!1\b)[^ ]+", text)
+    nodes += [f"NNODES={value}" for value in [environment.get("NNODES", "1")] if value != "1"]
+    return (*count, *nodes)
+
+
+PROCESSES = r"--(?:nproc[-_]per[-_]node|num_processes|num_gpus)[ =]"
+
+
 def launched(words: list[str], environment: dict[str, str]) -> Values:
     """Return the number of processes that a launcher, or swift's environment, asks for."""
     text = " ".join(words)
-    asked = re.search(r"--(?:nproc[-_]per[-_]node|num_processes|num_gpus)[ =](\d+)", text)
+    asked = re.search(rf"{PROCESSES}(\d+)", text)
     count = asked[1] if asked else environment.get("NPROC_PER_NODE", "")
     return {"nproc_per_node": int(count)} if count.isdigit() else {}
 
@@ -329,6 +349,9 @@ def script(code: str, where: str) -> Source:
                 values[name] = value
                 # Lines of a notebook are those of its cells.
                 places[name] = f"{where}:{line}" if where.endswith(".py") else where
+    if any(call.endswith("TrainingArguments") for call, _, _ in calls):
+        # TRL's own configs have another default.
+        values.setdefault("learning_rate", 5e-5)
     if not any(call.startswith("Fast") for call, _, _ in calls):
         raise fail("recipe_script", where=where, reason="no FastLanguageModel.from_pretrained in it")
     return Source(UNSLOTH, values, places, tuple(dict.fromkeys(unread)))

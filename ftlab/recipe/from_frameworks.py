@@ -10,7 +10,8 @@ from ftlab.recipe.frameworks.table import Framework, Values
 
 # Old names of TrainingArguments' fields, and keys that are resolved against others: a recipe's own reader knows them.
 OLD_NAMES = {"warmup_ratio", "resume_from_checkpoint", "fsdp", "fsdp_config", "nproc_per_node", "stage"}
-OLD_NAMES |= set(translated_keys.RENAMED) - {"max_length", "max_seq_length"}
+OLD_NAMES |= {name for name, (_, why) in translated_keys.RENAMED.items() if why != "LLaMA-Factory renamed it"}
+OLD_NAMES -= {"max_length", "max_seq_length"}
 # Keys whose values must not appear in a log.
 SECRET = re.compile(r"secret|api_key|^(?:\w*(?:hub|hf|auth|swanlab)_)?token$")
 EMPTY: tuple[Any, ...] = (False, "", [], {})
@@ -23,17 +24,20 @@ def translate(source: Source, where: str) -> tuple[Values, dict[str, str], list[
         LabError: naming every key of the file that a recipe cannot have, and two keys that contradict each other.
     """
     framework = source.framework
+    computed = [say("recipe_note_computed", names=", ".join(source.computed))] if source.computed else []
     if framework is OWN:
-        return source.values, source.places, []
+        return source.values, source.places, computed
     given = {name: value for name, value in source.values.items() if value is not None}
     found = key_by_key(source, given, where)
     values, origin = together(source, found, where)
     notes = [say("recipe_note_foreign", title=framework.title, count=len(given))]
-    notes += [say("recipe_note_computed", names=", ".join(source.computed))] if source.computed else []
+    notes += computed
     notes += [note for _, note in found.values() if note]
     usual = [f"{name}: {shown(given[name])}" for name, (kept, note) in found.items() if not (kept or note)]
     notes += [say("recipe_note_usual", keys=", ".join(usual))] if usual else []
-    theirs = filled_in(given, values, framework, where)
+    unset = {name: text for name, text in framework.nulls.items() if source.values.get(name, "") is None}
+    notes += [say("recipe_note_null", key=name, meaning=text) for name, text in unset.items()]
+    theirs = filled_in(given, values, framework, where, {*unset})
     if theirs:
         listed = ", ".join(f"{name}: {shown(value)}" for name, value in theirs.items())
         notes.append(say("recipe_note_defaults", title=framework.title, keys=listed))
@@ -88,19 +92,21 @@ def together(source: Source, found: dict[str, tuple[Values, str]], where: str) -
     return values, origin
 
 
-def filled_in(given: Values, values: Values, framework: Framework, where: str) -> Values:
+def filled_in(given: Values, values: Values, framework: Framework, where: str, unset: set[str]) -> Values:
     """Return a framework's defaults as keys of a recipe, those that the file leaves open.
 
+    Args:
+        unset: keys that are null in the file, which is a value of theirs.
     Raises:
         LabError: a default that a recipe cannot have.
     """
-    theirs = framework.defaults(given)
+    theirs = {name: value for name, value in framework.defaults(given).items() if name not in unset}
     found: Values = {}
     for name, value in theirs.items():
         if name in given:
             continue
         try:
-            found |= comes_to(name, value, given | theirs, framework)[0]
+            found |= comes_to(name, value, theirs | given, framework)[0]
         except ValueError as error:
             line = f"{name}: {shown(value)} (its default): {error}"
             raise fail("recipe_foreign", where=where, title=framework.title, count=1, keys=line) from None

@@ -265,7 +265,7 @@ def test_words_of_the_shell_are_not_settings(tmp_path, line):
         assert foreign_files.command(text, "s.sh").values == {"model": "m", "dataset": "a.json"}
 
 
-def test_a_sign_inside_a_word_is_no_comment():
+def test_a_sign_inside_a_word_is_not_a_comment():
     text = (
         "# swift sft --model n \\\n\nswift sft --model m \\\n --dataset a.json#500 \\\n --learning_rate 1e-3 # fast\n"
     )
@@ -350,6 +350,103 @@ def test_simpo_of_axolotl_needs_its_sft_loss_off(tmp_path):
         with pytest.raises(LabError, match="cpo_alpha"):
             from_text(tmp_path, "a.yml", text + line)
     assert from_text(tmp_path, "a.yml", text + "cpo_alpha: 0.0\n")[0].stage == "simpo"
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("torchrun --nproc_per_node=$N --nnodes 2 src/train.py", ["--nproc_per_node=$N", "--nnodes 2"]),
+        ("FORCE_TORCHRUN=1 NNODES=2 NODE_RANK=0 llamafactory-cli train", ["NNODES=2"]),
+        ("torchrun --nproc_per_node 2 --nnodes 1 src/train.py", []),
+        ("llamafactory-cli train", []),
+    ],
+)
+def test_processes_that_only_a_shell_or_several_machines_know_are_said(tmp_path, line, named):
+    text = f"{line} --stage sft --model_name_or_path m --dataset identity_en --output_dir o"
+    _, notes = from_text(tmp_path, "s.sh", text)
+    assert all(any(name in note for note in notes) for name in named)
+    assert any("several machines" in note for note in notes) is bool(named)
+
+
+def test_a_default_is_computed_from_what_the_file_says(tmp_path):
+    recipe, _ = from_text(tmp_path, "s.sh", "python finetune.py --base_model m --micro_batch_size 8")
+    assert recipe.training["gradient_accumulation_steps"] == 128 // 8
+    # Without `data_path` the script has one, and with it what it always does.
+    assert (recipe.dataset, recipe.quantization_bit, recipe.training["warmup_steps"]) == (
+        "yahma/alpaca-cleaned",
+        8,
+        100,
+    )
+
+
+def test_swift_holds_nothing_out_where_it_evaluates_nothing(tmp_path):
+    line = "swift sft --model m --dataset a.json --split_dataset_ratio 0.1 --eval_strategy no"
+    recipe, notes = from_text(tmp_path, "s.sh", line)
+    assert recipe.val_size == 0 and any("nothing is held out" in note for note in notes)
+
+
+def test_null_is_a_length_to_trl(tmp_path):
+    text = "model_name_or_path: m\ndataset_name: a.json\nuse_peft: true\n"
+    recipe, notes = from_text(tmp_path, "t.yaml", text + "max_length: null\n")
+    assert recipe.cutoff_len == 2048 and any("max_length: null: TRL cuts nothing" in note for note in notes)
+    assert from_text(tmp_path, "t.yaml", text)[0].cutoff_len == 1024
+
+
+def test_a_switch_is_turned_off_in_the_way_of_argparse(tmp_path):
+    line = "trl dpo --model_name_or_path m --dataset_name a.json --no_remove_unused_columns --no_bf16"
+    assert from_text(tmp_path, "s.sh", line)[0].training["bf16"] is False
+
+
+@pytest.mark.parametrize(
+    ("call", "rate"),
+    [("SFTTrainer(args=TrainingArguments())", 5e-5), ("SFTConfig()", 2e-5), ("DPOConfig()", 1e-6)],
+)
+def test_a_script_has_the_learning_rate_of_its_config(tmp_path, call, rate):
+    text = (
+        f"model, tokenizer = FastLanguageModel.from_pretrained('m')\nload_dataset('json', data_files='a.json')\n{call}"
+    )
+    assert from_text(tmp_path, "u.py", text)[0].training["learning_rate"] == rate
+
+
+@pytest.mark.parametrize(
+    ("lines", "wanted", "said"),
+    [
+        ("excess_length_strategy: drop", {}, "above `sequence_len` are cut"),
+        ("optim_args: {eps: 1.0e-8}", {"optim_args": "eps=1e-08"}, ""),
+        (
+            "lr_scheduler: cosine\ncosine_min_lr_ratio: 0.1",
+            {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}},
+            "",
+        ),
+        ("bf16: true", {"bf16": True}, "pure_bf16=true"),
+        ("bf16: auto", {}, "pure_bf16=true"),
+    ],
+)
+def test_a_key_of_axolotl_means_what_it_means_there(tmp_path, lines, wanted, said):
+    text = f"base_model: m\ndatasets: [{{path: a.json, type: alpaca}}]\n{lines}\n"
+    recipe, notes = from_text(tmp_path, "a.yml", text)
+    assert {name: recipe.training.get(name) for name in wanted} == wanted
+    assert any(said in note for note in notes)
+
+
+def test_full_bfloat16_of_axolotl_is_that_of_the_weights(tmp_path):
+    text = "base_model: m\ndatasets: [{path: a.json, type: alpaca}]\nbf16: full\n"
+    assert from_text(tmp_path, "a.yml", text)[0].pure_bf16
+    lora = from_text(tmp_path, "a.yml", f"{text}adapter: lora\n")[0]
+    assert not lora.pure_bf16 and lora.training["bf16"] is True
+
+
+def test_no_role_to_train_on_is_another_run(tmp_path):
+    text = "base_model: m\ndatasets: [{path: a.json, type: chat_template, roles_to_train: []}]\n"
+    with pytest.raises(LabError, match="roles_to_train"):
+        from_text(tmp_path, "a.yml", text)
+
+
+def test_old_names_of_llama_factory_are_read(tmp_path):
+    text = "python src/train_bash.py --stage dpo --model_name_or_path m --dataset preference_en --output_dir o"
+    recipe, notes = from_text(tmp_path, "s.sh", f"{text} --dpo_beta 0.2 --dpo_loss ipo --dpo_ftx 1.0 --dev_ratio 0.1")
+    assert (recipe.pref_beta, recipe.pref_loss, recipe.pref_ftx, recipe.val_size) == (0.2, "ipo", 1.0, 0.1)
+    assert any("dpo_beta is now pref_beta" in note for note in notes)
 
 
 def test_alpaca_lora_keeps_its_best_checkpoint(tmp_path):

@@ -385,6 +385,13 @@ def test_every_translated_key_is_said_or_refused(name, base):
             "per_gpu_train_batch_size": 3,
             "num_layer_trainable": 3,
             "name_module_trainable": "mlp",
+            "dpo_beta": 0.2,
+            "kto_beta": 0.2,
+            "orpo_beta": 0.2,
+            "dpo_loss": "ipo",
+            "dpo_ftx": 0.5,
+            "checkpoint_dir": "none",
+            "dev_ratio": 0.5,
         }.get(name, True)
     # `fsdp` keeps its name, and changes a setting.
     ways = ("settings",) if name == "fsdp" else ("noted", "refused")

@@ -54,9 +54,10 @@ ALPACA_LORA = Framework(
         "wandb_log_model": "set WANDB_LOG_MODEL in the environment",
     },
     defaults=lambda given: {
-        "batch_size": 128, "micro_batch_size": 4, "num_epochs": 3, "learning_rate": 3e-4, "cutoff_len": 256,
-        "val_set_size": 2000, "lora_r": 8, "lora_alpha": 16, "lora_dropout": 0.05,
-        "lora_target_modules": ["q_proj", "v_proj"], "train_on_inputs": True, "output_dir": "./lora-alpaca",
+        "data_path": "yahma/alpaca-cleaned", "batch_size": 128, "micro_batch_size": 4, "num_epochs": 3,
+        "learning_rate": 3e-4, "cutoff_len": 256, "val_set_size": 2000, "lora_r": 8, "lora_alpha": 16,
+        "lora_dropout": 0.05, "lora_target_modules": ["q_proj", "v_proj"], "train_on_inputs": True,
+        "output_dir": "./lora-alpaca",
     },
     trainer=False,
 )  # fmt: skip

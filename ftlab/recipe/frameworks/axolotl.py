@@ -51,6 +51,7 @@ USUAL: dict[str, tuple[Any, ...]] = {
     "field_chosen": ("chosen",), "field_rejected": ("rejected",), "chat_template": ("tokenizer_default",),
     "roles": (
         {"user": ["user"], "assistant": ["assistant"], "system": ["system"]},
+        {"user": ["user"], "assistant": ["assistant"]},
         {"user": ["human", "user"], "assistant": ["gpt", "assistant"], "system": ["system"]},
     ),
 }  # fmt: skip
@@ -101,7 +102,8 @@ def one_set(one: Values) -> tuple[list[str], list[str]]:
             continue
         if name == "split" and rows_taken(one) is not None:
             continue
-        if name in ("shards", "preprocess_shards", "name", "revision") or name not in USUAL or entry:
+        # No role at all is another run too.
+        if name in ("shards", "preprocess_shards", "name", "revision", "roles_to_train") or name not in USUAL or entry:
             raise ValueError(f"`{name}: {entry}` of a data set: describe it in dataset_info.json")
     files = one.get("data_files")
     return ([str(file) for file in listed(files)] if files else [str(one["path"])]), notes
@@ -255,7 +257,37 @@ def tracker(name: str, entry: str) -> Any:
 
 def precision(name: str) -> Any:
     """Return what reads `bf16` or `fp16`; auto is what the machine decides here."""
-    return lambda value, given: {} if value in ("auto", "") else {name: bool(value)}
+
+    def read(value: Any, given: Values) -> Found:
+        whole = name == "bf16" and value and not given.get("adapter")
+        if value == "full" and whole:
+            return {"pure_bf16": True}
+        said = "trained weights stay float32, axolotl keeps them in bfloat16: pure_bf16=true for that" if whole else ""
+        return {} if value in ("auto", "") else {name: bool(value)}, said
+
+    return read
+
+
+def schedule(value: Any, given: Values) -> Found:
+    """Return `lr_scheduler`; `cosine_min_lr_ratio` is a cosine's."""
+    return {} if value == "cosine" and given.get("cosine_min_lr_ratio") else {"lr_scheduler_type": value}
+
+
+def optimizer_arguments(value: Any, given: Values) -> Found:
+    """Return `optim_args`, a mapping or transformers' own text."""
+    words = [f"{name}={entry}" for name, entry in value.items()] if isinstance(value, dict) else [value]
+    return {"optim_args": ",".join(words)} if value else {}
+
+
+def too_long(value: Any, given: Values) -> Found:
+    """Return nothing, with a note: a recipe cuts what axolotl drops.
+
+    Raises:
+        ValueError: examples that axolotl stops at.
+    """
+    if value not in ("truncate", "drop"):
+        raise ValueError("examples are cut")
+    return {}, "" if value == "truncate" else "examples above `sequence_len` are cut"
 
 
 def least_rate(value: Any, given: Values) -> Found:
@@ -361,7 +393,7 @@ AXOLOTL = Framework(
         "dataset_exact_deduplication": off("remove duplicates from the file first: `ftlab data check` lists them"),
         "peft": only((None, {}), "LoftQ has no equivalent; use `pissa_init: true`"),
         "num_labels": only(1, "a reward model has one number"),
-        "excess_length_strategy": only(("truncate", "drop"), "examples are cut"),
+        "excess_length_strategy": too_long, "lr_scheduler": schedule, "optim_args": optimizer_arguments,
     },
     dropped={
         "strict": "every key is checked", "dataset_prepared_path": "rows are kept in ftlab's own cache",

@@ -173,6 +173,13 @@ def too_long(value: Any, given: Values) -> Found:
     return {}, "" if value == "right" else "an example above `cutoff_len` is cut: prompt and answer in proportion"
 
 
+def held_out(value: Any, given: Values) -> Found:
+    """Return `split_dataset_ratio`: where swift evaluates nothing it holds nothing out."""
+    if value and given.get("eval_strategy") == "no":
+        return {}, "nothing is held out with `eval_strategy: no`"
+    return {"val_size": value}
+
+
 def defaults(given: Values) -> Values:
     """Return swift's values for what is left out."""
     full = tuned_by(given) == "full"
@@ -188,7 +195,7 @@ def defaults(given: Values) -> Values:
         found |= {"lora_rank": 8, "lora_alpha": 32, "lora_dropout": 0.05}
     found |= {} if full else {"target_modules": ["all-linear"]}
     found |= {"packing": False} if given.get("stage") == "pt" else {}
-    if given.get("val_dataset") or given.get("split_dataset_ratio"):
+    if given.get("val_dataset") or (given.get("split_dataset_ratio") and given.get("eval_strategy") != "no"):
         strategy = given.get("eval_strategy", given.get("save_strategy", "steps"))
         found["eval_strategy"] = strategy
         found |= {"eval_steps": given.get("save_steps", 500)} if strategy == "steps" else {}
@@ -245,6 +252,7 @@ SWIFT = Framework(
         "model_name": substitution("name"), "model_author": substitution("author"), "columns": columns,
         "torch_dtype": number_format,
         "target_modules": lambda value, given: {"lora_target": target(value)}, "init_weights": initial,
+        "split_dataset_ratio": held_out,
         "modules_to_save": lambda value, given: {"additional_target": joined(value)} if value else {},
         "adapters": first("adapter_name_or_path"), "reward_model": first("reward_model"),
         "ref_adapters": first("ref_model_adapters"),

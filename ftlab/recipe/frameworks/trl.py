@@ -141,6 +141,7 @@ TRL = Framework(
         "log_completions": "a sample is in the log", "use_bias_correction_kl": "as the installed TRL does",
     },
     defaults=defaults,
+    nulls={"max_length": "TRL cuts nothing, here `cutoff_len` is 2048"},
     unsaid={
         "stage": "the file doesn't name its trainer: read as sft's; stage=dpo for another",
         "assistant_only_loss": "the loss is on answers; TRL's is on all of a conversation in `messages` (and on the "

@@ -15,7 +15,7 @@ from ftlab.recipe.frameworks.table import (
     stretched,
     target,
 )
-from ftlab.recipe.frameworks.trl import TRL
+from ftlab.recipe.frameworks.trl import LEARNING_RATES, TRL
 
 TEMPLATES = {
     "chatml": "chatml", "alpaca": "alpaca", "llama-3": "llama3", "llama3": "llama3", "llama-3.1": "llama3",
@@ -41,7 +41,11 @@ def template(value: Any, given: Values) -> Found:
 def defaults(given: Values) -> Values:
     """Return unsloth's and TRL's values for what is left out."""
     found: Values = {"load_in_4bit": not (given.get("load_in_8bit") or given.get("full_finetuning"))}
-    found |= {"max_seq_length": 2048, "learning_rate": 2e-5, "logging_steps": 10}
+    found |= {
+        "max_seq_length": 2048,
+        "learning_rate": LEARNING_RATES.get(given.get("stage", "sft"), 1e-6),
+        "logging_steps": 10,
+    }
     if not given.get("full_finetuning"):
         found |= {"r": 16, "lora_alpha": 16, "target_modules": ["all-linear"]}
     # TRL's loss is on the whole text that a script writes into a column.
