@@ -142,12 +142,10 @@ def command(text: str, where: str) -> Source:
     variables: dict[str, str] = {}
     found: list[tuple[list[str], tuple[str, str, int], dict[str, str]]] = []
     bare = "\n".join(uncommented(line) for line in text.splitlines())
-    for line in re.sub(r"\\\n", " ", bare).splitlines():
-        try:
-            words = shlex.split(line)
-        except ValueError as error:
-            raise fail("recipe_command", where=where, reason=str(error)) from None
-        words = [filled(word, variables) for word in words if word not in ("export", "&&", "nohup", "&")]
+    lines = re.sub(r"\\\n", " ", bare).splitlines()
+    for command_words in (words for line in lines for words in commands(line, where)):
+        words = [filled(word, variables) for word in command_words if word not in ("nohup", "&")]
+        words = words[words[:1] == ["export"] :]
         assigned = {}
         while words and re.fullmatch(r"[A-Za-z_]\w*=.*", words[0], re.DOTALL):
             name, _, value = words.pop(0).partition("=")
@@ -164,6 +162,26 @@ def command(text: str, where: str) -> Source:
         raise fail("recipe_command", where=where, reason=reason)
     source = options(*found[0], where)
     return source._replace(computed=unknown_processes(*found[0]))
+
+
+def commands(line: str, where: str) -> list[list[str]]:
+    """Return the words of each command of a line: `cd there && train it; echo done` has three.
+
+    Raises:
+        LabError: a quote that does not end.
+    """
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=";")
+    lexer.whitespace_split, lexer.commenters = True, ""
+    found: list[list[str]] = [[]]
+    try:
+        for word in lexer:
+            if word in ("&&", "||", ";"):
+                found.append([])
+            else:
+                found[-1].append(word)
+    except ValueError as error:
+        raise fail("recipe_command", where=where, reason=str(error)) from None
+    return [words for words in found if words]
 
 
 def uncommented(line: str) -> str:

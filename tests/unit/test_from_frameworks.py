@@ -253,6 +253,10 @@ if False:
         "nohup swift sft --model m --dataset a.json > log.txt 2>&1 &",
         "swift sft --model m --dataset a.json | tee log.txt",
         "uv run swift sft --model m --dataset a.json",
+        "cd there && swift sft --model m --dataset a.json && echo done",
+        "swift sft --model m --dataset a.json; echo done",
+        "swift sft --model m --dataset a.json || exit 1",
+        "export A=a && swift sft --model m --dataset $A.json",
         "python -m swift.cli.sft --model m --dataset a.json",
     ],
 )
@@ -440,6 +444,21 @@ def test_no_role_to_train_on_is_another_run(tmp_path):
     text = "base_model: m\ndatasets: [{path: a.json, type: chat_template, roles_to_train: []}]\n"
     with pytest.raises(LabError, match="roles_to_train"):
         from_text(tmp_path, "a.yml", text)
+
+
+def test_a_command_behind_another_is_one_of_its_own():
+    text = "swift sft --model m --dataset 'a;b.json' && swift export --adapters out --merge_lora true"
+    with pytest.raises(LabError, match="several training commands"):
+        foreign_files.command(text, "s.sh")
+    assert foreign_files.command(text.partition(" &&")[0], "s.sh").values["dataset"] == "a;b.json"
+
+
+def test_a_length_of_answers_is_not_one_of_completions(tmp_path):
+    line = "--model_name_or_path m --dataset_name a.json --max_completion_length 64"
+    with pytest.raises(LabError, match="cut as a whole"):
+        from_text(tmp_path, "s.sh", f"trl dpo {line}")
+    grpo = from_text(tmp_path, "s.sh", f"trl grpo {line} --reward_funcs exact_answer --beta 0.1")[0]
+    assert grpo.max_new_tokens == 64
 
 
 def test_old_names_of_llama_factory_are_read(tmp_path):

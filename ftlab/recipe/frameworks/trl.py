@@ -69,6 +69,17 @@ def penalty(value: Any, given: Values) -> Found:
     return {"pref_beta": value}
 
 
+def written(value: Any, given: Values) -> Found:
+    """Return `max_completion_length`.
+
+    Raises:
+        ValueError: a stage in which nothing is written, where it cut the answers of a data set.
+    """
+    if given.get("stage") != "grpo":
+        raise ValueError("examples are cut as a whole: `max_length`")
+    return {"max_new_tokens": value}
+
+
 def defaults(given: Values) -> Values:
     """Return TRL's values for what is left out."""
     stage = given.get("stage", "sft")
@@ -107,6 +118,7 @@ TRL = Framework(
         "dataset_name": hub_set, "datasets": mixture, "use_peft": adapted, "dtype": number_format,
         "torch_dtype": number_format, "loss_type": loss, "beta": penalty, "attn_implementation": attention,
         "completion_only_loss": answers_only, "assistant_only_loss": answers_only,
+        "max_completion_length": written,
         "load_in_4bit": lambda value, given: {"quantization_bit": 4} if value else {},
         "load_in_8bit": lambda value, given: {"quantization_bit": 8} if value else {},
         "lora_target_modules": lambda value, given: {"lora_target": target(value)},
