@@ -731,7 +731,7 @@ loop_rate, _ = speed(lambda: greedy(small, prompt_ids, max_new_tokens, use_cache
 static_rate, static_ids = speed(partial(greedy_static, small, prompt_ids, max_new_tokens))
 print(f"8 bits with generate:       {int8_rate:>5.1f} tokens per second")
 print(f"own loop, growing cache:    {loop_rate:>5.1f}, {loop_rate / int8_rate - 1:+.0%}")
-print(f"own loop, static cache:     {static_rate:>5.1f}, {static_rate / loop_rate - 1:+.0%} more")
+print(f"own loop, static cache:     {static_rate:>5.1f}, {static_rate / loop_rate - 1:+.0%} against the growing one")
 with torch.inference_mode():
     scores = small(input_ids=static_ids).logits[:, prompt_ids.shape[1] - 1 : -1]
 behind = scores.amax(-1) - scores.gather(-1, static_ids[:, prompt_ids.shape[1] :, None])[..., 0]
@@ -856,11 +856,11 @@ print(
 # %% id="server"
 with socket.create_server(("127.0.0.1", 0)) as free:
     port = free.getsockname()[1]
-token = secrets.token_urlsafe(24)
+api_key = secrets.token_urlsafe(24)
 url = f"http://127.0.0.1:{port}"
 command = [sys.executable, "-m", "ftlab", "serve", model_name, "--port", str(port)]
-server = subprocess.Popen(command, env=os.environ | {"API_KEY": token})
-client = OpenAI(base_url=f"{url}/v1", api_key=token, max_retries=0)
+server = subprocess.Popen(command, env=os.environ | {"API_KEY": api_key})
+client = OpenAI(base_url=f"{url}/v1", api_key=api_key, max_retries=0)
 while server.poll() is None:
     try:
         print("models:", [card.id for card in client.models.list()])
@@ -877,7 +877,7 @@ for chunk in client.chat.completions.create(**ask, stream=True):
 try:
     OpenAI(base_url=f"{url}/v1", api_key="wrong").models.list()
 except AuthenticationError as error:
-    print("\nwith a wrong token:", error.status_code, error.body["message"])
+    print("\nwith a wrong key:", error.status_code, error.body["message"])
 
 # %% [markdown] id="server-load-why"
 # Eight people at once, each with one question, against the same eight one after the other.
