@@ -12,9 +12,9 @@
 # | a GGUF file and a Modelfile | prompts whose first tokens equal those of transformers |
 # | smaller files | megabytes and extra loss at 8 and 4 bits, with and without calibration data |
 #
-# **Cost:** about 8 minutes and 6 GB on two CPU cores, an estimated 4 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
+# **Cost:** about 14 minutes and 6 GB on two CPU cores, an estimated 4 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="734f57f4"
+# %% [markdown] id="title" lang="zh" of="38aa7bdb"
 # # 08 · 合并与导出：从适配器到别人能运行的文件
 #
 # 训练留下一个适配器，它是模型旁边的一个小文件。在这里，你训练两个：一个学名字，一个学写订单；亲手把其中一个合并进基座，再把两个混成一个兼有两种技能的模型，最后写出 llama.cpp 和 Ollama 能运行的单个文件。只有重新加载并比对过，导出才算完成。
@@ -26,7 +26,7 @@
 # | 一个 GGUF 文件和一个 Modelfile | 前若干个 token 与 transformers 相同的提示有多少 |
 # | 更小的文件 | 8 比特与 4 比特时的兆字节数和多出的损失，用与不用校准数据 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 8 分钟、6 GB 内存，T4 上估计 4 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 14 分钟、6 GB 内存，T4 上估计 4 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -499,8 +499,10 @@ def draw(name_weight, orders_weight):
     set_weights(name=name_weight, orders=orders_weight)
     probabilities = [answer_probability(who[0]), answer_probability(orders[0])]
     _, ax = plt.subplots(figsize=(5, 2.6), layout="constrained")
-    bars = ax.bar(["name", "orders"], probabilities, width=0.5, color=["#4c956c", "#2c6e9b"])
-    ax.bar_label(bars, [f"{probability:.2f}" for probability in probabilities])
+    labels = [
+        f"{skill}: {probability:.2f}" for skill, probability in zip(("name", "orders"), probabilities, strict=True)
+    ]
+    ax.bar(labels, probabilities, width=0.5, color=["#4c956c", "#2c6e9b"])
     ax.hlines([name_alone, orders_alone], [-0.3, 0.7], [0.3, 1.3], colors="#555", linestyles=":")
     weights = f"name x {name_weight:.1f}, orders x {orders_weight:.1f}"
     ax.set(ylim=(0, 1.1), ylabel="probability per token", title=f"How likely is the right answer? {weights}")
