@@ -41,9 +41,11 @@ def prepare(self: Any, dataset: Dataset, processing_class: Any, args: Any, datas
     return dataset.map(rotate, batched=True, batch_size=args.per_device_train_batch_size)
 
 
-def prompt_ids(self: Any, prompts: list[list[dict[str, Any]]]) -> tuple[list[list[int]], None, dict[str, Any]]:
-    """Return the token ids of prompts as lists of messages, and the pictures that they don't have."""
-    return [tokens.prompt(self.processing_class, prompt) for prompt in prompts], None, {}
+def prompt_ids(self: Any, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
+    """Return the token ids of prompts, lists of messages or plain texts, and the pictures that they don't have."""
+    own = self.processing_class
+    ids = [own(one).input_ids if isinstance(one, str) else tokens.prompt(own, one) for one in prompts]
+    return ids, None, {}
 
 
 def pair_row(self: Any, feature: dict[str, Any], model: Any = None) -> dict[str, list[int]]:

@@ -2,13 +2,13 @@
 
 import os
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
+from peft import PeftModel
 from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -96,7 +96,9 @@ def share_generation(model: Any) -> None:
     With `fsdp: shard_grad_op` the weights are put together once for all tokens of a batch.
     """
     register_fsdp_forward_method(model, "generate")
-    model.generate = partial(model.generate, synced_gpus=True)
+    # What transformers' own FSDP2 sets, and accelerate's doesn't: `generate` then waits for the other processes.
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base._is_fsdp_managed_module = True
 
 
 def any_process(flag: bool, args: TrainingArguments) -> bool:

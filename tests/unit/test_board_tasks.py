@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import ipywidgets
+import psutil
 import pytest
 
 from ftlab import device, system_errors
@@ -532,9 +533,12 @@ def test_a_training_that_was_told_to_stop_is_not_said_to_have_broken_off(tiny_re
     board.train.view.start.click()
     # Until it has taken its first step, a stop would be asked for again.
     until(lambda: folders.read_log(tmp_path / "runs" / "tiny"))
+    # It must not end before the language is another.
+    process = psutil.Process(board.train.job.pid)
+    process.suspend()
     board.train.view.stop.click()
     board.language.click()
-    assert re.search(r'data-state="(\w+)"', board.train.view.status.value).group(1) in ("stopping", "stopped")
-    assert board.train.view.stop.disabled
+    assert 'data-state="stopping"' in board.train.view.status.value and board.train.view.stop.disabled
+    process.resume()
     board.train.wait()
     assert 'data-state="stopped"' in board.train.view.status.value

@@ -7,6 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
+from tiny import make_model
+from transformers import AutoModelForCausalLM
+from transformers.integrations.fsdp import is_fsdp_managed_module
 
 from ftlab import device
 from ftlab.errors import LabError
@@ -132,3 +136,15 @@ def test_a_partitioned_embedding_is_not_grown(monkeypatch):
     monkeypatch.setattr(chat.models, "unreachable", lambda tokenizer, rows: rows < 258)
     chat.grow(model, tokenizer)
     assert not resized
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_a_process_that_has_written_its_completions_waits_for_the_others(tmp_path, adapted):
+    # `generate` asks this of the model whose method it is: of an adapter's base.
+    make_model(tmp_path)
+    base = model = AutoModelForCausalLM.from_pretrained(tmp_path)
+    if adapted:
+        model = get_peft_model(base, LoraConfig(target_modules="all-linear"))
+    assert not is_fsdp_managed_module(base)
+    world.share_generation(model)
+    assert is_fsdp_managed_module(base)
