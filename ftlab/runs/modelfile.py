@@ -36,7 +36,7 @@ def text(name: str, tokenizer: PreTrainedTokenizerBase, default_system: str = ""
 def system_line(system: str) -> str:
     """Return Ollama's instruction for a system prompt, or a comment where its language cannot hold it.
 
-    There is no escape: a text in triple quotes ends at the first line that ends with three.
+    Quotes cannot be escaped: a text in triple quotes ends at the first line that ends with three.
     """
     if any(line.rstrip().endswith(QUOTES) for line in system.splitlines()[:-1]):
         return "# The system prompt has a line that ends with three quotes, which no Modelfile holds: set it in Ollama"

@@ -80,7 +80,7 @@ class Watch:
     def stopping(self, model: Any) -> Iterator[None]:
         """Raise Stopped before the next layer of `model` is computed once a stop was asked for.
 
-        A batch takes seconds on a CPU, and of what another library does there is no other place to stop at.
+        A batch takes seconds on a CPU, and work inside another library can be stopped at its layers alone.
         """
 
         def ask(*_: object) -> None:

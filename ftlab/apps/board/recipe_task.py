@@ -121,7 +121,7 @@ class Task:
             self.stop.disabled = True
 
     def failed(self, reason: str) -> None:
-        """Show why there is no result: it went wrong, or was stopped as asked."""
+        """Show why the work has no result: an error, or a stop."""
         self.say("task_stopped" if self.watch and self.watch.requested() else "failed", reason=reason)
 
     def ended(self) -> None:

@@ -182,7 +182,7 @@ def bits(number: int) -> Any:
     return lambda value, given: {"quantization_bit": number} if value else {}
 
 
-NOT_HELD_OUT = "there is no validation set"
+NOT_HELD_OUT = "the file has no validation set"
 
 
 def evaluates(given: Values) -> bool:
