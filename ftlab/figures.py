@@ -170,27 +170,33 @@ def bleu(answers: Sequence[str], references: Sequence[str]) -> Figure:
     Raises:
         LabError: sacrebleu is not installed.
     """
-    packages.require("sacrebleu", "bleu")
-    from sacrebleu.metrics import BLEU
-
-    # `effective_order` silences a warning about single sentences; of these only the counts are used.
-    metric = BLEU(tokenize="zh" if chinese(references) else "13a", effective_order=True)
+    metric = bleu_metric(references)
     scores = [metric.sentence_score(*pair) for pair in zip(answers, [[text] for text in references], strict=True)]
     rows = np.array([[*one.counts, *one.totals, one.sys_len, one.ref_len] for one in scores])
 
     def corpus(total: np.ndarray) -> float:
         counts = [int(number) for number in total]
-        return BLEU.compute_bleu(counts[:4], counts[4:8], counts[8], counts[9]).score
+        return metric.compute_bleu(counts[:4], counts[4:8], counts[8], counts[9]).score
 
     return bootstrapped(rows, corpus)
 
 
-def has_four_tokens(references: Sequence[str]) -> bool:
-    """Return True if one reference has the four tokens that BLEU-4 counts; else even right answers score 0."""
+def bleu_metric(references: Sequence[str]) -> Any:
+    """Return sacrebleu's BLEU with the tokenizer for these references.
+
+    Raises:
+        LabError: sacrebleu is not installed.
+    """
     packages.require("sacrebleu", "bleu")
     from sacrebleu.metrics import BLEU
 
-    tokenizer = BLEU(tokenize="zh" if chinese(references) else "13a").tokenizer
+    # `effective_order` silences a warning about single sentences; of these only the counts are used.
+    return BLEU(tokenize="zh" if chinese(references) else "13a", effective_order=True)
+
+
+def has_four_tokens(references: Sequence[str]) -> bool:
+    """Return True if one reference has the four tokens that BLEU-4 counts; else even right answers score 0."""
+    tokenizer = bleu_metric(references).tokenizer
     return any(len(tokenizer(text).split()) >= 4 for text in references)
 
 
