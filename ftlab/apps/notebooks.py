@@ -21,6 +21,7 @@ import numpy as np
 from nbformat import NotebookNode
 from traitlets.config import Config
 
+from ftlab import device
 from ftlab.apps.lesson_files import LANGUAGES, Lesson, root
 from ftlab.errors import LabError, fail
 
@@ -65,7 +66,8 @@ def build(lesson: Lesson, execute: bool = False) -> None:
     """Write both editions of a lesson.
 
     Outputs come from a clean top-to-bottom run when `execute` is set; otherwise those of the notebook on disk are
-    kept, down to the first code cell that has changed since. The minutes of the last such run stay in the metadata.
+    kept, down to the first code cell that has changed since. The metadata keep the minutes of the last run on a machine
+    with bfloat16 instructions, and of the last one without.
 
     Raises:
         LabError: a picture is too big to be committed; both editions are written all the same.
@@ -74,11 +76,12 @@ def build(lesson: Lesson, execute: bool = False) -> None:
     began = clocks()
     outputs = run_clean(english) if execute else kept_outputs(lesson, english)
     # Beside other work a run waits, so that its wall time is too long; on several cores its processor time is.
-    spent = min(clocks() - began) / 60 if execute else minutes(lesson)
+    spent = round(float(min(clocks() - began)) / 60, 1)
+    recorded = minutes(lesson) | ({device.describe().dtype: spent} if execute else {})
     for language in LANGUAGES:
         notebook = edition(lesson, language)
-        if spent:
-            notebook.metadata["ftlab"] = {"minutes": round(float(spent), 1)}
+        if recorded:
+            notebook.metadata["ftlab"] = {"minutes": recorded}
         for cell in code_cells(notebook):
             cell.outputs, cell.execution_count = outputs.get(cell.id, ([], None))
         notebook.cells[0].source = badge(lesson, language) + notebook.cells[0].source
@@ -115,24 +118,30 @@ def clocks() -> np.ndarray:
     return np.array([time.monotonic(), children.ru_utime + children.ru_stime])
 
 
-def minutes(lesson: Lesson) -> float | None:
-    """Return the minutes of the run whose outputs the notebook on disk has, None if they were not measured."""
+def minutes(lesson: Lesson) -> dict[str, float]:
+    """Return number format -> minutes of the last run in it that the notebook on disk records."""
     if not lesson.notebook().is_file():
-        return None
-    return nbformat.read(lesson.notebook(), as_version=4).metadata.get("ftlab", {}).get("minutes")
+        return {}
+    return dict(nbformat.read(lesson.notebook(), as_version=4).metadata.get("ftlab", {}).get("minutes", {}))
 
 
 def kept_outputs(lesson: Lesson, built: NotebookNode) -> dict[str, tuple[list, int | None]]:
     """Return cell id -> (outputs, execution count) of the notebook on disk, for the cells above the first changed one.
 
-    What a cell prints depends on the cells above it alone.
+    What a cell prints depends on the cells above it alone, and on the profile that ran: not on the smoke profile's row.
     """
     if not lesson.notebook().is_file():
         return {}
     old = code_cells(nbformat.read(lesson.notebook(), as_version=4))
     pairs = zip(old, code_cells(built), strict=False)
-    same = itertools.takewhile(lambda pair: (pair[0].id, pair[0].source) == (pair[1].id, pair[1].source), pairs)
+    same = itertools.takewhile(lambda pair: printed_by(pair[0]) == printed_by(pair[1]), pairs)
     return {cell.id: (cell.outputs, cell.execution_count) for cell, _ in same}
+
+
+def printed_by(cell: NotebookNode) -> tuple[str, str]:
+    """Return what the outputs of a cell come from: its id and its source, in `profile` without the smoke row."""
+    smoke = r'^    "smoke": .*\n'
+    return cell.id, re.sub(smoke, "", cell.source, flags=re.MULTILINE) if cell.id == "profile" else cell.source
 
 
 def run_clean(notebook: NotebookNode) -> dict[str, tuple[list, int | None]]:

@@ -80,7 +80,7 @@ seed = 0
 
 # %% id="profile"
 profiles = {  # model, a second one, questions per job, tokens of an answer, optimizer steps, texts to synthesize
-    "smoke": ("smollm2-135m-short", "smollm2-135m", 2, 8, 1, 2),
+    "smoke": ("smollm2-135m-short", "smollm2-135m-short", 2, 8, 1, 2),
     "cpu": ("smollm2-135m", "smollm2-135m", 60, 48, 90, 32),
     "t4": ("Qwen/Qwen2.5-1.5B-Instruct", "Qwen/Qwen2.5-3B-Instruct", 120, 48, 90, 32),
     "a24g": ("Qwen/Qwen2.5-7B-Instruct", "Qwen/Qwen3-4B", 120, 48, 60, 32),

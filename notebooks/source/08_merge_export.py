@@ -12,9 +12,9 @@
 # | a GGUF file and a Modelfile | prompts whose first tokens equal those of transformers |
 # | smaller files | megabytes and extra loss at 8 and 4 bits, with and without calibration data |
 #
-# **Cost:** about 14 minutes and 6 GB on two CPU cores, an estimated 4 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
+# **Cost:** about 14 minutes and 6 GB on two CPU cores without bfloat16, an estimated 4 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="38aa7bdb"
+# %% [markdown] id="title" lang="zh" of="508c83a8"
 # # 08 · 合并与导出：从适配器到别人能运行的文件
 #
 # 训练留下一个适配器，它是模型旁边的一个小文件。在这里，你训练两个：一个学名字，一个学写订单；亲手把其中一个合并进基座，再把两个混成一个兼有两种技能的模型，最后写出 llama.cpp 和 Ollama 能运行的单个文件。只有重新加载并比对过，导出才算完成。
@@ -26,7 +26,7 @@
 # | 一个 GGUF 文件和一个 Modelfile | 前若干个 token 与 transformers 相同的提示有多少 |
 # | 更小的文件 | 8 比特与 4 比特时的兆字节数和多出的损失，用与不用校准数据 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 14 分钟、6 GB 内存，T4 上估计 4 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上，不支持 bfloat16 时约 14 分钟、6 GB 内存，T4 上估计 4 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup

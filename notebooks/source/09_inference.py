@@ -14,10 +14,10 @@
 # | faster engines | tokens per second, each against what this machine's memory allows |
 # | an OpenAI-compatible server | asked by the real `openai` client, then stopped |
 #
-# **Cost:** about 6 minutes and 5 GB on two CPU cores, an estimated 3 minutes on a T4. **Before this:**
+# **Cost:** about 6 minutes and 5 GB on two CPU cores without bfloat16, an estimated 3 minutes on a T4. **Before this:**
 # [00 · Your first fine-tune](00_first_finetune.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="a5f20e78"
+# %% [markdown] id="title" lang="zh" of="9014be98"
 # # 09 · 推理：从分数到文字，快到能供多人使用
 #
 # 语言模型给出的只是下一个 token 的分数（logits）。其余的事（选 token、缓存、批处理、对外服务）都在模型之外完成。在这里，你把每一样都亲手写一遍，证明与库的结果一致，并测出它在这台机器上带来多少收益。
@@ -31,7 +31,7 @@
 # | 更快的引擎 | 每秒 token 数，并与这台机器内存带宽允许的上限比较 |
 # | 兼容 OpenAI 的服务 | 用真正的 `openai` 客户端提问，然后停掉 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 6 分钟、5 GB 内存，T4 上估计 3 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上，不支持 bfloat16 时约 6 分钟、5 GB 内存，T4 上估计 3 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup

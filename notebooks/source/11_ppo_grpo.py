@@ -91,7 +91,7 @@ seed = 0
 
 # %% id="profile"
 profiles = {  # model, learning rate, SFT steps, batches of completions, of a side run, completions each, messages, tokens
-    "smoke": ("smollm2-135m", 3e-4, 1, 1, 1, 8, 4, 6),
+    "smoke": ("smollm2-135m-short", 3e-4, 1, 1, 1, 8, 4, 6),
     "cpu": ("smollm2-135m", 3e-4, 16, 8, 8, 32, 120, 8),
     "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 1e-4, 16, 8, 8, 32, 120, 8),
     "a24g": ("Qwen/Qwen2.5-7B-Instruct", 3e-5, 16, 8, 8, 32, 120, 8),

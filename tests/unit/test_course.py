@@ -95,6 +95,17 @@ def test_outputs_stay_until_code_changes(lesson, tmp_path):
     assert above.outputs[0].text == "kept" and changed.outputs == below.outputs == []
 
 
+def test_outputs_stay_when_another_profile_changes():
+    rows = 'profiles = {{\n    "smoke": ("{}", 2),\n    "cpu": ("{}", 24),\n}}'
+
+    def shown(name, smoke, cpu):
+        return notebooks.printed_by(nbformat.v4.new_code_cell(rows.format(smoke, cpu), id=name))
+
+    assert shown("profile", "whole", "whole") == shown("profile", "short", "whole")
+    assert shown("profile", "whole", "whole") != shown("profile", "whole", "short")
+    assert shown("other", "whole", "whole") != shown("other", "short", "whole")
+
+
 @pytest.mark.parametrize("broken", ['id="title"', 'id="parameters"'])
 def test_a_cell_without_its_own_id_is_refused(lesson, broken):
     lesson.write_text(lesson.read_text().replace('id="work"', broken))
