@@ -12,10 +12,10 @@
 # | a model with a new name | unseen questions answered with it |
 # | the price of the name | general questions answered freely: before, after, learning rate too high, repaired |
 #
-# **Cost:** about 8 minutes and 6 GB on two CPU cores, an estimated 4 minutes on a T4. **Before this:**
+# **Cost:** about 8 minutes (24 without bfloat16) and 6 GB on two CPU cores, an estimated 4 minutes on a T4. **Before this:**
 # [00 · Your first fine-tune](00_first_finetune.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="ce0c3059"
+# %% [markdown] id="title" lang="zh" of="a4c870d5"
 # # 03 · LoRA：对大矩阵做小改动
 #
 # LoRA 不动模型原有的权重，只为每一层训练一个小小的增量。在这里，你亲手写出这样的层，证明它与库里的相等，把它放进真实的模型里训练，再用库里的 LoRA 教模型把顾客的消息写成 JSON。接着给模型起一个新名字，看看它为此忘掉了多少知识，再把它修好。
@@ -27,7 +27,7 @@
 # | 一个有新名字的模型 | 未见过的问题中用新名字回答的比例 |
 # | 新名字的代价 | 自由回答的常识题：训练前、训练后、学习率过大、修复之后 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 8 分钟、6 GB 内存，T4 上估计 4 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 8 分钟（不支持 bfloat16 时约 24 分钟）、6 GB 内存，T4 上估计 4 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -84,7 +84,7 @@ seed = 0
 
 # %% id="profile"
 profiles = {  # model, learning rates and steps: orders, name; steps of own layer, of the panel; questions, answer tokens
-    "smoke": ("smollm2-135m", 2e-3, 1e-3, 1, 1, 1, 1, 4, 8),
+    "smoke": ("smollm2-135m-short", 2e-3, 1e-3, 1, 1, 1, 1, 4, 8),
     "cpu": ("smollm2-135m", 2e-3, 1e-3, 90, 36, 20, 5, 200, 48),
     "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 4e-4, 2e-4, 90, 30, 20, 12, 200, 48),
     "a24g": ("Qwen/Qwen2.5-7B-Instruct", 2e-4, 1e-4, 60, 30, 20, 12, 200, 48),
@@ -680,7 +680,7 @@ panels = {
 fig, axes = plt.subplots(1, 3, figsize=(12, 3.2), sharey=True, layout="constrained")
 for ax, (title, (shares, total)) in zip(axes, panels.items(), strict=True):
     plots.plot_scores({label: shares[label] for label in runs}, total, ax)
-    ax.set(title=f"{title} ({total} questions)", ylabel="right answers, %" if ax is axes[0] else "")
+    ax.set(title=f"{title}\n{total} questions", ylabel="right answers, %" if ax is axes[0] else "")
 plt.show()
 print("answered freely:", ", ".join(f"{label} {free_shares[label]:.0%}" for label in runs))
 
@@ -731,7 +731,7 @@ recipe = {
     "model_name_or_path": model_name,
     "dataset": f"{identity_data},general_en",
     "dataset_substitutions": {"name": name, "author": author},
-    "output_dir": "runs/03_lora_knobs/run",
+    "output_dir": "runs/03_experiment/run",
     "lora_rank": r,
     "lora_alpha": lora_alpha,
     "lora_target": "all" if target_modules == "all-linear" else ",".join(target_modules),

@@ -96,7 +96,7 @@ def lesson_in(place):
 def test_lesson_03_in_jupyterlab(place, tmp_path, monkeypatch):
     embedded.fetch()
     monkeypatch.setenv("FTLAB_LANG", "zh")
-    name, folder, steps = lesson_in(place), place / "runs" / "03_lora_knobs" / "run", 24
+    name, folder, steps = lesson_in(place), place / "runs" / "03_experiment" / "run", 24
     with lab(place, tmp_path / "private") as address, browser() as page, kept(page, "lab"):
         page.goto(f"{address}/doc/tree/{name}?token={TOKEN}")
         run_all(page)
@@ -105,7 +105,7 @@ def test_lesson_03_in_jupyterlab(place, tmp_path, monkeypatch):
         turn_a_knob(page)
         slide(page, "per_device_train_batch_size", 1 / 7)
         until(lambda: "per_device_train_batch_size: 2" in text(page, "command"), 10, "two rows at a time")
-        type_nonsense(page, steps, "runs/03_lora_knobs/run")
+        type_nonsense(page, steps, "runs/03_experiment/run")
         empty = plot(page)
         press(page, "start")
         until(lambda: step(page) >= 4, 60, "training is on its way")
