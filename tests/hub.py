@@ -46,6 +46,11 @@ class Hub(BaseHTTPRequestHandler):
         named = (one for one in others if revision in (one.partition("@")[2], commit(one)))
         return next(named, repository if revision in ("main", REVISION) else "")
 
+    def allowed(self, repository: str) -> bool:
+        """Return True if a repository asks for no token, or the request has the one that it asks for."""
+        token = self.server.tokens.get(repository)
+        return not token or self.headers["Authorization"] == f"Bearer {token}"
+
     def do_HEAD(self) -> None:
         self.do_GET()
 
@@ -54,7 +59,7 @@ class Hub(BaseHTTPRequestHandler):
         if path.startswith("api/models/"):
             parts = path.split("/")
             repo = "/".join(parts[2:4])
-            if repo == "org/gated":
+            if repo == "org/gated" or not self.allowed(repo):
                 return self.answer(b"{}", 403, {"X-Error-Code": "GatedRepo"})
             if repo not in self.server.repositories:
                 return self.answer(b"{}", 404, {"X-Error-Code": "RepoNotFound"})
@@ -71,6 +76,8 @@ class Hub(BaseHTTPRequestHandler):
             siblings = [{"rfilename": name, "size": len(content)} for name, content in files.items()]
             return self.answer(json.dumps({"id": repo, "sha": commit(version), "siblings": siblings}).encode())
         repo, _, rest = path.partition("/resolve/")
+        if not self.allowed(repo):
+            return self.answer(b"{}", 403, {"X-Error-Code": "GatedRepo"})
         version = self.version(repo, rest.partition("/")[0])
         content = self.server.repositories.get(version, {}).get(path.rsplit("/", 1)[-1])
         if content is None:
@@ -112,10 +119,16 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def local_hub(repositories: dict[str, dict[str, bytes]]) -> Iterator[ThreadingHTTPServer]:
-    """Serve these repositories, {name: {file: content}}, on a free port; `requests` lists the paths that were asked."""
+def local_hub(
+    repositories: dict[str, dict[str, bytes]], tokens: dict[str, str] | None = None
+) -> Iterator[ThreadingHTTPServer]:
+    """Serve these repositories, {name: {file: content}}, on a free port; `requests` lists the paths that were asked.
+
+    Args:
+        tokens: name of a repository -> the token without which it is not served.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    server.requests, server.repositories = [], dict(repositories)
+    server.requests, server.repositories, server.tokens = [], dict(repositories), tokens or {}
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()

@@ -45,7 +45,10 @@ class Recipe(BaseModel):
         False, "merge every adapter of `adapter_name_or_path` into the base and train a new one", "merge_and_unload()"
     )
     model_revision: str = key(
-        "main", "branch, tag or commit of a hub's model", "from_pretrained(revision=)", min_length=1
+        "main",
+        "branch, tag or commit of a hub's model, and of a hub's `ref_model`",
+        "from_pretrained(revision=)",
+        min_length=1,
     )
     cache_dir: str | None = key(
         None, "folder that models of a hub are kept in; None: HF_HOME's", "from_pretrained(cache_dir=)", min_length=1
@@ -580,7 +583,6 @@ TRAINING_OUTSIDE_THE_RUN = (
 # TrainingArguments fields a recipe may not set: a secret would be copied into the run folder, the rest is ftlab's.
 REFUSED_TRAINING = {
     "hub_token": "set HF_TOKEN in the environment: a recipe is copied into the run folder",
-    "hf_hub_token": "set HF_TOKEN in the environment: a recipe is copied into the run folder",
     "ms_hub_token": "set MODELSCOPE_API_TOKEN in the environment: a recipe is copied into the run folder",
     "om_hub_token": "set HF_TOKEN in the environment: a recipe is copied into the run folder",
     "swanlab_api_key": "set SWANLAB_API_KEY in the environment: a recipe is copied into the run folder",

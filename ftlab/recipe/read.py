@@ -14,7 +14,16 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from ftlab.errors import LabError, fail, say, suggest
-from ftlab.recipe import continued, foreign_files, from_frameworks, keys, sharding, strict_yaml, translated_keys
+from ftlab.recipe import (
+    continued,
+    foreign_files,
+    from_frameworks,
+    hub_token,
+    keys,
+    sharding,
+    strict_yaml,
+    translated_keys,
+)
 from ftlab.recipe.keys import Recipe
 from ftlab.recipe.training_fields import FIELDS, Named
 
@@ -88,6 +97,7 @@ def read(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> 
     given, said = (Given(dict(source), {}, ""), []) if isinstance(source, dict) else opened(Path(source), overrides)
     for override in overrides:
         override_key(given, override)
+    said += hub_token.take(given.values, given.where(hub_token.KEY))
     given, notes = translate(given)
     recipe = build(given)
     return recipe, said + notes + remarks(recipe)
@@ -109,6 +119,10 @@ def override_key(given: Given, override: str) -> None:
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise fail("recipe_override", where=override)
+    if name == hub_token.KEY:
+        # As it is written: neither its text nor what is wrong with it is shown.
+        given.values[name], given.places[name] = text, name
+        return
     name, _, entry = name.partition(".")
     value = strict_yaml.parse(text, override)
     inner = given.values.get(name)
@@ -475,6 +489,8 @@ def explain(name: str) -> str:
         return f"{name}: {RESOLVED_MEANING[name]}"
     if name in translated_keys.DROPPED:
         return f"{name}: read and dropped; {translated_keys.DROPPED[name]}"
+    if name == hub_token.KEY:
+        return f"{name}: " + say("recipe_token_meaning")
     if why := translated_keys.OUT_OF_REACH.get(name) or keys.REFUSED_TRAINING.get(name):
         return f"{name}: {why}"
     if name in Recipe.model_fields and name != "training":

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from ftlab import catalogue, memory
 from ftlab.errors import fail
-from ftlab.recipe import memory_devices, memory_needs
+from ftlab.recipe import hub_token, memory_devices, memory_needs
 from ftlab.recipe.keys import Recipe
 from ftlab.runs.launch import STOPPED
 
@@ -29,7 +29,7 @@ class Start(NamedTuple):
     @property
     def arguments(self) -> list[str]:
         """The arguments of `ftlab` in every process."""
-        return ["train", self.path, *self.overrides]
+        return ["train", self.path, *hub_token.left_out(self.overrides)]
 
     @property
     def processes(self) -> int:

@@ -14,6 +14,7 @@ from ftlab.apps.board.key_drawer import KeyDrawer
 from ftlab.apps.board.named_widgets import bad, heading, help_of, labelled
 from ftlab.apps.board.words import Words
 from ftlab.errors import LabError, fail
+from ftlab.recipe import hub_token
 from ftlab.recipe import read as recipes
 from ftlab.recipe.keys import Recipe
 
@@ -106,7 +107,7 @@ class Form:
         plain |= {key: value for key, value in values.items() if key in self.table and key not in plain}
         plain = {key: value for key, value in plain.items() if value is not None}
         self.given = set(plain)
-        self.right, self.quiet = dict(values), True
+        self.right, self.quiet = {key: value for key, value in values.items() if key != hub_token.KEY}, True
         try:
             for key, widget in self.controls.items():
                 put(widget, self.table[key], plain.get(key, controls.default(key)), key in plain)

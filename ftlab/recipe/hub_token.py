@@ -1,0 +1,40 @@
+"""A hub's token in a recipe: it is used for what this process fetches, and kept nowhere.
+
+LLaMA-Factory's key. A recipe is copied into its run folder and printed for other frameworks, so that the token is taken
+out of the keys before they become a `Recipe`.
+"""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from ftlab.errors import fail, say
+
+KEY = "hf_hub_token"
+# What huggingface_hub reads at every request, and what processes that this one starts inherit.
+VARIABLE = "HF_TOKEN"
+# What a header of HTTP can carry; a `$` would be the name of a variable, which nobody fills in here.
+TOKEN = re.compile(r"[!#%-~]+")
+
+
+def take(values: dict[str, Any], where: str) -> list[str]:
+    """Remove the token from the keys of a recipe, use it from here on, and return the note that says so.
+
+    As in LLaMA-Factory, it counts instead of the one that the environment names.
+
+    Raises:
+        LabError: it is not a token; its value is not shown.
+    """
+    token = values.pop(KEY, None)
+    if token is None or token == "":
+        return []
+    if not isinstance(token, str) or not TOKEN.fullmatch(token):
+        raise fail("recipe_token", where=where)
+    os.environ[VARIABLE] = token
+    return [say("recipe_note_token", key=KEY)]
+
+
+def left_out(overrides: Sequence[str]) -> list[str]:
+    """Return `key=value` words without the token, for a text that is printed or written."""
+    return [one for one in overrides if not one.startswith(f"{KEY}=")]
