@@ -3,7 +3,7 @@
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +44,7 @@ def fetch(name: str, trust_remote_code: bool = False, revision: str = "main", ca
     HF_HOME must be set before huggingface_hub is imported; HF_ENDPOINT may be set at any time before this call.
     """
     folder = Path(name).expanduser()
-    if revision != "main" and (name in embedded.NAMES or folder.is_dir()):
+    if revision != "main" and not has_revisions(name):
         raise fail("model_no_revision", where=name, revision=revision)
     if name == embedded.NAME:
         return str(embedded.fetch())
@@ -63,6 +63,18 @@ def fetch(name: str, trust_remote_code: bool = False, revision: str = "main", ca
         name = known.modelscope_id if known else name.removeprefix(MODELSCOPE_PREFIX)
         return from_modelscope(name, trust_remote_code, revision, cache_dir)
     return from_hub(known.hub_id if known else name, trust_remote_code, revision, cache_dir)
+
+
+def has_revisions(name: str) -> bool:
+    """Return True if a model would be a hub's: those of this machine have one version."""
+    return name not in embedded.NAMES and not Path(name).expanduser().is_dir()
+
+
+def source_in(keys: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return the revision and the cache folder that the keys of a recipe give its model, {} for any other model."""
+    if keys.get("model_name_or_path") != name:
+        return {}
+    return {"revision": keys.get("model_revision") or "main", "cache_dir": keys.get("cache_dir")}
 
 
 def is_here(name: str, revision: str = "main", cache_dir: str | None = None) -> bool:

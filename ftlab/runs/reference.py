@@ -22,7 +22,8 @@ def folder_of(recipe: Recipe, base: str) -> str:
         LabError: it is not a model, or has another vocabulary than the model that is trained.
     """
     name = str(recipe.ref_model)
-    path = models.fetch(name, recipe.trust_remote_code, cache_dir=recipe.cache_dir)
+    # As in LLaMA-Factory, `model_revision` is that of both; a reference on this machine has none.
+    path = models.fetch(name, **recipe.source | ({} if models.has_revisions(name) else {"revision": "main"}))
     own, other = models.embedding_rows(base), models.embedding_rows(path)
     if own != other:
         raise fail("train_reference", where="ref_model", name=name, own=own, other=other)

@@ -108,7 +108,7 @@ def test_a_recipe_gives_model_adapter_and_sampling(tiny_model_dir, adapters, tmp
     ("arguments", "message"),
     [
         (["m.yaml", "--adapter", "x"], "is a recipe"),
-        (["tiny", "temperature=0"], "only works with a recipe"),
+        (["tiny", "temperature=0"], "only model_revision, cache_dir, trust_remote_code, hf_hub_token are read"),
         (["recipes/chat.yaml", "infer_backend=int8"], "infer_backend"),
         (["recipes/chat.yaml", "num_beams=2"], "beams"),
         (["tiny", "--allow-origin", "*"], "not an origin"),

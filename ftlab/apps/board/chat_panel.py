@@ -3,8 +3,9 @@
 import html
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ipywidgets as widgets
@@ -36,6 +37,7 @@ class ChatPanel:
         runs: the folder of runs.
         system: the system prompt.
         lang: "en" or "zh"; None takes FTLAB_LANG.
+        recipe: keys of the recipe that names the base.
     Attributes:
         histories: column name -> its conversation; "" is the base.
         idle: set while nothing is loaded or written.
@@ -48,8 +50,9 @@ class ChatPanel:
         runs: str | Path = "runs",
         system: str = "",
         lang: str | None = None,
+        recipe: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        self.words = Words(lang)
+        self.words, self.recipe = Words(lang), recipe
         self.loaded: tuple[Any, PreTrainedTokenizerBase] | None = None
         self.histories: dict[str, list[dict[str, str]]] = {}
         self.names: dict[str, str] = {}
@@ -169,11 +172,17 @@ class ChatPanel:
         # One primary action at a time: to load, then to ask.
         self.load_button.button_style = "" if self.loaded else "success"
 
+    def source(self, name: str, chosen: Sequence[str]) -> dict[str, Any]:
+        """Return revision and cache folder of a base: those that an adapter's run had, or the recipe of the page."""
+        recipes = [*map(folders.trained_with, chosen), self.recipe]
+        return next(filter(None, (models.source_in(keys, name) for keys in recipes)), {})
+
     def load_now(self, name: str, chosen: Sequence[str]) -> None:
         """Load the model, and every adapter under a name of its own."""
         self.say("chat_loading", model=name)
         self.loaded = None
-        base = Path(models.fetch(name))
+        source = self.source(name, chosen)
+        base = Path(models.fetch(name, **source))
         found = [folders.weights_for(one, base, name) for one in chosen]
         if whole := next((one.folder for one in found if not one.is_adapter), None):
             # Its base would have to be a second model in memory.
@@ -181,7 +190,7 @@ class ChatPanel:
         if merged := next((one for one in chosen if len(folders.chain(one)) > 1), None):
             # The base in the first column would have other adapters merged into it.
             raise fail("serve_adapters", where=str(merged), reason=say("serve_adapters_base"))
-        loaded = chat.load(name, chosen[0] if chosen else None)
+        loaded = chat.load(name, chosen[0] if chosen else None, **source)
         self.names = {BASE: BASE}
         for number, weights in enumerate(found):
             label = label_of(weights.folder)

@@ -4,13 +4,15 @@ import contextlib
 import html
 import io
 import re
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ipywidgets as widgets
 
-from ftlab import embedded, errors, manifests, tokens
+from ftlab import embedded, errors, manifests, models, tokens
 from ftlab.apps.board import estimates
 from ftlab.apps.board.controls import NAMES
 from ftlab.apps.board.named_widgets import actions, bad, button, empty, field, pre, row
@@ -35,6 +37,7 @@ class DataPanel:
         cutoff_len: tokens kept of a row.
         lang: "en" or "zh"; None takes FTLAB_LANG.
         substitutions: name -> text for `{{name}}` placeholders.
+        recipe: keys of the recipe that names the model.
     Attributes:
         rows: the good rows of the set.
     """
@@ -47,8 +50,10 @@ class DataPanel:
         cutoff_len: int = 1024,
         lang: str | None = None,
         substitutions: dict[str, str] | None = None,
+        recipe: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         self.words, self.dataset_dir, self.substitutions = Words(lang), Path(dataset_dir), substitutions
+        self.recipe = recipe
         self.rows: list[dict[str, Any]] = []
         self.tokenizer: Any = None
         known = estimates.registered(self.dataset_dir)
@@ -97,7 +102,8 @@ class DataPanel:
         self.rows, self.tokenizer, self.report.value, self.lengths.value = [], None, "", ""
         try:
             with errors.speaking(self.words.lang):
-                name, place = self.name.value.strip(), estimates.local_folder(self.model.value.strip())
+                name, model = self.name.value.strip(), self.model.value.strip()
+                place = estimates.local_folder(model, **models.source_in(self.recipe, model))
                 if place is None or registry.find(name, self.dataset_dir)[1] is None:
                     # Showing data does not justify downloading gigabytes.
                     self.say_bad(self.words("data_not_here", name=name if place else self.model.value))

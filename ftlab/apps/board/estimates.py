@@ -56,7 +56,7 @@ class Readouts(NamedTuple):
 
 def readouts(made: Recipe) -> Readouts:
     """Work out what a recipe takes on this machine; fast once the rows' lengths are known."""
-    place = local_folder(made.model_name_or_path)
+    place = folder_of(made)
     decoder = decoder_of(made, place)
     trained = trained_weights(made, decoder) if decoder else None
     lengths = lengths_of(made, place) if place else []
@@ -113,7 +113,7 @@ def measured(folder: Path, changed: float) -> tuple[tuple, float | None]:
         seconds = float(metrics["train_seconds"])
     except (LabError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return (), None
-    place = local_folder(made.model_name_or_path)
+    place = folder_of(made)
     lengths = lengths_of(made, place) if place else []
     here = (manifests.read_manifest(folder) or {}).get("machine") == device.describe().name
     return kind(made), tokens_per_step(made, lengths) * steps / seconds if here and lengths and steps > 0 else None
@@ -130,7 +130,12 @@ def machine_bytes() -> int:
     return device.describe().memory_bytes
 
 
-def local_folder(name: str) -> str | None:
+def folder_of(made: Recipe) -> str | None:
+    """Return the folder of a recipe's model if it is already here; None rather than fetching one."""
+    return local_folder(made.model_name_or_path, made.model_revision, made.cache_dir)
+
+
+def local_folder(name: str, revision: str = "main", cache_dir: str | None = None) -> str | None:
     """Return the folder of a model that is already here; None rather than fetching one."""
     if name in embedded.NAMES:
         kept = embedded.cache_dir() / name
@@ -141,7 +146,7 @@ def local_folder(name: str) -> str | None:
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(hub_id(name), "config.json")
+        found = try_to_load_from_cache(hub_id(name), "config.json", cache_dir=cache_dir, revision=revision)
     except HFValidationError:
         return None
     return str(Path(found).parent) if isinstance(found, str) else None

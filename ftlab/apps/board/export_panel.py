@@ -67,7 +67,7 @@ class ExportPanel:
         Raises:
             LabError: the folder is in use, or something of it is too small.
         """
-        target, place = export.empty_target(made), estimates.local_folder(made.model_name_or_path)
+        target, place = export.empty_target(made), estimates.folder_of(made)
         decoder = estimates.decoder_of(made, place)
         if decoder is None:
             return self.words("unknown")

@@ -67,7 +67,7 @@ class MemoryPanel:
         self.found, self.table.value = {}, ""
         if not (made and batches and lengths):
             return
-        place = estimates.local_folder(made.model_name_or_path)
+        place = estimates.folder_of(made)
         if estimates.decoder_of(made, place) is None:
             self.table.value = html.escape(self.words("unknown"))
             return

@@ -40,7 +40,8 @@ def data(values: dict[str, Any], lang: str) -> Any:
 
     name = str(values.get("dataset") or "").split(",")[0].strip()
     model, length = str(values.get("model_name_or_path") or embedded.NAME), int(values.get("cutoff_len", 1024))
-    return DataPanel(name, values.get("dataset_dir", "data"), model, length, lang, values.get("dataset_substitutions"))
+    substitutions = values.get("dataset_substitutions")
+    return DataPanel(name, values.get("dataset_dir", "data"), model, length, lang, substitutions, values)
 
 
 def train(values: dict[str, Any], lang: str) -> TrainPanel:
@@ -66,7 +67,8 @@ def chat(values: dict[str, Any], lang: str) -> Any:
     """Return the chat panel for a recipe."""
     from ftlab.apps.board.chat_panel import ChatPanel
 
-    return ChatPanel(str(values.get("model_name_or_path") or embedded.NAME), runs=runs(values), lang=lang)
+    name = str(values.get("model_name_or_path") or embedded.NAME)
+    return ChatPanel(name, runs=runs(values), lang=lang, recipe=values)
 
 
 def export(values: dict[str, Any], lang: str) -> Any:

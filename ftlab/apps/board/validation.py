@@ -107,7 +107,7 @@ def together(made: Recipe) -> dict[str, str]:
                 look(name)
         except LabError as error:
             messages[key] = short(error)
-    base = estimates.local_folder(made.model_name_or_path)
+    base = estimates.folder_of(made)
     if made.adapter_name_or_path and base and not messages:
         with contextlib.redirect_stdout(io.StringIO()):
             try:
@@ -170,7 +170,7 @@ def state(made: Recipe) -> State:
 
 def files_of(made: Recipe) -> tuple:
     """Return path, size and time of every file that the state of a run depends on."""
-    model = estimates.local_folder(made.model_name_or_path)
+    model = estimates.folder_of(made)
     places = [Path(made.output_dir or "").expanduser(), *([Path(model)] if model else [])]
     found = [path for place in places for path in place.rglob("*")]
     for name in filter(None, (part.strip() for part in f"{made.dataset or ''},{made.eval_dataset or ''}".split(","))):
@@ -190,7 +190,7 @@ def fingerprints(made: Recipe) -> dict[str, str]:
     # Imported here: encoding the rows takes torch, looking at a folder does not.
     from ftlab.runs import dataset, train
 
-    path = estimates.local_folder(made.model_name_or_path)
+    path = estimates.folder_of(made)
     if path is None:
         return {}
     with contextlib.redirect_stdout(io.StringIO()), without_bars():

@@ -13,10 +13,13 @@ from ftlab import models, saved_weights
 from ftlab.apps.serve.security import Limits
 from ftlab.apps.serve.service import Served
 from ftlab.errors import fail, reason_of, say
+from ftlab.recipe import hub_token
 from ftlab.recipe import read as recipes
 from ftlab.runs import chat, folder
 
 BASE = "-base"
+# The keys that say which model is meant; requests have the others.
+SOURCE = ("model_revision", "cache_dir", "trust_remote_code", hub_token.KEY)
 NAMED = re.compile(r"([\w.-]+)=(.+)")
 
 
@@ -48,7 +51,7 @@ def load(
         model_name_or_path: a model, or a RECIPE.yaml.
         adapters: DIR for one adapter under the model's name, or NAME=DIR for each of several.
         name: the model's name for clients; API_MODEL_NAME, or its own, if None.
-        overrides: `key=value`, for a recipe.
+        overrides: `key=value` for a recipe; for a model the keys that say which one is meant.
     Raises:
         LabError: no such model, an adapter that does not fit, or arguments that exclude each other.
     """
@@ -57,17 +60,28 @@ def load(
         if adapters:
             raise fail("serve_recipe", model=model_name_or_path)
         return of_recipe(model_name_or_path, [*overrides, *["trust_remote_code=true"] * trust_remote_code], name)
-    if overrides:
-        raise fail("serve_overrides", model=model_name_or_path)
+    source = source_of(model_name_or_path, overrides, trust_remote_code)
     name = name or own_name(model_name_or_path)
     named = [split(adapter) for adapter in adapters]
     for _, place in named:
         saved_weights.refuse_virtual_tokens(saved_weights.weights_of(place), "serve")
     if len(named) > 1 or any(client for client, _ in named):
-        return several(model_name_or_path, named, name, trust_remote_code)
+        return several(model_name_or_path, named, name, source)
     adapter = named[0][1] if named else None
-    model, tokenizer = chat.load(model_name_or_path, adapter, trust_remote_code=trust_remote_code)
+    model, tokenizer = chat.load(model_name_or_path, adapter, **source)
     return Loaded(model, tokenizer, with_base(name, model, chat.system_turn(None, adapter)), Limits(), {})
+
+
+def source_of(model_name_or_path: str, overrides: Sequence[str], trust_remote_code: bool) -> dict[str, Any]:
+    """Return what `models.fetch` takes beside the name of a model without a recipe.
+
+    Raises:
+        LabError: a key that says something else.
+    """
+    if any(one.partition("=")[0] not in SOURCE for one in overrides):
+        raise fail("serve_overrides", model=model_name_or_path, keys=", ".join(SOURCE))
+    keys = {"model_name_or_path": model_name_or_path, "trust_remote_code": trust_remote_code}
+    return recipes.load(keys, overrides).source
 
 
 def of_recipe(path: str, overrides: Sequence[str], name: str | None) -> Loaded:
@@ -114,9 +128,11 @@ def split(adapter: str) -> tuple[str, str]:
     return (named[1], named[2]) if named and not os.path.exists(adapter) else ("", adapter)
 
 
-def several(model_name_or_path: str, adapters: Sequence[tuple[str, str]], name: str, trust_remote_code: bool) -> Loaded:
+def several(model_name_or_path: str, adapters: Sequence[tuple[str, str]], name: str, source: dict[str, Any]) -> Loaded:
     """Return a model under its own name, and each of its adapters under the name given for it.
 
+    Args:
+        source: what `models.fetch` takes beside the model's name.
     Raises:
         LabError: a name is missing or taken; an adapter that cannot be switched off, or with another tokenizer.
     """
@@ -124,13 +140,13 @@ def several(model_name_or_path: str, adapters: Sequence[tuple[str, str]], name: 
     if "" in clients or len(set(clients)) < len(clients):
         raise fail("serve_names", model=name)
     (_, first), *others = adapters
-    model, tokenizer = chat.load(model_name_or_path, first, trust_remote_code=trust_remote_code)
-    base = Path(models.fetch(model_name_or_path, trust_remote_code))
+    model, tokenizer = chat.load(model_name_or_path, first, **source)
+    base = Path(models.fetch(model_name_or_path, **source))
     for number, (_, place) in enumerate(others, 1):
         weights = folder.weights_for(place, base, model_name_or_path)
         if len(folder.chain(place)) > 1:
             raise fail("serve_adapters", where=place, reason=say("serve_adapters_base"))
-        own = chat.tokenizer_of(weights, base, trust_remote_code)
+        own = chat.tokenizer_of(weights, base, source["trust_remote_code"])
         if (own.chat_template, own.get_vocab()) != (tokenizer.chat_template, tokenizer.get_vocab()):
             raise fail("serve_adapters", where=place, reason=say("serve_adapters_tokenizer"))
         add(model, weights, f"adapter{number}")
