@@ -103,7 +103,7 @@ seed = 0
 # Model, optimizer steps of each method, examples per step; orders scored, general questions; front runners that get
 # further seeds, seeds in all, methods of the last group; factor of all learning rates, chosen for the 135M model.
 profiles = {
-    "smoke": ("smollm2-135m-short", 1, 2, 4, 2, 1, 2, 10, 1),
+    "smoke": ("smollm2-135m-short", 1, 2, 2, 1, 1, 2, 10, 1),
     "cpu": ("smollm2-135m", 20, 4, 104, 20, 3, 3, 0, 1),
     "t4": ("Qwen/Qwen2.5-0.5B-Instruct", 40, 8, 120, 20, 3, 3, 10, 1 / 2),
     "a24g": ("Qwen/Qwen2.5-7B-Instruct", 40, 8, 120, 20, 3, 3, 10, 1 / 10),

@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 # What this machine would not choose, and the lessons that show in the fewest seconds that it works all the same.
 # Without bfloat16 instructions that format is emulated, and a lesson takes minutes: one there.
 OTHER_DTYPE = "bfloat16" if device.describe().dtype == "float32" else "float32"
-SHORT = ["08"] if OTHER_DTYPE == "bfloat16" else ["04", "05", "08", "12"]
+SHORT = ["16"] if OTHER_DTYPE == "bfloat16" else ["04", "05", "08", "12"]
 OFFLINE = ["unshare", "-rn", sys.executable, str(HERE / "offline.py")]
 
 
