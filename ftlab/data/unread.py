@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ftlab.data.convert import PLACEHOLDER, Made
+from ftlab.data.convert import MEDIA, PLACEHOLDER, Made
 from ftlab.data.dataset_info import COLUMNS, Entry, format_of_entry
 from ftlab.data.formats import is_messages, tags_of
 from ftlab.data.messages import OPENAI_NAMES, ROLES, THOUGHTS, WEIGHTS, Message, Tags
@@ -42,6 +42,7 @@ class Unread:
         self.spoken = [self.named[name] for name in SPOKEN if name in self.named]
         self.columns: Counter[str] = Counter()
         self.keys: Counter[str] = Counter()
+        self.media: Counter[str] = Counter()
         self.systems = self.nulls = self.placeholders = 0
 
     def counted(self, rows: Iterable[Made]) -> Iterator[Made]:
@@ -59,7 +60,9 @@ class Unread:
             self.keys.update(unread_keys(turn, tags))
         self.systems += self.other_system(raw, row)
         self.nulls += self.table and (any(null_arguments(turn) for turn, _ in turns) or self.null_tools(raw))
-        self.placeholders += any("{{" in text and PLACEHOLDER.search(text) for text in texts(row))
+        said = list(texts(row))
+        self.media.update({f"<{one}>" for text in said if "<" in text for one in MEDIA if f"<{one}>" in text})
+        self.placeholders += any("{{" in text and PLACEHOLDER.search(text) for text in said)
 
     def turns(self, value: Any) -> list[tuple[Message, Tags]]:
         """Return the turns in a column with their tags: those of the entry, or what TRL's own lists have."""
@@ -98,6 +101,10 @@ class Unread:
             found.append(("data_two_systems", {"name": name, "count": self.systems}))
         if self.nulls:
             found.append(("data_nulls_kept", {"name": name, "count": self.nulls}))
+        found += [
+            ("data_media_placeholders", {"name": name, "count": count, "placeholder": placeholder})
+            for placeholder, count in self.media.items()
+        ]
         if self.placeholders:
             found.append(("data_placeholders", {"name": name, "count": self.placeholders}))
         rest = [column for column in others if column not in known]

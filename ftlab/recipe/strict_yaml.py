@@ -1,6 +1,7 @@
 """YAML that means what it says: 1.2 rules, every key once, no aliases, no tags, and the line of each key."""
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,14 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from ftlab.errors import LabError, fail
+from ftlab.errors import LabError, fail, say
 
 MAX_BYTES = 100_000
 MAX_DEPTH = 20
+
+
+# A number to YAML 1.2, where it is decimal, and to YAML 1.1, which LLaMA-Factory's parser reads and where it is octal.
+OCTAL = re.compile(r"[-+]?0[0-9]+")
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -61,12 +66,20 @@ def parse(text: str, where: str) -> Any:
         raise fail("recipe_yaml", where=where, reason=short(error)) from None
 
 
+def octal(digits: str) -> str:
+    """Return what digits are as an octal number, where they are one; else that they are text."""
+    return str(int(digits, 8)) if set(digits) <= set("01234567") else say("recipe_octal_text")
+
+
 def refuse_machinery(text: str, where: str) -> None:
     """Refuse what a recipe has no use for and an attacker has: aliases, tags, several documents, deep nesting."""
     depth = documents = 0
     for event in YAML(typ="safe", pure=True).parse(text):
         name, place = type(event).__name__, f"{where}:{event.start_mark.line + 1}"
         tagged = name in ("ScalarEvent", "MappingStartEvent", "SequenceStartEvent") and event.tag is not None
+        if name == "ScalarEvent" and event.implicit[0] and OCTAL.fullmatch(event.value):
+            plain = event.value.lstrip("+-0") or "0"
+            raise fail("recipe_octal", where=place, value=event.value, decimal=plain, octal=octal(plain))
         if name == "AliasEvent" or tagged:
             raise fail("recipe_yaml", where=place, reason="aliases and tags have no place in a recipe")
         depth += {"MappingStartEvent": 1, "SequenceStartEvent": 1}.get(name, 0)

@@ -222,6 +222,13 @@ def test_rows_with_media_are_refused(column, folder):
         registry.load("set", folder)
 
 
+def test_a_placeholder_without_its_column_is_said(capsys):
+    rows = [{"instruction": f"<image>What? {n}", "output": "b"} for n in range(2)]
+    rows.append({"instruction": "<video>", "output": "<image> and <image>"})
+    said = "in their text and no column for it: they are trained on as text, without a picture, video or sound"
+    assert sorted(noted(capsys, *rows)) == [f"1 examples have <video> {said}", f"3 examples have <image> {said}"]
+
+
 def test_media_under_other_names_are_told_by_the_placeholder(capsys):
     row = {"instruction": "<image>\nWhat?", "output": "b", "image_path": "x.png"}
     assert refused(row) == "1: `image_path`: ftlab trains on text only"

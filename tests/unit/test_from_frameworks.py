@@ -330,7 +330,7 @@ def test_swift_evaluates_when_it_saves(tmp_path, options, evaluated):
             "val_set_size: 0.1\nevals_per_epoch: 4",
             {"save_strategy": "epoch", "eval_strategy": "steps", "eval_steps": 0.25},
         ),
-        ("val_set_size: 0.1\nevals_per_epoch: 1", {"save_strategy": "epoch", "eval_strategy": "epoch"}),
+        ("val_set_size: 0.1\nevals_per_epoch: 1", {"save_strategy": "epoch"}),
     ],
 )
 def test_axolotl_saves_every_epoch_and_evaluates_what_it_holds_out(tmp_path, lines, kept):
@@ -339,6 +339,23 @@ def test_axolotl_saves_every_epoch_and_evaluates_what_it_holds_out(tmp_path, lin
     read = {name: value for name, value in recipe.training.items() if name.startswith(("eval_", "save_s"))}
     assert read == kept
     assert any("no validation set" in note for note in notes) is ("eval" in lines and "0.1" not in lines)
+
+
+@pytest.mark.parametrize(
+    ("lines", "steps"),
+    [("", 0.03), ("max_steps: 200", 6), ("max_steps: 20000", 100), ("warmup_steps: 1", 2), ("warmup_ratio: 0.1", 0.1)],
+)
+def test_axolotl_warms_up_for_three_percent_and_a_hundred_steps_at_most(tmp_path, lines, steps):
+    text = f"base_model: m\ndatasets: [{{path: a.json, type: alpaca}}]\n{lines}\n"
+    assert from_text(tmp_path, "a.yml", text)[0].training["warmup_steps"] == steps
+
+
+def test_swift_says_what_whole_weights_are_kept_in(tmp_path):
+    for option, said in (("", True), ("--torch_dtype bfloat16", False)):
+        command = f"swift sft --model m --dataset a.json --tuner_type full {option}"
+        recipe, notes = from_text(tmp_path, "s.sh", command)
+        assert any("here they are float32" in note for note in notes) is said
+        assert recipe.pure_bf16 is not said
 
 
 def test_axolotl_packs_raw_text_only_where_it_is_told_to(tmp_path):

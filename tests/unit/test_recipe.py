@@ -212,3 +212,14 @@ def test_a_missing_file_and_a_bare_override_are_said(tmp_path):
         recipes.load(tmp_path / "none.yaml")
     with pytest.raises(LabError, match="key=value"):
         recipes.load(GOOD, ["learning_rate"])
+
+
+@pytest.mark.parametrize(("text", "said"), [("042", "is 42 to YAML 1.2 and 34 to"), ("-017", "15 to"), ("089", "text")])
+def test_a_leading_zero_is_refused_where_other_tools_read_another_number(tmp_path, text, said):
+    path = tmp_path / "r.yaml"
+    path.write_text(f"model_name_or_path: m\nseed: {text}\n")
+    with pytest.raises(LabError) as refused:
+        recipes.read(path)
+    assert said in refused.value.what and refused.value.where == f"{path}:2"
+    path.write_text("model_name_or_path: m\nseed: 0\nlearning_rate: 0.01\nrun_name: '042'\n")
+    assert recipes.read(path)[0].training == {"seed": 0, "learning_rate": 0.01, "run_name": "042"}

@@ -193,7 +193,7 @@ def evaluates(given: Values) -> bool:
 def per_epoch(name: str) -> Any:
     """Return what reads `evals_per_epoch` or `saves_per_epoch`: a share of all steps, as axolotl computes it.
 
-    A share of 1 would be one step; axolotl takes its default for saving then, which is every epoch.
+    A share of 1 would be one step; axolotl then saves every epoch, its default, and evaluates nothing, its default too.
     """
 
     def read(value: Any, given: Values) -> Found:
@@ -202,7 +202,11 @@ def per_epoch(name: str) -> Any:
         if not value:
             return {}
         share = 1 / (value * given.get("num_epochs", 1))
-        return {f"{name}_strategy": "steps", f"{name}_steps": share} if share < 1 else {f"{name}_strategy": "epoch"}
+        if share < 1:
+            return {f"{name}_strategy": "steps", f"{name}_steps": share}
+        if name == "save":
+            return {"save_strategy": "epoch"}
+        return {}, "one evaluation in all is none to axolotl; write `eval_strategy: epoch` for one at the end"
 
     return read
 
@@ -228,6 +232,11 @@ def strategy(name: str) -> Any:
         return ({}, f"{by} counts") if by else {f"{name}_strategy": value}
 
     return read
+
+
+def warmed(value: Any, given: Values) -> Found:
+    """Return `warmup_steps`: axolotl makes two of one."""
+    return ({"warmup_steps": 2}, "axolotl warms up for two steps then") if value == 1 else {"warmup_steps": value}
 
 
 def kernel(name: str) -> Any:
@@ -317,7 +326,8 @@ def defaults(given: Values) -> Values:
     if texts(given.get("datasets")):
         found["sample_packing"] = False
     if given.get("warmup_steps") is None and given.get("warmup_ratio") is None:
-        found["warmup_ratio"] = 0.03
+        steps = given.get("max_steps") or 0
+        found |= {"warmup_steps": min(int(0.03 * steps), 100)} if steps > 0 else {"warmup_ratio": 0.03}
     if not given.get("adapter"):
         found["adapter"] = ""
     elif not (given.get("lora_target_linear") or given.get("lora_target_modules")):
@@ -363,7 +373,8 @@ AXOLOTL = Framework(
         "datasets": datasets, "test_datasets": held_out, "pretraining_dataset": pretraining, "adapter": adapter,
         "rl": rl, "trl": grpo, "dpo_loss_type": one_loss, "load_in_4bit": bits(4), "load_in_8bit": bits(8),
         "batch_size": batch,
-        "evals_per_epoch": per_epoch("eval"), "saves_per_epoch": per_epoch("save"), "eval_steps": steps("eval"),
+        "warmup_steps": warmed, "evals_per_epoch": per_epoch("eval"), "saves_per_epoch": per_epoch("save"),
+        "eval_steps": steps("eval"),
         "eval_strategy": strategy("eval"), "evaluation_strategy": strategy("eval"),
         "save_strategy": strategy("save"), "save_steps": steps("save"),
         "cpo_alpha": only(0, "SimPO is trained without an SFT loss: write 0"), "plugins": plugins,
