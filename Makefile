@@ -44,6 +44,11 @@ frameworks: .venv/installed
 		$$venv/bin/python -m pip install -q $${name%:*} && \
 		$(BIN)/python -m tests.frameworks.check $${name#*:} $$venv/bin/python || exit 1; \
 	done
+	# Its configuration alone: verl itself wants vLLM and a GPU.
+	test -x .venv-frameworks/verl/bin/python || $(PYTHON) -m venv .venv-frameworks/verl
+	.venv-frameworks/verl/bin/python -m pip install -q --no-deps verl==0.9.1
+	.venv-frameworks/verl/bin/python -m pip install -q hydra-core==1.3.8 pyyaml
+	$(BIN)/python -m tests.frameworks.check verl .venv-frameworks/verl/bin/python
 
 # Mutation testing of the modules in pyproject.toml, of one, or of a sample: make mutants MODULE=ftlab.tokens SAMPLE=60
 mutants: .venv/installed

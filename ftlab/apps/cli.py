@@ -113,7 +113,7 @@ def parser() -> Parser:
     show = add(actions, "show", show_recipe, "print the same run for another framework")
     show.add_argument("recipe", metavar="RECIPE.yaml")
     take_keys(show)
-    frameworks = ["trl", "llamafactory", "swift", "axolotl", "alpaca-lora"]
+    frameworks = ["trl", "llamafactory", "swift", "axolotl", "verl", "alpaca-lora"]
     show.add_argument("--as", dest="framework", choices=frameworks, default="trl", help="default: %(default)s")
     score = add(
         verbs, "eval", score_recipe, "score a recipe's model on held-out examples, with and without its adapter"
@@ -144,7 +144,12 @@ def parser() -> Parser:
     )
     server.add_argument("model", help="catalogue name, local folder, hub id, or a RECIPE.yaml that names one")
     # Not `take_keys`: a --key after the names of --allow-remote would be one of them.
-    server.add_argument("overrides", nargs="*", metavar="key=value", help="override a recipe key, next to RECIPE.yaml")
+    server.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="key=value",
+        help="override a recipe key; next to a model: model_revision, cache_dir",
+    )
     server.add_argument(
         "--adapter",
         action="append",
@@ -414,14 +419,16 @@ def check_recipe(options: argparse.Namespace) -> None:
 def show_recipe(options: argparse.Namespace) -> None:
     """Print a recipe as a script, a file or a command of another framework."""
     from ftlab.recipe import read as recipes
-    from ftlab.recipe import to_frameworks, to_script
+    from ftlab.recipe import to_frameworks, to_script, to_verl
     from ftlab.runs import folder
 
     run, notes = recipes.read(options.recipe, options.overrides)
     for note in notes:
         print(note, file=sys.stderr)
     run = folder.spelled_out(run)
-    print(to_script.script(run) if options.framework == "trl" else to_frameworks.show(run, options.framework), end="")
+    scripts = {"trl": to_script.script, "verl": to_verl.script}
+    shown = scripts.get(options.framework, lambda run: to_frameworks.show(run, options.framework))
+    print(shown(run), end="")
 
 
 def read_recipe(options: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from ftlab.recipe.frameworks.alpaca_lora import ALPACA_LORA
 from ftlab.recipe.frameworks.axolotl import AXOLOTL
 from ftlab.recipe.frameworks.llamafactory import LLAMA_FACTORY_V1
 from ftlab.recipe.frameworks.table import Framework
+from ftlab.recipe.frameworks.verl import VERL
 
 PAGE = Path(__file__).parents[2] / "docs" / "coming-from.md"
 HEAD = """# Coming from another framework
@@ -49,6 +50,7 @@ READ = {
         "a script or notebook: the literals of `FastLanguageModel.from_pretrained`, `get_peft_model`, "
         "`get_chat_template`, `load_dataset`, and of TRL's configs",
     ),
+    "verl": (VERL, "a `python3 -m verl.trainer.main_ppo` command, for grpo and ppo"),
     "alpaca-lora": (ALPACA_LORA, "a command with `finetune.py`"),
     "PEFT": (PEFT, "an `adapter_config.json`, for its settings; add `dataset` and `output_dir`"),
 }

@@ -21,6 +21,7 @@ from ftlab.recipe.frameworks.swift import SWIFT
 from ftlab.recipe.frameworks.table import Framework, Values
 from ftlab.recipe.frameworks.trl import TRL, VERBS
 from ftlab.recipe.frameworks.unsloth import UNSLOTH
+from ftlab.recipe.frameworks.verl import VERL
 from ftlab.recipe.training_fields import FIELDS
 
 MAX_BYTES = 5_000_000
@@ -40,6 +41,8 @@ ONLY_SWIFT = {"dataset", "tuner_type", "train_type", "rlhf_type", "model_type", 
 OWN = Framework(names={}, values={}, stages={}, tunings={}, title="LLaMA-Factory")
 # Words that end the options of a command: pipes, redirections, the next command.
 ENDS = re.compile(r"[12&]?>|\||;|&$")
+# A text that a shell script gives to a command: not a command itself.
+HEREDOC = re.compile(r"<<-?\s*(['\"]?)(\w+)\1([^\n]*)\n.*?^\s*\2$", re.DOTALL | re.MULTILINE)
 # Calls of a script whose keywords are settings.
 CALLS = ("from_pretrained", "get_peft_model", "get_chat_template", "load_dataset", "train_on_responses_only")
 # Their first argument, where it is written without its name.
@@ -141,7 +144,7 @@ def command(text: str, where: str) -> Source:
     """
     variables: dict[str, str] = {}
     found: list[tuple[list[str], tuple[str, str, int], dict[str, str]]] = []
-    bare = "\n".join(uncommented(line) for line in text.splitlines())
+    bare = "\n".join(uncommented(line) for line in HEREDOC.sub(r"\3", text).splitlines())
     lines = re.sub(r"\\\n", " ", bare).splitlines()
     for command_words in (words for line in lines for words in commands(line, where)):
         words = [filled(word, variables) for word in command_words if word not in ("nohup", "&")]
@@ -214,6 +217,8 @@ def starter(words: list[str]) -> tuple[str, str, int] | None:
             return name, after, place + 2
         if name in ("axolotl.cli.train", "swift.cli.sft", "swift.cli.pt", "swift.cli.rlhf"):
             return name.partition(".")[0], name.rpartition(".")[2], place + 1
+        if name == "verl.trainer.main_ppo" or words[place].endswith("verl/trainer/main_ppo.py"):
+            return "verl", "", place + 1
         if name == "finetune.py":
             return "alpaca-lora", "", place + 1
         folder, stem = Path(words[place]).parent.as_posix(), Path(name).stem
@@ -237,7 +242,7 @@ def options(words: list[str], start: tuple[str, str, int], environment: dict[str
         raise fail("recipe_command", where=where, reason=f"only a shell knows what {unset} is")
     values, bare = pairs(words[place:], where)
     values |= launched(words[:place], environment)
-    named = next((word for word in bare if word.endswith((".yaml", ".yml", ".json"))), None)
+    named = next((word for word in bare if word.endswith((".yaml", ".yml", ".json")) and "=" not in word), None)
     config = values.pop("config", None) or named
     for word in bare:
         key, equals, value = word.partition("=")
@@ -257,6 +262,7 @@ def begun(name: str, verb: str, values: Values, where: str) -> Source:
         "axolotl": (AXOLOTL, {"train": {}}),
         "trl": (TRL, {verb: {"stage": stage} for verb, stage in VERBS.items()}),
         "alpaca-lora": (ALPACA_LORA, {"": {}}),
+        "verl": (VERL, {"": {}}),
     }
     framework, verbs = known[name]
     if verb not in verbs:

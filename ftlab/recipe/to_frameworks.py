@@ -3,6 +3,7 @@
 Sources: the argument references of LLaMA-Factory, ms-swift 4, axolotl and the options of alpaca-lora's finetune.py.
 """
 
+import inspect
 import io
 import json
 import shlex
@@ -15,11 +16,12 @@ from ruamel.yaml.scalarstring import SingleQuotedScalarString
 from ftlab.catalogue import hub_id
 from ftlab.data import dataset_info
 from ftlab.errors import LabError, fail
-from ftlab.recipe import keys
+from ftlab.recipe import keys, text_rewards
 from ftlab.recipe.frameworks.alpaca_lora import ALPACA_LORA
 from ftlab.recipe.frameworks.axolotl import AXOLOTL
 from ftlab.recipe.frameworks.swift import SWIFT
 from ftlab.recipe.frameworks.table import Framework, Values
+from ftlab.recipe.frameworks.verl import VERL
 from ftlab.recipe.keys import Recipe
 from ftlab.recipe.library_args import names as parts
 from ftlab.recipe.read import OFT, decisive, plain
@@ -60,6 +62,23 @@ SWIFT_COLUMNS = {
     "prompt": "instruction", "query": "input", "response": "output", "chosen": "output",
     "rejected": "rejected_response", "kto_tag": "label",
 }  # fmt: skip
+SWIFT_PLUGIN = '''
+
+from swift.rewards import ORM, orms
+
+
+def registered(reward):
+    """Return a reward function in the form that swift calls: the answers are its column `solution`."""
+
+    class Reward(ORM):
+        def __call__(self, completions, solution, **_):
+            return reward(completions, answer=solution)
+
+    return Reward
+
+
+orms.update({{reward.__name__: registered(reward) for reward in ({functions},)}})
+'''
 # ftlab's own; LLaMA-Factory has all the others.
 NOT_IN_LLAMA_FACTORY = {
     "dataset_substitutions", "device_map", "export_dtype", "export_gguf", "reward_funcs", "num_generations",
@@ -212,6 +231,11 @@ def swift(recipe: Recipe) -> str:
         theirs.pop("rlhf_type")
     if recipe.quantization_bit:
         theirs["quant_method"] = "bnb"
+    if recipe.finetuning_type == "full":
+        # swift keeps whole weights in the model's own number format unless told otherwise.
+        theirs["torch_dtype"] = "bfloat16" if left.pop("pure_bf16", None) else "float32"
+        if theirs["torch_dtype"] == "float32" and not {"bf16", "fp16"} & theirs.keys():
+            theirs |= {"bf16": True, "fp16": False}
     if recipe.train_on_prompt or recipe.mask_history:
         theirs["loss_scale"] = "all" if recipe.train_on_prompt else "last_round"
         left = {name: value for name, value in left.items() if name not in ("train_on_prompt", "mask_history")}
@@ -225,7 +249,37 @@ def swift(recipe: Recipe) -> str:
         theirs["cpo_alpha"] = 0.0
     if columns := swift_columns(recipe):
         theirs["columns"] = json.dumps(columns)
-    return comments(left) + command(f"swift {verb}", theirs)
+    if recipe.objective != "grpo":
+        return comments(left) + command(f"swift {verb}", theirs)
+    theirs |= swift_rewards(recipe)
+    left = {name: value for name, value in left.items() if name not in theirs}
+    functions = ", ".join(theirs["reward_funcs"])
+    source = inspect.getsource(text_rewards) + SWIFT_PLUGIN.format(functions=functions)
+    written = heredoc(f"cat > {theirs['external_plugins']}", source)
+    return comments(left) + written + command(f"swift {verb}", theirs)
+
+
+def swift_rewards(recipe: Recipe) -> Values:
+    """Return how swift writes completions, scores them and takes their mean, as TRL does.
+
+    Raises:
+        LabError: a reward model.
+    """
+    if recipe.reward_model:
+        raise lacks("swift", "reward_model", recipe.reward_model)
+    return {
+        "num_generations": recipe.num_generations,
+        "max_completion_length": recipe.max_new_tokens,
+        "temperature": recipe.temperature,
+        "loss_type": "dapo",
+        "reward_funcs": parts(recipe.reward_funcs or ""),
+        "external_plugins": "swift_rewards.py",
+    }
+
+
+def heredoc(start: str, text: str) -> str:
+    """Return a shell command with a text on its standard input."""
+    return f"{start} <<'END'\n{text.rstrip()}\nEND\n\n"
 
 
 def swift_columns(recipe: Recipe) -> dict[str, str]:
@@ -240,7 +294,11 @@ def swift_columns(recipe: Recipe) -> dict[str, str]:
         columns = entry.all_columns()
         if "rejected" in columns and entry.formatting != "alpaca":
             raise lacks("swift", "dataset", f"{name} (pairs of turns)")
+        if recipe.objective == "grpo" and entry.formatting != "alpaca":
+            raise lacks("swift", "dataset", f"{name} (answers inside of conversations)")
         names = {"prompt": "response"} if recipe.objective == "pt" else SWIFT_COLUMNS
+        # What a reward function is given beside the completions.
+        names = names | {"response": "solution"} if recipe.objective == "grpo" else names
         found |= {columns[key]: theirs for key, theirs in names.items() if key in columns}
     # `text` is what swift itself calls an answer.
     return {column: theirs for column, theirs in found.items() if column not in (theirs, "text")}
@@ -267,6 +325,9 @@ def axolotl(recipe: Recipe) -> str:
     if theirs.get("lora_target_modules") == "all-linear":
         del theirs["lora_target_modules"]
         theirs["lora_target_linear"] = True
+    if not {"warmup_steps", "warmup_ratio"} & theirs.keys():
+        # Without either it warms up for 3% of all steps.
+        theirs["warmup_steps"] = 0
     # axolotl quantizes in nf4, scales too, as ftlab does unless told otherwise.
     usual = {"quantization_type": "nf4", "double_quantization": True}
     left = {name: value for name, value in left.items() if usual.get(name) != value}
@@ -342,12 +403,13 @@ def command(start: str, values: Values) -> str:
 
 def key_table() -> str:
     """Return the names of every key of a recipe in each framework as a Markdown table."""
-    head = ["recipe", "llamafactory", *FRAMEWORKS]
+    known = FRAMEWORKS | {"verl": VERL}
+    head = ["recipe", "llamafactory", *known]
     rows = []
     for name in Recipe.model_fields:
         if name in (*keys.OUTSIDE_THE_RUN, "training", *SILENT) and name not in ("output_dir", "default_system"):
             continue
-        theirs = [f"`{known.names[name]}`" if name in known.names else "" for known in FRAMEWORKS.values()]
+        theirs = [f"`{one.names[name]}`" if name in one.names else "" for one in known.values()]
         rows.append([f"`{name}`", "" if name in NOT_IN_LLAMA_FACTORY else f"`{name}`", *theirs])
     lines = [" | ".join(cells) for cells in [head, ["---"] * len(head), *rows]]
     return "".join(f"| {line} |\n" for line in lines)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
-from ftlab.recipe import to_frameworks
+from ftlab.recipe import to_frameworks, to_verl
 
 ROOT = Path(__file__).parents[2]
 TEMPLATES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -32,7 +32,8 @@ def shown(framework: str, folder: Path) -> tuple[list[Path], list[str]]:
     files, refused = [], []
     for template, (number, changes) in itertools.product(TEMPLATES, enumerate(CHANGES)):
         try:
-            text = to_frameworks.show(recipes.read(template, changes)[0], framework)
+            made = recipes.read(template, changes)[0]
+            text = to_verl.script(made) if framework == "verl" else to_frameworks.show(made, framework)
         except LabError as error:
             refused.append(f"{template.stem} {' '.join(changes)}: {error.what}")
             continue

@@ -4,6 +4,7 @@ Prints a JSON object: file -> "" where the parser takes it, else its first compl
 """
 
 import dataclasses
+import importlib.util
 import json
 import shlex
 import sys
@@ -29,7 +30,8 @@ def swift(text: str) -> str:
     from swift.arguments import PretrainArguments, RLHFArguments, SftArguments
     from transformers import HfArgumentParser
 
-    words = shlex.split(text.replace("\\\n", " "), comments=True)
+    # Its reward functions come before the command.
+    words = shlex.split(text.rpartition("\nEND\n")[2].replace("\\\n", " "), comments=True)
     kind = {"sft": SftArguments, "pt": PretrainArguments, "rlhf": RLHFArguments}[words[1]]
     bare = type(kind.__name__, (kind,), {"__post_init__": lambda self: None, "__module__": kind.__module__})
     _, left = HfArgumentParser(dataclasses.dataclass(bare)).parse_args_into_dataclasses(
@@ -43,6 +45,21 @@ def llamafactory(text: str) -> str:
     from llamafactory.hparams.parser import get_train_args
 
     get_train_args(yaml.safe_load(text) | {"use_cpu": True, "bf16": False, "fp16": False})
+    return ""
+
+
+def verl(text: str) -> str:
+    """Return what hydra says of verl's options, beside the configuration that the package ships."""
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    # Without importing it: that would ask for vLLM and Ray.
+    folder = Path(str(importlib.util.find_spec("verl").origin)).parent / "trainer" / "config"
+    command = text.rpartition("\nEND\n")[2]
+    words = shlex.split(command.replace("\\\n", " "), comments=True)
+    with initialize_config_dir(str(folder), version_base=None):
+        found = compose("ppo_trainer", words[words.index("verl.trainer.main_ppo") + 1 :])
+    OmegaConf.to_container(found.actor_rollout_ref.actor, resolve=False)
     return ""
 
 

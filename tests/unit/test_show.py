@@ -2,17 +2,20 @@
 
 import json
 import os
+import re
 import runpy
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from datasets import load_dataset
 
 from ftlab import cpu, device
 from ftlab.apps import cli
+from ftlab.data import registry
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
-from ftlab.recipe import to_frameworks, to_script
+from ftlab.recipe import to_frameworks, to_script, to_verl
 from ftlab.runs import train
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +46,10 @@ RECIPES = {
     "simpo": LORA | {"stage": "simpo", "dataset": "preference_en", "simpo_gamma": 1.0, "early_stopping_steps": 3},
     "reward": LORA | {"stage": "rm", "dataset": "preference_en", "flash_attn": "fa2"},
 }
+REWARDED = {name: value for name, value in LORA.items() if name not in ("val_size", "eval_strategy", "eval_steps")}
+REWARDED |= {"dataset": "facts_en", "reward_funcs": "short_answer,exact_answer", "temperature": 0.8, "max_steps": 40}
+RECIPES["grpo"] = REWARDED | {"stage": "grpo", "num_generations": 4, "max_new_tokens": 24, "pref_beta": 0.02}
+RECIPES["ppo"] = REWARDED | {"stage": "ppo", "ppo_epochs": 2, "max_new_tokens": 24, "pref_beta": 0.02}
 GPU = device.Machine("cuda", "a card", "bfloat16", 8, 24 * 2**30, "fast there")
 
 
@@ -50,12 +57,13 @@ def shown(name: str, framework: str) -> str:
     """Return what is printed, a refusal included."""
     made = recipes.load(RECIPES[name])
     try:
-        return to_script.script(made) if framework == "trl" else to_frameworks.show(made, framework)
+        scripts = {"trl": to_script.script, "verl": to_verl.script}
+        return scripts[framework](made) if framework in scripts else to_frameworks.show(made, framework)
     except LabError as error:
         return f"{error}\n"
 
 
-@pytest.mark.parametrize("framework", ["trl", "llamafactory", *to_frameworks.FRAMEWORKS])
+@pytest.mark.parametrize("framework", ["trl", "llamafactory", "verl", *to_frameworks.FRAMEWORKS])
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_is_shown_is_the_golden_file(name, framework, monkeypatch):
     """`FTLAB_GOLDEN=write pytest tests/unit/test_show.py` writes the files anew: read the difference."""
@@ -68,7 +76,7 @@ def test_what_is_shown_is_the_golden_file(name, framework, monkeypatch):
     assert text == path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("grpo", "ppo")])
 def test_the_yaml_for_llama_factory_is_the_same_recipe(name, tmp_path):
     path = tmp_path / "lf.yaml"
     path.write_text(shown(name, "llamafactory"))
@@ -83,12 +91,15 @@ def test_the_yaml_for_llama_factory_is_the_same_recipe(name, tmp_path):
 
 
 @pytest.mark.parametrize("framework", ["swift", "axolotl"])
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != "reward"])
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("reward", "ppo")])
 def test_what_is_shown_for_another_framework_is_read_back(name, framework, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     given = recipes.load(RECIPES[name])
     path = tmp_path / ("shown.sh" if framework == "swift" else "shown.yml")
     path.write_text(text := shown(name, framework))
+    if (name, framework) == ("grpo", "axolotl"):
+        assert "axolotl cannot do this" in text
+        return
     back = recipes.decisive(recipes.load(path))
     lost = {line.split(": ")[1] for line in text.splitlines() if line.startswith("# no equivalent")}
     # Files are named by their paths there, and what says nothing in this run is left out.
@@ -107,6 +118,38 @@ def test_a_share_of_warm_up_has_the_name_that_older_libraries_know(framework, tm
     path.write_text(text := to_frameworks.show(given, framework))
     assert "warmup_ratio" in text and "warmup_steps" not in text
     assert recipes.load(path).training["warmup_steps"] == 0.1
+
+
+@pytest.mark.parametrize("name", ["grpo", "ppo"])
+def test_what_is_shown_for_verl_is_read_back_with_its_rows(name, tiny_model_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "facts.json").write_text(
+        json.dumps([{"instruction": f"{n} + 1?", "output": f"{n + 1}"} for n in range(4)])
+    )
+    made = recipes.load(
+        RECIPES[name] | {"model_name_or_path": str(tiny_model_dir), "dataset": "facts.json"} | {"template": None}
+    )
+    path = tmp_path / "shown.sh"
+    path.write_text(text := to_verl.script(made))
+    rows = re.search(r"python3 - <<'END'\n(.*?)\nEND\n", text, re.DOTALL)
+    rewards = re.search(r"cat > (\S+) <<'END'\n(.*?)\nEND\n", text, re.DOTALL)
+    (tmp_path / "shown-verl").mkdir()
+    exec(rows[1], {})
+    back = recipes.load(path)
+    # The rows are a file of their own there, and verl has no schedule for ftlab's default.
+    other = ("dataset", "num_train_epochs")
+    expected = {key: value for key, value in recipes.decisive(made).items() if key not in other}
+    given = recipes.decisive(back)
+    assert {key: given.get(key) for key in expected} == expected | {"lora_alpha": 32}
+    read = [registry.rows_of(str(place)) for place in (tmp_path / back.dataset, tmp_path / "facts.json")]
+    given, written = ([row["messages"] for row in part] for part in read)
+    assert given == written and len(given) == 4
+    (first, *_) = load_dataset("parquet", data_files=back.dataset, split="train")
+    assert first["prompt"] == [{"role": "user", "content": "0 + 1?"}] and first["reward_model"]["ground_truth"] == "1"
+    scored: dict = {}
+    exec(rewards[2], scored)
+    assert Path(rewards[1]).name == "short_answer+exact_answer.py"
+    assert [scored["compute_score"]("ftlab", said, "1", {}) for said in ("1", "It is 1", "2")] == [2.0, 1.0, 0.0]
 
 
 def test_words_that_yaml_1_1_takes_for_booleans_are_quoted():

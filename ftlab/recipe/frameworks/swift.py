@@ -20,6 +20,7 @@ from ftlab.recipe.frameworks.table import (
     target,
     templated,
 )
+from ftlab.recipe.keys import REWARDS
 
 TEMPLATES = {
     "qwen2_5": "qwen", "qwen": "qwen", "qwen3": "qwen3", "qwen3_nothinking": "qwen3_nothink", "chatml": "chatml",
@@ -34,6 +35,13 @@ GALORE = {
 }  # fmt: skip
 
 
+GRPO_MEAN = (
+    "TRL's loss is the mean over all tokens, swift's `grpo` the mean over each completion first (`dapo`: all tokens)"
+)
+WHOLE_WEIGHTS = (
+    "swift keeps whole weights in the model's own number format, mostly bfloat16; here they are float32, or bfloat16 "
+    "with `pure_bf16: true`"
+)
 # Its other tuners that a recipe has: its key -> PEFT's field, and its own default.
 TUNERS: dict[str, dict[str, tuple[str, Any]]] = {
     "vera": {
@@ -71,6 +79,8 @@ def tuner(value: Any, given: Values) -> Found:
     if value not in ("lora", "full", *TUNERS):
         raise ValueError(f"a recipe has lora, full, {', '.join(TUNERS)}")
     found: Values = {"finetuning_type": value}
+    if value == "full":
+        return found, "" if "torch_dtype" in given else WHOLE_WEIGHTS
     if value in TUNERS:
         fields = {field: given.get(name, usual) for name, (field, usual) in TUNERS[value].items()}
         found["peft_config"] = fields
@@ -107,13 +117,15 @@ def rlhf(value: Any, given: Values) -> Found:
         raise ValueError("a recipe has dpo, kto, orpo, simpo, rm, ppo and grpo")
     if value == "simpo" and given.get("cpo_alpha", 1.0) != 0:
         raise ValueError("swift adds an SFT loss with weight `cpo_alpha`, 1 unless it is written: write `cpo_alpha: 0`")
-    return {"stage": value}
+    return {"stage": value}, GRPO_MEAN if value == "grpo" and "loss_type" not in given else ""
 
 
 def loss(value: Any, given: Values) -> Found:
     """Return `loss_type`, one name or several."""
     names = [str(name) for name in listed(value)]
-    own = {"kto": "kto", "grpo": "grpo", "simpo": "simpo"}.get(str(given.get("rlhf_type")))
+    if given.get("rlhf_type") == "grpo" and names in (["dapo"], ["grpo"]):
+        return {}, "" if names == ["dapo"] else GRPO_MEAN
+    own = {"kto": "kto", "simpo": "simpo"}.get(str(given.get("rlhf_type")))
     if names == [own]:
         return {}
     if given.get("rlhf_type", "dpo") != "dpo" or len(names) > 1:
@@ -147,7 +159,9 @@ def number_format(value: Any, given: Values) -> Found:
     """Return `torch_dtype`: whole weights stay in bfloat16."""
     if value not in FORMATS:
         raise ValueError("a recipe has bfloat16, float16 and float32")
-    whole = given.get("tuner_type", given.get("train_type")) == "full"
+    whole = tuned_by(given) == "full"
+    if value == "float32" and (given.get("bf16") or given.get("fp16")):
+        return {}
     return {"pure_bf16": True} if whole and value == "bfloat16" else FORMATS[value]
 
 
@@ -163,9 +177,21 @@ def columns(value: Any, given: Values) -> Found:
         ValueError: columns with other names.
     """
     own = {"chosen": "output", "rejected": "rejected_response", "kto_tag": "label"}
+    own |= {"output": "solution"} if given.get("rlhf_type") == "grpo" else {}
     if not isinstance(value, dict) or any(own.get(name) != theirs for name, theirs in value.items()):
         raise ValueError("describe the columns in dataset_info.json")
     return {}
+
+
+def plugins(value: Any, given: Values) -> Found:
+    """Return nothing for code that defines reward functions which a recipe has itself.
+
+    Raises:
+        ValueError: other code.
+    """
+    if not set(listed(given.get("reward_funcs") or ["none"])) <= set(REWARDS):
+        raise ValueError("code of your own is not run")
+    return {}, f"a recipe has {', '.join(REWARDS)} itself"
 
 
 def too_long(value: Any, given: Values) -> Found:
@@ -233,14 +259,16 @@ SWIFT = Framework(
         "additional_target": comma_parts, "pissa_init": lambda on: "pissa", "adapter_name_or_path": comma_parts,
         "flash_attn": {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attn", "fa3": "flash_attention_3"}.get,
     },
-    stages={"sft": "", "pt": "", "rm": "rm", "dpo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "simpo"},
+    stages={
+        "sft": "", "pt": "", "rm": "rm", "dpo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "simpo", "grpo": "grpo",
+    },
     tunings={"lora": "lora", "full": "full"},
     also={
         "quantization_bit": "quantization_bit", "quant_method": "quantization_method", "num_generations":
         "num_generations", "max_completion_length": "max_new_tokens", "response_length": "max_new_tokens",
         "temperature": "temperature", "num_ppo_epochs": "ppo_epochs", "kl_coef": "pref_beta",
         "model_id_or_path": "model_name_or_path", "use_galore": "use_galore", "device_map": "device_map",
-        "max_memory": "max_memory", "reward_funcs": "reward_funcs", "lora_target_modules": "lora_target",
+        "max_memory": "max_memory", "lora_target_modules": "lora_target",
         "max_new_tokens": "max_new_tokens",
     } | GALORE,
     read={
@@ -248,13 +276,14 @@ SWIFT = Framework(
         "sft_type": tuner, **{name: field_of(kind) for kind, fields in TUNERS.items() for name in fields},
         **{name: of_lora(name) for name in ("lora_rank", "lora_alpha", "lora_dropout")},
         "optimizer": optimizer, "rope_scaling": stretched, "new_special_tokens": added, "rlhf_type": rlhf,
-        "loss_type": loss, "loss_scale": scale, "attn_impl": attention,
+        "external_plugins": plugins, "loss_type": loss, "loss_scale": scale, "attn_impl": attention,
         "model_name": substitution("name"), "model_author": substitution("author"), "columns": columns,
         "torch_dtype": number_format,
         "target_modules": lambda value, given: {"lora_target": target(value)}, "init_weights": initial,
         "split_dataset_ratio": held_out,
         "modules_to_save": lambda value, given: {"additional_target": joined(value)} if value else {},
-        "adapters": first("adapter_name_or_path"), "reward_model": first("reward_model"),
+        "reward_funcs": first("reward_funcs"), "adapters": first("adapter_name_or_path"),
+        "reward_model": first("reward_model"),
         "ref_adapters": first("ref_model_adapters"),
         "template": templated(TEMPLATES), "truncation_strategy": too_long,
         "dataset_shuffle": lambda value, given: {} if value else {"train_sampling_strategy": "sequential"},
@@ -300,7 +329,7 @@ SWIFT = Framework(
         "bnb_4bit_compute_dtype": "the machine decides",
     },
     refused={
-        "external_plugins": "code of your own is not run", "custom_register_path": "code of your own is not run",
+        "custom_register_path": "code of your own is not run",
         "custom_dataset_info": "use dataset_info.json",
         "teacher_model": "distillation has no stage here",
         "target_regex": "write layer names in `lora_target`",

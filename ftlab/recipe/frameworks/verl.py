@@ -1,0 +1,209 @@
+"""verl's command line. Source: trainer/config/_generated_ppo_trainer.yaml, release 0.9."""
+
+from typing import Any
+
+from ftlab.recipe.frameworks.table import Found, Framework, Values, off, only, rows, target
+
+ACTOR, MODEL, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.model", "actor_rollout_ref.rollout"
+MICRO = f"{ACTOR}.ppo_micro_batch_size_per_gpu"
+PROCESSES = "trainer.n_gpus_per_node"
+
+
+def estimator(value: Any, given: Values) -> Found:
+    """Return `algorithm.adv_estimator` as the stage.
+
+    Raises:
+        ValueError: an estimator that a recipe lacks.
+    """
+    if value not in ("grpo", "gae"):
+        raise ValueError("a recipe has grpo, and gae for ppo")
+    return {"stage": "grpo" if value == "grpo" else "ppo"}
+
+
+def prompts(value: Any, given: Values) -> Found:
+    """Return `data.train_batch_size`, prompts of a step, as accumulation: a recipe counts completions."""
+    micro = int(given.get(MICRO, 1))
+    completions = int(value) * int(given.get(f"{ROLLOUT}.n", 1))
+    processes = int(given.get(PROCESSES, 8))
+    return {
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": max(1, completions // (micro * processes)),
+    }
+
+
+def mini(value: Any, given: Values) -> Found:
+    """Return nothing where each batch of completions is one step.
+
+    Raises:
+        ValueError: a batch of several steps.
+    """
+    if value != given.get("data.train_batch_size", 1024):
+        raise ValueError("each batch of completions is one step: write `data.train_batch_size`")
+    return {}
+
+
+def group(value: Any, given: Values) -> Found:
+    """Return `rollout.n`, completions of a prompt.
+
+    Raises:
+        ValueError: several in ppo, which compares none with each other.
+    """
+    if given.get("algorithm.adv_estimator") == "grpo":
+        return {"num_generations": value}
+    if value != 1:
+        raise ValueError("ppo writes one completion to a prompt")
+    return {}
+
+
+def epochs(value: Any, given: Values) -> Found:
+    """Return `trainer.total_epochs`, where the number of steps is not given."""
+    return {} if given.get("trainer.total_training_steps") else {"num_train_epochs": value}
+
+
+def adapter(value: Any, given: Values) -> Found:
+    """Return `lora_rank`, which is 0 without an adapter."""
+    return {"finetuning_type": "lora", "lora_rank": value} if value else {"finetuning_type": "full"}
+
+
+def beside(stage: str, key: str) -> Any:
+    """Return what reads a key that counts with one estimator alone."""
+
+    def read(value: Any, given: Values) -> Found:
+        used = ("grpo" if given.get("algorithm.adv_estimator") == "grpo" else "ppo") == stage
+        return {key: value} if used else ({}, f"it counts for {stage} alone")
+
+    return read
+
+
+def penalty(stage: str) -> Any:
+    """Return what reads a switch of the KL penalty: a recipe always has one.
+
+    Raises (when called):
+        ValueError: it is off in this stage, or on in the other.
+    """
+
+    def read(value: Any, given: Values) -> Found:
+        used = ("grpo" if given.get("algorithm.adv_estimator") == "grpo" else "ppo") == stage
+        if value is not used:
+            raise ValueError(
+                "a recipe has a KL penalty: in the loss for grpo, in the reward for gae; switch that one on"
+            )
+        return {}
+
+    return read
+
+
+def frequency(key: str) -> Any:
+    """Return what reads `trainer.save_freq` and `test_freq`: -1 stands for never."""
+
+    def read(value: Any, given: Values) -> Found:
+        return {f"{key}_strategy": "no"} if value == -1 else {f"{key}_strategy": "steps", f"{key}_steps": value}
+
+    return read
+
+
+def validated(value: Any, given: Values) -> Found:
+    """Return `data.val_files`, which verl wants even where it validates nothing."""
+    return rows([str(value)], "eval_dataset") if given.get("trainer.test_freq", -1) != -1 else {}
+
+
+def scored(value: Any, given: Values) -> Found:
+    """Return the reward functions that a file's name says: those that `ftlab recipe show` has printed.
+
+    Raises:
+        ValueError: a function of one's own.
+    """
+    names = str(value).rpartition("/")[2].removesuffix(".py").split("+")
+    if not set(names) <= {"exact_answer", "short_answer"}:
+        raise ValueError("code of your own is not run: write `reward_funcs`")
+    return {"reward_funcs": ",".join(names)}
+
+
+def defaults(given: Values) -> Values:
+    """Return verl's values for what is left out."""
+    return {
+        f"{ACTOR}.use_kl_loss": False, "algorithm.use_kl_in_reward": False, f"{ACTOR}.kl_loss_coef": 0.001,
+        "algorithm.kl_ctrl.kl_coef": 0.001, f"{ACTOR}.ppo_epochs": 1, f"{ROLLOUT}.n": 1,
+        "algorithm.adv_estimator": "gae", f"{MODEL}.lora_rank": 0, "data.max_prompt_length": 512,
+        "data.max_response_length": 512, "data.train_batch_size": 1024, f"{ROLLOUT}.temperature": 1.0,
+        f"{ACTOR}.optim.lr": 1e-6, f"{ACTOR}.optim.lr_scheduler_type": "constant",
+        f"{ACTOR}.optim.weight_decay": 0.01, "trainer.total_epochs": 30, PROCESSES: 8,
+    }  # fmt: skip
+
+
+VERL = Framework(
+    title="verl",
+    names={
+        "model_name_or_path": f"{MODEL}.path", "stage": "algorithm.adv_estimator",
+        "finetuning_type": f"{MODEL}.lora_rank", "lora_rank": f"{MODEL}.lora_rank",
+        "lora_alpha": f"{MODEL}.lora_alpha", "lora_target": f"{MODEL}.target_modules",
+        "adapter_name_or_path": f"{MODEL}.lora_adapter_path", "trust_remote_code": f"{MODEL}.trust_remote_code",
+        "dataset": "data.train_files", "eval_dataset": "data.val_files", "cutoff_len": "data.max_prompt_length",
+        "max_new_tokens": "data.max_response_length", "temperature": f"{ROLLOUT}.temperature",
+        "num_generations": f"{ROLLOUT}.n", "ppo_epochs": f"{ACTOR}.ppo_epochs",
+        "pref_beta": f"{ACTOR}.kl_loss_coef", "output_dir": "trainer.default_local_dir",
+        "enable_thinking": "+data.apply_chat_template_kwargs.enable_thinking",
+        "learning_rate": f"{ACTOR}.optim.lr", "weight_decay": f"{ACTOR}.optim.weight_decay",
+        "lr_scheduler_type": f"{ACTOR}.optim.lr_scheduler_type", "warmup_steps": f"{ACTOR}.optim.lr_warmup_steps",
+        "warmup_ratio": f"{ACTOR}.optim.lr_warmup_steps_ratio", "max_grad_norm": f"{ACTOR}.grad_clip",
+        "num_train_epochs": "trainer.total_epochs", "max_steps": "trainer.total_training_steps",
+        "seed": "data.seed", "per_device_train_batch_size": MICRO, "nproc_per_node": PROCESSES,
+        "gradient_checkpointing": f"{MODEL}.enable_gradient_checkpointing", "run_name": "trainer.experiment_name",
+    },
+    values={
+        "stage": {"grpo": "grpo", "ppo": "gae"}.get,
+        "lora_target": lambda value: "all-linear" if value == "all" else f"[{value.replace(' ', '')}]",
+        "lr_scheduler_type": {"constant": "constant", "constant_with_warmup": "constant", "cosine": "cosine"}.get,
+        "num_train_epochs": lambda value: int(value) if value == int(value) else None,
+        "warmup_steps": lambda value: int(value) if value >= 1 else None,
+        # Our own option is written beside each of these.
+        "finetuning_type": lambda value: 0 if value == "full" else None,
+    },
+    stages={"grpo": "grpo", "ppo": "gae"},
+    tunings={"lora": "lora", "full": "full"},
+    read={
+        "algorithm.adv_estimator": estimator, "data.train_batch_size": prompts, f"{ACTOR}.ppo_mini_batch_size": mini,
+        MICRO: lambda value, given: {}, f"{MODEL}.lora_rank": adapter,
+        f"{MODEL}.target_modules": lambda value, given: {"lora_target": target(value)},
+        f"{ROLLOUT}.n": group, "trainer.total_epochs": epochs, "data.val_files": validated,
+        "data.train_files": lambda value, given: rows([str(value)]),
+        f"{ACTOR}.kl_loss_coef": beside("grpo", "pref_beta"),
+        "algorithm.kl_ctrl.kl_coef": beside("ppo", "pref_beta"),
+        f"{ACTOR}.ppo_epochs": beside("ppo", "ppo_epochs"), "trainer.save_freq": frequency("save"),
+        "trainer.test_freq": frequency("eval"), "reward.custom_reward_function.path": scored,
+        "data.apply_chat_template_kwargs.enable_thinking": lambda value, given: {"enable_thinking": value},
+        f"{ACTOR}.use_kl_loss": penalty("grpo"), "algorithm.use_kl_in_reward": penalty("ppo"),
+        f"{ACTOR}.kl_loss_type": only(("low_var_kl", "k3"), "trl's GRPO has this one"),
+        f"{ACTOR}.loss_agg_mode": only("token-mean", "a loss is the mean over tokens"),
+        f"{ACTOR}.clip_ratio": only(0.2, "trl clips at 0.2"),
+        f"{ACTOR}.entropy_coeff": only(0, "there is no bonus for entropy"),
+        f"{ROLLOUT}.top_p": only(1, "completions are sampled from the whole distribution"),
+        f"{ROLLOUT}.top_k": only(-1, "completions are sampled from the whole distribution"),
+        "algorithm.norm_adv_by_std_in_grpo": only(True, "advantages are divided by their deviation"),
+        "algorithm.gamma": only(1, "a reward counts alike at each token"),
+        "algorithm.lam": only(0.9, "ftlab's PPO has 0.9"),
+        "critic.optim.lr": lambda value, given: ({}, "ftlab's value head learns at the rate of the adapter"),
+        "reward.custom_reward_function.name": only("compute_score", "code of your own is not run"),
+        "reward.reward_model.enable": off("write `reward_model`: a run of stage rm"),
+        "data.shuffle": lambda value, given: {} if value else {"train_sampling_strategy": "sequential"},
+        "trainer.nnodes": only(1, "start the recipe on each machine: `ftlab launch`"),
+    },
+    dropped={
+        f"{ROLLOUT}.name": "completions are written by transformers",
+        f"{ROLLOUT}.load_format": "completions are written by transformers",
+        f"{ROLLOUT}.gpu_memory_utilization": "completions are written by transformers",
+        f"{ROLLOUT}.tensor_model_parallel_size": "completions are written by transformers",
+        f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": "as `per_device_train_batch_size`",
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": "as `per_device_train_batch_size`",
+        "critic.ppo_micro_batch_size_per_gpu": "as `per_device_train_batch_size`",
+        "critic.model.path": "the value head shares the policy's layers",
+        "data.filter_overlong_prompts": "prompts above `cutoff_len` are dropped",
+        "data.truncation": "prompts above `cutoff_len` are dropped", "data.trust_remote_code": "the model's counts",
+        "trainer.val_before_train": "`eval_on_start`", "trainer.critic_warmup": "without",
+        "trainer.logger": "`report_to`", "trainer.project_name": "`project`", f"{MODEL}.use_remove_padding": "speed",
+        f"{ACTOR}.fsdp_config.param_offload": "memory only", f"{ACTOR}.fsdp_config.optimizer_offload": "memory only",
+        "actor_rollout_ref.ref.fsdp_config.param_offload": "memory only",
+    },
+    defaults=defaults,
+    trainer=False,
+)  # fmt: skip

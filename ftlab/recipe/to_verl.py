@@ -1,0 +1,187 @@
+"""The same run for verl: a shell script that writes its rows and its rewards, then verl's command.
+
+Source: verl's configuration and its guide to data and rewards, release 0.9.
+"""
+
+import inspect
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from ftlab.catalogue import hub_id
+from ftlab.errors import fail
+from ftlab.recipe import text_rewards, to_script
+from ftlab.recipe.frameworks.table import Values
+from ftlab.recipe.frameworks.verl import ACTOR, MODEL, PROCESSES, ROLLOUT, VERL
+from ftlab.recipe.keys import Recipe
+from ftlab.recipe.library_args import names
+from ftlab.recipe.to_frameworks import comments, heredoc, lacks, relevant, renamed
+
+# What hydra reads as text without quotes of its own.
+PLAIN = re.compile(r"[\w./~:@%-]+")
+# What the options that are written out below, or the rows, come from.
+HANDLED = (
+    *to_script.DATA, "gradient_accumulation_steps", "logging_steps", "save_steps", "save_strategy", "eval_steps",
+    "eval_strategy", "report_to", "max_new_tokens", "temperature", "num_generations", "finetuning_type", "shortcuts",
+    "per_device_eval_batch_size",
+)  # fmt: skip
+COMPUTE_SCORE = '''
+
+def compute_score(data_source, solution_str, ground_truth, extra_info=None, **_):
+    """Return the reward of one completion, as verl asks for it."""
+    return sum(reward([solution_str], answer=[ground_truth])[0] for reward in ({functions},))
+'''
+ROWS = """for name, rows in (("train", train_dataset), ("validation", eval_dataset)):
+    if rows is not None:
+        rows.map(
+            lambda row: {{
+                "messages": [*row["prompt"], {{"role": "assistant", "content": row["answer"]}}],
+                "data_source": "ftlab",
+                "reward_model": {{"style": "rule", "ground_truth": row["answer"]}},
+            }},
+            remove_columns="answer",
+        ).to_parquet(f"{folder}/{{name}}.parquet")
+"""
+
+
+def script(recipe: Recipe) -> str:
+    """Return a shell script that trains the run with verl.
+
+    Raises:
+        LabError: a stage other than grpo and ppo, a `finetuning_type` that verl lacks, a reward model, or adapters that
+            would have to be merged.
+    """
+    for name, value in (("dataset", recipe.dataset), ("output_dir", recipe.output_dir)):
+        if not value:
+            raise fail("recipe_missing_key", key=name)
+    refuse(recipe)
+    folder = f"{Path(recipe.output_dir or '').name}-verl"
+    rewards = f"{folder}/{'+'.join(names(recipe.reward_funcs or ''))}.py"
+    theirs, left = options(recipe, folder, rewards)
+    lines = ["python3 -m verl.trainer.main_ppo", *(f"    {word(name, value)}" for name, value in theirs.items())]
+    source = inspect.getsource(text_rewards) + COMPUTE_SCORE.format(
+        functions=", ".join(names(recipe.reward_funcs or ""))
+    )
+    return (
+        "# bash FILE: the rows are written where ftlab is installed; verl itself needs GPUs and vLLM\n"
+        + ("# verl trains a model for values, ftlab a head on the policy\n" if recipe.stage == "ppo" else "")
+        + comments(left)
+        + f"mkdir -p {shlex.quote(folder)}\n\n"
+        + heredoc(f"cat > {shlex.quote(rewards)}", source)
+        + heredoc("python3 -", rows_code(recipe, folder))
+        + " \\\n".join(lines)
+        + "\n"
+    )
+
+
+def refuse(recipe: Recipe) -> None:
+    """Refuse what verl cannot do.
+
+    Raises:
+        LabError: naming the key.
+    """
+    for name, known in (("stage", VERL.stages), ("finetuning_type", VERL.tunings)):
+        value = recipe.objective if name == "stage" else getattr(recipe, name)
+        if value not in known:
+            raise lacks("verl", name, value)
+    for name, asked in (("adapter_name_or_path", recipe.merges), ("reward_model", recipe.reward_model)):
+        if asked:
+            raise lacks("verl", name, asked)
+
+
+def rows_code(recipe: Recipe, folder: str) -> str:
+    """Return the Python that writes the rows of a recipe as verl reads them."""
+    imports = ["from transformers import AutoTokenizer", "", "from ftlab.recipe import read, templates"]
+    head = "\n".join([*imports, "from ftlab.runs import dataset", "", ""])
+    return head + to_script.rows(recipe) + "\n" + ROWS.format(folder=folder)
+
+
+def options(recipe: Recipe, folder: str, rewards: str) -> tuple[Values, Values]:
+    """Return (verl's options, what it has none for)."""
+    grpo = recipe.objective == "grpo"
+    values = relevant(recipe)
+    values |= {"max_new_tokens": recipe.max_new_tokens, "temperature": recipe.temperature}
+    theirs, left = renamed({name: value for name, value in values.items() if name != "pref_beta"}, VERL)
+    for name in ("dataset", "eval_dataset"):
+        theirs.pop(VERL.names[name], None)
+    if recipe.finetuning_type == "full":
+        theirs[VERL.names["lora_rank"]] = 0
+        theirs = {name: value for name, value in theirs.items() if not name.endswith((".lora_alpha", "target_modules"))}
+    processes = recipe.nproc_per_node or 1
+    micro = values["per_device_train_batch_size"]
+    completions = micro * values["gradient_accumulation_steps"] * processes
+    group = recipe.num_generations if grpo else 1
+    if completions % group:
+        raise lacks("verl", "num_generations", f"{group} of {completions} completions a step")
+    validates = bool(recipe.eval_dataset or recipe.val_size)
+    train = recipe.training
+    tested = train.get("eval_steps") or values["logging_steps"] if train.get("eval_strategy") == "steps" else -1
+    theirs |= {
+        "data.train_files": f"{folder}/train.parquet",
+        # verl wants one even where it validates nothing.
+        "data.val_files": f"{folder}/{'validation' if validates else 'train'}.parquet",
+        "data.filter_overlong_prompts": True,
+        "data.train_batch_size": completions // group,
+        f"{ACTOR}.ppo_mini_batch_size": completions // group,
+        f"{ROLLOUT}.n": group,
+        f"{ROLLOUT}.name": "vllm",
+        f"{ROLLOUT}.tensor_model_parallel_size": 1,
+        # An adapter is sent to vLLM beside a base that vLLM reads itself.
+        f"{ROLLOUT}.load_format": "safetensors",
+        f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": micro,
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": micro,
+        "reward.custom_reward_function.path": rewards,
+        "reward.custom_reward_function.name": "compute_score",
+        PROCESSES: processes,
+        "trainer.nnodes": 1,
+        "trainer.save_freq": -1 if train.get("save_strategy") == "no" else int(train.get("save_steps", 500)),
+        "trainer.test_freq": int(tested),
+        "trainer.val_before_train": False,
+        "trainer.logger": ["console"],
+    }
+    theirs |= in_loss(recipe) if grpo else in_reward(recipe, micro)
+    if (steps := values.get("max_steps", -1)) > 0:
+        # It stops after the last epoch even so, and each has one step at least.
+        theirs["trainer.total_epochs"] = steps
+    if recipe.trust_remote_code:
+        theirs["data.trust_remote_code"] = True
+    usual = {"lora_dropout": 0.0, "seed": 42}
+    return theirs, {name: value for name, value in left.items() if name not in HANDLED and usual.get(name, "") != value}
+
+
+def in_loss(recipe: Recipe) -> Values:
+    """Return how GRPO's loss is computed: TRL's, a mean over all tokens with the KL term in it."""
+    return {
+        f"{ACTOR}.use_kl_loss": True,
+        f"{ACTOR}.kl_loss_coef": recipe.pref_beta,
+        f"{ACTOR}.kl_loss_type": "low_var_kl",
+        f"{ACTOR}.loss_agg_mode": "token-mean",
+        "algorithm.use_kl_in_reward": False,
+    }
+
+
+def in_reward(recipe: Recipe, micro: int) -> Values:
+    """Return how PPO's rewards are computed: minus the price of the KL divergence at each token."""
+    own = recipe.training.get("learning_rate", 5e-5)
+    return {
+        f"{ACTOR}.ppo_epochs": recipe.ppo_epochs,
+        f"{ACTOR}.use_kl_loss": False,
+        "algorithm.use_kl_in_reward": True,
+        "algorithm.kl_ctrl.kl_coef": recipe.pref_beta,
+        "algorithm.lam": 0.9,
+        "critic.model.path": hub_id(recipe.model_name_or_path),
+        "critic.optim.lr": own,
+        "critic.ppo_micro_batch_size_per_gpu": micro,
+    }
+
+
+def word(name: str, value: Any) -> str:
+    """Return one option as a word of the shell that hydra reads as this value."""
+    if isinstance(value, list):
+        text = f"[{','.join(value)}]"
+    elif isinstance(value, str) and not PLAIN.fullmatch(value) and name != f"{MODEL}.target_modules":
+        text = "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    else:
+        text = str(value)
+    return shlex.quote(f"{name}={text}")
