@@ -64,7 +64,10 @@ def training_args(recipe: Recipe, folder: Path, machine: Machine) -> tuple[Any, 
     values, notes = library_args.training_settings(recipe, folder, machine)
     try:
         args = config_class(**values)
+        world.require_format(args)
         world.join(args)
+        if args.deepspeed:
+            world.require_deepspeed(args.hf_deepspeed_config)
         require_available(args)
         return args, notes
     except (TypeError, ValueError, KeyError, AttributeError, ImportError, OSError, RuntimeError) as error:

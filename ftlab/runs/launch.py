@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ftlab import device
-from ftlab.errors import LabError, fail, say
+from ftlab.errors import LabError, fail, reason_of, say
 from ftlab.recipe.keys import Recipe
 
 # The exit code of a run that was stopped before its end.
@@ -90,11 +90,13 @@ def to_start(recipe: Recipe) -> int:
     """Return how many processes have to be started on this machine, 0 where this process trains itself.
 
     Raises:
-        LabError: more processes than accelerators; `accelerate launch` started one where several were asked for.
+        LabError: more processes than accelerators; `accelerate launch` started one where several were asked for;
+            variables of the environment that name no machines.
     """
     if "WORLD_SIZE" in os.environ:
         return 0
     refuse_lost()
+    refuse_machines()
     visible = accelerators(recipe)
     asked = recipe.nproc_per_node or number("NPROC_PER_NODE", 0)
     if 0 < visible < asked:
@@ -103,7 +105,7 @@ def to_start(recipe: Recipe) -> int:
     alone = recipe.device_map is not None or recipe.max_memory is not None or recipe.stage == "ppo"
     processes = asked or (1 if alone else max(1, visible))
     sharded = recipe.training.get("fsdp") or recipe.training.get("deepspeed")
-    forced = os.environ.get("FORCE_TORCHRUN", "").lower() in ("1", "true")
+    forced = os.environ.get("FORCE_TORCHRUN", "").lower() in ("1", "true", "y")
     return processes if processes > 1 or number("NNODES", 1) > 1 or sharded or forced else 0
 
 
@@ -115,6 +117,29 @@ def accelerators(recipe: Recipe) -> int:
     import torch
 
     return torch.cuda.device_count()
+
+
+def refuse_machines() -> None:
+    """Refuse numbers of machines and processes with which torchrun would fail, or wait for ever.
+
+    Raises:
+        LabError: naming the variable.
+    """
+    nodes = number("NNODES", 1)
+    ranges = {
+        "NNODES": (1, None),
+        "NPROC_PER_NODE": (1, None),
+        "NODE_RANK": (0, nodes - 1),
+        "MASTER_PORT": (1, 65535),
+    }
+    for name, (least, most) in ranges.items():
+        value = number(name, least)
+        if most is None and value < least:
+            raise fail("world_least", where=name, value=value, least=least)
+        if most is not None and not least <= value <= most:
+            raise fail("world_range", where=name, value=value, least=least, most=most)
+    if number("NODE_RANK", 0) > 0 and not os.environ.get("MASTER_ADDR"):
+        raise fail("world_address", where="MASTER_ADDR")
 
 
 def refuse_lost() -> None:
@@ -140,6 +165,7 @@ def start(processes: int, arguments: Sequence[str]) -> int:
     from torch.distributed import run
     from torch.distributed.elastic.multiprocessing import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
 
     # torchrun logs how it ends the other processes; one line says it, below.
     logging.disable(logging.ERROR)
@@ -152,6 +178,9 @@ def start(processes: int, arguments: Sequence[str]) -> int:
         return STOPPED
     except ChildFailedError as error:
         return ended(error.failures)
+    except (RendezvousError, RuntimeError, OSError) as error:
+        # What fails before the first process has several classes: a port in use, a machine that never came.
+        raise fail("world_meeting", where="torchrun", exit_code=1, reason=reason_of(error)) from None
     return 0
 
 
@@ -160,7 +189,8 @@ def machines() -> list[str]:
     nodes = number("NNODES", 1)
     if nodes == 1:
         return ["--standalone"]
-    address, port = os.environ.get("MASTER_ADDR", "127.0.0.1"), number("MASTER_PORT", 29500)
+    address, port = os.environ.get("MASTER_ADDR") or "127.0.0.1", number("MASTER_PORT", 29500)
+    print(say("world_machines", nodes=nodes, address=address, port=port), flush=True)
     where = [f"--master-addr={address}", f"--master-port={port}"]
     return [f"--nnodes={nodes}", f"--node-rank={number('NODE_RANK', 0)}", *where]
 

@@ -1,11 +1,13 @@
 """Ray: `use_ray: true` starts the processes of a run as workers of Ray Train, on this machine or on a cluster."""
 
+import inspect
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ftlab import packages
-from ftlab.errors import LabError, fail, reason_of, say
+from ftlab.errors import LabError, fail, reason_of, say, suggest
 from ftlab.recipe.keys import Recipe
 from ftlab.runs import launch
 from ftlab.system_errors import explained
@@ -21,7 +23,14 @@ SETTINGS = {
 
 
 def asked(recipe: Recipe) -> bool:
-    """Return True if Ray has to start the processes of a run: this is not one of them yet."""
+    """Return True if Ray has to start the processes of a run: this is not one of them yet.
+
+    Raises:
+        LabError: another launcher has started this process.
+    """
+    # Ray's workers import it before anything else; torchrun's, Slurm's and MPI's processes have not.
+    if recipe.in_ray and "WORLD_SIZE" in os.environ and "ray" not in sys.modules:
+        raise fail("ray_launcher", where="use_ray" if recipe.use_ray else "USE_RAY")
     return recipe.in_ray and "WORLD_SIZE" not in os.environ
 
 
@@ -61,12 +70,16 @@ def start(recipe: Recipe, arguments: Sequence[str], command: Callable[[Sequence[
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
+    require_names(recipe.ray_init_kwargs, inspect.signature(ray.init).parameters)
     try:
         # Without a dashboard one of Ray's own actors warns every second that nothing answers it.
         ray.init(**{"logging_config": ray.LoggingConfig(log_level="ERROR")} | connection(recipe))
     except Exception as error:
-        # Ray raises Exception itself where its processes do not start in time, and others for a wrong address or key.
-        raise fail("ray_failed", where="ray_init_kwargs", exit_code=1, reason=reason_of(error)) from None
+        # Ray raises these two for a value that it cannot use, and Exception where its processes do not start in time.
+        wrong = isinstance(error, TypeError | ValueError)
+        raise fail(
+            "ray_failed", where="ray_init_kwargs", exit_code=2 if wrong else 1, reason=reason_of(error)
+        ) from None
     try:
         if not on_cluster(recipe):
             require_resources(recipe, ray.cluster_resources())
@@ -82,6 +95,19 @@ def start(recipe: Recipe, arguments: Sequence[str], command: Callable[[Sequence[
         raise reported(getattr(error, "worker_failures", None) or {}, str(error)) from None
     finally:
         ray.shutdown()
+
+
+def require_names(given: Iterable[str], parameters: Mapping[str, inspect.Parameter]) -> None:
+    """Refuse an argument that `ray.init` does not have; it takes those of an underscore beside what it documents.
+
+    Raises:
+        LabError: with the nearest one.
+    """
+    names = sorted(name for name, one in parameters.items() if one.kind is not one.VAR_KEYWORD)
+    for name in given:
+        if name not in names and not name.startswith("_"):
+            hint = suggest(name, names, say("one_of", names=", ".join(names)))
+            raise fail("recipe_unknown_key", where="ray_init_kwargs", key=name, hint=hint)
 
 
 def quiet() -> Any:

@@ -9,10 +9,11 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import DistributedType
 from peft import PeftModel
+from pydantic import ValidationError
 from torch.distributed.fsdp import register_fsdp_forward_method
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ftlab.errors import fail, say
+from ftlab.errors import fail, reason_of, say
 from ftlab.runs import launch
 
 # Base classes of a wrapped model -> what a user asked for.
@@ -47,6 +48,48 @@ def connect(args: Any) -> None:
     if on_processor and wanted(args) == "FSDP":
         # One of accelerate's names for accelerators: it looks at the name when it shards, and at the device otherwise.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_XPU
+
+
+def require_format(args: Any) -> None:
+    """Refuse another number format from accelerate's configuration, which transformers would take where ours has none.
+
+    Raises:
+        LabError: with both.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    got = next((name for name in ("bf16", "fp16") if getattr(args, name)), "no")
+    if asked not in ("no", got):
+        raise fail("world_precision", where="mixed_precision", asked=asked, got=got if got != "no" else "float32")
+
+
+def require_deepspeed(config: Any) -> None:
+    """Refuse a configuration that contradicts the recipe, or that DeepSpeed would refuse once the model is loaded.
+
+    Args:
+        config: transformers' HfTrainerDeepSpeedConfig, in which "auto" is filled in but for what depends on the model.
+    Raises:
+        LabError: with the entry.
+    """
+    if config.mismatches:
+        lines = (line.removeprefix("- ds ").replace(" vs hf ", ", recipe: ") for line in config.mismatches)
+        raise fail("world_deepspeed", where="deepspeed", differences="; ".join(lines))
+    from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+
+    try:
+        DeepSpeedConfig(decided(config.config))
+    except ValidationError as error:
+        first = error.errors()[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+        raise fail("world_deepspeed_config", where="deepspeed", reason=reason) from None
+    except (DeepSpeedConfigError, AssertionError, TypeError, ValueError, KeyError) as error:
+        raise fail("world_deepspeed_config", where="deepspeed", reason=reason_of(error)) from None
+
+
+def decided(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration without the entries that are still "auto"."""
+    return {
+        name: decided(value) if isinstance(value, dict) else value for name, value in config.items() if value != "auto"
+    }
 
 
 def wanted(args: Any) -> str:

@@ -3,6 +3,7 @@
 import os
 import pickle
 import sys
+from functools import partial
 from types import ModuleType, SimpleNamespace
 
 import pytest
@@ -17,6 +18,14 @@ RAY = {"use_ray": True, "ray_num_workers": 2}
 
 class Failure(Exception):
     """Ray's TrainingFailedError."""
+
+
+def init(started: dict, address=None, *, num_cpus=None, logging_level=20, logging_config=None, **kwargs) -> None:
+    """Note what ray.init was told; as the real one, it says too late that it does not know a name."""
+    if isinstance(num_cpus, str):
+        raise ValueError("num_cpus must be a number")
+    named = {"address": address, "num_cpus": num_cpus, "logging_level": logging_level, "logging_config": logging_config}
+    started["init"] = {name: value for name, value in named.items() if value is not None} | kwargs
 
 
 def trainer(started: dict) -> type:
@@ -47,7 +56,7 @@ def ray(monkeypatch) -> dict:
     for name in ("ray", "ray.train", "ray.train.torch"):
         monkeypatch.setitem(sys.modules, name, ModuleType(name))
     fake, train = sys.modules["ray"], sys.modules["ray.train"]
-    fake.train, fake.init, fake.shutdown = train, lambda **given: started.update(init=given), lambda: None
+    fake.train, fake.init, fake.shutdown = train, partial(init, started), lambda: None
     fake.cluster_resources, fake.LoggingConfig = lambda: {"CPU": 2.0}, lambda log_level: log_level
     train.TrainingFailedError = Failure
     for name in ("FailureConfig", "RunConfig", "ScalingConfig", "LoggingConfig"):
@@ -83,6 +92,35 @@ def test_more_workers_than_this_machine_has_room_for_are_refused(ray, tiny_recip
     needy = recipes.load(tiny_recipe | RAY | {"resources_per_worker": {"GPU": 0.5}})
     with pytest.raises(LabError, match="2 workers need GPU: 1, Ray has 0"):
         ray_workers.start(needy, [], len)
+
+
+@pytest.mark.parametrize(
+    ("given", "line"),
+    [
+        ({"adress": "auto"}, "ray_init_kwargs: unknown recipe key `adress`\n  fix: did you mean address?"),
+        ({"kwargs": 1}, "ray_init_kwargs: unknown recipe key `kwargs`"),
+        ({"num_cpus": "two"}, "ray_init_kwargs: Ray could not start its workers: num_cpus must be a number"),
+    ],
+)
+def test_what_ray_init_cannot_use_is_invalid_input(ray, tiny_recipe, given, line):
+    made = recipes.load(tiny_recipe | RAY | {"ray_init_kwargs": given})
+    with pytest.raises(LabError) as told:
+        ray_workers.start(made, [], len)
+    assert str(told.value).startswith(line) and told.value.exit_code == 2 and not ray
+    hidden = {"_temp_dir": "there"}
+    ray_workers.start(recipes.load(tiny_recipe | RAY | {"ray_init_kwargs": hidden}), [], len)
+    assert ray["init"].items() >= hidden.items()
+
+
+@pytest.mark.parametrize(("asked", "where"), [({"use_ray": True}, "use_ray"), ({}, "USE_RAY")])
+def test_processes_of_another_launcher_are_not_rays(tiny_recipe, tmp_path, monkeypatch, capsys, asked, where):
+    path = tmp_path / "r.yaml"
+    recipes.write(recipes.load(tiny_recipe | asked), path)
+    for name, value in {"USE_RAY": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delitem(sys.modules, "ray", raising=False)
+    assert cli.main(["train", str(path)]) == 2
+    assert capsys.readouterr().err.startswith(f"ftlab: {where}: Ray has to start the processes of this run, but")
 
 
 def test_a_ray_that_does_not_start_is_one_line(ray, tiny_recipe, tmp_path, monkeypatch, capsys):

@@ -108,6 +108,58 @@ def test_a_file_without_a_configuration_is_refused(tmp_path, content):
     assert sharding.deepspeed(str(path)) == {"zero_optimization": {"stage": 2}}
 
 
+@pytest.mark.parametrize(
+    ("asked", "bf16", "refused"),
+    [("bf16", False, True), ("fp16", False, True), ("fp16", True, True), ("bf16", True, False), ("no", True, False)],
+)
+def test_accelerate_sets_no_other_number_format(monkeypatch, asked, bf16, refused):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    args = SimpleNamespace(bf16=bf16, fp16=False)
+    if refused:
+        got = "bf16" if bf16 else "float32"
+        line = (
+            f"^mixed_precision: accelerate's configuration asks for mixed precision in {asked}, this run is in {got}\n"
+        )
+        with pytest.raises(LabError, match=line):
+            world.require_format(args)
+    else:
+        world.require_format(args)
+
+
+def test_a_deepspeed_file_does_not_contradict_the_recipe():
+    lines = [
+        "- ds bf16.enabled=True vs hf bf16|bf16_full_eval=False",
+        "- ds gradient_clipping=3 vs hf max_grad_norm=1.0",
+    ]
+    with pytest.raises(LabError) as told:
+        world.require_deepspeed(SimpleNamespace(mismatches=lines, config={}))
+    assert str(told.value).splitlines() == [
+        "deepspeed: its configuration and the recipe disagree: bf16.enabled=True, recipe: bf16|bf16_full_eval=False; "
+        "gradient_clipping=3, recipe: max_grad_norm=1.0",
+        "  fix: write `\"auto\"` there: it then takes the recipe's value, and the machine's number format",
+    ]
+    assert told.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ({"zero_optimization": {"stage": 2, "offload_optimiser": {}}}, "offload_optimiser: Extra inputs are not perm"),
+        ({"zero_optimization": {"stage": 7}}, "stage: Input should be"),
+        ({"fp16": {"enabled": True}, "bf16": {"enabled": True}}, "bfloat16 and fp16 modes cannot be simultaneously"),
+        ({"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto", "overlap_comm": True}}, ""),
+    ],
+)
+def test_what_deepspeed_would_refuse_is_refused_before_the_model_is_loaded(entries, reason):
+    pytest.importorskip("deepspeed", reason="installed by hand: pip install 'ftlab[deepspeed]'")
+    config = SimpleNamespace(mismatches=[], config={"train_micro_batch_size_per_gpu": 1} | entries)
+    if reason:
+        with pytest.raises(LabError, match=f"^deepspeed: DeepSpeed refuses its configuration: {reason}"):
+            world.require_deepspeed(config)
+    else:
+        world.require_deepspeed(config)
+
+
 def test_a_lock_of_a_compilation_that_was_killed_is_removed(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "environ", {})
     lock = tmp_path / "run.extensions" / "deepspeed_shm_comm" / "lock"

@@ -374,6 +374,9 @@ def test_another_wrapper_than_asked_is_refused(model, fsdp, complaint, capsys):
         ({"NPROC_PER_NODE": "4"}, {}, 4),
         ({"NPROC_PER_NODE": "4"}, {"nproc_per_node": 2}, 2),
         ({"FORCE_TORCHRUN": "1"}, {}, 1),
+        ({"FORCE_TORCHRUN": "Y"}, {}, 1),
+        ({"FORCE_TORCHRUN": "0"}, {}, 0),
+        ({"NNODES": "1", "NODE_RANK": "0", "MASTER_PORT": "29500"}, {}, 0),
         ({"NNODES": "2"}, {}, 1),
         ({"WORLD_SIZE": "2"}, {"nproc_per_node": 2}, 0),
     ],
@@ -423,6 +426,40 @@ def test_other_machines_are_named_to_torchrun(monkeypatch):
     monkeypatch.setenv("NNODES", "two")
     with pytest.raises(LabError, match="NNODES: must be a whole number, not `two`"):
         launch.machines()
+
+
+@pytest.mark.parametrize(
+    ("variables", "line"),
+    [
+        ({"NNODES": "0"}, "NNODES: must be at least 1, not 0"),
+        ({"NPROC_PER_NODE": "0"}, "NPROC_PER_NODE: must be at least 1, not 0"),
+        ({"NPROC_PER_NODE": "gpu"}, "NPROC_PER_NODE: must be a whole number, not `gpu`"),
+        ({"NNODES": "1:2"}, "NNODES: must be a whole number, not `1:2`"),
+        ({"NNODES": "2", "NODE_RANK": "2", "MASTER_ADDR": "one"}, "NODE_RANK: must be 0 to 1, not 2"),
+        ({"NODE_RANK": "1", "MASTER_ADDR": "one"}, "NODE_RANK: must be 0 to 0, not 1"),
+        ({"NNODES": "2", "MASTER_PORT": "65536"}, "MASTER_PORT: must be 1 to 65535, not 65536"),
+        ({"NNODES": "2", "NODE_RANK": "1"}, "MASTER_ADDR: not set, and this is not the first machine"),
+        ({"NNODES": "2", "NODE_RANK": "1", "MASTER_ADDR": ""}, "MASTER_ADDR: not set"),
+    ],
+)
+def test_numbers_of_no_machines_are_refused(monkeypatch, tiny_recipe, variables, line):
+    monkeypatch.setattr(launch.device, "may_have_accelerator", lambda: False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LabError) as told:
+        launch.to_start(recipes.load(tiny_recipe))
+    assert str(told.value).startswith(line) and told.value.exit_code == 2
+
+
+def test_processes_that_torchrun_cannot_start_are_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(os, "environ", dict(os.environ) | {"NNODES": "2", "MASTER_ADDR": "here", "MASTER_PORT": "7"})
+    monkeypatch.setattr(launch.logging, "disable", lambda level: None)
+    busy = RuntimeError("The server socket has failed to listen on any local network address. EADDRINUSE\nMore.")
+    monkeypatch.setattr("torch.distributed.run.run", lambda options: (_ for _ in ()).throw(busy))
+    with pytest.raises(LabError, match=r"^torchrun: .*could not be started: .*EADDRINUSE\n  fix: .*MASTER_PORT"):
+        launch.start(1, ["train", "r.yaml"])
+    # Who waits for another machine is told for which.
+    assert capsys.readouterr().out == "waiting for 2 machines at here:7\n"
 
 
 SLURM = {
