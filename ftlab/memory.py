@@ -363,11 +363,13 @@ def gathered_bytes(decoder: Decoder, training: Training) -> float:
     """Return the sharded weights that are whole while they are computed with: a block's, or the embedding's."""
     if share(training, 3) == 1:
         return 0
-    return max(
-        (decoder.linear_parameters - decoder.expert_parameters) * training.linear_bytes
-        + decoder.expert_parameters * training.other_bytes,
-        decoder.vocabulary * decoder.hidden * training.other_bytes,
-    )
+    return max(block_weight_bytes(decoder, training), decoder.vocabulary * decoder.hidden * training.other_bytes)
+
+
+def block_weight_bytes(decoder: Decoder, training: Training) -> float:
+    """Return the bytes of the weights of one block's linear layers and experts."""
+    linear = decoder.linear_parameters - decoder.expert_parameters
+    return linear * training.linear_bytes + decoder.expert_parameters * training.other_bytes
 
 
 def block_bytes(decoder: Decoder, training: Training) -> float:

@@ -19,6 +19,8 @@ from ftlab.system_errors import explained
 STOPPED, NO_READER = 130, 141
 NO_COMPILER, NO_BARS = "TORCHDYNAMO_DISABLE", "TQDM_DISABLE"
 TRUST = ("--trust-remote-code", "--trust_remote_code")
+# Of recipe.memory_needs.GPUS, which takes longer to import; 16 is a T4.
+GPU_SIZES = (8, 12, 16, 24, 48, 80, 141)
 EXIT_CODES = (
     "exit codes: 0 success; 1 failure, or problems found; 2 invalid input; 130 stopped by Ctrl-C, a run also by "
     "SIGTERM or a file STOP in its folder: a checkpoint was saved, and the same command resumes from it"
@@ -219,6 +221,13 @@ def parser() -> Parser:
     take_keys(needs)
     needs.add_argument(
         "--devices", type=count, help="also what each of so many devices holds; default: the recipe's nproc_per_node"
+    )
+    needs.add_argument(
+        "--gpu",
+        type=int,
+        choices=GPU_SIZES,
+        metavar="GB",
+        help=f"on a GPU instead of this machine: {', '.join(map(str, GPU_SIZES))} GB",
     )
     elsewhere = add(verbs, "launch", launch_elsewhere, "print, or start, what a cluster's launcher takes for a recipe")
     elsewhere.add_argument("recipe", metavar="RECIPE.yaml")
@@ -562,14 +571,14 @@ def write_replay(options: argparse.Namespace) -> None:
 
 
 def show_memory(options: argparse.Namespace) -> None:
-    """Print the memory that a recipe, or a model with default keys, needs on this machine."""
+    """Print the memory that a recipe, or a model with default keys, needs on this machine or a GPU."""
     from ftlab import device
     from ftlab.recipe import memory_devices, memory_needs
     from ftlab.recipe import read as recipes
 
     is_file = options.model.endswith((".yaml", ".yml"))
     run = recipes.load(options.model if is_file else {"model_name_or_path": options.model}, options.overrides)
-    machine = device.describe()
+    machine = memory_needs.gpu_of(options.gpu) if options.gpu else device.describe()
     sizes = memory_needs.sizes(run.model_name_or_path, **run.source)
     active = f", {sizes.active_parameters / 1e9:.2f}B of them used for a token" if sizes.experts > 1 else ""
     print(f"{run.model_name_or_path}: {sizes.parameters / 1e9:.2f}B parameters{active}; {machine}")

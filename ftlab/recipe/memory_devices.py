@@ -18,6 +18,9 @@ FSDP = {"FSDP2": (3, False), "FSDP2, offload": (3, True)}
 ZERO_STATE_BYTES = 4 + 2 * 4
 # Numbers of its two buckets of gradients in stages 1 and 2 (recipes/deepspeed, overlap_comm).
 ZERO_BUCKETS = 2 * 500_000_000
+# Bytes of a gradient in its optimizer step, which is in float32; in stage 3 of so many weights at a time
+# (sub_group_size), and of so many others it leaves whole what is soon needed again (stage3_max_live_parameters).
+ZERO_STEP_BYTES, ZERO_AT_ONCE, ZERO_LIVE = 4, 1_000_000_000, 1_000_000_000
 
 
 def shares(recipe: Recipe, machine: Machine, devices: int) -> Iterator[tuple[str, Needs | None, float]]:
@@ -33,10 +36,11 @@ def shares(recipe: Recipe, machine: Machine, devices: int) -> Iterator[tuple[str
     yield "DDP", replace(alone, peak=alone.peak + alone.gradients), 0
     for label, (stage, offload) in ZERO.items():
         found, host = sharded(decoder, in_deepspeed(training), devices, stage, offload)
-        buckets = int(ZERO_BUCKETS * found.training.trained_bytes) if stage < 3 else 0
-        yield label, replace(found, peak=found.peak + buckets), host
+        most = max(found.peak + beside_zero(decoder, found.training), 0 if offload else zero_step_bytes(found))
+        yield label, replace(found, peak=most), host + (ZERO_STEP_BYTES * training.trained / devices if offload else 0)
     for label, (stage, offload) in FSDP.items():
-        yield label, *sharded(decoder, training, devices, stage, offload)
+        found, host = sharded(decoder, training, devices, stage, offload)
+        yield label, replace(found, peak=found.peak + beside_fsdp(decoder, found.training)), host
     for label, part in (("tensor parallel", narrow(decoder, devices)), ("pipeline", short(decoder, devices))):
         yield label, memory.estimate(part, memory_needs.training(recipe, part, machine)) if part else None, 0
 
@@ -50,6 +54,37 @@ def sharded(
         return part, 0
     host = part.weights + part.gradients + part.optimizer
     return memory.estimate(decoder, replace(training, gpus=devices, shard=stage, offload=True)), host
+
+
+def beside_zero(decoder: Decoder, training: Training) -> int:
+    """Return what DeepSpeed holds beside an estimate: two buckets of gradients, in stage 3 weights it leaves whole."""
+    if training.shard < 3:
+        return int(ZERO_BUCKETS * training.trained_bytes)
+    live = min(ZERO_LIVE, decoder.parameters) * training.other_bytes
+    return int(max(0, live - memory.gathered_bytes(decoder, training)))
+
+
+def zero_step_bytes(found: Needs) -> int:
+    """Return the peak of DeepSpeed's optimizer step: a float32 copy of the gradients of a device's share of weights.
+
+    Source: `step` in deepspeed/runtime/zero/stage_1_and_2.py and stage3.py, 0.19.8.
+    """
+    training = found.training
+    part = training.trained / training.gpus
+    copied = min(part, ZERO_AT_ONCE) if training.shard == 3 else part
+    return int(found.weights + found.optimizer + part * training.trained_bytes + copied * ZERO_STEP_BYTES)
+
+
+def beside_fsdp(decoder: Decoder, training: Training) -> int:
+    """Return the weights that FSDP2 gathers beyond an estimate's one matrix or block.
+
+    Embedding and output layer are of its outermost group, which is whole from the first block to the last; with them
+    the block that is computed, and the next one, which is gathered meanwhile.
+    """
+    # Under autocast they are gathered in two bytes.
+    gathered = replace(training, linear_bytes=2, other_bytes=2) if training.autocast else training
+    whole = 2 * memory.block_weight_bytes(decoder, gathered) + decoder.embedding_parameters * gathered.other_bytes
+    return int(whole - memory.gathered_bytes(decoder, training))
 
 
 def in_deepspeed(training: Training) -> Training:
@@ -90,13 +125,13 @@ def report(recipe: Recipe, machine: Machine, devices: int) -> str:
         f"{'GiB':<16} weights  moments gradients activations   logits     peak     host  smallest GPU",
     ]
     indivisible = say("memory_indivisible", devices=devices)
-    for label, found, host in shares(recipe, machine, devices):
+    rows = list(shares(recipe, machine, devices))
+    for label, found, host in rows:
         lines.append(row(label, found, host) if found else f"{label:<16} {indivisible}")
-    decoder = memory_needs.sizes(recipe.model_name_or_path, **recipe.source)
-    left = memory_needs.undivided(decoder, memory_needs.training(recipe, decoder, machine))
+    left = min(found.peak for label, found, _ in rows if found and label.endswith("offload"))
     lines.append(say("memory_undivided", peak=memory_needs.gib(left)))
     if left + memory_needs.RESERVED_BYTES > memory_needs.GPUS[memory_needs.LARGE] * memory_needs.GIB:
-        lines.append(say("memory_no_number", gpu=memory_needs.LARGE))
+        lines.append(say("memory_no_share", gpu=memory_needs.LARGE))
     return "\n".join(lines)
 
 

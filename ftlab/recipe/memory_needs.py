@@ -264,6 +264,11 @@ def grid(
     return found
 
 
+def gpu_of(gigabytes: int) -> Machine:
+    """Return the one of GPUS with so much memory, by the number in its name."""
+    return gpu(next(name for name in GPUS if name.endswith(f"{gigabytes} GB")))
+
+
 def gpu(name: str) -> Machine:
     """Return one of GPUS as the machine it would make; only T4 is older than Ampere."""
     dtype, reason = cuda_dtype(7 if name.startswith("T4") else 8)
