@@ -107,6 +107,7 @@ def read(value: str | dict[str, Any], key: str, where: str) -> dict[str, Any]:
         found = json.loads(Path(str(value)).expanduser().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         found = None
-    if not isinstance(found, dict):
+    # An empty one would be read as none at all.
+    if not isinstance(found, dict) or not found:
         raise fail("recipe_json", where=where, key=key, path=str(value), names=", ".join(SHIPPED))
     return found

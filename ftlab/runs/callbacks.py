@@ -62,8 +62,8 @@ class Begin(TrainerCallback):
         """
         try:
             yield
-        except (ValueError, TypeError, ImportError, LookupError, AttributeError, RuntimeError) as error:
-            # The name of a metric is looked up at the first evaluation only.
+        except Exception as error:
+            # Of any class: DeepSpeed has its own. The name of a metric is looked up at the first evaluation only.
             if self.begun and "metric_for_best_model" not in str(error):
                 raise
             raise explained(error) or fail("recipe_training", reason=reason_of(error)) from error

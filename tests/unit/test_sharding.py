@@ -16,7 +16,7 @@ from ftlab import device
 from ftlab.errors import LabError
 from ftlab.recipe import library_args, sharding
 from ftlab.recipe import read as recipes
-from ftlab.runs import chat, launch, train, world
+from ftlab.runs import callbacks, chat, launch, train, world
 
 CPU = device.Machine("cpu", "test", "float32", 2, 2**34, "test")
 
@@ -95,7 +95,7 @@ def test_the_shipped_files_are_what_their_names_say(tiny_recipe, name):
     assert {settings["deepspeed"][key] for key in ("train_batch_size", "gradient_clipping")} == {"auto"}
 
 
-@pytest.mark.parametrize("content", [None, "not JSON", "[]"])
+@pytest.mark.parametrize("content", [None, "not JSON", "[]", "{}"])
 def test_a_file_without_a_configuration_is_refused(tmp_path, content):
     path = tmp_path / "ds.json"
     if content is not None:
@@ -158,6 +158,21 @@ def test_what_deepspeed_would_refuse_is_refused_before_the_model_is_loaded(entri
             world.require_deepspeed(config)
     else:
         world.require_deepspeed(config)
+
+
+class Refused(Exception):
+    """An exception of a library's own, as DeepSpeed's ZeRORuntimeException."""
+
+
+@pytest.mark.parametrize("error", [Refused("offload needs its own optimizer\nMore."), AssertionError("no such stage")])
+def test_what_is_refused_before_the_first_step_is_one_line(error):
+    begin = callbacks.Begin(lambda model: None)
+    with pytest.raises(LabError, match=r"^the training settings are inconsistent: ") as told, begin.refusing():
+        raise error
+    assert str(told.value).splitlines()[0].endswith(("offload needs its own optimizer", "no such stage"))
+    begin.begun = True
+    with pytest.raises(type(error)), begin.refusing():
+        raise error
 
 
 def test_a_lock_of_a_compilation_that_was_killed_is_removed(tmp_path, monkeypatch):
