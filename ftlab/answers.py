@@ -40,19 +40,62 @@ def answer(
         whole = render(tokenizer, [*messages, *said], tools, **options)
         marked = render(tokenizer, [*messages, {"role": "assistant", "content": PLACEHOLDER}], tools, **options)
         asked = render(tokenizer, messages, tools, add_generation_prompt=True, **options)
-        shared = common_prefix(asked, marked.partition(PLACEHOLDER)[0])
-        if whole.startswith(shared):
+        history = render(tokenizer, messages, tools, **options)
+        start = start_of_answer(history, asked, marked.partition(PLACEHOLDER)[0])
+        if start and whole.startswith(start):
             break
     else:
         raise fail("tokens_no_answer")
-    written = with_thought_written(tokenizer, said[0], whole[len(shared) :], asked[len(shared) :])
-    calls = [call["function"]["name"] for message in said for call in message.get("tool_calls") or []]
-    if any(part not in written for part in (thought_and_content(tokenizer, said[0])[1], *calls)):
-        raise fail("tokens_no_answer")
+    opened = asked[len(start) :] if asked.startswith(start) else ""
+    written = with_thought_written(tokenizer, said[0], whole[len(start) :], opened)
+    check_written(tokenizer, messages, said, tools, written)
     end = end_of_turn(tokenizer)
     at = written.rfind(end) if end else -1
     text = written[: at + len(end)] if at >= 0 else written
     return Answer(asked, text, written[len(text) :], at >= 0 or text.endswith(control_tokens(tokenizer)))
+
+
+def start_of_answer(history: str, asked: str, opening: str) -> str:
+    """Return the text of a conversation up to where its answer begins, "" if that cannot be told.
+
+    The model has been asked with what the conversation shares with the prompt, up to the generation prompt. Some
+    templates take earlier texts out once an answer follows (gpt-oss the reasoning before a tool call): there the
+    answer begins after the last generation prompt.
+
+    Args:
+        history: the messages before the answer.
+        asked: the same with the generation prompt.
+        opening: the same with all that is written before the answer's text.
+
+    >>> start_of_answer("<u>hi", "<u>hi<a><think>", "<u>hi<a>")
+    '<u>hi<a>'
+    >>> start_of_answer("<u>hi<t>hm", "<u>hi<t>hm<a>", "<u>hi<a><final>")
+    '<u>hi<a>'
+    """
+    shared, before = common_prefix(asked, opening), common_prefix(asked, history)
+    if len(shared) >= len(before):
+        return shared
+    begun = asked[len(before) :]
+    at = opening.rfind(begun)
+    return opening[: at + len(begun)] if begun.strip() and at >= 0 else ""
+
+
+def check_written(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], said: Sequence[Message], tools: Tools, written: str
+) -> None:
+    """Refuse an answer whose text the template leaves out; `render` has looked for its calls.
+
+    Raises:
+        LabError: it does, alone or beside a tool call, as Llama 3.1's.
+    """
+    content = thought_and_content(tokenizer, said[0])[1]
+    if content and said[0].get("tool_calls"):
+        # Short texts are found in a call too: the place of a text is looked for without it.
+        beside = said[0] | {"content": PLACEHOLDER}
+        if PLACEHOLDER not in render(tokenizer, [*messages, beside], tools):
+            raise fail("tokens_text_beside_call", text=content[:60])
+    if content not in written:
+        raise fail("tokens_no_answer")
 
 
 def with_thought_written(tokenizer: PreTrainedTokenizerBase, message: Message, written: str, opened: str) -> str:

@@ -10,6 +10,7 @@ where it can, by the same rules for all of them, so that a model is asked in the
 - Where the template refuses a system turn or a tool's result, they become part of the next user turn or one.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
@@ -29,6 +30,8 @@ Tools = list[dict[str, Any]] | str | None
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError)
 THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 TOOLS = "You can call these tools. To call one, answer with its name and arguments as JSON, nothing else:\n"
+# A text with fewer characters may be in a template by chance.
+SHORT = 12
 # Stands for an answer where only what a template writes around it is of interest; no text holds it.
 PLACEHOLDER = "\ue0f1"
 
@@ -53,23 +56,31 @@ def render(
     template = tokenizer.get_chat_template(tools=schemas)
     control = control_tokens(tokenizer)
     shown = [shown_message(escaped(message, control), template) for message in messages]
-    if schemas and "tools" not in template:
+    if schemas and not shows_tools(tokenizer, template):
         shown, schemas = with_tools_said(shown, schemas), None
-    parted = wants_parts(tokenizer, template)
+    in_parts = wants_parts(tokenizer, template)
+
+    def written(conversation: list[Message]) -> str:
+        """Return what the template makes of a conversation."""
+        return tokenizer.apply_chat_template(
+            [as_parts(message) for message in conversation] if in_parts else conversation,
+            tools=schemas or None,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+            **options,
+        )
+
+    marked = with_marks(shown)
     reason = ""
     for adapted in ADAPTED:
         try:
-            text = tokenizer.apply_chat_template(
-                [as_parts(message) for message in adapted(shown)] if parted else adapted(shown),
-                tools=schemas or None,
-                add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-                **options,
-            )
+            text = written(adapted(shown))
+            # A name or a short text may be there by chance: `f` is in `<｜end▁of▁sentence｜>`.
+            missing = left_out(text, shown) or (left_out(written(adapted(marked)), marked) if marked != shown else 0)
         except TEMPLATE_ERRORS as error:
             reason = reason or reason_of(error)
             continue
-        if not (missing := left_out(text, shown)):
+        if not missing:
             return text
         reason = reason or say("tokens_left_out", number=missing, role=shown[missing - 1]["role"])
     raise fail("tokens_template", reason=reason)
@@ -84,7 +95,7 @@ def left_out(text: str, messages: Sequence[Message]) -> int:
     for number, message in enumerate(messages, 1):
         if any(text.find(call["function"]["name"], at) < 0 for call in message.get("tool_calls", [])):
             return number
-        said = message["content"].rpartition("</think>" if message["role"] == "assistant" else "\x00")[2].strip()
+        said = parted(message)[1].strip()
         start = 0 if message["role"] == "system" else at
         # Some templates write a tool's result as JSON.
         found = max(text.find(form, start) for form in (said, json.dumps(said, ensure_ascii=False)[1:-1]))
@@ -93,6 +104,50 @@ def left_out(text: str, messages: Sequence[Message]) -> int:
         elif "tool_calls" not in message:
             return number
     return 0
+
+
+def with_marks(messages: Sequence[Message]) -> list[Message]:
+    """Return a conversation in which calls and short texts are replaced by marks that no text holds, each its own."""
+    number = itertools.count()
+
+    def mark() -> str:
+        return f"{PLACEHOLDER}{next(number)}{PLACEHOLDER}"
+
+    marked = []
+    for message in messages:
+        calls = message.get("tool_calls", [])
+        renamed = [call | {"function": call["function"] | {"name": mark()}} for call in calls]
+        thought, said = parted(message)
+        content = {"content": thought + mark()} if 0 < len(said.strip()) < SHORT else {}
+        marked.append(message | content | ({"tool_calls": renamed} if calls else {}))
+    return marked
+
+
+def parted(message: Message) -> tuple[str, str]:
+    """Return the content of a message up to the end of its thought, and the rest, which a template must show."""
+    thought, end, said = message["content"].rpartition("</think>" if message["role"] == "assistant" else "\x00")
+    return thought + end, said
+
+
+@lru_cache(maxsize=8)
+def shows_tools(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+    """Return True if a template writes the description of a tool, in a conversation with a system turn or without.
+
+    One that refuses the question is trusted to show what it names.
+    """
+    function = {"name": PLACEHOLDER, "description": "a", "parameters": {"type": "object", "properties": {}}}
+    tool = {"type": "function", "function": function}
+    system, user = ({"role": role, "content": "a"} for role in ("system", "user"))
+    refused = False
+    for asked in ([user], [system, user]):
+        try:
+            text = tokenizer.apply_chat_template(asked, tools=[tool], chat_template=template, tokenize=False)
+        except TEMPLATE_ERRORS:
+            refused = True
+            continue
+        if PLACEHOLDER in text:
+            return True
+    return refused and "tools" in template
 
 
 def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:

@@ -43,14 +43,31 @@ CONVERSATIONS = {
     ],
     "call": [("user", "Weather?"), ("assistant", CALL), ("tool", "3 degrees"), ("assistant", "It is cold.")],
     "ends_in_call": [("user", "Weather?"), ("assistant", CALL)],
+    "call_beside_text": [
+        ("user", "Weather?"),
+        ("assistant", (CALL, "I look.")),
+        ("tool", "3 degrees"),
+        ("assistant", "Cold."),
+    ],
+    "call_after_thought": [
+        ("user", "Weather?"),
+        ("assistant", (CALL, ""), "Ask the tool."),
+        ("tool", "3 degrees"),
+        ("assistant", "It is cold.", "Below ten."),
+    ],
 }
+# They write a call alone, as their models do.
+WITHOUT_TEXT = ("llama3_1.jinja", "llama3_2.jinja", "muse_glimmer.jinja", "muse_glimmer_training.jinja")
 
 
-def message(role: str, content: str | dict, thought: str = "") -> dict:
-    """Return a message; a dict is a tool call."""
+def message(role: str, content: str | dict | tuple[dict, str], thought: str = "") -> dict:
+    """Return a message; a dict is a tool call, a tuple a call and the text beside it."""
+    thoughts = {"reasoning_content": thought} if thought else {}
     if isinstance(content, dict):
-        return {"role": role, "content": "", "tool_calls": [content]}
-    return {"role": role, "content": content} | ({"reasoning_content": thought} if thought else {})
+        content = (content, "")
+    if isinstance(content, tuple):
+        return {"role": role, "content": content[1], "tool_calls": [content[0]]} | thoughts
+    return {"role": role, "content": content} | thoughts
 
 
 def tokenizer_with(template: str) -> PreTrainedTokenizerFast:
@@ -82,6 +99,10 @@ def test_every_answer_is_trained_once_as_it_is_asked_for(name, conversation):
     tokenizer = bundled(name)
     messages = [message(*turn) for turn in CONVERSATIONS[conversation]]
     row = {"messages": messages} | ({"tools": [TOOL]} if "call" in conversation else {})
+    if conversation == "call_beside_text" and name in WITHOUT_TEXT:
+        with pytest.raises(LabError, match=r"a tool call without the text beside it: I look\."):
+            tokens.encode(tokenizer, row)
+        return
     examples = tokens.encode(tokenizer, row)
     found = [(example["input_ids"], *span) for example in examples for span in spans(example)]
     answers = [n for n, one in enumerate(messages) if one["role"] == "assistant"]
@@ -98,8 +119,60 @@ def test_every_answer_is_trained_once_as_it_is_asked_for(name, conversation):
         assert said["content"].strip() in text and said.get("reasoning_content", "") in text
         assert all(call["function"]["name"] in text and "Oslo" in text for call in said.get("tool_calls", []))
         assert ids[end - 1] in control
-        # Nothing but the answer: no word of a later turn.
-        assert not any(later["content"] and later["content"] in text for later in messages[turn + 1 :])
+        # Nothing but the answer: no word of another turn.
+        others = [*messages[:turn], *messages[turn + 1 :]]
+        assert not any(other["content"] and other["content"] in text for other in others)
+        assert "Oslo" not in text or "tool_calls" in said
+
+
+def test_a_tool_s_name_that_occurs_by_chance_is_not_taken_for_a_call():
+    # As DeepSeek-R1's: it writes no call, and `f` is in the end token. As the template of no use: it names `tools`.
+    ends = "{{ m['content'] }}<｜end▁of▁sentence｜>"
+    tokenizer = tokenizer_with("{#- no tools, no tool_calls #}{% for m in messages %}" + ends + "{% endfor %}")
+    call = {"type": "function", "function": {"name": "f", "arguments": {}}}
+    asked = [{"role": "user", "content": "Now?"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    schema = {"type": "function", "function": {"name": "f", "description": "Look.", "parameters": {}}}
+    assert rendering.render(tokenizer, asked) == (
+        'Now?<｜end▁of▁sentence｜>{"name": "f", "arguments": {}}<｜end▁of▁sentence｜>'
+    )
+    assert rendering.render(tokenizer, asked[:1], [schema]) == (
+        f'{rendering.TOOLS}{{"name": "f", "description": "Look.", "parameters": {{}}}}<｜end▁of▁sentence｜>'
+        "Now?<｜end▁of▁sentence｜>"
+    )
+
+
+@pytest.mark.parametrize("text", ["a", "im", "user"])
+def test_a_short_turn_that_occurs_by_chance_is_not_taken_for_the_turn(text):
+    loop = "{% for message in messages %}"
+    without_system = CHATML.replace(loop, loop.replace(" %}", " if message.role != 'system' %}"))
+    assert without_system != CHATML
+    asked = [{"role": "system", "content": text}, {"role": "user", "content": "Now?"}]
+    # Where the template leaves it out it begins the user's turn.
+    assert rendering.render(tokenizer_with(without_system), asked) == f"<|im_start|>user\n{text}\n\nNow?<|im_end|>\n"
+    assert rendering.render(tokenizer_with(CHATML), asked) == (
+        f"<|im_start|>system\n{text}<|im_end|>\n<|im_start|>user\nNow?<|im_end|>\n"
+    )
+
+
+@pytest.mark.parametrize("name", ["llama3_1.jinja", "llama3_2.jinja"])
+def test_a_short_text_beside_a_call_is_missed_where_the_call_holds_it(name):
+    row = {"messages": [message("user", "Weather?"), message("assistant", (CALL, "a"))], "tools": [TOOL]}
+    with pytest.raises(LabError, match=r"without the text beside it: a\n.*remove the text"):
+        tokens.encode(bundled(name), row)
+
+
+def test_an_answer_after_a_call_is_trained_alone_where_the_template_rewrites_the_call():
+    tokenizer = bundled("gptoss.jinja")
+    messages = [message(*turn) for turn in CONVERSATIONS["call_beside_text"]]
+    (example,) = tokens.encode(tokenizer, {"messages": messages, "tools": [TOOL]})
+    assert [tokenizer.decode(example["input_ids"][start:end]) for start, end in spans(example)] == [
+        "<|channel|>analysis<|message|>I look.<|end|><|start|>assistant to=functions.weather<|channel|>commentary "
+        'json<|message|>{"city": "Oslo", "until": null}<|call|>',
+        "<|channel|>final<|message|>Cold.<|return|>",
+    ]
+    # The prompt is the one that the model is asked: with the text before the call, which goes once an answer follows.
+    prompt = tokens.prompt(tokenizer, messages[:3], [TOOL])
+    assert example["input_ids"][: len(prompt)] == prompt and "I look." in tokenizer.decode(prompt)
 
 
 def test_prompt_and_answer_are_tokenized_apart():
