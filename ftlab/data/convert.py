@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftlab.data.dataset_info import Entry, files, format_of_entry
-from ftlab.data.read import Row, empty, rows, suggestion, texts
+from ftlab.data.read import Row, empty, rows, suggestion, texts, wrapped
 from ftlab.errors import LabError, fail
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def converted(
             made = convert(raw, columns, tags, where)
             yield Made(where, raw, made if substitutions is None else filled(made, substitutions, where))
         except LabError as problem:
-            yield Made(where, raw, problem)
+            unknown = not any(column in raw for column in columns.values())
+            yield Made(where, raw, (unknown and wrapped(raw, where)) or problem)
     if seen and entry.where:
         check_seen(entry, seen)
 

@@ -11,7 +11,7 @@ from typing import Any
 from ftlab import manifests
 from ftlab.data.formats import ALPACA_COLUMNS, Columns, Format, format_of, tags_of
 from ftlab.data.messages import OPENAI_TAGS, SHAREGPT_TAGS, Tags
-from ftlab.data.read import SUFFIXES, Row, empty, first, kind, reason, rows, suggestion, unique_keys
+from ftlab.data.read import SUFFIXES, Row, empty, first, kind, reason, rows, suggestion, unique_keys, wrapped
 from ftlab.errors import LabError, fail
 
 INFO = "dataset_info.json"
@@ -256,21 +256,35 @@ def readable(path: Path, encoding: str, problems: list[LabError]) -> Iterator[Ro
 
 
 def fitting(examples: Iterable[Row]) -> Entry | None:
-    """Return the entry of the first row that has a format.
+    """Return the entry of the first row that has a format, with the columns that rows of the same format add.
 
-    A row whose `label` is null may be one of KTO's without its label, or one without a class: the next rows decide.
+    The first row may lack what later ones have: `tools`, or the label of KTO. Of each column the first value that says
+    something counts, so that a `label` that is null in some rows is KTO's, or the name of a class, as in the others.
     """
-    fits: Entry | None = None
+    first_fit: Entry | None = None
+    union: Row = {}
     for row in examples:
-        if entry := guess(row):
-            fits = entry if "kto_tag" in entry.columns else fits or entry
-            if "kto_tag" in entry.columns or row.get("label", "") is not None:
-                break
-    return fits
+        entry = guess(row)
+        if entry and (first_fit is None or needs(entry) == needs(first_fit)):
+            first_fit = first_fit or entry
+            union |= {column: value for column, value in row.items() if empty(union.get(column))}
+    return guess(union) if first_fit else None
+
+
+def needs(entry: Entry) -> tuple[object, ...]:
+    """Return what rows of an entry must have in common."""
+    return entry.formatting, entry.ranking, *(entry.columns.get(name) for name in ("messages", "prompt", "response"))
 
 
 def no_format(where: str, row: Row) -> LabError:
     """Build the error of a row whose columns fit no format."""
+    if unwrapped := wrapped(row, where):
+        return unwrapped
+    # `Instruction`, or ` output` where a table has spaces after its commas.
+    plain = {name: name.strip().lower() for name in row}
+    if len({*plain.values()}) == len(plain) and guess({plain[name]: value for name, value in row.items()}):
+        renamed = ", ".join(f"`{name}` -> `{other}`" for name, other in plain.items() if name != other)
+        return fail("data_column_spelling", where=where, columns=first(row), renamed=renamed)
     return fail("data_no_format", where=where, columns=first(row))
 
 

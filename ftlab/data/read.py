@@ -17,6 +17,10 @@ SUSPECT_ESCAPE = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
 # Deeper values would exhaust the stack of whoever walks through them; no real row comes near.
 MAX_DEPTH = 100
 TOO_DEEP = "it is nested too deeply"
+# An object with one of these is a row, whatever lists it has beside.
+ROW_COLUMNS = {"messages", "conversations", "instruction", "prompt", "question", "query", "text", "chosen"}
+# Digits of a whole number; from about this many on Python refuses to read it.
+LONGEST_NUMBER = 4000
 Row = dict[str, Any]
 # A line number, or "line (row number)" if several rows share a line.
 Place = int | str
@@ -78,9 +82,34 @@ def line_rows(path: Path, encoding: str) -> Iterator[Read]:
         if isinstance(row, LabError) and isinstance(text, str) and comma_after_object(text):
             row = fail("data_comma", where=f"{path}:{number}")
         elif first and isinstance(row, LabError) and isinstance(text, str) and text.rstrip().endswith(("{", "[", ",")):
-            raise fail("data_spread", where=f"{path}:{number}")
+            where = f"{path}:{number}"
+            raise wrapped(whole_object(path, encoding), where) or fail("data_spread", where=where)
         first = False
         yield number, row
+
+
+def whole_object(path: Path, encoding: str) -> Row:
+    """Return the object that a whole file is, {} if it is none, or larger than what a row may be."""
+    if path.stat().st_size > decoding.MAX_LINE_BYTES:
+        return {}
+    try:
+        value = DECODER.decode("".join(decoding.chunks(path, encoding)))
+    except (ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def wrapped(value: Row, where: str) -> LabError | None:
+    """Return the problem of an object that holds lists of rows (`{"data": [...]}`), None for any other object."""
+    lists = [
+        name
+        for name, inner in value.items()
+        if isinstance(inner, list) and inner and all(isinstance(one, dict) and "role" not in one for one in inner)
+    ]
+    if not lists or not ROW_COLUMNS.isdisjoint(value):
+        return None
+    named, rows = ", ".join(lists), len(value[lists[0]])
+    return fail("data_wrapped", where=where, keys=named, rows=rows, key=lists[0], file=where.rpartition(":")[0])
 
 
 def comma_after_object(text: str) -> bool:
@@ -153,7 +182,18 @@ def no_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
 
 
-DECODER = json.JSONDecoder(object_pairs_hook=unique_keys, parse_constant=no_constant)
+def whole_number(digits: str) -> int:
+    """Return a whole number, unless it has more digits than Python reads.
+
+    Raises:
+        ValueError: it has; Python's own words advise to change a setting of the interpreter.
+    """
+    if len(digits) > LONGEST_NUMBER:
+        raise ValueError(f"a number of {len(digits.lstrip('-'))} digits; put it in quotes")
+    return int(digits)
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=unique_keys, parse_constant=no_constant, parse_int=whole_number)
 # Finds the end of a row that DECODER refuses for what it says, not for how it is written.
 LAX_DECODER = json.JSONDecoder(parse_int=len)
 

@@ -20,6 +20,14 @@ KNOWN = {
     "rejected_messages", "chosen_messages", "chat_template_kwargs", "enable_thinking", "mask", *THOUGHTS, *WEIGHTS,
 }  # fmt: skip
 
+# Of these, what no entry of `columns` could name: margins, scores, weights and settings of a template.
+NEVER = {
+    "score", "scores", "score_chosen", "score_rejected", "margin", "chat_template_kwargs", "enable_thinking", "mask",
+}  # fmt: skip
+NEVER |= {*THOUGHTS, *WEIGHTS}
+# How programs write a cell without a value: pandas, Python, JSON, spreadsheets.
+BLANK_WORDS = {"nan", "none", "null", "<na>", "#n/a"}
+
 # The columns of an entry that may hold turns.
 SPOKEN = ("messages", "prompt", "response", "chosen", "rejected")
 
@@ -29,6 +37,7 @@ class Unread:
 
     Attributes:
         columns: column -> rows in which it says something.
+        blanks: a word for a missing value -> rows whose whole answer it is.
         keys: key of a message -> messages in which it says something.
     """
 
@@ -43,6 +52,7 @@ class Unread:
         self.columns: Counter[str] = Counter()
         self.keys: Counter[str] = Counter()
         self.media: Counter[str] = Counter()
+        self.blanks: Counter[str] = Counter()
         self.systems = self.nulls = self.placeholders = 0
 
     def counted(self, rows: Iterable[Made]) -> Iterator[Made]:
@@ -62,6 +72,7 @@ class Unread:
         self.nulls += self.table and (any(null_arguments(turn) for turn, _ in turns) or self.null_tools(raw))
         said = list(texts(row))
         self.media.update({f"<{one}>" for text in said if "<" in text for one in MEDIA if f"<{one}>" in text})
+        self.blanks.update(word for word in answers(row) if word.lower() in BLANK_WORDS)
         self.placeholders += any("{{" in text and PLACEHOLDER.search(text) for text in said)
 
     def turns(self, value: Any) -> list[tuple[Message, Tags]]:
@@ -94,9 +105,16 @@ class Unread:
         others = {column: count for column, count in self.columns.items() if column not in idle}
         known = {} if self.entry_gives_text() else {c: n for c, n in others.items() if c in KNOWN}
         found += [
-            ("data_unread_rows", {"name": name, "count": count, "column": column}) for column, count in known.items()
+            (
+                "data_unread_never" if column in NEVER else "data_unread_rows",
+                {"name": name, "count": count, "column": column},
+            )
+            for column, count in known.items()
         ]
         found += [("data_unread_keys", {"name": name, "count": count, "key": key}) for key, count in self.keys.items()]
+        found += [
+            ("data_blank_words", {"name": name, "count": count, "word": word}) for word, count in self.blanks.items()
+        ]
         if self.systems:
             found.append(("data_two_systems", {"name": name, "count": self.systems}))
         if self.nulls:
@@ -115,6 +133,12 @@ class Unread:
     def entry_gives_text(self) -> bool:
         """Return True if the data set is raw text, so that no other column has a meaning."""
         return format_of_entry(self.entry).gives == ("text",)
+
+
+def answers(row: Row) -> list[str]:
+    """Return the texts of a row's last answers, one for each side of a pair."""
+    sides = [row[name] for name in ("messages", "completion", "chosen", "rejected") if row.get(name)]
+    return [side[-1]["content"].strip() for side in sides]
 
 
 def say_all(notes: Iterable[Note]) -> list[str]:

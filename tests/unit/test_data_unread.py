@@ -57,7 +57,7 @@ def noted(capsys, *rows):
     assert check.check(path).unread == said
     registry.load(path)
     assert capsys.readouterr().out.splitlines()[1:] == said, "the cache keeps what there is to say"
-    return [line.removeprefix("x.jsonl: ").partition("; `columns`")[0] for line in said]
+    return [re.sub("; `columns`.*|: nothing in training.*", "", line.removeprefix("x.jsonl: ")) for line in said]
 
 
 # weights
@@ -675,3 +675,76 @@ def test_a_column_that_the_entry_lists_for_another_kind_of_data_is_counted(more,
         f"`formatting: alpaca` with `ranking: {ranking}` does not read it"
         for key in sorted(unread, key=lambda key: list(PAIR).index(columns[key]))
     ]
+
+
+def test_advice_names_columns_only_where_an_entry_could_read_the_column(capsys):
+    pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    registry.load(write(pair | {"margin": 0.5, "rejected_response": "d"}))
+    margin, response = [line for line in capsys.readouterr().out.splitlines() if "which is not read" in line]
+    assert margin == "x.jsonl: 1 examples have `margin`, which is not read: nothing in training takes it"
+    assert response.endswith("; `columns` in dataset_info.json sets which columns are read")
+
+
+def test_answers_that_look_like_empty_cells_are_counted(capsys):
+    rows = [{"instruction": f"Say {n}", "output": text} for n, text in enumerate(["nan", "nan", "None", "nan so far"])]
+    assert noted(capsys, *rows) == [
+        f"the answer of {count} examples is only `{word}`, as programs write an empty cell; it is trained on as text"
+        for count, word in ((2, "nan"), (1, "None"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("one.json", '{"version": 1, "data": [ROW, ROW]}', "holds the examples under data (2 in the first)"),
+        ("spread.json", '{\n "data": [\n  ROW,\n  ROW\n ]\n}', "holds the examples under data (2 in the first)"),
+        ("splits.json", '{"train": [ROW], "test": [ROW]}', "holds the examples under train, test (1 in the first)"),
+        ("row.json", '{\n "messages": [{"role": "user", "content": "a"}],\n "docs": [{"a": 1}]}', "an object spans"),
+        ("other.json", '{"a": [ROW], "text": "b"}', ""),
+    ],
+)
+def test_an_object_around_the_examples_is_named_with_the_command_that_unwraps_it(name, content, said, folder, capsys):
+    (folder / name).write_text(content.replace("ROW", '{"instruction": "a", "output": "b"}'), encoding="utf-8")
+    (folder / "dataset_info.json").write_text(json.dumps({"set": {"file_name": name}}), encoding="utf-8")
+    if not said:
+        assert registry.load(name).to_list() == [{"text": "b"}]
+        return
+    for dataset in (name, "set"):
+        with pytest.raises(LabError) as caught:
+            registry.load(dataset, ".")
+        assert said in caught.value.what and caught.value.where == f"{name}:1"
+    if "holds" in said:
+        key = said.split("under ")[1].split(",")[0].split(" (")[0]
+        command = caught.value.fix.partition('python -c "')[2].removesuffix('"')
+        exec(command)
+        assert registry.load("examples.json").to_list()[0]["messages"][1]["content"] == "b"
+        assert f"['{key}']" in command
+
+
+def test_a_column_that_the_first_row_lacks_counts(capsys):
+    plain, tool = {"instruction": "a", "output": "b"}, {"name": "f", "description": "d", "parameters": {}}
+    first, second = loaded(plain, plain | {"tools": json.dumps([tool])})
+    assert first["tools"] is None and second["tools"] == [{"type": "function", "function": tool}]
+    chat = {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]}
+    assert loaded(chat, chat | {"functions": [tool]})[1]["tools"] == [{"type": "function", "function": tool}]
+    assert "which is not read" not in capsys.readouterr().out
+
+
+def test_a_label_that_the_first_row_lacks_makes_the_set_one_of_likes():
+    liked = {"prompt": "a", "completion": "b", "label": False}
+    assert refused({"prompt": "a", "completion": "b"}, liked) == "1: `label` is missing"
+    assert loaded({"prompt": "a", "completion": "b", "label": "spam"}, liked | {"label": "yes"})[1]["messages"]
+
+
+def test_columns_that_differ_in_capitals_or_spaces_are_named():
+    assert refused({"Instruction": "a", " output": "b"}) == (
+        "1: these columns match no known format, but would without capitals and spaces: Instruction,  output"
+    )
+    with pytest.raises(LabError, match="rename them: `Instruction` -> `instruction`, ` output` -> `output`"):
+        registry.load(write({"Instruction": "a", " output": "b"}))
+
+
+def test_a_number_of_thousands_of_digits_is_told_as_one(folder):
+    (folder / "x.jsonl").write_text('{"instruction": "a", "output": "b", "n": ' + "9" * 5000 + "}\n", encoding="utf-8")
+    with pytest.raises(LabError, match="a number of 5000 digits; put it in quotes"):
+        registry.load("x.jsonl")
