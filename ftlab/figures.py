@@ -165,24 +165,30 @@ def same(one: Any, other: Any) -> bool:
 
 
 def bleu(answers: Sequence[str], references: Sequence[str]) -> Figure:
-    """Return corpus BLEU-4 on a scale of 100, as sacrebleu computes it; Chinese references: with its `zh` tokenizer.
+    """Return corpus BLEU-4 on a scale of 100, as sacrebleu computes it, each pair in the tokens of its reference.
 
     Raises:
         LabError: sacrebleu is not installed.
     """
-    metric = bleu_metric(references)
-    scores = [metric.sentence_score(*pair) for pair in zip(answers, [[text] for text in references], strict=True)]
+    metrics = bleu_metrics(references)
+    scores = [
+        metric.sentence_score(answer, [reference])
+        for metric, answer, reference in zip(metrics, answers, references, strict=True)
+    ]
     rows = np.array([[*one.counts, *one.totals, one.sys_len, one.ref_len] for one in scores])
 
     def corpus(total: np.ndarray) -> float:
         counts = [int(number) for number in total]
-        return metric.compute_bleu(counts[:4], counts[4:8], counts[8], counts[9]).score
+        return metrics[0].compute_bleu(counts[:4], counts[4:8], counts[8], counts[9]).score
 
     return bootstrapped(rows, corpus)
 
 
-def bleu_metric(references: Sequence[str]) -> Any:
-    """Return sacrebleu's BLEU with the tokenizer for these references.
+def bleu_metrics(references: Sequence[str]) -> list[Any]:
+    """Return sacrebleu's BLEU with the tokenizer for each of these references.
+
+    `zh` splits Chinese into characters, and all texts of a set that is mostly Chinese, as papers do; `char` splits
+    scripts without spaces that sacrebleu knows no words of; `13a` is its default.
 
     Raises:
         LabError: sacrebleu is not installed.
@@ -190,14 +196,27 @@ def bleu_metric(references: Sequence[str]) -> Any:
     packages.require("sacrebleu", "bleu")
     from sacrebleu.metrics import BLEU
 
-    # `effective_order` silences a warning about single sentences; of these only the counts are used.
-    return BLEU(tokenize="zh" if chinese(references) else "13a", effective_order=True)
+    mostly = chinese(references)
+
+    @cache
+    def metric(tokenizer: str) -> BLEU:
+        # `effective_order` silences a warning about single sentences; of these only the counts are used.
+        return BLEU(tokenize=tokenizer, effective_order=True)
+
+    def tokenizer(text: str) -> str:
+        letters = [character for character in text if character.isalpha()]
+        unspaced = sum(bool(UNSPACED.match(one) and not HAN.match(one)) for one in letters)
+        if unspaced > FOREIGN * len(letters):
+            return "char"
+        return "zh" if mostly or HAN.search(text) else "13a"
+
+    return [metric(tokenizer(text)) for text in references]
 
 
 def has_four_tokens(references: Sequence[str]) -> bool:
     """Return True if one reference has the four tokens that BLEU-4 counts; else even right answers score 0."""
-    tokenizer = bleu_metric(references).tokenizer
-    return any(len(tokenizer(text).split()) >= 4 for text in references)
+    pairs = zip(bleu_metrics(references), references, strict=True)
+    return any(len(metric.tokenizer(text).split()) >= 4 for metric, text in pairs)
 
 
 def rouge(answers: Sequence[str], references: Sequence[str]) -> dict[str, Figure]:

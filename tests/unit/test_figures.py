@@ -65,6 +65,23 @@ def test_chinese_needs_its_own_words():
     assert not figures.chinese(["a", "b", "小明"]) and figures.chinese(["我是 Lumi", "b", "小明"])
 
 
+def test_each_reference_of_a_mixed_set_has_the_tokens_of_its_script():
+    english, chinese = "It is nine o'clock in the evening.", "法国的首都是巴黎，不是里昂。"
+    japanese, thai = "これは日本語のぶんです。", "สวัสดีชาวโลก"
+    references = [english, english, english, chinese, japanese, thai]
+    found = figures.bleu(references, references)
+    # By spaces the last three are one token each, of which no four follow each other.
+    assert found.value == pytest.approx(100) and figures.has_four_tokens([english, english, chinese])
+    # The last but one of 14 characters is wrong, which takes 1 single one, 2 pairs, 2 threes and 2 fours.
+    wrong = figures.bleu([english] * 3 + ["法国的首都是巴黎，不是里斯。"], [english] * 3 + [chinese]).value
+    alone = sacrebleu.corpus_bleu(["法国的首都是巴黎，不是里斯。"], [[chinese]], tokenize="zh")
+    assert alone.counts == [13, 11, 10, 9] and alone.totals == [14, 13, 12, 11]
+    n = len(sacrebleu.BLEU().tokenizer(english).split())
+    shares = [(3 * (n - k) + right) / (3 * (n - k) + 14 - k) for k, right in enumerate(alone.counts)]
+    assert wrong == pytest.approx(100 * np.prod(shares) ** 0.25)
+    assert figures.has_four_tokens([chinese, "a"]) and not figures.has_four_tokens(["你好", "a", "b"])
+
+
 @pytest.mark.parametrize(
     "text",
     [
