@@ -111,7 +111,7 @@ def encoded(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -
             outcome = count.usable(partial(encode, tokenizer, row, how), row["where"])
             if outcome is None:
                 continue
-            count.outcome(len(outcome.examples), outcome.lost)
+            count.outcome(len(outcome.examples), outcome.lost, how.mask_history and last_untrained(row))
             made += outcome.examples
         return {name: [example[name] for example in made] for name in types}
 
@@ -138,8 +138,10 @@ def asked(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> 
         prompt = count.usable(partial(tokens.prompt, tokenizer, before), row["where"])
         if prompt is None:
             continue
-        fits = before and len(prompt) <= recipe.cutoff_len and last["role"] == "assistant" and last.get("content")
-        count.outcome(int(bool(fits)), 0)
+        untrained = last_untrained(row)
+        answered = not untrained and last["role"] == "assistant" and last.get("content")
+        fits = before and len(prompt) <= recipe.cutoff_len and answered
+        count.outcome(int(bool(fits)), 0, untrained)
         if fits:
             found.append({"prompt": before, "answer": last["content"]})
     count.say()
@@ -151,6 +153,7 @@ class Count:
 
     Attributes:
         read, kept, cut, dropped: examples; dropped ones had no answer left within cutoff_len.
+        untrained: dropped ones whose last answer has weight 0, which `mask_history`, ppo and grpo take alone.
         made: training examples; a conversation may give several.
         lost: tokens that cutoff_len took from the kept ones.
         bad: problems of examples that the chat template refuses.
@@ -158,7 +161,7 @@ class Count:
 
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
-        self.read = self.kept = self.cut = self.dropped = self.made = self.lost = 0
+        self.read = self.kept = self.cut = self.dropped = self.untrained = self.made = self.lost = 0
         self.bad: list[LabError] = []
 
     def usable(self, work: Callable[[], Any], where: str) -> Any:
@@ -177,11 +180,12 @@ class Count:
             self.bad.append(problem)
             return None
 
-    def outcome(self, made: int, lost: int) -> None:
-        """Count one example."""
+    def outcome(self, made: int, lost: int, untrained: bool = False) -> None:
+        """Count one example; `untrained`: its last answer has weight 0."""
         self.made += made
         self.kept += bool(made)
         self.dropped += not made
+        self.untrained += not made and untrained
         self.cut += bool(made and lost)
         self.lost += lost if made else 0
 
@@ -204,8 +208,17 @@ class Count:
         if self.bad:
             print(f"{len(self.bad)} more dropped because the chat template refuses them:")
             print("\n".join(str(problem) for problem in self.bad[:NAMED]))
+        if self.untrained:
+            print(say("train_untrained", count=self.untrained))
+        if not self.kept and self.untrained == self.dropped > 0:
+            raise fail("train_all_untrained", where=self.recipe.dataset or "")
         if not self.kept:
             raise fail("train_no_rows", where=self.recipe.dataset or "", cutoff_len=self.recipe.cutoff_len)
+
+
+def last_untrained(row: dict[str, Any]) -> bool:
+    """Return True if the last answer of a conversation has weight 0."""
+    return bool(row.get("messages")) and row["messages"][-1].get("weight") == 0
 
 
 def present(row: dict[str, Any]) -> dict[str, Any]:

@@ -373,6 +373,27 @@ def test_data_check_says_what_training_does(seed, tmp_path, monkeypatch, capsys)
     assert list(trained) == shown
 
 
+@pytest.mark.parametrize(
+    "keys", [{"mask_history": True}, {"stage": "grpo", "reward_funcs": "short_answer"}], ids=["sft", "grpo"]
+)
+def test_a_last_answer_of_weight_0_is_dropped_with_its_reason(keys, tmp_path, capsys):
+    def row(question: str, **last: int) -> dict:
+        turns = [message("user", question), message("assistant", "One."), message("user", "And?")]
+        return {"messages": [*turns, message("assistant", "Two.") | last]}
+
+    def splits(*rows: dict) -> list[dict]:
+        path = tmp_path / f"{len(rows)}.jsonl"
+        path.write_text("".join(json.dumps(one) + "\n" for one in rows), encoding="utf-8")
+        made = recipes.load({"model_name_or_path": "x", "dataset": str(path), "cutoff_len": 256} | keys)
+        return list(dataset.splits(made, tokenizer_with(CHATML))[0])
+
+    assert len(splits(row("A?"), row("B?", weight=0), row("C?", weight=1))) == 2
+    said = capsys.readouterr().out
+    assert "3 read, 2 kept" in said and "1 of the dropped examples have an answer of weight 0 at their end" in said
+    with pytest.raises(LabError, match=r"every example ends with an answer of weight 0[^.]*\n.*mask_history: false"):
+        splits(row("B?", weight=0))
+
+
 @pytest.mark.parametrize("seed", range(max(1, CASES // 4)))
 def test_nothing_that_stands_in_a_row_is_a_traceback(seed, tmp_path):
     """Fuzz: mutated examples through check and encode under every family; FTLAB_CASES=20000 makes 5,000 rows."""
