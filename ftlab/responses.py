@@ -194,21 +194,32 @@ def read_json(text: str, prompt: str, tools: list | None) -> Response:
 
 
 def is_call(value: Any) -> bool:
-    """Return True for {"name": ..., "arguments": ...}; Llama 3.1 says `parameters`, Mistral adds an `id`."""
+    """Return True for {"name": ..., "arguments": ...}; Llama 3.1 says `parameters`, Mistral adds an `id`.
+
+    >>> is_call({"name": "f", "arguments": "{}"}), is_call({"name": "Bob", "parameters": "tall"})
+    (True, False)
+    """
     return (
         isinstance(value, dict)
         and isinstance(value.get("name"), str)
         and len(value.keys() - {"id"}) == 2
         and bool({"arguments", "parameters"} & set(value))
+        and isinstance(arguments_of(value), dict)
     )
 
 
 def as_call(value: dict[str, Any]) -> dict[str, Any]:
     """Return a call with its arguments as a dictionary, whether they were written as an object or as JSON text."""
+    return {"name": value["name"], "arguments": arguments_of(value)}
+
+
+def arguments_of(value: dict[str, Any]) -> Any:
+    """Return the arguments of a call: an object, also where they are one as JSON text; anything else unchanged."""
     arguments = value.get("arguments", value.get("parameters")) or {}
-    if isinstance(arguments, str):
-        arguments = json.loads(arguments)
-    return {"name": value["name"], "arguments": arguments}
+    try:
+        return json.loads(arguments) if isinstance(arguments, str) else arguments
+    except (ValueError, RecursionError):
+        return arguments
 
 
 def canonical(value: Any) -> str:

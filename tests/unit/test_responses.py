@@ -97,7 +97,18 @@ def test_json_calls_are_read_however_they_are_written(tokenizer):
     ):
         assert responses.read_json(text, "", None).calls == [call], text
     # Answers in JSON that are not calls, and a call that was cut off.
-    for text in ('{"name": "Anna", "city": "Oslo"}', '{"name": "weather"}', json.dumps(call)[:-3], "{ not JSON"):
+    others = (
+        '{"name": "Anna", "arguments": "none"}',
+        '{"name": "Anna", "parameters": [1]}',
+        '{"name": "a", "arguments": 5}',
+    )
+    for text in (
+        '{"name": "Anna", "city": "Oslo"}',
+        '{"name": "weather"}',
+        json.dumps(call)[:-3],
+        "{ not JSON",
+        *others,
+    ):
         assert responses.read_json(text, "", None) == responses.Response("", text, [])
 
 
