@@ -399,6 +399,19 @@ def test_the_stage_runs_and_leaves_an_adapter(rl_recipe, stage):
     assert (run.folder / "checkpoint-6" / ppo.VALUE_HEAD).is_file() is (stage == "ppo")
     again = train.train(recipes.load(rl_recipe | {"stage": stage}))
     assert again.reused
+def test_rewards_read_chinese_signs_and_what_follows_a_thought():
+    # Words of Chinese have no spaces around them, and a long answer is more than one word.
+    chinese = ["首都是北京。", "北京", "这个问题很简单，中国的首都当然就是北京啦！", "首都是南京。"]
+    assert rewards.short_answer(chinese, ["北京"] * 4) == pytest.approx([1.0, 1.0, 0.3, 0.0])
+    assert rewards.short_answer(["-5", "4.5", "It is 5.", "1,005"], ["5"] * 4) == [0.0, 0.0, 1.0, 0.0]
+    thoughts = [
+        "<think>Oslo or Bergen? I have to think about it.</think>\n\nOslo",
+        "<think>Oslo?</think>No",
+    ]
+    assert rewards.short_answer(thoughts, ["Oslo"] * 2) == [1.0, 0.0]
+    assert rewards.exact_answer(thoughts, ["Oslo", "<think>hm</think>No"]) == [1.0, 1.0]
+
+
     with pytest.raises(LabError, match="max_new_tokens: 8 -> 9"):
         train.train(recipes.load(rl_recipe | {"stage": stage, "max_new_tokens": 9}))
 
