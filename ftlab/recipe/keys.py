@@ -416,6 +416,8 @@ class Recipe(BaseModel):
             raise ValueError(f"`finetuning_type: {kind}` puts virtual tokens before each row: write `packing: false`")
         if kind in ("p_tuning", "prompt_tuning") and self.objective in ("orpo", "simpo"):
             raise ValueError(f"trl does not count virtual tokens in `stage: {self.objective}`: use `prefix_tuning`")
+        if kind in PROMPT_METHODS and self.objective == "grpo":
+            raise ValueError(f"trl pads `stage: grpo` between virtual tokens and prompts: no `finetuning_type: {kind}`")
         if kind in ("p_tuning", "prompt_tuning") and self.stage == "rm":
             raise ValueError("without token ids transformers reads a reward off the padding: use `prefix_tuning`")
         if kind == "adalora" and self.objective in ("dpo", "kto", "grpo"):

@@ -204,9 +204,9 @@ class PPOTrainer(Trainer):
         reward_funcs: functions as TRL's GRPOTrainer takes them; their rewards are weighted and added up.
         train_dataset: rows with `prompt`, a text or a list of messages; other columns go to the reward functions.
     Raises:
-        LabError: fewer prompts than a batch takes, a model without adapter, several processes, or, while training, a
-            reward function that raises, or returns too few numbers or a broken one. The weights are then those of the
-            last whole step.
+        LabError: fewer prompts than a batch takes, a model without adapter or with virtual tokens, several processes,
+            or, while training, a reward function that raises, or returns too few numbers or a broken one. The weights
+            are then those of the last whole step.
     """
 
     def __init__(
@@ -220,6 +220,9 @@ class PPOTrainer(Trainer):
     ) -> None:
         if not isinstance(model, PeftModel):
             raise fail("ppo_adapter", where="model", found=type(model).__name__)
+        # PEFT counts padding as positions there, in training and not at chat time.
+        if (kind := model.active_peft_config.peft_type.value) in ("PROMPT_TUNING", "P_TUNING"):
+            raise fail("ppo_virtual_tokens", where="model", kind=kind)
         if args.world_size > 1:
             raise fail("ppo_processes", where="world_size", processes=args.world_size)
         needed = args.per_device_train_batch_size * args.gradient_accumulation_steps

@@ -125,6 +125,7 @@ WRONG = [
     ({"stage": "dpo", "ref_model": "other", "rope_scaling": "linear"}, "positions of its own"),
     ({"finetuning_type": "prompt_tuning", "stage": "orpo"}, "use `prefix_tuning`"),
     ({"finetuning_type": "p_tuning", "stage": "rm"}, "off the padding"),
+    ({"finetuning_type": "prompt_tuning", "stage": "grpo", "reward_funcs": "exact_answer"}, "between virtual"),
     ({"finetuning_type": "bitfit"}, "llama has no biases"),
     ({"finetuning_type": "oft", "loraplus_lr_ratio": 4.0}, "loraplus_lr_ratio"),
     ({"init_lora_weights": "olora", "pissa_init": True}, "two starts"),

@@ -10,7 +10,7 @@ import pytest
 import tiny
 import torch
 from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from ftlab import tokens
@@ -373,6 +373,22 @@ def test_too_few_prompts_and_a_model_without_adapter_are_refused(build, tiny_mod
         ppo.PPOTrainer(bare, ppo.PPOConfig(use_cpu=True), count_letters, Dataset.from_list(QUESTIONS), None)
 
 
+def test_virtual_tokens_are_refused_because_padding_moves_them(tiny_model_dir):
+    base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+    model = get_peft_model(base, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4)).eval()
+    torch.nn.init.normal_(model.prompt_encoder["default"].embedding.weight)
+    ids, padding = torch.arange(40, 50)[None], torch.zeros(1, 6, dtype=torch.long)
+    mask = torch.cat([padding, torch.ones_like(ids)], 1)
+    # The positions that `read_answers` gives are not looked at.
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.inference_mode():
+        alone = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, -10:]
+        padded = model(input_ids=torch.cat([padding, ids], 1), attention_mask=mask, position_ids=positions)
+    assert (alone - padded.logits[:, -10:]).abs().max() > 1e-4
+    with pytest.raises(LabError, match="PROMPT_TUNING puts virtual tokens before the padding"):
+        ppo.PPOTrainer(model, ppo.PPOConfig(use_cpu=True), count_letters, Dataset.from_list(QUESTIONS), None)
+
+
 # Rewards
 
 
@@ -381,6 +397,19 @@ def test_short_answer():
     found = rewards.short_answer([[{"role": "assistant", "content": text}] for text in texts], ["Oslo"] * 7)
     assert found == pytest.approx([1.0, 1.0, 1.0, 0.3, 0.0, 0.0, 0.0])
     assert rewards.exact_answer(["Oslo", " Oslo\n", "Oslo."], ["Oslo"] * 3) == [1.0, 1.0, 0.0]
+
+
+def test_rewards_read_chinese_signs_and_what_follows_a_thought():
+    # Words of Chinese have no spaces around them, and a long answer is more than one word.
+    chinese = ["首都是北京。", "北京", "这个问题很简单，中国的首都当然就是北京啦！", "首都是南京。"]
+    assert rewards.short_answer(chinese, ["北京"] * 4) == pytest.approx([1.0, 1.0, 0.3, 0.0])
+    assert rewards.short_answer(["-5", "4.5", "It is 5.", "1,005"], ["5"] * 4) == [0.0, 0.0, 1.0, 0.0]
+    thoughts = [
+        "<think>Oslo or Bergen? I have to think about it.</think>\n\nOslo",
+        "<think>Oslo?</think>No",
+    ]
+    assert rewards.short_answer(thoughts, ["Oslo"] * 2) == [1.0, 0.0]
+    assert rewards.exact_answer(thoughts, ["Oslo", "<think>hm</think>No"]) == [1.0, 1.0]
 
 
 # As stages of a recipe
@@ -399,19 +428,6 @@ def test_the_stage_runs_and_leaves_an_adapter(rl_recipe, stage):
     assert (run.folder / "checkpoint-6" / ppo.VALUE_HEAD).is_file() is (stage == "ppo")
     again = train.train(recipes.load(rl_recipe | {"stage": stage}))
     assert again.reused
-def test_rewards_read_chinese_signs_and_what_follows_a_thought():
-    # Words of Chinese have no spaces around them, and a long answer is more than one word.
-    chinese = ["首都是北京。", "北京", "这个问题很简单，中国的首都当然就是北京啦！", "首都是南京。"]
-    assert rewards.short_answer(chinese, ["北京"] * 4) == pytest.approx([1.0, 1.0, 0.3, 0.0])
-    assert rewards.short_answer(["-5", "4.5", "It is 5.", "1,005"], ["5"] * 4) == [0.0, 0.0, 1.0, 0.0]
-    thoughts = [
-        "<think>Oslo or Bergen? I have to think about it.</think>\n\nOslo",
-        "<think>Oslo?</think>No",
-    ]
-    assert rewards.short_answer(thoughts, ["Oslo"] * 2) == [1.0, 0.0]
-    assert rewards.exact_answer(thoughts, ["Oslo", "<think>hm</think>No"]) == [1.0, 1.0]
-
-
     with pytest.raises(LabError, match="max_new_tokens: 8 -> 9"):
         train.train(recipes.load(rl_recipe | {"stage": stage, "max_new_tokens": 9}))
 
