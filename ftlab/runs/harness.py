@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedTokenizerBase
 
 from ftlab import figures, packages
-from ftlab.errors import fail, reason_of, suggest
+from ftlab.errors import fail, reason_of, say, suggest
 from ftlab.figures import Figure
 
 # The task files beside dataset_info.json.
@@ -123,6 +123,7 @@ def score_tasks(
         scored = evaluate(harness, task, samples=drawn, bootstrap_iters=0, apply_chat_template=True)
         examples = list(itertools.chain.from_iterable(scored["samples"].values()))
         values = values_of(examples)
+        say_left_out(name, examples)
         found |= {f"{name} {metric}": figure_of(numbers) for metric, numbers in values.items()}
         rows += len({(example["doc_hash"], example["doc_id"]) for example in examples})
         hits += next((list(map(bool, numbers)) for numbers in values.values() if says_right(numbers)), [])
@@ -144,6 +145,20 @@ def values_of(examples: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
             if isinstance(example[metric], int | float):
                 values[metric + way].append(float(example[metric]))
     return values
+
+
+def say_left_out(name: str, examples: Sequence[dict[str, Any]]) -> None:
+    """Name the metrics of a task that have no value of each example, such as perplexity and BLEU.
+
+    Raises:
+        LabError: the task has no other.
+    """
+    named = {metric for example in examples for metric in example["metrics"]}
+    each = {metric for example in examples for metric in example["metrics"] if isinstance(example[metric], int | float)}
+    if named and not each:
+        raise fail("eval_task_corpus", where=name, metrics=", ".join(sorted(named)))
+    if named - each:
+        print(say("eval_metrics_left_out", task=name, metrics=", ".join(sorted(named - each))))
 
 
 def says_right(numbers: Sequence[float]) -> bool:
