@@ -27,6 +27,8 @@ from ftlab.recipe import (
 from ftlab.recipe.keys import Recipe
 from ftlab.recipe.training_fields import FIELDS, Named
 
+# No whole number of a recipe is larger; what is would overflow somewhere far from the recipe.
+LARGEST = 2**40
 # TrainingArguments has no ranges of its own; outside these a run can only fail later, or silently do nothing.
 TRAINING_RANGES: dict[str, tuple[float, float]] = {
     "per_device_train_batch_size": (1, 2**20),
@@ -221,7 +223,7 @@ def warmup(asked: dict[str, Any], where: str) -> Resolved:
     ratio, steps = asked["warmup_ratio"], asked.get("warmup_steps", 0)
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
         reason = "it must be a share of all steps, from 0 to 1"
-        raise fail("recipe_value", where=where, key="warmup_ratio", value=brief(ratio), reason=reason)
+        raise fail("recipe_range", where=where, key="warmup_ratio", value=brief(ratio), reason=reason)
     if steps != 0:
         overruling = f"warmup_steps: {brief(steps)}"
         return {}, say("recipe_note_overruled", key="warmup_ratio", value=brief(ratio), by=overruling)
@@ -372,10 +374,11 @@ def build(given: Given) -> Recipe:
     """
     own, training = {}, {}
     for name, value in given.values.items():
-        if not keys.finite(value):
-            raise fail(
-                "recipe_value", where=given.where(name), key=name, value=brief(value), reason="not a finite number"
-            )
+        reason = "" if keys.finite(value) else "not a finite number"
+        if isinstance(value, int) and abs(value) > LARGEST and name not in TRAINING_RANGES:
+            reason = f"it must be between {-LARGEST} and {LARGEST}"
+        if reason:
+            raise fail("recipe_range", where=given.where(name), key=name, value=brief(value), reason=reason)
         if name in Recipe.model_fields and name != "training":
             own[name] = value
         elif name in keys.TRAINING_HINTS:
@@ -416,7 +419,8 @@ def explained(problem: ErrorDetails, given: Given) -> LabError:
     if problem["type"] == "missing":
         return fail("recipe_missing_key", where=given.place, key=name)
     reason = problem["msg"][0].lower() + problem["msg"][1:]
-    return fail("recipe_value", where=given.where(name), key=name, value=brief(problem["input"]), reason=reason)
+    message = "recipe_range" if problem["type"].startswith(("greater_than", "less_than")) else "recipe_value"
+    return fail(message, where=given.where(name), key=name, value=brief(problem["input"]), reason=reason)
 
 
 def unknown(name: str, where: str) -> LabError:
@@ -447,7 +451,7 @@ def checked_training(name: str, value: Any, where: str) -> Any:
     if name in TRAINING_RANGES and isinstance(value, int | float) and not in_range(name, value):
         low, high = TRAINING_RANGES[name]
         reason = f"it must be between {low:g} and {high:g}"
-        raise fail("recipe_value", where=where, key=name, value=brief(value), reason=reason)
+        raise fail("recipe_range", where=where, key=name, value=brief(value), reason=reason)
     return value
 
 

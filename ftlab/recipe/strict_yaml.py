@@ -99,6 +99,8 @@ def key_lines(text: str) -> list[tuple[str, int]]:
 def short(problem: object) -> str:
     """Return the first line of a parser's complaint."""
     lines = str(problem).splitlines()
+    if isinstance(problem, ValueError) and "integer string conversion" in str(problem):
+        return "a number has too many digits"
     return lines[0][:120] if lines else type(problem).__name__
 
 

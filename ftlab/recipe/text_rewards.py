@@ -29,7 +29,10 @@ def is_right(text: str, answer: str) -> bool:
     # Only letters and digits of scripts with spaces continue a word. 5 is neither in 4.5 nor in -5.
     letter = r"[^\W\u2e80-\U0010ffff]"
     before = rf"(?<!{letter})(?<!\d[.,])(?:(?<!(?<![0-9a-zA-Z_)\]])-)|(?!\d))"
-    return bool(answer) and re.search(rf"{before}{re.escape(answer)}(?!{letter})(?![.,]\d)", text, re.IGNORECASE) is not None
+    return (
+        bool(answer)
+        and re.search(rf"{before}{re.escape(answer)}(?!{letter})(?![.,]\d)", text, re.IGNORECASE) is not None
+    )
 
 
 def words(text: str) -> int:

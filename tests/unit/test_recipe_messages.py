@@ -9,6 +9,8 @@ from ftlab.recipe import read as recipes
 GOOD = {"model_name_or_path": "smollm2-135m", "dataset": "identity_en", "output_dir": "runs/x"}
 LISTED = "docs/recipes.md lists the keys; every field of `transformers.TrainingArguments` is a key too"
 TYPE = "use a value of the right type"
+RANGE = "choose a value within the range"
+LARGE = "it must be between -1099511627776 and 1099511627776"
 SHARE = "it must be a share of all steps, from 0 to 1"
 TWO_NAMES = "are two names of one setting, with different values"
 
@@ -21,10 +23,12 @@ TWO_NAMES = "are two names of one setting, with different values"
         ({"training": {}}, "unknown recipe key `training`", LISTED),
         ({"x" * 80: 1}, f"unknown recipe key `{'x' * 56}...`", LISTED),
         ({"lora_rank": "x"}, "`lora_rank` cannot be 'x': input should be a valid integer", TYPE),
-        ({"lora_dropout": 1}, "`lora_dropout` cannot be 1: input should be less than 1", TYPE),
-        ({"learning_rate": float("nan")}, "`learning_rate` cannot be nan: not a finite number", TYPE),
-        ({"learning_rate": -1}, "`learning_rate` cannot be -1: it must be between 0 and 1e+06", TYPE),
-        ({"seed": 2**33}, "`seed` cannot be 8589934592: it must be between 0 and 4.29497e+09", TYPE),
+        ({"lora_dropout": 1}, "`lora_dropout` cannot be 1: input should be less than 1", RANGE),
+        ({"learning_rate": float("nan")}, "`learning_rate` cannot be nan: not a finite number", RANGE),
+        ({"learning_rate": -1}, "`learning_rate` cannot be -1: it must be between 0 and 1e+06", RANGE),
+        ({"max_samples": 10**30}, f"`max_samples` cannot be {10**30}: {LARGE}", RANGE),
+        ({"lora_rank": 0}, "`lora_rank` cannot be 0: input should be greater than or equal to 1", RANGE),
+        ({"seed": 2**33}, "`seed` cannot be 8589934592: it must be between 0 and 4.29497e+09", RANGE),
         ({"max_steps": True}, "`max_steps` cannot be True: input should be a valid integer", TYPE),
         (
             {"learning_rate": "a" * 59},
@@ -38,10 +42,10 @@ TWO_NAMES = "are two names of one setting, with different values"
         ),
         ({"optim": "adamw_torchh"}, "`optim` cannot be 'adamw_torchh'", "did you mean adamw_torch, adamw_torch_xla?"),
         ({"eval_strategy": "xx"}, "`eval_strategy` cannot be 'xx'", "use one of: no, steps, epoch"),
-        ({"warmup_ratio": 2}, f"`warmup_ratio` cannot be 2: {SHARE}", TYPE),
-        ({"warmup_ratio": True}, f"`warmup_ratio` cannot be True: {SHARE}", TYPE),
-        ({"warmup_ratio": "x"}, f"`warmup_ratio` cannot be 'x': {SHARE}", TYPE),
-        ({"warmup_ratio": -0.1}, f"`warmup_ratio` cannot be -0.1: {SHARE}", TYPE),
+        ({"warmup_ratio": 2}, f"`warmup_ratio` cannot be 2: {SHARE}", RANGE),
+        ({"warmup_ratio": True}, f"`warmup_ratio` cannot be True: {SHARE}", RANGE),
+        ({"warmup_ratio": "x"}, f"`warmup_ratio` cannot be 'x': {SHARE}", RANGE),
+        ({"warmup_ratio": -0.1}, f"`warmup_ratio` cannot be -0.1: {SHARE}", RANGE),
         (
             {"warmup_steps": 1.5},
             "`warmup_steps` cannot be 1.5: from 1 on it is a number of steps, which must be a whole number",
@@ -282,3 +286,10 @@ def test_both_ends_of_a_range_are_inside(name):
     low, high = recipes.TRAINING_RANGES[name]
     assert recipes.in_range(name, low) and recipes.in_range(name, high) and not recipes.in_range(name, float("nan"))
     assert not recipes.in_range(name, low - 1e-3) and not recipes.in_range(name, high * 1.01)
+
+
+def test_a_number_of_thousands_of_digits_is_told_as_one(tmp_path):
+    path = tmp_path / "r.yaml"
+    path.write_text(f"max_steps: {'9' * 5000}\n", encoding="utf-8")
+    with pytest.raises(LabError, match="invalid YAML: a number has too many digits"):
+        recipes.load(path)
