@@ -80,6 +80,9 @@ def answer_of(row: Row, column: str, where: str) -> list[Message]:
     if column not in row:
         raise no_column(row, column, where)
     given = [row[column]] if isinstance(row[column], dict) else row[column]
+    choices = next((name for name in ("choices", "options") if isinstance(row.get(name), list | dict)), "")
+    if choices and isinstance(given, int) and not isinstance(given, bool):
+        raise fail("data_choices", where=where, column=column, choices=choices)
     if not is_messages(given):
         return [{"role": "assistant", "content": text_of(row, column, where)}]
     place = f"{where} ({column})"

@@ -17,7 +17,8 @@ Note = tuple[str, dict[str, Any]]
 KNOWN = {
     *COLUMNS, "instruction", "input", "output", "question", "answer", "completion", "context", "conversations", "label",
     "functions", "score", "scores", "score_chosen", "score_rejected", "margin", "rejected_response",
-    "rejected_messages", "chosen_messages", "chat_template_kwargs", "enable_thinking", "mask", *THOUGHTS, *WEIGHTS,
+    "rejected_messages", "chosen_messages", "chat_template_kwargs", "enable_thinking", "mask", "choices", "options",
+    *THOUGHTS, *WEIGHTS,
 }  # fmt: skip
 
 # Of these, what no entry of `columns` could name: margins, scores, weights and settings of a template.
@@ -37,7 +38,7 @@ class Unread:
 
     Attributes:
         columns: column -> rows in which it says something.
-        blanks: a word for a missing value -> rows whose whole answer it is.
+        blanks: ("answer" or a column, a word for a missing value) -> rows in which it is all that stands there.
         keys: key of a message -> messages in which it says something.
     """
 
@@ -52,7 +53,7 @@ class Unread:
         self.columns: Counter[str] = Counter()
         self.keys: Counter[str] = Counter()
         self.media: Counter[str] = Counter()
-        self.blanks: Counter[str] = Counter()
+        self.blanks: Counter[tuple[str, str]] = Counter()
         self.systems = self.nulls = self.placeholders = 0
 
     def counted(self, rows: Iterable[Made]) -> Iterator[Made]:
@@ -72,8 +73,11 @@ class Unread:
         self.nulls += self.table and (any(null_arguments(turn) for turn, _ in turns) or self.null_tools(raw))
         said = list(texts(row))
         self.media.update({f"<{one}>" for text in said if "<" in text for one in MEDIA if f"<{one}>" in text})
-        self.blanks.update(word for word in answers(row) if word.lower() in BLANK_WORDS)
         self.placeholders += any("{{" in text and PLACEHOLDER.search(text) for text in said)
+        whole = [("answer", text) for text in answers(row)]
+        whole += [(self.named[name], raw.get(self.named[name])) for name in ("query", "system") if name in self.named]
+        plain = [(part, text.strip()) for part, text in whole if isinstance(text, str)]
+        self.blanks.update((part, text) for part, text in plain if text.lower() in BLANK_WORDS)
 
     def turns(self, value: Any) -> list[tuple[Message, Tags]]:
         """Return the turns in a column with their tags: those of the entry, or what TRL's own lists have."""
@@ -113,7 +117,8 @@ class Unread:
         ]
         found += [("data_unread_keys", {"name": name, "count": count, "key": key}) for key, count in self.keys.items()]
         found += [
-            ("data_blank_words", {"name": name, "count": count, "word": word}) for word, count in self.blanks.items()
+            ("data_blank_words", {"name": name, "count": count, "part": part, "word": word})
+            for (part, word), count in self.blanks.items()
         ]
         if self.systems:
             found.append(("data_two_systems", {"name": name, "count": self.systems}))
@@ -138,7 +143,7 @@ class Unread:
 def answers(row: Row) -> list[str]:
     """Return the texts of a row's last answers, one for each side of a pair."""
     sides = [row[name] for name in ("messages", "completion", "chosen", "rejected") if row.get(name)]
-    return [side[-1]["content"].strip() for side in sides]
+    return [side[-1]["content"] for side in sides]
 
 
 def say_all(notes: Iterable[Note]) -> list[str]:

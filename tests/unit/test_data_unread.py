@@ -687,10 +687,18 @@ def test_advice_names_columns_only_where_an_entry_could_read_the_column(capsys):
 
 def test_answers_that_look_like_empty_cells_are_counted(capsys):
     rows = [{"instruction": f"Say {n}", "output": text} for n, text in enumerate(["nan", "nan", "None", "nan so far"])]
-    assert noted(capsys, *rows) == [
-        f"the answer of {count} examples is only `{word}`, as programs write an empty cell; it is trained on as text"
-        for count, word in ((2, "nan"), (1, "None"))
+    assert noted(capsys, *rows, rows[3] | {"input": "NaN"}) == [
+        f"the {part} of {count} examples is only `{word}`, as programs write an empty cell; it is taken as text"
+        for part, count, word in (("answer", 2, "nan"), ("answer", 1, "None"), ("input", 1, "NaN"))
     ]
+
+
+def test_the_number_of_a_choice_is_not_trained_on(capsys):
+    asked = {"question": "2 + 2?", "choices": ["3", "4"]}
+    assert (
+        refused(asked | {"answer": 1}) == "1: `answer` is the number of one of the `choices`, not an answer to train on"
+    )
+    assert noted(capsys, asked | {"answer": "B"}) == ["1 examples have `choices`, which is not read"]
 
 
 @pytest.mark.parametrize(
