@@ -11,10 +11,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftlab import tokens
 
-# Full-width letters, digits and signs, and the minus sign, as ASCII. Not the punctuation of a Chinese text: in 5，6 the
-# comma separates two numbers.
+# Full-width letters, digits and signs, the minus sign and the dash in its place, as ASCII. Not the punctuation of a
+# Chinese text: in 5，6 the comma separates two numbers.
 HALF_WIDTH = {ord(wide): chr(ord(wide) - 0xFEE0) for wide in map(chr, range(0xFF01, 0xFF5F)) if wide.isalnum()}
-HALF_WIDTH |= {ord(wide): chr(ord(wide) - 0xFEE0) for wide in "．％＋－／＝＄"} | {ord("−"): "-"}
+HALF_WIDTH |= {ord(wide): chr(ord(wide) - 0xFEE0) for wide in "．％＋－／＝＄"} | {ord("−"): "-", ord("–"): "-"}
+# Typographic quotation marks and apostrophes, as models write them.
+HALF_WIDTH |= {ord(mark): "'" for mark in "‘’"} | {ord(mark): '"' for mark in "“”"}
 # The comma of 1,234.
 THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
 # No minus sign before a first digit. In 7-5 and x-5 it is an operator.

@@ -74,7 +74,7 @@ class Unread:
         said = list(texts(row))
         self.media.update({f"<{one}>" for text in said if "<" in text for one in MEDIA if f"<{one}>" in text})
         self.placeholders += any("{{" in text and PLACEHOLDER.search(text) for text in said)
-        whole = [("answer", text) for text in answers(row)]
+        whole: list[tuple[str, Any]] = [("answer", text) for text in answers(row)]
         whole += [(self.named[name], raw.get(self.named[name])) for name in ("query", "system") if name in self.named]
         plain = [(part, text.strip()) for part, text in whole if isinstance(text, str)]
         self.blanks.update((part, text) for part, text in plain if text.lower() in BLANK_WORDS)

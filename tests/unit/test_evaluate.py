@@ -65,6 +65,11 @@ def test_exact_match_but_for_white_space():
         ("ＹＥＳ", "yes", True),
         ("New\nYork", "New York", True),
         ("cafe\u0301", "caf\u00e9", True),
+        ("I don\u2019t know.", "don't", True),
+        ("\u201cYes\u201d", '"yes"', True),
+        ("x = \u20135", "-5", True),
+        ("x = \u20135", "5", False),
+        ("pages 3\u20135", "5", True),
     ],
 )
 def test_an_answer_contains_whole_words(answer, expected, right):
