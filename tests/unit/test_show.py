@@ -205,8 +205,10 @@ def test_the_trl_script_trains_the_same_run(tiny_recipe, tiny_rows, tmp_path, ro
     path.write_text(to_script.script(recipes.load(values | {"output_dir": str(tmp_path / "script")})))
     trained = runpy.run_path(str(path))
     cpu.undo()
-    history = [row["loss"] for row in trained["trainer"].state.log_history if "loss" in row]
-    assert history == pytest.approx([row["loss"] for row in log if "loss" in row], rel=1e-4)
+    for name in ("loss", "reward"):
+        history = [row[name] for row in trained["trainer"].state.log_history if name in row]
+        assert history == pytest.approx([row[name] for row in log if name in row], rel=1e-4)
+        assert bool(history) is (name == "loss" or keys.get("stage") == "grpo")
     assert list((tmp_path / "script").glob("*/*.safetensors"))
 
 
