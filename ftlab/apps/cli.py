@@ -337,6 +337,11 @@ def train_recipe(options: argparse.Namespace) -> int:
     overrides = [override for override in options.overrides if override not in said]
     launch.enter()
     recipe = recipes.load(options.recipe, overrides)
+    if recipe.tokenized_path and not Path(recipe.tokenized_path).expanduser().exists():
+        with quick_imports():
+            from ftlab.runs import train
+        print(train.encode(recipe))
+        return 0
     if ray_workers.asked(recipe):
         return ray_workers.start(recipe, ["train", options.recipe, *options.overrides], command)
     if processes := launch.to_start(recipe):

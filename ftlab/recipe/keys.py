@@ -225,6 +225,13 @@ class Recipe(BaseModel):
         "false: each text separately; None: true only for pt",
         "SFTConfig.packing",
     )
+    tokenized_path: str | None = key(
+        None,
+        "folder of encoded examples: read instead of the data sets; where it does not exist, `ftlab train` encodes "
+        "them, saves them there and ends",
+        "Dataset.save_to_disk, load_from_disk",
+        min_length=1,
+    )
     train_on_prompt: bool = key(False, "include the prompt in the loss", "labels")
     mask_history: bool = key(False, "train only on the last of several answers", "labels")
 
@@ -575,7 +582,7 @@ OUTSIDE_THE_RUN = (
     "export_device", "export_dtype", "export_gguf", "export_legacy_format", "shortcuts", "eval_figures",
     "predict_with_generate", "compute_accuracy", "tasks", "device_map", "max_memory", "offload_folder",
     "nproc_per_node", "use_ray", "ray_num_workers", "ray_init_kwargs", "ray_storage_path", "resources_per_worker",
-    "placement_strategy", "cache_dir",
+    "placement_strategy", "cache_dir", "tokenized_path",
 )  # fmt: skip
 TRAINING_OUTSIDE_THE_RUN = (
     "resume_from_checkpoint", "report_to", "run_name", "project", "save_total_limit", "disable_tqdm", "log_level",

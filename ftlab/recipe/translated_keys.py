@@ -41,7 +41,9 @@ DROPPED = {
     "offload_state_dict": "transformers no longer has it: weights are read one by one",
     "use_fast_tokenizer": "fast tokenizers are always used",
     "upcast_layernorm": "trained norms are float32 unless `pure_bf16` is set; frozen ones keep their dtype",
-    "tokenized_path": "nothing is read from it or written to it: the run encodes `dataset` and trains on it",
+    "streaming": "examples are kept in a file and read from it as they are needed, so that memory stays flat; a hub's "
+    "data set is downloaded whole",
+    "buffer_size": "examples are shuffled as a whole",
     "pissa_convert": "a PiSSA adapter is always saved as one for the unchanged base",
     "do_eval": "`eval_strategy` decides",
     "do_predict": "`ftlab eval` answers and scores",
@@ -96,7 +98,6 @@ BESIDE = {
     ),
     "use_hyper_parallel": ("hyper_parallel_args",),
     "fp8": ("fp8_backend", "fp8_enable_fsdp_float8_all_gather"),
-    "streaming": ("buffer_size",),
     "export_quantization_bit": (
         "export_quantization_dataset", "export_quantization_nsamples", "export_quantization_maxlen",
     ),
@@ -130,7 +131,6 @@ OUT_OF_REACH = {
     "mixture_of_depths": "the package mixture-of-depth had its last release in June 2024; remove the key",
     "shift_attn": "LongLoRA's attention is in no kept library (lesson 05); use `flash_attn: fa2` and `rope_scaling`",
     "fp8": "FP8 needs an H100-class GPU and accelerate's own setting; use bf16",
-    "streaming": "data sets are read from disk as they are needed; remove the key",
     "export_quantization_bit": "GPTQ needs a CUDA GPU; write `export_gguf: q4_k_m` or q4_0 for a file in 4 bits",
     "train_from_scratch": "lesson 06 trains from scratch",
     "add_special_tokens": "control tokens in data are escaped, so it would never be seen; write `add_tokens`",

@@ -23,7 +23,20 @@ from ftlab.errors import fail, say
 from ftlab.recipe import library_args, templates
 from ftlab.recipe import read as recipes
 from ftlab.recipe.keys import SAVED_IN_PART, Recipe
-from ftlab.runs import adapters, balance, build, chat, checkpoint, dataset, launch, reference, rope, target, world
+from ftlab.runs import (
+    adapters,
+    balance,
+    build,
+    chat,
+    checkpoint,
+    dataset,
+    encoded_rows,
+    launch,
+    reference,
+    rope,
+    target,
+    world,
+)
 from ftlab.runs import callbacks as watch
 from ftlab.runs import folder as folders
 from ftlab.runs.progress import Progress
@@ -152,6 +165,19 @@ def check(recipe: Recipe) -> None:
         decide(job, fresh=False)
 
 
+def encode(recipe: Recipe) -> str:
+    """Encode the examples of a recipe into `tokenized_path`, train nothing, and return what to do next.
+
+    Raises:
+        LabError: what `train` raises before it loads the weights.
+    """
+    require_training(recipe)
+    job = prepare(recipe, Path(recipe.output_dir or "").expanduser())
+    if launch.is_main():
+        encoded_rows.write(recipe, job.tokenizer, job.datasets)
+    return say("tokenized_written", where=recipe.tokenized_path, rows=len(job.datasets[0]))
+
+
 def prepare(recipe: Recipe, folder: Path) -> Job:
     """Load what a recipe names: model folder, tokenizer, rows, settings."""
     since = time.time()
@@ -174,7 +200,8 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
         for note in filter(None, notes):
             print(note)
     with args.main_process_first():
-        datasets = dataset.splits(recipe, tokenizer)
+        stored = recipe.tokenized_path is not None and not encoded_rows.missing(recipe)
+        datasets = encoded_rows.read(recipe, tokenizer) if stored else dataset.splits(recipe, tokenizer)
     if args.eval_strategy != "no" and datasets[1] is None:
         raise fail("train_no_validation", where="eval_strategy")
     about = folders.fingerprints(recipe, Path(model_path), dataset.digests(datasets))

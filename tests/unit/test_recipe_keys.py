@@ -40,6 +40,7 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "create_new_adapter": (True, {"adapter_name_or_path": "nowhere"}),
     "model_revision": ("v2", {}),
     "cache_dir": ("kept", {}),
+    "tokenized_path": ("kept", {}),
     "trust_remote_code": (True, {}),
     "template": ("llama3", {}),
     "allow_other_template": (True, {"template": "default"}),
@@ -307,6 +308,7 @@ def test_every_key_has_a_value_here():
 # These are read by one function each, which is run once and watched.
 WATCHED = (
     "plot_loss",
+    "tokenized_path",
     "moe_aux_loss_per_layer",
     "loraplus_lr_ratio",
     "use_muon",

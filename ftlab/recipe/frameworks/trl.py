@@ -127,8 +127,6 @@ TRL = Framework(
         "loss_weights": lambda value, given: {},
         "dataset_train_split": only("train", "describe the split in dataset_info.json"),
         "dataset_config": off("describe the subset in dataset_info.json"),
-        "dataset_streaming": off("rows are read from disk as they are needed"),
-        "streaming": off("rows are read from disk as they are needed"),
         "dataset_text_field": only("text", "describe the column in dataset_info.json"),
         "packing_strategy": only("bfd", "examples are packed whole"),
         "truncation_mode": only("keep_start", "examples are cut at their end"),
@@ -144,6 +142,8 @@ TRL = Framework(
         "test_split_size": lambda value, given: {"val_size": value} if value else {},
     },
     dropped={
+        "dataset_streaming": "examples are read from a file as they are needed",
+        "streaming": "examples are read from a file as they are needed",
         "dataset_num_proc": "rows are encoded in one process", "dataset_kwargs": "rows are encoded by ftlab",
         "dataset_test_split": "name the validation set in `eval_dataset`", "shuffle_dataset": "rows are shuffled",
         "padding_free": "padding is never trained on", "pad_to_multiple_of": "padding is never trained on",

@@ -1,0 +1,69 @@
+"""Encoded examples in a folder of their own: the recipe key `tokenized_path`.
+
+As in LLaMA-Factory: where there is no such folder, the examples are encoded and saved to it and nothing is trained;
+where there is one, it is read instead of the data sets. Its manifest says how it was encoded, which has to be as the
+recipe says.
+"""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, load_from_disk
+from transformers import PreTrainedTokenizerBase
+
+from ftlab import manifests
+from ftlab.errors import fail, reason_of, say
+from ftlab.recipe.keys import Recipe
+from ftlab.recipe.library_args import encoding_of
+from ftlab.runs.target import refuse_place
+
+Splits = tuple[Dataset, Dataset | None]
+
+
+def missing(recipe: Recipe) -> bool:
+    """Return True if a recipe names a folder of encoded examples that does not exist yet."""
+    return recipe.tokenized_path is not None and not Path(recipe.tokenized_path).expanduser().exists()
+
+
+def read(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Splits:
+    """Return what is trained on and what validates, from the folder.
+
+    Raises:
+        LabError: it is damaged, holds something else, or was encoded in another way.
+    """
+    folder = Path(str(recipe.tokenized_path)).expanduser()
+    if reason := manifests.problem(folder, encoded_by(recipe, tokenizer)):
+        raise fail("tokenized_other", where=str(folder), reason=reason)
+    try:
+        found = load_from_disk(str(folder))
+    # datasets raises whatever its readers raise.
+    except Exception as error:
+        raise fail("tokenized_other", where=str(folder), reason=reason_of(error)) from None
+    print(say("tokenized_read", where=folder, rows=len(found["train"])))
+    return found["train"], found.get("validation")
+
+
+def write(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, datasets: Splits) -> None:
+    """Save encoded examples to the folder; it appears when it is complete.
+
+    Raises:
+        LabError: it may not be there.
+    """
+    folder = Path(str(recipe.tokenized_path)).expanduser()
+    refuse_place(folder, "tokenized_path")
+    partial = folder.with_name(manifests.PARTIAL + folder.name)
+    shutil.rmtree(partial, ignore_errors=True)
+    parts = dict(zip(("train", "validation"), datasets, strict=True))
+    DatasetDict({name: rows for name, rows in parts.items() if rows is not None}).save_to_disk(str(partial))
+    manifests.write_manifest(partial, encoded_by(recipe, tokenizer))
+    partial.rename(folder)
+
+
+def encoded_by(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
+    """Return what encoded examples depend on beside the data: the stage, the keys that cut and mask, the tokenizer."""
+    own = json.dumps([tokenizer.get_vocab(), str(tokenizer.chat_template)], sort_keys=True)
+    tokens = hashlib.sha256(own.encode()).hexdigest()[:16]
+    return {"stage": recipe.objective, "tokenizer": tokens} | encoding_of(recipe)._asdict()
