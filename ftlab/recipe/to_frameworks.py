@@ -196,6 +196,9 @@ def llamafactory(recipe: Recipe) -> str:
     """Return LLaMA-Factory's YAML: the same keys. Its data sets are those of a dataset_info.json."""
     if recipe.objective == "grpo":
         raise lacks("llamafactory", "stage", recipe.objective)
+    if recipe.reward_funcs:
+        # Its PPO asks a model for every reward.
+        raise lacks("llamafactory", "reward_funcs", recipe.reward_funcs)
     asked = {name: value for name, value in plain(recipe).items() if name in keys.OUTSIDE_THE_RUN}
     values = relevant(recipe) | asked | {"do_train": True, "dataset_dir": recipe.dataset_dir}
     values |= {"template": recipe.template} if recipe.template else {}
