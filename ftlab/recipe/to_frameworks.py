@@ -97,6 +97,8 @@ def show(recipe: Recipe, framework: str) -> str:
     """
     if not recipe.dataset:
         raise fail("recipe_no_training", where="dataset", framework=framework)
+    if recipe.training.get("eval_strategy", "no") != "no" and not (recipe.val_size or recipe.eval_dataset):
+        raise fail("train_no_validation", where="eval_strategy")
     if framework == "llamafactory":
         return llamafactory(recipe)
     known = FRAMEWORKS[framework]
@@ -211,7 +213,22 @@ def llamafactory(recipe: Recipe) -> str:
         values |= oft(recipe)
         values = {name: value for name, value in values.items() if name not in ("lora_target", "peft_config")}
     left = {name: values.pop(name) for name in NOT_IN_LLAMA_FACTORY if name in values}
+    chances, validating = parts(recipe.interleave_probs or ""), parts(recipe.eval_dataset or "")
+    if chances and validating and len(chances) != len(validating):
+        left |= unmixed(values)
     return "# llamafactory-cli train FILE\n" + comments(left) + dumped(values)
+
+
+def unmixed(values: Values) -> Values:
+    """Remove the validation from LLaMA-Factory's keys, and return it: its probabilities are those of both sides.
+
+    Raises:
+        LabError: the run depends on the validation.
+    """
+    for name in ("early_stopping_steps", "load_best_model_at_end"):
+        if values.get(name):
+            raise lacks("llamafactory", name, f"{values[name]} beside `interleave_probs`")
+    return {name: values.pop(name) for name in list(values) if name.startswith("eval_") or name == "eval_dataset"}
 
 
 def oft(recipe: Recipe) -> Values:

@@ -152,6 +152,26 @@ def test_what_is_shown_for_verl_is_read_back_with_its_rows(name, tiny_model_dir,
     assert [scored["compute_score"]("ftlab", said, "1", {}) for said in ("1", "It is 1", "2")] == [2.0, 1.0, 0.0]
 
 
+def test_llama_factory_mixes_what_validates_with_the_same_probabilities(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    mixed = {"dataset": "alpaca_en_demo,facts_en", "mix_strategy": "interleave_under", "interleave_probs": "0.5,0.5"}
+    both = {name: value for name, value in LORA.items() if name != "val_size"} | mixed
+    one = to_frameworks.show(recipes.load(both | {"eval_dataset": "facts_en_eval"}), "llamafactory")
+    assert "# no equivalent, so another run without it: eval_dataset: facts_en_eval\n" in one
+    assert not [line for line in one.splitlines() if line.startswith("eval_")]
+    two = to_frameworks.show(recipes.load(both | {"eval_dataset": "facts_en_eval,alpaca_en_demo"}), "llamafactory")
+    assert "\neval_dataset: facts_en_eval,alpaca_en_demo\n" in two and "# no equivalent" not in two
+    with pytest.raises(LabError, match="early_stopping_steps: 2 beside"):
+        to_frameworks.show(
+            recipes.load(both | {"eval_dataset": "facts_en_eval", "early_stopping_steps": 2}), "llamafactory"
+        )
+
+
+def test_a_strategy_without_validation_is_refused():
+    with pytest.raises(LabError, match="eval_strategy"):
+        to_frameworks.show(recipes.load({**LORA, "val_size": 0.0}), "swift")
+
+
 def test_words_that_yaml_1_1_takes_for_booleans_are_quoted():
     shown = to_frameworks.show(recipes.load(LORA | {"save_strategy": "no"}), "axolotl")
     assert "save_strategy: 'no'\n" in shown and "eval_strategy: steps\n" in shown
