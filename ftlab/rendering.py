@@ -15,13 +15,15 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from ftlab.control_tokens import harmless
 from ftlab.errors import fail, reason_of, say
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 Message = dict[str, Any]
 Tools = list[dict[str, Any]] | str | None
@@ -37,7 +39,7 @@ PLACEHOLDER = "\ue0f1"
 
 
 def render(
-    tokenizer: PreTrainedTokenizerBase,
+    tokenizer: "PreTrainedTokenizerBase",
     messages: Sequence[Message],
     tools: Tools = None,
     add_generation_prompt: bool = False,
@@ -130,7 +132,7 @@ def parted(message: Message) -> tuple[str, str]:
 
 
 @lru_cache(maxsize=8)
-def shows_tools(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+def shows_tools(tokenizer: "PreTrainedTokenizerBase", template: str) -> bool:
     """Return True if a template writes the description of a tool, in a conversation with a system turn or without.
 
     One that refuses the question is trusted to show what it names.
@@ -150,13 +152,13 @@ def shows_tools(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
     return refused and "tools" in template
 
 
-def control_tokens(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
+def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
     """Return the texts that the tokenizer reads as control tokens, single characters left out."""
     return controls_of(tokenizer, len(tokenizer))
 
 
 @lru_cache(maxsize=8)
-def controls_of(tokenizer: PreTrainedTokenizerBase, size: int) -> tuple[str, ...]:
+def controls_of(tokenizer: "PreTrainedTokenizerBase", size: int) -> tuple[str, ...]:
     """Return `control_tokens`, worked out once for a tokenizer of `size` tokens."""
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     found = special | set(tokenizer.all_special_tokens)
@@ -174,7 +176,7 @@ def escaped(value: Any, control: tuple[str, ...]) -> Any:
 
 
 @lru_cache(maxsize=8)
-def wants_parts(tokenizer: PreTrainedTokenizerBase, template: str) -> bool:
+def wants_parts(tokenizer: "PreTrainedTokenizerBase", template: str) -> bool:
     """Return True if a template shows a message only as a list of parts, as those of vision models do."""
     message = {"role": "user", "content": PLACEHOLDER}
     found = []

@@ -2,13 +2,15 @@
 
 import contextlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from jinja2 import TemplateError
-from transformers import PreTrainedTokenizerBase
 
 from ftlab.errors import fail, say, suggest
 from ftlab.rendering import control_tokens
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 class Family(NamedTuple):
@@ -87,7 +89,7 @@ QUESTION, ANSWER, SYSTEM = "Hi?", "Yes.", "@@"
 
 
 def apply(
-    name: str | None, tokenizer: PreTrainedTokenizerBase, replace: bool = False, thinking: bool | None = None
+    name: str | None, tokenizer: "PreTrainedTokenizerBase", replace: bool = False, thinking: bool | None = None
 ) -> str:
     """Settle the chat template of a run: the one that a recipe names, with or without reasoning.
 
@@ -99,7 +101,7 @@ def apply(
     return note if thinking is None else "\n".join(filter(None, (note, set_thinking(tokenizer, thinking))))
 
 
-def set_thinking(tokenizer: PreTrainedTokenizerBase, thinking: bool) -> str:
+def set_thinking(tokenizer: "PreTrainedTokenizerBase", thinking: bool) -> str:
     """Let a chat template ask for reasoning, or not; return a note where it knows no `enable_thinking`."""
     template = tokenizer.chat_template
     if not isinstance(template, str) or "enable_thinking" not in template:
@@ -110,7 +112,7 @@ def set_thinking(tokenizer: PreTrainedTokenizerBase, thinking: bool) -> str:
     return ""
 
 
-def settle(name: str | None, tokenizer: PreTrainedTokenizerBase, replace: bool = False) -> str:
+def settle(name: str | None, tokenizer: "PreTrainedTokenizerBase", replace: bool = False) -> str:
     """Compare `template: name` with the model's own chat template, and give the model another where that is meant.
 
     A base model is given the template; so is one whose own writes think blocks where the name says plain ChatML.
@@ -147,7 +149,7 @@ def settle(name: str | None, tokenizer: PreTrainedTokenizerBase, replace: bool =
     raise fail("recipe_template", where="template", name=name, family=right or "?", right=right or "-")
 
 
-def plain_note(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
+def plain_note(name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return a note where a given template marks turns with tokens that the model does not have, else ""."""
     control = control_tokens(tokenizer)
     lacking = [mark for mark in family_of_name(name).marks if mark.startswith("<|") and mark not in control]
@@ -187,7 +189,7 @@ def right_name(template: str, model: str, blocks: bool) -> str:
     return max(told, key=len) if told else (fitting or [""])[0]
 
 
-def rendered(tokenizer: PreTrainedTokenizerBase, *turns: tuple[str, str], ask: bool = False) -> str:
+def rendered(tokenizer: "PreTrainedTokenizerBase", *turns: tuple[str, str], ask: bool = False) -> str:
     """Return what a tokenizer's chat template makes of some turns (role, text), "" where it refuses them."""
     messages = [{"role": role, "content": text} for role, text in turns]
     with contextlib.suppress(TemplateError, TypeError, ValueError, KeyError, IndexError):
@@ -195,14 +197,14 @@ def rendered(tokenizer: PreTrainedTokenizerBase, *turns: tuple[str, str], ask: b
     return ""
 
 
-def thinks(tokenizer: PreTrainedTokenizerBase) -> bool:
+def thinks(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Return True if a chat template adds a think block, into an answer or before it."""
     asked = ("user", QUESTION)
     answered = rendered(tokenizer, asked, ("assistant", ANSWER))
     return "<think>" in answered + rendered(tokenizer, asked, ask=True)
 
 
-def system_note(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
+def system_note(name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return a note where a model's own template brings another system turn than the name promises, else ""."""
     promised, own = SYSTEM_TURNS.get(name, ""), own_system_turn(tokenizer)
     if promised in own and bool(promised) == bool(own):
@@ -211,7 +213,7 @@ def system_note(name: str, tokenizer: PreTrainedTokenizerBase) -> str:
     return say("recipe_note_template_system", name=name, own=shown[0], promised=shown[1])
 
 
-def own_system_turn(tokenizer: PreTrainedTokenizerBase) -> str:
+def own_system_turn(tokenizer: "PreTrainedTokenizerBase") -> str:
     """Return the system turn that a chat template adds to a conversation without one, or ""."""
     bare, full = rendered(tokenizer, ("user", QUESTION)), rendered(tokenizer, ("system", SYSTEM), ("user", QUESTION))
     before, _, after = full.partition(SYSTEM)

@@ -195,8 +195,10 @@ def test_the_page_of_ftlab_board(place, values, tmp_path):
         browser() as page,
         kept(page, "page"),
     ):
+        until(lambda: kernels(served), 60, "a kernel waits for the first visit")
+        waiting = kernels(served)
         page.goto(served.url.split("?")[0])
-        assert page.locator("button.ft-start").count() == 0 and not kernels(served), "nothing without the token"
+        assert page.locator("button.ft-start").count() == 0 and kernels(served) == waiting, "nothing without the token"
         opened(page, served.url)
         assert page.locator(".jp-CodeCell .cm-editor, .jp-InputArea, .highlight").count() == 0, "no code is shown"
         titles = [tab.text_content() for tab in page.locator(".ftlab-board .lm-TabBar-tab").all()]

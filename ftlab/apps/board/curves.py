@@ -4,9 +4,6 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
-from ftlab import plots
 from ftlab.runs.folder import Row
 
 # Points drawn of a curve: more than the picture has columns only cost time.
@@ -19,6 +16,11 @@ def picture(curves: Mapping[str, Sequence[Row]], title: str = "") -> bytes:
     Args:
         curves: name -> log rows. The first is the run in hand, the others are what it is compared with.
     """
+    # Imported here: a page without a curve is shown a second sooner.
+    from matplotlib.figure import Figure
+
+    from ftlab import plots
+
     figure = Figure(figsize=(6.4, 3.2), dpi=90, layout="constrained")
     axes = figure.subplots()
     drawn = {name: thinned(rows) for name, rows in curves.items() if rows}

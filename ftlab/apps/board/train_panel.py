@@ -223,7 +223,8 @@ class TrainPanel:
     def draw(self, name: str = "") -> None:
         """Draw the run in hand and what it is compared with."""
         drawn = {name or self.folder().name: self.rows, **self.compared}
-        self.view.draw(curves.picture(drawn), any(drawn.values()))
+        found = any(drawn.values())
+        self.view.draw(curves.picture(drawn) if found else b"", found)
 
     def list_runs(self) -> None:
         """Fill the lists of earlier runs."""
@@ -307,7 +308,8 @@ class TrainPanel:
         if job.error:
             raise job.error
         print(train_view.command(self.form.written()))
-        display(Image(bytes(self.view.plot.value)))
+        if self.view.plot.value:
+            display(Image(bytes(self.view.plot.value)))
 
     def wait(self) -> None:
         """Wait until the training has ended; the kernel's interrupt becomes a stop, not a lost run."""
