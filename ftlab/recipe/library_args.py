@@ -223,12 +223,17 @@ def targeted(recipe: Recipe) -> dict[str, Any]:
     }
 
 
+def lora_alpha(recipe: Recipe) -> int:
+    """Return a recipe's alpha, 2 r where it names none."""
+    return recipe.lora_alpha or 2 * recipe.lora_rank
+
+
 def lora_settings(recipe: Recipe) -> dict[str, Any]:
     """Return the fields of a recipe's LoraConfig but for its task."""
     pissa = "pissa" if recipe.pissa_iter == -1 else f"pissa_niter_{recipe.pissa_iter}"
     return {
         "r": recipe.lora_rank,
-        "lora_alpha": recipe.lora_alpha or 2 * recipe.lora_rank,
+        "lora_alpha": lora_alpha(recipe),
         "lora_dropout": recipe.lora_dropout,
         **targeted(recipe),
         "use_rslora": recipe.use_rslora,

@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 from ftlab import catalogue, memory
 from ftlab.errors import fail
-from ftlab.recipe import hub_token, memory_devices, memory_needs
+from ftlab.recipe import hub_token, library_args, memory_devices, memory_needs
+
 from ftlab.recipe.keys import Recipe
 from ftlab.runs.launch import STOPPED
 
@@ -147,7 +148,7 @@ def megatron_bridge(start: Start) -> str:
     if (steps := int(recipe.training.get("max_steps", -1))) > 0:
         settings["train.train_iters"] = steps
     if mode == "lora":
-        settings |= {"peft.dim": recipe.lora_rank, "peft.alpha": recipe.lora_alpha or 2 * recipe.lora_rank}
+        settings |= {"peft.dim": recipe.lora_rank, "peft.alpha": library_args.lora_alpha(recipe)}
     options = ["--model", stem(repository), "--mode", mode, "--dataset", "local-jsonl"]
     options += [f"{name}={value}" for name, value in settings.items()]
     where = f"--nnodes {start.nodes} --nproc-per-node {start.gpus} "

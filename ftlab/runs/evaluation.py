@@ -125,6 +125,7 @@ def on_examples(
         if asked:
             return choose(one, asked)
         if not examples:
+            one.watch.enter("preparing")
             # Both models answer the same examples, in the tokens of the first one's chat template.
             examples.extend(held_out(recipe, one.tokenizer, trained, limit))
         predicts = recipe.predict_with_generate and one.name == ("tuned" if trained else "base")
@@ -203,6 +204,7 @@ def say_untrained(recipe: Recipe, trained: Path | None) -> None:
 def compared(recipe: Recipe, trained: Path | None, watch: Watch, work: Callable[[Model], Result]) -> dict[str, Result]:
     """Return what `work` gives for the base and for what was trained; the tuned model first: its answers are kept."""
     options = chat.options_of(recipe)
+    watch.enter("loading")
     with watch.stopping_anywhere():
         model, tokenizer = chat.load(recipe.model_name_or_path, trained, **options)
     with watch.stopping(model):
@@ -214,6 +216,7 @@ def compared(recipe: Recipe, trained: Path | None, watch: Watch, work: Callable[
                 return {"base": work(Model("base", model, tokenizer, watch)), "tuned": tuned}
     # Only one of them is in memory at a time, and both read the examples with the tokenizer of the run.
     del model
+    watch.enter("loading")
     with watch.stopping_anywhere():
         base, _ = chat.load(recipe.model_name_or_path, **options)
     chat.grow(base, tokenizer)

@@ -33,14 +33,16 @@ class Watch:
     Args:
         run: the run folder, None where there is none.
     Attributes:
+        phase: what is under way before the first pass and between two ("loading", "preparing"), "" in a pass.
         done, total: rows of the pass under way.
+        begun: how much of the batch under way is done, in rows: a batch takes seconds on a CPU.
         began: when the pass began, on the monotonic clock.
         answers: model -> the examples that it has answered, in their order.
     """
 
     def __init__(self, run: Path | None) -> None:
         self.run, self.signals = run, callbacks.Stop(run or Path())
-        self.done, self.total, self.began = 0, 0, 0.0
+        self.phase, self.done, self.total, self.begun, self.began = "", 0, 0, 0.0, 0.0
         self.answers: dict[str, list[Answered]] = {}
 
     def stop(self) -> None:
@@ -59,18 +61,28 @@ class Watch:
             self.signals.asked.set()
         return self.signals.asked.is_set()
 
+    @property
+    def share(self) -> float:
+        """The share of the pass under way that is done, 0 to 1."""
+        return min(1.0, (self.done + self.begun) / self.total) if self.total else 0.0
+
+    def enter(self, phase: str) -> None:
+        """Begin what has no rows to count."""
+        self.phase, self.done, self.total, self.begun = phase, 0, 0, 0.0
+
     @contextmanager
     def line(self, what: str, total: int) -> Iterator[Advance]:
         """Show a line on stderr, if that is a terminal, and yield what it is told of finished work.
 
         What is yielded raises Stopped where a stop was asked for.
         """
-        self.done, self.total, self.began = 0, total, time.monotonic()
+        self.enter("")
+        self.total, self.began = total, time.monotonic()
         with tqdm(total=total, desc=what, bar_format=LINE, leave=False, disable=None) as bar:
 
             def advance(done: int) -> None:
                 bar.update(done)
-                self.done += done
+                self.done, self.begun = self.done + done, 0.0
                 if self.requested():
                     raise Stopped
 
@@ -80,16 +92,24 @@ class Watch:
     def stopping(self, model: Any) -> Iterator[None]:
         """Raise Stopped before the next layer of `model` is computed once a stop was asked for.
 
-        A batch takes seconds on a CPU, and work inside another library can be stopped at its layers alone.
+        A batch takes seconds on a CPU, and work inside another library can be stopped at its layers alone. The layers
+        tell how far the batch is, too.
         """
-
-        def ask(*_: object) -> None:
-            if self.requested():
-                raise Stopped
-
         lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
         layers = max(lists, key=len, default=[model])
-        hooks = [layer.register_forward_pre_hook(ask) for layer in layers]
+
+        def ask(number: int, inputs: tuple[Any, ...]) -> None:
+            if self.requested():
+                raise Stopped
+            # Hidden states (batch, seq, hidden); what experts of a mixture are given has no batch.
+            if inputs and getattr(inputs[0], "ndim", 0) == 3:
+                rows = min(inputs[0].shape[0], self.total - self.done)
+                self.begun = max(self.begun, rows * number / len(layers))
+
+        hooks = [
+            layer.register_forward_pre_hook(lambda _, inputs, number=number: ask(number, inputs))
+            for number, layer in enumerate(layers)
+        ]
         try:
             yield
         finally:

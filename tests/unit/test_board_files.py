@@ -99,8 +99,9 @@ def run(folder, settings, losses):
 def test_runs_beside_each_other(tmp_path):
     panel = ComparePanel(tmp_path, "en")
     assert "train first" in panel.table.value
-    run(tmp_path / "one", {"lora_rank": 4, "seed": 1, "output_dir": "one"}, [3.0, 2.0])
-    settings = {"lora_rank": 8, "seed": 1, "output_dir": "two", "default_system": "<td><img src=x onerror=alert(1)>"}
+    settings = {"model_name_or_path": "smollm2-135m", "dataset": "identity_en", "seed": 1, "lora_rank": 4}
+    run(tmp_path / "one", settings | {"output_dir": "one", "lora_alpha": 8}, [3.0, 2.0])
+    settings |= {"lora_rank": 8, "output_dir": "two", "default_system": "<td><img src=x onerror=alert(1)>"}
     run(tmp_path / "two", settings, [3.0, 2.5, 1.5])
     panel.refresh.click()
     assert {folder.name for folder in panel.chosen.value} == {"one", "two"}
@@ -108,8 +109,26 @@ def test_runs_beside_each_other(tmp_path):
     shown = panel.table.value
     assert "lora_rank" in shown and "2.000" in shown and "1.500" in shown
     assert "seed" not in shown and "output_dir" not in shown and "<img" not in shown
+    columns = [folder.name for folder in panel.chosen.value]
+    lines = {line[0]: dict(zip(columns, line[1:], strict=True)) for line in panel.differences(panel.chosen.value)}
+    assert lines["lora_alpha"] == {"one": "8", "two": "16"}, "the default counts, too"
+    full = {"finetuning_type": "full", "output_dir": "full", "max_steps": 3}
+    run(tmp_path / "full", {key: settings[key] for key in ("model_name_or_path", "dataset")} | full, [3.0])
+    (tmp_path / "broken").mkdir()
+    lines = {line[0]: line[1:] for line in panel.differences(tuple(tmp_path / name for name in ("two", "full")))}
+    assert lines["lora_rank"] == ["8", "-"] and lines["max_steps"] == ["-1", "3"] and "lora_alpha" not in lines
+    assert all(line[-1] == "-" for line in panel.differences((tmp_path / "two", tmp_path / "broken")))
     panel.chosen.value = ()
     assert "ft-empty" in panel.table.value
+
+
+def test_one_of_something_is_not_many():
+    words = Words("en")
+    assert words("chat_ready", model="m", adapters=1) == "m with 1 adapter is ready"
+    assert words("chat_ready", model="m", adapters=2) == "m with 2 adapters is ready"
+    assert words("data_lengths", rows=1).startswith("lengths of 1 example,")
+    assert words("answers_caption", shown=1, page=1, pages=1).startswith("1 example, page 1 of 1")
+    assert Words("zh")("chat_ready", model="m", adapters=1) == "m 与 1 个适配器已就绪"
 
 
 ROWS = [{"instruction": "Say hi.", "output": "Hi."}] * 2 + [{"instruction": "Say no.", "output": "No."}]

@@ -17,6 +17,7 @@ from ftlab.apps.board.export_panel import ExportPanel
 from ftlab.apps.board.memory_panel import MemoryPanel
 from ftlab.apps.board.predictions_table import PredictionsTable
 from ftlab.apps.board.quiz_panel import QuizPanel, course_file, read_questions
+from ftlab.apps.board.visit import RECIPE, WORKING_FOLDER
 from ftlab.apps.board.words import Words, texts
 from ftlab.errors import LANGUAGES, LabError
 from ftlab.recipe import memory_needs, strict_yaml
@@ -139,6 +140,38 @@ def test_stop_ends_an_evaluation_without_scores(evaluating, monkeypatch):
     assert evaluating.predictions.answers == {} and evaluating.predictions.box.layout.display == "none"
     assert re.search(r"0:07 \.\.\. \d+% of this pass, 0:\d\d left", seen[0])
     assert evaluating.found == {} and evaluating.task.stop.disabled and not evaluating.task.start.disabled
+
+
+def test_what_is_under_way_is_said_from_the_start(evaluating, monkeypatch):
+    said, load, encode, read = [], chat.load, evaluation.held_out, greedy.check
+
+    def telling(work):
+        """Return work that first notes what the panel says."""
+
+        def told(*given, **named):
+            evaluating.task.say_far("0:01")
+            said.append(shown(evaluating.task.status))
+            return work(*given, **named)
+
+        return told
+
+    def layer_by_layer(model, examples, pad, advance):
+        """Note what is said before each layer of the first batch."""
+        layers = model.get_base_model().model.layers
+        hooks = [layer.register_forward_pre_hook(telling(lambda *_: None)) for layer in layers]
+        found = read(model, examples, pad, advance)
+        for hook in hooks:
+            hook.remove()
+        return found
+
+    monkeypatch.setattr(chat, "load", telling(load))
+    monkeypatch.setattr(evaluation, "held_out", telling(encode))
+    monkeypatch.setattr(greedy, "check", layer_by_layer)
+    run(evaluating)
+    assert said[:2] == ["loading the model, 0:01 ...", "preparing the examples, 0:01 ..."]
+    shares = [int(found[1]) for one in said if (found := re.search(r"(\d+)% of this pass, 0:\d\d left", one))]
+    assert any(0 < share < 50 for share in shares), "within a batch"
+    assert state(evaluating) == "worked"
 
 
 def test_the_answers_are_those_that_were_scored(evaluating):
@@ -272,13 +305,23 @@ def test_an_export_is_verified_and_its_folder_is_then_taken(exporting, tmp_path)
     before = shown(exporting.task.before)
     assert "disk" in before and "memory" in before and "GiB" in before
     run(exporting)
-    assert state(exporting) == "worked", shown(exporting.task.status)
+    assert state(exporting) == "exported", shown(exporting.task.status)
     done, text = exporting.done, shown(exporting.task.result)
     assert done.folder == tmp_path / "runs" / "merged" and (done.folder / "model.safetensors").is_file()
     assert f"{done.merge_difference:.1e}" in text and f"{done.total_difference:.1e}" in text and "100%" in text
     assert exporting.task.start.disabled and "not empty" in shown(exporting.task.form.messages["export_dir"])
     exporting.task.form.controls["export_dir"].value = str(tmp_path / "runs" / "again")
     assert not exporting.task.start.disabled and not shown(exporting.task.form.messages["export_dir"]).strip()
+
+
+def test_an_export_is_still_said_in_the_other_language(exporting, tmp_path):
+    run(exporting)
+    assert f"exported to {tmp_path / 'runs' / 'merged'} in 0:" in shown(exporting.task.status)
+    other = ExportPanel({}, tmp_path / "runs", "zh")
+    other.take_over(exporting)
+    assert state(other) == "exported" and f"已导出到 {tmp_path / 'runs' / 'merged'}" in shown(other.task.status)
+    other.task.form.controls["export_dir"].value = ""
+    assert state(other) == "wrong", "until something is changed"
 
 
 @pytest.mark.parametrize(
@@ -298,7 +341,7 @@ def test_stop_ends_an_export_and_leaves_nothing(exporting, tmp_path, monkeypatch
     before = sorted(path.name for path in (tmp_path / "runs").iterdir())
     assert exporting.task.stop.disabled
     run(exporting)
-    assert calls and state(exporting) == ("worked" if stage == "model_card" else "task_stopped")
+    assert calls and state(exporting) == ("exported" if stage == "model_card" else "task_stopped")
     if stage == "model_card":
         # All that is left is to rename the folder: that is done.
         assert (tmp_path / "runs" / "merged" / "README.md").is_file()
@@ -483,6 +526,39 @@ def test_the_page_has_every_panel_in_its_language(tiny_recipe, tmp_path, monkeyp
     assert board.panels["tab_export"].task.form.controls["export_gguf"].value == "q8_0"
     assert board.panels["tab_memory"].batches.value == "2"
     assert board.panels["tab_learn"].at == 1 and board.panels["tab_learn"].given == quiz.given != {}
+
+
+def test_the_page_is_ready_before_it_is_asked_for(tiny_recipe, tmp_path, monkeypatch):
+    (tmp_path / "tiny.yaml").write_text(controls.yaml_lines(tiny_recipe | {"output_dir": "runs/tiny"}))
+    # What `os.chdir` leaves is put back.
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(WORKING_FOLDER, str(tmp_path))
+    monkeypatch.setenv(RECIPE, str(tmp_path / "tiny.yaml"))
+    box = page.show()
+    waiting, arrived = box.children
+    assert "Loading" in shown(waiting) and "ft-arrived" in arrived._dom_classes
+    # The folder is read when somebody looks.
+    (tmp_path / "runs" / "before").mkdir(parents=True)
+    (tmp_path / "runs" / "before" / folders.RECIPE).write_text(controls.yaml_lines(tiny_recipe))
+    (tmp_path / "runs" / "before" / folders.LOG).write_text('{"step": 1, "loss": 2.5}\n')
+    arrived.click()
+    (panels,) = box.children
+    assert "ftlab-board" in panels._dom_classes and arrived.comm is None
+    lists = [one for one in every(panels) if "ft-earlier" in one._dom_classes]
+    assert any("before" in str(one.options) for one in lists)
+
+
+def test_a_page_that_cannot_be_shown_says_why(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(RECIPE, str(tmp_path / "gone.yaml"))
+    box = page.show()
+    box.children[1].click()
+    assert "gone.yaml" in shown(box.children[0])
+
+
+def every(widget):
+    """Return a widget and all that it holds."""
+    return [widget, *(one for child in getattr(widget, "children", ()) for one in every(child))]
 
 
 def test_a_panel_that_cannot_be_made_says_why(tiny_recipe, tmp_path, monkeypatch):

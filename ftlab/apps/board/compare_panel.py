@@ -2,14 +2,16 @@
 
 import contextlib
 from pathlib import Path
-from typing import Any
 
 import ipywidgets as widgets
 
-from ftlab.apps.board import curves, train_view
+from ftlab.apps.board import controls, curves, train_view
 from ftlab.apps.board.named_widgets import actions, button, empty, field
 from ftlab.apps.board.words import Words
 from ftlab.errors import LabError
+from ftlab.recipe import library_args
+from ftlab.recipe import read as recipes
+from ftlab.recipe.keys import Recipe
 from ftlab.runs import folder as folders
 
 
@@ -63,16 +65,25 @@ class ComparePanel:
         return lines
 
     def differences(self, found: tuple[Path, ...]) -> list[list[str]]:
-        """Return a line for each key in which the runs differ; a dash stands for its default."""
-        recipes: list[dict[str, Any]] = []
-        for folder in found:
-            recipes.append({})
-            with contextlib.suppress(LabError):
-                recipes[-1] = folders.read_recipe(folder)
-        names = [name for name in dict.fromkeys(name for one in recipes for name in one) if name != "output_dir"]
-        values = {name: [one.get(name) for one in recipes] for name in names}
-        return [
-            [name, *("-" if value is None else str(value) for value in line)]
-            for name, line in values.items()
-            if any(value != line[0] for value in line)
-        ]
+        """Return a line for each key in which the runs differ, defaults written out; a dash stands for none."""
+        made = [recipe_of(folder) for folder in found]
+        names = dict.fromkeys(name for one in made if one for name in recipes.plain(one) if name != "output_dir")
+        lines = [[name, *(shown(one, name) for one in made)] for name in names]
+        return [line for line in lines if len(set(line[1:])) > 1]
+
+
+def recipe_of(folder: Path) -> Recipe | None:
+    """Return the recipe of a run, None where it cannot be read."""
+    with contextlib.suppress(LabError):
+        return recipes.read(folders.read_recipe(folder))[0]
+    return None
+
+
+def shown(made: Recipe | None, key: str) -> str:
+    """Return the value that a key has in a run, also where nobody gave it; a dash for a key that it has no use for."""
+    if made is None or (key.startswith("lora_") and made.finetuning_type != "lora"):
+        return "-"
+    if key == "lora_alpha":
+        return str(library_args.lora_alpha(made))
+    value = getattr(made, key) if key in Recipe.model_fields else made.training.get(key, controls.default(key))
+    return "-" if value is None else str(value)

@@ -100,13 +100,15 @@ class EvaluatePanel:
 
     def take_over(self, before: "EvaluatePanel") -> None:
         """Show another panel's settings and scores."""
-        self.task.form.take_over(before.task.form)
+        self.task.take_over(before.task)
         for name, box in self.figures.items():
             box.value = before.figures[name].value
         self.found = before.found
         self.predictions.show(before.predictions.answers)
         if self.found:
             self.task.result.value = self.table()
+        # Ticking the boxes said "ready" again.
+        self.task.say_outcome()
 
     def chosen(self) -> list[str]:
         """Return the figures that are ticked."""

@@ -56,7 +56,7 @@ class ExportPanel:
 
     def take_over(self, before: "ExportPanel") -> None:
         """Show another panel's settings and verification."""
-        self.task.form.take_over(before.task.form)
+        self.task.take_over(before.task)
         self.done = before.done
         if self.done:
             self.task.result.value = self.table(self.done)
@@ -91,6 +91,7 @@ class ExportPanel:
     def export(self, made: Recipe) -> str:
         """Export, and return how the result compares with the live model."""
         done = self.done = export.export(made, self.task.watch)
+        self.task.outcome = ("exported", {"folder": str(done.folder)})
         return self.table(done)
 
     def table(self, done: Export) -> str:

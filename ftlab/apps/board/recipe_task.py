@@ -21,6 +21,8 @@ from ftlab.runs.watch import Watch
 TICK_SECONDS = 1.0
 # Steps of the progress bar.
 BAR = 1000
+# What a watch calls what has no rows to count -> the word for it.
+PHASES = {"": "working", "loading": "working_loading", "preparing": "working_preparing"}
 
 
 class Task:
@@ -41,6 +43,8 @@ class Task:
     Attributes:
         idle: set while nothing is under way.
         watch: what watches the present or last work, None before the first.
+        outcome: the word, and what it takes, that say what the last work came to, None where it came to nothing; `act`
+            may set another than "worked".
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Task:
     ) -> None:
         self.more, self.watching = more, watching
         self.watch: Watch | None = None
+        self.outcome: tuple[str, dict[str, object]] | None = None
         self.words, self.form, self.verb, self.look, self.blamed, self.act = words, form, verb, look, blamed, act
         self.work = Work(words.lang, self.failed, self.ended)
         self.idle = self.work.idle
@@ -112,6 +117,7 @@ class Task:
         self.watch = self.watching(made)
         self.bar.value, self.bar.layout.display = 0, ""
         self.start.disabled, self.stop.disabled, self.result.value = True, False, ""
+        self.outcome = ("worked", {})
         self.work.begin(self.run, made)
 
     def halt(self) -> None:
@@ -122,6 +128,7 @@ class Task:
 
     def failed(self, reason: str) -> None:
         """Show why the work has no result: an error, or a stop."""
+        self.outcome = None
         self.say("task_stopped" if self.watch and self.watch.requested() else "failed", reason=reason)
 
     def ended(self) -> None:
@@ -140,7 +147,21 @@ class Task:
             ended.set()
             clock.join()
         self.result.value = result
-        self.say("worked", time=train_view.clock(time.monotonic() - began))
+        gone = train_view.clock(time.monotonic() - began)
+        name, values = self.outcome or ("worked", {})
+        self.outcome = (name, values | {"time": gone})
+        self.say_outcome()
+
+    def say_outcome(self) -> None:
+        """Show what the last work came to, where it came to anything."""
+        if self.outcome:
+            self.say(self.outcome[0], **self.outcome[1])
+
+    def take_over(self, before: "Task") -> None:
+        """Show another task's settings, and what its last work came to: of the next one nothing was asked yet."""
+        self.form.take_over(before.form)
+        self.outcome = before.outcome
+        self.say_outcome()
 
     def tick(self, began: float, ended: threading.Event) -> None:
         """Show every second that the work is running."""
@@ -151,12 +172,14 @@ class Task:
 
     def say_far(self, gone: str) -> None:
         """Show for how long the work is running, and how far its present pass is where that is known."""
-        if (at := self.watch) and at.done:
-            left = (time.monotonic() - at.began) * (at.total - at.done) / at.done
-            self.bar.value = BAR * at.done // at.total
-            self.say("working_on", time=gone, share=f"{at.done / at.total:.0%}", left=train_view.clock(left))
+        at = self.watch
+        share = at.share if at else 0.0
+        self.bar.value = round(BAR * share)
+        if at and share:
+            left = (time.monotonic() - at.began) * (1 - share) / share
+            self.say("working_on", time=gone, share=f"{share:.0%}", left=train_view.clock(left))
         else:
-            self.say("working", time=gone)
+            self.say(PHASES[at.phase if at else ""], time=gone)
 
     def say(self, name: str, /, **values: object) -> None:
         """Show a text of the table next to the button."""
