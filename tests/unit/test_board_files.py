@@ -115,8 +115,8 @@ def test_runs_beside_each_other(tmp_path):
     full = {"finetuning_type": "full", "output_dir": "full", "max_steps": 3}
     run(tmp_path / "full", {key: settings[key] for key in ("model_name_or_path", "dataset")} | full, [3.0])
     (tmp_path / "broken").mkdir()
-    lines = {line[0]: line[1:] for line in panel.differences(tuple(tmp_path / name for name in ("two", "full")))}
-    assert lines["lora_rank"] == ["8", "-"] and lines["max_steps"] == ["-1", "3"] and "lora_alpha" not in lines
+    lines = {line[0]: line[1:] for line in panel.differences(tuple(tmp_path / name for name in ("one", "full")))}
+    assert lines["lora_rank"] == ["4", "-"] and lines["lora_alpha"] == ["8", "-"] and lines["max_steps"] == ["-1", "3"]
     assert all(line[-1] == "-" for line in panel.differences((tmp_path / "two", tmp_path / "broken")))
     panel.chosen.value = ()
     assert "ft-empty" in panel.table.value

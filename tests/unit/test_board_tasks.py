@@ -150,7 +150,7 @@ def test_what_is_under_way_is_said_from_the_start(evaluating, monkeypatch):
 
         def told(*given, **named):
             evaluating.task.say_far("0:01")
-            said.append(shown(evaluating.task.status))
+            said.append(shown(evaluating.task.status).strip())
             return work(*given, **named)
 
         return told
