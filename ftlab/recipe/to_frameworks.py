@@ -23,6 +23,7 @@ from ftlab.recipe.frameworks.swift import SWIFT
 from ftlab.recipe.frameworks.table import Framework, Values
 from ftlab.recipe.frameworks.verl import VERL
 from ftlab.recipe.keys import Recipe
+from ftlab.recipe.library_args import lora_alpha
 from ftlab.recipe.library_args import names as parts
 from ftlab.recipe.read import OFT, decisive, plain
 from ftlab.recipe.training_fields import FIELDS
@@ -125,7 +126,7 @@ def relevant(recipe: Recipe) -> Values:
     # pt packs unless told otherwise; the frameworks don't.
     values |= {"packing": True} if recipe.packs else {}
     values["model_name_or_path"] = hub_id(recipe.model_name_or_path)
-    values |= {"stage": recipe.objective, "lora_alpha": recipe.lora_alpha or 2 * recipe.lora_rank}
+    values |= {"stage": recipe.objective, "lora_alpha": lora_alpha(recipe)}
     shared = {name: recipe.training.get(name, FIELDS[name].default) for name in SHARED}
     shared["learning_rate"] = recipe.training.get("learning_rate", 5e-5)
     shared["logging_steps"] = recipe.training.get("logging_steps", 1)

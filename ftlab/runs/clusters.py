@@ -13,7 +13,6 @@ from typing import NamedTuple
 from ftlab import catalogue, memory
 from ftlab.errors import fail
 from ftlab.recipe import hub_token, library_args, memory_devices, memory_needs
-
 from ftlab.recipe.keys import Recipe
 from ftlab.runs.launch import STOPPED
 
