@@ -153,6 +153,12 @@ BAD = {
 }
 
 
+# Names that no file can have: too long in bytes, and the home of nobody.
+IMPOSSIBLE = ("runs/" + "x" * 300, "很" * 86, "~nobody-here/x")
+for key in ("model_name_or_path", "dataset", "output_dir", "adapter_name_or_path", "eval_dataset"):
+    BAD[key] += IMPOSSIBLE
+
+
 @pytest.mark.parametrize(("key", "text"), [(key, text) for key, texts in BAD.items() for text in texts])
 def test_bad_input_is_said_beside_its_field(form, key, text):
     assert form.recipe() is not None, form.checked.messages

@@ -420,3 +420,15 @@ def test_a_finished_run_whose_weights_changed_is_not_finished(tiny_recipe):
     weights.write_bytes(weights.read_bytes()[:-1] + b"x")
     assert validation.state(recipes.load(tiny_recipe)) == ("unfinished", "6")
     assert not train.train(recipes.load(tiny_recipe)).reused
+
+
+@pytest.mark.parametrize("name", ["runs/" + "x" * 300, "~nobody-here/x"])
+def test_a_folder_that_cannot_be_is_said_and_can_be_corrected(tiny_recipe, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    panel = TrainPanel(tiny_recipe | {"output_dir": "runs/tiny"}, lang="zh")
+    panel.form.controls["output_dir"].value = name
+    assert panel.view.start.disabled and "路径" in shown(panel.form.messages["output_dir"])
+    panel.view.new_folder.click()
+    panel.draw()
+    panel.form.controls["output_dir"].value = "runs/tiny"
+    assert not panel.view.start.disabled

@@ -95,7 +95,8 @@ class TrainPanel:
 
     def folder(self) -> Path:
         """Return the run folder that stands in the field."""
-        return Path(str(self.form.controls["output_dir"].value or "")).expanduser()
+        # Not Path's own expanduser, which raises for a user that is not here.
+        return Path(os.path.expanduser(str(self.form.controls["output_dir"].value or "")))
 
     def changed(self) -> None:
         """Bring command, YAML, readouts and buttons in line with the fields."""
@@ -113,7 +114,8 @@ class TrainPanel:
         state, detail = validation.state(made) if made else ("wrong", self.form.named(self.form.checked.messages))
         replaced = made is not None and (self.view.fresh.value or made.overwrite_output_dir)
         blocked = state == "foreign" or (state == "other" and not replaced)
-        self.view.offer(state, detail, made is not None and not blocked, folders.free_name(self.folder()))
+        free = folders.free_name(self.folder()) if made else self.folder()
+        self.view.offer(state, detail, made is not None and not blocked, free)
 
     def start(self) -> None:
         """Begin the training that stands in the fields, or go on with it."""
@@ -273,7 +275,8 @@ class TrainPanel:
 
     def take_free_folder(self) -> None:
         """Write into a folder that no other run has."""
-        self.form.controls["output_dir"].value = str(folders.free_name(self.folder()))
+        if self.form.recipe():
+            self.form.controls["output_dir"].value = str(folders.free_name(self.folder()))
 
     def show_code(self) -> None:
         """Write the script for exactly these settings."""

@@ -1,8 +1,10 @@
 """What is wrong with what stands in the fields, said key by key, before anything is run."""
 
 import contextlib
+import errno
 import io
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +25,12 @@ from ftlab.runs.folder import State
 
 # A run folder's name is copied into commands by people: what a shell acts on has no place in it.
 SHELL = set(";|&$`<>\\\"'*?!(){}[]#\n\r\t")
+# Keys that name files or folders, several of them separated by commas.
+PATHS = (
+    "model_name_or_path", "adapter_name_or_path", "dataset", "eval_dataset", "dataset_dir", "output_dir", "export_dir",
+)  # fmt: skip
+# Bytes of a name, on every usual file system.
+LONGEST_NAME = 255
 # Keys that name a folder which is written to.
 WRITTEN = ("output_dir", "export_dir")
 HUB_ID = r"(modelscope:)?\w[\w.-]*/\w[\w.-]*"
@@ -72,6 +80,8 @@ def one(key: str, value: Any, words: Words, roots: Sequence[Path], table: Mappin
     most = table[key].most if key in table else None
     if most is not None and isinstance(value, int | float) and value > most:
         return words("bad_most", most=f"{most:,g}")
+    if key in PATHS and isinstance(value, str) and not all(map(may_exist, value.split(","))):
+        return words("bad_path")
     if key in WRITTEN and isinstance(value, str) and (said := folder(value, words, roots)):
         return said
     # The recipe's own check, of this key alone: the values that it needs beside it are these.
@@ -84,6 +94,24 @@ def one(key: str, value: Any, words: Words, roots: Sequence[Path], table: Mappin
     except LabError as error:
         return short(error)
     return ""
+
+
+def may_exist(name: str) -> bool:
+    """Return True if there can be a file of this name; every other look at one that cannot be raises OSError.
+
+    >>> may_exist("runs/new"), may_exist("a" * 300), may_exist("a\\0b")
+    (True, False, False)
+    """
+    try:
+        os.stat(Path(name).expanduser())
+    # RuntimeError: the home of a user that is not here.
+    except (ValueError, RuntimeError):
+        return False
+    except OSError as error:
+        # Below a folder that does not exist, the system does not look at a name.
+        longest = max((len(os.fsencode(part)) for part in Path(name).parts), default=0)
+        return error.errno != errno.ENAMETOOLONG and longest <= LONGEST_NAME
+    return True
 
 
 def folder(name: str, words: Words, roots: Sequence[Path]) -> str:
