@@ -109,6 +109,8 @@ def encoded(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -
         for number in range(len(batch["where"])):
             row = present({name: column[number] for name, column in batch.items()})
             outcome = count.usable(partial(encode, tokenizer, row, how), row["where"])
+            weighted = any(message.get("weight") == 0 for message in row.get("messages", []))
+            count.prompted += how.train_on_prompt and weighted
             if outcome is None:
                 continue
             count.outcome(len(outcome.examples), outcome.lost, how.mask_history and last_untrained(row))
@@ -154,6 +156,7 @@ class Count:
     Attributes:
         read, kept, cut, dropped: examples; dropped ones had no answer left within cutoff_len.
         untrained: dropped ones whose last answer has weight 0, which `mask_history`, ppo and grpo take alone.
+        prompted: examples with an answer of weight 0, which `train_on_prompt` trains as part of the prompt.
         made: training examples; a conversation may give several.
         lost: tokens that cutoff_len took from the kept ones.
         bad: problems of examples that the chat template refuses.
@@ -162,6 +165,7 @@ class Count:
     def __init__(self, recipe: Recipe) -> None:
         self.recipe = recipe
         self.read = self.kept = self.cut = self.dropped = self.untrained = self.made = self.lost = 0
+        self.prompted = 0
         self.bad: list[LabError] = []
 
     def usable(self, work: Callable[[], Any], where: str) -> Any:
@@ -210,6 +214,8 @@ class Count:
             print("\n".join(str(problem) for problem in self.bad[:NAMED]))
         if self.untrained:
             print(say("train_untrained", count=self.untrained))
+        if self.prompted:
+            print(say("train_prompted", count=self.prompted))
         if not self.kept and self.untrained == self.dropped > 0:
             raise fail("train_all_untrained", where=self.recipe.dataset or "")
         if not self.kept:

@@ -394,6 +394,19 @@ def test_a_last_answer_of_weight_0_is_dropped_with_its_reason(keys, tmp_path, ca
         splits(row("B?", weight=0))
 
 
+@pytest.mark.parametrize("train_on_prompt", [True, False])
+def test_training_on_prompts_says_that_it_trains_answers_of_weight_0(train_on_prompt, tmp_path, capsys):
+    turns = [message("user", "A?"), message("assistant", "One.") | {"weight": 0}, message("user", "And?")]
+    path = tmp_path / "set.jsonl"
+    path.write_text(json.dumps({"messages": [*turns, message("assistant", "Two.")]}) + "\n", encoding="utf-8")
+    keys = {"model_name_or_path": "x", "dataset": str(path), "cutoff_len": 256, "train_on_prompt": train_on_prompt}
+    tokenizer = tokenizer_with(CHATML)
+    (example,) = dataset.splits(recipes.load(keys), tokenizer)[0]
+    trained = tokenizer.decode([label for label in example["labels"] if label != tokens.IGNORED])
+    assert ("One." in trained) is train_on_prompt and "Two." in trained
+    assert ("1 examples have answers of weight 0: `train_on_prompt`" in capsys.readouterr().out) is train_on_prompt
+
+
 @pytest.mark.parametrize("seed", range(max(1, CASES // 4)))
 def test_nothing_that_stands_in_a_row_is_a_traceback(seed, tmp_path):
     """Fuzz: mutated examples through check and encode under every family; FTLAB_CASES=20000 makes 5,000 rows."""
