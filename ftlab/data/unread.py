@@ -38,7 +38,7 @@ class Unread:
 
     Attributes:
         columns: column -> rows in which it says something.
-        blanks: ("answer" or a column, a word for a missing value) -> rows in which it is all that stands there.
+        blanks: ("answer" or a column, a word for a missing value) -> rows in which it is the whole text.
         keys: key of a message -> messages in which it says something.
     """
 
