@@ -1089,13 +1089,14 @@ course.record(outcomes, bands)
 # **You keep** `runs/04_qlora/adapter`, trained on a base in four bits.
 #
 # **On your GPU:** `PROFILE = "t4"` or `"a24g"`, each with a learning rate of its own; before you rent one, `ftlab memory
-# qwen2.5-7b quantization_bit=4` says what fits. The same from a recipe: `quantization_bit: 4` in `recipes/sft_qlora.yaml`.
+# qwen2.5-7b --gpu 16 quantization_bit=4` says whether it fits a T4. The same from a recipe: `quantization_bit: 4` in
+# `recipes/sft_qlora.yaml`.
 #
 # **Next:** other ways to tune, compared on the same budget: [05 · Methods](05_methods.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="cf038c17"
+# %% [markdown] id="next" lang="zh" of="8903e22e"
 # 你得到的是 `runs/04_qlora/adapter`，在 4 比特的基座上训练而成。
 #
-# **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`，各自带有合适的学习率；租卡之前，`ftlab memory qwen2.5-7b quantization_bit=4` 会告诉你放不放得下。用配方做同样的事：`recipes/sft_qlora.yaml` 里的 `quantization_bit: 4`。
+# **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`，各自带有合适的学习率；租卡之前，`ftlab memory qwen2.5-7b --gpu 16 quantization_bit=4` 会告诉你 T4 放不放得下。用配方做同样的事：`recipes/sft_qlora.yaml` 里的 `quantization_bit: 4`。
 #
 # **下一课：** 其他微调方法，在相同的预算下比较：[05 · 各种方法](05_methods.ipynb)。
