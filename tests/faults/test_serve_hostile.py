@@ -130,7 +130,7 @@ def calling(schema: Any) -> dict[str, Any]:
     return GOOD | {"tools": [tool], "tool_choice": "required"}
 
 
-EMBEDDED, COMPLETED = "/v1/embeddings", "/v1/completions"
+EMBEDDED, COMPLETED, RESPONDED = "/v1/embeddings", "/v1/completions", "/v1/responses"
 ELSEWHERE: dict[str, tuple[str, int, dict[str, Any]]] = {
     "a schema that refers to a file": (serving.CHAT, 400, formatted({"$ref": "file:///etc/passwd"})),
     "a schema that refers to an address": (serving.CHAT, 400, formatted({"$ref": "http://127.0.0.1:1/x"})),
@@ -157,6 +157,14 @@ ELSEWHERE: dict[str, tuple[str, int, dict[str, Any]]] = {
     "an embedding of nothing": (EMBEDDED, 400, {"model": "tiny", "input": ""}),
     "an embedding of a file": (EMBEDDED, 404, {"model": "/etc/passwd", "input": "x"}),
     "tokens of another model": ("/tokenize", 404, {"model": "../x", "prompt": "x"}),
+    "a response to a picture": (
+        RESPONDED, 400, {"model": "tiny", "input": [{"role": "user", "content": [
+            {"type": "input_image", "image_url": "file:///etc/passwd"}]}]}),
+    "a response to a file": (RESPONDED, 404, {"model": "/etc/passwd", "input": "x"}),
+    "a response to a thousand messages": (
+        RESPONDED, 400, {"model": "tiny", "input": [{"role": "user", "content": "x"}] * 1000}),
+    "a response beyond the context": (RESPONDED, 400, {"model": "tiny", "input": "x " * 5000}),
+    "a response to an earlier one": (RESPONDED, 400, {"model": "tiny", "input": "x", "previous_response_id": "../x"}),
     "text of negative tokens": ("/detokenize", 400, {"model": "tiny", "tokens": [-1]}),
     "text of tokens that are not there": ("/detokenize", 400, {"model": "tiny", "tokens": [2**70]}),
 }  # fmt: skip

@@ -67,6 +67,40 @@ def test_a_stream_adds_up_to_the_whole_answer(client):
     assert chunks[-1].usage.completion_tokens == 12 and not chunks[-1].choices
 
 
+def test_the_responses_api_answers_as_chat_does(client, server):
+    whole = client.chat.completions.create(**GREEDY).choices[0].message.content
+    asked = {"model": "tiny", "temperature": 0, "max_output_tokens": 12}
+    response = client.responses.create(input="hello", **asked)
+    assert response.output_text == whole and response.usage.output_tokens == 12
+    assert response.status == "incomplete" and response.incomplete_details.reason == "max_output_tokens"
+    parts = [{"role": "user", "content": [{"type": "input_text", "text": "hello"}]}]
+    assert client.responses.create(input=parts, **asked).output_text == whole
+    told = [{"role": "system", "content": "Be brief."}, *ASKED]
+    same = client.chat.completions.create(**GREEDY | {"messages": told}).choices[0].message.content
+    assert client.responses.create(input="hello", instructions="Be brief.", **asked).output_text == same
+    events = list(client.responses.create(input="hello", stream=True, **asked))
+    assert "".join(event.delta for event in events if event.type == "response.output_text.delta") == whole
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    kinds = [event.type.removeprefix("response.") for event in events if not event.type.endswith("delta")]
+    assert kinds == [
+        "created", "in_progress", "output_item.added", "content_part.added",
+        "output_text.done", "content_part.done", "output_item.done", "incomplete",
+    ]  # fmt: skip
+    assert events[-1].response.output_text == whole and events[-1].response.usage.output_tokens == 12
+    assert not server.http.post("/v1/responses", json=asked | {"input": "hi", "stream": True}).text.count("[DONE]")
+
+
+@pytest.mark.parametrize("name", schema.RESPONSES_REFUSED)
+def test_what_responses_cannot_follow_is_refused_by_name(server, name):
+    body = {"model": "tiny", "input": "hi", "max_output_tokens": 2}
+    error = server.http.post("/v1/responses", json=body | {name: [{"type": "web_search"}]}).json()["error"]
+    assert (error["param"], error["code"]) == (name, "unsupported_parameter")
+    for value in (*schema.RESPONSES_REFUSED[name], None):
+        assert server.http.post("/v1/responses", json=body | {name: value}).status_code == 200
+    answer = server.http.post("/v1/responses", json=body | {"store": False, "user": "me"}).json()
+    assert answer["ignored_parameters"] == ["store", "user"]
+
+
 def test_stop_ends_the_answer_before_it(client):
     whole = client.chat.completions.create(**GREEDY).choices[0].message.content
     stop = whole[3:5]

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedTokenizerBase
 
@@ -55,7 +55,10 @@ class Answer(ABC):
     Attributes:
         ignored: parameters of the request that had no effect.
         logprobs: whether the request asked for log probabilities.
+        last: the event that ends a stream.
     """
+
+    last: ClassVar[str] = "data: [DONE]\n\n"
 
     model: str
     prompt_tokens: int
@@ -243,5 +246,6 @@ def finite(logprob: float | None) -> float | None:
 
 
 def event(content: dict[str, Any]) -> str:
-    """Return a server-sent event."""
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+    """Return a server-sent event, named where its content has a type."""
+    named = f"event: {content['type']}\n" if "type" in content else ""
+    return f"{named}data: {json.dumps(content, ensure_ascii=False)}\n\n"

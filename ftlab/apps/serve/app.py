@@ -19,6 +19,7 @@ from ftlab.apps.serve.schema import (
     CompletionRequest,
     DetokenizeRequest,
     EmbeddingRequest,
+    ResponsesRequest,
     TokenizeRequest,
 )
 from ftlab.apps.serve.security import Guard, Limits, body
@@ -113,6 +114,12 @@ def add_routes(app: FastAPI, service: Service) -> None:
         """Continue a text."""
         asked = schema.parse_body(CompletionRequest, await body(request, service.limits))
         return await service.complete(request, asked)
+
+    @app.post("/v1/responses", openapi_extra=takes("ResponsesRequest"), responses=ERRORS)
+    async def answer(request: Request) -> Response:
+        """Answer a text or a conversation, in the shape of OpenAI's Responses API."""
+        asked = schema.parse_body(ResponsesRequest, await body(request, service.limits))
+        return await service.answer(request, asked)
 
     @app.post("/v1/embeddings", openapi_extra=takes("EmbeddingRequest"), responses=ERRORS)
     async def embed(request: Request) -> Response:

@@ -1,6 +1,6 @@
 """What a request may say. Every parameter is honoured, refused by name, or ignored and said so."""
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -33,6 +33,20 @@ REFUSED: dict[str, tuple[Any, ...]] = {
     "web_search_options": (),
     "suffix": ("",),
     "best_of": (1,),
+}
+# The same of /v1/responses, which keeps nothing between requests and answers with text.
+RESPONSES_REFUSED: dict[str, tuple[Any, ...]] = {
+    "previous_response_id": (),
+    "conversation": (),
+    "background": (False,),
+    "tools": ([],),
+    "tool_choice": ("none", "auto"),
+    "prompt": (),
+    "text": ({"format": {"type": "text"}}, {}),
+    "include": ([],),
+    "truncation": ("disabled",),
+    "top_logprobs": (0,),
+    "max_tool_calls": (),
 }
 NAMES_SAID, NAME_LENGTH = 20, 64
 Asked = TypeVar("Asked", bound="Open")
@@ -158,13 +172,14 @@ class Open(Strict):
     """A request to a model; unknown parameters are kept in `model_extra`."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
+    refused: ClassVar[dict[str, tuple[Any, ...]]] = REFUSED
 
     model: Name
 
     @property
     def ignored(self) -> list[str]:
         """Names of parameters without effect, cut to a reasonable length."""
-        extra = (name for name in self.model_extra or {} if name not in REFUSED)
+        extra = (name for name in self.model_extra or {} if name not in self.refused)
         return [name[:NAME_LENGTH] for name in sorted(extra)[:NAMES_SAID]]
 
     @property
@@ -242,6 +257,47 @@ class CompletionRequest(Sampling):
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
 
+class InputPart(Strict):
+    """A part of an input message: only text, as in `Part`."""
+
+    type: Literal["input_text", "output_text"]
+    text: Text
+
+
+class InputMessage(Strict):
+    """One turn of the conversation that a response continues."""
+
+    type: Literal["message"] = "message"
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[InputPart], Field(min_length=1, max_length=64)]
+
+    @property
+    def text(self) -> str:
+        """What it says."""
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
+class ResponsesRequest(Open):
+    """The body of /v1/responses: text in, text out."""
+
+    refused: ClassVar[dict[str, tuple[Any, ...]]] = RESPONSES_REFUSED
+
+    input: Annotated[Text, Field(min_length=1)] | Annotated[list[InputMessage], Field(min_length=1, max_length=256)]
+    instructions: Text | None = None
+    max_output_tokens: Annotated[int, Field(ge=1)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    stream: bool | None = None
+
+    def as_chat(self) -> ChatRequest:
+        """Return the chat request that asks for the same answer; the instructions come first."""
+        turns: list[tuple[Any, str]] = [("system", self.instructions)] if self.instructions else []
+        turns += [("user", self.input)] if isinstance(self.input, str) else [(one.role, one.text) for one in self.input]
+        shared = {name: getattr(self, name) for name in ("model", "temperature", "top_p", "stream")}
+        messages = [ChatMessage(role=role, content=text) for role, text in turns]
+        return ChatRequest.model_construct(messages=messages, **shared)
+
+
 class EmbeddingRequest(Open):
     """The body of /v1/embeddings."""
 
@@ -278,7 +334,7 @@ def parse_body(kind: type[Asked], body: bytes) -> Asked:
         said = f"{place}: {first['msg']}" if place else first["msg"]
         raise Refused(400, said[:300], param=str(first["loc"][0]) if place else None, code="invalid_value") from error
     for name, value in (request.model_extra or {}).items():
-        if name in REFUSED and value is not None and not harmless(value, REFUSED[name]):
+        if name in kind.refused and value is not None and not harmless(value, kind.refused[name]):
             raise Refused(400, f"{name} is not supported by this server", param=name, code="unsupported_parameter")
     return request
 
@@ -292,6 +348,6 @@ def components() -> dict[str, Any]:
     """Return the request bodies as OpenAPI components."""
     from pydantic.json_schema import models_json_schema
 
-    requests = (ChatRequest, CompletionRequest, EmbeddingRequest, TokenizeRequest, DetokenizeRequest)
+    requests = (ChatRequest, CompletionRequest, ResponsesRequest, EmbeddingRequest, TokenizeRequest, DetokenizeRequest)
     kinds: list[tuple[type[BaseModel], Literal["validation"]]] = [(kind, "validation") for kind in requests]
     return models_json_schema(kinds, ref_template="#/components/schemas/{model}")[1]["$defs"]

@@ -23,11 +23,13 @@ from ftlab.apps.serve.constraints import Constraint, Constraints
 from ftlab.apps.serve.engine import Busy, Engine
 from ftlab.apps.serve.job import ADAPTER, Finish, Job, Likelihood, Piece
 from ftlab.apps.serve.refusals import Refused
+from ftlab.apps.serve.response_answers import ResponseAnswer
 from ftlab.apps.serve.schema import (
     ChatRequest,
     CompletionRequest,
     DetokenizeRequest,
     EmbeddingRequest,
+    ResponsesRequest,
     Sampling,
     TokenizeRequest,
 )
@@ -180,6 +182,22 @@ class Service:
             # A template refuses what its model does not know: a system turn, two user turns in a row.
             reason = (error.what if isinstance(error, LabError) else str(error))[:200]
             raise Refused(400, f"the chat template: {reason}", "messages", "invalid_value") from error
+
+    async def answer(self, request: Request, asked: ResponsesRequest) -> Response:
+        """Answer a request of the Responses API, as the chat request that asks for the same."""
+        served, chat = self.served(asked.model), asked.as_chat()
+        prompt = await self.prompt(served, chat.messages, None)
+        answer = ResponseAnswer(
+            model=asked.model,
+            prompt_tokens=len(prompt),
+            ignored=asked.ignored,
+            logprobs=False,
+            tokenizer=self.engine.tokenizer,
+            asked=asked,
+        )
+        max_tokens = self.checked([prompt], asked.max_output_tokens, chat)
+        shared = self.sampling(chat) | {"adapter": served.adapter, "max_tokens": max_tokens, "logprobs": None}
+        return await self.respond(request, chat, answer, [Choice(0)], [prompt], None, shared)
 
     async def complete(self, request: Request, asked: CompletionRequest) -> Response:
         """Answer a text completion request."""
@@ -420,7 +438,8 @@ class Service:
                     yield event(chunk)
             if usage:
                 yield event(answer.body([], streamed=True, usage=answer.usage(choices)))
-            yield "data: [DONE]\n\n"
+            if answer.last:
+                yield answer.last
         finally:
             leave(jobs, watch)
 
