@@ -18,7 +18,7 @@ from ftlab.recipe.keys import Recipe
 from ftlab.runs.watch import Watch
 
 # Seconds between two looks at the clock.
-TICK_SECONDS = 1.0
+TICK_SECONDS = 0.5
 # Steps of the progress bar.
 BAR = 1000
 # What a watch calls what has no rows to count -> the word for it.
@@ -164,7 +164,7 @@ class Task:
         self.say_outcome()
 
     def tick(self, began: float, ended: threading.Event) -> None:
-        """Show every second that the work is running."""
+        """Show twice a second that the work is running."""
         while True:
             self.say_far(train_view.clock(time.monotonic() - began))
             if ended.wait(TICK_SECONDS):
