@@ -18,6 +18,7 @@ NO_CLAIM = re.compile(
 )
 # Numbers that follow from the sentence itself.
 DERIVED = {
+    ("00", "plot-why"): {"100"},  # what 95% means
     ("03", "price-why"): {"25"},  # guessing among four choices
     ("04", "shares-why"): {"6.25"},  # one of sixteen levels, in percent
     ("13", "eight-why"): {"56", "560"},  # 8 x 7, in Chinese hundred millions
