@@ -1,9 +1,7 @@
-"""The page itself: the panels as tabs. It runs in the kernel that Voila has ready for the next visit."""
+"""The page itself: the panels as tabs. It runs in the kernel that Voila starts for every visit."""
 
-import contextlib
 import html
 import os
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,14 +10,12 @@ import ipywidgets as widgets
 from IPython.display import display
 
 from ftlab import device, embedded, saved_weights
-from ftlab.apps.board import curves, estimates, named_widgets, train_view, training_job
+from ftlab.apps.board import named_widgets, train_view, training_job
 from ftlab.apps.board.background import said
 from ftlab.apps.board.named_widgets import bad, button, empty
 from ftlab.apps.board.train_panel import TrainPanel
 from ftlab.apps.board.visit import RECIPE, WORKING_FOLDER
 from ftlab.apps.board.words import Words
-from ftlab.errors import LabError
-from ftlab.recipe import read as recipes
 from ftlab.recipe import strict_yaml
 from ftlab.runs import folder as folders
 
@@ -120,47 +116,10 @@ STEPS: dict[str, Callable[[dict[str, Any], str], Any]] = {
 }
 
 
-def show() -> widgets.VBox:
-    """Show the page in the folder, and with the recipe, that `ftlab board` was given, as soon as a browser has it.
-
-    Voila runs this before anybody asks, so that the slow imports are done by then. What the folders hold is read when
-    board.js presses the button of a page that has arrived.
-
-    Returns:
-        what is shown.
-    """
+def show() -> None:
+    """Show the page in the folder, and with the recipe, that `ftlab board` was given."""
     os.chdir(os.environ.get(WORKING_FOLDER) or ".")
-    source, words = os.environ.get(RECIPE) or None, Words()
-    warming = threading.Thread(target=warm, args=(source,), name="ftlab warm", daemon=True)
-    arrived = widgets.Button(description=words("panel_loading")).add_class("ft-arrived")
-    box = widgets.VBox([widgets.HTML(empty(words("panel_loading"))), arrived]).add_class("ft-page")
-
-    def fill(button: widgets.Button) -> None:
-        """Put the panels in, once."""
-        button.on_click(fill, remove=True)
-        warming.join()
-        try:
-            shown: widgets.Widget = Board(source).box
-        except Exception as error:
-            # An exception in a widget's event handler is not shown anywhere.
-            shown = widgets.HTML(bad(said(error)))
-        before, box.children = box.children, [shown]
-        for widget in before:
-            named_widgets.close(widget)
-
-    arrived.on_click(fill)
-    display(box)
-    warming.start()
-    return box
-
-
-def warm(source: str | None) -> None:
-    """Import what the train step needs, and count the tokens of its data set, before anybody waits for them."""
-    curves.picture({})
-    # What is wrong with the recipe is said in its fields.
-    with contextlib.suppress(LabError):
-        values = strict_yaml.read(Path(source))[0] if source else BEGINNING
-        estimates.readouts(recipes.read(dict(values))[0])
+    display(Board(os.environ.get(RECIPE) or None).box)
 
 
 class Board:

@@ -32,8 +32,6 @@ START_SECONDS = 60
 # Closing a page ends its kernel at once. A page that lost its connection can reconnect for this long; a kernel that is
 # working sends its progress every second, which counts as activity.
 FORGET_SECONDS = 600
-# Seconds until the kernel of the next visit is started: the page that has just opened needs the processor first.
-NEXT_KERNEL_SECONDS = 5.0
 # An uploaded file is one message; tornado's default of 10 MiB would cut the page's connection off.
 MOST_UPLOADED_BYTES = 2**30
 # Windows has no SIGHUP.
@@ -125,12 +123,9 @@ def voila_settings(host: str, port: int, token: str) -> dict[str, Any]:
     page = {"strip_sources": True, "show_tracebacks": False, "file_allowlist": ["$^"], "template": "ftlab"}
     # jupytext's part of Lab expects a document manager, which Voila has not.
     page |= {"extension_denylist": ["jupyterlab-jupytext"], "allow_template_override": "NO"}
-    # One kernel waits with everything imported: `page.show`.
-    page |= {"preheat_kernel": True, "default_pool_size": 1}
     forget = {"cull_idle_timeout": FORGET_SECONDS, "cull_interval": FORGET_SECONDS // 4, "cull_connected": False}
     return {
         "MappingKernelManager": forget,
-        "VoilaKernelManager": {"fill_delay": NEXT_KERNEL_SECONDS},
         "Voila": {
             "ip": host,
             "port": port,

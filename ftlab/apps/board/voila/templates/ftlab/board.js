@@ -53,23 +53,7 @@
   };
   document.addEventListener("visibilitychange", look);
   setInterval(look, 60000);
-  // The kernel was made ready before: what it shows is read from the folders now that somebody looks.
-  const arrive = () => {
-    const arrived = document.querySelector("button.ft-arrived:not([data-pressed])");
-    if (!arrived) return;
-    arrived.dataset.pressed = "";
-    sessionStorage.removeItem("ft-again");
-    arrived.click();
-  };
-  // One that was ended while it waited, for want of memory, knows nothing of this page: another is ready after a reload.
-  const REBORN_MS = 20000;
-  addEventListener("load", () => setTimeout(() => {
-    if (document.querySelector(".ft-page") || sessionStorage.getItem("ft-again")) return;
-    sessionStorage.setItem("ft-again", "1");
-    location.reload();
-  }, REBORN_MS));
   new MutationObserver(() => {
-    arrive();
     // The button names the other language.
     const other = document.querySelector(".ft-language");
     if (other) root.lang = other.textContent.trim() === "English" ? "zh" : "en";
