@@ -17,7 +17,6 @@ from ftlab.apps.board.export_panel import ExportPanel
 from ftlab.apps.board.memory_panel import MemoryPanel
 from ftlab.apps.board.predictions_table import PredictionsTable
 from ftlab.apps.board.quiz_panel import QuizPanel, course_file, read_questions
-from ftlab.apps.board.visit import RECIPE, WORKING_FOLDER
 from ftlab.apps.board.words import Words, texts
 from ftlab.errors import LANGUAGES, LabError
 from ftlab.recipe import memory_needs, strict_yaml
@@ -526,39 +525,6 @@ def test_the_page_has_every_panel_in_its_language(tiny_recipe, tmp_path, monkeyp
     assert board.panels["tab_export"].task.form.controls["export_gguf"].value == "q8_0"
     assert board.panels["tab_memory"].batches.value == "2"
     assert board.panels["tab_learn"].at == 1 and board.panels["tab_learn"].given == quiz.given != {}
-
-
-def test_the_page_is_ready_before_it_is_asked_for(tiny_recipe, tmp_path, monkeypatch):
-    (tmp_path / "tiny.yaml").write_text(controls.yaml_lines(tiny_recipe | {"output_dir": "runs/tiny"}))
-    # What `os.chdir` leaves is put back.
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(WORKING_FOLDER, str(tmp_path))
-    monkeypatch.setenv(RECIPE, str(tmp_path / "tiny.yaml"))
-    box = page.show()
-    waiting, arrived = box.children
-    assert "Loading" in shown(waiting) and "ft-arrived" in arrived._dom_classes
-    # The folder is read when somebody looks.
-    (tmp_path / "runs" / "before").mkdir(parents=True)
-    (tmp_path / "runs" / "before" / folders.RECIPE).write_text(controls.yaml_lines(tiny_recipe))
-    (tmp_path / "runs" / "before" / folders.LOG).write_text('{"step": 1, "loss": 2.5}\n')
-    arrived.click()
-    (panels,) = box.children
-    assert "ftlab-board" in panels._dom_classes and arrived.comm is None
-    lists = [one for one in every(panels) if "ft-earlier" in one._dom_classes]
-    assert any("before" in str(one.options) for one in lists)
-
-
-def test_a_page_that_cannot_be_shown_says_why(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv(RECIPE, str(tmp_path / "gone.yaml"))
-    box = page.show()
-    box.children[1].click()
-    assert "gone.yaml" in shown(box.children[0])
-
-
-def every(widget):
-    """Return a widget and all that it holds."""
-    return [widget, *(one for child in getattr(widget, "children", ()) for one in every(child))]
 
 
 def test_a_panel_that_cannot_be_made_says_why(tiny_recipe, tmp_path, monkeypatch):
