@@ -138,7 +138,7 @@ EXPECTED = {
     "utf16.jsonl": ("1", "the text is UTF-16"),
     "utf16_no_mark.json": ("1", "the text is UTF-16-LE"),
     "utf32.json": ("1", "the text is UTF-32"),
-    "wrapped_in_data.json": ("1", "an object spans several lines, and the file is not a JSON array"),
+    "wrapped_in_data.json": ("1", "one object holds the examples under data (1 in the first)"),
 }
 
 

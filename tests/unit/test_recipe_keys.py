@@ -464,7 +464,7 @@ def test_in_every_stage_and_method_a_key_counts_or_is_said_not_to(stage, method,
         return
     before = base | STAGES[stage] | {"stage": stage, "finetuning_type": method}
     if method == "prompt_tuning":
-        if stage in ("orpo", "simpo", "rm"):
+        if stage in ("orpo", "simpo", "rm", "grpo"):
             return
         before |= {"packing": False}
     for name in CONDITIONAL:
