@@ -1,8 +1,7 @@
 """Encoded examples in a folder of their own: the recipe key `tokenized_path`.
 
-As in LLaMA-Factory: where there is no such folder, the examples are encoded and saved to it and nothing is trained;
-where there is one, it is read instead of the data sets. Its manifest says how it was encoded, which has to be as the
-recipe says.
+As in LLaMA-Factory: if the folder does not exist, the examples are encoded and saved to it, and nothing is trained; if
+it exists, it is read instead of the data sets. Its manifest records how they were encoded; the recipe must match.
 """
 
 import hashlib

@@ -16,7 +16,7 @@ def picture(curves: Mapping[str, Sequence[Row]], title: str = "") -> bytes:
     Args:
         curves: name -> log rows. The first is the run in hand, the others are what it is compared with.
     """
-    # Imported here: a page without a curve is shown a second sooner.
+    # Imported here: matplotlib is slow to import, and a page without a curve does not need it.
     from matplotlib.figure import Figure
 
     from ftlab import plots

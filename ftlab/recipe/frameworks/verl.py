@@ -48,7 +48,7 @@ def group(value: Any, given: Values) -> Found:
     Raises:
         ValueError: several in ppo, which compares none with each other.
     """
-    if given.get("algorithm.adv_estimator") == "grpo":
+    if stage_of(given) == "grpo":
         return {"num_generations": value}
     if value != 1:
         raise ValueError("ppo writes one completion to a prompt")
@@ -65,12 +65,16 @@ def adapter(value: Any, given: Values) -> Found:
     return {"finetuning_type": "lora", "lora_rank": value} if value else {"finetuning_type": "full"}
 
 
+def stage_of(given: Values) -> str:
+    """Return the stage that the options' estimator stands for."""
+    return "grpo" if given.get("algorithm.adv_estimator") == "grpo" else "ppo"
+
+
 def beside(stage: str, key: str) -> Any:
     """Return what reads a key that counts with one estimator alone."""
 
     def read(value: Any, given: Values) -> Found:
-        used = ("grpo" if given.get("algorithm.adv_estimator") == "grpo" else "ppo") == stage
-        return {key: value} if used else ({}, f"it counts for {stage} alone")
+        return {key: value} if stage_of(given) == stage else ({}, f"it counts for {stage} alone")
 
     return read
 
@@ -83,8 +87,7 @@ def penalty(stage: str) -> Any:
     """
 
     def read(value: Any, given: Values) -> Found:
-        used = ("grpo" if given.get("algorithm.adv_estimator") == "grpo" else "ppo") == stage
-        if value is not used:
+        if value is not (stage_of(given) == stage):
             raise ValueError(
                 "a recipe has a KL penalty: in the loss for grpo, in the reward for gae; switch that one on"
             )
@@ -176,7 +179,7 @@ VERL = Framework(
         f"{ACTOR}.kl_loss_type": only(("low_var_kl", "k3"), "trl's GRPO has this one"),
         f"{ACTOR}.loss_agg_mode": only("token-mean", "a loss is the mean over tokens"),
         f"{ACTOR}.clip_ratio": only(0.2, "trl clips at 0.2"),
-        f"{ACTOR}.entropy_coeff": only(0, "there is no bonus for entropy"),
+        f"{ACTOR}.entropy_coeff": only(0, "no entropy bonus is added to the loss"),
         f"{ROLLOUT}.top_p": only(1, "completions are sampled from the whole distribution"),
         f"{ROLLOUT}.top_k": only(-1, "completions are sampled from the whole distribution"),
         "algorithm.norm_adv_by_std_in_grpo": only(True, "advantages are divided by their deviation"),
