@@ -117,6 +117,10 @@ def options(recipe: Recipe, folder: str, rewards: str) -> tuple[Values, Values]:
     validates = bool(recipe.eval_dataset or recipe.val_size)
     train = recipe.training
     tested = train.get("eval_steps") or values["logging_steps"] if train.get("eval_strategy") == "steps" else -1
+    saved = train.get("save_steps", 500) if train.get("save_strategy", "steps") == "steps" else 500
+    # verl counts steps: it has neither epochs nor shares of all steps.
+    unlike: Values = {name: "epoch" for name in ("save_strategy", "eval_strategy") if train.get(name) == "epoch"}
+    unlike |= {name: share for name, share in (("save_steps", saved), ("eval_steps", tested)) if 0 < share < 1}
     theirs |= {
         "data.train_files": f"{folder}/train.parquet",
         # verl wants one even where it validates nothing.
@@ -135,8 +139,8 @@ def options(recipe: Recipe, folder: str, rewards: str) -> tuple[Values, Values]:
         "reward.custom_reward_function.name": "compute_score",
         PROCESSES: processes,
         "trainer.nnodes": 1,
-        "trainer.save_freq": -1 if train.get("save_strategy") == "no" else int(train.get("save_steps", 500)),
-        "trainer.test_freq": int(tested),
+        "trainer.save_freq": -1 if train.get("save_strategy") == "no" else int(saved) or 500,
+        "trainer.test_freq": int(tested) or -1,
         "trainer.val_before_train": False,
         "trainer.logger": ["console"],
     }
@@ -147,7 +151,8 @@ def options(recipe: Recipe, folder: str, rewards: str) -> tuple[Values, Values]:
     if recipe.trust_remote_code:
         theirs["data.trust_remote_code"] = True
     usual = {"lora_dropout": 0.0, "seed": 42}
-    return theirs, {name: value for name, value in left.items() if name not in HANDLED and usual.get(name, "") != value}
+    left = {name: value for name, value in left.items() if name not in HANDLED and usual.get(name, "") != value}
+    return theirs, left | unlike
 
 
 def in_loss(recipe: Recipe) -> Values:

@@ -152,6 +152,22 @@ def test_what_is_shown_for_verl_is_read_back_with_its_rows(name, tiny_model_dir,
     assert [scored["compute_score"]("ftlab", said, "1", {}) for said in ("1", "It is 1", "2")] == [2.0, 1.0, 0.0]
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"save_strategy": "epoch"}, "save_strategy: epoch"),
+        ({"save_steps": 0.1}, "save_steps: 0.1"),
+        ({"eval_strategy": "epoch", "val_size": 0.1}, "eval_strategy: epoch"),
+        ({"eval_strategy": "steps", "eval_steps": 0.1, "val_size": 0.1}, "eval_steps: 0.1"),
+    ],
+)
+def test_verl_counts_steps_and_the_rest_is_said(keys, said, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    text = to_verl.script(recipes.load(RECIPES["grpo"] | keys))
+    assert f"# no equivalent, so another run without it: {said}\n" in text
+    assert "trainer.save_freq=500" in text and "trainer.test_freq=-1" in text
+
+
 def test_llama_factory_mixes_what_validates_with_the_same_probabilities(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     mixed = {"dataset": "alpaca_en_demo,facts_en", "mix_strategy": "interleave_under", "interleave_probs": "0.5,0.5"}
