@@ -16,7 +16,8 @@ test: .venv/installed
 	$(BIN)/mypy
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit tests/faults -m "not lengthy" -n 2 --dist worksteal --cov --cov-report=json:coverage.json --durations=8
 	$(BIN)/python tests/branches.py coverage.json
-	$(BIN)/pytest tests/notebooks tests/browser -m "not lengthy" --durations=8
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/notebooks -m "not lengthy" -n 2 --dist worksteal --durations=8
+	$(BIN)/pytest tests/browser -m "not lengthy" --durations=8
 
 test-slow: .venv/installed
 	$(BIN)/pytest -m lengthy --durations=8

@@ -45,7 +45,7 @@ def marked(lesson: lesson_files.Lesson):
 
 
 @pytest.mark.notebook
-@pytest.mark.parametrize("lesson", map(marked, lesson_files.lessons()))
+@pytest.mark.parametrize("lesson", [marked(lesson) for lesson in lesson_files.lessons()])
 def test_a_lesson_survives_other_parameters(lesson, small_model, place):
     source = jupytext.read(lesson.source)
     (cell,) = [cell for cell in source.cells if "parameters" in cell.metadata.get("tags", [])]
