@@ -37,13 +37,13 @@ def measure(repeats: int, steps: int, only: Sequence[str] = (), command: str = "
 
     Args:
         only: which of VARIANTS to compare; lora, qlora and full by default.
-        command: the path of `llamafactory-cli`, which is a side of lora then.
+        command: the path of `llamafactory-cli`, which is a side of lora and of installed then.
     """
     found: dict[str, Any] = {"tables": {}, "ratios": {}}
     for method in only or ("lora", "qlora", "full"):
         best = limit.matrix_rate(limit.DTYPE, repeats)
         tables = {}
-        variants = VARIANTS[method] + ((llamafactory.NAME,) if command and method == "lora" else ())
+        variants = VARIANTS[method] + ((llamafactory.NAME,) if command and method in ("lora", "installed") else ())
         for batch in BATCHES:
             arguments = (method, str(batch), str(steps), command)
             tables[batch] = turns.medians(turns.in_turns("benchmarks.train", variants, repeats, *arguments))
@@ -190,9 +190,11 @@ def order(encoded: list[Any]) -> Any:
     return SeedableRandomSampler(encoded, data_seed=SEED)
 
 
-def run_llamafactory(command: str, batch: int, steps: int, folder: Path) -> dict[str, Any]:
-    """Train with LLaMA-Factory's command, in this machine's number format, everything else by default.
+def run_llamafactory(command: str, method: str, batch: int, steps: int, folder: Path) -> dict[str, Any]:
+    """Train with LLaMA-Factory's command, everything that the comparison does not fix by default.
 
+    Args:
+        method: lora, in this machine's number format, or installed, in the one of its own examples: `bf16: true`.
     Returns its figures.
     """
     from ftlab import models
@@ -204,7 +206,7 @@ def run_llamafactory(command: str, batch: int, steps: int, folder: Path) -> dict
         "max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": LEARNING_RATE["lora"],
         "lr_scheduler_type": "cosine", "logging_steps": 1, "save_strategy": "no", "report_to": "none", "seed": SEED,
         "use_cpu": sides.ON_CPU,
-    } | sides.number_format()  # fmt: skip
+    } | ({"bf16": True} if method == "installed" else sides.number_format())  # fmt: skip
     encoded = rows()
     trained = [sum(label != -100 for label in row["labels"][1:]) for row in encoded]
     drawn = itertools.chain.from_iterable(itertools.repeat(order(encoded)))
@@ -266,7 +268,7 @@ def main(variant: str, method: str, batch: int, steps: int, command: str) -> Non
     side = Side()
     with tempfile.TemporaryDirectory() as folder:
         if variant == llamafactory.NAME:
-            print(json.dumps(run_llamafactory(command, batch, steps, Path(folder))))
+            print(json.dumps(run_llamafactory(command, method, batch, steps, Path(folder))))
             return
         if variant == "ftlab":
             run_ftlab(method, batch, steps, side, str(Path(folder) / "run"))
