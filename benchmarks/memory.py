@@ -17,7 +17,10 @@ BATCHES, LENGTHS, CHECKPOINTING = (1, 4), (128, 512), (False, True)
 PAIRS, SINGLE, COMPLETIONS = ((2, 128), (4, 256)), ((4, 128), (8, 256)), ((8, 128), (8, 256))
 STAGES = {
     "rm": PAIRS, "dpo": PAIRS, "orpo": PAIRS, "simpo": PAIRS, "kto": SINGLE, "ppo": COMPLETIONS, "grpo": COMPLETIONS,
+    "rloo": COMPLETIONS,
 }  # fmt: skip
+# Stages whose rows are prompts, which the model completes.
+WRITTEN = ("ppo", "grpo", "rloo")
 NEW_TOKENS = 32
 STEPS = 2  # the moments of the optimizer are there from the second step on
 # One token each, with the space before it.
@@ -64,7 +67,7 @@ def stage_cells(stage: str) -> Iterator[tuple[str, dict[str, Any], list[dict[str
     """Yield (label, keys, rows) of one stage."""
     for batch, length in STAGES[stage]:
         keys = {"stage": stage, "cutoff_len": length, "per_device_train_batch_size": batch}
-        if stage in ("ppo", "grpo"):
+        if stage in WRITTEN:
             keys |= {"reward_funcs": "short_answer", "max_new_tokens": NEW_TOKENS}
             keys |= {"ppo_epochs": 1} if stage == "ppo" else {"num_generations": batch}
         yield f"{stage} {batch} x {length}", keys, stage_rows(stage, batch * STEPS, length)
@@ -76,7 +79,7 @@ def stage_rows(stage: str, count: int, length: int, known: Sequence[str] = WORDS
     Args:
         known: words that are one token each, of which prompts are made.
     """
-    if stage in ("ppo", "grpo"):
+    if stage in WRITTEN:
         return [{"prompt": "".join(random.choices(known, k=length)), "answer": known[0]} for _ in range(count)]
     if stage == "rm":
         return [{"chosen_ids": ids(length), "rejected_ids": ids(length)} for _ in range(count)]

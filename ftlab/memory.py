@@ -209,13 +209,16 @@ class Training:
         loss_tile: vocabulary entries whose logits are held at once, for `tile_rows` tokens. tile_bytes: what is held of
             each logit in it.
         embedding_trained: the embedding gets a gradient too.
-        reference_copy: a frozen copy beside of the adapter, of the whole model where there is none (DPO, KTO, GRPO).
+        reference_copy: a frozen copy beside of the adapter, of the whole model where there is none (DPO, KTO, GRPO,
+            RLOO).
         reference_model: that reference is another whole model instead.
         reference_tile: vocabulary entries whose logits a pass without gradients holds at once, for `TOKENS_IN_A_TILE`
             tokens, while the activations are there; 0 without such a pass (DPO, KTO).
-        new_tokens: of `length`, those that the model writes itself, and that alone are scored; 0: all are (PPO, GRPO).
+        new_tokens: of `length`, those that the model writes itself, and that alone are scored; 0: all are (PPO, GRPO,
+            RLOO).
         rollout_rows: rows that it writes together.
-        repeated: tokens that another row begins with as well, and that are computed once (GRPO's prompts on a CPU).
+        repeated: tokens that another row begins with as well, and that are computed once (GRPO's and RLOO's prompts
+            on a CPU).
         hidden_kept: the input of every block is kept for the loss (PPO).
         experts_adapted: LoRA reaches the experts of a mixture.
         gpus: number of GPUs of the run. shard: ZeRO stage (1, 2, 3): what each GPU holds only a part of. offload: that

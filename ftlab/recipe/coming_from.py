@@ -42,7 +42,7 @@ READ = {
     "ms-swift": (SWIFT, "a `swift sft`, `swift pt` or `swift rlhf` command, or YAML with `model` and `dataset`"),
     "TRL": (
         TRL,
-        "a `trl sft` (`dpo`, `kto`, `reward`, `grpo`) command, one of its scripts by its path, or the YAML of "
+        "a `trl sft` (`dpo`, `kto`, `reward`, `grpo`, `rloo`) command, one of its scripts by its path, or the YAML of "
         "`--config`; `stage=dpo` beside a YAML names its trainer",
     ),
     "unsloth": (

@@ -47,8 +47,8 @@ HEREDOC = re.compile(r"<<-?\s*(['\"]?)(\w+)\1([^\n]*)\n.*?^\s*\2$", re.DOTALL | 
 CALLS = ("from_pretrained", "get_peft_model", "get_chat_template", "load_dataset", "train_on_responses_only")
 # Their first argument, where it is written without its name.
 FIRST = {"from_pretrained": "model_name", "load_dataset": "path"}
-CONFIG = re.compile(r"(?:(SFT|DPO|KTO|ORPO|GRPO|Reward)(?:Config|Trainer)|TrainingArguments)")
-STAGES = {"SFT": "sft", "DPO": "dpo", "KTO": "kto", "ORPO": "orpo", "GRPO": "grpo", "Reward": "rm"}
+CONFIG = re.compile(r"(?:(SFT|DPO|KTO|ORPO|GRPO|RLOO|Reward)(?:Config|Trainer)|TrainingArguments)")
+STAGES = {"SFT": "sft", "DPO": "dpo", "KTO": "kto", "ORPO": "orpo", "GRPO": "grpo", "RLOO": "rloo", "Reward": "rm"}
 # Keywords whose values are the script's own objects.
 OBJECTS = {
     "model", "tokenizer", "processing_class", "train_dataset", "eval_dataset", "args", "data_collator", "peft_config",

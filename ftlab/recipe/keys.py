@@ -103,10 +103,10 @@ class Recipe(BaseModel):
     double_quantization: bool = key(True, "quantize the scales too", "bnb_4bit_use_double_quant")
 
     # method
-    stage: Literal["pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "ppo", "grpo"] = key(
+    stage: Literal["pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "ppo", "grpo", "rloo"] = key(
         "sft",
-        "pt: raw text; sft: answers; rm: reward model; dpo, kto, orpo, simpo: preferences; ppo, grpo: rewards",
-        "SFT/Reward/DPO/KTO/ORPO/CPO/GRPOTrainer, ftlab's PPOTrainer",
+        "pt: raw text; sft: answers; rm: reward model; dpo, kto, orpo, simpo: preferences; ppo, grpo, rloo: rewards",
+        "SFT/Reward/DPO/KTO/ORPO/CPO/GRPO/RLOOTrainer, ftlab's PPOTrainer",
     )
     do_train: bool = key(True, "false: `ftlab train` refuses the recipe, which is for eval, chat or export")
     finetuning_type: Literal[
@@ -169,7 +169,7 @@ class Recipe(BaseModel):
     # preferences
     pref_beta: float = key(
         0.1,
-        "how far the model may move from its reference; ppo, grpo: coefficient of the KL penalty",
+        "how far the model may move from its reference; ppo, grpo, rloo: coefficient of the KL penalty",
         "beta, PPOConfig.kl_coef",
         gt=0,
     )
@@ -200,7 +200,9 @@ class Recipe(BaseModel):
         "GRPOTrainer(reward_funcs=)",
     )
     reward_model: str | None = key(None, "run folder, adapter or model of stage rm", "GRPOTrainer(reward_funcs=)")
-    num_generations: int = key(8, "grpo: completions per prompt, compared with each other", "num_generations", ge=2)
+    num_generations: int = key(
+        8, "grpo, rloo: completions per prompt, compared with each other", "num_generations", ge=2
+    )
     ppo_epochs: int = key(4, "ppo: optimizer steps per batch of completions", "PPOConfig.num_ppo_epochs", ge=1)
 
     # data
@@ -305,7 +307,7 @@ class Recipe(BaseModel):
     do_sample: bool = key(True, "chat: sample tokens instead of greedy decoding", "GenerationConfig.do_sample")
     temperature: float = key(
         0.95,
-        "chat, ppo, grpo: above 1 flattens the distribution, below 1 sharpens it",
+        "chat, ppo, grpo, rloo: above 1 flattens the distribution, below 1 sharpens it",
         "GenerationConfig.temperature",
         gt=0,
     )
@@ -318,7 +320,7 @@ class Recipe(BaseModel):
     )
     top_k: int = key(50, "chat: sample from this many most likely tokens; 0: all", "GenerationConfig.top_k", ge=0)
     max_new_tokens: int = key(
-        1024, "chat, ppo, grpo: longest answer, in tokens", "GenerationConfig.max_new_tokens", ge=1
+        1024, "chat, ppo, grpo, rloo: longest answer, in tokens", "GenerationConfig.max_new_tokens", ge=1
     )
     repetition_penalty: float = key(
         1.0, "chat: above 1 reduces repetition", "GenerationConfig.repetition_penalty", gt=0
@@ -376,7 +378,7 @@ class Recipe(BaseModel):
             self.fits_loss()
         if self.add_tokens:
             self.fits_tokens()
-        if self.stage in ("ppo", "grpo"):
+        if self.stage in REWARDED:
             self.fits_rewards()
 
     def fits_start(self) -> None:
@@ -393,7 +395,7 @@ class Recipe(BaseModel):
         if self.use_dora:
             raise ValueError(f"`{name}` and `use_dora` cannot be combined")
         # PEFT takes the start out of the base once more for trl's second adapter; PPO's reference is that base alone.
-        if self.adapts and self.objective in ("dpo", "kto", "grpo", "ppo") and not self.ref_model:
+        if self.adapts and self.objective in ("ppo", *COPIED) and not self.ref_model:
             raise ValueError(f"`{name}` changes the base, which is the reference of `stage: {self.stage}`")
         if self.quantization_bit:
             raise ValueError(f"`{name}` changes the base weights, which `quantization_bit` freezes")
@@ -423,11 +425,12 @@ class Recipe(BaseModel):
             raise ValueError(f"`finetuning_type: {kind}` puts virtual tokens before each row: write `packing: false`")
         if kind in ("p_tuning", "prompt_tuning") and self.objective in ("orpo", "simpo"):
             raise ValueError(f"trl does not count virtual tokens in `stage: {self.objective}`: use `prefix_tuning`")
-        if kind in PROMPT_METHODS and self.objective == "grpo":
-            raise ValueError(f"trl pads `stage: grpo` between virtual tokens and prompts: no `finetuning_type: {kind}`")
+        if kind in PROMPT_METHODS and self.objective in GROUPED:
+            reason = "between virtual tokens and prompts"
+            raise ValueError(f"trl pads `stage: {self.stage}` {reason}: no `finetuning_type: {kind}`")
         if kind in ("p_tuning", "prompt_tuning") and self.stage == "rm":
             raise ValueError("without token ids transformers reads a reward off the padding: use `prefix_tuning`")
-        if kind == "adalora" and self.objective in ("dpo", "kto", "grpo"):
+        if kind == "adalora" and self.objective in COPIED:
             raise ValueError(f"trl keeps a second adapter in `stage: {self.objective}`, which AdaLoRA cannot have")
         if kind == "adalora" and self.training.get("fsdp"):
             raise ValueError("`finetuning_type: adalora` ranks by whole gradients, which `fsdp` shards: keep one")
@@ -444,7 +447,7 @@ class Recipe(BaseModel):
             raise ValueError(f"`add_tokens` trains the embedding, `finetuning_type: {self.finetuning_type}` does not")
         if self.adapter_name_or_path and self.dataset:
             raise ValueError("`add_tokens` belongs to the first run of `adapter_name_or_path`: remove it")
-        if self.ref_model or (self.objective in ("dpo", "kto", "grpo") and not self.adapts):
+        if self.ref_model or (self.objective in COPIED and not self.adapts):
             raise ValueError(f"the reference of `stage: {self.stage}` lacks what `add_tokens` adds: use LoRA alone")
 
     def fits_muon(self) -> None:
@@ -492,7 +495,7 @@ class Recipe(BaseModel):
         asked = {"nproc_per_node": self.nproc_per_node or 1, "ray_num_workers": self.ray_num_workers}
         for name, processes in asked.items():
             if self.stage == "ppo" and processes > 1:
-                raise ValueError(f"`stage: ppo` runs in one process: remove `{name}`, or use `stage: grpo`")
+                raise ValueError(f"`stage: ppo` runs in one process: remove `{name}`, or use `stage: grpo` or rloo")
         if self.stage == "ppo" and (self.loraplus_lr_ratio or self.val_size or self.eval_dataset):
             raise ValueError("`stage: ppo` does not support `loraplus_lr_ratio`, `val_size` and `eval_dataset`")
 
@@ -619,9 +622,13 @@ class Condition(NamedTuple):
 
 
 PREFERENCES = ("dpo", "kto", "orpo", "simpo")
-REWARDED = ("ppo", "grpo")
+REWARDED = ("ppo", "grpo", "rloo")
+# Stages whose trainer compares the completions of one prompt, and writes those of an optimizer step together.
+GROUPED = ("grpo", "rloo")
+# Stages whose trainer keeps a frozen copy of what is trained beside it, as the reference.
+COPIED = ("dpo", "kto", *GROUPED)
 # Stages whose trainer takes the weight of a mixture's balancing loss.
-BALANCED = ("pt", "sft", "dpo", "kto", "grpo")
+BALANCED = ("pt", "sft", *COPIED)
 CONDITIONS = (
     Condition(
         ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "pissa_init", "init_lora_weights"),
@@ -660,13 +667,13 @@ CONDITIONS = (
     Condition(
         ("moe_aux_loss_coef", "moe_aux_loss_per_layer"),
         lambda recipe: recipe.objective in BALANCED,
-        "stage: pt, sft, dpo, kto or grpo",
+        "stage: pt, sft, dpo, kto, grpo or rloo",
     ),
     Condition(("train_on_prompt", "mask_history"), lambda recipe: recipe.objective == "sft", "stage: sft"),
     Condition(
         ("pref_beta",),
         lambda recipe: recipe.objective in PREFERENCES + REWARDED,
-        "stage: dpo, kto, orpo, simpo, ppo or grpo",
+        "stage: dpo, kto, orpo, simpo, ppo, grpo or rloo",
     ),
     Condition(("ref_model",), lambda recipe: recipe.compares, "stage: dpo or kto, with a reference, or use_asft_loss"),
     Condition(
@@ -683,8 +690,10 @@ CONDITIONS = (
     ),
     Condition(("simpo_gamma",), lambda recipe: recipe.objective == "simpo", "stage: simpo"),
     Condition(("kto_chosen_weight", "kto_rejected_weight"), lambda recipe: recipe.objective == "kto", "stage: kto"),
-    Condition(("reward_funcs", "reward_model"), lambda recipe: recipe.objective in REWARDED, "stage: ppo or grpo"),
-    Condition(("num_generations",), lambda recipe: recipe.objective == "grpo", "stage: grpo"),
+    Condition(
+        ("reward_funcs", "reward_model"), lambda recipe: recipe.objective in REWARDED, "stage: ppo, grpo or rloo"
+    ),
+    Condition(("num_generations",), lambda recipe: recipe.objective in GROUPED, "stage: grpo or rloo"),
     Condition(("ppo_epochs",), lambda recipe: recipe.objective == "ppo", "stage: ppo"),
     Condition(
         ("top_p", "top_k", "do_sample", "repetition_penalty", "num_beams"),

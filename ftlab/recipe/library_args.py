@@ -8,7 +8,7 @@ from ftlab.data.encoding import Encoding
 from ftlab.device import Machine, training_arguments
 from ftlab.errors import fail, say
 from ftlab.recipe import sharding
-from ftlab.recipe.keys import BALANCED, PROMPT_METHODS, Recipe
+from ftlab.recipe.keys import BALANCED, PROMPT_METHODS, REWARDED, Recipe
 from ftlab.recipe.training_fields import FIELDS
 
 FORMATS = {"bf16": "bfloat16", "fp16": "float16"}
@@ -26,6 +26,7 @@ COLUMNS = {
     "kto": ("prompt", "completion", "label"),
     "ppo": ("messages",),
     "grpo": ("messages",),
+    "rloo": ("messages",),
 }
 
 
@@ -39,6 +40,7 @@ TRAINERS = {
     "simpo": ("trl.experimental.cpo", "CPOConfig", "CPOTrainer"),
     "kto": ("trl", "KTOConfig", "KTOTrainer"),
     "grpo": ("trl", "GRPOConfig", "GRPOTrainer"),
+    "rloo": ("trl", "RLOOConfig", "RLOOTrainer"),
     "ppo": ("ftlab.runs.ppo", "PPOConfig", "PPOTrainer"),
 }
 
@@ -64,7 +66,7 @@ def objective_settings(recipe: Recipe) -> dict[str, Any]:
         case "simpo":
             simpo = {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": recipe.simpo_gamma}
             return simpo | {"beta": recipe.pref_beta}
-        case "grpo":
+        case "grpo" | "rloo":
             return sampling(recipe) | {"beta": recipe.pref_beta, "num_generations": recipe.num_generations}
         case "ppo":
             return sampling(recipe) | {"kl_coef": recipe.pref_beta, "num_ppo_epochs": recipe.ppo_epochs}
@@ -113,7 +115,7 @@ def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[d
     if asked.get("deepspeed"):
         asked["deepspeed"] = sharding.deepspeed(asked["deepspeed"])
     # Completions have a limit of their own, and prompts above cutoff_len were dropped.
-    limit = {} if recipe.objective in ("ppo", "grpo") else {"max_length": recipe.cutoff_len}
+    limit = {} if recipe.objective in REWARDED else {"max_length": recipe.cutoff_len}
     balanced = recipe.moe_aux_loss_coef is not None and recipe.objective in BALANCED
     balance = {"router_aux_loss_coef": recipe.moe_aux_loss_coef} if balanced else {}
     fixed = {"output_dir": str(folder)} | limit | balance | objective_settings(recipe)

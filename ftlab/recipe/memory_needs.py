@@ -14,7 +14,7 @@ from ftlab.errors import LabError, fail, say
 from ftlab.memory import ADAM_MOMENTS, EXPERTS, Decoder, Needs, Training
 from ftlab.recipe import library_args
 from ftlab.recipe import read as recipes
-from ftlab.recipe.keys import Recipe
+from ftlab.recipe.keys import COPIED, GROUPED, REWARDED, Recipe
 from ftlab.recipe.trained_weights import matrices, trained_weights
 
 GIB = 2**30
@@ -25,11 +25,9 @@ GPUS = {"8 GB": 8, "12 GB": 12, "T4 16 GB": 15, "24 GB": 24, "48 GB": 48, "80 GB
 # How many of LARGE are tried, with everything sharded, if a training fits on no single GPU.
 LARGE, COUNTS = "80 GB", (2, 4, 8, 16, 32, 64)
 PAIRED = ("rm", "dpo", "orpo", "simpo")
-# Stages that compare with a frozen copy of what is trained.
-COMPARED = ("dpo", "kto", "grpo")
 # Stages whose trainers in trl turn the adapter of a quantized model into bfloat16, and leave it there where the machine
 # multiplies that (cpu.lift_adapters).
-ROUNDED = ("sft", "pt", "rm", "dpo", "kto", "grpo")
+ROUNDED = ("sft", "pt", "rm", *COPIED)
 METHODS: dict[str, dict[str, Any]] = {
     "full": {"finetuning_type": "full"},
     "freeze": {"finetuning_type": "freeze"},
@@ -83,7 +81,7 @@ def sizes(name: str, trust_remote_code: bool = False, revision: str = "main", ca
 def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | None = None) -> Training:
     """Return a recipe as the plain numbers that its memory follows from, for rows of `length` tokens (cutoff_len).
 
-    What a model writes itself (ppo, grpo) comes on top of that length.
+    What a model writes itself (ppo, grpo, rloo) comes on top of that length.
     """
     kind, whole = recipe.finetuning_type, not recipe.frozen_base
     plain = 4 if library_args.weights_dtype(recipe, machine) == "float32" else 2
@@ -91,7 +89,7 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
     settings, _ = library_args.training_settings(recipe, Path("."), machine)
     batch = settings.get("per_device_train_batch_size", 8)
     given = min(length or recipe.cutoff_len, recipe.cutoff_len)
-    new_tokens = recipe.max_new_tokens if recipe.objective in ("ppo", "grpo") else 0
+    new_tokens = recipe.max_new_tokens if recipe.objective in REWARDED else 0
     plan = library_args.plan(recipe, machine, decoder.family)
     return Training(
         sequences=batch * (2 if recipe.objective in PAIRED else 1),
@@ -108,7 +106,7 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
         checkpointing=bool(settings.get(library_args.CHECKPOINTING)),
         **loss(recipe, decoder, machine, plan),
         embedding_trained=kind == "full",
-        reference_copy=recipe.objective in COMPARED and not recipe.ref_model,
+        reference_copy=recipe.objective in COPIED and not recipe.ref_model,
         reference_model=recipe.compares and (recipe.ref_model is not None or anchored_by_copy(recipe)),
         new_tokens=new_tokens,
         rollout_rows=rollout_rows(recipe, batch, settings.get("gradient_accumulation_steps", 1)),
@@ -154,13 +152,13 @@ def trained_bytes(recipe: Recipe, machine: Machine, plain: int, plan: Plan) -> i
 
 
 def rollout_rows(recipe: Recipe, batch: int, accumulated: int) -> int:
-    """Return how many completions are written together: trl's GRPO writes those of a whole optimizer step."""
-    return {"ppo": batch, "grpo": batch * accumulated}.get(recipe.objective, 0)
+    """Return how many completions are written together: trl's GRPO and RLOO write those of a whole optimizer step."""
+    return {"ppo": batch, **dict.fromkeys(GROUPED, batch * accumulated)}.get(recipe.objective, 0)
 
 
 def repeated_rows(recipe: Recipe, batch: int) -> int:
     """Return how many rows ask what another row of their group has asked: `cpu/prefix_sharing.py` reads that once."""
-    return batch - math.ceil(batch / recipe.num_generations) if recipe.objective == "grpo" else 0
+    return batch - math.ceil(batch / recipe.num_generations) if recipe.objective in GROUPED else 0
 
 
 def nf4_bytes(recipe: Recipe) -> float:

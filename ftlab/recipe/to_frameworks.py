@@ -22,14 +22,12 @@ from ftlab.recipe.frameworks.axolotl import AXOLOTL
 from ftlab.recipe.frameworks.swift import SWIFT
 from ftlab.recipe.frameworks.table import Framework, Values
 from ftlab.recipe.frameworks.verl import VERL
-from ftlab.recipe.keys import Recipe
+from ftlab.recipe.keys import GROUPED, PREFERENCES, REWARDED, Recipe
 from ftlab.recipe.library_args import lora_alpha
 from ftlab.recipe.library_args import names as parts
 from ftlab.recipe.read import OFT, decisive, plain
 from ftlab.recipe.training_fields import FIELDS
 
-PREFERENCES = ("dpo", "kto", "orpo", "simpo")
-REWARDED = ("ppo", "grpo")
 # Written out even where they are as ftlab has them: the frameworks' own defaults differ.
 SHARED = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "weight_decay",
@@ -197,7 +195,7 @@ def quoted(value: Any) -> Any:
 
 def llamafactory(recipe: Recipe) -> str:
     """Return LLaMA-Factory's YAML: the same keys. Its data sets are those of a dataset_info.json."""
-    if recipe.objective == "grpo":
+    if recipe.objective in GROUPED:
         raise lacks("llamafactory", "stage", recipe.objective)
     if recipe.reward_funcs:
         # Its PPO asks a model for every reward.

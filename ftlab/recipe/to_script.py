@@ -7,7 +7,7 @@ from ftlab import device, embedded, models
 from ftlab.catalogue import hub_id
 from ftlab.errors import fail
 from ftlab.recipe import library_args
-from ftlab.recipe.keys import Recipe
+from ftlab.recipe.keys import GROUPED, Recipe
 from ftlab.saved_weights import result_name, weights_of
 
 # The keys that the rows depend on.
@@ -23,7 +23,7 @@ NO_SCRIPT_KEYS = (
     "rope_scaling", "moe_aux_loss_per_layer", "use_muon", "ref_model", "add_tokens", "use_asft_loss", "use_eaft_loss",
 )  # fmt: skip
 # What `tokenized.py` is for: TRL's trainers of the other objectives take token ids by themselves.
-TOKENIZED_HERE = ("dpo", "kto", "orpo", "simpo", "grpo")
+TOKENIZED_HERE = ("dpo", "kto", "orpo", "simpo", *GROUPED)
 
 
 def script(recipe: Recipe) -> str:
@@ -76,7 +76,7 @@ def imports(recipe: Recipe, machine: device.Machine, trainers: str, classes: lis
     lines += [f"from {trainers} import {', '.join(classes)}", ""]
     lines += [line for line in [from_ftlab(recipe, machine)] if line]
     lines += [f"from ftlab.recipe import read{', templates' if recipe.template else ''}"]
-    lines += [f"from ftlab.runs import dataset{', rewards' * (recipe.stage == 'grpo')}"]
+    lines += [f"from ftlab.runs import dataset{', rewards' * (recipe.stage in GROUPED)}"]
     lines += ["from ftlab.runs.tokenized import takes_ids"] if recipe.objective in TOKENIZED_HERE else []
     if recipe.shortcuts:
         lines += ["", "cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower"]
@@ -162,7 +162,7 @@ def training(
     lines = [call(f"args = {config}", arguments(settings))]
     options = ["model=model", "args=args", "train_dataset=train_dataset", "eval_dataset=eval_dataset"]
     options.append("processing_class=tokenizer")
-    if recipe.stage == "grpo":
+    if recipe.stage in GROUPED:
         options.append("reward_funcs=rewards.functions(data, model.config._name_or_path, model.dtype)")
     if recipe.loraplus_lr_ratio:
         lines.append("optimizer_class, optimizer_args = Trainer.get_optimizer_cls_and_kwargs(args, model)")

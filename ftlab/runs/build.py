@@ -36,7 +36,7 @@ from ftlab.cpu.plan import Plan
 from ftlab.device import Machine
 from ftlab.errors import fail, reason_of
 from ftlab.recipe import continued, library_args
-from ftlab.recipe.keys import SAVED_IN_PART, Recipe
+from ftlab.recipe.keys import REWARDED, SAVED_IN_PART, Recipe
 from ftlab.runs import adapters, chat, folder, losses, muon, reference, rewards, rope, targets, world
 from ftlab.runs.tokenized import takes_ids
 from ftlab.saved_weights import weights_of
@@ -348,7 +348,7 @@ def build_trainer(
         trainer_class = losses.trainer_class(recipe, compared)
     elif compared is not None:
         options["ref_model"] = compared
-    if recipe.objective in ("ppo", "grpo"):
+    if recipe.objective in REWARDED:
         options["reward_funcs"] = list(map(rewards.checked, rewards.functions(recipe, base, model.dtype)))
     if recipe.objective != "ppo":
         options["eval_dataset"] = datasets[1]

@@ -15,7 +15,7 @@ from ftlab.data.arrow_cache import features
 from ftlab.data.encoding import columns_of, encode, with_system
 from ftlab.data.split import overlap, question, split
 from ftlab.errors import LabError, fail, say
-from ftlab.recipe.keys import Recipe
+from ftlab.recipe.keys import REWARDED, Recipe
 from ftlab.recipe.library_args import COLUMNS, encoding_of, names
 
 # Examples that cannot be used are named up to this many.
@@ -94,7 +94,7 @@ def prepared(recipe: Recipe, dataset: str, tokenizer: PreTrainedTokenizerBase) -
 
 def as_trained(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Return examples in the form their stage's trainer takes, and say what was cut or dropped."""
-    return asked(recipe, rows, tokenizer) if recipe.objective in ("ppo", "grpo") else encoded(recipe, rows, tokenizer)
+    return asked(recipe, rows, tokenizer) if recipe.objective in REWARDED else encoded(recipe, rows, tokenizer)
 
 
 def encoded(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
@@ -155,7 +155,7 @@ class Count:
 
     Attributes:
         read, kept, cut, dropped: examples; dropped ones had no answer left within cutoff_len.
-        untrained: dropped ones whose last answer has weight 0, which `mask_history`, ppo and grpo take alone.
+        untrained: dropped ones whose last answer has weight 0, which `mask_history`, ppo, grpo and rloo take alone.
         prompted: examples with an answer of weight 0, which `train_on_prompt` trains as part of the prompt.
         made: training examples; a conversation may give several.
         lost: tokens that cutoff_len took from the kept ones.

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from ftlab import evaluate, figures, manifests, packages, responses, saved_weights, tokens
 from ftlab.errors import LabError, fail, say
 from ftlab.figures import Figure
-from ftlab.recipe.keys import Recipe
+from ftlab.recipe.keys import REWARDED, Recipe
 from ftlab.recipe.library_args import names
 from ftlab.responses import Response
 from ftlab.runs import answer_figures, chat, dataset, folder, greedy, harness, predictions, questions, target
@@ -142,7 +142,7 @@ def refuse(recipe: Recipe) -> None:
     """
     if recipe.tasks is None and not (recipe.eval_dataset or recipe.dataset):
         raise fail("recipe_missing_key", key="eval_dataset")
-    if recipe.tasks is None and recipe.objective not in ("sft", "ppo", "grpo"):
+    if recipe.tasks is None and recipe.objective not in ("sft", *REWARDED):
         raise fail("eval_stage", where="stage", stage=recipe.objective)
     if recipe.predict_with_generate and not recipe.output_dir:
         raise fail("recipe_missing_key", key="output_dir")
@@ -255,7 +255,7 @@ def held_out_by(trained: Path, digest: str) -> bool:
 
 
 def encoded(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    """Return a prepared row's token ids and labels; those of ppo and grpo are still text."""
+    """Return a prepared row's token ids and labels; those of ppo, grpo and rloo are still text."""
     if "input_ids" in row:
         return [row]
     messages = [*row["prompt"], {"role": "assistant", "content": row["answer"]}]

@@ -1,8 +1,8 @@
 """TRL's trainers for examples that `ftlab.data.encoding` and `ftlab.tokens` turn into token ids.
 
 SFTTrainer and RewardTrainer take such examples by themselves. The others would render and tokenize a second time: those
-of preferences by comparing token prefixes, GRPO's without a system turn or a tool call for which its template has no
-place. They would train on other tokens than `data check` shows and chat asks with.
+of preferences by comparing token prefixes, GRPO's and RLOO's without a system turn or a tool call for which their
+template has no place. They would train on other tokens than `data check` shows and chat asks with.
 """
 
 from functools import cache

@@ -409,7 +409,8 @@ def test_generation_of_another_kind_is_transformers_own(monkeypatch):
     assert short.generate(prompts()["input_ids"], max_new_tokens=3, do_sample=False, pad_token_id=0).shape == (8, 7)
 
 
-def test_grpo_losses_are_the_same(tiny_recipe, tmp_path, monkeypatch):
+@pytest.mark.parametrize("stage", ["grpo", "rloo"])
+def test_losses_of_groups_are_the_same(stage, tiny_recipe, tmp_path, monkeypatch):
     monkeypatch.setattr(device, "describe", lambda: EXACT)
     # The same completions on both sides: what is drawn is another test's subject.
     monkeypatch.setattr(rollout, "install", lambda model: None)
@@ -419,7 +420,7 @@ def test_grpo_losses_are_the_same(tiny_recipe, tmp_path, monkeypatch):
     for short in (True, False):
         folder = tmp_path / str(short)
         values = tiny_recipe | {
-            "stage": "grpo", "reward_funcs": "short_answer", "num_generations": 4, "per_device_train_batch_size": 8,
+            "stage": stage, "reward_funcs": "short_answer", "num_generations": 4, "per_device_train_batch_size": 8,
             "max_new_tokens": 6, "pref_beta": 0.1, "max_steps": 2, "learning_rate": 1e-3,
             "shortcuts": short, "output_dir": str(folder),
         }  # fmt: skip
@@ -523,7 +524,11 @@ WRITTEN = {
 UNWRITTEN = {"rollout.loop", "linear.multiply_contiguous"}
 
 
-@pytest.mark.parametrize(("keys", "never"), [({"max_steps": 1}, UNWRITTEN), (WRITTEN, set())], ids=["sft", "grpo"])
+@pytest.mark.parametrize(
+    ("keys", "never"),
+    [({"max_steps": 1}, UNWRITTEN), (WRITTEN, set()), (WRITTEN | {"stage": "rloo"}, set())],
+    ids=["sft", "grpo", "rloo"],
+)
 def test_a_training_enters_every_path(keys, never, tiny_recipe, tmp_path, monkeypatch, clean):
     entered = count_calls(monkeypatch)
     train.train(recipes.load(tiny_recipe | keys | {"output_dir": str(tmp_path / "run")}))

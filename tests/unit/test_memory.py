@@ -27,6 +27,7 @@ from ftlab.errors import LabError
 from ftlab.memory import Decoder, Training
 from ftlab.recipe import library_args, memory_devices, memory_needs
 from ftlab.recipe import read as recipes
+from ftlab.recipe.keys import REWARDED
 from ftlab.runs import build
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 500}
@@ -188,10 +189,10 @@ def test_predicted_is_measured_in_float32(method, tiny_tokenizer, tmp_path):
     assert predicted == pytest.approx(measured, rel=0.1)
 
 
-@pytest.mark.parametrize("stage", ["rm", "dpo", "kto", "orpo", "simpo", "ppo", "grpo"])
+@pytest.mark.parametrize("stage", ["rm", "dpo", "kto", "orpo", "simpo", "ppo", "grpo", "rloo"])
 def test_predicted_is_measured_in_every_stage(stage, tiny_tokenizer, tmp_path):
     keys = {"stage": stage, "per_device_train_batch_size": 4}
-    if stage in ("ppo", "grpo"):
+    if stage in REWARDED:
         keys |= {"reward_funcs": "short_answer", "max_new_tokens": 16, "num_generations": 4, "ppo_epochs": 1}
     # A letter is one token of the tiny tokenizer.
     rows = stage_rows(stage, 8, 96, "abcdefgh")

@@ -126,6 +126,7 @@ WRONG = [
     ({"finetuning_type": "prompt_tuning", "stage": "orpo"}, "use `prefix_tuning`"),
     ({"finetuning_type": "p_tuning", "stage": "rm"}, "off the padding"),
     ({"finetuning_type": "prompt_tuning", "stage": "grpo", "reward_funcs": "exact_answer"}, "between virtual"),
+    ({"finetuning_type": "prefix_tuning", "stage": "rloo", "reward_funcs": "exact_answer"}, "`stage: rloo` between"),
     ({"finetuning_type": "bitfit"}, "llama has no biases"),
     ({"finetuning_type": "oft", "loraplus_lr_ratio": 4.0}, "loraplus_lr_ratio"),
     ({"init_lora_weights": "olora", "pissa_init": True}, "two starts"),

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 from ftlab import tokens
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
+from ftlab.recipe.keys import REWARDED
 from ftlab.runs import ppo, rewards, train
 
 EOS = 7
@@ -421,7 +422,7 @@ def rl_recipe(tiny_recipe):
     return tiny_recipe | {"reward_funcs": "short_answer", "max_new_tokens": 8, "ppo_epochs": 2, "num_generations": 2}
 
 
-@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+@pytest.mark.parametrize("stage", REWARDED)
 def test_the_stage_runs_and_leaves_an_adapter(rl_recipe, stage):
     run = train.train(recipes.load(rl_recipe | {"stage": stage}))
     assert (run.folder / "adapter" / "adapter_model.safetensors").is_file()
@@ -432,7 +433,7 @@ def test_the_stage_runs_and_leaves_an_adapter(rl_recipe, stage):
         train.train(recipes.load(rl_recipe | {"stage": stage, "max_new_tokens": 9}))
 
 
-@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+@pytest.mark.parametrize("stage", REWARDED)
 def test_a_reward_model_of_stage_rm_scores(tiny_recipe, tiny_rows, rl_recipe, tmp_path, stage):
     keys = {"stage": "rm", "dataset": str(tiny_rows / "preference.json"), "output_dir": str(tmp_path / "judge")}
     judge = train.train(recipes.load(tiny_recipe | keys)).folder
@@ -445,7 +446,7 @@ def test_a_reward_model_of_stage_rm_scores(tiny_recipe, tiny_rows, rl_recipe, tm
         train.train(recipes.load(rl_recipe | keys | {"reward_model": str(tmp_path), "output_dir": str(tmp_path / "x")}))
 
 
-@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+@pytest.mark.parametrize("stage", REWARDED)
 def test_a_bad_reward_keeps_the_last_checkpoint(rl_recipe, stage, monkeypatch):
     calls = []
 
@@ -479,7 +480,7 @@ def test_keys_that_cannot_be_served_are_refused(rl_recipe, keys, message):
         recipes.load(values)
 
 
-@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+@pytest.mark.parametrize("stage", REWARDED)
 def test_examples_with_tools_are_refused_where_the_model_would_not_see_them(rl_recipe, tmp_path, stage):
     row = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
     tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}
@@ -495,7 +496,7 @@ def message(role, content, **more):
 REFUSES_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}" + tiny.CHATML
 
 
-@pytest.mark.parametrize("stage", ["ppo", "grpo"])
+@pytest.mark.parametrize("stage", REWARDED)
 def test_the_stage_asks_in_the_tokens_of_chat(rl_recipe, tiny_model_dir, tmp_path, stage, monkeypatch):
     # A system turn that the template refuses begins the question; a thought and a call that it does not know are text.
     call = {"function": {"name": "look_up", "arguments": {"city": "Oslo"}}}

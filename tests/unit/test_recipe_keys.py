@@ -448,6 +448,7 @@ STAGES = {
     "dpo": {"dataset": "preference"},
     "kto": {"dataset": "kto"}, "orpo": {"dataset": "preference"}, "simpo": {"dataset": "preference"},
     "ppo": {"reward_funcs": "exact_answer"}, "grpo": {"reward_funcs": "exact_answer"},
+    "rloo": {"reward_funcs": "exact_answer"},
 }  # fmt: skip
 CONDITIONAL = sorted({name for condition in keys.CONDITIONS for name in condition.names} & set(VALUES))
 # It counts while a mixture is trained: tests/unit/test_mixture_recipes.py.
@@ -464,7 +465,7 @@ def test_in_every_stage_and_method_a_key_counts_or_is_said_not_to(stage, method,
         return
     before = base | STAGES[stage] | {"stage": stage, "finetuning_type": method}
     if method == "prompt_tuning":
-        if stage in ("orpo", "simpo", "rm", "grpo"):
+        if stage in ("orpo", "simpo", "rm", *keys.GROUPED):
             return
         before |= {"packing": False}
     for name in CONDITIONAL:

@@ -200,7 +200,7 @@ ALL_STEPS = 0.9999999999999999
          ["group_by_length is now train_sampling_strategy: 'group_by_length' (true is now group_by_length)"],
          {"train_sampling_strategy": "group_by_length"}),
         ({"pref_beta": 0.5},
-         ["pref_beta: 0.5 has no effect in this run: it needs stage: dpo, kto, orpo, simpo, ppo or grpo"],
+         ["pref_beta: 0.5 has no effect in this run: it needs stage: dpo, kto, orpo, simpo, ppo, grpo or rloo"],
          {"pref_beta": 0.5}),
         ({"lora_target": ["q_proj", "v_proj"]}, [], {"lora_target": "q_proj,v_proj"}),
         ({"cutoff_len": None}, [], {}),
@@ -238,10 +238,11 @@ EXPLAINED = {
     "  becomes: LoraConfig.lora_alpha",
     "lora_dropout": "fraction of their inputs set to 0\n  type: float; default 0.0; at least 0, below 1\n"
     "  becomes: LoraConfig.lora_dropout",
-    "stage": "pt: raw text; sft: answers; rm: reward model; dpo, kto, orpo, simpo: preferences; ppo, grpo: rewards\n"
-    "  type: pt | sft | rm | dpo | kto | orpo | simpo | ppo | grpo; default 'sft'\n"
-    "  becomes: SFT/Reward/DPO/KTO/ORPO/CPO/GRPOTrainer, ftlab's PPOTrainer",
-    "pref_beta": "how far the model may move from its reference; ppo, grpo: coefficient of the KL penalty\n"
+    "stage": "pt: raw text; sft: answers; rm: reward model; dpo, kto, orpo, simpo: preferences; "
+    "ppo, grpo, rloo: rewards\n"
+    "  type: pt | sft | rm | dpo | kto | orpo | simpo | ppo | grpo | rloo; default 'sft'\n"
+    "  becomes: SFT/Reward/DPO/KTO/ORPO/CPO/GRPO/RLOOTrainer, ftlab's PPOTrainer",
+    "pref_beta": "how far the model may move from its reference; ppo, grpo, rloo: coefficient of the KL penalty\n"
     "  type: float; default 0.1; above 0\n  becomes: beta, PPOConfig.kl_coef",
     "plot_loss": "write loss.png\n  type: bool; default True\n  becomes: matplotlib",
     "model_name_or_path": "catalogue name, local folder or hub id\n  type: str; required; not empty\n"

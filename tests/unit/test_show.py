@@ -16,6 +16,7 @@ from ftlab.data import registry
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
 from ftlab.recipe import to_frameworks, to_script, to_verl
+from ftlab.recipe.keys import GROUPED, REWARDED
 from ftlab.runs import train
 
 ROOT = Path(__file__).parents[2]
@@ -46,10 +47,12 @@ RECIPES = {
     "simpo": LORA | {"stage": "simpo", "dataset": "preference_en", "simpo_gamma": 1.0, "early_stopping_steps": 3},
     "reward": LORA | {"stage": "rm", "dataset": "preference_en", "flash_attn": "fa2"},
 }
-REWARDED = {name: value for name, value in LORA.items() if name not in ("val_size", "eval_strategy", "eval_steps")}
-REWARDED |= {"dataset": "facts_en", "reward_funcs": "short_answer,exact_answer", "temperature": 0.8, "max_steps": 40}
-RECIPES["grpo"] = REWARDED | {"stage": "grpo", "num_generations": 4, "max_new_tokens": 24, "pref_beta": 0.02}
-RECIPES["ppo"] = REWARDED | {"stage": "ppo", "ppo_epochs": 2, "max_new_tokens": 24, "pref_beta": 0.02}
+ASKED = {name: value for name, value in LORA.items() if name not in ("val_size", "eval_strategy", "eval_steps")}
+ASKED |= {"dataset": "facts_en", "reward_funcs": "short_answer,exact_answer", "temperature": 0.8, "max_steps": 40}
+RECIPES["grpo"] = ASKED | {"stage": "grpo", "num_generations": 4, "max_new_tokens": 24, "pref_beta": 0.02}
+RECIPES["rloo"] = RECIPES["grpo"] | {"stage": "rloo"}
+RECIPES["ppo"] = ASKED | {"stage": "ppo", "ppo_epochs": 2, "max_new_tokens": 24, "pref_beta": 0.02}
+GROUP = {"reward_funcs": "short_answer", "num_generations": 2, "max_new_tokens": 8}
 GPU = device.Machine("cuda", "a card", "bfloat16", 8, 24 * 2**30, "fast there")
 
 
@@ -76,7 +79,7 @@ def test_what_is_shown_is_the_golden_file(name, framework, monkeypatch):
     assert text == path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("grpo", "ppo")])
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in REWARDED])
 def test_the_yaml_for_llama_factory_is_the_same_recipe(name, tmp_path):
     path = tmp_path / "lf.yaml"
     path.write_text(shown(name, "llamafactory"))
@@ -91,7 +94,7 @@ def test_the_yaml_for_llama_factory_is_the_same_recipe(name, tmp_path):
 
 
 @pytest.mark.parametrize("framework", ["swift", "axolotl"])
-@pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("reward", "ppo")])
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in ("reward", "ppo", "rloo")])
 def test_what_is_shown_for_another_framework_is_read_back(name, framework, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     given = recipes.load(RECIPES[name])
@@ -228,7 +231,8 @@ def test_axolotl_is_refused_what_it_wants_other_rows_for(monkeypatch):
         ("preference", {"stage": "rm"}),
         ("preference", {"stage": "orpo"}),
         ("kto", {"stage": "kto"}),
-        ("sft", {"stage": "grpo", "reward_funcs": "short_answer", "num_generations": 2, "max_new_tokens": 8}),
+        ("sft", GROUP | {"stage": "grpo"}),
+        ("sft", GROUP | {"stage": "rloo"}),
         ("sft", {"shortcuts": False}),
     ],
     ids=lambda value: value if isinstance(value, str) else ",".join(value),
@@ -244,7 +248,7 @@ def test_the_trl_script_trains_the_same_run(tiny_recipe, tiny_rows, tmp_path, ro
     for name in ("loss", "reward"):
         history = [row[name] for row in trained["trainer"].state.log_history if name in row]
         assert history == pytest.approx([row[name] for row in log if name in row], rel=1e-4)
-        assert bool(history) is (name == "loss" or keys.get("stage") == "grpo")
+        assert bool(history) is (name == "loss" or keys.get("stage") in GROUPED)
     assert list((tmp_path / "script").glob("*/*.safetensors"))
 
 

@@ -19,7 +19,7 @@ from ftlab.data import dataset_info, registry
 from ftlab.errors import LabError, fail
 from ftlab.recipe import read as recipes
 from ftlab.recipe import templates
-from ftlab.recipe.keys import REWARDS, Recipe
+from ftlab.recipe.keys import REWARDED, REWARDS, Recipe
 from ftlab.runs import folder as folders
 from ftlab.runs.folder import State
 
@@ -86,7 +86,7 @@ def one(key: str, value: Any, words: Words, roots: Sequence[Path], table: Mappin
         return said
     # The recipe's own check, of this key alone: the values that it needs beside it are these.
     alone = {"model_name_or_path": embedded.NAME, key: value}
-    if key == "stage" and value in ("ppo", "grpo"):
+    if key == "stage" and value in REWARDED:
         alone["reward_funcs"] = REWARDS[0]
     try:
         given, _ = recipes.translate(recipes.Given(alone, {}, ""))

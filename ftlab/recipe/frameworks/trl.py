@@ -3,9 +3,10 @@
 from typing import Any
 
 from ftlab.recipe.frameworks.table import Found, Framework, Values, attention, joined, off, only, rows, target
+from ftlab.recipe.keys import GROUPED
 
 VERBS = {"sft": "sft", "dpo": "dpo", "kto": "kto", "reward": "rm", "reward_modeling": "rm", "grpo": "grpo",
-         "orpo": "orpo"}  # fmt: skip
+         "rloo": "rloo", "orpo": "orpo"}  # fmt: skip
 LEARNING_RATES = {"sft": 2e-5, "rm": 1e-4}
 
 
@@ -75,7 +76,7 @@ def written(value: Any, given: Values) -> Found:
     Raises:
         ValueError: a stage in which nothing is written, where it cut the answers of a data set.
     """
-    if given.get("stage") != "grpo":
+    if given.get("stage") not in GROUPED:
         raise ValueError("examples are cut as a whole: `max_length`")
     return {"max_new_tokens": value}
 
@@ -86,8 +87,9 @@ def defaults(given: Values) -> Values:
     found: Values = {
         "learning_rate": LEARNING_RATES.get(stage, 1e-6), "logging_steps": 10, "max_length": 1024, "use_peft": False,
     }  # fmt: skip
-    if stage == "grpo":
-        found |= {"max_completion_length": 512, "temperature": 1.0, "beta": 0.0}
+    if stage in GROUPED:
+        found |= {"max_completion_length": 512, "temperature": 1.0}
+        found |= {"beta": 0.0} if stage == "grpo" else {"beta": 0.05, "num_generations": 2}
         del found["max_length"]
     if given.get("use_peft"):
         found |= {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "lora_target_modules": ["q_proj", "v_proj"]}
@@ -111,7 +113,7 @@ TRL = Framework(
         "moe_aux_loss_coef": "router_aux_loss_coef", "output_dir": "output_dir",
     },
     values={},
-    stages={verb: verb for verb in ("sft", "dpo", "kto", "grpo")} | {"rm": "reward"},
+    stages={verb: verb for verb in ("sft", "dpo", "kto", *GROUPED)} | {"rm": "reward"},
     tunings={"lora": "lora", "full": "full"},
     also={"max_seq_length": "cutoff_len", "torch_dtype": "pure_bf16"},
     read={
@@ -139,6 +141,8 @@ TRL = Framework(
         "center_rewards_coefficient": off("rewards are not centred"), "reward_weights": off("rewards are added up"),
         "reward_model_name_or_path": lambda value, given: {"reward_model": value} if value else {},
         "num_iterations": only(1, "completions are used once"),
+        "normalize_advantages": off("advantages are not normalized"),
+        "reward_clip_range": off("rewards are not clipped"),
         "test_split_size": lambda value, given: {"val_size": value} if value else {},
     },
     dropped={

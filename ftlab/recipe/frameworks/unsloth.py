@@ -61,7 +61,7 @@ UNSLOTH = Framework(
         "template": "chat_template",
     },
     values={},
-    stages={"sft": "SFT", "dpo": "DPO", "kto": "KTO", "orpo": "ORPO", "grpo": "GRPO", "rm": "Reward"},
+    stages={"sft": "SFT", "dpo": "DPO", "kto": "KTO", "orpo": "ORPO", "grpo": "GRPO", "rloo": "RLOO", "rm": "Reward"},
     tunings={"lora": "lora", "full": "full"},
     also={"max_length": "cutoff_len", "num_generations": "num_generations", "stage": "stage"},
     read=TRL.read | {
