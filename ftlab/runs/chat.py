@@ -101,10 +101,10 @@ def load(
         saved_weights.require_language_model(named)
         if backend != "huggingface":
             saved_weights.refuse_virtual_tokens(named, f"infer_backend: {backend}")
+    machine = device.describe()
     trusted = bool(options.get("trust_remote_code"))
     base = Path(models.fetch(model_name_or_path, trusted, revision, cache_dir))
     weights = folder.weights_for(adapter, base, model_name_or_path) if adapter else None
-    machine = device.describe()
     options = {"dtype": machine.dtype, "device_map": machine.accelerator} | options
     cpu.install(cpu.answering(machine, shortcuts))
     tokenizer = tokenizer_of(weights, base, trusted)

@@ -107,6 +107,7 @@ def exported(recipe: Recipe, target: Path) -> Export:
         packages.require("xllamacpp", "export_gguf")
     if recipe.quantization_bit:
         raise fail("export_quantized", where="quantization_bit", value=f"{recipe.quantization_bit} bit")
+    machine = device.describe()
     base = Path(models.fetch(recipe.model_name_or_path, **recipe.source))
     name = recipe.adapter_name_or_path
     weights = folders.weights_for(name, base, recipe.model_name_or_path) if name else None
@@ -123,7 +124,7 @@ def exported(recipe: Recipe, target: Path) -> Export:
     tokenizer = train.load_tokenizer(recipe, str(weights.folder if weights and saved else base))
     templates.apply(recipe.template, tokenizer, recipe.allow_other_template, recipe.enable_thinking)
     stretched = rope.asked(recipe.model_dump() if recipe.rope_scaling else folders.trained_with(name) if name else {})
-    model = load_base(recipe, whole, stretched if whole == base else None)
+    model = load_base(recipe, whole, machine, stretched if whole == base else None)
     if adapter:
         model = chat.merge_before(model, folders.chain(name or "")[:-1], base, recipe.model_name_or_path)
         chat.fit_vocabulary(model, adapter, tokenizer)
@@ -180,14 +181,16 @@ def require_effect(adapter: Path) -> None:
         raise fail("export_no_effect", where=str(adapter))
 
 
-def load_base(recipe: Recipe, base: Path, stretched: tuple[str, int] | None = None) -> PreTrainedModel:
+def load_base(
+    recipe: Recipe, base: Path, machine: device.Machine, stretched: tuple[str, int] | None = None
+) -> PreTrainedModel:
     """Return the base in float32, with its positions stretched; its own number format stays in `config.dtype`."""
     trusted = {"trust_remote_code": recipe.trust_remote_code}
     with models.loading(base):
         own = AutoConfig.from_pretrained(base, **trusted).dtype or torch.float32
     # The probe is answered in one batch: without this torch would copy the output layer once per row.
-    cpu.install(cpu.answering(device.describe(), recipe.shortcuts))
-    where = device.describe().accelerator if recipe.export_device == "auto" else "cpu"
+    cpu.install(cpu.answering(machine, recipe.shortcuts))
+    where = machine.accelerator if recipe.export_device == "auto" else "cpu"
     options = trusted | rope.options(stretched, base, recipe.trust_remote_code)
     model = models.load_weights(AutoModelForCausalLM, base, dtype=torch.float32, device_map=where, **options)
     model.config.dtype = own

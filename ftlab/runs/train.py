@@ -181,8 +181,9 @@ def encode(recipe: Recipe) -> str:
 def prepare(recipe: Recipe, folder: Path) -> Job:
     """Load what a recipe names: model folder, tokenizer, rows, settings."""
     since = time.time()
-    model_path = models.fetch(recipe.model_name_or_path, **recipe.source)
+    # Refuses a wrong FTLAB_DTYPE: before a model is fetched.
     machine = device.describe()
+    model_path = models.fetch(recipe.model_name_or_path, **recipe.source)
     for adapter in folders.chain(recipe.adapter_name_or_path) if recipe.adapter_name_or_path else ():
         folders.weights_for(adapter, Path(model_path), recipe.model_name_or_path)
     build.rehearse(recipe, model_path)

@@ -9,7 +9,7 @@ import torch
 from transformers import BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM
 from trl.trainer import utils as trl_utils
 
-from ftlab import cpu, device
+from ftlab import cpu, device, models
 from ftlab.apps import cli
 from ftlab.device import Machine
 from ftlab.errors import LabError
@@ -88,8 +88,17 @@ def test_an_empty_override_leaves_the_choice_to_the_machine(monkeypatch):
     assert device.describe() == device.detected()
 
 
-@pytest.mark.parametrize("verb", [["env"], ["train", "recipes/sft_lora.yaml"], ["course", "run", "00"], ["models"]])
-def test_another_format_is_refused_in_one_line(monkeypatch, capsys, verb):
+@pytest.mark.parametrize(
+    "verb",
+    [
+        *(["env"], ["train", "recipes/sft_lora.yaml"], ["course", "run", "00"], ["models"]),
+        *(["chat", "smollm2-135m"], ["serve", "smollm2-135m"]),
+        ["export", "recipes/merge.yaml"],
+    ],
+    ids=lambda verb: verb[0],
+)
+def test_another_format_is_refused_in_one_line_before_a_model_is_fetched(monkeypatch, capsys, verb):
+    monkeypatch.setattr(models, "fetch", lambda *name, **source: pytest.fail(f"fetches {name}"))
     monkeypatch.setenv("FTLAB_DTYPE", "half")
     assert cli.main(verb) == 2
     said = capsys.readouterr().err
