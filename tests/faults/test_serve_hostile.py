@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx
 import psutil
 import pytest
+import requests
 import schemathesis
 import serving
 from hypothesis import HealthCheck, Phase, given, settings
@@ -260,33 +261,54 @@ def test_a_preflight_from_elsewhere_is_not_allowed(server):
     assert response.status_code == 403 and not any("access-control" in name for name in response.headers)
 
 
-SCHEMA_SETTINGS = settings(
-    max_examples=CASES, deadline=None, database=None, derandomize=True, phases=[Phase.generate],
-    suppress_health_check=list(HealthCheck),
-)  # fmt: skip
+def fuzzing(cases: int) -> settings:
+    """Return hypothesis' settings for that many cases, the same in every run."""
+    return settings(
+        max_examples=max(1, cases), deadline=None, database=None, derandomize=True, phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )  # fmt: skip
 
 
-def test_no_request_that_the_schema_describes_fails_the_server(server):
-    schema = schemathesis.openapi.from_dict(server.app.openapi())
-    statuses: Counter[int] = Counter()
-    for result in schema.get_all_operations():
-        operation = result.ok()
+def closed(described: Any) -> Any:
+    """Return a part of an OpenAPI document without parameters of other names.
 
-        # What shares its checks with chat and completions needs fewer cases.
-        few = operation.path in ("/v1/embeddings", "/tokenize", "/detokenize", "/metrics")
+    Drawing names and JSON for them took five times as long as all that is described, and the other fuzzes send them.
+    """
+    if isinstance(described, list):
+        return [closed(one) for one in described]
+    if not isinstance(described, dict):
+        return described
+    inner = {name: closed(one) for name, one in described.items()}
+    return inner | ({"additionalProperties": False} if inner.get("type") == "object" and "properties" in inner else {})
 
-        @settings(SCHEMA_SETTINGS, max_examples=max(1, CASES // 8) if few else CASES)
-        @given(case=operation.as_strategy())
-        def ask(case: schemathesis.Case) -> None:
-            if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
-                case.body["model"] = "tiny"
-            response = case.call(base_url=server.url, headers=serving.bearer())
-            statuses[response.status_code] += 1
-            assert response.status_code < 500, case.body
 
-        ask()
-    print(f"{statuses.total()} cases of the schema, by status: {dict(statuses)}")
-    assert statuses.total() >= CASES and statuses[200] and statuses[400] and server.works()
+# What shares its checks with chat and completions needs fewer cases.
+MANY = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+
+
+@pytest.mark.parametrize("cases", [CASES, pytest.param(1500, marks=[pytest.mark.slow, pytest.mark.lengthy])])
+def test_no_request_that_the_schema_describes_fails_the_server(server, cases):
+    schema = schemathesis.openapi.from_dict(closed(server.app.openapi()))
+    statuses: defaultdict[str, Counter[int]] = defaultdict(Counter)
+    with requests.Session() as session:
+        for result in schema.get_all_operations():
+            operation = result.ok()
+
+            @fuzzing(cases if operation.path in MANY else cases // 8)
+            @given(case=operation.as_strategy())
+            def ask(case: schemathesis.Case) -> None:
+                if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
+                    case.body["model"] = "tiny"
+                response = case.call(base_url=server.url, headers=serving.bearer(), session=session)
+                statuses[case.operation.path][response.status_code] += 1
+                assert response.status_code < 500, case.body
+
+            ask()
+    total = sum(seen.total() for seen in statuses.values())
+    print(f"{total} cases of the schema, by status: { {path: dict(seen) for path, seen in statuses.items()} }")
+    for path in MANY:
+        assert statuses[path].total() >= cases and statuses[path][200] and statuses[path][400], path
+    assert server.works()
 
 
 VALUES = st.recursive(
@@ -298,6 +320,9 @@ NAMES = st.sampled_from([*GOOD, "temperature", "top_p", "n", "seed", "stop", "st
                          "top_logprobs", "tools", "max_completion_tokens", "top_k", "min_p", "presence_penalty",
                          "repetition_penalty", "logit_bias", "tool_choice", "parallel_tool_calls",
                          "response_format"]) | st.text()  # fmt: skip
+# Of /v1/responses, completions and embeddings.
+OTHER_NAMES = ["instructions", "max_output_tokens", "previous_response_id", "text", "echo", "suffix", "best_of",
+               "encoding_format", "dimensions"]  # fmt: skip
 
 
 KEYWORDS = st.sampled_from(["type", "properties", "items", "anyOf", "allOf", "enum", "const", "pattern", "$ref",
@@ -312,7 +337,7 @@ SCHEMAS = st.recursive(
 def test_no_json_schema_fails_the_server(server):
     statuses: Counter[int] = Counter()
 
-    @settings(SCHEMA_SETTINGS, max_examples=max(1, CASES // 4))
+    @fuzzing(CASES // 4)
     @given(schema=SCHEMAS, forced=st.booleans())
     def ask(schema: dict[str, Any], forced: bool) -> None:
         response = server.http.post(serving.CHAT, json=calling(schema) if forced else formatted(schema))
@@ -324,18 +349,27 @@ def test_no_json_schema_fails_the_server(server):
     assert statuses[200] and statuses[400] and server.works()
 
 
-def test_no_parameter_fails_the_server_whatever_its_value(server):
+ANY = {
+    serving.CHAT: GOOD,
+    COMPLETED: {"model": "tiny", "prompt": "hi", "max_tokens": 2},
+    RESPONDED: {"model": "tiny", "input": "hi", "max_output_tokens": 2},
+    EMBEDDED: {"model": "tiny", "input": "hi"},
+}
+
+
+@pytest.mark.parametrize("path", ANY)
+def test_no_parameter_fails_the_server_whatever_its_value(server, path):
     statuses: Counter[int] = Counter()
 
-    @SCHEMA_SETTINGS
-    @given(change=st.dictionaries(NAMES, VALUES, min_size=1, max_size=3))
+    @fuzzing(CASES if path == serving.CHAT else CASES // 4)
+    @given(change=st.dictionaries(NAMES | st.sampled_from([*ANY[path], *OTHER_NAMES]), VALUES, min_size=1, max_size=3))
     def ask(change: dict[str, Any]) -> None:
-        response = server.http.post(serving.CHAT, content=json.dumps(GOOD | change), headers=JSON)
+        response = server.http.post(path, content=json.dumps(ANY[path] | change), headers=JSON)
         statuses[response.status_code] += 1
         assert response.status_code in (200, 400, 404), response.text
 
     ask()
-    print(f"{statuses.total()} cases of any value, by status: {dict(statuses)}")
+    print(f"{statuses.total()} cases of any value at {path}, by status: {dict(statuses)}")
     assert statuses[200] and statuses[400] and server.works()
 
 
