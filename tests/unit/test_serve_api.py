@@ -84,10 +84,33 @@ def test_the_responses_api_answers_as_chat_does(client, server):
     kinds = [event.type.removeprefix("response.") for event in events if not event.type.endswith("delta")]
     assert kinds == [
         "created", "in_progress", "output_item.added", "content_part.added",
-        "output_text.done", "content_part.done", "output_item.done", "incomplete",
+        "output_text.done", "content_part.done", "output_item.done", "completed",
     ]  # fmt: skip
     assert events[-1].response.output_text == whole and events[-1].response.usage.output_tokens == 12
     assert not server.http.post("/v1/responses", json=asked | {"input": "hi", "stream": True}).text.count("[DONE]")
+
+
+@pytest.mark.parametrize("status", ["incomplete", "completed"])
+def test_the_stream_of_a_response_has_a_final_response(client, server, monkeypatch, status):
+    if status == "completed":
+        # Any token ends the answer.
+        for batch in server.engine.batches.values():
+            monkeypatch.setattr(batch, "ends", frozenset(range(server.engine.vocabulary)))
+    with client.responses.stream(model="tiny", input="hello", temperature=0, max_output_tokens=12) as stream:
+        final = stream.get_final_response()
+    assert final.status == status
+    if status == "incomplete":
+        assert final.usage.output_tokens == 12 and final.incomplete_details.reason == "max_output_tokens"
+    else:
+        assert final.usage.output_tokens == 1 and final.incomplete_details is None
+
+
+def test_a_tool_of_the_responses_api_is_the_documented_refusal(client):
+    tool = {"type": "function", "name": "weather", "parameters": {"type": "object", "properties": {}}, "strict": True}
+    for choice in ("required", {"type": "function", "name": "weather"}):
+        with pytest.raises(openai.BadRequestError) as refused:
+            client.responses.create(model="tiny", input="hello", tools=[tool], tool_choice=choice)
+        assert refused.value.code == "unsupported_parameter" and refused.value.param in ("tools", "tool_choice")
 
 
 @pytest.mark.parametrize("name", schema.RESPONSES_REFUSED)
