@@ -211,7 +211,7 @@ class Training:
         embedding_trained: the embedding gets a gradient too.
         reference_copy: a frozen copy beside of the adapter, of the whole model where there is none (DPO, KTO, GRPO,
             RLOO).
-        reference_model: that reference is another whole model instead.
+        reference_model: weights of another whole model that the loss reads instead; 0: none.
         reference_tile: vocabulary entries whose logits a pass without gradients holds at once, for `TOKENS_IN_A_TILE`
             tokens, while the activations are there; 0 without such a pass (DPO, KTO).
         new_tokens: of `length`, those that the model writes itself, and that alone are scored; 0: all are (PPO, GRPO,
@@ -243,7 +243,7 @@ class Training:
     tile_bytes: int = FUSED_TILE_BYTES
     embedding_trained: bool = False
     reference_copy: bool = False
-    reference_model: bool = False
+    reference_model: int = 0
     reference_tile: int = 0
     new_tokens: int = 0
     rollout_rows: int = 0
@@ -355,7 +355,7 @@ def weight_bytes(decoder: Decoder, training: Training) -> float:
     base = linear * training.linear_bytes + (decoder.parameters - linear) * training.other_bytes
     if training.reference_model:
         adapter = training.trained * training.trained_bytes if training.adapter_rank else 0
-        return base + adapter + decoder.parameters * training.other_bytes
+        return base + adapter + training.reference_model * training.other_bytes
     copies = 2 if training.reference_copy else 1
     if training.adapter_rank:
         return base + copies * training.trained * training.trained_bytes

@@ -46,7 +46,7 @@ class Recipe(BaseModel):
     )
     model_revision: str = key(
         "main",
-        "branch, tag or commit of a hub's model, and of a hub's `ref_model`",
+        "branch, tag or commit of a hub's model, and of a hub's `ref_model` or `teacher_model`",
         "from_pretrained(revision=)",
         min_length=1,
     )
@@ -103,10 +103,11 @@ class Recipe(BaseModel):
     double_quantization: bool = key(True, "quantize the scales too", "bnb_4bit_use_double_quant")
 
     # method
-    stage: Literal["pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "ppo", "grpo", "rloo"] = key(
+    stage: Literal["pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "ppo", "grpo", "rloo", "gkd"] = key(
         "sft",
-        "pt: raw text; sft: answers; rm: reward model; dpo, kto, orpo, simpo: preferences; ppo, grpo, rloo: rewards",
-        "SFT/Reward/DPO/KTO/ORPO/CPO/GRPO/RLOOTrainer, ftlab's PPOTrainer",
+        "pt: raw text; sft: answers; rm: reward model; dpo, kto, orpo, simpo: preferences; ppo, grpo, rloo: rewards; "
+        "gkd: a teacher's probabilities",
+        "SFT/Reward/DPO/KTO/ORPO/CPO/GRPO/RLOO/GKDTrainer, ftlab's PPOTrainer",
     )
     do_train: bool = key(True, "false: `ftlab train` refuses the recipe, which is for eval, chat or export")
     finetuning_type: Literal[
@@ -191,6 +192,21 @@ class Recipe(BaseModel):
     simpo_gamma: float = key(0.5, "margin of SimPO", "CPOConfig.simpo_gamma", ge=0)
     kto_chosen_weight: float = key(1.0, "weight of desirable answers", "KTOConfig.desirable_weight", ge=0)
     kto_rejected_weight: float = key(1.0, "weight of undesirable answers", "KTOConfig.undesirable_weight", ge=0)
+
+    # distillation
+    teacher_model: str | None = key(
+        None, "gkd: the model whose probabilities are learned; it has the same tokens", "GKDTrainer(teacher_model=)",
+        min_length=1,
+    )  # fmt: skip
+    lmbda: float = key(
+        0.5, "gkd: share of batches whose answers the model writes itself, instead of the data's", "GKDConfig.lmbda",
+        ge=0, le=1,
+    )  # fmt: skip
+    beta: float = key(
+        0.5, "gkd: 0 is KL(teacher || model), 1 KL(model || teacher), between them Jensen-Shannon's divergence",
+        "GKDConfig.beta", ge=0, le=1,
+    )  # fmt: skip
+    seq_kd: bool = key(False, "gkd: the teacher writes the answers of all other batches", "GKDConfig.seq_kd")
 
     # rewards
     reward_funcs: str | None = key(
@@ -307,7 +323,7 @@ class Recipe(BaseModel):
     do_sample: bool = key(True, "chat: sample tokens instead of greedy decoding", "GenerationConfig.do_sample")
     temperature: float = key(
         0.95,
-        "chat, ppo, grpo, rloo: above 1 flattens the distribution, below 1 sharpens it",
+        "chat, ppo, grpo, rloo, gkd: above 1 flattens the distribution, below 1 sharpens it",
         "GenerationConfig.temperature",
         gt=0,
     )
@@ -320,7 +336,7 @@ class Recipe(BaseModel):
     )
     top_k: int = key(50, "chat: sample from this many most likely tokens; 0: all", "GenerationConfig.top_k", ge=0)
     max_new_tokens: int = key(
-        1024, "chat, ppo, grpo, rloo: longest answer, in tokens", "GenerationConfig.max_new_tokens", ge=1
+        1024, "chat, ppo, grpo, rloo, gkd: longest answer, in tokens", "GenerationConfig.max_new_tokens", ge=1
     )
     repetition_penalty: float = key(
         1.0, "chat: above 1 reduces repetition", "GenerationConfig.repetition_penalty", gt=0
@@ -359,12 +375,13 @@ class Recipe(BaseModel):
             raise ValueError("`val_size` and `eval_dataset` both name the validation rows: keep one")
         if self.val_size > 1 and self.val_size != int(self.val_size):
             raise ValueError("`val_size` above 1 is a number of examples: it must be a whole number")
-        if self.ref_model and (self.training.get("fsdp") or self.training.get("deepspeed")):
-            raise ValueError("`ref_model` is a second model, which `fsdp` and `deepspeed` do not shard here: remove it")
+        for name in ("ref_model", "teacher_model"):
+            if getattr(self, name) and (self.training.get("fsdp") or self.training.get("deepspeed")):
+                raise ValueError(f"`{name}` is a second model, which `fsdp` and `deepspeed` do not shard here")
+            if getattr(self, name) and self.rope_scaling:
+                raise ValueError(f"`{name}` is read with the positions of its own config.json: remove `rope_scaling`")
         if self.ref_model_adapters and self.quantization_bit:
             raise ValueError("`ref_model_adapters` is merged, which `quantization_bit` rounds: name a merged model")
-        if self.ref_model and self.rope_scaling:
-            raise ValueError("`ref_model` is read with the positions of its own config.json: remove `rope_scaling`")
         if self.packing and self.stage not in ("sft", "pt"):
             raise ValueError(f"`packing` is for sft and pt, not for `stage: {self.stage}`")
         if self.training.get("fsdp") and self.training.get("deepspeed"):
@@ -380,6 +397,7 @@ class Recipe(BaseModel):
             self.fits_tokens()
         if self.stage in REWARDED:
             self.fits_rewards()
+        self.fits_teacher()
 
     def fits_start(self) -> None:
         """Refuse what a start that changes the base weights cannot be combined with.
@@ -425,7 +443,7 @@ class Recipe(BaseModel):
             raise ValueError(f"`finetuning_type: {kind}` puts virtual tokens before each row: write `packing: false`")
         if kind in ("p_tuning", "prompt_tuning") and self.objective in ("orpo", "simpo"):
             raise ValueError(f"trl does not count virtual tokens in `stage: {self.objective}`: use `prefix_tuning`")
-        if kind in PROMPT_METHODS and self.objective in GROUPED:
+        if kind in PROMPT_METHODS and self.objective in (*GROUPED, "gkd"):
             reason = "between virtual tokens and prompts"
             raise ValueError(f"trl pads `stage: {self.stage}` {reason}: no `finetuning_type: {kind}`")
         if kind in ("p_tuning", "prompt_tuning") and self.stage == "rm":
@@ -499,6 +517,21 @@ class Recipe(BaseModel):
         if self.stage == "ppo" and (self.loraplus_lr_ratio or self.val_size or self.eval_dataset):
             raise ValueError("`stage: ppo` does not support `loraplus_lr_ratio`, `val_size` and `eval_dataset`")
 
+    def fits_teacher(self) -> None:
+        """Refuse distillation without a teacher, or with one that lacks tokens, and its key in another stage.
+
+        Raises:
+            ValueError: naming the key.
+        """
+        if self.stage != "gkd":
+            if "beta" in self.model_fields_set:
+                raise ValueError(f"`beta` belongs to `stage: gkd`; `stage: {self.stage}` may have `pref_beta`")
+            return
+        if not self.teacher_model:
+            raise ValueError("`stage: gkd` needs a `teacher_model`")
+        if self.add_tokens:
+            raise ValueError("`teacher_model` lacks what `add_tokens` adds: remove it")
+
     def fits_names(self, name: str, known: Sequence[str]) -> None:
         """Refuse a name in a list of names, separated by commas, that is not known.
 
@@ -538,6 +571,18 @@ class Recipe(BaseModel):
     def compares(self) -> bool:
         """Whether the loss reads a reference that `ref_model` may name."""
         return self.objective in ("dpo", "kto") or (self.objective == "sft" and self.use_asft_loss)
+
+    @property
+    def second_model(self) -> str | None:
+        """The key that names another whole model which the loss reads, None without one."""
+        if self.objective == "gkd":
+            return "teacher_model"
+        return "ref_model" if self.ref_model and self.compares else None
+
+    @property
+    def writes(self) -> bool:
+        """Whether answers are written while training."""
+        return self.objective in REWARDED or (self.objective == "gkd" and (self.lmbda > 0 or self.seq_kd))
 
     @property
     def adapts(self) -> bool:
@@ -694,10 +739,16 @@ CONDITIONS = (
         ("reward_funcs", "reward_model"), lambda recipe: recipe.objective in REWARDED, "stage: ppo, grpo or rloo"
     ),
     Condition(("num_generations",), lambda recipe: recipe.objective in GROUPED, "stage: grpo or rloo"),
+    Condition(("teacher_model", "lmbda"), lambda recipe: recipe.objective == "gkd", "stage: gkd"),
+    Condition(
+        ("seq_kd",),
+        lambda recipe: recipe.objective == "gkd" and recipe.lmbda < 1,
+        "stage: gkd and `lmbda` below 1",
+    ),
     Condition(("ppo_epochs",), lambda recipe: recipe.objective == "ppo", "stage: ppo"),
     Condition(
         ("top_p", "top_k", "do_sample", "repetition_penalty", "num_beams"),
-        lambda recipe: recipe.objective not in REWARDED,
+        lambda recipe: not recipe.writes,
         "`ftlab chat`: while training, completions are sampled from the whole distribution",
     ),
     Condition(

@@ -27,6 +27,7 @@ COLUMNS = {
     "ppo": ("messages",),
     "grpo": ("messages",),
     "rloo": ("messages",),
+    "gkd": ("messages",),
 }
 
 
@@ -41,6 +42,7 @@ TRAINERS = {
     "kto": ("trl", "KTOConfig", "KTOTrainer"),
     "grpo": ("trl", "GRPOConfig", "GRPOTrainer"),
     "rloo": ("trl", "RLOOConfig", "RLOOTrainer"),
+    "gkd": ("trl.experimental.gkd", "GKDConfig", "GKDTrainer"),
     "ppo": ("ftlab.runs.ppo", "PPOConfig", "PPOTrainer"),
 }
 
@@ -68,6 +70,9 @@ def objective_settings(recipe: Recipe) -> dict[str, Any]:
             return simpo | {"beta": recipe.pref_beta}
         case "grpo" | "rloo":
             return sampling(recipe) | {"beta": recipe.pref_beta, "num_generations": recipe.num_generations}
+        case "gkd":
+            written = {"max_new_tokens": recipe.max_new_tokens, "temperature": recipe.temperature}
+            return written | {"lmbda": recipe.lmbda, "beta": recipe.beta, "seq_kd": recipe.seq_kd}
         case "ppo":
             return sampling(recipe) | {"kl_coef": recipe.pref_beta, "num_ppo_epochs": recipe.ppo_epochs}
     return {}
@@ -246,11 +251,12 @@ def lora_settings(recipe: Recipe) -> dict[str, Any]:
 
 def encoding_of(recipe: Recipe) -> Encoding:
     """Return how a recipe's examples are encoded."""
-    joined = recipe.stage == "pt" and recipe.packs
+    joined, distilled = recipe.stage == "pt" and recipe.packs, recipe.stage == "gkd"
     return Encoding(
         cutoff_len=None if joined else recipe.cutoff_len,
-        train_on_prompt=recipe.train_on_prompt,
-        mask_history=recipe.mask_history,
+        train_on_prompt=recipe.train_on_prompt and not distilled,
+        # What comes before the last answer is the prompt that model or teacher answers.
+        mask_history=recipe.mask_history or distilled,
         default_system=recipe.default_system,
         judged=recipe.stage == "rm",
     )

@@ -81,7 +81,7 @@ def sizes(name: str, trust_remote_code: bool = False, revision: str = "main", ca
 def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | None = None) -> Training:
     """Return a recipe as the plain numbers that its memory follows from, for rows of `length` tokens (cutoff_len).
 
-    What a model writes itself (ppo, grpo, rloo) comes on top of that length.
+    What a model writes itself (ppo, grpo, rloo, gkd) comes on top of that length.
     """
     kind, whole = recipe.finetuning_type, not recipe.frozen_base
     plain = 4 if library_args.weights_dtype(recipe, machine) == "float32" else 2
@@ -89,7 +89,7 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
     settings, _ = library_args.training_settings(recipe, Path("."), machine)
     batch = settings.get("per_device_train_batch_size", 8)
     given = min(length or recipe.cutoff_len, recipe.cutoff_len)
-    new_tokens = recipe.max_new_tokens if recipe.objective in REWARDED else 0
+    new_tokens = recipe.max_new_tokens if recipe.writes else 0
     plan = library_args.plan(recipe, machine, decoder.family)
     return Training(
         sequences=batch * (2 if recipe.objective in PAIRED else 1),
@@ -107,8 +107,9 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
         **loss(recipe, decoder, machine, plan),
         embedding_trained=kind == "full",
         reference_copy=recipe.objective in COPIED and not recipe.ref_model,
-        reference_model=recipe.compares and (recipe.ref_model is not None or anchored_by_copy(recipe)),
-        new_tokens=new_tokens,
+        reference_model=second_model(recipe, decoder),
+        # The divergence from a teacher is computed at every place.
+        new_tokens=new_tokens if recipe.objective in REWARDED else 0,
         rollout_rows=rollout_rows(recipe, batch, settings.get("gradient_accumulation_steps", 1)),
         repeated=repeated_rows(recipe, batch) * given if plan.attention else 0,
         hidden_kept=recipe.objective == "ppo",
@@ -153,7 +154,9 @@ def trained_bytes(recipe: Recipe, machine: Machine, plain: int, plan: Plan) -> i
 
 def rollout_rows(recipe: Recipe, batch: int, accumulated: int) -> int:
     """Return how many completions are written together: trl's GRPO and RLOO write those of a whole optimizer step."""
-    return {"ppo": batch, **dict.fromkeys(GROUPED, batch * accumulated)}.get(recipe.objective, 0)
+    return {"ppo": batch, "gkd": batch * recipe.writes, **dict.fromkeys(GROUPED, batch * accumulated)}.get(
+        recipe.objective, 0
+    )
 
 
 def repeated_rows(recipe: Recipe, batch: int) -> int:
@@ -171,7 +174,7 @@ def loss(recipe: Recipe, decoder: Decoder, machine: Machine, plan: Plan) -> dict
     if recipe.objective == "rm":
         return {"loss_tile": 0}
     reference = {"reference_tile": plan.loss_tile} if recipe.compares else {}
-    if recipe.objective in ("orpo", "simpo", "ppo") or recipe.own_loss:
+    if recipe.objective in ("orpo", "simpo", "ppo", "gkd") or recipe.own_loss:
         held = whole_logit_bytes(recipe, machine)
         return {"loss_tile": decoder.vocabulary, "tile_rows": memory.ALL_ROWS, "tile_bytes": held} | reference
     if machine.accelerator == "cuda":
@@ -182,6 +185,17 @@ def loss(recipe: Recipe, decoder: Decoder, machine: Machine, plan: Plan) -> dict
         return {"loss_tile": decoder.vocabulary} | rows | reference
     held = memory.TORCH_TILE_BYTES + (memory.CAP_BYTES if capped else 0)
     return {"loss_tile": plan.loss_tile, "tile_bytes": held} | reference
+
+
+def second_model(recipe: Recipe, decoder: Decoder) -> int:
+    """Return the weights of another whole model that the loss reads beside the one that is trained, 0 without one.
+
+    Raises:
+        LabError: that model is not known.
+    """
+    if name := recipe.second_model:
+        return sizes(getattr(recipe, name), **recipe.source).parameters
+    return decoder.parameters if anchored_by_copy(recipe) else 0
 
 
 def anchored_by_copy(recipe: Recipe) -> bool:
@@ -196,10 +210,14 @@ def whole_logit_bytes(recipe: Recipe, machine: Machine) -> int:
     logits, their log-softmax, half of them in float32 for a logged mean; from float32 logits instead their gradients,
     row by row and put together; and in ORPO the log-softmax of the chosen half once more. EAFT: the
     logits and four float32 copies, ASFT three more for the reference (peaks of 18 and 20, 30 and 32 bytes measured).
+    GKD: logits, the same over the temperature and log-softmax, of model and teacher, their mixture, both divergences
+    and what autograd keeps of them: 17 copies measured; 10 where beta is 0 or 1, without a mixture.
     """
     # Under autocast accelerate returns them in float32.
     rounded = library_args.weights_dtype(recipe, machine) != "float32" and not library_args.autocasts(recipe, machine)
     number = 2 if rounded else 4
+    if recipe.objective == "gkd":
+        return number * (17 if 0 < recipe.beta < 1 else 10)
     if recipe.objective == "ppo":
         return number + 4 + 4 + 4
     if recipe.own_loss:

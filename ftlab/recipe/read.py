@@ -568,7 +568,7 @@ def plain(recipe: Recipe) -> dict[str, Any]:
 
 def decisive(recipe: Recipe) -> dict[str, Any]:
     """Return the keys that affect the trained weights, training fields included."""
-    sampled = keys.SAMPLING if recipe.objective in keys.REWARDED else ()
+    sampled = keys.SAMPLING if recipe.writes else ()
     values = recipe.model_dump(exclude=set(keys.OUTSIDE_THE_RUN) - set(sampled)) | {"packing": recipe.packs}
     training = values.pop("training")
     return values | {name: value for name, value in training.items() if name not in keys.TRAINING_OUTSIDE_THE_RUN}

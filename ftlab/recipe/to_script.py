@@ -14,7 +14,7 @@ from ftlab.saved_weights import result_name, weights_of
 DATA = (
     "dataset", "eval_dataset", "dataset_dir", "dataset_substitutions", "max_samples", "on_bad_rows", "mix_strategy",
     "interleave_probs", "val_size", "cutoff_len", "packing", "train_on_prompt", "mask_history", "stage", "pref_loss",
-    "reward_funcs", "reward_model", "default_system",
+    "reward_funcs", "reward_model", "teacher_model", "default_system",
 )  # fmt: skip
 # Methods whose layers depend on the loaded model; AdaLoRA does something at every step.
 NO_SCRIPT = ("freeze", "bitfit", "ln_tuning", "adalora")
@@ -22,6 +22,8 @@ NO_SCRIPT = ("freeze", "bitfit", "ln_tuning", "adalora")
 NO_SCRIPT_KEYS = (
     "rope_scaling", "moe_aux_loss_per_layer", "use_muon", "ref_model", "add_tokens", "use_asft_loss", "use_eaft_loss",
 )  # fmt: skip
+# What a script takes from ftlab beside the rows.
+PARTS = {**dict.fromkeys(GROUPED, ", rewards"), "gkd": ", distillation"}
 # What `tokenized.py` is for: TRL's trainers of the other objectives take token ids by themselves.
 TOKENIZED_HERE = ("dpo", "kto", "orpo", "simpo", *GROUPED)
 
@@ -76,7 +78,7 @@ def imports(recipe: Recipe, machine: device.Machine, trainers: str, classes: lis
     lines += [f"from {trainers} import {', '.join(classes)}", ""]
     lines += [line for line in [from_ftlab(recipe, machine)] if line]
     lines += [f"from ftlab.recipe import read{', templates' if recipe.template else ''}"]
-    lines += [f"from ftlab.runs import dataset{', rewards' * (recipe.stage in GROUPED)}"]
+    lines += [f"from ftlab.runs import dataset{PARTS.get(recipe.stage, '')}"]
     lines += ["from ftlab.runs.tokenized import takes_ids"] if recipe.objective in TOKENIZED_HERE else []
     if recipe.shortcuts:
         lines += ["", "cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower"]
@@ -110,9 +112,14 @@ def rows(recipe: Recipe) -> str:
     return "\n".join(line for line in lines if line) + "\n"
 
 
-def source(recipe: Recipe) -> list[str]:
-    """Return the arguments that say which revision of a hub's model is meant, and where it is kept."""
-    given = {"revision": recipe.model_revision, "cache_dir": recipe.cache_dir}
+def source(recipe: Recipe, name: str | None = None) -> list[str]:
+    """Return the arguments that say which revision of a hub's model is meant, and where it is kept.
+
+    Args:
+        name: another model than the one that is trained; on this machine it has no revisions.
+    """
+    here = name is not None and not models.has_revisions(name)
+    given = {"revision": "main" if here else recipe.model_revision, "cache_dir": recipe.cache_dir}
     return [f"{name}={value!r}" for name, value in given.items() if value not in ("main", None)]
 
 
@@ -164,6 +171,13 @@ def training(
     options.append("processing_class=tokenizer")
     if recipe.stage in GROUPED:
         options.append("reward_funcs=rewards.functions(data, model.config._name_or_path, model.dtype)")
+    if recipe.teacher_model and recipe.stage == "gkd":
+        given = [f"{name}={value!r}" for name, value in library_args.model_settings(recipe, machine).items()]
+        given += source(recipe, recipe.teacher_model)
+        lines.append(
+            call("teacher = AutoModelForCausalLM.from_pretrained", [repr(location(recipe.teacher_model)), *given])
+        )
+        options += ["teacher_model=teacher", "data_collator=distillation.Collator(tokenizer)"]
     if recipe.loraplus_lr_ratio:
         lines.append("optimizer_class, optimizer_args = Trainer.get_optimizer_cls_and_kwargs(args, model)")
         ratio = f"loraplus_lr_ratio={recipe.loraplus_lr_ratio}"

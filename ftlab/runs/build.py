@@ -37,7 +37,7 @@ from ftlab.device import Machine
 from ftlab.errors import fail, reason_of
 from ftlab.recipe import continued, library_args
 from ftlab.recipe.keys import REWARDED, SAVED_IN_PART, Recipe
-from ftlab.runs import adapters, chat, folder, losses, muon, reference, rewards, rope, targets, world
+from ftlab.runs import adapters, chat, distillation, folder, losses, muon, reference, rewards, rope, targets, world
 from ftlab.runs.tokenized import takes_ids
 from ftlab.saved_weights import weights_of
 
@@ -333,7 +333,7 @@ def build_trainer(
     _, trainer_class = trainer_classes(recipe.objective)
     options: dict[str, Any] = {}
     base = str(model.config._name_or_path)
-    compared = reference.load(recipe, base, device.describe()) if recipe.ref_model and recipe.compares else None
+    compared = reference.load(recipe, base, device.describe()) if recipe.second_model else None
     if recipe.loraplus_lr_ratio:
         optimizer_class, optimizer_args = Trainer.get_optimizer_cls_and_kwargs(args, model)
         optimizer = create_loraplus_optimizer(
@@ -347,7 +347,9 @@ def build_trainer(
             compared = copy.deepcopy(model).eval().requires_grad_(False)
         trainer_class = losses.trainer_class(recipe, compared)
     elif compared is not None:
-        options["ref_model"] = compared
+        options[str(recipe.second_model)] = compared
+    if recipe.objective == "gkd":
+        options["data_collator"] = distillation.Collator(tokenizer)
     if recipe.objective in REWARDED:
         options["reward_funcs"] = list(map(rewards.checked, rewards.functions(recipe, base, model.dtype)))
     if recipe.objective != "ppo":

@@ -142,7 +142,7 @@ def refuse(recipe: Recipe) -> None:
     """
     if recipe.tasks is None and not (recipe.eval_dataset or recipe.dataset):
         raise fail("recipe_missing_key", key="eval_dataset")
-    if recipe.tasks is None and recipe.objective not in ("sft", *REWARDED):
+    if recipe.tasks is None and recipe.objective not in ("sft", "gkd", *REWARDED):
         raise fail("eval_stage", where="stage", stage=recipe.objective)
     if recipe.predict_with_generate and not recipe.output_dir:
         raise fail("recipe_missing_key", key="output_dir")

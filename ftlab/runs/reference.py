@@ -1,4 +1,4 @@
-"""The reference of DPO and KTO where it is another model than the one that training starts from."""
+"""The second model of a loss: the teacher of GKD, or a reference that is not what training starts from."""
 
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,20 @@ from ftlab.runs import chat, folder
 
 
 def folder_of(recipe: Recipe, base: str) -> str:
-    """Return the folder of a recipe's reference model.
+    """Return the folder of a recipe's second model.
 
     Args:
         base: the folder of the model that is trained.
     Raises:
         LabError: it is not a model, or has another vocabulary than the model that is trained.
     """
-    name = str(recipe.ref_model)
-    # As in LLaMA-Factory, `model_revision` is that of both; a reference on this machine has none.
+    key = str(recipe.second_model)
+    name = str(getattr(recipe, key))
+    # As in LLaMA-Factory, `model_revision` is that of both; one on this machine has none.
     path = models.fetch(name, **recipe.source | ({} if models.has_revisions(name) else {"revision": "main"}))
     own, other = models.embedding_rows(base), models.embedding_rows(path)
     if own != other:
-        raise fail("train_reference", where="ref_model", name=name, own=own, other=other)
+        raise fail("train_reference", where=key, name=name, own=own, other=other)
     # Families of one size (Llama 2 and Mistral) have other tokens under the same numbers.
     ours, theirs = (models.load_tokenizer(place, recipe.trust_remote_code).get_vocab() for place in (base, path))
     moved = [token for token, number in ours.items() if theirs.get(token, number) != number]
@@ -34,32 +35,33 @@ def folder_of(recipe: Recipe, base: str) -> str:
         # The one of the lowest number: the library's own order changes from process to process.
         token = min(moved, key=ours.__getitem__)
         numbers = {"own": ours[token], "other": theirs[token]}
-        raise fail("train_reference_tokens", where="ref_model", name=name, token=repr(token), **numbers)
-    if recipe.ref_model_adapters:
-        weights = adapter_of(recipe, path)
+        raise fail("train_reference_tokens", where=key, name=name, token=repr(token), **numbers)
+    if weights := adapter_of(recipe, path):
         saved_weights.require_language_model(weights)
         saved_weights.refuse_virtual_tokens(weights, "ref_model_adapters")
     return path
 
 
-def adapter_of(recipe: Recipe, path: str) -> saved_weights.Weights:
-    """Return the adapter on the reference model in a folder.
+def adapter_of(recipe: Recipe, path: str) -> saved_weights.Weights | None:
+    """Return the adapter on the reference model in a folder, None without one.
 
     Raises:
-        LabError: there is none, or it belongs to another base.
+        LabError: it is not there, or it belongs to another base.
     """
+    if recipe.second_model != "ref_model" or not recipe.ref_model_adapters:
+        return None
     return folder.weights_for(str(recipe.ref_model_adapters), Path(path), str(recipe.ref_model))
 
 
 def load(recipe: Recipe, base: str, machine: Machine) -> Any:
-    """Return the reference model with its adapter merged, in the number format of the model that is trained.
+    """Return the second model, a reference with its adapter merged, in the number format of the model that is trained.
 
     Raises:
         LabError: as `folder_of`, and what reading its weights raises.
     """
     path = folder_of(recipe, base)
     options = library_args.model_settings(recipe, machine)
-    weights = adapter_of(recipe, path) if recipe.ref_model_adapters else None
+    weights = adapter_of(recipe, path)
     whole = weights is not None and not weights.is_adapter
     model = models.load_weights(AutoModelForCausalLM, weights.folder if whole and weights else path, **options)
     tokenizer = models.load_tokenizer(path, recipe.trust_remote_code)

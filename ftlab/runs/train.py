@@ -187,7 +187,7 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
     for adapter in folders.chain(recipe.adapter_name_or_path) if recipe.adapter_name_or_path else ():
         folders.weights_for(adapter, Path(model_path), recipe.model_name_or_path)
     build.rehearse(recipe, model_path)
-    if recipe.ref_model and recipe.compares:
+    if recipe.second_model:
         reference.folder_of(recipe, model_path)
     args, notes = build.training_args(recipe, folder, machine)
     tokenizer = load_tokenizer(recipe, model_path)

@@ -200,7 +200,7 @@ def test_a_yaml_of_trl_is_read_for_the_trainer_that_is_asked_for(tmp_path, extra
 
 def test_defaults_of_theirs_are_listed():
     _, notes = recipes.read(GOLDEN / "swift_pt.sh")
-    assert any("ms-swift's own defaults" in note and "weight_decay: 0.1" in note for note in notes)
+    assert any("ms-swift's defaults apply" in note and "weight_decay: 0.1" in note for note in notes)
 
 
 def test_an_override_counts_after_the_translation():

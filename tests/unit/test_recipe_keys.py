@@ -31,6 +31,7 @@ from ftlab.runs import (
 CPU = device.Machine("cpu", "test", "bfloat16", 2, 2**34, "test")
 GPU = device.Machine("cuda", "test", "float16", 2, 2**34, "test")
 PAIRS, PROMPTS = {"stage": "dpo", "dataset": "preference"}, {"stage": "grpo", "reward_funcs": "exact_answer"}
+TAUGHT = {"stage": "gkd", "teacher_model": "./teacher"}
 FREEZE, EVAL = {"finetuning_type": "freeze"}, {"val_size": 0.25, "eval_strategy": "steps"}
 MIXED = {"dataset": "sft,long", "mix_strategy": "interleave_over"}
 # Every key of Recipe: a value that is not its default, and the keys beside which it counts.
@@ -94,6 +95,10 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "simpo_gamma": (1.0, PAIRS | {"stage": "simpo"}),
     "kto_chosen_weight": (2.0, {"stage": "kto", "dataset": "kto"}),
     "kto_rejected_weight": (2.0, {"stage": "kto", "dataset": "kto"}),
+    "teacher_model": ("./nowhere", TAUGHT),
+    "lmbda": (0.1, TAUGHT),
+    "beta": (0.1, TAUGHT),
+    "seq_kd": (True, TAUGHT),
     "reward_funcs": ("short_answer", PROMPTS),
     "reward_model": ("nowhere", PROMPTS),
     "num_generations": (4, PROMPTS),
@@ -244,7 +249,7 @@ def run_of(made: recipes.Recipe) -> Any:
     """Return what `ftlab train` would refuse."""
     if made.adapter_name_or_path:
         build.weights_of(made.adapter_name_or_path)
-    if made.ref_model:
+    if made.second_model:
         reference.folder_of(made, made.model_name_or_path)
     return train.require_training(made)
 
@@ -449,6 +454,7 @@ STAGES = {
     "kto": {"dataset": "kto"}, "orpo": {"dataset": "preference"}, "simpo": {"dataset": "preference"},
     "ppo": {"reward_funcs": "exact_answer"}, "grpo": {"reward_funcs": "exact_answer"},
     "rloo": {"reward_funcs": "exact_answer"},
+    "gkd": {"teacher_model": "./teacher"},
 }  # fmt: skip
 CONDITIONAL = sorted({name for condition in keys.CONDITIONS for name in condition.names} & set(VALUES))
 # It counts while a mixture is trained: tests/unit/test_mixture_recipes.py.
@@ -465,7 +471,7 @@ def test_in_every_stage_and_method_a_key_counts_or_is_said_not_to(stage, method,
         return
     before = base | STAGES[stage] | {"stage": stage, "finetuning_type": method}
     if method == "prompt_tuning":
-        if stage in ("orpo", "simpo", "rm", *keys.GROUPED):
+        if stage in ("orpo", "simpo", "rm", *keys.GROUPED, "gkd"):
             return
         before |= {"packing": False}
     for name in CONDITIONAL:

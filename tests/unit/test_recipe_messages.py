@@ -239,9 +239,9 @@ EXPLAINED = {
     "lora_dropout": "fraction of their inputs set to 0\n  type: float; default 0.0; at least 0, below 1\n"
     "  becomes: LoraConfig.lora_dropout",
     "stage": "pt: raw text; sft: answers; rm: reward model; dpo, kto, orpo, simpo: preferences; "
-    "ppo, grpo, rloo: rewards\n"
-    "  type: pt | sft | rm | dpo | kto | orpo | simpo | ppo | grpo | rloo; default 'sft'\n"
-    "  becomes: SFT/Reward/DPO/KTO/ORPO/CPO/GRPO/RLOOTrainer, ftlab's PPOTrainer",
+    "ppo, grpo, rloo: rewards; gkd: a teacher's probabilities\n"
+    "  type: pt | sft | rm | dpo | kto | orpo | simpo | ppo | grpo | rloo | gkd; default 'sft'\n"
+    "  becomes: SFT/Reward/DPO/KTO/ORPO/CPO/GRPO/RLOO/GKDTrainer, ftlab's PPOTrainer",
     "pref_beta": "how far the model may move from its reference; ppo, grpo, rloo: coefficient of the KL penalty\n"
     "  type: float; default 0.1; above 0\n  becomes: beta, PPOConfig.kl_coef",
     "plot_loss": "write loss.png\n  type: bool; default True\n  becomes: matplotlib",

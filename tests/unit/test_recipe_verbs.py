@@ -32,6 +32,7 @@ def tiny_values(name: str, model: Path, output_dir: Path) -> list[str]:
     sizes = ["max_steps=1", "max_samples=16", "per_device_train_batch_size=2", "cutoff_len=512"]
     # GRPO's batch is a whole number of groups, and completions of a random model never end.
     sizes += ["num_generations=2", "max_new_tokens=8"]
+    sizes += [f"teacher_model={model}"] if name == "gkd" else []
     return [f"model_name_or_path={model}", f"output_dir={output_dir}", *sizes]
 
 

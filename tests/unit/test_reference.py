@@ -50,7 +50,7 @@ def test_a_reference_with_other_tokens_is_one_line(tiny_recipe, tiny_model_dir, 
     LlamaForCausalLM(config).save_pretrained(tmp_path / "small")
     make_tokenizer().save_pretrained(tmp_path / "small")
     keys = {"stage": "dpo", "dataset": str(tiny_rows / "preference.json"), "ref_model": str(tmp_path / "small")}
-    with pytest.raises(LabError, match=r"the reference .*small has 300 tokens") as error:
+    with pytest.raises(LabError, match=r"ref_model: .*small has 300 tokens") as error:
         train.check(recipes.load(tiny_recipe | keys))
     assert error.value.exit_code == 2
 

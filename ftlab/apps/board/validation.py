@@ -88,6 +88,8 @@ def one(key: str, value: Any, words: Words, roots: Sequence[Path], table: Mappin
     alone = {"model_name_or_path": embedded.NAME, key: value}
     if key == "stage" and value in REWARDED:
         alone["reward_funcs"] = REWARDS[0]
+    if key == "stage" and value == "gkd":
+        alone["teacher_model"] = embedded.NAME
     try:
         given, _ = recipes.translate(recipes.Given(alone, {}, ""))
         recipes.build(given)
