@@ -42,6 +42,7 @@ OWN = Framework(names={}, values={}, stages={}, tunings={}, title="LLaMA-Factory
 # Words that end the options of a command: pipes, redirections, the next command.
 ENDS = re.compile(r"[12&]?>|\||;|&$")
 # A text that a shell script gives to a command: not a command itself.
+WRITTEN = re.compile(r"^cat > (\S+) <<'(?:END)'\n(.*?)^END$", re.DOTALL | re.MULTILINE)
 HEREDOC = re.compile(r"<<-?\s*(['\"]?)(\w+)\1([^\n]*)\n.*?^\s*\2$", re.DOTALL | re.MULTILINE)
 # Calls of a script whose keywords are settings.
 CALLS = ("from_pretrained", "get_peft_model", "get_chat_template", "load_dataset", "train_on_responses_only")
@@ -163,7 +164,8 @@ def command(text: str, where: str) -> Source:
     if len(found) != 1:
         reason = "several training commands" if found else "no training command that ftlab knows"
         raise fail("recipe_command", where=where, reason=reason)
-    source = options(*found[0], where)
+    own = {match[1]: match[2] for match in WRITTEN.finditer(text)}
+    source = options(*found[0], where, own)
     return source._replace(computed=unknown_processes(*found[0]))
 
 
@@ -231,8 +233,10 @@ def starter(words: list[str]) -> tuple[str, str, int] | None:
     return None
 
 
-def options(words: list[str], start: tuple[str, str, int], environment: dict[str, str], where: str) -> Source:
-    """Return the keys of a command; `start` is what `starter` found in it.
+def options(
+    words: list[str], start: tuple[str, str, int], environment: dict[str, str], where: str, written: dict[str, str]
+) -> Source:
+    """Return the keys of a command; `start` is what `starter` found in it, `written` the files that the script writes.
 
     Raises:
         LabError: another verb than training, a word that only a shell could compute, a word that is not an option.
@@ -250,7 +254,9 @@ def options(words: list[str], start: tuple[str, str, int], environment: dict[str
             raise fail("recipe_command", where=where, reason=f"{word} is not an option")
         values |= {key.lstrip("+"): strict_yaml.parse(value, where)} if equals else {}
     if config:
-        values = strict_yaml.read(Path(str(config)))[0] | values
+        own = written.get(str(config))
+        read = strict_yaml.parse(own, where) if own is not None else strict_yaml.read(Path(str(config)))[0]
+        values = read | values
     return begun(name, verb, values, where)
 
 

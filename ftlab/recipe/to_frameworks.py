@@ -16,10 +16,10 @@ from ruamel.yaml.scalarstring import SingleQuotedScalarString
 from ftlab.catalogue import hub_id
 from ftlab.data import dataset_info
 from ftlab.errors import LabError, fail
-from ftlab.recipe import keys, text_rewards
+from ftlab.recipe import keys, text_rewards, to_script
 from ftlab.recipe.frameworks.alpaca_lora import ALPACA_LORA
-from ftlab.recipe.frameworks.axolotl import AXOLOTL
-from ftlab.recipe.frameworks.swift import SWIFT
+from ftlab.recipe.frameworks.axolotl import AXOLOTL, REWARDS_MODULE
+from ftlab.recipe.frameworks.swift import DIVIDED, SWIFT
 from ftlab.recipe.frameworks.table import Framework, Values
 from ftlab.recipe.frameworks.verl import VERL
 from ftlab.recipe.keys import GROUPED, PREFERENCES, REWARDED, Recipe
@@ -78,11 +78,18 @@ def registered(reward):
 
 orms.update({{reward.__name__: registered(reward) for reward in ({functions},)}})
 '''
+# The prompts of a recipe, without those that are too long, and the answers that reward functions are given: axolotl
+# leaves rows of this form as they are.
+AXOLOTL_ROWS = """for name, rows in (("train", train_dataset), ("validation", eval_dataset)):
+    if rows is not None:
+        rows = rows.map(lambda row: {{"messages": [*row["prompt"], {{"role": "assistant", "content": row["answer"]}}]}})
+        rows.to_json(f"{folder}/{{name}}.jsonl", force_ascii=False)
+"""
 # ftlab's own; LLaMA-Factory has all the others.
 NOT_IN_LLAMA_FACTORY = {
     "dataset_substitutions", "device_map", "export_dtype", "export_gguf", "reward_funcs", "num_generations",
     "on_bad_rows", "max_memory", "shortcuts", "eval_figures", "tasks", "moe_aux_loss_per_layer", "peft_config",
-    "init_lora_weights",
+    "init_lora_weights", "teacher_model", "lmbda", "beta", "seq_kd",
 }  # fmt: skip
 
 
@@ -123,7 +130,8 @@ def relevant(recipe: Recipe) -> Values:
     values |= {name: value for name, value in given.items() if name not in elsewhere}
     # pt packs unless told otherwise; the frameworks don't.
     values |= {"packing": True} if recipe.packs else {}
-    values["model_name_or_path"] = hub_id(recipe.model_name_or_path)
+    for name in ("model_name_or_path", "ref_model", "teacher_model"):
+        values |= {name: hub_id(values[name])} if name in values else {}
     values |= {"stage": recipe.objective, "lora_alpha": lora_alpha(recipe)}
     shared = {name: recipe.training.get(name, FIELDS[name].default) for name in SHARED}
     shared["learning_rate"] = recipe.training.get("learning_rate", 5e-5)
@@ -195,7 +203,7 @@ def quoted(value: Any) -> Any:
 
 def llamafactory(recipe: Recipe) -> str:
     """Return LLaMA-Factory's YAML: the same keys. Its data sets are those of a dataset_info.json."""
-    if recipe.objective in GROUPED:
+    if recipe.objective in (*GROUPED, "gkd"):
         raise lacks("llamafactory", "stage", recipe.objective)
     if recipe.reward_funcs:
         # Its PPO asks a model for every reward.
@@ -263,11 +271,15 @@ def swift(recipe: Recipe) -> str:
         if sets:
             theirs[name] = [path + few for path in files(recipe, sets)]
     theirs.setdefault("split_dataset_ratio", 0)
+    # swift has 0.95.
+    theirs.setdefault("adam_beta2", FIELDS["adam_beta2"].default)
     if recipe.objective == "simpo":
         # swift adds an SFT loss unless told otherwise.
         theirs["cpo_alpha"] = 0.0
     if columns := swift_columns(recipe):
         theirs["columns"] = json.dumps(columns)
+    if recipe.objective == "gkd":
+        return swift_distillation(recipe, theirs, left)
     if recipe.objective != "grpo":
         return comments(left) + command(f"swift {verb}", theirs)
     theirs |= swift_rewards(recipe)
@@ -276,6 +288,21 @@ def swift(recipe: Recipe) -> str:
     source = inspect.getsource(text_rewards) + SWIFT_PLUGIN.format(functions=functions)
     written = heredoc(f"cat > {theirs['external_plugins']}", source)
     return comments(left) + written + command(f"swift {verb}", theirs)
+
+
+def swift_distillation(recipe: Recipe, theirs: Values, left: Values) -> str:
+    """Return swift's command of a distillation.
+
+    Raises:
+        LabError: answers of the teacher, which swift does not write.
+    """
+    if recipe.seq_kd:
+        raise lacks("swift", "seq_kd", "true")
+    theirs |= {"max_completion_length": recipe.max_new_tokens, "temperature": recipe.temperature}
+    if recipe.model_revision != "main":
+        theirs["teacher_model_revision"] = recipe.model_revision
+    said = f"# temperature: {DIVIDED}\n" if recipe.temperature != 1 else ""
+    return said + comments(left) + command("swift rlhf", theirs)
 
 
 def swift_rewards(recipe: Recipe) -> Values:
@@ -327,13 +354,13 @@ def axolotl(recipe: Recipe) -> str:
     """Return axolotl's YAML."""
     theirs, left = renamed(relevant(recipe), AXOLOTL)
     for name, sets in (("datasets", recipe.dataset), ("test_datasets", recipe.eval_dataset)):
-        if sets:
+        if sets and recipe.objective != "grpo":
             theirs[name] = [axolotl_set(recipe, one) for one in parts(sets)]
     theirs |= {"rl": recipe.objective} if recipe.objective in PREFERENCES else {}
     # axolotl adds an SFT loss unless told otherwise.
     theirs |= {"cpo_alpha": 0.0} if recipe.objective == "simpo" else {}
     theirs |= {"reward_model": True} if recipe.objective == "rm" else {}
-    if recipe.objective not in PREFERENCES:
+    if recipe.objective not in (*PREFERENCES, "grpo"):
         theirs.pop("rl")
     if theirs.pop("load_in_4bit", None):
         theirs |= {f"load_in_{recipe.quantization_bit}bit": True}
@@ -350,7 +377,47 @@ def axolotl(recipe: Recipe) -> str:
     # axolotl quantizes in nf4, scales too, as ftlab does unless told otherwise.
     usual = {"quantization_type": "nf4", "double_quantization": True}
     left = {name: value for name, value in left.items() if usual.get(name) != value}
+    if recipe.objective == "grpo":
+        return axolotl_rewards(recipe, theirs, left)
     return "# axolotl train FILE\n" + axolotl_rows(recipe) + comments(left) + dumped(theirs)
+
+
+def axolotl_rewards(recipe: Recipe, theirs: Values, left: Values) -> str:
+    """Return a shell script: the rows, the reward functions in a module, axolotl's YAML, its command.
+
+    Raises:
+        LabError: a reward model, of which axolotl knows hub ids alone.
+    """
+    if recipe.reward_model:
+        raise lacks("axolotl", "reward_model", recipe.reward_model)
+    folder = f"{Path(recipe.output_dir or 'run').name}-axolotl"
+    for name, rows, exist in (
+        ("datasets", "train", True),
+        ("test_datasets", "validation", bool(recipe.eval_dataset or recipe.val_size)),
+    ):
+        theirs.pop(name, None)
+        theirs |= (
+            {name: [{"path": f"{folder}/{rows}.jsonl", "ds_type": "json", "type": "passthrough"}]} if exist else {}
+        )
+    theirs.pop("val_set_size", None)
+    theirs["trl"] = {
+        "beta": theirs.pop("rl_beta"),
+        "num_generations": recipe.num_generations,
+        "max_completion_length": recipe.max_new_tokens,
+        "temperature": recipe.temperature,
+        "reward_funcs": [f"{REWARDS_MODULE}.{name}" for name in parts(recipe.reward_funcs or "")],
+    }
+    left = {name: value for name, value in left.items() if name not in (*to_script.DATA, "num_generations")}
+    config = shlex.quote(f"{folder}/config.yml")
+    return (
+        "# bash FILE, where ftlab and axolotl are installed\n"
+        + comments(left)
+        + f"mkdir -p {shlex.quote(folder)}\n\n"
+        + heredoc(f"cat > {REWARDS_MODULE}.py", inspect.getsource(text_rewards))
+        + heredoc("python3 -", to_script.rows_written(recipe, AXOLOTL_ROWS.format(folder=folder)))
+        + heredoc(f"cat > {config}", dumped(theirs))
+        + f"axolotl train {config}\n"
+    )
 
 
 def axolotl_set(recipe: Recipe, name: str) -> Values:

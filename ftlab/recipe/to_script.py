@@ -86,6 +86,12 @@ def imports(recipe: Recipe, machine: device.Machine, trainers: str, classes: lis
     return "\n".join(lines)
 
 
+def rows_written(recipe: Recipe, writer: str) -> str:
+    """Return Python that reads the rows of a recipe, and `writer`, which writes them for another framework."""
+    imports = ["from transformers import AutoTokenizer", "", "from ftlab.recipe import read, templates"]
+    return "\n".join([*imports, "from ftlab.runs import dataset", "", ""]) + rows(recipe) + "\n" + writer
+
+
 def template_line(recipe: Recipe) -> str:
     """Return the line that settles the chat template, "" where the model's own is left as it is."""
     if recipe.template is None and recipe.enable_thinking is None:

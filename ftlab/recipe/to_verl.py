@@ -69,7 +69,7 @@ def script(recipe: Recipe) -> str:
         + comments(left)
         + f"mkdir -p {shlex.quote(folder)}\n\n"
         + heredoc(f"cat > {shlex.quote(rewards)}", source)
-        + heredoc("python3 -", rows_code(recipe, folder))
+        + heredoc("python3 -", to_script.rows_written(recipe, ROWS.format(folder=folder)))
         + " \\\n".join(lines)
         + "\n"
     )
@@ -88,13 +88,6 @@ def refuse(recipe: Recipe) -> None:
     for name, asked in (("adapter_name_or_path", recipe.merges), ("reward_model", recipe.reward_model)):
         if asked:
             raise lacks("verl", name, asked)
-
-
-def rows_code(recipe: Recipe, folder: str) -> str:
-    """Return the Python that writes the rows of a recipe as verl reads them."""
-    imports = ["from transformers import AutoTokenizer", "", "from ftlab.recipe import read, templates"]
-    head = "\n".join([*imports, "from ftlab.runs import dataset", "", ""])
-    return head + to_script.rows(recipe) + "\n" + ROWS.format(folder=folder)
 
 
 def options(recipe: Recipe, folder: str, rewards: str) -> tuple[Values, Values]:

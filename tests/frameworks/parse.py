@@ -17,7 +17,8 @@ def axolotl(text: str) -> str:
     """Return what axolotl's schema says of a YAML file; a key that it does not have is a complaint."""
     from axolotl.utils.schemas.config import AxolotlInputConfig
 
-    values = yaml.safe_load(text)
+    # A script writes rows, rewards and its YAML.
+    values = yaml.safe_load(text.rpartition("\nEND\n")[0].rpartition("<<'END'\n")[2] or text)
     unknown = sorted(set(values) - set(AxolotlInputConfig.model_fields))
     if unknown:
         return f"unknown keys {unknown}"

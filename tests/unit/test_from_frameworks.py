@@ -470,6 +470,28 @@ def test_a_command_behind_another_is_one_of_its_own():
     assert foreign_files.command(text.partition(" &&")[0], "s.sh").values["dataset"] == "a;b.json"
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("--rlhf_type grpo --reward_funcs exact_answer --teacher_model t", "a teacher in `stage: gkd` alone"),
+        ("--rlhf_type gkd", "needs a `teacher_model`"),
+        ("--rlhf_type gkd --teacher_model t --seq_kd true", "seq_kd"),
+        ("--rlhf_type gkd --teacher_model t --sft_alpha 0.1", "without an SFT loss"),
+        ("--rlhf_type gkd --teacher_model t --gkd_logits_topk 20", "whole distributions"),
+        ("--rlhf_type gkd --teacher_model t --teacher_model_revision v2", "that of both"),
+    ],
+)
+def test_a_distillation_of_swift_that_a_recipe_cannot_have_is_refused(more, said, tmp_path):
+    with pytest.raises(LabError, match=said):
+        from_text(tmp_path, "s.sh", f"swift rlhf --model m --dataset a.json {more}\n")
+
+
+def test_swift_divides_by_the_temperature_in_the_divergence_too(tmp_path):
+    line = "swift rlhf --rlhf_type gkd --model m --teacher_model t --dataset a.json --temperature"
+    assert any("divergence" in note for note in from_text(tmp_path, "s.sh", f"{line} 0.5\n")[1])
+    assert not any("divergence" in note for note in from_text(tmp_path, "s.sh", f"{line} 1.0\n")[1])
+
+
 def test_a_length_of_answers_is_not_one_of_completions(tmp_path):
     line = "--model_name_or_path m --dataset_name a.json --max_completion_length 64"
     with pytest.raises(LabError, match="cut as a whole"):

@@ -51,6 +51,14 @@ ASKED = {name: value for name, value in LORA.items() if name not in ("val_size",
 ASKED |= {"dataset": "facts_en", "reward_funcs": "short_answer,exact_answer", "temperature": 0.8, "max_steps": 40}
 RECIPES["grpo"] = ASKED | {"stage": "grpo", "num_generations": 4, "max_new_tokens": 24, "pref_beta": 0.02}
 RECIPES["rloo"] = RECIPES["grpo"] | {"stage": "rloo"}
+RECIPES["gkd"] = LORA | {
+    "stage": "gkd",
+    "teacher_model": "org/teacher-70b",
+    "lmbda": 0.3,
+    "beta": 0.1,
+    "max_new_tokens": 24,
+}
+RECIPES["gkd"] |= {"temperature": 0.8}
 RECIPES["ppo"] = ASKED | {"stage": "ppo", "ppo_epochs": 2, "max_new_tokens": 24, "pref_beta": 0.02}
 GROUP = {"reward_funcs": "short_answer", "num_generations": 2, "max_new_tokens": 8}
 GPU = device.Machine("cuda", "a card", "bfloat16", 8, 24 * 2**30, "fast there")
@@ -79,7 +87,7 @@ def test_what_is_shown_is_the_golden_file(name, framework, monkeypatch):
     assert text == path.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if name not in REWARDED])
+@pytest.mark.parametrize("name", [name for name in RECIPES if name not in (*REWARDED, "gkd")])
 def test_the_yaml_for_llama_factory_is_the_same_recipe(name, tmp_path):
     path = tmp_path / "lf.yaml"
     path.write_text(shown(name, "llamafactory"))
@@ -98,11 +106,12 @@ def test_the_yaml_for_llama_factory_is_the_same_recipe(name, tmp_path):
 def test_what_is_shown_for_another_framework_is_read_back(name, framework, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     given = recipes.load(RECIPES[name])
+    if (name, framework) in (("grpo", "axolotl"), ("gkd", "axolotl")):
+        # The first has rows of its own, in a test of its own.
+        assert ("axolotl cannot do this" in shown(name, framework)) is (name == "gkd")
+        return
     path = tmp_path / ("shown.sh" if framework == "swift" else "shown.yml")
     path.write_text(text := shown(name, framework))
-    if (name, framework) == ("grpo", "axolotl"):
-        assert "axolotl cannot do this" in text
-        return
     back = recipes.decisive(recipes.load(path))
     lost = {line.split(": ")[1] for line in text.splitlines() if line.startswith("# no equivalent")}
     # Files are named by their paths there, and what says nothing in this run is left out.
@@ -112,6 +121,45 @@ def test_what_is_shown_for_another_framework_is_read_back(name, framework, tmp_p
     expected |= {"lora_alpha": 32} if given.finetuning_type == "lora" else {}
     assert {key: back.get(key) for key in expected} == expected
     assert Path(back["dataset"]).is_file()
+    # Both have another default.
+    assert back["adam_beta2"] == 0.999 if framework == "swift" else back["weight_decay"] == 0.0
+
+
+def test_axolotl_is_given_rows_and_rewards(tiny_model_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rows = [{"instruction": f"{n} + 1?", "output": f"{n + 1}"} for n in range(4)]
+    (tmp_path / "facts.json").write_text(json.dumps(rows))
+    keys = {"model_name_or_path": str(tiny_model_dir), "dataset": "facts.json", "default_system": "Be brief."}
+    made = recipes.load(RECIPES["grpo"] | keys | {"template": None})
+    path = tmp_path / "shown.sh"
+    path.write_text(text := to_frameworks.show(made, "axolotl"))
+    back = recipes.load(path)
+    expected = {
+        name: value for name, value in recipes.decisive(made).items() if name not in ("dataset", "default_system")
+    }
+    given = recipes.decisive(back)
+    assert {name: given.get(name) for name in expected} == expected | {"lora_alpha": 32}
+    (tmp_path / "shown-axolotl").mkdir()
+    exec(re.search(r"python3 - <<'END'\n(.*?)\nEND\n", text, re.DOTALL)[1], {})
+    written = [json.loads(line) for line in (tmp_path / back.dataset).read_text().splitlines()]
+    system = {"role": "system", "content": "Be brief."}
+    assert written[0]["prompt"] == [system, {"role": "user", "content": "0 + 1?"}] and written[0]["answer"] == "1"
+    read = registry.rows_of(back.dataset)
+    assert [row["messages"][-1]["content"] for row in read] == ["1", "2", "3", "4"] and len(read[0]["messages"]) == 3
+    scored: dict = {}
+    exec(re.search(r"cat > axolotl_rewards.py <<'END'\n(.*?)\nEND\n", text, re.DOTALL)[1], scored)
+    completions = [[{"role": "assistant", "content": said}] for said in ("1", "It is 1", "2")]
+    assert scored["exact_answer"](prompts=[], completions=completions, answer=["1"] * 3) == [1.0, 0.0, 0.0]
+    with pytest.raises(LabError, match="axolotl cannot do this: reward_model"):
+        to_frameworks.show(recipes.load(RECIPES["grpo"] | {"reward_model": "runs/reward"}), "axolotl")
+
+
+def test_a_teacher_that_writes_is_not_for_swift(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(LabError, match="swift cannot do this: seq_kd: true"):
+        to_frameworks.show(recipes.load(RECIPES["gkd"] | {"seq_kd": True}), "swift")
+    named = to_frameworks.show(recipes.load(RECIPES["gkd"] | {"model_revision": "v2", "temperature": 1.0}), "swift")
+    assert "--teacher_model_revision v2" in named and not named.startswith("#")
 
 
 @pytest.mark.parametrize("framework", ["llamafactory", "swift", "axolotl"])

@@ -30,7 +30,8 @@ TEMPLATES = {
 # `type` of a data set -> what differs: the columns decide how a file is read, the chat template how it is written.
 CHAT = "rendered with the model's own chat template"
 TYPES = {
-    "chat_template": "", "chat_template.default": "", "completion": "", "bradley_terry.chat_template": "",
+    "chat_template": "", "chat_template.default": "", "passthrough": "", "completion": "",
+    "bradley_terry.chat_template": "",
     "alpaca": f"{CHAT}, where axolotl writes `### Instruction:`; template=alpaca sets that",
     "sharegpt": "", "chat_template.argilla": "", "llama3.argilla": CHAT, "chatml.argilla": CHAT,
     "chatml.intel": CHAT, "llama3.intel": CHAT, "chatml.ultra": CHAT, "llama3.ultra": CHAT,
@@ -55,6 +56,8 @@ USUAL: dict[str, tuple[Any, ...]] = {
         {"user": ["human", "user"], "assistant": ["gpt", "assistant"], "system": ["system"]},
     ),
 }  # fmt: skip
+# What `ftlab recipe show` calls the Python file of its reward functions.
+REWARDS_MODULE = "axolotl_rewards"
 LIGER = ("liger_rope", "liger_rms_norm", "liger_glu_activation", "liger_swiglu", "liger_layer_norm",
          "liger_fused_linear_cross_entropy", "liger_cross_entropy", "liger_rms_norm_gated")  # fmt: skip
 PLUGINS = {
@@ -169,7 +172,8 @@ def grpo(value: Any, given: Values) -> Found:
     found: Values = {}
     for name, entry in value.items():
         if name == "reward_funcs":
-            found["reward_funcs"] = joined(entry)
+            # The module is the one that `ftlab recipe show` writes beside.
+            found["reward_funcs"] = joined([str(one).removeprefix(f"{REWARDS_MODULE}.") for one in listed(entry)])
         elif name in names:
             found[names[name]] = entry
         elif entry is not None and usual.get(name, object()) != entry:
@@ -361,7 +365,9 @@ AXOLOTL = Framework(
         "lora_target": lambda value: "all-linear" if value == "all" else comma_parts(value),
         "flash_attn": {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}.get,
     },
-    stages={"sft": "", "pt": "", "rm": "", "dpo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "simpo"},
+    stages={
+        "sft": "", "pt": "", "rm": "", "dpo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "simpo", "grpo": "grpo",
+    },
     tunings={"lora": "lora", "full": ""},
     also={
         "dpo_beta": "pref_beta", "orpo_alpha": "pref_beta", "rpo_alpha": "pref_ftx", "use_dft_loss": "use_dft_loss",

@@ -38,6 +38,7 @@ GALORE = {
 GRPO_MEAN = (
     "TRL's loss is the mean over all tokens, swift's `grpo` the mean over each completion first (`dapo`: all tokens)"
 )
+DIVIDED = "swift divides logits by it in the divergence too, TRL only where answers are written"
 WHOLE_WEIGHTS = (
     "swift keeps whole weights in the model's own number format, mostly bfloat16; here they are float32, or bfloat16 "
     "with `pure_bf16: true`"
@@ -113,8 +114,8 @@ def rlhf(value: Any, given: Values) -> Found:
     Raises:
         ValueError: a type of run that a recipe lacks, or SimPO with the SFT loss that swift adds.
     """
-    if value not in ("dpo", "kto", "orpo", "simpo", "rm", "ppo", "grpo"):
-        raise ValueError("a recipe has dpo, kto, orpo, simpo, rm, ppo and grpo")
+    if value not in ("dpo", "kto", "orpo", "simpo", "rm", "ppo", "grpo", "gkd"):
+        raise ValueError("a recipe has dpo, kto, orpo, simpo, rm, ppo, grpo and gkd")
     if value == "simpo" and given.get("cpo_alpha", 1.0) != 0:
         raise ValueError("swift adds an SFT loss with weight `cpo_alpha`, 1 unless it is written: write `cpo_alpha: 0`")
     return {"stage": value}, GRPO_MEAN if value == "grpo" and "loss_type" not in given else ""
@@ -131,6 +132,38 @@ def loss(value: Any, given: Values) -> Found:
     if given.get("rlhf_type", "dpo") != "dpo" or len(names) > 1:
         raise ValueError("a recipe has one loss of DPO's, and `pref_ftx` beside it")
     return {"pref_loss": names[0]}
+
+
+def strength(value: Any, given: Values) -> Found:
+    """Return `beta`: GKD's point between two divergences, in other stages the distance from the reference."""
+    return {"beta" if given.get("rlhf_type") == "gkd" else "pref_beta": value}
+
+
+def teacher(value: Any, given: Values) -> Found:
+    """Return `teacher_model`.
+
+    Raises:
+        ValueError: a stage other than gkd.
+    """
+    if given.get("rlhf_type") != "gkd":
+        raise ValueError("a recipe has a teacher in `stage: gkd` alone")
+    return {"teacher_model": value}
+
+
+def sampled(value: Any, given: Values) -> Found:
+    """Return `temperature`."""
+    return {"temperature": value}, DIVIDED if given.get("rlhf_type") == "gkd" and value != 1 else ""
+
+
+def same_revision(value: Any, given: Values) -> Found:
+    """Return nothing for a teacher's revision, which is the model's.
+
+    Raises:
+        ValueError: another one.
+    """
+    if value != given.get("model_revision", "main"):
+        raise ValueError("`model_revision` is that of both models")
+    return {}
 
 
 def scale(value: Any, given: Values) -> Found:
@@ -231,7 +264,7 @@ def defaults(given: Values) -> Values:
         found["simpo_gamma"] = 1.0
     if kind == "ppo":
         found["kl_coef"] = 0.05
-    return found | ({"max_completion_length": 512, "temperature": 0.9} if kind in ("ppo", "grpo") else {})
+    return found | ({"max_completion_length": 512, "temperature": 0.9} if kind in ("ppo", "grpo", "gkd") else {})
 
 
 SWIFT = Framework(
@@ -248,6 +281,7 @@ SWIFT = Framework(
         "dataset": "dataset", "eval_dataset": "val_dataset",
         "val_size": "split_dataset_ratio", "default_system": "system", "cutoff_len": "max_length", "packing": "packing",
         "model_revision": "model_revision", "ref_model": "ref_model", "ref_model_adapters": "ref_adapters",
+        "beta": "beta", "lmbda": "lmbda", "teacher_model": "teacher_model",
         "pref_beta": "beta", "pref_loss": "loss_type", "pref_ftx": "rpo_alpha", "simpo_gamma": "simpo_gamma",
         "dpo_label_smoothing": "label_smoothing", "ld_alpha": "ld_alpha", "kto_chosen_weight": "desirable_weight",
         "kto_rejected_weight": "undesirable_weight", "output_dir": "output_dir",
@@ -261,12 +295,13 @@ SWIFT = Framework(
     },
     stages={
         "sft": "", "pt": "", "rm": "rm", "dpo": "dpo", "kto": "kto", "orpo": "orpo", "simpo": "simpo", "grpo": "grpo",
+        "gkd": "gkd",
     },
     tunings={"lora": "lora", "full": "full"},
     also={
         "quantization_bit": "quantization_bit", "quant_method": "quantization_method", "num_generations":
         "num_generations", "max_completion_length": "max_new_tokens", "response_length": "max_new_tokens",
-        "temperature": "temperature", "num_ppo_epochs": "ppo_epochs", "kl_coef": "pref_beta",
+        "num_ppo_epochs": "ppo_epochs", "kl_coef": "pref_beta",
         "model_id_or_path": "model_name_or_path", "use_galore": "use_galore", "device_map": "device_map",
         "max_memory": "max_memory", "lora_target_modules": "lora_target",
         "max_new_tokens": "max_new_tokens",
@@ -288,6 +323,9 @@ SWIFT = Framework(
         "template": templated(TEMPLATES), "truncation_strategy": too_long,
         "dataset_shuffle": lambda value, given: {} if value else {"train_sampling_strategy": "sequential"},
         "train_dataloader_shuffle": lambda value, given: {} if value else {"train_sampling_strategy": "sequential"},
+        "beta": strength, "teacher_model": teacher, "temperature": sampled, "teacher_model_revision": same_revision,
+        "sft_alpha": only(0, "distillation is trained without an SFT loss: write 0"),
+        "seq_kd": off("swift refuses it too; a recipe has `seq_kd: true`"),
         "cpo_alpha": only(0, "SimPO is trained without an SFT loss: write 0"),
         "lora_bias": only("none", "biases are not trained"),
         "tuner_backend": only("peft", "adapters are PEFT's"),
@@ -304,6 +342,7 @@ SWIFT = Framework(
     },
     dropped={
         "streaming": "examples are read from a file as they are needed",
+        "offload_teacher_model": "memory only", "teacher_model_type": "the class is found by the model's own config",
         "model_type": "the class is found by the model's own config", "use_hf": "HF_ENDPOINT names the hub",
         "lazy_tokenize": "rows are encoded before training", "dataset_num_proc": "rows are encoded in one process",
         "load_from_cache_file": "rows are kept in ftlab's own cache", "packing_length": "`cutoff_len` counts",
@@ -332,7 +371,10 @@ SWIFT = Framework(
     refused={
         "custom_register_path": "code of your own is not run",
         "custom_dataset_info": "use dataset_info.json",
-        "teacher_model": "distillation has no stage here",
+        "teacher_adapters": "merge them into the teacher with `ftlab export`",
+        "teacher_model_server": "the teacher is loaded beside the model",
+        "teacher_deepspeed": "the teacher is whole in each process",
+        "gkd_logits_topk": "whole distributions are compared",
         "target_regex": "write layer names in `lora_target`",
         "target_parameters": "write their names in `lora_target`", "freeze_parameters": "`finetuning_type: freeze`",
         "trainable_parameters": "write `finetuning_type: freeze`", "freeze_parameters_ratio": "use `freeze`",
