@@ -2,22 +2,21 @@
 
 import argparse
 import contextlib
-import gc
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ftlab import __version__
 from ftlab.apps.arguments import Parser, lines, open_streams, refuse_unknown_verb
+from ftlab.apps.quick_imports import quick_imports
 from ftlab.errors import LANGUAGES, LabError, fail, language, say
 from ftlab.system_errors import explained
 
 # The exit codes that a shell reports for Ctrl-C, and for a closed output pipe (`ftlab data show NAME | head`).
 STOPPED, NO_READER = 130, 141
-NO_COMPILER, NO_BARS = "TORCHDYNAMO_DISABLE", "TQDM_DISABLE"
 TRUST = ("--trust-remote-code", "--trust_remote_code")
 # Of recipe.memory_needs.GPUS, which takes longer to import; 16 is a T4.
 GPU_SIZES = (8, 12, 16, 24, 48, 80, 141)
@@ -298,30 +297,6 @@ def take_keys(verb: Parser, more: str = "") -> None:
     verb.keys = True
     text = f"override any recipe key{more}; --key value also works"
     verb.add_argument("overrides", nargs="*", metavar="key=value", help=text)
-
-
-@contextlib.contextmanager
-def quick_imports() -> Iterator[None]:
-    """Import libraries without garbage collection, and without torch's compiler.
-
-    They create half a million permanent objects; traversing them repeatedly would add a second to the startup, so
-    they are also excluded from later collections. PEFT imports bitsandbytes, whose `torch.compile` decorators load
-    torch._inductor: 0.7 s for functions that its kernels for a CPU and for CUDA hardly ever call. torch reads the
-    variable when a function is decorated, so that `torch.compile` works as ever after the imports. tqdm, too, reads its
-    variable when it is imported: a file has no use for the hundred states of a bar.
-    """
-    values = {NO_COMPILER: "1"} | ({} if sys.stderr.isatty() else {NO_BARS: os.environ.get(NO_BARS, "1")})
-    own = {name: os.environ.pop(name) for name in values if name in os.environ}
-    os.environ |= values
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-        for name in values:
-            del os.environ[name]
-        os.environ |= own
 
 
 def train_recipe(options: argparse.Namespace) -> int:

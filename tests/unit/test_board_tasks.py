@@ -1,10 +1,14 @@
 """The panels for evaluation, export, memory and the quiz, without a browser: what they show is what the verbs give."""
 
+import gc
 import html
 import json
+import os
 import re
+import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import ipywidgets
 import psutil
@@ -18,6 +22,7 @@ from ftlab.apps.board.memory_panel import MemoryPanel
 from ftlab.apps.board.predictions_table import PredictionsTable
 from ftlab.apps.board.quiz_panel import QuizPanel, course_file, read_questions
 from ftlab.apps.board.words import Words, texts
+from ftlab.apps.quick_imports import NO_COMPILER
 from ftlab.errors import LANGUAGES, LabError
 from ftlab.recipe import memory_needs, strict_yaml
 from ftlab.recipe import read as recipes
@@ -534,6 +539,26 @@ def test_a_panel_that_cannot_be_made_says_why(tiny_recipe, tmp_path, monkeypatch
     monkeypatch.setitem(page.STEPS, "tab_learn", lambda values, lang: values["nothing"])
     board.tabs.selected_index = 7
     assert "KeyError" in board.tabs.children[7].children[0].value and "tab_learn" not in board.panels
+
+
+def test_the_first_panel_that_imports_torch_does_not_load_its_compiler(tiny_recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text(controls.yaml_lines(tiny_recipe | {"output_dir": "runs/tiny"}))
+    board, seen = page.Board("tiny.yaml", lang="en"), []
+
+    def panel(values, lang):
+        """Return a panel, and note whether functions are compiled while it is imported."""
+        seen.append(os.environ.get(NO_COMPILER))
+        return SimpleNamespace(box=ipywidgets.HTML())
+
+    for name in ("tab_memory", "tab_learn"):
+        monkeypatch.setitem(page.STEPS, name, panel)
+    with monkeypatch.context() as before:
+        before.delitem(sys.modules, "torch")
+        board.tabs.selected_index = 7
+    gc.unfreeze()
+    board.tabs.selected_index = 6
+    assert seen == ["1", os.environ.get(NO_COMPILER)]
 
 
 def test_the_language_waits_for_work(tiny_recipe, tmp_path, monkeypatch):

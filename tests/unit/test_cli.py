@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ftlab import __version__, catalogue, device, packages
-from ftlab.apps import cli
+from ftlab.apps import cli, quick_imports
 from ftlab.apps.arguments import rewritten
 from ftlab.errors import LabError, fail, reason_of
 from ftlab.recipe import keys
@@ -32,13 +32,13 @@ def ftlab(*arguments: str, before: str = "", **options) -> subprocess.CompletedP
 
 @pytest.mark.parametrize("own", [None, "0"])
 def test_garbage_is_collected_and_functions_compiled_again_after_the_imports_even_where_one_fails(own, monkeypatch):
-    monkeypatch.delenv(cli.NO_COMPILER, raising=False)
+    monkeypatch.delenv(quick_imports.NO_COMPILER, raising=False)
     if own:
-        monkeypatch.setenv(cli.NO_COMPILER, own)
-    with pytest.raises(ImportError), cli.quick_imports():
-        assert not gc.isenabled() and os.environ[cli.NO_COMPILER] == "1"
+        monkeypatch.setenv(quick_imports.NO_COMPILER, own)
+    with pytest.raises(ImportError), quick_imports.quick_imports():
+        assert not gc.isenabled() and os.environ[quick_imports.NO_COMPILER] == "1"
         raise ImportError
-    assert gc.isenabled() and gc.get_freeze_count() and os.environ.get(cli.NO_COMPILER) == own
+    assert gc.isenabled() and gc.get_freeze_count() and os.environ.get(quick_imports.NO_COMPILER) == own
     gc.unfreeze()
 
 

@@ -2,7 +2,9 @@
 
 import html
 import os
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from ftlab.apps.board.named_widgets import bad, button, empty
 from ftlab.apps.board.train_panel import TrainPanel
 from ftlab.apps.board.visit import RECIPE, WORKING_FOLDER
 from ftlab.apps.board.words import Words
+from ftlab.apps.quick_imports import quick_imports
 from ftlab.recipe import strict_yaml
 from ftlab.runs import folder as folders
 
@@ -185,8 +188,11 @@ class Board:
         self.say()
         if number is None or (name := list(STEPS)[number]) in self.panels:
             return
+        # Once torch is imported there is nothing to gain.
+        importing = nullcontext() if "torch" in sys.modules else quick_imports()
         try:
-            panel = self.train if name == "tab_train" else STEPS[name](self.train.form.right, self.words.lang)
+            with importing:
+                panel = self.train if name == "tab_train" else STEPS[name](self.train.form.right, self.words.lang)
         except Exception as error:
             # An exception in a widget's event handler is not shown anywhere.
             self.fill(number, widgets.HTML(bad(said(error))))

@@ -1,0 +1,33 @@
+"""Import torch, transformers and PEFT sooner."""
+
+import contextlib
+import gc
+import os
+import sys
+from collections.abc import Iterator
+
+NO_COMPILER, NO_BARS = "TORCHDYNAMO_DISABLE", "TQDM_DISABLE"
+
+
+@contextlib.contextmanager
+def quick_imports() -> Iterator[None]:
+    """Import libraries without garbage collection, and without torch's compiler.
+
+    They create half a million permanent objects; traversing them repeatedly would add a second to the startup, so
+    they are also excluded from later collections. PEFT imports bitsandbytes, whose `torch.compile` decorators load
+    torch._inductor: 0.7 s for functions that its kernels for a CPU and for CUDA hardly ever call. torch reads the
+    variable when a function is decorated, so that `torch.compile` works as ever after the imports. tqdm, too, reads its
+    variable when it is imported: a file has no use for the hundred states of a bar.
+    """
+    values = {NO_COMPILER: "1"} | ({} if sys.stderr.isatty() else {NO_BARS: os.environ.get(NO_BARS, "1")})
+    own = {name: os.environ.pop(name) for name in values if name in os.environ}
+    os.environ |= values
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
+        for name in values:
+            del os.environ[name]
+        os.environ |= own
