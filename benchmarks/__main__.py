@@ -23,6 +23,7 @@ NAMES = (
     "memory",
     "course",
     "board",
+    "board_evaluation",
     "harm",
     "kill",
     "gpu",
