@@ -3,9 +3,11 @@ PYTHON ?= python3
 PROFILE ?= smoke
 ONLY ?=
 MODULE ?=
+FILE ?= docker/Dockerfile
+OPTIONS ?=
 BIN := .venv/bin
 
-.PHONY: course test test-slow lab notebooks site bench frameworks mutants clean
+.PHONY: course test test-slow lab notebooks site image bench frameworks mutants clean
 
 course: .venv/installed
 	$(BIN)/ftlab course run $(ONLY) --profile $(PROFILE)
@@ -33,6 +35,10 @@ site: .venv/installed
 	$(BIN)/python -m pip install -q -c constraints.txt -e .[site]
 	$(BIN)/python -m sphinx -q -W --keep-going -c docs -d build/doctrees . build/site
 	$(BIN)/python tests/look_at_site.py build/site
+
+# What a Docker daemon would do with a container file, and the course in the image; as root, with buildah and debootstrap.
+image:
+	$(PYTHON) tests/build_image.py $(FILE) build/image $(OPTIONS)
 
 bench: .venv/installed
 	for name in limit start levers train dpo grpo generate extraction evaluate memory course board; do $(BIN)/python -m benchmarks $$name; done

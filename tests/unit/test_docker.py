@@ -35,6 +35,17 @@ def test_extras_and_python_are_the_project_s(file):
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.name)
+def test_every_stage_that_installs_takes_the_mirror_of_the_manual(file):
+    """An argument that a stage does not declare is not in the environment of its RUN lines."""
+    told = re.findall(r"--build-arg (\w+)=", (ROOT / "docs" / "docker.md").read_text())
+    assert set(told) == {"PIP_INDEX_URL", "TORCH_INDEX"}
+    _, *stages = re.split(r"^FROM ", file.read_text(), flags=re.MULTILINE)
+    installing = [stage for stage in stages if "RUN pip" in stage]
+    assert installing and all("\nARG PIP_INDEX_URL\n" in stage.partition("RUN pip")[0] for stage in installing)
+    assert file.name != "Dockerfile" or "\nARG TORCH_INDEX=\n" in installing[-1]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.name)
 def test_packages_are_pinned_and_the_user_is_not_root(file):
     text = file.read_text()
     installs = [line for line in text.splitlines() if "pip install" in line]
