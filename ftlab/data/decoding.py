@@ -53,6 +53,19 @@ def refuse_wide(path: Path, encoding: str) -> None:
         raise fail("data_encoding", where=f"{path}:1", found=wide.upper(), encoding=wide)
 
 
+def is_one_line_of_cr(path: Path, encoding: str) -> bool:
+    """Return True if a file has carriage returns (CR) between its lines, and none is followed by LF.
+
+    Python, csv and `datasets` end a line at LF: the whole file would be one line.
+    """
+    # A character of UTF-16 and UTF-32 may have the byte of CR in it.
+    if encoding.startswith(("utf-16", "utf-32")):
+        return False
+    with path.open("rb") as file:
+        start = file.read(CHUNK_BYTES)
+    return b"\r" in start.rstrip() and b"\n" not in start
+
+
 def first_character(path: Path, encoding: str) -> str:
     """Return the first character of a file that is neither white space nor a byte-order mark, "" if there is none."""
     with path.open("rb") as file:

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,11 +53,13 @@ def rows(path: Path, encoding: str = "utf-8") -> Iterator[Read]:
         return parquet_rows(path)
     encoding = decoding.codec(encoding, str(path))
     decoding.refuse_wide(path, encoding)
+    if suffix in (".json", ".jsonl") and decoding.first_character(path, encoding) == "[":
+        return array_rows(path, encoding)
+    if decoding.is_one_line_of_cr(path, encoding):
+        raise bare_cr(path, 1)
     if suffix == ".csv":
         return csv_rows(path, encoding)
-    if suffix == ".txt":
-        return text_rows(path, encoding)
-    return array_rows(path, encoding) if decoding.first_character(path, encoding) == "[" else line_rows(path, encoding)
+    return text_rows(path, encoding) if suffix == ".txt" else line_rows(path, encoding)
 
 
 def text_rows(path: Path, encoding: str) -> Iterator[Read]:
@@ -81,6 +84,8 @@ def line_rows(path: Path, encoding: str) -> Iterator[Read]:
         row = text if isinstance(text, LabError) else parsed(text, f"{path}:{number}")
         if isinstance(row, LabError) and isinstance(text, str) and comma_after_object(text):
             row = fail("data_comma", where=f"{path}:{number}")
+        elif isinstance(row, LabError) and isinstance(text, str) and "\r" in text.strip():
+            row = bare_cr(path, number)
         elif first and isinstance(row, LabError) and isinstance(text, str) and text.rstrip().endswith(("{", "[", ",")):
             where = f"{path}:{number}"
             raise wrapped(whole_object(path, encoding), where) or fail("data_spread", where=where)
@@ -108,8 +113,8 @@ def wrapped(value: Row, where: str) -> LabError | None:
     ]
     if not lists or not ROW_COLUMNS.isdisjoint(value):
         return None
-    named, rows = ", ".join(lists), len(value[lists[0]])
-    return fail("data_wrapped", where=where, keys=named, rows=rows, key=lists[0], file=where.rpartition(":")[0])
+    file, listed, rows = where.rpartition(":")[0], ", ".join(lists), len(value[lists[0]])
+    return fail("data_wrapped", where=where, keys=listed, rows=rows, names=shlex.join([file, lists[0]]))
 
 
 def comma_after_object(text: str) -> bool:
@@ -123,8 +128,25 @@ def parsed(text: str, where: str) -> Row | LabError:
     try:
         value = DECODER.decode(text)
     except (ValueError, RecursionError) as error:
-        return fail("data_json", where=where, reason=reason(error))
+        return comma_before_end(error, where) or fail("data_json", where=where, reason=reason(error))
     return checked(value, text, where)
+
+
+def comma_before_end(error: Exception, where: str) -> LabError | None:
+    """Return the problem of a comma before a closing `}` or `]`, None for any other error."""
+    if not isinstance(error, json.JSONDecodeError):
+        return None
+    before, ahead = error.doc[: error.pos].rstrip(), error.doc[error.pos :]
+    # From 3.13 on Python points at the comma, before at what follows it.
+    mark = ahead.removeprefix(",").lstrip()[:1]
+    comma = ahead.startswith(",") or before.endswith(",")
+    return fail("data_trailing_comma", where=where, mark=mark) if comma and mark in ("}", "]") else None
+
+
+def bare_cr(path: Path, line: int) -> LabError:
+    """Build the error for lines that end with a carriage return alone."""
+    file = shlex.quote(str(path))
+    return fail("data_bare_cr", where=f"{path}:{line}", file=file, suffix=path.suffix)
 
 
 def checked(value: Any, text: str, where: str) -> Row | LabError:
@@ -293,8 +315,10 @@ def array_rows(path: Path, encoding: str) -> Iterator[Read]:
         if separator not in ",]":
             raise fail("data_json", where=f"{path}:{window.line}", reason="expected `,` or `]` after a row")
         if separator == ",":
+            comma = window.line
             window.move(window.at + 1)
-            window.character()
+            if window.character() == "]":
+                raise fail("data_trailing_comma", where=f"{path}:{comma}", mark="]")
     window.move(window.at + 1)
     if window.character():
         raise fail("data_json", where=f"{path}:{window.line}", reason="unexpected text after the closing `]`")
@@ -332,6 +356,8 @@ def syntax_error(window: Window, error: json.JSONDecodeError, path: Path, place:
     at = place if line == window.line else line
     if len(window.text) - window.at > decoding.MAX_LINE_BYTES:
         raise fail("data_long_line", where=f"{path}:{window.line}", limit=decoding.MAX_LINE_BYTES // 2**20)
+    if problem := comma_before_end(error, f"{path}:{at}"):
+        raise problem
     if error.pos >= len(window.text.rstrip()) or error.msg.startswith("Unterminated string"):
         return at, fail("data_truncated", where=f"{path}:{at}")
     raise fail("data_json", where=f"{path}:{at}", reason=error.msg)
@@ -385,6 +411,8 @@ def csv_rows(path: Path, encoding: str) -> Iterator[Read]:
             elif cells:
                 yield start, dict(zip(header, cells, strict=True))
     except csv.Error as error:
+        if "new-line character" in str(error):
+            raise bare_cr(path, start) from None
         raise fail("data_csv", where=f"{path}:{start}", reason=str(error)) from None
 
 

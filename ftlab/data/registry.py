@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import shlex
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -217,7 +218,7 @@ def good_rows(
     if problems:
         notes.append(left_out(problems, total, read, name))
     if controlled:
-        notes.append(("data_controlled", {"name": name, "count": controlled}))
+        notes.append(("data_controlled", {"name": name, "count": controlled, "file": shlex.quote(name)}))
 
 
 def left_out(problems: list[LabError], total: int, read: int, name: str) -> Note:
@@ -232,7 +233,9 @@ def refusal(problems: list[LabError], total: int, name: str) -> LabError:
     if total == 1:
         return first
     places = ", ".join(problem.where for problem in problems[1:])
-    return LabError(first.what + say("data_also", total=total, places=places, name=name), first.where, first.fix)
+    return LabError(
+        first.what + say("data_also", total=total, places=places, file=shlex.quote(name)), first.where, first.fix
+    )
 
 
 def drawn(rows: int, wanted: int, seed: int) -> list[int]:

@@ -2,6 +2,9 @@
 
 import json
 import re
+import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -706,6 +709,7 @@ def test_the_number_of_a_choice_is_not_trained_on(capsys):
     [
         ("one.json", '{"version": 1, "data": [ROW, ROW]}', "holds the examples under data (2 in the first)"),
         ("spread.json", '{\n "data": [\n  ROW,\n  ROW\n ]\n}', "holds the examples under data (2 in the first)"),
+        ("it's two.json", "{\"my 'data'\": [ROW]}", "holds the examples under my 'data' (1 in the first)"),
         ("splits.json", '{"train": [ROW], "test": [ROW]}', "holds the examples under train, test (1 in the first)"),
         ("row.json", '{\n "messages": [{"role": "user", "content": "a"}],\n "docs": [{"a": 1}]}', "an object spans"),
         ("other.json", '{"a": [ROW], "text": "b"}', ""),
@@ -722,11 +726,12 @@ def test_an_object_around_the_examples_is_named_with_the_command_that_unwraps_it
             registry.load(dataset, ".")
         assert said in caught.value.what and caught.value.where == f"{name}:1"
     if "holds" in said:
-        key = said.split("under ")[1].split(",")[0].split(" (")[0]
-        command = caught.value.fix.partition('python -c "')[2].removesuffix('"')
-        exec(command)
+        _, *command = shlex.split(caught.value.fix.partition("alone: ")[2])
+        subprocess.run([sys.executable, *command], check=True)
         assert registry.load("examples.json").to_list()[0]["messages"][1]["content"] == "b"
-        assert f"['{key}']" in command
+        assert command[-1] == said.split("under ")[1].split(",")[0].split(" (")[0]
+        # What is there is not overwritten.
+        assert subprocess.run([sys.executable, *command], capture_output=True, check=False).returncode == 1
 
 
 def test_a_column_that_the_first_row_lacks_counts(capsys):
