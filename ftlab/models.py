@@ -221,11 +221,12 @@ def loading(where: str | Path, key: str = "train_model") -> Iterator[None]:
         raise explained(error, str(where)) or fail(key, where=str(where), reason=reason_of(error)) from error
 
 
-def load_weights(kind: Any, folder: str | Path, **options: Any) -> "PreTrainedModel":
+def load_weights(kind: Any, folder: str | Path, *, new_head: bool = True, **options: Any) -> "PreTrainedModel":
     """Return the model in a folder with all its weights read from there.
 
     Args:
         kind: AutoModelForCausalLM or a class like it.
+        new_head: whether a reward model's head may be missing: it is new when its training begins.
         options: of `from_pretrained`.
     Raises:
         LabError: the folder cannot be read, or lacks weights, which transformers would fill with random numbers.
@@ -238,8 +239,7 @@ def load_weights(kind: Any, folder: str | Path, **options: Any) -> "PreTrainedMo
         name, found, needed = min(told["mismatched_keys"])
         values = {"name": name, "found": tuple(found), "needed": tuple(needed)}
         raise fail("model_other_shape", where=str(folder), **values)
-    # A reward model's head is new when its training begins.
-    missing = sorted(name for name in told["missing_keys"] if not name.startswith("score."))
+    missing = sorted(name for name in told["missing_keys"] if not (new_head and name.startswith("score.")))
     if missing:
         raise fail("model_missing_weights", where=str(folder), count=len(missing), names=", ".join(missing[:3]))
     return model

@@ -312,7 +312,7 @@ def train_recipe(options: argparse.Namespace) -> int:
     overrides = [override for override in options.overrides if override not in said]
     launch.enter()
     recipe = recipes.load(options.recipe, overrides)
-    if recipe.tokenized_path and not Path(recipe.tokenized_path).expanduser().exists():
+    if recipe.encodes:
         with quick_imports():
             from ftlab.runs import train
         print(train.encode(recipe))

@@ -7,6 +7,7 @@ The names are LLaMA-Factory's, so that a YAML written for it runs here. Any othe
 import math
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -455,6 +456,25 @@ class Recipe(BaseModel):
         if kind in SAVED_IN_PART and (self.early_stopping_steps or self.training.get("load_best_model_at_end")):
             raise ValueError(f"`finetuning_type: {kind}` cannot go back to a checkpoint, which lacks a part of it")
 
+    def fits_best(self) -> None:
+        """Refuse to go back to the best of evaluations that never happen, or that no checkpoint belongs to.
+
+        Raises:
+            ValueError: naming the keys.
+        """
+        asked = self.training
+        if not (self.early_stopping_steps or asked.get("load_best_model_at_end")):
+            return
+        name = "early_stopping_steps" if self.early_stopping_steps else "load_best_model_at_end"
+        evaluates, saves = asked.get("eval_strategy", "no"), asked.get("save_strategy", "steps")
+        if evaluates == "no":
+            raise ValueError(f"`{name}` compares evaluations: set `eval_strategy`")
+        if saves not in (evaluates, "best"):
+            raise ValueError(
+                f"`{name}` goes back to the checkpoint of an evaluation: with `eval_strategy: {evaluates}` set "
+                f"`save_strategy: {evaluates}` or best"
+            )
+
     def fits_tokens(self) -> None:
         """Refuse runs in which added tokens would stay untrained, or that compare with a model that lacks them.
 
@@ -566,6 +586,11 @@ class Recipe(BaseModel):
     def own_loss(self) -> bool:
         """Whether the loss is ASFT's or EAFT's, which TRL lacks (runs/losses.py)."""
         return self.objective == "sft" and (self.use_asft_loss or self.use_eaft_loss)
+
+    @property
+    def encodes(self) -> bool:
+        """Whether `ftlab train` only encodes the examples: `tokenized_path` names a folder that does not exist yet."""
+        return self.tokenized_path is not None and not Path(self.tokenized_path).expanduser().exists()
 
     @property
     def compares(self) -> bool:

@@ -88,9 +88,9 @@ def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[d
     settings: dict[str, Any] = training_arguments(machine) | {"bf16": autocasts(recipe, machine)}
     # transformers' own defaults where trl has others, so that a LLaMA-Factory YAML means what it meant.
     settings |= {"learning_rate": 5e-5, "logging_steps": 1, "report_to": "none", "logging_nan_inf_filter": False}
-    if recipe.early_stopping_steps:
-        settings |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
     asked, notes = dict(recipe.training), []
+    if recipe.early_stopping_steps:
+        settings |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
     wished = {name for name in FORMATS if asked.get(name)}
     for name, dtype in FORMATS.items():
         possible = machine.mixed_precision and (name == "fp16" or machine.dtype == "bfloat16")

@@ -405,6 +405,12 @@ def refuse_contradictions(training: dict[str, Any], given: Given) -> None:
             raise two_values(given, new + part, training[new + part], old + part, training[old + part])
     if training.get("bf16") and training.get("fp16"):
         raise fail("recipe_together", where=given.where("fp16"), reason="`bf16` and `fp16` are both true")
+    # transformers takes one step, at a learning rate of 0, where there are none.
+    most, epochs = training.get("max_steps", -1), training.get("num_train_epochs", 3)
+    for name, value in (("max_steps", most), ("num_train_epochs", epochs if most < 0 else 1)):
+        if value == 0:
+            reason = "nothing would be trained"
+            raise fail("recipe_range", where=given.where(name), key=name, value=brief(value), reason=reason)
     warm = training.get("warmup_steps", 0)
     if warm > 1 and warm != int(warm):
         reason = "from 1 on it is a number of steps, which must be a whole number"

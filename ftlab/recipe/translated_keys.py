@@ -6,7 +6,6 @@ from typing import Any
 RENAMED = {
     "evaluation_strategy": ("eval_strategy", "transformers renamed it"),
     "max_seq_length": ("cutoff_len", "trl calls it max_length now"),
-    "max_length": ("cutoff_len", "trl's name for it"),
     "enable_liger_kernel": ("use_liger_kernel", "transformers' name for it"),
     "num_layer_trainable": ("freeze_trainable_layers", "LLaMA-Factory renamed it"),
     "name_module_trainable": ("freeze_trainable_modules", "LLaMA-Factory renamed it"),
@@ -143,6 +142,8 @@ OUT_OF_REACH = {
     "preserve_thinking": "the model's own chat template decides what it keeps of earlier reasoning; remove the key",
     "adapter_folder": "write the whole path in `adapter_name_or_path`",
     "model_max_length": "write `cutoff_len`",
+    "max_length": "trl counts an example's tokens by it, LLaMA-Factory prompt and answer of a chat; write `cutoff_len` "
+    "or `max_new_tokens`",
     "compute_dtype": "write `bf16`, `fp16` or `pure_bf16`",
     "ref_model_quantization_bit": "a reference has the number format of the trained model; remove the key",
     "reward_model_adapters": "name the adapter in `reward_model`",

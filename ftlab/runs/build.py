@@ -39,6 +39,7 @@ from ftlab.recipe import continued, library_args
 from ftlab.recipe.keys import REWARDED, SAVED_IN_PART, Recipe
 from ftlab.runs import adapters, chat, distillation, folder, losses, muon, reference, rewards, rope, targets, world
 from ftlab.runs.tokenized import takes_ids
+from ftlab.runs.validation_loss import per_token
 from ftlab.saved_weights import weights_of
 
 # Schedules that follow the validation loss: transformers hands their arguments to these.
@@ -63,6 +64,7 @@ def training_args(recipe: Recipe, folder: Path, machine: Machine) -> tuple[Any, 
     config_class, _ = trainer_classes(recipe.objective)
     values, notes = library_args.training_settings(recipe, folder, machine)
     try:
+        recipe.fits_best()
         args = config_class(**values)
         world.require_format(args)
         world.join(args)
@@ -164,6 +166,10 @@ def rehearse(recipe: Recipe, path: str) -> None:
         if recipe.finetuning_type in SAVED_IN_PART:
             names: dict[str, Any] = {"method": recipe.finetuning_type, "adapter": recipe.adapter_name_or_path}
             raise fail("train_not_continued", where="adapter_name_or_path", **names)
+        method = str((continued.config_of(str(recipe.adapter_name_or_path)) or {}).get("peft_type")).lower()
+        if method != recipe.finetuning_type:
+            names = {"method": method, "adapter": recipe.adapter_name_or_path}
+            raise fail("train_other_method", where="adapter_name_or_path", **names)
         require_all_layers(recipe, model)
     else:
         # Weights without values have no singular vectors: a start of its own is left to the real model.
@@ -354,6 +360,8 @@ def build_trainer(
         options["reward_funcs"] = list(map(rewards.checked, rewards.functions(recipe, base, model.dtype)))
     if recipe.objective != "ppo":
         options["eval_dataset"] = datasets[1]
+    if recipe.objective in ("sft", "pt"):
+        trainer_class = per_token(trainer_class)
     try:
         return takes_ids(trainer_class)(
             model=model,

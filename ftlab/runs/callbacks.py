@@ -16,7 +16,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ftlab import manifests, saved_weights
-from ftlab.errors import LabError, fail, reason_of
+from ftlab.errors import LabError, fail, reason_of, say
 from ftlab.runs import checkpoint, world
 from ftlab.runs.folder import STOP
 from ftlab.system_errors import explained, require_space
@@ -63,8 +63,8 @@ class Begin(TrainerCallback):
         try:
             yield
         except Exception as error:
-            # Of any class: DeepSpeed has its own. The name of a metric is looked up at the first evaluation only.
-            if self.begun and "metric_for_best_model" not in str(error):
+            # Of any class: DeepSpeed has its own.
+            if self.begun:
                 raise
             raise explained(error) or fail("recipe_training", reason=reason_of(error)) from error
 
@@ -101,6 +101,38 @@ class Log(TrainerCallback):
         for name in ("loss", "eval_loss"):
             if not math.isfinite(row.get(name, 0.0)):
                 raise broken(f"the {name}", state)
+
+
+class Best(TrainerCallback):
+    """Look up the metric that the best checkpoint is chosen by, and say where that checkpoint is missing."""
+
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float],
+        **_: Any,
+    ) -> None:
+        """Check the metric's name, which only an evaluation can tell.
+
+        Raises:
+            LabError: with the names of the metrics that there are.
+        """
+        name = (args.metric_for_best_model or "eval_loss").removeprefix("eval_")
+        if f"eval_{name}" not in metrics and args.metric_for_best_model:
+            known = ", ".join(sorted(one.removeprefix("eval_") for one in metrics if one.startswith("eval_")))
+            raise fail("train_no_metric", where="metric_for_best_model", name=name, known=known)
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        """Say so if the best evaluation has no checkpoint to go back to."""
+        if not (args.load_best_model_at_end and state.best_global_step and state.is_world_process_zero):
+            return
+        kept = state.best_model_checkpoint
+        step = saved_weights.step_of(Path(kept)) if kept else state.global_step
+        if step != state.best_global_step:
+            metric = args.metric_for_best_model
+            print(say("train_best_unsaved", metric=metric, best=state.best_global_step, step=step))
 
 
 class Guard(TrainerCallback):

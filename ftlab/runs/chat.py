@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TextIteratorStreamer,
@@ -26,6 +27,9 @@ from ftlab.runs import folder, pick_engine, rope
 from ftlab.runs.engines import Loop
 
 Message = dict[str, Any]
+# Settings of a generation that greedy decoding, and decoding without beams, does not read.
+SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
+BEAMS = ("early_stopping", "length_penalty")
 
 
 class Until:
@@ -222,6 +226,27 @@ def is_embedding(name: str) -> bool:
 def end_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Let every token that ends an answer end the generation: the model's own, and those that training ends with."""
     model.generation_config.eos_token_id = evaluate.end_ids(model, tokenizer)
+
+
+def settle_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Make the generation settings of a model that will be saved complete, and such that transformers writes them.
+
+    Many a generation_config.json sets a temperature beside greedy decoding. transformers reads it, and refuses to write
+    it once another setting has changed: what greedy decoding does not read is removed.
+
+    Raises:
+        LabError: settings that contradict each other in another way.
+    """
+    end_answers(model, tokenizer)
+    settings = model.generation_config
+    unread = () if settings.do_sample else SAMPLING
+    for name in (*unread, *(() if (settings.num_beams or 1) > 1 else BEAMS)):
+        if hasattr(settings, name):
+            setattr(settings, name, getattr(GenerationConfig(), name, None))
+    try:
+        settings.validate(strict=True)
+    except ValueError as error:
+        raise fail("model_generation", where="generation_config.json", reason=reason_of(error)) from None
 
 
 def from_recipe(recipe: Recipe) -> tuple[PreTrainedModel | Loop, PreTrainedTokenizerBase]:

@@ -22,11 +22,6 @@ from ftlab.runs.target import refuse_place
 Splits = tuple[Dataset, Dataset | None]
 
 
-def missing(recipe: Recipe) -> bool:
-    """Return True if a recipe names a folder of encoded examples that does not exist yet."""
-    return recipe.tokenized_path is not None and not Path(recipe.tokenized_path).expanduser().exists()
-
-
 def read(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Splits:
     """Return what is trained on and what validates, from the folder.
 

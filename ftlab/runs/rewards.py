@@ -127,11 +127,18 @@ def from_model(name: str, base: str, dtype: torch.dtype) -> Reward:
 
 
 def load_reward_model(folder: Path, base: str, dtype: torch.dtype) -> Any:
-    """Return a reward model: an adapter on its base, or a whole model."""
+    """Return a reward model: an adapter on its base, or a whole model.
+
+    Raises:
+        LabError: it has no head that gives rewards; transformers would fill one with random numbers.
+    """
     kind = AutoModelForSequenceClassification
     if not (folder / "adapter_config.json").is_file():
-        return models.load_weights(kind, folder, num_labels=1, dtype=dtype)
-    under = PeftConfig.from_pretrained(folder).base_model_name_or_path or base
+        return models.load_weights(kind, folder, new_head=False, num_labels=1, dtype=dtype)
+    config = PeftConfig.from_pretrained(folder)
+    if config.task_type != "SEQ_CLS":
+        raise fail("reward_adapter", where=str(folder), kind=config.task_type)
+    under = config.base_model_name_or_path or base
     under = under if Path(under).is_dir() else base
     model = models.load_weights(kind, under, num_labels=1, dtype=dtype)
     adapter = models.adapter(str(folder))

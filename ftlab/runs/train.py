@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
-from ftlab import cpu, device, evaluate, manifests, models, packages, saved_weights
+from ftlab import cpu, device, manifests, models, packages, saved_weights
 from ftlab.errors import fail, say
 from ftlab.recipe import library_args, templates
 from ftlab.recipe import read as recipes
@@ -201,7 +201,7 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
         for note in filter(None, notes):
             print(note)
     with args.main_process_first():
-        stored = recipe.tokenized_path is not None and not encoded_rows.missing(recipe)
+        stored = recipe.tokenized_path is not None and not recipe.encodes
         datasets = encoded_rows.read(recipe, tokenizer) if stored else dataset.splits(recipe, tokenizer)
     if args.eval_strategy != "no" and datasets[1] is None:
         raise fail("train_no_validation", where="eval_strategy")
@@ -328,6 +328,9 @@ def named_checkpoint(job: Job, manifest: dict[str, Any], path: Path, changed: st
     """
     reason = "it is not in output_dir" if path.resolve().parent != job.folder.resolve() else ""
     reason = reason or checkpoint.resume_problem(path, {"run_id": manifest.get("run_id")})
+    most = job.args.max_steps
+    if not reason and 0 < most < saved_weights.step_of(path):
+        reason = f"it is past max_steps: {most}"
     if reason:
         raise fail("checkpoint_not_ours", where=str(path), reason=reason)
     print(f"{path}: going on from step {saved_weights.step_of(path)}" + (f" with {changed}" if changed else ""))
@@ -343,14 +346,14 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     model = build.prepare_model(job.recipe, base, job.machine)
     if job.recipe.stage != "rm":
         # A base model's eos may be another token than the one that its new chat template ends answers with.
-        model.generation_config.eos_token_id = evaluate.end_ids(model, job.tokenizer)
+        chat.settle_generation(model, job.tokenizer)
     stop = watch.Stop(job.folder)
     about = {"run_id": start.run_id, "versions": device.versions()} | job.about
     keeper = watch.Keeper(job.folder, about, job.recipe.training.get("save_total_limit"))
     begin, check = watch.Begin(partial(open_folder, job, start)), world.Check()
     allocate = [adapters.Allocate()] if job.recipe.finetuning_type == "adalora" else []
     # AdaLoRA first: what it refuses must leave no folder.
-    first = [*allocate, check, begin, watch.Log(job.folder / folders.LOG), watch.Guard(), stop]
+    first = [*allocate, check, begin, watch.Log(job.folder / folders.LOG), watch.Best(), watch.Guard(), stop]
     # A notebook has a progress display of its own.
     in_terminal = DEFAULT_PROGRESS_CALLBACK is ProgressCallback
     shown = [Progress()] if in_terminal and not quiet else []

@@ -233,6 +233,8 @@ def test_naming_a_checkpoint_allows_a_changed_recipe(tiny_recipe, tmp_path, caps
     seen = Seen()
     train.train(recipes.load(longer), callbacks=[seen])
     assert seen.steps == [5, 6, 7, 8] and "max_steps: 6 -> 8" in capsys.readouterr().out
+    with pytest.raises(LabError, match="it is past max_steps: 3"):
+        train.train(recipes.load(longer | {"max_steps": 3}))
     with pytest.raises(LabError, match="not in output_dir"):
         other = longer | {"output_dir": str(tmp_path / "other")}
         train.train(recipes.load(other | {"resume_from_checkpoint": None}))

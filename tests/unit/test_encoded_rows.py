@@ -7,7 +7,7 @@ import pytest
 from ftlab.apps import cli
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
-from ftlab.runs import encoded_rows, train
+from ftlab.runs import train
 
 
 def losses(folder):
@@ -52,7 +52,7 @@ def test_examples_that_were_encoded_in_another_way_are_refused(keys, changes, re
 
 def test_a_folder_that_holds_something_else_is_refused(keys, tmp_path):
     (tmp_path / "encoded").mkdir()
-    assert not encoded_rows.missing(recipes.load(keys))
+    assert not recipes.load(keys).encodes
     with pytest.raises(LabError, match="no readable manifest"):
         train.train(recipes.load(keys))
 

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import HRAConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, GPTNeoXConfig, GPTNeoXForCausalLM, TrainerCallback
 
@@ -251,3 +251,16 @@ def test_memory_says_that_activations_are_lora_s(tiny_recipe, tmp_path, capsys):
     assert cli.main(["memory", str(tmp_path / "ia3.yaml")]) == 0
     said = capsys.readouterr().out
     assert "ia3  <- this recipe" in said and "estimated as LoRA's" in said
+
+
+def test_an_adapter_of_a_method_that_ftlab_has_not_is_chatted_with_and_not_trained_further(tiny_recipe, tmp_path):
+    base = str(tiny_recipe["model_name_or_path"])
+    adapted = get_peft_model(AutoModelForCausalLM.from_pretrained(base), HRAConfig(r=2, target_modules=["q_proj"]))
+    adapted.save_pretrained(tmp_path / "hra")
+    own = {name: value for name, value in tiny_recipe.items() if name != "lora_rank"}
+    asked = recipes.load(own | {"adapter_name_or_path": str(tmp_path / "hra")})
+    with pytest.raises(LabError, match="was trained with hra, which ftlab does not train") as error:
+        train.train(asked)
+    assert error.value.exit_code == 2 and not (tmp_path / "run").exists()
+    model, _ = chat.load(base, tmp_path / "hra")
+    assert torch.allclose(logits(model), logits(adapted))

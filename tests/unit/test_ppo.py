@@ -447,6 +447,17 @@ def test_a_reward_model_of_stage_rm_scores(tiny_recipe, tiny_rows, rl_recipe, tm
 
 
 @pytest.mark.parametrize("stage", REWARDED)
+def test_a_language_model_is_no_reward_model(tiny_recipe, rl_recipe, tmp_path, stage):
+    tuned = train.train(recipes.load(tiny_recipe | {"output_dir": str(tmp_path / "tuned"), "max_steps": 1}))
+    base = str(tiny_recipe["model_name_or_path"])
+    for judge, said in ((base, "score.weight"), (str(tuned.folder), r"of a language model \(CAUSAL_LM\)")):
+        asked = {"stage": stage, "reward_model": judge, "reward_funcs": None, "output_dir": str(tmp_path / "x")}
+        with pytest.raises(LabError, match=f"the reward model cannot be loaded: .*{said}") as error:
+            train.train(recipes.load(rl_recipe | asked))
+        assert error.value.exit_code == 2 and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("stage", REWARDED)
 def test_a_bad_reward_keeps_the_last_checkpoint(rl_recipe, stage, monkeypatch):
     calls = []
 

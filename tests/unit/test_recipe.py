@@ -103,7 +103,7 @@ def test_packing_is_what_the_notes_say(given, packs, said):
     ("given", "message"),
     [
         ({"max_seq_length": 512, "cutoff_len": 256}, r"`max_seq_length: 512` and `cutoff_len: 256`|remove one"),
-        ({"max_seq_length": 512, "max_length": 256}, "remove one"),
+        ({"max_length": 256}, "write `cutoff_len` or `max_new_tokens`"),
         ({"evaluation_strategy": "steps", "eval_strategy": "epoch"}, "remove one"),
         ({"disable_gradient_checkpointing": True, "gradient_checkpointing": True}, "remove one"),
         ({"gradient_checkpointing": True, "activation_checkpointing": False}, "remove one"),

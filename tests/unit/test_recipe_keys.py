@@ -388,7 +388,6 @@ def test_every_translated_key_is_said_or_refused(name, base):
         value = {
             "evaluation_strategy": "epoch",
             "max_seq_length": 64,
-            "max_length": 64,
             "per_gpu_train_batch_size": 3,
             "num_layer_trainable": 3,
             "name_module_trainable": "mlp",

@@ -77,8 +77,8 @@ TWO_NAMES = "are two names of one setting, with different values"
             "remove one of them",
         ),
         (
-            {"cutoff_len": 64, "max_length": 32},
-            f"`max_length: 32` and `cutoff_len: 64` {TWO_NAMES}",
+            {"cutoff_len": 64, "max_seq_length": 32},
+            f"`max_seq_length: 32` and `cutoff_len: 64` {TWO_NAMES}",
             "remove one of them",
         ),
         (
@@ -128,7 +128,7 @@ def yaml(value: object) -> str:
     ("line", "place"),
     [
         ("lora_rank: x", ":4"), ("learning_rate: -1", ":4"), ("bf16: true\nfp16: true", ":5"),
-        ("cutoff_len: 64\nmax_length: 32", ":5"), ("warmup_steps: 1.5", ":4"), ("warmup_ratio: 2", ":4"),
+        ("cutoff_len: 64\nmax_seq_length: 32", ":5"), ("warmup_steps: 1.5", ":4"), ("warmup_ratio: 2", ":4"),
         ("pissa_init: true\nuse_dora: true", ""), ("use_unsloth: true", ":4"), ("nothing_known: 1", ":4"),
         ("neat_packing: true\nstage: pt", ":4"), ("learning_rate: .nan", ":4"),
         ("activation_checkpointing: true\ngradient_checkpointing: false", ":5"), ("create_new_adapter: x", ":4"),
@@ -249,7 +249,7 @@ EXPLAINED = {
     "  becomes: from_pretrained(...)",
     "warmup_ratio": "now warmup_steps below 1: a share of all steps; warmup_steps above 0 counts instead",
     "neat_packing": "true: packing: true; examples that share a row are always kept apart",
-    "max_length": "now cutoff_len (trl's name for it)\ncutoff_len: maximum tokens of an example\n"
+    "max_seq_length": "now cutoff_len (trl calls it max_length now)\ncutoff_len: maximum tokens of an example\n"
     "  type: int; default 2048; at least 8\n  becomes: max_length",
     "use_unsloth": "Unsloth needs a CUDA GPU and its own build; remove the key",
     "preprocessing_num_workers": "read and dropped; rows are encoded in one process",
