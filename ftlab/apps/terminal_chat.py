@@ -101,7 +101,13 @@ def of_recipe(name: str, recipe: Any) -> Conversation:
 
 
 def talk(conversation: Conversation) -> None:
-    """Answer line after line until /exit or the end of the input."""
+    """Answer line after line until /exit or the end of the input.
+
+    Raises:
+        LabError: the model has no chat template.
+    """
+    if conversation.tokenizer.chat_template is None:
+        raise fail("tokens_no_template", where=conversation.name)
     print(say("terminal_banner", model=conversation.name, context=conversation.context))
     with history(embedded.cache_dir() / "chat_history"):
         for line in typed():

@@ -4,6 +4,7 @@ One forward pass gives loss and token accuracy, and shows which examples the mod
 generated for the others only, and no further than the figures need them (`greedy.py`).
 """
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -281,6 +282,8 @@ def answer(one: Model, examples: Sequence[Example], wanted: Sequence[str], predi
     began = time.monotonic()
     with one.watch.line(f"{one.name}: reading", len(examples)) as advance:
         checked = greedy.check(one.model, examples, one.tokenizer.pad_token_id, advance)
+    if not all(math.isfinite(each.loss) for each in checked):
+        raise fail("model_not_finite", where=one.name, exit_code=1)
     found = answer_figures.of_checked(checked, wanted)
     if {*wanted} <= {*READ} and not predicting:
         return Result(found, len(examples))

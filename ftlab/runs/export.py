@@ -135,7 +135,7 @@ def exported(recipe: Recipe, target: Path) -> Export:
     dtype = model.config.dtype if recipe.export_dtype == "auto" else getattr(torch, recipe.export_dtype)
     count = sum(weight.numel() for weight in model.parameters())
     require_space(target, disk_bytes(count, dtype, recipe), "export_space")
-    chat.end_answers(model, tokenizer)
+    chat.settle_generation(model, tokenizer)
     with temporary_folder(target) as folder:
         return finish(recipe, Parts(model, tokenizer, weights, target, folder, dtype), probe, live, merged)
 
@@ -211,7 +211,10 @@ def answers(model: PreTrainedModel, probe: torch.Tensor) -> Answers:
     # No end token: every row gives the same number of tokens to compare.
     plain = GenerationConfig(max_new_tokens=GREEDY_TOKENS, do_sample=False, pad_token_id=0)
     greedy = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=plain)
-    return Answers(logits_of(model, probe), greedy[:, ids.shape[1] :].cpu())
+    logits = logits_of(model, probe)
+    if not logits.isfinite().all():
+        raise fail("model_not_finite", exit_code=1)
+    return Answers(logits, greedy[:, ids.shape[1] :].cpu())
 
 
 @torch.inference_mode()
