@@ -15,9 +15,9 @@
 # | three kinds of judges side by side | a program, a model that is asked (RLAIF), a reward model |
 # | a reward model fooled by length, and the fix | a probe: style against length |
 #
-# **Cost:** about 5 minutes and 4 GB on two CPU cores, an estimated 3 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
+# **Cost:** about 5 minutes (27 without bfloat16) and 4 GB on two CPU cores, an estimated 3 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="5b74e6dd"
+# %% [markdown] id="title" lang="zh" of="33894a2e"
 # # 10 · 奖励模型：把口味变成数字
 #
 # “我更喜欢这个回答”说起来容易，写成程序却难。奖励模型从偏好对中学会它：同一个问题的两个回答，其中一个被选中。本课的评分者是模拟的，所以难得地知道真相：你设定一种口味，让带噪声的评分者按它来选，再用两种办法把口味还原出来（拟合两个数，以及只看文本的语言模型），并检查它给出的概率能不能信。最后抓住一个只看长度的奖励模型。
@@ -30,7 +30,7 @@
 # | 三种裁判的对比 | 程序、被提问的模型（RLAIF）、奖励模型 |
 # | 一个被长度骗了的奖励模型，以及解决办法 | 探针：风格对长度 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 5 分钟、4 GB 内存，T4 上估计 3 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 5 分钟（不支持 bfloat16 时约 27 分钟）、4 GB 内存，T4 上估计 3 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
 #
 # 内置的小模型只懂英文，所以本课的回答是英文的；换成 `t4` 以上的配置（Qwen），把模板换成中文就能得到中文的奖励模型。
 

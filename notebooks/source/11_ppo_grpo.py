@@ -858,9 +858,15 @@ for row, text in zip(held_out.select(range(4)), replies["hacked"], strict=False)
 # Its own reward never shows the damage; only a measure that nobody trains on does. So log the thing you want beside the
 # thing you pay for, and read samples of every run. The fix is in the reward: nothing is paid for half of the task
 # (multiply by `exact`, or leave the length out).
+#
+# **If exact answers did not fall in your run:** rounding decides what is sampled, and eight batches are few. With
+# bfloat16 the model learned in that time to write `null` to everything; in a run without bfloat16 it had not yet, and
+# right answers stayed. The reward is the same: raise `side_batches`, and look again.
 
-# %% [markdown] id="break-fix" lang="zh" of="c8b85558"
+# %% [markdown] id="break-fix" lang="zh" of="d3c86ef1"
 # 它自己的奖励不会显示出损害，只有没人拿来训练的那个指标会。所以：把真正想要的与给分的一起记录，而且每次训练都读样本。修正在奖励里：只完成一半不给分（乘上 `exact`，或者干脆不看长度）。
+#
+# **如果你的这次运行里正确回答没有减少：** 采样到什么取决于舍入误差，而且八批回答并不多。用 bfloat16 的那次运行里，模型在这段时间里学会了一律回答 `null`；在一次不用 bfloat16 的运行里还没有学会，正确率保住了。奖励是同一个：把 `side_batches` 调大，再看一次。
 
 # %% [markdown] id="judge-why"
 # ## A judge instead of a program

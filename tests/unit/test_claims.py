@@ -21,6 +21,7 @@ DERIVED = {
     ("00", "plot-why"): {"100"},  # what 95% means
     ("03", "price-why"): {"25"},  # guessing among four choices
     ("04", "shares-why"): {"6.25"},  # one of sixteen levels, in percent
+    ("10", "calibration-why"): {"80"},  # an example of a probability that is claimed
     ("13", "eight-why"): {"56", "560"},  # 8 x 7, in Chinese hundred millions
 }
 
