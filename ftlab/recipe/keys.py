@@ -699,6 +699,8 @@ GROUPED = ("grpo", "rloo")
 COPIED = ("dpo", "kto", *GROUPED)
 # Stages whose trainer takes the weight of a mixture's balancing loss.
 BALANCED = ("pt", "sft", *COPIED)
+# Stages whose trainer keeps a model's dropout: trl's others switch it off (`disable_dropout`), and so does PPO.
+WITH_DROPOUT = ("pt", "sft", *GROUPED)
 CONDITIONS = (
     Condition(
         ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "pissa_init", "init_lora_weights"),
@@ -709,6 +711,11 @@ CONDITIONS = (
         ("lora_target", "additional_target"),
         lambda recipe: recipe.finetuning_type in ("lora", *LAYER_METHODS),
         "a finetuning_type that changes layers",
+    ),
+    Condition(
+        ("lora_dropout",),
+        lambda recipe: recipe.finetuning_type != "lora" or recipe.objective in WITH_DROPOUT,
+        "stage: pt, sft, grpo or rloo: the trainers of the others switch dropout off",
     ),
     Condition(("peft_config",), lambda recipe: recipe.adapts, "a finetuning_type of PEFT"),
     Condition(

@@ -101,6 +101,24 @@ def test_every_trainable_weight_changes_and_no_frozen_one(tiny_recipe, tiny_rows
     assert list(done.weights.glob("*.safetensors"))
 
 
+@pytest.mark.parametrize("stage", ["pt", "sft", "rm", "dpo", "kto", "orpo", "simpo", "gkd", "grpo", "rloo", "ppo"])
+def test_dropout_that_a_trainer_switches_off_is_said(tiny_recipe, tiny_rows, tiny_model_dir, stage):
+    data = {"pt": "text", "kto": "kto"} | dict.fromkeys(("rm", "dpo", "orpo", "simpo"), "preference")
+    more = {"gkd": {"teacher_model": str(tiny_model_dir)}, "grpo": {"num_generations": 2}}
+    more |= {"rloo": {"num_generations": 2}, "ppo": {}}
+    if stage in ("grpo", "rloo", "ppo"):
+        more[stage] |= {"reward_funcs": "exact_answer", "per_device_train_batch_size": 2}
+    given = {"stage": stage, "dataset": str(tiny_rows / f"{data.get(stage, 'sft')}.json"), "lora_dropout": 0.25}
+    keys = tiny_recipe | given | more.get(stage, {}) | {"max_steps": 1, "max_new_tokens": 4}
+    recipe, notes = recipes.read(keys)
+    weights = Weights()
+    train.train(recipe, callbacks=[weights])
+    layers = [module for name, module in weights.model.named_modules() if "lora_dropout" in name]
+    rates = {module.p for module in layers if isinstance(module, torch.nn.Dropout)}
+    said = any("lora_dropout: 0.25 has no effect in this run" in note for note in notes)
+    assert rates == {0.0 if said else 0.25}
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_quantized_base_trains_its_adapter(tiny_recipe, bits):
     _done, weights = run(tiny_recipe, max_steps=3, quantization_bit=bits)
@@ -176,7 +194,7 @@ def test_without_a_terminal_each_log_is_one_row(tiny_recipe, capfd):
     [
         ({}, "next: ftlab chat tiny --adapter '/runs/my run/adapter'"),
         ({"finetuning_type": "full"}, "next: ftlab chat '/runs/my run/model'"),
-        ({"stage": "rm"}, "next: `reward_model: /runs/my run` in a recipe of stage ppo or grpo"),
+        ({"stage": "rm"}, "next: `reward_model: /runs/my run` in a recipe of stage ppo, grpo or rloo"),
         ({"trust_remote_code": True}, "next: ftlab chat tiny --adapter '/runs/my run/adapter' --trust-remote-code"),
         ({"model_revision": "v2"}, "next: ftlab chat tiny --adapter '/runs/my run/adapter' model_revision=v2"),
     ],
