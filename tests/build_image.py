@@ -72,7 +72,7 @@ def ask(address: str) -> tuple[int, bytes]:
 
 def look_at_jupyter(build: Builder, container: str) -> None:
     """Run the image's own command and ask JupyterLab for the lessons, with its token and without."""
-    command = json.loads(build("inspect", "--format", "{{json .OCIv1.Config.Cmd}}", container))
+    command = json.loads(build("inspect", container))["OCIv1"]["config"]["Cmd"]
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     settings = [f"--env=JUPYTER_PORT={port}", "--env=JUPYTER_TOKEN=secret"]
