@@ -1168,13 +1168,13 @@ course.record(outcomes, bands)
 # **On your GPU:** `PROFILE = "t4"` or `"a24g"` bring a bigger model and their own learning rate; they have not been
 # measured yet. A bigger model may need no SFT at all: look at pass@1 and pass@8 first.
 #
-# **The same from the command line:** `ftlab train recipes/ppo.yaml` and `recipes/grpo.yaml`; `reward_model:` takes the
-# judge of lesson 10 in place of a function. Next: [12 · DPO](12_dpo.ipynb), which needs neither a reward nor
-# completions written during training.
+# **The same from the command line:** `ftlab train recipes/ppo.yaml`, `recipes/rloo.yaml` and `recipes/grpo.yaml`;
+# `reward_model:` takes the judge of lesson 10 in place of a function. Next: [12 · DPO](12_dpo.ipynb), which needs neither
+# a reward nor completions written during training.
 
-# %% [markdown] id="next" lang="zh" of="924c4841"
+# %% [markdown] id="next" lang="zh" of="40138ae3"
 # **你得到的文件：** `runs/11_ppo_grpo/adapter`，配合 `runs/11_ppo_grpo/start` 使用，回答取货时间。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"` 会换成更大的模型和各自的学习率，目前还没有人测过。更大的模型也许根本不需要 SFT：先看 pass@1 和 pass@8。
 #
-# **同样的事从命令行做：** `ftlab train recipes/ppo.yaml` 和 `recipes/grpo.yaml`；`reward_model:` 可以用第 10 课的裁判代替函数。下一课：[12 · DPO](12_dpo.ipynb)，它既不需要奖励，也不需要边训练边生成。
+# **同样的事从命令行做：** `ftlab train recipes/ppo.yaml`、`recipes/rloo.yaml` 和 `recipes/grpo.yaml`；`reward_model:` 可以用第 10 课的裁判代替函数。下一课：[12 · DPO](12_dpo.ipynb)，它既不需要奖励，也不需要边训练边生成。
