@@ -134,8 +134,10 @@ def pile(
 
 
 def name_of(a: str, b: str, by: str | None) -> str:
-    """Return the name of the preference set of a comparison, such as "base_tuned_longer"."""
-    return "_".join(re.sub(r"\W+", "-", Path(one).stem) for one in (a, b, by or "person"))
+    """Return the name of the preference set of a comparison, such as "smollm2-135m_runs-tuned_longer"."""
+    # Folders too: many a model's own name is "adapter" or "model".
+    named = ("-".join(Path(one.removesuffix(".yaml")).parts[-2:]) for one in (a, b, by or "person"))
+    return "_".join(re.sub(r"\W+", "-", one).strip("-") for one in named)
 
 
 def replies(model: Any, tokenizer: Any, asked: Sequence[str], max_new_tokens: int) -> list[str]:

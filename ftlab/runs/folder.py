@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -197,9 +197,16 @@ class Summary(NamedTuple):
 
 def list_runs(root: Path, most: int = 50) -> list[Summary]:
     """Return the runs in the folders under `root`, the newest first."""
-    found = [path.parent for path in root.glob(f"*/{RECIPE}")]
-    found.sort(key=lambda folder: (folder / RECIPE).stat().st_mtime, reverse=True)
-    return [summarize(folder) for folder in found[:most]]
+    return [summarize(path.parent) for path in [*newest_first(root.glob(f"*/{RECIPE}"))][:most]]
+
+
+def newest_first(paths: Iterable[Path]) -> dict[Path, float]:
+    """Return files and folders with the time of their last change, without those that are deleted meanwhile."""
+    changed = {}
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            changed[path] = path.stat().st_mtime
+    return dict(sorted(changed.items(), key=lambda item: item[1], reverse=True))
 
 
 def summarize(folder: Path) -> Summary:

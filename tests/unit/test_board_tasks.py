@@ -16,6 +16,7 @@ import pytest
 
 from ftlab import device, system_errors
 from ftlab.apps.board import controls, page
+from ftlab.apps.board.background import Work
 from ftlab.apps.board.evaluate_panel import EvaluatePanel
 from ftlab.apps.board.export_panel import ExportPanel
 from ftlab.apps.board.memory_panel import MemoryPanel
@@ -298,6 +299,34 @@ def test_what_goes_wrong_while_it_works_is_said(tiny_model_dir, tiny_rows):
     panel = EvaluatePanel(values, lang="zh")
     run(panel)
     assert state(panel) == "failed" and CHINESE.search(shown(panel.task.status)) and not panel.task.start.disabled
+
+
+def test_a_panel_whose_end_of_work_fails_can_start_again():
+    def ended():
+        raise OSError("the folder is gone")
+
+    work = Work("en", failed=lambda reason: None, ended=ended)
+    with pytest.raises(OSError, match="gone"):
+        work.run(lambda: None, ())
+    assert work.idle.is_set()
+
+
+def test_a_folder_that_is_deleted_while_it_is_looked_at_is_said(exporting):
+    def gone(made):
+        raise FileNotFoundError(2, "No such file or directory", "adapter")
+
+    task = exporting.task
+    task.look = gone
+    task.offer(False)
+    assert task.start.disabled and "No such file" in shown(task.form.messages[task.blamed])
+
+
+def test_runs_that_are_deleted_while_they_are_listed_are_left_out(tmp_path):
+    for name, changed in (("old", 1), ("new", 2)):
+        (tmp_path / name).touch()
+        os.utime(tmp_path / name, (changed, changed))
+    listed = folders.newest_first(tmp_path / name for name in ("old", "deleted", "new"))
+    assert list(listed.items()) == [(tmp_path / "new", 2.0), (tmp_path / "old", 1.0)]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """`ftlab compare`: blind pairs, judges, the sign test and its power, and a preference set that DPO trains on."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -39,6 +40,13 @@ def test_a_judge_picks_without_knowing_the_side(answered):
     outcome = compare.outcome(compared)
     assert outcome[:3] == (11, 0, 1) and outcome.p < 0.01 and outcome.more == 0
     assert "A was picked 11 times, B 0 times; 1 ties" in compare.report(outcome)
+
+
+def test_comparisons_of_models_that_share_a_file_name_have_names_of_their_own():
+    pairs = [("runs/a/adapter", "runs/b/adapter"), ("runs/a/adapter", "runs/c/adapter"), ("qwen2.5-7b", "qwen2.5-3b")]
+    names = {compare.name_of(*pair, "longer") for pair in pairs}
+    assert len(names) == 3 and "a-adapter_b-adapter_longer" in names
+    assert compare.name_of("recipes/sft_lora.yaml", "../b", None) == "recipes-sft_lora_b_person"
 
 
 def test_pairs_that_nobody_prefers_are_ties_and_pairs_still_to_come_are_not(answered):
@@ -103,7 +111,7 @@ def test_two_models_are_compared_from_the_command_line_and_dpo_trains_on_the_pic
         == 0
     )
     said = capsys.readouterr().out
-    assert "sign test" in said and "preferences saved as `run_" in said
+    assert "sign test" in said and re.search(r"preferences saved as `[\w-]+-run_[\w-]+-tiny0_", said)
     (file,) = (tmp_path / "runs" / "compare").glob("*.jsonl")
     assert all(set(json.loads(line)) >= {"chosen", "rejected"} for line in file.read_text().splitlines())
     keys = {

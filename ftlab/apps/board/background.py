@@ -37,8 +37,10 @@ class Work:
         except Exception as error:
             self.failed(said(error))
         finally:
-            self.ended()
-            self.idle.set()
+            try:
+                self.ended()
+            finally:
+                self.idle.set()
 
 
 def said(error: BaseException) -> str:

@@ -296,4 +296,4 @@ def tuned(runs: Path, *more: str) -> list[Path]:
         *more,
     )
     found = {path.parents[1] for pattern in patterns for path in runs.glob(f"*/{pattern}")}
-    return sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    return [*folders.newest_first(found)]

@@ -95,11 +95,10 @@ def memory_bytes(made: Recipe, decoder: Decoder, lengths: list[tuple[int, ...]])
 def pace(made: Recipe) -> Pace | None:
     """Return how fast the newest finished run like this one was, among those beside its folder, on this machine."""
     root = Path(made.output_dir or "runs/new").expanduser().parent
-    found = [(path.stat().st_mtime, path.parent) for path in root.glob(f"*/{folders.METRICS}")]
-    for changed, folder in sorted(found, reverse=True):
-        alike, rate = measured(folder, changed)
+    for path, changed in folders.newest_first(root.glob(f"*/{folders.METRICS}")).items():
+        alike, rate = measured(path.parent, changed)
         if rate and alike == kind(made):
-            return Pace(folder.name, rate)
+            return Pace(path.parent.name, rate)
     return None
 
 

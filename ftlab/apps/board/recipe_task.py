@@ -9,7 +9,7 @@ import ipywidgets as widgets
 
 from ftlab import errors
 from ftlab.apps.board import train_view, validation
-from ftlab.apps.board.background import Work
+from ftlab.apps.board.background import Work, said
 from ftlab.apps.board.form import Form
 from ftlab.apps.board.named_widgets import actions, bad, button, empty, pre
 from ftlab.apps.board.words import Words
@@ -105,6 +105,8 @@ class Task:
                     self.before.value = self.look(made)
                 except LabError as error:
                     wrong = validation.short(error)
+                except OSError as error:  # such as a folder that is deleted while it is looked at
+                    wrong = said(error)
             self.form.tell(self.blamed, wrong)
         self.start.disabled = busy or made is None or bool(wrong)
         self.stop.disabled = not busy or self.stop.disabled

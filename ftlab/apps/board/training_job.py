@@ -117,5 +117,5 @@ def living(folder: Path) -> "Job | None":
 
 def living_under(root: Path) -> InProcess | None:
     """Return a process that trains into some folder under `root`: what a page finds when it is opened again."""
-    found = sorted(root.glob(f"*/{folders.PANEL_JOB}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = folders.newest_first(root.glob(f"*/{folders.PANEL_JOB}"))
     return next((job for path in found if (job := InProcess.attach(path.parent))), None)
