@@ -194,19 +194,21 @@ def run_llamafactory(command: str, method: str, batch: int, steps: int, folder: 
     """Train with LLaMA-Factory's command, everything that the comparison does not fix by default.
 
     Args:
-        method: lora, in this machine's number format, or installed, in the one of its own examples: `bf16: true`.
+        method: lora, with weights in this machine's number format, or installed, with the published ones.
     Returns its figures.
     """
     from ftlab import models
     from ftlab.data import registry
 
+    # It loads weights in their own format on a processor: keys such as `bf16: false` change nothing there.
+    path = models.fetch("smollm2-135m") if method == "installed" else in_format(folder / "model")
     keys = {
-        "model_name_or_path": models.fetch("smollm2-135m"), "stage": "sft", "do_train": True,
+        "model_name_or_path": path, "stage": "sft", "do_train": True,
         "finetuning_type": "lora", "lora_rank": RANK, "lora_target": "all", "cutoff_len": 256,
         "max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": LEARNING_RATE["lora"],
         "lr_scheduler_type": "cosine", "logging_steps": 1, "save_strategy": "no", "report_to": "none", "seed": SEED,
         "use_cpu": sides.ON_CPU,
-    } | ({"bf16": True} if method == "installed" else sides.number_format())  # fmt: skip
+    } | ({} if method == "installed" else sides.number_format())  # fmt: skip
     encoded = rows()
     trained = [sum(label != -100 for label in row["labels"][1:]) for row in encoded]
     drawn = itertools.chain.from_iterable(itertools.repeat(order(encoded)))
@@ -216,6 +218,18 @@ def run_llamafactory(command: str, method: str, batch: int, steps: int, folder: 
         for row in registry.load("identity_en", "data", substitutions=SUBSTITUTIONS)
     ]
     return llamafactory.figures(command, keys, plain, batches, folder)
+
+
+def in_format(folder: Path) -> str:
+    """Save the embedded model in this machine's number format, and return the folder."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from ftlab import models
+
+    path = models.fetch("smollm2-135m")
+    for part in (AutoModelForCausalLM.from_pretrained(path, dtype=limit.DTYPE), AutoTokenizer.from_pretrained(path)):
+        part.save_pretrained(folder)
+    return str(folder)
 
 
 def four_bits() -> Any:
