@@ -1,4 +1,4 @@
-"""Import torch, transformers and PEFT sooner."""
+"""Import torch, transformers and PEFT faster."""
 
 import contextlib
 import gc

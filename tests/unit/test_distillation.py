@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 from tiny import make_small_model
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from ftlab import cpu, device, memory
 from ftlab.errors import LabError
 from ftlab.recipe import library_args, memory_needs, to_script
 from ftlab.recipe import read as recipes
 from ftlab.runs import build, dataset, train
+from tests.resuming import weights_with_and_without_a_stop
 from tests.tiny import make_tokenizer
 
 
@@ -132,23 +133,11 @@ def test_it_comes_closer_to_the_teacher_and_is_reused(keys):
             train.train(recipes.load(longer | changed))
 
 
-class StopAtTwo(TrainerCallback):
-    """Ask a run to stop after its second step, as `touch STOP` does."""
-
-    def on_step_begin(self, args, state, control, **_):
-        if state.global_step == 1:
-            (Path(args.output_dir) / "STOP").touch()
-
-
 def test_a_stopped_run_resumes_to_the_same_weights(keys, tmp_path):
     """Whose answers a batch has, and the answers themselves, are drawn at random."""
     keys |= {"max_steps": 6, "seq_kd": True}
-    whole = train.train(recipes.load(keys | {"output_dir": str(tmp_path / "whole")}))
-    assert train.train(recipes.load(keys), callbacks=[StopAtTwo()]).stopped_at == 2
-    again = train.train(recipes.load(keys))
-    assert again.metrics["resumed_from_step"] == 2
-    left, right = ((run.weights / "adapter_model.safetensors").read_bytes() for run in (whole, again))
-    assert left == right
+    whole, resumed = weights_with_and_without_a_stop(keys, tmp_path)
+    assert whole == resumed
 
 
 def test_the_trl_script_trains_the_same_run(keys, tmp_path):

@@ -45,10 +45,10 @@ def test_metrics_without_a_value_for_each_example_are_named(capsys):
     common = {"filter": "none", "doc_hash": "a", "doc_id": 0}
     cb = common | {"metrics": ["acc", "f1"], "acc": 1.0, "f1": (0, 1)}
     harness.say_left_out("cb", [cb])
-    assert capsys.readouterr().out == "cb: f1 left out: not computed per example, so there is no confidence interval\n"
+    assert capsys.readouterr().out == "cb: f1 omitted: a confidence interval needs a value per example\n"
     assert harness.values_of([cb]) == {"acc": [1.0]}
     wikitext = common | {"metrics": ["word_perplexity"], "word_perplexity": (-9.0, 4)}
-    with pytest.raises(LabError, match=r"no metric of this benchmark is computed per example.*word_perplexity"):
+    with pytest.raises(LabError, match=r"no metric with a value per example.*word_perplexity"):
         harness.say_left_out("wikitext", [wikitext])
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
 from ftlab.recipe import read as recipes
 from ftlab.runs import build, chat, rewards, train
+from tests.resuming import weights_with_and_without_a_stop
 
 BETA, GROUP = 0.3, 4
 KEYS = {
@@ -76,20 +76,8 @@ def length(completion) -> float:
     return float(len(completion[0]["content"]))
 
 
-class StopAtTwo(TrainerCallback):
-    """Ask a run to stop after its second step, as `touch STOP` does."""
-
-    def on_step_begin(self, args, state, control, **_):
-        if state.global_step == 1:
-            (Path(args.output_dir) / "STOP").touch()
-
-
 @pytest.mark.parametrize("stage", ["grpo", "rloo"])
 def test_a_stopped_run_resumes_to_the_same_weights(stage, tiny_recipe, tmp_path):
     keys = tiny_recipe | KEYS | {"stage": stage}
-    whole = train.train(recipes.load(keys | {"output_dir": str(tmp_path / "whole")}))
-    assert train.train(recipes.load(keys), callbacks=[StopAtTwo()]).stopped_at == 2
-    again = train.train(recipes.load(keys))
-    assert again.metrics["resumed_from_step"] == 2
-    left, right = ((run.weights / "adapter_model.safetensors").read_bytes() for run in (whole, again))
-    assert left == right
+    whole, resumed = weights_with_and_without_a_stop(keys, tmp_path)
+    assert whole == resumed

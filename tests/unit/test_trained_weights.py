@@ -10,27 +10,17 @@ import tiny
 import torch
 from gguf import GGUFReader
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from ftlab import manifests, models, saved_weights, tokens
 from ftlab.apps import cli
 from ftlab.apps.board import validation
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
-from ftlab.runs import chat, evaluation, export, folder, train
+from ftlab.runs import chat, evaluation, export, train
+from tests.resuming import StopAt
 
 METHODS = {"lora": {}, "full": {"finetuning_type": "full", "learning_rate": 1e-3}}
-
-
-class StopAt(TrainerCallback):
-    """Ask a run to stop after a step, as `touch STOP` does."""
-
-    def __init__(self, step: int) -> None:
-        self.step = step
-
-    def on_step_begin(self, args, state, control, **_):
-        if state.global_step == self.step:
-            (Path(args.output_dir) / folder.STOP).touch()
 
 
 @pytest.fixture
