@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ftlab import embedded
-from ftlab.control_tokens import CONTROL_TOKENS
+from ftlab.control_tokens import has_control_token
 from ftlab.data.arrow_cache import write
 from ftlab.data.convert import Made, converted
 from ftlab.data.dataset_info import LOOKED_AT, Entry, described, files, find, fitting, format_of_entry
@@ -206,7 +206,7 @@ def good_rows(
                 total += 1
                 problems += [one.row] if len(problems) < NAMED else []
             elif drop or not problems:
-                controlled += any(token in text for text in texts(one.row) for token in CONTROL_TOKENS)
+                controlled += any(map(has_control_token, texts(one.row)))
                 yield one.row | {"where": one.where}
     except LabError as end:
         total, broken = total + 1, True

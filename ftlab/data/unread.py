@@ -28,6 +28,7 @@ NEVER = {
 NEVER |= {*THOUGHTS, *WEIGHTS}
 # How programs write a cell without a value: pandas, Python, JSON, spreadsheets.
 BLANK_WORDS = {"nan", "none", "null", "<na>", "#n/a"}
+LONGEST_BLANK = max(map(len, BLANK_WORDS))
 
 # The columns of an entry that may hold turns.
 SPOKEN = ("messages", "prompt", "response", "chosen", "rejected")
@@ -77,7 +78,8 @@ class Unread:
         whole: list[tuple[str, Any]] = [("answer", text) for text in answers(row)]
         whole += [(self.named[name], raw.get(self.named[name])) for name in ("query", "system") if name in self.named]
         plain = [(part, text.strip()) for part, text in whole if isinstance(text, str)]
-        self.blanks.update((part, text) for part, text in plain if text.lower() in BLANK_WORDS)
+        short = [(part, text) for part, text in plain if len(text) <= LONGEST_BLANK]
+        self.blanks.update((part, text) for part, text in short if text.lower() in BLANK_WORDS)
 
     def turns(self, value: Any) -> list[tuple[Message, Tags]]:
         """Return the turns in a column with their tags: those of the entry, or what TRL's own lists have."""
