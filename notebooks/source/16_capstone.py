@@ -13,11 +13,11 @@
 # | a merged model, a GGUF file and a server | the served answers' score, which must equal the evaluated one |
 # | a model card and a report card | gain, forgetting, memory, minutes, money, a hash that reproduces the run |
 #
-# **Cost:** about 10 minutes and 4 GB on two CPU cores, an estimated 4 minutes on a T4. **Before this:**
+# **Cost:** about 10 minutes (29 without bfloat16) and 4 GB on two CPU cores, an estimated 4 minutes on a T4. **Before this:**
 # [02 · Do you need to fine-tune?](02_do_you_need_it.ipynb), [03 · LoRA](03_lora.ipynb),
 # [07 · Forgetting](07_forgetting.ipynb), [08 · Merge and export](08_merge_export.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="1a448d54"
+# %% [markdown] id="title" lang="zh" of="c59ccda8"
 # # 16 · 你自己的项目：从一个文件到一个在线服务的模型
 #
 # 把全课程学到的东西，用一个文件从头到尾走一遍。文件由你指定；路上的每个决定（微调还是写提示词、要不要第二阶段、发不发布）都由本 notebook 测出的数字和事先写下的规则来做。
@@ -30,7 +30,7 @@
 # | 合并后的模型、GGUF 文件和一个服务 | 服务给出的回答的得分，必须等于评测得分 |
 # | 模型卡和成绩单 | 提升、遗忘、内存、分钟、费用，以及可复现的哈希值 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 10 分钟、4 GB 内存，T4 上估计 4 分钟。**先修：** [02 · 真的需要微调吗？](02_do_you_need_it.ipynb)、[03 · LoRA](03_lora.ipynb)、[07 · 遗忘](07_forgetting.ipynb)、[08 · 合并与导出](08_merge_export.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 10 分钟（不支持 bfloat16 时约 29 分钟）、4 GB 内存，T4 上估计 4 分钟。**先修：** [02 · 真的需要微调吗？](02_do_you_need_it.ipynb)、[03 · LoRA](03_lora.ipynb)、[07 · 遗忘](07_forgetting.ipynb)、[08 · 合并与导出](08_merge_export.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -67,6 +67,7 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
 
+import ipywidgets as widgets
 import matplotlib.pyplot as plt
 import torch
 import yaml
@@ -117,7 +118,8 @@ learning_rate = 0.0  # 0: the profile's own
 max_steps = 0  # optimizer steps; 0: the profile's own
 per_device_train_batch_size = 8  # examples per step
 second_stage = ""  # empty: the numbers decide; "dpo" or "none" overrules them
-price_per_hour = 0.1  # dollars for an hour of this machine: look up your provider's
+price_per_hour = 0.1  # for an hour of this machine: look up your provider's
+currency = "dollars"  # what that price is in: on AutoDL, "yuan"
 seed = 0
 
 # %% id="profile"
@@ -671,7 +673,8 @@ print("ship it" if ship else "don't ship it: what follows shows the way all the 
 fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
 shown = {"looked up": looked_up, f"best prompt:\n{best_way}": prompted_right, "fine-tuned": tuned_right}
 plots.plot_scores({way: share_of(right) for way, right in shown.items()}, len(tuned_right), ax)
-ax.axhline(100 * target, linestyle="--", color="#555")
+ax.axhline(100 * target, linestyle="--", color="#555", zorder=0, label="target")
+ax.legend(loc="upper left")
 ax.set_title("What does fine-tuning add, on examples nobody has seen?")
 plt.show()
 
@@ -795,9 +798,9 @@ report_card = {
     "second stage": f"{second_stage}: {reachable} questions within reach",
     "decision": "shipped" if ship else "not shipped",
     "peak memory": f"{peak_bytes / 2**30:.1f} GiB",
-    "training": f"{train_seconds / 60:.1f} minutes, {train_seconds / 3600 * price_per_hour:.4f} dollars",
-    "everything": f"{minutes:.1f} minutes, {minutes / 60 * price_per_hour:.3f} dollars",
-    "1,000 served answers": f"{1000 * seconds_each / 3600 * price_per_hour:.3f} dollars",
+    "training": f"{train_seconds / 60:.1f} minutes, {train_seconds / 3600 * price_per_hour:.4f} {currency}",
+    "everything": f"{minutes:.1f} minutes, {minutes / 60 * price_per_hour:.3f} {currency}",
+    "1,000 served answers": f"{1000 * seconds_each / 3600 * price_per_hour:.3f} {currency}",
     "hash of recipe, data and versions": run_hash,
 }
 assert all(report_card.values())
@@ -874,7 +877,8 @@ def draw(prompt_percent, tuned_percent):
     plt.show()
 
 
-experiment.show(draw, prompt_percent=(0, 100, 5), tuned_percent=(0, 100, 5))
+sliders = {name: widgets.IntSlider(start, 0, 100, 5) for name, start in (("prompt_percent", 30), ("tuned_percent", 70))}
+experiment.show(draw, **sliders)
 
 # %% [markdown] id="exercise-leaked-why"
 # ## Exercises
