@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from ftlab import tokens
+from ftlab.errors import fail
 
 # Full-width letters, digits and signs, the minus sign and the dash in its place, as ASCII. Not the punctuation of a
 # Chinese text: in 5，6 the comma separates two numbers.
@@ -56,6 +57,27 @@ def generate_answers(
     return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
 
+class Numbers(LogitsProcessor):
+    """Refuse scores that are NaN, which would be answered with `!!!!`.
+
+    It looks at the first new token alone: broken weights show there, and later tokens take no longer.
+    """
+
+    def __init__(self) -> None:
+        self.seen = False
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Return `scores` (batch, vocabulary) unchanged.
+
+        Raises:
+            LabError: one of them is NaN.
+        """
+        if not self.seen and scores.isnan().any():
+            raise fail("model_not_finite", exit_code=1)
+        self.seen = True
+        return scores
+
+
 @torch.inference_mode()
 def generate_ids(
     model: PreTrainedModel,
@@ -67,6 +89,9 @@ def generate_ids(
     """Return the token ids of one greedy answer per prompt, in the order given, up to the token that ends it.
 
     Prompts are sorted by length and padded on the left, batch by batch.
+
+    Raises:
+        LabError: the model gives NaN.
     """
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     ends = end_ids(model, tokenizer)
@@ -80,6 +105,7 @@ def generate_ids(
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
             do_sample=False,
+            logits_processor=LogitsProcessorList([Numbers()]),
             eos_token_id=ends,
             pad_token_id=tokenizer.pad_token_id,
         )

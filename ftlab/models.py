@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -123,8 +124,19 @@ def read_config(folder: Path) -> dict[str, Any]:
         LabError: there is none, or it is not a JSON object.
     """
     if not (folder / "config.json").is_file():
-        raise fail("model_no_config", where=str(folder))
+        raise no_config(folder)
     return read_json(folder / "config.json")
+
+
+def no_config(folder: Path) -> LabError:
+    """Build the error for a folder without a config.json: an adapter, a run's folder around its result, or neither."""
+    for place in (folder, *(folder / name for name in saved_weights.RESULTS)):
+        if (place / saved_weights.ADAPTER_CONFIG).is_file():
+            base = read_json(place / saved_weights.ADAPTER_CONFIG).get("base_model_name_or_path") or "MODEL"
+            return fail("model_is_adapter", where=str(folder), base=base, adapter=place)
+        if (place / "config.json").is_file():
+            return fail("model_in_run", where=str(folder), model=place)
+    return fail("model_no_config", where=str(folder))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -233,7 +245,7 @@ def load_weights(kind: Any, folder: str | Path, *, new_head: bool = True, **opti
     """
     # With other shapes it raises a report of several lines, unless told to continue; then it returns their names.
     fixed = {"trust_remote_code": False, "use_safetensors": True, "ignore_mismatched_sizes": True}
-    with loading(folder):
+    with loading(folder), without_report():
         model, told = kind.from_pretrained(folder, output_loading_info=True, **fixed | options)
     if told["mismatched_keys"]:
         name, found, needed = min(told["mismatched_keys"])
@@ -243,6 +255,17 @@ def load_weights(kind: Any, folder: str | Path, *, new_head: bool = True, **opti
     if missing:
         raise fail("model_missing_weights", where=str(folder), count=len(missing), names=", ".join(missing[:3]))
     return model
+
+
+@contextlib.contextmanager
+def without_report() -> Iterator[None]:
+    """Keep transformers from printing a table of the weights that a folder lacks: `load_weights` says what it means."""
+    own = logging.getLogger("transformers.modeling_utils")
+    before, own.disabled = own.disabled, True
+    try:
+        yield
+    finally:
+        own.disabled = before
 
 
 def load_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":

@@ -53,6 +53,7 @@ class Report:
         changed: good rows that hold control tokens; `fix_to` escapes them.
         total: problems found, of which `problems` holds the first 1000.
         unread: what the rows hold and no format reads, one line each.
+        notes: what is worth knowing of all rows together, one line each.
         changes: what `fix_to` did, one line each.
     """
 
@@ -68,6 +69,7 @@ class Report:
     total: int = 0
     problems: list[Problem] = field(default_factory=list)
     unread: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     changes: list[str] = field(default_factory=list)
 
     def add(self, problem: LabError) -> None:
@@ -80,7 +82,7 @@ class Report:
         shown = [str(problem) for problem in self.problems[:SHOWN]]
         if self.total > SHOWN:
             shown.append(say("data_more", count=self.total - SHOWN, total=self.total))
-        shown += [*self.unread, *self.changes]
+        shown += [*self.unread, *self.notes, *self.changes]
         names = ("name", "read", "kept", "cut", "tokens_lost", "dropped", "duplicates", "overlap", "changed")
         shown.append(say("data_summary", **{name: getattr(self, name) for name in names}))
         return "\n".join(shown)
@@ -118,6 +120,9 @@ def check(
             look.through(name, Path(dataset_dir), None)
     else:
         with_rows_written(look, names[0], Path(dataset_dir), Path(fix_to))
+    if len(look.labels) == 1:
+        ((label, count),) = look.labels.items()
+        report.notes.append(say("kto_one_side", count=count, label=str(label).lower()))
     assert report.kept + report.cut + report.dropped == report.read
     return report
 
@@ -142,6 +147,7 @@ class Look:
     tokenizer: "PreTrainedTokenizerBase | None"
     rows: dict[bytes, str] = field(default_factory=dict)
     questions: dict[bytes, str] = field(default_factory=dict)
+    labels: Counter[bool] = field(default_factory=Counter)
 
     def through(self, name: str, dataset_dir: Path, keep: Callable[[Row], None] | None) -> Entry | None:
         """Check every row of a set, hand the repaired good ones to `keep`; None if the file breaks off.
@@ -187,6 +193,8 @@ class Look:
             report.dropped += 1
             self.leave_out(row, made.where, keep is not None)
             return
+        if "label" in row:
+            self.labels[row["label"]] += 1
         repeated = self.repeated(row, made.where, own)
         if repeated:
             self.leave_out(repeated, made.where, keep is not None)

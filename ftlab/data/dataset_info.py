@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlab import manifests
+from ftlab.data import decoding
 from ftlab.data.formats import ALPACA_COLUMNS, Columns, Format, format_of, tags_of
 from ftlab.data.messages import OPENAI_TAGS, SHAREGPT_TAGS, Tags
 from ftlab.data.read import SUFFIXES, Row, empty, first, kind, reason, rows, suggestion, unique_keys, wrapped
@@ -84,7 +85,7 @@ def read_info(dataset_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         raise fail("data_no_info", where=str(path))
     try:
-        info = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=unique_keys)
+        info = json.loads(decoding.text_of(path), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise fail("data_json", where=f"{path}:{getattr(error, 'lineno', 1)}", reason=reason(error)) from None
     if not isinstance(info, dict):

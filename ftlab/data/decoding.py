@@ -53,6 +53,23 @@ def refuse_wide(path: Path, encoding: str) -> None:
         raise fail("data_encoding", where=f"{path}:1", found=wide.upper(), encoding=wide)
 
 
+def text_of(path: Path) -> str:
+    """Return the text of a small file in UTF-8, without its byte-order mark.
+
+    Raises:
+        LabError: it is in another encoding, which is named.
+    """
+    wide = wide_encoding(path)
+    if wide:
+        raise fail("text_encoding", where=str(path), found=wide.upper(), encoding=wide, file=path)
+    raw = path.read_bytes()
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        named = ("not UTF-8, probably GBK", "gb18030") if is_chinese([raw]) else ("not UTF-8", "latin-1")
+        raise fail("text_encoding", where=str(path), found=named[0], encoding=named[1], file=path) from None
+
+
 def is_one_line_of_cr(path: Path, encoding: str) -> bool:
     """Return True if a file has carriage returns (CR) between its lines, and none is followed by LF.
 

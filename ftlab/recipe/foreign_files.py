@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ftlab.data import decoding
 from ftlab.errors import fail
 from ftlab.recipe import strict_yaml
 from ftlab.recipe.frameworks.alpaca_lora import ALPACA_LORA
@@ -131,10 +132,7 @@ def text_of(path: Path) -> str:
         raise fail("recipe_no_file", where=str(path))
     if path.stat().st_size > MAX_BYTES:
         raise fail("recipe_too_big", where=str(path), limit=MAX_BYTES // 1000)
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise fail("recipe_yaml", where=str(path), reason="it is not UTF-8") from None
+    return decoding.text_of(path)
 
 
 def command(text: str, where: str) -> Source:

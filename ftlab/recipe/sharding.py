@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ftlab.data import decoding
 from ftlab.errors import LabError, fail, say, suggest
 
 # The files of recipes/deepspeed: in a checkout, and in a wheel.
@@ -104,7 +105,7 @@ def read(value: str | dict[str, Any], key: str, where: str) -> dict[str, Any]:
     if isinstance(value, dict):
         return value
     try:
-        found = json.loads(Path(str(value)).expanduser().read_text(encoding="utf-8"))
+        found = json.loads(decoding.text_of(Path(str(value)).expanduser()))
     except (OSError, ValueError):
         found = None
     # An empty one would be read as none at all.

@@ -9,6 +9,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from ftlab.data import decoding
 from ftlab.errors import LabError, fail, say
 
 MAX_BYTES = 100_000
@@ -32,9 +33,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise fail("recipe_too_big", where=str(path), limit=MAX_BYTES // 1000)
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise fail("recipe_yaml", where=str(path), reason="it is not UTF-8") from None
+        text = decoding.text_of(path)
     except OSError as error:
         raise fail("recipe_yaml", where=str(path), reason=error.strerror or "unreadable") from None
     loaded = parse(text, str(path))

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Sequence
 
 from ftlab import evaluate, figures
-from ftlab.errors import fail
 from ftlab.figures import Figure
 from ftlab.responses import Response
 from ftlab.runs.greedy import Checked
@@ -32,16 +31,14 @@ def of_checked(checked: Sequence[Checked], wanted: Sequence[str]) -> dict[str, F
     return found
 
 
-def refuse_absent(wanted: Sequence[str], expected: Sequence[Response]) -> None:
-    """Refuse a figure that none of the expected answers gives anything to compare with.
-
-    Raises:
-        LabError: naming it.
-    """
-    for figure in wanted:
-        told = [one.content for one in expected if figure in WHOLE and applies(figure, one)]
-        if figure in WHOLE and (not told or (figure == "bleu" and not figures.has_four_tokens(told))):
-            raise fail("eval_nothing_for", where="eval_figures", figure=figure)
+def absent(wanted: Sequence[str], expected: Sequence[Response]) -> list[str]:
+    """Return the figures that none of the expected answers gives anything to compare with."""
+    found = []
+    for figure in (one for one in wanted if one in WHOLE):
+        told = [one.content for one in expected if applies(figure, one)]
+        if not told or (figure == "bleu" and not figures.has_four_tokens(told)):
+            found.append(figure)
+    return found
 
 
 def applies(figure: str, expected: Response) -> bool:

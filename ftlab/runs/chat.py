@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForCausalLM,
     BitsAndBytesConfig,
     GenerationConfig,
+    LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     TextIteratorStreamer,
@@ -363,12 +364,17 @@ def stream(
 ) -> Generator[str, None, None]:
     """Yield the answer to a conversation piece by piece; closing the iterator stops the generation.
 
+    Beams change what they began with until they end: their answer comes as one piece.
+
     Args:
         tools: JSON schemas of functions, for a chat template that writes them into the prompt.
         adapter: False answers with the base model under the adapter.
         generation: GenerationConfig fields; greedy and 256 new tokens unless they say otherwise. The answer ends
             before the first of `stop_strings`.
     """
+    if not isinstance(model, Loop) and beams(model, generation) > 1:
+        yield from replies(model, tokenizer, [messages], tools=tools, adapter=adapter, **generation)
+        return
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     left = Event()
     broken: list[Exception] = []
@@ -402,6 +408,11 @@ def stream(
         raise broken[0]
 
 
+def beams(model: PreTrainedModel, generation: dict[str, Any]) -> int:
+    """Return how many beams a generation has: as asked for, else as the model's own settings say."""
+    return generation.get("num_beams") or model.generation_config.num_beams or 1
+
+
 def padded(
     model: PreTrainedModel | Loop, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Sequence[int]]
 ) -> dict[str, torch.Tensor]:
@@ -415,5 +426,7 @@ def padded(
 
 def generation_settings(tokenizer: PreTrainedTokenizerBase, generation: dict[str, Any]) -> dict[str, Any]:
     """Return what `generate` takes besides the prompt; it asks for the tokenizer when it watches for strings."""
+    usual = {"max_new_tokens": 256, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
+    checking = {"logits_processor": LogitsProcessorList([evaluate.Numbers()])}
     watching = {"tokenizer": tokenizer} if generation.get("stop_strings") else {}
-    return {"max_new_tokens": 256, "do_sample": False, "pad_token_id": tokenizer.pad_token_id} | watching | generation
+    return usual | checking | watching | generation

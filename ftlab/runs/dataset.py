@@ -130,6 +130,12 @@ def encoded(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -
     return found
 
 
+def one_sided(recipe: Recipe, rows: Dataset) -> str:
+    """Return a note on KTO examples that all have the same label, "" where there is nothing to say."""
+    labels = set(rows["label"]) if recipe.objective == "kto" else set()
+    return say("kto_one_side", count=len(rows), label=str(labels.pop()).lower()) if len(labels) == 1 else ""
+
+
 def asked(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Return `prompt` (messages) and `answer` (text) of the examples that end with an answer and whose prompt fits."""
     if "tools" in rows.column_names:

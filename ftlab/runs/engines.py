@@ -17,6 +17,7 @@ from peft import PeftModel
 from transformers import (
     DynamicCache,
     GenerationConfig,
+    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -83,6 +84,7 @@ class Loop:
         attention_mask: torch.Tensor | None = None,
         streamer: BaseStreamer | None = None,
         stopping_criteria: Sequence[Callable[..., torch.Tensor]] = (),
+        logits_processor: Sequence[LogitsProcessor] = (),
         **fields: Any,
     ) -> torch.Tensor:
         """Return `input_ids` (1, seq_len) and the new tokens after them.
@@ -100,7 +102,8 @@ class Loop:
         if room < 1:
             raise fail("engine_context", tokens=input_ids.shape[1], context=self.context)
         ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
-        change, step, new = processors(config), self.begin(), input_ids
+        change = LogitsProcessorList([*logits_processor, *processors(config)])
+        step, new = self.begin(), input_ids
         if streamer:
             streamer.put(input_ids)
         for _ in range(min(config.max_new_tokens or 256, room)):

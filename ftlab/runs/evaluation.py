@@ -130,7 +130,7 @@ def on_examples(
             # Both models answer the same examples, in the tokens of the first one's chat template.
             examples.extend(held_out(recipe, one.tokenizer, trained, limit))
         predicts = recipe.predict_with_generate and one.name == ("tuned" if trained else "base")
-        return answer(one, examples, wanted, recipe if predicts else None)
+        return answer(one, examples, wanted, recipe if predicts else None, named=bool(figures or recipe.eval_figures))
 
     return work
 
@@ -273,11 +273,16 @@ def sample(rows: Any, limit: int, recipe: Recipe) -> Any:
     return [rows[i] for i in picked] if isinstance(rows, list) else rows.select(picked)
 
 
-def answer(one: Model, examples: Sequence[Example], wanted: Sequence[str], predicting: Recipe | None) -> Result:
+def answer(
+    one: Model, examples: Sequence[Example], wanted: Sequence[str], predicting: Recipe | None, *, named: bool = True
+) -> Result:
     """Return the figures of one model on encoded examples; the last answer of each is asked for.
 
     Args:
         predicting: the recipe whose run folder gets the answers; None: they are not kept.
+        named: whether somebody named the figures; those that only come with `predict_with_generate` may be left out.
+    Raises:
+        LabError: a named figure has nothing to compare, or a loss is NaN.
     """
     began = time.monotonic()
     with one.watch.line(f"{one.name}: reading", len(examples)) as advance:
@@ -288,8 +293,11 @@ def answer(one: Model, examples: Sequence[Example], wanted: Sequence[str], predi
     if {*wanted} <= {*READ} and not predicting:
         return Result(found, len(examples))
     asked = Asked.of(one, examples)
-    if not predicting:
-        answer_figures.refuse_absent(wanted, asked.expected)
+    for figure in answer_figures.absent(wanted, asked.expected):
+        if named:
+            raise fail("eval_nothing_for", where="eval_figures", figure=figure)
+        if predicting:
+            print(say("eval_left_out", figure=figure))
     answers = generated(one, asked, checked, wanted, predicting)
     given, hits = asked.read(answers)
     found |= {"exact_match": figures.share(hits)} if "exact_match" in wanted else {}

@@ -87,7 +87,10 @@ def refuse_name(name: str, folder: Path) -> None:
     """Refuse a name that cannot be a file's, or under which something is stored already."""
     if not NAME.fullmatch(name) or name.startswith("."):
         raise fail("replay_name", where="NAME", name=name)
-    if name in dataset_info.read_info(folder) or (folder / f"{name}.jsonl").exists():
+    if not folder.is_dir():
+        raise fail("data_no_folder", where=str(folder))
+    taken = dataset_info.read_info(folder) if (folder / dataset_info.INFO).is_file() else {}
+    if name in taken or (folder / f"{name}.jsonl").exists():
         raise fail("data_name_taken", where=str(folder), name=name)
 
 

@@ -205,6 +205,8 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
         datasets = encoded_rows.read(recipe, tokenizer) if stored else dataset.splits(recipe, tokenizer)
     if args.eval_strategy != "no" and datasets[1] is None:
         raise fail("train_no_validation", where="eval_strategy")
+    if launch.is_main() and (note := dataset.one_sided(recipe, datasets[0])):
+        print(note)
     about = folders.fingerprints(recipe, Path(model_path), dataset.digests(datasets))
     return Job(recipe, folder, model_path, machine, args, tokenizer, datasets, about, since)
 

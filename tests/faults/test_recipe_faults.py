@@ -9,9 +9,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ftlab.apps import cli
+from ftlab.data import dataset_info
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
-from ftlab.recipe import translated_keys
+from ftlab.recipe import sharding, translated_keys
 
 CASES = os.environ.get("FTLAB_CASES")
 SECRET = "a-secret-of-the-environment"
@@ -167,3 +168,27 @@ def test_the_environment_is_not_put_in(tmp_path, monkeypatch, capsys, reference)
     assert cli.main(["recipe", "check", str(tmp_path / "r.yaml")]) == 2
     said = "".join(capsys.readouterr())
     assert SECRET not in said and reference in said
+
+
+@pytest.mark.parametrize(
+    ("encoding", "said"),
+    [
+        ("utf-16", "the text is UTF-16"),
+        ("utf-16-le", "the text is UTF-16-LE"),
+        ("utf-32", "the text is UTF-32"),
+        ("gb18030", "probably GBK"),
+    ],
+)
+@pytest.mark.parametrize("name", ["r.yaml", "r.sh", "r.ipynb", "zero.json", "dataset_info.json"])
+def test_a_text_in_another_encoding_is_named_with_the_command_that_converts_it(tmp_path, encoding, said, name):
+    path = tmp_path / name
+    path.write_bytes("# 中文注释，说明如何训练\nmodel_name_or_path: m\n".encode(encoding))
+    ways = {
+        "zero.json": lambda: sharding.read(str(path), "deepspeed", "deepspeed"),
+        "dataset_info.json": lambda: dataset_info.read_info(tmp_path),
+    }
+    with pytest.raises(LabError) as caught:
+        ways.get(name, lambda: recipes.check(path))()
+    assert said in caught.value.what and caught.value.where == str(path) and caught.value.exit_code == 2
+    given = encoding.removesuffix("-le") if encoding != "utf-16-le" else encoding
+    assert f"`iconv -f {given} -t utf-8 {path}`" in caught.value.fix

@@ -5,6 +5,7 @@ import serving
 import torch
 from peft import LoraConfig, get_peft_model
 
+from ftlab import tokens
 from ftlab.runs import chat
 
 CONVERSATIONS = [[{"role": "user", "content": "hi " * n}] for n in (1, 9, 4, 2, 7)]
@@ -35,6 +36,20 @@ def test_an_answer_ends_before_a_stop_string(loaded):
     cut = "".join(chat.stream(*loaded, CONVERSATIONS[0], max_new_tokens=30, stop_strings=[stop]))
     assert cut == whole[: whole.index(stop)]
     assert chat.replies(*loaded, CONVERSATIONS[:1], max_new_tokens=30, stop_strings=[stop]) == [cut.strip()]
+
+
+def test_beams_answer_in_one_piece(loaded):
+    model, tokenizer = loaded
+    pieces = list(chat.stream(model, tokenizer, CONVERSATIONS[0], max_new_tokens=10, num_beams=3))
+    ids = torch.tensor([tokens.prompt(tokenizer, CONVERSATIONS[0])])
+    best = model.generate(ids, max_new_tokens=10, do_sample=False, num_beams=3, pad_token_id=tokenizer.pad_token_id)
+    assert pieces == [tokenizer.decode(best[0, ids.shape[1] :], skip_special_tokens=True).strip()]
+    assert pieces != [chat.reply(model, tokenizer, CONVERSATIONS[0], max_new_tokens=10)]
+    model.generation_config.num_beams = 3
+    try:
+        assert list(chat.stream(model, tokenizer, CONVERSATIONS[0], max_new_tokens=10)) == pieces
+    finally:
+        model.generation_config.num_beams = None
 
 
 def test_the_adapter_is_on_or_off_for_one_request(tiny_model_dir):

@@ -140,6 +140,17 @@ def test_a_llama_factory_recipe_predicts(trained, orders, tmp_path, capsys):
     assert cli.main(["train", str(recipe)]) == 2 and "ftlab eval" in capsys.readouterr().err
 
 
+def test_predictions_of_short_answers_leave_bleu_out(trained, tmp_path, capsys):
+    (tmp_path / "short.json").write_text(json.dumps([{"instruction": "Which tree?", "output": "Oak."}]))
+    recipe = recipes.load(trained | {"predict_with_generate": True, "eval_dataset": str(tmp_path / "short.json")})
+    scores = evaluation.score(recipe)
+    assert capsys.readouterr().out.count("eval: bleu is left out") == 1
+    for one in ("base", "tuned"):
+        assert "bleu-4" not in scores[one] and {"rouge-1", "rouge-2", "rouge-l"} < set(scores[one])
+    with pytest.raises(LabError, match="compare for bleu"):
+        evaluation.score(recipe.model_copy(update={"eval_figures": "bleu"}))
+
+
 def stopping_after(steps, stop):
     """Return a step of a batch that asks for a stop after some steps."""
     inner, taken = greedy.Batch.step, []
@@ -201,7 +212,9 @@ def test_a_large_set_is_sampled(tiny_recipe, tmp_path, capsys):
     def labels(**more):
         made, seen = recipes.load(keys | more), []
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(evaluation, "answer", lambda one, examples, *_: seen.extend(examples) or empty(examples))
+            patch.setattr(
+                evaluation, "answer", lambda one, examples, *_, **__: seen.extend(examples) or empty(examples)
+            )
             evaluation.score(made)
         return [str(one["input_ids"]) for one in seen]
 

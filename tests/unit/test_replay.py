@@ -109,6 +109,15 @@ def test_bad_input_is_refused_in_one_line_and_nothing_is_written(folder, tiny_mo
     assert (folder / "dataset_info.json").read_text() == INFO
 
 
+def test_the_first_data_set_of_a_folder_begins_its_dataset_info(folder, tiny_model_dir, answering, tmp_path):
+    new = tmp_path / "new"
+    with pytest.raises(LabError, match="folder not found"):
+        replay.write("mine", str(folder / "sft.json"), new, model=str(tiny_model_dir))
+    new.mkdir()
+    replay.write("mine", str(folder / "sft.json"), new, model=str(tiny_model_dir))
+    assert len(registry.load("mine", new)) == 12
+
+
 def test_no_usable_answer_writes_nothing(folder, tiny_model_dir, answering):
     answering["plus"] = ("", True)
     with pytest.raises(LabError, match=r"none of the 12 answers.*empty: 12"):

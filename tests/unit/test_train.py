@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
 from ftlab.cpu import lora
+from ftlab.data import check
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
 from ftlab.runs import callbacks, train
@@ -400,3 +401,13 @@ def test_a_closed_pipe_is_no_failed_write_of_the_run(tmp_path):
 def test_a_share_that_holds_out_nothing_is_refused(tiny_recipe):
     with pytest.raises(LabError, match=r"cannot hold out 0\.001 of 12 examples"):
         run(tiny_recipe, val_size=0.001)
+
+
+def test_kto_with_one_label_is_said(tiny_recipe, tiny_rows, tmp_path, capsys):
+    rows = json.loads((tiny_rows / "kto.json").read_text())
+    (tmp_path / "good.json").write_text(json.dumps([row for row in rows if row["kto_tag"]]))
+    for dataset, said in ((tmp_path / "good.json", True), (tiny_rows / "kto.json", False)):
+        train.check(recipes.load(tiny_recipe | {"stage": "kto", "dataset": str(dataset)}))
+        note = "all 6 examples are labelled true: KTO needs desirable and undesirable answers"
+        assert (note in capsys.readouterr().out) == said
+        assert (note in str(check.check(str(dataset)))) == said

@@ -1,6 +1,8 @@
 """The validation loss is a mean over tokens whatever the batch size, and the best step is the one that is kept."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ftlab import tokens
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
-from ftlab.runs import train
+from ftlab.runs import build, train
 
 # Answers of 1 to 50 characters: a mean of the means of batches would be another number.
 ROWS = [{"instruction": f"Question {i}", "output": "abcdefghij" * (i % 6) + str(i)} for i in range(10)]
@@ -86,11 +88,47 @@ def test_a_best_step_without_a_checkpoint_is_said(validated, capsys):
     assert "has no checkpoint" not in capsys.readouterr().out
 
 
-def test_a_metric_that_no_evaluation_has_is_named_with_those_there_are(validated):
-    with pytest.raises(LabError, match="no `accuracy`") as caught:
-        train.train(recipes.load(validated | BEST | {"metric_for_best_model": "accuracy"}))
-    assert caught.value.where == "metric_for_best_model" and "loss, mean_token_accuracy" in caught.value.fix
-    assert caught.value.exit_code == 2
+def test_a_metric_that_no_evaluation_has_is_named_before_training(validated):
+    recipe = recipes.load(validated | BEST | {"metric_for_best_model": "accuracy"})
+    for start in (train.check, train.train):
+        with pytest.raises(LabError, match="no `accuracy`") as caught:
+            start(recipe)
+        assert caught.value.where == "metric_for_best_model" and "loss, mean_token_accuracy" in caught.value.fix
+        assert caught.value.exit_code == 2
+    assert not Path(validated["output_dir"]).exists()
+
+
+STAGES = {
+    "pt": ("text", {}),
+    "sft": ("sft", {}),
+    "gkd": ("sft", {}),
+    "rm": ("preference", {}),
+    "dpo": ("preference", {}),
+    "orpo": ("preference", {}),
+    "simpo": ("preference", {}),
+    "kto": ("kto", {}),
+    "grpo": ("sft", {"reward_funcs": "short_answer", "num_generations": 2, "max_new_tokens": 2}),
+    "rloo": ("sft", {"reward_funcs": "short_answer", "num_generations": 2, "max_new_tokens": 2}),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_metric_of_an_evaluation_can_be_asked_for(tiny_recipe, tiny_rows, tiny_mixture_dir, stage):
+    name, keys = STAGES[stage]
+    rows = str(tiny_rows / f"{name}.json")
+    # A mixture also has a balancing loss. Without an evaluation nobody looks for the metric.
+    own = {"dataset": rows, "eval_dataset": rows, "max_steps": 1, "stage": stage, "save_strategy": "no"}
+    own |= {"model_name_or_path": str(tiny_mixture_dir), "eval_strategy": "steps", "eval_steps": 1}
+    own |= {"teacher_model": str(tiny_mixture_dir)} if stage == "gkd" else {}
+    own |= {"moe_aux_loss_coef": 0.01} if stage == "sft" else {}
+    (row,) = [row for row in log_of(train.train(recipes.load(tiny_recipe | own | keys))) if "eval_loss" in row]
+    measured = {name.removeprefix("eval_") for name in row if name.startswith("eval_")}
+    assert {"loss", "runtime"} < measured
+    for metric in measured:
+        args = SimpleNamespace(metric_for_best_model=metric, eval_strategy="steps")
+        build.require_metric(stage, args)
+    with pytest.raises(LabError, match="no `nonsense`"):
+        build.require_metric(stage, SimpleNamespace(metric_for_best_model="nonsense", eval_strategy="steps"))
 
 
 @pytest.mark.parametrize(
