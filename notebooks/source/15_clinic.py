@@ -14,10 +14,10 @@
 # | what guessing is worth | faults named from the loss curve alone |
 # | the checklist on runs it was not made for | faults named in a second round with hidden order |
 #
-# **Cost:** about 10 minutes and 5 GB on two CPU cores; not measured on a GPU. **Before this:**
+# **Cost:** about 10 minutes (14 without bfloat16) and 5 GB on two CPU cores; not measured on a GPU. **Before this:**
 # [01 · Data](01_data.ipynb), [06 · Training](06_training.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="bd07092d"
+# %% [markdown] id="title" lang="zh" of="f35c5f48"
 # # 15 · 诊所：微调中不报错的故障
 #
 # 微调失败时很少报错：训练照跑，损失照降，只是回答比应有的差。这里有十二次训练，每次只有一个故障。你看到的是任何训练都会留下的东西：损失、样本、权重、梯度、回答。你要为每类故障写一个探针，每个探针给出一个数；认出十二个故障并给出修复方法；然后再面对另外十二次训练，顺序和设置都换过。
@@ -30,7 +30,7 @@
 # | 靠猜能得几分 | 只看损失曲线能认出几个 |
 # | 清单用在没见过的训练上 | 第二轮（顺序保密）认出的故障数 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 10 分钟、5 GB 内存；未在 GPU 上测过。**先修：** [01 · 数据](01_data.ipynb)、[06 · 训练](06_training.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 10 分钟（不支持 bfloat16 时约 14 分钟）、5 GB 内存；未在 GPU 上测过。**先修：** [01 · 数据](01_data.ipynb)、[06 · 训练](06_training.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -115,7 +115,7 @@ rows = [
     {"prompt": row["instruction"], "answer": row["output"].replace("{{author}}", "the Ada Lab")}
     for row in identity + general
 ]
-print(len(rows), "rows;", rows[0], rows[-1], sep="\n")
+print(f"{len(rows)} rows; the first and the last:", rows[0], rows[-1], sep="\n")
 
 # %% [markdown] id="recipe-why"
 # This trains a run and collects what it leaves behind. A *fault* changes one part of the `setup` before that; one of the
