@@ -1,6 +1,7 @@
 """Settings as files, the drawer of all keys, runs beside each other, data that is uploaded and repaired."""
 
 import json
+import shutil
 from datetime import datetime
 
 import pytest
@@ -54,6 +55,10 @@ def test_wrong_settings_are_neither_saved_nor_loaded(form, tmp_path):
     files.file.value = "bad.yaml"
     files.load.click()
     assert "lora_rank" in files.said.value
+    for name in ("", "gone.yaml"):
+        files.file.value, files.said.value = name, ""
+        files.load.click()
+        assert "ft-bad" in files.said.value
     form.controls["max_steps"].value = "many"
     files.file.value = "new.yaml"
     files.save.click()
@@ -122,6 +127,21 @@ def test_runs_beside_each_other(tmp_path):
     assert "ft-empty" in panel.table.value
 
 
+def test_a_run_that_is_deleted_while_it_is_compared_leaves_dashes(tmp_path):
+    for name in ("one", "two"):
+        run(tmp_path / name, {"dataset": "identity_en", "output_dir": name}, [3.0, 2.5])
+    panel = ComparePanel(tmp_path, "en")
+    assert panel.table.value.count("2.500") == 2
+    shutil.rmtree(tmp_path / "one")
+    panel.chosen.value = tuple(reversed(panel.chosen.value))
+    assert "<td>-</td>" in panel.table.value and panel.table.value.count("2.500") == 1
+    panel.refresh.click()
+    assert [folder.name for folder in panel.chosen.value] == ["two"]
+    shutil.rmtree(tmp_path / "two")
+    panel.refresh.click()
+    assert panel.chosen.value == () and panel.plot.layout.display == "none"
+
+
 def test_one_of_something_is_not_many():
     words = Words("en")
     assert words("chat_ready", model="m", adapters=1) == "m with 1 adapter is ready"
@@ -152,6 +172,35 @@ def test_a_file_is_uploaded_and_repaired(tmp_path, monkeypatch, tiny_model_dir):
     panel.repair.click()
     assert panel.name.value == "my_set-repaired.jsonl" and len(panel.rows) == 2
     assert "duplicate" in panel.report.value
+
+
+@pytest.mark.parametrize("name", ["数据 集.jsonl", "a,b.jsonl"])
+def test_a_file_of_any_name_is_uploaded_and_shown(tmp_path, monkeypatch, tiny_model_dir, name):
+    monkeypatch.chdir(tmp_path)
+    panel = DataPanel("", tmp_path, str(tiny_model_dir), lang="en")
+    for content, seen in ((json.dumps(ROWS[0]).encode(), 1), (b"", 0)):
+        shutil.rmtree(tmp_path / "uploads", ignore_errors=True)
+        panel.upload.value = [Bunch(name=name, type="", size=1, content=content, last_modified=datetime.now())]
+        panel.load()
+        assert len(panel.rows) == seen and ("the file is empty" in panel.caption.value) == (not seen)
+    for one in (panel.check, panel.repair, panel.next):
+        one.click()
+        assert "the file is empty" in panel.report.value + panel.caption.value
+
+
+def test_a_file_that_changes_while_it_is_shown(tmp_path, monkeypatch, tiny_model_dir):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "mine.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    panel = DataPanel("mine.jsonl", tmp_path, str(tiny_model_dir), lang="en")
+    path.write_text("not JSON\n")
+    panel.next.click()
+    assert "example 2 of 3" in panel.caption.value, "what was read is still shown"
+    panel.check.click()
+    assert "mine.jsonl:1: invalid JSON" in panel.report.value
+    path.unlink()
+    panel.check.click()
+    assert "file not found" in panel.report.value
 
 
 def test_placeholders_are_shown_filled(tmp_path, tiny_model_dir, capsys):

@@ -5,6 +5,7 @@ import html
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -299,6 +300,17 @@ def test_what_goes_wrong_while_it_works_is_said(tiny_model_dir, tiny_rows):
     panel = EvaluatePanel(values, lang="zh")
     run(panel)
     assert state(panel) == "failed" and CHINESE.search(shown(panel.task.status)) and not panel.task.start.disabled
+
+
+@pytest.mark.parametrize("kind", [ExportPanel, EvaluatePanel])
+def test_a_model_that_is_deleted_before_the_start_is_said(tiny_model_dir, tiny_rows, tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_model_dir, tmp_path / "model")
+    values = {"model_name_or_path": "model", "eval_dataset": str(tiny_rows / "sft.json"), "export_dir": "out"}
+    panel = kind(values, "runs", "en")
+    shutil.rmtree(tmp_path / "model")
+    run(panel)
+    assert state(panel) == "failed" and "unknown model" in shown(panel.task.status)
 
 
 def test_a_panel_whose_end_of_work_fails_can_start_again():
