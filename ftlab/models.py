@@ -25,6 +25,9 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 LONGEST_HEADER = 100_000_000
 ADAPTER_FILES = (saved_weights.ADAPTER_CONFIG, saved_weights.ADAPTER_WEIGHTS)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# Quantizers of checkpoints whose packages no extra brings: gptqmodel needs a newer torch than the pinned one, and aqlm
+# had its last release in April 2025.
+QUANTIZERS = {"gptq": "gptqmodel", "awq": "gptqmodel", "aqlm": "aqlm"}
 MODELSCOPE_PREFIX = "modelscope:"
 
 
@@ -33,7 +36,8 @@ def fetch(name: str, trust_remote_code: bool = False, revision: str = "main", ca
 
     Args:
         name: the embedded model ("smollm2-135m", or "smollm2-135m-short" for its first blocks alone), another
-            catalogue name, a local folder, a Hugging Face id "org/name", or a ModelScope id "modelscope:org/name".
+            catalogue name, a local folder (also of a run that trained a whole model), a Hugging Face id "org/name", or
+            a ModelScope id "modelscope:org/name".
             With USE_MODELSCOPE_HUB=1 every id is ModelScope's.
         trust_remote_code: fetch the code that comes with the model too.
         revision: branch, tag or commit of a hub's model.
@@ -52,7 +56,7 @@ def fetch(name: str, trust_remote_code: bool = False, revision: str = "main", ca
     if name == embedded.SHORT_NAME:
         return str(embedded.fetch_short())
     if folder.is_dir():
-        return str(checked(folder, trust_remote_code))
+        return str(checked(whole_model(folder), trust_remote_code))
     if folder.is_file():
         raise fail("model_is_file", where=name)
     if looks_like_path(name):
@@ -64,6 +68,16 @@ def fetch(name: str, trust_remote_code: bool = False, revision: str = "main", ca
         name = known.modelscope_id if known else name.removeprefix(MODELSCOPE_PREFIX)
         return from_modelscope(name, trust_remote_code, revision, cache_dir)
     return from_hub(known.hub_id if known else name, trust_remote_code, revision, cache_dir)
+
+
+def whole_model(folder: Path) -> Path:
+    """Return the folder of the whole model that a run left in its folder; any other folder as it is.
+
+    LLaMA-Factory leaves it in the run folder itself, which its files then name as `model_name_or_path`.
+    """
+    inner = folder / saved_weights.MODEL
+    is_run = not (folder / "config.json").is_file() and (inner / "config.json").is_file()
+    return inner if is_run else folder
 
 
 def has_revisions(name: str) -> bool:
@@ -233,6 +247,14 @@ def loading(where: str | Path, key: str = "train_model") -> Iterator[None]:
         raise explained(error, str(where)) or fail(key, where=str(where), reason=reason_of(error)) from error
 
 
+def quantizer_missing(folder: str | Path) -> LabError | None:
+    """Return the error for weights of a quantizer that this environment lacks, None for any other model."""
+    method = (read_config(Path(folder)).get("quantization_config") or {}).get("quant_method")
+    if method not in QUANTIZERS:
+        return None
+    return fail("model_quantizer", where=str(folder), method=method.upper(), package=QUANTIZERS[method])
+
+
 def load_weights(kind: Any, folder: str | Path, *, new_head: bool = True, **options: Any) -> "PreTrainedModel":
     """Return the model in a folder with all its weights read from there.
 
@@ -246,7 +268,11 @@ def load_weights(kind: Any, folder: str | Path, *, new_head: bool = True, **opti
     # With other shapes it raises a report of several lines, unless told to continue; then it returns their names.
     fixed = {"trust_remote_code": False, "use_safetensors": True, "ignore_mismatched_sizes": True}
     with loading(folder), without_report():
-        model, told = kind.from_pretrained(folder, output_loading_info=True, **fixed | options)
+        try:
+            model, told = kind.from_pretrained(folder, output_loading_info=True, **fixed | options)
+        except ImportError as error:
+            # transformers names the first package that it misses, one after the other.
+            raise quantizer_missing(folder) or error from None
     if told["mismatched_keys"]:
         name, found, needed = min(told["mismatched_keys"])
         values = {"name": name, "found": tuple(found), "needed": tuple(needed)}

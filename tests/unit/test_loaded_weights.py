@@ -1,5 +1,7 @@
 """What the weights are loaded as (`bf16`, `fp16`, `pure_bf16`) and where (`device_map`, `max_memory`, offloading)."""
 
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -113,3 +115,16 @@ def test_a_place_that_weights_cannot_have_is_one_line(tiny_recipe, tmp_path, mon
     with pytest.raises(LabError) as refused:
         chat.from_recipe(recipes.load(tiny_recipe | keys))
     assert refused.value.exit_code == 2 and len(str(refused.value).splitlines()) <= 2
+
+
+@pytest.mark.parametrize(("method", "package"), [("gptq", "gptqmodel"), ("awq", "gptqmodel"), ("aqlm", "aqlm")])
+def test_weights_of_a_quantizer_that_is_not_here_are_one_line(tiny_recipe, tiny_model_dir, tmp_path, method, package):
+    folder = shutil.copytree(tiny_model_dir, tmp_path / method)
+    config = json.loads((folder / "config.json").read_text())
+    sizes = {"in_group_size": 8, "out_group_size": 1, "num_codebooks": 1, "nbits_per_codebook": 16}
+    quantized = {"quant_method": method} | (sizes if method == "aqlm" else {"bits": 4, "group_size": 64})
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": quantized}))
+    recipe = recipes.load(tiny_recipe | {"model_name_or_path": str(folder)})
+    with pytest.raises(LabError, match=f"quantized by {method.upper()}, which needs the package {package};") as error:
+        train.train(recipe)
+    assert error.value.exit_code == 2 and error.value.where == str(folder)

@@ -34,6 +34,12 @@ def test_a_local_folder_is_taken_as_it_is(tmp_path):
     assert models.fetch(str(folder)) == str(folder)
 
 
+def test_the_folder_of_a_run_is_the_whole_model_that_it_left(tmp_path):
+    (tmp_path / "sft").mkdir()
+    folder = write_model(tmp_path / "sft" / "model")
+    assert models.fetch(str(tmp_path / "sft")) == models.fetch(str(folder)) == str(folder)
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
