@@ -5,6 +5,7 @@ import math
 import re
 from pathlib import Path
 
+import lessons
 import nbformat
 import numpy as np
 import pytest
@@ -59,9 +60,13 @@ def evaluated(source: str) -> object:
     return eval(source, {"torch": torch, "math": math, "np": np})
 
 
+def lesson_of(path: Path) -> lesson_files.Lesson:
+    return lesson_files.Lesson(path.stem[:2], path.stem, path)
+
+
 def exercises(path: Path, language: str) -> dict[str, tuple[str, str]]:
     """Return the exercises of a lesson's edition: key of the check -> (the cell, its folded solution)."""
-    cells = notebooks.edition(lesson_files.Lesson(path.stem[:2], path.stem, path), language).cells
+    cells = lessons.edition(lesson_of(path), language).cells
     found = {}
     for place, cell in enumerate(cells):
         if "exercise" in cell.metadata.get("tags", []):
@@ -89,7 +94,7 @@ def test_every_lesson_has_four_exercises_and_two_on_tensors():
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_folded_solutions_pass_in_the_lesson_s_own_namespace(path, language):
-    code = notebooks.code_cells(notebooks.edition(lesson_files.Lesson("", path.stem, path), language))
+    code = notebooks.code_cells(lessons.edition(lesson_of(path), language))
     above = "\n".join(cell.source for cell in code if "exercise" not in cell.metadata.get("tags", []))
     for cell, solution in exercises(path, language).values():
         verdict = course.verdict(f"{solution}\n{cell.splitlines()[-1]}", above)
@@ -241,7 +246,7 @@ def test_a_shape_is_named():
 
 def solved(path: Path, key: str, language: str) -> nbformat.NotebookNode:
     """Return a lesson's notebook with one exercise solved."""
-    notebook = notebooks.edition(lesson_files.Lesson("", path.stem, path), language)
+    notebook = notebooks.edition(lesson_of(path), language)
     cell, solution = exercises(path, language)[key]
     for each in notebook.cells:
         if each.source == cell:

@@ -8,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import branches
+import lessons
 import nbformat
 import pytest
 from ruamel.yaml import YAML
@@ -45,7 +46,7 @@ def test_the_conda_environment_installs_the_same_extras_as_make():
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
 def test_committed_notebooks_are_those_of_their_source(lesson, language):
     committed = nbformat.read(lesson.notebook(language), as_version=4)
-    made = notebooks.edition(lesson, language)
+    made = lessons.edition(lesson, language)
     assert [(cell.id, cell.cell_type, cell.source, cell.metadata) for cell in committed.cells] == [
         (cell.id, cell.cell_type, cell.source, cell.metadata) for cell in made.cells
     ]
@@ -78,8 +79,7 @@ def test_the_minutes_in_lesson_and_readme_are_those_that_the_runs_recorded(lesso
     assert told[0] == f"{with_bfloat16} min" if with_bfloat16 else told[0] == "-" or told[0].startswith("~")
     assert told[1] == (f"{without} min" if without else "-")
     english, chinese = (
-        "".join(cell.source for cell in notebooks.edition(lesson, language).cells)
-        for language in lesson_files.LANGUAGES
+        "".join(cell.source for cell in lessons.edition(lesson, language).cells) for language in lesson_files.LANGUAGES
     )
     if with_bfloat16:
         assert f"**Cost:** about {with_bfloat16} minutes" in english
@@ -91,7 +91,7 @@ def test_the_minutes_in_lesson_and_readme_are_those_that_the_runs_recorded(lesso
 
 @pytest.mark.parametrize("lesson", LESSONS, ids=lambda lesson: lesson.name)
 def test_every_prose_cell_has_its_chinese_twin(lesson):
-    english, chinese = (notebooks.edition(lesson, language).cells for language in lesson_files.LANGUAGES)
+    english, chinese = (lessons.edition(lesson, language).cells for language in lesson_files.LANGUAGES)
     same = [a.id for a, b in zip(english, chinese, strict=True) if a.cell_type == "markdown" and a.source == b.source]
     assert not same
 

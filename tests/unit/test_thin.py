@@ -2,10 +2,12 @@
 
 import ast
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import jupytext
 import pytest
+from nbformat import NotebookNode
 
 from ftlab.errors import LANGUAGES
 
@@ -83,10 +85,22 @@ def test_imports_point_down():
                         assert floor(target) < floor(part) or (same and allowed_same), f"{path.name} imports {target}"
 
 
+@cache
+def lesson_cells(path: Path) -> list[NotebookNode]:
+    """Return the cells of a lesson."""
+    return jupytext.reads(path.read_text(encoding="utf-8"), fmt="py:percent").cells
+
+
+@cache
+def package_code() -> list[ast.Module]:
+    """Return the instruments as trees."""
+    return [ast.parse(file.read_text()) for file in INSTRUMENTS]
+
+
+@cache
 def lesson_code(path: Path) -> ast.Module:
     """Return the code cells of a lesson as one tree, without the first one, which installs ftlab itself."""
-    notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="py:percent")
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.metadata.get("id") != "setup"]
+    cells = [cell for cell in lesson_cells(path) if cell.cell_type == "code" and cell.metadata.get("id") != "setup"]
     return ast.parse("\n".join(cell.source for cell in cells))
 
 
@@ -147,8 +161,7 @@ def test_a_lesson_survives_without_ftlab(path):
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_no_loop_of_a_lesson_overwrites_its_parameters(path):
-    notebook = jupytext.reads(path.read_text(encoding="utf-8"), fmt="py:percent")
-    (cell,) = (cell for cell in notebook.cells if cell.metadata.get("id") == "parameters")
+    (cell,) = (cell for cell in lesson_cells(path) if cell.metadata.get("id") == "parameters")
     parameters = names_in(ast.parse(cell.source), ast.Store)
     loops = [node.target for node in ast.walk(lesson_code(path)) if isinstance(node, ast.For)]
     assert parameters and not parameters & set().union(*(names_in(target, ast.Store) for target in loops))
@@ -156,12 +169,12 @@ def test_no_loop_of_a_lesson_overwrites_its_parameters(path):
 
 @pytest.mark.parametrize("path", LESSONS, ids=lambda path: path.stem)
 def test_no_lesson_defines_what_the_package_defines(path):
-    package = set().union(*(names_in(ast.parse(file.read_text()), ast.Store) for file in INSTRUMENTS))
+    package = set().union(*(names_in(tree, ast.Store) for tree in package_code()))
     functions = {n.name for n in ast.walk(lesson_code(path)) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
     defined = {
         node.name
-        for file in INSTRUMENTS
-        for node in ast.walk(ast.parse(file.read_text()))
+        for tree in package_code()
+        for node in ast.walk(tree)
         if isinstance(node, ast.FunctionDef | ast.ClassDef)
     }
     assert package and not (functions - {"__init__", "forward"}) & defined
