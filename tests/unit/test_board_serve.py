@@ -47,6 +47,23 @@ def test_without_voila_it_says_what_to_install(monkeypatch):
         pass
 
 
+@pytest.mark.parametrize(
+    ("code", "said"), [("import time; time.sleep(600)", "did not answer within 0 s"), ("", "has exited: no model")]
+)
+def test_a_server_that_exits_and_one_that_does_not_answer_are_told_apart(tmp_path, monkeypatch, code, said):
+    monkeypatch.setattr(voila_server, "START_SECONDS", 0)
+    (tmp_path / "voila.log").write_text("no model\n")
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        if not code:
+            process.wait(60)
+        with pytest.raises(LabError, match=said):
+            voila_server.wait_for("http://127.0.0.1:9/", process, tmp_path / "voila.log")
+    finally:
+        process.kill()
+        process.wait()
+
+
 @pytest.mark.slow
 def test_the_token_lets_in_and_stands_in_no_command_line(monkeypatch):
     monkeypatch.delenv("JUPYTER_TOKEN", raising=False)

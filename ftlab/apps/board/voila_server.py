@@ -28,7 +28,8 @@ from ftlab.errors import fail
 from ftlab.recipe import read as recipes
 
 CODE = "from ftlab.apps.board import page\n\npage.show()"
-START_SECONDS = 60
+# Seconds on an idle machine; beside trainings on every core it takes a minute and more.
+START_SECONDS = 180
 # Closing a page ends its kernel at once. A page that lost its connection can reconnect for this long; a kernel that is
 # working sends its progress every second, which counts as activity.
 FORGET_SECONDS = 600
@@ -184,7 +185,7 @@ def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
     """Wait until something answers; that it asks for the token is an answer.
 
     Raises:
-        LabError: the server ended, or said nothing for a minute.
+        LabError: the server ended, or did not answer within START_SECONDS.
     """
     until = time.monotonic() + START_SECONDS
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -196,6 +197,8 @@ def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
             return
         except OSError:
             time.sleep(0.2)
+    if process.poll() is None:
+        raise fail("board_silent", exit_code=1, seconds=START_SECONDS)
     raise fail("board_died", exit_code=1, reason=curves.last_words(log) or "-")
 
 
