@@ -57,17 +57,18 @@ def text_of(path: Path) -> str:
     """Return the text of a small file in UTF-8, without its byte-order mark.
 
     Raises:
-        LabError: it is in another encoding, which is named.
+        LabError: it is in another encoding; that and the line are named.
     """
     wide = wide_encoding(path)
     if wide:
-        raise fail("text_encoding", where=str(path), found=wide.upper(), encoding=wide, file=path)
+        raise fail("text_encoding", where=f"{path}:1", found=wide.upper(), encoding=wide, file=path)
     raw = path.read_bytes()
     try:
         return raw.decode("utf-8-sig")
-    except UnicodeDecodeError:
+    except UnicodeDecodeError as error:
         named = ("not UTF-8, probably GBK", "gb18030") if is_chinese([raw]) else ("not UTF-8", "latin-1")
-        raise fail("text_encoding", where=str(path), found=named[0], encoding=named[1], file=path) from None
+        line = raw[: error.start].count(b"\n") + 1
+        raise fail("text_encoding", where=f"{path}:{line}", found=named[0], encoding=named[1], file=path) from None
 
 
 def is_one_line_of_cr(path: Path, encoding: str) -> bool:

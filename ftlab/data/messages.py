@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -54,6 +55,10 @@ WEIGHTS = (
     "weight", "loss", "loss_scale", "train", "train_detail", "training", "training_detail", "loss_mask",
     "step_loss_mask",
 )  # fmt: skip
+# A list of turns as text, as JSON or as Python writes it: a CSV file cannot hold one otherwise. An answer may be such a
+# text; these columns, which TRL reads lists of turns in, hold none by design.
+TURNS_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
+TURN_COLUMNS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
 # Keys under which a turn brings pictures or sounds along, as in Ollama.
 MEDIA_KEYS = ("image", "images", "video", "videos", "audios")
 TEXT_PARTS = ("text", "input_text", "output_text")
@@ -76,6 +81,8 @@ def text_of(row: Row, column: str, where: str, *, required: bool = True) -> str:
     if not isinstance(value, str):
         name = "data_not_one_text" if isinstance(value, list | dict) else "data_not_text"
         raise fail(name, where=where, column=column, got=kind(value))
+    if column in TURN_COLUMNS and TURNS_AS_TEXT.match(value):
+        raise fail("data_turns_as_text", where=where, column=column)
     if required and not value.strip():
         raise fail("data_empty_text", where=where, column=column)
     return value
@@ -92,6 +99,8 @@ def messages_of(conversation: object, column: str, tags: Tags, where: str) -> li
     Raises:
         LabError: no list, an empty one, or a turn that cannot be read, which is named.
     """
+    if isinstance(conversation, str) and TURNS_AS_TEXT.match(conversation):
+        raise fail("data_turns_as_text", where=where, column=column)
     if not isinstance(conversation, list) or not conversation:
         raise fail("data_no_turns", where=where, column=column, got=kind(conversation))
     return [message_of(turn, tags, turn_place(where, number)) for number, turn in enumerate(conversation, 1)]

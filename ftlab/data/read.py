@@ -88,7 +88,8 @@ def line_rows(path: Path, encoding: str) -> Iterator[Read]:
             row = bare_cr(path, number)
         elif first and isinstance(row, LabError) and isinstance(text, str) and text.rstrip().endswith(("{", "[", ",")):
             where = f"{path}:{number}"
-            raise wrapped(whole_object(path, encoding), where) or fail("data_spread", where=where)
+            whole = whole_object(path, encoding)
+            raise wrapped(whole, where) or by_columns(whole, where) or fail("data_spread", where=where)
         first = False
         yield number, row
 
@@ -155,6 +156,8 @@ def checked(value: Any, text: str, where: str) -> Row | LabError:
         return fail("data_not_object", where=where, got=kind(value))
     if not value:
         return fail("data_empty_row", where=where)
+    if problem := by_columns(value, where):
+        return problem
     if len(value) > 1 and all(isinstance(inner, dict) for inner in value.values()):
         return fail("data_dict_of_rows", where=where, keys=", ".join(list(value)[:3]))
     if text.count("[") + text.count("{") > MAX_DEPTH and depth(value) > MAX_DEPTH:
@@ -166,6 +169,32 @@ def checked(value: Any, text: str, where: str) -> Row | LabError:
             if "\x00" in inner:
                 return fail("data_nul", where=where)
     return value
+
+
+def by_columns(value: Row, where: str) -> LabError | None:
+    """Return the problem of an object that holds whole columns, None for any other object."""
+    file = shlex.quote(where.rpartition(":")[0])
+    return fail("data_columns_first", where=where, file=file) if columns_first(value) else None
+
+
+def columns_first(value: Row) -> bool:
+    """Return True if an object holds a list, or numbered values, for each column: pandas and `datasets` write such.
+
+    >>> columns_first({"instruction": ["a", "b"], "output": ["c", "d"]}), columns_first({"text": {"0": "a"}})
+    (True, True)
+    >>> columns_first({"prompt": [{"role": "user", "content": "a"}], "completion": [{"role": "assistant"}]})
+    False
+    """
+    # A list is what the others hold in every row.
+    if (ROW_COLUMNS - {"messages", "conversations", "chosen"}).isdisjoint(value):
+        return False
+    columns = [
+        list(inner.values()) if isinstance(inner, dict) and all(name.isdecimal() for name in inner) else inner
+        for inner in value.values()
+    ]
+    lists = [inner for inner in columns if isinstance(inner, list) and inner]
+    same = len(lists) == len(columns) and len({len(inner) for inner in lists}) == 1
+    return same and not any(isinstance(cell, dict) for inner in lists for cell in inner)
 
 
 def texts(value: Any) -> Iterator[str]:

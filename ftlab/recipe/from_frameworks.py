@@ -41,7 +41,9 @@ def translate(source: Source, where: str) -> tuple[Values, dict[str, str], list[
     if theirs:
         listed = ", ".join(f"{name}: {shown(value)}" for name, value in theirs.items())
         notes.append(say("recipe_note_defaults", title=framework.title, keys=listed))
-    notes += [text for name, text in framework.unsaid.items() if name not in given]
+    trained = values.get("stage", "sft") == "sft"
+    unsaid = framework.unsaid | (framework.unsaid_in_sft if trained else {})
+    notes += [text for name, text in unsaid.items() if name not in given]
     return theirs | values, {key: source.places.get(name, where) for key, name in origin.items()}, notes
 
 

@@ -47,6 +47,9 @@ TRAINING_RANGES: dict[str, tuple[float, float]] = {
     "eval_steps": (1e-6, 2**40),
     "save_total_limit": (1, 2**20),
     "seed": (0, 2**32 - 1),
+    "adam_epsilon": (0, 10**6),
+    "label_smoothing_factor": (0, 1),
+    "neftune_noise_alpha": (0, 10**6),
     "dataloader_num_workers": (0, 4096),
 }
 COMMA_LISTS = (

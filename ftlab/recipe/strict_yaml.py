@@ -11,6 +11,7 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from ftlab.data import decoding
 from ftlab.errors import LabError, fail, say
+from ftlab.system_errors import explained
 
 MAX_BYTES = 100_000
 MAX_DEPTH = 20
@@ -18,6 +19,8 @@ MAX_DEPTH = 20
 
 # A number to YAML 1.2, where it is decimal, and to YAML 1.1, which LLaMA-Factory's parser reads and where it is octal.
 OCTAL = re.compile(r"[-+]?0[0-9]+")
+# What ruamel says of a key that is set twice.
+DUPLICATE = re.compile(r'duplicate key "(.*?)" with value', re.DOTALL)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -35,7 +38,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
             raise fail("recipe_too_big", where=str(path), limit=MAX_BYTES // 1000)
         text = decoding.text_of(path)
     except OSError as error:
-        raise fail("recipe_yaml", where=str(path), reason=error.strerror or "unreadable") from None
+        raise explained(error, str(path)) or error from None
     loaded = parse(text, str(path))
     if not isinstance(loaded, dict):
         raise fail("recipe_yaml", where=f"{path}:1", reason="not a list of `key: value` lines")
@@ -54,8 +57,10 @@ def parse(text: str, where: str) -> Any:
     except LabError:
         raise
     except DuplicateKeyError as error:
-        line = error.problem_mark.line + 1
-        raise fail("recipe_yaml", where=f"{where}:{line}", reason="duplicate key") from None
+        line, named = error.problem_mark.line + 1, DUPLICATE.search(str(error.problem))
+        key = named[1] if named else "?"
+        values: dict[str, Any] = {"key": repr(key).strip("'\""), "first": first_line(text, key, line)}
+        raise fail("recipe_twice", where=f"{where}:{line}", **values) from None
     except MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         place = f"{where}:{mark.line + 1}" if mark else where
@@ -63,6 +68,12 @@ def parse(text: str, where: str) -> Any:
     except (YAMLError, ValueError, ArithmeticError, RecursionError, LookupError, TypeError, AttributeError) as error:
         # ruamel's own constructors fail in these ways on invalid numbers and dates.
         raise fail("recipe_yaml", where=where, reason=short(error)) from None
+
+
+def first_line(text: str, key: str, last: int) -> int:
+    """Return the line in which a key is set first; `last`, where it is set again, if it begins no line."""
+    begins = re.compile(rf"""\s*["']?{re.escape(key)}["']?\s*:""")
+    return next((number for number, line in enumerate(text.splitlines(), 1) if begins.match(line)), last)
 
 
 def octal(digits: str) -> str:
@@ -80,13 +91,14 @@ def refuse_machinery(text: str, where: str) -> None:
             plain = event.value.lstrip("+-0") or "0"
             raise fail("recipe_octal", where=place, value=event.value, decimal=plain, octal=octal(plain))
         if name == "AliasEvent" or tagged:
-            raise fail("recipe_yaml", where=place, reason="aliases and tags have no place in a recipe")
+            raise fail("recipe_machinery", where=place)
         depth += {"MappingStartEvent": 1, "SequenceStartEvent": 1}.get(name, 0)
         depth -= {"MappingEndEvent": 1, "SequenceEndEvent": 1}.get(name, 0)
         documents += name == "DocumentStartEvent"
         if depth > MAX_DEPTH or documents > 1:
-            reason = "it is nested too deeply" if depth > MAX_DEPTH else "a second document starts there"
-            raise fail("recipe_yaml", where=place, reason=reason)
+            if depth <= MAX_DEPTH:
+                raise fail("recipe_documents", where=place)
+            raise fail("recipe_yaml", where=place, reason="it is nested too deeply")
 
 
 def key_lines(text: str) -> list[tuple[str, int]]:

@@ -161,8 +161,7 @@ def check(recipe: Recipe) -> None:
         return
     folder = Path(recipe.output_dir).expanduser()
     job = prepare(recipe, folder)
-    if folder.is_dir():
-        decide(job, fresh=False)
+    decide(job, fresh=False)
 
 
 def encode(recipe: Recipe) -> str:

@@ -7,6 +7,7 @@ import io
 import json
 import random
 import resource
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,8 @@ EXPECTED = {
     "carriage_returns.jsonl": ("1", "lines end with a carriage return (CR) alone"),
     "carriage_returns.txt": ("1", "lines end with a carriage return (CR) alone"),
     "chosen_by_human.jsonl": ("2 (chosen)", "this answer has the role `user`, expected the assistant"),
-    "columns_as_lists.json": ("1", "`output` must be a string, got array"),
+    "columns_as_lists.json": ("1", "an object holds whole columns"),
+    "columns_as_numbered_values.json": ("1", "an object holds whole columns"),
     "comma_after_one_object.jsonl": ("2", "a comma follows the object, and the file is not a JSON array"),
     "commas_after_objects.jsonl": ("1", "a comma follows the object, and the file is not a JSON array"),
     "comment.jsonl": ("1", "invalid JSON: Expecting value (column 1)"),
@@ -111,6 +113,7 @@ EXPECTED = {
     "rows_after_the_array.json": ("4", "invalid JSON: unexpected text after the closing `]`"),
     "semicolons.csv": ("1", "the header is not comma-separated: instruction;output"),
     "short_row.csv": ("3", "the row has 1 cells, but the header has 2"),
+    "sides_as_python_text.csv": ("2", "`chosen` holds its turns as text, not as a list"),
     "single_quotes.jsonl": (
         "1",
         "invalid JSON: Expecting property name enclosed in double quotes (column 2)",
@@ -129,6 +132,7 @@ EXPECTED = {
     "truncated_line.jsonl": ("2", "invalid JSON: Unterminated string starting at (column 31)"),
     "turn_is_text.jsonl": ("2 (turn 1)", "expected an object with named fields, got string"),
     "turn_without_value.jsonl": ("2 (turn 2)", "`value` is missing"),
+    "turns_as_json_text.csv": ("2", "`messages` holds its turns as text, not as a list"),
     "turns_are_text.jsonl": ("2", "`conversations` must be a list with at least one turn, got string"),
     "twice_the_same_column.csv": ("1", "the first line is not a header: instruction, instruction"),
     "two_answers.jsonl": ("2 (turn 3)", "turn of `assistant` out of order: user and assistant turns must alternate"),
@@ -164,6 +168,17 @@ def test_a_broken_file_is_refused_with_place_and_fix(name):
     assert caught.value.where == f"{FAULTS / name}:{place}"
     assert caught.value.what.startswith(what)
     assert caught.value.fix and caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize("name", ["columns_as_lists.json", "columns_as_numbered_values.json"])
+def test_the_command_for_columns_writes_the_examples(name, tmp_path):
+    with pytest.raises(LabError) as caught:
+        registry.load(str(FAULTS / name))
+    command = caught.value.fix.partition(": ")[2]
+    subprocess.run([sys.executable, *shlex.split(command)[1:]], cwd=tmp_path, check=True)
+    written = registry.load(str(tmp_path / "examples.json"))
+    texts = [[message["content"] for message in row] for row in written["messages"]]
+    assert texts == ([["a", "c"], ["b", "d"]] if "lists" in name else [["q", "007"], ["r", "b"]])
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -189,6 +189,6 @@ def test_a_text_in_another_encoding_is_named_with_the_command_that_converts_it(t
     }
     with pytest.raises(LabError) as caught:
         ways.get(name, lambda: recipes.check(path))()
-    assert said in caught.value.what and caught.value.where == str(path) and caught.value.exit_code == 2
+    assert said in caught.value.what and caught.value.where == f"{path}:1" and caught.value.exit_code == 2
     given = encoding.removesuffix("-le") if encoding != "utf-16-le" else encoding
     assert f"`iconv -f {given} -t utf-8 {path}`" in caught.value.fix

@@ -530,3 +530,10 @@ def test_a_secret_is_refused_unseen(tmp_path):
     with pytest.raises(LabError, match=r"swanlab_token: \*\*\*") as error:
         recipes.read(tmp_path / "s.sh")
     assert "abcdef" not in str(error.value)
+
+
+@pytest.mark.parametrize(("verb", "said"), [("sft", True), ("dpo", False), ("kto", False)])
+def test_what_the_loss_of_sft_counts_is_said_of_sft_alone(tmp_path, verb, said):
+    (tmp_path / "run.sh").write_text(f"trl {verb} --model_name_or_path a/b --dataset_name c/d --output_dir o\n")
+    _, notes = recipes.read(tmp_path / "run.sh")
+    assert any("train_on_prompt=true" in note for note in notes) == said

@@ -29,6 +29,9 @@ TWO_NAMES = "are two names of one setting, with different values"
         ({"max_samples": 10**30}, f"`max_samples` cannot be {10**30}: {LARGE}", RANGE),
         ({"lora_rank": 0}, "`lora_rank` cannot be 0: input should be greater than or equal to 1", RANGE),
         ({"seed": 2**33}, "`seed` cannot be 8589934592: it must be between 0 and 4.29497e+09", RANGE),
+        ({"neftune_noise_alpha": -1.0}, "`neftune_noise_alpha` cannot be -1.0: it must be between 0 and 1e+06", RANGE),
+        ({"label_smoothing_factor": 2.0}, "`label_smoothing_factor` cannot be 2.0: it must be between 0 and 1", RANGE),
+        ({"adam_epsilon": -1.0}, "`adam_epsilon` cannot be -1.0: it must be between 0 and 1e+06", RANGE),
         ({"max_steps": True}, "`max_steps` cannot be True: input should be a valid integer", TYPE),
         (
             {"learning_rate": "a" * 59},

@@ -411,3 +411,9 @@ def test_kto_with_one_label_is_said(tiny_recipe, tiny_rows, tmp_path, capsys):
         note = "all 6 examples are labelled true: KTO needs desirable and undesirable answers"
         assert (note in capsys.readouterr().out) == said
         assert (note in str(check.check(str(dataset)))) == said
+
+
+def test_a_checkpoint_of_a_run_that_is_not_there_is_refused_by_the_check_too(tiny_recipe):
+    with pytest.raises(LabError, match="output_dir holds no run") as caught:
+        train.check(recipes.load(tiny_recipe | {"resume_from_checkpoint": "auto"}))
+    assert caught.value.where == "auto" and not Path(tiny_recipe["output_dir"]).exists()

@@ -36,7 +36,7 @@ class Framework:
         dropped: its key -> why nothing is lost without it.
         refused: its key -> why a recipe cannot have it.
         defaults: keys that were given -> what it does where other keys are left out and a recipe would do otherwise.
-        unsaid: its key -> what to know where a file leaves it out.
+        unsaid: its key -> what to know where a file leaves it out; unsaid_in_sft: in a run of SFT alone.
         nulls: its key -> what null means, where that is not the same as leaving it out.
         trainer: whether it takes the fields of `transformers.TrainingArguments` under their own names.
         fields: those that it takes, (): all.
@@ -53,6 +53,7 @@ class Framework:
     refused: dict[str, str] = field(default_factory=dict)
     defaults: Callable[[Values], Values] = nothing
     unsaid: dict[str, str] = field(default_factory=dict)
+    unsaid_in_sft: dict[str, str] = field(default_factory=dict)
     nulls: dict[str, str] = field(default_factory=dict)
     trainer: bool = True
     fields: tuple[str, ...] = ()
