@@ -143,13 +143,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def no_config(folder: Path) -> LabError:
-    """Build the error for a folder without a config.json: an adapter, a run's folder around its result, or neither."""
-    for place in (folder, *(folder / name for name in saved_weights.RESULTS)):
+    """Build the error for a folder without a config.json: an adapter, a run around one, or neither."""
+    for place in (folder, folder / saved_weights.ADAPTER):
         if (place / saved_weights.ADAPTER_CONFIG).is_file():
             base = read_json(place / saved_weights.ADAPTER_CONFIG).get("base_model_name_or_path") or "MODEL"
             return fail("model_is_adapter", where=str(folder), base=base, adapter=place)
-        if (place / "config.json").is_file():
-            return fail("model_in_run", where=str(folder), model=place)
     return fail("model_no_config", where=str(folder))
 
 

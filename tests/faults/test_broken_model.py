@@ -97,12 +97,6 @@ def test_an_adapter_in_place_of_a_model_is_named_with_its_base(tiny_recipe, caps
     assert f"{tiny_recipe['model_name_or_path']} with `--adapter {run.weights}`" in said
 
 
-def test_a_run_folder_in_place_of_its_model_is_named(tiny_recipe, capsys):
-    run = train.train(recipes.load(tiny_recipe | {"max_steps": 1, "finetuning_type": "full"}))
-    assert cli.main(["chat", str(run.folder)]) == 2
-    assert f"name that folder: {run.weights}" in capsys.readouterr().err
-
-
 def test_a_model_of_nan_is_named_by_eval_and_export(of_nan, tiny_recipe, tmp_path):
     base = of_nan
     asked = tiny_recipe | {"model_name_or_path": str(base), "eval_dataset": tiny_recipe["dataset"]}
