@@ -14,11 +14,11 @@
 # | the price | general knowledge, KL, length |
 # | the family in one table | DPO, IPO, KTO, ORPO, SimPO, CPO on the same data |
 #
-# **Cost:** about 8 minutes and 7 GB on two CPU cores, an estimated 6 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb);
+# **Cost:** about 8 minutes (21 without bfloat16) and 7 GB on two CPU cores, an estimated 6 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb);
 # [10 · A reward model](10_reward_model.ipynb) helps: of the four models of RLHF that it draws, DPO keeps the policy and
 # the reference, and needs neither a reward model nor a value model, nor a single answer generated during training.
 
-# %% [markdown] id="title" lang="zh" of="4b469594"
+# %% [markdown] id="title" lang="zh" of="2fe972c5"
 # # 12 · DPO：不用奖励模型，从偏好中学习
 #
 # RLHF 先用偏好对训练奖励模型，再训练策略模型去拿高分。直接偏好优化（DPO）跳过奖励模型：一行损失，用偏好对直接训练策略模型本身。本课你会写出这一行，证明它与库的实现相等，并弄清一个常见配方里究竟是哪一部分教会了风格：是偏好，还是混在里面的普通微调（SFT）。
@@ -31,7 +31,7 @@
 # | 代价 | 常识、KL、长度 |
 # | 一张表里的整个家族 | 同一份数据上的 DPO、IPO、KTO、ORPO、SimPO、CPO |
 #
-# **耗时与内存：** 两个 CPU 核心上约 8 分钟、7 GB 内存，T4 上估计 6 分钟。**先修：** [03 · LoRA](03_lora.ipynb)；[10 · 奖励模型](10_reward_model.ipynb) 会有帮助：那一课画出的 RLHF 四个模型里，DPO 只保留策略模型和参考模型，不需要奖励模型和价值模型，训练中也不用生成任何回答。
+# **耗时与内存：** 两个 CPU 核心上约 8 分钟（不支持 bfloat16 时约 21 分钟）、7 GB 内存，T4 上估计 6 分钟。**先修：** [03 · LoRA](03_lora.ipynb)；[10 · 奖励模型](10_reward_model.ipynb) 会有帮助：那一课画出的 RLHF 四个模型里，DPO 只保留策略模型和参考模型，不需要奖励模型和价值模型，训练中也不用生成任何回答。
 #
 # 内置的小模型只懂英文，所以本课的数据是英文的；换成 `t4` 以上的配置（Qwen）后，同样的代码可以直接用于中文偏好对。
 
@@ -778,12 +778,12 @@ print(f"you predicted {guess_tokens} tokens an answer, measured {mean_length(ans
 fig, (left, right) = plt.subplots(1, 2, figsize=(10, 3), layout="constrained")
 for key, label in (("loss", "DPO loss"), ("rewards/accuracies", "pairs told apart")):
     left.plot([row["step"] for row in hurried_log], [row[key] for row in hurried_log], label=label)
-left.set(xlabel="optimizer step", ylim=(0, None), title="What the curves say")
-left.legend()
+left.set(xlabel="optimizer step", ylim=(0, None), title="Do the curves show a fault?")
+left.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
 preferred_hurried = style_share(answers_hurried)
 shares = {"before": preferred_before, "style pairs": results["both"]["style"], "length pairs": preferred_hurried}
 plots.plot_scores(shares, len(questions), right)
-right.set(ylabel="preferred style, %", title="What the answers say")
+right.set(ylabel="preferred style, %", title="Do the answers?")
 plt.show()
 
 # %% [markdown] id="break-read"
