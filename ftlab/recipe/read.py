@@ -4,7 +4,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -573,6 +573,11 @@ def plain(recipe: Recipe) -> dict[str, Any]:
     """Return the keys that differ from their defaults, training fields included."""
     values = recipe.model_dump(exclude_defaults=True)
     return values | values.pop("training", {})
+
+
+def defaults(names: Iterable[str]) -> dict[str, Any]:
+    """Return what those of the keys that are ftlab's own hold where a recipe does not name them."""
+    return {name: Recipe.model_fields[name].default for name in names if name in Recipe.model_fields}
 
 
 def decisive(recipe: Recipe) -> dict[str, Any]:

@@ -89,6 +89,8 @@ def changes(manifest: dict[str, Any], recipe: Recipe, fingerprints: dict[str, st
     then, now = manifest.get("settings", {}), printable(recipes.decisive(recipe))
     if not isinstance(then, dict):
         return "recipe"
+    # A run of an earlier version lacks the keys that came since: it ran as their defaults do.
+    then = printable(recipes.defaults([name for name in now if name not in then])) | then
     found = [
         f"{name}: {then.get(name)} -> {now.get(name)}" for name in {**then, **now} if then.get(name) != now.get(name)
     ]
@@ -369,8 +371,9 @@ def fingerprints(recipe: Recipe, model_folder: Path, data: str) -> dict[str, str
     Args:
         data: that of the encoded rows (`dataset.digests`).
     """
+    given = {"packing", *recipes.plain(recipe)}  # only these: a later version's new keys leave the digest as it was
     return {
-        "recipe": fingerprint(recipes.decisive(recipe)),
+        "recipe": fingerprint({name: value for name, value in recipes.decisive(recipe).items() if name in given}),
         "data": data,
         "model": model_fingerprint(model_folder),
     }

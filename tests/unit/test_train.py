@@ -219,6 +219,18 @@ def test_what_changes_no_weight_does_not_make_it_another_run(tiny_recipe):
     assert train.train(recipes.load(tiny_recipe | {"temperature": 0.1, "plot_loss": False})).reused
 
 
+def test_a_run_of_a_version_without_a_later_key_is_still_the_same_run(tiny_recipe, monkeypatch):
+    decisive = recipes.decisive
+    with monkeypatch.context() as earlier:
+        earlier.setattr(
+            recipes, "decisive", lambda recipe: {k: v for k, v in decisive(recipe).items() if k != "use_rslora"}
+        )
+        run(tiny_recipe)
+    assert train.train(recipes.load(tiny_recipe)).reused
+    with pytest.raises(LabError, match="use_rslora: False -> True"):
+        run(tiny_recipe, use_rslora=True)
+
+
 def test_another_recipe_does_not_replace_a_run_unasked(tiny_recipe):
     done, _ = run(tiny_recipe)
     before = (done.weights / "adapter_model.safetensors").read_bytes()
