@@ -13,9 +13,9 @@
 # | QLoRA beside LoRA | orders exact and fields right on unseen sentence forms, bytes, seconds |
 # | an adapter merged without loss, and with | share of the update that is left |
 #
-# **Cost:** about 9 minutes and 7 GB on two CPU cores, an estimated 5 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
+# **Cost:** about 9 minutes (16 without bfloat16) and 7 GB on two CPU cores, an estimated 5 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="7685c89b"
+# %% [markdown] id="title" lang="zh" of="b6823628"
 # # 04 · QLoRA：同样的事，每个权重只用 4 比特
 #
 # LoRA 只训练百分之几的权重，但全部权重都得放在内存里。QLoRA 把冻结的权重各存成 4 比特。在这里，你亲手做出这种数字格式，证明它与库的相等，看它损失多少质量，在加载任何东西之前预测训练要多少内存，再用分配器核对预测，最后用它训练。
@@ -28,7 +28,7 @@
 # | QLoRA 与 LoRA 并排 | 未见过的句式中完全正确的订单、正确的字段、字节、秒 |
 # | 合并适配器：无损的与有损的 | 改动还剩下多少 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 9 分钟、7 GB 内存，T4 上估计 5 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 9 分钟（不支持 bfloat16 时约 16 分钟）、7 GB 内存，T4 上估计 5 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -308,7 +308,8 @@ print(
 )
 fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3), layout="constrained")
 shown = [as_loaded, "8 bits", "NF4", "4 bits", "3 bits", "2 bits"]
-bars = left.bar(shown, [quality[label] for label in shown], color=["grey", "grey", "#d95f02", "grey", "grey", "grey"])
+names = ["4 bits,\neven" if label == "4 bits" else label for label in shown]
+bars = left.bar(names, [quality[label] for label in shown], color=["grey", "grey", "#d95f02", "grey", "grey", "grey"])
 left.bar_label(bars, labels=[f"{quality[label]:,.1f}" if quality[label] < 1000 else "> 1,000" for label in shown])
 left.set(ylabel="perplexity, log scale", yscale="log", title="What do fewer bits cost?")
 left.set_ylim(1, 8 * max(quality.values()))
@@ -682,15 +683,16 @@ ax.set(title=f"Do four bits cost exact orders? ({len(asked)} orders)", ylabel="e
 plt.show()
 
 # %% [markdown] id="compare-read"
-# An interval that contains 0 says that this many orders cannot tell the two apart, not that they are equal. Compare the
-# seconds too: with four bits every multiplication first unpacks its weights, work that LoRA doesn't have. And the
+# An interval that contains 0 says that this many orders cannot tell the two apart, not that they are equal. One that
+# does not says that these two runs differ; whether the four bits are the reason, other seeds would have to show. Compare
+# the seconds too: with four bits every multiplication first unpacks its weights, work that LoRA doesn't have. And the
 # memory, in the table of predicted and measured peaks: four bits save the weights' share, in each setting about the
 # same number of MiB, so the more activations there are, the less of the peak it is. On a 7B model with recomputation
 # the weights dominate, and four bits may decide whether it fits at all: compare LoRA and QLoRA in the list of the 7B
 # model above.
 
-# %% [markdown] id="compare-read" lang="zh" of="bdc027ce"
-# 区间含 0，只说明这么多订单分不出两者高下，并不等于两者相等。也比一比秒数：用 4 比特时，每次相乘都要先解包权重，这一步 LoRA 没有。再看前面“预测与实测”表里的内存：4 比特省下的是权重那一份，各种设置下都差不多是同样多的 MiB，所以激活越多，它在峰值里占的比例就越小。对 7B 模型加重算，权重占大头，4 比特可能决定它到底放不放得下：比较上面 7B 列表里的 LoRA 与 QLoRA。
+# %% [markdown] id="compare-read" lang="zh" of="67f1fd9e"
+# 区间含 0，只说明这么多订单分不出两者高下，并不等于两者相等；区间不含 0，则说明这两次训练的结果确有差别，至于是不是 4 比特造成的，还要换种子再看。也比一比秒数：用 4 比特时，每次相乘都要先解包权重，这一步 LoRA 没有。再看前面“预测与实测”表里的内存：4 比特省下的是权重那一份，各种设置下都差不多是同样多的 MiB，所以激活越多，它在峰值里占的比例就越小。对 7B 模型加重算，权重占大头，4 比特可能决定它到底放不放得下：比较上面 7B 列表里的 LoRA 与 QLoRA。
 
 # %% [markdown] id="optimizer-why"
 # ## Moments in eight bits, and pages
