@@ -57,10 +57,10 @@ def generate_answers(
     return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
 
-class Numbers(LogitsProcessor):
+class RefuseNaN(LogitsProcessor):
     """Refuse scores that are NaN, which would be answered with `!!!!`.
 
-    It looks at the first new token alone: broken weights show there, and later tokens take no longer.
+    Only the scores of the first new token are checked: weights that are NaN show there, and more checks cost time.
     """
 
     def __init__(self) -> None:
@@ -105,7 +105,7 @@ def generate_ids(
             attention_mask=mask,
             max_new_tokens=max_new_tokens,
             do_sample=False,
-            logits_processor=LogitsProcessorList([Numbers()]),
+            logits_processor=LogitsProcessorList([RefuseNaN()]),
             eos_token_id=ends,
             pad_token_id=tokenizer.pad_token_id,
         )

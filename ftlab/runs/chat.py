@@ -427,6 +427,6 @@ def padded(
 def generation_settings(tokenizer: PreTrainedTokenizerBase, generation: dict[str, Any]) -> dict[str, Any]:
     """Return what `generate` takes besides the prompt; it asks for the tokenizer when it watches for strings."""
     usual = {"max_new_tokens": 256, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
-    checking = {"logits_processor": LogitsProcessorList([evaluate.Numbers()])}
+    checking = {"logits_processor": LogitsProcessorList([evaluate.RefuseNaN()])}
     watching = {"tokenizer": tokenizer} if generation.get("stop_strings") else {}
     return usual | checking | watching | generation
