@@ -9,7 +9,7 @@ CONTROL_TOKENS = (
     "<|end_header_id|>", "<|eot_id|>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<start_of_turn>",
     "<end_of_turn>", "<bos>", "<eos>", "<s>", "</s>", "[INST]", "[/INST]", "[gMASK]", "<sop>",
 )  # fmt: skip
-# A text without these has none of them: two searches in place of one for each.
+# A text without these characters contains no control token: two searches instead of one for each token.
 FIRST_CHARACTERS = {token[0] for token in CONTROL_TOKENS}
 # An invisible character after the first one: looks the same, but is not a control token any more.
 JOINER = "\u2060"

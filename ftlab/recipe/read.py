@@ -576,7 +576,7 @@ def plain(recipe: Recipe) -> dict[str, Any]:
 
 
 def defaults(names: Iterable[str]) -> dict[str, Any]:
-    """Return what those of the keys that are ftlab's own hold where a recipe does not name them."""
+    """Return the defaults of those keys that are ftlab's own; training fields have none here."""
     return {name: Recipe.model_fields[name].default for name in names if name in Recipe.model_fields}
 
 

@@ -28,7 +28,7 @@ from ftlab.errors import fail
 from ftlab.recipe import read as recipes
 
 CODE = "from ftlab.apps.board import page\n\npage.show()"
-# Seconds on an idle machine; beside trainings on every core it takes a minute and more.
+# An idle machine answers in seconds; one that trains on every core takes more than a minute.
 START_SECONDS = 180
 # Closing a page ends its kernel at once. A page that lost its connection can reconnect for this long; a kernel that is
 # working sends its progress every second, which counts as activity.
