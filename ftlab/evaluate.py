@@ -45,14 +45,9 @@ def generate_answers(
     conversations: Sequence[list[dict[str, Any]]],
     max_new_tokens: int = 48,
     batch_size: int = 32,
-    tools: list[dict[str, Any]] | None = None,
 ) -> list[str]:
-    """Return one greedy answer per conversation, in the order given; special tokens are left out of the answers.
-
-    Args:
-        tools: JSON schemas of functions that every prompt offers.
-    """
-    prompts = [tokens.prompt(tokenizer, messages, tools) for messages in conversations]
+    """Return one greedy answer per conversation, in the order given; special tokens are left out of the answers."""
+    prompts = [tokens.prompt(tokenizer, messages) for messages in conversations]
     answers = generate_ids(model, tokenizer, prompts, max_new_tokens, batch_size)
     return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
@@ -232,18 +227,6 @@ def choice_log_probabilities(
     log_probabilities = logits.log_softmax(-1).gather(-1, target.clamp(min=0)[..., None]).squeeze(-1)
     means = ((log_probabilities * answer_mask).sum(-1) / answer_mask.sum(-1)).tolist()
     return [[means.pop(0) for _ in range(n)] for n in counts]
-
-
-def perplexity(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: Sequence[dict[str, Any]],
-    batch_size: int = 8,
-    cutoff_len: int = 1024,
-) -> float:
-    """Return exp of the mean loss over the trained tokens of `rows`, as `tokens.encode` marks them."""
-    encoded = [example for row in rows for example in tokens.encode(tokenizer, row, cutoff_len=cutoff_len)]
-    return math.exp(mean_token_loss(model, encoded, tokenizer.pad_token_id, batch_size))
 
 
 @torch.inference_mode()

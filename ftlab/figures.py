@@ -24,6 +24,8 @@ HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 UNSPACED = re.compile(rf"{HAN.pattern}|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff]")
 # rouge-score knows a-z and 0-9 alone: of a text in which more letters than this share are not Latin little is left.
 FOREIGN = 0.25
+# How likely a sign test shows a difference that is there.
+POWER = 0.8
 ROUGE = {"rouge-1": "rouge1", "rouge-2": "rouge2", "rouge-l": "rougeL"}
 
 
@@ -112,8 +114,8 @@ def sign_test_power(pairs: int, share: float) -> float:
     return sum(math.comb(pairs, wins) * share**wins * (1 - share) ** (pairs - wins) for wins in shown)
 
 
-def pairs_needed(share: float, wanted: float = 0.8) -> int | None:
-    """Return how many pairs, ties aside, have a power of `wanted` for a share; None if the share is one half.
+def pairs_needed(share: float) -> int | None:
+    """Return how many pairs, ties aside, give the sign test a power of 80% for a share; None if it is one half.
 
     >>> pairs_needed(0.6), pairs_needed(0.75), pairs_needed(1.0), pairs_needed(0.5)
     (194, 29, 5, None)
@@ -121,10 +123,10 @@ def pairs_needed(share: float, wanted: float = 0.8) -> int | None:
     if share == 0.5:
         return None
     quantile = statistics.NormalDist().inv_cdf
-    spread = quantile(0.975) / 2 + quantile(wanted) * math.sqrt(share * (1 - share))
+    spread = quantile(0.975) / 2 + quantile(POWER) * math.sqrt(share * (1 - share))
     pairs = math.ceil((spread / (share - 0.5)) ** 2)
     # The normal approximation is short of some pairs where there are few, and good where there are many.
-    while pairs < 1000 and sign_test_power(pairs, share) < wanted:
+    while pairs < 1000 and sign_test_power(pairs, share) < POWER:
         pairs += 1
     return pairs
 
@@ -153,9 +155,9 @@ def share_of_fields(answer: dict[str, Any] | None, expected: dict[str, Any]) -> 
     >>> share_of_fields({"a": 1, "c": 3}, {"a": 1, "b": 2})
     0.3333333333333333
     """
-    found = answer or {}
-    names = expected.keys() | found.keys()
-    right = [name in expected and name in found and same(found[name], expected[name]) for name in names]
+    fields = answer or {}
+    names = expected.keys() | fields.keys()
+    right = [name in expected and name in fields and same(fields[name], expected[name]) for name in names]
     return sum(right) / len(names) if names else 1.0
 
 

@@ -229,7 +229,8 @@ def faults(entries, code):
             found += [f"{name}: placeholders differ"] if differ else []
         known = {f"{kind}{lang}" for kind in ("", "tip_") for lang in LANGUAGES}
         found += [] if entry.get("en") and set(entry) <= known else [f"{name}: {sorted(set(entry) - known)}"]
-    keys = {key for keys in controls.TABLES for key in keys}
+    tables = (controls.FIELDS, controls.EVALUATED, controls.EXPORTED, controls.SIZED)
+    keys = {key for table in tables for key in table}
     found += [key for key in keys if not {"en", "zh", "tip_en", "tip_zh"} <= set(entries.get(key, ()))]
     found += [name for name in re.findall(r'words(?:\.tip)?\(\s*"(\w+)"', code) if name not in entries]
     tips = re.findall(r'words\.tip\(\s*"(\w+)"', code)

@@ -107,7 +107,6 @@ SIZED = {
     "lora_rank": FIELDS["lora_rank"],
     "gradient_checkpointing": CHOICE,
 }
-TABLES = (FIELDS, EVALUATED, EXPORTED, SIZED)
 # The visible keys first, under a heading each; the others are folded away under the same names.
 GROUPS = {
     "group_data": ("model_name_or_path", "dataset", "output_dir", *tuple(FIELDS)[22:30]),
@@ -136,15 +135,15 @@ def choices(key: str) -> list[Any]:
     ([None, 4, 8], [False, True], [None, False, True])
     """
     if key not in Recipe.model_fields:
-        found = [False, True] if bool in flat(keys.TRAINING_HINTS[key]) else recipes.choices_of(key)
-        return [*([None] if default(key) is None else []), *found]
+        values = [False, True] if bool in flat(keys.TRAINING_HINTS[key]) else recipes.choices_of(key)
+        return [*([None] if default(key) is None else []), *values]
     hint = Recipe.model_fields[key].annotation
-    found = (
+    values = (
         [False, True]
         if bool in flat(hint)
         else [one for part in (hint, *typing.get_args(hint)) if is_literal(part) for one in typing.get_args(part)]
     )
-    return [*([None] if default(key) is None else []), *found]
+    return [*([None] if default(key) is None else []), *values]
 
 
 def flat(hint: Any) -> tuple:
@@ -199,9 +198,9 @@ def read_lines(text: str) -> dict[str, Any]:
     """
     if not text.strip():
         return {}
-    found = strict_yaml.parse(text, "")
-    if found is None:
+    values = strict_yaml.parse(text, "")
+    if values is None:
         return {}
-    if not isinstance(found, dict):
+    if not isinstance(values, dict):
         raise errors.fail("recipe_yaml", reason="not a list of `key: value` lines")
-    return {str(key): value for key, value in found.items()}
+    return {str(key): value for key, value in values.items()}

@@ -66,11 +66,11 @@ def check_fields(
         return Checked(None, messages, [])
     try:
         given, notes = recipes.translate(recipes.Given(dict(values), {key: key for key in values}, ALL))
-        made = recipes.build(given)
+        recipe = recipes.build(given)
     except LabError as error:
         return Checked(None, {error.where or ALL: short(error)}, [])
-    messages = together(made)
-    return Checked(None if messages else made, messages, notes + recipes.remarks(made))
+    messages = together(recipe)
+    return Checked(None if messages else recipe, messages, notes + recipes.remarks(recipe))
 
 
 def one(key: str, value: Any, words: Words, roots: Sequence[Path], table: Mapping[str, Field]) -> str:
@@ -118,37 +118,42 @@ def may_exist(name: str) -> bool:
 
 def folder(name: str, words: Words, roots: Sequence[Path]) -> str:
     """Return why a run may not be written to a folder, "" if it may."""
-    if found := sorted(SHELL & set(name)):
-        return words("bad_characters", characters=" ".join(repr(one)[1:-1] for one in found))
+    if special := sorted(SHELL & set(name)):
+        return words("bad_characters", characters=" ".join(repr(one)[1:-1] for one in special))
     path = Path(name).expanduser().resolve()
     if not any(path.is_relative_to(root.resolve()) and path != root.resolve() for root in roots):
         return words("bad_outside", roots=", ".join(map(str, roots)))
     return ""
 
 
-def together(made: Recipe) -> dict[str, str]:
+def together(recipe: Recipe) -> dict[str, str]:
     """Return what a recipe names that is not there: its model, its template, its data sets."""
     messages = {}
-    looks = {"model_name_or_path": model, "adapter_name_or_path": saved_weights.weights_of, "template": template}
+    looks = {
+        "model_name_or_path": model,
+        "adapter_name_or_path": saved_weights.weights_of,
+        # Whether a template is the model's own shows once the model is loaded.
+        "template": templates.family_of_name,
+    }
     for key, look in looks.items():
-        name = getattr(made, key)
+        name = getattr(recipe, key)
         try:
             if name:
                 look(name)
         except LabError as error:
             messages[key] = short(error)
-    base = estimates.folder_of(made)
-    if made.adapter_name_or_path and base and not messages:
+    base = estimates.folder_of(recipe)
+    if recipe.adapter_name_or_path and base and not messages:
         with contextlib.redirect_stdout(io.StringIO()):
             try:
-                folders.weights_for(made.adapter_name_or_path, Path(base), made.model_name_or_path)
+                folders.weights_for(recipe.adapter_name_or_path, Path(base), recipe.model_name_or_path)
             except LabError as error:
                 messages["adapter_name_or_path"] = short(error)
     for key in ("dataset", "eval_dataset"):
-        for name in (part.strip() for part in (getattr(made, key) or "").split(",")):
+        for name in (part.strip() for part in (getattr(recipe, key) or "").split(",")):
             try:
                 if name:
-                    registry.find(name, Path(made.dataset_dir))
+                    registry.find(name, Path(recipe.dataset_dir))
             except LabError as error:
                 messages[key] = short(error)
     return messages
@@ -170,48 +175,41 @@ def model(name: str) -> None:
         raise models.unknown(name)
 
 
-def template(name: str) -> None:
-    """Look a template's name up; whether it is the model's own is seen once that is loaded.
-
-    Raises:
-        LabError: nobody knows it.
-    """
-    templates.family_of_name(name)
-
-
 # What has been worked out about run folders: nothing of it is looked at twice while no file changes.
 KNOWN: dict[tuple[str, tuple], State] = {}
 
 
-def state(made: Recipe) -> State:
+def state(recipe: Recipe) -> State:
     """Return what lies in a recipe's run folder, as training will judge it."""
-    if not made.output_dir:
+    if not recipe.output_dir:
         return State("new")
-    key = json.dumps(made.model_dump(), sort_keys=True, default=str), files_of(made)
+    key = json.dumps(recipe.model_dump(), sort_keys=True, default=str), files_of(recipe)
     if key not in KNOWN:
         KNOWN.clear()
         try:
-            KNOWN[key] = folders.state(made, lambda: fingerprints(made))
+            KNOWN[key] = folders.state(recipe, lambda: fingerprints(recipe))
         except LabError as error:
             # Training would not begin either.
             KNOWN[key] = State("other", short(error))
     return KNOWN[key]
 
 
-def files_of(made: Recipe) -> tuple:
+def files_of(recipe: Recipe) -> tuple:
     """Return path, size and time of every file that the state of a run depends on."""
-    model = estimates.folder_of(made)
-    places = [Path(made.output_dir or "").expanduser(), *([Path(model)] if model else [])]
-    found = [path for place in places for path in place.rglob("*")]
-    for name in filter(None, (part.strip() for part in f"{made.dataset or ''},{made.eval_dataset or ''}".split(","))):
+    model = estimates.folder_of(recipe)
+    places = [Path(recipe.output_dir or "").expanduser(), *([Path(model)] if model else [])]
+    paths = [path for place in places for path in place.rglob("*")]
+    for name in filter(
+        None, (part.strip() for part in f"{recipe.dataset or ''},{recipe.eval_dataset or ''}".split(","))
+    ):
         with contextlib.suppress(LabError):
-            place = registry.find(name, Path(made.dataset_dir))[1]
-            found += [Path(made.dataset_dir) / "dataset_info.json", *(dataset_info.files(place) if place else [])]
-    stats = [(str(path), path.stat()) for path in found if path.is_file()]
+            place = registry.find(name, Path(recipe.dataset_dir))[1]
+            paths += [Path(recipe.dataset_dir) / "dataset_info.json", *(dataset_info.files(place) if place else [])]
+    stats = [(str(path), path.stat()) for path in paths if path.is_file()]
     return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats)
 
 
-def fingerprints(made: Recipe) -> dict[str, str]:
+def fingerprints(recipe: Recipe) -> dict[str, str]:
     """Return the fingerprints of a recipe's data and model, {} where the model is not here yet.
 
     Raises:
@@ -220,13 +218,13 @@ def fingerprints(made: Recipe) -> dict[str, str]:
     # Imported here: encoding the rows takes torch, looking at a folder does not.
     from ftlab.runs import dataset, train
 
-    path = estimates.folder_of(made)
+    path = estimates.folder_of(recipe)
     if path is None:
         return {}
     with contextlib.redirect_stdout(io.StringIO()), without_bars():
-        tokenizer = train.load_tokenizer(made, path)
-        templates.apply(made.template, tokenizer, made.allow_other_template, made.enable_thinking)
-        return folders.fingerprints(made, Path(path), dataset.digests(dataset.splits(made, tokenizer)))
+        tokenizer = train.load_tokenizer(recipe, path)
+        templates.apply(recipe.template, tokenizer, recipe.allow_other_template, recipe.enable_thinking)
+        return folders.fingerprints(recipe, Path(path), dataset.digests(dataset.splits(recipe, tokenizer)))
 
 
 @contextlib.contextmanager
