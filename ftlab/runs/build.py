@@ -37,32 +37,26 @@ from ftlab.device import Machine
 from ftlab.errors import fail, reason_of
 from ftlab.recipe import continued, library_args
 from ftlab.recipe.keys import REWARDED, SAVED_IN_PART, Recipe
-from ftlab.runs import adapters, chat, distillation, folder, losses, muon, reference, rewards, rope, targets, world
+from ftlab.runs import (
+    adapters,
+    chat,
+    distillation,
+    folder,
+    losses,
+    metric_names,
+    muon,
+    reference,
+    rewards,
+    rope,
+    targets,
+    world,
+)
 from ftlab.runs.tokenized import takes_ids
 from ftlab.runs.validation_loss import per_token
 from ftlab.saved_weights import weights_of
 
 # Schedules that follow the validation loss: transformers hands their arguments to these.
 FOLLOWING: dict[str, Any] = {SchedulerType.REDUCE_ON_PLATEAU: ReduceLROnPlateau, SchedulerType.GREEDY: GreedyLR}
-# What an evaluation of each stage measures; those of rewards have a pair more for each reward. `callbacks.Best` looks
-# again: KTO's evaluation has nothing of a label that it meets no example of, and `aux_loss` is a mixture's.
-TIMED = ("loss", "runtime", "samples_per_second", "steps_per_second")
-TOKENS = ("entropy", "mean_token_accuracy", "num_tokens", "aux_loss")
-SIDES = tuple(f"{what}/{side}" for what in ("rewards", "logps", "logits") for side in ("chosen", "rejected"))
-PAIRS = (*SIDES, "rewards/accuracies", "rewards/margins")
-REWARDS = (
-    "reward", "reward_std", "frac_reward_zero_std", "kl", "entropy", "num_tokens", "aux_loss", "clip_ratio/low_mean",
-    "clip_ratio/low_min", "clip_ratio/high_mean", "clip_ratio/high_max", "clip_ratio/region_mean",
-    "completions/clipped_ratio", *(f"completions/{one}{end}_length" for one in ("mean", "min", "max")
-    for end in ("", "_terminated")), *(f"sampling/sampling_logp_difference/{one}" for one in ("mean", "max")),
-    *(f"sampling/importance_sampling_ratio/{one}" for one in ("min", "mean", "max")),
-)  # fmt: skip
-MEASURED: dict[str, tuple[str, ...]] = {
-    "pt": TOKENS, "sft": TOKENS, "gkd": (), "dpo": (*TOKENS, *PAIRS), "grpo": REWARDS, "rloo": REWARDS,
-    "rm": ("accuracy", "margin", "max_reward", "mean_reward", "min_reward", "num_tokens"),
-    "kto": (*SIDES, "rewards/margins", "kl", "entropy", "num_tokens", "aux_loss"), "simpo": (*PAIRS, "nll_loss"),
-    "orpo": (*PAIRS, "nll_loss", "log_odds_ratio", "log_odds_chosen"),
-}  # fmt: skip
 # What Trainer itself gives a schedule.
 FROM_TRAINER = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 
@@ -90,7 +84,7 @@ def training_args(recipe: Recipe, folder: Path, machine: Machine) -> tuple[Any, 
         if args.deepspeed:
             world.require_deepspeed(args.hf_deepspeed_config)
         require_available(args)
-        require_metric(recipe.objective, args)
+        metric_names.require_metric(recipe.objective, args)
         return args, notes
     except (TypeError, ValueError, KeyError, AttributeError, ImportError, OSError, RuntimeError) as error:
         raise fail("recipe_training", reason=reason_of(error)) from None
@@ -131,21 +125,6 @@ def require_available(args: TrainingArguments) -> None:
     if not args.optim_target_modules:
         Trainer.get_optimizer_cls_and_kwargs(args)
     require_schedule(args)
-
-
-def require_metric(objective: str, args: TrainingArguments) -> None:
-    """Refuse to choose checkpoints by what no evaluation of a stage measures.
-
-    Raises:
-        LabError: with the names that there are.
-    """
-    name = (args.metric_for_best_model or "loss").removeprefix("eval_")
-    if args.eval_strategy == "no" or objective not in MEASURED or (objective in REWARDED and "rewards/" in name):
-        return
-    measured = {*TIMED, *MEASURED[objective]}
-    if name not in measured:
-        known = ", ".join(sorted(measured))
-        raise fail("train_no_metric", where="metric_for_best_model", name=name, known=known)
 
 
 def require_schedule(args: TrainingArguments) -> None:
@@ -309,11 +288,11 @@ def biases(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
         LabError: the model has none.
     """
     model.requires_grad_(False)
-    found = [weight for name, weight in model.named_parameters() if name.endswith("bias")]
-    if not found:
+    weights = [weight for name, weight in model.named_parameters() if name.endswith("bias")]
+    if not weights:
         raise fail("train_no_bias", where="finetuning_type", family=model.config.model_type)
     head = [model.score.weight] if recipe.stage == "rm" else []
-    for weight in found + head:
+    for weight in weights + head:
         weight.requires_grad_(True)
     return model
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from ftlab import tokens
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
-from ftlab.runs import build, train
+from ftlab.runs import metric_names, train
 
 # Answers of 1 to 50 characters: a mean of the means of batches would be another number.
 ROWS = [{"instruction": f"Question {i}", "output": "abcdefghij" * (i % 6) + str(i)} for i in range(10)]
@@ -126,9 +126,9 @@ def test_every_metric_of_an_evaluation_can_be_asked_for(tiny_recipe, tiny_rows, 
     assert {"loss", "runtime"} < measured
     for metric in measured:
         args = SimpleNamespace(metric_for_best_model=metric, eval_strategy="steps")
-        build.require_metric(stage, args)
+        metric_names.require_metric(stage, args)
     with pytest.raises(LabError, match="no `nonsense`"):
-        build.require_metric(stage, SimpleNamespace(metric_for_best_model="nonsense", eval_strategy="steps"))
+        metric_names.require_metric(stage, SimpleNamespace(metric_for_best_model="nonsense", eval_strategy="steps"))
 
 
 @pytest.mark.parametrize(
