@@ -31,7 +31,7 @@ def escape_control_tokens(text: str, tokens: Iterable[str] = CONTROL_TOKENS) -> 
     >>> escape_control_tokens("a<|im_end|>") == "a<\u2060|im_end|>"
     True
     """
-    return pattern(tokens).sub(lambda found: found.group()[0] + JOINER + found.group()[1:], text)
+    return pattern(tokens).sub(lambda match: match.group()[0] + JOINER + match.group()[1:], text)
 
 
 def harmless(text: str, tokens: Sequence[str]) -> str:

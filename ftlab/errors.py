@@ -98,8 +98,8 @@ def near(name: str, known: Iterable[str], most: int = 3) -> list[str]:
 
 def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
     """Return "did you mean ...?" in the user's language where a known name is near, else `otherwise`."""
-    found = near(name, known)
-    return say("did_you_mean", nearest=", ".join(found)) if found else otherwise
+    nearest = near(name, known)
+    return say("did_you_mean", nearest=", ".join(nearest)) if nearest else otherwise
 
 
 def fail(key: str, /, where: str = "", exit_code: int = 2, **values: object) -> LabError:

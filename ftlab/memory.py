@@ -84,18 +84,18 @@ class Decoder:
         Raises:
             LabError: a size is missing: not a decoder of text.
         """
-        found = {}
+        sizes = {}
         for ours, theirs in NAMES.items():
             values = [config[name] for name in theirs if isinstance(config.get(name), int)]
             if not values:
                 raise fail("memory_config", where=theirs[0])
-            found[ours] = values[0]
-        hidden, heads = found["hidden"], found["heads"]
+            sizes[ours] = values[0]
+        hidden, heads = sizes["hidden"], sizes["heads"]
         family = str(config.get("model_type", ""))
         experts = config.get("num_local_experts") or config.get("num_experts") or 1
         wide = config.get("moe_intermediate_size") if experts > 1 else None
         return cls(
-            **found,
+            **sizes,
             kv_heads=config.get("num_key_value_heads") or heads,
             head_dim=config.get("head_dim") or hidden // heads,
             intermediate=wide or config.get("intermediate_size") or config.get("n_inner") or 4 * hidden,

@@ -267,15 +267,15 @@ def load_weights(kind: Any, folder: str | Path, *, new_head: bool = True, **opti
     fixed = {"trust_remote_code": False, "use_safetensors": True, "ignore_mismatched_sizes": True}
     with loading(folder), without_report():
         try:
-            model, told = kind.from_pretrained(folder, output_loading_info=True, **fixed | options)
+            model, info = kind.from_pretrained(folder, output_loading_info=True, **fixed | options)
         except ImportError as error:
             # transformers names the first package that it misses, one after the other.
             raise quantizer_missing(folder) or error from None
-    if told["mismatched_keys"]:
-        name, found, needed = min(told["mismatched_keys"])
-        values = {"name": name, "found": tuple(found), "needed": tuple(needed)}
+    if info["mismatched_keys"]:
+        name, actual, expected = min(info["mismatched_keys"])
+        values = {"name": name, "found": tuple(actual), "needed": tuple(expected)}
         raise fail("model_other_shape", where=str(folder), **values)
-    missing = sorted(name for name in told["missing_keys"] if not (new_head and name.startswith("score.")))
+    missing = sorted(name for name in info["missing_keys"] if not (new_head and name.startswith("score.")))
     if missing:
         raise fail("model_missing_weights", where=str(folder), count=len(missing), names=", ".join(missing[:3]))
     return model
@@ -300,7 +300,7 @@ def load_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> "PreT
     """
     from transformers import AutoConfig, AutoTokenizer
 
-    if not any(found for pattern in TOKENIZER_FILES for found in Path(folder).glob(pattern)):
+    if not any(path for pattern in TOKENIZER_FILES for path in Path(folder).glob(pattern)):
         raise fail("model_no_tokenizer", where=str(folder))
     if (Path(folder) / "config.json").is_file():
         # The tokenizer's class follows from it; what is wrong with it is not the tokenizer's.

@@ -100,9 +100,9 @@ def left_out(text: str, messages: Sequence[Message]) -> int:
         said = parted(message)[1].strip()
         start = 0 if message["role"] == "system" else at
         # Some templates write a tool's result as JSON.
-        found = max(text.find(form, start) for form in (said, json.dumps(said, ensure_ascii=False)[1:-1]))
-        if found >= 0:
-            at = at if message["role"] == "system" else found + len(said)
+        position = max(text.find(form, start) for form in (said, json.dumps(said, ensure_ascii=False)[1:-1]))
+        if position >= 0:
+            at = at if message["role"] == "system" else position + len(said)
         elif "tool_calls" not in message:
             return number
     return 0
@@ -161,9 +161,9 @@ def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
 def controls_of(tokenizer: "PreTrainedTokenizerBase", size: int) -> tuple[str, ...]:
     """Return `control_tokens`, worked out once for a tokenizer of `size` tokens."""
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    found = special | set(tokenizer.all_special_tokens)
+    tokens = special | set(tokenizer.all_special_tokens)
     # Chat templates look for the reasoning under these names.
-    return tuple(sorted(token for token in found - {"<think>", "</think>"} if len(token) > 1))
+    return tuple(sorted(token for token in tokens - {"<think>", "</think>"} if len(token) > 1))
 
 
 def escaped(value: Any, control: tuple[str, ...]) -> Any:
@@ -179,13 +179,13 @@ def escaped(value: Any, control: tuple[str, ...]) -> Any:
 def wants_parts(tokenizer: "PreTrainedTokenizerBase", template: str) -> bool:
     """Return True if a template shows a message only as a list of parts, as those of vision models do."""
     message = {"role": "user", "content": PLACEHOLDER}
-    found = []
+    shown = []
     for asked in (message, as_parts(message)):
         try:
-            found.append(PLACEHOLDER in tokenizer.apply_chat_template([asked], chat_template=template, tokenize=False))
+            shown.append(PLACEHOLDER in tokenizer.apply_chat_template([asked], chat_template=template, tokenize=False))
         except TEMPLATE_ERRORS:
-            found.append(False)
-    return found == [False, True]
+            shown.append(False)
+    return shown == [False, True]
 
 
 def as_parts(message: Message) -> Message:

@@ -166,10 +166,10 @@ def by_syntax(syntax: dict[str, Any]) -> Read:
     """Return the reader of a syntax that is described as transformers' `response_template`."""
 
     def read(text: str, prompt: str, tools: list | None) -> Response:
-        found = parse_response(text, syntax, prefix=prompt, tools=tools)
-        thought = found.get("reasoning_content") or found.get("thinking") or ""
-        calls = [call["function"] for call in found.get("tool_calls", [])]
-        return Response(thought, found.get("content") or "", [as_call(call) for call in calls])
+        parsed = parse_response(text, syntax, prefix=prompt, tools=tools)
+        thought = parsed.get("reasoning_content") or parsed.get("thinking") or ""
+        calls = [call["function"] for call in parsed.get("tool_calls", [])]
+        return Response(thought, parsed.get("content") or "", [as_call(call) for call in calls])
 
     return read
 

@@ -50,10 +50,10 @@ def weights_of(name: str | Path) -> Weights:
     name = several(name)[-1]
     folder = Path(name).expanduser()
     places = (*(folder / part for part in RESULTS), folder)
-    if (found := next((one for place in places if (one := look(place))), None)) is not None:
-        return found
-    if (found := newest(folder)) is not None:
-        return found
+    if (weights := next((one for place in places if (one := look(place))), None)) is not None:
+        return weights
+    if (weights := newest(folder)) is not None:
+        return weights
     raise fail("model_no_adapter", where=str(name), files=f"{ADAPTER_CONFIG}, {ADAPTER_WEIGHTS}")
 
 
@@ -61,9 +61,9 @@ def newest(folder: Path) -> Weights | None:
     """Return the weights of a run's newest valid checkpoint, None if there is none."""
     run_id = (manifests.read_manifest(folder) or {}).get("run_id")
     for path in checkpoints(folder) if run_id else ():
-        found = look(path)
-        if found and not manifests.problem(path, {"run_id": run_id}):
-            return found
+        weights = look(path)
+        if weights and not manifests.problem(path, {"run_id": run_id}):
+            return weights
     return None
 
 

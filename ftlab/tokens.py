@@ -58,13 +58,13 @@ def written_answers(
 
     Before it a template may write more than its generation prompt: Qwen3's an empty think block, gpt-oss's a channel.
     """
-    found = answer(tokenizer, messages, [{"role": "assistant", "content": PLACEHOLDER}])
-    opening = found.text.partition(PLACEHOLDER)[0]
+    rendering = answer(tokenizer, messages, [{"role": "assistant", "content": PLACEHOLDER}])
+    opening = rendering.text.partition(PLACEHOLDER)[0]
     # Two letters tell which tokens are the opening's alone: a space may be part of a word's first token, and line
     # breaks before a word are other tokens than before nothing.
-    whole = [continuation(tokenizer, found.prompt, opening + text) for text in (*texts, "a", "Z")]
+    whole = [continuation(tokenizer, rendering.prompt, opening + text) for text in (*texts, "a", "Z")]
     begun = shared_length(whole) if opening else 0
-    return [*ids_of(tokenizer, found.prompt), *whole[-1][:begun]], [ids[begun:] for ids in whole[:-2]]
+    return [*ids_of(tokenizer, rendering.prompt), *whole[-1][:begun]], [ids[begun:] for ids in whole[:-2]]
 
 
 def shared_length(sequences: Sequence[Sequence[int]]) -> int:
@@ -131,10 +131,12 @@ def turn_of(
     tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], said: Sequence[Message], tools: Tools = None
 ) -> Turn:
     """Return an answer and everything before it as one turn."""
-    found = answer(tokenizer, messages, said, tools)
-    source = ids_of(tokenizer, found.prompt)
-    written, tail = continuation(tokenizer, found.prompt, found.text), ids_of(tokenizer, found.tail)
-    return Turn(source, written, tail, found.ended, history_len(tokenizer, found.prompt, source, messages, tools))
+    rendering = answer(tokenizer, messages, said, tools)
+    source = ids_of(tokenizer, rendering.prompt)
+    written, tail = continuation(tokenizer, rendering.prompt, rendering.text), ids_of(tokenizer, rendering.tail)
+    return Turn(
+        source, written, tail, rendering.ended, history_len(tokenizer, rendering.prompt, source, messages, tools)
+    )
 
 
 def joined_to(turns: list[Turn], turn: Turn, tokenizer: PreTrainedTokenizerBase) -> list[Turn]:

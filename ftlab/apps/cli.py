@@ -594,11 +594,11 @@ def list_models(options: argparse.Namespace) -> None:
     print(f"{'name':<14} {'parameters':>10} {'run':>7} {'QLoRA':>7} {'LoRA':>7} {'full':>7}  licence, hub id")
     for model in catalogue.MODELS:
         keys: dict[str, Any] = {"model_name_or_path": model.name, "per_device_train_batch_size": 1, "cutoff_len": 512}
-        found = [
+        rows = [
             memory_needs.needs(recipes.load(keys | memory_needs.METHODS[name]), machine).peak
             for name in ("qlora", "lora", "full")
         ]
-        cells = " ".join(f"{fits(need, machine.memory_bytes):>7}" for need in (2 * model.parameters, *found))
+        cells = " ".join(f"{fits(need, machine.memory_bytes):>7}" for need in (2 * model.parameters, *rows))
         print(f"{model.name:<14} {model.parameters / 1e9:>9.2f}B {cells}  {model.licence}, {model.hub_id}")
     print("* = more than the memory of this machine")
 

@@ -140,9 +140,9 @@ def run_one(lesson: "Lesson", parameters: dict[str, str | int], out: Path) -> Re
             error = str(lost)
     seconds = round(time.monotonic() - started, 1)
     strip_widgets(executed)
-    found = json.loads(outcomes.read_text()) if outcomes.exists() else {}
+    values = json.loads(outcomes.read_text()) if outcomes.exists() else {}
     outcomes.unlink(missing_ok=True)
-    return Result(lesson.name, "failed" if error else "ok", seconds, peak.bytes, found, error)
+    return Result(lesson.name, "failed" if error else "ok", seconds, peak.bytes, values, error)
 
 
 class PeakMemory:

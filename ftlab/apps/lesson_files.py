@@ -45,14 +45,14 @@ def lessons(numbers: list[str] | None = None, course: Path | None = None) -> lis
         LabError: no lesson has one of these numbers.
     """
     sources = (course or root()) / "notebooks" / "source"
-    found = [Lesson(path.stem[:2], path.stem, path) for path in sorted(sources.glob("[0-9]*.py"))]
+    all_lessons = [Lesson(path.stem[:2], path.stem, path) for path in sorted(sources.glob("[0-9]*.py"))]
     if not numbers:
-        return found
+        return all_lessons
     for number in numbers:
-        if number[:2].zfill(2) not in {lesson.number for lesson in found}:
-            raise fail("course_no_lesson", number=number, numbers=", ".join(lesson.number for lesson in found))
+        if number[:2].zfill(2) not in {lesson.number for lesson in all_lessons}:
+            raise fail("course_no_lesson", number=number, numbers=", ".join(lesson.number for lesson in all_lessons))
     wanted = {number[:2].zfill(2) for number in numbers}
-    return [lesson for lesson in found if lesson.number in wanted]
+    return [lesson for lesson in all_lessons if lesson.number in wanted]
 
 
 def title(lesson: Lesson, language: str = "en") -> str:

@@ -37,8 +37,8 @@ def preflight() -> Iterator[Finding]:
         yield Finding(False, say("rented_no_disk", where=disk))
     else:
         free = shutil.disk_usage(disk).free
-        found = say("rented_disk", where=disk, free=f"{free / 1e9:.0f}", needed=f"{NEEDED_BYTES / 1e9:.0f}")
-        yield Finding(free >= NEEDED_BYTES, found)
+        line = say("rented_disk", where=disk, free=f"{free / 1e9:.0f}", needed=f"{NEEDED_BYTES / 1e9:.0f}")
+        yield Finding(free >= NEEDED_BYTES, line)
         yield from (cache(name, place, disk) for name, place in caches().items())
     mirror = os.environ.get("HF_ENDPOINT") or ("ModelScope" if os.environ.get("USE_MODELSCOPE_HUB") == "1" else "")
     yield Finding(bool(mirror), say("rented_mirror", mirror=mirror) if mirror else say("rented_no_mirror"))

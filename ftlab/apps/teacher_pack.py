@@ -61,8 +61,8 @@ def slides_of(lesson: Lesson, language: str) -> Iterator[str]:
     title, heading = lesson_files.title(lesson, language), ""
     outputs = notebooks.kept_outputs(lesson, notebooks.edition(lesson, "en"))
     for cell in notebooks.edition(lesson, language).cells:
-        if cell.cell_type == "markdown" and (found := HEADING.findall(cell.source)):
-            heading = found[-1]
+        if cell.cell_type == "markdown" and (headings := HEADING.findall(cell.source)):
+            heading = headings[-1]
         for picture in pictures(outputs.get(cell.id, ([], None))[0]):
             name, about = html.escape(title), html.escape(heading)
             image = f'<img src="data:image/png;base64,{picture}" alt="{about}">'
@@ -71,5 +71,5 @@ def slides_of(lesson: Lesson, language: str) -> Iterator[str]:
 
 def pictures(outputs: list[NotebookNode]) -> list[str]:
     """Return the PNGs of a cell's outputs, in base64."""
-    found = [output.get("data", {}).get("image/png", "") for output in outputs]
-    return [picture.replace("\n", "") for picture in found if picture]
+    images = [output.get("data", {}).get("image/png", "") for output in outputs]
+    return [picture.replace("\n", "") for picture in images if picture]

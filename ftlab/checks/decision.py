@@ -26,7 +26,7 @@ def check_calibrated_label(answer: object) -> Verdict:
         for seed, (batch, labels) in enumerate(sizes)
     ]
     cases.append((torch.tensor([[0.6, 0.4], [0.9, 0.1]]), torch.tensor([0.8, 0.2])))
-    return check_function("calibrated_label", answer, lambda found, empty: (found / empty).argmax(-1), cases)
+    return check_function("calibrated_label", answer, lambda answer, empty: (answer / empty).argmax(-1), cases)
 
 
 def check_cheapest_way(answer: object) -> Verdict:

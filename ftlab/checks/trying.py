@@ -88,12 +88,12 @@ def as_numbers(value: object) -> torch.Tensor | None:
 
 def alike(answer: object, wanted: object, tolerance: float = 1e-4) -> bool:
     """Return True if two answers hold the same numbers in the same shape; one number may have any shape."""
-    found, right = as_numbers(answer), as_numbers(wanted)
-    if found is None or right is None:
+    numbers, right = as_numbers(answer), as_numbers(wanted)
+    if numbers is None or right is None:
         return False
-    if found.numel() == right.numel() == 1:
-        found, right = found.reshape(()), right.reshape(())
-    return found.shape == right.shape and torch.allclose(found, right, rtol=tolerance, atol=tolerance)
+    if numbers.numel() == right.numel() == 1:
+        numbers, right = numbers.reshape(()), right.reshape(())
+    return numbers.shape == right.shape and torch.allclose(numbers, right, rtol=tolerance, atol=tolerance)
 
 
 def missed(exercise: str, hint: str = "") -> Verdict:
@@ -117,10 +117,10 @@ def slip_hint(exercise: str, made: Callable[[Any], bool]) -> str:
 
 def shape_hint(result: object, wanted: object) -> str:
     """Return a hint about the shape if it is that of numbers, but not the wanted one."""
-    found, right = as_numbers(result), as_numbers(wanted)
-    if found is None or right is None or found.shape == right.shape:
+    numbers, right = as_numbers(result), as_numbers(wanted)
+    if numbers is None or right is None or numbers.shape == right.shape:
         return ""
-    return general_hint("shape", found=tuple(found.shape), wanted=tuple(right.shape))
+    return general_hint("shape", found=tuple(numbers.shape), wanted=tuple(right.shape))
 
 
 def general_hint(key: str, **values: object) -> str:

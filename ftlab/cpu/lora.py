@@ -91,10 +91,10 @@ def install(model: nn.Module) -> int:
 
     DoRA and its like, dropout, several adapters at once, and adapters switched off or merged go PEFT's own way.
     """
-    found = layers(model)
-    for layer in found:
+    adapters = layers(model)
+    for layer in adapters:
         replace(layer, "forward", partial(forward, layer))
-    return len(found)
+    return len(adapters)
 
 
 def layers(model: nn.Module) -> list[Any]:
@@ -108,13 +108,13 @@ def rounded(model: nn.Module) -> Iterator[None]:
 
     Adapters must not change in here.
     """
-    found = layers(model)
+    adapters = layers(model)
     try:
-        for layer in found:
+        for layer in adapters:
             layer.kept = {}
         yield
     finally:
-        for layer in found:
+        for layer in adapters:
             del layer.kept
 
 

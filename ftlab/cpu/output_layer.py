@@ -72,22 +72,22 @@ class FrozenHead(torch.autograd.Function):
         """
         ctx.set_materialize_grads(False)
         slope = torch.empty_like(hidden)
-        found = {name: hidden.new_empty(len(hidden), dtype=torch.float32) for name in ("log_probs", *outputs)}
-        if "is_top1" in found:
-            found["is_top1"] = found["is_top1"].bool()
+        results = {name: hidden.new_empty(len(hidden), dtype=torch.float32) for name in ("log_probs", *outputs)}
+        if "is_top1" in results:
+            results["is_top1"] = results["is_top1"].bool()
         # Parts of about the same size: a small rest would cost almost as much as a whole one.
         size = even_part(len(hidden), FROZEN_ROWS)
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
             logits = (hidden[part] @ weight.t()).float()
-            scored, errors = score(logits if scale == 1 else logits.mul_(scale), targets[part], set(found))
+            scored, errors = score(logits if scale == 1 else logits.mul_(scale), targets[part], set(results))
             for name, values in scored.items():
-                found[name][part] = values
+                results[name][part] = values
             torch.mm(errors.to(weight.dtype), weight, out=slope[part])
             del logits, errors  # else they are held while the next part's are made
         ctx.save_for_backward(hidden, weight, targets, slope)
         ctx.scale = scale
-        columns = [found.get(name) for name in ("log_probs", *ALL)]
+        columns = [results.get(name) for name in ("log_probs", *ALL)]
         ctx.mark_non_differentiable(*(column for column in columns[2:] if column is not None))
         return tuple(columns)
 
@@ -110,15 +110,15 @@ class FrozenHead(torch.autograd.Function):
 def score(logits: Tensor, targets: Tensor, wanted: set[str]) -> tuple[dict[str, Tensor], Tensor]:
     """Return what is `wanted` of (n, V) float32 logits, each (n,), and softmax(logits) - onehot(targets)."""
     index = targets.unsqueeze(-1)
-    found = {"is_top1": logits.argmax(-1) == targets} if "is_top1" in wanted else {}
+    scores = {"is_top1": logits.argmax(-1) == targets} if "is_top1" in wanted else {}
     label = logits.gather(-1, index)
     logs = logits.log_softmax(-1)
-    found["log_probs"] = logs.gather(-1, index).squeeze(-1)
+    scores["log_probs"] = logs.gather(-1, index).squeeze(-1)
     if "mean_logits" in wanted:
-        found["mean_logits"] = logs.mean(-1) + label.squeeze(-1) - found["log_probs"]
+        scores["mean_logits"] = logs.mean(-1) + label.squeeze(-1) - scores["log_probs"]
     powers = torch.exp(logs, out=logits)
     if "entropy" in wanted:
-        found["entropy"] = -torch.linalg.vecdot(powers, logs)
+        scores["entropy"] = -torch.linalg.vecdot(powers, logs)
     if "log_sum_sq_probs" in wanted:
-        found["log_sum_sq_probs"] = torch.linalg.vecdot(powers, powers).log()
-    return found, powers.scatter_add_(-1, index, torch.full_like(label, -1.0))
+        scores["log_sum_sq_probs"] = torch.linalg.vecdot(powers, powers).log()
+    return scores, powers.scatter_add_(-1, index, torch.full_like(label, -1.0))

@@ -173,15 +173,15 @@ class Tree(NamedTuple):
         """Return the attention (1, nodes, heads, head_dim) of (1, heads, nodes, head_dim)."""
         if self.mask is not None:
             return attend_padded(module, query, key, value, self.mask.to(query.dtype), scaling, dropout)
-        flat, found = [joined(part) for part in (query, key, value)], []
+        flat, outputs = [joined(part) for part in (query, key, value)], []
         for one in self.tables:
             rows = one.where.rows
             mine = split(Pad.apply(flat[0][one.own], one.where), rows, query.shape[1])
             keys, values = (split(Spread.apply(part, one.keys), rows, key.shape[1]) for part in flat[1:])
             result = attend_padded(module, mine, keys, values, one.mask.to(query.dtype), scaling, dropout)
-            found.append(Pack.apply(result.flatten(0, 1).flatten(1), one.where))
-        spare = query.shape[2] - sum(map(len, found))
-        return nn.functional.pad(torch.cat(found), (0, 0, 0, spare)).view(1, -1, *query.shape[1::2])
+            outputs.append(Pack.apply(result.flatten(0, 1).flatten(1), one.where))
+        spare = query.shape[2] - sum(map(len, outputs))
+        return nn.functional.pad(torch.cat(outputs), (0, 0, 0, spare)).view(1, -1, *query.shape[1::2])
 
 
 def grow(input_ids: Tensor, attention_mask: Tensor) -> Tree:

@@ -225,12 +225,12 @@ class Look:
     def escaped(self, made: Made, fixing: bool) -> Row:
         """Report the control tokens in the texts of a row; return the row to write."""
         counts = {token: sum(text.count(token) for text in texts(made.raw)) for token in self.tokens}
-        found = [token for token, count in counts.items() if count]
-        if not found:
+        present = [token for token, count in counts.items() if count]
+        if not present:
             return made.raw
         self.report.changed += 1
         total = sum(counts.values())
-        self.report.add(fail("data_control_token", where=made.where, count=total, token=", ".join(found)))
+        self.report.add(fail("data_control_token", where=made.where, count=total, token=", ".join(present)))
         self.report.changes += [say("data_changed_escaped", where=made.where, count=total)] if fixing else []
         return on_texts(made.raw, lambda text: harmless(text, self.tokens))
 

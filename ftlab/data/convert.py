@@ -100,10 +100,10 @@ def filled(row: Row, substitutions: dict[str, str], where: str) -> Row:
         LabError: a placeholder without a value; it would be trained on literally.
     """
 
-    def value(found: re.Match[str]) -> str:
-        name = found[1] or found[2]
+    def value(values: re.Match[str]) -> str:
+        name = values[1] or values[2]
         if name not in substitutions:
-            raise fail("data_placeholder", where=where, placeholder=found[0], name=name)
+            raise fail("data_placeholder", where=where, placeholder=values[0], name=name)
         return substitutions[name]
 
     return on_texts(row, lambda text: PLACEHOLDER.sub(value, text) if "{{" in text else text)

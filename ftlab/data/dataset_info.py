@@ -218,11 +218,11 @@ def files(path: Path) -> list[Path]:
     seen = [one for one in path.iterdir() if not one.name.startswith(".")]
     if deeper := sorted(one.name for one in seen if one.is_dir() and any(map(is_data, one.rglob("*")))):
         raise fail("data_folder_deeper", where=str(path), folders=first(deeper))
-    found = sorted(filter(is_data, seen))
-    kinds = sorted({one.suffix.lower() for one in found})
+    paths = sorted(filter(is_data, seen))
+    kinds = sorted({one.suffix.lower() for one in paths})
     if len(kinds) != 1:
         raise fail("data_folder", where=str(path), kinds=" ".join(kinds) or "-", suffixes=" ".join(SUFFIXES))
-    return found
+    return paths
 
 
 def is_data(path: Path) -> bool:

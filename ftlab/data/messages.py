@@ -258,10 +258,10 @@ def thought_and_calls(content: str, where: str) -> tuple[str, list[Row]]:
 def function_calls(content: str, where: str) -> list[Row]:
     """Return the calls of a ShareGPT function_call turn, whose value is JSON: one call or a list of them."""
     try:
-        found = DECODER.decode(content)
+        decoded = DECODER.decode(content)
     except (ValueError, RecursionError):
         raise fail("data_tool_call", where=where) from None
-    calls = found if isinstance(found, list) else [found]
+    calls = decoded if isinstance(decoded, list) else [decoded]
     if not calls:
         raise fail("data_tool_call", where=where)
     return [tool_call(call, where) for call in calls]

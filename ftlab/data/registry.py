@@ -82,8 +82,8 @@ def load(
     sets = sets if places else [one.remove_columns("where") for one in sets]
     shapes = [", ".join(column for column in one.column_names if column not in ("tools", "where")) for one in sets]
     if len(set(shapes)) > 1:
-        found = "; ".join(f"{name}: {shape}" for name, shape in zip(names, shapes, strict=True))
-        raise fail("data_mixed_shapes", where=dataset, shapes=found)
+        formats = "; ".join(f"{name}: {shape}" for name, shape in zip(names, shapes, strict=True))
+        raise fail("data_mixed_shapes", where=dataset, shapes=formats)
     if len(sets) == 1:
         return sets[0]
     if mix_strategy == "concat":

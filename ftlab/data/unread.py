@@ -104,38 +104,38 @@ class Unread:
         """Return what there is to say; columns that no format knows are listed with `all_columns`."""
         idle = {column: count for column, count in self.columns.items() if column in self.idle}
         kind = {"formatting": self.entry.formatting, "ranking": str(self.entry.ranking).lower()}
-        found: list[Note] = [
+        result: list[Note] = [
             ("data_unread_listed", {"name": name, "count": count, "column": column, "key": self.idle[column]} | kind)
             for column, count in idle.items()
         ]
         others = {column: count for column, count in self.columns.items() if column not in idle}
         known = {} if self.entry_gives_text() else {c: n for c, n in others.items() if c in KNOWN}
-        found += [
+        result += [
             (
                 "data_unread_never" if column in NEVER else "data_unread_rows",
                 {"name": name, "count": count, "column": column},
             )
             for column, count in known.items()
         ]
-        found += [("data_unread_keys", {"name": name, "count": count, "key": key}) for key, count in self.keys.items()]
-        found += [
+        result += [("data_unread_keys", {"name": name, "count": count, "key": key}) for key, count in self.keys.items()]
+        result += [
             ("data_blank_words", {"name": name, "count": count, "part": part, "word": word})
             for (part, word), count in self.blanks.items()
         ]
         if self.systems:
-            found.append(("data_two_systems", {"name": name, "count": self.systems}))
+            result.append(("data_two_systems", {"name": name, "count": self.systems}))
         if self.nulls:
-            found.append(("data_nulls_kept", {"name": name, "count": self.nulls}))
-        found += [
+            result.append(("data_nulls_kept", {"name": name, "count": self.nulls}))
+        result += [
             ("data_media_placeholders", {"name": name, "count": count, "placeholder": placeholder})
             for placeholder, count in self.media.items()
         ]
         if self.placeholders:
-            found.append(("data_placeholders", {"name": name, "count": self.placeholders}))
+            result.append(("data_placeholders", {"name": name, "count": self.placeholders}))
         rest = [column for column in others if column not in known]
         if rest and all_columns:
-            found.append(("data_unread_columns", {"name": name, "columns": ", ".join(rest)}))
-        return found
+            result.append(("data_unread_columns", {"name": name, "columns": ", ".join(rest)}))
+        return result
 
     def entry_gives_text(self) -> bool:
         """Return True if the data set is raw text, so that no other column has a meaning."""

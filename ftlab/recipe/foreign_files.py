@@ -142,7 +142,7 @@ def command(text: str, where: str) -> Source:
         LabError: no such command, several, or words that the shell would have to compute.
     """
     variables: dict[str, str] = {}
-    found: list[tuple[list[str], tuple[str, str, int], dict[str, str]]] = []
+    matches: list[tuple[list[str], tuple[str, str, int], dict[str, str]]] = []
     bare = "\n".join(uncommented(line) for line in HEREDOC.sub(r"\3", text).splitlines())
     lines = re.sub(r"\\\n", " ", bare).splitlines()
     for command_words in (words for line in lines for words in commands(line, where)):
@@ -156,15 +156,15 @@ def command(text: str, where: str) -> Source:
             reason = f"a comment or a line without a backslash ends the command before {words[0]}"
             raise fail("recipe_command", where=where, reason=reason)
         if start := starter(words):
-            found.append((words, start, variables | assigned))
+            matches.append((words, start, variables | assigned))
         elif not words:
             variables |= assigned
-    if len(found) != 1:
-        reason = "several training commands" if found else "no training command that ftlab knows"
+    if len(matches) != 1:
+        reason = "several training commands" if matches else "no training command that ftlab knows"
         raise fail("recipe_command", where=where, reason=reason)
     own = {match[1]: match[2] for match in WRITTEN.finditer(text)}
-    source = options(*found[0], where, own)
-    return source._replace(computed=unknown_processes(*found[0]))
+    source = options(*matches[0], where, own)
+    return source._replace(computed=unknown_processes(*matches[0]))
 
 
 def commands(line: str, where: str) -> list[list[str]]:
@@ -175,16 +175,16 @@ def commands(line: str, where: str) -> list[list[str]]:
     """
     lexer = shlex.shlex(line, posix=True, punctuation_chars=";")
     lexer.whitespace_split, lexer.commenters = True, ""
-    found: list[list[str]] = [[]]
+    result: list[list[str]] = [[]]
     try:
         for word in lexer:
             if word in ("&&", "||", ";"):
-                found.append([])
+                result.append([])
             else:
-                found[-1].append(word)
+                result[-1].append(word)
     except ValueError as error:
         raise fail("recipe_command", where=where, reason=str(error)) from None
-    return [words for words in found if words]
+    return [words for words in result if words]
 
 
 def uncommented(line: str) -> str:

@@ -27,47 +27,47 @@ def translate(source: Source, where: str) -> tuple[Values, dict[str, str], list[
     computed = [say("recipe_note_computed", names=", ".join(source.computed))] if source.computed else []
     if framework is OWN:
         return source.values, source.places, computed
-    given = {name: value for name, value in source.values.items() if value is not None}
-    found = key_by_key(source, given, where)
-    values, origin = together(source, found, where)
-    notes = [say("recipe_note_foreign", title=framework.title, count=len(given))]
+    config = {name: value for name, value in source.values.items() if value is not None}
+    entries = key_by_key(source, config, where)
+    values, origin = together(source, entries, where)
+    notes = [say("recipe_note_foreign", title=framework.title, count=len(config))]
     notes += computed
-    notes += [note for _, note in found.values() if note]
-    usual = [f"{name}: {shown(given[name])}" for name, (kept, note) in found.items() if not (kept or note)]
+    notes += [note for _, note in entries.values() if note]
+    usual = [f"{name}: {shown(config[name])}" for name, (kept, note) in entries.items() if not (kept or note)]
     notes += [say("recipe_note_usual", keys=", ".join(usual))] if usual else []
     unset = {name: text for name, text in framework.nulls.items() if source.values.get(name, "") is None}
     notes += [say("recipe_note_null", key=name, meaning=text) for name, text in unset.items()]
-    theirs = filled_in(given, values, framework, where, {*unset})
+    theirs = filled_in(config, values, framework, where, {*unset})
     if theirs:
         listed = ", ".join(f"{name}: {shown(value)}" for name, value in theirs.items())
         notes.append(say("recipe_note_defaults", title=framework.title, keys=listed))
     trained = values.get("stage", "sft") == "sft"
     unsaid = framework.unsaid | (framework.unsaid_in_sft if trained else {})
-    notes += [text for name, text in unsaid.items() if name not in given]
+    notes += [text for name, text in unsaid.items() if name not in config]
     return theirs | values, {key: source.places.get(name, where) for key, name in origin.items()}, notes
 
 
-def key_by_key(source: Source, given: Values, where: str) -> dict[str, tuple[Values, str]]:
+def key_by_key(source: Source, config: Values, where: str) -> dict[str, tuple[Values, str]]:
     """Return what each key of a file comes to, and a note.
 
     Raises:
         LabError: naming every key that a recipe cannot have.
     """
-    found: dict[str, tuple[Values, str]] = {}
+    entries: dict[str, tuple[Values, str]] = {}
     refused: list[str] = []
-    for name, value in given.items():
+    for name, value in config.items():
         try:
-            found[name] = comes_to(name, value, given, source.framework)
+            entries[name] = comes_to(name, value, config, source.framework)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
             reason = str(error) if isinstance(error, ValueError) else "it has another form than ftlab knows"
             refused.append(f"{source.places.get(name, where)}: {name}: {shown(value, name)}: {reason}")
     if refused:
         title = source.framework.title
         raise fail("recipe_foreign", where=where, title=title, count=len(refused), keys="\n  ".join(refused))
-    return found
+    return entries
 
 
-def together(source: Source, found: dict[str, tuple[Values, str]], where: str) -> tuple[Values, dict[str, str]]:
+def together(source: Source, entries: dict[str, tuple[Values, str]], where: str) -> tuple[Values, dict[str, str]]:
     """Return the keys of a recipe, and which key of the file each comes from.
 
     Raises:
@@ -75,7 +75,7 @@ def together(source: Source, found: dict[str, tuple[Values, str]], where: str) -
     """
     values: Values = {}
     origin: dict[str, str] = {}
-    for name, (kept, _) in found.items():
+    for name, (kept, _) in entries.items():
         for key, entry in kept.items():
             if key == "dataset_substitutions":
                 entry = values.get(key, {}) | entry
@@ -94,7 +94,7 @@ def together(source: Source, found: dict[str, tuple[Values, str]], where: str) -
     return values, origin
 
 
-def filled_in(given: Values, values: Values, framework: Framework, where: str, unset: set[str]) -> Values:
+def filled_in(config: Values, values: Values, framework: Framework, where: str, unset: set[str]) -> Values:
     """Return a framework's defaults as keys of a recipe, those that the file leaves open.
 
     Args:
@@ -102,28 +102,28 @@ def filled_in(given: Values, values: Values, framework: Framework, where: str, u
     Raises:
         LabError: a default that a recipe cannot have.
     """
-    theirs = {name: value for name, value in framework.defaults(given).items() if name not in unset}
-    found: Values = {}
+    theirs = {name: value for name, value in framework.defaults(config).items() if name not in unset}
+    defaults: Values = {}
     for name, value in theirs.items():
-        if name in given:
+        if name in config:
             continue
         try:
-            found |= comes_to(name, value, theirs | given, framework)[0]
+            defaults |= comes_to(name, value, theirs | config, framework)[0]
         except ValueError as error:
             line = f"{name}: {shown(value)} (its default): {error}"
             raise fail("recipe_foreign", where=where, title=framework.title, count=1, keys=line) from None
-    return {key: value for key, value in found.items() if key not in values}
+    return {key: value for key, value in defaults.items() if key not in values}
 
 
-def comes_to(name: str, value: Any, given: Values, framework: Framework) -> tuple[Values, str]:
+def comes_to(name: str, value: Any, config: Values, framework: Framework) -> tuple[Values, str]:
     """Return what one key of theirs comes to, and a note; neither where it asks for what a recipe does anyway.
 
     Raises:
         ValueError: a recipe cannot have it.
     """
     if name in framework.read:
-        found = framework.read[name](value, given)
-        kept, said = found if isinstance(found, tuple) else (found, "")
+        result = framework.read[name](value, config)
+        kept, said = result if isinstance(result, tuple) else (result, "")
         return kept, f"{name}: {said}" if said else ""
     if name in framework.dropped:
         return {}, say("recipe_note_dropped", key=name, value=shown(value, name), reason=framework.dropped[name])

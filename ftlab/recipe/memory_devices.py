@@ -35,12 +35,12 @@ def shares(recipe: Recipe, machine: Machine, devices: int) -> Iterator[tuple[str
     # DDP copies every gradient into a bucket of its own.
     yield "DDP", replace(alone, peak=alone.peak + alone.gradients), 0
     for label, (stage, offload) in ZERO.items():
-        found, host = sharded(decoder, in_deepspeed(training), devices, stage, offload)
-        most = max(found.peak + beside_zero(decoder, found.training), 0 if offload else zero_step_bytes(found))
-        yield label, replace(found, peak=most), host + (ZERO_STEP_BYTES * training.trained / devices if offload else 0)
+        needs, host = sharded(decoder, in_deepspeed(training), devices, stage, offload)
+        most = max(needs.peak + beside_zero(decoder, needs.training), 0 if offload else zero_step_bytes(needs))
+        yield label, replace(needs, peak=most), host + (ZERO_STEP_BYTES * training.trained / devices if offload else 0)
     for label, (stage, offload) in FSDP.items():
-        found, host = sharded(decoder, training, devices, stage, offload)
-        yield label, replace(found, peak=found.peak + beside_fsdp(decoder, found.training)), host
+        needs, host = sharded(decoder, training, devices, stage, offload)
+        yield label, replace(needs, peak=needs.peak + beside_fsdp(decoder, needs.training)), host
     for label, part in (("tensor parallel", narrow(decoder, devices)), ("pipeline", short(decoder, devices))):
         yield label, memory.estimate(part, memory_needs.training(recipe, part, machine)) if part else None, 0
 
@@ -64,15 +64,15 @@ def beside_zero(decoder: Decoder, training: Training) -> int:
     return int(max(0, live - memory.gathered_bytes(decoder, training)))
 
 
-def zero_step_bytes(found: Needs) -> int:
+def zero_step_bytes(needs: Needs) -> int:
     """Return the peak of DeepSpeed's optimizer step: a float32 copy of the gradients of a device's share of weights.
 
     Source: `step` in deepspeed/runtime/zero/stage_1_and_2.py and stage3.py, 0.19.8.
     """
-    training = found.training
+    training = needs.training
     part = training.trained / training.gpus
     copied = min(part, ZERO_AT_ONCE) if training.shard == 3 else part
-    return int(found.weights + found.optimizer + part * training.trained_bytes + copied * ZERO_STEP_BYTES)
+    return int(needs.weights + needs.optimizer + part * training.trained_bytes + copied * ZERO_STEP_BYTES)
 
 
 def beside_fsdp(decoder: Decoder, training: Training) -> int:
@@ -126,18 +126,18 @@ def report(recipe: Recipe, machine: Machine, devices: int) -> str:
     ]
     indivisible = say("memory_indivisible", devices=devices)
     rows = list(shares(recipe, machine, devices))
-    for label, found, host in rows:
-        lines.append(row(label, found, host) if found else f"{label:<16} {indivisible}")
-    left = min(found.peak for label, found, _ in rows if found and label.endswith("offload"))
+    for label, needs, host in rows:
+        lines.append(row(label, needs, host) if needs else f"{label:<16} {indivisible}")
+    left = min(needs.peak for label, needs, _ in rows if needs and label.endswith("offload"))
     lines.append(say("memory_undivided", peak=memory_needs.gib(left)))
     if left + memory_needs.RESERVED_BYTES > memory_needs.GPUS[memory_needs.LARGE] * memory_needs.GIB:
         lines.append(say("memory_no_share", gpu=memory_needs.LARGE))
     return "\n".join(lines)
 
 
-def row(label: str, found: Needs, host: float) -> str:
+def row(label: str, needs: Needs, host: float) -> str:
     """Return one line of the table."""
-    parts = (found.weights, found.optimizer, found.gradients, found.activations, found.logits, found.peak, host)
+    parts = (needs.weights, needs.optimizer, needs.gradients, needs.activations, needs.logits, needs.peak, host)
     widths = (7, 8, 9, 11, 8, 8, 8)
     cells = [f"{memory_needs.gib(part):>{width}}" for part, width in zip(parts, widths, strict=True)]
-    return f"{label:<16} {' '.join(cells)}  {memory_needs.one_gpu(found.peak) or '-'}"
+    return f"{label:<16} {' '.join(cells)}  {memory_needs.one_gpu(needs.peak) or '-'}"

@@ -270,14 +270,14 @@ def grid(
     recipe: Recipe, machine: Machine, batches: Sequence[int], lengths: Sequence[int]
 ) -> dict[tuple[str, int, int], Needs]:
     """Return (method, rows at a time, tokens of a row) -> needs, for every method that the other keys allow."""
-    plain, found = without(recipe, "quantization_bit", "peft_config"), {}
+    plain, result = without(recipe, "quantization_bit", "peft_config"), {}
     for name, keys in METHODS.items():
         for batch in batches:
             for length in lengths:
                 turned = changed(plain, keys | {"per_device_train_batch_size": batch, "cutoff_len": length})
                 if turned:
-                    found[name, batch, length] = needs(turned, machine)
-    return found
+                    result[name, batch, length] = needs(turned, machine)
+    return result
 
 
 def gpu_of(gigabytes: int) -> Machine:
@@ -302,22 +302,29 @@ def without(recipe: Recipe, *keys: str) -> Recipe:
     return recipes.read(left)[0]
 
 
-def row(label: str, found: Needs) -> str:
+def row(label: str, estimate: Needs) -> str:
     """Return one line of the table."""
-    parts = (found.weights, found.optimizer, found.gradients, found.activations, found.logits, found.peak)
+    parts = (
+        estimate.weights,
+        estimate.optimizer,
+        estimate.gradients,
+        estimate.activations,
+        estimate.logits,
+        estimate.peak,
+    )
     cells = [f"{gib(part):>{width}}" for part, width in zip(parts, (7, 8, 9, 11, 8, 8), strict=True)]
-    return f"{label:<24} {' '.join(cells)}  {smallest_gpu(found)}"
+    return f"{label:<24} {' '.join(cells)}  {smallest_gpu(estimate)}"
 
 
-def smallest_gpu(found: Needs) -> str:
+def smallest_gpu(estimate: Needs) -> str:
     """Return the smallest GPU that a training fits on, how many of LARGE with ZeRO-3 or FSDP, or that none would do."""
-    if name := one_gpu(found.peak):
+    if name := one_gpu(estimate.peak):
         return name
     for count in COUNTS:
-        part = memory.estimate(found.decoder, replace(found.training, gpus=count, shard=3))
+        part = memory.estimate(estimate.decoder, replace(estimate.training, gpus=count, shard=3))
         if part.peak + RESERVED_BYTES <= GPUS[LARGE] * GIB:
             return f"{count} x {LARGE}, ZeRO-3"
-    if undivided(found.decoder, found.training) + RESERVED_BYTES > GPUS[LARGE] * GIB:
+    if undivided(estimate.decoder, estimate.training) + RESERVED_BYTES > GPUS[LARGE] * GIB:
         return say("memory_no_number", gpu=LARGE)
     return f"> {COUNTS[-1]} x {LARGE}"
 
@@ -339,11 +346,11 @@ def advice(recipe: Recipe, machine: Machine, room: float) -> str:
     """Return the cheapest change of keys that fits, or the smallest need there is."""
     possible = [(keys, changed(recipe, keys)) for keys in KNOBS]
     tried = [(keys, needs(turned, machine)) for keys, turned in possible if turned]
-    for keys, found in tried:
-        if found.peak <= room:
-            return say("memory_turn", keys=written(keys), peak=gib(found.peak))
-    keys, found = min(tried, key=lambda pair: pair[1].peak)
-    return say("memory_never", keys=written(keys), peak=gib(found.peak), gpu=smallest_gpu(found))
+    for keys, estimate in tried:
+        if estimate.peak <= room:
+            return say("memory_turn", keys=written(keys), peak=gib(estimate.peak))
+    keys, estimate = min(tried, key=lambda pair: pair[1].peak)
+    return say("memory_never", keys=written(keys), peak=gib(estimate.peak), gpu=smallest_gpu(estimate))
 
 
 def written(keys: dict[str, Any]) -> str:

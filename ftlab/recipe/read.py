@@ -153,22 +153,22 @@ def translate(given: Given) -> tuple[Given, list[str]]:
         if name in (*translated_keys.DROPPED, *translated_keys.OUT_OF_REACH, *RESOLVED):
             continue
         if name in translated_keys.RENAMED:
-            found = renamed(name, value)
+            pairs = renamed(name, value)
             new, reason = translated_keys.RENAMED[name]
-            notes.append(say("recipe_note_renamed", key=name, new=new, value=brief(found[new]), reason=reason))
+            notes.append(say("recipe_note_renamed", key=name, new=new, value=brief(pairs[new]), reason=reason))
         else:
             joined = isinstance(value, list) and name in COMMA_LISTS
-            found = {name: ",".join(map(str, value)) if joined else value}
-        for new, new_value in found.items():
+            pairs = {name: ",".join(map(str, value)) if joined else value}
+        for new, new_value in pairs.items():
             if new in values and values[new] != new_value:
                 raise two_values(given, new, values[new], name, value)
             values[new] = new_value
             if new not in asked:
                 places[new] = where
     for name in (name for name in RESOLVED if name in asked):
-        found, said = RESOLVED[name](asked, given.where(name))
-        values |= found
-        places |= dict.fromkeys(found, given.where(name))
+        pairs, said = RESOLVED[name](asked, given.where(name))
+        values |= pairs
+        places |= dict.fromkeys(pairs, given.where(name))
         notes += [said] if said else []
     return Given(values, places, given.place), notes
 
@@ -271,14 +271,14 @@ def low_rank(name: str, settings: dict[str, str]) -> Callable[[dict[str, Any], s
             reason = f"`{key}` projects the gradients of whole weights: it needs `finetuning_type: full` or freeze"
             raise fail("recipe_together", where=where, reason=reason)
         given = {short: asked[f"{name}_{short}"] for short in settings if asked.get(f"{name}_{short}") is not None}
-        words = ",".join(f"{settings[short]}={found}" for short, found in given.items())
+        words = ",".join(f"{settings[short]}={value}" for short, value in given.items())
         target = str(asked.get(f"{name}_target", "all"))
-        found = {
+        values = {
             "optim": f"{name}_adamw{'_layerwise' * (asked.get(f'{name}_layerwise') is True)}",
             "optim_target_modules": "all-linear" if target == "all" else [part.strip() for part in target.split(",")],
         } | ({"optim_args": words} if words else {})
-        said = ", ".join(f"{new}: {brief(now)}" for new, now in found.items())
-        return found, say("recipe_note_optimizer", key=key, found=said)
+        said = ", ".join(f"{new}: {brief(now)}" for new, now in values.items())
+        return values, say("recipe_note_optimizer", key=key, found=said)
 
     return resolve
 
@@ -295,13 +295,13 @@ def oft(name: str) -> Callable[[dict[str, Any], str], Resolved]:
             return {}, dropped(name, asked[name], "it counts beside finetuning_type: oft alone")
         if name == "oft_target":
             layers = asked[name]
-            found = {"lora_target": ",".join(map(str, layers)) if isinstance(layers, list) else layers}
+            values = {"lora_target": ",".join(map(str, layers)) if isinstance(layers, list) else layers}
         else:
             fields = {field: asked.get(key, usual) for key, (field, usual) in OFT.items()}
-            found = {"peft_config": fields | (asked.get("peft_config") or {})}
-        ((new, value),) = found.items()
+            values = {"peft_config": fields | (asked.get("peft_config") or {})}
+        ((new, value),) = values.items()
         reason = "other methods of PEFT have their fields there"
-        return found, say("recipe_note_renamed", key=name, new=new, value=brief(value), reason=reason)
+        return values, say("recipe_note_renamed", key=name, new=new, value=brief(value), reason=reason)
 
     return resolve
 

@@ -105,10 +105,10 @@ def read(value: str | dict[str, Any], key: str, where: str) -> dict[str, Any]:
     if isinstance(value, dict):
         return value
     try:
-        found = json.loads(decoding.text_of(Path(str(value)).expanduser()))
+        config = json.loads(decoding.text_of(Path(str(value)).expanduser()))
     except (OSError, ValueError):
-        found = None
+        config = None
     # An empty one would be read as none at all.
-    if not isinstance(found, dict) or not found:
+    if not isinstance(config, dict) or not config:
         raise fail("recipe_json", where=where, key=key, path=str(value), names=", ".join(SHIPPED))
-    return found
+    return config

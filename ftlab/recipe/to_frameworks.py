@@ -171,11 +171,11 @@ def renamed(values: Values, framework: Framework) -> tuple[Values, Values]:
 
 def files(recipe: Recipe, dataset: str | None) -> list[str]:
     """Return the files of data sets that a recipe names."""
-    found = []
+    paths = []
     for name in parts(dataset or ""):
         _, path = dataset_info.find(name, Path(recipe.dataset_dir))
-        found.append(str(path or name))
-    return found
+        paths.append(str(path or name))
+    return paths
 
 
 def comments(left: Values) -> str:
@@ -334,7 +334,7 @@ def swift_columns(recipe: Recipe) -> dict[str, str]:
     Raises:
         LabError: pairs of turns, which swift reads as whole conversations alone.
     """
-    found: dict[str, str] = {}
+    mapping: dict[str, str] = {}
     for name in parts(",".join(filter(None, (recipe.dataset, recipe.eval_dataset)))):
         entry, _ = dataset_info.find(name, Path(recipe.dataset_dir))
         columns = entry.all_columns()
@@ -345,9 +345,9 @@ def swift_columns(recipe: Recipe) -> dict[str, str]:
         names = {"prompt": "response"} if recipe.objective == "pt" else SWIFT_COLUMNS
         # What a reward function is given beside the completions.
         names = names | {"response": "solution"} if recipe.objective == "grpo" else names
-        found |= {columns[key]: theirs for key, theirs in names.items() if key in columns}
+        mapping |= {columns[key]: theirs for key, theirs in names.items() if key in columns}
     # `text` is what swift itself calls an answer.
-    return {column: theirs for column, theirs in found.items() if column not in (theirs, "text")}
+    return {column: theirs for column, theirs in mapping.items() if column not in (theirs, "text")}
 
 
 def axolotl(recipe: Recipe) -> str:
@@ -447,8 +447,8 @@ def axolotl_set(recipe: Recipe, name: str) -> Values:
 def axolotl_rows(recipe: Recipe) -> str:
     """Return a comment line where axolotl makes another text of the same rows."""
     sets = parts(",".join(filter(None, (recipe.dataset, recipe.eval_dataset))))
-    found = {dataset_info.find(name, Path(recipe.dataset_dir))[0].formatting for name in sets}
-    if "alpaca" not in found or recipe.objective == "pt":
+    formats = {dataset_info.find(name, Path(recipe.dataset_dir))[0].formatting for name in sets}
+    if "alpaca" not in formats or recipe.objective == "pt":
         return ""
     if recipe.objective == "sft":
         return "# alpaca rows: axolotl writes `### Instruction:`, ftlab the model's chat template\n"

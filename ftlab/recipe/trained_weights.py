@@ -131,8 +131,8 @@ def counted_by_peft(kind: str, shape: tuple[int, int], fields: dict[str, Any]) -
 def outside(recipe: Recipe, decoder: Decoder) -> dict[str, int]:
     """Return name -> weights outside the blocks; a tied head is the embedding, a reward model has none."""
     embedding = decoder.vocabulary * decoder.hidden
-    found = {"embed_tokens": embedding, "norm": decoder.hidden}
-    return found if decoder.tied or recipe.stage == "rm" else found | {"lm_head": embedding}
+    weights = {"embed_tokens": embedding, "norm": decoder.hidden}
+    return weights if decoder.tied or recipe.stage == "rm" else weights | {"lm_head": embedding}
 
 
 def unfrozen(recipe: Recipe, decoder: Decoder) -> int:
@@ -147,9 +147,9 @@ def unfrozen(recipe: Recipe, decoder: Decoder) -> int:
 
 def parts(decoder: Decoder) -> list[tuple[tuple[str, str], int]]:
     """Return the weights of one block: (part, layer) as Llama and its heirs call them, and how many."""
-    found = []
+    layers = []
     for name, (inputs, outputs) in decoder.linear_shapes.items():
         part = "self_attn" if name in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"
-        found.append(((part, name), inputs * outputs * (decoder.experts if part == "mlp" else 1)))
+        layers.append(((part, name), inputs * outputs * (decoder.experts if part == "mlp" else 1)))
     norms = ("input_layernorm", "post_attention_layernorm")
-    return found + [((name, name), decoder.hidden) for name in norms]
+    return layers + [((name, name), decoder.hidden) for name in norms]

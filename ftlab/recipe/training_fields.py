@@ -112,8 +112,8 @@ def default_of(field: dataclasses.Field) -> Any:
 def meaning_of(name: str, documentation: str) -> str:
     """Return the first sentences that transformers' own docstring has for a field."""
     pattern = rf"^        {name} ?\(.*?\):\n(.*?)(?=^        \S|^    \S|\Z)"
-    found = re.search(pattern, documentation, re.DOTALL | re.MULTILINE)
-    text = " ".join(found.group(1).split()) if found else "see the documentation of TrainingArguments"
+    match = re.search(pattern, documentation, re.DOTALL | re.MULTILINE)
+    text = " ".join(match.group(1).split()) if match else "see the documentation of TrainingArguments"
     return text if len(text) <= 300 else text[:297].rsplit(" ", 1)[0] + " ..."
 
 

@@ -19,26 +19,26 @@ Pairs = list[tuple[Response, Response]]
 
 def of_checked(checked: Sequence[Checked], wanted: Sequence[str]) -> dict[str, Figure]:
     """Return the figures that one forward pass over each example gives."""
-    found, labels = {}, [one.labels for one in checked]
+    metrics, labels = {}, [one.labels for one in checked]
     if "loss" in wanted:
         loss = figures.ratio([one.loss for one in checked], labels)
-        found = {
+        metrics = {
             "loss": loss,
             "perplexity": Figure(math.exp(loss.value), math.exp(loss.low), math.exp(loss.high), loss.n),
         }
     if "accuracy" in wanted:
-        found["token_accuracy"] = figures.ratio([one.likeliest for one in checked], labels)
-    return found
+        metrics["token_accuracy"] = figures.ratio([one.likeliest for one in checked], labels)
+    return metrics
 
 
 def absent(wanted: Sequence[str], expected: Sequence[Response]) -> list[str]:
     """Return the figures that none of the expected answers gives anything to compare with."""
-    found = []
+    missing = []
     for figure in (one for one in wanted if one in WHOLE):
         told = [one.content for one in expected if applies(figure, one)]
         if not told or (figure == "bleu" and not figures.has_four_tokens(told)):
-            found.append(figure)
-    return found
+            missing.append(figure)
+    return missing
 
 
 def applies(figure: str, expected: Response) -> bool:
@@ -50,12 +50,12 @@ def applies(figure: str, expected: Response) -> bool:
 
 def of_answers(wanted: Sequence[str], given: Sequence[Response], expected: Sequence[Response]) -> dict[str, Figure]:
     """Return the figures of whole answers, each over the examples that it applies to."""
-    found: dict[str, Figure] = {}
+    metrics: dict[str, Figure] = {}
     for figure in wanted:
         pairs = [pair for pair in zip(given, expected, strict=True) if figure in WHOLE and applies(figure, pair[1])]
         if pairs:
-            found |= COMPUTED[figure](pairs)
-    return found
+            metrics |= COMPUTED[figure](pairs)
+    return metrics
 
 
 def json_figures(pairs: Pairs) -> dict[str, Figure]:
@@ -63,7 +63,7 @@ def json_figures(pairs: Pairs) -> dict[str, Figure]:
     objects = [(figures.json_object(one.content), figures.json_object(other.content) or {}) for one, other in pairs]
     fields = [figures.share_of_fields(*pair) for pair in objects]
     return {
-        "json_valid": figures.share([found is not None for found, _ in objects]),
+        "json_valid": figures.share([parsed is not None for parsed, _ in objects]),
         "json_fields": figures.ratio(fields),
     }
 

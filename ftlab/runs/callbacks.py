@@ -330,5 +330,5 @@ def save_failed(error: Exception, path: Path, folder: Path) -> Exception:
     """Build the error for a save that did not reach the disk."""
     number = error.errno if isinstance(error, OSError) else None
     reason = os.strerror(number) if number else reason_of(error)
-    kept = next((found.name for found in saved_weights.checkpoints(folder) if manifests.read_manifest(found)), "-")
+    kept = next((each.name for each in saved_weights.checkpoints(folder) if manifests.read_manifest(each)), "-")
     return fail("checkpoint_write", where=str(path), exit_code=1, reason=reason, kept=kept)

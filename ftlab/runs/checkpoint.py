@@ -67,8 +67,8 @@ def rotate(run_folder: Path, run_id: str, keep: int, protected: set[Path]) -> li
 
     Only folders whose manifest carries `run_id` are counted or touched, and none that `protected` names.
     """
-    found = saved_weights.checkpoints(run_folder)
-    own = [path for path in found if (manifests.read_manifest(path) or {}).get("run_id") == run_id]
+    checkpoints = saved_weights.checkpoints(run_folder)
+    own = [path for path in checkpoints if (manifests.read_manifest(path) or {}).get("run_id") == run_id]
     gone = [path for path in own[max(keep, 1) :] if path.resolve() not in protected]
     for path in gone:
         # Renamed first: a crash in the middle leaves no half checkpoint under a checkpoint's name.

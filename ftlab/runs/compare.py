@@ -88,10 +88,10 @@ def questions(dataset: str, dataset_dir: str | Path, limit: int) -> list[str]:
     Raises:
         LabError: there are none.
     """
-    found = dict.fromkeys(filter(None, map(question_of, registry.rows_of(dataset, dataset_dir))))
-    if not found:
+    unique = dict.fromkeys(filter(None, map(question_of, registry.rows_of(dataset, dataset_dir))))
+    if not unique:
         raise fail("compare_no_questions", where=dataset)
-    asked = list(found)
+    asked = list(unique)
     return [asked[number] for number in sorted(registry.drawn(len(asked), min(limit, len(asked)), seed=0))]
 
 

@@ -82,8 +82,8 @@ def read_examples(recipe: Recipe, dataset: str) -> Dataset:
     )
     columns = COLUMNS[recipe.objective]
     if not set(columns) <= set(rows.column_names):
-        found = ", ".join(name for name in rows.column_names if name != "where")
-        raise fail("train_columns", where=dataset, stage=recipe.objective, needed=", ".join(columns), found=found)
+        available = ", ".join(name for name in rows.column_names if name != "where")
+        raise fail("train_columns", where=dataset, stage=recipe.objective, needed=", ".join(columns), found=available)
     return rows
 
 
@@ -117,7 +117,7 @@ def encoded(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -
             made += outcome.examples
         return {name: [example[name] for example in made] for name in types}
 
-    found = rows.map(
+    examples = rows.map(
         encode_batch,
         batched=True,
         remove_columns=rows.column_names,
@@ -127,7 +127,7 @@ def encoded(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -
         desc="tokenize",
     )
     count.say()
-    return found
+    return examples
 
 
 def one_sided(recipe: Recipe, rows: Dataset) -> str:
@@ -140,7 +140,7 @@ def asked(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> 
     """Return `prompt` (messages) and `answer` (text) of the examples that end with an answer and whose prompt fits."""
     if "tools" in rows.column_names:
         raise fail("train_tools", where=recipe.dataset or "", stage=recipe.objective)
-    found, count = [], Count(recipe)
+    examples, count = [], Count(recipe)
     for row in map(present, rows):
         *before, last = with_system(row, recipe.default_system)["messages"]
         prompt = count.usable(partial(tokens.prompt, tokenizer, before), row["where"])
@@ -151,9 +151,9 @@ def asked(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> 
         fits = before and len(prompt) <= recipe.cutoff_len and answered
         count.outcome(int(bool(fits)), 0, untrained)
         if fits:
-            found.append({"prompt": before, "answer": last["content"]})
+            examples.append({"prompt": before, "answer": last["content"]})
     count.say()
-    return Dataset.from_list(found, features=features(("prompt", "answer")))
+    return Dataset.from_list(examples, features=features(("prompt", "answer")))
 
 
 class Count:
@@ -256,7 +256,7 @@ def digests(datasets: tuple[Dataset, Dataset | None]) -> str:
 
 def digest(dataset: Dataset) -> str:
     """Return a digest of every example, in order."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for row in dataset:
-        found.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
-    return found.hexdigest()[:16]
+        sha256.update(json.dumps(row, sort_keys=True, ensure_ascii=False).encode())
+    return sha256.hexdigest()[:16]

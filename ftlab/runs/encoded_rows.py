@@ -32,12 +32,12 @@ def read(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Splits:
     if reason := manifests.problem(folder, encoded_by(recipe, tokenizer)):
         raise fail("tokenized_other", where=str(folder), reason=reason)
     try:
-        found = load_from_disk(str(folder))
+        datasets = load_from_disk(str(folder))
     # datasets raises whatever its readers raise.
     except Exception as error:
         raise fail("tokenized_other", where=str(folder), reason=reason_of(error)) from None
-    print(say("tokenized_read", where=folder, rows=len(found["train"])))
-    return found["train"], found.get("validation")
+    print(say("tokenized_read", where=folder, rows=len(datasets["train"])))
+    return datasets["train"], datasets.get("validation")
 
 
 def write(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, datasets: Splits) -> None:

@@ -84,12 +84,12 @@ def score(recipe: Recipe, limit: int | None = None, figures: Sequence[str] = (),
         watch = watch or Watch(run_folder(recipe))
         try:
             with watch.listening():
-                found = as_scores(compared(recipe, trained, watch, work))
+                scores = as_scores(compared(recipe, trained, watch, work))
         except Stopped:
             raise fail("eval_stopped", exit_code=STOPPED) from None
         if where := run_folder(recipe):
-            manifests.write_json(where / folder.SCORES, found)
-    return found
+            manifests.write_json(where / folder.SCORES, scores)
+    return scores
 
 
 def on_tasks(recipe: Recipe, limit: int | None) -> Callable[[Model], Result]:
@@ -234,19 +234,19 @@ def held_out(
     if recipe.eval_dataset:
         # The sample is drawn from the whole set: a sorted one begins with examples of one kind.
         examples = dataset.read_examples(plain.model_copy(update={"max_samples": None}), recipe.eval_dataset)
-        found = dataset.as_trained(plain, sample(examples, limit, recipe), tokenizer)
+        rows = dataset.as_trained(plain, sample(examples, limit, recipe), tokenizer)
     elif recipe.val_size:
         examples = dataset.read_splits(recipe)[1]
-        found = dataset.as_trained(recipe, examples, tokenizer)
-        if trained and not held_out_by(trained, dataset.digest(found)):
+        rows = dataset.as_trained(recipe, examples, tokenizer)
+        if trained and not held_out_by(trained, dataset.digest(rows)):
             print(say("eval_other_rows", where=str(trained)))
-        found = dataset.as_trained(plain, examples, tokenizer) if recipe.train_on_prompt else found
-        found = sample(found, limit, recipe)
+        rows = dataset.as_trained(plain, examples, tokenizer) if recipe.train_on_prompt else rows
+        rows = sample(rows, limit, recipe)
     else:
         print(say("eval_seen", name=recipe.dataset))
         examples = sample(dataset.read_examples(plain, recipe.dataset or ""), limit, recipe)
-        found = dataset.as_trained(plain, examples, tokenizer)
-    return [example for row in found for example in encoded(row, tokenizer)]
+        rows = dataset.as_trained(plain, examples, tokenizer)
+    return [example for row in rows for example in encoded(row, tokenizer)]
 
 
 def held_out_by(trained: Path, digest: str) -> bool:
@@ -289,9 +289,9 @@ def answer(
         checked = greedy.check(one.model, examples, one.tokenizer.pad_token_id, advance)
     if not all(math.isfinite(each.loss) for each in checked):
         raise fail("model_not_finite", where=one.name, exit_code=1)
-    found = answer_figures.of_checked(checked, wanted)
+    metrics = answer_figures.of_checked(checked, wanted)
     if {*wanted} <= {*READ} and not predicting:
-        return Result(found, len(examples))
+        return Result(metrics, len(examples))
     asked = Asked.of(one, examples)
     for figure in answer_figures.absent(wanted, asked.expected):
         if named:
@@ -300,11 +300,11 @@ def answer(
             print(say("eval_left_out", figure=figure))
     answers = generated(one, asked, checked, wanted, predicting)
     given, hits = asked.read(answers)
-    found |= {"exact_match": figures.share(hits)} if "exact_match" in wanted else {}
-    found |= answer_figures.of_answers(wanted, given, asked.expected)
+    metrics |= {"exact_match": figures.share(hits)} if "exact_match" in wanted else {}
+    metrics |= answer_figures.of_answers(wanted, given, asked.expected)
     if predicting and (where := run_folder(predicting)):
-        predictions.write_results(where, values_of(found), len(examples), time.monotonic() - began)
-    return Result(found, len(examples), hits if "exact_match" in wanted else None)
+        predictions.write_results(where, values_of(metrics), len(examples), time.monotonic() - began)
+    return Result(metrics, len(examples), hits if "exact_match" in wanted else None)
 
 
 class Asked(NamedTuple):
@@ -399,14 +399,14 @@ def choose(one: Model, asked: Sequence[dict[str, Any]]) -> Result:
     return Result({"multiple_choice": figures.share(hits)}, len(hits), hits)
 
 
-def values_of(found: dict[str, Figure]) -> dict[str, float]:
+def values_of(metrics: dict[str, Figure]) -> dict[str, float]:
     """Return the figures without their intervals."""
-    return {name: figure.value for name, figure in found.items()}
+    return {name: figure.value for name, figure in metrics.items()}
 
 
 def as_scores(results: dict[str, Result]) -> Scores:
     """Return results as they are written down, base and tuned compared where both have examples that are right."""
-    found: Scores = {
+    scores: Scores = {
         name: {
             **values_of(result.figures),
             "rows": result.rows,
@@ -419,19 +419,19 @@ def as_scores(results: dict[str, Result]) -> Scores:
     }
     hits = [result.hits for result in results.values() if result.hits is not None]
     if len(hits) == 2:
-        found["tuned"]["paired"] = figures.paired(*hits)._asdict()
-    return found
+        scores["tuned"]["paired"] = figures.paired(*hits)._asdict()
+    return scores
 
 
-def scores_table(found: Scores) -> str:
+def scores_table(scores: Scores) -> str:
     """Return scores as a table, a line per figure; below it, what training changed."""
-    models = list(found)
-    width = max(16, *(len(figure) + 2 for figure in found[models[0]]["intervals"]))
+    models = list(scores)
+    width = max(16, *(len(figure) + 2 for figure in scores[models[0]]["intervals"]))
     lines = [f"{'':<{width}}{'n':>6}   " + "".join(f"{name:<28}" for name in models) + "(95% interval)"]
-    for figure, interval in found[models[0]]["intervals"].items():
-        shown = "".join(f"{written(figure, found[name]):<28}" for name in models)
+    for figure, interval in scores[models[0]]["intervals"].items():
+        shown = "".join(f"{written(figure, scores[name]):<28}" for name in models)
         lines.append(f"{figure:<{width}}{interval['n']:>6}   {shown}".rstrip())
-    if pair := found.get("tuned", {}).get("paired"):
+    if pair := scores.get("tuned", {}).get("paired"):
         lines.append(say("eval_paired", **pair))
     return "\n".join(lines)
 

@@ -91,13 +91,13 @@ def changes(manifest: dict[str, Any], recipe: Recipe, fingerprints: dict[str, st
         return "recipe"
     # A run of an earlier version lacks the keys that came since: it ran as their defaults do.
     then = printable(recipes.defaults([name for name in now if name not in then])) | then
-    found = [
+    differences = [
         f"{name}: {then.get(name)} -> {now.get(name)}" for name in {**then, **now} if then.get(name) != now.get(name)
     ]
     for name, value in fingerprints.items():
         # That the settings' digest differs says nothing more where a setting does.
-        found += [name] if manifest.get(name) != value and not (found and name == "recipe") else []
-    return ", ".join(found[:4])
+        differences += [name] if manifest.get(name) != value and not (differences and name == "recipe") else []
+    return ", ".join(differences[:4])
 
 
 def damage(folder: Path, manifest: dict[str, Any]) -> str:
@@ -150,9 +150,9 @@ def refuse_foreign(folder: Path) -> None:
         names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     except OSError as error:
         raise explained(error, str(folder)) or error from None
-    found = [name for name in names if name not in own and not name.startswith(OWN_PREFIXES)]
-    if found:
-        raise fail("train_folder_used", where=str(folder), files=", ".join(found[:3]))
+    foreign_names = [name for name in names if name not in own and not name.startswith(OWN_PREFIXES)]
+    if foreign_names:
+        raise fail("train_folder_used", where=str(folder), files=", ".join(foreign_names[:3]))
 
 
 def record(recipe: Recipe, run_id: str, machine: str, fingerprints: dict[str, str]) -> dict[str, Any]:
@@ -239,15 +239,15 @@ def read_log(folder: Path) -> list[Row]:
         text = (folder / LOG).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return []
-    found = []
+    rows = []
     for line in text.splitlines():
         try:
             row = json.loads(line)
         except ValueError:
             continue
         if isinstance(row, dict) and isinstance(row.get("step"), int | float):
-            found.append(row)
-    return found
+            rows.append(row)
+    return rows
 
 
 def next_name(folder: Path) -> Path:
@@ -381,12 +381,12 @@ def fingerprints(recipe: Recipe, model_folder: Path, data: str) -> dict[str, str
 
 def model_fingerprint(folder: Path) -> str:
     """Return a digest of a model folder: its small files whole, of its weights the size and both ends."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     small = [folder / name for name in ("config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja")]
     for path in [path for path in small if path.is_file()] + sorted(folder.glob("*.safetensors")):
-        found.update(f"{path.name}:{path.stat().st_size}:".encode())
+        sha256.update(f"{path.name}:{path.stat().st_size}:".encode())
         with path.open("rb") as file:
-            found.update(file.read(2**20))
+            sha256.update(file.read(2**20))
             file.seek(max(0, path.stat().st_size - 2**20))
-            found.update(file.read())
-    return found.hexdigest()[:16]
+            sha256.update(file.read())
+    return sha256.hexdigest()[:16]

@@ -135,14 +135,14 @@ def pre_tokenizer(inner: dict[str, Any], folder: Path) -> str:
     plain = inner["model"]["type"] == "BPE" and (inner["normalizer"] or {}).get("type") in (None, "NFC")
     if not plain or kinds[-1:] != ["ByteLevel"] or parts[-1].get("add_prefix_space"):
         raise unknown(inner, kinds, folder)
-    found = {("ByteLevel",): "gpt-2", ("Digits", "ByteLevel"): "smollm"}.get(tuple(kinds))
+    name = {("ByteLevel",): "gpt-2", ("Digits", "ByteLevel"): "smollm"}.get(tuple(kinds))
     if kinds == ["Split", "ByteLevel"]:
-        found = PATTERNS.get(parts[0]["pattern"].get("Regex", ""))
+        name = PATTERNS.get(parts[0]["pattern"].get("Regex", ""))
         # Llama 3's takes whole words before it looks at the merges.
-        found = "llama-bpe" if found == "dbrx" and inner["model"].get("ignore_merges") else found
-    if not found:
+        name = "llama-bpe" if name == "dbrx" and inner["model"].get("ignore_merges") else name
+    if not name:
         raise unknown(inner, kinds, folder)
-    return found
+    return name
 
 
 def unknown(inner: dict[str, Any], kinds: list[str], folder: Path) -> LabError:

@@ -89,11 +89,11 @@ def check(model: Any, examples: Sequence[Example], pad_token_id: int, advance: A
     # Before the first label nothing is predicted that counts.
     most = min(next(n for n, label in enumerate(one["labels"]) if label != tokens.IGNORED) for one in examples) - 1
     prefix = Prefix(model, [one["input_ids"] for one in examples], most if plain(model) else 0)
-    found: dict[int, Checked] = {}
+    by_number: dict[int, Checked] = {}
     for chosen in batches([len(one["input_ids"]) for one in examples], READ):
-        found |= zip(chosen, check_batch(model, [examples[i] for i in chosen], pad_token_id, prefix), strict=True)
+        by_number |= zip(chosen, check_batch(model, [examples[i] for i in chosen], pad_token_id, prefix), strict=True)
         advance(len(chosen))
-    return [found[i] for i in range(len(examples))]
+    return [by_number[i] for i in range(len(examples))]
 
 
 def check_batch(model: Any, examples: list[Example], pad_token_id: int, prefix: Prefix) -> list[Checked]:

@@ -114,7 +114,7 @@ def score_tasks(
     from lm_eval.models.huggingface import HFLM
 
     harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH)
-    found: dict[str, Figure] = {}
+    computed: dict[str, Figure] = {}
     rows, hits, prompts = 0, [], {}
     for name, task in tasks.items():
         drawn = (
@@ -124,11 +124,11 @@ def score_tasks(
         examples = list(itertools.chain.from_iterable(scored["samples"].values()))
         values = values_of(examples)
         say_left_out(name, examples)
-        found |= {f"{name} {metric}": figure_of(numbers) for metric, numbers in values.items()}
+        computed |= {f"{name} {metric}": figure_of(numbers) for metric, numbers in values.items()}
         rows += len({(example["doc_hash"], example["doc_id"]) for example in examples})
         hits += next((list(map(bool, numbers)) for numbers in values.values() if says_right(numbers)), [])
         prompts[name] = hashlib.sha256("".join(example["prompt_hash"] for example in examples).encode()).hexdigest()
-    return Scored(found, rows, hits, prompts)
+    return Scored(computed, rows, hits, prompts)
 
 
 def sample(total: int, limit: int, seed: int) -> list[int]:

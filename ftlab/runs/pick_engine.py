@@ -102,8 +102,8 @@ def measured(
             continue
         divergence = 0.0
         if isinstance(engine, Loop):
-            found = following(engine, prompt, new_tokens, answer)
-            divergence = (expected.exp() * (expected - found)).sum(-1).mean().item()
+            log_probabilities = following(engine, prompt, new_tokens, answer)
+            divergence = (expected.exp() * (expected - log_probabilities)).sum(-1).mean().item()
         row = Measured(name, rate(engine, prompt, endless | {"pad_token_id": tokenizer.pad_token_id}), divergence)
         print(row, flush=True)
         yield row, engine
@@ -125,10 +125,10 @@ def following(loop: Loop, prompt: torch.Tensor, count: int, answer: torch.Tensor
 
 def rate(engine: PreTrainedModel | Loop, prompt: torch.Tensor, fields: dict[str, Any]) -> float:
     """Return the tokens per second after the first one, the best of REPEATS."""
-    prompt, found = prompt.to(engine.device), []
+    prompt, rates = prompt.to(engine.device), []
     for _ in range(REPEATS):
         clock = Clock()
         engine.generate(input_ids=prompt, attention_mask=torch.ones_like(prompt), streamer=clock, **fields)
         _, first, *_, last = clock.times
-        found.append((len(clock.times) - 2) / (last - first))
-    return max(found)
+        rates.append((len(clock.times) - 2) / (last - first))
+    return max(rates)

@@ -79,8 +79,8 @@ def write(
     return len(rows)
 
 
-def write_results(where: Path, found: dict[str, Any], rows: int, seconds: float) -> None:
+def write_results(where: Path, figures: dict[str, Any], rows: int, seconds: float) -> None:
     """Write predict_results.json: the figures under LLaMA-Factory's names, and the time they took."""
-    values = {f"predict_{name}": value for name, value in found.items()}
+    values = {f"predict_{name}": value for name, value in figures.items()}
     pace = {"runtime": round(seconds, 3), "samples": rows, "samples_per_second": round(rows / seconds, 3)}
     manifests.write_json(where / PREDICT_RESULTS, values | {f"predict_{name}": value for name, value in pace.items()})

@@ -22,11 +22,11 @@ def read_all(recipe: Recipe) -> list[Row]:
     entry, path = dataset_info.find(name, Path(recipe.dataset_dir))
     if path is None or not path.is_file():
         return []
-    found = rows(path, entry.encoding)
-    place, first = next(found, (0, {}))
+    questions = rows(path, entry.encoding)
+    place, first = next(questions, (0, {}))
     if isinstance(first, LabError) or not first.keys() >= COLUMNS:
         return []
-    return [checked(row, f"{path}:{place}") for place, row in [(place, first), *found]]
+    return [checked(row, f"{path}:{place}") for place, row in [(place, first), *questions]]
 
 
 def checked(row: Row | LabError, where: str) -> Row:

@@ -96,11 +96,11 @@ def refuse_name(name: str, folder: Path) -> None:
 
 def drawn(prompts: str, folder: Path, max_samples: int, seed: int) -> list[Messages]:
     """Return up to `max_samples` different prompts in random order: the turns before the first answer of each row."""
-    found = registry.load(prompts, folder, on_bad_rows="drop")
-    if not {"messages", "prompt"} & set(found.column_names):
+    examples = registry.load(prompts, folder, on_bad_rows="drop")
+    if not {"messages", "prompt"} & set(examples.column_names):
         raise fail("replay_no_prompts", where=prompts)
-    column = "messages" if "messages" in found.column_names else "prompt"
-    different = {json.dumps(opening(turns)): opening(turns) for turns in found[column]}
+    column = "messages" if "messages" in examples.column_names else "prompt"
+    different = {json.dumps(opening(turns)): opening(turns) for turns in examples[column]}
     return random.Random(seed).sample(list(different.values()), min(max_samples, len(different)))
 
 

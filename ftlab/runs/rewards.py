@@ -34,8 +34,8 @@ def functions(recipe: Recipe, base: str, dtype: torch.dtype) -> list[Reward]:
     Raises:
         LabError: `reward_model` is not a reward model.
     """
-    found = [BUILT_IN[name.strip()] for name in (recipe.reward_funcs or "").split(",") if name.strip()]
-    return found + ([from_model(recipe.reward_model, base, dtype)] if recipe.reward_model else [])
+    result = [BUILT_IN[name.strip()] for name in (recipe.reward_funcs or "").split(",") if name.strip()]
+    return result + ([from_model(recipe.reward_model, base, dtype)] if recipe.reward_model else [])
 
 
 def checked(function: Reward) -> Reward:
@@ -77,13 +77,13 @@ def number(value: Any, name: str, completion: Any) -> float:
         LabError: it is not a finite number.
     """
     try:
-        found = math.nan if isinstance(value, str) else float(value)
+        reward = math.nan if isinstance(value, str) else float(value)
     except (TypeError, ValueError):
-        found = math.nan
-    if not math.isfinite(found):
+        reward = math.nan
+    if not math.isfinite(reward):
         text = text_of(completion)
         raise fail("reward_value", where=name, exit_code=1, value=repr(value)[:60], completion=repr(text[:60]))
-    return found
+    return reward
 
 
 BUILT_IN: dict[str, Reward] = dict(zip(REWARDS, (exact_answer, short_answer), strict=True))
@@ -115,13 +115,13 @@ def from_model(name: str, base: str, dtype: torch.dtype) -> Reward:
     def reward_model(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
         pairs = zip(prompts, completions, strict=True)
         chats = [tokens.judged(tokenizer, list(asked), list(said)) for asked, said in pairs]
-        found: list[float] = []
+        scores: list[float] = []
         for start in range(0, len(chats), BATCH):
             part = chats[start : start + BATCH]
             # On the right: the score is read off the last token of each row.
             batch = tokenizer.pad({"input_ids": part}, padding_side="right", return_tensors="pt")
-            found += judge(**batch.to(device)).logits[:, 0].float().tolist()
-        return found
+            scores += judge(**batch.to(device)).logits[:, 0].float().tolist()
+        return scores
 
     return reward_model
 

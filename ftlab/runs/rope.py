@@ -57,7 +57,7 @@ def note(recipe: Recipe, folder: str | Path) -> str:
     wanted = asked(recipe.model_dump())
     if not wanted:
         return ""
-    found = options(wanted, folder, recipe.trust_remote_code)
-    if not found:
+    settings = options(wanted, folder, recipe.trust_remote_code)
+    if not settings:
         return say("train_rope_short", way=wanted[0], tokens=wanted[1])
-    return say("train_rope_used", way=wanted[0], factor=found["rope_parameters"]["factor"])
+    return say("train_rope_used", way=wanted[0], factor=settings["rope_parameters"]["factor"])

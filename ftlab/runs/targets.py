@@ -164,7 +164,7 @@ def refuse(key: str, missing: list[str], known: Iterable[str]) -> None:
     if not missing:
         return
     names = sorted({name for name in known if name and not name.isdigit()})
-    first = [found for name in missing for found in near(name, names)]
+    first = [match for name in missing for match in near(name, names)]
     shown = list(dict.fromkeys([*first, *names]))
     more = f" ... ({len(shown)})" if len(shown) > SHOWN else ""
     raise fail("train_names", where=key, missing=", ".join(missing), names=", ".join(shown[:SHOWN]) + more)

@@ -310,15 +310,15 @@ def go_on(job: Job, run_id: str) -> Start:
         if launch.is_main():
             print(say("train_again", where=job.folder, method=method))
         return Start(run_id, None)
-    found, skipped = checkpoint.find_resume(job.folder, {"run_id": run_id} | job.about)
+    newest, skipped = checkpoint.find_resume(job.folder, {"run_id": run_id} | job.about)
     if launch.is_main():
         for path, reason in skipped:
             print(f"{path}: skipped, {reason}")
-        if found:
-            print(f"{job.folder}: an unfinished run; going on from step {saved_weights.step_of(found)}")
+        if newest:
+            print(f"{job.folder}: an unfinished run; going on from step {saved_weights.step_of(newest)}")
         else:
             print(f"{job.folder}: unfinished run without a checkpoint to resume from; starting over")
-    return Start(run_id, found)
+    return Start(run_id, newest)
 
 
 def named_checkpoint(job: Job, manifest: dict[str, Any], path: Path, changed: str) -> Path:

@@ -55,13 +55,13 @@ class PerToken(Trainer):
     ) -> EvalLoopOutput:
         """Return the outcome of an evaluation, its loss per token."""
         self.batches = []
-        found = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         if not self.batches:
-            return found
+            return output
         losses, counts = torch.stack(self.batches).cpu().unbind(1)
-        found.metrics[f"{metric_key_prefix}_loss"] = (losses.sum() / counts.sum()).item()
+        output.metrics[f"{metric_key_prefix}_loss"] = (losses.sum() / counts.sum()).item()
         # TRL averages these where they are logged; they are of all processes already.
         measured = self._metrics["eval"]
         if len(shares := measured.get(ACCURACY, [])) == len(self.batches):
             measured[ACCURACY] = [(torch.tensor(shares, dtype=counts.dtype) @ counts / counts.sum()).item()]
-        return found
+        return output

@@ -35,8 +35,8 @@ class Int8Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the outputs, (..., out_features)."""
         flat = x.reshape(-1, x.shape[-1]).to(INPUTS)
-        found = torch._weight_int8pack_mm(flat, self.weight, self.scale).to(x.dtype)
-        return with_bias(found, self.bias, x)
+        outputs = torch._weight_int8pack_mm(flat, self.weight, self.scale).to(x.dtype)
+        return with_bias(outputs, self.bias, x)
 
 
 class Int4Linear(nn.Module):
@@ -57,14 +57,14 @@ class Int4Linear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the outputs, (..., out_features)."""
         flat = x.reshape(-1, x.shape[-1]).to(INPUTS)
-        found = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.weight, BLOCK, self.scale).to(x.dtype)
-        return with_bias(found, self.bias, x)
+        outputs = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.weight, BLOCK, self.scale).to(x.dtype)
+        return with_bias(outputs, self.bias, x)
 
 
-def with_bias(found: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
+def with_bias(outputs: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor) -> torch.Tensor:
     """Return outputs in the shape of the inputs `x`, plus the bias if there is one."""
-    found = found.view(*x.shape[:-1], -1)
-    return found if bias is None else found + bias
+    outputs = outputs.view(*x.shape[:-1], -1)
+    return outputs if bias is None else outputs + bias
 
 
 def quantized(model: PreTrainedModel, bits: int) -> PreTrainedModel:

@@ -148,9 +148,9 @@ def any_process(flag: bool, args: TrainingArguments) -> bool:
     """Return True in every process if the flag is set in one: a signal or a file reaches them at different steps."""
     if args.world_size == 1:
         return flag
-    found = torch.tensor(float(flag), device=args.device)
-    torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
-    return bool(found)
+    count = torch.tensor(float(flag), device=args.device)
+    torch.distributed.all_reduce(count, torch.distributed.ReduceOp.MAX)
+    return bool(count)
 
 
 def require_same(step: int, args: TrainingArguments) -> None:

@@ -109,10 +109,10 @@ class ChatPanel:
 
     def list_adapters(self) -> None:
         """Fill the list of adapters: runs, then their checkpoints; a training that has just ended is in it."""
-        found = with_checkpoints(tuned(self.runs)) if self.given is None else [Path(one) for one in self.given]
+        adapters = with_checkpoints(tuned(self.runs)) if self.given is None else [Path(one) for one in self.given]
         chosen = self.adapters.value
-        self.adapters.options = [(label_of(one), str(one)) for one in found]
-        self.adapters.value = tuple(one for one in chosen if one in map(str, found))
+        self.adapters.options = [(label_of(one), str(one)) for one in adapters]
+        self.adapters.value = tuple(one for one in chosen if one in map(str, adapters))
 
     def sampling_fields(self) -> dict[str, widgets.Widget]:
         """Return the sampling controls by their name in `generate`."""
@@ -183,8 +183,8 @@ class ChatPanel:
         self.loaded = None
         source = self.source(name, chosen)
         base = Path(models.fetch(name, **source))
-        found = [folders.weights_for(one, base, name) for one in chosen]
-        if whole := next((one.folder for one in found if not one.is_adapter), None):
+        adapters = [folders.weights_for(one, base, name) for one in chosen]
+        if whole := next((one.folder for one in adapters if not one.is_adapter), None):
             # Its base would have to be a second model in memory.
             raise fail("model_no_adapter", where=str(whole), files=saved_weights.ADAPTER_CONFIG)
         if merged := next((one for one in chosen if len(folders.chain(one)) > 1), None):
@@ -192,7 +192,7 @@ class ChatPanel:
             raise fail("serve_adapters", where=str(merged), reason=say("serve_adapters_base"))
         loaded = chat.load(name, chosen[0] if chosen else None, **source)
         self.names = {BASE: BASE}
-        for number, weights in enumerate(found):
+        for number, weights in enumerate(adapters):
             label = label_of(weights.folder)
             label = label if label not in self.names else f"{label} ({number + 1})"
             self.names[label] = "default" if number == 0 else f"adapter_{number}"
@@ -200,7 +200,7 @@ class ChatPanel:
                 loaded[0].load_adapter(weights.folder, adapter_name=self.names[label])
         self.loaded = loaded
         self.forget()
-        self.say("chat_ready", model=name, adapters=len(found))
+        self.say("chat_ready", model=name, adapters=len(adapters))
 
     def ask_now(self, question: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
         """Write the answers of all columns."""
@@ -295,5 +295,5 @@ def tuned(runs: Path, *more: str) -> list[Path]:
         f"{saved_weights.PREFIX}*/{saved_weights.ADAPTER_CONFIG}",
         *more,
     )
-    found = {path.parents[1] for pattern in patterns for path in runs.glob(f"*/{pattern}")}
-    return [*folders.newest_first(found)]
+    run_folders = {path.parents[1] for pattern in patterns for path in runs.glob(f"*/{pattern}")}
+    return [*folders.newest_first(run_folders)]

@@ -37,26 +37,26 @@ class ComparePanel:
 
     def list_runs(self) -> None:
         """Offer all runs, the newest first, and choose the two newest where nothing is chosen."""
-        found = [one.folder for one in folders.list_runs(self.runs)]
-        before = [folder for folder in self.chosen.value if folder in found]
-        self.chosen.options = [(folder.name, folder) for folder in found]
-        self.chosen.value = tuple(before or found[:2])
+        runs = [one.folder for one in folders.list_runs(self.runs)]
+        before = [folder for folder in self.chosen.value if folder in runs]
+        self.chosen.options = [(folder.name, folder) for folder in runs]
+        self.chosen.value = tuple(before or runs[:2])
         self.show()
 
     def show(self) -> None:
         """Draw the chosen runs' curves, and list what they differ in."""
-        found: tuple[Path, ...] = self.chosen.value
-        self.plot.layout.display = "" if found else "none"
-        if not found:
+        runs: tuple[Path, ...] = self.chosen.value
+        self.plot.layout.display = "" if runs else "none"
+        if not runs:
             self.table.value = empty(self.words("compare_empty"))
             return
-        self.plot.value = curves.picture({folder.name: folders.read_log(folder) for folder in found})
-        head = ["", *(folder.name for folder in found)]
-        self.table.value = train_view.grid(head, [*self.results(found), *self.differences(found)])
+        self.plot.value = curves.picture({folder.name: folders.read_log(folder) for folder in runs})
+        head = ["", *(folder.name for folder in runs)]
+        self.table.value = train_view.grid(head, [*self.results(runs), *self.differences(runs)])
 
-    def results(self, found: tuple[Path, ...]) -> list[list[str]]:
+    def results(self, runs: tuple[Path, ...]) -> list[list[str]]:
         """Return the lines of the results: the last step and the last losses of each run."""
-        logs = [folders.read_log(folder) for folder in found]
+        logs = [folders.read_log(folder) for folder in runs]
         lines = [[self.words("compared_steps"), *(str(folders.last_step(rows)) for rows in logs)]]
         for name, key in (("compared_loss", "loss"), ("compared_eval_loss", "eval_loss")):
             last = [next((row[key] for row in reversed(rows) if key in row), None) for rows in logs]
@@ -64,9 +64,9 @@ class ComparePanel:
                 lines.append([self.words(name), *("-" if one is None else f"{one:.3f}" for one in last)])
         return lines
 
-    def differences(self, found: tuple[Path, ...]) -> list[list[str]]:
+    def differences(self, runs: tuple[Path, ...]) -> list[list[str]]:
         """Return a line for each key in which the runs differ, defaults written out; a dash stands for none."""
-        made = [recipe_of(folder) for folder in found]
+        made = [recipe_of(folder) for folder in runs]
         names = dict.fromkeys(name for one in made if one for name in recipes.plain(one) if name != "output_dir")
         lines = [[name, *(shown(one, name) for one in made)] for name in names]
         return [line for line in lines if len(set(line[1:])) > 1]
@@ -79,11 +79,11 @@ def recipe_of(folder: Path) -> Recipe | None:
     return None
 
 
-def shown(made: Recipe | None, key: str) -> str:
+def shown(recipe: Recipe | None, key: str) -> str:
     """Return the value that a key has in a run, also where nobody gave it; a dash for a key that it has no use for."""
-    if made is None or (key.startswith("lora_") and made.finetuning_type != "lora"):
+    if recipe is None or (key.startswith("lora_") and recipe.finetuning_type != "lora"):
         return "-"
     if key == "lora_alpha":
-        return str(library_args.lora_alpha(made))
-    value = getattr(made, key) if key in Recipe.model_fields else made.training.get(key, controls.default(key))
+        return str(library_args.lora_alpha(recipe))
+    value = getattr(recipe, key) if key in Recipe.model_fields else recipe.training.get(key, controls.default(key))
     return "-" if value is None else str(value)

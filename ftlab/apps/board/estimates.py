@@ -54,16 +54,16 @@ class Readouts(NamedTuple):
     memory_bytes: int
 
 
-def readouts(made: Recipe) -> Readouts:
+def readouts(recipe: Recipe) -> Readouts:
     """Work out what a recipe takes on this machine; fast once the rows' lengths are known."""
-    place = folder_of(made)
-    decoder = decoder_of(made, place)
-    trained = trained_weights(made, decoder) if decoder else None
-    lengths = lengths_of(made, place) if place else []
-    tokens = tokens_per_step(made, lengths) if lengths else None
-    steps = total_steps(made, lengths)
-    known = pace(made) if tokens and steps else None
-    added = trained if trained and made.finetuning_type == "lora" else 0
+    place = folder_of(recipe)
+    decoder = decoder_of(recipe, place)
+    trained = trained_weights(recipe, decoder) if decoder else None
+    lengths = lengths_of(recipe, place) if place else []
+    tokens = tokens_per_step(recipe, lengths) if lengths else None
+    steps = total_steps(recipe, lengths)
+    known = pace(recipe) if tokens and steps else None
+    added = trained if trained and recipe.finetuning_type == "lora" else 0
     return Readouts(
         trained,
         decoder.parameters + added if decoder else None,
@@ -71,33 +71,33 @@ def readouts(made: Recipe) -> Readouts:
         steps,
         tokens * steps / known.tokens_per_second if known and tokens and steps else None,
         known,
-        memory_bytes(made, decoder, lengths) if decoder else None,
+        memory_bytes(recipe, decoder, lengths) if decoder else None,
         machine_bytes(),
     )
 
 
-def decoder_of(made: Recipe, place: str | None) -> Decoder | None:
+def decoder_of(recipe: Recipe, place: str | None) -> Decoder | None:
     """Return the sizes of a recipe's model, None for one that is neither here nor in the catalogue."""
-    listed = any(made.model_name_or_path in (model.name, model.hub_id) for model in MODELS)
-    known = made.model_name_or_path if listed else place
+    listed = any(recipe.model_name_or_path in (model.name, model.hub_id) for model in MODELS)
+    known = recipe.model_name_or_path if listed else place
     try:
         return memory_needs.sizes(known) if known else None
     except LabError:
         return None
 
 
-def memory_bytes(made: Recipe, decoder: Decoder, lengths: list[tuple[int, ...]]) -> int:
+def memory_bytes(recipe: Recipe, decoder: Decoder, lengths: list[tuple[int, ...]]) -> int:
     """Return the bytes that a recipe needs at its longest rows."""
     longest = max((one for row in lengths for one in row), default=None)
-    return memory.estimate(decoder, memory_needs.training(made, decoder, device.describe(), longest)).peak
+    return memory.estimate(decoder, memory_needs.training(recipe, decoder, device.describe(), longest)).peak
 
 
-def pace(made: Recipe) -> Pace | None:
+def pace(recipe: Recipe) -> Pace | None:
     """Return how fast the newest finished run like this one was, among those beside its folder, on this machine."""
-    root = Path(made.output_dir or "runs/new").expanduser().parent
+    root = Path(recipe.output_dir or "runs/new").expanduser().parent
     for path, changed in folders.newest_first(root.glob(f"*/{folders.METRICS}")).items():
         alike, rate = measured(path.parent, changed)
-        if rate and alike == kind(made):
+        if rate and alike == kind(recipe):
             return Pace(path.parent.name, rate)
     return None
 
@@ -106,21 +106,21 @@ def pace(made: Recipe) -> Pace | None:
 def measured(folder: Path, changed: float) -> tuple[tuple, float | None]:
     """Return what a finished run was like, and its tokens per second; None where it ran elsewhere or did no step."""
     try:
-        made = recipes.load(folder / folders.RECIPE)
+        recipe = recipes.load(folder / folders.RECIPE)
         metrics = folders.read_metrics(folder) or {}
         steps = folders.last_step(folders.read_log(folder)) - metrics.get("resumed_from_step", 0)
         seconds = float(metrics["train_seconds"])
     except (LabError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return (), None
-    place = folder_of(made)
-    lengths = lengths_of(made, place) if place else []
+    place = folder_of(recipe)
+    lengths = lengths_of(recipe, place) if place else []
     here = (manifests.read_manifest(folder) or {}).get("machine") == device.describe().name
-    return kind(made), tokens_per_step(made, lengths) * steps / seconds if here and lengths and steps > 0 else None
+    return kind(recipe), tokens_per_step(recipe, lengths) * steps / seconds if here and lengths and steps > 0 else None
 
 
-def kind(made: Recipe) -> tuple:
+def kind(recipe: Recipe) -> tuple:
     """Return what has to be the same for one run's pace to say something of another's."""
-    return (made.objective, made.training.get("gradient_checkpointing"), *(getattr(made, name) for name in ALIKE))
+    return (recipe.objective, recipe.training.get("gradient_checkpointing"), *(getattr(recipe, name) for name in ALIKE))
 
 
 @cache
@@ -129,9 +129,9 @@ def machine_bytes() -> int:
     return device.describe().memory_bytes
 
 
-def folder_of(made: Recipe) -> str | None:
+def folder_of(recipe: Recipe) -> str | None:
     """Return the folder of a recipe's model if it is already here; None rather than fetching one."""
-    return local_folder(made.model_name_or_path, made.model_revision, made.cache_dir)
+    return local_folder(recipe.model_name_or_path, recipe.model_revision, recipe.cache_dir)
 
 
 def local_folder(name: str, revision: str = "main", cache_dir: str | None = None) -> str | None:
@@ -145,22 +145,22 @@ def local_folder(name: str, revision: str = "main", cache_dir: str | None = None
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(hub_id(name), "config.json", cache_dir=cache_dir, revision=revision)
+        config = try_to_load_from_cache(hub_id(name), "config.json", cache_dir=cache_dir, revision=revision)
     except HFValidationError:
         return None
-    return str(Path(found).parent) if isinstance(found, str) else None
+    return str(Path(config).parent) if isinstance(config, str) else None
 
 
-def lengths_of(made: Recipe, folder: str) -> list[tuple[int, ...]]:
+def lengths_of(recipe: Recipe, folder: str) -> list[tuple[int, ...]]:
     """Return the tokens of each training example: one number, of a pair two; [] where a set cannot be read."""
-    found: list[tuple[int, ...]] = []
-    for name in (part.strip() for part in (made.dataset or "").split(",")):
-        path = Path(name) if Path(name).is_file() else Path(made.dataset_dir) / "dataset_info.json"
+    lengths: list[tuple[int, ...]] = []
+    for name in (part.strip() for part in (recipe.dataset or "").split(",")):
+        path = Path(name) if Path(name).is_file() else Path(recipe.dataset_dir) / "dataset_info.json"
         changed = path.stat().st_mtime if path.is_file() else 0.0
         # Whole lengths: what packs them or cuts them is another question, asked of the same lengths.
-        how = encoding_of(made)._replace(cutoff_len=None)
-        found += set_lengths(name, made.dataset_dir, folder, changed, made.max_samples, how)
-    return found
+        how = encoding_of(recipe)._replace(cutoff_len=None)
+        lengths += set_lengths(name, recipe.dataset_dir, folder, changed, recipe.max_samples, how)
+    return lengths
 
 
 @cache
@@ -200,36 +200,36 @@ def sequences(tokenizer: Any, row: dict[str, Any], how: Encoding) -> list[tuple[
     return [tuple(lengths)] if "chosen" in row else [(length,) for length in lengths]
 
 
-def tokens_per_step(made: Recipe, lengths: list[tuple[int, ...]]) -> float:
+def tokens_per_step(recipe: Recipe, lengths: list[tuple[int, ...]]) -> float:
     """Return the tokens of one optimizer step: packed rows are full, others as long as they are."""
-    rows = passes(made)
-    if made.packs:
-        return float(rows * made.cutoff_len)
-    return rows * sum(min(one, made.cutoff_len) for row in lengths for one in row) / len(lengths)
+    rows = passes(recipe)
+    if recipe.packs:
+        return float(rows * recipe.cutoff_len)
+    return rows * sum(min(one, recipe.cutoff_len) for row in lengths for one in row) / len(lengths)
 
 
-def passes(made: Recipe) -> int:
+def passes(recipe: Recipe) -> int:
     """Return the rows of one optimizer step on one device."""
-    batch = made.training.get("per_device_train_batch_size", 8)
-    return batch * made.training.get("gradient_accumulation_steps", 1)
+    batch = recipe.training.get("per_device_train_batch_size", 8)
+    return batch * recipe.training.get("gradient_accumulation_steps", 1)
 
 
-def total_steps(made: Recipe, lengths: list[tuple[int, ...]]) -> int | None:
+def total_steps(recipe: Recipe, lengths: list[tuple[int, ...]]) -> int | None:
     """Return the optimizer steps of a run: `max_steps`, else its epochs over the rows that are trained on."""
-    if (given := made.training.get("max_steps", -1)) > 0:
+    if (given := recipe.training.get("max_steps", -1)) > 0:
         return given
     if not lengths:
         return None
     rows = float(len(lengths))
-    if made.packs:
+    if recipe.packs:
         # Texts of stage pt are joined and wrapped; everything else that is too long is cut.
-        longest = math.inf if made.stage == "pt" else made.cutoff_len
-        rows = sum(min(one, longest) for row in lengths for one in row) / made.cutoff_len
-    rows -= rows * made.val_size if made.val_size < 1 else made.val_size
-    batch = made.training.get("per_device_train_batch_size", 8)
+        longest = math.inf if recipe.stage == "pt" else recipe.cutoff_len
+        rows = sum(min(one, longest) for row in lengths for one in row) / recipe.cutoff_len
+    rows -= rows * recipe.val_size if recipe.val_size < 1 else recipe.val_size
+    batch = recipe.training.get("per_device_train_batch_size", 8)
     batches = -(-max(rows, 1) // batch)
-    per_epoch = -(-batches // made.training.get("gradient_accumulation_steps", 1))
-    return max(1, round(per_epoch * made.training.get("num_train_epochs", 3.0)))
+    per_epoch = -(-batches // recipe.training.get("gradient_accumulation_steps", 1))
+    return max(1, round(per_epoch * recipe.training.get("num_train_epochs", 3.0)))
 
 
 def registered(dataset_dir: Path) -> Sequence[str]:

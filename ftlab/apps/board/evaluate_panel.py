@@ -118,7 +118,7 @@ class EvaluatePanel:
         """Return the key of the figures for the command, where they are not the usual ones."""
         return {} if self.chosen() == list(evaluation.USUAL) else {"eval_figures": ",".join(self.chosen())}
 
-    def look(self, made: Recipe) -> str:
+    def look(self, recipe: Recipe) -> str:
         """Show what will be compared.
 
         Raises:
@@ -126,14 +126,14 @@ class EvaluatePanel:
         """
         if not self.chosen():
             raise errors.fail("board_no_figure")
-        return self.words("evaluate_both" if made.adapter_name_or_path else "evaluate_base_only")
+        return self.words("evaluate_both" if recipe.adapter_name_or_path else "evaluate_base_only")
 
-    def score(self, made: Recipe) -> str:
+    def score(self, recipe: Recipe) -> str:
         """Score the recipe's model, and return the table; answers are shown even if it is stopped."""
-        watch = self.task.watch or Watch(evaluation.run_folder(made))
+        watch = self.task.watch or Watch(evaluation.run_folder(recipe))
         self.found = {}
         try:
-            self.found = evaluation.score(made, made.max_samples or ROWS, self.chosen(), watch)
+            self.found = evaluation.score(recipe, recipe.max_samples or ROWS, self.chosen(), watch)
         finally:
             self.predictions.show(watch.answers)
         return self.table()

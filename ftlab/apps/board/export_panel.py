@@ -61,18 +61,18 @@ class ExportPanel:
         if self.done:
             self.task.result.value = self.table(self.done)
 
-    def look(self, made: Recipe) -> str:
+    def look(self, recipe: Recipe) -> str:
         """Return what the export takes of memory and of the disk.
 
         Raises:
             LabError: the folder is in use, or something of it is too small.
         """
-        target, place = export.empty_target(made), estimates.folder_of(made)
-        decoder = estimates.decoder_of(made, place)
+        target, place = export.empty_target(recipe), estimates.folder_of(recipe)
+        decoder = estimates.decoder_of(recipe, place)
         if decoder is None:
             return self.words("unknown")
-        weights, free, dtype = decoder.parameters, system_errors.free_bytes(target), format_of(made, place)
-        disk, memory = export.disk_bytes(weights, dtype, made), export.memory_bytes(weights, dtype, made)
+        weights, free, dtype = decoder.parameters, system_errors.free_bytes(target), format_of(recipe, place)
+        disk, memory = export.disk_bytes(weights, dtype, recipe), export.memory_bytes(weights, dtype, recipe)
         there = device.describe().memory_bytes
         if disk > free:
             raise fail("export_space", where="export_dir", needed=f"{disk / 1e6:.0f}", free=f"{free / 1e6:.0f}")
@@ -88,9 +88,9 @@ class ExportPanel:
         ]
         return train_view.grid(["", ""], rows)
 
-    def export(self, made: Recipe) -> str:
+    def export(self, recipe: Recipe) -> str:
         """Export, and return how the result compares with the live model."""
-        done = self.done = export.export(made, self.task.watch)
+        done = self.done = export.export(recipe, self.task.watch)
         self.task.outcome = ("exported", {"folder": str(done.folder)})
         return self.table(done)
 
@@ -110,9 +110,9 @@ class ExportPanel:
         return train_view.grid(["", ""], [[self.words(name), text] for name, text in figures.items()])
 
 
-def format_of(made: Recipe, place: str | None) -> torch.dtype:
+def format_of(recipe: Recipe, place: str | None) -> torch.dtype:
     """Return the number format that is written; bfloat16 where a base that is not here yet decides."""
-    name = made.export_dtype
+    name = recipe.export_dtype
     if name == "auto" and place:
         config = json.loads((Path(place) / "config.json").read_text(encoding="utf-8"))
         name = config.get("dtype") or config.get("torch_dtype") or "float32"

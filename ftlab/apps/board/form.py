@@ -101,8 +101,8 @@ class Form:
         Raises:
             LabError: an unknown key.
         """
-        made, notes = recipes.read(dict(values))
-        plain = recipes.plain(made)
+        recipe, notes = recipes.read(dict(values))
+        plain = recipes.plain(recipe)
         # Keys written out stay written out, also at their defaults.
         plain |= {key: value for key, value in values.items() if key in self.table and key not in plain}
         plain = {key: value for key, value in plain.items() if value is not None}
@@ -119,12 +119,12 @@ class Form:
 
     def values(self) -> dict[str, Any]:
         """Return key -> value as it stands in the fields; a LabError where a text cannot be read."""
-        found: dict[str, Any] = {}
+        result: dict[str, Any] = {}
         for key, widget in self.controls.items():
             value = self.value(key, widget)
             if value is not None and (key in self.given or value != controls.default(key)):
-                found[key] = value
-        return found
+                result[key] = value
+        return result
 
     def value(self, key: str, widget: widgets.Widget) -> Any:
         """Return the value of one control."""
@@ -197,9 +197,9 @@ class Form:
 def grouped(keys: Sequence[str]) -> dict[str, list[str]]:
     """Return the keys of each group, in the groups' order; those of no group first, under ""."""
     known = {key for members in GROUPS.values() for key in members}
-    found = {"": [key for key in keys if key not in known]}
-    found |= {name: [key for key in keys if key in members] for name, members in GROUPS.items()}
-    return {name: members for name, members in found.items() if members}
+    groups = {"": [key for key in keys if key not in known]}
+    groups |= {name: [key for key in keys if key in members] for name, members in GROUPS.items()}
+    return {name: members for name, members in groups.items() if members}
 
 
 def control(key: str, field: Field, words: Words) -> widgets.Widget:

@@ -53,7 +53,7 @@ class KeyDrawer:
         try:
             with errors.speaking(self.words.lang):
                 recipes.explain(key)
-                found = controls.read_lines(self.lines.value)
+                values = controls.read_lines(self.lines.value)
                 if key in self.key.options:
                     value = controls.read_text(key, text)
                 else:
@@ -61,5 +61,5 @@ class KeyDrawer:
         except LabError as error:
             self.about.value = bad(str(error))
             return
-        found.pop(key, None)
-        self.lines.value = controls.yaml_lines(found | ({} if value is None else {key: value}))
+        values.pop(key, None)
+        self.lines.value = controls.yaml_lines(values | ({} if value is None else {key: value}))

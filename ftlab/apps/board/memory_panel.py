@@ -61,31 +61,31 @@ class MemoryPanel:
 
     def changed(self) -> None:
         """Work the table out for what stands in the fields; nothing is shown while something is wrong."""
-        made = self.form.recipe()
+        recipe = self.form.recipe()
         batches = self.numbers("sized_batches", self.batches, 1, 4096)
         lengths = self.numbers("sized_lengths", self.lengths, 8, 2**20)
         self.found, self.table.value = {}, ""
-        if not (made and batches and lengths):
+        if not (recipe and batches and lengths):
             return
-        place = estimates.folder_of(made)
-        if estimates.decoder_of(made, place) is None:
+        place = estimates.folder_of(recipe)
+        if estimates.decoder_of(recipe, place) is None:
             self.table.value = html.escape(self.words("unknown"))
             return
         machine = memory_needs.gpu(self.machine.value) if self.machine.value else device.describe()
-        self.found = memory_needs.grid(made, machine, batches, lengths)
-        self.table.value = self.shown(made, machine, batches, lengths)
+        self.found = memory_needs.grid(recipe, machine, batches, lengths)
+        self.table.value = self.shown(recipe, machine, batches, lengths)
 
     def numbers(self, name: str, field: widgets.Text, least: int, most: int) -> list[int]:
         """Return the whole numbers of a field, [] with a message next to it if they are invalid."""
         parts = [part.strip() for part in field.value.split(",")]
         plain = len(parts) <= MOST_VALUES and all(re.fullmatch("[0-9]{1,8}", part) for part in parts)
-        found = sorted({int(part) for part in parts}) if plain else []
-        good = plain and all(least <= one <= most for one in found)
+        values = sorted({int(part) for part in parts}) if plain else []
+        good = plain and all(least <= one <= most for one in values)
         said = "" if good else self.words("bad_numbers", least=least, most=f"{most:,}", count=MOST_VALUES)
         show_message(self.messages[name], said)
-        return found if good else []
+        return values if good else []
 
-    def shown(self, made: Recipe, machine: device.Machine, batches: list[int], lengths: list[int]) -> str:
+    def shown(self, recipe: Recipe, machine: device.Machine, batches: list[int], lengths: list[int]) -> str:
         """Return the table: a line per method and batch, a column per length, green where it fits."""
         room = machine.memory_bytes - memory_needs.RESERVED_BYTES
         head = [self.words("sized_method"), self.words("sized_rows")]
@@ -98,14 +98,14 @@ class MemoryPanel:
                     label = name if batch == batches[0] else ""
                     rows.append([label, str(batch), *(self.cell(one, room) for one in cells)])
         room_said = self.words(
-            "sized_room", room=train_view.gib(int(room)), machine=machine.name, model=made.model_name_or_path
+            "sized_room", room=train_view.gib(int(room)), machine=machine.name, model=recipe.model_name_or_path
         )
         return f"<p>{html.escape(room_said)}</p>" + train_view.grid(head, rows)
 
-    def cell(self, found: Needs | None, room: float) -> str:
+    def cell(self, needs: Needs | None, room: float) -> str:
         """Return one cell: the peak, green where it fits, and the smallest GPU, or how many GPUs, it fits on."""
-        if found is None:
+        if needs is None:
             return "-"
-        fits = "ft-good" if found.peak <= room else "ft-bad"
-        gpu = html.escape(memory_needs.smallest_gpu(found))
-        return train_view.Cell(f'<td><b class="{fits}">{train_view.gib(found.peak)}</b> <small>{gpu}</small></td>')
+        fits = "ft-good" if needs.peak <= room else "ft-bad"
+        gpu = html.escape(memory_needs.smallest_gpu(needs))
+        return train_view.Cell(f'<td><b class="{fits}">{train_view.gib(needs.peak)}</b> <small>{gpu}</small></td>')

@@ -55,10 +55,10 @@ class PredictionsTable:
 
     def rows(self) -> list[tuple[Answered, list[Answered | None]]]:
         """Return the examples that the filter shows, each with the answers of all models: wrong ones first."""
-        by_number = [{one.number: one for one in found} for found in self.answers.values()]
-        numbers = sorted({number for found in by_number for number in found})
-        found = [[answers.get(number) for answers in by_number] for number in numbers]
-        lines = [(next(one for one in line if one), line) for line in found]
+        by_number = [{one.number: one for one in answers} for answers in self.answers.values()]
+        numbers = sorted({number for answers in by_number for number in answers})
+        rows = [[answers.get(number) for answers in by_number] for number in numbers]
+        lines = [(next(one for one in row if one), row) for row in rows]
         shown = [line for line in lines if FILTERS[self.kind.value](rights(line[1]))]
         return sorted(shown, key=lambda line: rights(line[1])[-1])
 
@@ -71,11 +71,11 @@ class PredictionsTable:
 
     def draw(self) -> None:
         """Show the page whose number stands in the field."""
-        found, start = self.rows(), (self.page.value - 1) * PAGE
+        rows, start = self.rows(), (self.page.value - 1) * PAGE
         self.before.disabled, self.next.disabled = self.page.value == 1, self.page.value == self.page.max
-        said = self.words("answers_caption", shown=len(found), page=self.page.value, pages=self.page.max)
+        said = self.words("answers_caption", shown=len(rows), page=self.page.value, pages=self.page.max)
         self.caption.value = html.escape(said)
-        prompts = [one.prompt for found in self.answers.values() for one in found]
+        prompts = [one.prompt for answers in self.answers.values() for one in answers]
         start_cut, end_cut = common_lines(prompts), common_lines([one[::-1] for one in prompts])
         head = [self.words(name) for name in ("answers_number", "answers_prompt", "answers_expected")]
         head += [self.words(COLUMNS[name]) for name in self.answers]
@@ -86,7 +86,7 @@ class PredictionsTable:
                 cell(one.expected),
                 *map(self.answer, line),
             ]
-            for one, line in found[start : start + PAGE]
+            for one, line in rows[start : start + PAGE]
         ]
         self.table.value = train_view.grid(head, lines) if lines else empty(self.words("answers_none"))
 

@@ -123,14 +123,14 @@ def read_questions(path: Path) -> list[Question]:
     """
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))
-        found = [Question(**row) for row in rows]
+        questions = [Question(**row) for row in rows]
     except (OSError, ValueError, TypeError) as error:
         raise fail("quiz_broken", where=str(path), reason=reason_of(error)) from None
-    for number, one in enumerate(found, 1):
+    for number, one in enumerate(questions, 1):
         texts = [one.question, one.why, one.lesson, *one.choices] if isinstance(one.choices, list) else [None]
         whole = all(isinstance(text, str) and text.strip() for text in texts) and len(set(one.choices)) > 1
         if not (whole and isinstance(one.answer, int) and 0 <= one.answer < len(one.choices)):
             raise fail("quiz_broken", where=f"{path}: {number}", reason="question, choices, answer, why, lesson")
-    if not found:
+    if not questions:
         raise fail("quiz_broken", where=str(path), reason="[]")
-    return found
+    return questions

@@ -96,31 +96,31 @@ class Task:
 
     def offer(self, busy: bool) -> None:
         """Show what Start would do, and enable it if it is possible and nothing else is running."""
-        made, wrong = self.form.recipe(), ""
+        recipe, wrong = self.form.recipe(), ""
         self.before.value = ""
-        if made:
+        if recipe:
             self.command.value = pre(train_view.command(self.form.written() | self.more(), verb=self.verb))
             with errors.speaking(self.words.lang):
                 try:
-                    self.before.value = self.look(made)
+                    self.before.value = self.look(recipe)
                 except LabError as error:
                     wrong = validation.short(error)
                 except OSError as error:  # such as a folder that is deleted while it is looked at
                     wrong = said(error)
             self.form.tell(self.blamed, wrong)
-        self.start.disabled = busy or made is None or bool(wrong)
+        self.start.disabled = busy or recipe is None or bool(wrong)
         self.stop.disabled = not busy or self.stop.disabled
 
     def begin(self) -> None:
         """Start the work that stands in the fields."""
-        made = self.form.recipe()
-        if made is None or self.start.disabled or not self.idle.is_set():
+        recipe = self.form.recipe()
+        if recipe is None or self.start.disabled or not self.idle.is_set():
             return
-        self.watch = self.watching(made)
+        self.watch = self.watching(recipe)
         self.bar.value, self.bar.layout.display = 0, ""
         self.start.disabled, self.stop.disabled, self.result.value = True, False, ""
         self.outcome = ("worked", {})
-        self.work.begin(self.run, made)
+        self.work.begin(self.run, recipe)
 
     def halt(self) -> None:
         """Ask the work under way to stop."""
@@ -138,13 +138,13 @@ class Task:
         self.bar.layout.display = "none"
         self.offer(False)
 
-    def run(self, made: Recipe) -> None:
+    def run(self, recipe: Recipe) -> None:
         """Do the work, and show that it goes on."""
         began, ended = time.monotonic(), threading.Event()
         clock = threading.Thread(target=self.tick, args=(began, ended), name="ftlab clock", daemon=True)
         clock.start()
         try:
-            result = self.act(made)
+            result = self.act(recipe)
         finally:
             ended.set()
             clock.join()

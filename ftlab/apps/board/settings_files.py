@@ -33,8 +33,8 @@ class SettingsFiles:
 
     def list_files(self) -> None:
         """Offer the YAML files of the working folder and of `recipes`."""
-        found = [*Path().glob("*"), *Path("recipes").glob("**/*")]
-        self.file.options = tuple(str(path) for path in sorted(found) if path.suffix in ENDINGS)
+        paths = [*Path().glob("*"), *Path("recipes").glob("**/*")]
+        self.file.options = tuple(str(path) for path in sorted(paths) if path.suffix in ENDINGS)
 
     def attempt(self, action: Callable[[Path], str]) -> None:
         """Open or save, and say how that went."""

@@ -29,9 +29,9 @@ class Total(TrainerCallback):
 class InThread:
     """A training in a thread of this process."""
 
-    def __init__(self, made: Recipe, fresh: bool, lang: str) -> None:
-        self.folder, self.pid, self.asked = training_job.folder_of(made), os.getpid(), False
-        self.made, self.fresh, self.lang = made, fresh, lang
+    def __init__(self, recipe: Recipe, fresh: bool, lang: str) -> None:
+        self.folder, self.pid, self.asked = training_job.folder_of(recipe), os.getpid(), False
+        self.made, self.fresh, self.lang = recipe, fresh, lang
         self.total, self.ended = Total(), threading.Event()
         self.run: train.Run | None = None
         self.error: BaseException | None = None

@@ -101,34 +101,34 @@ class TrainPanel:
     def changed(self) -> None:
         """Bring command, YAML, readouts and buttons in line with the fields."""
         with errors.speaking(self.words.lang):
-            made = self.form.recipe()
-            if made:
+            recipe = self.form.recipe()
+            if recipe:
                 self.view.show_command(self.form.written(), self.view.fresh.value)
-                self.view.show_readouts(estimates.readouts(made))
+                self.view.show_readouts(estimates.readouts(recipe))
             if self.job is None:
-                found = training_job.living(self.folder()) if made else None
-                self.follow(found) if found else self.offer(made)
+                job = training_job.living(self.folder()) if recipe else None
+                self.follow(job) if job else self.offer(recipe)
 
-    def offer(self, made: Recipe | None) -> None:
+    def offer(self, recipe: Recipe | None) -> None:
         """Show what Start would do, and enable it if it is possible."""
-        state, detail = validation.state(made) if made else ("wrong", self.form.named(self.form.checked.messages))
-        replaced = made is not None and (self.view.fresh.value or made.overwrite_output_dir)
+        state, detail = validation.state(recipe) if recipe else ("wrong", self.form.named(self.form.checked.messages))
+        replaced = recipe is not None and (self.view.fresh.value or recipe.overwrite_output_dir)
         blocked = state == "foreign" or (state == "other" and not replaced)
-        free = folders.free_name(self.folder()) if made else self.folder()
-        self.view.offer(state, detail, made is not None and not blocked, free)
+        free = folders.free_name(self.folder()) if recipe else self.folder()
+        self.view.offer(state, detail, recipe is not None and not blocked, free)
 
     def start(self) -> None:
         """Begin the training that stands in the fields, or go on with it."""
-        made = self.form.recipe()
-        if made is None or self.job or self.view.start.disabled:
+        recipe = self.form.recipe()
+        if recipe is None or self.job or self.view.start.disabled:
             return
         fresh = self.view.fresh.value
         with errors.speaking(self.words.lang):
             try:
                 if self.mode == "thread":
-                    self.follow(in_thread(made, fresh, self.words.lang))
+                    self.follow(in_thread(recipe, fresh, self.words.lang))
                 else:
-                    self.follow(training_job.InProcess.start(made, self.form.written(), fresh, self.words.lang))
+                    self.follow(training_job.InProcess.start(recipe, self.form.written(), fresh, self.words.lang))
             except OSError as error:
                 self.view.say("failed", reason=str(error))
 
@@ -225,8 +225,8 @@ class TrainPanel:
     def draw(self, name: str = "") -> None:
         """Draw the run in hand and what it is compared with."""
         drawn = {name or self.folder().name: self.rows, **self.compared}
-        found = any(drawn.values())
-        self.view.draw(curves.picture(drawn) if found else b"", found)
+        has_curves = any(drawn.values())
+        self.view.draw(curves.picture(drawn) if has_curves else b"", has_curves)
 
     def list_runs(self) -> None:
         """Fill the lists of earlier runs."""
@@ -280,11 +280,11 @@ class TrainPanel:
 
     def show_code(self) -> None:
         """Write the script for exactly these settings."""
-        made = self.form.recipe()
-        if made:
+        recipe = self.form.recipe()
+        if recipe:
             try:
                 with errors.speaking(self.words.lang):
-                    self.view.show_code(to_script.script(folders.spelled_out(made)))
+                    self.view.show_code(to_script.script(folders.spelled_out(recipe)))
             except LabError as error:
                 self.view.show_code(f"# {error}")
 
@@ -299,13 +299,13 @@ class TrainPanel:
         if not course.headless():
             display(styled(self.box))
             return
-        while (made := self.form.recipe()) and validation.state(made)[0] == "other":
+        while (recipe := self.form.recipe()) and validation.state(recipe)[0] == "other":
             self.form.controls["output_dir"].value = str(folders.next_name(self.folder()))
-        if made is None:
+        if recipe is None:
             key, said = next(iter(self.form.checked.messages.items()))
             raise LabError(said, key)
         with errors.speaking(self.words.lang):
-            job = in_thread(made, False, self.words.lang)
+            job = in_thread(recipe, False, self.words.lang)
             self.follow(job)
             self.wait()
         if job.error:
@@ -324,8 +324,8 @@ class TrainPanel:
                 self.stop()
 
 
-def in_thread(made: Recipe, fresh: bool, lang: str) -> "InThread":
+def in_thread(recipe: Recipe, fresh: bool, lang: str) -> "InThread":
     """Begin a training in a thread of this process; what trains is imported now."""
     from ftlab.apps.board.thread_job import InThread
 
-    return InThread(made, fresh, lang)
+    return InThread(recipe, fresh, lang)

@@ -64,10 +64,10 @@ class View:
         said = bad(text) if name in ("failed", "ended", "wrong") else html.escape(text)
         self.status.value = f'<span role="status" data-state="{name}">{said}</span>'
 
-    def draw(self, png: bytes, found: bool) -> None:
+    def draw(self, png: bytes, has_curves: bool) -> None:
         """Show a picture of loss curves; where there are none yet, what to do."""
         self.plot.value = png
-        self.plot.layout.display, self.no_plot.layout.display = ("", "none") if found else ("none", "")
+        self.plot.layout.display, self.no_plot.layout.display = ("", "none") if has_curves else ("none", "")
 
     def show_command(self, values: dict[str, Any], fresh: bool) -> None:
         """Show command and YAML."""
@@ -77,26 +77,26 @@ class View:
         """Show a script."""
         self.code.value = pre(code)
 
-    def show_readouts(self, found: Readouts) -> None:
+    def show_readouts(self, readouts: Readouts) -> None:
         """Show the four figures in a row."""
         words, unknown = self.words, self.words("unknown")
         cells = {name: unknown for name in ("trained_weights", "tokens_per_step", "estimated_time", "predicted_memory")}
         cells["estimated_time"] = words("no_pace")
-        if found.trained is not None and found.weights:
-            share = f"{found.trained / found.weights:.2%}"
+        if readouts.trained is not None and readouts.weights:
+            share = f"{readouts.trained / readouts.weights:.2%}"
             cells["trained_weights"] = words(
-                "of_weights", trained=f"{found.trained:,}", total=f"{found.weights:,}", share=share
+                "of_weights", trained=f"{readouts.trained:,}", total=f"{readouts.weights:,}", share=share
             )
-        if found.tokens_per_step is not None:
-            cells["tokens_per_step"] = f"{found.tokens_per_step:,.0f}"
-        if found.seconds is not None and found.pace:
-            figures = {"minutes": f"{found.seconds / 60:,.1f}", "rate": f"{found.pace.tokens_per_second:,.0f}"}
-            cells["estimated_time"] = words("minutes", steps=f"{found.steps:,}", run=found.pace.run, **figures)
+        if readouts.tokens_per_step is not None:
+            cells["tokens_per_step"] = f"{readouts.tokens_per_step:,.0f}"
+        if readouts.seconds is not None and readouts.pace:
+            figures = {"minutes": f"{readouts.seconds / 60:,.1f}", "rate": f"{readouts.pace.tokens_per_second:,.0f}"}
+            cells["estimated_time"] = words("minutes", steps=f"{readouts.steps:,}", run=readouts.pace.run, **figures)
         over = False
-        if found.needed_bytes is not None:
-            over = found.needed_bytes > found.memory_bytes
+        if readouts.needed_bytes is not None:
+            over = readouts.needed_bytes > readouts.memory_bytes
             name = "memory_over" if over else "memory_of"
-            cells["predicted_memory"] = words(name, needed=gib(found.needed_bytes), there=gib(found.memory_bytes))
+            cells["predicted_memory"] = words(name, needed=gib(readouts.needed_bytes), there=gib(readouts.memory_bytes))
         shown = "".join(
             f"<div><dt>{html.escape(words(name))}</dt>"
             f"<dd>{bad(text) if over and name == 'predicted_memory' else html.escape(text)}</dd></div>"
@@ -147,10 +147,10 @@ class View:
             memory=gib(memory_bytes),
         )
 
-    def list_runs(self, found: Sequence[Summary]) -> None:
+    def list_runs(self, runs: Sequence[Summary]) -> None:
         """Fill both lists, and keep what was chosen where it is still there."""
         nothing = (self.words("nothing"), None)
-        options = [nothing] + [(self.name_of(run), run.folder) for run in found]
+        options = [nothing] + [(self.name_of(run), run.folder) for run in runs]
         for chooser in (self.earlier, self.compare):
             before = chooser.value
             chooser.options = options

@@ -64,10 +64,10 @@ class InProcess:
         """Return the process that trains into a folder, None where there is none any more."""
         try:
             about = json.loads((folder / folders.PANEL_JOB).read_text(encoding="utf-8"))
-            found = cls(folder, int(about["pid"]), float(about["created"]), asked=about.get("asked") is True)
+            job = cls(folder, int(about["pid"]), float(about["created"]), asked=about.get("asked") is True)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None
-        return found if found.alive() else None
+        return job if job.alive() else None
 
     def alive(self) -> bool:
         """Return True if that very process still runs; another one may have got its number since."""
@@ -105,9 +105,9 @@ def ask_to_stop(job: Job) -> None:
             job.write()
 
 
-def folder_of(made: Recipe) -> Path:
+def folder_of(recipe: Recipe) -> Path:
     """Return the run folder of a recipe."""
-    return Path(made.output_dir or "").expanduser()
+    return Path(recipe.output_dir or "").expanduser()
 
 
 def living(folder: Path) -> "Job | None":
@@ -117,5 +117,5 @@ def living(folder: Path) -> "Job | None":
 
 def living_under(root: Path) -> InProcess | None:
     """Return a process that trains into some folder under `root`: what a page finds when it is opened again."""
-    found = folders.newest_first(root.glob(f"*/{folders.PANEL_JOB}"))
-    return next((job for path in found if (job := InProcess.attach(path.parent))), None)
+    job_files = folders.newest_first(root.glob(f"*/{folders.PANEL_JOB}"))
+    return next((job for path in job_files if (job := InProcess.attach(path.parent))), None)

@@ -140,8 +140,8 @@ def voila_settings(host: str, port: int, token: str) -> dict[str, Any]:
 
 def about(source: str | None, lang: str | None) -> dict[str, str]:
     """Return what the page's kernel has to know, as environment variables."""
-    found = {WORKING_FOLDER: os.getcwd(), RECIPE: str(Path(source).resolve()) if source else ""}
-    return found | {LANGUAGE: lang or errors.language(), "FTLAB_HEADLESS": ""}
+    variables = {WORKING_FOLDER: os.getcwd(), RECIPE: str(Path(source).resolve()) if source else ""}
+    return variables | {LANGUAGE: lang or errors.language(), "FTLAB_HEADLESS": ""}
 
 
 def require_loopback(host: str, where: str) -> None:

@@ -18,13 +18,13 @@ def prompt_likelihoods(model: PreTrainedModel | PeftModel, ids: list[int], count
     Args:
         count: how many likeliest tokens to report per position.
     """
-    cache, found = DynamicCache(config=model.config), [Likelihood(ids[0], None, [])]
+    cache, likelihoods = DynamicCache(config=model.config), [Likelihood(ids[0], None, [])]
     for start in range(0, len(ids) - 1, CHUNK):
         part = torch.tensor([ids[start : start + CHUNK]], device=model.device)
         logits = model(input_ids=part, past_key_values=cache, use_cache=True).logits[0].float().cpu()
         following = ids[start + 1 : start + CHUNK + 1]
-        found += [sampling.likelihood(*pair, count) for pair in zip(logits, following, strict=False)]
-    return found
+        likelihoods += [sampling.likelihood(*pair, count) for pair in zip(logits, following, strict=False)]
+    return likelihoods
 
 
 @torch.inference_mode()

@@ -110,10 +110,10 @@ def resolves_to_loopback(host: str) -> bool:
         LabError: no address belongs to that name.
     """
     try:
-        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
         raise fail("serve_bind", where=host, reason=error.strerror or error) from error
-    return all(ipaddress.ip_address(str(entry[4][0]).split("%")[0]).is_loopback for entry in found)
+    return all(ipaddress.ip_address(str(entry[4][0]).split("%")[0]).is_loopback for entry in addresses)
 
 
 def allowed_origin(text: str) -> str:

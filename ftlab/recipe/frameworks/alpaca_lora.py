@@ -11,18 +11,18 @@ FIXED: Values = {
 }  # fmt: skip
 
 
-def batch(value: Any, given: Values) -> Found:
+def batch(value: Any, config: Values) -> Found:
     """Return the rows of one step, of all processes, as accumulation."""
-    return accumulation(value, given.get("micro_batch_size", 4), given)
+    return accumulation(value, config.get("micro_batch_size", 4), config)
 
 
-def held_out(value: Any, given: Values) -> Found:
+def held_out(value: Any, config: Values) -> Found:
     """Return `val_set_size` with what it brings: evaluation, and the best checkpoint in place of the last."""
     best = {"eval_strategy": "steps", "eval_steps": 200, "load_best_model_at_end": True}
     return {"val_size": value} | (best if value else {})
 
 
-def data(value: Any, given: Values) -> Found:
+def data(value: Any, config: Values) -> Found:
     """Return the file, and what the script fixes."""
     return rows([str(value)]) | FIXED, "; ".join(f"{name}: {entry}" for name, entry in FIXED.items())
 
@@ -42,18 +42,18 @@ ALPACA_LORA = Framework(
     also={"wandb_run_name": "run_name"},
     read={
         "data_path": data, "batch_size": batch, "val_set_size": held_out,
-        "lora_target_modules": lambda value, given: {"lora_target": target(value)},
-        "group_by_length": lambda value, given: {"group_by_length": True} if value else {},
+        "lora_target_modules": lambda value, config: {"lora_target": target(value)},
+        "group_by_length": lambda value, config: {"group_by_length": True} if value else {},
         "add_eos_token": only(True, "an answer ends with the end token here"),
         "prompt_template_name": only("alpaca", "a recipe has its alpaca template"),
-        "wandb_project": lambda value, given: {"report_to": ["wandb"], "project": str(value)} if value else {},
-        "resume_from_checkpoint": lambda value, given: {"resume_from_checkpoint": value} if value else {},
+        "wandb_project": lambda value, config: {"report_to": ["wandb"], "project": str(value)} if value else {},
+        "resume_from_checkpoint": lambda value, config: {"resume_from_checkpoint": value} if value else {},
     },
     dropped={
         "wandb_watch": "set WANDB_WATCH in the environment",
         "wandb_log_model": "set WANDB_LOG_MODEL in the environment",
     },
-    defaults=lambda given: {
+    defaults=lambda config: {
         "data_path": "yahma/alpaca-cleaned", "batch_size": 128, "micro_batch_size": 4, "num_epochs": 3,
         "learning_rate": 3e-4, "cutoff_len": 256, "val_set_size": 2000, "lora_r": 8, "lora_alpha": 16,
         "lora_dropout": 0.05, "lora_target_modules": ["q_proj", "v_proj"], "train_on_inputs": True,

@@ -66,7 +66,7 @@ PLUGINS = {
 }
 
 
-def datasets(value: Any, given: Values) -> Found:
+def datasets(value: Any, config: Values) -> Found:
     """Return a list of data sets: `dataset`, and `stage: pt` where all are plain text."""
     sets = [one if isinstance(one, dict) else {"path": one} for one in listed(value)]
     read = [one_set(one) for one in sets]
@@ -75,8 +75,8 @@ def datasets(value: Any, given: Values) -> Found:
     limits = {rows_taken(one) for one in sets} - {None}
     if len(limits) > 1:
         raise ValueError("`max_samples` is one number for all data sets")
-    found = rows([path for paths, _ in read for path in paths]) | ({"stage": "pt"} if plain else {})
-    return found | ({"max_samples": limits.pop()} if limits else {}), "; ".join(said)
+    values = rows([path for paths, _ in read for path in paths]) | ({"stage": "pt"} if plain else {})
+    return values | ({"max_samples": limits.pop()} if limits else {}), "; ".join(said)
 
 
 def texts(value: Any) -> bool:
@@ -119,7 +119,7 @@ def rows_taken(one: Values) -> int | None:
     return int(inner) if text.startswith("train[:") and inner.isdigit() else None
 
 
-def held_out(value: Any, given: Values) -> Found:
+def held_out(value: Any, config: Values) -> Found:
     """Return the validation sets."""
     sets = [one if isinstance(one, dict) else {"path": one} for one in listed(value)]
     # Theirs may be any split of a hub's set; a file has one.
@@ -127,14 +127,14 @@ def held_out(value: Any, given: Values) -> Found:
     return rows(paths, "eval_dataset")
 
 
-def pretraining(value: Any, given: Values) -> Found:
+def pretraining(value: Any, config: Values) -> Found:
     """Return raw text to go on from."""
-    found = datasets([one | {"type": "completion"} if isinstance(one, dict) else {"path": one, "type": "completion"}
-                      for one in listed(value)], given)  # fmt: skip
-    return found[0] if isinstance(found, tuple) else found
+    values = datasets([one | {"type": "completion"} if isinstance(one, dict) else {"path": one, "type": "completion"}
+                      for one in listed(value)], config)  # fmt: skip
+    return values[0] if isinstance(values, tuple) else values
 
 
-def adapter(value: Any, given: Values) -> Found:
+def adapter(value: Any, config: Values) -> Found:
     """Return `adapter` as the tuning and its quantization."""
     kinds: dict[Any, Values] = {"lora": {"finetuning_type": "lora"}, "": {"finetuning_type": "full"}}
     kinds["qlora"] = {"finetuning_type": "lora", "quantization_bit": 4}
@@ -143,18 +143,18 @@ def adapter(value: Any, given: Values) -> Found:
     return kinds[value]
 
 
-def rl(value: Any, given: Values) -> Found:
+def rl(value: Any, config: Values) -> Found:
     """Return `rl` as the stage."""
     if value == "ipo":
         return {"stage": "dpo", "pref_loss": "ipo"}
     if value not in ("dpo", "kto", "orpo", "simpo", "grpo", False, ""):
         raise ValueError("a recipe has dpo, ipo, kto, orpo, simpo and grpo")
-    if value == "simpo" and given.get("cpo_alpha") != 0:
+    if value == "simpo" and config.get("cpo_alpha") != 0:
         raise ValueError("TRL adds an SFT loss with weight `cpo_alpha`, 1 unless it is written: write `cpo_alpha: 0`")
     return {"stage": value} if value else {}
 
 
-def one_loss(value: Any, given: Values) -> Found:
+def one_loss(value: Any, config: Values) -> Found:
     """Return `dpo_loss_type`, a list of which a recipe has one."""
     names = listed(value)
     if len(names) != 1:
@@ -162,36 +162,36 @@ def one_loss(value: Any, given: Values) -> Found:
     return {"pref_loss": names[0]}
 
 
-def grpo(value: Any, given: Values) -> Found:
+def grpo(value: Any, config: Values) -> Found:
     """Return the block `trl` of GRPO."""
     names = {
         "beta": "pref_beta", "max_completion_length": "max_new_tokens", "num_generations": "num_generations",
         "temperature": "temperature",
     }  # fmt: skip
     usual = {"use_vllm": False, "log_completions": False, "top_p": 1.0, "repetition_penalty": 1.0}
-    found: Values = {}
+    values: Values = {}
     for name, entry in value.items():
         if name == "reward_funcs":
             # The module is the one that `ftlab recipe show` writes beside.
-            found["reward_funcs"] = joined([str(one).removeprefix(f"{REWARDS_MODULE}.") for one in listed(entry)])
+            values["reward_funcs"] = joined([str(one).removeprefix(f"{REWARDS_MODULE}.") for one in listed(entry)])
         elif name in names:
-            found[names[name]] = entry
+            values[names[name]] = entry
         elif entry is not None and usual.get(name, object()) != entry:
             raise ValueError(f"`{name}: {entry}` has no equivalent")
-    return found
+    return values
 
 
 def bits(number: int) -> Any:
     """Return what reads `load_in_4bit` or `load_in_8bit`."""
-    return lambda value, given: {"quantization_bit": number} if value else {}
+    return lambda value, config: {"quantization_bit": number} if value else {}
 
 
 NOT_HELD_OUT = "the file has no validation set"
 
 
-def evaluates(given: Values) -> bool:
+def evaluates(config: Values) -> bool:
     """Return True if a file has a validation set: axolotl evaluates nothing otherwise, whatever it says."""
-    return bool(given.get("val_set_size") or given.get("test_datasets"))
+    return bool(config.get("val_set_size") or config.get("test_datasets"))
 
 
 def per_epoch(name: str) -> Any:
@@ -200,12 +200,12 @@ def per_epoch(name: str) -> Any:
     A share of 1 would be one step; axolotl then saves every epoch, its default, and evaluates nothing, its default too.
     """
 
-    def read(value: Any, given: Values) -> Found:
-        if name == "eval" and not evaluates(given):
+    def read(value: Any, config: Values) -> Found:
+        if name == "eval" and not evaluates(config):
             return {}, NOT_HELD_OUT
         if not value:
             return {}
-        share = 1 / (value * given.get("num_epochs", 1))
+        share = 1 / (value * config.get("num_epochs", 1))
         if share < 1:
             return {f"{name}_strategy": "steps", f"{name}_steps": share}
         if name == "save":
@@ -218,8 +218,8 @@ def per_epoch(name: str) -> Any:
 def steps(name: str) -> Any:
     """Return what reads `eval_steps` or `save_steps`, which decide the strategy too."""
 
-    def read(value: Any, given: Values) -> Found:
-        if name == "eval" and not evaluates(given):
+    def read(value: Any, config: Values) -> Found:
+        if name == "eval" and not evaluates(config):
             return {}, NOT_HELD_OUT
         return {f"{name}_strategy": "steps", f"{name}_steps": value} if value else {}
 
@@ -229,50 +229,50 @@ def steps(name: str) -> Any:
 def strategy(name: str) -> Any:
     """Return what reads `eval_strategy` or `save_strategy`: steps overrule it."""
 
-    def read(value: Any, given: Values) -> Found:
-        if name == "eval" and not evaluates(given):
+    def read(value: Any, config: Values) -> Found:
+        if name == "eval" and not evaluates(config):
             return {}, NOT_HELD_OUT
-        by = next((key for key in (f"{name}_steps", f"{name}s_per_epoch") if given.get(key)), None)
+        by = next((key for key in (f"{name}_steps", f"{name}s_per_epoch") if config.get(key)), None)
         return ({}, f"{by} counts") if by else {f"{name}_strategy": value}
 
     return read
 
 
-def warmed(value: Any, given: Values) -> Found:
+def warmed(value: Any, config: Values) -> Found:
     """Return `warmup_steps`: axolotl makes two of one."""
     return ({"warmup_steps": 2}, "axolotl warms up for two steps then") if value == 1 else {"warmup_steps": value}
 
 
 def kernel(name: str) -> Any:
     """Return what reads one of the old switches of the attention kernel."""
-    return lambda value, given: {"flash_attn": name} if value else {}
+    return lambda value, config: {"flash_attn": name} if value else {}
 
 
-def batch(value: Any, given: Values) -> Found:
+def batch(value: Any, config: Values) -> Found:
     """Return the old `batch_size` of all micro batches."""
-    return {"gradient_accumulation_steps": max(1, int(value) // int(given.get("micro_batch_size", 1)))}
+    return {"gradient_accumulation_steps": max(1, int(value) // int(config.get("micro_batch_size", 1)))}
 
 
-def plugins(value: Any, given: Values) -> Found:
+def plugins(value: Any, config: Values) -> Found:
     """Return the plug-ins: kernels."""
-    found: Values = {}
+    values: Values = {}
     for name in listed(value):
         if name not in PLUGINS:
             raise ValueError(f"the plug-in {name} has no equivalent")
-        found |= PLUGINS[name]
-    return found
+        values |= PLUGINS[name]
+    return values
 
 
 def tracker(name: str, entry: str) -> Any:
     """Return what reads a key of a tracker, which turns it on."""
-    return lambda value, given: {"report_to": [name]} | ({entry: str(value)} if entry else {}) if value else {}
+    return lambda value, config: {"report_to": [name]} | ({entry: str(value)} if entry else {}) if value else {}
 
 
 def precision(name: str) -> Any:
     """Return what reads `bf16` or `fp16`; auto is what the machine decides here."""
 
-    def read(value: Any, given: Values) -> Found:
-        whole = name == "bf16" and value and not given.get("adapter")
+    def read(value: Any, config: Values) -> Found:
+        whole = name == "bf16" and value and not config.get("adapter")
         if value == "full" and whole:
             return {"pure_bf16": True}
         said = "trained weights stay float32, axolotl keeps them in bfloat16: pure_bf16=true for that" if whole else ""
@@ -281,18 +281,18 @@ def precision(name: str) -> Any:
     return read
 
 
-def schedule(value: Any, given: Values) -> Found:
+def schedule(value: Any, config: Values) -> Found:
     """Return `lr_scheduler`; `cosine_min_lr_ratio` is a cosine's."""
-    return {} if value == "cosine" and given.get("cosine_min_lr_ratio") else {"lr_scheduler_type": value}
+    return {} if value == "cosine" and config.get("cosine_min_lr_ratio") else {"lr_scheduler_type": value}
 
 
-def optimizer_arguments(value: Any, given: Values) -> Found:
+def optimizer_arguments(value: Any, config: Values) -> Found:
     """Return `optim_args`, a mapping or transformers' own text."""
     words = [f"{name}={entry}" for name, entry in value.items()] if isinstance(value, dict) else [value]
     return {"optim_args": ",".join(words)} if value else {}
 
 
-def too_long(value: Any, given: Values) -> Found:
+def too_long(value: Any, config: Values) -> Found:
     """Return nothing, with a note: a recipe cuts what axolotl drops.
 
     Raises:
@@ -303,12 +303,12 @@ def too_long(value: Any, given: Values) -> Found:
     return {}, "" if value == "truncate" else "examples above `sequence_len` are cut"
 
 
-def least_rate(value: Any, given: Values) -> Found:
+def least_rate(value: Any, config: Values) -> Found:
     """Return the cosine schedule that ends above zero."""
     return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": value}}
 
 
-def special_tokens(value: Any, given: Values) -> Found:
+def special_tokens(value: Any, config: Values) -> Found:
     """Return nothing for a pad token; others would change what is trained."""
     others = {name: token for name, token in value.items() if name != "pad_token" and token}
     if others:
@@ -316,27 +316,27 @@ def special_tokens(value: Any, given: Values) -> Found:
     return {}, "padding is never trained on"
 
 
-def recomputing(value: Any, given: Values) -> Found:
+def recomputing(value: Any, config: Values) -> Found:
     """Return `gradient_checkpointing`, wherever axolotl puts the activations."""
     return {"gradient_checkpointing": value not in (False, "", "false")}
 
 
-def defaults(given: Values) -> Values:
+def defaults(config: Values) -> Values:
     """Return axolotl's values for what is left out."""
-    found: Values = {
+    values: Values = {
         "micro_batch_size": 1, "gradient_accumulation_steps": 1, "num_epochs": 1.0, "lr_scheduler": "cosine",
         "sequence_len": 512, "save_strategy": "epoch", "save_total_limit": 4,
     }  # fmt: skip
-    if texts(given.get("datasets")):
-        found["sample_packing"] = False
-    if given.get("warmup_steps") is None and given.get("warmup_ratio") is None:
-        steps = given.get("max_steps") or 0
-        found |= {"warmup_steps": min(int(0.03 * steps), 100)} if steps > 0 else {"warmup_ratio": 0.03}
-    if not given.get("adapter"):
-        found["adapter"] = ""
-    elif not (given.get("lora_target_linear") or given.get("lora_target_modules")):
-        found["lora_target_modules"] = ["q_proj", "v_proj"]
-    return found
+    if texts(config.get("datasets")):
+        values["sample_packing"] = False
+    if config.get("warmup_steps") is None and config.get("warmup_ratio") is None:
+        steps = config.get("max_steps") or 0
+        values |= {"warmup_steps": min(int(0.03 * steps), 100)} if steps > 0 else {"warmup_ratio": 0.03}
+    if not config.get("adapter"):
+        values["adapter"] = ""
+    elif not (config.get("lora_target_linear") or config.get("lora_target_modules")):
+        values["lora_target_modules"] = ["q_proj", "v_proj"]
+    return values
 
 
 AXOLOTL = Framework(
@@ -391,21 +391,21 @@ AXOLOTL = Framework(
         "flex_attention": off("flex attention has no equivalent; use `flash_attn: sdpa`"),
         "chat_template": templated(TEMPLATES), "peft_init_lora_weights": initial,
         "optimizer": optimizer, "rope_scaling": stretched, "tokens": added,
-        "reward_model": lambda value, given: {"stage": "rm"} if value else {},
-        "lora_target_linear": lambda value, given: {"lora_target": "all"} if value else {},
-        "lora_target_modules": lambda value, given: (
-            {} if given.get("lora_target_linear") else {"lora_target": target(value)}),
-        "lora_modules_to_save": lambda value, given: {"additional_target": joined(value)} if value else {},
-        "group_by_length": lambda value, given: {"group_by_length": bool(value)} if value else {},
-        "hub_model_id": lambda value, given: {"hub_model_id": value, "push_to_hub": True} if value else {},
+        "reward_model": lambda value, config: {"stage": "rm"} if value else {},
+        "lora_target_linear": lambda value, config: {"lora_target": "all"} if value else {},
+        "lora_target_modules": lambda value, config: (
+            {} if config.get("lora_target_linear") else {"lora_target": target(value)}),
+        "lora_modules_to_save": lambda value, config: {"additional_target": joined(value)} if value else {},
+        "group_by_length": lambda value, config: {"group_by_length": bool(value)} if value else {},
+        "hub_model_id": lambda value, config: {"hub_model_id": value, "push_to_hub": True} if value else {},
         "wandb_project": tracker("wandb", "project"), "use_wandb": tracker("wandb", ""),
         "mlflow_tracking_uri": tracker("mlflow", ""), "use_mlflow": tracker("mlflow", ""),
         "use_tensorboard": tracker("tensorboard", ""), "trackio_project_name": tracker("trackio", "project"),
         "use_trackio": tracker("trackio", ""),
-        "fsdp": lambda value, given: {"fsdp": " ".join(listed(value)) if value else None},
-        "resume_from_checkpoint": lambda value, given: {"resume_from_checkpoint": value} if value else {},
-        "deepspeed": lambda value, given: {"deepspeed": value} if value else {},
-        "pretraining_sample_concatenation": lambda value, given: {"packing": bool(value)},
+        "fsdp": lambda value, config: {"fsdp": " ".join(listed(value)) if value else None},
+        "resume_from_checkpoint": lambda value, config: {"resume_from_checkpoint": value} if value else {},
+        "deepspeed": lambda value, config: {"deepspeed": value} if value else {},
+        "pretraining_sample_concatenation": lambda value, config: {"packing": bool(value)},
         "lora_fan_in_fan_out": off("such layers (GPT-2) are found by PEFT itself"),
         "dataset_exact_deduplication": off("remove duplicates from the file first: `ftlab data check` lists them"),
         "peft": only((None, {}), "LoftQ has no equivalent; use `pissa_init: true`"),

@@ -7,7 +7,7 @@ from typing import Any
 from ftlab.recipe.frameworks.table import Found, Framework, Values, accumulation, joined, only, rows
 
 
-def peft(value: Any, given: Values) -> Found:
+def peft(value: Any, config: Values) -> Found:
     """Return the block `peft_config`."""
     kind = value.get("name")
     lora = {
@@ -25,17 +25,17 @@ def peft(value: Any, given: Values) -> Found:
         raise ValueError("a recipe has lora, freeze and full (no peft_config)")
     names = lora | lists if kind == "lora" else freeze
     usual = {"name": kind, "cast_trainable_params_to_fp32": True}
-    found: Values = {"finetuning_type": kind}
-    found |= {"lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.05} if kind == "lora" else {}
+    values: Values = {"finetuning_type": kind}
+    values |= {"lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.05} if kind == "lora" else {}
     for name, entry in value.items():
         if name in names and entry is not None:
-            found[names[name]] = joined(entry) if isinstance(entry, list) else entry
+            values[names[name]] = joined(entry) if isinstance(entry, list) else entry
         elif usual.get(name, entry) != entry or (name not in usual and entry):
             raise ValueError(f"`{name}: {entry}` has no equivalent")
-    return found
+    return values
 
 
-def quantized(value: Any, given: Values) -> Found:
+def quantized(value: Any, config: Values) -> Found:
     """Return the block `quant_config`."""
     names = ("quantization_bit", "double_quantization", "quantization_type")
     for name, entry in value.items():
@@ -44,12 +44,12 @@ def quantized(value: Any, given: Values) -> Found:
     return {name: value[name] for name in names if name in value}
 
 
-def batch(value: Any, given: Values) -> Found:
+def batch(value: Any, config: Values) -> Found:
     """Return `global_batch_size` as accumulation."""
-    return accumulation(value, given.get("micro_batch_size", 1), given)
+    return accumulation(value, config.get("micro_batch_size", 1), config)
 
 
-def every_epoch(value: Any, given: Values) -> Found:
+def every_epoch(value: Any, config: Values) -> Found:
     """Return `save_epochs`."""
     if value != 1:
         raise ValueError("a recipe saves every `save_steps`, or once an epoch")
@@ -59,7 +59,7 @@ def every_epoch(value: Any, given: Values) -> Found:
 def training_set(key: str) -> Any:
     """Return what reads `train_dataset`: a file of rows, or the YAML that describes data sets."""
 
-    def read(value: Any, given: Values) -> Found:
+    def read(value: Any, config: Values) -> Found:
         if Path(str(value)).suffix in (".yaml", ".yml"):
             raise ValueError("describe its data sets in dataset_info.json and write `dataset`")
         return rows([str(value)], key)
@@ -67,13 +67,13 @@ def training_set(key: str) -> Any:
     return read
 
 
-def schedule(value: Any, given: Values) -> Found:
+def schedule(value: Any, config: Values) -> Found:
     """Return the block `lr_scheduler_config`."""
     others = {name: entry for name, entry in value.items() if name not in ("name", "warmup_ratio", "warmup_steps")}
     if others:
         raise ValueError(f"{others} has no equivalent")
-    found = {name: value[name] for name in ("warmup_ratio", "warmup_steps") if name in value}
-    return found | ({"lr_scheduler_type": value["name"]} if "name" in value else {})
+    values = {name: value[name] for name in ("warmup_ratio", "warmup_steps") if name in value}
+    return values | ({"lr_scheduler_type": value["name"]} if "name" in value else {})
 
 
 LLAMA_FACTORY_V1 = Framework(
@@ -90,7 +90,7 @@ LLAMA_FACTORY_V1 = Framework(
     read={
         "train_dataset": training_set("dataset"), "eval_dataset": training_set("eval_dataset"), "peft_config": peft,
         "quant_config": quantized, "global_batch_size": batch, "lr_scheduler_config": schedule,
-        "flash_attn": lambda value, given: {"flash_attn": {"eager": "disabled", "flash_attention_2": "fa2"}.get(
+        "flash_attn": lambda value, config: {"flash_attn": {"eager": "disabled", "flash_attention_2": "fa2"}.get(
             value, value)},
         "model_class": only("llm", "a recipe has language models"),
         "init_config": only(({"name": "init_on_default"}, {"name": "init_on_rank0"},
@@ -105,9 +105,9 @@ LLAMA_FACTORY_V1 = Framework(
         "kernel_config": "the fast paths of `shortcuts` are chosen by the machine and the model",
         "batching_workers": "rows are read in one process", "save_ckpt_as_hf": "checkpoints are transformers' own",
     },
-    defaults=lambda given: {
+    defaults=lambda config: {
         "micro_batch_size": 1, "learning_rate": 1e-4, "num_train_epochs": 3, "logging_steps": 1,
-    } | ({} if given.get("peft_config") else {"peft_config": {"name": "full"}}),
+    } | ({} if config.get("peft_config") else {"peft_config": {"name": "full"}}),
 )  # fmt: skip
 
 
@@ -141,38 +141,38 @@ def saved_by_board(values: Values) -> Values:
         ValueError: extra arguments that are not JSON.
     """
     fields = {name.partition(".")[2]: value for name, value in values.items()}
-    given = {name: value for name, value in fields.items() if value not in (None, "", [], "none")}
-    method, stage = given.get("finetuning_type", "lora"), STAGES.get(str(given.get("training_stage")), "sft")
-    found: Values = {"stage": stage, "finetuning_type": method}
-    for name, value in given.items():
+    config = {name: value for name, value in fields.items() if value not in (None, "", [], "none")}
+    method, stage = config.get("finetuning_type", "lora"), STAGES.get(str(config.get("training_stage")), "sft")
+    keys: Values = {"stage": stage, "finetuning_type": method}
+    for name, value in config.items():
         # Zero stands for "off" in two sliders.
         unset = name in ("neftune_alpha", "loraplus_lr_ratio") and not value
-        if name not in BOARD_ONLY and not unset and passed_on(name, method, stage, given):
-            found[BOARD_NAMES.get(name, name)] = number(value)
-    if given.get("compute_type") in ("bf16", "fp16", "pure_bf16"):
-        found[given["compute_type"]] = True
+        if name not in BOARD_ONLY and not unset and passed_on(name, method, stage, config):
+            keys[BOARD_NAMES.get(name, name)] = number(value)
+    if config.get("compute_type") in ("bf16", "fp16", "pure_bf16"):
+        keys[config["compute_type"]] = True
     boosters: dict[str, Values] = {"flashattn2": {"flash_attn": "fa2"}, "liger_kernel": {"use_liger_kernel": True}}
     boosters["unsloth"] = {"use_unsloth": True}
-    found |= boosters.get(str(given.get("booster")), {})
-    found |= {"dataset": joined(given["dataset"])} if given.get("dataset") else {}
-    found |= {"quantization_method": given.get("quantization_method", "bnb")} if "quantization_bit" in found else {}
-    found |= {"adapter_name_or_path": joined(given["checkpoint_path"])} if given.get("checkpoint_path") else {}
-    folder = [str(given.get(name, "")).replace(" ", "") for name in ("model_name", "finetuning_type", "output_dir")]
-    found |= {"output_dir": "/".join(["saves", *filter(None, folder)])} if given.get("output_dir") else {}
-    found |= {"deepspeed": f"zero{given['ds_stage']}"} if given.get("ds_stage") else {}
-    if found.get("val_size"):
-        found |= {"eval_strategy": "steps", "eval_steps": found.get("save_steps", 100)}
-    return found | dict(json.loads(given.get("extra_args", "{}")))
+    keys |= boosters.get(str(config.get("booster")), {})
+    keys |= {"dataset": joined(config["dataset"])} if config.get("dataset") else {}
+    keys |= {"quantization_method": config.get("quantization_method", "bnb")} if "quantization_bit" in keys else {}
+    keys |= {"adapter_name_or_path": joined(config["checkpoint_path"])} if config.get("checkpoint_path") else {}
+    folder = [str(config.get(name, "")).replace(" ", "") for name in ("model_name", "finetuning_type", "output_dir")]
+    keys |= {"output_dir": "/".join(["saves", *filter(None, folder)])} if config.get("output_dir") else {}
+    keys |= {"deepspeed": f"zero{config['ds_stage']}"} if config.get("ds_stage") else {}
+    if keys.get("val_size"):
+        keys |= {"eval_strategy": "steps", "eval_steps": keys.get("save_steps", 100)}
+    return keys | dict(json.loads(config.get("extra_args", "{}")))
 
 
-def passed_on(name: str, method: str, stage: str, given: Values) -> bool:
+def passed_on(name: str, method: str, stage: str, config: Values) -> bool:
     """Return True if the Board passes a field on to a run of this method and stage."""
     if name.startswith(MEDIA) or name.startswith("ppo_") or (name == "reward_model" and stage != "ppo"):
         return False
     if name.startswith("pref_"):
         return stage in ("dpo", "kto")
     if switch := next((one for one in BOARD_SWITCHES if name.startswith(f"{one}_")), None):
-        return given.get(f"use_{switch}") is True
+        return config.get(f"use_{switch}") is True
     owner = next((one for one, starts in BOARD_METHODS.items() if name.startswith(starts)), method)
     return owner == method
 

@@ -14,9 +14,9 @@ PEFT = Framework(
     tunings={"lora": "LORA"},
     read={
         "peft_type": only("LORA", "write the method as `finetuning_type`, its fields in `peft_config`"),
-        "task_type": lambda value, given: {"stage": "rm"} if value == "SEQ_CLS" else {},
-        "target_modules": lambda value, given: {"lora_target": target(value)},
-        "modules_to_save": lambda value, given: {"additional_target": joined(value)} if value else {},
+        "task_type": lambda value, config: {"stage": "rm"} if value == "SEQ_CLS" else {},
+        "target_modules": lambda value, config: {"lora_target": target(value)},
+        "modules_to_save": lambda value, config: {"additional_target": joined(value)} if value else {},
         "init_lora_weights": initial,
         "bias": only("none", "biases are not trained"),
         "layers_to_transform": off("all layers of a name are adapted"),
@@ -42,7 +42,7 @@ PEFT = Framework(
         "lora_ga_config": "it is for the start", "runtime_config": "it is for loading",
         "ensure_weight_tying": "a tied head and embedding are handled by their names",
     },
-    defaults=lambda given: {"r": 8, "lora_alpha": 8},
+    defaults=lambda config: {"r": 8, "lora_alpha": 8},
     unsaid={"dataset": "an adapter's config names no data: add dataset=NAME and output_dir=FOLDER"},
     trainer=False,
 )  # fmt: skip

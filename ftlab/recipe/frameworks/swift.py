@@ -55,7 +55,7 @@ TUNERS: dict[str, dict[str, tuple[str, Any]]] = {
 def sets(key: str) -> Any:
     """Return what reads data sets: `path#rows`, separated by blanks."""
 
-    def read(value: Any, given: Values) -> Found:
+    def read(value: Any, config: Values) -> Found:
         paths, limits = [], set()
         for one in listed(value):
             path, _, rest = str(one).removeprefix("HF::").removeprefix("MS::").partition("#")
@@ -67,48 +67,48 @@ def sets(key: str) -> Any:
             limits.add(int(rest) if rest else None)
         if len(limits) > 1:
             raise ValueError("`max_samples` is one number for all data sets")
-        found = rows(paths, key)
+        values = rows(paths, key)
         limit = limits.pop() if limits else None
-        note = MODELSCOPE if "dataset_dir" in found and given.get("use_hf") is not True else ""
-        return found | ({"max_samples": limit} if limit else {}), note
+        note = MODELSCOPE if "dataset_dir" in values and config.get("use_hf") is not True else ""
+        return values | ({"max_samples": limit} if limit else {}), note
 
     return read
 
 
-def tuner(value: Any, given: Values) -> Found:
+def tuner(value: Any, config: Values) -> Found:
     """Return `tuner_type`."""
     if value not in ("lora", "full", *TUNERS):
         raise ValueError(f"a recipe has lora, full, {', '.join(TUNERS)}")
-    found: Values = {"finetuning_type": value}
+    values: Values = {"finetuning_type": value}
     if value == "full":
-        return found, "" if "torch_dtype" in given else WHOLE_WEIGHTS
+        return values, "" if "torch_dtype" in config else WHOLE_WEIGHTS
     if value in TUNERS:
-        fields = {field: given.get(name, usual) for name, (field, usual) in TUNERS[value].items()}
-        found["peft_config"] = fields
-    return found
+        fields = {field: config.get(name, usual) for name, (field, usual) in TUNERS[value].items()}
+        values["peft_config"] = fields
+    return values
 
 
-def tuned_by(given: Values) -> str:
+def tuned_by(config: Values) -> str:
     """Return which tuner a run has."""
-    return str(given.get("tuner_type", given.get("train_type", given.get("sft_type", "lora"))))
+    return str(config.get("tuner_type", config.get("train_type", config.get("sft_type", "lora"))))
 
 
 def field_of(kind: str) -> Any:
     """Return what reads a field of a tuner: all fields are read with the tuner's own key."""
 
-    def read(value: Any, given: Values) -> Found:
-        used = tuned_by(given) == kind
-        return tuner(kind, given) if used else ({}, f"it counts beside tuner_type: {kind} alone")
+    def read(value: Any, config: Values) -> Found:
+        used = tuned_by(config) == kind
+        return tuner(kind, config) if used else ({}, f"it counts beside tuner_type: {kind} alone")
 
     return read
 
 
 def of_lora(name: str) -> Any:
     """Return what reads a field of LoRA, which swift has for every tuner."""
-    return lambda value, given: {name: value} if tuned_by(given) == "lora" else ({}, "it is LoRA's")
+    return lambda value, config: {name: value} if tuned_by(config) == "lora" else ({}, "it is LoRA's")
 
 
-def rlhf(value: Any, given: Values) -> Found:
+def rlhf(value: Any, config: Values) -> Found:
     """Return `rlhf_type` as the stage.
 
     Raises:
@@ -116,60 +116,60 @@ def rlhf(value: Any, given: Values) -> Found:
     """
     if value not in ("dpo", "kto", "orpo", "simpo", "rm", "ppo", "grpo", "gkd"):
         raise ValueError("a recipe has dpo, kto, orpo, simpo, rm, ppo, grpo and gkd")
-    if value == "simpo" and given.get("cpo_alpha", 1.0) != 0:
+    if value == "simpo" and config.get("cpo_alpha", 1.0) != 0:
         raise ValueError("swift adds an SFT loss with weight `cpo_alpha`, 1 unless it is written: write `cpo_alpha: 0`")
-    return {"stage": value}, GRPO_MEAN if value == "grpo" and "loss_type" not in given else ""
+    return {"stage": value}, GRPO_MEAN if value == "grpo" and "loss_type" not in config else ""
 
 
-def loss(value: Any, given: Values) -> Found:
+def loss(value: Any, config: Values) -> Found:
     """Return `loss_type`, one name or several."""
     names = [str(name) for name in listed(value)]
-    if given.get("rlhf_type") == "grpo" and names in (["dapo"], ["grpo"]):
+    if config.get("rlhf_type") == "grpo" and names in (["dapo"], ["grpo"]):
         return {}, "" if names == ["dapo"] else GRPO_MEAN
-    own = {"kto": "kto", "simpo": "simpo"}.get(str(given.get("rlhf_type")))
+    own = {"kto": "kto", "simpo": "simpo"}.get(str(config.get("rlhf_type")))
     if names == [own]:
         return {}
-    if given.get("rlhf_type", "dpo") != "dpo" or len(names) > 1:
+    if config.get("rlhf_type", "dpo") != "dpo" or len(names) > 1:
         raise ValueError("a recipe has one loss of DPO's, and `pref_ftx` beside it")
     return {"pref_loss": names[0]}
 
 
-def strength(value: Any, given: Values) -> Found:
+def strength(value: Any, config: Values) -> Found:
     """Return `beta`: GKD's point between two divergences, in other stages the distance from the reference."""
-    return {"beta" if given.get("rlhf_type") == "gkd" else "pref_beta": value}
+    return {"beta" if config.get("rlhf_type") == "gkd" else "pref_beta": value}
 
 
-def teacher(value: Any, given: Values) -> Found:
+def teacher(value: Any, config: Values) -> Found:
     """Return `teacher_model`.
 
     Raises:
         ValueError: a stage other than gkd.
     """
-    if given.get("rlhf_type") != "gkd":
+    if config.get("rlhf_type") != "gkd":
         raise ValueError("a recipe has a teacher in `stage: gkd` alone")
     return {"teacher_model": value}
 
 
-def sampled(value: Any, given: Values) -> Found:
+def sampled(value: Any, config: Values) -> Found:
     """Return `temperature`."""
-    return {"temperature": value}, DIVIDED if given.get("rlhf_type") == "gkd" and value != 1 else ""
+    return {"temperature": value}, DIVIDED if config.get("rlhf_type") == "gkd" and value != 1 else ""
 
 
-def same_revision(value: Any, given: Values) -> Found:
+def same_revision(value: Any, config: Values) -> Found:
     """Return nothing for a teacher's revision, which is the model's.
 
     Raises:
         ValueError: another one.
     """
-    if value != given.get("model_revision", "main"):
+    if value != config.get("model_revision", "main"):
         raise ValueError("`model_revision` is that of both models")
     return {}
 
 
-def scale(value: Any, given: Values) -> Found:
+def scale(value: Any, config: Values) -> Found:
     """Return `loss_scale`: which answers are trained on."""
     kinds: dict[Any, Values] = {"default": {}, "all": {"train_on_prompt": True}, "last_round": {"mask_history": True}}
-    if given.get("rlhf_type") not in (None, "sft"):
+    if config.get("rlhf_type") not in (None, "sft"):
         kinds |= {"last_round": {}}
     if value not in kinds:
         raise ValueError("a recipe has default, all and last_round")
@@ -179,7 +179,7 @@ def scale(value: Any, given: Values) -> Found:
 def substitution(name: str) -> Any:
     """Return what reads `model_name` and `model_author`, written as Chinese and English or once for both."""
 
-    def read(value: Any, given: Values) -> Found:
+    def read(value: Any, config: Values) -> Found:
         texts = {str(part) for part in listed(value)}
         if len(texts) > 1:
             raise ValueError("write one text in `dataset_substitutions`: placeholders have one value here")
@@ -188,83 +188,83 @@ def substitution(name: str) -> Any:
     return read
 
 
-def number_format(value: Any, given: Values) -> Found:
+def number_format(value: Any, config: Values) -> Found:
     """Return `torch_dtype`: whole weights stay in bfloat16."""
     if value not in FORMATS:
         raise ValueError("a recipe has bfloat16, float16 and float32")
-    whole = tuned_by(given) == "full"
-    if value == "float32" and (given.get("bf16") or given.get("fp16")):
+    whole = tuned_by(config) == "full"
+    if value == "float32" and (config.get("bf16") or config.get("fp16")):
         return {}
     return {"pure_bf16": True} if whole and value == "bfloat16" else FORMATS[value]
 
 
 def first(name: str) -> Any:
     """Return what reads a list of which a recipe takes one."""
-    return lambda value, given: {name: joined(value)} if value else {}
+    return lambda value, config: {name: joined(value)} if value else {}
 
 
-def columns(value: Any, given: Values) -> Found:
+def columns(value: Any, config: Values) -> Found:
     """Return nothing for columns that are read under their own names here.
 
     Raises:
         ValueError: columns with other names.
     """
     own = {"chosen": "output", "rejected": "rejected_response", "kto_tag": "label"}
-    own |= {"output": "solution"} if given.get("rlhf_type") == "grpo" else {}
+    own |= {"output": "solution"} if config.get("rlhf_type") == "grpo" else {}
     if not isinstance(value, dict) or any(own.get(name) != theirs for name, theirs in value.items()):
         raise ValueError("describe the columns in dataset_info.json")
     return {}
 
 
-def plugins(value: Any, given: Values) -> Found:
+def plugins(value: Any, config: Values) -> Found:
     """Return nothing for code that defines reward functions which a recipe has itself.
 
     Raises:
         ValueError: other code.
     """
-    if not set(listed(given.get("reward_funcs") or ["none"])) <= set(REWARDS):
+    if not set(listed(config.get("reward_funcs") or ["none"])) <= set(REWARDS):
         raise ValueError("code of your own is not run")
     return {}, f"a recipe has {', '.join(REWARDS)} itself"
 
 
-def too_long(value: Any, given: Values) -> Found:
+def too_long(value: Any, config: Values) -> Found:
     """Return nothing, with a note where long examples are not cut at their end."""
     return {}, "" if value == "right" else "an example above `cutoff_len` is cut: prompt and answer in proportion"
 
 
-def held_out(value: Any, given: Values) -> Found:
+def held_out(value: Any, config: Values) -> Found:
     """Return `split_dataset_ratio`: where swift evaluates nothing it holds nothing out."""
-    if value and given.get("eval_strategy") == "no":
+    if value and config.get("eval_strategy") == "no":
         return {}, "nothing is held out with `eval_strategy: no`"
     return {"val_size": value}
 
 
-def defaults(given: Values) -> Values:
+def defaults(config: Values) -> Values:
     """Return swift's values for what is left out."""
-    full = tuned_by(given) == "full"
-    kind = given.get("rlhf_type")
+    full = tuned_by(config) == "full"
+    kind = config.get("rlhf_type")
     # 16 examples a step, of all processes together.
-    batch = max(int(given.get("per_device_train_batch_size", 1)), 1) * max(int(given.get("nproc_per_node", 1)), 1)
-    found: Values = {
+    batch = max(int(config.get("per_device_train_batch_size", 1)), 1) * max(int(config.get("nproc_per_node", 1)), 1)
+    values: Values = {
         "per_device_train_batch_size": 1, "gradient_accumulation_steps": max(1, -(-16 // batch)),
         "learning_rate": 1e-5 if full else 1e-4, "lr_scheduler_type": "cosine", "weight_decay": 0.1,
         "adam_beta2": 0.95, "logging_steps": 5,
     }  # fmt: skip
-    if tuned_by(given) == "lora":
-        found |= {"lora_rank": 8, "lora_alpha": 32, "lora_dropout": 0.05}
-    found |= {} if full else {"target_modules": ["all-linear"]}
-    found |= {"packing": False} if given.get("stage") == "pt" else {}
-    if given.get("val_dataset") or (given.get("split_dataset_ratio") and given.get("eval_strategy") != "no"):
-        strategy = given.get("eval_strategy", given.get("save_strategy", "steps"))
-        found["eval_strategy"] = strategy
-        found |= {"eval_steps": given.get("save_steps", 500)} if strategy == "steps" else {}
+    if tuned_by(config) == "lora":
+        values |= {"lora_rank": 8, "lora_alpha": 32, "lora_dropout": 0.05}
+    values |= {} if full else {"target_modules": ["all-linear"]}
+    values |= {"packing": False} if config.get("stage") == "pt" else {}
+    if config.get("val_dataset") or (config.get("split_dataset_ratio") and config.get("eval_strategy") != "no"):
+        strategy = config.get("eval_strategy", config.get("save_strategy", "steps"))
+        values["eval_strategy"] = strategy
+        values |= {"eval_steps": config.get("save_steps", 500)} if strategy == "steps" else {}
     if kind in ("simpo", "grpo"):
-        found["beta"] = 2.0 if kind == "simpo" else 0.04
+        values["beta"] = 2.0 if kind == "simpo" else 0.04
     if kind == "simpo":
-        found["simpo_gamma"] = 1.0
+        values["simpo_gamma"] = 1.0
     if kind == "ppo":
-        found["kl_coef"] = 0.05
-    return found | ({"max_completion_length": 512, "temperature": 0.9} if kind in ("ppo", "grpo", "gkd") else {})
+        values["kl_coef"] = 0.05
+    return values | ({"max_completion_length": 512, "temperature": 0.9} if kind in ("ppo", "grpo", "gkd") else {})
 
 
 SWIFT = Framework(
@@ -314,15 +314,15 @@ SWIFT = Framework(
         "external_plugins": plugins, "loss_type": loss, "loss_scale": scale, "attn_impl": attention,
         "model_name": substitution("name"), "model_author": substitution("author"), "columns": columns,
         "torch_dtype": number_format,
-        "target_modules": lambda value, given: {"lora_target": target(value)}, "init_weights": initial,
+        "target_modules": lambda value, config: {"lora_target": target(value)}, "init_weights": initial,
         "split_dataset_ratio": held_out,
-        "modules_to_save": lambda value, given: {"additional_target": joined(value)} if value else {},
+        "modules_to_save": lambda value, config: {"additional_target": joined(value)} if value else {},
         "reward_funcs": first("reward_funcs"), "adapters": first("adapter_name_or_path"),
         "reward_model": first("reward_model"),
         "ref_adapters": first("ref_model_adapters"),
         "template": templated(TEMPLATES), "truncation_strategy": too_long,
-        "dataset_shuffle": lambda value, given: {} if value else {"train_sampling_strategy": "sequential"},
-        "train_dataloader_shuffle": lambda value, given: {} if value else {"train_sampling_strategy": "sequential"},
+        "dataset_shuffle": lambda value, config: {} if value else {"train_sampling_strategy": "sequential"},
+        "train_dataloader_shuffle": lambda value, config: {} if value else {"train_sampling_strategy": "sequential"},
         "beta": strength, "teacher_model": teacher, "temperature": sampled, "teacher_model_revision": same_revision,
         "sft_alpha": only(0, "distillation is trained without an SFT loss: write 0"),
         "seq_kd": off("swift refuses it too; a recipe has `seq_kd: true`"),
@@ -336,7 +336,7 @@ SWIFT = Framework(
         "use_chat_template": only(True, "write `stage: pt` for text without turns"),
         "freeze_llm": off("text models only"),
         "lora_dtype": only(("float32", "auto"), "adapters are float32"),
-        "group_by_length": lambda value, given: {"group_by_length": value} if value else {},
+        "group_by_length": lambda value, config: {"group_by_length": value} if value else {},
         "sequence_parallel_size": only(1, "sequences are not split"),
         "resume_only_model": off("a run is resumed with its optimizer"),
     },

@@ -17,7 +17,7 @@ ATTENTION = {
 }  # fmt: skip
 
 
-def nothing(given: Values) -> Values:
+def nothing(config: Values) -> Values:
     """Return no defaults."""
     return {}
 
@@ -89,7 +89,7 @@ def target(value: Any) -> str:
 def only(allowed: Any, reason: str) -> Callable[[Any, Values], Found]:
     """Return what reads a key that may have one value and then says nothing."""
 
-    def read(value: Any, given: Values) -> Found:
+    def read(value: Any, config: Values) -> Found:
         if value not in (allowed if isinstance(allowed, tuple) else (allowed,)):
             raise ValueError(reason)
         return {}
@@ -97,14 +97,14 @@ def only(allowed: Any, reason: str) -> Callable[[Any, Values], Found]:
     return read
 
 
-def attention(value: Any, given: Values) -> Found:
+def attention(value: Any, config: Values) -> Found:
     """Return an `attn_implementation` as `flash_attn`."""
     if value not in ATTENTION:
         raise ValueError(f"a recipe has {', '.join(dict.fromkeys(ATTENTION))}")
     return {"flash_attn": ATTENTION[value]}
 
 
-def initial(value: Any, given: Values) -> Found:
+def initial(value: Any, config: Values) -> Found:
     """Return PEFT's `init_lora_weights`."""
     if value in (True, "default", "true"):
         return {}
@@ -117,18 +117,18 @@ def initial(value: Any, given: Values) -> Found:
     return {"pissa_init": True, "pissa_iter": int(count) if count else -1}
 
 
-def added(value: Any, given: Values) -> Found:
+def added(value: Any, config: Values) -> Found:
     """Return added tokens, which are ordinary ones here: control tokens in data are escaped."""
     said = "as ordinary tokens, and embedding and output layer are trained with them"
     return ({"add_tokens": joined(value)}, said) if value else {}
 
 
-def optimizer(value: Any, given: Values) -> Found:
+def optimizer(value: Any, config: Values) -> Found:
     """Return an optimizer's name; Muon has a key of its own."""
     return {"use_muon": True} if value == "muon" else {"optim": value}
 
 
-def stretched(value: Any, given: Values) -> Found:
+def stretched(value: Any, config: Values) -> Found:
     """Return `rope_scaling`, a name or a mapping, and a note where the factor is another way of saying the length.
 
     Raises:
@@ -146,7 +146,7 @@ def stretched(value: Any, given: Values) -> Found:
 def templated(names: dict[str, str]) -> Callable[[Any, Values], Found]:
     """Return what reads the name of a chat template; "" stands for the model's own."""
 
-    def read(value: Any, given: Values) -> Found:
+    def read(value: Any, config: Values) -> Found:
         if value not in names:
             raise ValueError("leave it out: the model's own chat template is used")
         return {"template": names[value]} if names[value] else {}
@@ -157,7 +157,7 @@ def templated(names: dict[str, str]) -> Callable[[Any, Values], Found]:
 def off(reason: str) -> Callable[[Any, Values], Found]:
     """Return what reads a switch that a recipe lacks: false asks for nothing."""
 
-    def read(value: Any, given: Values) -> Found:
+    def read(value: Any, config: Values) -> Found:
         if value not in (False, None, "", [], {}):
             raise ValueError(reason)
         return {}
@@ -165,9 +165,9 @@ def off(reason: str) -> Callable[[Any, Values], Found]:
     return read
 
 
-def accumulation(batch: Any, micro: Any, given: Values) -> Values:
+def accumulation(batch: Any, micro: Any, config: Values) -> Values:
     """Return the examples of one step, of all processes, as accumulation."""
-    processes = max(1, int(given.get("nproc_per_node", 1)))
+    processes = max(1, int(config.get("nproc_per_node", 1)))
     return {"gradient_accumulation_steps": max(1, int(batch) // int(micro) // processes)}
 
 

@@ -10,12 +10,12 @@ VERBS = {"sft": "sft", "dpo": "dpo", "kto": "kto", "reward": "rm", "reward_model
 LEARNING_RATES = {"sft": 2e-5, "rm": 1e-4}
 
 
-def hub_set(value: Any, given: Values) -> Found:
+def hub_set(value: Any, config: Values) -> Found:
     """Return `dataset_name`."""
     return rows([str(value)])
 
 
-def mixture(value: Any, given: Values) -> Found:
+def mixture(value: Any, config: Values) -> Found:
     """Return `datasets`: paths, or files of them."""
     paths: list[str] = []
     for one in value:
@@ -27,24 +27,24 @@ def mixture(value: Any, given: Values) -> Found:
     return rows(paths)
 
 
-def adapted(value: Any, given: Values) -> Found:
+def adapted(value: Any, config: Values) -> Found:
     """Return `use_peft` as the tuning."""
     return {"finetuning_type": "lora" if value else "full"}
 
 
-def number_format(value: Any, given: Values) -> Found:
+def number_format(value: Any, config: Values) -> Found:
     """Return `dtype`: whole weights stay in it."""
     if value not in ("float32", "bfloat16", "float16", "auto"):
         raise ValueError("a recipe has bfloat16, float16 and float32")
-    return {"pure_bf16": True} if value == "bfloat16" and not given.get("use_peft") else {}
+    return {"pure_bf16": True} if value == "bfloat16" and not config.get("use_peft") else {}
 
 
-def loss(value: Any, given: Values) -> Found:
+def loss(value: Any, config: Values) -> Found:
     """Return `loss_type` of SFT and DPO."""
     names = [str(name) for name in (value if isinstance(value, list) else [value])]
-    if given.get("stage") == "dpo":
+    if config.get("stage") == "dpo":
         if len(names) == 2 and names[1] == "sft":
-            weights = given.get("loss_weights") or [1.0, 1.0]
+            weights = config.get("loss_weights") or [1.0, 1.0]
             return {"pref_loss": names[0], "pref_ftx": weights[1] / weights[0]}
         if len(names) > 1:
             raise ValueError("a recipe has one loss of DPO's, and `pref_ftx` beside it")
@@ -54,12 +54,12 @@ def loss(value: Any, given: Values) -> Found:
     return {"use_dft_loss": True} if names == ["dft"] else {}
 
 
-def answers_only(value: Any, given: Values) -> Found:
+def answers_only(value: Any, config: Values) -> Found:
     """Return `completion_only_loss` or `assistant_only_loss`."""
     return {"train_on_prompt": not value}
 
 
-def penalty(value: Any, given: Values) -> Found:
+def penalty(value: Any, config: Values) -> Found:
     """Return `beta`.
 
     Raises:
@@ -70,31 +70,31 @@ def penalty(value: Any, given: Values) -> Found:
     return {"pref_beta": value}
 
 
-def written(value: Any, given: Values) -> Found:
+def written(value: Any, config: Values) -> Found:
     """Return `max_completion_length`.
 
     Raises:
         ValueError: a stage in which nothing is written, where it cut the answers of a data set.
     """
-    if given.get("stage") not in GROUPED:
+    if config.get("stage") not in GROUPED:
         raise ValueError("examples are cut as a whole: `max_length`")
     return {"max_new_tokens": value}
 
 
-def defaults(given: Values) -> Values:
+def defaults(config: Values) -> Values:
     """Return TRL's values for what is left out."""
-    stage = given.get("stage", "sft")
-    found: Values = {
+    stage = config.get("stage", "sft")
+    values: Values = {
         "learning_rate": LEARNING_RATES.get(stage, 1e-6), "logging_steps": 10, "max_length": 1024, "use_peft": False,
     }  # fmt: skip
     if stage in GROUPED:
-        found |= {"max_completion_length": 512, "temperature": 1.0}
-        found |= {"beta": 0.0} if stage == "grpo" else {"beta": 0.05, "num_generations": 2}
-        del found["max_length"]
-    if given.get("use_peft"):
-        found |= {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "lora_target_modules": ["q_proj", "v_proj"]}
-        found |= {"use_bnb_nested_quant": False} if given.get("load_in_4bit") else {}
-    return found
+        values |= {"max_completion_length": 512, "temperature": 1.0}
+        values |= {"beta": 0.0} if stage == "grpo" else {"beta": 0.05, "num_generations": 2}
+        del values["max_length"]
+    if config.get("use_peft"):
+        values |= {"lora_r": 16, "lora_alpha": 32, "lora_dropout": 0.05, "lora_target_modules": ["q_proj", "v_proj"]}
+        values |= {"use_bnb_nested_quant": False} if config.get("load_in_4bit") else {}
+    return values
 
 
 TRL = Framework(
@@ -121,12 +121,12 @@ TRL = Framework(
         "torch_dtype": number_format, "loss_type": loss, "beta": penalty, "attn_implementation": attention,
         "completion_only_loss": answers_only, "assistant_only_loss": answers_only,
         "max_completion_length": written,
-        "load_in_4bit": lambda value, given: {"quantization_bit": 4} if value else {},
-        "load_in_8bit": lambda value, given: {"quantization_bit": 8} if value else {},
-        "lora_target_modules": lambda value, given: {"lora_target": target(value)},
-        "lora_modules_to_save": lambda value, given: {"additional_target": joined(value)} if value else {},
-        "reward_funcs": lambda value, given: {"reward_funcs": joined(value)},
-        "loss_weights": lambda value, given: {},
+        "load_in_4bit": lambda value, config: {"quantization_bit": 4} if value else {},
+        "load_in_8bit": lambda value, config: {"quantization_bit": 8} if value else {},
+        "lora_target_modules": lambda value, config: {"lora_target": target(value)},
+        "lora_modules_to_save": lambda value, config: {"additional_target": joined(value)} if value else {},
+        "reward_funcs": lambda value, config: {"reward_funcs": joined(value)},
+        "loss_weights": lambda value, config: {},
         "dataset_train_split": only("train", "describe the split in dataset_info.json"),
         "dataset_config": off("describe the subset in dataset_info.json"),
         "dataset_text_field": only("text", "describe the column in dataset_info.json"),
@@ -139,11 +139,11 @@ TRL = Framework(
         "precompute_ref_log_probs": off("the reference is asked while training"),
         "sync_ref_model": off("the reference stays what training starts from"),
         "center_rewards_coefficient": off("rewards are not centred"), "reward_weights": off("rewards are added up"),
-        "reward_model_name_or_path": lambda value, given: {"reward_model": value} if value else {},
+        "reward_model_name_or_path": lambda value, config: {"reward_model": value} if value else {},
         "num_iterations": only(1, "completions are used once"),
         "normalize_advantages": off("advantages are not normalized"),
         "reward_clip_range": off("rewards are not clipped"),
-        "test_split_size": lambda value, given: {"val_size": value} if value else {},
+        "test_split_size": lambda value, config: {"val_size": value} if value else {},
     },
     dropped={
         "dataset_streaming": "examples are read from a file as they are needed",

@@ -26,31 +26,31 @@ TEMPLATES = {
 }  # fmt: skip
 
 
-def loaded(value: Any, given: Values) -> Found:
+def loaded(value: Any, config: Values) -> Found:
     """Return the model's name."""
     return {"model_name_or_path": str(value)}
 
 
-def template(value: Any, given: Values) -> Found:
+def template(value: Any, config: Values) -> Found:
     """Return `get_chat_template`'s name: it replaces the model's own."""
     if value not in TEMPLATES:
         raise ValueError("leave it out: the model's own chat template is used")
     return {"template": TEMPLATES[value]}
 
 
-def defaults(given: Values) -> Values:
+def defaults(config: Values) -> Values:
     """Return unsloth's and TRL's values for what is left out."""
-    found: Values = {"load_in_4bit": not (given.get("load_in_8bit") or given.get("full_finetuning"))}
-    found |= {
+    values: Values = {"load_in_4bit": not (config.get("load_in_8bit") or config.get("full_finetuning"))}
+    values |= {
         "max_seq_length": 2048,
-        "learning_rate": LEARNING_RATES.get(given.get("stage", "sft"), 1e-6),
+        "learning_rate": LEARNING_RATES.get(config.get("stage", "sft"), 1e-6),
         "logging_steps": 10,
     }
-    if not given.get("full_finetuning"):
-        found |= {"r": 16, "lora_alpha": 16, "target_modules": ["all-linear"]}
+    if not config.get("full_finetuning"):
+        values |= {"r": 16, "lora_alpha": 16, "target_modules": ["all-linear"]}
     # TRL's loss is on the whole text that a script writes into a column.
-    whole = given.get("stage", "sft") == "sft" and "train_on_responses_only" not in given
-    return found | ({"train_on_responses_only": False} if whole else {})
+    whole = config.get("stage", "sft") == "sft" and "train_on_responses_only" not in config
+    return values | ({"train_on_responses_only": False} if whole else {})
 
 
 UNSLOTH = Framework(
@@ -66,16 +66,16 @@ UNSLOTH = Framework(
     also={"max_length": "cutoff_len", "num_generations": "num_generations", "stage": "stage"},
     read=TRL.read | {
         "model_name": loaded, "chat_template": template, "init_lora_weights": initial,
-        "target_modules": lambda value, given: {"lora_target": target(value)},
-        "modules_to_save": lambda value, given: {"additional_target": joined(value)} if value else {},
-        "full_finetuning": lambda value, given: {"finetuning_type": "full"} if value else {},
+        "target_modules": lambda value, config: {"lora_target": target(value)},
+        "modules_to_save": lambda value, config: {"additional_target": joined(value)} if value else {},
+        "full_finetuning": lambda value, config: {"finetuning_type": "full"} if value else {},
         "bias": only("none", "biases are not trained"),
-        "dtype": lambda value, given: {},
-        "path": lambda value, given: {} if given.get("data_files") else rows([str(value)]),
-        "data_files": lambda value, given: rows([str(part) for part in listed(value)]),
+        "dtype": lambda value, config: {},
+        "path": lambda value, config: {} if config.get("data_files") else rows([str(value)]),
+        "data_files": lambda value, config: rows([str(part) for part in listed(value)]),
         "split": only("train", "describe the split in dataset_info.json"),
-        "use_gradient_checkpointing": lambda value, given: {"gradient_checkpointing": bool(value)},
-        "train_on_responses_only": lambda value, given: {} if value else {"train_on_prompt": True},
+        "use_gradient_checkpointing": lambda value, config: {"gradient_checkpointing": bool(value)},
+        "train_on_responses_only": lambda value, config: {} if value else {"train_on_prompt": True},
         "layers_to_transform": off("all layers of a name are adapted"),
         "rope_scaling": stretched,
         "load_in_fp8": off("FP8 has no equivalent"), "fast_inference": off("the model itself writes answers"),

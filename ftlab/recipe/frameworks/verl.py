@@ -9,7 +9,7 @@ MICRO = f"{ACTOR}.ppo_micro_batch_size_per_gpu"
 PROCESSES = "trainer.n_gpus_per_node"
 
 
-def estimator(value: Any, given: Values) -> Found:
+def estimator(value: Any, config: Values) -> Found:
     """Return `algorithm.adv_estimator` as the stage.
 
     Raises:
@@ -20,61 +20,61 @@ def estimator(value: Any, given: Values) -> Found:
     return {"stage": "grpo" if value == "grpo" else "ppo"}
 
 
-def prompts(value: Any, given: Values) -> Found:
+def prompts(value: Any, config: Values) -> Found:
     """Return `data.train_batch_size`, prompts of a step, as accumulation: a recipe counts completions."""
-    micro = int(given.get(MICRO, 1))
-    completions = int(value) * int(given.get(f"{ROLLOUT}.n", 1))
-    processes = int(given.get(PROCESSES, 8))
+    micro = int(config.get(MICRO, 1))
+    completions = int(value) * int(config.get(f"{ROLLOUT}.n", 1))
+    processes = int(config.get(PROCESSES, 8))
     return {
         "per_device_train_batch_size": micro,
         "gradient_accumulation_steps": max(1, completions // (micro * processes)),
     }
 
 
-def mini(value: Any, given: Values) -> Found:
+def mini(value: Any, config: Values) -> Found:
     """Return nothing where each batch of completions is one step.
 
     Raises:
         ValueError: a batch of several steps.
     """
-    if value != given.get("data.train_batch_size", 1024):
+    if value != config.get("data.train_batch_size", 1024):
         raise ValueError("each batch of completions is one step: write `data.train_batch_size`")
     return {}
 
 
-def group(value: Any, given: Values) -> Found:
+def group(value: Any, config: Values) -> Found:
     """Return `rollout.n`, completions of a prompt.
 
     Raises:
         ValueError: several in ppo, which compares none with each other.
     """
-    if stage_of(given) == "grpo":
+    if stage_of(config) == "grpo":
         return {"num_generations": value}
     if value != 1:
         raise ValueError("ppo writes one completion to a prompt")
     return {}
 
 
-def epochs(value: Any, given: Values) -> Found:
+def epochs(value: Any, config: Values) -> Found:
     """Return `trainer.total_epochs`, where the number of steps is not given."""
-    return {} if given.get("trainer.total_training_steps") else {"num_train_epochs": value}
+    return {} if config.get("trainer.total_training_steps") else {"num_train_epochs": value}
 
 
-def adapter(value: Any, given: Values) -> Found:
+def adapter(value: Any, config: Values) -> Found:
     """Return `lora_rank`, which is 0 without an adapter."""
     return {"finetuning_type": "lora", "lora_rank": value} if value else {"finetuning_type": "full"}
 
 
-def stage_of(given: Values) -> str:
+def stage_of(config: Values) -> str:
     """Return the stage that the options' estimator stands for."""
-    return "grpo" if given.get("algorithm.adv_estimator") == "grpo" else "ppo"
+    return "grpo" if config.get("algorithm.adv_estimator") == "grpo" else "ppo"
 
 
 def beside(stage: str, key: str) -> Any:
     """Return what reads a key that counts with one estimator alone."""
 
-    def read(value: Any, given: Values) -> Found:
-        return {key: value} if stage_of(given) == stage else ({}, f"it counts for {stage} alone")
+    def read(value: Any, config: Values) -> Found:
+        return {key: value} if stage_of(config) == stage else ({}, f"it counts for {stage} alone")
 
     return read
 
@@ -86,8 +86,8 @@ def penalty(stage: str) -> Any:
         ValueError: it is off in this stage, or on in the other.
     """
 
-    def read(value: Any, given: Values) -> Found:
-        if value is not (stage_of(given) == stage):
+    def read(value: Any, config: Values) -> Found:
+        if value is not (stage_of(config) == stage):
             raise ValueError(
                 "a recipe has a KL penalty: in the loss for grpo, in the reward for gae; switch that one on"
             )
@@ -99,18 +99,18 @@ def penalty(stage: str) -> Any:
 def frequency(key: str) -> Any:
     """Return what reads `trainer.save_freq` and `test_freq`: -1 stands for never."""
 
-    def read(value: Any, given: Values) -> Found:
+    def read(value: Any, config: Values) -> Found:
         return {f"{key}_strategy": "no"} if value == -1 else {f"{key}_strategy": "steps", f"{key}_steps": value}
 
     return read
 
 
-def validated(value: Any, given: Values) -> Found:
+def validated(value: Any, config: Values) -> Found:
     """Return `data.val_files`, which verl wants even where it validates nothing."""
-    return rows([str(value)], "eval_dataset") if given.get("trainer.test_freq", -1) != -1 else {}
+    return rows([str(value)], "eval_dataset") if config.get("trainer.test_freq", -1) != -1 else {}
 
 
-def scored(value: Any, given: Values) -> Found:
+def scored(value: Any, config: Values) -> Found:
     """Return the reward functions that a file's name says: those that `ftlab recipe show` has printed.
 
     Raises:
@@ -122,7 +122,7 @@ def scored(value: Any, given: Values) -> Found:
     return {"reward_funcs": ",".join(names)}
 
 
-def defaults(given: Values) -> Values:
+def defaults(config: Values) -> Values:
     """Return verl's values for what is left out."""
     return {
         f"{ACTOR}.use_kl_loss": False, "algorithm.use_kl_in_reward": False, f"{ACTOR}.kl_loss_coef": 0.001,
@@ -166,15 +166,15 @@ VERL = Framework(
     tunings={"lora": "lora", "full": "full"},
     read={
         "algorithm.adv_estimator": estimator, "data.train_batch_size": prompts, f"{ACTOR}.ppo_mini_batch_size": mini,
-        MICRO: lambda value, given: {}, f"{MODEL}.lora_rank": adapter,
-        f"{MODEL}.target_modules": lambda value, given: {"lora_target": target(value)},
+        MICRO: lambda value, config: {}, f"{MODEL}.lora_rank": adapter,
+        f"{MODEL}.target_modules": lambda value, config: {"lora_target": target(value)},
         f"{ROLLOUT}.n": group, "trainer.total_epochs": epochs, "data.val_files": validated,
-        "data.train_files": lambda value, given: rows([str(value)]),
+        "data.train_files": lambda value, config: rows([str(value)]),
         f"{ACTOR}.kl_loss_coef": beside("grpo", "pref_beta"),
         "algorithm.kl_ctrl.kl_coef": beside("ppo", "pref_beta"),
         f"{ACTOR}.ppo_epochs": beside("ppo", "ppo_epochs"), "trainer.save_freq": frequency("save"),
         "trainer.test_freq": frequency("eval"), "reward.custom_reward_function.path": scored,
-        "data.apply_chat_template_kwargs.enable_thinking": lambda value, given: {"enable_thinking": value},
+        "data.apply_chat_template_kwargs.enable_thinking": lambda value, config: {"enable_thinking": value},
         f"{ACTOR}.use_kl_loss": penalty("grpo"), "algorithm.use_kl_in_reward": penalty("ppo"),
         f"{ACTOR}.kl_loss_type": only(("low_var_kl", "k3"), "trl's GRPO has this one"),
         f"{ACTOR}.loss_agg_mode": only("token-mean", "a loss is the mean over tokens"),
@@ -185,10 +185,10 @@ VERL = Framework(
         "algorithm.norm_adv_by_std_in_grpo": only(True, "advantages are divided by their deviation"),
         "algorithm.gamma": only(1, "a reward counts alike at each token"),
         "algorithm.lam": only(0.9, "ftlab's PPO has 0.9"),
-        "critic.optim.lr": lambda value, given: ({}, "ftlab's value head learns at the rate of the adapter"),
+        "critic.optim.lr": lambda value, config: ({}, "ftlab's value head learns at the rate of the adapter"),
         "reward.custom_reward_function.name": only("compute_score", "code of your own is not run"),
         "reward.reward_model.enable": off("write `reward_model`: a run of stage rm"),
-        "data.shuffle": lambda value, given: {} if value else {"train_sampling_strategy": "sequential"},
+        "data.shuffle": lambda value, config: {} if value else {"train_sampling_strategy": "sequential"},
         "trainer.nnodes": only(1, "start the recipe on each machine: `ftlab launch`"),
     },
     dropped={
