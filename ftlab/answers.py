@@ -21,7 +21,7 @@ class Answer(NamedTuple):
 
 
 def answer(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], said: Sequence[Message], tools: Tools = None
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], reply: Sequence[Message], tools: Tools = None
 ) -> Answer:
     """Return an answer as text: the prompt, the text to generate, and what the template writes after it.
 
@@ -31,31 +31,31 @@ def answer(
 
     Args:
         messages: the messages before the answer.
-        said: the answer: an assistant message, or several with what is said between them.
+        reply: the answer: an assistant message, or several with what is said between them.
     Raises:
         LabError: the template refuses the conversation, or leaves the answer out.
     """
     # A template that asks without thoughts (Qwen3.5's smaller models) is asked with them for an answer that has one.
     for options in ({}, {"enable_thinking": True}):
-        whole = render(tokenizer, [*messages, *said], tools, **options)
+        whole = render(tokenizer, [*messages, *reply], tools, **options)
         marked = render(tokenizer, [*messages, {"role": "assistant", "content": PLACEHOLDER}], tools, **options)
-        asked = render(tokenizer, messages, tools, add_generation_prompt=True, **options)
+        prompt = render(tokenizer, messages, tools, add_generation_prompt=True, **options)
         history = render(tokenizer, messages, tools, **options)
-        start = start_of_answer(history, asked, marked.partition(PLACEHOLDER)[0])
+        start = start_of_answer(history, prompt, marked.partition(PLACEHOLDER)[0])
         if start and whole.startswith(start):
             break
     else:
         raise fail("tokens_no_answer")
-    opened = asked[len(start) :] if asked.startswith(start) else ""
-    written = with_thought_written(tokenizer, said[0], whole[len(start) :], opened)
-    check_written(tokenizer, messages, said, tools, written)
+    opened = prompt[len(start) :] if prompt.startswith(start) else ""
+    written = with_thought_written(tokenizer, reply[0], whole[len(start) :], opened)
+    check_written(tokenizer, messages, reply, tools, written)
     end = end_of_turn(tokenizer)
     at = written.rfind(end) if end else -1
     text = written[: at + len(end)] if at >= 0 else written
-    return Answer(asked, text, written[len(text) :], at >= 0 or text.endswith(control_tokens(tokenizer)))
+    return Answer(prompt, text, written[len(text) :], at >= 0 or text.endswith(control_tokens(tokenizer)))
 
 
-def start_of_answer(history: str, asked: str, opening: str) -> str:
+def start_of_answer(history: str, prompt: str, opening: str) -> str:
     """Return the text of a conversation up to where its answer begins, "" if that cannot be told.
 
     The model has been asked with what the conversation shares with the prompt, up to the generation prompt. Some
@@ -64,7 +64,7 @@ def start_of_answer(history: str, asked: str, opening: str) -> str:
 
     Args:
         history: the messages before the answer.
-        asked: the same with the generation prompt.
+        prompt: the same with the generation prompt.
         opening: the same with all that is written before the answer's text.
 
     >>> start_of_answer("<u>hi", "<u>hi<a><think>", "<u>hi<a>")
@@ -72,26 +72,30 @@ def start_of_answer(history: str, asked: str, opening: str) -> str:
     >>> start_of_answer("<u>hi<t>hm", "<u>hi<t>hm<a>", "<u>hi<a><final>")
     '<u>hi<a>'
     """
-    shared, before = common_prefix(asked, opening), common_prefix(asked, history)
+    shared, before = common_prefix(prompt, opening), common_prefix(prompt, history)
     if len(shared) >= len(before):
         return shared
-    begun = asked[len(before) :]
+    begun = prompt[len(before) :]
     at = opening.rfind(begun)
     return opening[: at + len(begun)] if begun.strip() and at >= 0 else ""
 
 
 def check_written(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], said: Sequence[Message], tools: Tools, written: str
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    reply: Sequence[Message],
+    tools: Tools,
+    written: str,
 ) -> None:
     """Refuse an answer whose text the template leaves out; `render` has looked for its calls.
 
     Raises:
         LabError: it does, alone or beside a tool call, as Llama 3.1's.
     """
-    content = thought_and_content(tokenizer, said[0])[1]
-    if content and said[0].get("tool_calls"):
+    content = thought_and_content(tokenizer, reply[0])[1]
+    if content and reply[0].get("tool_calls"):
         # Short texts are found in a call too: the place of a text is looked for without it.
-        beside = said[0] | {"content": PLACEHOLDER}
+        beside = reply[0] | {"content": PLACEHOLDER}
         if PLACEHOLDER not in render(tokenizer, [*messages, beside], tools):
             raise fail("tokens_text_beside_call", text=content[:60])
     if content not in written:
@@ -135,9 +139,9 @@ def end_of_turn_under(tokenizer: PreTrainedTokenizerBase, template: str) -> str:
     It ends with the last control token that follows an answer whether or not another turn follows; if there
     is none in common (gpt-oss writes `<|return|>` or `<|end|>`), with the first one after the last answer.
     """
-    asked, said = {"role": "user", "content": "a"}, {"role": "assistant", "content": PLACEHOLDER}
+    question, reply = {"role": "user", "content": "a"}, {"role": "assistant", "content": PLACEHOLDER}
     last, followed = (
-        render(tokenizer, turns).partition(PLACEHOLDER)[2] for turns in ([asked, said], [asked, said, asked])
+        render(tokenizer, turns).partition(PLACEHOLDER)[2] for turns in ([question, reply], [question, reply, question])
     )
     if not control_tokens(tokenizer):
         return ""

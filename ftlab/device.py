@@ -60,10 +60,10 @@ def describe() -> Machine:
     Raises:
         LabError: `FTLAB_DTYPE` is not in DTYPES.
     """
-    here, asked = detected(), os.environ.get("FTLAB_DTYPE", "")
-    if asked and asked not in DTYPES:
-        raise fail("device_dtype", where="FTLAB_DTYPE", value=asked, dtypes=", ".join(DTYPES))
-    return replace(here, dtype=asked, reason="FTLAB_DTYPE") if asked else here
+    here, override = detected(), os.environ.get("FTLAB_DTYPE", "")
+    if override and override not in DTYPES:
+        raise fail("device_dtype", where="FTLAB_DTYPE", value=override, dtypes=", ".join(DTYPES))
+    return replace(here, dtype=override, reason="FTLAB_DTYPE") if override else here
 
 
 def detected() -> Machine:

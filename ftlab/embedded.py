@@ -69,10 +69,10 @@ def kept(folder: Path, source: str, make: Callable[[Path], None]) -> Path:
             shutil.rmtree(folder)
         require_space(folder.parent, NEEDED_BYTES, "disk_full")
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch, disk_full_is_said(folder):
-            made = Path(scratch) / "model"
-            make(made)
-            write_manifest(made, source)
-            made.rename(folder)
+            target = Path(scratch) / "model"
+            make(target)
+            write_manifest(target, source)
+            target.rename(folder)
     return folder
 
 

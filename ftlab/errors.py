@@ -38,8 +38,8 @@ class LabError(Exception):
 
 def language() -> str:
     """Return the language of messages: the one of `speaking`, else `FTLAB_LANG` if it is in LANGUAGES, else "en"."""
-    asked = SPOKEN.get() or os.environ.get("FTLAB_LANG", "en")
-    return asked if asked in LANGUAGES else "en"
+    preferred = SPOKEN.get() or os.environ.get("FTLAB_LANG", "en")
+    return preferred if preferred in LANGUAGES else "en"
 
 
 @contextlib.contextmanager

@@ -127,10 +127,10 @@ def has_answer(answer: str, expected: str | Sequence[str]) -> bool:
     >>> has_answer("2 + 2 is 4.", ["4", "four"]), has_answer("About 14, or 4.5", "4")
     (True, False)
     """
-    wanted = [comparable(text) for text in ([expected] if isinstance(expected, str) else expected)]
+    accepted = [comparable(text) for text in ([expected] if isinstance(expected, str) else expected)]
     # Chinese is written without spaces: only letters and digits of other scripts continue a word.
     letter, digits = r"[^\W\u2e80-\U0010ffff]", r"\d[.,]"
-    pattern = "|".join(re.escape(text) for text in wanted if text) or r"(?!)"
+    pattern = "|".join(re.escape(text) for text in accepted if text) or r"(?!)"
     whole = rf"(?<!{letter})(?<!{digits}){NOT_NEGATIVE}(?:{pattern})(?!{letter})(?![.,]\d)"
     return bool(re.search(whole, comparable(without_thought(answer))))
 
@@ -198,8 +198,10 @@ def choice_log_probabilities(
     The question is read once; its key-value cache is then shared by the choices, which are a few tokens each.
     """
     model.eval()
-    asked = [[{"role": "user", "content": q["question"]}] for q in questions]
-    encoded = [tokens.written_answers(tokenizer, one, q["choices"]) for one, q in zip(asked, questions, strict=True)]
+    conversations = [[{"role": "user", "content": q["question"]}] for q in questions]
+    encoded = [
+        tokens.written_answers(tokenizer, one, q["choices"]) for one, q in zip(conversations, questions, strict=True)
+    ]
     prompts = [prompt for prompt, _ in encoded]
     prompt_mask = pad_left([[1] * len(ids) for ids in prompts], 0).to(model.device)
     positions = (prompt_mask.cumsum(-1) - 1).clamp(min=0)

@@ -176,8 +176,8 @@ class Decoder:
         """(inputs, outputs) of a block's linear layers that are named, of all of them when none is."""
         if self.experts > 1:
             mixed = self.mixture_shapes
-            named = [part for name in targets for part in (EXPERTS if name == "experts" else (name,))]
-            return [shape for name in named or mixed for shape in mixed.get(name, [])]
+            names = [part for name in targets for part in (EXPERTS if name == "experts" else (name,))]
+            return [shape for name in names or mixed for shape in mixed.get(name, [])]
         shapes = self.linear_shapes
         parts = [[part for part in ALSO_CALLED.get(name, (name,)) if part in shapes] for name in targets or shapes]
         return [(shapes[part[0]][0], sum(shapes[one][1] for one in part)) for part in parts if part]

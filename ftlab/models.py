@@ -103,9 +103,9 @@ def is_here(name: str, revision: str = "main", cache_dir: str | None = None) -> 
         return False
     from huggingface_hub import snapshot_download
 
-    asked: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "allow_patterns": SAFE_FILES}
+    options: dict[str, Any] = {"revision": revision, "cache_dir": cache_dir, "allow_patterns": SAFE_FILES}
     try:
-        snapshot_download(known.hub_id if known else name, local_files_only=True, **asked)
+        snapshot_download(known.hub_id if known else name, local_files_only=True, **options)
     except (OSError, ValueError):
         return False
     return True
@@ -211,8 +211,8 @@ def code_files(config: dict[str, Any]) -> set[str]:
     >>> code_files({"auto_map": {"AutoConfig": "configuration_x.XConfig", "AutoModel": "org/x--modeling_x.X"}})
     {'configuration_x.py'}
     """
-    named = config.get("auto_map")
-    texts = named.values() if isinstance(named, dict) else []
+    references = config.get("auto_map")
+    texts = references.values() if isinstance(references, dict) else []
     return {f"{text.rpartition('.')[0]}.py" for text in texts if isinstance(text, str) and "--" not in text}
 
 
@@ -379,9 +379,9 @@ def from_hub(
     endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
     patterns = SAFE_FILES + (CODE_FILES if trust_remote_code else [])
     place = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
-    asked: dict[str, Any] = {"revision": revision, "cache_dir": place, "allow_patterns": patterns}
+    options: dict[str, Any] = {"revision": revision, "cache_dir": place, "allow_patterns": patterns}
     try:
-        cached = Path(snapshot_download(repo_id, local_files_only=True, **asked))
+        cached = Path(snapshot_download(repo_id, local_files_only=True, **options))
         return str(checked(cached, trust_remote_code))
     except LabError:
         # Cached in part, or cut short: ask the hub.
@@ -398,7 +398,7 @@ def from_hub(
     require_space(place, needed_bytes, "disk_full")
     print(f"fetching {repo_id} ({needed_bytes / 1e6:.0f} MB, once) from {endpoint} into {place}", flush=True)
     try:
-        fetched = Path(snapshot_download(repo_id, endpoint=endpoint, **asked))
+        fetched = Path(snapshot_download(repo_id, endpoint=endpoint, **options))
     except Exception as error:
         # Whatever the HTTP client raises in the middle of a download; what arrived is kept, and gone on from.
         raise explained(error, str(place)) or fail(
@@ -456,8 +456,8 @@ def from_modelscope(
     patterns = SAFE_FILES + (CODE_FILES if trust_remote_code else [])
     with loading(model_id):
         # Its main branch is called master.
-        named = {"revision": None if revision == "main" else revision, "cache_dir": cache_dir}
-        fetched = Path(snapshot_download(model_id, allow_file_pattern=list(patterns), **named))
+        options = {"revision": None if revision == "main" else revision, "cache_dir": cache_dir}
+        fetched = Path(snapshot_download(model_id, allow_file_pattern=list(patterns), **options))
     return str(checked(fetched, trust_remote_code))
 
 

@@ -81,21 +81,21 @@ def require(module: str, where: str = "") -> None:
 
 def of_recipe(recipe: Any) -> list[tuple[str, str]]:
     """Return (key, module) for every optional module that training a recipe needs."""
-    asked = recipe.training
-    optim = str(asked.get("optim", ""))
-    wanted = [("optim", module) for start, module in OPTIMIZERS.items() if optim.startswith(start)]
-    trackers = asked.get("report_to") or []
+    fields = recipe.training
+    optim = str(fields.get("optim", ""))
+    modules = [("optim", module) for start, module in OPTIMIZERS.items() if optim.startswith(start)]
+    trackers = fields.get("report_to") or []
     for name in [trackers] if isinstance(trackers, str) else trackers:
         # transformers refuses any other name: suggesting it to pip could install anything.
-        wanted += [("report_to", TRACKERS[name])] if name in TRACKERS else []
+        modules += [("report_to", TRACKERS[name])] if name in TRACKERS else []
     if recipe.quantization_bit:
-        wanted.append(("quantization_bit", "bitsandbytes"))
+        modules.append(("quantization_bit", "bitsandbytes"))
     if recipe.flash_attn in ATTENTION:
-        wanted.append(("flash_attn", ATTENTION[recipe.flash_attn]))
-    wanted += [("use_liger_kernel", "liger_kernel")] if asked.get("use_liger_kernel") else []
-    wanted += [("deepspeed", "deepspeed")] if asked.get("deepspeed") else []
-    wanted += [("use_ray", "ray")] if recipe.use_ray else []
-    return wanted
+        modules.append(("flash_attn", ATTENTION[recipe.flash_attn]))
+    modules += [("use_liger_kernel", "liger_kernel")] if fields.get("use_liger_kernel") else []
+    modules += [("deepspeed", "deepspeed")] if fields.get("deepspeed") else []
+    modules += [("use_ray", "ray")] if recipe.use_ray else []
+    return modules
 
 
 def require_for(recipe: Any) -> None:

@@ -97,12 +97,12 @@ def left_out(text: str, messages: Sequence[Message]) -> int:
     for number, message in enumerate(messages, 1):
         if any(text.find(call["function"]["name"], at) < 0 for call in message.get("tool_calls", [])):
             return number
-        said = parted(message)[1].strip()
+        content = parted(message)[1].strip()
         start = 0 if message["role"] == "system" else at
         # Some templates write a tool's result as JSON.
-        position = max(text.find(form, start) for form in (said, json.dumps(said, ensure_ascii=False)[1:-1]))
+        position = max(text.find(form, start) for form in (content, json.dumps(content, ensure_ascii=False)[1:-1]))
         if position >= 0:
-            at = at if message["role"] == "system" else position + len(said)
+            at = at if message["role"] == "system" else position + len(content)
         elif "tool_calls" not in message:
             return number
     return 0
@@ -119,16 +119,16 @@ def with_marks(messages: Sequence[Message]) -> list[Message]:
     for message in messages:
         calls = message.get("tool_calls", [])
         renamed = [call | {"function": call["function"] | {"name": mark()}} for call in calls]
-        thought, said = parted(message)
-        content = {"content": thought + mark()} if 0 < len(said.strip()) < SHORT else {}
+        thought, text = parted(message)
+        content = {"content": thought + mark()} if 0 < len(text.strip()) < SHORT else {}
         marked.append(message | content | ({"tool_calls": renamed} if calls else {}))
     return marked
 
 
 def parted(message: Message) -> tuple[str, str]:
     """Return the content of a message up to the end of its thought, and the rest, which a template must show."""
-    thought, end, said = message["content"].rpartition("</think>" if message["role"] == "assistant" else "\x00")
-    return thought + end, said
+    thought, end, content = message["content"].rpartition("</think>" if message["role"] == "assistant" else "\x00")
+    return thought + end, content
 
 
 @lru_cache(maxsize=8)
@@ -141,9 +141,9 @@ def shows_tools(tokenizer: "PreTrainedTokenizerBase", template: str) -> bool:
     tool = {"type": "function", "function": function}
     system, user = ({"role": role, "content": "a"} for role in ("system", "user"))
     refused = False
-    for asked in ([user], [system, user]):
+    for messages in ([user], [system, user]):
         try:
-            text = tokenizer.apply_chat_template(asked, tools=[tool], chat_template=template, tokenize=False)
+            text = tokenizer.apply_chat_template(messages, tools=[tool], chat_template=template, tokenize=False)
         except TEMPLATE_ERRORS:
             refused = True
             continue
@@ -180,9 +180,9 @@ def wants_parts(tokenizer: "PreTrainedTokenizerBase", template: str) -> bool:
     """Return True if a template shows a message only as a list of parts, as those of vision models do."""
     message = {"role": "user", "content": PLACEHOLDER}
     shown = []
-    for asked in (message, as_parts(message)):
+    for turn in (message, as_parts(message)):
         try:
-            shown.append(PLACEHOLDER in tokenizer.apply_chat_template([asked], chat_template=template, tokenize=False))
+            shown.append(PLACEHOLDER in tokenizer.apply_chat_template([turn], chat_template=template, tokenize=False))
         except TEMPLATE_ERRORS:
             shown.append(False)
     return shown == [False, True]
@@ -295,15 +295,15 @@ def with_system_in_user(messages: list[Message]) -> list[Message]:
 
 def with_plain_roles(messages: list[Message]) -> list[Message]:
     """Return a conversation of user and assistant turns alone: tools' results as user turns, calls as content."""
-    made: list[Message] = []
+    plain: list[Message] = []
     for message in messages:
-        if message["role"] == "tool" and made and made[-1]["role"] == "user":
-            made[-1] = made[-1] | {"content": f"{made[-1]['content']}\n{message['content']}"}
+        if message["role"] == "tool" and plain and plain[-1]["role"] == "user":
+            plain[-1] = plain[-1] | {"content": f"{plain[-1]['content']}\n{message['content']}"}
         elif message["role"] == "tool":
-            made.append({"role": "user", "content": message["content"]})
+            plain.append({"role": "user", "content": message["content"]})
         else:
-            made.append(with_calls_said(message) if "tool_calls" in message else message)
-    return made
+            plain.append(with_calls_said(message) if "tool_calls" in message else message)
+    return plain
 
 
 # Tried in this order until the template takes the conversation.

@@ -115,23 +115,23 @@ def examples(
     messages = row["messages"] if "messages" in row else [*row["prompt"], *row["completion"]]
     first = 0 if "messages" in row else len(row["prompt"])
     answers = [n for n, one in enumerate(messages) if n >= first and one["role"] == "assistant"]
-    made: list[list[Turn]] = []
+    result: list[list[Turn]] = []
     for number in answers[-1:] if mask_history else answers:
         if messages[number].get("weight") == 0:
             continue
         turn = turn_of(tokenizer, messages[:number], messages[number : number + 1], row.get("tools"))
-        if not (made and (joined := joined_to(made[-1], turn, tokenizer))):
-            made.append([turn])
+        if not (result and (joined := joined_to(result[-1], turn, tokenizer))):
+            result.append([turn])
         else:
-            made[-1] = joined
-    return [closed(turns, tokenizer) for turns in made]
+            result[-1] = joined
+    return [closed(turns, tokenizer) for turns in result]
 
 
 def turn_of(
-    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], said: Sequence[Message], tools: Tools = None
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], reply: Sequence[Message], tools: Tools = None
 ) -> Turn:
     """Return an answer and everything before it as one turn."""
-    rendering = answer(tokenizer, messages, said, tools)
+    rendering = answer(tokenizer, messages, reply, tools)
     source = ids_of(tokenizer, rendering.prompt)
     written, tail = continuation(tokenizer, rendering.prompt, rendering.text), ids_of(tokenizer, rendering.tail)
     return Turn(
@@ -178,8 +178,8 @@ def sides(
     Raises:
         LabError: the template refuses the conversation, or leaves an answer out of it.
     """
-    made = [closed([turn_of(tokenizer, row["prompt"], row[one], row.get("tools"))], tokenizer)[0] for one in columns]
-    shared = shared_length([turn.source for turn in made])
+    result = [closed([turn_of(tokenizer, row["prompt"], row[one], row.get("tools"))], tokenizer)[0] for one in columns]
+    shared = shared_length([turn.source for turn in result])
     return [
         turn._replace(
             source=turn.source[:shared],
@@ -187,13 +187,13 @@ def sides(
             answer=[*turn.source[shared:], *turn.answer, *(turn.tail if with_tail else [])],
             tail=[],
         )
-        for turn in made
+        for turn in result
     ]
 
 
-def judged(tokenizer: PreTrainedTokenizerBase, asked: Sequence[Message], said: Sequence[Message]) -> list[int]:
+def judged(tokenizer: PreTrainedTokenizerBase, asked: Sequence[Message], reply: Sequence[Message]) -> list[int]:
     """Return the token ids of a prompt with its answer as a reward model reads them, shape (seq_len,)."""
-    (turn,) = sides(tokenizer, {"prompt": asked, "completion": said}, ("completion",), with_tail=True)
+    (turn,) = sides(tokenizer, {"prompt": asked, "completion": reply}, ("completion",), with_tail=True)
     return [*turn.source, *turn.answer]
 
 
@@ -241,8 +241,8 @@ def continuation(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> 
     """
     if tokenizer.tokenize("a") == ["a"]:
         return ids_of(tokenizer, text)
-    asked, both = ids_of(tokenizer, before), ids_of(tokenizer, before + text)
-    return both[len(asked) :] if both[: len(asked)] == asked else ids_of(tokenizer, text)
+    before_ids, both = ids_of(tokenizer, before), ids_of(tokenizer, before + text)
+    return both[len(before_ids) :] if both[: len(before_ids)] == before_ids else ids_of(tokenizer, text)
 
 
 def truncated(turns: Sequence[Turn], cutoff_len: int | None, train_on_prompt: bool = False) -> Encoded:

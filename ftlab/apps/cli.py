@@ -348,11 +348,11 @@ def compare_models(options: argparse.Namespace) -> None:
     with quick_imports():
         from ftlab.runs import compare
 
-    asked = compare.questions(options.dataset, options.dataset_dir, options.max_samples)
+    questions = compare.questions(options.dataset, options.dataset_dir, options.max_samples)
     judge = at_keyboard if options.judge is None else compare.judge(options.judge)
     name = compare.name_of(options.a, options.b, options.judge)
     how = {"max_new_tokens": options.max_new_tokens, "fresh": options.judge is not None}
-    compared = compare.pile(options.a, options.b, asked, name, **how)
+    compared = compare.pile(options.a, options.b, questions, name, **how)
     with contextlib.suppress(EOFError):
         compared.labels.rate(judge)
     print(compare.report(compare.outcome(compared)))

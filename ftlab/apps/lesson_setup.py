@@ -47,14 +47,14 @@ def unmet() -> list[Requirement]:
         listed = [Requirement(text) for text in metadata.requires("ftlab") or []]
     except metadata.PackageNotFoundError:
         return []
-    asked = [one for one in listed if one.marker is None or one.marker.evaluate({"extra": EXTRA})]
+    applicable = [one for one in listed if one.marker is None or one.marker.evaluate({"extra": EXTRA})]
     there = versions()
-    return [one for one in asked if not is_met(one, there.get(canonicalize_name(one.name)))]
+    return [one for one in applicable if not is_met(one, there.get(canonicalize_name(one.name)))]
 
 
-def is_met(wanted: Requirement, version: str | None) -> bool:
+def is_met(requirement: Requirement, version: str | None) -> bool:
     """Return True if a package is installed in a version that is asked for."""
-    return version is not None and wanted.specifier.contains(version, prereleases=True)
+    return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
 def versions() -> dict[str, str]:
@@ -84,8 +84,8 @@ def install(missing: list[Requirement]) -> None:
 
 def pins_for(missing: list[Requirement]) -> list[str]:
     """Return the lines of constraints.txt for packages that are missing: a pin of another would make pip replace it."""
-    wanted = {canonicalize_name(one.name) for one in missing}
-    kept = set(versions()) - wanted
+    names = {canonicalize_name(one.name) for one in missing}
+    kept = set(versions()) - names
     lines = (lesson_files.carried() / "constraints.txt").read_text(encoding="utf-8").splitlines(keepends=True)
     return [line for line in lines if canonicalize_name(line.partition("==")[0].strip()) not in kept]
 

@@ -63,16 +63,16 @@ def cache(name: str, place: Path, disk: Path) -> Finding:
 
 def pip_index() -> str:
     """Return the host of the package index that pip was told to use, "" for its own."""
-    told = os.environ.get("PIP_INDEX_URL", "")
+    url = os.environ.get("PIP_INDEX_URL", "")
     settings = configparser.ConfigParser(interpolation=None, strict=False)
-    for path in PIP_FILES if not told else ():
+    for path in PIP_FILES if not url else ():
         try:
             settings.read(path.expanduser(), encoding="utf-8")
         except (configparser.Error, UnicodeDecodeError):
             continue
-    told = told or settings.get("global", "index-url", fallback="")
+    url = url or settings.get("global", "index-url", fallback="")
     # An address may carry a password.
-    return told.partition("://")[2].partition("/")[0].rpartition("@")[2]
+    return url.partition("://")[2].partition("/")[0].rpartition("@")[2]
 
 
 def is_free(port: int) -> bool:

@@ -52,11 +52,11 @@ class Conversation:
         Raises:
             LabError: the last question alone takes the context.
         """
-        wanted = min(self.generation.get("max_new_tokens", 256), self.context // 4)
+        limit = min(self.generation.get("max_new_tokens", 256), self.context // 4)
         # A question goes with its answer.
         for dropped in range(0, len(self.turns), 2):
             room = self.context - len(tokens.prompt(self.tokenizer, [*self.system, *self.turns[dropped:]]))
-            if room >= wanted:
+            if room >= limit:
                 break
         if room < 1:
             raise fail("terminal_context", tokens=self.context - room, context=self.context)
@@ -81,14 +81,14 @@ def opened(
             raise fail("chat_model", model=model)
         return of_recipe(model, recipes.load(model, values))
     if overrides:
-        named = {"model_name_or_path": model, "adapter_name_or_path": adapter, "infer_backend": backend}
-        asked = of_recipe(model, recipes.load(named, values))
+        options = {"model_name_or_path": model, "adapter_name_or_path": adapter, "infer_backend": backend}
+        conversation = of_recipe(model, recipes.load(options, values))
         # A model without a recipe answers greedily; a sampling key, too, is one that was asked for.
-        given = {value.partition("=")[0] for value in values}
-        fields = {name: value for name, value in asked.generation.items() if name in given}
-        sampled = not given.isdisjoint({"temperature", "top_p", "top_k"}) and "do_sample=false" not in values
-        asked.generation = fields | ({"do_sample": True} if sampled else {})
-        return asked
+        keys = {value.partition("=")[0] for value in values}
+        fields = {name: value for name, value in conversation.generation.items() if name in keys}
+        sampled = not keys.isdisjoint({"temperature", "top_p", "top_k"}) and "do_sample=false" not in values
+        conversation.generation = fields | ({"do_sample": True} if sampled else {})
+        return conversation
     loaded = chat.load(model, adapter, backend or "huggingface", trust_remote_code=trust_remote_code)
     return Conversation(model, *loaded, system=chat.system_turn(None, adapter))
 
@@ -204,18 +204,18 @@ def answer(conversation: Conversation, question: str) -> None:
         return
     if dropped:
         print(say("terminal_dropped", turns=dropped, context=conversation.context))
-    wanted = min(conversation.generation.get("max_new_tokens", 256), room)
-    fields = conversation.generation | {"max_new_tokens": wanted}
-    messages, said = [*conversation.system, *conversation.turns], ""
+    limit = min(conversation.generation.get("max_new_tokens", 256), room)
+    fields = conversation.generation | {"max_new_tokens": limit}
+    messages, text = [*conversation.system, *conversation.turns], ""
     try:
         for piece in chat.stream(conversation.model, conversation.tokenizer, messages, **fields):
             print(piece, end="", flush=True)
-            said += piece
+            text += piece
     except KeyboardInterrupt:
         print(say("terminal_stopped"), end="")
     print()
-    if said.strip():
-        conversation.turns.append({"role": "assistant", "content": said.strip()})
+    if text.strip():
+        conversation.turns.append({"role": "assistant", "content": text.strip()})
     else:
         # Templates refuse an empty answer.
         conversation.turns.pop()

@@ -46,24 +46,24 @@ def check_function(exercise: str, answer: object, right: Callable, cases: Sequen
             return missed(exercise, general_hint("raises", error=described(error)))
         if result is ...:
             return untouched()
-        wanted = right(*copy.deepcopy(case))
-        if not alike(result, wanted):
-            return missed(exercise, shape_hint(result, wanted))
+        expected = right(*copy.deepcopy(case))
+        if not alike(result, expected):
+            return missed(exercise, shape_hint(result, expected))
     return Verdict(True)
 
 
-def check_number(exercise: str, answer: object, wanted: Any, tolerance: float = 1e-6) -> Verdict:
+def check_number(exercise: str, answer: object, expected: Any, tolerance: float = 1e-6) -> Verdict:
     """Compare a number, or a tuple of numbers, with the wanted one; a tensor or NumPy number counts as a number."""
     if answer is ... or (type(answer) is tuple and any(part is ... for part in answer)):
         return untouched()
-    if alike(answer, wanted, tolerance):
+    if alike(answer, expected, tolerance):
         return Verdict(True)
     if as_numbers(answer) is None:
         return missed(exercise, general_hint("no_number"))
     return missed(exercise, slip_hint(exercise, lambda value: alike(answer, value, 1e-4)))
 
 
-def check_names(exercise: str, answer: object, wanted: set[str]) -> Verdict:
+def check_names(exercise: str, answer: object, expected: set[str]) -> Verdict:
     """Compare a set of names with the wanted one; upper and lower case are the same."""
     if answer is ...:
         return untouched()
@@ -73,7 +73,7 @@ def check_names(exercise: str, answer: object, wanted: set[str]) -> Verdict:
         names = None
     if names is None:
         return missed(exercise, general_hint("no_names"))
-    return Verdict(True) if names == wanted else missed(exercise, slip_hint(exercise, names.__contains__))
+    return Verdict(True) if names == expected else missed(exercise, slip_hint(exercise, names.__contains__))
 
 
 def as_numbers(value: object) -> torch.Tensor | None:
@@ -86,9 +86,9 @@ def as_numbers(value: object) -> torch.Tensor | None:
         return None
 
 
-def alike(answer: object, wanted: object, tolerance: float = 1e-4) -> bool:
+def alike(answer: object, expected: object, tolerance: float = 1e-4) -> bool:
     """Return True if two answers hold the same numbers in the same shape; one number may have any shape."""
-    numbers, right = as_numbers(answer), as_numbers(wanted)
+    numbers, right = as_numbers(answer), as_numbers(expected)
     if numbers is None or right is None:
         return False
     if numbers.numel() == right.numel() == 1:
@@ -110,14 +110,14 @@ def untouched() -> Verdict:
     return Verdict(False, general_hint("untouched"))
 
 
-def slip_hint(exercise: str, made: Callable[[Any], bool]) -> str:
+def slip_hint(exercise: str, is_slip: Callable[[Any], bool]) -> str:
     """Return the hint of the first known slip that was made, else ""."""
-    return next((slip[language()] for slip in hints()[exercise].get("slips", []) if made(slip["value"])), "")
+    return next((slip[language()] for slip in hints()[exercise].get("slips", []) if is_slip(slip["value"])), "")
 
 
-def shape_hint(result: object, wanted: object) -> str:
+def shape_hint(result: object, expected: object) -> str:
     """Return a hint about the shape if it is that of numbers, but not the wanted one."""
-    numbers, right = as_numbers(result), as_numbers(wanted)
+    numbers, right = as_numbers(result), as_numbers(expected)
     if numbers is None or right is None or numbers.shape == right.shape:
         return ""
     return general_hint("shape", found=tuple(numbers.shape), wanted=tuple(right.shape))

@@ -107,18 +107,18 @@ class FrozenHead(torch.autograd.Function):
         return gradient, None, None, None, None
 
 
-def score(logits: Tensor, targets: Tensor, wanted: set[str]) -> tuple[dict[str, Tensor], Tensor]:
-    """Return what is `wanted` of (n, V) float32 logits, each (n,), and softmax(logits) - onehot(targets)."""
+def score(logits: Tensor, targets: Tensor, outputs: set[str]) -> tuple[dict[str, Tensor], Tensor]:
+    """Return what is `outputs` of (n, V) float32 logits, each (n,), and softmax(logits) - onehot(targets)."""
     index = targets.unsqueeze(-1)
-    scores = {"is_top1": logits.argmax(-1) == targets} if "is_top1" in wanted else {}
+    scores = {"is_top1": logits.argmax(-1) == targets} if "is_top1" in outputs else {}
     label = logits.gather(-1, index)
     logs = logits.log_softmax(-1)
     scores["log_probs"] = logs.gather(-1, index).squeeze(-1)
-    if "mean_logits" in wanted:
+    if "mean_logits" in outputs:
         scores["mean_logits"] = logs.mean(-1) + label.squeeze(-1) - scores["log_probs"]
     powers = torch.exp(logs, out=logits)
-    if "entropy" in wanted:
+    if "entropy" in outputs:
         scores["entropy"] = -torch.linalg.vecdot(powers, logs)
-    if "log_sum_sq_probs" in wanted:
+    if "log_sum_sq_probs" in outputs:
         scores["log_sum_sq_probs"] = torch.linalg.vecdot(powers, powers).log()
     return scores, powers.scatter_add_(-1, index, torch.full_like(label, -1.0))

@@ -53,8 +53,8 @@ def loop(
     def read(new: Tensor, mask: Tensor) -> Tensor:
         """Return the logits (rows, vocabulary) behind new tokens (rows, new); `mask` covers those before them too."""
         places = (mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
-        given = {"position_ids": places, "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-        return model(input_ids=new, attention_mask=mask, **given).logits[:, -1]
+        inputs = {"position_ids": places, "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+        return model(input_ids=new, attention_mask=mask, **inputs).logits[:, -1]
 
     mask = inputs.get("attention_mask")
     mask = torch.ones_like(input_ids) if mask is None else mask.long()
@@ -78,9 +78,9 @@ def loop(
         logits = read(token[:, None], mask)
 
 
-def ids(given: int | list[int] | None) -> list[int]:
+def ids(value: int | list[int] | None) -> list[int]:
     """Return token ids as a list, however a configuration holds them."""
-    return given if isinstance(given, list) else [] if given is None else [given]
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def draw(probabilities: Tensor) -> Tensor:

@@ -155,16 +155,16 @@ class Look:
         Raises:
             LabError: there is no such set.
         """
-        given = Path(name)
-        direct = given.suffix.lower() in SUFFIXES and given.is_file()
-        entry, path, hub = (None, given, None) if direct else opened(name, dataset_dir)
+        file = Path(name)
+        direct = file.suffix.lower() in SUFFIXES and file.is_file()
+        entry, path, hub = (None, file, None) if direct else opened(name, dataset_dir)
         own: dict[bytes, str] = {}
         try:
             entry = self.in_real_encoding(entry, path, keep is not None)
             unread = Unread(entry, table=is_table(path))
-            for made in unread.counted(converted(entry, path, hub, None)):
+            for one in unread.counted(converted(entry, path, hub, None)):
                 self.report.read += 1
-                self.one(made, own, keep)
+                self.one(one, own, keep)
             self.report.unread += say_all(unread.notes(name, all_columns=True))
         except LabError as end:
             self.report.add(end)
@@ -186,20 +186,20 @@ class Look:
         assert path is not None, "only a file used by its path comes without an entry"
         return detect(path, encoding)
 
-    def one(self, made: Made, own: dict[bytes, str], keep: Callable[[Row], None] | None) -> None:
+    def one(self, outcome: Made, own: dict[bytes, str], keep: Callable[[Row], None] | None) -> None:
         """Check one row."""
-        report, row = self.report, made.row
+        report, row = self.report, outcome.row
         if isinstance(row, LabError):
             report.dropped += 1
-            self.leave_out(row, made.where, keep is not None)
+            self.leave_out(row, outcome.where, keep is not None)
             return
         if "label" in row:
             self.labels[row["label"]] += 1
-        repeated = self.repeated(row, made.where, own)
+        repeated = self.repeated(row, outcome.where, own)
         if repeated:
-            self.leave_out(repeated, made.where, keep is not None)
-        raw = self.escaped(made, keep is not None and not repeated)
-        fate = self.fate(row, made.where)
+            self.leave_out(repeated, outcome.where, keep is not None)
+        raw = self.escaped(outcome, keep is not None and not repeated)
+        fate = self.fate(row, outcome.where)
         setattr(report, fate, getattr(report, fate) + 1)
         if keep and not repeated and fate != "dropped":
             keep(raw)
@@ -211,15 +211,15 @@ class Look:
 
     def repeated(self, row: Row, where: str, own: dict[bytes, str]) -> LabError | None:
         """Return the problem of a row that was there before, in this set or, as a question, in an earlier one."""
-        asked, said = question(row), digest(row)
-        if asked in self.questions:
+        prompt, key = question(row), digest(row)
+        if prompt in self.questions:
             self.report.overlap += 1
-            return fail("data_overlap", where=where, first=self.questions[asked])
-        own.setdefault(asked, where)
-        if said in self.rows:
+            return fail("data_overlap", where=where, first=self.questions[prompt])
+        own.setdefault(prompt, where)
+        if key in self.rows:
             self.report.duplicates += 1
-            return fail("data_duplicate", where=where, first=self.rows[said])
-        self.rows[said] = where
+            return fail("data_duplicate", where=where, first=self.rows[key])
+        self.rows[key] = where
         return None
 
     def escaped(self, made: Made, fixing: bool) -> Row:
@@ -289,13 +289,13 @@ def with_rows_written(look: Look, name: str, dataset_dir: Path, fix_to: Path) ->
 def unread_problem(entry: Entry, partial: Path, written: int) -> str:
     """Return why rows that were written are not read as those of their set were, "" if they are."""
     try:
-        named = replace(entry, encoding="utf-8", where="") if entry.where else detect(partial)
-        read = [made.row for made in converted(named, partial, None, None)]
+        explicit = replace(entry, encoding="utf-8", where="") if entry.where else detect(partial)
+        read = [made.row for made in converted(explicit, partial, None, None)]
     except LabError as error:
         return error.what
     problem = next((row.what for row in read if isinstance(row, LabError)), "")
-    same = len(read) == written and format_of_entry(named).convert is format_of_entry(entry).convert
-    return problem or ("" if same else f"{described(named)}, {len(read)} / {written}")
+    same = len(read) == written and format_of_entry(explicit).convert is format_of_entry(entry).convert
+    return problem or ("" if same else f"{described(explicit)}, {len(read)} / {written}")
 
 
 @dataclass

@@ -49,8 +49,8 @@ def converted(
         seen.update(dict.fromkeys(raw))
         try:
             refuse_media(raw, where)
-            made = convert(raw, columns, tags, where)
-            yield Made(where, raw, made if substitutions is None else filled(made, substitutions, where))
+            row = convert(raw, columns, tags, where)
+            yield Made(where, raw, row if substitutions is None else filled(row, substitutions, where))
         except LabError as problem:
             unknown = not any(column in raw for column in columns.values())
             yield Made(where, raw, (unknown and wrapped(raw, where)) or problem)

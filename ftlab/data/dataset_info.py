@@ -119,11 +119,11 @@ def entry_of(name: str, dataset_dir: Path) -> Entry:
     info = read_info(dataset_dir)
     if name not in info:
         raise fail("data_unknown_set", where=str(dataset_dir / INFO), name=name, nearest=suggestion(name, info))
-    where, given = f"{dataset_dir / INFO}: {name}", info[name]
-    if not isinstance(given, dict):
-        raise fail("data_not_object", where=where, got=kind(given))
-    check_types(given, where)
-    entry = Entry(**{key: value for key, value in given.items() if key not in OTHER_SOURCES}, where=where)
+    where, values = f"{dataset_dir / INFO}: {name}", info[name]
+    if not isinstance(values, dict):
+        raise fail("data_not_object", where=where, got=kind(values))
+    check_types(values, where)
+    entry = Entry(**{key: value for key, value in values.items() if key not in OTHER_SOURCES}, where=where)
     if entry.formatting not in FORMATTINGS:
         known = ", ".join(FORMATTINGS)
         raise fail("data_formatting", where=where, formatting=entry.formatting, known=known)
@@ -133,11 +133,11 @@ def entry_of(name: str, dataset_dir: Path) -> Entry:
     return entry
 
 
-def check_types(given: Row, where: str) -> None:
+def check_types(values: Row, where: str) -> None:
     """Refuse an entry whose keys or values cannot be meant."""
     known = {one.name: one for one in fields(Entry) if one.name != "where"}
     types = {"ranking": (bool,), "columns": (dict,), "tags": (dict,), "num_samples": (int, type(None))}
-    for key, value in given.items():
+    for key, value in values.items():
         if key in OTHER_SOURCES:
             continue
         if key not in known:
@@ -146,15 +146,15 @@ def check_types(given: Row, where: str) -> None:
         if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
             raise fail("data_key_type", where=where, key=key, got=kind(value), expected=allowed[0].__name__)
     for key, names in (("columns", (*COLUMNS, *MEDIA_COLUMNS)), ("tags", tuple(SHAREGPT_TAGS))):
-        for name, value in given.get(key, {}).items():
+        for name, value in values.get(key, {}).items():
             if name not in names:
                 raise fail("data_unknown_key", where=f"{where}: {key}", key=name, nearest=suggestion(name, names))
             if name in MEDIA_COLUMNS and value is not None:
                 raise fail("data_media", where=f"{where}: {key}", column=name)
             if not isinstance(value, str | None):
                 raise fail("data_key_type", where=f"{where}: {key}", key=name, got=kind(value), expected="str")
-    if given.get("num_samples") is not None and given["num_samples"] < 1:
-        raise fail("data_key_type", where=where, key="num_samples", got=given["num_samples"], expected="int > 0")
+    if values.get("num_samples") is not None and values["num_samples"] < 1:
+        raise fail("data_key_type", where=where, key="num_samples", got=values["num_samples"], expected="int > 0")
 
 
 def check_columns(entry: Entry) -> None:
@@ -165,9 +165,9 @@ def check_columns(entry: Entry) -> None:
     if entry.formatting == "alpaca" and not entry.ranking and {"query", "history", "kto_tag"} & set(columns):
         needed.append("response")
     needed_tags = ["role_tag", "content_tag", "user_tag", "assistant_tag"] if entry.formatting != "alpaca" else []
-    for key, given, wanted in (("columns", columns, needed), ("tags", entry.all_tags(), needed_tags)):
+    for key, names, wanted in (("columns", columns, needed), ("tags", entry.all_tags(), needed_tags)):
         for name in wanted:
-            if name not in given:
+            if name not in names:
                 raise fail("data_reset", where=f"{entry.where}: {key}", key=key, name=name)
 
 

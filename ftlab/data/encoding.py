@@ -71,9 +71,9 @@ def encode_turns(tokenizer: "PreTrainedTokenizerBase", row: Row, how: Encoding) 
     from ftlab import tokens
 
     whole = tokens.examples(tokenizer, row, mask_history=how.mask_history)
-    made = [tokens.truncated(turns, how.cutoff_len, how.train_on_prompt) for turns in whole]
-    kept = [example for example in made if any(label != tokens.IGNORED for label in example["labels"])]
-    lost = sum(map(tokens.length, whole)) - sum(len(example["input_ids"]) for example in made)
+    cut = [tokens.truncated(turns, how.cutoff_len, how.train_on_prompt) for turns in whole]
+    kept = [example for example in cut if any(label != tokens.IGNORED for label in example["labels"])]
+    lost = sum(map(tokens.length, whole)) - sum(len(example["input_ids"]) for example in cut)
     answers = [tokens.truncated(turns, how.cutoff_len)["labels"] for turns in whole] if lost else []
     trained = sum(label != tokens.IGNORED for labels in answers for label in labels)
     whole_answers = sum(len(turn.answer) for turns in whole for turn in turns)
@@ -100,12 +100,12 @@ def encode_sides(tokenizer: "PreTrainedTokenizerBase", row: Row, how: Encoding, 
 
 def shown(tokenizer: "PreTrainedTokenizerBase", row: Row, how: Encoding) -> list[dict[str, list[int]]]:
     """Return the training examples of an example as `input_ids` and `labels`, of a pair one for each answer."""
-    made = []
+    examples = []
     for example in encode(tokenizer, row, how).examples:
         if "input_ids" in example:
-            made.append(example)
+            examples.append(example)
             continue
         prompt = example.get("prompt_ids", [])
         answers = [ids for name, ids in example.items() if name.endswith("_ids") and name != "prompt_ids"]
-        made += [{"input_ids": prompt + ids, "labels": [-100] * len(prompt) + ids} for ids in answers]
-    return made
+        examples += [{"input_ids": prompt + ids, "labels": [-100] * len(prompt) + ids} for ids in answers]
+    return examples

@@ -68,9 +68,9 @@ def prompt_of(row: Row, columns: Columns, where: str) -> list[Message]:
 
 def question_of(row: Row, columns: Columns, where: str) -> list[Message]:
     """Return the messages of a row's prompt column: one for a string, or the list itself."""
-    given, query = row.get(columns["prompt"]), optional_text(row, columns, "query", where)
-    if is_messages(given) and not query.strip():
-        return not_trained(messages_of(given, columns["prompt"], tags_of(given), f"{where} ({columns['prompt']})"))
+    content, query = row.get(columns["prompt"]), optional_text(row, columns, "query", where)
+    if is_messages(content) and not query.strip():
+        return not_trained(messages_of(content, columns["prompt"], tags_of(content), f"{where} ({columns['prompt']})"))
     prompt = text_of(row, columns["prompt"], where, required=not query.strip())
     return [{"role": "user", "content": "\n".join(part for part in (prompt, query) if part)}]
 
@@ -79,14 +79,14 @@ def answer_of(row: Row, column: str, where: str) -> list[Message]:
     """Return the messages of an answer: one of a text or of an object, or those of a list."""
     if column not in row:
         raise no_column(row, column, where)
-    given = [row[column]] if isinstance(row[column], dict) else row[column]
+    content = [row[column]] if isinstance(row[column], dict) else row[column]
     choices = next((name for name in ("choices", "options") if isinstance(row.get(name), list | dict)), "")
-    if choices and isinstance(given, int) and not isinstance(given, bool):
+    if choices and isinstance(content, int) and not isinstance(content, bool):
         raise fail("data_choices", where=where, column=column, choices=choices)
-    if not is_messages(given):
+    if not is_messages(content):
         return [{"role": "assistant", "content": text_of(row, column, where)}]
     place = f"{where} ({column})"
-    messages = messages_of(given, column, tags_of(given), place)
+    messages = messages_of(content, column, tags_of(content), place)
     if messages[-1]["role"] != "assistant":
         raise fail("data_side_role", where=place, role=messages[-1]["role"])
     return messages
@@ -162,8 +162,8 @@ def whole_conversations(
     if not prompt or prompt[-1]["role"] not in ("user", "tool"):
         raise fail("data_no_shared_prompt", where=where)
     if "prompt" in columns and row.get(columns["prompt"]) is not None:
-        asked = [bare(one) for one in without_weights(question_of(row, columns, where))]
-        if asked != [bare(one) for one in prompt[-len(asked) :]] or history_of(row, columns, where):
+        question = [bare(one) for one in without_weights(question_of(row, columns, where))]
+        if question != [bare(one) for one in prompt[-len(question) :]] or history_of(row, columns, where):
             raise fail("data_other_prompt", where=where, column=columns["prompt"])
     system = optional_text(row, columns, "system", where)
     if system.strip() and prompt[0]["role"] != "system":
@@ -189,9 +189,9 @@ def bare(message: Message) -> Message:
 
 def alpaca_kto(row: Row, columns: Columns, tags: Tags, where: str) -> Row:
     """instruction, input, output, kto_tag (or TRL's prompt, completion, label) -> prompt, completion, label, tools."""
-    made = alpaca(row, columns, tags, where)
+    fields = alpaca(row, columns, tags, where)
     answers = len(answer_of(row, columns["response"], where))
-    return kto(made["messages"], answers, label(row, columns, where), where) | tools_of(row, columns, where)
+    return kto(fields["messages"], answers, label(row, columns, where), where) | tools_of(row, columns, where)
 
 
 def kto(messages: list[Message], answers: int, liked: bool, where: str) -> Row:
@@ -280,12 +280,12 @@ def format_of(formatting: str, ranking: bool, columns: Columns) -> Format:
     answer = () if chat else ("response",)
     if ranking:
         convert, gives = sharegpt_preference if chat else alpaca_preference, ("prompt", "chosen", "rejected", *tools)
-        made = Format(convert, gives, (*reads, "chosen", "rejected"))
+        result = Format(convert, gives, (*reads, "chosen", "rejected"))
     elif "kto_tag" in columns:
         convert, gives = sharegpt_kto if chat else alpaca_kto, ("prompt", "completion", "label", *tools)
-        made = Format(convert, gives, (*reads, *answer, "kto_tag"))
+        result = Format(convert, gives, (*reads, *answer, "kto_tag"))
     elif chat or "response" in columns:
-        made = Format(sharegpt if chat else alpaca, ("messages", *tools), (*reads, *answer))
+        result = Format(sharegpt if chat else alpaca, ("messages", *tools), (*reads, *answer))
     else:
-        made = Format(raw_text, ("text",), ("prompt",))
-    return made
+        result = Format(raw_text, ("text",), ("prompt",))
+    return result

@@ -181,13 +181,13 @@ def thought_of(turn: Row, content: str, where: str, role: str) -> Message:
     Raises:
         LabError: not a string, or a second, different reasoning text.
     """
-    given = {key: turn[key] for key in THOUGHTS if turn.get(key)} if role == "assistant" else {}
-    for key, value in given.items():
+    thoughts = {key: turn[key] for key in THOUGHTS if turn.get(key)} if role == "assistant" else {}
+    for key, value in thoughts.items():
         if not isinstance(value, str):
             raise fail("data_thought", where=where, column=key, got=kind(value))
-    texts = {value for value in given.values() if value.strip()}
+    texts = {value for value in thoughts.values() if value.strip()}
     if len(texts) > 1 or (texts and "</think>" in content):
-        raise fail("data_two_thoughts", where=where, columns=", ".join(given))
+        raise fail("data_two_thoughts", where=where, columns=", ".join(thoughts))
     return {"reasoning_content": texts.pop()} if texts else {}
 
 
@@ -197,13 +197,13 @@ def trained(turn: Row, where: str) -> bool:
     Raises:
         LabError: a weight other than 0 and 1, or two that contradict each other.
     """
-    given = {key: turn[key] for key in WEIGHTS if turn.get(key) is not None and turn[key] != []}
-    for key, value in given.items():
+    weights = {key: turn[key] for key in WEIGHTS if turn.get(key) is not None and turn[key] != []}
+    for key, value in weights.items():
         if not isinstance(value, int | float) or value not in (0, 1):
             raise fail("data_weight", where=where, key=key, got=short(value))
-    if len({bool(value) for value in given.values()}) > 1:
-        raise fail("data_weights", where=where, keys=", ".join(given))
-    return all(given.values())
+    if len({bool(value) for value in weights.values()}) > 1:
+        raise fail("data_weights", where=where, keys=", ".join(weights))
+    return all(weights.values())
 
 
 def short(value: object) -> str:
@@ -239,14 +239,14 @@ def openai_calls(calls: object, where: str) -> list[Row]:
     """Return the tool calls of an OpenAI turn, their arguments as objects, as chat templates expect them."""
     if not isinstance(calls, list) or not all(isinstance(call, dict) for call in calls):
         raise fail("data_tool_call", where=where)
-    made = []
+    result = []
     for call in calls:
         if call.get("type") not in (None, "function"):
             raise fail("data_call_type", where=where, type=call["type"])
         identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
         # Some write {"name", "arguments"} without the object around them.
-        made.append(identity | tool_call(call if call.get("function") is None else call["function"], where))
-    return made
+        result.append(identity | tool_call(call if call.get("function") is None else call["function"], where))
+    return result
 
 
 def thought_and_calls(content: str, where: str) -> tuple[str, list[Row]]:

@@ -142,11 +142,11 @@ def kept(name: str, entry: Entry, path: Path | None, hub: "Dataset | None", opti
     if target.is_file():
         return target
     unread = Unread(entry, table=is_table(path))
-    made = unread.counted(converted(entry, path, hub, options.substitutions))
+    rows = unread.counted(converted(entry, path, hub, options.substitutions))
     notes: list[Note] = []
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as scratch:
         partial = Path(scratch) / "rows.arrow"
-        good = good_rows(made, limit, name, notes, drop=options.drop)
+        good = good_rows(rows, limit, name, notes, drop=options.drop)
         write(good, (*format_of_entry(entry).gives, "where"), partial)
         notes += unread.notes(name, all_columns=not entry.where)
         if notes:
@@ -186,7 +186,7 @@ def opened(name: str, dataset_dir: Path) -> "tuple[Entry, Path | None, Dataset |
 
 
 def good_rows(
-    made: Iterable[Made], limit: int | None, name: str, notes: list[Note], *, drop: bool = False
+    rows: Iterable[Made], limit: int | None, name: str, notes: list[Note], *, drop: bool = False
 ) -> Iterator[Row]:
     """Yield rows with their places for as long as all are good; then read on, only to count what is wrong.
 
@@ -200,7 +200,7 @@ def good_rows(
     total = read = controlled = 0
     broken = False
     try:
-        for one in islice(made, limit):
+        for one in islice(rows, limit):
             read += 1
             if isinstance(one.row, LabError):
                 total += 1
@@ -238,11 +238,11 @@ def refusal(problems: list[LabError], total: int, name: str) -> LabError:
     )
 
 
-def drawn(rows: int, wanted: int, seed: int) -> list[int]:
-    """Return `wanted` row numbers by chance, each row once before any comes again, as LLaMA-Factory draws them."""
+def drawn(rows: int, count: int, seed: int) -> list[int]:
+    """Return `count` row numbers by chance, each row once before any comes again, as LLaMA-Factory draws them."""
     chance = random.Random(seed)
-    picked = chance.sample(range(rows), min(rows, wanted))
-    return picked + chance.choices(range(rows), k=wanted - len(picked))
+    picked = chance.sample(range(rows), min(rows, count))
+    return picked + chance.choices(range(rows), k=count - len(picked))
 
 
 def fingerprint(
@@ -286,8 +286,8 @@ def rows_of(name: str, dataset_dir: str | Path = "data", *, places: bool = False
     entry, path, hub = opened(name, Path(dataset_dir))
     unread = Unread(entry, table=is_table(path))
     notes: list[Note] = []
-    made = unread.counted(converted(entry, path, hub, None))
-    rows = list(good_rows(made, None, name, notes, drop=True))
+    source_rows = unread.counted(converted(entry, path, hub, None))
+    rows = list(good_rows(source_rows, None, name, notes, drop=True))
     for line in say_all([*notes, *unread.notes(name, all_columns=not entry.where)]):
         print(line)
     return rows if places else [{key: value for key, value in row.items() if key != "where"} for row in rows]

@@ -96,8 +96,8 @@ def split(
         known = suggestion(stratify, dataset.column_names)
         raise fail("data_no_column", where="stratify", column=stratify, near=known)
     unique, dropped = dedup(dataset)
-    wanted = [size_of(size, len(unique)) for size in (test_size, val_size)]
-    if sum(wanted) >= len(unique):
+    sizes = [size_of(size, len(unique)) for size in (test_size, val_size)]
+    if sum(sizes) >= len(unique):
         raise fail("data_split_size", where="val_size, test_size", got=f"{val_size}, {test_size}", rows=len(unique))
     strata: dict[str, dict[bytes, list[int]]] = defaultdict(lambda: defaultdict(list))
     for number, row in enumerate(unique):
@@ -110,14 +110,14 @@ def split(
         chance.shuffle(order)
         done += sum(map(len, order))
         # What the strata so far should have given in all, so that roundings do not add up.
-        goals = [round(size * done / len(unique)) for size in wanted]
+        goals = [round(size * done / len(unique)) for size in sizes]
         for group in order:
             part = next((n for n in (0, 1) if len(parts[n]) + len(group) <= goals[n]), 2)
             parts[part] += group
     test, validation, train = (unique.select(sorted(part)) for part in parts)
-    made = Split(train, validation, test, dropped)
-    print(made)
-    return made
+    result = Split(train, validation, test, dropped)
+    print(result)
+    return result
 
 
 def size_of(size: float, rows: int) -> int:

@@ -72,9 +72,9 @@ class Unread:
             self.keys.update(unread_keys(turn, tags))
         self.systems += self.other_system(raw, row)
         self.nulls += self.table and (any(null_arguments(turn) for turn, _ in turns) or self.null_tools(raw))
-        said = list(texts(row))
-        self.media.update({f"<{one}>" for text in said if "<" in text for one in MEDIA if f"<{one}>" in text})
-        self.placeholders += any("{{" in text and PLACEHOLDER.search(text) for text in said)
+        strings = list(texts(row))
+        self.media.update({f"<{one}>" for text in strings if "<" in text for one in MEDIA if f"<{one}>" in text})
+        self.placeholders += any("{{" in text and PLACEHOLDER.search(text) for text in strings)
         whole: list[tuple[str, Any]] = [("answer", text) for text in answers(row)]
         whole += [(self.named[name], raw.get(self.named[name])) for name in ("query", "system") if name in self.named]
         plain = [(part, text.strip()) for part, text in whole if isinstance(text, str)]

@@ -34,16 +34,16 @@ def settle(recipe: Recipe, where: dict[str, str]) -> Recipe:
     if not recipe.continues or (config := config_of(str(recipe.adapter_name_or_path))) is None:
         return recipe
     require_stage(recipe, config, where)
-    given, has = recipe.model_fields_set, decided(config)
+    explicit, has = recipe.model_fields_set, decided(config)
     kind = str(config.get("peft_type")).lower()
     if kind != "lora":
         return settle_method(recipe, kind, where)
-    if "lora_target" in given and recipe.lora_target == "all":
+    if "lora_target" in explicit and recipe.lora_target == "all":
         # Whether the adapter has all layers only the model can tell: stages.rehearse.
         del has["lora_target"]
     for key, value in (has | {"finetuning_type": kind, "pissa_init": False, "init_lora_weights": None}).items():
-        asked = getattr(recipe, key)
-        if key in given and asked is not None and comparable(asked) != comparable(value):
+        own = getattr(recipe, key)
+        if key in explicit and own is not None and comparable(own) != comparable(value):
             raise other(recipe, key, value, where)
     return recipe.model_copy(update=has)
 

@@ -244,8 +244,8 @@ def options(
         raise fail("recipe_command", where=where, reason=f"only a shell knows what {unset} is")
     values, bare = pairs(words[place:], where)
     values |= launched(words[:place], environment)
-    named = next((word for word in bare if word.endswith((".yaml", ".yml", ".json")) and "=" not in word), None)
-    config = values.pop("config", None) or named
+    file = next((word for word in bare if word.endswith((".yaml", ".yml", ".json")) and "=" not in word), None)
+    config = values.pop("config", None) or file
     for word in bare:
         key, equals, value = word.partition("=")
         if word != config and not equals:
@@ -291,10 +291,10 @@ def pairs(words: list[str], where: str) -> tuple[Values, list[str]]:
             bare.append(word)
             continue
         name, equals, text = word.removeprefix("--").partition("=")
-        given = [text] if equals else []
+        inline = [text] if equals else []
         while not equals and rest and not (rest[0].startswith("--") or ENDS.match(rest[0])):
-            given.append(rest.pop(0))
-        parsed = [part_of(text, where) for text in given]
+            inline.append(rest.pop(0))
+        parsed = [part_of(text, where) for text in inline]
         name = name.replace("-", "_")
         if not parsed and name.startswith("no_") and name[3:] in FIELDS:
             # argparse's way to turn a switch off.
@@ -330,8 +330,8 @@ PROCESSES = r"--(?:nproc[-_]per[-_]node|num_processes|num_gpus)[ =]"
 def launched(words: list[str], environment: dict[str, str]) -> Values:
     """Return the number of processes that a launcher, or swift's environment, asks for."""
     text = " ".join(words)
-    asked = re.search(rf"{PROCESSES}(\d+)", text)
-    count = asked[1] if asked else environment.get("NPROC_PER_NODE", "")
+    match = re.search(rf"{PROCESSES}(\d+)", text)
+    count = match[1] if match else environment.get("NPROC_PER_NODE", "")
     return {"nproc_per_node": int(count)} if count.isdigit() else {}
 
 

@@ -123,8 +123,8 @@ def comes_to(name: str, value: Any, config: Values, framework: Framework) -> tup
     """
     if name in framework.read:
         result = framework.read[name](value, config)
-        kept, said = result if isinstance(result, tuple) else (result, "")
-        return kept, f"{name}: {said}" if said else ""
+        kept, note = result if isinstance(result, tuple) else (result, "")
+        return kept, f"{name}: {note}" if note else ""
     if name in framework.dropped:
         return {}, say("recipe_note_dropped", key=name, value=shown(value, name), reason=framework.dropped[name])
     ours = {theirs: key for key, theirs in framework.names.items()} | framework.also

@@ -856,10 +856,12 @@ CONDITIONS = (
 def ineffective(recipe: Recipe) -> list[tuple[str, Any, str]]:
     """Return (key, value, what it needs) of every key that was given and changes nothing in this run."""
     own = {name: getattr(recipe, name) for name in recipe.model_fields_set if name != "training"}
-    given = {name: value for name, value in own.items() if value != Recipe.model_fields[name].default}
-    given |= recipe.training
+    changed = {name: value for name, value in own.items() if value != Recipe.model_fields[name].default}
+    changed |= recipe.training
     unmet = [condition for condition in CONDITIONS if not condition.met(recipe)]
-    return [(name, given[name], condition.needs) for condition in unmet for name in condition.names if name in given]
+    return [
+        (name, changed[name], condition.needs) for condition in unmet for name in condition.names if name in changed
+    ]
 
 
 def finite(value: object) -> bool:

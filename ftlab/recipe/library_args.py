@@ -88,43 +88,43 @@ def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[d
     settings: dict[str, Any] = training_arguments(machine) | {"bf16": autocasts(recipe, machine)}
     # transformers' own defaults where trl has others, so that a LLaMA-Factory YAML means what it meant.
     settings |= {"learning_rate": 5e-5, "logging_steps": 1, "report_to": "none", "logging_nan_inf_filter": False}
-    asked, notes = dict(recipe.training), []
+    fields, notes = dict(recipe.training), []
     if recipe.early_stopping_steps:
         settings |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss"}
-    wished = {name for name in FORMATS if asked.get(name)}
+    wished = {name for name in FORMATS if fields.get(name)}
     for name, dtype in FORMATS.items():
         possible = machine.mixed_precision and (name == "fp16" or machine.dtype == "bfloat16")
-        if name in asked and not (asked[name] and possible):
-            given = asked.pop(name)
-            if given is not (machine.dtype == dtype) and not (wished - {name}):
-                value = str(given).lower()
+        if name in fields and not (fields[name] and possible):
+            entry = fields.pop(name)
+            if entry is not (machine.dtype == dtype) and not (wished - {name}):
+                value = str(entry).lower()
                 notes.append(say("train_format", key=name, value=value, dtype=machine.dtype, reason=machine.reason))
     for part in ("", "_kwargs"):
-        for given in (settings, asked):
-            if f"gradient_checkpointing{part}" in given:
-                given[f"{CHECKPOINTING}{part}"] = given.pop(f"gradient_checkpointing{part}")
+        for entry in (settings, fields):
+            if f"gradient_checkpointing{part}" in entry:
+                entry[f"{CHECKPOINTING}{part}"] = entry.pop(f"gradient_checkpointing{part}")
     if machine.dtype == "float16" and not machine.mixed_precision:
         raise fail("train_float16", where="FTLAB_DTYPE", accelerator=machine.accelerator)
-    if asked.get("bf16"):
+    if fields.get("bf16"):
         settings["fp16"] = False
-    if asked.get("fp16"):
+    if fields.get("fp16"):
         settings["bf16"] = False
-    if recipe.objective == "kto" and asked.get("per_device_train_batch_size") == 1:
+    if recipe.objective == "kto" and fields.get("per_device_train_batch_size") == 1:
         # TRL estimates the KL term from other rows of the same batch, so that it needs two.
-        accumulated = asked.get("gradient_accumulation_steps", 1)
-        asked |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": max(1, accumulated // 2)}
+        accumulated = fields.get("gradient_accumulation_steps", 1)
+        fields |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": max(1, accumulated // 2)}
         notes.append(say("train_kto_pairs", accumulated=max(1, accumulated // 2)))
     # ftlab rotates itself (checkpoint.py): Trainer would count, and delete, what another run left.
-    asked.pop("save_total_limit", None)
-    asked.pop("resume_from_checkpoint", None)
-    if asked.get("deepspeed"):
-        asked["deepspeed"] = sharding.deepspeed(asked["deepspeed"])
+    fields.pop("save_total_limit", None)
+    fields.pop("resume_from_checkpoint", None)
+    if fields.get("deepspeed"):
+        fields["deepspeed"] = sharding.deepspeed(fields["deepspeed"])
     # Completions have a limit of their own, and prompts above cutoff_len were dropped.
     limit = {} if recipe.objective in REWARDED else {"max_length": recipe.cutoff_len}
     balanced = recipe.moe_aux_loss_coef is not None and recipe.objective in BALANCED
     balance = {"router_aux_loss_coef": recipe.moe_aux_loss_coef} if balanced else {}
     fixed = {"output_dir": str(folder)} | limit | balance | objective_settings(recipe)
-    return settings | asked | fixed, notes
+    return settings | fields | fixed, notes
 
 
 def autocasts(recipe: Recipe, machine: Machine) -> bool:

@@ -88,12 +88,12 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
     quantized = {None: plain, 8: memory.INT8_BYTES, 4: nf4_bytes(recipe)}[recipe.quantization_bit]
     settings, _ = library_args.training_settings(recipe, Path("."), machine)
     batch = settings.get("per_device_train_batch_size", 8)
-    given = min(length or recipe.cutoff_len, recipe.cutoff_len)
+    tokens = min(length or recipe.cutoff_len, recipe.cutoff_len)
     new_tokens = recipe.max_new_tokens if recipe.writes else 0
     plan = library_args.plan(recipe, machine, decoder.family)
     return Training(
         sequences=batch * (2 if recipe.objective in PAIRED else 1),
-        length=given + new_tokens,
+        length=tokens + new_tokens,
         trained=trained_weights(recipe, decoder),
         trained_layers=reached_layers(recipe, decoder) if kind == "freeze" else 0,
         adapter_rank=recipe.lora_rank if recipe.frozen_base else 0,
@@ -111,7 +111,7 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
         # The divergence from a teacher is computed at every place.
         new_tokens=new_tokens if recipe.objective in REWARDED else 0,
         rollout_rows=rollout_rows(recipe, batch, settings.get("gradient_accumulation_steps", 1)),
-        repeated=repeated_rows(recipe, batch) * given if plan.attention else 0,
+        repeated=repeated_rows(recipe, batch) * tokens if plan.attention else 0,
         hidden_kept=recipe.objective == "ppo",
         experts_adapted=kind == "lora" and adapts_experts(recipe),
         state_bytes=muon_state_bytes(recipe, decoder, trained_bytes(recipe, machine, plain, plan)),
@@ -251,9 +251,9 @@ def report(recipe: Recipe, machine: Machine) -> str:
     lines = [f"{batch.sequences} rows of {batch.length} tokens at a time"]
     lines += [f"{'GiB':<24} weights  moments gradients activations   logits     peak  smallest GPU"]
     for label, keys in rows.items():
-        wanted = recipe if "this" in label else changed(without(recipe, "quantization_bit", "peft_config"), keys)
-        if wanted:
-            lines.append(row(label, needs(wanted, machine)))
+        variant = recipe if "this" in label else changed(without(recipe, "quantization_bit", "peft_config"), keys)
+        if variant:
+            lines.append(row(label, needs(variant, machine)))
     own = memory.estimate(sizes(recipe.model_name_or_path, **recipe.source), batch)
     if recipe.adapts and recipe.finetuning_type != "lora":
         lines.append(say("memory_like_lora", method=recipe.finetuning_type))

@@ -141,14 +141,14 @@ def translate(given: Given) -> tuple[Given, list[str]]:
     Raises:
         LabError: a key, or a value, that this stack cannot serve; or two names of one setting that disagree.
     """
-    asked = {str(name): value for name, value in given.values.items() if value is not None}
+    entries = {str(name): value for name, value in given.values.items() if value is not None}
     values: dict[str, Any] = {}
     notes: list[str] = []
     places = dict(given.places)
-    for name, value in asked.items():
+    for name, value in entries.items():
         where = given.where(name)
         refuse_out_of_reach(name, value, where)
-        if name in translated_keys.DROPPED and asked.get(translated_keys.MAIN_OF.get(name, "")) is not True:
+        if name in translated_keys.DROPPED and entries.get(translated_keys.MAIN_OF.get(name, "")) is not True:
             notes.append(dropped(name, value, translated_keys.DROPPED[name]))
         if name in (*translated_keys.DROPPED, *translated_keys.OUT_OF_REACH, *RESOLVED):
             continue
@@ -163,13 +163,13 @@ def translate(given: Given) -> tuple[Given, list[str]]:
             if new in values and values[new] != new_value:
                 raise two_values(given, new, values[new], name, value)
             values[new] = new_value
-            if new not in asked:
+            if new not in entries:
                 places[new] = where
-    for name in (name for name in RESOLVED if name in asked):
-        pairs, said = RESOLVED[name](asked, given.where(name))
+    for name in (name for name in RESOLVED if name in entries):
+        pairs, note = RESOLVED[name](entries, given.where(name))
         values |= pairs
         places |= dict.fromkeys(pairs, given.where(name))
-        notes += [said] if said else []
+        notes += [note] if note else []
     return Given(values, places, given.place), notes
 
 
@@ -217,13 +217,13 @@ def two_values(given: Given, new: str, first: Any, name: str, value: Any) -> Lab
 Resolved = tuple[dict[str, Any], str]
 
 
-def warmup(asked: dict[str, Any], where: str) -> Resolved:
+def warmup(entries: dict[str, Any], where: str) -> Resolved:
     """Return `warmup_ratio` as `warmup_steps`: as in transformers 4, it counts unless warmup_steps is above 0.
 
     Raises:
         LabError: a ratio that is not between 0 and 1.
     """
-    ratio, steps = asked["warmup_ratio"], asked.get("warmup_steps", 0)
+    ratio, steps = entries["warmup_ratio"], entries.get("warmup_steps", 0)
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
         reason = "it must be a share of all steps, from 0 to 1"
         raise fail("recipe_range", where=where, key="warmup_ratio", value=brief(ratio), reason=reason)
@@ -237,19 +237,19 @@ def warmup(asked: dict[str, Any], where: str) -> Resolved:
     return {"warmup_steps": share}, note
 
 
-def neat_packing(asked: dict[str, Any], where: str) -> Resolved:
+def neat_packing(entries: dict[str, Any], where: str) -> Resolved:
     """Return `neat_packing` as `packing`: true turns packing on, as in LLaMA-Factory, whatever `packing` says.
 
     Raises:
         LabError: stage pt, which joins texts instead of keeping them apart.
     """
-    value = asked["neat_packing"]
+    value = entries["neat_packing"]
     if value is False:
         return {}, dropped("neat_packing", value, "examples that share a row are always kept apart")
-    if asked.get("stage") == "pt":
+    if entries.get("stage") == "pt":
         raise fail("recipe_together", where=where, reason="`neat_packing` is for `stage: sft`: pt joins texts")
     reason = "examples that share a row are kept apart"
-    reason += "; `packing: false` is overridden by it" if asked.get("packing") is False else ""
+    reason += "; `packing: false` is overridden by it" if entries.get("packing") is False else ""
     note = say("recipe_note_renamed", key="neat_packing", new="packing", value=brief(value), reason=reason)
     return {"packing": value}, note
 
@@ -261,24 +261,26 @@ def low_rank(name: str, settings: dict[str, str]) -> Callable[[dict[str, Any], s
         settings: LLaMA-Factory's key without its prefix -> transformers' name in `optim_args`.
     """
 
-    def resolve(asked: dict[str, Any], where: str) -> Resolved:
-        key, value = f"use_{name}", asked[f"use_{name}"]
+    def resolve(entries: dict[str, Any], where: str) -> Resolved:
+        key, value = f"use_{name}", entries[f"use_{name}"]
         if value is False:
             return {}, ""
         if value is not True:
             raise fail("recipe_value", where=where, key=key, value=brief(value), reason="true or false")
-        if asked.get("finetuning_type", "lora") == "lora":
+        if entries.get("finetuning_type", "lora") == "lora":
             reason = f"`{key}` projects the gradients of whole weights: it needs `finetuning_type: full` or freeze"
             raise fail("recipe_together", where=where, reason=reason)
-        given = {short: asked[f"{name}_{short}"] for short in settings if asked.get(f"{name}_{short}") is not None}
-        words = ",".join(f"{settings[short]}={value}" for short, value in given.items())
-        target = str(asked.get(f"{name}_target", "all"))
+        options = {
+            short: entries[f"{name}_{short}"] for short in settings if entries.get(f"{name}_{short}") is not None
+        }
+        words = ",".join(f"{settings[short]}={value}" for short, value in options.items())
+        target = str(entries.get(f"{name}_target", "all"))
         values = {
-            "optim": f"{name}_adamw{'_layerwise' * (asked.get(f'{name}_layerwise') is True)}",
+            "optim": f"{name}_adamw{'_layerwise' * (entries.get(f'{name}_layerwise') is True)}",
             "optim_target_modules": "all-linear" if target == "all" else [part.strip() for part in target.split(",")],
         } | ({"optim_args": words} if words else {})
-        said = ", ".join(f"{new}: {brief(now)}" for new, now in values.items())
-        return values, say("recipe_note_optimizer", key=key, found=said)
+        listed = ", ".join(f"{new}: {brief(now)}" for new, now in values.items())
+        return values, say("recipe_note_optimizer", key=key, found=listed)
 
     return resolve
 
@@ -290,15 +292,15 @@ OFT = {"oft_rank": ("r", 0), "oft_block_size": ("oft_block_size", 32), "module_d
 def oft(name: str) -> Callable[[dict[str, Any], str], Resolved]:
     """Return what resolves a key of OFT: fields of `peft_config`, or for `oft_target` the layers."""
 
-    def resolve(asked: dict[str, Any], where: str) -> Resolved:
-        if asked.get("finetuning_type") != "oft":
-            return {}, dropped(name, asked[name], "it counts beside finetuning_type: oft alone")
+    def resolve(entries: dict[str, Any], where: str) -> Resolved:
+        if entries.get("finetuning_type") != "oft":
+            return {}, dropped(name, entries[name], "it counts beside finetuning_type: oft alone")
         if name == "oft_target":
-            layers = asked[name]
+            layers = entries[name]
             values = {"lora_target": ",".join(map(str, layers)) if isinstance(layers, list) else layers}
         else:
-            fields = {field: asked.get(key, usual) for key, (field, usual) in OFT.items()}
-            values = {"peft_config": fields | (asked.get("peft_config") or {})}
+            fields = {field: entries.get(key, usual) for key, (field, usual) in OFT.items()}
+            values = {"peft_config": fields | (entries.get("peft_config") or {})}
         ((new, value),) = values.items()
         reason = "other methods of PEFT have their fields there"
         return values, say("recipe_note_renamed", key=name, new=new, value=brief(value), reason=reason)
@@ -306,13 +308,13 @@ def oft(name: str) -> Callable[[dict[str, Any], str], Resolved]:
     return resolve
 
 
-def resume(asked: dict[str, Any], where: str) -> Resolved:
+def resume(entries: dict[str, Any], where: str) -> Resolved:
     """Return `resume_from_checkpoint`, or for true what it comes to: an unfinished run is resumed without it."""
-    value = asked["resume_from_checkpoint"]
+    value = entries["resume_from_checkpoint"]
     if value is not True:
         return {"resume_from_checkpoint": value}, ""
-    folder = Path(str(asked.get("output_dir", ""))).expanduser()
-    left = asked.get("output_dir") and next(folder.glob("checkpoint-*"), None)
+    folder = Path(str(entries.get("output_dir", ""))).expanduser()
+    left = entries.get("output_dir") and next(folder.glob("checkpoint-*"), None)
     start = (
         "an unfinished run is resumed without it" if left else f"{folder} has no checkpoint: training starts at step 1"
     )

@@ -33,16 +33,16 @@ CONFIG = (
 )  # fmt: skip
 
 
-def fsdp(asked: dict[str, Any], where: str) -> tuple[dict[str, Any], str]:
+def fsdp(keys: dict[str, Any], where: str) -> tuple[dict[str, Any], str]:
     """Return the keys of FSDP as `fsdp: true` and one `fsdp_config`, and no note.
 
     Raises:
         LabError: a strategy or an entry that FSDP2 does not have, or a configuration file that cannot be read.
     """
-    given = asked.get("fsdp", False)
+    given = keys.get("fsdp", False)
     words = given.split() if isinstance(given, str) else given if isinstance(given, list) else ()
-    config = read(asked.get("fsdp_config") or {}, "fsdp_config", where)
-    more = {name: asked[name] for name in BESIDE if asked.get(name)}
+    config = read(keys.get("fsdp_config") or {}, "fsdp_config", where)
+    more = {name: keys[name] for name in BESIDE if keys.get(name)}
     settings: dict[str, Any] = {}
     for word in map(str, words):
         if word not in WORDS:

@@ -57,8 +57,8 @@ def parse(text: str, where: str) -> Any:
     except LabError:
         raise
     except DuplicateKeyError as error:
-        line, named = error.problem_mark.line + 1, DUPLICATE.search(str(error.problem))
-        key = named[1] if named else "?"
+        line, match = error.problem_mark.line + 1, DUPLICATE.search(str(error.problem))
+        key = match[1] if match else "?"
         values: dict[str, Any] = {"key": repr(key).strip("'\""), "first": first_line(text, key, line)}
         raise fail("recipe_twice", where=f"{where}:{line}", **values) from None
     except MarkedYAMLError as error:

@@ -132,8 +132,8 @@ def settle(name: str | None, tokenizer: "PreTrainedTokenizerBase", replace: bool
             key = "recipe_template_none" if own is None else "recipe_template_no_text"
             raise fail(key, where="template", name=name, known=", ".join(TEXTS))
         tokenizer.chat_template = TEXTS[name]
-        given = say("recipe_note_template_base" if own is None else "recipe_note_template_given", name=name)
-        return "\n".join(filter(None, (given, plain_note(name, tokenizer))))
+        note = say("recipe_note_template_base" if own is None else "recipe_note_template_given", name=name)
+        return "\n".join(filter(None, (note, plain_note(name, tokenizer))))
     text = own if isinstance(own, str) else " ".join(own.values())
     same, blocks = family is family_of_text(text), thinks(tokenizer)
     if same and blocks == (name in THINKING):
@@ -185,8 +185,8 @@ def right_name(template: str, model: str, blocks: bool) -> str:
     family = family_of_text(template)
     fitting = [name for name in family.names if (name in THINKING) is blocks] if family else []
     spoken = Path(model).name.lower()
-    told = [name for name in fitting if name.removesuffix("_nothink") in spoken]
-    return max(told, key=len) if told else (fitting or [""])[0]
+    candidates = [name for name in fitting if name.removesuffix("_nothink") in spoken]
+    return max(candidates, key=len) if candidates else (fitting or [""])[0]
 
 
 def rendered(tokenizer: "PreTrainedTokenizerBase", *turns: tuple[str, str], ask: bool = False) -> str:
@@ -199,9 +199,9 @@ def rendered(tokenizer: "PreTrainedTokenizerBase", *turns: tuple[str, str], ask:
 
 def thinks(tokenizer: "PreTrainedTokenizerBase") -> bool:
     """Return True if a chat template adds a think block, into an answer or before it."""
-    asked = ("user", QUESTION)
-    answered = rendered(tokenizer, asked, ("assistant", ANSWER))
-    return "<think>" in answered + rendered(tokenizer, asked, ask=True)
+    question = ("user", QUESTION)
+    answered = rendered(tokenizer, question, ("assistant", ANSWER))
+    return "<think>" in answered + rendered(tokenizer, question, ask=True)
 
 
 def system_note(name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
@@ -222,5 +222,5 @@ def own_system_turn(tokenizer: "PreTrainedTokenizerBase") -> str:
         return ""
     between = after.partition(QUESTION)[0]
     # Some templates put a date before whatever the system turn says: then that is all there is.
-    said = rest.partition(between)[0]
-    return said or before.removeprefix(tokenizer.bos_token or "")
+    system = rest.partition(between)[0]
+    return system or before.removeprefix(tokenizer.bos_token or "")

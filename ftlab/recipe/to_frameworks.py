@@ -124,10 +124,10 @@ def lacks(framework: str, name: str, value: str) -> LabError:
 
 def relevant(recipe: Recipe) -> Values:
     """Return the keys that say something about this run: what was set, and what other frameworks set differently."""
-    given, own = plain(recipe), decisive(recipe) | {"output_dir": recipe.output_dir}
+    explicit, own = plain(recipe), decisive(recipe) | {"output_dir": recipe.output_dir}
     values = {name: own[name] for name in Recipe.model_fields if name in ALWAYS and own.get(name) is not None}
     elsewhere = set(keys.OUTSIDE_THE_RUN) - {"output_dir", "default_system"} | SILENT
-    values |= {name: value for name, value in given.items() if name not in elsewhere}
+    values |= {name: value for name, value in explicit.items() if name not in elsewhere}
     # pt packs unless told otherwise; the frameworks don't.
     values |= {"packing": True} if recipe.packs else {}
     for name in ("model_name_or_path", "ref_model", "teacher_model"):
@@ -208,8 +208,8 @@ def llamafactory(recipe: Recipe) -> str:
     if recipe.reward_funcs:
         # Its PPO asks a model for every reward.
         raise lacks("llamafactory", "reward_funcs", recipe.reward_funcs)
-    asked = {name: value for name, value in plain(recipe).items() if name in keys.OUTSIDE_THE_RUN}
-    values = relevant(recipe) | asked | {"do_train": True, "dataset_dir": recipe.dataset_dir}
+    outside = {name: value for name, value in plain(recipe).items() if name in keys.OUTSIDE_THE_RUN}
+    values = relevant(recipe) | outside | {"do_train": True, "dataset_dir": recipe.dataset_dir}
     values |= {"template": recipe.template} if recipe.template else {}
     if values["stage"] in ("orpo", "simpo"):
         values |= {"stage": "dpo", "pref_loss": recipe.objective}
@@ -301,8 +301,8 @@ def swift_distillation(recipe: Recipe, theirs: Values, left: Values) -> str:
     theirs |= {"max_completion_length": recipe.max_new_tokens, "temperature": recipe.temperature}
     if recipe.model_revision != "main":
         theirs["teacher_model_revision"] = recipe.model_revision
-    said = f"# temperature: {DIVIDED}\n" if recipe.temperature != 1 else ""
-    return said + comments(left) + command("swift rlhf", theirs)
+    note = f"# temperature: {DIVIDED}\n" if recipe.temperature != 1 else ""
+    return note + comments(left) + command("swift rlhf", theirs)
 
 
 def swift_rewards(recipe: Recipe) -> Values:
@@ -438,9 +438,9 @@ def axolotl_set(recipe: Recipe, name: str) -> Values:
     turns = {"field_messages": columns.get("messages"), "message_property_mappings": roles}
     if recipe.objective in PREFERENCES:
         # A prompt that is a text is one user turn to it.
-        named = turns if entry.formatting != "alpaca" else {"field_messages": columns["prompt"]}
+        fields = turns if entry.formatting != "alpaca" else {"field_messages": columns["prompt"]}
         sides = {"field_chosen": columns["chosen"], "field_rejected": columns["rejected"]}
-        return read | {"type": "chat_template.default"} | named | sides
+        return read | {"type": "chat_template.default"} | fields | sides
     return read | ({"type": "alpaca"} if entry.formatting == "alpaca" else {"type": "chat_template"} | turns)
 
 
@@ -473,16 +473,16 @@ def alpaca_lora(recipe: Recipe) -> str:
     fixed = {"stage": "sft", "finetuning_type": "lora", "gradient_accumulation_steps": accumulated, "seed": 42}
     fixed |= {"weight_decay": 0.0, "lr_scheduler_type": "linear", "logging_steps": values["logging_steps"]}
     left = {name: value for name, value in left.items() if fixed.get(name) != value}
-    said = "# finetune.py loads the base in 8 bits, warms up for 100 steps and has a prompt template of its own\n"
-    return said + comments(left) + command("python finetune.py", theirs)
+    note = "# finetune.py loads the base in 8 bits, warms up for 100 steps and has a prompt template of its own\n"
+    return note + comments(left) + command("python finetune.py", theirs)
 
 
 def command(start: str, values: Values) -> str:
     """Return a shell command, an option per line."""
     lines = [start]
     for name, value in values.items():
-        given = value if isinstance(value, list) else [value]
-        written = [str(part).lower() if isinstance(part, bool) else str(part) for part in given]
+        items = value if isinstance(value, list) else [value]
+        written = [str(part).lower() if isinstance(part, bool) else str(part) for part in items]
         lines.append(f"    --{name} {shlex.join(written)}")
     return " \\\n".join(lines) + "\n"
 

@@ -103,15 +103,17 @@ def template_line(recipe: Recipe) -> str:
 def rows(recipe: Recipe) -> str:
     """Return the part that reads the data: it needs the recipe's data keys only."""
     values = recipe.model_dump(exclude_defaults=True)
-    given = {"model_name_or_path": recipe.model_name_or_path} | {name: values[name] for name in DATA if name in values}
-    given |= {"seed": recipe.training["seed"]} if "seed" in recipe.training else {}
+    settings = {"model_name_or_path": recipe.model_name_or_path} | {
+        name: values[name] for name in DATA if name in values
+    }
+    settings |= {"seed": recipe.training["seed"]} if "seed" in recipe.training else {}
     options = [repr(location(recipe.model_name_or_path)), *source(recipe)]
     options += ["trust_remote_code=True"] if recipe.trust_remote_code else []
     lines = [
         f"tokenizer = AutoTokenizer.from_pretrained({', '.join(options)})",
         "tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token",
         template_line(recipe),
-        "data = read.load({" + "".join(f"\n    {name!r}: {value!r}," for name, value in given.items()) + "\n})",
+        "data = read.load({" + "".join(f"\n    {name!r}: {value!r}," for name, value in settings.items()) + "\n})",
         "train_dataset, eval_dataset = dataset.splits(data, tokenizer)",
         "",
     ]
@@ -125,8 +127,8 @@ def source(recipe: Recipe, name: str | None = None) -> list[str]:
         name: another model than the one that is trained; on this machine it has no revisions.
     """
     here = name is not None and not models.has_revisions(name)
-    given = {"revision": "main" if here else recipe.model_revision, "cache_dir": recipe.cache_dir}
-    return [f"{name}={value!r}" for name, value in given.items() if value not in ("main", None)]
+    items = {"revision": "main" if here else recipe.model_revision, "cache_dir": recipe.cache_dir}
+    return [f"{name}={value!r}" for name, value in items.items() if value not in ("main", None)]
 
 
 def model(recipe: Recipe, machine: device.Machine) -> str:
@@ -178,10 +180,10 @@ def training(
     if recipe.stage in GROUPED:
         options.append("reward_funcs=rewards.functions(data, model.config._name_or_path, model.dtype)")
     if recipe.teacher_model and recipe.stage == "gkd":
-        given = [f"{name}={value!r}" for name, value in library_args.model_settings(recipe, machine).items()]
-        given += source(recipe, recipe.teacher_model)
+        items = [f"{name}={value!r}" for name, value in library_args.model_settings(recipe, machine).items()]
+        items += source(recipe, recipe.teacher_model)
         lines.append(
-            call("teacher = AutoModelForCausalLM.from_pretrained", [repr(location(recipe.teacher_model)), *given])
+            call("teacher = AutoModelForCausalLM.from_pretrained", [repr(location(recipe.teacher_model)), *items])
         )
         options += ["teacher_model=teacher", "data_collator=distillation.Collator(tokenizer)"]
     if recipe.loraplus_lr_ratio:
@@ -213,7 +215,7 @@ def written(value: Any) -> str:
     return repr(getattr(value, "value", value))
 
 
-def call(function: str, given: list[str]) -> str:
+def call(function: str, items: list[str]) -> str:
     """Return a call as code, on one line where it fits."""
-    line = f"{function}({', '.join(given)})"
-    return line if len(line) <= 100 else f"{function}(\n" + "".join(f"    {one},\n" for one in given) + ")"
+    line = f"{function}({', '.join(items)})"
+    return line if len(line) <= 100 else f"{function}(\n" + "".join(f"    {one},\n" for one in items) + ")"

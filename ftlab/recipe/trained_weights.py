@@ -41,7 +41,7 @@ def matrices(recipe: Recipe, decoder: Decoder) -> int:
     if recipe.adapts:
         return adapter(recipe, decoder)
     modules = recipe.freeze_trainable_modules if recipe.finetuning_type == "freeze" else "all"
-    wanted = None if modules == "all" else set(library_args.names(modules))
+    names = None if modules == "all" else set(library_args.names(modules))
     layers = decoder.layers
     if recipe.finetuning_type == "freeze":
         layers = min(abs(recipe.freeze_trainable_layers), layers)
@@ -50,7 +50,7 @@ def matrices(recipe: Recipe, decoder: Decoder) -> int:
         for path, count in parts(decoder)
         if path[1] in decoder.linear_shapes and not (path[0] == "mlp" and decoder.experts > 1)
     ]
-    return layers * sum(count for path, count in flat if wanted is None or wanted & set(path))
+    return layers * sum(count for path, count in flat if names is None or names & set(path))
 
 
 def adapted(recipe: Recipe, decoder: Decoder, every: tuple[str, ...] = ()) -> list[tuple[int, int]]:
@@ -81,10 +81,10 @@ def copied(recipe: Recipe, decoder: Decoder) -> int:
 
 def biases(decoder: Decoder) -> int:
     """Return the biases of a family's linear layers, and those of its norms where these have some."""
-    named = tuple(decoder.linear_shapes) if decoder.family in TWO_MATRIX_MLP else BIASED.get(decoder.family, ())
+    layers = tuple(decoder.linear_shapes) if decoder.family in TWO_MATRIX_MLP else BIASED.get(decoder.family, ())
     norms = 2 * decoder.hidden if decoder.family in TWO_MATRIX_MLP else 0
     last = decoder.hidden if norms else 0
-    return decoder.layers * (sum(decoder.linear_shapes[name][1] for name in named) + norms) + last
+    return decoder.layers * (sum(decoder.linear_shapes[name][1] for name in layers) + norms) + last
 
 
 def adapter(recipe: Recipe, decoder: Decoder) -> int:
@@ -139,8 +139,8 @@ def unfrozen(recipe: Recipe, decoder: Decoder) -> int:
     """Return the weights that `finetuning_type: freeze` leaves trainable: some blocks, or parts of them, and extras."""
     layers = min(abs(recipe.freeze_trainable_layers), decoder.layers)
     modules = recipe.freeze_trainable_modules
-    wanted = None if modules == "all" else set(library_args.names(modules))
-    block = sum(count for path, count in parts(decoder) if wanted is None or wanted & set(path))
+    names = None if modules == "all" else set(library_args.names(modules))
+    block = sum(count for path, count in parts(decoder) if names is None or names & set(path))
     extra = library_args.names(recipe.freeze_extra_modules or "")
     return layers * block + sum(count for name, count in outside(recipe, decoder).items() if name in extra)
 

@@ -69,8 +69,8 @@ def describe() -> dict[str, Any]:
     from transformers import TrainingArguments, __version__
 
     hints = typing.get_type_hints(TrainingArguments)
-    given = [field for field in dataclasses.fields(TrainingArguments) if field.init]
-    classes = {kind.__name__: kind for field in given for kind in classes_in(hints[field.name])}
+    init_fields = [field for field in dataclasses.fields(TrainingArguments) if field.init]
+    classes = {kind.__name__: kind for field in init_fields for kind in classes_in(hints[field.name])}
     return {
         "transformers": __version__,
         "classes": {name: [member.value for member in members(kind)] for name, kind in sorted(classes.items())},
@@ -80,7 +80,7 @@ def describe() -> dict[str, Any]:
                 "default": default_of(field),
                 "meaning": meaning_of(field.name, TrainingArguments.__doc__ or ""),
             }
-            for field in given
+            for field in init_fields
         },
     }
 
@@ -105,8 +105,8 @@ def text_of(hint: Any) -> str:
 
 def default_of(field: dataclasses.Field) -> Any:
     """Return the default of a field as a plain value."""
-    made = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    return made.value if isinstance(made, enum.Enum) else made
+    value = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return value.value if isinstance(value, enum.Enum) else value
 
 
 def meaning_of(name: str, documentation: str) -> str:

@@ -17,26 +17,26 @@ WHOLE = ("contains", "json", "tool_calls", "bleu", "rouge")
 Pairs = list[tuple[Response, Response]]
 
 
-def of_checked(checked: Sequence[Checked], wanted: Sequence[str]) -> dict[str, Figure]:
+def of_checked(checked: Sequence[Checked], names: Sequence[str]) -> dict[str, Figure]:
     """Return the figures that one forward pass over each example gives."""
     metrics, labels = {}, [one.labels for one in checked]
-    if "loss" in wanted:
+    if "loss" in names:
         loss = figures.ratio([one.loss for one in checked], labels)
         metrics = {
             "loss": loss,
             "perplexity": Figure(math.exp(loss.value), math.exp(loss.low), math.exp(loss.high), loss.n),
         }
-    if "accuracy" in wanted:
+    if "accuracy" in names:
         metrics["token_accuracy"] = figures.ratio([one.likeliest for one in checked], labels)
     return metrics
 
 
-def absent(wanted: Sequence[str], expected: Sequence[Response]) -> list[str]:
+def absent(names: Sequence[str], expected: Sequence[Response]) -> list[str]:
     """Return the figures that none of the expected answers gives anything to compare with."""
     missing = []
-    for figure in (one for one in wanted if one in WHOLE):
-        told = [one.content for one in expected if applies(figure, one)]
-        if not told or (figure == "bleu" and not figures.has_four_tokens(told)):
+    for figure in (one for one in names if one in WHOLE):
+        contents = [one.content for one in expected if applies(figure, one)]
+        if not contents or (figure == "bleu" and not figures.has_four_tokens(contents)):
             missing.append(figure)
     return missing
 
@@ -48,11 +48,11 @@ def applies(figure: str, expected: Response) -> bool:
     return bool(expected.content) and (figure != "json" or figures.json_object(expected.content) is not None)
 
 
-def of_answers(wanted: Sequence[str], given: Sequence[Response], expected: Sequence[Response]) -> dict[str, Figure]:
+def of_answers(names: Sequence[str], answers: Sequence[Response], expected: Sequence[Response]) -> dict[str, Figure]:
     """Return the figures of whole answers, each over the examples that it applies to."""
     metrics: dict[str, Figure] = {}
-    for figure in wanted:
-        pairs = [pair for pair in zip(given, expected, strict=True) if figure in WHOLE and applies(figure, pair[1])]
+    for figure in names:
+        pairs = [pair for pair in zip(answers, expected, strict=True) if figure in WHOLE and applies(figure, pair[1])]
         if pairs:
             metrics |= COMPUTED[figure](pairs)
     return metrics

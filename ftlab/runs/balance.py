@@ -16,7 +16,7 @@ POOLED = "load_balancing_loss_func"
 
 
 @contextlib.contextmanager
-def per_layer(model: PreTrainedModel | PeftModel, wanted: bool) -> Iterator[None]:
+def per_layer(model: PreTrainedModel | PeftModel, enabled: bool) -> Iterator[None]:
     """Have a mixture's balancing loss be the mean over its layers while the body runs.
 
     transformers counts the tokens of an expert over all layers: one that is idle in the first layer and busy in the
@@ -27,7 +27,7 @@ def per_layer(model: PreTrainedModel | PeftModel, wanted: bool) -> Iterator[None
     """
     language_model = model.get_base_model() if isinstance(model, PeftModel) else model
     module = sys.modules[type(language_model).__module__]
-    if not wanted:
+    if not enabled:
         yield
         return
     pooled = getattr(module, POOLED, None)

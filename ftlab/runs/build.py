@@ -109,8 +109,8 @@ def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
 
 def merged_before(recipe: Recipe) -> list[str]:
     """Return the adapters that are merged into the base before training: all but the one that is continued."""
-    named = folder.chain(recipe.adapter_name_or_path) if recipe.adapter_name_or_path else []
-    return named[:-1] if recipe.continues else named
+    paths = folder.chain(recipe.adapter_name_or_path) if recipe.adapter_name_or_path else []
+    return paths[:-1] if recipe.continues else paths
 
 
 def require_available(args: TrainingArguments) -> None:
@@ -323,9 +323,9 @@ def freeze(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
     layers = targets.blocks(model)
     chosen = chosen_layers(recipe, layers)
     model.requires_grad_(False)
-    wanted = None if recipe.freeze_trainable_modules == "all" else library_args.names(recipe.freeze_trainable_modules)
+    modules = None if recipe.freeze_trainable_modules == "all" else library_args.names(recipe.freeze_trainable_modules)
     for name, weight in chosen.named_parameters():
-        weight.requires_grad_(wanted is None or any(part in wanted for part in targets.parts(name, True)))
+        weight.requires_grad_(modules is None or any(part in modules for part in targets.parts(name, True)))
     extra = library_args.names(recipe.freeze_extra_modules or "")
     # The head of a reward model is new: frozen, it would stay random.
     extra += ["score"] if recipe.stage == "rm" else []

@@ -102,10 +102,10 @@ def load(
     """
     if adapter:
         # Before the base, which may have to be fetched.
-        named = saved_weights.weights_of(adapter)
-        saved_weights.require_language_model(named)
+        adapter_weights = saved_weights.weights_of(adapter)
+        saved_weights.require_language_model(adapter_weights)
         if backend != "huggingface":
-            saved_weights.refuse_virtual_tokens(named, f"infer_backend: {backend}")
+            saved_weights.refuse_virtual_tokens(adapter_weights, f"infer_backend: {backend}")
     machine = device.describe()
     trusted = bool(options.get("trust_remote_code"))
     base = Path(models.fetch(model_name_or_path, trusted, revision, cache_dir))
@@ -113,12 +113,12 @@ def load(
     options = {"dtype": machine.dtype, "device_map": machine.accelerator} | options
     cpu.install(cpu.answering(machine, shortcuts))
     tokenizer = tokenizer_of(weights, base, trusted)
-    if said := templates.apply(template, tokenizer, replace_template, thinking):
-        print(said)
+    if note := templates.apply(template, tokenizer, replace_template, thinking):
+        print(note)
     whole = weights.folder if weights and not weights.is_adapter else base
     if whole == base:
-        wanted = rope_scaling or (rope.asked(folder.trained_with(adapter)) if adapter else None)
-        options |= rope.options(wanted, base, trusted)
+        scaling = rope_scaling or (rope.asked(folder.trained_with(adapter)) if adapter else None)
+        options |= rope.options(scaling, base, trusted)
     model = models.load_weights(AutoModelForCausalLM, whole, **options)
     if model.device.type == "meta":
         raise fail("chat_offloaded", where="max_memory")
@@ -257,9 +257,9 @@ def from_recipe(recipe: Recipe) -> tuple[PreTrainedModel | Loop, PreTrainedToken
 
 def trained(recipe: Recipe) -> Path | None:
     """Return the folder of what a recipe has trained, else of the adapter it names, None where neither is there."""
-    made = Path(recipe.output_dir).expanduser() if recipe.output_dir else None
-    if made and saved_weights.holds_weights(made):
-        return made
+    run = Path(recipe.output_dir).expanduser() if recipe.output_dir else None
+    if run and saved_weights.holds_weights(run):
+        return run
     return Path(recipe.adapter_name_or_path) if recipe.adapter_name_or_path else None
 
 
@@ -303,8 +303,8 @@ def system_turn(default_system: str | None, adapter: str | Path | None = None) -
     Args:
         default_system: the recipe key; where it is not given, what the run of an adapter was trained with counts.
     """
-    said = default_system or (folder.trained_with(adapter).get("default_system") if adapter else None)
-    return [{"role": "system", "content": said}] if said else []
+    system = default_system or (folder.trained_with(adapter).get("default_system") if adapter else None)
+    return [{"role": "system", "content": system}] if system else []
 
 
 def switchable(model: PreTrainedModel | PeftModel | Loop) -> TypeGuard[PeftModel]:

@@ -91,21 +91,24 @@ def questions(dataset: str, dataset_dir: str | Path, limit: int) -> list[str]:
     unique = dict.fromkeys(filter(None, map(question_of, registry.rows_of(dataset, dataset_dir))))
     if not unique:
         raise fail("compare_no_questions", where=dataset)
-    asked = list(unique)
-    return [asked[number] for number in sorted(registry.drawn(len(asked), min(limit, len(asked)), seed=0))]
+    all_questions = list(unique)
+    return [
+        all_questions[number]
+        for number in sorted(registry.drawn(len(all_questions), min(limit, len(all_questions)), seed=0))
+    ]
 
 
 def question_of(row: dict[str, Any]) -> str:
     """Return the only question of a row, "" where it has several turns, a system turn or none."""
     messages = row.get("messages") or row.get("prompt") or []
-    asked = [message for message in messages if message["role"] != "assistant"]
-    return asked[0]["content"] if len(asked) == 1 and asked[0]["role"] == "user" else ""
+    prompts = [message for message in messages if message["role"] != "assistant"]
+    return prompts[0]["content"] if len(prompts) == 1 and prompts[0]["role"] == "user" else ""
 
 
 def pile(
     a: str,
     b: str,
-    asked: Sequence[str],
+    prompts: Sequence[str],
     name: str,
     place: Path = PLACE,
     *,
@@ -120,29 +123,29 @@ def pile(
         LabError: a model that cannot be loaded, or earlier picks between other answers.
     """
     # Only one of them is in memory at a time.
-    sides = [replies(*load_side(model), asked, max_new_tokens) for model in (a, b)]
+    sides = [replies(*load_side(model), prompts, max_new_tokens) for model in (a, b)]
     # Nothing can be trained on an empty answer: such a pair is a tie, as one of equal answers is.
     rows = [
-        (question, *pair) for question, *pair in zip(asked, *sides, strict=True) if all(pair) and pair[0] != pair[1]
+        (question, *pair) for question, *pair in zip(prompts, *sides, strict=True) if all(pair) and pair[0] != pair[1]
     ]
     if fresh:
         (place / f"{name}.jsonl").unlink(missing_ok=True)
     labels, answers = Labels(rows, name, place), {question: (one, other) for question, one, other in rows}
     if any({row["chosen"], row["rejected"]} != {*answers.get(row["instruction"], ())} for row in labels.preferences()):
         raise fail("compare_other_answers", where=str(labels.path))
-    return Pile(answers, len(asked) - len(rows), labels)
+    return Pile(answers, len(prompts) - len(rows), labels)
 
 
 def name_of(a: str, b: str, by: str | None) -> str:
     """Return the name of the preference set of a comparison, such as "smollm2-135m_runs-tuned_longer"."""
     # Folders too: many a model's own name is "adapter" or "model".
-    named = ("-".join(Path(one.removesuffix(".yaml")).parts[-2:]) for one in (a, b, by or "person"))
-    return "_".join(re.sub(r"\W+", "-", one).strip("-") for one in named)
+    parts = ("-".join(Path(one.removesuffix(".yaml")).parts[-2:]) for one in (a, b, by or "person"))
+    return "_".join(re.sub(r"\W+", "-", one).strip("-") for one in parts)
 
 
-def replies(model: Any, tokenizer: Any, asked: Sequence[str], max_new_tokens: int) -> list[str]:
+def replies(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
     """Return a model's greedy answers."""
-    conversations = [[{"role": "user", "content": question}] for question in asked]
+    conversations = [[{"role": "user", "content": question}] for question in prompts]
     return evaluate.generate_answers(model, tokenizer, conversations, max_new_tokens)
 
 
@@ -158,8 +161,8 @@ def judge(name: str) -> Rater:
 
     def lead(question: str, left: str, right: str) -> float:
         """Return by how much the model prefers the number of the left answer."""
-        asked = {"question": QUESTION.format(question=question, left=left, right=right), "choices": ["1", "2"]}
-        ((one, two),) = evaluate.choice_log_probabilities(model, tokenizer, [asked])
+        choice = {"question": QUESTION.format(question=question, left=left, right=right), "choices": ["1", "2"]}
+        ((one, two),) = evaluate.choice_log_probabilities(model, tokenizer, [choice])
         return one - two
 
     def rate(question: str, left: str, right: str) -> int:

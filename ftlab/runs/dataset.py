@@ -60,8 +60,8 @@ def read_splits(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
 
 def not_asked(rows: Dataset, held_out: Dataset) -> Dataset:
     """Return the rows that ask nothing that is held out; repeated ones stay, as the mixture means them."""
-    asked = {question(row) for row in held_out}
-    return rows.select([number for number, row in enumerate(rows) if question(row) not in asked])
+    prompts = {question(row) for row in held_out}
+    return rows.select([number for number, row in enumerate(rows) if question(row) not in prompts])
 
 
 def read_examples(recipe: Recipe, dataset: str) -> Dataset:
@@ -105,7 +105,7 @@ def encoded(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -
     }
 
     def encode_batch(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        made: list[dict[str, Any]] = []
+        examples: list[dict[str, Any]] = []
         for number in range(len(batch["where"])):
             row = present({name: column[number] for name, column in batch.items()})
             outcome = count.usable(partial(encode, tokenizer, row, how), row["where"])
@@ -114,8 +114,8 @@ def encoded(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -
             if outcome is None:
                 continue
             count.outcome(len(outcome.examples), outcome.lost, how.mask_history and last_untrained(row))
-            made += outcome.examples
-        return {name: [example[name] for example in made] for name in types}
+            examples += outcome.examples
+        return {name: [example[name] for example in examples] for name in types}
 
     examples = rows.map(
         encode_batch,

@@ -121,17 +121,17 @@ class Loop:
 
 def processors(config: GenerationConfig) -> LogitsProcessorList:
     """Return what `generate` does to the scores before it chooses, in its order and with its defaults."""
-    made = LogitsProcessorList()
+    result = LogitsProcessorList()
     if (config.repetition_penalty or 1.0) != 1.0:
-        made.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
+        result.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
     if config.do_sample:
         if (config.temperature or 1.0) != 1.0:
-            made.append(TemperatureLogitsWarper(config.temperature))
+            result.append(TemperatureLogitsWarper(config.temperature))
         if top_k := 50 if config.top_k is None else config.top_k:
-            made.append(TopKLogitsWarper(top_k))
+            result.append(TopKLogitsWarper(top_k))
         if (config.top_p or 1.0) < 1.0:
-            made.append(TopPLogitsWarper(config.top_p))
-    return made
+            result.append(TopPLogitsWarper(config.top_p))
+    return result
 
 
 def transformers_loop(model: PreTrainedModel) -> Loop:
@@ -170,9 +170,9 @@ def llama_cpp_loop(path: Path, model: PreTrainedModel) -> Loop:
 
 def static(model: PreTrainedModel) -> PreTrainedModel:
     """Return the model with a static cache; on a GPU `generate` compiles it automatically."""
-    made = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-    made.generation_config.cache_implementation = "static"
-    return made
+    clone = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    clone.generation_config.cache_implementation = "static"
+    return clone
 
 
 def lacking(name: str, model: PreTrainedModel) -> LabError | None:

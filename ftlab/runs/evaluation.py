@@ -117,20 +117,22 @@ def on_examples(
         LabError: no such examples, or figures that cannot be computed of them.
     """
     limit = limit or recipe.max_samples or LIMIT
-    asked = sample(questions.read_all(recipe), limit, recipe)
-    wanted = tuple(figures) or figures_of(recipe, bool(asked))
-    require(wanted, bool(asked))
+    choices = sample(questions.read_all(recipe), limit, recipe)
+    metric_names = tuple(figures) or figures_of(recipe, bool(choices))
+    require(metric_names, bool(choices))
     examples: list[Example] = []
 
     def work(one: Model) -> Result:
-        if asked:
-            return choose(one, asked)
+        if choices:
+            return choose(one, choices)
         if not examples:
             one.watch.enter("preparing")
             # Both models answer the same examples, in the tokens of the first one's chat template.
             examples.extend(held_out(recipe, one.tokenizer, trained, limit))
         predicts = recipe.predict_with_generate and one.name == ("tuned" if trained else "base")
-        return answer(one, examples, wanted, recipe if predicts else None, named=bool(figures or recipe.eval_figures))
+        return answer(
+            one, examples, metric_names, recipe if predicts else None, named=bool(figures or recipe.eval_figures)
+        )
 
     return work
 
@@ -159,13 +161,13 @@ def figures_of(recipe: Recipe, choices: bool) -> tuple[str, ...]:
     return (*USUAL, *accuracy, *(("bleu", "rouge") if recipe.predict_with_generate else ()))
 
 
-def require(wanted: Sequence[str], choices: bool) -> None:
+def require(metric_names: Sequence[str], choices: bool) -> None:
     """Refuse figures that cannot be computed, before a model is loaded.
 
     Raises:
         LabError: a package is missing, or the examples have choices and the figure needs answers, or the reverse.
     """
-    for figure in wanted:
+    for figure in metric_names:
         if (figure == "multiple_choice") != choices:
             raise fail("eval_nothing_for", where="eval_figures", figure=figure)
         if module := PACKAGES.get(figure):
@@ -274,7 +276,12 @@ def sample(rows: Any, limit: int, recipe: Recipe) -> Any:
 
 
 def answer(
-    one: Model, examples: Sequence[Example], wanted: Sequence[str], predicting: Recipe | None, *, named: bool = True
+    one: Model,
+    examples: Sequence[Example],
+    metric_names: Sequence[str],
+    predicting: Recipe | None,
+    *,
+    named: bool = True,
 ) -> Result:
     """Return the figures of one model on encoded examples; the last answer of each is asked for.
 
@@ -289,22 +296,22 @@ def answer(
         checked = greedy.check(one.model, examples, one.tokenizer.pad_token_id, advance)
     if not all(math.isfinite(each.loss) for each in checked):
         raise fail("model_not_finite", where=one.name, exit_code=1)
-    metrics = answer_figures.of_checked(checked, wanted)
-    if {*wanted} <= {*READ} and not predicting:
+    metrics = answer_figures.of_checked(checked, metric_names)
+    if {*metric_names} <= {*READ} and not predicting:
         return Result(metrics, len(examples))
     asked = Asked.of(one, examples)
-    for figure in answer_figures.absent(wanted, asked.expected):
+    for figure in answer_figures.absent(metric_names, asked.expected):
         if named:
             raise fail("eval_nothing_for", where="eval_figures", figure=figure)
         if predicting:
             print(say("eval_left_out", figure=figure))
-    answers = generated(one, asked, checked, wanted, predicting)
-    given, hits = asked.read(answers)
-    metrics |= {"exact_match": figures.share(hits)} if "exact_match" in wanted else {}
-    metrics |= answer_figures.of_answers(wanted, given, asked.expected)
+    answers = generated(one, asked, checked, metric_names, predicting)
+    replies, hits = asked.read(answers)
+    metrics |= {"exact_match": figures.share(hits)} if "exact_match" in metric_names else {}
+    metrics |= answer_figures.of_answers(metric_names, replies, asked.expected)
     if predicting and (where := run_folder(predicting)):
         predictions.write_results(where, values_of(metrics), len(examples), time.monotonic() - began)
-    return Result(metrics, len(examples), hits if "exact_match" in wanted else None)
+    return Result(metrics, len(examples), hits if "exact_match" in metric_names else None)
 
 
 class Asked(NamedTuple):
@@ -322,12 +329,12 @@ class Asked(NamedTuple):
 
     def read(self, answers: Sequence[list[int] | None]) -> tuple[list[Response], list[bool]]:
         """Return answers as they are read, and which are the expected ones; None is an empty answer."""
-        given = [self.reader.read(prompt, ids or []) for (prompt, _), ids in zip(self.pairs, answers, strict=True)]
-        return given, [one.equals(other) for one, other in zip(given, self.expected, strict=True)]
+        replies = [self.reader.read(prompt, ids or []) for (prompt, _), ids in zip(self.pairs, answers, strict=True)]
+        return replies, [one.equals(other) for one, other in zip(replies, self.expected, strict=True)]
 
 
 def generated(
-    one: Model, asked: Asked, checked: Sequence[greedy.Checked], wanted: Sequence[str], predicting: Recipe | None
+    one: Model, asked: Asked, checked: Sequence[greedy.Checked], metric_names: Sequence[str], predicting: Recipe | None
 ) -> list[list[int]]:
     """Return the token ids of greedy answers, whole where a figure or the predictions need them.
 
@@ -341,7 +348,7 @@ def generated(
     if not greedy.plain(one.model):
         answers = evaluate.generate_ids(one.model, one.tokenizer, prompts, most)
         return keep(one, asked, answers, predicting, [True] * len(answers))
-    whole = bool(predicting) or not {*wanted}.isdisjoint(WHOLE)
+    whole = bool(predicting) or not {*metric_names}.isdisjoint(WHOLE)
 
     def left(number: int, ids: list[int]) -> int:
         """Return how many tokens may still be generated."""

@@ -233,8 +233,8 @@ def merge(
         LabError: the adapter does not fit the base, or the merge changed the answers.
     """
     if adapter is None:
-        said = answers(model, probe)
-        return model, said, said
+        unmerged = answers(model, probe)
+        return model, unmerged, unmerged
     own = model.config.dtype
     adapted = chat.adapted(model, saved_weights.Weights(adapter, True), tokenizer, autocast_adapter_dtype=False).eval()
     live = answers(adapted, probe)
@@ -386,13 +386,17 @@ def write_gguf(recipe: Recipe, parts: Parts, probe: torch.Tensor, live: Answers)
     read = read_back(parts.folder, name)
     if read is None:
         return {"gguf": parts.target / name}
-    said = answers(read, probe)
-    difference = live.difference(said)
+    read_answers = answers(read, probe)
+    difference = live.difference(read_answers)
     # float16 and bfloat16 round by up to 2^-9 of a weight; a wrong row order changes logits by their own size.
     if kind == "f16" and difference > 0.1 * max(1.0, live.logits.abs().max().item()):
         values = {"what": name, "difference": f"{difference:.1e}", "allowed": "rounding"}
         raise fail("export_changed", where=str(parts.target), exit_code=1, **values)
-    return {"gguf": parts.target / name, "gguf_difference": difference, "gguf_divergence": live.divergence(said)}
+    return {
+        "gguf": parts.target / name,
+        "gguf_difference": difference,
+        "gguf_divergence": live.divergence(read_answers),
+    }
 
 
 def read_back(folder: Path, name: str) -> PreTrainedModel | None:

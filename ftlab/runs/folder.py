@@ -278,12 +278,12 @@ def weights_for(name: str | Path, base: Path, model_name_or_path: str) -> saved_
     """
     weights = saved_weights.weights_of(name)
     require_own_base(weights, base, model_name_or_path)
-    given = saved_weights.several(name)
-    if len(given) > 1 and not weights.is_adapter:
-        raise fail("chat_not_merged", adapter=given[-1])
-    named = Path(given[-1]).expanduser()
-    if weights.folder.name.startswith(saved_weights.PREFIX) and weights.folder != named:
-        print(say("folder_checkpoint", where=str(named), name=weights.folder.name))
+    names = saved_weights.several(name)
+    if len(names) > 1 and not weights.is_adapter:
+        raise fail("chat_not_merged", adapter=names[-1])
+    path = Path(names[-1]).expanduser()
+    if weights.folder.name.startswith(saved_weights.PREFIX) and weights.folder != path:
+        print(say("folder_checkpoint", where=str(path), name=weights.folder.name))
     return weights
 
 
@@ -319,8 +319,8 @@ def origin(weights: saved_weights.Weights) -> tuple[str, str | None]:
     own = {}
     if weights.is_adapter:
         own = models.read_json(weights.folder / saved_weights.ADAPTER_CONFIG)
-    named = settings.get("model_name_or_path") if about else None
-    return str(named or own.get("base_model_name_or_path") or ""), about.get("model")
+    base = settings.get("model_name_or_path") if about else None
+    return str(base or own.get("base_model_name_or_path") or ""), about.get("model")
 
 
 def trained_with(name: str | Path) -> dict[str, Any]:
@@ -339,14 +339,14 @@ def chain(name: str | Path, seen: tuple[str, ...] = ()) -> list[str]:
     Args:
         seen: adapters of runs that were looked at: a run may have continued its own adapter.
     """
-    given = saved_weights.several(name)
-    place = Path(given[-1]).expanduser()
+    names = saved_weights.several(name)
+    place = Path(names[-1]).expanduser()
     then = (own_manifest(place) or own_manifest(place.parent) or {}).get("settings") or {}
     start = then.get("adapter_name_or_path")
-    if len(given) > 1 or not start or start in seen:
-        return given
+    if len(names) > 1 or not start or start in seen:
+        return names
     before = chain(start, (*seen, start))
-    return [*(before if then.get("create_new_adapter") else before[:-1]), *given]
+    return [*(before if then.get("create_new_adapter") else before[:-1]), *names]
 
 
 def spelled_out(recipe: Recipe) -> Recipe:
@@ -371,9 +371,9 @@ def fingerprints(recipe: Recipe, model_folder: Path, data: str) -> dict[str, str
     Args:
         data: that of the encoded rows (`dataset.digests`).
     """
-    given = {"packing", *recipes.plain(recipe)}  # only these: a later version's new keys leave the digest as it was
+    names = {"packing", *recipes.plain(recipe)}  # only these: a later version's new keys leave the digest as it was
     return {
-        "recipe": fingerprint({name: value for name, value in recipes.decisive(recipe).items() if name in given}),
+        "recipe": fingerprint({name: value for name, value in recipes.decisive(recipe).items() if name in names}),
         "data": data,
         "model": model_fingerprint(model_folder),
     }

@@ -122,12 +122,12 @@ def format_of(name: str, formats: Kind, layers: int, experts: int = 0) -> GGMLQu
     return formats.careful if more else formats.matrices
 
 
-def add_tensor(writer: gguf.GGUFWriter, name: str, values: np.ndarray, asked: GGMLQuantizationType) -> None:
+def add_tensor(writer: gguf.GGUFWriter, name: str, values: np.ndarray, wanted_format: GGMLQuantizationType) -> None:
     """Add one weight in the format asked; vectors stay float32, rows that no block divides become float16."""
     if values.ndim == 1:
         writer.add_tensor(name, values)
         return
-    for kind in (asked, SMALLER_BLOCKS.get(asked, asked), Q.F16):
+    for kind in (wanted_format, SMALLER_BLOCKS.get(wanted_format, wanted_format), Q.F16):
         if values.shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] == 0:
             break
     writer.add_tensor(name, quantized(values, kind), raw_dtype=kind)
@@ -143,9 +143,9 @@ def quantized(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
     library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
     block, size = gguf.GGML_QUANT_SIZES[kind]
     rows = np.ascontiguousarray(values, np.float32).reshape(-1, values.shape[-1])
-    made = np.empty((len(rows), rows.shape[1] // block * size), np.uint8)
+    blocks = np.empty((len(rows), rows.shape[1] // block * size), np.uint8)
     counts = [ctypes.c_int64(number) for number in (0, *rows.shape)]
     library.ggml_quantize_chunk(
-        int(kind), ctypes.c_void_p(rows.ctypes.data), ctypes.c_void_p(made.ctypes.data), *counts, None
+        int(kind), ctypes.c_void_p(rows.ctypes.data), ctypes.c_void_p(blocks.ctypes.data), *counts, None
     )
-    return made.reshape(*values.shape[:-1], -1)
+    return blocks.reshape(*values.shape[:-1], -1)

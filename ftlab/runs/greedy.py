@@ -103,10 +103,10 @@ def check_batch(model: Any, examples: list[Example], pad_token_id: int, prefix: 
     labels = pad_right([one["labels"][prefix.size :] for one in examples], tokens.IGNORED).to(model.device)[:, 1:]
     # The output layer is a fifth of a small model: places without a label in any row are left out of it.
     places = labels.ne(tokens.IGNORED).any(0).nonzero()[:, 0]
-    given: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+    inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
     if plain(model):
-        given |= {"past_key_values": prefix.repeated(len(examples)), "use_cache": True, "logits_to_keep": places}
-    logits = model(**given).logits
+        inputs |= {"past_key_values": prefix.repeated(len(examples)), "use_cache": True, "logits_to_keep": places}
+    logits = model(**inputs).logits
     logits, labels = logits if plain(model) else logits[:, places], labels[:, places]
     labelled, likeliest = labels.ne(tokens.IGNORED), logits.argmax(-1)
     losses = torch.zeros(labels.shape, device=logits.device)
@@ -188,8 +188,8 @@ class Batch:
     def step(self, left: Left) -> None:
         """Append one token to each answer."""
         places = (self.mask.cumsum(1) - 1).clamp(min=0)[:, -self.new.shape[1] :]
-        given = {"position_ids": places, "past_key_values": self.cache, "use_cache": True, "logits_to_keep": 1}
-        token = self.model(input_ids=self.new, attention_mask=self.mask, **given).logits[:, -1].argmax(-1)
+        inputs = {"position_ids": places, "past_key_values": self.cache, "use_cache": True, "logits_to_keep": 1}
+        token = self.model(input_ids=self.new, attention_mask=self.mask, **inputs).logits[:, -1].argmax(-1)
         for i, one in zip(self.going, token.tolist(), strict=True):
             self.answers[i].append(one)
         stays = [n for n, i in enumerate(self.going) if left(i, self.answers[i])]

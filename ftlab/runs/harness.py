@@ -153,12 +153,12 @@ def say_left_out(name: str, examples: Sequence[dict[str, Any]]) -> None:
     Raises:
         LabError: the task has no other.
     """
-    named = {metric for example in examples for metric in example["metrics"]}
+    per_example = {metric for example in examples for metric in example["metrics"]}
     each = {metric for example in examples for metric in example["metrics"] if isinstance(example[metric], int | float)}
-    if named and not each:
-        raise fail("eval_task_corpus", where=name, metrics=", ".join(sorted(named)))
-    if named - each:
-        print(say("eval_metrics_left_out", task=name, metrics=", ".join(sorted(named - each))))
+    if per_example and not each:
+        raise fail("eval_task_corpus", where=name, metrics=", ".join(sorted(per_example)))
+    if per_example - each:
+        print(say("eval_metrics_left_out", task=name, metrics=", ".join(sorted(per_example - each))))
 
 
 def says_right(numbers: Sequence[float]) -> bool:

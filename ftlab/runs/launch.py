@@ -98,12 +98,12 @@ def to_start(recipe: Recipe) -> int:
     refuse_lost()
     refuse_machines()
     visible = accelerators(recipe)
-    asked = recipe.nproc_per_node or number("NPROC_PER_NODE", 0)
-    if 0 < visible < asked:
-        raise fail("world_devices", where="nproc_per_node", asked=asked, visible=visible)
+    count = recipe.nproc_per_node or number("NPROC_PER_NODE", 0)
+    if 0 < visible < count:
+        raise fail("world_devices", where="nproc_per_node", asked=count, visible=visible)
     # One process for a model that is spread over the accelerators, and for PPO.
     alone = recipe.device_map is not None or recipe.max_memory is not None or recipe.stage == "ppo"
-    processes = asked or (1 if alone else max(1, visible))
+    processes = count or (1 if alone else max(1, visible))
     sharded = recipe.training.get("fsdp") or recipe.training.get("deepspeed")
     forced = os.environ.get("FORCE_TORCHRUN", "").lower() in ("1", "true", "y")
     return processes if processes > 1 or number("NNODES", 1) > 1 or sharded or forced else 0
@@ -208,8 +208,8 @@ def ended(failures: dict[int, Any]) -> int:
     failure = failures[rank]
     if failure.exitcode == STOPPED:
         return STOPPED
-    if told := reported(failure):
-        raise LabError(told, exit_code=failure.exitcode)
+    if problem := reported(failure):
+        raise LabError(problem, exit_code=failure.exitcode)
     reason = failure.signal_name() if failure.exitcode < 0 else f"exit code {failure.exitcode}"
     raise fail("world_lost", exit_code=1, rank=rank, reason=reason)
 
@@ -221,9 +221,9 @@ def blame(failure: Any) -> tuple[bool, bool, bool, int]:
     """
     ended_by_torchrun = failure.exitcode == -signal.SIGTERM
     killed = failure.exitcode < 0 and not ended_by_torchrun
-    told = reported(failure)
-    consequence = ended_by_torchrun or say("world_contact") in told
-    return not killed, consequence, not told, failure.timestamp
+    problem = reported(failure)
+    consequence = ended_by_torchrun or say("world_contact") in problem
+    return not killed, consequence, not problem, failure.timestamp
 
 
 def reported(failure: Any) -> str:

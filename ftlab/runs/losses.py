@@ -86,11 +86,11 @@ class LossTrainer(SFTTrainer):
         """Return the mean over the labelled tokens of an optimizer step, and what the model returned if asked for."""
         labels = inputs["labels"][:, 1:]
         trained = labels != -100
-        asked = {name: value for name, value in inputs.items() if name != "labels"} | {"use_cache": False}
-        asked |= {"output_router_logits": True} if self.aux_loss_enabled else {}
-        outputs = model(**asked)
+        model_inputs = {name: value for name, value in inputs.items() if name != "labels"} | {"use_cache": False}
+        model_inputs |= {"output_router_logits": True} if self.aux_loss_enabled else {}
+        outputs = model(**model_inputs)
         logits = outputs.logits[:, :-1][trained].float()
-        losses = per_token(self.recipe, logits, labels[trained], lambda: self.anchor(model, asked, trained))
+        losses = per_token(self.recipe, logits, labels[trained], lambda: self.anchor(model, model_inputs, trained))
         count = trained.sum() if num_items_in_batch is None else num_items_in_batch
         loss = losses.sum() / torch.as_tensor(count, device=losses.device).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:

@@ -49,14 +49,14 @@ def turns(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     Both are "" where the template is not a plain sequence of turns.
     """
     roles = ("system", "user", "assistant", "user", "assistant")
-    said = (SYSTEM, USER, ANSWER, AGAIN, LAST)
+    texts = (SYSTEM, USER, ANSWER, AGAIN, LAST)
     try:
-        whole = render(tokenizer, [{"role": role, "content": one} for role, one in zip(roles, said, strict=True)])
+        whole = render(tokenizer, [{"role": role, "content": one} for role, one in zip(roles, texts, strict=True)])
         unasked = render(tokenizer, [{"role": "user", "content": USER}]).partition(USER)[0]
     except LabError:
         return "", ""
     parts = []
-    for one in said:
+    for one in texts:
         before, _, whole = whole.partition(one)
         parts.append(before)
     opening, after_system, to_answer, after_answer, again = parts

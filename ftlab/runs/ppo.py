@@ -331,11 +331,11 @@ class PPOTrainer(Trainer):
             for prompt, text in zip(prompts, texts, strict=True)
         ]
         columns = {name: [row[name] for row in rows] for name in rows[0] if name != "prompt"}
-        given = [
+        per_function = [
             function(prompts=prompts, completions=said, completion_ids=kept, trainer_state=self.state, **columns)
             for function in self.reward_funcs
         ]
-        rewards = torch.tensor(given, dtype=torch.float32)  # (functions, B)
+        rewards = torch.tensor(per_function, dtype=torch.float32)  # (functions, B)
         for function, each in zip(self.reward_funcs, rewards, strict=True):
             self.note(**{f"rewards/{function.__name__}/mean": each.mean()})
         return torch.tensor(self.args.reward_weights or [1.0] * len(rewards)) @ rewards

@@ -32,7 +32,7 @@ class Labels:
                 raise fail("data_equal_sides", where=f"rows[{number - 1}]")
         self.path = Path(folder) / f"{name}.jsonl"
         chance = random.Random(seed)
-        swapped = [(asked, *chance.sample([one, other], 2)) for asked, one, other in rows]
+        swapped = [(question, *chance.sample([one, other], 2)) for question, one, other in rows]
         rated = {row["instruction"] for row in self.preferences()}
         self.rows = [row for row in swapped if row[0] not in rated]
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -46,10 +46,10 @@ class Labels:
 
     def pick(self, side: int) -> None:
         """Rate the next pair: LEFT (0) or RIGHT (1) is the better answer, SKIP (-1) says neither."""
-        asked, *answers = self.rows.pop(0)
+        question, *answers = self.rows.pop(0)
         if side == SKIP:
             return
-        row = {"instruction": asked, "input": "", "chosen": answers[side], "rejected": answers[1 - side]}
+        row = {"instruction": question, "input": "", "chosen": answers[side], "rejected": answers[1 - side]}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 

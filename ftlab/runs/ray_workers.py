@@ -155,13 +155,13 @@ def reported(failures: dict[int, Exception], reason: str) -> LabError:
         reason: what Ray says where no worker failed.
     """
     ranks = sorted(failures.items())
-    told = [failure for _, failure in ranks if isinstance(failure, LabError)]
+    errors = [failure for _, failure in ranks if isinstance(failure, LabError)]
     # A worker whose peer ended reports lost contact.
-    causes = [failure for failure in told if say("world_contact") not in str(failure)]
+    causes = [failure for failure in errors if say("world_contact") not in str(failure)]
     lost = [(rank, last_line(str(failure))) for rank, failure in ranks if not isinstance(failure, LabError)]
     ends = [fail("world_lost", exit_code=1, rank=rank, reason=line) for rank, line in lost]
     unstarted = fail("ray_failed", where="use_ray", exit_code=1, reason=last_line(reason))
-    return next(iter(causes + ends + told), unstarted)
+    return next(iter(causes + ends + errors), unstarted)
 
 
 def last_line(text: str) -> str:

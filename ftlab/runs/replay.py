@@ -66,21 +66,23 @@ def write(
     """
     folder = Path(dataset_dir)
     refuse_name(name, folder)
-    asked = drawn(prompts, folder, max_samples, seed)
+    questions = drawn(prompts, folder, max_samples, seed)
     network, tokenizer = chat.load(model, trust_remote_code=trust_remote_code)
-    ids = evaluate.generate_ids(network, tokenizer, [tokens.prompt(tokenizer, one) for one in asked], max_new_tokens)
+    ids = evaluate.generate_ids(
+        network, tokenizer, [tokens.prompt(tokenizer, one) for one in questions], max_new_tokens
+    )
     ends = evaluate.end_ids(network, tokenizer)
     texts = [text.strip() for text in tokenizer.batch_decode(ids, skip_special_tokens=True)]
     reasons = [problem(text, bool(one) and one[-1] in ends) for text, one in zip(texts, ids, strict=True)]
-    rows = [row(*pair) for *pair, reason in zip(asked, texts, reasons, strict=True) if not reason]
+    rows = [row(*pair) for *pair, reason in zip(questions, texts, reasons, strict=True) if not reason]
     dropped = Counter(filter(None, reasons))
     if not rows:
         said = ", ".join(f"{say(reason)}: {count}" for reason, count in dropped.items())
-        raise fail("replay_none_kept", where=prompts, asked=len(asked), reasons=said)
+        raise fail("replay_none_kept", where=prompts, asked=len(questions), reasons=said)
     lines = [json.dumps(one, ensure_ascii=False) + "\n" for one in rows]
     manifests.write_text(folder / f"{name}.jsonl", "".join(lines))
     dataset_info.register(name, {"file_name": f"{name}.jsonl", "formatting": "openai"}, folder)
-    return Replay(folder / f"{name}.jsonl", len(asked), len(rows), dropped)
+    return Replay(folder / f"{name}.jsonl", len(questions), len(rows), dropped)
 
 
 def refuse_name(name: str, folder: Path) -> None:

@@ -48,15 +48,15 @@ def checked(function: Reward) -> Reward:
 
     def check(prompts: Sequence[Any], completions: Sequence[Any], **columns: Any) -> list[float]:
         try:
-            given = list(function(prompts=prompts, completions=completions, **columns))
+            values = list(function(prompts=prompts, completions=completions, **columns))
         except LabError:
             raise
         except Exception as error:
             reason = f"{type(error).__name__}: {error}"[:200]
             raise fail("reward_raised", where=name, exit_code=1, reason=reason) from error
-        if len(given) != len(completions):
-            raise fail("reward_length", where=name, exit_code=1, given=len(given), needed=len(completions))
-        return [number(value, name, completions[i]) for i, value in enumerate(given)]
+        if len(values) != len(completions):
+            raise fail("reward_length", where=name, exit_code=1, given=len(values), needed=len(completions))
+        return [number(value, name, completions[i]) for i, value in enumerate(values)]
 
     # TRL logs a function under its name.
     check.__name__ = name
@@ -114,7 +114,7 @@ def from_model(name: str, base: str, dtype: torch.dtype) -> Reward:
     @torch.inference_mode()
     def reward_model(prompts: Sequence[Any], completions: Sequence[Any], **_: Any) -> list[float]:
         pairs = zip(prompts, completions, strict=True)
-        chats = [tokens.judged(tokenizer, list(asked), list(said)) for asked, said in pairs]
+        chats = [tokens.judged(tokenizer, list(prompt), list(answer)) for prompt, answer in pairs]
         scores: list[float] = []
         for start in range(0, len(chats), BATCH):
             part = chats[start : start + BATCH]

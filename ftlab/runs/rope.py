@@ -23,7 +23,7 @@ def asked(keys: Mapping[str, Any]) -> tuple[str, int] | None:
     return (way, keys.get("cutoff_len", Recipe.model_fields["cutoff_len"].default)) if way else None
 
 
-def options(wanted: tuple[str, int] | None, folder: str | Path, trust_remote_code: bool = False) -> dict[str, Any]:
+def options(scaling: tuple[str, int] | None, folder: str | Path, trust_remote_code: bool = False) -> dict[str, Any]:
     """Return what `from_pretrained` takes to stretch a model's positions; {} where rows are short enough.
 
     The factor is LLaMA-Factory's: how often the trained length fits into the rows, rounded up. `dynamic` stretches by
@@ -32,9 +32,9 @@ def options(wanted: tuple[str, int] | None, folder: str | Path, trust_remote_cod
     Raises:
         LabError: the model has no rotary positions, or several kinds of them.
     """
-    if wanted is None:
+    if scaling is None:
         return {}
-    way, tokens = wanted
+    way, tokens = scaling
     with models.loading(folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     known = getattr(config, "max_position_embeddings", None)
@@ -54,10 +54,10 @@ def options(wanted: tuple[str, int] | None, folder: str | Path, trust_remote_cod
 
 def note(recipe: Recipe, folder: str | Path) -> str:
     """Return what a recipe's `rope_scaling` does, "" without one."""
-    wanted = asked(recipe.model_dump())
-    if not wanted:
+    scaling = asked(recipe.model_dump())
+    if not scaling:
         return ""
-    settings = options(wanted, folder, recipe.trust_remote_code)
+    settings = options(scaling, folder, recipe.trust_remote_code)
     if not settings:
-        return say("train_rope_short", way=wanted[0], tokens=wanted[1])
-    return say("train_rope_used", way=wanted[0], factor=settings["rope_parameters"]["factor"])
+        return say("train_rope_short", way=scaling[0], tokens=scaling[1])
+    return say("train_rope_used", way=scaling[0], factor=settings["rope_parameters"]["factor"])

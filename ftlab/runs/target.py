@@ -53,7 +53,7 @@ def claimed(folder: Path) -> Iterator[None]:
     Raises:
         LabError: the system refused to make it.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -61,6 +61,6 @@ def claimed(folder: Path) -> Iterator[None]:
             raise explained(error, str(folder)) or error from None
         yield
     finally:
-        for path in made:
+        for path in new:
             with contextlib.suppress(OSError):
                 path.rmdir()

@@ -34,10 +34,10 @@ def require(recipe: Recipe, model: PreTrainedModel) -> None:
         require_lora(recipe, modules, expert_weights(model) if recipe.finetuning_type == "lora" else [])
     if recipe.finetuning_type == "freeze":
         require_freeze(recipe, model)
-    wanted = recipe.training.get("optim_target_modules")
-    if isinstance(wanted, list):
+    patterns = recipe.training.get("optim_target_modules")
+    if isinstance(patterns, list):
         linear = [path for path, module in modules.items() if isinstance(module, nn.Linear)]
-        missing = [name for name in wanted if not any(check_target_module_exists([name], path) for path in linear)]
+        missing = [name for name in patterns if not any(check_target_module_exists([name], path) for path in linear)]
         refuse("optim_target_modules", missing, map(leaf, linear))
 
 

@@ -118,8 +118,8 @@ def next_step(recipe: Recipe, run: Run) -> str:
     whole = run.weights.name == saved_weights.MODEL
     words = [str(run.weights)] if whole else [recipe.model_name_or_path, "--adapter", str(run.weights)]
     words += ["--trust-remote-code"] if recipe.trust_remote_code else []
-    given = {} if whole else {"model_revision": recipe.model_revision, "cache_dir": recipe.cache_dir}
-    words += [f"{name}={value}" for name, value in given.items() if value not in ("main", None)]
+    options = {} if whole else {"model_revision": recipe.model_revision, "cache_dir": recipe.cache_dir}
+    words += [f"{name}={value}" for name, value in options.items() if value not in ("main", None)]
     return say("train_next_chat", command=shlex.join(["ftlab", "chat", *words]))
 
 
@@ -227,9 +227,9 @@ def load_tokenizer(recipe: Recipe, path: str) -> PreTrainedTokenizerBase:
 
 def added(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, before: PreTrainedTokenizerBase) -> list[str]:
     """Return notes on the tokens of `add_tokens`: those that are new, and those that were there `before`."""
-    vocabulary, asked = before.get_vocab(), library_args.names(recipe.add_tokens or "")
-    new = ", ".join(token for token in asked if token not in vocabulary)
-    known = ", ".join(token for token in asked if token in vocabulary)
+    vocabulary, new_tokens = before.get_vocab(), library_args.names(recipe.add_tokens or "")
+    new = ", ".join(token for token in new_tokens if token not in vocabulary)
+    known = ", ".join(token for token in new_tokens if token in vocabulary)
     notes = [say("train_added", tokens=new, count=len(tokenizer))] if new else []
     return notes + ([say("train_not_added", tokens=known)] if known else [])
 
@@ -242,17 +242,17 @@ def decide(job: Job, fresh: bool) -> Start:
             `resume_from_checkpoint` names no checkpoint of this run.
     """
     manifest = folders.own_manifest(job.folder)
-    asked = job.recipe.training.get("resume_from_checkpoint")
+    resume = job.recipe.training.get("resume_from_checkpoint")
     changed = folders.changes(manifest, job.recipe, job.about) if manifest else ""
     lost = job.recipe.finetuning_type in SAVED_IN_PART
-    if asked and (fresh or not manifest or lost):
+    if resume and (fresh or not manifest or lost):
         reason = "fresh=true starts over" if fresh else "output_dir holds no run"
         reason = f"a checkpoint lacks a part of {job.recipe.finetuning_type}" if lost else reason
-        raise fail("checkpoint_not_ours", where=str(asked), reason=reason)
-    if manifest and not fresh and (asked or not changed):
+        raise fail("checkpoint_not_ours", where=str(resume), reason=reason)
+    if manifest and not fresh and (resume or not changed):
         require_processes(job, manifest)
-    if asked and manifest:
-        return Start(str(manifest.get("run_id")), named_checkpoint(job, manifest, Path(asked), changed))
+    if resume and manifest:
+        return Start(str(manifest.get("run_id")), named_checkpoint(job, manifest, Path(resume), changed))
     if manifest and not fresh and not changed:
         return go_on(job, str(manifest.get("run_id")))
     if manifest and changed and not fresh and not job.recipe.overwrite_output_dir:
@@ -400,11 +400,11 @@ def refuse_untrained(trainer: Trainer, recipe: Recipe) -> None:
     Raises:
         LabError: with the number of processes that were asked for, and the number that would train.
     """
-    asked, got = launch.number("WORLD_SIZE", 1), trainer.args.world_size
-    if got == asked and recipe.nproc_per_node:
-        asked, got = recipe.nproc_per_node, launch.number("LOCAL_WORLD_SIZE", 1)
-    if got != asked:
-        raise fail("train_world", exit_code=1, asked=asked, got=got)
+    expected, got = launch.number("WORLD_SIZE", 1), trainer.args.world_size
+    if got == expected and recipe.nproc_per_node:
+        expected, got = recipe.nproc_per_node, launch.number("LOCAL_WORLD_SIZE", 1)
+    if got != expected:
+        raise fail("train_world", exit_code=1, asked=expected, got=got)
 
 
 def complete(path: Path, start: Start, job: Job) -> bool:

@@ -56,10 +56,10 @@ def require_format(args: Any) -> None:
     Raises:
         LabError: with both.
     """
-    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    configured = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     got = next((name for name in ("bf16", "fp16") if getattr(args, name)), "no")
-    if asked not in ("no", got):
-        raise fail("world_precision", where="mixed_precision", asked=asked, got=got if got != "no" else "float32")
+    if configured not in ("no", got):
+        raise fail("world_precision", where="mixed_precision", asked=configured, got=got if got != "no" else "float32")
 
 
 def require_deepspeed(config: Any) -> None:
@@ -122,9 +122,9 @@ class Check(TrainerCallback):
         Raises:
             LabError: the model is wrapped in another way than asked.
         """
-        asked, got = wanted(args), wrapper(self.trainer.model_wrapped)
-        if asked and got != asked:
-            raise fail("world_wrapper", exit_code=1, asked=asked, got=got or "-")
+        expected, got = wanted(args), wrapper(self.trainer.model_wrapped)
+        if expected and got != expected:
+            raise fail("world_wrapper", exit_code=1, asked=expected, got=got or "-")
         if args.world_size > 1:
             print(say("world_used", processes=args.world_size, wrapper=got))
         if got == "FSDP" and hasattr(self.trainer.model, "generate"):

@@ -29,11 +29,11 @@ class Work:
         self.idle.clear()
         threading.Thread(target=self.run, args=(action, given), name="ftlab board", daemon=True).start()
 
-    def run(self, action: Callable[..., None], given: tuple) -> None:
+    def run(self, action: Callable[..., None], value: tuple) -> None:
         """Do it, and say what went wrong."""
         try:
             with errors.speaking(self.lang):
-                action(*given)
+                action(*value)
         except Exception as error:
             self.failed(said(error))
         finally:

@@ -116,7 +116,7 @@ class ChatPanel:
 
     def sampling_fields(self) -> dict[str, widgets.Widget]:
         """Return the sampling controls by their name in `generate`."""
-        made = {
+        controls = {
             "do_sample": widgets.Checkbox(value=False, indent=False),
             "temperature": widgets.FloatSlider(value=0.7, min=0.1, max=2, step=0.05),
             "top_p": widgets.FloatSlider(value=0.9, min=0.05, max=1, step=0.05),
@@ -124,20 +124,20 @@ class ChatPanel:
             "max_new_tokens": widgets.IntSlider(value=128, min=8, max=1024, step=8),
             "repetition_penalty": widgets.FloatSlider(value=1, min=1, max=2, step=0.05),
         }
-        return {name: self.field(name, widget) for name, widget in made.items()}
+        return {name: self.field(name, widget) for name, widget in controls.items()}
 
     def field(self, name: str, widget: widgets.Widget) -> widgets.Widget:
         """Give a control its name and tooltip; the label of a sampling control includes its key."""
-        named, label = field(self.words, name, widget), self.words(name)
+        control, label = field(self.words, name, widget), self.words(name)
         if not name.startswith("chat_") and label != name:
-            named.description = f"{name} {label}"
-        return named
+            control.description = f"{name} {label}"
+        return control
 
     def button(self, name: str, action: Any, style: str = "") -> widgets.Button:
         """Return a button with its tooltip and what it does."""
-        made = button(self.words, name, style)
-        made.on_click(lambda _: action())
-        return made
+        widget = button(self.words, name, style)
+        widget.on_click(lambda _: action())
+        return widget
 
     def generation(self) -> dict[str, Any]:
         """Return the fields of `generate` for the sampling controls."""
@@ -218,9 +218,9 @@ class ChatPanel:
         if isinstance(model, PeftModel) and column != BASE:
             model.set_adapter(self.names[column], inference_mode=True)
         system = self.system.value.strip()
-        asked = [{"role": "system", "content": system}, *history] if system else list(history)
+        messages = [{"role": "system", "content": system}, *history] if system else list(history)
         written, drawn = "", 0.0
-        pieces = chat.stream(model, tokenizer, asked, adapter=column != BASE, **self.generation())
+        pieces = chat.stream(model, tokenizer, messages, adapter=column != BASE, **self.generation())
         try:
             for piece in pieces:
                 written += piece

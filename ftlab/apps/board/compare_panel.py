@@ -66,9 +66,9 @@ class ComparePanel:
 
     def differences(self, runs: tuple[Path, ...]) -> list[list[str]]:
         """Return a line for each key in which the runs differ, defaults written out; a dash stands for none."""
-        made = [recipe_of(folder) for folder in runs]
-        names = dict.fromkeys(name for one in made if one for name in recipes.plain(one) if name != "output_dir")
-        lines = [[name, *(shown(one, name) for one in made)] for name in names]
+        run_recipes = [recipe_of(folder) for folder in runs]
+        names = dict.fromkeys(name for one in run_recipes if one for name in recipes.plain(one) if name != "output_dir")
+        lines = [[name, *(shown(one, name) for one in run_recipes)] for name in names]
         return [line for line in lines if len(set(line[1:])) > 1]
 
 

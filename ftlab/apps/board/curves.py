@@ -49,6 +49,6 @@ def last_words(path: Path) -> str:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return ""
-    said = [line.strip() for line in lines if line.strip()]
-    problem = [line for line in said if line.startswith("ftlab:")]
-    return (problem or said or [""])[-1][:300]
+    words = [line.strip() for line in lines if line.strip()]
+    problem = [line for line in words if line.startswith("ftlab:")]
+    return (problem or words or [""])[-1][:300]

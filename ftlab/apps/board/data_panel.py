@@ -139,15 +139,15 @@ class DataPanel:
             return
         try:
             with errors.speaking(self.words.lang):
-                made = self.encoded(self.rows[self.row.value - 1])
+                examples = self.encoded(self.rows[self.row.value - 1])
         except (LabError, ValueError) as error:
             self.say_bad(error)
             return
-        count = sum(len(one["input_ids"]) for one in made)
-        trained = sum(label != tokens.IGNORED for one in made for label in one["labels"])
-        said = self.words("data_caption", row=self.row.value, rows=len(self.rows), tokens=count, trained=trained)
-        self.caption.value = html.escape(said)
-        coloured = [tokens.to_html(tokens.tokens(self.tokenizer, one["input_ids"], one["labels"])) for one in made]
+        count = sum(len(one["input_ids"]) for one in examples)
+        trained = sum(label != tokens.IGNORED for one in examples for label in one["labels"])
+        caption = self.words("data_caption", row=self.row.value, rows=len(self.rows), tokens=count, trained=trained)
+        self.caption.value = html.escape(caption)
+        coloured = [tokens.to_html(tokens.tokens(self.tokenizer, one["input_ids"], one["labels"])) for one in examples]
         self.shown.value = "<hr>".join(coloured)
 
     def step(self, by: int) -> None:

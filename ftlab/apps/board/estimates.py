@@ -175,8 +175,8 @@ def set_lengths(
         entry, path = registry.find(name, Path(dataset_dir))
         if path is None:
             return []
-        made = islice(converted(entry, path, None, None), min(MOST_ROWS, max_samples or MOST_ROWS))
-        rows = [one.row for one in made if not isinstance(one.row, LabError)]
+        source_rows = islice(converted(entry, path, None, None), min(MOST_ROWS, max_samples or MOST_ROWS))
+        rows = [one.row for one in source_rows if not isinstance(one.row, LabError)]
         tokenizer = tokenizer_of(folder)
         counted = [lengths for row in rows[:SAMPLE] for lengths in sequences(tokenizer, row, how)]
     except (LabError, OSError, ValueError):
@@ -216,8 +216,8 @@ def passes(recipe: Recipe) -> int:
 
 def total_steps(recipe: Recipe, lengths: list[tuple[int, ...]]) -> int | None:
     """Return the optimizer steps of a run: `max_steps`, else its epochs over the rows that are trained on."""
-    if (given := recipe.training.get("max_steps", -1)) > 0:
-        return given
+    if (max_steps := recipe.training.get("max_steps", -1)) > 0:
+        return max_steps
     if not lengths:
         return None
     rows = float(len(lengths))

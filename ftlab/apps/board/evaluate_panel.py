@@ -65,12 +65,12 @@ class EvaluatePanel:
         self, source: dict[str, Any] | None = None, runs: str | Path = "runs", lang: str | None = None
     ) -> None:
         self.words, self.runs = Words(lang), Path(runs)
-        given = source or {}
-        values = {key: given[key] for key in (*EVALUATED, *KEPT) if given.get(key) is not None}
+        preset = source or {}
+        values = {key: preset[key] for key in (*EVALUATED, *KEPT) if preset.get(key) is not None}
         values.setdefault("model_name_or_path", embedded.NAME)
         values["max_samples"] = ROWS
-        sets = estimates.registered(Path(given.get("dataset_dir") or "data"))
-        if (held_out := f"{given.get('dataset')}_eval") in sets:
+        sets = estimates.registered(Path(preset.get("dataset_dir") or "data"))
+        if (held_out := f"{preset.get('dataset')}_eval") in sets:
             values.setdefault("eval_dataset", held_out)
         self.found: evaluation.Scores = {}
         self.predictions = PredictionsTable(self.words)

@@ -17,20 +17,20 @@ def show(draw: Callable[..., None], **controls: Any) -> None:
         controls: name -> a widget, or what `ipywidgets.interact` makes one of: (low, high, step), a list of choices,
             a number, True or False.
     """
-    made = {name: widget(name, control) for name, control in controls.items()}
+    children = {name: widget(name, control) for name, control in controls.items()}
     if course.headless():
-        draw(**{name: control.value for name, control in made.items()})
+        draw(**{name: control.value for name, control in children.items()})
     else:
-        picture = widgets.interactive_output(draw, made)
-        display(widgets.VBox([*made.values(), picture.add_class("ft-picture")]))
+        picture = widgets.interactive_output(draw, children)
+        display(widgets.VBox([*children.values(), picture.add_class("ft-picture")]))
 
 
 def widget(name: str, control: Any) -> widgets.Widget:
     """Return the control that a value stands for, labelled with its name."""
-    made = widgets.interactive.widget_from_abbrev(control)
-    made.description, made.style = name, {"description_width": "12em"}
-    made.layout.width = "30em"
-    if hasattr(made, "continuous_update"):
+    control_widget = widgets.interactive.widget_from_abbrev(control)
+    control_widget.description, control_widget.style = name, {"description_width": "12em"}
+    control_widget.layout.width = "30em"
+    if hasattr(control_widget, "continuous_update"):
         # A slider that is dragged draws where it is let go, not at every pixel on the way.
-        made.continuous_update = False
-    return made.add_class(f"ft-{name}")
+        control_widget.continuous_update = False
+    return control_widget.add_class(f"ft-{name}")

@@ -37,8 +37,8 @@ class ExportPanel:
     ) -> None:
         self.words, self.runs = Words(lang), Path(runs)
         self.done: Export | None = None
-        given = source or {}
-        values = {key: given[key] for key in (*EXPORTED, "template") if given.get(key) is not None}
+        preset = source or {}
+        values = {key: preset[key] for key in (*EXPORTED, "template") if preset.get(key) is not None}
         values.setdefault("model_name_or_path", embedded.NAME)
         values.setdefault("export_dir", str(self.runs / "merged"))
         with errors.speaking(self.words.lang):

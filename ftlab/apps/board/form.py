@@ -150,9 +150,9 @@ class Form:
         for watcher in self.watchers:
             watcher()
 
-    def tell(self, key: str, said: str) -> None:
+    def tell(self, key: str, text: str) -> None:
         """Show the problem of a key next to its field, "" if there is none."""
-        show_message(self.messages[key], said)
+        show_message(self.messages[key], text)
 
     def check(self) -> validation.Checked:
         """Check all fields and the free lines together."""
@@ -164,7 +164,7 @@ class Form:
         if twice := [key for key in lines if key in self.table]:
             return validation.Checked(None, {validation.LINES: self.words("bad_twice", keys=", ".join(twice))}, [])
         checked = validation.check_fields(values | lines, self.words, self.roots, self.table)
-        beside = {key if key in self.messages else validation.LINES: said for key, said in checked.messages.items()}
+        beside = {key if key in self.messages else validation.LINES: text for key, text in checked.messages.items()}
         return checked._replace(messages=beside)
 
     def written(self) -> dict[str, Any]:
@@ -241,7 +241,7 @@ def message(key: str) -> widgets.HTML:
     return widgets.HTML(layout={"display": "none"}).add_class(f"ft-bad-{key}")
 
 
-def show_message(place: widgets.HTML, said: str) -> None:
+def show_message(place: widgets.HTML, text: str) -> None:
     """Show a sentence in the place for what is wrong, or hide the place."""
-    place.value = bad(said)
-    place.layout.display = "" if said else "none"
+    place.value = bad(text)
+    place.layout.display = "" if text else "none"

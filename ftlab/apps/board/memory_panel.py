@@ -33,8 +33,8 @@ class MemoryPanel:
     def __init__(self, source: dict[str, Any] | None = None, lang: str | None = None) -> None:
         self.words = Words(lang)
         self.found: dict[tuple[str, int, int], Needs] = {}
-        given = source or {}
-        values = {key: given[key] for key in SIZED if given.get(key) is not None}
+        preset = source or {}
+        values = {key: preset[key] for key in SIZED if preset.get(key) is not None}
         values.setdefault("model_name_or_path", embedded.NAME)
         with errors.speaking(self.words.lang):
             self.form = Form(values, self.words, table=SIZED)
@@ -48,8 +48,8 @@ class MemoryPanel:
         for name, widget in cells.items():
             field(self.words, name, widget).observe(lambda _: self.changed(), names="value")
         self.table = widgets.HTML().add_class("ft-sized-table")
-        asked = row(self.machine, *(widgets.VBox([cells[name], said]) for name, said in self.messages.items()))
-        self.box = widgets.VBox([self.form.box, asked, self.table]).add_class("ftlab-memory")
+        inputs = row(self.machine, *(widgets.VBox([cells[name], said]) for name, said in self.messages.items()))
+        self.box = widgets.VBox([self.form.box, inputs, self.table]).add_class("ftlab-memory")
         self.form.watchers.append(self.changed)
         self.changed()
 

@@ -13,10 +13,10 @@ STYLE = Path(__file__).with_name("voila") / "templates" / "ftlab" / "board.css"
 
 def button(words: Words, name: str, style: str = "", icon: str = "") -> widgets.Button:
     """Return a button as wide as its label, with its tooltip."""
-    made = widgets.Button(
+    widget = widgets.Button(
         description=words(name), tooltip=words.tip(name), button_style=style, icon=icon, layout={"width": "auto"}
     )
-    return made.add_class(f"ft-{name}")
+    return widget.add_class(f"ft-{name}")
 
 
 def field(words: Words, name: str, widget: widgets.Widget) -> widgets.Widget:
@@ -50,8 +50,8 @@ def heading(text: str) -> widgets.HTML:
 
 def help_of(text: str, label: str) -> widgets.HTML:
     """Return a `?` that opens a text."""
-    said = f'<summary aria-label="{html.escape(label)}">?</summary><p>{html.escape(text)}</p>'
-    return widgets.HTML(f"<details>{said}</details>").add_class("ft-help")
+    summary = f'<summary aria-label="{html.escape(label)}">?</summary><p>{html.escape(text)}</p>'
+    return widgets.HTML(f"<details>{summary}</details>").add_class("ft-help")
 
 
 def bad(text: str) -> str:

@@ -73,8 +73,8 @@ class PredictionsTable:
         """Show the page whose number stands in the field."""
         rows, start = self.rows(), (self.page.value - 1) * PAGE
         self.before.disabled, self.next.disabled = self.page.value == 1, self.page.value == self.page.max
-        said = self.words("answers_caption", shown=len(rows), page=self.page.value, pages=self.page.max)
-        self.caption.value = html.escape(said)
+        caption = self.words("answers_caption", shown=len(rows), page=self.page.value, pages=self.page.max)
+        self.caption.value = html.escape(caption)
         prompts = [one.prompt for answers in self.answers.values() for one in answers]
         start_cut, end_cut = common_lines(prompts), common_lines([one[::-1] for one in prompts])
         head = [self.words(name) for name in ("answers_number", "answers_prompt", "answers_expected")]

@@ -75,11 +75,11 @@ class QuizPanel:
         self.check.disabled = True
         if not self.questions:
             return
-        asked = self.questions[self.at]
+        question = self.questions[self.at]
         heading = self.words("quiz_number", number=self.at + 1, total=len(self.questions))
-        self.question.value = f"<small>{html.escape(heading)}</small><br><b>{html.escape(asked.question)}</b>"
+        self.question.value = f"<small>{html.escape(heading)}</small><br><b>{html.escape(question.question)}</b>"
         self.verdict.value = ""
-        self.choices.options = [(text, number) for number, text in enumerate(asked.choices)]
+        self.choices.options = [(text, number) for number, text in enumerate(question.choices)]
         self.choices.value = None
         self.tell_score()
 
@@ -91,12 +91,12 @@ class QuizPanel:
         """Show whether the chosen answer is right, and why; the first try counts."""
         if self.choices.value is None or not self.questions:
             return
-        asked, number = self.questions[self.at], self.choices.value
+        question, number = self.questions[self.at], self.choices.value
         self.given.setdefault(self.at, number)
-        right = number == asked.answer
+        right = number == question.answer
         name, colour = ("quiz_right", "ft-good") if right else ("quiz_wrong", "ft-bad")
-        verdict = self.words(name, answer=asked.choices[asked.answer])
-        why = f"{asked.why} {self.words('quiz_lesson', lesson=asked.lesson)}"
+        verdict = self.words(name, answer=question.choices[question.answer])
+        why = f"{question.why} {self.words('quiz_lesson', lesson=question.lesson)}"
         self.verdict.value = f'<b class="{colour}">{html.escape(verdict)}</b><p>{html.escape(why)}</p>'
         self.tell_score()
 

@@ -186,5 +186,5 @@ class Task:
     def say(self, name: str, /, **values: object) -> None:
         """Show a text of the table next to the button."""
         text = self.words(name, **values)
-        said = bad(text) if name in ("failed", "wrong") else html.escape(text)
-        self.status.value = f'<span role="status" data-state="{name}">{said}</span>'
+        content = bad(text) if name in ("failed", "wrong") else html.escape(text)
+        self.status.value = f'<span role="status" data-state="{name}">{content}</span>'

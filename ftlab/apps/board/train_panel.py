@@ -302,8 +302,8 @@ class TrainPanel:
         while (recipe := self.form.recipe()) and validation.state(recipe)[0] == "other":
             self.form.controls["output_dir"].value = str(folders.next_name(self.folder()))
         if recipe is None:
-            key, said = next(iter(self.form.checked.messages.items()))
-            raise LabError(said, key)
+            key, message = next(iter(self.form.checked.messages.items()))
+            raise LabError(message, key)
         with errors.speaking(self.words.lang):
             job = in_thread(recipe, False, self.words.lang)
             self.follow(job)

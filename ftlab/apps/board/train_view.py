@@ -61,8 +61,8 @@ class View:
     def say(self, name: str, /, **values: object) -> None:
         """Show a text of the table next to the buttons."""
         text = self.words(name, **values)
-        said = bad(text) if name in ("failed", "ended", "wrong") else html.escape(text)
-        self.status.value = f'<span role="status" data-state="{name}">{said}</span>'
+        content = bad(text) if name in ("failed", "ended", "wrong") else html.escape(text)
+        self.status.value = f'<span role="status" data-state="{name}">{content}</span>'
 
     def draw(self, png: bytes, has_curves: bool) -> None:
         """Show a picture of loss curves; where there are none yet, what to do."""

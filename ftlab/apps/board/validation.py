@@ -60,13 +60,13 @@ def check_fields(
         if table[key].required and key not in values:
             messages[key] = words("bad_empty")
     for key, value in values.items():
-        if said := one(key, value, words, roots, {**FIELDS, **table}):
-            messages[key] = said
+        if problem := one(key, value, words, roots, {**FIELDS, **table}):
+            messages[key] = problem
     if messages:
         return Checked(None, messages, [])
     try:
-        given, notes = recipes.translate(recipes.Given(dict(values), {key: key for key in values}, ALL))
-        recipe = recipes.build(given)
+        translated, notes = recipes.translate(recipes.Given(dict(values), {key: key for key in values}, ALL))
+        recipe = recipes.build(translated)
     except LabError as error:
         return Checked(None, {error.where or ALL: short(error)}, [])
     messages = together(recipe)
@@ -82,8 +82,8 @@ def one(key: str, value: Any, words: Words, roots: Sequence[Path], table: Mappin
         return words("bad_most", most=f"{most:,g}")
     if key in PATHS and isinstance(value, str) and not all(map(may_exist, value.split(","))):
         return words("bad_path")
-    if key in WRITTEN and isinstance(value, str) and (said := folder(value, words, roots)):
-        return said
+    if key in WRITTEN and isinstance(value, str) and (problem := folder(value, words, roots)):
+        return problem
     # The recipe's own check, of this key alone: the values that it needs beside it are these.
     alone = {"model_name_or_path": embedded.NAME, key: value}
     if key == "stage" and value in REWARDED:

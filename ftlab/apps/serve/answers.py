@@ -86,9 +86,9 @@ class Answer(ABC):
 
     def body(self, choices: list[dict[str, Any]], streamed: bool, **more: Any) -> dict[str, Any]:
         """Return the envelope around choices; it says which parameters were ignored, if any were."""
-        said = {"ignored_parameters": list(self.ignored)} if self.ignored else {}
+        extra = {"ignored_parameters": list(self.ignored)} if self.ignored else {}
         shared = {"created": self.created, "model": self.model, "choices": choices}
-        return self.envelope(streamed) | shared | said | more
+        return self.envelope(streamed) | shared | extra | more
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """Return the answer that is not streamed."""
@@ -96,11 +96,11 @@ class Answer(ABC):
 
     def usage(self, choices: Sequence[Choice]) -> dict[str, int]:
         """Count tokens: of each prompt once, of all choices together."""
-        made = sum(choice.tokens for choice in choices)
+        completion_tokens = sum(choice.tokens for choice in choices)
         return {
             "prompt_tokens": self.prompt_tokens,
-            "completion_tokens": made,
-            "total_tokens": self.prompt_tokens + made,
+            "completion_tokens": completion_tokens,
+            "total_tokens": self.prompt_tokens + completion_tokens,
         }
 
     def text_of(self, token: int) -> str:
@@ -156,9 +156,9 @@ class ChatAnswer(Answer):
     def chunks(self, choice: Choice, piece: Piece) -> list[dict[str, Any]]:
         """Return what is streamed for a piece: with tools, what may be a call waits for the end, which tells."""
         if self.read is None:
-            said: dict[str, Any] = {"content": piece.text} if piece.text else {}
+            delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
             likelihoods = [piece.likelihood] if piece.likelihood else []
-            return [self.delta(choice.index, said, likelihoods, piece.finish)]
+            return [self.delta(choice.index, delta, likelihoods, piece.finish)]
         if not piece.finish:
             text = choice.before_call.push(piece.text)
             choice.told += text
@@ -170,11 +170,11 @@ class ChatAnswer(Answer):
         return [self.delta(choice.index, left, choice.likelihoods, "tool_calls" if calls else piece.finish)]
 
     def delta(
-        self, index: int, said: dict[str, Any], likelihoods: Sequence[Likelihood], finish: str | None
+        self, index: int, content: dict[str, Any], likelihoods: Sequence[Likelihood], finish: str | None
     ) -> dict[str, Any]:
         """Return a chunk."""
         return self.body(
-            [{"index": index, "delta": said, **self.likely(likelihoods), "finish_reason": finish}], streamed=True
+            [{"index": index, "delta": content, **self.likely(likelihoods), "finish_reason": finish}], streamed=True
         )
 
     def likely(self, likelihoods: Sequence[Likelihood]) -> dict[str, Any]:
@@ -247,5 +247,5 @@ def finite(logprob: float | None) -> float | None:
 
 def event(content: dict[str, Any]) -> str:
     """Return a server-sent event, named where its content has a type."""
-    named = f"event: {content['type']}\n" if "type" in content else ""
-    return f"{named}data: {json.dumps(content, ensure_ascii=False)}\n\n"
+    line = f"event: {content['type']}\n" if "type" in content else ""
+    return f"{line}data: {json.dumps(content, ensure_ascii=False)}\n\n"

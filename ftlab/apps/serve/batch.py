@@ -143,8 +143,8 @@ class Batch:
         job = row.job
         token = sampling.choose(scores, job, row.generated, row.random)
         complete = job.constraint is not None and job.constraint.take(token)
-        wanted = None if job.logprobs is None else sampling.likelihood(scores, token, job.logprobs)
-        row.take(token, complete or token in self.ends, wanted)
+        likelihood = None if job.logprobs is None else sampling.likelihood(scores, token, job.logprobs)
+        row.take(token, complete or token in self.ends, likelihood)
 
     def drop(self) -> None:
         """Let go of the rows that ended, and of padding that no row needs any more."""

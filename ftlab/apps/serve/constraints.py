@@ -129,8 +129,8 @@ class Constraints:
             known = self.tokens
         except ValueError as error:
             # A tokenizer written in Python.
-            said = f"{param} is not supported with this model's tokenizer: {error}"
-            raise Refused(400, said, param, "unsupported_parameter") from error
+            message = f"{param} is not supported with this model's tokenizer: {error}"
+            raise Refused(400, message, param, "unsupported_parameter") from error
         matcher = LLMatcher(known, grammar, log_level=0, limits=LLParserLimits(**LIMITS))
         if matcher.is_error():
             reason = " ".join(matcher.get_error().split())[:200]
@@ -145,12 +145,12 @@ def require_small(schemas: Sequence[Any], param: str) -> None:
         Refused: 400, naming the limit, or the command that installs it.
     """
     if find_spec("llguidance") is None:
-        said = f"{param} needs the package llguidance here: {packages.install('llguidance')}"
-        raise Refused(400, said, param, "unsupported_parameter")
+        reason = f"{param} needs the package llguidance here: {packages.install('llguidance')}"
+        raise Refused(400, reason, param, "unsupported_parameter")
     parts = list(walked(schemas))
     if len(json.dumps(schemas)) > BYTES or len(parts) > VALUES or sum(map(combined, parts)) > COMBINED:
-        said = f"a schema has at most {BYTES} bytes, {VALUES} values, {COMBINED} subschemas combined by allOf or $ref"
-        raise Refused(400, said, param, "invalid_value")
+        reason = f"a schema has at most {BYTES} bytes, {VALUES} values, {COMBINED} subschemas combined by allOf or $ref"
+        raise Refused(400, reason, param, "invalid_value")
 
 
 def rule(schema: dict[str, Any]) -> str:

@@ -163,8 +163,8 @@ class Engine:
                 row.end("cancelled")
         batch.drop()
         with self.changed:
-            wanted = any(job.adapter == adapter for job in self.waiting)
-        if not (batch.rows or wanted):
+            has_waiting = any(job.adapter == adapter for job in self.waiting)
+        if not (batch.rows or has_waiting):
             return
         with using(self.model, adapter):
             if batch.rows:

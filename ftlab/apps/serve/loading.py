@@ -62,12 +62,12 @@ def load(
         return of_recipe(model_name_or_path, [*overrides, *["trust_remote_code=true"] * trust_remote_code], name)
     source = source_of(model_name_or_path, overrides, trust_remote_code)
     name = name or own_name(model_name_or_path)
-    named = [split(adapter) for adapter in adapters]
-    for _, place in named:
+    pairs = [split(adapter) for adapter in adapters]
+    for _, place in pairs:
         saved_weights.refuse_virtual_tokens(saved_weights.weights_of(place), "serve")
-    if len(named) > 1 or any(client for client, _ in named):
-        return several(model_name_or_path, named, name, source)
-    adapter = named[0][1] if named else None
+    if len(pairs) > 1 or any(client for client, _ in pairs):
+        return several(model_name_or_path, pairs, name, source)
+    adapter = pairs[0][1] if pairs else None
     model, tokenizer = chat.load(model_name_or_path, adapter, **source)
     return Loaded(model, tokenizer, with_base(name, model, chat.system_turn(None, adapter)), Limits(), {})
 
@@ -99,10 +99,10 @@ def of_recipe(path: str, overrides: Sequence[str], name: str | None) -> Loaded:
         model,
         chat.system_turn(recipe.default_system, chat.trained(recipe)),
     )
-    asked = chat.generation_of(recipe)
-    longest = asked["max_new_tokens"]
+    generation = chat.generation_of(recipe)
+    longest = generation["max_new_tokens"]
     defaults: dict[str, Any] = {
-        key: asked[key] for key in ("temperature", "top_p", "top_k", "repetition_penalty") if key in asked
+        key: generation[key] for key in ("temperature", "top_p", "top_k", "repetition_penalty") if key in generation
     }
     limits = Limits(default_tokens=longest, max_tokens=max(longest, Limits.max_tokens))
     return Loaded(model, tokenizer, served, limits, defaults if recipe.do_sample else defaults | {"temperature": 0.0})
@@ -124,8 +124,8 @@ def split(adapter: str) -> tuple[str, str]:
     >>> split("support=runs/a/adapter"), split("runs/lr=1e-4/adapter")
     (('support', 'runs/a/adapter'), ('', 'runs/lr=1e-4/adapter'))
     """
-    named = NAMED.fullmatch(adapter)
-    return (named[1], named[2]) if named and not os.path.exists(adapter) else ("", adapter)
+    match = NAMED.fullmatch(adapter)
+    return (match[1], match[2]) if match and not os.path.exists(adapter) else ("", adapter)
 
 
 def several(model_name_or_path: str, adapters: Sequence[tuple[str, str]], name: str, source: dict[str, Any]) -> Loaded:

@@ -52,12 +52,12 @@ def serve(
         raise fail("serve_remote", where=host)
     allowed = frozenset(security.allowed_origin(origin) for origin in origins)
     bound = listen(host, port)
-    token, said = security.token(embedded.cache_dir() / "serve")
+    token, note = security.token(embedded.cache_dir() / "serve")
     if not sys.stderr.isatty():
         disable_progress_bar()
     loaded = loading.load(model_name_or_path, adapters, name, overrides, trust_remote_code)
     engine = Engine(loaded.model, loaded.tokenizer)
-    made = app.create(
+    application = app.create(
         engine,
         loaded.served,
         token,
@@ -67,9 +67,9 @@ def serve(
         origins=allowed,
         defaults=loaded.defaults,
     )
-    print(say("serve_started", models=", ".join(loaded.served), address=address(bound)), said, sep="\n", flush=True)
+    print(say("serve_started", models=", ".join(loaded.served), address=address(bound)), note, sep="\n", flush=True)
     try:
-        server(made).run(sockets=[bound])
+        server(application).run(sockets=[bound])
     finally:
         engine.close()
 
@@ -93,10 +93,10 @@ def address(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def server(made: ASGIApp) -> uvicorn.Server:
+def server(application: ASGIApp) -> uvicorn.Server:
     """Return a server that logs no request: its line could carry what a client put into it by mistake."""
     config = uvicorn.Config(
-        made,
+        application,
         log_level="warning",
         access_log=False,
         server_header=False,
@@ -109,10 +109,10 @@ def server(made: ASGIApp) -> uvicorn.Server:
 
 
 @contextmanager
-def running(made: ASGIApp, port: int = 0) -> Iterator[str]:
+def running(application: ASGIApp, port: int = 0) -> Iterator[str]:
     """Run an application on loopback in a thread and yield its URL."""
     bound = listen("127.0.0.1", port)
-    beside = server(made)
+    beside = server(application)
     thread = Thread(target=beside.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     while not beside.started and thread.is_alive():

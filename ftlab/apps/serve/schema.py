@@ -135,8 +135,8 @@ class ResponseFormat(Strict):
         if self.type == "json_object":
             return {"type": "object"}
         if self.json_schema is None or self.json_schema.body is None:
-            said = "response_format needs json_schema with a schema"
-            raise Refused(400, said, "response_format", "invalid_value")
+            message = "response_format needs json_schema with a schema"
+            raise Refused(400, message, "response_format", "invalid_value")
         return self.json_schema.body
 
 
@@ -331,8 +331,10 @@ def parse_body(kind: type[Asked], body: bytes) -> Asked:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         place = ".".join(str(part)[:NAME_LENGTH] for part in first["loc"])
-        said = f"{place}: {first['msg']}" if place else first["msg"]
-        raise Refused(400, said[:300], param=str(first["loc"][0]) if place else None, code="invalid_value") from error
+        message = f"{place}: {first['msg']}" if place else first["msg"]
+        raise Refused(
+            400, message[:300], param=str(first["loc"][0]) if place else None, code="invalid_value"
+        ) from error
     for name, value in (request.model_extra or {}).items():
         if name in kind.refused and value is not None and not harmless(value, kind.refused[name]):
             raise Refused(400, f"{name} is not supported by this server", param=name, code="unsupported_parameter")

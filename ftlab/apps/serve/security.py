@@ -59,23 +59,23 @@ def token(folder: Path) -> tuple[str, str]:
         LabError: API_KEY is too easy to guess, or others may read the file.
     """
     if "API_KEY" in os.environ:
-        given = os.environ["API_KEY"]
-        if bits(given) < TOKEN_BITS:
+        api_key = os.environ["API_KEY"]
+        if bits(api_key) < TOKEN_BITS:
             raise fail("serve_weak_token", where="API_KEY", bits=TOKEN_BITS, example="openssl rand -hex 32")
-        return given, say("serve_key_given")
+        return api_key, say("serve_key_given")
     path = folder / "token"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    made = secrets.token_urlsafe(32)
+    key = secrets.token_urlsafe(32)
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     except FileExistsError:
         return kept(path), say("serve_key_kept", path=path)
     with os.fdopen(descriptor, "w") as file:
-        file.write(made)
+        file.write(key)
     # Where the output goes to a file or a notebook, the token would stay there.
     if os.isatty(1):
-        return made, say("serve_key_shown", key=made, path=path)
-    return made, say("serve_key_new", path=path)
+        return key, say("serve_key_shown", key=key, path=path)
+    return key, say("serve_key_new", path=path)
 
 
 def kept(path: Path) -> str:
@@ -207,8 +207,8 @@ class Guard:
 
     def permits(self, authorizations: list[str]) -> bool:
         """Return True if a request has the API key; the comparison takes constant time."""
-        scheme, _, given = (authorizations[0] if len(authorizations) == 1 else "").partition(" ")
-        right = hmac.compare_digest(given.strip().encode("latin-1", "replace"), self.token)
+        scheme, _, credentials = (authorizations[0] if len(authorizations) == 1 else "").partition(" ")
+        right = hmac.compare_digest(credentials.strip().encode("latin-1", "replace"), self.token)
         return right and scheme.lower() == "bearer"
 
 

@@ -135,35 +135,35 @@ class Service:
         shared = self.sampling(asked) | {"adapter": served.adapter, "max_tokens": max_tokens, "logprobs": logprobs}
         return await self.respond(request, asked, answer, choices, [prompt], constraint, shared)
 
-    def constraint(self, asked: ChatRequest) -> Constraint | None:
+    def constraint(self, request: ChatRequest) -> Constraint | None:
         """Return what an answer must follow.
 
         Raises:
             Refused: 400, a schema that cannot be followed, or one beside tools that may be called.
         """
-        followed = asked.response_format.followed if asked.response_format else None
-        if asked.forced:
-            return self.constraints.call(asked.forced)
+        followed = request.response_format.followed if request.response_format else None
+        if request.forced:
+            return self.constraints.call(request.forced)
         if followed is None:
             return None
-        if asked.offered:
-            said = "response_format and tools cannot be combined; set tool_choice to none or to a tool"
-            raise Refused(400, said, "response_format", "invalid_value")
+        if request.offered:
+            reason = "response_format and tools cannot be combined; set tool_choice to none or to a tool"
+            raise Refused(400, reason, "response_format", "invalid_value")
         return self.constraints.json(followed)
 
     def call_reader(
-        self, asked: ChatRequest, prompt: list[int]
+        self, request: ChatRequest, prompt: list[int]
     ) -> Callable[[Sequence[int]], responses.Response] | None:
         """Return what reads the tool calls of an answer's tokens; None where no tools are offered."""
-        if not asked.offered:
+        if not request.offered:
             return None
-        if asked.forced:
+        if request.forced:
             decode = partial(self.engine.tokenizer.decode, skip_special_tokens=True)
             return lambda ids: responses.read_json(decode(ids), "", None)
 
         def read(ids: Sequence[int]) -> responses.Response:
-            response = self.reader.read(prompt, ids, asked.offered)
-            return response._replace(calls=response.calls[: 1 if asked.parallel_tool_calls is False else None])
+            response = self.reader.read(prompt, ids, request.offered)
+            return response._replace(calls=response.calls[: 1 if request.parallel_tool_calls is False else None])
 
         return read
 
@@ -331,35 +331,35 @@ class Service:
             log.exception("a call failed")
             raise REASONS["error"] from error
 
-    def sampling(self, asked: Sampling) -> dict[str, Any]:
+    def sampling(self, request: Sampling) -> dict[str, Any]:
         """Return the fields of a Job that say how its tokens are chosen.
 
         Raises:
             Refused: 400, `logit_bias` names a token that the model does not know.
         """
-        bias = {int(token): value for token, value in (asked.logit_bias or {}).items()}
+        bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
         self.known([*bias, 0], "logit_bias")
-        given = {name: value for name in SAMPLING if (value := getattr(asked, name)) is not None}
-        if given.get("top_k") == -1:
-            given["top_k"] = 0
-        return self.defaults | given | {"logit_bias": bias, "stop": asked.stops}
+        values = {name: value for name in SAMPLING if (value := getattr(request, name)) is not None}
+        if values.get("top_k") == -1:
+            values["top_k"] = 0
+        return self.defaults | values | {"logit_bias": bias, "stop": request.stops}
 
-    def checked(self, prompts: Sequence[list[int]], wanted: int | None, asked: Sampling) -> int:
+    def checked(self, prompts: Sequence[list[int]], max_tokens: int | None, request: Sampling) -> int:
         """Return how many tokens to generate per answer.
 
         Raises:
             Refused: 400, more than the limits or the model's context allow.
         """
         limits, context, longest = self.limits, self.engine.context, max(map(len, prompts))
-        if len(prompts) * (asked.n or 1) > limits.choices:
+        if len(prompts) * (request.n or 1) > limits.choices:
             raise Refused(400, f"a request has at most {limits.choices} answers here", "n", "invalid_value")
-        if wanted and wanted > limits.max_tokens:
+        if max_tokens and max_tokens > limits.max_tokens:
             raise Refused(400, f"max_tokens is at most {limits.max_tokens} here", "max_tokens", "invalid_value")
         room = context - longest
-        if not longest or room < (wanted or 1):
-            said = f"{longest} prompt tokens and {wanted or 1} to generate do not fit into {context}"
-            raise Refused(400, said, "messages", "context_length_exceeded")
-        return wanted or min(limits.default_tokens, room)
+        if not longest or room < (max_tokens or 1):
+            reason = f"{longest} prompt tokens and {max_tokens or 1} to generate do not fit into {context}"
+            raise Refused(400, reason, "messages", "context_length_exceeded")
+        return max_tokens or min(limits.default_tokens, room)
 
     async def respond(
         self,

@@ -70,13 +70,13 @@ def datasets(value: Any, config: Values) -> Found:
     """Return a list of data sets: `dataset`, and `stage: pt` where all are plain text."""
     sets = [one if isinstance(one, dict) else {"path": one} for one in listed(value)]
     read = [one_set(one) for one in sets]
-    said = dict.fromkeys(note for _, notes in read for note in notes)
+    remarks = dict.fromkeys(note for _, notes in read for note in notes)
     plain = texts(value)
     limits = {rows_taken(one) for one in sets} - {None}
     if len(limits) > 1:
         raise ValueError("`max_samples` is one number for all data sets")
     values = rows([path for paths, _ in read for path in paths]) | ({"stage": "pt"} if plain else {})
-    return values | ({"max_samples": limits.pop()} if limits else {}), "; ".join(said)
+    return values | ({"max_samples": limits.pop()} if limits else {}), "; ".join(remarks)
 
 
 def texts(value: Any) -> bool:
@@ -275,8 +275,8 @@ def precision(name: str) -> Any:
         whole = name == "bf16" and value and not config.get("adapter")
         if value == "full" and whole:
             return {"pure_bf16": True}
-        said = "trained weights stay float32, axolotl keeps them in bfloat16: pure_bf16=true for that" if whole else ""
-        return {} if value in ("auto", "") else {name: bool(value)}, said
+        note = "trained weights stay float32, axolotl keeps them in bfloat16: pure_bf16=true for that" if whole else ""
+        return {} if value in ("auto", "") else {name: bool(value)}, note
 
     return read
 

@@ -119,8 +119,8 @@ def initial(value: Any, config: Values) -> Found:
 
 def added(value: Any, config: Values) -> Found:
     """Return added tokens, which are ordinary ones here: control tokens in data are escaped."""
-    said = "as ordinary tokens, and embedding and output layer are trained with them"
-    return ({"add_tokens": joined(value)}, said) if value else {}
+    note = "as ordinary tokens, and embedding and output layer are trained with them"
+    return ({"add_tokens": joined(value)}, note) if value else {}
 
 
 def optimizer(value: Any, config: Values) -> Found:
@@ -139,8 +139,8 @@ def stretched(value: Any, config: Values) -> Found:
     if way not in ("linear", "dynamic", "yarn", "llama3"):
         raise ValueError("a recipe has linear, dynamic, yarn and llama3")
     factor = fields.get("factor")
-    said = f"the factor is `cutoff_len` over the model's own length, rounded up, and not {factor}"
-    return {"rope_scaling": way}, said if factor else ""
+    note = f"the factor is `cutoff_len` over the model's own length, rounded up, and not {factor}"
+    return {"rope_scaling": way}, note if factor else ""
 
 
 def templated(names: dict[str, str]) -> Callable[[Any, Values], Found]:
