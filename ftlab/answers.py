@@ -25,17 +25,17 @@ def answer(
 ) -> Answer:
     """Return an answer as text: the prompt, the text to generate, and what the template writes after it.
 
-    Where the answer begins is found with a placeholder in its place, so that no text in it can be taken for the
+    A placeholder in its place shows where the answer begins, so that no text in it can be mistaken for the
     template's. A generation prompt may say more than the template writes before an answer: R1's opens the thought.
     Then the answer continues from there and ends the reasoning.
 
     Args:
         messages: the messages before the answer.
-        reply: the answer: an assistant message, or several with what is said between them.
+        reply: the answer: an assistant message, or several with other turns between them.
     Raises:
         LabError: the template refuses the conversation, or leaves the answer out.
     """
-    # A template that asks without thoughts (Qwen3.5's smaller models) is asked with them for an answer that has one.
+    # Some templates turn thinking off by default (Qwen3.5's smaller models); for an answer with reasoning it is on.
     for options in ({}, {"enable_thinking": True}):
         whole = render(tokenizer, [*messages, *reply], tools, **options)
         marked = render(tokenizer, [*messages, {"role": "assistant", "content": PLACEHOLDER}], tools, **options)
@@ -56,10 +56,10 @@ def answer(
 
 
 def start_of_answer(history: str, prompt: str, opening: str) -> str:
-    """Return the text of a conversation up to where its answer begins, "" if that cannot be told.
+    """Return the text of a conversation up to where its answer begins, "" if that is unclear.
 
-    The model has been asked with what the conversation shares with the prompt, up to the generation prompt. Some
-    templates take earlier texts out once an answer follows (gpt-oss the reasoning before a tool call): there the
+    The model saw what the conversation shares with the prompt, up to the generation prompt. Some
+    templates remove earlier text once an answer follows (gpt-oss the reasoning before a tool call): there the
     answer begins after the last generation prompt.
 
     Args:
@@ -119,7 +119,7 @@ def with_thought_written(tokenizer: PreTrainedTokenizerBase, message: Message, w
 
 
 def thought_and_content(tokenizer: PreTrainedTokenizerBase, message: Message) -> tuple[str, str]:
-    """Return what an assistant message thinks and what it says, as its template writes them, white space trimmed."""
+    """Return the reasoning and the content of an assistant message as its template writes them, stripped."""
     shown = escaped(message, control_tokens(tokenizer))
     content = shown.get("content") or ""
     inside = THOUGHT.match(content)

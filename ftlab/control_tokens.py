@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-# What chat templates use to mark turns, whoever's model it is.
+# What chat templates of any model use to mark turns.
 CONTROL_TOKENS = (
     "<|im_start|>", "<|im_end|>", "<|endoftext|>", "<|begin_of_text|>", "<|end_of_text|>", "<|start_header_id|>",
     "<|end_header_id|>", "<|eot_id|>", "<|system|>", "<|user|>", "<|assistant|>", "<|observation|>", "<start_of_turn>",
@@ -11,7 +11,7 @@ CONTROL_TOKENS = (
 )  # fmt: skip
 # A text without these characters contains no control token: two searches instead of one for each token.
 FIRST_CHARACTERS = {token[0] for token in CONTROL_TOKENS}
-# An invisible character after the first one: looks the same, but is not a control token any more.
+# An invisible character after the first one: it looks the same but is no longer a control token.
 JOINER = "\u2060"
 
 

@@ -1,1 +1,1 @@
-"""What people touch: lessons, command line, panels, server."""
+"""User interfaces: lessons, command line, panels, server."""

@@ -116,7 +116,7 @@ def refuse_unknown_verb(arguments: Sequence[str], verbs: Iterable[str]) -> None:
 
 
 def open_streams() -> None:
-    """Let the standard streams take any text: characters that their encoding lacks are escaped, broken ones are "?"."""
+    """Make the standard streams accept any text: characters outside their encoding are escaped, broken ones are "?"."""
     for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "backslashreplace")):
         # The streams of a notebook are of another class, and accept any text.
         if isinstance(stream, io.TextIOWrapper):

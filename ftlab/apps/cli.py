@@ -64,14 +64,14 @@ def command(arguments: Sequence[str]) -> int:
 
 
 def flushed(code: int) -> int:
-    """Return an exit code after flushing the output: the pipe may be closed at the very end, too."""
+    """Return an exit code after flushing the output, which may find the pipe closed."""
     if sys.stdout:
         sys.stdout.flush()
     return code
 
 
 def told(error: LabError) -> int:
-    """Print an error for the user and return its exit code; in a run of several processes one prints it."""
+    """Print an error for the user and return its exit code; in a run of several processes only one prints it."""
     if "RANK" in os.environ:
         from ftlab.runs import launch
 
@@ -286,7 +286,7 @@ def add(verbs: argparse._SubParsersAction, name: str, function: object, text: st
 
 
 def count(text: str) -> int:
-    """Return the number from 1 that an option says; argparse names the option where it is none."""
+    """Return an option's value as an integer of at least 1; otherwise argparse names the option in its error."""
     if int(text) < 1:
         raise ValueError
     return int(text)
@@ -329,7 +329,7 @@ def train_recipe(options: argparse.Namespace) -> int:
         return STOPPED
     print(f"{run.folder}: loss {run.metrics['train_loss']:.3f} after {run.metrics['train_seconds']:.0f} s")
     if launch.is_main():
-        # The other processes end while the first one is still moving its results into place.
+        # The other processes may end while the first one is still moving its results into place.
         print(train.next_step(recipe, run))
     return 0
 
@@ -361,7 +361,7 @@ def compare_models(options: argparse.Namespace) -> None:
 
 
 def at_keyboard(question: str, left: str, right: str) -> int:
-    """Print two answers and return the side that is typed: 0 left, 1 right, -1 neither.
+    """Print two answers and return the choice that is typed: 0 left, 1 right, -1 neither.
 
     Raises:
         EOFError: an empty line, or the end of the input.
@@ -421,7 +421,7 @@ def show_recipe(options: argparse.Namespace) -> None:
 
 
 def read_recipe(options: argparse.Namespace) -> None:
-    """Print or write the recipe that a file of another framework is; what there is to say of it goes to stderr."""
+    """Print or write the recipe for another framework's file; notes go to stderr."""
     from ftlab.recipe import read as recipes
     from ftlab.recipe import strict_yaml
 
@@ -569,11 +569,11 @@ def show_memory(options: argparse.Namespace) -> None:
 
 
 def launch_elsewhere(options: argparse.Namespace) -> int:
-    """Print what another launcher takes for a recipe; with --submit start it, and return its exit code."""
+    """Print what another launcher needs to run a recipe; with --submit start it, and return its exit code."""
     from ftlab.recipe import read as recipes
     from ftlab.runs import clusters
 
-    # What several processes cannot train is refused here already.
+    # Recipes that several processes cannot train are refused already here.
     recipe = recipes.load(options.recipe, [*options.overrides, f"nproc_per_node={options.nodes * options.gpus}"])
     start = clusters.Start(recipe, options.recipe, options.overrides, options.nodes, options.gpus)
     if options.submit:
@@ -642,7 +642,7 @@ def list_lessons(options: argparse.Namespace) -> None:
 
 
 def start_course(options: argparse.Namespace) -> int:
-    """Lay out this version's course, say what was kept, and open it."""
+    """Write this version's course to a folder, report which files were kept, and open it."""
     from ftlab.apps import course_start
 
     folder = Path(options.folder)

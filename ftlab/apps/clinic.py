@@ -29,7 +29,7 @@ VALIDATION_ROWS = 8
 
 @dataclass
 class Setup:
-    """All that makes a run; a fault changes one part of it."""
+    """The settings of a run; a fault changes one of them."""
 
     seed: int
     model: PreTrainedModel
@@ -38,19 +38,19 @@ class Setup:
     validation: list[Row]
     args: dict[str, Any]
     peft_config: LoraConfig | None
-    end: str  # what closes an answer
-    answer_tokens: int  # how many are generated at most
+    end: str  # the text that ends an answer
+    answer_tokens: int  # tokens generated at most
     dtype: torch.dtype = torch.float32
     served_template: str = ""  # empty: the chat template
     padding_side: str = "left"
     merges: int = 1
     loss_per_token: bool = True
-    frozen: str = ""  # parameters whose name contains it get no gradient
+    frozen: str = ""  # parameters with this in their name get no gradient
 
 
 @dataclass
 class Run:
-    """What a run leaves behind; all that a diagnosis may look at.
+    """The results of a run; a diagnosis may look at nothing else.
 
     An example has `input_ids`, `completion_mask` (1: answer) and, in `examples`, `labels` (-100: not trained). `before`
     and `after` are the trained weights by name, at the start and as served. `adapter` is what LoRA learned, to be
@@ -236,7 +236,7 @@ def mixture(tokenizer: Any, seed: int) -> PreTrainedModel:
 
 
 def train(setup: Setup) -> Run:
-    """Train a run, merge its adapter, let it answer, and collect what it leaves behind."""
+    """Train a run, merge its adapter, let it answer, and collect the results."""
     set_seed(setup.seed)
     model = copy.deepcopy(setup.model).to(setup.dtype)
     for name, weight in model.named_parameters():
@@ -304,7 +304,7 @@ def config(setup: Setup) -> SFTConfig:
 
 
 def encode(setup: Setup, row: Row) -> dict[str, list[int]]:
-    """Return an example as token ids, and which of them are the answer."""
+    """Return the token ids of an example, and which of them are the answer."""
     prompt = setup.tokenizer(chat_text(setup, row["prompt"]))["input_ids"]
     answered = setup.tokenizer(row["answer"] + setup.end, add_special_tokens=False)["input_ids"]
     return {"input_ids": prompt + answered, "completion_mask": [0] * len(prompt) + [1] * len(answered)}
@@ -323,7 +323,7 @@ def served_prompt(setup: Setup, question: str) -> list[int]:
 
 
 def labelled(prepared: Dataset, examples: list[dict[str, list[int]]]) -> list[dict[str, list[int]]]:
-    """Return the examples with the labels that the trainer has made of them."""
+    """Return the examples with the labels that the trainer gave them."""
     return [example | {"labels": labels} for example, labels in zip(examples, prepared["labels"], strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""Several lessons as one notebook, to hand on or to run in one go: one setup, one profile, no exercises."""
+"""Several lessons as one notebook, to share or to run in one go: one setup, one profile, no exercises."""
 
 import re
 import zipfile
@@ -13,16 +13,16 @@ from ftlab.errors import fail, say, speaking
 
 # From a raw file to a served model: data, LoRA, QLoRA, merge and export, inference.
 THREAD = ["01", "03", "04", "08", "09"]
-# Cells of a lesson that the whole has once, or not at all.
+# Cells that the joint notebook has once, or not at all.
 ONCE = ("setup-why", "setup", "next")
 OTHER_LESSON = re.compile(r"\[([^\]]+)\]\((?:\.\./)?(?:zh/)?\d\d_\w+\.ipynb\)")
 PROFILE_LINE = re.compile(r"^PROFILE = .*\n", re.MULTILINE)
-# Lessons give other things the same names; each begins with none of the one before.
+# Lessons use the same names for different things, so each starts without those of the one before.
 FRESH = 'get_ipython().run_line_magic("reset_selective", "-f ^(?!PROFILE$)")'
 
 
 def export(file: Path, numbers: list[str], language: str) -> Path:
-    """Write lessons as one notebook, and the recipes as a zip file beside it; return the path of that.
+    """Write lessons as one notebook, and the recipes as a zip file next to it; return the path of the zip file.
 
     Raises:
         LabError: no such lesson; or one of the two files exists, which may be a notebook with somebody's work.
@@ -42,7 +42,7 @@ def export(file: Path, numbers: list[str], language: str) -> Path:
 
 
 def joined(lessons: list[Lesson], language: str) -> NotebookNode:
-    """Return lessons as one notebook without outputs; a cell keeps its id behind the number of its lesson."""
+    """Return lessons as one notebook without outputs; the number of the lesson is put in front of each cell's id."""
     editions = [notebooks.edition(lesson, language) for lesson in lessons]
     titles = "\n".join(f"- {lesson_files.title(lesson, language)}" for lesson in lessons)
     with speaking(language):
@@ -59,12 +59,12 @@ def joined(lessons: list[Lesson], language: str) -> NotebookNode:
 
 
 def kept(cell: NotebookNode) -> bool:
-    """Return False for the exercises, which are the lesson's, and for what the whole has once."""
+    """Return False for exercises, and for cells that the joint notebook has once."""
     return cell.id not in ONCE and not cell.id.startswith("exercise-")
 
 
 def part(cell: NotebookNode, lesson: Lesson) -> NotebookNode:
-    """Return a lesson's cell as it stands in the whole: PROFILE is set above, and other lessons are not beside it."""
+    """Return a lesson's cell for the joint notebook: PROFILE is set above, and links to other lessons are dropped."""
     cell.id = f"{lesson.number}-{cell.id}"
     if cell.cell_type == "markdown":
         cell.source = OTHER_LESSON.sub(r"\1", cell.source)

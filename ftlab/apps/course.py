@@ -15,7 +15,7 @@ import psutil
 
 from ftlab.errors import fail, language, say
 
-# Lessons import this file for `record` alone; what reads notebooks takes more than a second to import.
+# Lessons import this file for `record` alone; the imports for reading notebooks take more than a second.
 if TYPE_CHECKING:
     from ftlab.apps.lesson_files import Lesson
     from ftlab.checks import Verdict
@@ -27,7 +27,7 @@ CELL_TIMEOUT_SECONDS = 1800
 
 @dataclass
 class Result:
-    """What one lesson did: `status` is "ok" or "failed"; `outcomes` are the numbers it recorded."""
+    """The result of one lesson: `status` is "ok" or "failed"; `outcomes` are the numbers it recorded."""
 
     name: str
     status: str
@@ -41,10 +41,10 @@ def record(outcomes: dict[str, float], bands: dict[str, tuple[float, float]] | N
     """Print a lesson's outcomes beside their bands, and hand all of them to `ftlab course run`, which collects them.
 
     Args:
-        bands: outcome -> (lowest, highest), what the lesson's own parameters give whatever the seed.
+        bands: outcome -> (lowest, highest), the range of the lesson's own parameters over seeds.
     Raises:
-        LabError: an outcome misses its band in the course's own run. With a learner's parameters that is only said:
-            another model, name or learning rate may well do it.
+        LabError: an outcome misses its band in the course's own run. With a learner's parameters it is only printed:
+            another model, name or learning rate may well cause it.
     """
     path = os.environ.get("FTLAB_OUTCOMES")
     if path:
@@ -66,7 +66,7 @@ def headless() -> bool:
 
 
 def outcome_line(name: str, value: float, band: tuple[float, float], missed: bool) -> str:
-    """Return an outcome, what was expected of it, and a cross where it misses that."""
+    """Return a line with an outcome, its band, and a cross if it is outside."""
     low, high = (f"{end:.3g}" for end in band)
     expected = say("course_expected", low=low, high=high)
     return f"{'✗' if missed else '✓'} {name:<28} {value:>9.3g}   {expected}"
@@ -112,10 +112,10 @@ def run_one(lesson: "Lesson", parameters: dict[str, str | int], out: Path) -> Re
 
     outcomes = out / f"{lesson.name}.outcomes.json"
     outcomes.unlink(missing_ok=True)
-    # Torch's C++ side announces on stderr what a profiler could not see.
+    # Torch's C++ code reports on stderr what a profiler could not see.
     os.environ |= {"FTLAB_OUTCOMES": str(outcomes), "FTLAB_HEADLESS": "1", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     if parameters["PROFILE"] in ("smoke", "cpu"):
-        # These use the embedded model: libraries that look for the hub all the same are told not to.
+        # These use the embedded model; libraries that would contact the hub anyway are told not to.
         os.environ["HF_HUB_OFFLINE"] = "1"
     executed = out / f"{lesson.name}.ipynb"
     started, error = time.monotonic(), ""
@@ -184,7 +184,7 @@ def strip_widgets(path: Path) -> None:
 
 
 def write_summary(results: list[Result], profile: str, machine: dict[str, object], path: Path) -> None:
-    """Write what a run of the course measured on a machine, as JSON."""
+    """Write the measurements of a course run on a machine as JSON."""
     rows = [{key: value for key, value in asdict(result).items() if key != "error"} for result in results]
     path.write_text(json.dumps({"profile": profile, "machine": machine, "notebooks": rows}, indent=1))
 
@@ -243,7 +243,7 @@ def needed_statements(statements: list[ast.stmt], names: set[str]) -> list[ast.s
 
 
 def names_bound(statement: ast.stmt) -> set[str]:
-    """Return the names that an import, a definition or the assignment of a literal binds; none for the rest."""
+    """Return the names that an import, a definition or the assignment of a literal binds; none for other statements."""
     match statement:
         case ast.Import() | ast.ImportFrom():
             return {(alias.asname or alias.name).split(".")[0] for alias in statement.names}
@@ -269,7 +269,7 @@ def names_read(tree: ast.AST) -> set[str]:
 
 
 def plain_python(source: str) -> str:
-    """Return a cell without its shell and magic lines; nothing for a cell that isn't Python, half-written perhaps."""
+    """Return a cell without its shell and magic lines; "" for a cell that isn't valid Python (yet)."""
     kept = "\n".join(line for line in source.splitlines() if not line.lstrip().startswith(("!", "%")))
     try:
         ast.parse(kept)

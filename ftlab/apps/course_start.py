@@ -1,4 +1,4 @@
-"""Lay the course out in a folder of the learner's, and open it: for those who have the package and no checkout."""
+"""Write the course to a learner's folder and open it, for those who have the package but no checkout."""
 
 import itertools
 import json
@@ -16,17 +16,17 @@ from ftlab.apps import lesson_files, notebooks
 from ftlab.errors import fail
 from ftlab.manifests import PARTIAL, sha256, write_json
 
-# Everything that a lesson, a recipe or `ftlab course` reads, as it lies in a checkout.
+# Everything that a lesson, a recipe or `ftlab course` reads, at its path in a checkout.
 PARTS = ("notebooks", "data", "recipes", "constraints.txt", "benchmarks/methods.json")
-# In the learner's folder: the sha256 of each file as it was laid out, which tells a changed file from an old one.
+# In the learner's folder: the sha256 of each file as written, to tell an edited file from an outdated one.
 LAID_OUT = ".ftlab-course.json"
 
 
 def lay_out(folder: Path) -> tuple[list[str], dict[str, str]]:
-    """Write this version's course into `folder`; a file that was changed there is kept, the new one is put beside it.
+    """Write this version's course into `folder`; a file that was edited there is kept, with the new one next to it.
 
     Returns:
-        the files written or renewed, and kept file -> the new version beside it; both relative to `folder`.
+        the files written or updated, and kept file -> the new version next to it; both relative to `folder`.
     Raises:
         LabError: `folder` is a file, or a link to nothing.
     """
@@ -63,9 +63,9 @@ def open_lab(folder: Path, language: str) -> int:
 
 @contextmanager
 def course_of_this_version() -> Iterator[Path]:
-    """Yield a temporary folder with the course that this package carries, both editions of the lessons built.
+    """Yield a temporary folder with the course that this package contains, both editions of the lessons built.
 
-    A wheel carries the English notebooks alone: the pictures in their outputs are most of its size.
+    A wheel contains only the English notebooks: the pictures in their outputs are most of its size.
     """
     packages.require("jupytext")
     with tempfile.TemporaryDirectory() as place:
@@ -84,7 +84,7 @@ def course_of_this_version() -> Iterator[Path]:
 
 
 def laid_out(folder: Path) -> dict[str, str]:
-    """Return file -> sha256 as they were laid out in `folder` before; empty for a new one."""
+    """Return file -> sha256 as last written to `folder`; empty for a new one."""
     try:
         return dict(json.loads((folder / LAID_OUT).read_text(encoding="utf-8"))["files"])
     except (OSError, ValueError, TypeError, KeyError):
@@ -102,13 +102,13 @@ def digest(path: Path) -> str:
 
 
 def beside(folder: Path, name: str, its_digest: str) -> str:
-    """Return where this version's file goes beside a changed one: what has its name there may be changed as well."""
+    """Return the path for this version's file next to an edited one; earlier such files may have been edited too."""
     names = (versioned(name, number) for number in itertools.count(1))
     return next(one for one in names if digest(folder / one) in ("", its_digest))
 
 
 def versioned(name: str, number: int = 1) -> str:
-    """Return a name that this version's file can have beside a changed one.
+    """Return a name for this version's file next to an edited one.
 
     >>> versioned("notebooks/03_lora.ipynb"), versioned("notebooks/03_lora.ipynb", 2)
     ('notebooks/03_lora.v0.1.0.ipynb', 'notebooks/03_lora.v0.1.0-2.ipynb')
@@ -119,7 +119,7 @@ def versioned(name: str, number: int = 1) -> str:
 
 
 def put(source: Path, target: Path) -> None:
-    """Copy a file so that a crash leaves the old one or the new one, never a part."""
+    """Copy a file atomically: a crash leaves the old or the new one, never a part."""
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(PARTIAL + target.name)
     shutil.copyfile(source, partial)

@@ -1,4 +1,4 @@
-"""Score lesson 15's diagnoses: what an answer names, in English or Chinese, and where to look if it is wrong."""
+"""Score lesson 15's diagnoses: the faults that an answer names, in English or Chinese, and hints for wrong ones."""
 
 import re
 import tomllib
@@ -11,7 +11,7 @@ from typing import Any
 from ftlab.apps import clinic
 from ftlab.errors import language, say
 
-# Wrong diagnoses so far, per round and patient: the first is told which probe to look at, later ones what it means.
+# Wrong diagnoses so far, per round and patient: the first hint names the probe to look at, later ones explain it.
 misses: Counter[tuple[int, int]] = Counter()
 
 
@@ -22,7 +22,7 @@ def faults() -> dict[str, Any]:
 
 
 def named(answer: object, kind: str = "names") -> set[str]:
-    """Return the faults that an answer names, or with "fixes" those that it would fix.
+    """Return the faults that an answer names, or with "fixes" those that it fixes.
 
     >>> named("LR 10x"), named("学习率过大"), named("leak, or double BOS?") == {"validation_leak", "double_bos"}
     ({'tenfold_rate'}, {'tenfold_rate'}, True)
@@ -38,7 +38,7 @@ def holds(text: str, phrase: str) -> bool:
 
 
 def right(seed: int, names: Mapping[int, object]) -> set[int]:
-    """Return the patients of a round whose fault is named, and no other fault with it."""
+    """Return the patients of a round for which exactly the right fault is named."""
     truth = dict(enumerate(clinic.order(seed), start=1))
     return {number for number, fault in truth.items() if named(names.get(number, "")) == {fault}}
 
@@ -51,7 +51,7 @@ def fixed(seed: int, fixes: Mapping[int, object]) -> set[int]:
 
 
 def report(seed: int, names: Mapping[int, object], fixes: Mapping[int, object]) -> str:
-    """Return the score of a round, and for every wrong diagnosis where to look: at first the probe, then its meaning.
+    """Return the score of a round, with a hint for every wrong diagnosis: first the probe, then its meaning.
 
     Args:
         names: patient -> the fault, in your words; `...` or missing: not answered yet.
@@ -68,7 +68,7 @@ def report(seed: int, names: Mapping[int, object], fixes: Mapping[int, object]) 
 
 
 def hint(seed: int, number: int, entry: Mapping[str, str]) -> str:
-    """Count a wrong diagnosis and return what helps: which probe to look at; from the second time what it says."""
+    """Count a wrong diagnosis and return a hint: the probe to look at; from the second time what it shows."""
     misses[seed, number] += 1
     probe = entry[f"probe_{language()}"]
     return probe if misses[seed, number] == 1 else f"{probe} {entry[f'how_{language()}']}"

@@ -1,4 +1,4 @@
-"""The lessons: their numbers, names, titles, and where their files lie. What builds them is in notebooks.py."""
+"""The lessons: their numbers, names, titles and files. notebooks.py builds them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ class Lesson:
     source: Path
 
     def notebook(self, language: str = "en") -> Path:
-        """Return where the notebook of this language edition lies."""
+        """Return the path of the notebook of this language edition."""
         return self.source.parents[2] / LANGUAGES[language] / f"{self.name}.ipynb"
 
 

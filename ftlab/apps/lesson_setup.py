@@ -1,6 +1,6 @@
-"""The first cell of every lesson: install what is missing, and step into the folder of the course.
+"""The first cell of every lesson: install what is missing, and change to the folder of the course.
 
-Imports of this module are those of Python itself and of a Jupyter kernel: it runs where ftlab alone is installed.
+This module imports only the standard library and what a Jupyter kernel has: it runs before the extras are installed.
 """
 
 import os
@@ -27,7 +27,7 @@ LAID_OUT = "ftlab-course"
 def enter() -> None:
     """Install the packages of the course that are missing or too old, and make its folder the working directory.
 
-    What is there and new enough stays as it is. If a package that this kernel has already loaded was replaced, the
+    Packages that are new enough stay as they are. If a package that this kernel has already loaded was replaced, the
     kernel is restarted, once; the cell then has to be run again.
     Raises:
         LabError: pip could not install them.
@@ -42,7 +42,7 @@ def enter() -> None:
 
 
 def unmet() -> list[Requirement]:
-    """Return what the course requires and this environment lacks; nothing where ftlab is a folder on the path."""
+    """Return the requirements of the course that this environment lacks; [] if ftlab is just a folder on the path."""
     try:
         listed = [Requirement(text) for text in metadata.requires("ftlab") or []]
     except metadata.PackageNotFoundError:
@@ -53,17 +53,17 @@ def unmet() -> list[Requirement]:
 
 
 def is_met(requirement: Requirement, version: str | None) -> bool:
-    """Return True if a package is installed in a version that is asked for."""
+    """Return True if a package is installed in a version that meets the requirement."""
     return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
 def versions() -> dict[str, str]:
-    """Return package -> version of all that is installed."""
+    """Return package -> version of all installed packages."""
     return {canonicalize_name(one.metadata["Name"]): one.version for one in metadata.distributions()}
 
 
 def install(missing: list[Requirement]) -> None:
-    """Let pip install packages, in the versions that the course was run with.
+    """Install packages with pip, in the versions that the course was run with.
 
     Raises:
         LabError: pip failed.
@@ -83,7 +83,7 @@ def install(missing: list[Requirement]) -> None:
 
 
 def pins_for(missing: list[Requirement]) -> list[str]:
-    """Return the lines of constraints.txt for packages that are missing: a pin of another would make pip replace it."""
+    """Return the lines of constraints.txt for missing packages; pins of installed ones would make pip replace them."""
     names = {canonicalize_name(one.name) for one in missing}
     kept = set(versions()) - names
     lines = (lesson_files.carried() / "constraints.txt").read_text(encoding="utf-8").splitlines(keepends=True)
@@ -100,7 +100,7 @@ def loaded(before: dict[str, str]) -> list[str]:
 
 
 def restart(stale: list[str]) -> None:
-    """Restart the kernel, where there is one, and say that the cell has to be run again."""
+    """Restart the kernel, if there is one, and tell the user to run the cell again."""
     print(say("setup_restart", names=", ".join(stale)))
     from IPython import get_ipython
 
@@ -109,7 +109,7 @@ def restart(stale: list[str]) -> None:
 
 
 def course_folder() -> Path:
-    """Return the folder of the course: this one or one above it, the checkout that is imported, else one laid out."""
+    """Return the folder of the course: this one or one above it, the imported checkout, else a new copy."""
     for folder in (Path.cwd(), *Path.cwd().parents):
         if (folder / MARK).is_file():
             return folder
@@ -117,7 +117,7 @@ def course_folder() -> Path:
         return lesson_files.carried()
     folder = (DATA_DISK if DATA_DISK.is_dir() else Path.cwd()) / LAID_OUT
     if not (folder / MARK).is_file():
-        # Only now: it imports what may have just been installed.
+        # Imported here: it needs packages that may have just been installed.
         from ftlab.apps import course_start
 
         written, _ = course_start.lay_out(folder)

@@ -39,7 +39,7 @@ def edition(lesson: Lesson, language: str) -> NotebookNode:
     Every cell has an `id`. A prose cell may be followed by its Chinese twin (`lang="zh"`), which carries in `of` the
     digest of the English text that it translates; the Chinese edition shows the twin in its place.
     Raises:
-        LabError: a cell has no id or a used one, or a twin translates an older English text.
+        LabError: a cell has no id or a duplicate one, or a twin translates an older English text.
     """
     source = jupytext.reads(lesson.source.read_text(encoding="utf-8"), fmt="py:percent")
     cells: list[NotebookNode] = []
@@ -75,7 +75,7 @@ def build(lesson: Lesson, execute: bool = False) -> None:
     english = edition(lesson, "en")
     began = clocks()
     outputs = run_clean(english) if execute else kept_outputs(lesson, english)
-    # Beside other work a run waits, so that its wall time is too long; on several cores its processor time is.
+    # With other work on the machine the wall time is too long; on several cores the processor time is.
     spent = round(float(min(clocks() - began)) / 60, 1)
     recorded = minutes(lesson) | ({device.describe().dtype: spent} if execute else {})
     for language in LANGUAGES:
@@ -88,12 +88,12 @@ def build(lesson: Lesson, execute: bool = False) -> None:
         path = lesson.notebook(language)
         path.parent.mkdir(exist_ok=True)
         nbformat.write(notebook, path)
-    # After writing: a run takes minutes, and what stands above that cell is kept by the next build.
+    # After writing: a run takes minutes, and the next build keeps the cells above that one.
     refuse_big_pictures(notebook)
 
 
 def badge(lesson: Lesson, language: str) -> str:
-    """Return the line that opens an edition on Colab, "" while nobody has said where the course is published."""
+    """Return the line that opens an edition on Colab, "" while the course's repository is not set."""
     _, on_github, place = repository(lesson.source.parents[2] / "pyproject.toml").partition("github.com/")
     if not on_github:
         return ""
@@ -102,7 +102,7 @@ def badge(lesson: Lesson, language: str) -> str:
 
 
 def repository(file: Path) -> str:
-    """Return where the course is published, "" while nobody has said so.
+    """Return the address of the course's repository, "" if it is not set.
 
     FTLAB_REPOSITORY, else `Repository` of [project.urls] in pyproject.toml: an address such as
     https://github.com/NAME/ftlab, whose default branch is `main`.
@@ -128,7 +128,7 @@ def minutes(lesson: Lesson) -> dict[str, float]:
 def kept_outputs(lesson: Lesson, built: NotebookNode) -> dict[str, tuple[list, int | None]]:
     """Return cell id -> (outputs, execution count) of the notebook on disk, for the cells above the first changed one.
 
-    What a cell prints depends on the cells above it alone, and on the profile that ran: not on the smoke profile's row.
+    A cell's output depends only on the cells above it and on the profile that ran, not on the smoke profile's row.
     """
     if not lesson.notebook().is_file():
         return {}
@@ -139,7 +139,7 @@ def kept_outputs(lesson: Lesson, built: NotebookNode) -> dict[str, tuple[list, i
 
 
 def printed_by(cell: NotebookNode) -> tuple[str, str]:
-    """Return what the outputs of a cell come from: its id and its source, in `profile` without the smoke row."""
+    """Return what a cell's outputs depend on: its id and its source, in `profile` without the smoke row."""
     smoke = r'^    "smoke": .*\n'
     return cell.id, re.sub(smoke, "", cell.source, flags=re.MULTILINE) if cell.id == "profile" else cell.source
 
@@ -155,7 +155,7 @@ def run_clean(notebook: NotebookNode) -> dict[str, tuple[list, int | None]]:
 
     place = {"metadata": {"path": str(root())}}
     with kernel_settings() as settings, tempfile.TemporaryDirectory() as folder:
-        # Panels leave a picture, for there is nobody to click; an outcome outside its band is an error.
+        # Panels display a picture, because nobody clicks; an outcome outside its band is an error.
         env = os.environ | {"FTLAB_HEADLESS": "1", "FTLAB_OUTCOMES": f"{folder}/outcomes.json"}
         client = NotebookClient(
             notebook, timeout=1800, resources=place, record_timing=False, coalesce_streams=True, **settings
@@ -177,10 +177,10 @@ def run_clean(notebook: NotebookNode) -> dict[str, tuple[list, int | None]]:
 
 
 def lost_kernel(error: BaseException, where: str) -> LabError | None:
-    """Return what to say of a kernel that died, or whose cell took too long; None for any other exception."""
+    """Return the message for a kernel that died, or a cell that took too long; None for any other exception."""
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    # nbclient's own cleaning up after a kernel may fail as well.
+    # nbclient's own clean-up after a kernel may fail as well.
     both = (error, error.__context__)
     if any(isinstance(one, DeadKernelError) for one in both):
         return fail("course_kernel_died", where=where, exit_code=1)
@@ -190,7 +190,7 @@ def lost_kernel(error: BaseException, where: str) -> LabError | None:
 
 
 def keep(notebook: NotebookNode) -> str:
-    """Write a notebook that failed into the runs, and return its path: a run takes minutes, its outputs tell why."""
+    """Write a failed notebook to the runs folder and return its path: its outputs show why it failed."""
     path = root() / "runs" / "failed.ipynb"
     path.parent.mkdir(exist_ok=True)
     nbformat.write(notebook, path)
@@ -223,9 +223,9 @@ def refuse_big_pictures(notebook: NotebookNode) -> None:
 
 @contextlib.contextmanager
 def kernel_settings() -> Iterator[dict[str, Any]]:
-    """Yield what a `NotebookClient` is told about its kernel: socket files instead of TCP, and quiet libraries.
+    """Yield the kernel options of a `NotebookClient`: socket files instead of TCP, and quiet libraries.
 
-    Everybody on the machine can connect to a TCP port, and ipykernel warns of it; the folder of the socket files can
+    Every user of the machine can connect to a TCP port, and ipykernel warns of it; the folder of the socket files can
     be opened by this user alone.
     """
     # The path of a socket has room for 104 bytes on macOS, 108 on Linux; TMPDIR may be longer.
@@ -234,10 +234,10 @@ def kernel_settings() -> Iterator[dict[str, Any]]:
         transport = Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/kernel"}})
         yield {
             "config": transport,
-            # ftlab silences what its libraries say about each other; a lesson imports some of them before it.
+            # ftlab silences the warnings of its libraries about each other; a lesson imports some of them before it.
             # Before a shutdown the kernel is interrupted, which it reports as an error if it was not busy.
             "extra_arguments": ["--IPKernelApp.exec_lines=import ftlab; del ftlab", "--IPKernelApp.log_level=CRITICAL"],
-            # On a machine with other work the last outputs of a cell may be later than the usual four seconds.
+            # On a busy machine the last outputs of a cell may take longer than the usual four seconds.
             "iopub_timeout": 120,
         }
 
@@ -247,7 +247,7 @@ def is_lasting(output: NotebookNode) -> bool:
     if output.output_type == "stream":
         return output.name == "stdout"
     data = output.get("data", {})
-    # A trainer's table of losses stands below its progress bar; without one the bar is alone.
+    # A trainer's table of losses comes with its progress bar; without it there is only the bar.
     bar_alone = "<progress" in data.get("text/html", "") and "<tr" not in data["text/html"]
     return "application/vnd.jupyter.widget-view+json" not in data and not bar_alone
 

@@ -1,4 +1,4 @@
-"""Import torch, transformers and PEFT faster."""
+"""Faster imports of torch, transformers and PEFT."""
 
 import contextlib
 import gc
@@ -17,7 +17,7 @@ def quick_imports() -> Iterator[None]:
     they are also excluded from later collections. PEFT imports bitsandbytes, whose `torch.compile` decorators load
     torch._inductor: 0.7 s for functions that its kernels for a CPU and for CUDA hardly ever call. torch reads the
     variable when a function is decorated, so that `torch.compile` works as ever after the imports. tqdm, too, reads its
-    variable when it is imported: a file has no use for the hundred states of a bar.
+    variable when it is imported: in a log file, a progress bar's hundred states are noise.
     """
     values = {NO_COMPILER: "1"} | ({} if sys.stderr.isatty() else {NO_BARS: os.environ.get(NO_BARS, "1")})
     own = {name: os.environ.pop(name) for name in values if name in os.environ}

@@ -1,4 +1,4 @@
-"""What to set on a rented machine before a run is paid for: disk, caches, mirrors, ports. Nothing is downloaded."""
+"""Checks for a rented machine before a paid run: disk, caches, mirrors, ports. Nothing is downloaded."""
 
 import configparser
 import os
@@ -12,7 +12,7 @@ from ftlab import embedded
 from ftlab.apps import lesson_setup
 from ftlab.errors import say
 
-# What the platform forwards: the panels' port, and the API's (autodl.com/docs/port).
+# The ports that the platform forwards: the panels' and the API's (autodl.com/docs/port).
 PORTS = (6006, 6008)
 # A 7B model in 16 bits, its merged copy, and the lessons' own files.
 NEEDED_BYTES = 40 * 10**9
@@ -21,7 +21,7 @@ PIP_FILES = (Path("/etc/pip.conf"), Path("~/.pip/pip.conf"), Path("~/.config/pip
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at: whether it is as it should be, and what to say of it."""
+    """The result of one check: whether it is fine, and the message."""
 
     fine: bool
     text: str
@@ -31,7 +31,7 @@ class Finding:
 
 
 def preflight() -> Iterator[Finding]:
-    """Yield what was found on a machine of AutoDL, in the user's language."""
+    """Yield the findings on an AutoDL machine, in the user's language."""
     disk = lesson_setup.DATA_DISK
     if not disk.is_dir():
         yield Finding(False, say("rented_no_disk", where=disk))
@@ -55,7 +55,7 @@ def caches() -> dict[str, Path]:
 
 
 def cache(name: str, place: Path, disk: Path) -> Finding:
-    """Return whether a cache lies on the data disk, and not on the small one of the system."""
+    """Return the finding whether a cache is on the data disk, not on the small system disk."""
     if place.resolve().is_relative_to(disk.resolve()):
         return Finding(True, say("rented_cache", name=name, where=place))
     return Finding(False, say("rented_cache_elsewhere", name=name, where=place, better=disk / place.name))

@@ -55,7 +55,7 @@ def as_page(results: Results) -> str:
 
 
 def refuse_existing(path: Path) -> None:
-    """Refuse to write over a file; asked before the exercises are checked, which takes minutes.
+    """Refuse to overwrite a file; called before the exercises are checked, which takes minutes.
 
     Raises:
         LabError: it exists.

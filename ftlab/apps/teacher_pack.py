@@ -1,4 +1,4 @@
-"""What a teacher takes to class, made from the lessons: solutions, and the pictures as slides to show or print."""
+"""Material for teachers, generated from the lessons: solutions, and the pictures as slides to show or print."""
 
 import html
 import re
@@ -13,7 +13,7 @@ from ftlab.errors import fail, say, speaking
 
 FOLD = re.compile(r"</?details>|<summary>.*?</summary>")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
-# One picture a page; in a browser they follow each other.
+# One picture per printed page; in a browser they follow each other.
 STYLE = """
 @page { size: A4 landscape; margin: 15mm; }
 body { font: 18px/1.4 system-ui, sans-serif; margin: 2rem auto; max-width: 60rem; }

@@ -23,7 +23,7 @@ GREEDY = re.compile(r"temperature=0(\.0*)?")
 
 @dataclass
 class Conversation:
-    """What was said so far, and with whom.
+    """The conversation so far, and its model.
 
     Attributes:
         name: what the banner calls the model.
@@ -132,7 +132,7 @@ def typed() -> Iterator[str]:
 
 @contextlib.contextmanager
 def history(path: Path) -> Iterator[None]:
-    """Keep what is typed for the arrow keys, from one chat to the next, where the terminal is one."""
+    """Keep an input history for the arrow keys across chats, if the input is a terminal."""
     if not (sys.stdin and sys.stdin.isatty()):
         yield
         return
@@ -151,7 +151,7 @@ def history(path: Path) -> Iterator[None]:
 
 
 def command(conversation: Conversation, line: str) -> bool:
-    """Follow a command; return False if the chat is over."""
+    """Run a command; return False if the chat is over."""
     name, _, rest = line.partition(" ")
     if name == "/exit":
         return False
@@ -163,7 +163,7 @@ def command(conversation: Conversation, line: str) -> bool:
 
 
 def clear(conversation: Conversation, rest: str) -> None:
-    """Forget what was said, the system turn excepted."""
+    """Clear the conversation, except for the system turn."""
     conversation.turns = []
     print(say("terminal_cleared"))
 
@@ -194,7 +194,7 @@ COMMANDS: dict[str, Callable[[Conversation, str], None]] = {"/clear": clear, "/s
 
 
 def answer(conversation: Conversation, question: str) -> None:
-    """Print the answer to a question as it is generated; Ctrl-C stops it and keeps what came."""
+    """Print the answer to a question as it is generated; Ctrl-C stops it and keeps the part so far."""
     conversation.turns.append({"role": "user", "content": question})
     try:
         room, dropped = conversation.fit()

@@ -1,4 +1,4 @@
-"""Trying a learner's answer: a check returns a Verdict and never raises, whatever it is handed."""
+"""Check a learner's answer: a check returns a Verdict and never raises, whatever it gets."""
 
 import copy
 import tomllib
@@ -13,7 +13,7 @@ import torch
 
 from ftlab.errors import filled, language, reason_of
 
-# Wrong answers so far, per exercise: the first gets the nudge, later ones are told nearly how.
+# Wrong answers so far, per exercise: the first gets the nudge, later ones the detailed hint.
 misses: Counter[str] = Counter()
 
 
@@ -53,7 +53,7 @@ def check_function(exercise: str, answer: object, right: Callable, cases: Sequen
 
 
 def check_number(exercise: str, answer: object, expected: Any, tolerance: float = 1e-6) -> Verdict:
-    """Compare a number, or a tuple of numbers, with the wanted one; a tensor or NumPy number counts as a number."""
+    """Compare a number, or a tuple of numbers, with the expected one; a tensor or NumPy number counts as a number."""
     if answer is ... or (type(answer) is tuple and any(part is ... for part in answer)):
         return untouched()
     if alike(answer, expected, tolerance):
@@ -64,7 +64,7 @@ def check_number(exercise: str, answer: object, expected: Any, tolerance: float 
 
 
 def check_names(exercise: str, answer: object, expected: set[str]) -> Verdict:
-    """Compare a set of names with the wanted one; upper and lower case are the same."""
+    """Compare a set of names with the expected one, ignoring case."""
     if answer is ...:
         return untouched()
     try:
@@ -97,7 +97,7 @@ def alike(answer: object, expected: object, tolerance: float = 1e-4) -> bool:
 
 
 def missed(exercise: str, hint: str = "") -> Verdict:
-    """Count a wrong answer and build its Verdict: what went wrong, or a nudge; from the second one on nearly how."""
+    """Count a wrong answer and build its Verdict: what went wrong, or a nudge; from the second on a detailed hint."""
     misses[exercise] += 1
     stages = hints()[exercise]
     if misses[exercise] == 1:
@@ -106,7 +106,7 @@ def missed(exercise: str, hint: str = "") -> Verdict:
 
 
 def untouched() -> Verdict:
-    """Build the Verdict of a cell that is as the lesson left it; this isn't a wrong answer."""
+    """Build the Verdict of a cell that was not changed; this isn't a wrong answer."""
     return Verdict(False, general_hint("untouched"))
 
 
@@ -116,7 +116,7 @@ def slip_hint(exercise: str, is_slip: Callable[[Any], bool]) -> str:
 
 
 def shape_hint(result: object, expected: object) -> str:
-    """Return a hint about the shape if it is that of numbers, but not the wanted one."""
+    """Return a hint about the shape if the result is numeric but has another shape than expected."""
     numbers, right = as_numbers(result), as_numbers(expected)
     if numbers is None or right is None or numbers.shape == right.shape:
         return ""

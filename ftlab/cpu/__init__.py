@@ -19,7 +19,7 @@ __all__ = [
 
 
 def use_fast_paths() -> None:
-    """Train by fast paths from here on, on a CPU: the models of all trainers, until `undo`.
+    """Use the fast paths on a CPU from here on, for the models of all trainers, until `undo`.
 
     On an accelerator this does nothing. That older objects are left out of garbage collection is not undone.
 
@@ -34,13 +34,13 @@ def use_fast_paths() -> None:
 
     install(plan)
     trainers.install()
-    # What the imports made, half a million objects, is left out of every later garbage collection.
+    # The half a million objects that the imports created are excluded from later garbage collections.
     gc.freeze()
 
 
 @contextmanager
 def fast_paths(plan: Plan) -> Iterator[None]:
-    """Have exactly what a plan says replaced in the process; afterwards what was replaced before.
+    """Replace exactly what a plan says in the process, and restore the earlier replacements afterwards.
 
     Raises:
         LabError: a library lacks a name that is replaced.
@@ -53,7 +53,7 @@ def fast_paths(plan: Plan) -> Iterator[None]:
 def install(plan: Plan) -> None:
     """Replace what a plan says in the whole process; the rest of it is up to each model (`models.prepare`)."""
     if plan.loss:
-        # Imported here: reading a recipe needs its plan, and neither torch nor TRL.
+        # Imported here: reading a recipe needs its plan, but neither torch nor TRL.
         from ftlab.cpu import output_layer
 
         output_layer.install(plan.loss_tile)

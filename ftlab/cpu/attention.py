@@ -42,7 +42,7 @@ def attend_padded(
     """Return the attention of a padded batch, (batch, query_len, heads, head_dim)."""
     batch, heads, length, width = query.shape
     groups = key.shape[1]
-    # Heads that share keys and values are rows of one product.
+    # Heads that share keys and values become rows of one matrix product.
     grouped = query.reshape(batch, groups, -1, width)
     scores = torch.matmul(grouped, key.transpose(2, 3)).view(batch, heads, length, -1)
     scores = scores * scaling if mask is None else torch.add(mask, scores, alpha=scaling)
@@ -55,7 +55,7 @@ def attend_padded(
 
 def use(model: PreTrainedModel) -> None:
     """Let a model of a family in `memory.PLAIN_ATTENTION` attend with this file's function."""
-    # A name of our own beside the libraries' names: it replaces nothing, so there is nothing to undo.
+    # An additional name in the library's registry: it replaces nothing, so there is nothing to undo.
     AttentionInterface.register(NAME, attention)
     AttentionMaskInterface.register(NAME, eager_mask)
     remember(model, "attention", partial(attend_as_before, kernel=model.config._attn_implementation))
@@ -63,7 +63,7 @@ def use(model: PreTrainedModel) -> None:
 
 
 def attend_as_before(model: PreTrainedModel, kernel: str) -> None:
-    """Give a model the attention back that it was loaded with."""
+    """Restore the attention that a model was loaded with."""
     model.set_attn_implementation(kernel)
 
 

@@ -11,7 +11,7 @@ def install() -> None:
 
     Asked for the last position of many rows, as `generate` does with every batch of prompts, torch copies the output
     layer's whole weight once per row (pytorch/pytorch issue 151934): 5.6 GB for a hundred prompts and a vocabulary of
-    50,000. Positions that are contiguous in memory avoid it. Replaced in the class, because models that are loaded
+    50,000. Inputs that are contiguous in memory avoid it. Replaced in the class, because models that are loaded
     later need it too.
     """
     replace(nn.Linear, "forward", multiply_contiguous)

@@ -18,8 +18,8 @@ KINDS = ("Linear", "Linear4bit", "Linear8bitLt")
 class Adapter(torch.autograd.Function):
     """result + scale * x A^T B^T, with A and B rounded to the format of `x` for the products.
 
-    PEFT takes four steps, each with a node of its own, and turns `x` into the adapter's float32 first. The matrices are
-    what is small: rounding them instead, as autocast does, costs nothing.
+    PEFT takes four steps, each an autograd node, and casts `x` to the adapter's float32 first. The matrices are
+    small: rounding them instead, as autocast does, costs nothing.
     """
 
     @staticmethod
@@ -46,7 +46,7 @@ class Adapter(torch.autograd.Function):
 
 
 class AdaptedMatrix(torch.autograd.Function):
-    """x W^T + scale * x A^T B^T with a frozen W: as `Adapter`, and the layer that it stands beside in the same step."""
+    """x W^T + scale * x A^T B^T with a frozen W: as `Adapter`, with its base layer in the same step."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, a: Tensor, b: Tensor, scale: float) -> Tensor:
@@ -87,9 +87,9 @@ def gradients(
 
 
 def install(model: nn.Module) -> int:
-    """Let every plain LoRA layer of a model compute its adapter with one step; return how many there are.
+    """Make every plain LoRA layer of a model compute its adapter in one step; return their number.
 
-    DoRA and its like, dropout, several adapters at once, and adapters switched off or merged go PEFT's own way.
+    DoRA and similar variants, dropout, several active adapters, and disabled or merged adapters use PEFT's own code.
     """
     adapters = layers(model)
     for layer in adapters:
@@ -104,9 +104,9 @@ def layers(model: nn.Module) -> list[Any]:
 
 @contextmanager
 def rounded(model: nn.Module) -> Iterator[None]:
-    """Keep the adapters rounded while nothing is trained: who writes token by token would round them at each.
+    """Keep the adapters rounded while nothing is trained: generation would round them again for every token.
 
-    Adapters must not change in here.
+    Adapters must not change inside the block.
     """
     adapters = layers(model)
     try:
@@ -119,7 +119,7 @@ def rounded(model: nn.Module) -> Iterator[None]:
 
 
 def forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Compute a LoRA layer: its base as it is, its adapter with one step where that computes the same."""
+    """Compute a LoRA layer: its base unchanged, its adapter in one step if that gives the same result."""
     active = layer.active_adapters
     name = active[0] if len(active) == 1 else ""
     plain = name in layer.lora_A and name not in layer.lora_variant and not args and not kwargs
@@ -143,6 +143,6 @@ def forward(layer: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def is_frozen_matrix(base: nn.Module, x: Tensor) -> bool:
-    """Return True if a layer is nothing but a matrix that is not trained, in the format of its input."""
+    """Return True if a layer is just a frozen matrix in the format of its input."""
     plain = type(base) is nn.Linear and base.bias is None and not base.weight.requires_grad
     return plain and base.weight.dtype == x.dtype and not torch.is_autocast_enabled(x.device.type)

@@ -1,4 +1,4 @@
-"""One model's fast paths: what the objects of a model are given, as its plan says."""
+"""The fast paths of one model, applied to its objects as its plan says."""
 
 from peft import PeftModel
 from transformers import PreTrainedModel
@@ -8,7 +8,7 @@ from ftlab.cpu.plan import Plan
 
 
 def prepare(model: PreTrainedModel | PeftModel, plan: Plan) -> None:
-    """Give a model the fast paths of a plan; a second time changes nothing.
+    """Apply the fast paths of a plan to a model; a second call changes nothing.
 
     Raises:
         LabError: a library lacks a name that is replaced.

@@ -1,4 +1,4 @@
-"""Log-probabilities of labels under an output layer that is not trained, on a CPU: trl's, each product taken once."""
+"""Log-probabilities of labels under a frozen output layer on a CPU: as TRL's, with each product computed once."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -18,12 +18,12 @@ def install(tile: int) -> None:
     """Make TRL's losses go through the vocabulary `tile` entries at a time, for labelled positions only.
 
     TRL's trainers never hold the logits of a whole batch; they go through the vocabulary in tiles of 32,768 entries,
-    and without Triton they score every position, also those that have no label. Both suit accelerators. On a CPU a
-    tile should stay in the cache, and where the output layer is not trained its products are taken once (`log_probs`).
+    and without Triton they score every position, even those without a label. Both suit accelerators. On a CPU a
+    tile should stay in the cache, and the products of a frozen output layer are computed once (`log_probs`).
     `python -m benchmarks levers` measures what that is worth. TRL has no settings for them, hence the private names.
     """
     replace(utils, "_CHUNKED_LOGPROB_CHUNK_SIZE", tile)
-    # What this name decides in that module is whether positions without a label are left out.
+    # In that module this name decides whether positions without a label are skipped.
     replace(utils, "_use_triton", lambda device: True)
     # TRL calls the `apply` of an autograd function.
     replace(utils, "_ChunkedLogProbFunction", SimpleNamespace(apply=log_probs))
@@ -42,8 +42,8 @@ def log_probs(
 ) -> tuple[Tensor | None, ...]:
     """Return what trl's `ChunkedLogProbFunction.apply` returns for the same arguments.
 
-    Left to trl's own: a trained or biased output layer, one in another format, capped logits, and scores without a
-    gradient, which it takes faster.
+    TRL's own code handles a trained or biased output layer, one in another format, capped logits, and scores without a
+    gradient, which it computes faster.
     """
     own = hidden.requires_grad and not weight.requires_grad and bias is None and softcap is None
     if not own or weight.dtype != hidden.dtype or torch.is_autocast_enabled(hidden.device.type):
@@ -53,11 +53,11 @@ def log_probs(
 
 
 class FrozenHead(torch.autograd.Function):
-    """Log-probability of each position's label, and what trl logs beside it.
+    """Log-probability of each position's label, and the other values that TRL logs.
 
-    trl's function computes all logits a second time on the way back, and multiplies in float32 there, because partial
-    sums over a part of the vocabulary may not be rounded to 16 bits. Here a position's logits are held whole, so that
-    its gradient, up to the factor that only the way back knows, is one product, taken on the way forward:
+    TRL's function computes all logits again in the backward pass, and multiplies in float32 there, because partial
+    sums over a part of the vocabulary must not be rounded to 16 bits. Here all logits of a position are held, so that
+    its gradient, up to a factor known only in the backward pass, is one product, computed in the forward pass:
     d log p(label) / d hidden = scale * (weight[label] - sum_v p_v weight[v]).
     """
 
@@ -75,7 +75,7 @@ class FrozenHead(torch.autograd.Function):
         results = {name: hidden.new_empty(len(hidden), dtype=torch.float32) for name in ("log_probs", *outputs)}
         if "is_top1" in results:
             results["is_top1"] = results["is_top1"].bool()
-        # Parts of about the same size: a small rest would cost almost as much as a whole one.
+        # Parts of about the same size: a small remainder would cost almost as much as a full part.
         size = even_part(len(hidden), FROZEN_ROWS)
         for start in range(0, len(hidden), size):
             part = slice(start, start + size)
@@ -84,7 +84,7 @@ class FrozenHead(torch.autograd.Function):
             for name, values in scored.items():
                 results[name][part] = values
             torch.mm(errors.to(weight.dtype), weight, out=slope[part])
-            del logits, errors  # else they are held while the next part's are made
+            del logits, errors  # else they stay in memory while the next part is computed
         ctx.save_for_backward(hidden, weight, targets, slope)
         ctx.scale = scale
         columns = [results.get(name) for name in ("log_probs", *ALL)]
@@ -99,7 +99,7 @@ class FrozenHead(torch.autograd.Function):
         if log_probs is not None:
             gradient += slope * (-ctx.scale * log_probs).unsqueeze(-1)
         if entropy is not None:
-            # Only a bonus for entropy asks for it, which no recipe has: trl's own way.
+            # Only an entropy bonus needs it, which no recipe has: TRL's own code.
             with torch.enable_grad():
                 again = hidden.detach().requires_grad_()
                 other = (weight, None, targets, 1.0, weight.shape[0], None, ctx.scale, ("entropy",))

@@ -1,7 +1,7 @@
 """Every name of a library that ftlab replaces, in one table; each replacement is remembered and can be undone.
 
-The libraries have no settings for these, and most of the names are private: a new version may drop one without notice.
-A replacement of a name that is gone would change nothing and say nothing, so `replace` refuses it.
+The libraries have no settings for these, and most of the names are private: a new version may remove one silently.
+Replacing a name that no longer exists would have no effect and no error, so `replace` refuses it.
 """
 
 from collections.abc import Callable, Iterator
@@ -13,8 +13,8 @@ from weakref import WeakKeyDictionary
 
 from ftlab.errors import fail
 
-# Replaced in the whole process, only where no object of one model holds the name: functions that are looked up in a
-# module, and classes whose objects are made later.
+# Replaced in the whole process, only if no object of a single model holds the name: functions that are looked up in a
+# module, and classes whose objects are created later.
 IN_THE_PROCESS = {
     "trl.trainer.utils": ("_CHUNKED_LOGPROB_CHUNK_SIZE", "_use_triton", "_ChunkedLogProbFunction"),
     "torch.nn.modules.linear.Linear": ("forward",),
@@ -25,7 +25,7 @@ IN_THE_PROCESS = {
 IN_A_MODEL = ("forward", "generate", "support_avx512bf16_for_cpu")
 
 ABSENT = object()
-# Owner -> name -> what puts it back. Owners are held weakly: a patched model is freed like any other.
+# Owner -> name -> how to restore it. Owners are held weakly: a patched model is freed like any other.
 _undo: WeakKeyDictionary[Any, dict[str, Callable[[Any], None]]] = WeakKeyDictionary()
 
 
@@ -39,7 +39,7 @@ def replace(owner: Any, name: str, value: Any) -> None:
     if name not in allowed:
         raise KeyError(f"{full_name(owner)}.{name} is missing in {__name__}")
     current(owner, name)
-    # The first value that was found is the library's; a second replacement must not hide it.
+    # The first recorded value is the library's; a second replacement must not overwrite it.
     remember(owner, name, partial(put_back, name=name, value=vars(owner).get(name, ABSENT)))
     setattr(owner, name, value)
 
@@ -57,29 +57,29 @@ def current(owner: Any, name: str) -> Any:
 
 
 def remember(owner: Any, name: str, restore: Callable[[Any], None]) -> None:
-    """Call `restore(owner)` on `undo`; it must not hold the owner, which would never be freed."""
+    """Call `restore(owner)` on `undo`; it must not reference the owner, which would never be freed."""
     _undo.setdefault(owner, {}).setdefault(name, restore)
 
 
 def put_back(owner: Any, name: str, value: Any) -> None:
-    """Give an attribute its old value; one that the owner only inherited is deleted."""
+    """Restore an attribute's old value; one that the owner only inherited is deleted."""
     delattr(owner, name) if value is ABSENT else setattr(owner, name, value)
 
 
 def undo() -> None:
-    """Put back everything that was replaced, in models and in the process."""
+    """Restore everything that was replaced, in models and in the process."""
     for owner in list(_undo):
         restore(owner)
 
 
 def restore(owner: Any) -> None:
-    """Put back everything that was replaced in one owner."""
+    """Restore everything that was replaced in one owner."""
     for put in _undo.pop(owner, {}).values():
         put(owner)
 
 
 def is_shared(owner: Any) -> bool:
-    """Return True for what a whole process shares: a module or a class."""
+    """Return True for an owner that the whole process shares: a module or a class."""
     return isinstance(owner, type | ModuleType)
 
 
@@ -92,14 +92,14 @@ def full_name(owner: Any) -> str:
 
 
 def shared() -> list[tuple[Any, str, Any]]:
-    """Return (owner, name, present value) of what is replaced in the whole process."""
+    """Return (owner, name, current value) of everything replaced in the whole process."""
     owners = [owner for owner in list(_undo) if is_shared(owner)]
     return [(owner, name, vars(owner)[name]) for owner in owners for name in _undo[owner]]
 
 
 @contextmanager
 def own_process() -> Iterator[None]:
-    """Begin with nothing replaced in the process, and leave what was replaced before."""
+    """Start with nothing replaced in the process, and restore the earlier replacements afterwards."""
     before = shared()
     for owner in {owner for owner, _, _ in before}:
         restore(owner)

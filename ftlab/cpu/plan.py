@@ -1,13 +1,13 @@
-"""Which fast paths apply, decided here and nowhere else: from machine, family of the model and what was asked for."""
+"""Which fast paths apply, decided here only: from the machine, the model's family and the settings."""
 
 from dataclasses import dataclass
 
 from ftlab.device import Machine
 from ftlab.memory import PLAIN_ATTENTION
 
-# Tokens: rows up to this length are faster in plain attention on a CPU.
+# Rows of up to this many tokens are faster in plain attention on a CPU.
 SHORT_ROW = 512
-# Vocabulary entries that trl's loss goes through at once: what stays in a CPU's cache, and trl's own number.
+# Vocabulary entries that TRL's loss processes at once: as many as fit a CPU's cache, and TRL's own number.
 CPU_LOSS_TILE, LOSS_TILE = 2048, 32768
 
 
@@ -19,7 +19,7 @@ class Plan:
         loss: the output layer, in tiles that fit a CPU's cache and for labelled positions only.
         linear: the last position of many rows, without a copy of the weight per row.
         lora: adapters, as one step of autograd.
-        attention: short rows by plain products; prefixes that the rows of a batch share are computed once.
+        attention: plain products for short rows; shared prefixes of a batch are computed once.
         rollout: completions for training; their prompt is computed once per group.
         kernel: the attention to load a model with, a setting of transformers; None leaves it to transformers.
         float32_adapters: whether adapters are kept in float32 with a 16-bit base, as in PEFT.
@@ -35,7 +35,7 @@ class Plan:
 
     @property
     def loss_tile(self) -> int:
-        """Return how many vocabulary entries the loss goes through at once."""
+        """Return how many vocabulary entries the loss processes at once."""
         return CPU_LOSS_TILE if self.loss else LOSS_TILE
 
 
@@ -55,11 +55,11 @@ def decide(
 
     Args:
         wanted: False leaves everything to the libraries.
-        family: the model's `model_type`; None while it is not known, which leaves attention and rollout alone.
-        kernel: an attention that was asked for by name; it is used as it is.
-        row_length: tokens of the longest row. packed: whether rows are packed, which only fused kernels keep apart.
+        family: the model's `model_type`; None if unknown, which leaves attention and rollout unchanged.
+        kernel: an attention implementation requested by name; it is used as it is.
+        row_length: tokens of the longest row. packed: whether rows are packed; only fused kernels keep them separate.
         adapter: whether adapters are trained. plain_adapter: whether they are LoRA without DoRA and dropout.
-        writes: whether the model generates text; a reward model does not.
+        writes: whether the model generates text, which a reward model does not.
     """
     on_cpu = machine.accelerator == "cpu"
     fast = wanted and on_cpu
@@ -73,12 +73,12 @@ def decide(
         attention=attention,
         rollout=attention and writes,
         kernel=kernel or ("eager" if short else None),
-        # PEFT's own way of computing with float32 adapters makes a step longer on a CPU (`benchmarks levers`): where
+        # PEFT's own computation with float32 adapters makes a step slower on a CPU (`benchmarks levers`): where
         # ftlab's does not apply they are kept in the base's format.
         float32_adapters=not on_cpu or (fast and plain_adapter),
     )
 
 
 def answering(machine: Machine, wanted: bool = True) -> Plan:
-    """Return the plan for a model that answers and is not trained."""
+    """Return the plan for a model that only generates."""
     return Plan(linear=wanted and machine.accelerator == "cpu")

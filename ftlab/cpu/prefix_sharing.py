@@ -1,9 +1,9 @@
 """Prefixes that the rows of a batch share are computed once: a group's question, the first lines of a template.
 
-A decoder's numbers for a token depend only on the tokens before it. Two rows with the same first tokens have the same
-numbers there, so a batch is a tree: each node is one token to compute, each row is a path through it. Norms,
-projections and MLPs treat every token alone and take the nodes as one row without padding; only attention has to know
-the paths.
+A decoder's values for a token depend only on the tokens before it. Two rows with the same first tokens have the same
+values there, so a batch is a tree: each node is one token to compute, each row is a path through it. Norms,
+projections and MLPs treat every token separately and take the nodes as one row without padding; only attention needs
+to know the paths.
 
 A worked example, two rows that share two tokens; row 1 is padded by one:
 
@@ -18,15 +18,15 @@ A worked example, two rows that share two tokens; row 1 is padded by one:
     nodes        0 1 2 3        the node at each place; padding may show any node, nothing reads it
                  0 1 4 0
 
-A node may look at the nodes of its rows that are not behind it. In a small tree that is one mask over all nodes:
+A node may attend to the nodes of its rows that do not come after it. In a small tree that is one mask over all nodes:
 
     node 2 sees  0 1 2          node 3 sees 0 1 2 3          node 4 sees 0 1 4
 
 The mask of n nodes has n * n entries, most of them hidden when there are many rows. A large tree (more than `TOGETHER`)
 therefore attends in tables instead: the queries are the tokens that a row owns, the keys are all tokens of the row.
-Row 1 asks with node 4 alone, at depth 2, and its keys are nodes 0 1 4: 1 x 3 entries.
+Row 1 has a single query, node 4 at depth 2, and the keys of nodes 0 1 4: 1 x 3 entries.
 
-On the way back a shared node gets the sum of the gradients at its places (`Spread`): node 1 that of both rows.
+In the backward pass a shared node gets the sum of the gradients at its places (`Spread`): node 1 that of both rows.
 """
 
 from functools import partial
@@ -39,12 +39,12 @@ from transformers import PreTrainedModel
 from ftlab.cpu.attention import attend_padded
 from ftlab.cpu.patches import replace
 
-# Up to so many nodes one mask over all of them takes less time than gathering every row's keys and values.
+# Up to this many nodes one mask over all of them is faster than gathering every row's keys and values.
 TOGETHER = 256
 # oneDNN compiles a kernel for every new shape: a millisecond each, about forty a step. Rounded sizes repeat; the spare
 # nodes cost less than the kernels.
 GRAIN = 16
-# What else a call may ask for: anything that is not listed might depend on a row's own places.
+# Allowed arguments of a call: any other might depend on a row's own positions.
 UNDERSTOOD = ("use_cache", "position_ids", "output_hidden_states")
 
 
@@ -194,7 +194,7 @@ def grow(input_ids: Tensor, attention_mask: Tensor) -> Tree:
     ids[there] = input_ids[real]
     common, like = shared_with(ids, lengths)
     own = lengths - common
-    # A table is as wide as its longest row: the short ends of rows with a long shared prefix get a table of their own,
+    # A table is as wide as its longest row: the short ends of rows with a long shared prefix get their own table,
     # else each of them would be padded to the length of a whole row.
     short = own <= len(column) // 2
     groups = [rows for kind in (~short, short & (own > 0)) if len(rows := kind.nonzero()[:, 0])]
@@ -266,7 +266,7 @@ def attended(nodes: Tensor, lengths: Tensor, common: Tensor, first: int) -> Tabl
 
 
 def fits(body: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, given: dict[str, Any]) -> bool:
-    """Return True if a call passes a padded batch of whole rows and asks for nothing but hidden states."""
+    """Return True if a call passes a padded batch of whole rows and needs only hidden states."""
     if attention_mask.shape != input_ids.shape:
         return False
     cached = given.get("use_cache")
@@ -288,7 +288,7 @@ def fits(body: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, given
 
 
 def drops(body: PreTrainedModel) -> bool:
-    """Return True if a body uses dropout in training: it draws another mask for every row, so nothing is shared."""
+    """Return True if a body uses dropout in training: every row has its own mask, so nothing can be shared."""
     chances = [layer.p for layer in body.modules() if isinstance(layer, nn.Dropout)]
     return any(chances) or bool(getattr(body.config, "attention_dropout", 0))
 
@@ -313,5 +313,5 @@ def forward(
 
 
 def install(body: PreTrainedModel) -> None:
-    """Make the body of a model that attends with `attention.attention` compute shared prefixes once."""
+    """Make the body of a model that uses `attention.attention` compute shared prefixes once."""
     replace(body, "forward", partial(forward, body))

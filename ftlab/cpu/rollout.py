@@ -1,7 +1,7 @@
-"""Completions for training on a CPU: a prompt is read once for its group, a row that has ended is written no more.
+"""Completions for training on a CPU: a prompt is prefilled once per group, and finished rows are dropped.
 
-The loop stands in for that of transformers' `generate`, which still prepares everything: settings, processors of the
-scores, what ends a row. Every token comes from the same distribution, but not from the same random numbers.
+The loop replaces that of transformers' `generate`, which still prepares everything: settings, logits processors and
+stopping criteria. Every token comes from the same distribution, but not from the same random numbers.
 """
 
 from functools import partial
@@ -15,13 +15,13 @@ from transformers.generation import GenerationMode
 from ftlab.cpu import attention, lora
 from ftlab.cpu.patches import replace
 
-# What a rollout asks of `generate`: one token after the other, nothing returned beside them.
+# What a rollout needs of `generate`: one token after the other, and no other outputs.
 MODES = (GenerationMode.SAMPLE, GenerationMode.GREEDY_SEARCH)
 PLAIN = {"input_ids", "attention_mask", "generation_config"}
 
 
 def install(model: PreTrainedModel) -> None:
-    """Let `generate` of a model that attends with `attention.attention` write with `loop` where that does the same."""
+    """Make `generate` of a model that uses `attention.attention` run `loop` where the result is the same."""
     replace(model, "generate", partial(generate, model))
 
 
@@ -47,11 +47,11 @@ def loop(
     generation_config: GenerationConfig,
     **inputs: Any,
 ) -> Tensor:
-    """Return prompts and completions, (batch, seq_len); behind a row's end token stands the padding token."""
+    """Return prompts and completions, (batch, seq_len), with padding after a row's end token."""
     cache = DynamicCache(config=model.config)
 
     def read(new: Tensor, mask: Tensor) -> Tensor:
-        """Return the logits (rows, vocabulary) behind new tokens (rows, new); `mask` covers those before them too."""
+        """Return the logits (rows, vocabulary) after new tokens (rows, new); `mask` also covers those before them."""
         places = (mask.cumsum(1) - 1).clamp(min=0)[:, -new.shape[1] :]
         inputs = {"position_ids": places, "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
         return model(input_ids=new, attention_mask=mask, **inputs).logits[:, -1]
@@ -87,9 +87,9 @@ def draw(probabilities: Tensor) -> Tensor:
     """Draw one entry of each row, (batch, vocabulary) -> (batch,).
 
     `torch.multinomial` draws a random number for every entry of the vocabulary, which takes longer than the model's
-    whole output layer. One for every row does it: where it falls among the sums of the probabilities.
+    whole output layer. Here one per row is enough: it is looked up in the cumulative probabilities.
     """
     sums = probabilities.cumsum(-1)
     number = torch.rand(len(sums), 1, device=sums.device) * sums[:, -1:]
-    # The product can be rounded up to the whole sum, behind which no entry stands.
+    # The product can be rounded up to the total, beyond the last entry.
     return torch.searchsorted(sums, number, right=True).squeeze(1).clamp(max=sums.shape[1] - 1)

@@ -1,4 +1,4 @@
-"""The model of every trainer prepared when its training begins, so that a lesson needs one line and no more."""
+"""Prepare every trainer's model when its training begins, so that a lesson needs only one line."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -14,7 +14,7 @@ from ftlab.cpu.plan import Plan, decide
 
 
 def install() -> None:
-    """Let `Trainer.train`, which every trainer of TRL inherits, prepare its model first."""
+    """Make `Trainer.train`, which every trainer of TRL inherits, prepare its model first."""
     replace(Trainer, "train", preparing(current(Trainer, "train")))
 
 
@@ -30,7 +30,7 @@ def preparing(train: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def plan_for(model: PreTrainedModel | PeftModel, machine: device.Machine) -> Plan:
-    """Return the plan for a model as it was loaded: plain attention is what short rows are loaded with."""
+    """Return the plan for a loaded model: plain attention means that it was loaded for short rows."""
     base = models.base_of(model)
     kernel = base.config._attn_implementation
     asked = None if kernel in ("eager", attention.NAME) else kernel

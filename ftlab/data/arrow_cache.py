@@ -17,7 +17,7 @@ BATCH_BYTES = 16 * 2**20
 
 
 def features(columns: tuple[str, ...]) -> "Features":
-    """Return the types of TRL's columns; messages and tools are JSON, so that each keeps the very fields it has."""
+    """Return the types of TRL's columns; messages and tools are JSON, so that each keeps exactly its own fields."""
     from datasets import Features, Json, List, Value
 
     plain = {name: Value("string") for name in ("text", "answer", "where")} | {"label": Value("bool")}

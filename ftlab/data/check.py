@@ -1,4 +1,4 @@
-"""Everything that is wrong with a data set, in one report: place, problem, fix; and kept + cut + dropped = read."""
+"""All problems of a data set in one report, with place, problem and fix; kept + cut + dropped = read."""
 
 import base64
 import json
@@ -42,18 +42,18 @@ class Problem(NamedTuple):
 
 @dataclass
 class Report:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         read: rows; read = kept + cut + dropped.
         cut: good rows that lose tokens to cutoff_len, `tokens_lost` in all.
         dropped: rows that cannot be used.
-        duplicates: good rows that say the same as an earlier one; `fix_to` leaves them out.
-        overlap: good rows that ask the same as a row of an earlier set.
-        changed: good rows that hold control tokens; `fix_to` escapes them.
+        duplicates: good rows with the same content as an earlier one; `fix_to` leaves them out.
+        overlap: good rows with the same question as a row of an earlier set.
+        changed: good rows that contain control tokens; `fix_to` escapes them.
         total: problems found, of which `problems` holds the first 1000.
-        unread: what the rows hold and no format reads, one line each.
-        notes: what is worth knowing of all rows together, one line each.
+        unread: fields of the rows that no format reads, one line each.
+        notes: remarks on the set as a whole, one line each.
         changes: what `fix_to` did, one line each.
     """
 
@@ -98,10 +98,10 @@ def check(
     """Read sets to their ends and report every problem.
 
     Args:
-        path_or_name: a registry name or a path; of several, separated by commas, rows that one shares with an earlier
+        path_or_name: a registry name or a path; for several, separated by commas, rows that one shares with an earlier
             one are reported too.
         cutoff_len: the most tokens of a training example; needs `tokenizer`.
-        tokenizer: whose control tokens and chat template count: every row is encoded as training would. Without one,
+        tokenizer: gives the control tokens and the chat template: every row is encoded as in training. Without one,
             the control tokens of common models are looked for.
         fix_to: write the good rows there, as .jsonl or .json, in UTF-8, control tokens escaped, duplicates left out.
     Raises:
@@ -139,7 +139,7 @@ def check_target(fix_to: Path, names: Sequence[str]) -> None:
 
 @dataclass
 class Look:
-    """A walk through sets: what is looked for, and what was seen so far."""
+    """The state of a check over one or several sets."""
 
     report: Report
     tokens: Sequence[str]
@@ -150,7 +150,7 @@ class Look:
     labels: Counter[bool] = field(default_factory=Counter)
 
     def through(self, name: str, dataset_dir: Path, keep: Callable[[Row], None] | None) -> Entry | None:
-        """Check every row of a set, hand the repaired good ones to `keep`; None if the file breaks off.
+        """Check every row of a set and pass the repaired good ones to `keep`; return None if the file is cut off.
 
         Raises:
             LabError: there is no such set.
@@ -210,7 +210,7 @@ class Look:
         self.report.changes += [say("data_changed_dropped", where=where, why=problem.what)] if fixing else []
 
     def repeated(self, row: Row, where: str, own: dict[bytes, str]) -> LabError | None:
-        """Return the problem of a row that was there before, in this set or, as a question, in an earlier one."""
+        """Return the problem of a row that repeats one of this set, or the question of one in an earlier set."""
         prompt, key = question(row), digest(row)
         if prompt in self.questions:
             self.report.overlap += 1
@@ -235,7 +235,7 @@ class Look:
         return on_texts(made.raw, lambda text: harmless(text, self.tokens))
 
     def fate(self, row: Row, where: str) -> str:
-        """Return what training makes of a good row: "kept", "cut" or "dropped"; report tokens lost and refusals."""
+        """Return what training does with a good row: "kept", "cut" or "dropped"; report lost tokens and refusals."""
         if self.tokenizer is None or (self.tokenizer.chat_template is None and "text" not in row):
             return "kept"
         # Texts are joined and cut into pieces, nothing is lost.
@@ -257,7 +257,7 @@ class Look:
 
 
 def with_rows_written(look: Look, name: str, dataset_dir: Path, fix_to: Path) -> None:
-    """Check a set and write its good rows under a temporary name; rename when they read back, remove when not."""
+    """Check a set and write its good rows to a temporary file, which is renamed if it reads back and removed if not."""
     partial = fix_to.with_name(f".{fix_to.stem}.{os.getpid()}.partial{fix_to.suffix}")
     try:
         with partial.open("x", encoding="utf-8") as file:
@@ -287,7 +287,7 @@ def with_rows_written(look: Look, name: str, dataset_dir: Path, fix_to: Path) ->
 
 
 def unread_problem(entry: Entry, partial: Path, written: int) -> str:
-    """Return why rows that were written are not read as those of their set were, "" if they are."""
+    """Return why the written rows do not read back as those of their set, "" if they do."""
     try:
         explicit = replace(entry, encoding="utf-8", where="") if entry.where else detect(partial)
         read = [made.row for made in converted(explicit, partial, None, None)]
@@ -300,7 +300,7 @@ def unread_problem(entry: Entry, partial: Path, written: int) -> str:
 
 @dataclass
 class RowWriter:
-    """Writes one row after another, as lines or as the elements of an array."""
+    """Write rows one by one, as lines or as the elements of an array."""
 
     file: TextIO
     array: bool
@@ -316,7 +316,7 @@ class RowWriter:
         self.rows += 1
 
     def plain(self, value: Any, column: str) -> Any:
-        """Return a value of a table as JSON has it, and count what it has not."""
+        """Return a table's value as JSON, and count values of types that JSON lacks."""
         if isinstance(value, dict):
             return {str(name): self.plain(inner, column) for name, inner in value.items()}
         if isinstance(value, list | tuple):
@@ -328,7 +328,7 @@ class RowWriter:
         return written
 
     def said(self) -> list[str]:
-        """Return one line for each column and type that was written as something else."""
+        """Return one line for each column and type that was converted."""
         return [
             say("data_changed_type", column=column, count=count, type=type_, form=form)
             for (column, type_, form), count in self.translated.items()

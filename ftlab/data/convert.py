@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 PLACEHOLDER = re.compile(r"\{\{(?:(name|author)|(?<![A-Za-z0-9}\\]\{\{)([A-Za-z_]\w{2,}))\}\}", re.ASCII)
 
 
-# Columns of pictures, videos and sounds; of others whose names begin so, a placeholder in the text tells.
+# Columns of pictures, videos and sounds; others with such a beginning are told by a placeholder in the text.
 MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios")
 MEDIA = ("image", "video", "audio")
 
 
 class Made(NamedTuple):
-    """A row at `where`: `raw` as the file has it ({}: unreadable), `row` in TRL's shape or the problem."""
+    """A row at `where`: `raw` as in the file ({}: unreadable), and `row` in TRL's shape or the problem."""
 
     where: str
     raw: Row
@@ -38,7 +38,7 @@ def converted(
     Args:
         substitutions: name -> text for `{{name}}` placeholders; None leaves them as they are.
     Raises:
-        LabError: a file cannot be read (any further), or a column that the entry names is in no row.
+        LabError: a file cannot be read (any further), or no row has a column that the entry names.
     """
     columns, tags, convert = entry.all_columns(), entry.all_tags(), format_of_entry(entry).convert
     seen: dict[str, None] = {}
@@ -81,10 +81,10 @@ def check_seen(entry: Entry, seen: dict[str, None]) -> None:
 
 
 def refuse_media(row: Row, where: str) -> None:
-    """Refuse a row about a picture, a video or a sound, which nobody would see.
+    """Refuse a row about a picture, a video or a sound, which the model would not see.
 
     Raises:
-        LabError: such a column says something, or a text has the placeholder of one (`<image>`).
+        LabError: such a column is not empty, or a text has a placeholder such as `<image>`.
     """
     for column in row:
         medium = next((one for one in MEDIA if column.startswith(one)), "")
@@ -97,7 +97,7 @@ def filled(row: Row, substitutions: dict[str, str], where: str) -> Row:
     """Replace `{{name}}` placeholders in the texts of a row.
 
     Raises:
-        LabError: a placeholder without a value; it would be trained on literally.
+        LabError: a placeholder has no value; it would be trained on literally.
     """
 
     def value(values: re.Match[str]) -> str:
@@ -110,7 +110,7 @@ def filled(row: Row, substitutions: dict[str, str], where: str) -> Row:
 
 
 def on_texts(value: Any, change: Callable[[str], str]) -> Any:
-    """Return a JSON value with `change` applied to every text in it; names of fields stay."""
+    """Return a JSON value with `change` applied to every string in it, field names excepted."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, dict):

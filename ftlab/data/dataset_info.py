@@ -1,4 +1,4 @@
-"""What dataset_info.json says about a data set, with LLaMA-Factory's keys; or what a file's own columns say."""
+"""The entry of a data set: from dataset_info.json, with LLaMA-Factory's keys, or detected from a file's columns."""
 
 import json
 import os
@@ -16,14 +16,14 @@ from ftlab.data.read import SUFFIXES, Row, empty, first, kind, reason, rows, sug
 from ftlab.errors import LabError, fail
 
 INFO = "dataset_info.json"
-# As a dataset_dir: the names are hub ids.
+# As `dataset_dir`: the names are hub ids.
 ONLINE = "ONLINE"
 FORMATTINGS = ("alpaca", "sharegpt", "openai")
 COLUMNS = (
     "prompt", "query", "response", "history", "messages", "system", "tools", "chosen", "rejected", "kto_tag",
 )  # fmt: skip
 MEDIA_COLUMNS = ("images", "videos", "audios")
-# LLaMA-Factory's keys for sources that ftlab does not read; fine together with one that it reads.
+# LLaMA-Factory's keys for sources that ftlab does not read; allowed next to one that it reads.
 OTHER_SOURCES = ("om_hub_url", "script_url", "cloud_file_name")
 # (prompt, query, response) of files without an entry, the most common first.
 KNOWN_COLUMNS = (
@@ -34,16 +34,16 @@ KNOWN_COLUMNS = (
     ("question", "", "response"),
     ("query", "", "response"),
 )
-# Of these (trl's, and ms-swift's) a column `label` is KTO's. Beside the others it may be the name of a class.
+# Next to these columns (TRL's and ms-swift's) `label` is KTO's; next to others it may be the name of a class.
 JUDGED = ("prompt", "query")
-# Rows among which a file used by its path must have one with a format.
+# One of this many first rows of a file used by its path must have a known format.
 LOOKED_AT = 1000
 TRUTHS = ("true", "false", "yes", "no", "1", "0", "-1", "1.0", "0.0")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One registry entry, its keys as LLaMA-Factory names them; `encoding` is our own, `where` is its place."""
+    """One registry entry with LLaMA-Factory's keys; `encoding` is ftlab's own, `where` is the entry's place."""
 
     file_name: str = ""
     hf_hub_url: str = ""
@@ -60,7 +60,7 @@ class Entry:
     where: str = ""
 
     def all_columns(self) -> Columns:
-        """Return the columns in force. Giving any resets those not given, as in LLaMA-Factory."""
+        """Return the effective columns. Setting any resets the others, as in LLaMA-Factory."""
         if self.columns:
             return {name: column for name, column in self.columns.items() if column}
         sides = {"chosen": "chosen", "rejected": "rejected"} if self.ranking else {}
@@ -69,7 +69,7 @@ class Entry:
         return {"messages": "messages" if self.formatting == "openai" else "conversations"} | sides
 
     def all_tags(self) -> Tags:
-        """Return the tags in force. Giving any resets those not given."""
+        """Return the effective tags. Setting any resets the others."""
         if self.tags:
             return {name: tag for name, tag in self.tags.items() if tag}
         return OPENAI_TAGS if self.formatting == "openai" else SHAREGPT_TAGS
@@ -94,7 +94,7 @@ def read_info(dataset_dir: Path) -> dict[str, Any]:
 
 
 def register(name: str, entry: Mapping[str, Any], dataset_dir: Path) -> None:
-    """Add a data set to dataset_info.json, whose other lines stay as they are; nothing is written if it is there.
+    """Add a data set to dataset_info.json and keep its other lines; nothing is written if it is there already.
 
     Raises:
         LabError: another data set has this name, or dataset_info.json is not valid JSON.
@@ -134,7 +134,7 @@ def entry_of(name: str, dataset_dir: Path) -> Entry:
 
 
 def check_types(values: Row, where: str) -> None:
-    """Refuse an entry whose keys or values cannot be meant."""
+    """Refuse an entry with unknown keys or invalid values."""
     known = {one.name: one for one in fields(Entry) if one.name != "where"}
     types = {"ranking": (bool,), "columns": (dict,), "tags": (dict,), "num_samples": (int, type(None))}
     for key, value in values.items():
@@ -158,7 +158,7 @@ def check_types(values: Row, where: str) -> None:
 
 
 def check_columns(entry: Entry) -> None:
-    """Refuse an entry whose `columns` or `tags`, by listing some, took away one that its format needs."""
+    """Refuse an entry whose `columns` or `tags` lack one that its format needs."""
     columns = entry.all_columns()
     needed = ["messages"] if entry.formatting != "alpaca" else [] if entry.ranking else ["prompt"]
     needed += ["chosen", "rejected"] if entry.ranking else []
@@ -175,7 +175,7 @@ def find(name: str, dataset_dir: Path) -> tuple[Entry, Path | None]:
     """Return the entry and the file (or folder) of a registry name or a path; None if the rows are on a hub.
 
     Raises:
-        LabError: no such file, no such name, or an entry that cannot be meant.
+        LabError: no such file, no such name, or an invalid entry.
     """
     path = Path(name)
     if str(dataset_dir) == ONLINE:
@@ -192,8 +192,8 @@ def inside(entry: Entry, dataset_dir: Path) -> Path:
     """Return the path of an entry's file.
 
     Raises:
-        LabError: it does not exist, is outside the folder of the registry, which may belong to someone else, or the
-            entry asks for a part that only a data set on a hub has.
+        LabError: it does not exist, it is outside the folder of the registry, which may be someone else's, or the
+            entry asks for a split or subset, which only a data set on a hub has.
     """
     for key in ("split", "subset", "folder"):
         if (value := getattr(entry, key)) and (key, value) != ("split", "train"):
@@ -211,7 +211,7 @@ def files(path: Path) -> list[Path]:
     """Return the files of a path: itself, or the data files of a folder in the order of their names; not hidden ones.
 
     Raises:
-        LabError: a folder without data files, with several kinds of them, or with more in folders of its own.
+        LabError: a folder without data files, with several kinds of them, or with more in subfolders.
     """
     if not path.is_dir():
         return [path]
@@ -231,7 +231,7 @@ def is_data(path: Path) -> bool:
 
 
 def detect(path: Path, encoding: str = "utf-8") -> Entry:
-    """Return the entry that fits a file used by its path: that of its first row which has a format.
+    """Return the entry for a file used by its path: that of the first row with a known format.
 
     Raises:
         LabError: no format has the columns of the first rows, or they cannot be read.
@@ -257,10 +257,10 @@ def readable(path: Path, encoding: str, problems: list[LabError]) -> Iterator[Ro
 
 
 def fitting(examples: Iterable[Row]) -> Entry | None:
-    """Return the entry of the first row that has a format, with the columns that rows of the same format add.
+    """Return the entry of the first row with a known format, and the columns that rows of the same format add.
 
-    The first row may lack what later ones have: `tools`, or the label of KTO. Of each column the first value that says
-    something counts, so that a `label` that is null in some rows is KTO's, or the name of a class, as in the others.
+    The first row may lack columns of later ones: `tools`, or KTO's label. The first value of each column that is not
+    empty counts, so a `label` that is null in some rows is KTO's, or the name of a class, as in the others.
     """
     first_fit: Entry | None = None
     union: Row = {}
@@ -273,7 +273,7 @@ def fitting(examples: Iterable[Row]) -> Entry | None:
 
 
 def needs(entry: Entry) -> tuple[object, ...]:
-    """Return what rows of an entry must have in common."""
+    """Return what all rows of an entry must have in common."""
     return entry.formatting, entry.ranking, *(entry.columns.get(name) for name in ("messages", "prompt", "response"))
 
 
@@ -290,7 +290,7 @@ def no_format(where: str, row: Row) -> LabError:
 
 
 def described(entry: Entry) -> str:
-    """Return an entry's format in a few words: the formatting and the columns it reads."""
+    """Return a short description of an entry's format: the formatting and the columns it reads."""
     columns = entry.all_columns()
     return f"{entry.formatting} ({', '.join(columns.values())} -> {', '.join(format_of_entry(entry).gives)})"
 
@@ -318,7 +318,7 @@ def guess(row: Row) -> Entry | None:
             kto = kto_column(row, judged=prompt in JUDGED)
             return Entry(ranking=ranking, columns=columns | (sides or {"response": response} | kto))
     if ranking:
-        # The prompt is what both sides begin with.
+        # The prompt is the common beginning of both sides.
         return Entry(ranking=True, columns={"system": "system"} | tools | sides)
     return Entry(columns={"prompt": "text"}) if "text" in row else None
 
@@ -330,7 +330,7 @@ def begins_with_prompt(side: object) -> bool:
 
 
 def tools_column(row: Row) -> str:
-    """Return the column of a row's tools: OpenAI called it `functions` before."""
+    """Return the column of a row's tools, which OpenAI formerly called `functions`."""
     return "functions" if empty(row.get("tools")) and not empty(row.get("functions")) else "tools"
 
 

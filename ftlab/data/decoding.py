@@ -8,7 +8,7 @@ from ftlab.errors import LabError, fail
 
 MAX_LINE_BYTES = 64 * 2**20
 CHUNK_BYTES = 2**20
-# They decode to half characters or to no text at all.
+# Codecs that decode to surrogates or to no text at all.
 REFUSED_CODECS = {"utf-7", "unicode-escape", "unicode_escape", "raw-unicode-escape", "idna", "punycode", "undefined"}
 
 
@@ -29,7 +29,7 @@ def codec(encoding: str, where: str) -> str:
 
 
 def wide_encoding(path: Path) -> str:
-    """Return the UTF-16 or UTF-32 of a file by its mark, or by every other byte being zero; "" for any other file."""
+    """Return which UTF-16 or UTF-32 a file is in, by its byte-order mark or zero bytes; "" for any other file."""
     with path.open("rb") as file:
         start = file.read(4)
     if start in (b"\xff\xfe\x00\x00", b"\x00\x00\xfe\xff"):
@@ -43,7 +43,7 @@ def wide_encoding(path: Path) -> str:
 
 
 def refuse_wide(path: Path, encoding: str) -> None:
-    """Name UTF-16 and UTF-32, unless the user said so.
+    """Refuse a file in UTF-16 or UTF-32 unless `encoding` says so.
 
     Raises:
         LabError: the file is in one of them and `encoding` is not.
@@ -76,7 +76,7 @@ def is_one_line_of_cr(path: Path, encoding: str) -> bool:
 
     Python, csv and `datasets` end a line at LF: the whole file would be one line.
     """
-    # A character of UTF-16 and UTF-32 may have the byte of CR in it.
+    # A character of UTF-16 and UTF-32 may contain the byte of CR.
     if encoding.startswith(("utf-16", "utf-32")):
         return False
     with path.open("rb") as file:
@@ -137,7 +137,7 @@ def decoded(raw: bytes, encoding: str, where: str) -> str | LabError:
 
 
 def undecodable(error: UnicodeDecodeError, encoding: str, where: str) -> LabError:
-    """Guess what bytes that are not in `encoding` are."""
+    """Guess the encoding of bytes that are not in `encoding`."""
     if error.reason in ("unexpected end of data", "truncated data", "incomplete multibyte sequence"):
         return fail("data_half_character", where=where)
     if encoding != "utf-8":
@@ -166,9 +166,9 @@ def is_chinese(pieces: Iterable[bytes]) -> bool:
 
 
 def real_encoding(path: Path, encoding: str) -> tuple[str, LabError | None]:
-    """Return the encoding that a whole file is in, and the problem of its not being `encoding`.
+    """Return the encoding of a whole file, and the problem if it is not `encoding`.
 
-    Where no other encoding is certain, `encoding` itself comes back, without a problem: it is for the rows to say.
+    If no other encoding is certain, return `encoding` itself without a problem; the rows then report the errors.
     """
     encoding = codec(encoding, str(path))
     try:
@@ -179,7 +179,7 @@ def real_encoding(path: Path, encoding: str) -> tuple[str, LabError | None]:
         wide = wide_encoding(path)
         if wide and not encoding.startswith(("utf-16", "utf-32")):
             return wide, problem
-        # The line that failed looks like GBK; does the whole file?
+        # The failing line looks like GBK; check the whole file.
         with path.open("rb") as file:
             pieces = iter(lambda: file.read(CHUNK_BYTES), b"")
             if encoding == "utf-8" and "gb18030" in problem.fix and is_chinese(pieces):

@@ -1,4 +1,4 @@
-"""A data set's example as a trainer gets it: the training examples it becomes, and the tokens that cutoff_len takes."""
+"""Encode a data set's examples for a trainer: their training examples, and the tokens that cutoff_len removes."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -8,7 +8,7 @@ from ftlab.data.read import Row
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Columns that hold answers to a prompt, by the column that tells such an example.
+# The columns of answers to a prompt, by the column that identifies such an example.
 SIDES = {"chosen": ("chosen", "rejected"), "label": ("completion",)}
 
 
@@ -19,16 +19,16 @@ class Encoding(NamedTuple):
     train_on_prompt: bool = False
     mask_history: bool = False
     default_system: str | None = None
-    # Whole conversations for a reward model instead of prompts and answers apart.
+    # Whole conversations for a reward model instead of separate prompts and answers.
     judged: bool = False
 
 
 class Outcome(NamedTuple):
-    """What an example became.
+    """The result of encoding an example.
 
     Attributes:
-        examples: training examples, each with something to train on.
-        lost: tokens that cutoff_len took, `answer_lost` of them from answers.
+        examples: training examples, each with at least one trained token.
+        lost: tokens removed by cutoff_len, `answer_lost` of them from answers.
     """
 
     examples: list[dict[str, Any]]
@@ -37,12 +37,12 @@ class Outcome(NamedTuple):
 
 
 def encode(tokenizer: "PreTrainedTokenizerBase", row: Row, how: Encoding) -> Outcome:
-    """Encode an example in TRL's shape: for training, and for every check that says what training will do.
+    """Encode an example in TRL's shape, for training and for every check that predicts what training will do.
 
     Returns:
         Of `messages`, `prompt` and `completion`, or `text`: {"input_ids", "labels"}; of a pair: {"prompt_ids",
-        "chosen_ids", "rejected_ids"}, or without the prompt apart where it is judged; of a liked or disliked answer:
-        {"prompt_ids", "completion_ids", "label"}. No training example where nothing is left to train on.
+        "chosen_ids", "rejected_ids"}, or whole conversations for a reward model; of a KTO example:
+        {"prompt_ids", "completion_ids", "label"}. No training examples if nothing is left to train on.
     Raises:
         LabError: the chat template refuses the example.
     """
@@ -88,7 +88,7 @@ def encode_sides(tokenizer: "PreTrainedTokenizerBase", row: Row, how: Encoding, 
     prompt_ids, *answers = tokens.truncated_sides(turns, how.cutoff_len)
     answer_lost = sum(len(turn.answer) - len(ids) for turn, ids in zip(turns, answers, strict=True))
     lost = len(turns[0].source) - len(prompt_ids) + answer_lost
-    # Two sides that differ after what cutoff_len keeps teach nothing.
+    # Two sides that differ only beyond cutoff_len teach nothing.
     if not all(answers) or (len(answers) > 1 and answers[0] == answers[1]):
         return Outcome([], lost, answer_lost)
     if how.judged:

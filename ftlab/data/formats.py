@@ -1,4 +1,4 @@
-"""Examples of every common format to the shapes TRL trains on, one function per format."""
+"""Convert examples of every common format to the shapes TRL trains on, one function per format."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -27,7 +27,7 @@ ALPACA_COLUMNS = {"prompt": "instruction", "query": "input", "response": "output
 
 
 class Format(NamedTuple):
-    """How a row becomes TRL's: the function, the columns that it gives, and those of an entry that it reads."""
+    """A conversion to TRL's shape: the function, the columns that it returns, and those of an entry that it reads."""
 
     convert: Callable[[Row, Columns, Tags, str], Row]
     gives: tuple[str, ...]
@@ -35,12 +35,12 @@ class Format(NamedTuple):
 
 
 def optional_text(row: Row, columns: Columns, name: str, where: str) -> str:
-    """Return the text of a column that the format or the row may lack."""
+    """Return the text of an optional column."""
     return text_of(row, columns[name], where, required=False) if name in columns else ""
 
 
 def tags_of(conversation: object) -> Tags:
-    """Return the tags that the turns of a conversation have."""
+    """Return the tags of a conversation's turns."""
     first = conversation[0] if isinstance(conversation, list) and conversation else None
     return OPENAI_TAGS if isinstance(first, dict) and "role" in first else SHAREGPT_TAGS
 
@@ -117,7 +117,7 @@ def alpaca(row: Row, columns: Columns, tags: Tags, where: str) -> Row:
 
 
 def conversation(prompt: list[Message], answer: list[Message], where: str) -> list[Message]:
-    """Join a prompt and its answer, in which something must be trained on."""
+    """Join a prompt and its answer, which must have a trained turn."""
     check_side(answer, where)
     messages = [*prompt, *answer]
     check_order(messages, where)
@@ -126,7 +126,7 @@ def conversation(prompt: list[Message], answer: list[Message], where: str) -> li
 
 
 def check_side(answer: Sequence[Message], where: str) -> None:
-    """Refuse an answer that begins with somebody else's turn."""
+    """Refuse an answer that does not begin with an assistant turn."""
     if answer[0]["role"] != "assistant":
         raise fail("data_side_role", where=where, role=answer[0]["role"])
 
@@ -203,7 +203,7 @@ def kto(messages: list[Message], answers: int, liked: bool, where: str) -> Row:
 
 
 def label(row: Row, columns: Columns, where: str) -> bool:
-    """Return the KTO label: was this answer liked?"""
+    """Return the KTO label: True for a desirable answer."""
     if columns["kto_tag"] not in row:
         raise no_column(row, columns["kto_tag"], where)
     value = row[columns["kto_tag"]]
@@ -216,7 +216,7 @@ def turns(row: Row, columns: Columns, tags: Tags, where: str) -> list[Message]:
     """Return the messages of a ShareGPT or OpenAI row, roles and order checked.
 
     Raises:
-        LabError: naming the turn: unknown role, wrong order, empty content, a tool result nobody asked for.
+        LabError: naming the turn: unknown role, wrong order, empty content, a tool result without a call.
     """
     column = columns["messages"]
     if column not in row:

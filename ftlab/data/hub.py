@@ -25,7 +25,7 @@ def fetched(entry: Entry) -> "Dataset":
         return from_modelscope(entry) if scope else from_hub(entry)
     except LabError:
         raise
-    # Both libraries raise whatever their HTTP client raises; to the user it is one thing.
+    # Both libraries raise whatever their HTTP client raises; for the user it is one error.
     except Exception as error:
         raise fail("data_hub", where=url, reason=reason_of(error)) from error
 

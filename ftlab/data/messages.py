@@ -1,4 +1,4 @@
-"""One turn of a conversation, as any common format writes it, to a message that chat templates know."""
+"""Convert one turn of a conversation in any common format to a message that chat templates accept."""
 
 import json
 import math
@@ -37,9 +37,9 @@ ROLES = {
     "function_tag": "function",
     "system_tag": "system",
 }
-# OpenAI's other names of the same roles: today's of `system`, the former one of `tool`.
+# OpenAI's other names for these roles: the current one of `system`, the former one of `tool`.
 OPENAI_NAMES = {"developer": ("system_tag", "system"), "function": ("observation_tag", "tool")}
-# What other formats call a role: too unlike the right name for a nearest match by letters.
+# Role names of other formats that are too different from the right name for a nearest match.
 ROLE_ALIASES = {
     "user_tag": ("user", "human", "prompter", "instruction"),
     "assistant_tag": ("assistant", "gpt", "bot", "model", "ai", "chatgpt", "llm"),
@@ -55,11 +55,11 @@ WEIGHTS = (
     "weight", "loss", "loss_scale", "train", "train_detail", "training", "training_detail", "loss_mask",
     "step_loss_mask",
 )  # fmt: skip
-# A list of turns as text, as JSON or as Python writes it: a CSV file cannot hold one otherwise. An answer may be such a
-# text; these columns, which TRL reads lists of turns in, hold none by design.
+# A list of turns as JSON or Python text, the only way for a CSV file to hold one. An answer may be such a
+# text; these columns, in which TRL reads lists of turns, must not.
 TURNS_AS_TEXT = re.compile(r"""\s*\[\s*\{\s*["'](role|content|from|value)["']\s*:""")
 TURN_COLUMNS = ("messages", "conversations", "prompt", "completion", "chosen", "rejected")
-# Keys under which a turn brings pictures or sounds along, as in Ollama.
+# Keys of a turn for pictures or sounds, as in Ollama.
 MEDIA_KEYS = ("image", "images", "video", "videos", "audios")
 TEXT_PARTS = ("text", "input_text", "output_text")
 MEDIA_PARTS = ("image", "video", "audio", "input_image", "input_video", "input_audio", "file", "input_file")
@@ -94,10 +94,10 @@ def no_column(row: Row, column: str, where: str) -> Exception:
 
 
 def messages_of(conversation: object, column: str, tags: Tags, where: str) -> list[Message]:
-    """Return the messages of a list of turns; their order is not looked at.
+    """Return the messages of a list of turns; their order is not checked.
 
     Raises:
-        LabError: no list, an empty one, or a turn that cannot be read, which is named.
+        LabError: not a list, an empty one, or a turn that cannot be read, which is named.
     """
     if isinstance(conversation, str) and TURNS_AS_TEXT.match(conversation):
         raise fail("data_turns_as_text", where=where, column=column)
@@ -112,7 +112,7 @@ def turn_place(where: str, number: int) -> str:
 
 
 def message_of(turn: object, tags: Tags, where: str) -> Message:
-    """Return one turn under the roles that chat templates know."""
+    """Return one turn with a role that chat templates know."""
     if not isinstance(turn, dict):
         raise fail("data_not_object", where=where, got=kind(turn))
     role = role_of(text_of(turn, tags["role_tag"], where), tags, where)
@@ -122,7 +122,7 @@ def message_of(turn: object, tags: Tags, where: str) -> Message:
     calls = calls_of(turn, where)
     if calls and role != "assistant":
         raise fail("data_tool_call", where=where)
-    # A call may come without words, and a tool may answer with none.
+    # A call may come without text, and a tool may return an empty result.
     required = not calls and (role != "tool" or tags["content_tag"] not in turn)
     content = content_of(turn, tags["content_tag"], where, required)
     if role == "function":
@@ -135,7 +135,7 @@ def message_of(turn: object, tags: Tags, where: str) -> Message:
 
 
 def role_of(named: str, tags: Tags, where: str) -> str:
-    """Return a role under the name that chat templates know.
+    """Return a role by the name that chat templates know.
 
     Raises:
         LabError: none of the tags has this name; the nearest is suggested.
@@ -152,7 +152,7 @@ def role_of(named: str, tags: Tags, where: str) -> str:
 
 
 def content_of(turn: Row, column: str, where: str, required: bool) -> str:
-    """Return the text of a turn; of a list of parts, their texts joined."""
+    """Return the text of a turn; for a list of parts, their joined texts."""
     parts = turn.get(column)
     if isinstance(parts, list):
         turn = turn | {column: "".join(part_text(part, column, where) for part in parts)}
@@ -195,7 +195,7 @@ def trained(turn: Row, where: str) -> bool:
     """Return whether a turn is trained on.
 
     Raises:
-        LabError: a weight other than 0 and 1, or two that contradict each other.
+        LabError: a weight other than 0 and 1, or contradicting weights.
     """
     weights = {key: turn[key] for key in WEIGHTS if turn.get(key) is not None and turn[key] != []}
     for key, value in weights.items():
@@ -207,12 +207,12 @@ def trained(turn: Row, where: str) -> bool:
 
 
 def short(value: object) -> str:
-    """Return the beginning of a value as JSON writes it."""
+    """Return the beginning of a value's JSON text."""
     return json.dumps(value, ensure_ascii=False, default=str)[:40]
 
 
 def without_weights(messages: Sequence[Message]) -> list[Message]:
-    """Return messages that are only read: a weight has no meaning there."""
+    """Return context messages without weights, which have no meaning there."""
     return [{key: value for key, value in message.items() if key != "weight"} for message in messages]
 
 
@@ -222,7 +222,7 @@ def not_trained(messages: Sequence[Message]) -> list[Message]:
 
 
 def check_trained(messages: Sequence[Message], where: str) -> None:
-    """Refuse an example of which no answer is trained on."""
+    """Refuse an example without a trained answer."""
     if not any(message["role"] == "assistant" and "weight" not in message for message in messages):
         raise fail("data_nothing_trained", where=where)
 
@@ -244,7 +244,7 @@ def openai_calls(calls: object, where: str) -> list[Row]:
         if call.get("type") not in (None, "function"):
             raise fail("data_call_type", where=where, type=call["type"])
         identity = {"id": call["id"]} if isinstance(call.get("id"), str) else {}
-        # Some write {"name", "arguments"} without the object around them.
+        # Some formats write {"name", "arguments"} without the object around them.
         result.append(identity | tool_call(call if call.get("function") is None else call["function"], where))
     return result
 
@@ -281,10 +281,10 @@ def tool_call(function: Any, where: str) -> Row:
 
 
 def no_arguments(function: Row) -> Row:
-    """Return the arguments of a call that names none.
+    """Return the arguments of a call without `arguments`.
 
     Raises:
-        ValueError: they stand there under another name (`parameters`, `input`).
+        ValueError: the call has them under another name (`parameters`, `input`).
     """
     if any(isinstance(value, dict | list) for value in function.values()):
         raise ValueError("arguments under another name")
@@ -292,9 +292,9 @@ def no_arguments(function: Row) -> Row:
 
 
 def check_storable(value: Any, where: str) -> None:
-    """Refuse what the JSON type of `datasets` cannot hold.
+    """Refuse values that the JSON type of `datasets` cannot hold.
 
-    Whole numbers above 64 bits, infinity, NaN, deep nesting, and what only tables know: dates, bytes, decimals.
+    Integers above 64 bits, infinity, NaN, deep nesting, and types of tables: dates, bytes, decimals.
     """
     if depth(value) > MAX_DEPTH:
         raise fail("data_json", where=where, reason=TOO_DEEP)
@@ -311,7 +311,7 @@ def check_storable(value: Any, where: str) -> None:
 
 
 def tools_of(row: Row, columns: dict[str, str], where: str) -> dict[str, list[Row] | None]:
-    """Return the row's tools as function schemas, None when it has none; {} where its format has no such column."""
+    """Return the row's tools as function schemas, None when it has none; {} if its format has no such column."""
     if "tools" not in columns:
         return {}
     value = row.get(columns["tools"])
@@ -336,7 +336,7 @@ def schema(tool: Row) -> Row:
 
 
 def check_order(messages: list[Message], where: str) -> None:
-    """Refuse a conversation that no chat template could mean: user side and assistant side must alternate."""
+    """Refuse a conversation that no chat template supports: user side and assistant side must alternate."""
     first = int(messages[0]["role"] == "system")
     open_calls: list[Row] = []
     before = "assistant"
@@ -357,7 +357,7 @@ def check_order(messages: list[Message], where: str) -> None:
 
 
 def answered(result: Message, open_calls: list[Row], where: str) -> list[Row]:
-    """Return the calls still open after a tool's result.
+    """Return the calls without a result after a tool's result.
 
     Raises:
         LabError: the result answers no open call.

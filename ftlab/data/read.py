@@ -1,4 +1,4 @@
-"""A file of any common kind to rows, each with its line number; a broken row is a problem with a place."""
+"""Read the rows of a file of any common kind, each with its line number; a broken row is a problem with a place."""
 
 import csv
 import json
@@ -13,14 +13,14 @@ from ftlab.data import decoding
 from ftlab.errors import LabError, fail, reason_of, say, suggest
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
-# The only ways for JSON to smuggle half a character or a NUL into text that was decoded.
+# The only ways in which JSON can bring a surrogate or a NUL into decoded text.
 SUSPECT_ESCAPE = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
-# Deeper values would exhaust the stack of whoever walks through them; no real row comes near.
+# Deeper values would exceed the recursion limit; no real row comes near.
 MAX_DEPTH = 100
 TOO_DEEP = "it is nested too deeply"
-# An object with one of these is a row, whatever lists it has beside.
+# An object with one of these is a row, whatever lists it has as well.
 ROW_COLUMNS = {"messages", "conversations", "instruction", "prompt", "question", "query", "text", "chosen"}
-# Digits of a whole number; from about this many on Python refuses to read it.
+# Digits of an integer; Python refuses to read longer ones.
 LONGEST_NUMBER = 4000
 Row = dict[str, Any]
 # A line number, or "line (row number)" if several rows share a line.
@@ -95,7 +95,7 @@ def line_rows(path: Path, encoding: str) -> Iterator[Read]:
 
 
 def whole_object(path: Path, encoding: str) -> Row:
-    """Return the object that a whole file is, {} if it is none, or larger than what a row may be."""
+    """Return the object that makes up the whole file, {} if it is not one object, or larger than a row may be."""
     if path.stat().st_size > decoding.MAX_LINE_BYTES:
         return {}
     try:
@@ -138,7 +138,7 @@ def comma_before_end(error: Exception, where: str) -> LabError | None:
     if not isinstance(error, json.JSONDecodeError):
         return None
     before, ahead = error.doc[: error.pos].rstrip(), error.doc[error.pos :]
-    # From 3.13 on Python points at the comma, before at what follows it.
+    # Python 3.13 and later point at the comma, earlier versions after it.
     mark = ahead.removeprefix(",").lstrip()[:1]
     comma = ahead.startswith(",") or before.endswith(",")
     return fail("data_trailing_comma", where=where, mark=mark) if comma and mark in ("}", "]") else None
@@ -151,7 +151,7 @@ def bare_cr(path: Path, line: int) -> LabError:
 
 
 def checked(value: Any, text: str, where: str) -> Row | LabError:
-    """Return a parsed value if it can be a row: an object with fields whose texts are whole characters."""
+    """Return a parsed value if it can be a row: an object with fields and valid text."""
     if not isinstance(value, dict):
         return fail("data_not_object", where=where, got=kind(value))
     if not value:
@@ -220,7 +220,7 @@ def depth(value: Any) -> int:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> Row:
-    """Refuse an object that names a key twice: the first value would be lost in silence."""
+    """Refuse an object with a duplicate key: the first value would be lost silently."""
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
@@ -234,10 +234,10 @@ def no_constant(name: str) -> None:
 
 
 def whole_number(digits: str) -> int:
-    """Return a whole number, unless it has more digits than Python reads.
+    """Return an integer, unless it has more digits than Python reads.
 
     Raises:
-        ValueError: it has; Python's own words advise to change a setting of the interpreter.
+        ValueError: it has; Python's own message would advise changing an interpreter setting.
     """
     if len(digits) > LONGEST_NUMBER:
         raise ValueError(f"a number of {len(digits.lstrip('-'))} digits; put it in quotes")
@@ -245,12 +245,12 @@ def whole_number(digits: str) -> int:
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=unique_keys, parse_constant=no_constant, parse_int=whole_number)
-# Finds the end of a row that DECODER refuses for what it says, not for how it is written.
+# Finds the end of a row that DECODER refuses for its content, not its syntax.
 LAX_DECODER = json.JSONDecoder(parse_int=len)
 
 
 def reason(error: Exception) -> str:
-    """Return why JSON could not be parsed, in a few words."""
+    """Return a short reason why JSON could not be parsed."""
     if isinstance(error, RecursionError):
         return TOO_DEEP
     if isinstance(error, json.JSONDecodeError):
@@ -268,7 +268,7 @@ class Window:
     line: int = 1
 
     def grow(self) -> bool:
-        """Read on until the part ahead has doubled; False, and nothing moves, at the end of the file."""
+        """Read on until the part ahead has doubled; return False at the end of the file, where nothing changes."""
         pieces, wanted = [], len(self.text) - self.at + 1
         for piece in self.chunks:
             pieces.append(piece)
@@ -308,7 +308,7 @@ class Window:
             try:
                 return decoder.raw_decode(self.text, self.at)
             except json.JSONDecodeError:
-                # The value may only be cut off by the end of the window.
+                # The value may just be cut off by the end of the window.
                 if len(self.text) - self.at > decoding.MAX_LINE_BYTES or not self.grow():
                     raise
 
@@ -317,7 +317,7 @@ def array_rows(path: Path, encoding: str) -> Iterator[Read]:
     """Yield the rows of a JSON array, each with the line on which it begins.
 
     Raises:
-        LabError: a syntax error; after it the borders of the next rows would be a guess.
+        LabError: a syntax error; after it the boundaries of the next rows are unknown.
     """
     window = Window(decoding.chunks(path, encoding))
     window.character()
@@ -393,24 +393,24 @@ def syntax_error(window: Window, error: json.JSONDecodeError, path: Path, place:
 
 
 def kind(value: object) -> str:
-    """Return how JSON calls the type of a value."""
+    """Return JSON's name for the type of a value."""
     names = {str: "string", bool: "boolean", int: "number", float: "number", list: "array", dict: "object"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
 def suggestion(name: str, names: Iterable[Any]) -> str:
-    """Return "did you mean x?" where a known name is near, else which names there are."""
+    """Return "did you mean x?" if a known name is near, else the known names."""
     known = [str(one) for one in names]
     return suggest(name, known, say("data_known", names=first(known)))
 
 
 def first(names: Iterable[Any]) -> str:
-    """Return the first names as a message shows them."""
+    """Return the first names, for a message."""
     return ", ".join(str(one) for one in list(names)[:8])
 
 
 def empty(value: object) -> bool:
-    """Return whether a value says nothing: null, NaN, an empty text, list or object."""
+    """Return True if a value is empty: null, NaN, or an empty text, list or object."""
     return value is None or value in ("", [], {}) or value != value
 
 

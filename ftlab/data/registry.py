@@ -1,4 +1,4 @@
-"""Data sets by name or path to rows that TRL trains on: read strictly, written once to a cache, mixed."""
+"""Load data sets by name or path as rows that TRL trains on: read strictly, cached once, mixed."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 STOPS = {"interleave_under": "first_exhausted", "interleave_over": "all_exhausted"}
-# What becomes of a row that cannot be used.
+# What to do with a row that cannot be used.
 ON_BAD_ROWS = ("refuse", "drop")
 # Problems named in the one error of a strict load; `ftlab data check` lists more.
 NAMED = 4
@@ -44,11 +44,11 @@ def load(
     on_bad_rows: str = "refuse",
     places: bool = False,
 ) -> "Dataset":
-    """Return the rows of one or several sets in TRL's shapes; nothing is repaired on the way.
+    """Return the rows of one or several sets in TRL's shapes; nothing is repaired silently.
 
-    What the rows hold and no format reads is counted and printed, each time that they are loaded.
+    Fields that no format reads are counted and printed each time the rows are loaded.
 
-    A file is read once and kept as an Arrow file under `FTLAB_CACHE` (else ~/.cache/ftlab), named after the content,
+    A file is read once and kept as an Arrow file under `FTLAB_CACHE` (else ~/.cache/ftlab), named after its content,
     so that memory stays flat and a changed file is read again.
 
     Args:
@@ -59,13 +59,13 @@ def load(
         interleave_probs: one probability per set, for the two interleaving strategies.
         seed: of the interleaving and of `num_samples`.
         substitutions: name -> text for `{{name}}` placeholders.
-        on_bad_rows: "refuse" the set for one row that cannot be used, or "drop" such rows, print how many and which.
+        on_bad_rows: "refuse" the set if one row cannot be used, or "drop" such rows and print their number and places.
         places: add a column `where`, "file:line" of each row.
     Returns:
         Columns `messages` | `prompt`, `completion`, `label` | `prompt`, `chosen`, `rejected` | `text`, and `tools`
         where any row has some. A message that is not trained on has `weight: 0`.
     Raises:
-        LabError: a row that cannot be used (with "drop": all of them); the first ones' places, and how many there are.
+        LabError: rows that cannot be used (with "drop": if no other is left), with the first places and their number.
     """
     from datasets import concatenate_datasets, interleave_datasets
 
@@ -136,7 +136,7 @@ def load_one(name: str, dataset_dir: Path, options: Options) -> "Dataset":
 
 def kept(name: str, entry: Entry, path: Path | None, hub: "Dataset | None", options: Options) -> Path:
     """Return the Arrow file of a data set, and write it first if it does not exist."""
-    # num_samples draws from all rows, so that all have to be read.
+    # num_samples draws from all rows, so all must be read.
     limit = None if entry.num_samples else options.max_samples
     target = cache_folder() / f"{fingerprint(path, hub, entry, (limit, *options[2:]))}.arrow"
     if target.is_file():
@@ -157,13 +157,13 @@ def kept(name: str, entry: Entry, path: Path | None, hub: "Dataset | None", opti
 
 
 def notes_beside(target: Path) -> list[Note]:
-    """Return what was noted when an Arrow file was written."""
+    """Return the notes that were stored when an Arrow file was written."""
     path = target.with_suffix(".json")
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
 
 
 def is_table(path: Path | None) -> bool:
-    """Return whether rows come from a table whose columns give every object the same keys, filled up with null."""
+    """Return True if rows come from a table, whose columns give every object the same keys, filled with null."""
     return path is None or any(file.suffix.lower() == ".parquet" for file in files(path))
 
 
@@ -188,13 +188,13 @@ def opened(name: str, dataset_dir: Path) -> "tuple[Entry, Path | None, Dataset |
 def good_rows(
     rows: Iterable[Made], limit: int | None, name: str, notes: list[Note], *, drop: bool = False
 ) -> Iterator[Row]:
-    """Yield rows with their places for as long as all are good; then read on, only to count what is wrong.
+    """Yield rows with their places while all are good; then read on only to count the bad ones.
 
     Args:
-        notes: gets what there is to say about the rows.
+        notes: notes on the rows are added to it.
         drop: bad rows are left out and noted.
     Raises:
-        LabError: a row is bad (with `drop`: all are, or the file cannot be read any further), or there is none at all.
+        LabError: a row is bad (with `drop`: all are, or the file cannot be read any further), or there are no rows.
     """
     problems: list[LabError] = []
     total = read = controlled = 0
@@ -239,7 +239,7 @@ def refusal(problems: list[LabError], total: int, name: str) -> LabError:
 
 
 def drawn(rows: int, count: int, seed: int) -> list[int]:
-    """Return `count` row numbers by chance, each row once before any comes again, as LLaMA-Factory draws them."""
+    """Draw `count` row numbers at random, each row once before any is repeated, as LLaMA-Factory does."""
     chance = random.Random(seed)
     picked = chance.sample(range(rows), min(rows, count))
     return picked + chance.choices(range(rows), k=count - len(picked))
@@ -248,7 +248,7 @@ def drawn(rows: int, count: int, seed: int) -> list[int]:
 def fingerprint(
     path: Path | None, hub: "Dataset | None", entry: Entry, how: tuple[int | None, dict[str, str], bool]
 ) -> str:
-    """Return the name under which converted rows are kept: it changes with the data, the entry and our own code."""
+    """Return the cache key of converted rows, which changes with the data, the entry and ftlab's own code."""
     limit, substitutions, drop = how
     seen = hashlib.sha256(repr((entry, limit, sorted(substitutions.items()), drop)).encode())
     for source in sorted(Path(__file__).parent.glob("*.py")):
@@ -262,7 +262,7 @@ def fingerprint(
 
 
 def cache_folder() -> Path:
-    """Return the folder of converted rows, made if need be.
+    """Return the folder of converted rows, and create it if necessary.
 
     Raises:
         LabError: it cannot be written to.

@@ -1,4 +1,4 @@
-"""Training, validation and test rows that do not overlap, because duplicates go before the split."""
+"""Training, validation and test rows that do not overlap, because duplicates are dropped before the split."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Split(NamedTuple):
-    """The rows of each part, and how many duplicates were left out before: all of them together are the rows read."""
+    """The rows of each part, and the number of duplicates dropped before; together they are all rows read."""
 
     train: "Dataset"
     validation: "Dataset"
@@ -33,7 +33,7 @@ class Split(NamedTuple):
 
 
 def folded(text: str) -> str:
-    """Return what texts that say the same share: NFKC, no case, single spaces.
+    """Return a text in a normal form for comparison: NFKC, casefolded, single spaces.
 
     >>> folded(" Ｈello\\n WORLD ")
     'hello world'
@@ -42,13 +42,13 @@ def folded(text: str) -> str:
 
 
 def digest(value: Any) -> bytes:
-    """Return 16 bytes that rows (or parts of rows) share when they say the same."""
+    """Return a 16-byte digest of the normal form of a row or a part of it."""
     text = json.dumps(on_texts(value, folded), ensure_ascii=False, sort_keys=True)
     return hashlib.blake2b(text.encode(), digest_size=16).digest()
 
 
 def question(row: Row) -> bytes:
-    """Return the digest of what a row asks: all but its answer, or the whole of a raw text."""
+    """Return the digest of a row's question: all but its answer, or the whole of a raw text."""
     if "messages" in row:
         return digest(row["messages"][:-1])
     return digest(row["prompt"]) if "prompt" in row else digest(content(row))
@@ -60,13 +60,13 @@ def content(row: Row) -> Row:
 
 
 def overlap(first: Iterable[Row], second: Iterable[Row]) -> int:
-    """Return how many rows of `second` ask what a row of `first` asks."""
+    """Return how many rows of `second` have the same question as a row of `first`."""
     known = {question(row) for row in first}
     return sum(question(row) in known for row in second)
 
 
 def dedup(dataset: "Dataset") -> tuple["Dataset", int]:
-    """Return the rows without those that say the same as an earlier one, and how many those were."""
+    """Return the rows without duplicates of earlier ones, and the number of duplicates."""
     first: dict[bytes, int] = {}
     for number, row in enumerate(dataset):
         first.setdefault(digest(content(row)), number)
@@ -82,7 +82,7 @@ def split(
 ) -> Split:
     """Divide rows into train, validation and test, and print the counts.
 
-    Duplicates are dropped first; rows that ask the same stay in the same part, so that the overlap is 0.
+    Duplicates are dropped first; rows with the same question stay in the same part, so the overlap is 0.
 
     Args:
         val_size, test_size: share of the rows (below 1), or number of rows.
@@ -109,7 +109,7 @@ def split(
         order = list(groups.values())
         chance.shuffle(order)
         done += sum(map(len, order))
-        # What the strata so far should have given in all, so that roundings do not add up.
+        # The total that the strata so far should have contributed, so that rounding errors do not add up.
         goals = [round(size * done / len(unique)) for size in sizes]
         for group in order:
             part = next((n for n in (0, 1) if len(parts[n]) + len(group) <= goals[n]), 2)

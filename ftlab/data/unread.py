@@ -11,9 +11,9 @@ from ftlab.data.messages import OPENAI_NAMES, ROLES, THOUGHTS, WEIGHTS, Message,
 from ftlab.data.read import Row, empty, texts
 from ftlab.errors import say
 
-# A message of errors.messages() and its values: it may be said again, in another language, when the cache is read.
+# A message of errors.messages() and its values: it may be printed again, in another language, from the cache.
 Note = tuple[str, dict[str, Any]]
-# Columns that formats give a meaning: without them the examples say something else.
+# Columns that formats give a meaning: without them the examples mean something else.
 KNOWN = {
     *COLUMNS, "instruction", "input", "output", "question", "answer", "completion", "context", "conversations", "label",
     "functions", "score", "scores", "score_chosen", "score_rejected", "margin", "rejected_response",
@@ -21,7 +21,7 @@ KNOWN = {
     *THOUGHTS, *WEIGHTS,
 }  # fmt: skip
 
-# Of these, what no entry of `columns` could name: margins, scores, weights and settings of a template.
+# Of these, those that `columns` cannot map: margins, scores, weights and template settings.
 NEVER = {
     "score", "scores", "score_chosen", "score_rejected", "margin", "chat_template_kwargs", "enable_thinking", "mask",
 }  # fmt: skip
@@ -38,9 +38,9 @@ class Unread:
     """Counts, over the rows of one set, what no format reads.
 
     Attributes:
-        columns: column -> rows in which it says something.
+        columns: column -> rows in which it is not empty.
         blanks: ("answer" or a column, a word for a missing value) -> rows in which it is the whole text.
-        keys: key of a message -> messages in which it says something.
+        keys: key of a message -> messages in which it is not empty.
     """
 
     def __init__(self, entry: Entry, *, table: bool) -> None:
@@ -48,7 +48,7 @@ class Unread:
         listed, reads = entry.all_columns(), format_of_entry(entry).reads
         self.named = {name: column for name, column in listed.items() if name in reads}
         self.read, self.tags = set(self.named.values()), entry.all_tags()
-        # Listed for another kind of data: `chosen` and `rejected` without `ranking: true`.
+        # Columns of another kind of data: `chosen` and `rejected` without `ranking: true`.
         self.idle = {column: name for name, column in listed.items() if column not in self.read}
         self.spoken = [self.named[name] for name in SPOKEN if name in self.named]
         self.columns: Counter[str] = Counter()
@@ -58,14 +58,14 @@ class Unread:
         self.systems = self.nulls = self.placeholders = 0
 
     def counted(self, rows: Iterable[Made]) -> Iterator[Made]:
-        """Yield rows, counting what the good ones hold beyond what was read."""
+        """Yield rows and count the unread fields of the good ones."""
         for made in rows:
             if isinstance(made.row, dict):
                 self.count(made.raw, made.row)
             yield made
 
     def count(self, raw: Row, row: Row) -> None:
-        """Count what one good row holds beyond what was read."""
+        """Count the unread fields of one good row."""
         self.columns.update(name for name, value in raw.items() if name not in self.read and not empty(value))
         turns = [turn for name in self.spoken for turn in self.turns(raw.get(name))]
         for turn, tags in turns:
@@ -82,7 +82,7 @@ class Unread:
         self.blanks.update((part, text) for part, text in short if text.lower() in BLANK_WORDS)
 
     def turns(self, value: Any) -> list[tuple[Message, Tags]]:
-        """Return the turns in a column with their tags: those of the entry, or what TRL's own lists have."""
+        """Return the turns in a column with their tags: the entry's, or those of TRL's own lists."""
         listed = [value] if isinstance(value, dict) else value
         if not is_messages(listed):
             return []
@@ -96,12 +96,12 @@ class Unread:
         return isinstance(column, str) and bool(column.strip()) and column != first.get("content")
 
     def null_tools(self, raw: Row) -> bool:
-        """Return whether the schemas of a row's tools hold nulls inside."""
+        """Return True if the schemas of a row's tools contain nulls."""
         tools = raw.get(self.named["tools"]) if "tools" in self.named else None
         return isinstance(tools, list) and any(has_null(tool) for tool in tools)
 
     def notes(self, name: str, *, all_columns: bool) -> list[Note]:
-        """Return what there is to say; columns that no format knows are listed with `all_columns`."""
+        """Return the notes; columns that no format knows are listed with `all_columns`."""
         idle = {column: count for column, count in self.columns.items() if column in self.idle}
         kind = {"formatting": self.entry.formatting, "ranking": str(self.entry.ranking).lower()}
         result: list[Note] = [
@@ -154,7 +154,7 @@ def say_all(notes: Iterable[Note]) -> list[str]:
 
 
 def unread_keys(turn: Message, tags: Tags) -> list[str]:
-    """Return the keys of a turn that say something and are not read."""
+    """Return the keys of a turn that are not empty and not read."""
     named = turn.get(tags["role_tag"])
     role = next((role for tag, role in ROLES.items() if tags.get(tag) == named), "")
     role = role or ROLES.get(OPENAI_NAMES.get(named or "", ("", ""))[0], "")
@@ -167,17 +167,17 @@ def unread_keys(turn: Message, tags: Tags) -> list[str]:
 
 
 def off(key: str, value: object) -> bool:
-    """Return whether a key says that a turn is not trained on, which is so for all but the assistant's."""
+    """Return True if a key only says that a turn is not trained on, which holds for all but the assistant's."""
     return key in WEIGHTS and value in (0, False)
 
 
 def null_arguments(turn: Message) -> bool:
-    """Return whether the arguments of a turn's tool calls hold nulls, not as JSON text but in a table's columns."""
+    """Return True if the arguments of a turn's tool calls hold nulls from a table's columns, not from JSON text."""
     calls = turn.get("tool_calls") or []
     return any(has_null((call.get("function") or call).get("arguments")) for call in calls)
 
 
 def has_null(value: Any) -> bool:
-    """Return whether there is a null inside an object or a list."""
+    """Return True if there is a null inside an object or a list."""
     inside = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
     return any(one is None or has_null(one) for one in inside)

@@ -1,4 +1,4 @@
-"""Long work beside the page: one thing at a time, in a thread; what goes wrong is said, because a thread loses it."""
+"""Long work in a background thread, one task at a time; errors are reported, because a thread would lose them."""
 
 import threading
 from collections.abc import Callable
@@ -9,14 +9,14 @@ from ftlab.errors import LabError
 
 
 class Work:
-    """A place for one piece of work at a time.
+    """A runner for one task at a time.
 
     Args:
         lang: the language of its errors.
-        failed: told what went wrong.
-        ended: called when a piece of work has ended, well or not.
+        failed: called with the error message.
+        ended: called when a task has ended, successfully or not.
     Attributes:
-        idle: set while nothing is under way.
+        idle: set while no task is running.
     """
 
     def __init__(self, lang: str, failed: Callable[[str], None], ended: Callable[[], None]) -> None:
@@ -25,12 +25,12 @@ class Work:
         self.idle.set()
 
     def begin(self, action: Callable[..., None], *given: Any) -> None:
-        """Do something in a thread; the caller has seen that nothing else is under way."""
+        """Start a task in a thread; the caller has checked that none is running."""
         self.idle.clear()
         threading.Thread(target=self.run, args=(action, given), name="ftlab board", daemon=True).start()
 
     def run(self, action: Callable[..., None], value: tuple) -> None:
-        """Do it, and say what went wrong."""
+        """Run the task and report an error."""
         try:
             with errors.speaking(self.lang):
                 action(*value)
@@ -44,5 +44,5 @@ class Work:
 
 
 def said(error: BaseException) -> str:
-    """Return an error as a person reads it: a LabError says it all, of others the kind is needed."""
+    """Return an error as readable text: the message of a LabError, and the type as well for any other exception."""
     return str(error) if isinstance(error, LabError) else f"{type(error).__name__}: {error}"

@@ -1,4 +1,4 @@
-"""The chat panel: one question to the base and to its adapters, side by side, as they write."""
+"""The chat panel: one question to the base and to its adapters, side by side, streamed."""
 
 import html
 import threading
@@ -91,7 +91,7 @@ class ChatPanel:
         ).add_class("ftlab-chat")
 
     def take_over(self, before: "ChatPanel") -> None:
-        """Go on with another panel's model, conversations and settings."""
+        """Take over another panel's model, conversations and settings."""
         self.model.value, self.system.value = before.model.value, before.system.value
         self.question.value = before.question.value
         chosen = [one for one in before.adapters.value if one in dict(self.adapters.options).values()]
@@ -146,18 +146,18 @@ class ChatPanel:
         return {name: setting.value for name, setting in self.sampling.items() if on or name not in sampled}
 
     def load(self) -> None:
-        """Load the model with the chosen adapters, beside the page."""
+        """Load the model with the chosen adapters in the background."""
         self.begin(self.load_now, self.model.value.strip(), tuple(self.adapters.value))
 
     def ask(self) -> None:
-        """Put the question to every column, one after the other."""
+        """Ask every column the question, one after the other."""
         question = self.question.value.strip()
         if question and self.loaded and self.idle.is_set():
             self.question.value = ""
             self.begin(self.ask_now, question, *self.loaded)
 
     def begin(self, action: Any, *given: Any) -> None:
-        """Do something in a thread, if nothing else is under way."""
+        """Start a task in a thread, unless one is running."""
         if not self.idle.is_set():
             return
         self.left.clear()
@@ -166,10 +166,10 @@ class ChatPanel:
         self.work.begin(action, *given)
 
     def ended(self) -> None:
-        """Let the next thing be asked for."""
+        """Enable the controls again."""
         self.load_button.disabled, self.stop.disabled = False, True
         self.send.disabled = self.loaded is None
-        # One primary action at a time: to load, then to ask.
+        # One primary action at a time: load, then ask.
         self.load_button.button_style = "" if self.loaded else "success"
 
     def source(self, name: str, chosen: Sequence[str]) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class ChatPanel:
         self.say("chat_ready", model=name, adapters=len(adapters))
 
     def ask_now(self, question: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write the answers of all columns."""
+        """Generate the answers of all columns."""
         for column in self.names:
             if self.left.is_set():
                 break
@@ -212,7 +212,7 @@ class ChatPanel:
         self.say("chat_ready", model=self.model.value.strip(), adapters=len(self.names) - 1)
 
     def answer(self, column: str, question: str, model: Any, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Write one column's answer, piece by piece."""
+        """Stream one column's answer."""
         history = self.histories[column]
         history.append({"role": "user", "content": question})
         if isinstance(model, PeftModel) and column != BASE:
@@ -249,7 +249,7 @@ class ChatPanel:
         return column or self.words("chat_base")
 
     def forget(self) -> None:
-        """Begin all conversations anew."""
+        """Restart all conversations."""
         self.histories = {column: [] for column in self.names}
         before, self.columns = self.columns, {column: widgets.HTML() for column in self.names}
         self.hint.layout.display = "none" if self.names else ""
@@ -268,7 +268,7 @@ class ChatPanel:
 
 
 def label_of(folder: Path) -> str:
-    """Return what a run, adapter or checkpoint folder is called.
+    """Return the label of a run, adapter or checkpoint folder.
 
     >>> label_of(Path("runs/one/adapter")), label_of(Path("runs/one/checkpoint-10"))
     ('one', 'one/checkpoint-10')
@@ -288,7 +288,7 @@ def tuned(runs: Path, *more: str) -> list[Path]:
     """Return the run folders that hold an adapter, of a finished run or in a checkpoint, the newest first.
 
     Args:
-        more: patterns, from the run folder on, of other files that make a run count.
+        more: patterns, relative to the run folder, of other files that make a run count.
     """
     patterns = (
         f"{saved_weights.ADAPTER}/{saved_weights.ADAPTER_CONFIG}",

@@ -80,7 +80,7 @@ def recipe_of(folder: Path) -> Recipe | None:
 
 
 def shown(recipe: Recipe | None, key: str) -> str:
-    """Return the value that a key has in a run, also where nobody gave it; a dash for a key that it has no use for."""
+    """Return a key's value in a run, its default included; a dash for a key that the run does not use."""
     if recipe is None or (key.startswith("lora_") and recipe.finetuning_type != "lora"):
         return "-"
     if key == "lora_alpha":

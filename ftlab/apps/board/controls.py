@@ -1,4 +1,4 @@
-"""Which keys of a recipe have a control, of what kind, and how its text and a recipe's value become each other."""
+"""Which recipe keys have a control, of what kind, and the conversion between its text and the recipe's value."""
 
 import io
 import typing
@@ -117,7 +117,7 @@ GROUPS = {
 
 
 def default(key: str) -> Any:
-    """Return what a key is where nobody gives it."""
+    """Return the default of a key."""
     if key in Recipe.model_fields:
         field = Recipe.model_fields[key]
         return None if field.is_required() else field.default

@@ -14,7 +14,7 @@ def picture(curves: Mapping[str, Sequence[Row]], title: str = "") -> bytes:
     """Return a PNG of loss curves; no pyplot, so a thread may call it.
 
     Args:
-        curves: name -> log rows. The first is the run in hand, the others are what it is compared with.
+        curves: name -> log rows. The first is the current run, the others are for comparison.
     """
     # Imported here: matplotlib is slow to import, and a page without a curve does not need it.
     from matplotlib.figure import Figure
@@ -44,7 +44,7 @@ def thinned(rows: Sequence[Row]) -> list[Row]:
 
 
 def last_words(path: Path) -> str:
-    """Return the last line that says something in a process's output."""
+    """Return the last informative line of a process's output."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""The data panel: page through a set as the model sees it, what is trained on in green, and every problem of it."""
+"""The data panel: page through a data set as the model sees it, trained tokens in green, and its problems."""
 
 import contextlib
 import html
@@ -196,7 +196,7 @@ class DataPanel:
         self.report.value = pre(str(report))
 
     def say_bad(self, error: Exception | str) -> None:
-        """Show why there is nothing to show."""
+        """Show an error in place of the data."""
         self.caption.value, self.shown.value = bad(self.words("data_bad", reason=error)), ""
 
 

@@ -1,4 +1,4 @@
-"""What a recipe will take, worked out before it is started: trained weights, tokens per step, minutes, memory."""
+"""What a recipe will need, estimated before it starts: trained weights, tokens per step, minutes, memory."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ from ftlab.runs import folder as folders
 SAMPLE = 200
 # Rows read of a set to know how many steps an epoch has.
 MOST_ROWS = 50_000
-# What has to be the same for one run's pace to say something of another's.
+# What has to be equal for one run's speed to predict another's.
 ALIKE = ("model_name_or_path", "finetuning_type", "quantization_bit", "use_dora", "packing", "shortcuts")
 
 
@@ -38,10 +38,10 @@ class Pace(NamedTuple):
 
 
 class Readouts(NamedTuple):
-    """Counts of weights, tokens and steps; seconds; bytes. None where the model or the rows are not here yet.
+    """Counts of weights, tokens and steps; seconds; bytes. None while the model or the rows are not on this machine.
 
     `weights` are all that the trained model has, those that LoRA adds included, as PEFT counts them. `seconds` are at
-    the pace of an earlier run, None without one.
+    the speed of an earlier run, None without one.
     """
 
     trained: int | None
@@ -55,7 +55,7 @@ class Readouts(NamedTuple):
 
 
 def readouts(recipe: Recipe) -> Readouts:
-    """Work out what a recipe takes on this machine; fast once the rows' lengths are known."""
+    """Estimate what a recipe needs on this machine; fast once the rows' lengths are known."""
     place = folder_of(recipe)
     decoder = decoder_of(recipe, place)
     trained = trained_weights(recipe, decoder) if decoder else None
@@ -77,7 +77,7 @@ def readouts(recipe: Recipe) -> Readouts:
 
 
 def decoder_of(recipe: Recipe, place: str | None) -> Decoder | None:
-    """Return the sizes of a recipe's model, None for one that is neither here nor in the catalogue."""
+    """Return the sizes of a recipe's model, None for one that is neither on this machine nor in the catalogue."""
     listed = any(recipe.model_name_or_path in (model.name, model.hub_id) for model in MODELS)
     known = recipe.model_name_or_path if listed else place
     try:
@@ -93,7 +93,7 @@ def memory_bytes(recipe: Recipe, decoder: Decoder, lengths: list[tuple[int, ...]
 
 
 def pace(recipe: Recipe) -> Pace | None:
-    """Return how fast the newest finished run like this one was, among those beside its folder, on this machine."""
+    """Return the speed of the newest finished run like this one on this machine, among those in the same folder."""
     root = Path(recipe.output_dir or "runs/new").expanduser().parent
     for path, changed in folders.newest_first(root.glob(f"*/{folders.METRICS}")).items():
         alike, rate = measured(path.parent, changed)
@@ -104,7 +104,7 @@ def pace(recipe: Recipe) -> Pace | None:
 
 @cache
 def measured(folder: Path, changed: float) -> tuple[tuple, float | None]:
-    """Return what a finished run was like, and its tokens per second; None where it ran elsewhere or did no step."""
+    """Return the kind of a finished run and its tokens per second; None if it ran elsewhere or took no step."""
     try:
         recipe = recipes.load(folder / folders.RECIPE)
         metrics = folders.read_metrics(folder) or {}
@@ -119,23 +119,23 @@ def measured(folder: Path, changed: float) -> tuple[tuple, float | None]:
 
 
 def kind(recipe: Recipe) -> tuple:
-    """Return what has to be the same for one run's pace to say something of another's."""
+    """Return what has to be equal for one run's speed to predict another's."""
     return (recipe.objective, recipe.training.get("gradient_checkpointing"), *(getattr(recipe, name) for name in ALIKE))
 
 
 @cache
 def machine_bytes() -> int:
-    """Return the memory that a model can live in here."""
+    """Return the memory for a model on this machine, in bytes."""
     return device.describe().memory_bytes
 
 
 def folder_of(recipe: Recipe) -> str | None:
-    """Return the folder of a recipe's model if it is already here; None rather than fetching one."""
+    """Return the folder of a recipe's model if it is on this machine; None otherwise, nothing is downloaded."""
     return local_folder(recipe.model_name_or_path, recipe.model_revision, recipe.cache_dir)
 
 
 def local_folder(name: str, revision: str = "main", cache_dir: str | None = None) -> str | None:
-    """Return the folder of a model that is already here; None rather than fetching one."""
+    """Return the folder of a model if it is on this machine; None otherwise, nothing is downloaded."""
     if name in embedded.NAMES:
         kept = embedded.cache_dir() / name
         return str(kept) if (kept / "config.json").is_file() else None
@@ -157,7 +157,7 @@ def lengths_of(recipe: Recipe, folder: str) -> list[tuple[int, ...]]:
     for name in (part.strip() for part in (recipe.dataset or "").split(",")):
         path = Path(name) if Path(name).is_file() else Path(recipe.dataset_dir) / "dataset_info.json"
         changed = path.stat().st_mtime if path.is_file() else 0.0
-        # Whole lengths: what packs them or cuts them is another question, asked of the same lengths.
+        # Whole lengths: packing and cutting are applied to them later.
         how = encoding_of(recipe)._replace(cutoff_len=None)
         lengths += set_lengths(name, recipe.dataset_dir, folder, changed, recipe.max_samples, how)
     return lengths
@@ -169,7 +169,7 @@ def set_lengths(
 ) -> list[tuple[int, ...]]:
     """Return the tokens of each training example of one set: those of the first rows counted, the others by their mean.
 
-    Nothing is fetched: a set on a hub has no rows yet. Of a set above MOST_ROWS only so many count.
+    Nothing is fetched: a set on a hub has no rows yet. Only the first MOST_ROWS rows of a set count.
     """
     try:
         entry, path = registry.find(name, Path(dataset_dir))

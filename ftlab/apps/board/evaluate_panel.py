@@ -19,10 +19,10 @@ from ftlab.recipe.keys import EVAL_FIGURES, Recipe
 from ftlab.runs import evaluation
 from ftlab.runs.watch import Watch
 
-# Keys that a recipe hands on, besides those with a field.
+# Keys taken over from a recipe, besides those with a field.
 KEPT = ("dataset_dir", "dataset_substitutions", "trust_remote_code", "quantization_bit", "default_system")
 ROWS = 50
-# What each figure to tick, each line and each column is called in the table of words.
+# The name in words.toml of each checkbox, row and column.
 BOXES = {
     "loss": "figure_loss",
     "accuracy": "figure_accuracy",
@@ -49,7 +49,7 @@ COLUMNS = {"base": "scored_base", "tuned": "scored_tuned"}
 
 
 class EvaluatePanel:
-    """Base and tuned, scored on the same rows by what `ftlab eval` uses.
+    """Base and tuned model, scored on the same rows by the code of `ftlab eval`.
 
     Args:
         source: the keys of a recipe: its model, its validation set, and what its rows need.
@@ -90,12 +90,12 @@ class EvaluatePanel:
         self.box = self.task.box.add_class("ftlab-evaluate")
 
     def box_of(self, name: str, on: bool) -> widgets.Checkbox:
-        """Return the box to tick for one figure."""
+        """Return the checkbox of one figure."""
         box = widgets.Checkbox(value=on, description=self.words(name), tooltip=self.words.tip(name), indent=False)
         return box.add_class(f"ft-{name}")
 
     def list_adapters(self) -> None:
-        """Offer the runs that have trained something; a training that has just ended is among them."""
+        """Offer the runs that have trained weights, one that has just ended included."""
         self.task.form.controls["adapter_name_or_path"].options = tuple(map(str, tuned(self.runs, WHOLE)))
 
     def take_over(self, before: "EvaluatePanel") -> None:
@@ -107,11 +107,11 @@ class EvaluatePanel:
         self.predictions.show(before.predictions.answers)
         if self.found:
             self.task.result.value = self.table()
-        # Ticking the boxes said "ready" again.
+        # Setting the checkboxes showed "ready" again.
         self.task.say_outcome()
 
     def chosen(self) -> list[str]:
-        """Return the figures that are ticked."""
+        """Return the selected figures."""
         return [name for name, box in self.figures.items() if box.value]
 
     def more(self) -> dict[str, str]:
@@ -139,7 +139,7 @@ class EvaluatePanel:
         return self.table()
 
     def table(self) -> str:
-        """Return the scores as a table: base, tuned, how far they moved, and whether that can be chance."""
+        """Return the scores as a table: base, tuned, the difference, and whether it can be chance."""
         models = list(self.found)
         head = ["", self.words("score_rows"), *(self.words(COLUMNS[model]) for model in models)]
         head += [self.words("scored_moved")] if len(models) == 2 else []
@@ -151,7 +151,7 @@ class EvaluatePanel:
             return f"{grid}<p>{html.escape(errors.say('eval_paired', **pair))}</p>"
 
     def name(self, figure: str) -> str:
-        """Return what a figure is called in the table."""
+        """Return a figure's label in the table."""
         if figure in LINES:
             return self.words(LINES[figure])
         return figure.upper() if figure in evaluation.HUNDRED else figure

@@ -10,7 +10,7 @@ from ftlab.apps import course
 
 
 def show(draw: Callable[..., None], **controls: Any) -> None:
-    """Show controls and what `draw` makes of their values; where nobody looks (FTLAB_HEADLESS=1), draw once.
+    """Show controls and what `draw` draws for their values; headless (FTLAB_HEADLESS=1), draw once.
 
     Args:
         draw: takes the controls' values by name, draws with matplotlib and prints; should take less than 0.5 s.
@@ -26,11 +26,11 @@ def show(draw: Callable[..., None], **controls: Any) -> None:
 
 
 def widget(name: str, control: Any) -> widgets.Widget:
-    """Return the control that a value stands for, labelled with its name."""
+    """Return the control for a value, labelled with its name."""
     control_widget = widgets.interactive.widget_from_abbrev(control)
     control_widget.description, control_widget.style = name, {"description_width": "12em"}
     control_widget.layout.width = "30em"
     if hasattr(control_widget, "continuous_update"):
-        # A slider that is dragged draws where it is let go, not at every pixel on the way.
+        # Draw when a slider is released, not at every pixel while it is dragged.
         control_widget.continuous_update = False
     return control_widget.add_class(f"ft-{name}")

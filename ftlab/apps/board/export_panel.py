@@ -1,4 +1,4 @@
-"""The export panel: merge an adapter, choose the format, see what it takes and that the result is the same model."""
+"""The export panel: merge an adapter, choose the format, see its cost and that the result is the same model."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from ftlab.runs.watch import Watch
 
 
 class ExportPanel:
-    """An adapter and its base as one model, by what `ftlab export` uses.
+    """An adapter merged into its base, by the code of `ftlab export`.
 
     Args:
         source: the keys of a recipe, of which its model and what begins with `export_` are taken.
@@ -51,7 +51,7 @@ class ExportPanel:
         self.box = self.task.box.add_class("ftlab-export")
 
     def list_adapters(self) -> None:
-        """Offer the runs that have trained something; a training that has just ended is among them."""
+        """Offer the runs that have trained weights, one that has just ended included."""
         self.task.form.controls["adapter_name_or_path"].options = tuple(map(str, tuned(self.runs, WHOLE)))
 
     def take_over(self, before: "ExportPanel") -> None:
@@ -62,10 +62,10 @@ class ExportPanel:
             self.task.result.value = self.table(self.done)
 
     def look(self, recipe: Recipe) -> str:
-        """Return what the export takes of memory and of the disk.
+        """Return the memory and disk space that the export needs.
 
         Raises:
-            LabError: the folder is in use, or something of it is too small.
+            LabError: the folder is in use, or memory or disk space is too small.
         """
         target, place = export.empty_target(recipe), estimates.folder_of(recipe)
         decoder = estimates.decoder_of(recipe, place)
@@ -111,7 +111,7 @@ class ExportPanel:
 
 
 def format_of(recipe: Recipe, place: str | None) -> torch.dtype:
-    """Return the number format that is written; bfloat16 where a base that is not here yet decides."""
+    """Return the number format that is written; bfloat16 if it depends on a base that is not on this machine yet."""
     name = recipe.export_dtype
     if name == "auto" and place:
         config = json.loads((Path(place) / "config.json").read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""The fields of a recipe as widgets: a few in sight, the rest folded away, every other key in free lines."""
+"""The fields of a recipe as widgets: a few visible, the rest collapsed, every other key in free-text lines."""
 
 import html
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,12 +20,12 @@ from ftlab.recipe.keys import Recipe
 
 # Up to this many visible keys need no headings.
 UNHEADED = 6
-# What a list holds where a key is left out: ipywidgets takes None for no choice at all, and shows nothing.
+# The list's entry for a key that is left out: ipywidgets takes None for no selection, and shows nothing.
 LEFT_OUT = ""
 
 
 class Form:
-    """The controls of a recipe, and what is wrong with what stands in them.
+    """The controls of a recipe, and what is wrong with their values.
 
     Args:
         visible: the keys shown, at most 12; the first of `table` by default.
@@ -36,7 +36,7 @@ class Form:
         lines: the text area for all other keys.
         box: all of it, to be shown.
         checked: recipe and messages for the current values.
-        right: the keys as they were when nothing was wrong with them last.
+        right: the last valid keys.
     """
 
     def __init__(
@@ -78,11 +78,11 @@ class Form:
         return widgets.VBox(parts)
 
     def fields(self, keys: Sequence[str]) -> widgets.Box:
-        """Return controls beside each other, as many as there is room for."""
+        """Return controls side by side, as many as fit on a line."""
         return widgets.Box([self.cell(key) for key in keys]).add_class("ft-fields")
 
     def folded(self, visible: Sequence[str]) -> widgets.Accordion:
-        """Return the other controls in groups that open, and the drawer of all other keys."""
+        """Return the other controls in collapsed groups, and the drawer of all other keys."""
         groups = grouped([key for key in self.table if key not in visible])
         drawer = widgets.VBox([KeyDrawer(self.words, self.lines, self.table).box, self.messages[validation.LINES]])
         accordion = widgets.Accordion([*map(self.fields, groups.values()), drawer])
@@ -91,7 +91,7 @@ class Form:
         return accordion.add_class("ft-more")
 
     def cell(self, key: str) -> widgets.VBox:
-        """Return one control under its name and key, what a change does behind `?`, and its message below."""
+        """Return one control with its name and key, its help behind `?`, and its message below."""
         about = help_of(self.words.tip(key), self.words("help"))
         return widgets.VBox([self.controls[key], about, self.messages[key]]).add_class("ft-cell")
 
@@ -103,7 +103,7 @@ class Form:
         """
         recipe, notes = recipes.read(dict(values))
         plain = recipes.plain(recipe)
-        # Keys written out stay written out, also at their defaults.
+        # Explicit keys stay explicit, even at their defaults.
         plain |= {key: value for key, value in values.items() if key in self.table and key not in plain}
         plain = {key: value for key, value in plain.items() if value is not None}
         self.given = set(plain)
@@ -118,7 +118,7 @@ class Form:
         return notes
 
     def values(self) -> dict[str, Any]:
-        """Return key -> value as it stands in the fields; a LabError where a text cannot be read."""
+        """Return key -> current value of the fields; a LabError for text that cannot be parsed."""
         result: dict[str, Any] = {}
         for key, widget in self.controls.items():
             value = self.value(key, widget)
@@ -168,11 +168,11 @@ class Form:
         return checked._replace(messages=beside)
 
     def written(self) -> dict[str, Any]:
-        """Return the keys as they are to be written into a YAML; the fields have to be right."""
+        """Return the keys to write into a YAML file; the fields must be valid."""
         return self.values() | controls.read_lines(self.lines.value)
 
     def take_over(self, before: "Form") -> None:
-        """Show what stands in another form of the same table, also where it is wrong."""
+        """Copy the values of another form of the same table, invalid ones included."""
         self.quiet, self.given = True, set(before.given)
         for key, field in self.table.items():
             value = before.controls[key].value
@@ -185,12 +185,12 @@ class Form:
         self.changed()
 
     def named(self, keys: Iterable[str]) -> str:
-        """Return what has messages as a person finds it: keys, the drawer of all other keys, all fields together."""
+        """Return what has messages, as labelled on the page: keys, the drawer of all other keys, or all fields."""
         others = {validation.LINES: "group_lines", validation.ALL: "wrong_together"}
         return ", ".join(self.words(others[key]) if key in others else key for key in keys)
 
     def recipe(self) -> Recipe | None:
-        """Return the recipe that stands in the fields, None while something is wrong."""
+        """Return the recipe of the fields, None while something is wrong."""
         return self.checked.recipe
 
 
@@ -221,12 +221,12 @@ def control(key: str, field: Field, words: Words) -> widgets.Widget:
 
 
 def stops(field: Field, value: Any) -> list[tuple[str, Any]]:
-    """Return the stops of a slider, the value it is to show among them."""
+    """Return the stops of a slider, including its current value."""
     return [(str(one), one) for one in sorted({*field.options, value})]
 
 
 def put(widget: widgets.Widget, field: Field, value: Any, given: bool) -> None:
-    """Show a value in a control; a text field that nobody filled stays empty."""
+    """Show a value in a control; a text field without a value stays empty."""
     if field.kind == "slider":
         widget.options = stops(field, value)
         widget.value = value
@@ -237,11 +237,11 @@ def put(widget: widgets.Widget, field: Field, value: Any, given: bool) -> None:
 
 
 def message(key: str) -> widgets.HTML:
-    """Return the place for what is wrong with a key."""
+    """Return the widget for the message of a key."""
     return widgets.HTML(layout={"display": "none"}).add_class(f"ft-bad-{key}")
 
 
 def show_message(place: widgets.HTML, text: str) -> None:
-    """Show a sentence in the place for what is wrong, or hide the place."""
+    """Show a message in its widget, or hide the widget."""
     place.value = bad(text)
     place.layout.display = "" if text else "none"

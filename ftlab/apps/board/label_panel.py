@@ -10,7 +10,7 @@ from ftlab.runs.preferences import LEFT, RIGHT, SKIP, Labels
 
 
 def panel(labels: Labels, lang: str | None = None) -> widgets.VBox:
-    """Return the pile as a widget: a button under each answer; or type 1, 2 or 0 (skip) into the field below.
+    """Return a widget to label the pairs: a button under each answer, or type 1, 2 or 0 (skip) into the field below.
 
     Args:
         lang: "en" or "zh"; None takes FTLAB_LANG.

@@ -1,4 +1,4 @@
-"""The memory panel: what training a model takes by method, batch size and length, and the GPU that it fits on."""
+"""The memory panel: what training needs by method, batch size and length, and the GPU that it fits on."""
 
 import html
 import re
@@ -16,7 +16,7 @@ from ftlab.memory import Needs
 from ftlab.recipe import memory_needs
 from ftlab.recipe.keys import Recipe
 
-# A table that is read at a glance.
+# More values would make the table hard to read.
 MOST_VALUES = 5
 
 
@@ -60,7 +60,7 @@ class MemoryPanel:
         self.batches.value, self.lengths.value = before.batches.value, before.lengths.value
 
     def changed(self) -> None:
-        """Work the table out for what stands in the fields; nothing is shown while something is wrong."""
+        """Compute the table for the fields; nothing is shown while something is wrong."""
         recipe = self.form.recipe()
         batches = self.numbers("sized_batches", self.batches, 1, 4096)
         lengths = self.numbers("sized_lengths", self.lengths, 8, 2**20)

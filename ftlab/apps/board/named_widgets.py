@@ -1,4 +1,4 @@
-"""Buttons, fields and rows, named by the table of words, and with the classes that board.css draws."""
+"""Buttons, fields and rows with labels from words.toml and the classes that board.css styles."""
 
 import html
 from functools import cache
@@ -26,20 +26,20 @@ def field(words: Words, name: str, widget: widgets.Widget) -> widgets.Widget:
 
 
 def labelled(widget: widgets.Widget, text: str) -> widgets.Widget:
-    """Put a label above a control, which becomes as wide as its place, and return it."""
-    # Not a style of its own: the one that it replaces would stay open.
+    """Put a label above a control, make it fill its container, and return it."""
+    # Not a new style object: the one that it replaces would not be closed.
     widget.description, widget.style.description_width = text, "initial"
     widget.layout.width = "auto"
     return widget.add_class("ft-field")
 
 
 def row(*parts: widgets.Widget) -> widgets.HBox:
-    """Return controls beside each other, on as many lines as they need."""
+    """Return controls side by side, on as many lines as they need."""
     return widgets.HBox(parts).add_class("ft-row")
 
 
 def actions(*parts: widgets.Widget) -> widgets.HBox:
-    """Return the row of buttons and progress, which is always in sight on the page."""
+    """Return the row of buttons and progress, which is always visible on the page."""
     return widgets.HBox(parts).add_class("ft-actions")
 
 
@@ -60,7 +60,7 @@ def bad(text: str) -> str:
 
 
 def empty(text: str) -> str:
-    """Return the HTML of an empty place: it says what to do."""
+    """Return the HTML of an empty state, which says what to do."""
     return f'<div class="ft-empty">{html.escape(text)}</div>'
 
 
@@ -71,12 +71,12 @@ def pre(text: str) -> str:
 
 
 def close(widget: widgets.Widget) -> None:
-    """Close a widget and all that it holds, in the kernel and in the browser; what its traits say stays readable."""
+    """Close a widget and its children, in the kernel and in the browser; its traits stay readable."""
     widget.close()
     for name in widget.keys:
         value = getattr(widget, name)
         for part in value if isinstance(value, tuple | list) else (value,):
-            # One that is open still: a widget may be in two places.
+            # Only if still open: a widget may be in two containers.
             if isinstance(part, widgets.Widget) and part.comm is not None:
                 close(part)
 

@@ -22,7 +22,7 @@ from ftlab.apps.quick_imports import quick_imports
 from ftlab.recipe import strict_yaml
 from ftlab.runs import folder as folders
 
-# What the train tab begins with where no recipe is named.
+# What the train tab starts with if no recipe is given.
 BEGINNING: dict[str, Any] = {
     "model_name_or_path": embedded.NAME,
     "dataset": "identity_en",
@@ -96,7 +96,7 @@ def learn(values: dict[str, Any], lang: str) -> Any:
 
 
 def trained(values: dict[str, Any]) -> dict[str, Any]:
-    """Return a recipe with its own run as the adapter, if that has trained something."""
+    """Return a recipe with its own run as the adapter, if the run has trained weights."""
     folder = Path(str(values.get("output_dir") or "")).expanduser()
     return values | ({"adapter_name_or_path": str(folder)} if saved_weights.holds_weights(folder) else {})
 
@@ -106,7 +106,7 @@ def runs(values: dict[str, Any]) -> Path:
     return Path(str(values.get("output_dir") or "runs/board")).expanduser().parent
 
 
-# The steps in the order of work. A panel is imported when it is opened: what it needs takes seconds to import.
+# The steps in the order of work. A panel is imported when it is opened: its imports take seconds.
 STEPS: dict[str, Callable[[dict[str, Any], str], Any]] = {
     "tab_data": data,
     "tab_train": train,
@@ -128,14 +128,14 @@ def show() -> None:
 class Board:
     """The panels as steps in the order of work; each is created when it is first opened.
 
-    A page that is opened again begins with the training that still runs, wherever it was started.
+    A page that is opened again shows the training that is still running, wherever it was started.
 
     Args:
         source: the path of a recipe.
         lang: "en" or "zh"; None takes FTLAB_LANG.
     Attributes:
-        panels: name of a step -> its panel, of those that were opened.
-        before: the same, as they were last, in languages that were left.
+        panels: name of a step -> its panel, for those that were opened.
+        before: the same, in their last state, for the language that was switched away from.
     """
 
     def __init__(self, source: str | None = None, lang: str | None = None) -> None:
@@ -179,7 +179,7 @@ class Board:
         self.say()
 
     def say(self, text: str = "") -> None:
-        """Show a sentence below the facts until the next step or change; "" shows none."""
+        """Show a message below the header until the next step or change; "" shows none."""
         self.notice.value = f'<p role="status">{html.escape(text)}</p>' if text else ""
         self.notice.layout.display = "" if text else "none"
 
@@ -188,7 +188,7 @@ class Board:
         self.say()
         if number is None or (name := list(STEPS)[number]) in self.panels:
             return
-        # Once torch is imported there is nothing to gain.
+        # Once torch is imported, deferring saves nothing.
         importing = nullcontext() if "torch" in sys.modules else quick_imports()
         try:
             with importing:
@@ -205,7 +205,7 @@ class Board:
         self.fill(number, panel.box)
 
     def fill(self, number: int, shown: widgets.Widget) -> None:
-        """Show something in a step instead of what is there."""
+        """Replace the content of a step."""
         before, self.tabs.children[number].children = self.tabs.children[number].children, [shown]
         for widget in before:
             named_widgets.close(widget)
@@ -225,5 +225,5 @@ class Board:
 
 
 def works(panel: Any) -> bool:
-    """Return True for a panel with work of this kernel; a training is a process of its own."""
+    """Return True for a panel with work running in this kernel; a training runs in its own process."""
     return hasattr(getattr(panel, "task", panel), "idle") and not isinstance(panel, TrainPanel)

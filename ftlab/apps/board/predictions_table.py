@@ -11,7 +11,7 @@ from ftlab.apps.board.words import Words
 from ftlab.runs.predictions import Answered
 
 PAGE = 10
-# What a filter is called in the table of words -> whether it shows an example, by what is right: base first.
+# A filter's name in words.toml -> whether it shows an example, given which answers are right (base first).
 FILTERS = {
     "answers_all": lambda right: True,
     "answers_wrong": lambda right: not right[-1],
@@ -25,7 +25,7 @@ class PredictionsTable:
     """Examples with the answers of one or two models.
 
     Attributes:
-        answers: model -> its answers; of an evaluation that was stopped, those that were finished.
+        answers: model -> its answers; only the finished ones if the evaluation was stopped.
         box: all of it, hidden while there are none.
     """
 
@@ -63,14 +63,14 @@ class PredictionsTable:
         return sorted(shown, key=lambda line: rights(line[1])[-1])
 
     def turn_to(self, page: int) -> None:
-        """Show a page, the nearest one that there is."""
+        """Show a page, or the nearest one that exists."""
         pages = max(1, -(-len(self.rows()) // PAGE))
         self.page.max = pages
         self.page.value = min(max(1, page), pages)
         self.draw()
 
     def draw(self) -> None:
-        """Show the page whose number stands in the field."""
+        """Show the page with the number in the field."""
         rows, start = self.rows(), (self.page.value - 1) * PAGE
         self.before.disabled, self.next.disabled = self.page.value == 1, self.page.value == self.page.max
         caption = self.words("answers_caption", shown=len(rows), page=self.page.value, pages=self.page.max)
@@ -107,12 +107,12 @@ def rights(line: list[Answered | None]) -> list[bool]:
 
 
 def cell(text: str, before: str = "") -> train_view.Cell:
-    """Return a table cell with a text as it is, in a place that scrolls where it is long."""
+    """Return a table cell with a text, in a box that scrolls if it is long."""
     return train_view.Cell(f'<td><div tabindex="0">{before}{html.escape(text.strip())}</div></td>')
 
 
 def common_lines(texts: list[str]) -> int:
-    """Return how many characters the whole lines have that all texts begin with: of prompts, the system prompt.
+    """Return the number of characters in the whole lines that all texts begin with: for prompts, the system prompt.
 
     >>> common_lines(["system\\nA\\nuser\\nWhy?", "system\\nA\\nuser\\nWho?"])
     14

@@ -30,7 +30,7 @@ class QuizPanel:
         path: the file; None takes the course's own in the panel's language.
         lang: "en" or "zh"; None takes FTLAB_LANG.
     Attributes:
-        questions: of the file; [] where it cannot be read, which is said.
+        questions: of the file; [] if it cannot be read, which is reported.
         given: question number -> the choice that was checked first, from 0.
     """
 
@@ -59,7 +59,7 @@ class QuizPanel:
         self.show()
 
     def take_over(self, before: "QuizPanel") -> None:
-        """Go on at another panel's question, with its score."""
+        """Continue at another panel's question, with its score."""
         if len(self.questions) == len(before.questions):
             self.at, self.given = before.at, before.given
             self.show()
@@ -70,7 +70,7 @@ class QuizPanel:
         self.show()
 
     def show(self) -> None:
-        """Show the question in hand."""
+        """Show the current question."""
         self.before.disabled, self.next.disabled = self.at == 0, self.at + 1 >= len(self.questions)
         self.check.disabled = True
         if not self.questions:
@@ -110,7 +110,7 @@ def course_file(lang: str) -> Path:
     """Return the course's questions in a language.
 
     Raises:
-        LabError: the course's folder is not here.
+        LabError: the course's folder was not found.
     """
     return lesson_files.root() / "data" / f"quiz_{lang}.json"
 
@@ -119,7 +119,7 @@ def read_questions(path: Path) -> list[Question]:
     """Return the questions of a file: a list of {"question", "choices", "answer", "why", "lesson"}.
 
     Raises:
-        LabError: it cannot be read, or a question is not whole.
+        LabError: it cannot be read, or a question is incomplete.
     """
     try:
         rows = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""A form with a button that starts long work on what stands in it: the command, how far it is, what came of it."""
+"""A form with a button that starts long work on its recipe, with the command, the progress and the result."""
 
 import html
 import threading
@@ -17,11 +17,11 @@ from ftlab.errors import LabError
 from ftlab.recipe.keys import Recipe
 from ftlab.runs.watch import Watch
 
-# Seconds between two looks at the clock.
+# Seconds between two updates of the elapsed time.
 TICK_SECONDS = 0.5
 # Steps of the progress bar.
 BAR = 1000
-# What a watch calls what has no rows to count -> the word for it.
+# A watch's name for work without rows to count -> its name in words.toml.
 PHASES = {"": "working", "loading": "working_loading", "preparing": "working_preparing"}
 
 
@@ -29,20 +29,20 @@ class Task:
     """Long work on a recipe.
 
     Args:
-        form: the fields; its recipe is what is worked on.
+        form: the fields of the recipe that is worked on.
         verb: the command line's verb for the same work.
-        name: the button's word, and the class of the button and of what came of it.
-        look: recipe -> what to say of it before it is started (HTML); a LabError of it blocks the button.
-        blamed: the key beside which such an error is said.
-        act: recipe -> what came of it (HTML), in a thread.
-        hint: the word that stands where nothing has come of it yet.
-        watching: recipe -> what watches the work and can stop it.
+        name: the button's label in words.toml, and the class of the button and of the result.
+        look: recipe -> what to show before the work starts (HTML); a LabError disables the button.
+        blamed: the key beside which such an error is shown.
+        act: recipe -> result (HTML), in a thread.
+        hint: name in words.toml of the text that is shown before the first result.
+        watching: recipe -> the Watch that follows the work and can stop it.
         extra: widgets between the form and the button.
         more: keys of the command beside those of the form.
-        below: widgets below what came of it.
+        below: widgets below the result.
     Attributes:
-        idle: set while nothing is under way.
-        watch: what watches the present or last work, None before the first.
+        idle: set while no work is running.
+        watch: the Watch of the current or last work, None before the first.
         outcome: the word, and what it takes, that say what the last work came to, None where it came to nothing; `act`
             may set another than "worked".
     """
@@ -87,7 +87,7 @@ class Task:
         self.changed()
 
     def changed(self) -> None:
-        """Bring command, figures, button and what is said beside it in line with the fields."""
+        """Update command, figures, button and status from the fields."""
         busy = not self.idle.is_set()
         self.offer(busy)
         if not busy:
@@ -112,7 +112,7 @@ class Task:
         self.stop.disabled = not busy or self.stop.disabled
 
     def begin(self) -> None:
-        """Start the work that stands in the fields."""
+        """Start work on the recipe of the fields."""
         recipe = self.form.recipe()
         if recipe is None or self.start.disabled or not self.idle.is_set():
             return
@@ -123,23 +123,23 @@ class Task:
         self.work.begin(self.run, recipe)
 
     def halt(self) -> None:
-        """Ask the work under way to stop."""
+        """Ask the running work to stop."""
         if self.watch:
             self.watch.stop()
             self.stop.disabled = True
 
     def failed(self, reason: str) -> None:
-        """Show why the work has no result: an error, or a stop."""
+        """Show why there is no result: an error, or a stop."""
         self.outcome = None
         self.say("task_stopped" if self.watch and self.watch.requested() else "failed", reason=reason)
 
     def ended(self) -> None:
-        """Let the next work be started."""
+        """Enable the button again."""
         self.bar.layout.display = "none"
         self.offer(False)
 
     def run(self, recipe: Recipe) -> None:
-        """Do the work, and show that it goes on."""
+        """Do the work, and show that it is running."""
         began, ended = time.monotonic(), threading.Event()
         clock = threading.Thread(target=self.tick, args=(began, ended), name="ftlab clock", daemon=True)
         clock.start()
@@ -155,12 +155,12 @@ class Task:
         self.say_outcome()
 
     def say_outcome(self) -> None:
-        """Show what the last work came to, where it came to anything."""
+        """Show the result of the last work, if there is one."""
         if self.outcome:
             self.say(self.outcome[0], **self.outcome[1])
 
     def take_over(self, before: "Task") -> None:
-        """Show another task's settings, and what its last work came to: of the next one nothing was asked yet."""
+        """Take over another task's settings and the result of its last work."""
         self.form.take_over(before.form)
         self.outcome = before.outcome
         self.say_outcome()
@@ -173,7 +173,7 @@ class Task:
                 return
 
     def say_far(self, gone: str) -> None:
-        """Show for how long the work is running, and how far its present pass is where that is known."""
+        """Show for how long the work has been running, and the progress of its current pass if known."""
         at = self.watch
         share = at.share if at else 0.0
         self.bar.value = round(BAR * share)

@@ -37,7 +37,7 @@ class SettingsFiles:
         self.file.options = tuple(str(path) for path in sorted(paths) if path.suffix in ENDINGS)
 
     def attempt(self, action: Callable[[Path], str]) -> None:
-        """Open or save, and say how that went."""
+        """Open or save, and show the outcome."""
         try:
             with errors.speaking(self.words.lang):
                 self.said.value = html.escape(action(Path(self.file.value.strip())))
@@ -48,7 +48,7 @@ class SettingsFiles:
         """Put a file's keys into the fields, and return what was translated.
 
         Raises:
-            LabError: no recipe, or an unknown key.
+            LabError: it is not a recipe, or has an unknown key.
         """
         notes = self.form.load(strict_yaml.read(path)[0])
         return " ".join([self.words("settings_loaded", file=path), *notes])

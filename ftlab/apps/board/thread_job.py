@@ -1,4 +1,4 @@
-"""A training in a thread beside the notebook; in a file of its own, because what trains takes seconds to import."""
+"""A training in a thread beside the notebook; in its own file, because its imports take seconds."""
 
 import os
 import threading
@@ -22,7 +22,7 @@ class Total(TrainerCallback):
         self.steps: int | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Read the total that Trainer has worked out."""
+        """Read the number of steps that Trainer computed."""
         self.steps = state.max_steps
 
 
@@ -39,7 +39,7 @@ class InThread:
         threading.Thread(target=self.work, name="ftlab training", daemon=True).start()
 
     def work(self) -> None:
-        """Train; what goes wrong is kept, because a thread's traceback would be lost."""
+        """Train and keep an error, because a thread's traceback would be lost."""
         try:
             with errors.speaking(self.lang):
                 self.run = train.train(self.made, callbacks=[self.total], fresh=self.fresh, quiet=True)
@@ -55,15 +55,15 @@ class InThread:
 
     @property
     def steps(self) -> int | None:
-        """The steps in all, None before training has begun."""
+        """The total number of steps, None before training has begun."""
         return self.total.steps
 
     def problem(self) -> str:
-        """Return what went wrong, "" if nothing did."""
+        """Return the error message, "" if there was no error."""
         return "" if self.error is None else said(self.error)
 
     def memory_bytes(self) -> int:
-        """Return what the training takes now: of the GPU if there is one, otherwise of this process."""
+        """Return the memory in use now, in bytes: the GPU's if there is one, otherwise this process's."""
         if torch.cuda.is_available():
             return torch.cuda.memory_allocated()
         return psutil.Process().memory_info().rss

@@ -23,9 +23,9 @@ from ftlab.runs import folder as folders
 if TYPE_CHECKING:
     from ftlab.apps.board.thread_job import InThread
 
-# Keys of a first run: to continue it, an adapter is not initialized anew, tokens are not added twice.
+# Keys of a first run: a continued adapter is not initialized again, and tokens are not added twice.
 FIRST_RUN = ("pissa_init", "init_lora_weights", "add_tokens", "resume_from_checkpoint")
-# Seconds between two looks at the log, and so between two pictures.
+# Seconds between two reads of the log, and so between two plots.
 REDRAW_SECONDS = 0.4
 
 
@@ -33,14 +33,14 @@ class TrainPanel:
     """A recipe as a panel.
 
     Args:
-        source: the keys of a recipe, or the path of its YAML; a LLaMA-Factory YAML will do.
-        visible: the keys in sight, at most 12; None shows the usual ones.
+        source: the keys of a recipe, or the path of its YAML; a LLaMA-Factory YAML works too.
+        visible: the keys shown, at most 12; None shows the default ones.
         lang: "en" or "zh"; None takes FTLAB_LANG.
         mode: "thread" trains beside the notebook's cells; "process" trains in a process of its own, which outlives the
             page and the kernel, and which a panel on the same run folder finds again.
     Attributes:
         form: the fields.
-        job: the training under way, None while there is none.
+        job: the running training, None while there is none.
         rows: the log rows that the plot shows.
         box: all of it, to be displayed.
         after: called when a training has ended.
@@ -82,7 +82,7 @@ class TrainPanel:
         self.draw()
 
     def connect(self) -> None:
-        """Let buttons and lists do what they say."""
+        """Connect buttons and lists to their actions."""
         view = self.view
         view.start.on_click(lambda _: self.start())
         view.stop.on_click(lambda _: self.stop())
@@ -94,12 +94,12 @@ class TrainPanel:
         view.compare.observe(lambda change: self.compare_with(change["new"]), names="value")
 
     def folder(self) -> Path:
-        """Return the run folder that stands in the field."""
-        # Not Path's own expanduser, which raises for a user that is not here.
+        """Return the run folder in the field."""
+        # Not Path.expanduser, which raises for an unknown user.
         return Path(os.path.expanduser(str(self.form.controls["output_dir"].value or "")))
 
     def changed(self) -> None:
-        """Bring command, YAML, readouts and buttons in line with the fields."""
+        """Update command, YAML, readouts and buttons from the fields."""
         with errors.speaking(self.words.lang):
             recipe = self.form.recipe()
             if recipe:
@@ -118,7 +118,7 @@ class TrainPanel:
         self.view.offer(state, detail, recipe is not None and not blocked, free)
 
     def start(self) -> None:
-        """Begin the training that stands in the fields, or go on with it."""
+        """Start or resume the training of the fields."""
         recipe = self.form.recipe()
         if recipe is None or self.job or self.view.start.disabled:
             return
@@ -139,7 +139,7 @@ class TrainPanel:
             self.say_stopping()
 
     def say_stopping(self) -> None:
-        """Show that the training was asked to stop; it need not be asked twice."""
+        """Show that the training was asked to stop, and disable the button."""
         self.view.stop.disabled = True
         self.view.say("stopping")
 
@@ -155,7 +155,7 @@ class TrainPanel:
         threading.Thread(target=self.watch, args=(job,), name="ftlab panel", daemon=True).start()
 
     def watch(self, job: training_job.Job) -> None:
-        """Look at the log every 0.4 s and redraw where it has grown."""
+        """Read the log every 0.4 s and redraw if it has grown."""
         try:
             with errors.speaking(self.words.lang):
                 seen = None
@@ -178,7 +178,7 @@ class TrainPanel:
             self.idle.set()
 
     def leave(self) -> None:
-        """Watch no more; the training goes on."""
+        """Stop watching; the training goes on."""
         self.job = None
 
     def tell(self, job: training_job.Job) -> None:
@@ -189,7 +189,7 @@ class TrainPanel:
         now = time.monotonic()
         self.began = self.began or (now, step)
         seconds, steps = now - self.began[0], step - self.began[1]
-        # Of what is trained, not of what has been typed since.
+        # From the run's own recipe, not from what has been typed since.
         guess = estimates.readouts(self.followed) if self.followed else None
         total = job.steps or (guess.steps if guess else None) or step
         each = seconds / steps if steps else None
@@ -199,7 +199,7 @@ class TrainPanel:
 
     def ended(self, job: training_job.Job) -> None:
         """Show how a training ended, and offer what can be done next."""
-        # A request that came too late would stop the next run.
+        # A stop request that came too late would stop the next run.
         (job.folder / folders.STOP).unlink(missing_ok=True)
         self.rows = folders.read_log(job.folder)
         self.draw(job.folder.name)
@@ -223,7 +223,7 @@ class TrainPanel:
             self.view.say("ended", reason=curves.last_words(job.folder / folders.PANEL_OUTPUT))
 
     def draw(self, name: str = "") -> None:
-        """Draw the run in hand and what it is compared with."""
+        """Draw the current run and the one it is compared with."""
         drawn = {name or self.folder().name: self.rows, **self.compared}
         has_curves = any(drawn.values())
         self.view.draw(curves.picture(drawn) if has_curves else b"", has_curves)
@@ -234,7 +234,7 @@ class TrainPanel:
             self.view.list_runs(folders.list_runs(self.root))
 
     def open(self, folder: Path | None) -> None:
-        """Bring an earlier run's settings into the fields and its curve into the plot."""
+        """Load an earlier run's settings into the fields and its curve into the plot."""
         if folder is None or self.job:
             return
         try:
@@ -247,7 +247,7 @@ class TrainPanel:
         self.draw()
 
     def extend(self, folder: Path | None) -> None:
-        """Go on from an earlier run's weights with its settings, in a folder of its own."""
+        """Set the fields to continue an earlier run's weights with its settings, in a new folder."""
         if folder is None or self.job:
             return
         try:
@@ -257,10 +257,10 @@ class TrainPanel:
                 for key in FIRST_RUN:
                     values.pop(key, None)
                 if weights.is_adapter and values.get("finetuning_type", "lora") == "lora":
-                    # Written out, "all" stays; otherwise every layer of the adapter would be listed by name.
+                    # An explicit "all" is kept; otherwise every layer of the adapter would be listed by name.
                     values.setdefault("lora_target", controls.default("lora_target"))
                 elif weights.is_adapter:
-                    # The config of another method is in its folder, and refused anywhere else.
+                    # Other methods have their config in the adapter folder; as a recipe key it would be refused.
                     for key in ("peft_config", "lora_target", "additional_target"):
                         values.pop(key, None)
                 key = "adapter_name_or_path" if weights.is_adapter else "model_name_or_path"
@@ -269,12 +269,12 @@ class TrainPanel:
             self.view.say("failed", reason=str(error))
 
     def compare_with(self, folder: Path | None) -> None:
-        """Draw another run's curve beside this one; None takes it away."""
+        """Draw another run's curve as well; None removes it."""
         self.compared = {folder.name + " ": folders.read_log(folder)} if folder else {}
         self.draw()
 
     def take_free_folder(self) -> None:
-        """Write into a folder that no other run has."""
+        """Set the output folder to one that does not exist yet."""
         if self.form.recipe():
             self.form.controls["output_dir"].value = str(folders.free_name(self.folder()))
 
@@ -289,9 +289,9 @@ class TrainPanel:
                 self.view.show_code(f"# {error}")
 
     def show(self) -> None:
-        """Show the panel; where nobody looks (FTLAB_HEADLESS=1), train with the initial values and leave the picture.
+        """Show the panel; headless (FTLAB_HEADLESS=1), train with the initial values and display the plot.
 
-        Nobody can be asked there either: where another recipe's run lies in the folder, the next free one is taken.
+        Headless there is nobody to ask: if the folder holds another recipe's run, the next free name is used.
 
         Raises:
             LabError: headless, and the fields are wrong or the training failed.
@@ -315,8 +315,8 @@ class TrainPanel:
             display(Image(bytes(self.view.plot.value)))
 
     def wait(self) -> None:
-        """Wait until the training has ended; the kernel's interrupt becomes a stop, not a lost run."""
-        # An Event: on Python 3.11 an interrupt inside Thread.join marks a living thread as dead.
+        """Wait until the training has ended; an interrupt of the kernel saves and stops the run."""
+        # An Event: on Python 3.11 an interrupt inside Thread.join marks a running thread as dead.
         while not self.idle.is_set():
             try:
                 self.idle.wait(0.2)
@@ -325,7 +325,7 @@ class TrainPanel:
 
 
 def in_thread(recipe: Recipe, fresh: bool, lang: str) -> "InThread":
-    """Begin a training in a thread of this process; what trains is imported now."""
+    """Start a training in a thread of this process; the slow imports happen here."""
     from ftlab.apps.board.thread_job import InThread
 
     return InThread(recipe, fresh, lang)

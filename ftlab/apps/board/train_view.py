@@ -18,7 +18,7 @@ from ftlab.runs.folder import Summary
 
 
 class View:
-    """The widgets, and how each shows what it is told; nothing here decides anything."""
+    """The widgets and how they show values; there is no logic here."""
 
     def __init__(self, words: Words, form: Form) -> None:
         self.words = words
@@ -46,7 +46,7 @@ class View:
         self.box = self.laid_out(form)
 
     def laid_out(self, form: Form) -> widgets.VBox:
-        """Return all of it: the settings, what they take and what came of them beside, the buttons below."""
+        """Return the whole view: the settings, their cost and results beside them, the buttons below."""
         words = self.words
         folded = widgets.Accordion(
             [self.command, widgets.VBox([self.write_code, self.code]), self.settings.box],
@@ -65,7 +65,7 @@ class View:
         self.status.value = f'<span role="status" data-state="{name}">{content}</span>'
 
     def draw(self, png: bytes, has_curves: bool) -> None:
-        """Show a picture of loss curves; where there are none yet, what to do."""
+        """Show a picture of loss curves, or a hint while there are none."""
         self.plot.value = png
         self.plot.layout.display, self.no_plot.layout.display = ("", "none") if has_curves else ("none", "")
 
@@ -122,7 +122,7 @@ class View:
             self.say({"new": "ready"}.get(state, state), **({"step": detail} if state == "unfinished" else {}))
 
     def under_way(self, running: bool) -> None:
-        """Switch the buttons between a training under way and none."""
+        """Switch the buttons between a running training and none."""
         self.stop.disabled = not running
         if running:
             self.start.disabled = True
@@ -131,7 +131,7 @@ class View:
     def progress(
         self, step: int, total: int, loss: float | None, each: float | None, rate: float | None, memory_bytes: int
     ) -> None:
-        """Show how far a training is.
+        """Show the progress of a training.
 
         Args:
             each: seconds per step. rate: tokens per second.
@@ -148,7 +148,7 @@ class View:
         )
 
     def list_runs(self, runs: Sequence[Summary]) -> None:
-        """Fill both lists, and keep what was chosen where it is still there."""
+        """Fill both lists, and keep the selection if it still exists."""
         nothing = (self.words("nothing"), None)
         options = [nothing] + [(self.name_of(run), run.folder) for run in runs]
         for chooser in (self.earlier, self.compare):
@@ -164,7 +164,7 @@ class View:
 
 
 def command(values: dict[str, Any], overrides: str = "", verb: str = "train") -> str:
-    """Return what to paste into a terminal: the YAML, written to a file, and the command that runs it."""
+    """Return shell commands that write the YAML to a file and run it."""
     text = controls.yaml_lines(values)
     end = "EOF"
     while end in text.splitlines():
@@ -175,7 +175,7 @@ def command(values: dict[str, Any], overrides: str = "", verb: str = "train") ->
 
 
 class Cell(str):
-    """A table cell that is HTML already; any other text is escaped."""
+    """A table cell that already is HTML; other text is escaped."""
 
 
 def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -188,7 +188,7 @@ def grid(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def gib(count: int) -> str:
-    """Return bytes as a person reads them.
+    """Return bytes in a readable unit.
 
     >>> gib(3 * 2**29)
     '1.5 GiB'
@@ -197,7 +197,7 @@ def gib(count: int) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Return a span of time as minutes and seconds.
+    """Return a duration as minutes and seconds.
 
     >>> clock(75.2)
     '1:15'

@@ -1,4 +1,4 @@
-"""A training under way, above all as a process of its own that outlives page and kernel."""
+"""A running training, mainly as a separate process that outlives page and kernel."""
 
 import contextlib
 import json
@@ -18,12 +18,12 @@ from ftlab.runs import folder as folders
 if TYPE_CHECKING:
     from ftlab.apps.board.thread_job import InThread
 
-# Trainings in threads of this kernel, by run folder: a panel that is made again finds its training here.
+# Trainings in threads of this kernel, by run folder: a panel that is created again finds its training here.
 THREADS: dict[Path, "InThread"] = {}
 
 
 class InProcess:
-    """A training in a process of its own, known by its id and the time of its creation."""
+    """A training in a separate process, identified by its id and the time of its creation."""
 
     def __init__(
         self, folder: Path, pid: int, created: float, child: subprocess.Popen | None = None, asked: bool = False
@@ -34,7 +34,7 @@ class InProcess:
 
     @classmethod
     def start(cls, made: Recipe, written: dict[str, Any], fresh: bool, lang: str) -> "InProcess":
-        """Run `ftlab train` on the YAML, apart from this process: it ends neither with the page nor with the kernel."""
+        """Run `ftlab train` on the YAML in a detached process, which ends neither with the page nor with the kernel."""
         folder = folder_of(made)
         folder.mkdir(parents=True, exist_ok=True)
         recipe = folder / folders.PANEL_RECIPE
@@ -55,13 +55,13 @@ class InProcess:
         return job
 
     def write(self) -> None:
-        """Write down which process it is, for a panel that looks later, and whether it was asked to stop."""
+        """Record the process, for a panel that is opened later, and whether it was asked to stop."""
         about = {"pid": self.pid, "created": self.created, "asked": self.asked}
         manifests.write_json(self.folder / folders.PANEL_JOB, about)
 
     @classmethod
     def attach(cls, folder: Path) -> "InProcess | None":
-        """Return the process that trains into a folder, None where there is none any more."""
+        """Return the process that trains into a folder, None if there is none (any more)."""
         try:
             about = json.loads((folder / folders.PANEL_JOB).read_text(encoding="utf-8"))
             job = cls(folder, int(about["pid"]), float(about["created"]), asked=about.get("asked") is True)
@@ -70,7 +70,7 @@ class InProcess:
         return job if job.alive() else None
 
     def alive(self) -> bool:
-        """Return True if that very process still runs; another one may have got its number since."""
+        """Return True if that very process is still running; its id may have been reused."""
         if self.child is not None and self.child.poll() is not None:
             return False
         try:
@@ -96,12 +96,12 @@ Job: TypeAlias = "InThread | InProcess"
 
 
 def ask_to_stop(job: Job) -> None:
-    """Ask a training to save and stop after its step; asked again where it was still loading and cleared the file."""
+    """Ask a training to save and stop after its step; ask again if it was still loading and removed the file."""
     (job.folder / folders.STOP).touch()
     if not job.asked:
         job.asked = True
         if isinstance(job, InProcess):
-            # Another panel that finds it later says that it stopped, not that it broke off.
+            # A panel that finds it later reports that it stopped, not that it failed.
             job.write()
 
 
@@ -111,11 +111,11 @@ def folder_of(recipe: Recipe) -> Path:
 
 
 def living(folder: Path) -> "Job | None":
-    """Return the training that is writing into a folder, whoever began it from a panel."""
+    """Return the training that is writing into a folder, whichever panel started it."""
     return THREADS.get(folder.resolve()) or InProcess.attach(folder)
 
 
 def living_under(root: Path) -> InProcess | None:
-    """Return a process that trains into some folder under `root`: what a page finds when it is opened again."""
+    """Return a process that trains into a folder under `root`: a page that is opened again shows it."""
     job_files = folders.newest_first(root.glob(f"*/{folders.PANEL_JOB}"))
     return next((job for path in job_files if (job := InProcess.attach(path.parent))), None)

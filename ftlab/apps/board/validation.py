@@ -1,4 +1,4 @@
-"""What is wrong with what stands in the fields, said key by key, before anything is run."""
+"""What is wrong with the values of the fields, key by key, before anything runs."""
 
 import contextlib
 import errno
@@ -23,13 +23,13 @@ from ftlab.recipe.keys import REWARDED, REWARDS, Recipe
 from ftlab.runs import folder as folders
 from ftlab.runs.folder import State
 
-# A run folder's name is copied into commands by people: what a shell acts on has no place in it.
+# People copy a run folder's name into commands, so it must not contain what a shell interprets.
 SHELL = set(";|&$`<>\\\"'*?!(){}[]#\n\r\t")
 # Keys that name files or folders, several of them separated by commas.
 PATHS = (
     "model_name_or_path", "adapter_name_or_path", "dataset", "eval_dataset", "dataset_dir", "output_dir", "export_dir",
 )  # fmt: skip
-# Bytes of a name, on every usual file system.
+# The longest file name of the usual file systems, in bytes.
 LONGEST_NAME = 255
 # Keys that name a folder which is written to.
 WRITTEN = ("output_dir", "export_dir")
@@ -38,7 +38,7 @@ LINES, ALL = "lines", "all"
 
 
 class Checked(NamedTuple):
-    """The recipe, None where it is not right; a message per key, `lines` or `all`; the notes of a translation."""
+    """The recipe (None if invalid), a message per key, `lines` or `all`, and the notes of the translation."""
 
     recipe: Recipe | None
     messages: dict[str, str]
@@ -84,7 +84,7 @@ def one(key: str, value: Any, words: Words, roots: Sequence[Path], table: Mappin
         return words("bad_path")
     if key in WRITTEN and isinstance(value, str) and (problem := folder(value, words, roots)):
         return problem
-    # The recipe's own check, of this key alone: the values that it needs beside it are these.
+    # The recipe's own check for this key alone, with the other values that it needs.
     alone = {"model_name_or_path": embedded.NAME, key: value}
     if key == "stage" and value in REWARDED:
         alone["reward_funcs"] = REWARDS[0]
@@ -99,18 +99,18 @@ def one(key: str, value: Any, words: Words, roots: Sequence[Path], table: Mappin
 
 
 def may_exist(name: str) -> bool:
-    """Return True if there can be a file of this name; every other look at one that cannot be raises OSError.
+    """Return True if a file of this name can exist; any other call on a name that cannot exist raises OSError.
 
     >>> may_exist("runs/new"), may_exist("a" * 300), may_exist("a\\0b")
     (True, False, False)
     """
     try:
         os.stat(Path(name).expanduser())
-    # RuntimeError: the home of a user that is not here.
+    # RuntimeError: the home folder of an unknown user.
     except (ValueError, RuntimeError):
         return False
     except OSError as error:
-        # Below a folder that does not exist, the system does not look at a name.
+        # Below a folder that does not exist, the system does not check a name.
         longest = max((len(os.fsencode(part)) for part in Path(name).parts), default=0)
         return error.errno != errno.ENAMETOOLONG and longest <= LONGEST_NAME
     return True
@@ -127,7 +127,7 @@ def folder(name: str, words: Words, roots: Sequence[Path]) -> str:
 
 
 def together(recipe: Recipe) -> dict[str, str]:
-    """Return what a recipe names that is not there: its model, its template, its data sets."""
+    """Return messages for what a recipe names and what does not exist: its model, template and data sets."""
     messages = {}
     looks = {
         "model_name_or_path": model,
@@ -175,12 +175,12 @@ def model(name: str) -> None:
         raise models.unknown(name)
 
 
-# What has been worked out about run folders: nothing of it is looked at twice while no file changes.
+# Cached states of run folders: none is computed twice while no file changes.
 KNOWN: dict[tuple[str, tuple], State] = {}
 
 
 def state(recipe: Recipe) -> State:
-    """Return what lies in a recipe's run folder, as training will judge it."""
+    """Return the state of a recipe's run folder, as training will see it."""
     if not recipe.output_dir:
         return State("new")
     key = json.dumps(recipe.model_dump(), sort_keys=True, default=str), files_of(recipe)
@@ -210,12 +210,12 @@ def files_of(recipe: Recipe) -> tuple:
 
 
 def fingerprints(recipe: Recipe) -> dict[str, str]:
-    """Return the fingerprints of a recipe's data and model, {} where the model is not here yet.
+    """Return the fingerprints of a recipe's data and model, {} if the model is not on this machine yet.
 
     Raises:
         LabError: the data cannot be trained on.
     """
-    # Imported here: encoding the rows takes torch, looking at a folder does not.
+    # Imported here: encoding the rows needs torch, checking a folder does not.
     from ftlab.runs import dataset, train
 
     path = estimates.folder_of(recipe)
@@ -242,5 +242,5 @@ def without_bars() -> Iterator[None]:
 
 
 def short(error: LabError) -> str:
-    """Return an error without its place: it is shown beside it."""
+    """Return an error without its place: it is shown next to it."""
     return f"{error.what}; {error.fix}" if error.fix else error.what

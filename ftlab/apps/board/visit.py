@@ -1,3 +1,3 @@
-"""How the page's kernel learns where it works and what it shows: the names of environment variables."""
+"""The environment variables that tell the page's kernel its working folder, language and recipe."""
 
 WORKING_FOLDER, RECIPE, LANGUAGE = "FTLAB_BOARD_FOLDER", "FTLAB_BOARD_RECIPE", "FTLAB_LANG"

@@ -28,7 +28,7 @@ from ftlab.errors import fail
 from ftlab.recipe import read as recipes
 
 CODE = "from ftlab.apps.board import page\n\npage.show()"
-# An idle machine answers in seconds; one that trains on every core takes more than a minute.
+# An idle machine answers in seconds; one that is training on every core takes more than a minute.
 START_SECONDS = 180
 # Closing a page ends its kernel at once. A page that lost its connection can reconnect for this long; a kernel that is
 # working sends its progress every second, which counts as activity.
@@ -40,7 +40,7 @@ ENDING = tuple(one for one in signal.Signals if one.name in ("SIGTERM", "SIGHUP"
 
 
 class Served(NamedTuple):
-    """A page that answers: its address with the token, and Voila's process."""
+    """A page that is up: its address with the token, and Voila's process."""
 
     url: str
     process: subprocess.Popen
@@ -69,7 +69,7 @@ def serve(source: str | None, host: str, port: int, lang: str | None, allow_remo
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """End as Ctrl-C does, once: a closing terminal sends several signals, and the second must not cut the end short."""
+    """Shut down as on Ctrl-C, once: a closing terminal sends several signals, and a second must not interrupt it."""
     for one in ENDING:
         signal.signal(one, signal.SIG_IGN)
     raise KeyboardInterrupt
@@ -88,7 +88,7 @@ def serving(
 
     Args:
         port: 0 takes any free one.
-        environment: what the server and its kernels see besides this process's own variables.
+        environment: variables for the server and its kernels, in addition to this process's own.
     """
     for name in ("voila", "ipywidgets", "jupyterlab"):
         packages.require(name, "ftlab board")
@@ -100,11 +100,11 @@ def serving(
         place = Path(folder)
         cell = nbformat.v4.new_code_cell(CODE, id="board")
         nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=METADATA), place / "ftlab.ipynb")
-        # In a file that only its owner reads: a command line can be read by everybody on the machine.
+        # In a file that only its owner can read: a command line is visible to everybody on the machine.
         (place / "voila.json").touch(mode=0o600)
         (place / "voila.json").write_text(json.dumps(voila_settings(host, port, token)), encoding="utf-8")
         variables = os.environ | (environment or {}) | about(source, lang)
-        # Voila's settings lie in the first, its template `ftlab` beside this file.
+        # Voila's settings are in the first, its template `ftlab` is next to this file.
         for name, first in (("JUPYTER_CONFIG_PATH", folder), ("JUPYTER_PATH", str(Path(__file__).parent))):
             variables[name] = os.pathsep.join(filter(None, [first, variables.get(name)]))
         command = [sys.executable, "-m", "voila", str(place / "ftlab.ipynb")]
@@ -122,7 +122,7 @@ def serving(
 def voila_settings(host: str, port: int, token: str) -> dict[str, Any]:
     """Return Voila's settings."""
     page = {"strip_sources": True, "show_tracebacks": False, "file_allowlist": ["$^"], "template": "ftlab"}
-    # jupytext's part of Lab expects a document manager, which Voila has not.
+    # jupytext's Lab extension expects a document manager, which Voila lacks.
     page |= {"extension_denylist": ["jupyterlab-jupytext"], "allow_template_override": "NO"}
     forget = {"cull_idle_timeout": FORGET_SECONDS, "cull_interval": FORGET_SECONDS // 4, "cull_connected": False}
     return {
@@ -139,13 +139,13 @@ def voila_settings(host: str, port: int, token: str) -> dict[str, Any]:
 
 
 def about(source: str | None, lang: str | None) -> dict[str, str]:
-    """Return what the page's kernel has to know, as environment variables."""
+    """Return the environment variables for the page's kernel."""
     variables = {WORKING_FOLDER: os.getcwd(), RECIPE: str(Path(source).resolve()) if source else ""}
     return variables | {LANGUAGE: lang or errors.language(), "FTLAB_HEADLESS": ""}
 
 
 def require_loopback(host: str, where: str) -> None:
-    """Refuse an address that other machines can reach.
+    """Refuse an address that is reachable from other machines.
 
     Args:
         where: the option or variable that names it.
@@ -172,7 +172,7 @@ def free(host: str, port: int) -> int:
     """Return the port if it can be bound, and a free one for 0.
 
     Raises:
-        LabError: it is taken, or is none.
+        LabError: it is taken, or invalid.
     """
     try:
         with socket.create_server((host, port)) as bound:
@@ -182,7 +182,7 @@ def free(host: str, port: int) -> int:
 
 
 def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
-    """Wait until something answers; that it asks for the token is an answer.
+    """Wait until the server answers; a request for the token counts.
 
     Raises:
         LabError: the server ended, or did not answer within START_SECONDS.
@@ -203,7 +203,7 @@ def wait_for(url: str, process: subprocess.Popen, log: Path) -> None:
 
 
 def end(process: subprocess.Popen) -> None:
-    """End Voila, which ends its kernels; trainings are in sessions of their own."""
+    """Stop Voila and thereby its kernels; trainings run in sessions of their own."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         if process.poll() is None:
             with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""The words of the panels, in the reader's language; all of them stand in words.toml."""
+"""The texts of the panels in the reader's language; all of them are in words.toml."""
 
 import tomllib
 from functools import cache
@@ -40,7 +40,7 @@ class Words:
             raise errors.fail("board_language", where="lang", lang=self.lang, known=", ".join(errors.LANGUAGES))
 
     def __call__(self, name: str, /, **values: object) -> str:
-        """Return what the table says under `name`, its placeholders filled."""
+        """Return the text `name`, its placeholders filled."""
         counted = {key: Count(value) if type(value) is int else value for key, value in values.items()}
         return texts()[name][self.lang].format(**counted)
 

@@ -1,4 +1,4 @@
-"""What the server answers, in the shapes of OpenAI's API: whole, or as streamed chunks."""
+"""Responses in the format of OpenAI's API: complete, or as streamed chunks."""
 
 import json
 import secrets
@@ -14,18 +14,18 @@ from ftlab.apps.serve.job import Likelihood, Piece
 from ftlab.responses import Response
 from ftlab.runs.chat import Until
 
-# From the first of these on, an answer may be a call.
+# The characters that a tool call may begin with.
 CALL_BEGINS = ("{", "<", "[")
 
 
 @dataclass
 class Choice:
-    """One answer as it grows.
+    """One answer while it is generated.
 
     Attributes:
-        read: how many characters the tokens make whose log probabilities were told.
-        told: the text that was streamed, where tools are offered.
-        before_call: holds text back from the first character on that a call may begin with.
+        read: number of characters of the tokens whose log probabilities were sent.
+        told: the text that was streamed, if tools are offered.
+        before_call: holds text back from the first character that a call may begin with.
     """
 
     index: int
@@ -39,7 +39,7 @@ class Choice:
     before_call: Until = field(default_factory=lambda: Until(CALL_BEGINS))
 
     def add(self, piece: Piece) -> None:
-        """Take in what a step gave."""
+        """Add the result of a step."""
         self.ids = piece.ids
         self.text += piece.text
         self.tokens = piece.tokens
@@ -78,24 +78,24 @@ class Answer(ABC):
 
     @abstractmethod
     def chunks(self, choice: Choice, piece: Piece) -> list[dict[str, Any]]:
-        """Return what is streamed for a piece, which `choice` has already taken in."""
+        """Return the chunks for a piece, which `choice` has already added."""
 
     @abstractmethod
     def envelope(self, streamed: bool) -> dict[str, str]:
         """Return the answer's id and kind."""
 
     def body(self, choices: list[dict[str, Any]], streamed: bool, **more: Any) -> dict[str, Any]:
-        """Return the envelope around choices; it says which parameters were ignored, if any were."""
+        """Return the fields around the choices, with the ignored parameters if there are any."""
         extra = {"ignored_parameters": list(self.ignored)} if self.ignored else {}
         shared = {"created": self.created, "model": self.model, "choices": choices}
         return self.envelope(streamed) | shared | extra | more
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        """Return the answer that is not streamed."""
+        """Return the complete response."""
         return self.body([self.choice(c) for c in choices], streamed=False, usage=self.usage(choices))
 
     def usage(self, choices: Sequence[Choice]) -> dict[str, int]:
-        """Count tokens: of each prompt once, of all choices together."""
+        """Count tokens: each prompt once, the completions of all choices."""
         completion_tokens = sum(choice.tokens for choice in choices)
         return {
             "prompt_tokens": self.prompt_tokens,
@@ -135,7 +135,7 @@ class ChatAnswer(Answer):
         }
 
     def said(self, choice: Choice) -> dict[str, Any]:
-        """Return what a finished answer says: its text, or its tool calls and the text around them."""
+        """Return the message of a finished answer: its text, or its tool calls and the text around them."""
         response = self.read(choice.ids) if self.read and choice.ids else None
         if response is None or not response.calls:
             return {"content": choice.text}
@@ -150,11 +150,11 @@ class ChatAnswer(Answer):
         return {"content": response.content or None, "tool_calls": calls}
 
     def opening(self, choice: Choice) -> list[dict[str, Any]]:
-        """Return the chunk that says who speaks."""
+        """Return the chunk with the role."""
         return [self.delta(choice.index, {"role": "assistant", "content": ""}, [], None)]
 
     def chunks(self, choice: Choice, piece: Piece) -> list[dict[str, Any]]:
-        """Return what is streamed for a piece: with tools, what may be a call waits for the end, which tells."""
+        """Return the chunks for a piece; with tools, text that may be a call waits until the end of the answer."""
         if self.read is None:
             delta: dict[str, Any] = {"content": piece.text} if piece.text else {}
             likelihoods = [piece.likelihood] if piece.likelihood else []
@@ -207,11 +207,11 @@ class TextAnswer(Answer):
         return self.part(choice, choice.text, choice.likelihoods)
 
     def opening(self, choice: Choice) -> list[dict[str, Any]]:
-        """Return the prompt, where it is echoed."""
+        """Return the chunk of the prompt, if it is echoed."""
         return self.streamed(choice, choice.text, choice.likelihoods) if choice.text else []
 
     def chunks(self, choice: Choice, piece: Piece) -> list[dict[str, Any]]:
-        """Return what is streamed for a piece."""
+        """Return the chunk for a piece."""
         return self.streamed(choice, piece.text, [piece.likelihood] if piece.likelihood else [])
 
     def streamed(self, choice: Choice, text: str, likelihoods: Sequence[Likelihood]) -> list[dict[str, Any]]:
@@ -219,12 +219,12 @@ class TextAnswer(Answer):
         return [self.body([self.part(choice, text, likelihoods)], streamed=True)]
 
     def part(self, choice: Choice, text: str, likelihoods: Sequence[Likelihood]) -> dict[str, Any]:
-        """Return a whole choice, or a part of one."""
+        """Return a complete choice, or a part of one."""
         likely = self.likely(choice, likelihoods) if self.logprobs else None
         return {"index": choice.index, "text": text, "logprobs": likely, "finish_reason": choice.finish}
 
     def likely(self, choice: Choice, likelihoods: Sequence[Likelihood]) -> dict[str, Any]:
-        """Return `logprobs` as the completions API has it; a prompt's first token has none."""
+        """Return `logprobs` in the completions API's format; a prompt's first token has none."""
         texts = [self.text_of(one.token) for one in likelihoods]
         offsets = []
         for text in texts:
@@ -235,13 +235,13 @@ class TextAnswer(Answer):
         return {"tokens": texts, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets}
 
     def name_of(self, token: int) -> str:
-        """Return the text of a token, or its name where it is part of a character: names tell such tokens apart."""
+        """Return the text of a token; its vocabulary entry if it is only part of a character."""
         text = self.text_of(token)
         return self.tokenizer.convert_ids_to_tokens(token) if "\N{REPLACEMENT CHARACTER}" in text else text
 
 
 def finite(logprob: float | None) -> float | None:
-    """Return a log probability; -9999 for what cannot happen, because JSON has no infinity."""
+    """Return a log probability; -9999 for -inf, because JSON has no infinity."""
     return None if logprob is None else max(logprob, -9999.0)
 
 

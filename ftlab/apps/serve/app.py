@@ -51,7 +51,7 @@ def create(
     app.state.service = Service(engine, models, limits, defaults)
     app.add_middleware(Guard, token=token, names=names, any_address=any_address, limits=limits, origins=origins)
     if origins:
-        # The outermost: it answers a browser's preflight, which has no token.
+        # The outermost middleware: it answers a browser's preflight request, which has no token.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=sorted(origins),
@@ -64,7 +64,7 @@ def create(
 
 
 def add_errors(app: FastAPI) -> None:
-    """Give every error OpenAI's shape; what went wrong inside is logged and not told."""
+    """Return every error in OpenAI's format; internal errors are logged, not sent."""
 
     @app.exception_handler(Refused)
     async def refused(request: Request, error: Refused) -> Response:
@@ -181,7 +181,7 @@ def takes(name: str) -> dict[str, Any]:
 
 
 def chat_page() -> tuple[str, str]:
-    """Return the page and a policy under which only its own script and style run, and only this server is asked."""
+    """Return the page, with a policy that allows only its own script and style, and requests to this server only."""
     folder = Path(__file__).parent
     page, rules = (folder / "chat.html").read_text(encoding="utf-8"), []
     for name, tag in (("chat.css", "style"), ("chat.js", "script")):

@@ -16,7 +16,7 @@ from ftlab.apps.serve.job import Finish, Job, Likelihood, Piece
 from ftlab.evaluate import pad_left
 from ftlab.runs.chat import Until
 
-# A character is at most four bytes, so that after this many tokens a broken one will not become whole.
+# A character has at most four bytes, so after this many tokens a broken one cannot become complete.
 LONGEST_CHARACTER = 8
 
 
@@ -41,7 +41,7 @@ class Row:
             self.random.manual_seed(self.job.seed)
 
     def take(self, token: int, ends: bool, likelihood: Likelihood | None) -> None:
-        """Add a token and emit the text that is certain; `ends` says that the token ends the answer."""
+        """Add a token and emit the text that is final; `ends`: the token ends the answer."""
         self.generated.append(token)
         full = len(self.generated) >= self.job.max_tokens
         text = self.until.push(self.new_text(last=ends or full))
@@ -56,9 +56,9 @@ class Row:
             self.job.emit(Piece(text, len(self.generated), self.finish, likelihood, ids))
 
     def new_text(self, last: bool) -> str:
-        """Return the text that the newest tokens added; half a character waits for its other bytes.
+        """Return the text that the newest tokens added; an incomplete character waits for its other bytes.
 
-        Tokens are decoded together with those shown before: some tokenizers put the space between words there.
+        Tokens are decoded together with those emitted before: some tokenizers write the space between words there.
         """
         decode = self.tokenizer.decode
         text = decode(self.generated[self.shown :], skip_special_tokens=True)
@@ -86,7 +86,7 @@ class Batch:
 
     @torch.inference_mode()
     def join(self) -> None:
-        """Read the prompts of the rows in `joining` in one batch, and generate their first tokens."""
+        """Prefill the prompts of the rows in `joining` in one batch, and generate their first tokens."""
         rows = self.joining
         ids = pad_left([row.job.prompt for row in rows], self.pad).to(self.model.device)
         for row in rows:
@@ -147,7 +147,7 @@ class Batch:
         row.take(token, complete or token in self.ends, likelihood)
 
     def drop(self) -> None:
-        """Let go of the rows that ended, and of padding that no row needs any more."""
+        """Drop the rows that ended, and padding that no row needs any more."""
         kept = [i for i, row in enumerate(self.rows) if not row.finish]
         if len(kept) == len(self.rows):
             return
@@ -162,7 +162,7 @@ class Batch:
 
 
 def merged(one: DynamicCache, other: DynamicCache) -> DynamicCache:
-    """Put the rows of two caches below each other, the narrower one padded on the left."""
+    """Concatenate the rows of two caches, the narrower one padded on the left."""
     width = max(one.get_seq_length(), other.get_seq_length())
     for mine, theirs in zip(one.layers, other.layers, strict=True):
         mine.keys = torch.cat([widened(mine.keys, width), widened(theirs.keys, width)])

@@ -1,7 +1,7 @@
 """Constrained decoding: which tokens may come next, so that an answer follows a JSON schema or is a tool call.
 
 llguidance works out the tokens that a grammar allows (https://github.com/guidance-ai/llguidance). It fetches no `$ref`
-from a file or an address. Its limits, and those on the size of a schema below, bound the time that a schema can take.
+from a file or an address. Its limits, and the limits on a schema's size below, bound the time that a schema can take.
 """
 
 import json
@@ -18,7 +18,7 @@ from ftlab import packages, responses, tokens
 from ftlab.apps.serve.refusals import Refused
 
 # Of a schema: bytes of its JSON, values in it, subschemas that are combined by `allOf` and `$ref`: the time that
-# llguidance takes for patterns to match at once doubles with each. Of a step: see `LLParserLimits`.
+# llguidance takes for patterns that must match at once doubles with each. Per step: see `LLParserLimits`.
 BYTES, VALUES, COMBINED = 1 << 16, 2000, 8
 ANNOTATIONS = {
     "title", "description", "default", "examples", "deprecated", "$schema", "$id", "$comment", "$defs", "definitions",
@@ -31,7 +31,7 @@ LIMITS: dict[str, Any] = {
     "max_grammar_size": 50_000,
     "verbose_errors": False,
 }
-# As json.dumps writes; without free whitespace a small model cannot lose itself in it.
+# As json.dumps writes; with free whitespace a small model might write nothing else.
 JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": ", "lenient": False}
 
 
@@ -40,13 +40,13 @@ class Unfollowable(Exception):
 
 
 class Constraint:
-    """What one answer may still say."""
+    """The constraint on the rest of one answer."""
 
     def __init__(self, matcher: Any) -> None:
         self.matcher = matcher
 
     def copy(self) -> "Constraint":
-        """Return the constraint for another answer, from the same place on."""
+        """Return a copy for another answer, in the same state."""
         return Constraint(self.matcher.deep_copy())
 
     def allowed(self, scores: torch.Tensor) -> torch.Tensor:
@@ -62,7 +62,7 @@ class Constraint:
         return scores.masked_fill(~torch.from_numpy(mask), -torch.inf)
 
     def take(self, token: int) -> bool:
-        """Take in a token; return True if nothing can follow it.
+        """Add a token; return True if nothing can follow it.
 
         Raises:
             Unfollowable: the schema is too complex.
@@ -74,7 +74,7 @@ class Constraint:
 
 
 class Constraints:
-    """Makes constraints on what a model writes.
+    """Build constraints on what a model generates.
 
     Args:
         reader: reads calls under the model's chat template.
@@ -113,7 +113,7 @@ class Constraints:
         calls = []
         for function in functions:
             begin = f'{{"name": {json.dumps(function["name"])}, "{key}": '
-            # A schema of its own, so that its references are found in it.
+            # A separate schema, so that its references resolve in it.
             calls.append(f'{json.dumps(begin)} {rule(function.get("parameters") or {"type": "object"})} "}}"')
         return self.made(f"start: {before} ({' | '.join(calls)}) {after}\n", "tools")
 
@@ -159,14 +159,14 @@ def rule(schema: dict[str, Any]) -> str:
 
 
 def walked(value: Any) -> Iterator[Any]:
-    """Yield a JSON value and every value in it."""
+    """Yield a JSON value and all nested values."""
     yield value
     for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
         yield from walked(inner)
 
 
 def combined(value: Any) -> int:
-    """Return how many subschemas a schema combines with others, which must hold at once.
+    """Return how many subschemas of a schema must hold at the same time as others.
 
     >>> combined({"allOf": [{}, {}], "type": "string"}), combined({"allOf": [{}], "title": "A"})
     (2, 0)
@@ -181,7 +181,7 @@ def combined(value: Any) -> int:
 def written_call(reader: responses.Reader) -> tuple[str, str, str]:
     """Return how a chat template writes a call: Lark terms for what is before its JSON, the arguments' name, and after.
 
-    Where a template does not write JSON (or no call at all), the call is JSON alone, which `as_call` reads.
+    If a template does not write JSON, or no calls at all, the call is plain JSON, which `as_call` reads.
     """
     start = reader.written.find("{")
     if reader.parse is not responses.read_json or start < 0:

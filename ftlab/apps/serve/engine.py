@@ -1,4 +1,4 @@
-"""One thread that generates for everyone: a bounded queue in front of a batch that never waits to be full."""
+"""One thread that generates for all requests: a bounded queue and a batch that never waits to be full."""
 
 import contextlib
 import ctypes
@@ -19,7 +19,7 @@ from ftlab.apps.serve.job import ADAPTER, Finish, Job, Piece
 from ftlab.errors import fail
 
 log = logging.getLogger(__name__)
-# Steps after which freed memory goes back: caches of ever other sizes leave holes, and the C library keeps those.
+# Steps after which freed memory is returned: caches of changing sizes leave holes, which the C library keeps.
 TRIM_EVERY = 200
 
 
@@ -33,9 +33,9 @@ class Engine:
     Args:
         max_batch: answers generated in one batch.
         max_queue: answers that may wait; `submit` refuses more.
-        cache_tokens: positions that the keys and values of all rows may take, padding included: bounds memory.
+        cache_tokens: positions in the key-value cache of all rows, padding included; bounds memory.
     Raises:
-        LabError: the model keeps another state than keys and values, which cannot be padded.
+        LabError: the model's cache holds something other than keys and values, which cannot be padded.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Engine:
         ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.ends = frozenset(ids)
-        # A forward pass has one adapter on or none, so that those who ask for different ones step in turn.
+        # A forward pass has one adapter or none active, so rows with different adapters step in turn.
         names = [*model.peft_config] if isinstance(model, PeftModel) else [ADAPTER]
         self.batches = {name: Batch(model, self.ends, pad) for name in (*names, None)}
         self.waiting: deque[Job] = deque()
@@ -73,18 +73,18 @@ class Engine:
     @property
     def running(self) -> int:
         """Answers being generated now."""
-        # Another thread moves a row from `joining` to `rows`: read in that order, none is missed on its way.
+        # Another thread moves rows from `joining` to `rows`: reading in that order misses none.
         return sum(len(batch.joining) + len(batch.rows) for batch in self.batches.values())
 
     @property
     def vocabulary(self) -> int:
-        """How many tokens the model has rows for."""
+        """The size of the model's vocabulary."""
         return int(self.model.get_input_embeddings().weight.shape[0])
 
     @property
     def busy(self) -> bool:
         """True while an answer waits or is being generated."""
-        # In the order that an answer takes, for the same reason.
+        # In the order in which a job moves, for the same reason.
         return bool(self.waiting or self.calls) or self.running > 0
 
     def submit(self, jobs: Sequence[Job]) -> None:
@@ -100,7 +100,7 @@ class Engine:
             self.changed.notify()
 
     def call(self, adapter: str | None, function: Callable[[Any], Any]) -> Future[Any]:
-        """Return the future result of `function(model)`, run with an adapter on between two generation steps.
+        """Return a future of `function(model)`, run with an adapter active between two generation steps.
 
         Raises:
             Busy: too many wait.
@@ -121,7 +121,7 @@ class Engine:
         self.thread.join()
 
     def run(self) -> None:
-        """Generate until closed; a step that fails ends its rows and nobody else's."""
+        """Generate until closed; a step that fails ends only its own rows."""
         while True:
             with self.changed:
                 self.changed.wait_for(lambda: self.closed or self.busy)
@@ -144,7 +144,7 @@ class Engine:
             future.cancel()
 
     def answer_call(self) -> None:
-        """Run one of the calls that wait, so that answers go on between two of them."""
+        """Run one of the waiting calls, so that generation goes on between two of them."""
         if not self.calls:
             return
         adapter, function, future = self.calls.popleft()
@@ -157,7 +157,7 @@ class Engine:
             future.set_exception(error)
 
     def turn(self, batch: Batch, adapter: str | None) -> None:
-        """Drop who left, generate one token for everyone, let newcomers in."""
+        """Drop cancelled jobs, generate one token for each row, and admit new rows."""
         for row in batch.rows:
             if row.job.cancelled:
                 row.end("cancelled")
@@ -178,7 +178,7 @@ class Engine:
                 batch.join()
 
     def admit(self, batch: Batch, adapter: str | None) -> None:
-        """Take from the queue, in order, what fits into a batch."""
+        """Take jobs from the queue, in order, as long as they fit into a batch."""
         longest = max((row.length for row in batch.rows), default=0)
         most = max((row.job.max_tokens - len(row.generated) for row in batch.rows), default=0)
         with self.changed:
@@ -192,7 +192,7 @@ class Engine:
                 self.waiting.remove(job)
 
     def forget(self) -> None:
-        """Take out of the queue whose client left or whose time is over."""
+        """Remove cancelled and expired jobs from the queue."""
         for job in list(self.waiting):
             if job.cancelled or time.monotonic() > job.deadline:
                 self.waiting.remove(job)
@@ -209,7 +209,7 @@ class Engine:
 
 
 def using(model: PreTrainedModel | PeftModel, adapter: str | None) -> AbstractContextManager[None]:
-    """Return a context in which one adapter of a model is on, or none."""
+    """Return a context in which one adapter of a model is active, or none."""
     if not isinstance(model, PeftModel):
         return nullcontext()
     if adapter is None:
@@ -220,6 +220,6 @@ def using(model: PreTrainedModel | PeftModel, adapter: str | None) -> AbstractCo
 
 
 def give_back() -> None:
-    """Return freed memory to the system, where the C library (glibc) has a call for it."""
+    """Return freed memory to the system, if the C library (glibc) has a call for it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

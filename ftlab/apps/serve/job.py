@@ -1,4 +1,4 @@
-"""One answer to generate: what is asked of the engine, and what it gives back."""
+"""One answer to generate: the request to the engine, and its results."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,10 +12,10 @@ ADAPTER = "default"
 
 
 class Likelihood(NamedTuple):
-    """The log probability of a chosen token, and the likeliest (token, log probability) in its place.
+    """The log probability of a chosen token, and the likeliest (token, log probability) at its position.
 
     Attributes:
-        logprob: None for the first token of a prompt, which follows nothing.
+        logprob: None for the first token of a prompt.
     """
 
     token: int
@@ -24,10 +24,10 @@ class Likelihood(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What a step gave to one job: text, tokens generated so far, and at the end why it ended.
+    """The result of a step for one job: text, tokens generated so far, and at the end the finish reason.
 
     Attributes:
-        ids: all tokens of an answer that has come to its own end, or to its longest; () before that.
+        ids: all tokens of an answer that ended by itself or reached its maximum length; () before that.
     """
 
     text: str
@@ -43,19 +43,19 @@ class Job:
 
     Attributes:
         prompt: token ids, at least one.
-        emit: is called on the engine's thread with each Piece; the last has a `finish`.
+        emit: called on the engine's thread with each Piece; the last has a `finish`.
         max_tokens: tokens to generate at most.
         temperature: below sampling.GREEDY_BELOW the likeliest token is taken.
         top_k: sample from this many likeliest tokens; 0 keeps all.
         min_p: drop tokens less likely than this share of the likeliest one's probability.
         repetition_penalty: divides the positive logits of tokens in the prompt and the answer, multiplies the negative.
         presence_penalty: is subtracted from the logit of every token that the answer contains.
-        frequency_penalty: is subtracted once for each time that the answer contains it.
+        frequency_penalty: is subtracted once for each occurrence in the answer.
         logit_bias: token ids to what is added to their logits.
         logprobs: how many likeliest tokens to report per position; None reports nothing.
-        constraint: what the answer may say; None lets it say anything.
-        adapter: PEFT's name of the adapter that is on; None for the model without.
-        deadline: `time.monotonic()` after which the answer ends where it is.
+        constraint: the constraint on the answer; None allows anything.
+        adapter: PEFT's name of the active adapter; None for the model without one.
+        deadline: `time.monotonic()` at which the answer is cut off.
         cancelled: set it, from any thread, to have the row dropped before the next step.
     """
 

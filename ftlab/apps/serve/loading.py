@@ -1,4 +1,4 @@
-"""What the command line names to what the engine serves: a model, its adapters by name, or a recipe."""
+"""Load what the command line names for the engine: a model, its adapters by name, or a recipe."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from ftlab.recipe import read as recipes
 from ftlab.runs import chat, folder
 
 BASE = "-base"
-# The keys that say which model is meant; requests have the others.
+# The keys that select the model; requests set the others.
 SOURCE = ("model_revision", "cache_dir", "trust_remote_code", hub_token.KEY)
 NAMED = re.compile(r"([\w.-]+)=(.+)")
 
@@ -27,8 +27,8 @@ class Loaded(NamedTuple):
     """What is served.
 
     Attributes:
-        served: the names that clients use.
-        defaults: fields of a Job, where a request does not set them.
+        served: models by the names that clients use.
+        defaults: fields of a Job that a request does not set.
     """
 
     model: PreTrainedModel | PeftModel
@@ -51,7 +51,7 @@ def load(
         model_name_or_path: a model, or a RECIPE.yaml.
         adapters: DIR for one adapter under the model's name, or NAME=DIR for each of several.
         name: the model's name for clients; API_MODEL_NAME, or its own, if None.
-        overrides: `key=value` for a recipe; for a model the keys that say which one is meant.
+        overrides: `key=value` for a recipe; for a model the keys that select it.
     Raises:
         LabError: no such model, an adapter that does not fit, or arguments that exclude each other.
     """
@@ -73,10 +73,10 @@ def load(
 
 
 def source_of(model_name_or_path: str, overrides: Sequence[str], trust_remote_code: bool) -> dict[str, Any]:
-    """Return what `models.fetch` takes beside the name of a model without a recipe.
+    """Return the options of `models.fetch` for a model without a recipe.
 
     Raises:
-        LabError: a key that says something else.
+        LabError: any other key.
     """
     if any(one.partition("=")[0] not in SOURCE for one in overrides):
         raise fail("serve_overrides", model=model_name_or_path, keys=", ".join(SOURCE))
@@ -109,7 +109,7 @@ def of_recipe(path: str, overrides: Sequence[str], name: str | None) -> Loaded:
 
 
 def own_name(model_name_or_path: str) -> str:
-    """Return what a model is called: the name that was given, or its folder's."""
+    """Return the name of a model: the one that was given, or its folder's."""
     return Path(model_name_or_path).resolve().name if os.path.isdir(model_name_or_path) else model_name_or_path
 
 
@@ -132,7 +132,7 @@ def several(model_name_or_path: str, adapters: Sequence[tuple[str, str]], name: 
     """Return a model under its own name, and each of its adapters under the name given for it.
 
     Args:
-        source: what `models.fetch` takes beside the model's name.
+        source: options of `models.fetch`.
     Raises:
         LabError: a name is missing or taken; an adapter that cannot be switched off, or with another tokenizer.
     """

@@ -1,4 +1,4 @@
-"""What /metrics says, in the text format of Prometheus."""
+"""The content of /metrics, in Prometheus' text format."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Errors in the shape of OpenAI's API."""
+"""Errors in the format of OpenAI's API."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from starlette.responses import JSONResponse
 
 
 class Refused(Exception):
-    """A request that is not answered, with its HTTP status and, where one is to blame, the parameter."""
+    """A refused request, with its HTTP status and the parameter at fault, if there is one."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)

@@ -1,4 +1,4 @@
-"""An answer in the shape of OpenAI's Responses API: one message of one text, whole or as typed events."""
+"""A response in the format of OpenAI's Responses API: one message with one text, complete or as typed events."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ class ResponseAnswer(Answer):
     """An answer of /v1/responses.
 
     Attributes:
-        asked: the request, parts of which are in the response.
+        asked: the request; the response repeats parts of it.
         numbers: the numbers of the events of a stream.
     """
 
@@ -29,11 +29,11 @@ class ResponseAnswer(Answer):
         return {"id": f"resp_{self.id}", "object": "response"}
 
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        """Return the answer that is not streamed."""
+        """Return the complete response."""
         return self.response(choices[0])
 
     def response(self, choice: Choice) -> dict[str, Any]:
-        """Return the response as it is now: in progress, completed, or incomplete where the tokens ran out."""
+        """Return the response in its current state: in progress, completed, or incomplete if cut at the token limit."""
         cut = choice.finish == "length"
         status = ("incomplete" if cut else "completed") if choice.finish else "in_progress"
         usage = {
@@ -64,7 +64,7 @@ class ResponseAnswer(Answer):
         }
 
     def choice(self, choice: Choice) -> dict[str, Any]:
-        """Return the message, which has no content before it has begun."""
+        """Return the message, which has no content until it begins."""
         status = ("incomplete" if choice.finish == "length" else "completed") if choice.finish else "in_progress"
         content = [self.part(choice.text)] if choice.finish else []
         return {"type": "message", "id": self.item, "role": "assistant", "status": status, "content": content}
@@ -88,7 +88,7 @@ class ResponseAnswer(Answer):
         ]
 
     def chunks(self, choice: Choice, piece: Piece) -> list[dict[str, Any]]:
-        """Return the event of a piece, and of the last one those that end the response."""
+        """Return the event of a piece; for the last one, also those that end the response."""
         events = [self.in_text("output_text.delta", delta=piece.text, logprobs=[])] if piece.text else []
         if not piece.finish:
             return events
@@ -97,7 +97,7 @@ class ResponseAnswer(Answer):
             self.in_text("output_text.done", text=choice.text, logprobs=[]),
             self.in_text("content_part.done", part=self.part(choice.text)),
             self.told("output_item.done", output_index=0, item=self.choice(choice)),
-            # openai's client, to 3.57 at least, has no final response after response.incomplete; the status tells.
+            # openai's client, up to 3.57 at least, has no final response after response.incomplete; see the status.
             self.told("completed", response=self.response(choice)),
         ]
 

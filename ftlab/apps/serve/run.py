@@ -18,7 +18,7 @@ from ftlab.apps.serve import app, loading, security
 from ftlab.apps.serve.engine import Engine
 from ftlab.errors import fail, say
 
-# Above it new connections are turned away, so that idle ones cannot use up the machine's files.
+# Above this new connections are refused, so that idle ones cannot exhaust the file descriptors.
 CONNECTIONS = 512
 
 
@@ -39,12 +39,12 @@ def serve(
         model_name_or_path, adapters, name, overrides: see `loading.load`.
         host: address to bind; API_HOST or 127.0.0.1 if None.
         port: port to bind; API_PORT or 8000 if None, 0 for any free one.
-        remote_names: None keeps to loopback; a list, if only an empty one, allows other addresses and names the
-            host names that clients may use for this machine besides its IP addresses.
+        remote_names: None allows loopback only; a list, even an empty one, allows other addresses and gives the
+            host names, besides IP addresses, that clients may use for this machine.
         trust_remote_code: run the code that comes with the model.
         origins: origins whose pages may use the server from a browser.
     Raises:
-        LabError: the address is not loopback though it should be, or is taken; the token is weak.
+        LabError: the address must be loopback and is not, or is taken; the token is weak.
     """
     host = host or os.environ.get("API_HOST") or "127.0.0.1"
     port = port_of("API_PORT", 8000) if port is None else port
@@ -94,7 +94,7 @@ def address(bound: socket.socket) -> str:
 
 
 def server(application: ASGIApp) -> uvicorn.Server:
-    """Return a server that logs no request: its line could carry what a client put into it by mistake."""
+    """Return a server that logs no requests: a request line may contain a secret by mistake."""
     config = uvicorn.Config(
         application,
         log_level="warning",

@@ -14,7 +14,7 @@ from transformers import (
 
 from ftlab.apps.serve.job import Job, Likelihood
 
-# Dividing logits by less than this overflows; the likeliest token is what would be left anyway.
+# Dividing logits by less than this overflows; only the likeliest token would be left anyway.
 GREEDY_BELOW = 1e-3
 
 

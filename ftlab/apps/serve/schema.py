@@ -1,4 +1,4 @@
-"""What a request may say. Every parameter is honoured, refused by name, or ignored and said so."""
+"""The request bodies. Every parameter is honoured, refused by name, or ignored and reported as such."""
 
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
@@ -23,7 +23,7 @@ Bias = Annotated[
     Field(max_length=1024),
 ]
 
-# Parameters that would change the answer and that this server cannot follow -> values that ask for nothing.
+# Parameters that would change the answer and that this server does not support -> values without an effect.
 REFUSED: dict[str, tuple[Any, ...]] = {
     "functions": ([],),
     "function_call": ("none", "auto"),
@@ -53,27 +53,27 @@ Asked = TypeVar("Asked", bound="Open")
 
 
 class Strict(BaseModel):
-    """Numbers are numbers: "5" and true are not 5, and NaN is none."""
+    """A strict base model: "5" and true are not the number 5, and NaN is not a number."""
 
     model_config = ConfigDict(strict=True, allow_inf_nan=False)
 
 
 class Part(Strict):
-    """A part of a message. Only text: an image would have to be fetched from an address that the client names."""
+    """A part of a message. Text only: an image would have to be fetched from an address that the client sends."""
 
     type: Literal["text"]
     text: Text
 
 
 class Function(Strict):
-    """What a tool call called."""
+    """The function of a tool call and its arguments."""
 
     name: Name
     arguments: Text
 
 
 class ToolCall(Strict):
-    """A call that the assistant made earlier in the conversation."""
+    """A tool call that the assistant made earlier in the conversation."""
 
     id: Annotated[str, Field(max_length=256)] = ""
     type: Literal["function"] = "function"
@@ -81,7 +81,7 @@ class ToolCall(Strict):
 
 
 class ToolSchema(Strict):
-    """What a tool is called, what it does, and the JSON schema of its arguments."""
+    """A function's name, description and the JSON schema of its arguments."""
 
     name: Name
     description: Text | None = None
@@ -151,7 +151,7 @@ class ChatMessage(Strict):
     name: Annotated[str, Field(max_length=256)] | None = None
 
     def rendered(self) -> dict[str, Any]:
-        """Return the message as chat templates know it."""
+        """Return the message in the form that chat templates expect."""
         parts = self.content if isinstance(self.content, list) else []
         content = "".join(part.text for part in parts) if parts else self.content or ""
         calls = [call.model_dump() for call in self.tool_calls or []]
@@ -163,7 +163,7 @@ class ChatMessage(Strict):
 
 
 class StreamOptions(Strict):
-    """What a stream ends with."""
+    """Options of a stream."""
 
     include_usage: bool = False
 
@@ -178,13 +178,13 @@ class Open(Strict):
 
     @property
     def ignored(self) -> list[str]:
-        """Names of parameters without effect, cut to a reasonable length."""
+        """Names of ignored parameters, truncated to a reasonable length."""
         extra = (name for name in self.model_extra or {} if name not in self.refused)
         return [name[:NAME_LENGTH] for name in sorted(extra)[:NAMES_SAID]]
 
     @property
     def remarks(self) -> dict[str, Any]:
-        """What a response adds where parameters had no effect."""
+        """Response fields that list ignored parameters, {} without any."""
         return {"ignored_parameters": self.ignored} if self.ignored else {}
 
 
@@ -196,7 +196,7 @@ class Sampling(Open):
     top_p: Annotated[float, Field(ge=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    # Further from 1 it would overflow.
+    # Values further from 1 would overflow.
     repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
@@ -227,14 +227,14 @@ class ChatRequest(Sampling):
 
     @property
     def offered(self) -> list[dict[str, Any]] | None:
-        """The tools as chat templates know them, None where the model is not to call any."""
+        """The tools in the form that chat templates expect, None if the model must not call any."""
         if not self.tools or self.tool_choice == "none":
             return None
         return [tool.model_dump(exclude_none=True) for tool in self.tools]
 
     @property
     def forced(self) -> list[dict[str, Any]]:
-        """The tools one of which the model must call; [] where it may answer as it likes.
+        """The tools of which the model must call one; [] if it is free to answer.
 
         Raises:
             Refused: 400, the request has no tool of that name.
@@ -273,7 +273,7 @@ class InputMessage(Strict):
 
     @property
     def text(self) -> str:
-        """What it says."""
+        """Its text."""
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
@@ -290,7 +290,7 @@ class ResponsesRequest(Open):
     stream: bool | None = None
 
     def as_chat(self) -> ChatRequest:
-        """Return the chat request that asks for the same answer; the instructions come first."""
+        """Return the equivalent chat request; the instructions come first."""
         turns: list[tuple[Any, str]] = [("system", self.instructions)] if self.instructions else []
         turns += [("user", self.input)] if isinstance(self.input, str) else [(one.role, one.text) for one in self.input]
         shared = {name: getattr(self, name) for name in ("model", "temperature", "top_p", "stream")}
@@ -324,7 +324,7 @@ def parse_body(kind: type[Asked], body: bytes) -> Asked:
     """Return the request in a body.
 
     Raises:
-        Refused: 400, with the first thing that is wrong.
+        Refused: 400, with the first problem.
     """
     try:
         request = kind.model_validate_json(body)
@@ -342,7 +342,7 @@ def parse_body(kind: type[Asked], body: bytes) -> Asked:
 
 
 def harmless(value: Any, allowed: tuple[Any, ...]) -> bool:
-    """Return True if a value requests nothing; False does not count as 0 here."""
+    """Return True if a value has no effect; False does not count as 0 here."""
     return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in allowed)
 
 

@@ -1,4 +1,4 @@
-"""What is read off one forward pass over a text: how likely its tokens are, and its embedding."""
+"""Results of one forward pass over a text: its tokens' log probabilities, and its embedding."""
 
 import torch
 from peft import PeftModel
@@ -13,7 +13,7 @@ CHUNK = 256
 
 @torch.inference_mode()
 def prompt_likelihoods(model: PreTrainedModel | PeftModel, ids: list[int], count: int) -> list[Likelihood]:
-    """Return how likely each token was after those before it; the first one has no likelihood.
+    """Return the likelihood of each token given those before it; the first one has none.
 
     Args:
         count: how many likeliest tokens to report per position.

@@ -1,4 +1,4 @@
-"""Who may ask, and how much: the token, the Host and Origin of a request, the sizes and times it may take."""
+"""Access control and limits: the token, the Host and Origin of a request, its size and time limits."""
 
 import asyncio
 import contextlib
@@ -23,13 +23,13 @@ from ftlab.errors import fail, say
 
 TOKEN_BITS = 128
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-# The page holds nothing secret, and a browser cannot send a token before it is shown something to type it into.
+# The page holds no secret, and a browser cannot send a token before it shows a field to type it into.
 OPEN_PATHS = frozenset({"/"})
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may take.
+    """The limits of one request.
 
     Attributes:
         body_bytes: size of a request's body.
@@ -51,9 +51,9 @@ class Limits:
 
 
 def token(folder: Path) -> tuple[str, str]:
-    """Return the token, and what to tell the user about it.
+    """Return the token, and a note on it for the user.
 
-    `API_KEY` if it is set; else the one that `folder` keeps, made on first use in a file that only its owner reads.
+    `API_KEY` if it is set; else the one in `folder`, created on first use in a file that only its owner can read.
 
     Raises:
         LabError: API_KEY is too easy to guess, or others may read the file.
@@ -72,14 +72,14 @@ def token(folder: Path) -> tuple[str, str]:
         return kept(path), say("serve_key_kept", path=path)
     with os.fdopen(descriptor, "w") as file:
         file.write(key)
-    # Where the output goes to a file or a notebook, the token would stay there.
+    # If the output goes to a file or a notebook, the token would stay there.
     if os.isatty(1):
         return key, say("serve_key_shown", key=key, path=path)
     return key, say("serve_key_new", path=path)
 
 
 def kept(path: Path) -> str:
-    """Return the token in a file, if it is a strong one that nobody else could read."""
+    """Return the token in a file, if it is strong and nobody else could read it."""
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW)) as file:
             state = os.fstat(file.fileno())
@@ -104,10 +104,10 @@ def bits(text: str) -> float:
 
 
 def resolves_to_loopback(host: str) -> bool:
-    """Return True if every address of `host`, looked up, is loopback: only this machine reaches a server there.
+    """Return True if `host` resolves to loopback addresses only: a server there is reachable from this machine alone.
 
     Raises:
-        LabError: no address belongs to that name.
+        LabError: the name has no address.
     """
     try:
         addresses = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
@@ -120,7 +120,7 @@ def allowed_origin(text: str) -> str:
     """Return an origin that `--allow-origin` names.
 
     Raises:
-        LabError: it is not a scheme, a host and a port alone; a wildcard would let every page in.
+        LabError: it is not just a scheme, a host and a port; a wildcard would allow every page.
     """
     if not re.fullmatch(r"https?://[a-z0-9.-]+(:[0-9]{1,5})?", text):
         raise fail("serve_origin", where=text)
@@ -128,14 +128,14 @@ def allowed_origin(text: str) -> str:
 
 
 class Guard:
-    """Middleware in front of every route: refuses before anything of a request is read.
+    """Middleware in front of every route: refuses a request before its body is read.
 
     Args:
         token: what `Authorization: Bearer` must carry.
-        names: host names a client may use. A page elsewhere can point its own name at this machine (DNS
-            rebinding), so that other names are refused.
+        names: host names a client may use. A page elsewhere can point its own domain at this machine (DNS
+            rebinding), so other names are refused.
         origins: origins, as `https://app.example`, whose pages may send requests.
-        any_address: whether plain IP addresses are names too: rebinding needs a name, a rented box has an address.
+        any_address: whether plain IP addresses are allowed too: rebinding needs a name, rented machines have addresses.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class Guard:
         await self.app(scope, receive, guarded)
 
     def check(self, scope: Scope) -> None:
-        """Look at the headers of a request.
+        """Check the headers of a request.
 
         Raises:
             Refused: 400, 401, 403, 413 or 415.
@@ -222,7 +222,7 @@ SAFE_HEADERS = [
 
 
 def address_of(origin: str) -> str:
-    """Return the `host:port` of an Origin header; "" if it has none, as `null`."""
+    """Return the `host:port` of an Origin header; "" if it has none, as in `null`."""
     try:
         return urlsplit(origin).netloc.lower()
     except ValueError:

@@ -1,4 +1,4 @@
-"""From a checked request to work for the engine, and from what it gives to a response."""
+"""Turn a validated request into jobs for the engine, and their results into a response."""
 
 import asyncio
 import base64
@@ -64,7 +64,7 @@ class Served:
 
     Attributes:
         adapter: PEFT's name of its adapter; None for the model without one.
-        system: the turn that it was trained to see first, for conversations without a system turn.
+        system: the system turn of its training, for conversations without one.
     """
 
     adapter: str | None = ADAPTER
@@ -76,7 +76,7 @@ class Service:
 
     Args:
         models: the names that clients use.
-        defaults: fields of a Job, where a request does not set them.
+        defaults: fields of a Job that a request does not set.
     """
 
     def __init__(
@@ -91,11 +91,11 @@ class Service:
         self.reader = responses.Reader(engine.tokenizer)
         self.constraints = Constraints(self.reader, engine.vocabulary, engine.ends)
         self.finished: Counter[str] = Counter()
-        # A tokenizer must not be changed and used concurrently; rendering sets its padding.
+        # A tokenizer must not be used while it is changed, and rendering sets its padding.
         self.rendering = asyncio.Lock()
 
     def model_entry(self, name: str) -> dict[str, Any]:
-        """Return what /v1/models says about one model."""
+        """Return the entry of one model in /v1/models."""
         return {
             "id": name,
             "object": "model",
@@ -105,7 +105,7 @@ class Service:
         }
 
     def served(self, model: str) -> Served:
-        """Return the model of a name; a name is compared with those served and never opened.
+        """Return the model of a name; a name is only compared with the served ones, never used as a path.
 
         Raises:
             Refused: 404, no such model.
@@ -136,10 +136,10 @@ class Service:
         return await self.respond(request, asked, answer, choices, [prompt], constraint, shared)
 
     def constraint(self, request: ChatRequest) -> Constraint | None:
-        """Return what an answer must follow.
+        """Return the constraint on an answer, None without one.
 
         Raises:
-            Refused: 400, a schema that cannot be followed, or one beside tools that may be called.
+            Refused: 400, an unsupported schema, or one together with tools that may be called.
         """
         followed = request.response_format.followed if request.response_format else None
         if request.forced:
@@ -154,7 +154,7 @@ class Service:
     def call_reader(
         self, request: ChatRequest, prompt: list[int]
     ) -> Callable[[Sequence[int]], responses.Response] | None:
-        """Return what reads the tool calls of an answer's tokens; None where no tools are offered."""
+        """Return a function that reads the tool calls in an answer's tokens; None if no tools are offered."""
         if not request.offered:
             return None
         if request.forced:
@@ -179,7 +179,7 @@ class Service:
         try:
             return await self.in_thread(tokens.prompt, self.engine.tokenizer, shown, tools)
         except (LabError, TemplateError, TypeError, ValueError, KeyError) as error:
-            # A template refuses what its model does not know: a system turn, two user turns in a row.
+            # A template refuses what its model does not support: a system turn, two user turns in a row.
             reason = (error.what if isinstance(error, LabError) else str(error))[:200]
             raise Refused(400, f"the chat template: {reason}", "messages", "invalid_value") from error
 
@@ -300,7 +300,7 @@ class Service:
         return made
 
     def known(self, ids: list[int], param: str) -> list[int]:
-        """Return token ids, if the model knows them all.
+        """Return token ids if all of them are in the vocabulary.
 
         Raises:
             Refused: 400.
@@ -332,10 +332,10 @@ class Service:
             raise REASONS["error"] from error
 
     def sampling(self, request: Sampling) -> dict[str, Any]:
-        """Return the fields of a Job that say how its tokens are chosen.
+        """Return the sampling fields of a Job.
 
         Raises:
-            Refused: 400, `logit_bias` names a token that the model does not know.
+            Refused: 400, `logit_bias` has a token outside the vocabulary.
         """
         bias = {int(token): value for token, value in (request.logit_bias or {}).items()}
         self.known([*bias, 0], "logit_bias")
@@ -450,7 +450,7 @@ def queue_full() -> Refused:
 
 
 def leave(jobs: list[Job], watch: asyncio.Task[None]) -> None:
-    """End what a request started."""
+    """Cancel the jobs of a request."""
     watch.cancel()
     for job in jobs:
         job.cancelled = True
