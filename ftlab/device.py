@@ -15,23 +15,23 @@ from ftlab.errors import fail
 
 DTYPES = ("float32", "bfloat16", "float16")
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes")
-# What the drivers of accelerators put into a Linux system: NVIDIA's, NVIDIA's under gVisor or WSL, AMD's, Ascend's.
+# Device files of accelerators' drivers on Linux: NVIDIA's, NVIDIA's under gVisor or WSL, AMD's, Ascend's.
 DRIVERS = ("/proc/driver/nvidia", "/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/davinci_manager")
-# The instructions that multiply bfloat16, by torch's names; Linux calls one of them otherwise.
+# The bfloat16 instructions by torch's names; Linux has another name for one of them.
 BFLOAT16 = ("amx_bf16", "avx512_bf16", "sve_bf16", "bf16")
 LINUX_NAMES = {"svebf16": "sve_bf16"}
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One machine, as far as training cares.
+    """The properties of a machine that matter for training.
 
     Attributes:
         accelerator: "cpu", or torch's name of the accelerator: "cuda", "mps", "xpu" (Intel), "npu" (Ascend).
         name: the accelerator's or the processor's own name.
-        dtype: the number format that is fast and safe to train in: "bfloat16", "float16" or "float32".
+        dtype: the number format that is fast and safe for training: "bfloat16", "float16" or "float32".
         cores: processor cores this process may use.
-        memory_bytes: memory a model can live in: the accelerator's, on a CPU the machine's.
+        memory_bytes: memory available to a model: the accelerator's, on a CPU the machine's.
         reason: why that dtype.
     """
 
@@ -55,7 +55,7 @@ class Machine:
 
 
 def describe() -> Machine:
-    """Return the machine this process runs on; `FTLAB_DTYPE` overrides the number format that it would choose.
+    """Return the machine this process runs on; `FTLAB_DTYPE` overrides its number format.
 
     Raises:
         LabError: `FTLAB_DTYPE` is not in DTYPES.
@@ -139,10 +139,10 @@ def cpu_dtype(capabilities: Mapping[str, bool | str]) -> tuple[str, str]:
 
 
 def training_arguments(machine: Machine) -> dict[str, bool]:
-    """Return the `transformers.TrainingArguments` fields that this machine decides.
+    """Return the `transformers.TrainingArguments` fields that depend on the machine.
 
     On a CPU nothing is autocast: the model is loaded and trained in `machine.dtype`, and activations are
-    kept instead of recomputed, because memory is not what a CPU lacks (trl's own default recomputes them).
+    kept instead of recomputed, because a CPU rarely lacks memory (TRL's default recomputes them).
     """
     on_cpu = machine.accelerator == "cpu"
     return {
@@ -155,7 +155,7 @@ def training_arguments(machine: Machine) -> dict[str, bool]:
 
 
 def versions() -> dict[str, str]:
-    """Return name -> installed version of the libraries this course is about; "-" where one is missing."""
+    """Return name -> installed version of the libraries this course is about; "-" if one is missing."""
     return {name: installed(name) for name in PACKAGES}
 
 
@@ -174,7 +174,7 @@ def cores() -> int:
 
 
 def processor_name() -> str:
-    """Return the processor's marketing name where the system tells it."""
+    """Return the processor's marketing name if the system provides it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))

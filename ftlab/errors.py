@@ -1,4 +1,4 @@
-"""The one exception a user is meant to see, and the one table its words come from."""
+"""The one exception a user is meant to see, and the table of its messages."""
 
 import contextlib
 import difflib
@@ -11,11 +11,11 @@ from functools import cache
 from pathlib import Path
 
 LANGUAGES = ("en", "zh")
-# A name's words: learning_rate has two, meta-llama/Llama-3 three.
+# The words of a name: learning_rate has two, meta-llama/Llama-3 three.
 WORDS = re.compile(r"[^\W_]+")
-# Characters of a value in a message: enough for the names of all data sets, too few to hide the sentence.
+# Characters of a value in a message: enough for the names of all data sets, without hiding the sentence.
 LONGEST_VALUE = 600
-# What a panel speaks, where that is not what the environment says.
+# The language of a panel, if it differs from the environment's.
 SPOKEN: ContextVar[str] = ContextVar("SPOKEN", default="")
 
 
@@ -70,7 +70,7 @@ def say(key: str, /, **values: object) -> str:
 def filled(text: str, values: dict[str, object]) -> str:
     """Return a text with its placeholders filled; a value of more than LONGEST_VALUE characters is cut.
 
-    A value may be what a user's file holds, and a name of five thousand letters hides the sentence around it.
+    A value may come from a user's file, and a name of five thousand letters hides the sentence around it.
     """
     short = {
         name: shortened(value, LONGEST_VALUE) if isinstance(value, str) else value for name, value in values.items()
@@ -79,9 +79,9 @@ def filled(text: str, values: dict[str, object]) -> str:
 
 
 def near(name: str, known: Iterable[str], most: int = 3) -> list[str]:
-    """Return the known names that somebody may have meant by `name`, nearest first; [] where none is really near.
+    """Return the known names that `name` may have been meant to be, nearest first; [] if none is near.
 
-    Near is a slip of the keyboard, or the words of one among the words of the other.
+    A name is near if it differs by a typing error, or if its words are among the other's words.
 
     >>> near("lora_rnak", ["lora_rank", "seed"]), near("batch_size", ["per_device_train_batch_size", "seed"])
     (['lora_rank'], ['per_device_train_batch_size'])
@@ -97,7 +97,7 @@ def near(name: str, known: Iterable[str], most: int = 3) -> list[str]:
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
-    """Return "did you mean ...?" in the user's language where a known name is near, else `otherwise`."""
+    """Return "did you mean ...?" in the user's language if a known name is near, else `otherwise`."""
     nearest = near(name, known)
     return say("did_you_mean", nearest=", ".join(nearest)) if nearest else otherwise
 

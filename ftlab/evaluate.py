@@ -25,7 +25,7 @@ NOT_NEGATIVE = r"(?:(?<!(?<![0-9a-z_)\]])-)|(?!\d))"
 
 
 def interval(share: float, total: int) -> tuple[float, float]:
-    """Return the 95% interval that a share of right answers among `total` questions leaves open, both ends 0 to 1.
+    """Return the 95% confidence interval of a share of right answers among `total` questions, both ends 0 to 1.
 
     Source: Wilson 1927, J. Am. Stat. Assoc. 22, 209.
 
@@ -53,9 +53,9 @@ def generate_answers(
 
 
 class RefuseNaN(LogitsProcessor):
-    """Refuse scores that are NaN, which would be answered with `!!!!`.
+    """Refuse logits that are NaN, which would give the answer `!!!!`.
 
-    Only the scores of the first new token are checked: weights that are NaN show there, and more checks cost time.
+    Only the logits of the first new token are checked: NaN weights show there, and more checks cost time.
     """
 
     def __init__(self) -> None:
@@ -105,14 +105,14 @@ def generate_ids(
             pad_token_id=tokenizer.pad_token_id,
         )
         for i, ids in zip(chosen, output[:, batch.shape[1] :].tolist(), strict=True):
-            # What follows the end of an answer that was shorter than its neighbours is padding.
+            # After the end of an answer that was shorter than others in its batch there is padding.
             last = next((place for place, token in enumerate(ids) if token in ends), len(ids))
             answers[i] = ids[: last + 1]
     return answers
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the ids of all tokens that end an answer: those the model names, and those that training ends with."""
+    """Return the ids of all tokens that end an answer: the model's own, and those that end answers in training."""
     own = model.generation_config.eos_token_id
     own = own if isinstance(own, list) else [own]
     return sorted({*own, *tokens.end_ids(tokenizer)} - {None})
@@ -121,7 +121,7 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
 def has_answer(answer: str, expected: str | Sequence[str]) -> bool:
     """Return True if `answer` contains `expected`, or one of several, as whole words, however they are written.
 
-    Upper and lower case, full-width letters and digits, white space, and 1,234 and 1234 are alike; 5 is not in -5.
+    Case, full-width forms, white space and thousands separators (1,234) do not matter; 5 is not in -5.
     Reasoning before the answer is ignored, and no text contains an empty one.
 
     >>> has_answer("2 + 2 is 4.", ["4", "four"]), has_answer("About 14, or 4.5", "4")
@@ -136,7 +136,7 @@ def has_answer(answer: str, expected: str | Sequence[str]) -> bool:
 
 
 def comparable(text: str) -> str:
-    """Return a text in lower case and one way of writing.
+    """Return a text in a normal form: lower case, no full-width forms or thousands separators.
 
     >>> comparable("Ｎｏ．５:  １,234 m"), comparable("5，6")
     ('no.5: 1234 m', '5，6')
@@ -169,7 +169,7 @@ def multiple_choice(
     questions: Sequence[dict[str, Any]],
     batch_size: int = 32,
 ) -> float:
-    """Return the share of questions whose right choice the model finds likeliest as its answer.
+    """Return the share of questions for which the right choice is the model's likeliest answer.
 
     Args:
         questions: rows with `question`, `choices` (texts) and `answer` (the right one's index).
@@ -183,7 +183,7 @@ def multiple_choice(
 def choices(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[dict[str, Any]]
 ) -> list[int]:
-    """Return, for every question, the index of the choice that the model finds likeliest; all are read at once."""
+    """Return, for every question, the index of the choice that the model finds likeliest; all form one batch."""
     scores = choice_log_probabilities(model, tokenizer, questions)
     return [max(range(len(row)), key=row.__getitem__) for row in scores]
 
@@ -194,8 +194,8 @@ def choice_log_probabilities(
 ) -> list[list[float]]:
     """Return, for every question and choice, the mean log-probability of the choice's tokens as the answer.
 
-    They follow what the chat template writes before an answer, an empty think block for one, as in training.
-    The question is read once; its key-value cache is then shared by the choices, which are a few tokens each.
+    They follow what the chat template writes before an answer, such as an empty think block, as in training.
+    The question is computed once; its key-value cache is then shared by the choices, which are a few tokens each.
     """
     model.eval()
     conversations = [[{"role": "user", "content": q["question"]}] for q in questions]

@@ -22,9 +22,9 @@ BOOTSTRAP_SAMPLES = 1000
 HAN = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]")
 # Scripts whose texts have no spaces between words: Chinese characters, kana, Thai, Lao, Burmese, Khmer.
 UNSPACED = re.compile(rf"{HAN.pattern}|[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff]")
-# rouge-score knows a-z and 0-9 alone: of a text in which more letters than this share are not Latin little is left.
+# rouge-score keeps only a-z and 0-9, which leaves little of a text with more than this share of other letters.
 FOREIGN = 0.25
-# How likely a sign test shows a difference that is there.
+# The power of a sign test: how likely it detects a difference that exists.
 POWER = 0.8
 ROUGE = {"rouge-1": "rouge1", "rouge-2": "rouge2", "rouge-l": "rougeL"}
 
@@ -42,7 +42,7 @@ class Paired(NamedTuple):
     """What changed from one model to another on the same examples.
 
     Attributes:
-        gained, lost: examples that only the second, only the first answers correctly.
+        gained, lost: examples that only the second or only the first model answers correctly.
         p: how often two equally good models differ by at least this much (McNemar's exact test).
     """
 
@@ -109,7 +109,7 @@ def sign_test(wins: int, losses: int) -> float:
 
 
 def sign_test_power(pairs: int, share: float) -> float:
-    """Return in what share of all tests at 5% a number of pairs shows that one side wins this share of them."""
+    """Return the power of a sign test at 5% with this many pairs, of which one side wins this share."""
     shown = [wins for wins in range(pairs + 1) if sign_test(wins, pairs - wins) <= 0.05]
     return sum(math.comb(pairs, wins) * share**wins * (1 - share) ** (pairs - wins) for wins in shown)
 
@@ -125,14 +125,14 @@ def pairs_needed(share: float) -> int | None:
     quantile = statistics.NormalDist().inv_cdf
     spread = quantile(0.975) / 2 + quantile(POWER) * math.sqrt(share * (1 - share))
     pairs = math.ceil((spread / (share - 0.5)) ** 2)
-    # The normal approximation is short of some pairs where there are few, and good where there are many.
+    # The normal approximation gives too few pairs when they are few, and is good when they are many.
     while pairs < 1000 and sign_test_power(pairs, share) < POWER:
         pairs += 1
     return pairs
 
 
 def json_object(text: str) -> dict[str, Any] | None:
-    """Return the JSON object that a text is, reasoning before it aside; None if it is anything else.
+    """Parse a text that is a JSON object, ignoring reasoning before it; return None for anything else.
 
     >>> json_object('{"a": 1}'), json_object('Here it is: {"a": 1}')
     ({'a': 1}, None)
@@ -189,8 +189,8 @@ def bleu(answers: Sequence[str], references: Sequence[str]) -> Figure:
 def bleu_metrics(references: Sequence[str]) -> list[Any]:
     """Return sacrebleu's BLEU with the tokenizer for each of these references.
 
-    `zh` splits Chinese into characters, and all texts of a set that is mostly Chinese, as papers do; `char` splits
-    scripts without spaces that sacrebleu knows no words of; `13a` is its default.
+    `zh` splits Chinese into characters, and is used for a set that is mostly Chinese, as in papers; `char` splits
+    other scripts without spaces; `13a` is sacrebleu's default.
 
     Raises:
         LabError: sacrebleu is not installed.
@@ -216,7 +216,7 @@ def bleu_metrics(references: Sequence[str]) -> list[Any]:
 
 
 def has_four_tokens(references: Sequence[str]) -> bool:
-    """Return True if one reference has the four tokens that BLEU-4 counts; else even right answers score 0."""
+    """Return True if a reference has at least four tokens, without which BLEU-4 is 0 even for right answers."""
     pairs = zip(bleu_metrics(references), references, strict=True)
     return any(len(metric.tokenizer(text).split()) >= 4 for metric, text in pairs)
 
@@ -253,7 +253,7 @@ def chinese(texts: Sequence[str]) -> bool:
 
 
 def script_of(text: str) -> str:
-    """Return which words ROUGE compares in a text: "latin", "unspaced" or "other".
+    """Return the script of a text, which decides how ROUGE splits it: "latin", "unspaced" or "other".
 
     >>> script_of("Paris is 2,000 years old."), script_of("Привет, мир"), script_of("こんにちは")
     ('latin', 'other', 'unspaced')
@@ -265,7 +265,7 @@ def script_of(text: str) -> str:
 
 
 class SpacedWords:
-    """The words of a text in any script that writes spaces, as a tokenizer of rouge-score."""
+    """A rouge-score tokenizer for any script with spaces between words."""
 
     def tokenize(self, text: str) -> list[str]:
         """Return runs of letters and digits, in lower case."""
@@ -273,16 +273,16 @@ class SpacedWords:
 
 
 class Words:
-    """jieba's words of a text, as a tokenizer of rouge-score."""
+    """A rouge-score tokenizer with jieba's words."""
 
     def __init__(self) -> None:
         packages.require("jieba", "rouge")
         import jieba
 
-        # It announces on stderr that it builds its dictionary.
+        # jieba reports on stderr that it builds its dictionary.
         jieba.setLogLevel("WARNING")
         self.cut = jieba.lcut
 
     def tokenize(self, text: str) -> list[str]:
-        """Return the words, without the white space between them."""
+        """Return the words of a text, without white space."""
         return [word for word in self.cut(text) if word.strip()]

@@ -1,4 +1,4 @@
-"""A manifest: the size and sha256 of every file in a folder, written last, so that a cut save is seen."""
+"""A manifest: the size and sha256 of every file in a folder, written last, to detect an interrupted save."""
 
 import hashlib
 import json
@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
-# Put in front of a file's name while it is written.
+# Prefix of a file's name while it is written.
 PARTIAL = "partial-"
 
 
 def write_manifest(folder: Path, about: dict[str, Any]) -> None:
-    """Seal a folder: every file on disk for good, then a manifest of their sizes and sha256, renamed into place.
+    """Seal a folder: sync every file to disk, then write a manifest of sizes and sha256 and rename it into place.
 
     Args:
-        about: what else the manifest says (run_id, step, fingerprints, versions).
+        about: further entries of the manifest (run_id, step, fingerprints, versions).
     Raises:
         OSError: a write failed; the folder has no manifest then, and is not trusted.
     """
@@ -28,12 +28,12 @@ def write_manifest(folder: Path, about: dict[str, Any]) -> None:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write a JSON file so that a crash leaves the old one or the new one, never a part."""
+    """Write a JSON file atomically: a crash leaves the old or the new one, never a part."""
     write_text(path, json.dumps(values, indent=1, ensure_ascii=False))
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file so that a crash leaves the old one or the new one, never a part."""
+    """Write a text file atomically: a crash leaves the old or the new one, never a part."""
     partial = path.with_name(PARTIAL + path.name)
     with partial.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -71,7 +71,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def problem(folder: Path, about: dict[str, Any]) -> str:
-    """Return why a folder cannot be trusted, "" if every byte of it is what its manifest says.
+    """Return why a folder does not match its manifest, "" if every byte does.
 
     Args:
         about: entries that the manifest must have with these values.
@@ -92,7 +92,7 @@ def problem(folder: Path, about: dict[str, Any]) -> str:
 
 
 def file_problem(path: Path, entry: Any) -> str:
-    """Return why a file is not what its manifest entry says, "" if it is."""
+    """Return why a file does not match its manifest entry, "" if it does."""
     if not path.is_file():
         return f"{path.name} is missing"
     if not isinstance(entry, dict) or path.stat().st_size != entry.get("size"):

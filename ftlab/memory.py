@@ -1,6 +1,6 @@
-"""Bytes: what training takes, from a model's sizes alone; and what it took, from the allocator.
+"""Memory in bytes: what training needs, estimated from a model's sizes, and what it used, from the allocator.
 
-The estimates follow what PyTorch's autograd keeps of each operation of a Llama-like layer. Bytes everywhere, no model
+The estimates follow what PyTorch's autograd keeps for each operation of a Llama-like layer. All in bytes; no model is
 loaded. Taught in notebooks/04_qlora.ipynb; predicted against measured: `python -m benchmarks.memory`.
 """
 
@@ -17,11 +17,11 @@ from ftlab.errors import fail
 if TYPE_CHECKING:
     from torch import nn
 
-# What one weight takes on average, in bytes, with bitsandbytes' quantizers.
+# Average bytes per weight with bitsandbytes' quantizers.
 NF4_BYTES = 4 / 8 + 4 / 64  # four bits, and one float32 scale for 64 weights
 NF4_DOUBLE_BYTES = 4 / 8 + 1 / 64 + 4 / (64 * 256)  # the scale in one byte, and a float32 for 256 of those
 INT8_BYTES = 1.0
-# Rows of a tile of logits in trl's loss (trl/kernels/chunked_logprob.py), and of a loss that takes no tiles.
+# Rows of a tile of logits in TRL's loss (trl/kernels/chunked_logprob.py), and of a loss without tiles.
 TOKENS_IN_A_TILE, ALL_ROWS = 4096, 2**40
 # Rows of whole logits held at once where the output layer is frozen (ftlab/cpu/output_layer.py), and bytes of each.
 FROZEN_ROWS, FROZEN_BYTES = 128, 12
@@ -38,7 +38,7 @@ TWO_MATRIX_MLP = ("gpt_neox", "bloom", "gpt2", "opt", "phi", "falcon", "gptj")
 PLAIN_ATTENTION = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "olmo2", "phi3")
 # Families with four norms in a block, and with scores and logits that go through a tanh, whose result is kept.
 CAPPED, CAP_BYTES = ("gemma2",), 4
-# Linear layers under other families' names: what each stands for here, side by side where several are one matrix.
+# Names of linear layers in other families -> their names here, several for a fused matrix.
 ALSO_CALLED = {
     "query_key_value": ("q_proj", "k_proj", "v_proj"), "W_pack": ("q_proj", "k_proj", "v_proj"),
     "qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj"),
@@ -82,7 +82,7 @@ class Decoder:
         """Read the sizes from a config.json.
 
         Raises:
-            LabError: a size is missing: not a decoder of text.
+            LabError: a size is missing, so it is not a text decoder.
         """
         sizes = {}
         for ours, theirs in NAMES.items():
@@ -192,7 +192,7 @@ class Decoder:
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained, and on how much at once.
+    """What is trained, and the sizes of a batch.
 
     Attributes:
         sequences: rows that go through the model together; a preference pair is two.
@@ -205,24 +205,24 @@ class Training:
         autocast: float32 weights are multiplied in two bytes, so that a copy of them is held.
         eager: attention holds its (heads, length, length) table.
         grouped: keys and values are not repeated for the heads that share them.
-        checkpointing: only each block's input is held; the block is computed again on the way back.
+        checkpointing: only each block's input is held; the block is recomputed in the backward pass.
         loss_tile: vocabulary entries whose logits are held at once, for `tile_rows` tokens. tile_bytes: what is held of
             each logit in it.
         embedding_trained: the embedding gets a gradient too.
-        reference_copy: a frozen copy beside of the adapter, of the whole model where there is none (DPO, KTO, GRPO,
+        reference_copy: a frozen copy of the adapter, or of the whole model without one, is held (DPO, KTO, GRPO,
             RLOO).
         reference_model: weights of another whole model that the loss reads instead; 0: none.
         reference_tile: vocabulary entries whose logits a pass without gradients holds at once, for `TOKENS_IN_A_TILE`
             tokens, while the activations are there; 0 without such a pass (DPO, KTO).
-        new_tokens: of `length`, those that the model writes itself, and that alone are scored; 0: all are (PPO, GRPO,
+        new_tokens: how many of `length` the model generates; only these are scored. 0: all are (PPO, GRPO,
             RLOO).
-        rollout_rows: rows that it writes together.
-        repeated: tokens that another row begins with as well, and that are computed once (GRPO's and RLOO's prompts
+        rollout_rows: rows that it generates together.
+        repeated: tokens shared with another row, which are computed once (GRPO's and RLOO's prompts
             on a CPU).
         hidden_kept: the input of every block is kept for the loss (PPO).
         experts_adapted: LoRA reaches the experts of a mixture.
-        gpus: number of GPUs of the run. shard: ZeRO stage (1, 2, 3): what each GPU holds only a part of. offload: that
-            part is in the machine's own memory, not on the GPU.
+        gpus: number of GPUs of the run. shard: ZeRO stage (1, 2, 3): what is sharded over the GPUs. offload: each
+            shard is in the machine's own memory, not on the GPU.
         state_bytes: of optimizer state per trained weight; 0: AdamW's two moments in the weight's own format.
     """
 
@@ -270,7 +270,7 @@ class Training:
 class Needs:
     """Bytes on one GPU, part by part; `peak` is less than their sum, because not all are there at once.
 
-    `decoder` and `training` are what they were estimated for.
+    `decoder` and `training` are the inputs of the estimate.
     """
 
     weights: int
@@ -284,14 +284,14 @@ class Needs:
 
 
 def estimate(decoder: Decoder, training: Training) -> Needs:
-    """Estimate what training takes, from sizes alone.
+    """Estimate the memory of training from sizes alone.
 
     The peak is what stays (weights, Adam's moments) and the largest stage of a step: the rollout; the end of the
-    forward pass (all activations, logits); a reference's pass at that point; the way back through
+    forward pass (all activations, logits); a reference's pass at that point; the backward pass through
     the last block, and its end (all gradients, one block).
 
     Returns:
-        Bytes on one GPU; the libraries' own workspaces and what CUDA itself takes (about 0.5 GB) are left out.
+        Bytes on one GPU, without the libraries' workspaces and CUDA's own memory (about 0.5 GB).
     """
     t, d = training, decoder
     tokens = t.tokens
@@ -309,7 +309,7 @@ def estimate(decoder: Decoder, training: Training) -> Needs:
         beside = d.layers * block_input if t.hidden_kept and t.number_bytes == 2 else 0
         held = layers * (block + casts) + beside
     logits = logit_bytes(d, t)
-    # On the way back: one block's activations and gradients, or its attention tables, and a matrix made whole again.
+    # In the backward pass: one block's activations and gradients, or its attention tables, and a dequantized matrix.
     table = table_entries(d, t)
     dequantized = d.hidden * d.intermediate * t.number_bytes if t.linear_bytes < 2 else 0
     mlp = 2 * t.number_bytes * tokens * d.intermediate
@@ -342,7 +342,7 @@ def estimate(decoder: Decoder, training: Training) -> Needs:
 def share(training: Training, stage: int) -> float:
     """Return over how many GPUs a part is divided that ZeRO shards from `stage` on (1 moments, 2 gradients, 3 weights).
 
-    Of a part that is offloaded no GPU keeps anything. Source: Rajbhandari et al. 2020, arXiv:1910.02054, figure 1.
+    Nothing of an offloaded part stays on a GPU. Source: Rajbhandari et al. 2020, arXiv:1910.02054, figure 1.
     """
     if training.shard < stage:
         return 1
@@ -363,7 +363,7 @@ def weight_bytes(decoder: Decoder, training: Training) -> float:
 
 
 def gathered_bytes(decoder: Decoder, training: Training) -> float:
-    """Return the sharded weights that are whole while they are computed with: a block's, or the embedding's."""
+    """Return the sharded weights that are gathered while in use: a block's, or the embedding's."""
     if share(training, 3) == 1:
         return 0
     return max(block_weight_bytes(decoder, training), decoder.vocabulary * decoder.hidden * training.other_bytes)
@@ -432,7 +432,7 @@ def logit_bytes(decoder: Decoder, training: Training) -> float:
     gradient is computed; CUDA's own kernel computes it in place. Of every token the last norm's input and result are
     held, of one that is scored also its hidden state, and their gradient.
     """
-    # What was computed once is spread over every place of the batch.
+    # Shared tokens are computed once and expanded to every position of the batch.
     spread = 2 * training.sequences * training.length if training.repeated else 0
     scored = training.sequences * (training.new_tokens or training.length)
     even = training.tile_rows == FROZEN_ROWS
@@ -442,7 +442,7 @@ def logit_bytes(decoder: Decoder, training: Training) -> float:
 
 
 def pass_bytes(decoder: Decoder, training: Training, sequences: int, length: int) -> float:
-    """Return what one block holds while rows go through it without gradients.
+    """Return what one block holds during a pass without gradients.
 
     Of the MLP the gate, its activation, the other half and their product; or of attention the masked scores, the same
     in float32 where their softmax is, and that.
@@ -463,7 +463,7 @@ def reference_bytes(decoder: Decoder, training: Training) -> float:
 
 
 def rollout_bytes(decoder: Decoder, training: Training) -> float:
-    """Return what writing the completions holds: keys and values, and the prompts' pass or the next tokens' logits."""
+    """Return what generating the completions holds: keys and values, and the prefill or the next tokens' logits."""
     t = training
     if not t.rollout_rows:
         return 0
@@ -473,20 +473,20 @@ def rollout_bytes(decoder: Decoder, training: Training) -> float:
 
 
 def kv_cache_bytes(decoder: Decoder, sequences: int, length: int, number_bytes: float = 2) -> int:
-    """Return what the keys and values of `sequences` texts of `length` tokens take while a model generates."""
+    """Return the bytes of the key-value cache of `sequences` texts of `length` tokens."""
     return int(2 * decoder.layers * decoder.kv_heads * decoder.head_dim * sequences * length * number_bytes)
 
 
 @dataclass
 class Peak:
-    """The most bytes that were allocated at one time; filled in when the measurement ends."""
+    """The peak of allocated bytes; filled in when the measurement ends."""
 
     bytes: int = 0
 
 
 @contextmanager
 def measure_peak_bytes(*models: "nn.Module") -> Iterator[Peak]:
-    """Measure the peak of what PyTorch's allocator hands out while the body runs.
+    """Measure the peak of PyTorch's allocator while the body runs.
 
     On CUDA the allocator counts by itself. On a CPU PyTorch's profiler logs every allocation; what `models` hold
     already is added. Workspaces that other libraries allocate (oneDNN, Arrow) are not seen.
@@ -499,12 +499,12 @@ def measure_peak_bytes(*models: "nn.Module") -> Iterator[Peak]:
         yield peak
         peak.bytes = torch.cuda.max_memory_allocated()
         return
-    # Above the level at which torch's profiler announces on stderr that it starts and stops.
+    # Above the level at which torch's profiler logs its start and stop to stderr.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     from torch._C._profiler import _EventType
     from torch.profiler import ProfilerActivity, profile
 
-    # What an earlier trainer left would be freed in the middle, and be taken off the peak.
+    # Memory of an earlier trainer would be freed during the measurement and lower the peak.
     gc.collect()
     before = sum(held_bytes(model) for model in models)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
@@ -523,7 +523,7 @@ def measure_peak_bytes(*models: "nn.Module") -> Iterator[Peak]:
 
 
 def held_bytes(model: "nn.Module") -> int:
-    """Return the bytes of a model's weights and buffers, each storage once, quantized weights' scales included."""
+    """Return the bytes of a model's weights and buffers, quantization scales included; each storage counts once."""
     import torch
 
     storages = {}

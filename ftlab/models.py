@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 # Weights are read from safetensors alone; pickles of a hub repository are never fetched.
 SAFE_FILES = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
-# Fetched as well where `trust_remote_code` says that it may run.
+# Fetched as well if `trust_remote_code` is set.
 CODE_FILES = ["*.py"]
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "*.tiktoken")
 # The longest header of a safetensors file that its reader accepts, in bytes.
 LONGEST_HEADER = 100_000_000
 ADAPTER_FILES = (saved_weights.ADAPTER_CONFIG, saved_weights.ADAPTER_WEIGHTS)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# Quantizers of checkpoints whose packages no extra brings: gptqmodel needs a newer torch than the pinned one, and aqlm
+# Quantizers whose packages are in no extra: gptqmodel needs a newer torch than the pinned one, and aqlm
 # had its last release in April 2025.
 QUANTIZERS = {"gptq": "gptqmodel", "awq": "gptqmodel", "aqlm": "aqlm"}
 MODELSCOPE_PREFIX = "modelscope:"
 
 
 def fetch(name: str, trust_remote_code: bool = False, revision: str = "main", cache_dir: str | None = None) -> str:
-    """Return a local folder with the model `name`, fetching it when it is not here yet.
+    """Return a local folder with the model `name`, and fetch it if it is not on this machine yet.
 
     Args:
         name: the embedded model ("smollm2-135m", or "smollm2-135m-short" for its first blocks alone), another
@@ -71,9 +71,9 @@ def fetch(name: str, trust_remote_code: bool = False, revision: str = "main", ca
 
 
 def whole_model(folder: Path) -> Path:
-    """Return the folder of the whole model that a run left in its folder; any other folder as it is.
+    """Return the folder of the whole model in a run folder; any other folder unchanged.
 
-    LLaMA-Factory leaves it in the run folder itself, which its files then name as `model_name_or_path`.
+    LLaMA-Factory saves it in the run folder itself, which its files then use as `model_name_or_path`.
     """
     inner = folder / saved_weights.MODEL
     is_run = not (folder / "config.json").is_file() and (inner / "config.json").is_file()
@@ -81,19 +81,19 @@ def whole_model(folder: Path) -> Path:
 
 
 def has_revisions(name: str) -> bool:
-    """Return True if a model would be a hub's: those of this machine have one version."""
+    """Return True if a name refers to a model on a hub; local models have a single version."""
     return name not in embedded.NAMES and not Path(name).expanduser().is_dir()
 
 
 def source_in(keys: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return the revision and the cache folder that the keys of a recipe give its model, {} for any other model."""
+    """Return revision and cache folder of a hub's model from a recipe's keys, {} for any other model."""
     if keys.get("model_name_or_path") != name:
         return {}
     return {"revision": keys.get("model_revision") or "main", "cache_dir": keys.get("cache_dir")}
 
 
 def is_here(name: str, revision: str = "main", cache_dir: str | None = None) -> bool:
-    """Return True if `fetch` would fetch nothing for a model; for a name that nobody knows too: it would refuse it."""
+    """Return True if `fetch` would download nothing for a model; also for an unknown name, which it refuses."""
     if name in embedded.NAMES:
         return (embedded.cache_dir() / name).is_dir()
     known = next((model for model in MODELS if model.name == name), None)
@@ -155,7 +155,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:
-        LabError: it cannot be read, or is something else.
+        LabError: it cannot be read, or is not a JSON object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -189,9 +189,9 @@ def broken_weights(path: Path) -> str:
 
 
 def refuse_code(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> None:
-    """Refuse a model that needs the code which comes with it, unless that is trusted.
+    """Refuse a model that needs its own code, unless that is trusted.
 
-    Many models carry code that transformers has no use for any more, because it knows their architecture.
+    Many models come with code that transformers no longer needs, because it supports their architecture.
 
     Raises:
         LabError: naming the key that allows it.
@@ -217,7 +217,7 @@ def code_files(config: dict[str, Any]) -> set[str]:
 
 
 def missing_code(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> list[str]:
-    """Return the files of trusted code that config.json names and the folder lacks.
+    """Return the files of trusted code that config.json names and the folder does not have.
 
     Raises:
         LabError: the model needs its code, and that is not trusted.
@@ -228,10 +228,10 @@ def missing_code(folder: Path, config: dict[str, Any], trust_remote_code: bool) 
 
 @contextlib.contextmanager
 def loading(where: str | Path, key: str = "train_model") -> Iterator[None]:
-    """Turn whatever a library raises on the files of a model into one line.
+    """Turn any exception that a library raises on a model's files into one line.
 
     Args:
-        key: the message, which takes a reason.
+        key: the message, which has the placeholder `reason`.
     Raises:
         LabError: naming `where`.
     """
@@ -246,7 +246,7 @@ def loading(where: str | Path, key: str = "train_model") -> Iterator[None]:
 
 
 def quantizer_missing(folder: str | Path) -> LabError | None:
-    """Return the error for weights of a quantizer that this environment lacks, None for any other model."""
+    """Return the error for a model whose quantizer is not installed, None for any other model."""
     method = (read_config(Path(folder)).get("quantization_config") or {}).get("quant_method")
     if method not in QUANTIZERS:
         return None
@@ -254,22 +254,22 @@ def quantizer_missing(folder: str | Path) -> LabError | None:
 
 
 def load_weights(kind: Any, folder: str | Path, *, new_head: bool = True, **options: Any) -> "PreTrainedModel":
-    """Return the model in a folder with all its weights read from there.
+    """Load a model and require that the folder has all its weights.
 
     Args:
         kind: AutoModelForCausalLM or a class like it.
-        new_head: whether a reward model's head may be missing: it is new when its training begins.
+        new_head: whether a reward model's head may be missing, as when its training begins.
         options: of `from_pretrained`.
     Raises:
         LabError: the folder cannot be read, or lacks weights, which transformers would fill with random numbers.
     """
-    # With other shapes it raises a report of several lines, unless told to continue; then it returns their names.
+    # For other shapes it raises a report of several lines, unless told to ignore them; then it returns their names.
     fixed = {"trust_remote_code": False, "use_safetensors": True, "ignore_mismatched_sizes": True}
     with loading(folder), without_report():
         try:
             model, info = kind.from_pretrained(folder, output_loading_info=True, **fixed | options)
         except ImportError as error:
-            # transformers names the first package that it misses, one after the other.
+            # transformers names only the first missing package.
             raise quantizer_missing(folder) or error from None
     if info["mismatched_keys"]:
         name, actual, expected = min(info["mismatched_keys"])
@@ -283,7 +283,7 @@ def load_weights(kind: Any, folder: str | Path, *, new_head: bool = True, **opti
 
 @contextlib.contextmanager
 def without_report() -> Iterator[None]:
-    """Keep transformers from printing a table of the weights that a folder lacks: `load_weights` says what it means."""
+    """Keep transformers from printing a table of missing weights, which `load_weights` reports in one line."""
     own = logging.getLogger("transformers.modeling_utils")
     before, own.disabled = own.disabled, True
     try:
@@ -303,7 +303,7 @@ def load_tokenizer(folder: str | Path, trust_remote_code: bool = False) -> "PreT
     if not any(path for pattern in TOKENIZER_FILES for path in Path(folder).glob(pattern)):
         raise fail("model_no_tokenizer", where=str(folder))
     if (Path(folder) / "config.json").is_file():
-        # The tokenizer's class follows from it; what is wrong with it is not the tokenizer's.
+        # It decides the tokenizer's class; an error in it is not the tokenizer's.
         with loading(folder):
             AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     with loading(folder, "model_tokenizer"):
@@ -329,7 +329,7 @@ def adapter(name: str | Path) -> Path:
 
 
 def require_rows(tokenizer: "PreTrainedTokenizerBase", rows: int | None, where: str) -> None:
-    """Refuse a tokenizer that makes token ids for which the embedding, of `rows` rows, has none; None is not known.
+    """Refuse a tokenizer with token ids beyond the embedding's `rows` rows; None: the number is unknown.
 
     Raises:
         LabError: with both numbers.
@@ -339,16 +339,16 @@ def require_rows(tokenizer: "PreTrainedTokenizerBase", rows: int | None, where: 
 
 
 def embedding_rows(folder: str | Path) -> int | None:
-    """Return how many tokens the embedding of a model folder has rows for, None where its config.json does not say."""
-    # As text: a configuration may ask for code of its own.
+    """Return the number of rows of a model folder's embedding, None if its config.json does not say."""
+    # As plain JSON: a configuration may ask for its own code.
     config = read_config(Path(folder))
     return config.get("text_config", config).get("vocab_size")
 
 
 def unreachable(tokenizer: "PreTrainedTokenizerBase", rows: int) -> list[str]:
-    """Return the tokens that a text can have and an embedding of `rows` rows has not.
+    """Return the tokens that a text can contain and that have no row in an embedding of `rows` rows.
 
-    A control token that the chat template never writes does not count: typed text is escaped, so that nothing makes it.
+    A control token that the chat template never writes does not count: typed text is escaped, so it cannot occur.
     Gemma 3 has one such for images, after the last row of its text models.
     """
     beyond = (
@@ -359,7 +359,7 @@ def unreachable(tokenizer: "PreTrainedTokenizerBase", rows: int) -> list[str]:
 
 
 def missing_shards(folder: Path) -> list[str]:
-    """Return the weight files that the index of `folder` names and that are not there."""
+    """Return the weight files that the index of `folder` lists and that are missing."""
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         return []
@@ -372,7 +372,7 @@ def missing_shards(folder: Path) -> list[str]:
 def from_hub(
     repo_id: str, trust_remote_code: bool = False, revision: str = "main", cache_dir: str | None = None
 ) -> str:
-    """Return the snapshot folder of a Hugging Face repository, from the cache when it is complete there."""
+    """Return the snapshot folder of a Hugging Face repository, from the cache if it is complete there."""
     # Imported here: huggingface_hub reads HF_HOME on import, and a lesson sets it first.
     from huggingface_hub import constants, snapshot_download
 
@@ -400,7 +400,7 @@ def from_hub(
     try:
         fetched = Path(snapshot_download(repo_id, endpoint=endpoint, **options))
     except Exception as error:
-        # Whatever the HTTP client raises in the middle of a download; what arrived is kept, and gone on from.
+        # Whatever the HTTP client raises during a download, which is resumed at the next call.
         raise explained(error, str(place)) or fail(
             "hub_offline", name=repo_id, endpoint=endpoint, reason=reason_of(error)
         ) from error
@@ -462,7 +462,7 @@ def from_modelscope(
 
 
 def unknown(name: str) -> LabError:
-    """Build the error for a name nobody knows, with the nearest that exist."""
+    """Build the error for an unknown name, with the nearest known ones."""
     names = [model.name for model in MODELS] + [model.hub_id for model in MODELS]
     hint = suggest(name, [*embedded.NAMES, *names])
     return fail("model_unknown", name=name, hint=f"{hint} " if hint else "")

@@ -1,11 +1,11 @@
-"""Optional packages: what to install for a module that is missing, and which of a recipe's keys need one."""
+"""Optional packages: what to install for a missing module, and which recipe keys need one."""
 
 from importlib.util import find_spec
 from typing import Any
 
 from ftlab.errors import LabError, fail, say
 
-# Extras of pyproject.toml -> the modules they bring.
+# Extras of pyproject.toml -> the modules they install.
 EXTRAS = {
     "course": ("jupyterlab", "ipykernel", "ipywidgets", "IPython", "jupytext", "papermill", "voila", "nbformat",
                "nbclient", "nbconvert", "jupyter_client"),
@@ -19,7 +19,7 @@ EXTRAS = {
     "ray": ("ray",),
     "optim": ("galore_torch", "apollo_torch", "lomo_optim", "schedulefree"),
 }  # fmt: skip
-# Other modules -> what pip calls their packages. A name that is not here is nothing to be suggested to pip.
+# Other modules -> their packages. No other name is suggested to pip.
 PACKAGES = {
     "wandb": "wandb", "tensorboard": "tensorboard", "mlflow": "mlflow-skinny", "trackio": "trackio",
     "clearml": "clearml", "codecarbon": "codecarbon", "dagshub": "dagshub", "dvclive": "dvclive", "neptune": "neptune",
@@ -51,7 +51,7 @@ ATTENTION = {"fa2": "flash_attn", "fa3": "flash_attn_interface"}
 
 
 def install(module: str) -> str:
-    """Return the command that installs a module, or a sentence where its package is not known.
+    """Return the command that installs a module, or a sentence if its package is unknown.
 
     >>> install("voila"), install("sklearn")
     ("pip install 'ftlab[course]'", 'pip install scikit-learn')
@@ -86,7 +86,7 @@ def of_recipe(recipe: Any) -> list[tuple[str, str]]:
     modules = [("optim", module) for start, module in OPTIMIZERS.items() if optim.startswith(start)]
     trackers = fields.get("report_to") or []
     for name in [trackers] if isinstance(trackers, str) else trackers:
-        # transformers refuses any other name: suggesting it to pip could install anything.
+        # transformers refuses any other name; suggesting it to pip could install anything.
         modules += [("report_to", TRACKERS[name])] if name in TRACKERS else []
     if recipe.quantization_bit:
         modules.append(("quantization_bit", "bitsandbytes"))

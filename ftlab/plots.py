@@ -1,4 +1,4 @@
-"""Plain rows to pictures. Each `plot_` draws on the Axes it is given; no pyplot, so a thread may call it."""
+"""Plots of plain rows. Each `plot_` function draws on given Axes; without pyplot, so a thread may call it."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 Row = Mapping[str, float]
-# The way from raw text to a model that answers; every lesson is about one of these.
+# The steps from raw text to a served model; every lesson is about one of them.
 STEPS = ("data", "SFT", "merge", "preference", "serve")
 
 
@@ -34,7 +34,7 @@ def plot_scores(shares: Mapping[str, float], total: int, ax: Axes) -> Axes:
     Args:
         shares: name -> share of `total` questions answered right, 0 to 1.
     """
-    # Imported here: it brings torch, which a picture of losses does not need.
+    # Imported here: it imports torch, which a loss curve does not need.
     from ftlab.evaluate import interval
 
     heights = [100 * share for share in shares.values()]
@@ -50,7 +50,7 @@ def plot_scores(shares: Mapping[str, float], total: int, ax: Axes) -> Axes:
 
 
 def plot_pipeline(here: str, ax: Axes) -> Axes:
-    """Draw the way from data to a served model, with the step `here`, one of STEPS, filled."""
+    """Draw the steps from data to a served model, with the step `here`, one of STEPS, filled."""
     for column, step in enumerate(STEPS):
         box = {"boxstyle": "round,pad=0.5", "edgecolor": "#4c956c", "facecolor": "#4c956c" if step == here else "white"}
         ax.text(column, 0, step, ha="center", va="center", color="white" if step == here else "#333", bbox=box)

@@ -1,13 +1,13 @@
 """Messages to the text of a model's own chat template: the one place that calls `apply_chat_template`.
 
-Training, checking, evaluation, chat and the server render through this file. What a template cannot show is written
-where it can, by the same rules for all of them, so that a model is asked in the very text it was trained on:
+Training, checking, evaluation, chat and the server render through this file. What a template cannot show is moved
+to where it can, by the same rules for all of them, so that a model is prompted with exactly the text it was trained on:
 
-- Control tokens inside a message (`<|im_end|>` typed by a user) are escaped: they read the same and end no turn.
+- Control tokens inside a message (`<|im_end|>` typed by a user) are escaped: they look the same but end no turn.
 - `arguments` of a tool call are objects, JSON text is parsed; a template that needs them as text gets text.
-- Tools go into the system turn where the template has no place for them, calls into the content.
-- A thought (`reasoning_content`) goes into the field that the template reads, else as `<think>` into the content.
-- Where the template refuses a system turn or a tool's result, they become part of the next user turn or one.
+- Tools go into the system turn if the template has no place for them, calls into the content.
+- Reasoning (`reasoning_content`) goes into the field that the template reads, else as `<think>` into the content.
+- If the template refuses a system turn or a tool's result, it becomes part of the next user turn, or one itself.
 """
 
 import itertools
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 Message = dict[str, Any]
 Tools = list[dict[str, Any]] | str | None
 
-# What a template raises on a conversation that it was not written for.
+# What templates raise on conversations that they do not support.
 TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError)
 THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 TOOLS = "You can call these tools. To call one, answer with its name and arguments as JSON, nothing else:\n"
-# A text with fewer characters may be in a template by chance.
+# A shorter text may occur in a template by chance.
 SHORT = 12
-# Stands for an answer where only what a template writes around it is of interest; no text holds it.
+# Stands for an answer where only the template's text around it matters; no text contains it.
 PLACEHOLDER = "\ue0f1"
 
 
@@ -63,7 +63,7 @@ def render(
     in_parts = wants_parts(tokenizer, template)
 
     def written(conversation: list[Message]) -> str:
-        """Return what the template makes of a conversation."""
+        """Return the template's rendering of a conversation."""
         return tokenizer.apply_chat_template(
             [as_parts(message) for message in conversation] if in_parts else conversation,
             tools=schemas or None,
@@ -77,7 +77,7 @@ def render(
     for adapted in ADAPTED:
         try:
             text = written(adapted(shown))
-            # A name or a short text may be there by chance: `f` is in `<｜end▁of▁sentence｜>`.
+            # A name or a short text may occur by chance: `f` is in `<｜end▁of▁sentence｜>`.
             missing = left_out(text, shown) or (left_out(written(adapted(marked)), marked) if marked != shown else 0)
         except TEMPLATE_ERRORS as error:
             reason = reason or reason_of(error)
@@ -109,7 +109,7 @@ def left_out(text: str, messages: Sequence[Message]) -> int:
 
 
 def with_marks(messages: Sequence[Message]) -> list[Message]:
-    """Return a conversation in which calls and short texts are replaced by marks that no text holds, each its own."""
+    """Return a conversation in which calls and short texts are replaced by unique marks that occur in no text."""
     number = itertools.count()
 
     def mark() -> str:
@@ -126,7 +126,7 @@ def with_marks(messages: Sequence[Message]) -> list[Message]:
 
 
 def parted(message: Message) -> tuple[str, str]:
-    """Return the content of a message up to the end of its thought, and the rest, which a template must show."""
+    """Return the content of a message up to the end of its reasoning, and the rest, which a template must show."""
     thought, end, content = message["content"].rpartition("</think>" if message["role"] == "assistant" else "\x00")
     return thought + end, content
 
@@ -135,7 +135,7 @@ def parted(message: Message) -> tuple[str, str]:
 def shows_tools(tokenizer: "PreTrainedTokenizerBase", template: str) -> bool:
     """Return True if a template writes the description of a tool, in a conversation with a system turn or without.
 
-    One that refuses the question is trusted to show what it names.
+    One that refuses this conversation is assumed to write them if it uses `tools`.
     """
     function = {"name": PLACEHOLDER, "description": "a", "parameters": {"type": "object", "properties": {}}}
     tool = {"type": "function", "function": function}
@@ -159,10 +159,10 @@ def control_tokens(tokenizer: "PreTrainedTokenizerBase") -> tuple[str, ...]:
 
 @lru_cache(maxsize=8)
 def controls_of(tokenizer: "PreTrainedTokenizerBase", size: int) -> tuple[str, ...]:
-    """Return `control_tokens`, worked out once for a tokenizer of `size` tokens."""
+    """Return `control_tokens`, cached for a tokenizer of `size` tokens."""
     special = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     tokens = special | set(tokenizer.all_special_tokens)
-    # Chat templates look for the reasoning under these names.
+    # Chat templates look for the reasoning between these.
     return tuple(sorted(token for token in tokens - {"<think>", "</think>"} if len(token) > 1))
 
 
@@ -194,7 +194,7 @@ def as_parts(message: Message) -> Message:
 
 
 def shown_message(message: Message, template: str) -> Message:
-    """Return a message with what `template` would leave out written where it looks."""
+    """Return a message with what `template` would leave out moved to where it looks."""
     shown = {name: value for name, value in message.items() if name != "weight" and value is not None}
     shown.setdefault("content", "")
     if shown["role"] == "assistant":
@@ -228,7 +228,7 @@ def reads_field(template: str, name: str) -> bool:
 
 
 def with_parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
-    """Return a tool call whose arguments are an object, where they are one as JSON text."""
+    """Return a tool call whose arguments, if they are a JSON object as text, are parsed."""
     function = dict(call["function"])
     function["arguments"] = parsed(function.get("arguments", {}))
     return {**call, "function": function}
@@ -286,7 +286,7 @@ def text_of(arguments: Any) -> str:
 
 
 def with_system_in_user(messages: list[Message]) -> list[Message]:
-    """Return a conversation whose system turn begins the first user turn, as LLaMA-Factory has it for Gemma."""
+    """Return a conversation with the system turn moved into the first user turn, as LLaMA-Factory does for Gemma."""
     if len(messages) < 2 or (messages[0]["role"], messages[1]["role"]) != ("system", "user"):
         return messages
     system, user, *rest = messages
@@ -306,7 +306,7 @@ def with_plain_roles(messages: list[Message]) -> list[Message]:
     return plain
 
 
-# Tried in this order until the template takes the conversation.
+# Tried in this order until the template accepts the conversation.
 ADAPTED: tuple[Callable[[list[Message]], list[Message]], ...] = (
     unchanged,
     with_arguments_as_text,

@@ -1,7 +1,7 @@
 """Parse what a model generated: reasoning, text and tool calls.
 
-Every chat template writes calls in a syntax of its own. The one that a template uses is found by rendering a call and
-trying which reader gives it back, so that a template that differs in a blank still is read.
+Every chat template has its own syntax for calls. It is detected by rendering a call and
+trying which reader parses it back, so small differences between templates do not matter.
 """
 
 import json
@@ -32,7 +32,7 @@ ATEM = {
         "content": {"content": "text"},
     },
 }
-# The brackets are those of Mistral's list of calls.
+# With the brackets of Mistral's list of calls.
 WRAPPERS = re.compile(r"</?tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>|\[[\s,]*\]")
 PROBE_TOOL = {
     "type": "function",
@@ -66,24 +66,24 @@ class Response(NamedTuple):
     calls: list[dict[str, Any]]
 
     def equals(self, other: "Response") -> bool:
-        """Return True if both answer the same; empty answers never do.
+        """Return True if two answers are equal; empty answers never are.
 
-        Where a call is made, only the calls count: name and arguments, the order of the keys does not matter.
+        If there are calls, only they count: name and arguments, whatever the order of the keys.
         """
         if self.calls or other.calls:
             return [canonical(call) for call in self.calls] == [canonical(call) for call in other.calls]
         return bool(self.content.strip()) and self.content.strip() == other.content.strip()
 
 
-# Answer text, prompt text and tools to a Response.
+# (answer text, prompt text, tools) -> Response.
 Read = Callable[[str, str, list | None], Response]
 
 
 class Reader:
-    """Reads what a model wrote under a tokenizer's chat template.
+    """A reader of a model's answers under a tokenizer's chat template.
 
     Attributes:
-        written: a call of PROBE_TOOL as the template writes it, "" where it writes none.
+        written: a call of PROBE_TOOL as the template writes it, "" if it writes no calls.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -92,7 +92,7 @@ class Reader:
         self.written, self.parse = self.found()
 
     def read(self, prompt: Sequence[int], answer: Sequence[int], tools: list | None = None) -> Response:
-        """Return the answer in the token ids that follow the token ids of a prompt.
+        """Parse an answer's token ids, given the token ids of its prompt.
 
         Args:
             tools: JSON schemas; some templates write "3" and 3 alike, and only the schema tells them apart.
@@ -101,22 +101,22 @@ class Reader:
         try:
             response = self.parse(text, self.tokenizer.decode(prompt), tools)
         except (ValueError, TypeError, KeyError):
-            # A call that was not written to its end.
+            # An incomplete call.
             response = read_json(text, "", tools)
         if not response.calls and not response.content.strip():
-            # Reasoning without an end: all of it counts as the answer.
+            # Unfinished reasoning: all of it counts as the answer.
             response = Response("", text, [])
         return response._replace(content=self.without_end(response.content).strip())
 
     def may_equal(self, begun: Sequence[int], expected: Response) -> bool:
         """Return True if an answer that begins with these token ids may still equal the expected one.
 
-        Where more than the text decides (calls, reasoning that is left out, spaces that decoding moves), it may.
+        True if not only the text decides (calls, omitted reasoning, spaces moved by decoding).
         """
         simple = self.parse is read_json and not self.tokenizer.clean_up_tokenization_spaces
         if not simple or expected.calls or "think" in str(self.tokenizer.chat_template):
             return True
-        # Of a character of several bytes the first tokens may be there, which decode to this one.
+        # The first tokens of a multi-byte character decode to this one.
         text = self.without_end(self.tokenizer.decode(begun)).rstrip("\ufffd")
         return expected.content.strip().startswith(text.strip())
 
@@ -126,7 +126,7 @@ class Reader:
         return self.without_end(text.rstrip().removesuffix(end)) if end else text
 
     def found(self) -> tuple[str, Read]:
-        """Return a call as this template writes it and the reader that gives it back; JSON where none does."""
+        """Return a call as this template writes it, and the reader that parses it back; by default that of JSON."""
         try:
             encoded = tokens.encode(self.tokenizer, {"messages": PROBE, "tools": [PROBE_TOOL]})[-1]
         except (LabError, ValueError, TypeError, KeyError):
@@ -163,7 +163,7 @@ def readers(tokenizer: PreTrainedTokenizerBase) -> Iterator[Read]:
 
 
 def by_syntax(syntax: dict[str, Any]) -> Read:
-    """Return the reader of a syntax that is described as transformers' `response_template`."""
+    """Return the reader of a syntax given as a `response_template` of transformers."""
 
     def read(text: str, prompt: str, tools: list | None) -> Response:
         parsed = parse_response(text, syntax, prefix=prompt, tools=tools)
@@ -209,12 +209,12 @@ def is_call(value: Any) -> bool:
 
 
 def as_call(value: dict[str, Any]) -> dict[str, Any]:
-    """Return a call with its arguments as a dictionary, whether they were written as an object or as JSON text."""
+    """Return a call with its arguments as a dictionary, whether given as an object or as JSON text."""
     return {"name": value["name"], "arguments": arguments_of(value)}
 
 
 def arguments_of(value: dict[str, Any]) -> Any:
-    """Return the arguments of a call: an object, also where they are one as JSON text; anything else unchanged."""
+    """Return the arguments of a call, parsed if they are a JSON object as text; anything else unchanged."""
     arguments = value.get("arguments", value.get("parameters")) or {}
     try:
         return json.loads(arguments) if isinstance(arguments, str) else arguments
@@ -223,7 +223,7 @@ def arguments_of(value: dict[str, Any]) -> Any:
 
 
 def canonical(value: Any) -> str:
-    """Return a JSON text that is the same for the same value, whatever the order of its keys; 1.0 is 1, true is not.
+    """Return a canonical JSON text: the order of keys does not matter, 1.0 equals 1, true does not.
 
     >>> canonical({"b": True, "a": [1.0, 0.5]})
     '{"a": [1, 0.5], "b": true}'
@@ -232,7 +232,7 @@ def canonical(value: Any) -> str:
 
 
 def with_whole_numbers(value: Any) -> Any:
-    """Return a JSON value in which a whole number has no decimal point, however it was written."""
+    """Return a JSON value in which integral floats are integers."""
     if isinstance(value, dict):
         return {name: with_whole_numbers(inner) for name, inner in value.items()}
     if isinstance(value, list):

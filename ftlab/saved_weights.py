@@ -11,7 +11,7 @@ ADAPTER, MODEL = "adapter", "model"
 RESULTS = (ADAPTER, MODEL)
 # Values of `finetuning_type` that train the model itself; all others train an adapter.
 WHOLE_MODELS = ("full", "freeze", "bitfit")
-# What the folder of a checkpoint is called, before its step.
+# The prefix of a checkpoint's folder, before its step.
 PREFIX = "checkpoint-"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
@@ -24,7 +24,7 @@ class Weights(NamedTuple):
 
 
 def result_name(finetuning_type: str) -> str:
-    """Return which of RESULTS a run with this `finetuning_type` leaves."""
+    """Return which of RESULTS a run with this `finetuning_type` writes."""
     return MODEL if finetuning_type in WHOLE_MODELS else ADAPTER
 
 
@@ -39,10 +39,10 @@ def several(name: str | Path) -> list[str]:
 
 
 def weights_of(name: str | Path) -> Weights:
-    """Return the trained weights in a folder, of several the last: an adapter, a whole model, or a run.
+    """Return the trained weights in a folder (the last of several): an adapter, a whole model, or a run.
 
-    A finished run has `adapter/` or `model/`; of a stopped one the newest checkpoint is taken whose every byte is as
-    it was written.
+    A finished run has `adapter/` or `model/`; of a stopped run the newest checkpoint is taken that matches its
+    manifest.
 
     Raises:
         LabError: there are none, or they are not safetensors.
@@ -68,7 +68,7 @@ def newest(folder: Path) -> Weights | None:
 
 
 def holds_weights(folder: Path) -> bool:
-    """Return True if a run has left something that was trained: its result, or a checkpoint."""
+    """Return True if a run has trained weights: its result, or a checkpoint."""
     return any(look(folder / part) for part in RESULTS) or newest(folder) is not None
 
 
@@ -81,7 +81,7 @@ def look(folder: Path) -> Weights | None:
 
 
 def require_language_model(weights: Weights) -> None:
-    """Refuse a reward model: it has one output in place of the head that writes text.
+    """Refuse a reward model, which has one output instead of a language model's head.
 
     Raises:
         LabError: naming its folder.
@@ -93,10 +93,10 @@ def require_language_model(weights: Weights) -> None:
 
 
 def refuse_virtual_tokens(weights: Weights, what: str) -> None:
-    """Refuse an adapter of virtual tokens: no weight can hold them, and they have logits and positions of their own.
+    """Refuse an adapter with virtual tokens, which cannot be merged and have their own logits and positions.
 
     Args:
-        what: what it is refused for.
+        what: the purpose for which it is refused.
     Raises:
         LabError: naming the method.
     """

@@ -1,4 +1,4 @@
-"""What the system and missing packages raise, whichever library it happens in, as one line for the user."""
+"""Errors of the system and of missing packages, whichever library raises them, as one line for the user."""
 
 import errno
 import os
@@ -10,10 +10,10 @@ from ftlab.errors import LabError, fail
 
 
 def explained(error: BaseException, where: str = "") -> LabError | None:
-    """Return the LabError for what the system or a missing package did, None for any other exception.
+    """Return the LabError for an error of the system or a missing package, None for any other exception.
 
-    Libraries raise these anywhere: memory that is used up, a disk that is full, a file that may not be read, a module
-    that is not installed. What they mean depends on the exception alone.
+    Libraries may raise these anywhere: out of memory, a full disk, an unreadable file, a module
+    that is not installed. Their meaning depends on the exception alone.
     """
     if isinstance(error, LabError):
         return error
@@ -31,16 +31,16 @@ def explained(error: BaseException, where: str = "") -> LabError | None:
 
 
 def free_bytes(target: Path) -> int:
-    """Return what is free on the disk that a folder is, or will be, on."""
+    """Return the free bytes on the disk of a folder, which need not exist yet."""
     there = next(folder for folder in (target.absolute(), *target.absolute().parents) if folder.exists())
     return shutil.disk_usage(there).free
 
 
 def require_space(target: Path, needed_bytes: int, key: str, exit_code: int = 2) -> None:
-    """Refuse a write that the disk cannot take, before it begins.
+    """Refuse a write without enough disk space, before it begins.
 
     Args:
-        key: the message, which says what was to be written.
+        key: the message, which names what would be written.
     Raises:
         LabError: with the megabytes needed and free.
     """
@@ -51,7 +51,7 @@ def require_space(target: Path, needed_bytes: int, key: str, exit_code: int = 2)
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Return True if an exception says that memory is used up, whichever library raised it."""
+    """Return True if an exception means out of memory, whichever library raised it."""
     words = ("out of memory", "can't allocate memory", "Cannot allocate memory", "not enough memory")
     return isinstance(error, MemoryError) or (
         isinstance(error, RuntimeError | OSError | ImportError) and any(word in str(error) for word in words)
@@ -59,6 +59,6 @@ def out_of_memory(error: BaseException) -> bool:
 
 
 def lost_contact(error: BaseException) -> bool:
-    """Return True if another process of the training no longer answers: torch has no class for it over gloo."""
+    """Return True if another process of the training no longer responds; with gloo torch has no class for it."""
     words = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "NCCL error")
     return isinstance(error, RuntimeError) and any(word in str(error) for word in words)

@@ -1,8 +1,8 @@
-"""The one encoder: a data set's example to token ids and labels, and back to what a person can read.
+"""The single encoder: from a data set's example to token ids and labels, and back to readable text.
 
 Training, `data check`, evaluation, chat and the server all encode through this file, on the texts that `rendering.py`
-makes. Prompt and answer are split as text (`answers.py`) and tokenized apart, as at chat time: the model is given the
-prompt's tokens and writes the answer's.
+renders. Prompt and answer are split as text (`answers.py`) and tokenized separately, as in a chat: the model gets the
+prompt's tokens and generates the answer's.
 """
 
 import html
@@ -20,7 +20,7 @@ Encoded = dict[str, list[int]]
 
 
 class Token(NamedTuple):
-    """One token of an encoded example: its id, its text, and whether the loss looks at it."""
+    """One token of an encoded example: its id, its text, and whether it is in the loss."""
 
     id: int
     text: str
@@ -33,10 +33,10 @@ class Turn(NamedTuple):
     Attributes:
         source: token ids of the prompt part.
         answer: token ids of the answer, from where it begins to where generation stops.
-        tail: token ids that the template writes after it (ChatML's line break); generation never gets there.
+        tail: token ids that the template writes after it (ChatML's line break), which are never generated.
         ended: the answer's last token ends the turn. Templates without such a token (GLM-4's) let the next speaker's
-            token end it, and eos where nobody follows: that token is then added to the answer.
-        history: how many tokens of `source` are earlier turns.
+            token end it, or eos at the end of the conversation: that token is then added to the answer.
+        history: number of tokens of earlier turns in `source`.
     """
 
     source: list[int]
@@ -56,19 +56,19 @@ def written_answers(
 ) -> tuple[list[int], list[list[int]]]:
     """Return the token ids up to where the text of an answer begins, and those of each text in its place.
 
-    Before it a template may write more than its generation prompt: Qwen3's an empty think block, gpt-oss's a channel.
+    Before it a template may write more than its generation prompt: an empty think block (Qwen3), a channel (gpt-oss).
     """
     rendering = answer(tokenizer, messages, [{"role": "assistant", "content": PLACEHOLDER}])
     opening = rendering.text.partition(PLACEHOLDER)[0]
-    # Two letters tell which tokens are the opening's alone: a space may be part of a word's first token, and line
-    # breaks before a word are other tokens than before nothing.
+    # Two letters show which tokens belong to the opening alone: a space may be part of a word's first token, and line
+    # breaks before a word may be other tokens than at the end.
     whole = [continuation(tokenizer, rendering.prompt, opening + text) for text in (*texts, "a", "Z")]
     begun = shared_length(whole) if opening else 0
     return [*ids_of(tokenizer, rendering.prompt), *whole[-1][:begun]], [ids[begun:] for ids in whole[:-2]]
 
 
 def shared_length(sequences: Sequence[Sequence[int]]) -> int:
-    """Return with how many tokens all sequences begin alike."""
+    """Return the length of the longest common prefix of all sequences."""
     parted = (place for place, ids in enumerate(zip(*sequences, strict=False)) if len(set(ids)) > 1)
     return next(parted, min(map(len, sequences)))
 
@@ -84,15 +84,15 @@ def encode(
     """Encode an example of a data set as one or several training examples.
 
     A conversation is one training example as long as its template leaves earlier answers as they were generated. Where
-    it rewrites them (Qwen3 takes earlier thoughts out) an answer that follows begins a training example of its own,
-    with the prompt that the model would be asked at that point; every answer is trained once.
+    it rewrites them (Qwen3 removes earlier reasoning) a following answer starts a new training example,
+    with the prompt that the model would get at that point; every answer is trained once.
 
     Args:
         row: `messages` (every assistant turn without `weight: 0` is trained on), `prompt` and `completion` as lists of
             messages (the completion is trained on), each with optional `tools`; or `text` (all of it is trained on).
         cutoff_len: the most tokens of a training example, see `truncate_lengths`; None keeps all.
-        train_on_prompt: the loss looks at the prompt too.
-        mask_history: of several assistant turns only the last is trained on, the others are not looked at.
+        train_on_prompt: the prompt is in the loss too.
+        mask_history: only the last of several assistant turns is trained on.
     Returns:
         Training examples {"input_ids", "labels"}, both of shape (seq_len,). `labels` equals `input_ids` where a token
         is trained on and is -100 elsewhere. What a template writes after the token that ends a turn is not trained on.
@@ -108,7 +108,7 @@ def encode(
 def examples(
     tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], *, mask_history: bool = False
 ) -> list[list[Turn]]:
-    """Return the training examples of a data set's example, each as its turns, nothing cut."""
+    """Return the training examples of a data set's example, each as its turns, uncut."""
     if "text" in row:
         ids = ids_of(tokenizer, row["text"])
         return [[Turn([], [*ids, tokenizer.eos_token_id], [], ended=True)]]
@@ -157,7 +157,7 @@ def joined_to(turns: list[Turn], turn: Turn, tokenizer: PreTrainedTokenizerBase)
 
 
 def closed(turns: list[Turn], tokenizer: PreTrainedTokenizerBase) -> list[Turn]:
-    """Return turns whose last answer ends with a token that ends it: eos where the template writes none."""
+    """Return turns whose last answer ends with an end token: eos if the template writes none."""
     *before, last = turns
     if last.ended:
         return turns
@@ -167,10 +167,10 @@ def closed(turns: list[Turn], tokenizer: PreTrainedTokenizerBase) -> list[Turn]:
 def sides(
     tokenizer: PreTrainedTokenizerBase, row: dict[str, Any], columns: Sequence[str], *, with_tail: bool = False
 ) -> list[Turn]:
-    """Return the answers to one prompt, of a pair or a single one, each as a turn that ends itself.
+    """Return the answers to one prompt, a pair or a single one, each as a complete turn.
 
-    Some templates ask in another way for an answer with a thought: Qwen3.5's smaller models with `<think>`, where they
-    close an empty block for one without. The prompt of such a pair ends where its sides part; the rest is the answers'.
+    Some templates prompt differently for an answer with reasoning: Qwen3.5's smaller models with `<think>`, where they
+    close an empty block for one without. The prompt of such a pair ends where its sides differ.
 
     Args:
         columns: columns with the answers: `chosen` and `rejected`, or `completion`.
@@ -205,7 +205,7 @@ def truncated_sides(turns: Sequence[Turn], cutoff_len: int | None) -> list[list[
 
 
 def length(turns: Sequence[Turn]) -> int:
-    """Return how many tokens turns take, nothing cut."""
+    """Return the number of tokens of turns, uncut."""
     return sum(len(turn.source) + len(turn.answer) + len(turn.tail) for turn in turns)
 
 
@@ -234,9 +234,9 @@ def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def continuation(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> list[int]:
-    """Return the token ids of a text that continues another.
+    """Return the token ids of a text that continues another one.
 
-    Most tokenizers encode it unchanged. Llama 2's adds a space before every text, which no answer starts with: there
+    Most tokenizers encode it as it is. Llama 2's adds a space before every text, which no answer starts with; then
     the ids are those after the tokens of the preceding text.
     """
     if tokenizer.tokenize("a") == ["a"]:
@@ -248,8 +248,8 @@ def continuation(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> 
 def truncated(turns: Sequence[Turn], cutoff_len: int | None, train_on_prompt: bool = False) -> Encoded:
     """Return a training example of at most `cutoff_len` tokens.
 
-    As in LLaMA-Factory each turn in its order gets what the turns before it left, shared between prompt and answer by
-    `truncate_lengths`; both keep their beginnings. Earlier turns inside a prompt go first, the earliest before others.
+    As in LLaMA-Factory each turn in order gets the remaining budget, shared between prompt and answer by
+    `truncate_lengths`; both keep their beginnings. Earlier turns inside a prompt are removed first, oldest first.
     """
     encoded: Encoded = {"input_ids": [], "labels": []}
     for turn in turns:
@@ -276,8 +276,8 @@ def shortened(turn: Turn, budget: int) -> tuple[list[int], list[int]]:
 def truncate_lengths(source: int, target: int, cutoff: int) -> tuple[int, int]:
     """Return how many tokens of a prompt (source) and of its answer (target) fit into `cutoff` tokens together.
 
-    The shorter one is kept whole while it takes less than half of the budget; else both give in proportion.
-    Source: the rule of LLaMA-Factory's `infer_seqlen`, which cuts the very same examples.
+    The shorter one is kept whole if it takes less than half of the budget; else both are cut in proportion.
+    Source: the rule of LLaMA-Factory's `infer_seqlen`, which gives the same examples.
 
     >>> truncate_lengths(3000, 2000, 1000)
     (600, 400)
@@ -295,7 +295,7 @@ def truncate_lengths(source: int, target: int, cutoff: int) -> tuple[int, int]:
 
 
 def ends_with_turn_end(tokenizer: PreTrainedTokenizerBase, encoded: dict[str, list[int]]) -> bool:
-    """Return True if the last trained token of a row is one that ends a turn: else the model never learns to stop."""
+    """Return True if the last trained token of a row ends a turn; otherwise the model never learns to stop."""
     trained = [label for label in encoded["labels"] if label != IGNORED]
     return bool(trained) and trained[-1] in set(tokenizer.all_special_ids)
 

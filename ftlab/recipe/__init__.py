@@ -1,1 +1,1 @@
-"""What a run is: its keys, read from YAML and checked, and what they become in the libraries and elsewhere."""
+"""Recipes: the keys of a run, read from YAML and checked, and their translation for libraries and other frameworks."""

@@ -1,6 +1,6 @@
-"""docs/coming-from.md: what becomes of the keys of other frameworks, written from the tables that read them.
+"""Generate docs/coming-from.md, how the keys of other frameworks are read, from the tables that read them.
 
-Make the page anew with `python -m ftlab.recipe.coming_from`.
+Regenerate the page with `python -m ftlab.recipe.coming_from`.
 """
 
 from pathlib import Path
@@ -62,7 +62,7 @@ def page() -> str:
 
 
 def section(framework: Framework) -> str:
-    """Return what becomes of a framework's keys: a table of those with a name here, and three lists."""
+    """Return how a framework's keys are read: a table of renamed keys, and three lists."""
     names = {theirs: ours for ours, theirs in framework.names.items()} | framework.also
     plain = {theirs: ours for theirs, ours in names.items() if theirs not in framework.read}
     rows = [("its key", "recipe"), ("---", "---")]
@@ -77,7 +77,7 @@ def section(framework: Framework) -> str:
 
 
 def reasons(keys: dict[str, str]) -> str:
-    """Return keys by their reasons, a list item each."""
+    """Return the keys grouped by reason, one list item per reason."""
     grouped: dict[str, list[str]] = {}
     for name, reason in keys.items():
         grouped.setdefault(reason, []).append(f"`{name}`")

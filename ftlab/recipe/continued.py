@@ -1,4 +1,4 @@
-"""An adapter that a recipe continues decides the keys that describe an adapter: they are read from it."""
+"""Read the keys that describe an adapter from the adapter that a recipe continues."""
 
 import contextlib
 import json
@@ -29,7 +29,7 @@ def settle(recipe: Recipe, where: dict[str, str]) -> Recipe:
     Args:
         where: key -> `file:line`.
     Raises:
-        LabError: a key that was given another value than the adapter has.
+        LabError: a key has another value than the adapter.
     """
     if not recipe.continues or (config := config_of(str(recipe.adapter_name_or_path))) is None:
         return recipe
@@ -39,7 +39,7 @@ def settle(recipe: Recipe, where: dict[str, str]) -> Recipe:
     if kind != "lora":
         return settle_method(recipe, kind, where)
     if "lora_target" in explicit and recipe.lora_target == "all":
-        # Whether the adapter has all layers only the model can tell: stages.rehearse.
+        # Whether the adapter has all layers depends on the model: see build.rehearse.
         del has["lora_target"]
     for key, value in (has | {"finetuning_type": kind, "pissa_init": False, "init_lora_weights": None}).items():
         own = getattr(recipe, key)
@@ -56,10 +56,10 @@ def other(recipe: Recipe, key: str, value: Any, where: dict[str, str]) -> LabErr
 
 
 def settle_method(recipe: Recipe, kind: str, where: dict[str, str]) -> Recipe:
-    """Return a recipe that continues an adapter of another method than LoRA, which has its config in its folder.
+    """Return a recipe that continues an adapter of a method other than LoRA, whose config is in its folder.
 
     Raises:
-        LabError: another method, or fields of a config, that the adapter has already; keys that its method cannot use.
+        LabError: another method, config fields that the adapter already has, or keys that its method cannot use.
     """
     if "finetuning_type" in recipe.model_fields_set and recipe.finetuning_type != kind:
         raise other(recipe, "finetuning_type", kind, where)
@@ -70,7 +70,7 @@ def settle_method(recipe: Recipe, kind: str, where: dict[str, str]) -> Recipe:
         return recipe
     settled = recipe.model_copy(update={"finetuning_type": kind})
     try:
-        # The keys were checked for `finetuning_type: lora`, where the recipe leaves it out.
+        # Without `finetuning_type` the keys were checked for lora.
         settled.fits_together()
     except ValueError as error:
         place = where.get("adapter_name_or_path", "adapter_name_or_path")
@@ -104,11 +104,11 @@ def config_of(name: str) -> dict[str, Any] | None:
 
 
 def decided(config: dict[str, Any]) -> dict[str, Any]:
-    """Return what an adapter's config says, as values of a recipe's keys."""
+    """Return an adapter's config as values of recipe keys."""
     values = {key: config.get(name, Recipe.model_fields[key].default) for key, name in DECIDED.items()}
     return {key: ",".join(sorted(value)) if isinstance(value, list) else value for key, value in values.items()}
 
 
 def comparable(value: Any) -> Any:
-    """Return a value in a form in which the order of a comma list does not count."""
+    """Return a value in a form that ignores the order of a comma list."""
     return sorted(part.strip() for part in value.split(",")) if isinstance(value, str) else value

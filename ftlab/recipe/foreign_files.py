@@ -1,4 +1,4 @@
-"""What a file of another framework says: which framework it is, its keys and their places. Nothing in it is run.
+"""Read files of other frameworks: which framework it is, its keys and their places. Nothing is executed.
 
 YAML and JSON are read as mappings, shell commands word by word, scripts and notebooks by their syntax tree.
 """
@@ -27,7 +27,7 @@ from ftlab.recipe.training_fields import FIELDS
 
 MAX_BYTES = 5_000_000
 COMMANDS, SCRIPTS = (".sh", ".bash", ".txt", ".cmd"), (".py", ".ipynb")
-# Keys that a recipe, and so LLaMA-Factory's YAML, has and TRL's has not; and those of which TRL's has one at least.
+# Keys that a recipe, and so LLaMA-Factory's YAML, has and TRL's lacks; and keys of which TRL's has at least one.
 NOT_TRL = {"stage", "dataset", "finetuning_type", "lora_rank", "template", "cutoff_len", "lora_target"}
 ONLY_TRL = {
     "dataset_name", "datasets", "use_peft", "lora_r", "load_in_4bit", "load_in_8bit", "dtype", "attn_implementation",
@@ -38,20 +38,20 @@ ONLY_V1 = {
     "init_config", "global_batch_size",
 }  # fmt: skip
 ONLY_SWIFT = {"dataset", "tuner_type", "train_type", "rlhf_type", "model_type", "split_dataset_ratio", "adapters"}
-# A recipe: its keys are our own.
+# A recipe, with ftlab's own keys.
 OWN = Framework(names={}, values={}, stages={}, tunings={}, title="LLaMA-Factory")
 # Words that end the options of a command: pipes, redirections, the next command.
 ENDS = re.compile(r"[12&]?>|\||;|&$")
-# A text that a shell script gives to a command: not a command itself.
+# A here-document: input of a command, not a command itself.
 WRITTEN = re.compile(r"^cat > (\S+) <<'(?:END)'\n(.*?)^END$", re.DOTALL | re.MULTILINE)
 HEREDOC = re.compile(r"<<-?\s*(['\"]?)(\w+)\1([^\n]*)\n.*?^\s*\2$", re.DOTALL | re.MULTILINE)
-# Calls of a script whose keywords are settings.
+# Calls in a script whose keyword arguments are settings.
 CALLS = ("from_pretrained", "get_peft_model", "get_chat_template", "load_dataset", "train_on_responses_only")
-# Their first argument, where it is written without its name.
+# The name of their first positional argument.
 FIRST = {"from_pretrained": "model_name", "load_dataset": "path"}
 CONFIG = re.compile(r"(?:(SFT|DPO|KTO|ORPO|GRPO|RLOO|Reward)(?:Config|Trainer)|TrainingArguments)")
 STAGES = {"SFT": "sft", "DPO": "dpo", "KTO": "kto", "ORPO": "orpo", "GRPO": "grpo", "RLOO": "rloo", "Reward": "rm"}
-# Keywords whose values are the script's own objects.
+# Keyword arguments whose values are the script's own objects.
 OBJECTS = {
     "model", "tokenizer", "processing_class", "train_dataset", "eval_dataset", "args", "data_collator", "peft_config",
     "callbacks", "formatting_func", "compute_metrics", "token", "ref_model",
@@ -59,7 +59,7 @@ OBJECTS = {
 
 
 class Source(NamedTuple):
-    """A file of another framework: its keys, their places (`file:line`), those that only a run computes."""
+    """A file of another framework: its keys, their places (`file:line`), and keys that are computed at run time."""
 
     framework: Framework
     values: Values
@@ -68,10 +68,10 @@ class Source(NamedTuple):
 
 
 def recognized(path: Path) -> Source:
-    """Return what a file says: a recipe, which LLaMA-Factory's own YAML is, or a run of another framework.
+    """Read a file as a recipe, such as LLaMA-Factory's own YAML, or as a run of another framework.
 
     Raises:
-        LabError: a file that cannot be read, a command or a script that trains nothing.
+        LabError: a file that cannot be read, or a command or script without a training.
     """
     if path.suffix in COMMANDS:
         return command(text_of(path), str(path))
@@ -84,7 +84,7 @@ def recognized(path: Path) -> Source:
 
 
 def mapping(values: Values, places: dict[str, str]) -> Source:
-    """Return what a mapping is, by its keys."""
+    """Return the framework of a mapping by its keys, and its values."""
     keys = {name for name, value in values.items() if value is not None}
     if any(str(name).startswith("top.") for name in keys):
         return Source(OWN, board(values, places), {})
@@ -102,7 +102,7 @@ def mapping(values: Values, places: dict[str, str]) -> Source:
 
 
 def board(values: Values, places: dict[str, str]) -> Values:
-    """Return what LLaMA-Factory's Board saved.
+    """Read a file saved by LLaMA-Factory's Board.
 
     Raises:
         LabError: extra arguments that cannot be read.
@@ -114,7 +114,7 @@ def board(values: Values, places: dict[str, str]) -> Values:
 
 
 def spelled(values: Values) -> Values:
-    """Return YAML 1.1's words for true and false as what they are: these frameworks read YAML 1.1."""
+    """Convert YAML 1.1's words for true and false to booleans: these frameworks read YAML 1.1."""
     words = {"yes": True, "on": True, "no": False, "off": False}
     return {
         name: words.get(value.lower(), value) if isinstance(value, str) and not name.endswith("_strategy") else value
@@ -136,10 +136,10 @@ def text_of(path: Path) -> str:
 
 
 def command(text: str, where: str) -> Source:
-    """Return what the one training command of a shell script says.
+    """Read the one training command of a shell script.
 
     Raises:
-        LabError: no such command, several, or words that the shell would have to compute.
+        LabError: no such command, several, or words that only the shell can compute.
     """
     variables: dict[str, str] = {}
     matches: list[tuple[list[str], tuple[str, str, int], dict[str, str]]] = []
@@ -171,7 +171,7 @@ def commands(line: str, where: str) -> list[list[str]]:
     """Return the words of each command of a line: `cd there && train it; echo done` has three.
 
     Raises:
-        LabError: a quote that does not end.
+        LabError: an unclosed quote.
     """
     lexer = shlex.shlex(line, posix=True, punctuation_chars=";")
     lexer.whitespace_split, lexer.commenters = True, ""
@@ -188,7 +188,7 @@ def commands(line: str, where: str) -> list[list[str]]:
 
 
 def uncommented(line: str) -> str:
-    """Return a line of a shell script without its comment; in `rows#500` the sign is part of the word."""
+    """Return a line of a shell script without its comment; in `rows#500` the # is part of the word."""
     quote = ""
     for place, sign in enumerate(line):
         if quote:
@@ -201,7 +201,7 @@ def uncommented(line: str) -> str:
 
 
 def filled(word: str, variables: dict[str, str]) -> str:
-    """Return a word with the shell variables that the file itself sets."""
+    """Return a word in which the shell variables that the file itself sets are expanded."""
     return re.sub(r"\$\{?(\w+)\}?", lambda match: variables.get(match[1], match[0]), word)
 
 
@@ -234,10 +234,10 @@ def starter(words: list[str]) -> tuple[str, str, int] | None:
 def options(
     words: list[str], start: tuple[str, str, int], environment: dict[str, str], where: str, written: dict[str, str]
 ) -> Source:
-    """Return the keys of a command; `start` is what `starter` found in it, `written` the files that the script writes.
+    """Return the keys of a command; `start` is the result of `starter`, `written` are the files that the script writes.
 
     Raises:
-        LabError: another verb than training, a word that only a shell could compute, a word that is not an option.
+        LabError: a verb other than training, a word that only a shell could compute, a word that is not an option.
     """
     name, verb, place = start
     if unset := next((word for word in words[place:] if "$" in word or "`" in word), None):
@@ -259,7 +259,7 @@ def options(
 
 
 def begun(name: str, verb: str, values: Values, where: str) -> Source:
-    """Return a command's keys with those that its verb stands for."""
+    """Return a command's keys with those implied by its verb."""
     known: dict[str, tuple[Framework | None, dict[str, Values]]] = {
         "llamafactory": (None, {"train": {}}),
         "swift": (SWIFT, {"sft": {}, "pt": {"stage": "pt"}, "rlhf": {"rlhf_type": values.get("rlhf_type", "dpo")}}),
@@ -279,7 +279,7 @@ def begun(name: str, verb: str, values: Values, where: str) -> Source:
 
 
 def pairs(words: list[str], where: str) -> tuple[Values, list[str]]:
-    """Return the options of a command, and the words that belong to none."""
+    """Return the options of a command, and the remaining words."""
     values: Values = {}
     bare: list[str] = []
     rest = list(words)
@@ -315,7 +315,7 @@ def part_of(text: str, where: str) -> Any:
 
 
 def unknown_processes(words: list[str], start: tuple[str, str, int], environment: dict[str, str]) -> tuple[str, ...]:
-    """Return what a launcher is told of processes that only a shell, or several machines, can know."""
+    """Return launcher options about processes that depend on a shell or on several machines."""
     text = " ".join(words[: start[2]])
     count = re.findall(rf"{PROCESSES}\D[^ ]*", text)
     count += [f"NPROC_PER_NODE={value}" for value in [environment.get("NPROC_PER_NODE", "")] if "$" in value]
@@ -336,7 +336,7 @@ def launched(words: list[str], environment: dict[str, str]) -> Values:
 
 
 def code_of(path: Path) -> str:
-    """Return the Python of a script, or of a notebook's code cells, without the lines that only IPython knows."""
+    """Return the Python code of a script, or of a notebook's cells, without IPython's own syntax."""
     text = text_of(path)
     if path.suffix == ".py":
         return text
@@ -353,7 +353,7 @@ def script(code: str, where: str) -> Source:
     """Return the literal settings of an unsloth script.
 
     Raises:
-        LabError: not Python, or no model of unsloth's in it.
+        LabError: not Python, or no unsloth model in it.
     """
     try:
         tree = ast.parse(code)
@@ -375,10 +375,10 @@ def script(code: str, where: str) -> Source:
                 unread.append(name or f"**{ast.unparse(node)}")
             elif name not in values:
                 values[name] = value
-                # Lines of a notebook are those of its cells.
+                # In a notebook, lines are counted per cell.
                 places[name] = f"{where}:{line}" if where.endswith(".py") else where
     if any(call.endswith("TrainingArguments") for call, _, _ in calls):
-        # TRL's own configs have another default.
+        # TRL's own configs have a different default.
         values.setdefault("learning_rate", 5e-5)
     if not any(call.startswith("Fast") for call, _, _ in calls):
         raise fail("recipe_script", where=where, reason="no FastLanguageModel.from_pretrained in it")
@@ -389,7 +389,7 @@ UNKNOWN = object()
 
 
 def settings(tree: ast.Module) -> Iterator[tuple[str, int, list[tuple[str, ast.expr]]]]:
-    """Yield (name of the call, its line, its keywords) of the calls that set something; "" for `**keywords`."""
+    """Yield (name, line, keyword arguments) of the calls with settings; the key is "" for `**kwargs`."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.Call):
             continue
@@ -410,7 +410,7 @@ def settings(tree: ast.Module) -> Iterator[tuple[str, int, list[tuple[str, ast.e
 
 
 def literal(node: ast.expr, constants: dict[str, ast.expr]) -> Any:
-    """Return the value of a literal, or of a name that the script gives one; UNKNOWN for what only a run knows."""
+    """Return the value of a literal, or of a name bound to one; UNKNOWN for values computed at run time."""
     if isinstance(node, ast.Name) and node.id in constants:
         node = constants[node.id]
     try:

@@ -8,7 +8,7 @@ from ftlab.recipe import keys, translated_keys
 from ftlab.recipe.foreign_files import OWN, Source
 from ftlab.recipe.frameworks.table import Framework, Values
 
-# Old names of TrainingArguments' fields, and keys that are resolved against others: a recipe's own reader knows them.
+# Old names of TrainingArguments' fields, and keys that depend on others: the recipe reader handles them.
 OLD_NAMES = {"warmup_ratio", "resume_from_checkpoint", "fsdp", "fsdp_config", "nproc_per_node", "stage"}
 OLD_NAMES |= {name for name, (_, why) in translated_keys.RENAMED.items() if why != "LLaMA-Factory renamed it"}
 OLD_NAMES -= {"max_length", "max_seq_length"}
@@ -18,10 +18,10 @@ EMPTY: tuple[Any, ...] = (False, "", [], {})
 
 
 def translate(source: Source, where: str) -> tuple[Values, dict[str, str], list[str]]:
-    """Return the keys of a recipe, the place of each, and what there is to say.
+    """Return the keys of a recipe, the place of each, and notes.
 
     Raises:
-        LabError: naming every key of the file that a recipe cannot have, and two keys that contradict each other.
+        LabError: naming every key of the file that a recipe cannot express, or two keys that contradict each other.
     """
     framework = source.framework
     computed = [say("recipe_note_computed", names=", ".join(source.computed))] if source.computed else []
@@ -48,10 +48,10 @@ def translate(source: Source, where: str) -> tuple[Values, dict[str, str], list[
 
 
 def key_by_key(source: Source, config: Values, where: str) -> dict[str, tuple[Values, str]]:
-    """Return what each key of a file comes to, and a note.
+    """Return the recipe keys and a note for each key of a file.
 
     Raises:
-        LabError: naming every key that a recipe cannot have.
+        LabError: naming every key that a recipe cannot express.
     """
     entries: dict[str, tuple[Values, str]] = {}
     refused: list[str] = []
@@ -71,7 +71,7 @@ def together(source: Source, entries: dict[str, tuple[Values, str]], where: str)
     """Return the keys of a recipe, and which key of the file each comes from.
 
     Raises:
-        LabError: two keys of the file that give one key of a recipe two values.
+        LabError: two keys of the file give one recipe key different values.
     """
     values: Values = {}
     origin: dict[str, str] = {}
@@ -95,12 +95,12 @@ def together(source: Source, entries: dict[str, tuple[Values, str]], where: str)
 
 
 def filled_in(config: Values, values: Values, framework: Framework, where: str, unset: set[str]) -> Values:
-    """Return a framework's defaults as keys of a recipe, those that the file leaves open.
+    """Return a framework's defaults for keys that the file leaves out, as keys of a recipe.
 
     Args:
-        unset: keys that are null in the file, which is a value of theirs.
+        unset: keys that are null in the file, where null is a value.
     Raises:
-        LabError: a default that a recipe cannot have.
+        LabError: a default that a recipe cannot express.
     """
     theirs = {name: value for name, value in framework.defaults(config).items() if name not in unset}
     defaults: Values = {}
@@ -116,10 +116,10 @@ def filled_in(config: Values, values: Values, framework: Framework, where: str, 
 
 
 def comes_to(name: str, value: Any, config: Values, framework: Framework) -> tuple[Values, str]:
-    """Return what one key of theirs comes to, and a note; neither where it asks for what a recipe does anyway.
+    """Return the recipe keys and a note for one key of a file; neither if a recipe behaves that way anyway.
 
     Raises:
-        ValueError: a recipe cannot have it.
+        ValueError: a recipe cannot express it.
     """
     if name in framework.read:
         result = framework.read[name](value, config)
@@ -141,13 +141,13 @@ def comes_to(name: str, value: Any, config: Values, framework: Framework) -> tup
 
 
 def unknown(name: str, known: list[str]) -> str:
-    """Return why a key is refused that is in no table, with those of the table that are near."""
+    """Return the reason for refusing a key that is in no table, with similar known keys."""
     nearest = near(name, known)
     return say("recipe_foreign_unknown") + (f" ({say('did_you_mean', nearest=', '.join(nearest))})" if nearest else "")
 
 
 def shown(value: Any, name: str = "") -> str:
-    """Return a value as a message shows it; the value of a key that holds a secret is not shown."""
+    """Return a value for a message; the value of a key that holds a secret is not shown."""
     if SECRET.search(name):
         return "***"
     text = str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""A hub's token in a recipe: it is used for what this process fetches, and kept nowhere.
+"""A hub token in a recipe: it is used for downloads of this process, and stored nowhere.
 
 LLaMA-Factory's key. A recipe is copied into its run folder and printed for other frameworks, so that the token is taken
 out of the keys before they become a `Recipe`.
@@ -12,16 +12,16 @@ from typing import Any
 from ftlab.errors import fail, say
 
 KEY = "hf_hub_token"
-# What huggingface_hub reads at every request, and what processes that this one starts inherit.
+# The variable that huggingface_hub reads at every request, and that child processes inherit.
 VARIABLE = "HF_TOKEN"
-# What a header of HTTP can carry; a `$` would be the name of a variable, which nobody fills in here.
+# The characters that an HTTP header can carry; a `$` would be an unexpanded variable.
 TOKEN = re.compile(r"[!#%-~]+")
 
 
 def take(values: dict[str, Any], where: str) -> list[str]:
-    """Remove the token from the keys of a recipe, use it from here on, and return the note that says so.
+    """Remove the token from a recipe's keys, use it from now on, and return a note.
 
-    As in LLaMA-Factory, it counts instead of the one that the environment names.
+    As in LLaMA-Factory, it takes precedence over the one in the environment.
 
     Raises:
         LabError: it is not a token; its value is not shown.

@@ -19,14 +19,14 @@ from ftlab.saved_weights import WHOLE_MODELS, several
 # virtual tokens.
 LAYER_METHODS = ("adalora", "fourierft", "ia3", "ln_tuning", "loha", "lokr", "oft", "vera")
 PROMPT_METHODS = ("p_tuning", "prefix_tuning", "prompt_tuning")
-# Those of which PEFT saves less than training needs: AdaLoRA's importance scores, the encoder of P-tuning.
+# Methods whose saved adapter lacks part of the training state: AdaLoRA's importance scores, P-tuning's encoder.
 SAVED_IN_PART = ("adalora", "p_tuning")
-# Those that PEFT computes on bitsandbytes' layers, or that leave the layers alone.
+# Methods that PEFT supports on bitsandbytes' layers, or that do not change the layers.
 ON_QUANTIZED = ("lora", "adalora", "ia3", "oft", "vera", *PROMPT_METHODS)
 
 
 def key(default: Any, meaning: str, becomes: str = "", **limits: Any) -> Any:
-    """Declare one key: its default, what it means, the library field it becomes, its range."""
+    """Declare one key: its default, meaning, library field and range."""
     return Field(default, description=meaning, json_schema_extra={"becomes": becomes or "ftlab's own"}, **limits)
 
 
@@ -356,7 +356,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def checked(self) -> "Recipe":
-        """Return the recipe itself, once its keys fit together."""
+        """Return the recipe itself if its keys are consistent."""
         self.fits_together()
         return self
 
@@ -401,7 +401,7 @@ class Recipe(BaseModel):
         self.fits_teacher()
 
     def fits_start(self) -> None:
-        """Refuse what a start that changes the base weights cannot be combined with.
+        """Refuse keys that cannot be combined with an initialization that changes the base weights.
 
         Raises:
             ValueError: naming the pair.
@@ -413,7 +413,7 @@ class Recipe(BaseModel):
         name = "pissa_init" if self.pissa_init else "init_lora_weights: olora"
         if self.use_dora:
             raise ValueError(f"`{name}` and `use_dora` cannot be combined")
-        # PEFT takes the start out of the base once more for trl's second adapter; PPO's reference is that base alone.
+        # PEFT subtracts the initialization again for TRL's second adapter; PPO's reference is the changed base.
         if self.adapts and self.objective in ("ppo", *COPIED) and not self.ref_model:
             raise ValueError(f"`{name}` changes the base, which is the reference of `stage: {self.stage}`")
         if self.quantization_bit:
@@ -457,7 +457,7 @@ class Recipe(BaseModel):
             raise ValueError(f"`finetuning_type: {kind}` cannot go back to a checkpoint, which lacks a part of it")
 
     def fits_best(self) -> None:
-        """Refuse to go back to the best of evaluations that never happen, or that no checkpoint belongs to.
+        """Refuse to load the best checkpoint if there are no evaluations, or none with a checkpoint.
 
         Raises:
             ValueError: naming the keys.
@@ -476,7 +476,7 @@ class Recipe(BaseModel):
             )
 
     def fits_tokens(self) -> None:
-        """Refuse runs in which added tokens would stay untrained, or that compare with a model that lacks them.
+        """Refuse runs in which added tokens would stay untrained, or whose reference model lacks them.
 
         Raises:
             ValueError: naming the key in the way.
@@ -501,7 +501,7 @@ class Recipe(BaseModel):
             raise ValueError(f"`use_muon` is an optimizer of its own: remove `{name}`")
 
     def fits_loss(self) -> None:
-        """Refuse what ASFT's and EAFT's losses cannot be combined with.
+        """Refuse keys that cannot be combined with ASFT's and EAFT's losses.
 
         Raises:
             ValueError: naming the pair.
@@ -520,7 +520,7 @@ class Recipe(BaseModel):
             raise ValueError("the start of the adapter changes the base, the reference of `use_asft_loss`")
 
     def fits_rewards(self) -> None:
-        """Refuse keys that learning from rewards cannot use.
+        """Refuse keys that stages with rewards cannot use.
 
         Raises:
             ValueError: naming them.
@@ -538,7 +538,7 @@ class Recipe(BaseModel):
             raise ValueError("`stage: ppo` does not support `loraplus_lr_ratio`, `val_size` and `eval_dataset`")
 
     def fits_teacher(self) -> None:
-        """Refuse distillation without a teacher, or with one that lacks tokens, and its key in another stage.
+        """Refuse distillation without a teacher or with a teacher that lacks tokens, and a teacher in another stage.
 
         Raises:
             ValueError: naming the key.
@@ -553,7 +553,7 @@ class Recipe(BaseModel):
             raise ValueError("`teacher_model` lacks what `add_tokens` adds: remove it")
 
     def fits_names(self, name: str, known: Sequence[str]) -> None:
-        """Refuse a name in a list of names, separated by commas, that is not known.
+        """Refuse unknown names in a comma-separated list.
 
         Raises:
             ValueError: naming the known ones.
@@ -564,18 +564,18 @@ class Recipe(BaseModel):
 
     @property
     def source(self) -> dict[str, Any]:
-        """What `models.fetch` takes beside the model's name."""
+        """The options of `models.fetch`."""
         own = {"revision": self.model_revision, "cache_dir": self.cache_dir}
         return {"trust_remote_code": self.trust_remote_code} | own
 
     @property
     def continues(self) -> bool:
-        """Whether an adapter is trained further; otherwise those that are named are merged."""
+        """Whether an adapter is trained further; otherwise the named adapters are merged."""
         return self.adapter_name_or_path is not None and not self.create_new_adapter
 
     @property
     def merges(self) -> str:
-        """The key that has adapters merged into the base before training, as a message names it; "" without one."""
+        """The key, for a message, that merges adapters into the base before training; "" without one."""
         if not self.adapter_name_or_path:
             return ""
         if self.create_new_adapter:
@@ -599,19 +599,19 @@ class Recipe(BaseModel):
 
     @property
     def second_model(self) -> str | None:
-        """The key that names another whole model which the loss reads, None without one."""
+        """The key that names a second whole model for the loss, None without one."""
         if self.objective == "gkd":
             return "teacher_model"
         return "ref_model" if self.ref_model and self.compares else None
 
     @property
     def writes(self) -> bool:
-        """Whether answers are written while training."""
+        """Whether training generates answers."""
         return self.objective in REWARDED or (self.objective == "gkd" and (self.lmbda > 0 or self.seq_kd))
 
     @property
     def adapts(self) -> bool:
-        """Whether what is trained is an adapter, not the model itself."""
+        """Whether an adapter is trained, not the model itself."""
         return self.finetuning_type not in WHOLE_MODELS
 
     @property
@@ -621,7 +621,7 @@ class Recipe(BaseModel):
 
     @property
     def changes_base(self) -> bool:
-        """Whether an adapter's start is taken out of the base weights."""
+        """Whether an adapter's initialization is subtracted from the base weights."""
         return self.pissa_init or self.init_lora_weights == "olora"
 
     @property
@@ -636,7 +636,7 @@ class Recipe(BaseModel):
 
     @property
     def packs(self) -> bool:
-        """Whether several examples share a row; without the key, as LLaMA-Factory decides it."""
+        """Whether examples are packed; without the key, as in LLaMA-Factory."""
         return self.stage == "pt" if self.packing is None else self.packing
 
 
@@ -646,9 +646,9 @@ REWARDS = ("exact_answer", "short_answer")
 EVAL_FIGURES = (
     "loss", "accuracy", "exact_match", "contains", "json", "tool_calls", "bleu", "rouge", "multiple_choice",
 )  # fmt: skip
-# Keys that change the weights of these stages, and of no other.
+# Keys that affect the weights in these stages only.
 SAMPLING = ("temperature", "max_new_tokens")
-# Keys of Recipe that change no weight, and so may change between two starts of the same run.
+# Keys that do not affect the weights, and so may change when a run is resumed.
 OUTSIDE_THE_RUN = (
     "output_dir", "overwrite_output_dir", "do_train", "plot_loss", "infer_backend", "infer_dtype", "do_sample",
     "temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "num_beams", "export_dir", "export_size",
@@ -679,12 +679,12 @@ TRAINING_HINTS = {
     for name, field in FIELDS.items()
     if name not in Recipe.model_fields and name not in REFUSED_TRAINING
 }
-# transformers declares text, for the command line, and warns at any.
+# transformers declares it as text, for the command line, and warns at any value.
 TRAINING_HINTS["fsdp"] = bool | None
 
 
 class Condition(NamedTuple):
-    """Keys that count in some runs only: which, in what runs, and that as words."""
+    """Keys that have an effect in some runs only: their names, the condition, and the condition in words."""
 
     names: tuple[str, ...]
     met: Callable[[Recipe], bool]
@@ -693,9 +693,9 @@ class Condition(NamedTuple):
 
 PREFERENCES = ("dpo", "kto", "orpo", "simpo")
 REWARDED = ("ppo", "grpo", "rloo")
-# Stages whose trainer compares the completions of one prompt, and writes those of an optimizer step together.
+# Stages whose trainer compares the completions of a prompt, and generates those of an optimizer step together.
 GROUPED = ("grpo", "rloo")
-# Stages whose trainer keeps a frozen copy of what is trained beside it, as the reference.
+# Stages whose trainer keeps a frozen copy of the trained weights as the reference.
 COPIED = ("dpo", "kto", *GROUPED)
 # Stages whose trainer takes the weight of a mixture's balancing loss.
 BALANCED = ("pt", "sft", *COPIED)
@@ -854,7 +854,7 @@ CONDITIONS = (
 
 
 def ineffective(recipe: Recipe) -> list[tuple[str, Any, str]]:
-    """Return (key, value, what it needs) of every key that was given and changes nothing in this run."""
+    """Return (key, value, what it needs) of every given key that has no effect in this run."""
     own = {name: getattr(recipe, name) for name in recipe.model_fields_set if name != "training"}
     changed = {name: value for name, value in own.items() if value != Recipe.model_fields[name].default}
     changed |= recipe.training

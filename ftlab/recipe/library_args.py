@@ -13,9 +13,9 @@ from ftlab.recipe.training_fields import FIELDS
 
 FORMATS = {"bf16": "bfloat16", "fp16": "float16"}
 ATTENTION = {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
-# What this transformers calls recomputing activations: 5.23 renamed it and warns at the old name, 5.17 has only that.
+# The name of activation checkpointing in the installed transformers: 5.23 renamed it, 5.17 has only the old name.
 CHECKPOINTING = next(name for name in ("activation_checkpointing", "gradient_checkpointing") if name in FIELDS)
-# What the rows of a stage must hold.
+# The columns that each stage needs.
 COLUMNS = {
     "sft": ("messages",),
     "pt": ("text",),
@@ -31,7 +31,7 @@ COLUMNS = {
 }
 
 
-# Objective -> module, config class, trainer class: TRL's, for PPO our own.
+# Objective -> module, config class, trainer class: TRL's, for PPO ftlab's own.
 TRAINERS = {
     "sft": ("trl", "SFTConfig", "SFTTrainer"),
     "pt": ("trl", "SFTConfig", "SFTTrainer"),
@@ -48,10 +48,10 @@ TRAINERS = {
 
 
 def objective_settings(recipe: Recipe) -> dict[str, Any]:
-    """Return the config fields that belong to a recipe's stage alone."""
+    """Return the config fields of a recipe's stage."""
     match recipe.objective:
         case "pt":
-            # Texts one after the other, cut every cutoff_len tokens, as pre-training does, unless `packing: false`.
+            # Texts are joined and cut every cutoff_len tokens, as in pre-training, unless `packing: false`.
             return {"packing": recipe.packs, "packing_strategy": "wrapped"}
         case "sft":
             return {"packing": recipe.packs} | ({"loss_type": "dft"} if recipe.use_dft_loss else {})
@@ -79,14 +79,14 @@ def objective_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def sampling(recipe: Recipe) -> dict[str, Any]:
-    """Return how completions are written while training: from the whole distribution, whatever `top_p` says."""
+    """Return the sampling settings for training: from the whole distribution, whatever `top_p` is."""
     return {"max_completion_length": recipe.max_new_tokens, "temperature": recipe.temperature}
 
 
 def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[dict[str, Any], list[str]]:
-    """Return the fields of TRL's config object for a recipe on a machine, and notes on what it could not do."""
+    """Return the fields of TRL's config object for a recipe on a machine, and notes on what the machine lacks."""
     settings: dict[str, Any] = training_arguments(machine) | {"bf16": autocasts(recipe, machine)}
-    # transformers' own defaults where trl has others, so that a LLaMA-Factory YAML means what it meant.
+    # transformers' own defaults where TRL has others, so that a LLaMA-Factory YAML keeps its meaning.
     settings |= {"learning_rate": 5e-5, "logging_steps": 1, "report_to": "none", "logging_nan_inf_filter": False}
     fields, notes = dict(recipe.training), []
     if recipe.early_stopping_steps:
@@ -110,16 +110,16 @@ def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[d
     if fields.get("fp16"):
         settings["bf16"] = False
     if recipe.objective == "kto" and fields.get("per_device_train_batch_size") == 1:
-        # TRL estimates the KL term from other rows of the same batch, so that it needs two.
+        # TRL estimates the KL term from other rows of the batch, so it needs at least two.
         accumulated = fields.get("gradient_accumulation_steps", 1)
         fields |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": max(1, accumulated // 2)}
         notes.append(say("train_kto_pairs", accumulated=max(1, accumulated // 2)))
-    # ftlab rotates itself (checkpoint.py): Trainer would count, and delete, what another run left.
+    # ftlab rotates checkpoints itself (checkpoint.py): Trainer would count and delete those of other runs.
     fields.pop("save_total_limit", None)
     fields.pop("resume_from_checkpoint", None)
     if fields.get("deepspeed"):
         fields["deepspeed"] = sharding.deepspeed(fields["deepspeed"])
-    # Completions have a limit of their own, and prompts above cutoff_len were dropped.
+    # Completions have their own limit, and prompts above cutoff_len were dropped.
     limit = {} if recipe.objective in REWARDED else {"max_length": recipe.cutoff_len}
     balanced = recipe.moe_aux_loss_coef is not None and recipe.objective in BALANCED
     balance = {"router_aux_loss_coef": recipe.moe_aux_loss_coef} if balanced else {}
@@ -138,7 +138,7 @@ def weights_dtype(recipe: Recipe, machine: Machine) -> str:
     """Return the number format to load the model in.
 
     Weights that are trained are kept in float32, because small updates vanish in 16 bits; `pure_bf16` keeps them
-    in bfloat16 all the same. A frozen base under an adapter is loaded in the machine's own format.
+    in bfloat16 anyway. A frozen base under an adapter is loaded in the machine's own format.
     """
     if recipe.pure_bf16:
         return "bfloat16"
@@ -159,10 +159,10 @@ def model_settings(recipe: Recipe, machine: Machine) -> dict[str, Any]:
 
 
 def placement(recipe: Recipe) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` that place the weights, none where a recipe leaves it to ftlab."""
+    """Return the arguments of `from_pretrained` that place the weights, {} if a recipe has none."""
     if recipe.device_map is None and recipe.max_memory is None:
         return {}
-    # A GPU is numbered, and a key of `max_memory.0=10GiB` is text.
+    # GPUs are numbers, and the key in `max_memory.0=10GiB` is text.
     limits = {int(name) if str(name).isdigit() else name: most for name, most in (recipe.max_memory or {}).items()}
     return {
         "device_map": recipe.device_map or "auto",
@@ -172,7 +172,7 @@ def placement(recipe: Recipe) -> dict[str, Any]:
 
 
 def plan(recipe: Recipe, machine: Machine, family: str | None = None) -> Plan:
-    """Return which fast paths a recipe takes on a machine; without the model's family those that need no family."""
+    """Return the fast paths of a recipe on a machine; without `family`, those that do not depend on it."""
     return decide(
         machine,
         wanted=recipe.shortcuts,
@@ -205,7 +205,7 @@ PEFT_CONFIGS = {
     "vera": "VeraConfig", "p_tuning": "PromptEncoderConfig", "prefix_tuning": "PrefixTuningConfig",
     "prompt_tuning": "PromptTuningConfig",
 }  # fmt: skip
-# What PEFT leaves open and a config needs: AdaLoRA's steps are known when training starts (runs/adapters.py).
+# Required fields without a default in PEFT: AdaLoRA's steps are set when training starts (runs/adapters.py).
 PEFT_DEFAULTS: dict[str, dict[str, Any]] = {
     "adalora": {"total_step": 2**31},
     **{method: {"num_virtual_tokens": 20} for method in PROMPT_METHODS},
@@ -222,7 +222,7 @@ def peft_settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def targeted(recipe: Recipe) -> dict[str, Any]:
-    """Return the fields that name layers; IA3 has PEFT's own choice: keys, values and the MLP's second matrix."""
+    """Return the fields that name layers; IA3 uses PEFT's default: keys, values and the MLP's second matrix."""
     every = None if recipe.finetuning_type == "ia3" else "all-linear"
     return {
         "target_modules": every if recipe.lora_target == "all" else names(recipe.lora_target),
@@ -231,12 +231,12 @@ def targeted(recipe: Recipe) -> dict[str, Any]:
 
 
 def lora_alpha(recipe: Recipe) -> int:
-    """Return a recipe's alpha, 2 r where it names none."""
+    """Return a recipe's lora_alpha; the default is 2 r."""
     return recipe.lora_alpha or 2 * recipe.lora_rank
 
 
 def lora_settings(recipe: Recipe) -> dict[str, Any]:
-    """Return the fields of a recipe's LoraConfig but for its task."""
+    """Return the fields of a recipe's LoraConfig, except for its task."""
     pissa = "pissa" if recipe.pissa_iter == -1 else f"pissa_niter_{recipe.pissa_iter}"
     return {
         "r": recipe.lora_rank,
@@ -255,7 +255,7 @@ def encoding_of(recipe: Recipe) -> Encoding:
     return Encoding(
         cutoff_len=None if joined else recipe.cutoff_len,
         train_on_prompt=recipe.train_on_prompt and not distilled,
-        # What comes before the last answer is the prompt that model or teacher answers.
+        # Everything before the last answer is the prompt for the model or the teacher.
         mask_history=recipe.mask_history or distilled,
         default_system=recipe.default_system,
         judged=recipe.stage == "rm",

@@ -1,4 +1,4 @@
-"""What the machine decides where a recipe leaves a key alone, and why."""
+"""The defaults of keys that depend on the machine, and the reasons."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from ftlab.device import Machine
 from ftlab.recipe import library_args
 from ftlab.recipe import read as recipes
 
-# Key -> kind of machine -> why. What each is worth is measured by `python -m benchmarks levers`.
+# Key -> kind of machine -> reason. `python -m benchmarks levers` measures the gain of each.
 REASONS = {
     "use_cpu": {"cpu": "there is no accelerator"},
     "bf16": {
@@ -30,12 +30,12 @@ REASONS = {
         "cuda": "they are for CPUs; here nothing is changed",
     },
 }
-# What recipes may call it -> what this transformers calls it.
+# A key of a recipe -> its name in the installed transformers.
 ALIASES = dict.fromkeys(("gradient_checkpointing", "activation_checkpointing"), library_args.CHECKPOINTING)
 
 
 def here(name: str, machine: Machine) -> str:
-    """Return one line on a key's default on this machine, "" where the machine does not decide it."""
+    """Return one line on a key's default on this machine, "" if it does not depend on the machine."""
     name = ALIASES.get(name, name)
     reason = REASONS.get(name, {}).get(machine.accelerator)
     if not reason:

@@ -1,4 +1,4 @@
-"""What each of several devices holds of a recipe: with its data, its weights, its matrices or its layers divided."""
+"""The memory per device of a recipe on several devices: data, sharded, tensor and pipeline parallel."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,12 +11,12 @@ from ftlab.memory import Decoder, Needs, Training
 from ftlab.recipe import memory_needs
 from ftlab.recipe.keys import Recipe
 
-# Label -> ZeRO stage, and whether what is divided is on the processor's side.
+# Label -> ZeRO stage, and whether the shards are offloaded to the machine's memory.
 ZERO = {"ZeRO-1": (1, False), "ZeRO-2": (2, False), "ZeRO-3": (3, False), "ZeRO-3, offload": (3, True)}
 FSDP = {"FSDP2": (3, False), "FSDP2, offload": (3, True)}
 # DeepSpeed's optimizer state per trained weight, whatever its format: a float32 copy and two moments.
 ZERO_STATE_BYTES = 4 + 2 * 4
-# Numbers of its two buckets of gradients in stages 1 and 2 (recipes/deepspeed, overlap_comm).
+# Elements of its two gradient buckets in stages 1 and 2 (recipes/deepspeed, overlap_comm).
 ZERO_BUCKETS = 2 * 500_000_000
 # Bytes of a gradient in its optimizer step, which is in float32; in stage 3 of so many weights at a time
 # (sub_group_size), and of so many others it leaves whole what is soon needed again (stage3_max_live_parameters).
@@ -24,15 +24,15 @@ ZERO_STEP_BYTES, ZERO_AT_ONCE, ZERO_LIVE = 4, 1_000_000_000, 1_000_000_000
 
 
 def shares(recipe: Recipe, machine: Machine, devices: int) -> Iterator[tuple[str, Needs | None, float]]:
-    """Yield (label, bytes on a device, bytes of its process in the machine's memory) for every way to divide a recipe.
+    """Yield (label, needs on a device, bytes of its process in the machine's memory) for every kind of parallelism.
 
-    The batch is `per_device_train_batch_size` in each of them: what data parallelism divides is the data set. None
-    where a model cannot be divided that way.
+    The batch is `per_device_train_batch_size` in each: data parallelism divides the data set. The needs are None
+    if a model cannot be divided that way.
     """
     decoder = memory_needs.sizes(recipe.model_name_or_path, **recipe.source)
     training = memory_needs.training(recipe, decoder, machine)
     alone = memory.estimate(decoder, training)
-    # DDP copies every gradient into a bucket of its own.
+    # DDP copies every gradient into its buckets.
     yield "DDP", replace(alone, peak=alone.peak + alone.gradients), 0
     for label, (stage, offload) in ZERO.items():
         needs, host = sharded(decoder, in_deepspeed(training), devices, stage, offload)
@@ -48,7 +48,7 @@ def shares(recipe: Recipe, machine: Machine, devices: int) -> Iterator[tuple[str
 def sharded(
     decoder: Decoder, training: Training, devices: int, stage: int, offload: bool = False
 ) -> tuple[Needs, float]:
-    """Return what ZeRO leaves on a device, and in the memory of its machine."""
+    """Return the needs on a device under ZeRO, and the bytes in its machine's memory."""
     part = memory.estimate(decoder, replace(training, gpus=devices, shard=stage))
     if not offload:
         return part, 0
@@ -57,7 +57,7 @@ def sharded(
 
 
 def beside_zero(decoder: Decoder, training: Training) -> int:
-    """Return what DeepSpeed holds beside an estimate: two buckets of gradients, in stage 3 weights it leaves whole."""
+    """Return the bytes that DeepSpeed holds in addition: two gradient buckets; in stage 3 also gathered weights."""
     if training.shard < 3:
         return int(ZERO_BUCKETS * training.trained_bytes)
     live = min(ZERO_LIVE, decoder.parameters) * training.other_bytes
@@ -76,7 +76,7 @@ def zero_step_bytes(needs: Needs) -> int:
 
 
 def beside_fsdp(decoder: Decoder, training: Training) -> int:
-    """Return the weights that FSDP2 gathers beyond an estimate's one matrix or block.
+    """Return the bytes of weights that FSDP2 gathers in addition to an estimate's matrix or block.
 
     Embedding and output layer are of its outermost group, which is whole from the first block to the last; with them
     the block that is computed, and the next one, which is gathered meanwhile.
@@ -88,7 +88,7 @@ def beside_fsdp(decoder: Decoder, training: Training) -> int:
 
 
 def in_deepspeed(training: Training) -> Training:
-    """Return a training as DeepSpeed runs it: weights in 16 bits where any are multiplied so, and its own state."""
+    """Return a training as DeepSpeed runs it: weights in 16 bits if computed in 16 bits, and its optimizer state."""
     if not training.autocast and training.other_bytes == 4:
         return replace(training, state_bytes=ZERO_STATE_BYTES)
     linear_bytes = min(training.linear_bytes, 2)
@@ -99,8 +99,8 @@ def in_deepspeed(training: Training) -> Training:
 def narrow(decoder: Decoder, devices: int) -> Decoder | None:
     """Return a device's part of every block: some heads, and as many columns of the MLP; None where they don't divide.
 
-    Embedding, norms and output layer are on every device, as in transformers' `tp_plan`; Megatron divides the first and
-    the last of them, too.
+    Embedding, norms and output layer are on every device, as in transformers' `tp_plan`; Megatron divides the first
+    and the last, too.
     """
     widths = {name: getattr(decoder, name) for name in ("heads", "kv_heads", "intermediate")}
     if any(width % devices for width in widths.values()):
@@ -111,7 +111,7 @@ def narrow(decoder: Decoder, devices: int) -> Decoder | None:
 def short(decoder: Decoder, devices: int) -> Decoder | None:
     """Return the last stage of a pipeline, which holds most: its blocks, the output layer and the logits.
 
-    None with fewer blocks than devices. Of a batch all micro-batches are held, as in GPipe.
+    None with fewer blocks than devices. All micro-batches of a batch are held, as in GPipe.
     """
     if decoder.layers < devices:
         return None
@@ -119,7 +119,7 @@ def short(decoder: Decoder, devices: int) -> Decoder | None:
 
 
 def report(recipe: Recipe, machine: Machine, devices: int) -> str:
-    """Return a table of what each of several devices holds, and whether still more of them could help."""
+    """Return a table of the memory per device, and whether more devices could help."""
     lines = [
         say("memory_devices", devices=devices),
         f"{'GiB':<16} weights  moments gradients activations   logits     peak     host  smallest GPU",

@@ -18,14 +18,14 @@ from ftlab.recipe.keys import COPIED, GROUPED, REWARDED, Recipe
 from ftlab.recipe.trained_weights import matrices, trained_weights
 
 GIB = 2**30
-# What stays free of a machine's memory: the system, Python and its libraries; on a GPU also CUDA.
+# Memory reserved on a machine: for the system, Python and its libraries; on a GPU also CUDA.
 RESERVED_BYTES = 1.0 * GIB
 # GPUs by memory, the smallest first.
 GPUS = {"8 GB": 8, "12 GB": 12, "T4 16 GB": 15, "24 GB": 24, "48 GB": 48, "80 GB": 80, "141 GB": 141}
-# How many of LARGE are tried, with everything sharded, if a training fits on no single GPU.
+# Numbers of LARGE GPUs to try, with everything sharded, if a training fits on no single GPU.
 LARGE, COUNTS = "80 GB", (2, 4, 8, 16, 32, 64)
 PAIRED = ("rm", "dpo", "orpo", "simpo")
-# Stages whose trainers in trl turn the adapter of a quantized model into bfloat16, and leave it there where the machine
+# Stages whose TRL trainers cast the adapter of a quantized model to bfloat16, where it stays if the machine
 # multiplies that (cpu.lift_adapters).
 ROUNDED = ("sft", "pt", "rm", *COPIED)
 METHODS: dict[str, dict[str, Any]] = {
@@ -34,7 +34,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"finetuning_type": "lora"},
     "qlora": {"finetuning_type": "lora", "quantization_bit": 4},
 }
-# What to turn when a recipe does not fit, the cheapest first.
+# The settings to change when a recipe does not fit, the cheapest first.
 KNOBS: tuple[dict[str, Any], ...] = (
     {"gradient_checkpointing": True},
     {"per_device_train_batch_size": 1},
@@ -79,9 +79,9 @@ def sizes(name: str, trust_remote_code: bool = False, revision: str = "main", ca
 
 
 def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | None = None) -> Training:
-    """Return a recipe as the plain numbers that its memory follows from, for rows of `length` tokens (cutoff_len).
+    """Return the numbers that determine a recipe's memory, for rows of `length` tokens (default: cutoff_len).
 
-    What a model writes itself (ppo, grpo, rloo, gkd) comes on top of that length.
+    Generated tokens (ppo, grpo, rloo, gkd) come on top of that length.
     """
     kind, whole = recipe.finetuning_type, not recipe.frozen_base
     plain = 4 if library_args.weights_dtype(recipe, machine) == "float32" else 2
@@ -108,7 +108,7 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
         embedding_trained=kind == "full",
         reference_copy=recipe.objective in COPIED and not recipe.ref_model,
         reference_model=second_model(recipe, decoder),
-        # The divergence from a teacher is computed at every place.
+        # The divergence from a teacher is computed at every position.
         new_tokens=new_tokens if recipe.objective in REWARDED else 0,
         rollout_rows=rollout_rows(recipe, batch, settings.get("gradient_accumulation_steps", 1)),
         repeated=repeated_rows(recipe, batch) * tokens if plan.attention else 0,
@@ -119,9 +119,9 @@ def training(recipe: Recipe, decoder: Decoder, machine: Machine, length: int | N
 
 
 def muon_state_bytes(recipe: Recipe, decoder: Decoder, number: int) -> float:
-    """Return the bytes of optimizer state per trained weight where Muon trains the matrices, 0 without it.
+    """Return the bytes of optimizer state per trained weight with Muon, 0 without it.
 
-    Muon has one moment, AdamW, which trains the rest, two.
+    Muon keeps one moment for the matrices, AdamW two for the rest.
 
     Args:
         number: bytes of a trained weight.
@@ -153,24 +153,24 @@ def trained_bytes(recipe: Recipe, machine: Machine, plain: int, plan: Plan) -> i
 
 
 def rollout_rows(recipe: Recipe, batch: int, accumulated: int) -> int:
-    """Return how many completions are written together: trl's GRPO and RLOO write those of a whole optimizer step."""
+    """Return how many completions are generated together: TRL's GRPO and RLOO generate those of an optimizer step."""
     return {"ppo": batch, "gkd": batch * recipe.writes, **dict.fromkeys(GROUPED, batch * accumulated)}.get(
         recipe.objective, 0
     )
 
 
 def repeated_rows(recipe: Recipe, batch: int) -> int:
-    """Return how many rows ask what another row of their group has asked: `cpu/prefix_sharing.py` reads that once."""
+    """Return how many rows share their prompt with another row of their group (see `cpu/prefix_sharing.py`)."""
     return batch - math.ceil(batch / recipe.num_generations) if recipe.objective in GROUPED else 0
 
 
 def nf4_bytes(recipe: Recipe) -> float:
-    """Return the bytes of a weight in four bits, its share of the scales included."""
+    """Return the bytes of a 4-bit weight, including its share of the scales."""
     return memory.NF4_DOUBLE_BYTES if recipe.double_quantization else memory.NF4_BYTES
 
 
 def loss(recipe: Recipe, decoder: Decoder, machine: Machine, plan: Plan) -> dict[str, Any]:
-    """Return what the loss holds of logits at once, as fields of Training; a reward model has none."""
+    """Return the fields of Training about the logits of the loss; a reward model has none."""
     if recipe.objective == "rm":
         return {"loss_tile": 0}
     reference = {"reference_tile": plan.loss_tile} if recipe.compares else {}
@@ -188,10 +188,10 @@ def loss(recipe: Recipe, decoder: Decoder, machine: Machine, plan: Plan) -> dict
 
 
 def second_model(recipe: Recipe, decoder: Decoder) -> int:
-    """Return the weights of another whole model that the loss reads beside the one that is trained, 0 without one.
+    """Return the number of weights of a second whole model that the loss uses, 0 without one.
 
     Raises:
-        LabError: that model is not known.
+        LabError: that model is unknown.
     """
     if name := recipe.second_model:
         return sizes(getattr(recipe, name), **recipe.source).parameters
@@ -204,7 +204,7 @@ def anchored_by_copy(recipe: Recipe) -> bool:
 
 
 def whole_logit_bytes(recipe: Recipe, machine: Machine) -> int:
-    """Return the bytes held of each logit by a loss that takes no tiles.
+    """Return the bytes per logit that a loss without tiles holds.
 
     PPO: the logits, and in float32 the log-probabilities, the probabilities and their product. ORPO and SimPO: the
     logits, their log-softmax, half of them in float32 for a logged mean; from float32 logits instead their gradients,
@@ -229,14 +229,14 @@ def needs(recipe: Recipe, machine: Machine, length: int | None = None) -> Needs:
     """Estimate the memory of a recipe on a machine, for rows of `length` tokens; without it, of `cutoff_len`.
 
     Raises:
-        LabError: the model is not known.
+        LabError: the model is unknown.
     """
     decoder = sizes(recipe.model_name_or_path, **recipe.source)
     return memory.estimate(decoder, training(recipe, decoder, machine, length))
 
 
 def changed(recipe: Recipe, keys: dict[str, Any]) -> Recipe | None:
-    """Return a recipe with some keys set, None where they contradict the others."""
+    """Return a recipe with some keys changed, None if they contradict the others."""
     try:
         return recipes.read(recipes.plain(recipe) | keys)[0]
     except LabError:
@@ -281,12 +281,12 @@ def grid(
 
 
 def gpu_of(gigabytes: int) -> Machine:
-    """Return the one of GPUS with so much memory, by the number in its name."""
+    """Return the one of GPUS with this much memory, by the number in its name."""
     return gpu(next(name for name in GPUS if name.endswith(f"{gigabytes} GB")))
 
 
 def gpu(name: str) -> Machine:
-    """Return one of GPUS as the machine it would make; only T4 is older than Ampere."""
+    """Return one of GPUS as a Machine; only the T4 is older than Ampere."""
     dtype, reason = cuda_dtype(7 if name.startswith("T4") else 8)
     return Machine("cuda", name, dtype, 1, GPUS[name] * GIB, reason)
 
@@ -317,7 +317,7 @@ def row(label: str, estimate: Needs) -> str:
 
 
 def smallest_gpu(estimate: Needs) -> str:
-    """Return the smallest GPU that a training fits on, how many of LARGE with ZeRO-3 or FSDP, or that none would do."""
+    """Return the smallest GPU that a training fits on, else how many of LARGE with ZeRO-3, or that none would do."""
     if name := one_gpu(estimate.peak):
         return name
     for count in COUNTS:
@@ -335,15 +335,15 @@ def one_gpu(peak: float) -> str:
 
 
 def undivided(decoder: Decoder, training: Training) -> int:
-    """Return the bytes that stay on each GPU however many share weights, gradients and moments.
+    """Return the bytes that each GPU needs however many share weights, gradients and moments.
 
-    Those are the activations and logits of its own rows, and the weights that are whole while they are used.
+    These are the activations and logits of its own rows, and the weights that are gathered while in use.
     """
     return memory.estimate(decoder, replace(training, shard=3, offload=True)).peak
 
 
 def advice(recipe: Recipe, machine: Machine, room: float) -> str:
-    """Return the cheapest change of keys that fits, or the smallest need there is."""
+    """Return the cheapest change of keys that fits, or the smallest need of any change."""
     possible = [(keys, changed(recipe, keys)) for keys in KNOBS]
     tried = [(keys, needs(turned, machine)) for keys, turned in possible if turned]
     for keys, estimate in tried:

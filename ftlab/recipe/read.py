@@ -1,4 +1,4 @@
-"""A recipe: one run as plain keys, read from YAML or a dict, checked, explained and written back."""
+"""Read a recipe, one run as plain keys, from YAML or a dict; check, explain and write it."""
 
 import inspect
 import math
@@ -27,9 +27,9 @@ from ftlab.recipe import (
 from ftlab.recipe.keys import Recipe
 from ftlab.recipe.training_fields import FIELDS, Named
 
-# No whole number of a recipe is larger; what is would overflow somewhere far from the recipe.
+# The largest integer in a recipe; larger ones would overflow somewhere far from the recipe.
 LARGEST = 2**40
-# TrainingArguments has no ranges of its own; outside these a run can only fail later, or silently do nothing.
+# TrainingArguments has no ranges; outside of these a run can only fail later, or silently do nothing.
 TRAINING_RANGES: dict[str, tuple[float, float]] = {
     "per_device_train_batch_size": (1, 2**20),
     "per_device_eval_batch_size": (1, 2**20),
@@ -83,7 +83,7 @@ def load(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> 
 
 
 def check(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> list[str]:
-    """Return a note per translated key and per thing worth knowing; nothing is fetched and nothing trained.
+    """Return the notes on translated keys and on the recipe; nothing is fetched or trained.
 
     Raises:
         LabError: what `load` raises, and a data set that does not exist.
@@ -109,11 +109,11 @@ def read(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> 
 
 
 def opened(path: Path, overrides: Sequence[str]) -> tuple[Given, list[str]]:
-    """Return the keys of a recipe file, or of another framework's, and what there is to say of the latter."""
+    """Return the keys of a recipe file, or of another framework's file with notes."""
     source = foreign_files.recognized(path)
     stage = next((text.removeprefix("stage=") for text in overrides if text.startswith("stage=")), None)
     if stage and source.framework is foreign_files.TRL:
-        # A YAML of TRL's leaves to the command which trainer reads it, and with it the defaults.
+        # With a YAML of TRL's, the command chooses the trainer, and thereby the defaults.
         source.values["stage"] = stage
     values, places, notes = from_frameworks.translate(source, str(path))
     return Given(values, places, str(path)), notes
@@ -125,7 +125,7 @@ def override_key(given: Given, override: str) -> None:
     if not equals or not name:
         raise fail("recipe_override", where=override)
     if name == hub_token.KEY:
-        # As it is written: neither its text nor what is wrong with it is shown.
+        # Kept as text: neither its value nor an error about it is shown.
         given.values[name], given.places[name] = text, name
         return
     name, _, entry = name.partition(".")
@@ -136,10 +136,10 @@ def override_key(given: Given, override: str) -> None:
 
 
 def translate(given: Given) -> tuple[Given, list[str]]:
-    """Return the keys under today's names, and a note per key that changed or went.
+    """Return the keys under their current names, and a note per key that was renamed or dropped.
 
     Raises:
-        LabError: a key, or a value, that this stack cannot serve; or two names of one setting that disagree.
+        LabError: a key or a value that is not supported, or two names of one setting with different values.
     """
     entries = {str(name): value for name, value in given.values.items() if value is not None}
     values: dict[str, Any] = {}
@@ -174,10 +174,10 @@ def translate(given: Given) -> tuple[Given, list[str]]:
 
 
 def refuse_out_of_reach(name: str, value: Any, where: str) -> None:
-    """Refuse a key, or a value of it, that this stack cannot serve.
+    """Refuse a key or a value that is not supported.
 
     Raises:
-        LabError: saying what to write instead.
+        LabError: with what to write instead.
     """
     if name in translated_keys.OUT_OF_REACH and asks(name, value):
         raise fail(
@@ -192,14 +192,14 @@ def refuse_out_of_reach(name: str, value: Any, where: str) -> None:
 
 
 def asks(name: str, value: Any) -> bool:
-    """Return True if the value of a key of OUT_OF_REACH asks for something."""
+    """Return True if the value of a key of OUT_OF_REACH has an effect."""
     nothing = translated_keys.ASKS_NOTHING.get(name, False)
-    # True is 1 in Python, and no number here.
+    # True is 1 in Python, but not a number here.
     return value is not False and not (value == nothing and isinstance(value, bool) == isinstance(nothing, bool))
 
 
 def dropped(name: str, value: Any, reason: str) -> str:
-    """Return the note for a key that nothing here reads."""
+    """Return the note for a key that is ignored."""
     return say("recipe_note_dropped", key=name, value=brief(value), reason=reason)
 
 
@@ -210,7 +210,7 @@ def renamed(name: str, value: Any) -> dict[str, Any]:
 
 
 def two_values(given: Given, new: str, first: Any, name: str, value: Any) -> LabError:
-    """Build the error for two names of one setting that disagree."""
+    """Build the error for two names of one setting with different values."""
     return fail("recipe_two_names", where=given.where(name), key=name, value=brief(value), new=new, first=brief(first))
 
 
@@ -218,7 +218,7 @@ Resolved = tuple[dict[str, Any], str]
 
 
 def warmup(entries: dict[str, Any], where: str) -> Resolved:
-    """Return `warmup_ratio` as `warmup_steps`: as in transformers 4, it counts unless warmup_steps is above 0.
+    """Return `warmup_ratio` as `warmup_steps`; as in transformers 4, it applies unless warmup_steps is above 0.
 
     Raises:
         LabError: a ratio that is not between 0 and 1.
@@ -230,7 +230,7 @@ def warmup(entries: dict[str, Any], where: str) -> Resolved:
     if steps != 0:
         overruling = f"warmup_steps: {brief(steps)}"
         return {}, say("recipe_note_overruled", key="warmup_ratio", value=brief(ratio), by=overruling)
-    # From 1 on transformers counts steps; the largest number below 1 is a share that is rounded up to all of them.
+    # transformers takes 1 and more as steps; the largest number below 1 is a share that is rounded up to all steps.
     share = ratio if ratio < 1 else math.nextafter(1, 0)
     reason = "below 1 it is a share of all steps" if ratio < 1 else "the largest share below 1: all steps"
     note = say("recipe_note_renamed", key="warmup_ratio", new="warmup_steps", value=brief(share), reason=reason)
@@ -255,7 +255,7 @@ def neat_packing(entries: dict[str, Any], where: str) -> Resolved:
 
 
 def low_rank(name: str, settings: dict[str, str]) -> Callable[[dict[str, Any], str], Resolved]:
-    """Return what resolves `use_galore` or `use_apollo`: the optimizer of transformers, its target and arguments.
+    """Return the resolver of `use_galore` or `use_apollo`: transformers' optimizer, its target and arguments.
 
     Args:
         settings: LLaMA-Factory's key without its prefix -> transformers' name in `optim_args`.
@@ -285,12 +285,12 @@ def low_rank(name: str, settings: dict[str, str]) -> Callable[[dict[str, Any], s
     return resolve
 
 
-# LLaMA-Factory's keys of OFT -> fields of PEFT's OFTConfig, and what LLaMA-Factory does without them.
+# LLaMA-Factory's keys of OFT -> fields of PEFT's OFTConfig, and LLaMA-Factory's defaults.
 OFT = {"oft_rank": ("r", 0), "oft_block_size": ("oft_block_size", 32), "module_dropout": ("module_dropout", 0.0)}
 
 
 def oft(name: str) -> Callable[[dict[str, Any], str], Resolved]:
-    """Return what resolves a key of OFT: fields of `peft_config`, or for `oft_target` the layers."""
+    """Return the resolver of a key of OFT: fields of `peft_config`, or for `oft_target` the layers."""
 
     def resolve(entries: dict[str, Any], where: str) -> Resolved:
         if entries.get("finetuning_type") != "oft":
@@ -309,7 +309,7 @@ def oft(name: str) -> Callable[[dict[str, Any], str], Resolved]:
 
 
 def resume(entries: dict[str, Any], where: str) -> Resolved:
-    """Return `resume_from_checkpoint`, or for true what it comes to: an unfinished run is resumed without it."""
+    """Return `resume_from_checkpoint`; true is dropped, because an unfinished run is resumed anyway."""
     value = entries["resume_from_checkpoint"]
     if value is not True:
         return {"resume_from_checkpoint": value}, ""
@@ -321,7 +321,7 @@ def resume(entries: dict[str, Any], where: str) -> Resolved:
     return {}, dropped("resume_from_checkpoint", True, start)
 
 
-# Keys that are resolved against others: their value alone does not say what comes of them.
+# Keys whose translation depends on other keys.
 RESOLVED: dict[str, Callable[[dict[str, Any], str], Resolved]] = {
     "warmup_ratio": warmup,
     "neat_packing": neat_packing,
@@ -359,9 +359,9 @@ RESOLVED_MEANING = {
 
 
 def remarks(recipe: Recipe) -> list[str]:
-    """Return what is worth knowing of a recipe: keys that change nothing in this run, keys that do more than it seems.
+    """Return notes on a recipe: keys without effect in this run, and keys with side effects.
 
-    Of the resolved recipe, never of the keys as they were written.
+    They are about the resolved recipe, not about the keys as written.
     """
     lines = [
         say("recipe_note_no_effect", key=name, value=brief(value), needs=needs)
@@ -410,7 +410,7 @@ def refuse_contradictions(training: dict[str, Any], given: Given) -> None:
             raise two_values(given, new + part, training[new + part], old + part, training[old + part])
     if training.get("bf16") and training.get("fp16"):
         raise fail("recipe_together", where=given.where("fp16"), reason="`bf16` and `fp16` are both true")
-    # transformers takes one step, at a learning rate of 0, where there are none.
+    # With 0 steps transformers takes one step at a learning rate of 0.
     most, epochs = training.get("max_steps", -1), training.get("num_train_epochs", 3)
     for name, value in (("max_steps", most), ("num_train_epochs", epochs if most < 0 else 1)):
         if value == 0:
@@ -423,7 +423,7 @@ def refuse_contradictions(training: dict[str, Any], given: Given) -> None:
 
 
 def explained(problem: ErrorDetails, given: Given) -> LabError:
-    """Build the error for what pydantic found."""
+    """Build the error for a validation error of pydantic."""
     if not problem["loc"]:
         return fail("recipe_together", where=given.place, reason=problem["msg"].removeprefix("Value error, "))
     name = str(problem["loc"][0])
@@ -435,7 +435,7 @@ def explained(problem: ErrorDetails, given: Given) -> LabError:
 
 
 def unknown(name: str, where: str) -> LabError:
-    """Build the error for a key nobody knows, with the nearest that exist."""
+    """Build the error for an unknown key, with the nearest known ones."""
     if name in keys.REFUSED_TRAINING:
         return fail("recipe_out_of_reach", where=where, key=name, instead=keys.REFUSED_TRAINING[name])
     hint = suggest(name, [*known(), *translated_keys.RENAMED, *RESOLVED], say("recipe_keys_listed"))
@@ -448,7 +448,7 @@ def known() -> list[str]:
 
 
 def checked_training(name: str, value: Any, where: str) -> Any:
-    """Return a TrainingArguments field's value, unchanged, if its type, name or range is right."""
+    """Check type, name and range of a TrainingArguments field's value, and return it unchanged."""
     choices = choices_of(name)
     if choices and isinstance(value, str) and value not in choices:
         hint = suggest(value, choices, say("one_of", names=", ".join(choices)))
@@ -480,19 +480,19 @@ def adapter(name: str) -> TypeAdapter:
 
 @cache
 def choices_of(name: str) -> list[str]:
-    """Return the names a TrainingArguments field accepts, [] where any text goes."""
+    """Return the names that a TrainingArguments field accepts, [] if it accepts any text."""
     parts = typing.get_args(keys.TRAINING_HINTS[name])
     return [choice for part in parts if isinstance(part, Named) for choice in part.choices]
 
 
 def brief(value: object) -> str:
-    """Return a value as a message shows it."""
+    """Return a value as text for a message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def explain(name: str) -> str:
-    """Return what a key means, its type, default and range, and the library field it becomes.
+    """Return the meaning of a key, its type, default and range, and its library field.
 
     Raises:
         LabError: no such key; the nearest is named.
@@ -556,7 +556,7 @@ def explain_training(name: str) -> str:
 
 
 def type_name(hint: Any) -> str:
-    """Return a type as a person writes it."""
+    """Return a readable name of a type."""
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         return " | ".join(type_name(part) for part in typing.get_args(hint))
     if typing.get_origin(hint) is typing.Literal:
@@ -578,7 +578,7 @@ def plain(recipe: Recipe) -> dict[str, Any]:
 
 
 def defaults(names: Iterable[str]) -> dict[str, Any]:
-    """Return the defaults of those keys that are ftlab's own; training fields have none here."""
+    """Return the defaults of the given keys that are ftlab's own, without training fields."""
     return {name: Recipe.model_fields[name].default for name in names if name in Recipe.model_fields}
 
 

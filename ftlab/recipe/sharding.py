@@ -1,4 +1,4 @@
-"""FSDP and DeepSpeed as transformers takes them today, from the spellings that recipes have."""
+"""FSDP and DeepSpeed settings in transformers' current form, from the spellings in recipes."""
 
 import json
 from collections.abc import Callable
@@ -8,10 +8,10 @@ from typing import Any
 from ftlab.data import decoding
 from ftlab.errors import LabError, fail, say, suggest
 
-# The files of recipes/deepspeed: in a checkout, and in a wheel.
+# The folder of recipes/deepspeed: in a checkout, and in a wheel.
 SHIPPED = ("zero1", "zero2", "zero3", "zero3_offload")
 FOLDERS = tuple(Path(__file__).parents[up] / place / "recipes" / "deepspeed" for up, place in ((2, "."), (1, "course")))
-# Keys that transformers once had beside `fsdp`, and LLaMA-Factory's files still have.
+# Former keys of transformers next to `fsdp`, which LLaMA-Factory's files still have.
 BESIDE = ("fsdp_transformer_layer_cls_to_wrap", "fsdp_min_num_params")
 # Words of `fsdp` -> entries of `fsdp_config`.
 WORDS: dict[str, dict[str, Any]] = {
@@ -55,7 +55,7 @@ def fsdp(keys: dict[str, Any], where: str) -> tuple[dict[str, Any], str]:
 
 
 def beside(name: str) -> Callable[[dict[str, Any], str], tuple[dict[str, Any], str]]:
-    """Return `fsdp` for one of LLaMA-Factory's keys beside it, with a note that it is an entry of `fsdp_config`."""
+    """Return `fsdp` for one of the former keys next to it, with a note that it belongs into `fsdp_config`."""
     new = f"fsdp_config.{name.removeprefix('fsdp_')}"
     return lambda asked, where: (
         fsdp(asked, where)[0],
@@ -81,12 +81,12 @@ def entry(name: str, value: Any, where: str) -> dict[str, Any]:
 
 
 def refused(key: str, value: str, hint: str, where: str) -> LabError:
-    """Build the error for a word that FSDP does not have."""
+    """Build the error for an unknown word of FSDP."""
     return fail("recipe_choice", where=where, key=key, value=repr(value), hint=hint)
 
 
 def deepspeed(value: str | dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration that `deepspeed` gives: itself, or what a file or one of SHIPPED holds.
+    """Return the configuration of `deepspeed`: a mapping itself, or the content of a file or of one of SHIPPED.
 
     Raises:
         LabError: a file that is missing, or that holds no JSON object.
@@ -97,7 +97,7 @@ def deepspeed(value: str | dict[str, Any]) -> dict[str, Any]:
 
 
 def read(value: str | dict[str, Any], key: str, where: str) -> dict[str, Any]:
-    """Return a configuration that a key holds, or that the JSON file holds which it names.
+    """Return the configuration in a key, or in the JSON file that it names.
 
     Raises:
         LabError: a file that is missing, or that holds no JSON object.
@@ -108,7 +108,7 @@ def read(value: str | dict[str, Any], key: str, where: str) -> dict[str, Any]:
         config = json.loads(decoding.text_of(Path(str(value)).expanduser()))
     except (OSError, ValueError):
         config = None
-    # An empty one would be read as none at all.
+    # transformers would treat an empty one as no configuration.
     if not isinstance(config, dict) or not config:
         raise fail("recipe_json", where=where, key=key, path=str(value), names=", ".join(SHIPPED))
     return config

@@ -1,4 +1,4 @@
-"""YAML that means what it says: 1.2 rules, every key once, no aliases, no tags, and the line of each key."""
+"""Strict YAML: 1.2 rules, no duplicate keys, no aliases, no tags, and the line of each key."""
 
 import io
 import re
@@ -17,16 +17,16 @@ MAX_BYTES = 100_000
 MAX_DEPTH = 20
 
 
-# A number to YAML 1.2, where it is decimal, and to YAML 1.1, which LLaMA-Factory's parser reads and where it is octal.
+# A number that is decimal in YAML 1.2 and octal in YAML 1.1, which LLaMA-Factory's parser reads.
 OCTAL = re.compile(r"[-+]?0[0-9]+")
-# What ruamel says of a key that is set twice.
+# ruamel's message for a duplicate key.
 DUPLICATE = re.compile(r'duplicate key "(.*?)" with value', re.DOTALL)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     """Return the keys of a YAML file and the line of each.
 
-    `1e-4` is a number and `no` a string, as YAML 1.2 has it.
+    `1e-4` is a number and `no` a string, as in YAML 1.2.
 
     Raises:
         LabError: no file, too big, not UTF-8, not YAML, not a mapping, a repeated key, an alias or a tag.
@@ -66,23 +66,23 @@ def parse(text: str, where: str) -> Any:
         place = f"{where}:{mark.line + 1}" if mark else where
         raise fail("recipe_yaml", where=place, reason=short(error.problem or error.context)) from None
     except (YAMLError, ValueError, ArithmeticError, RecursionError, LookupError, TypeError, AttributeError) as error:
-        # ruamel's own constructors fail in these ways on invalid numbers and dates.
+        # ruamel's own constructors raise these for invalid numbers and dates.
         raise fail("recipe_yaml", where=where, reason=short(error)) from None
 
 
 def first_line(text: str, key: str, last: int) -> int:
-    """Return the line in which a key is set first; `last`, where it is set again, if it begins no line."""
+    """Return the line in which a key is set first, or `last`, where it is set again, if no line begins with it."""
     begins = re.compile(rf"""\s*["']?{re.escape(key)}["']?\s*:""")
     return next((number for number, line in enumerate(text.splitlines(), 1) if begins.match(line)), last)
 
 
 def octal(digits: str) -> str:
-    """Return what digits are as an octal number, where they are one; else that they are text."""
+    """Return the octal value of some digits, or a note that they are text."""
     return str(int(digits, 8)) if set(digits) <= set("01234567") else say("recipe_octal_text")
 
 
 def refuse_machinery(text: str, where: str) -> None:
-    """Refuse what a recipe has no use for and an attacker has: aliases, tags, several documents, deep nesting."""
+    """Refuse what only an attacker needs: aliases, tags, several documents, deep nesting."""
     depth = documents = 0
     for event in YAML(typ="safe", pure=True).parse(text):
         name, place = type(event).__name__, f"{where}:{event.start_mark.line + 1}"
@@ -108,7 +108,7 @@ def key_lines(text: str) -> list[tuple[str, int]]:
 
 
 def short(problem: object) -> str:
-    """Return the first line of a parser's complaint."""
+    """Return the first line of a parser's error message."""
     lines = str(problem).splitlines()
     if isinstance(problem, ValueError) and "integer string conversion" in str(problem):
         return "a number has too many digits"
@@ -116,12 +116,12 @@ def short(problem: object) -> str:
 
 
 def dumped(values: dict[str, Any]) -> str:
-    """Return plain values as YAML that `parse` gives back."""
+    """Return plain values as YAML that `parse` reads back."""
     lines = io.StringIO()
     YAML(typ="safe", pure=True).dump(values, lines)
     return lines.getvalue()
 
 
 def dump(values: dict[str, Any], path: Path) -> None:
-    """Write plain values so that `read` gives them back."""
+    """Write plain values so that `read` reads them back."""
     path.write_text(dumped(values), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""`template:` names a chat template by LLaMA-Factory's name; the model's own counts, if it does what the name says."""
+"""`template:` names a chat template by LLaMA-Factory's name; the model's own is used if it matches the name."""
 
 import contextlib
 from pathlib import Path
@@ -20,7 +20,7 @@ class Family(NamedTuple):
     marks: tuple[str, ...]
 
 
-# A template belongs to the first family whose marks it has: those with more marks come before those with fewer.
+# A template belongs to the first family all of whose marks it contains, so families with more marks come first.
 FAMILIES = (
     Family(("phi4",), ("<|im_start|>", "<|im_sep|>")),
     Family(
@@ -41,9 +41,9 @@ FAMILIES = (
     Family(("alpaca",), ("### Instruction:", "### Response:")),
     Family(("default",), ("Human: ", "Assistant:")),
 )
-# Names that promise a think block in every answer, an empty one if the data has no reasoning.
+# Names of templates with a think block in every answer, an empty one if the data has no reasoning.
 THINKING = ("qwen3", "deepseekr1", "glmz1", "glm4_moe")
-# What the system turn says that a name brings with it where the data has none; the other names bring none.
+# Name -> its default system turn for data without one; other names have none.
 SYSTEM_TURNS = {
     "qwen": "You are Qwen",
     "smollm2": "named SmolLM",
@@ -58,13 +58,13 @@ CHATML = (
     "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-# Put before a chat template, this is what it reads as `enable_thinking`, in training, chats and servers alike, where
-# nobody passes another value: an answer with a thought in the data is still asked for with one.
+# Prepended to a chat template, this sets its `enable_thinking`, in training, chat and server alike, unless
+# another value is passed: for an answer with reasoning in the data it is still true.
 THINKS = {
     value: "{%- if enable_thinking is not defined %}{%- set enable_thinking = " + str(value).lower() + " %}{%- endif %}"
     for value in (True, False)
 }
-# Templates that ftlab can give to a model: to a base model, which has none, or in place of the model's own.
+# Templates that ftlab can give to a base model without one, or in place of the model's own.
 TEXTS = dict.fromkeys(("chatml", "qwen3_nothink", "smollm", "yi"), CHATML) | {
     "alpaca": (
         "{% if messages[0]['role'] != 'system' %}{{ 'Below is an instruction that describes a task. "
@@ -83,7 +83,7 @@ TEXTS = dict.fromkeys(("chatml", "qwen3_nothink", "smollm", "yi"), CHATML) | {
         "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
     ),
 }
-# Plain ChatML by name: given in place of an own template that writes think blocks.
+# Names of plain ChatML, which replaces a model's own template with think blocks.
 PLAIN = ("chatml", "qwen3_nothink")
 QUESTION, ANSWER, SYSTEM = "Hi?", "Yes.", "@@"
 
@@ -91,10 +91,10 @@ QUESTION, ANSWER, SYSTEM = "Hi?", "Yes.", "@@"
 def apply(
     name: str | None, tokenizer: "PreTrainedTokenizerBase", replace: bool = False, thinking: bool | None = None
 ) -> str:
-    """Settle the chat template of a run: the one that a recipe names, with or without reasoning.
+    """Set the chat template of a run: the one that a recipe names, with or without reasoning.
 
     Args:
-        thinking: what the template reads as `enable_thinking`; None: what it does by itself.
+        thinking: the value of `enable_thinking`; None: the template's default.
     Returns, raises: as `settle`.
     """
     note = settle(name, tokenizer, replace)
@@ -102,7 +102,7 @@ def apply(
 
 
 def set_thinking(tokenizer: "PreTrainedTokenizerBase", thinking: bool) -> str:
-    """Let a chat template ask for reasoning, or not; return a note where it knows no `enable_thinking`."""
+    """Turn a chat template's reasoning on or off; return a note if it has no `enable_thinking`."""
     template = tokenizer.chat_template
     if not isinstance(template, str) or "enable_thinking" not in template:
         return say("recipe_note_no_thinking", value=thinking)
@@ -113,16 +113,16 @@ def set_thinking(tokenizer: "PreTrainedTokenizerBase", thinking: bool) -> str:
 
 
 def settle(name: str | None, tokenizer: "PreTrainedTokenizerBase", replace: bool = False) -> str:
-    """Compare `template: name` with the model's own chat template, and give the model another where that is meant.
+    """Compare `template: name` with the model's own chat template, and replace that if necessary.
 
-    A base model is given the template; so is one whose own writes think blocks where the name says plain ChatML.
+    A base model gets the named template; so does a model whose own writes think blocks if the name is plain ChatML.
 
     Args:
         replace: put the named template in place of the model's own, whatever that is.
     Returns:
         A note for the user, "" when there is nothing to say.
     Raises:
-        LabError: the model's own is another one (the right value is named), or nobody knows the name.
+        LabError: the model's own is a different one (the right name is given), or the name is unknown.
     """
     if name is None:
         return ""
@@ -150,7 +150,7 @@ def settle(name: str | None, tokenizer: "PreTrainedTokenizerBase", replace: bool
 
 
 def plain_note(name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return a note where a given template marks turns with tokens that the model does not have, else ""."""
+    """Return a note if a template marks turns with tokens that the model does not have, else ""."""
     control = control_tokens(tokenizer)
     lacking = [mark for mark in family_of_name(name).marks if mark.startswith("<|") and mark not in control]
     return say("recipe_note_template_tokens", name=name, tokens=", ".join(lacking)) if lacking else ""
@@ -160,7 +160,7 @@ def family_of_name(name: str) -> Family:
     """Return the family a name belongs to.
 
     Raises:
-        LabError: `empty`, which would train text without turns, or a name that nobody knows.
+        LabError: `empty`, which would train on text without turns, or an unknown name.
     """
     if name == "empty":
         raise fail("recipe_template_empty", where="template")
@@ -172,12 +172,12 @@ def family_of_name(name: str) -> Family:
 
 
 def family_of_text(template: str) -> Family | None:
-    """Return the family of a chat template, None for one of no known family."""
+    """Return the family of a chat template, None if unknown."""
     return next((family for family in FAMILIES if all(mark in template for mark in family.marks)), None)
 
 
 def right_name(template: str, model: str, blocks: bool) -> str:
-    """Return the name to write for a chat template: the one that the model's own name contains, or the first that fits.
+    """Return the `template` name of a chat template: the one that the model's name contains, or the first that fits.
 
     Args:
         blocks: whether the template writes think blocks.
@@ -190,7 +190,7 @@ def right_name(template: str, model: str, blocks: bool) -> str:
 
 
 def rendered(tokenizer: "PreTrainedTokenizerBase", *turns: tuple[str, str], ask: bool = False) -> str:
-    """Return what a tokenizer's chat template makes of some turns (role, text), "" where it refuses them."""
+    """Render turns (role, text) with a tokenizer's chat template; return "" if it refuses them."""
     messages = [{"role": role, "content": text} for role, text in turns]
     with contextlib.suppress(TemplateError, TypeError, ValueError, KeyError, IndexError):
         return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask))
@@ -205,7 +205,7 @@ def thinks(tokenizer: "PreTrainedTokenizerBase") -> bool:
 
 
 def system_note(name: str, tokenizer: "PreTrainedTokenizerBase") -> str:
-    """Return a note where a model's own template brings another system turn than the name promises, else ""."""
+    """Return a note if a model's own template has another default system turn than the name, else ""."""
     promised, own = SYSTEM_TURNS.get(name, ""), own_system_turn(tokenizer)
     if promised in own and bool(promised) == bool(own):
         return ""
@@ -221,6 +221,6 @@ def own_system_turn(tokenizer: "PreTrainedTokenizerBase") -> str:
     if not full or not before or rest == bare or rest.startswith(QUESTION):
         return ""
     between = after.partition(QUESTION)[0]
-    # Some templates put a date before whatever the system turn says: then that is all there is.
+    # Some templates put a date before every system turn; then there is no default one.
     system = rest.partition(between)[0]
     return system or before.removeprefix(tokenizer.bos_token or "")

@@ -1,17 +1,17 @@
-"""Rewards that need the text of a completion alone. What another framework is given for a recipe prints this file."""
+"""Rewards that need only the text of a completion. Scripts for other frameworks include this file."""
 
 import re
 from collections.abc import Sequence
 from typing import Any
 
-# Words that a short answer may have for nothing.
+# Words that a short answer may have without a penalty.
 FREE_WORDS = 3
 # Chinese, Japanese, Thai and other scripts that have no spaces between words.
 UNSPACED = re.compile(r"[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff]")
 
 
 def text_of(completion: Any) -> str:
-    """Return the text of a completion: itself, or what its last message says."""
+    """Return the text of a completion: itself, or its last message's content."""
     return completion if isinstance(completion, str) else completion[-1]["content"]
 
 
@@ -21,7 +21,7 @@ def without_thought(text: str) -> str:
 
 
 def is_right(text: str, answer: str) -> bool:
-    """Return True if a text contains an answer, in whole words, upper and lower case alike.
+    """Return True if a text contains an answer in whole words, ignoring case.
 
     >>> is_right("The capital is Oslo.", "Oslo"), is_right("Osloer", "Oslo"), is_right("首都是北京。", "北京")
     (True, False, True)

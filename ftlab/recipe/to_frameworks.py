@@ -1,4 +1,4 @@
-"""The same run for another framework: a recipe's keys under the names that LLaMA-Factory, swift and others give them.
+"""Convert a recipe to other frameworks: its keys under the names of LLaMA-Factory, swift and others.
 
 Sources: the argument references of LLaMA-Factory, ms-swift 4, axolotl and the options of alpaca-lora's finetune.py.
 """
@@ -28,12 +28,12 @@ from ftlab.recipe.library_args import names as parts
 from ftlab.recipe.read import OFT, decisive, plain
 from ftlab.recipe.training_fields import FIELDS
 
-# Written out even where they are as ftlab has them: the frameworks' own defaults differ.
+# Always written: the frameworks' own defaults differ.
 SHARED = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "weight_decay",
     "num_train_epochs", "max_steps", "seed", "logging_steps",
 )  # fmt: skip
-# Keys that belong to one kind of run only, and say nothing in another.
+# Keys that matter for one kind of run only.
 ONLY = {
     "lora": {name for name in Recipe.model_fields if name.startswith(("lora_", "pissa")) or name in (
         "loraplus_lr_ratio", "use_rslora", "use_dora", "init_lora_weights")} - {"lora_target"},
@@ -46,17 +46,17 @@ ALWAYS = {
     "model_name_or_path", "stage", "finetuning_type", "dataset", "output_dir", "cutoff_len", "lora_rank", "lora_alpha",
     "lora_dropout", "lora_target", "pref_beta", "quantization_type", "double_quantization",
 }  # fmt: skip
-# What the frameworks decide for themselves, or what leaves no trace in the weights.
+# Keys that the frameworks decide themselves, or that do not affect the weights.
 SILENT = {
     "do_train", "plot_loss", "overwrite_output_dir", "dataset_dir", "quantization_method", "template",
     "allow_other_template",
 }  # fmt: skip
 
-# What PyYAML reads as a boolean.
+# Words that PyYAML reads as booleans.
 YES_OR_NO = ("yes", "no", "on", "off", "y", "n")
 FRAMEWORKS = {"swift": SWIFT, "axolotl": AXOLOTL, "alpaca-lora": ALPACA_LORA}
 DS_TYPES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet", ".arrow": "arrow", ".txt": "text"}
-# Columns of dataset_info.json -> what swift calls them: answers and labels that it would not find.
+# Columns of dataset_info.json -> swift's names, for answers and labels that it would not find.
 SWIFT_COLUMNS = {
     "prompt": "instruction", "query": "input", "response": "output", "chosen": "output",
     "rejected": "rejected_response", "kto_tag": "label",
@@ -85,7 +85,7 @@ AXOLOTL_ROWS = """for name, rows in (("train", train_dataset), ("validation", ev
         rows = rows.map(lambda row: {{"messages": [*row["prompt"], {{"role": "assistant", "content": row["answer"]}}]}})
         rows.to_json(f"{folder}/{{name}}.jsonl", force_ascii=False)
 """
-# ftlab's own; LLaMA-Factory has all the others.
+# ftlab's own keys; LLaMA-Factory has all others.
 NOT_IN_LLAMA_FACTORY = {
     "dataset_substitutions", "device_map", "export_dtype", "export_gguf", "reward_funcs", "num_generations",
     "on_bad_rows", "max_memory", "shortcuts", "eval_figures", "tasks", "moe_aux_loss_per_layer", "peft_config",
@@ -118,17 +118,17 @@ def show(recipe: Recipe, framework: str) -> str:
 
 
 def lacks(framework: str, name: str, value: str) -> LabError:
-    """Build the error for what a framework cannot do at all."""
+    """Build the error for a feature that a framework lacks."""
     return fail("recipe_not_there", where=name, key=f"{name}: {value}", framework=framework)
 
 
 def relevant(recipe: Recipe) -> Values:
-    """Return the keys that say something about this run: what was set, and what other frameworks set differently."""
+    """Return the relevant keys of this run: those that were set, and those whose defaults differ elsewhere."""
     explicit, own = plain(recipe), decisive(recipe) | {"output_dir": recipe.output_dir}
     values = {name: own[name] for name in Recipe.model_fields if name in ALWAYS and own.get(name) is not None}
     elsewhere = set(keys.OUTSIDE_THE_RUN) - {"output_dir", "default_system"} | SILENT
     values |= {name: value for name, value in explicit.items() if name not in elsewhere}
-    # pt packs unless told otherwise; the frameworks don't.
+    # pt packs by default; the frameworks don't.
     values |= {"packing": True} if recipe.packs else {}
     for name in ("model_name_or_path", "ref_model", "teacher_model"):
         values |= {name: hub_id(values[name])} if name in values else {}
@@ -148,7 +148,7 @@ def relevant(recipe: Recipe) -> Values:
         "preferences": recipe.objective in PREFERENCES + REWARDED,
     }
     if 0 < values.get("warmup_steps", 0) < 1:
-        # Their transformers may be older, where steps are a whole number.
+        # Their transformers may be older, which takes steps as integers only.
         values["warmup_ratio"] = values.pop("warmup_steps")
     foreign = {name for group, is_so in kind.items() if not is_so for name in ONLY[group]}
     values = {name: str(value) if hasattr(value, "value") else value for name, value in (values | shared).items()}
@@ -156,7 +156,7 @@ def relevant(recipe: Recipe) -> Values:
 
 
 def renamed(values: Values, framework: Framework) -> tuple[Values, Values]:
-    """Return (what the framework knows under its own names, what it does not know)."""
+    """Return (keys under the framework's names, keys that it does not have)."""
     theirs, left = {}, {}
     for name, value in values.items():
         own = name in keys.TRAINING_HINTS and framework.trainer and (not framework.fields or name in framework.fields)
@@ -193,7 +193,7 @@ def dumped(values: Values) -> str:
 
 
 def quoted(value: Any) -> Any:
-    """Return a value with quotes around the words that YAML 1.1, which the frameworks read, takes for true or false."""
+    """Return a value with quotes around words that YAML 1.1, which the frameworks read, takes as booleans."""
     if isinstance(value, dict):
         return {name: quoted(inner) for name, inner in value.items()}
     if isinstance(value, list):
@@ -206,7 +206,7 @@ def llamafactory(recipe: Recipe) -> str:
     if recipe.objective in (*GROUPED, "gkd"):
         raise lacks("llamafactory", "stage", recipe.objective)
     if recipe.reward_funcs:
-        # Its PPO asks a model for every reward.
+        # Its PPO takes rewards from a model only.
         raise lacks("llamafactory", "reward_funcs", recipe.reward_funcs)
     outside = {name: value for name, value in plain(recipe).items() if name in keys.OUTSIDE_THE_RUN}
     values = relevant(recipe) | outside | {"do_train": True, "dataset_dir": recipe.dataset_dir}
@@ -227,7 +227,7 @@ def llamafactory(recipe: Recipe) -> str:
 
 
 def unmixed(values: Values) -> Values:
-    """Remove the validation from LLaMA-Factory's keys, and return it: its probabilities are those of both sides.
+    """Remove validation keys from LLaMA-Factory's, and return them: its mixture probabilities apply to both sets.
 
     Raises:
         LabError: the run depends on the validation.
@@ -242,7 +242,7 @@ def oft(recipe: Recipe) -> Values:
     """Return LLaMA-Factory's keys of OFT.
 
     Raises:
-        LabError: a field of `peft_config` that it has no key for.
+        LabError: LLaMA-Factory has no key for a field of `peft_config`.
     """
     theirs = {field: key for key, (field, _) in OFT.items()}
     if unknown := recipe.peft_config.keys() - theirs.keys():
@@ -259,7 +259,7 @@ def swift(recipe: Recipe) -> str:
     if recipe.quantization_bit:
         theirs["quant_method"] = "bnb"
     if recipe.finetuning_type == "full":
-        # swift keeps whole weights in the model's own number format unless told otherwise.
+        # By default swift keeps whole weights in the model's own number format.
         theirs["torch_dtype"] = "bfloat16" if left.pop("pure_bf16", None) else "float32"
         if theirs["torch_dtype"] == "float32" and not {"bf16", "fp16"} & theirs.keys():
             theirs |= {"bf16": True, "fp16": False}
@@ -271,10 +271,10 @@ def swift(recipe: Recipe) -> str:
         if sets:
             theirs[name] = [path + few for path in files(recipe, sets)]
     theirs.setdefault("split_dataset_ratio", 0)
-    # swift has 0.95.
+    # swift's default is 0.95.
     theirs.setdefault("adam_beta2", FIELDS["adam_beta2"].default)
     if recipe.objective == "simpo":
-        # swift adds an SFT loss unless told otherwise.
+        # By default swift adds an SFT loss.
         theirs["cpo_alpha"] = 0.0
     if columns := swift_columns(recipe):
         theirs["columns"] = json.dumps(columns)
@@ -294,7 +294,7 @@ def swift_distillation(recipe: Recipe, theirs: Values, left: Values) -> str:
     """Return swift's command of a distillation.
 
     Raises:
-        LabError: answers of the teacher, which swift does not write.
+        LabError: generation by the teacher, which swift lacks.
     """
     if recipe.seq_kd:
         raise lacks("swift", "seq_kd", "true")
@@ -306,7 +306,7 @@ def swift_distillation(recipe: Recipe, theirs: Values, left: Values) -> str:
 
 
 def swift_rewards(recipe: Recipe) -> Values:
-    """Return how swift writes completions, scores them and takes their mean, as TRL does.
+    """Return swift's settings for generating and scoring completions and for the loss, as in TRL.
 
     Raises:
         LabError: a reward model.
@@ -329,10 +329,10 @@ def heredoc(start: str, text: str) -> str:
 
 
 def swift_columns(recipe: Recipe) -> dict[str, str]:
-    """Return column -> swift's name for it, for columns that swift would not read by their own names.
+    """Return column -> swift's name, for columns that swift does not read under their own names.
 
     Raises:
-        LabError: pairs of turns, which swift reads as whole conversations alone.
+        LabError: pairs of turns, which swift reads only as whole conversations.
     """
     mapping: dict[str, str] = {}
     for name in parts(",".join(filter(None, (recipe.dataset, recipe.eval_dataset)))):
@@ -343,10 +343,10 @@ def swift_columns(recipe: Recipe) -> dict[str, str]:
         if recipe.objective == "grpo" and entry.formatting != "alpaca":
             raise lacks("swift", "dataset", f"{name} (answers inside of conversations)")
         names = {"prompt": "response"} if recipe.objective == "pt" else SWIFT_COLUMNS
-        # What a reward function is given beside the completions.
+        # The columns that a reward function gets in addition to the completions.
         names = names | {"response": "solution"} if recipe.objective == "grpo" else names
         mapping |= {columns[key]: theirs for key, theirs in names.items() if key in columns}
-    # `text` is what swift itself calls an answer.
+    # swift itself calls an answer `text`.
     return {column: theirs for column, theirs in mapping.items() if column not in (theirs, "text")}
 
 
@@ -357,7 +357,7 @@ def axolotl(recipe: Recipe) -> str:
         if sets and recipe.objective != "grpo":
             theirs[name] = [axolotl_set(recipe, one) for one in parts(sets)]
     theirs |= {"rl": recipe.objective} if recipe.objective in PREFERENCES else {}
-    # axolotl adds an SFT loss unless told otherwise.
+    # By default axolotl adds an SFT loss.
     theirs |= {"cpo_alpha": 0.0} if recipe.objective == "simpo" else {}
     theirs |= {"reward_model": True} if recipe.objective == "rm" else {}
     if recipe.objective not in (*PREFERENCES, "grpo"):
@@ -372,9 +372,9 @@ def axolotl(recipe: Recipe) -> str:
         del theirs["lora_target_modules"]
         theirs["lora_target_linear"] = True
     if not {"warmup_steps", "warmup_ratio"} & theirs.keys():
-        # Without either it warms up for 3% of all steps.
+        # Without either, axolotl warms up for 3% of all steps.
         theirs["warmup_steps"] = 0
-    # axolotl quantizes in nf4, scales too, as ftlab does unless told otherwise.
+    # axolotl uses nf4 with double quantization, ftlab's default.
     usual = {"quantization_type": "nf4", "double_quantization": True}
     left = {name: value for name, value in left.items() if usual.get(name) != value}
     if recipe.objective == "grpo":
@@ -386,7 +386,7 @@ def axolotl_rewards(recipe: Recipe, theirs: Values, left: Values) -> str:
     """Return a shell script: the rows, the reward functions in a module, axolotl's YAML, its command.
 
     Raises:
-        LabError: a reward model, of which axolotl knows hub ids alone.
+        LabError: a reward model, for which axolotl accepts hub ids only.
     """
     if recipe.reward_model:
         raise lacks("axolotl", "reward_model", recipe.reward_model)
@@ -424,7 +424,7 @@ def axolotl_set(recipe: Recipe, name: str) -> Values:
     """Return how axolotl reads one data set.
 
     Raises:
-        LabError: a reward model, KTO or ORPO: axolotl wants rows of another form for them than ftlab reads.
+        LabError: a reward model, KTO or ORPO, for which axolotl needs rows in a format that ftlab does not read.
     """
     entry, path = dataset_info.find(name, Path(recipe.dataset_dir))
     kind = DS_TYPES.get(Path(str(path or "")).suffix)
@@ -437,7 +437,7 @@ def axolotl_set(recipe: Recipe, name: str) -> Values:
     roles = {"role": tags.get("role_tag"), "content": tags.get("content_tag")}
     turns = {"field_messages": columns.get("messages"), "message_property_mappings": roles}
     if recipe.objective in PREFERENCES:
-        # A prompt that is a text is one user turn to it.
+        # axolotl reads a prompt that is a text as one user turn.
         fields = turns if entry.formatting != "alpaca" else {"field_messages": columns["prompt"]}
         sides = {"field_chosen": columns["chosen"], "field_rejected": columns["rejected"]}
         return read | {"type": "chat_template.default"} | fields | sides
@@ -445,7 +445,7 @@ def axolotl_set(recipe: Recipe, name: str) -> Values:
 
 
 def axolotl_rows(recipe: Recipe) -> str:
-    """Return a comment line where axolotl makes another text of the same rows."""
+    """Return a comment line if axolotl renders the same rows as a different text."""
     sets = parts(",".join(filter(None, (recipe.dataset, recipe.eval_dataset))))
     formats = {dataset_info.find(name, Path(recipe.dataset_dir))[0].formatting for name in sets}
     if "alpaca" not in formats or recipe.objective == "pt":
@@ -469,7 +469,7 @@ def alpaca_lora(recipe: Recipe) -> str:
     theirs.setdefault("train_on_inputs", False)
     if recipe.lora_target == "all":
         theirs["lora_target_modules"] = "all-linear"
-    # What that script does anyway, or what changes no weight.
+    # What that script does anyway, or what does not affect the weights.
     fixed = {"stage": "sft", "finetuning_type": "lora", "gradient_accumulation_steps": accumulated, "seed": 42}
     fixed |= {"weight_decay": 0.0, "lr_scheduler_type": "linear", "logging_steps": values["logging_steps"]}
     left = {name: value for name, value in left.items() if fixed.get(name) != value}
@@ -478,7 +478,7 @@ def alpaca_lora(recipe: Recipe) -> str:
 
 
 def command(start: str, values: Values) -> str:
-    """Return a shell command, an option per line."""
+    """Return a shell command with one option per line."""
     lines = [start]
     for name, value in values.items():
         items = value if isinstance(value, list) else [value]

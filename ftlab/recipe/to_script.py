@@ -1,4 +1,4 @@
-"""The same run as a Python script: the transformers, PEFT and TRL calls that a recipe makes, with its own values."""
+"""Convert a recipe to a Python script: its transformers, PEFT and TRL calls, with its own values."""
 
 from pathlib import Path
 from typing import Any
@@ -16,26 +16,26 @@ DATA = (
     "interleave_probs", "val_size", "cutoff_len", "packing", "train_on_prompt", "mask_history", "stage", "pref_loss",
     "reward_funcs", "reward_model", "teacher_model", "default_system",
 )  # fmt: skip
-# Methods whose layers depend on the loaded model; AdaLoRA does something at every step.
+# Methods whose layers depend on the loaded model; AdaLoRA also acts at every step.
 NO_SCRIPT = ("freeze", "bitfit", "ln_tuning", "adalora")
-# Keys whose part of the run is ftlab's own.
+# Keys that only ftlab's own training supports.
 NO_SCRIPT_KEYS = (
     "rope_scaling", "moe_aux_loss_per_layer", "use_muon", "ref_model", "add_tokens", "use_asft_loss", "use_eaft_loss",
 )  # fmt: skip
-# What a script takes from ftlab beside the rows.
+# Imports from ftlab that a script may need in addition to the rows.
 PARTS = {**dict.fromkeys(GROUPED, ", rewards"), "gkd": ", distillation"}
-# What `tokenized.py` is for: TRL's trainers of the other objectives take token ids by themselves.
+# Objectives that need `tokenized.py`: TRL's trainers of the others accept token ids.
 TOKENIZED_HERE = ("dpo", "kto", "orpo", "simpo", *GROUPED)
 
 
 def script(recipe: Recipe) -> str:
     """Return a script that trains what the recipe trains on this machine, and saves it in the run folder.
 
-    Only the rows come from ftlab: one renderer makes the tokens of training, chat and server.
+    Only the rows come from ftlab: the same code renders for training, chat and server.
 
     Raises:
         LabError: no data set or run folder, a `finetuning_type` whose layers depend on the loaded model or that does
-            something at every step, `stage: ppo`, which TRL does not have, or keys that only ftlab's training has.
+            something at every step, `stage: ppo`, which TRL lacks, or keys that only ftlab's training supports.
     """
     for name, value in (("dataset", recipe.dataset), ("output_dir", recipe.output_dir)):
         if not value:
@@ -57,7 +57,7 @@ def script(recipe: Recipe) -> str:
 
 
 def location(name: str) -> str:
-    """Return what `from_pretrained` takes: the folder of the embedded model, a local one unchanged, or a hub id."""
+    """Return the argument of `from_pretrained`: the folder of the embedded model, a local folder, or a hub id."""
     return models.fetch(name) if name in embedded.NAMES else hub_id(name)
 
 
@@ -87,13 +87,13 @@ def imports(recipe: Recipe, machine: device.Machine, trainers: str, classes: lis
 
 
 def rows_written(recipe: Recipe, writer: str) -> str:
-    """Return Python that reads the rows of a recipe, and `writer`, which writes them for another framework."""
+    """Return Python code that reads the rows of a recipe, followed by `writer`, which writes them."""
     imports = ["from transformers import AutoTokenizer", "", "from ftlab.recipe import read, templates"]
     return "\n".join([*imports, "from ftlab.runs import dataset", "", ""]) + rows(recipe) + "\n" + writer
 
 
 def template_line(recipe: Recipe) -> str:
-    """Return the line that settles the chat template, "" where the model's own is left as it is."""
+    """Return the line that sets the chat template, "" if the model's own is used unchanged."""
     if recipe.template is None and recipe.enable_thinking is None:
         return ""
     thinking = "" if recipe.enable_thinking is None else f", thinking={recipe.enable_thinking}"
@@ -121,10 +121,10 @@ def rows(recipe: Recipe) -> str:
 
 
 def source(recipe: Recipe, name: str | None = None) -> list[str]:
-    """Return the arguments that say which revision of a hub's model is meant, and where it is kept.
+    """Return the arguments for a hub model's revision and cache folder.
 
     Args:
-        name: another model than the one that is trained; on this machine it has no revisions.
+        name: a model other than the trained one; a local one has no revisions.
     """
     here = name is not None and not models.has_revisions(name)
     items = {"revision": "main" if here else recipe.model_revision, "cache_dir": recipe.cache_dir}
@@ -158,14 +158,14 @@ def model(recipe: Recipe, machine: device.Machine) -> str:
 
 
 def from_ftlab(recipe: Recipe, machine: device.Machine) -> str:
-    """Return the import of ftlab's own parts that a script calls, "" where it calls none."""
+    """Return the imports from ftlab that a script needs, "" if there are none."""
     repairs = recipe.quantization_bit == 4 or lifts(recipe, machine)
     names = ["cpu"] * (recipe.shortcuts or repairs) + ["device"] * lifts(recipe, machine)
     return f"from ftlab import {', '.join(names)}" if names else ""
 
 
 def lifts(recipe: Recipe, machine: device.Machine) -> bool:
-    """Return True if the adapters, which TRL has turned into bfloat16, are put back into float32."""
+    """Return True if the adapters, which TRL casts to bfloat16, must be cast back to float32."""
     return bool(recipe.quantization_bit) and machine.dtype != "bfloat16"
 
 

@@ -1,4 +1,4 @@
-"""The same run for verl: a shell script that writes its rows and its rewards, then verl's command.
+"""Convert a recipe for verl: a shell script that writes its rows and rewards, then verl's command.
 
 Source: verl's configuration and its guide to data and rewards, release 0.9.
 """
@@ -18,9 +18,9 @@ from ftlab.recipe.keys import Recipe
 from ftlab.recipe.library_args import names
 from ftlab.recipe.to_frameworks import comments, heredoc, lacks, relevant, renamed
 
-# What hydra reads as text without quotes of its own.
+# Text that hydra reads without its own quotes.
 PLAIN = re.compile(r"[\w./~:@%-]+")
-# What the options that are written out below, or the rows, come from.
+# Keys that the explicit options below, or the rows, depend on.
 HANDLED = (
     *to_script.DATA, "gradient_accumulation_steps", "logging_steps", "save_steps", "save_strategy", "eval_steps",
     "eval_strategy", "report_to", "max_new_tokens", "temperature", "num_generations", "finetuning_type", "shortcuts",
@@ -76,7 +76,7 @@ def script(recipe: Recipe) -> str:
 
 
 def refuse(recipe: Recipe) -> None:
-    """Refuse what verl cannot do.
+    """Refuse features that verl lacks.
 
     Raises:
         LabError: naming the key.
@@ -91,7 +91,7 @@ def refuse(recipe: Recipe) -> None:
 
 
 def options(recipe: Recipe, folder: str, rewards: str) -> tuple[Values, Values]:
-    """Return (verl's options, what it has none for)."""
+    """Return (verl's options, keys without an option)."""
     grpo = recipe.objective == "grpo"
     values = relevant(recipe)
     values |= {"max_new_tokens": recipe.max_new_tokens, "temperature": recipe.temperature}
@@ -111,12 +111,12 @@ def options(recipe: Recipe, folder: str, rewards: str) -> tuple[Values, Values]:
     train = recipe.training
     tested = train.get("eval_steps") or values["logging_steps"] if train.get("eval_strategy") == "steps" else -1
     saved = train.get("save_steps", 500) if train.get("save_strategy", "steps") == "steps" else 500
-    # verl counts steps: it has neither epochs nor shares of all steps.
+    # verl counts steps, not epochs or shares of all steps.
     unlike: Values = {name: "epoch" for name in ("save_strategy", "eval_strategy") if train.get(name) == "epoch"}
     unlike |= {name: share for name, share in (("save_steps", saved), ("eval_steps", tested)) if 0 < share < 1}
     theirs |= {
         "data.train_files": f"{folder}/train.parquet",
-        # verl wants one even where it validates nothing.
+        # verl requires one even without validation.
         "data.val_files": f"{folder}/{'validation' if validates else 'train'}.parquet",
         "data.filter_overlong_prompts": True,
         "data.train_batch_size": completions // group,
@@ -124,7 +124,7 @@ def options(recipe: Recipe, folder: str, rewards: str) -> tuple[Values, Values]:
         f"{ROLLOUT}.n": group,
         f"{ROLLOUT}.name": "vllm",
         f"{ROLLOUT}.tensor_model_parallel_size": 1,
-        # An adapter is sent to vLLM beside a base that vLLM reads itself.
+        # Adapters are sent to vLLM, which loads the base itself.
         f"{ROLLOUT}.load_format": "safetensors",
         f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": micro,
         "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": micro,
@@ -139,7 +139,7 @@ def options(recipe: Recipe, folder: str, rewards: str) -> tuple[Values, Values]:
     }
     theirs |= in_loss(recipe) if grpo else in_reward(recipe, micro)
     if (steps := values.get("max_steps", -1)) > 0:
-        # It stops after the last epoch even so, and each has one step at least.
+        # It still stops after the last epoch, and each epoch has at least one step.
         theirs["trainer.total_epochs"] = steps
     if recipe.trust_remote_code:
         theirs["data.trust_remote_code"] = True
@@ -149,7 +149,7 @@ def options(recipe: Recipe, folder: str, rewards: str) -> tuple[Values, Values]:
 
 
 def in_loss(recipe: Recipe) -> Values:
-    """Return how GRPO's loss is computed: TRL's, a mean over all tokens with the KL term in it."""
+    """Return the options of GRPO's loss as in TRL: a mean over all tokens, with the KL term in the loss."""
     return {
         f"{ACTOR}.use_kl_loss": True,
         f"{ACTOR}.kl_loss_coef": recipe.pref_beta,
@@ -160,7 +160,7 @@ def in_loss(recipe: Recipe) -> Values:
 
 
 def in_reward(recipe: Recipe, micro: int) -> Values:
-    """Return how PPO's rewards are computed: minus the price of the KL divergence at each token."""
+    """Return the options of PPO's rewards: minus the KL penalty at each token."""
     own = recipe.training.get("learning_rate", 5e-5)
     return {
         f"{ACTOR}.ppo_epochs": recipe.ppo_epochs,

@@ -1,4 +1,4 @@
-"""How many weights a recipe trains, counted from the model's sizes: no weights are read, no model is built."""
+"""Count the weights that a recipe trains from the model's sizes: no weights are read, no model is built."""
 
 from collections import Counter
 from typing import Any
@@ -7,7 +7,7 @@ from ftlab.memory import ATTENTION, TWO_MATRIX_MLP, Decoder
 from ftlab.recipe import library_args
 from ftlab.recipe.keys import PROMPT_METHODS, Recipe
 
-# Families whose linear layers have biases: which layers; all of them in the families with two matrices in an MLP.
+# Families with biases -> the layers that have them; in families with two matrices per MLP all have.
 BIASED = {"qwen2": ("q_proj", "k_proj", "v_proj")}
 
 
@@ -33,7 +33,7 @@ def trained_weights(recipe: Recipe, decoder: Decoder) -> int:
 
 
 def matrices(recipe: Recipe, decoder: Decoder) -> int:
-    """Return how many of a recipe's trained weights Muon trains: matrices of the blocks; experts are tensors."""
+    """Return how many of a recipe's trained weights Muon trains: matrices of the blocks, but not experts."""
     if recipe.finetuning_type == "bitfit":
         return 0
     if recipe.finetuning_type == "lora":
@@ -56,11 +56,11 @@ def matrices(recipe: Recipe, decoder: Decoder) -> int:
 def adapted(recipe: Recipe, decoder: Decoder, every: tuple[str, ...] = ()) -> list[tuple[int, int]]:
     """Return (inputs, outputs) of each layer that `lora_target` names, in all blocks.
 
-    A path with a number in it (`model.layers.0.self_attn.q_proj`, as PEFT saves it) is one layer, another name one of
-    each block.
+    A path with a number (`model.layers.0.self_attn.q_proj`, as PEFT saves it) is one layer, any other name one in
+    every block.
 
     Args:
-        every: what `all` means, where it is not every linear layer.
+        every: the layers of `all`, if not every linear layer.
     """
     if recipe.lora_target == "all":
         return decoder.layers * decoder.adapted(every)
@@ -80,7 +80,7 @@ def copied(recipe: Recipe, decoder: Decoder) -> int:
 
 
 def biases(decoder: Decoder) -> int:
-    """Return the biases of a family's linear layers, and those of its norms where these have some."""
+    """Return the number of biases in a family's linear layers and norms."""
     layers = tuple(decoder.linear_shapes) if decoder.family in TWO_MATRIX_MLP else BIASED.get(decoder.family, ())
     norms = 2 * decoder.hidden if decoder.family in TWO_MATRIX_MLP else 0
     last = decoder.hidden if norms else 0
@@ -106,7 +106,7 @@ def adapter(recipe: Recipe, decoder: Decoder) -> int:
         return (2 * decoder.layers + 1) * hidden
     if kind == "ia3" and recipe.lora_target == "all":
         return decoder.layers * (2 * decoder.kv_heads * decoder.head_dim + decoder.intermediate)
-    # Of a mixture these methods reach the attention alone.
+    # In a mixture these methods apply to the attention only.
     shapes = Counter(adapted(recipe, decoder, ATTENTION if decoder.experts > 1 else ()))
     if kind == "vera":
         return sum(number * (fields.get("r", 256) + outputs) for (_, outputs), number in shapes.items())
@@ -115,7 +115,7 @@ def adapter(recipe: Recipe, decoder: Decoder) -> int:
 
 def counted_by_peft(kind: str, shape: tuple[int, int], fields: dict[str, Any]) -> int:
     """Return the weights that a method of PEFT adds to a layer of (inputs, outputs), counted without values."""
-    # Imported here: they take seconds, and the other methods are counted without them.
+    # Imported here: it takes seconds, and the other methods do not need it.
     import peft
     import torch
 
@@ -146,7 +146,7 @@ def unfrozen(recipe: Recipe, decoder: Decoder) -> int:
 
 
 def parts(decoder: Decoder) -> list[tuple[tuple[str, str], int]]:
-    """Return the weights of one block: (part, layer) as Llama and its heirs call them, and how many."""
+    """Return the weights of one block: (part, layer) by Llama's names, and their number."""
     layers = []
     for name, (inputs, outputs) in decoder.linear_shapes.items():
         part = "self_attn" if name in ("q_proj", "k_proj", "v_proj", "o_proj") else "mlp"

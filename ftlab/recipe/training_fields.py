@@ -1,7 +1,7 @@
-"""The fields of `transformers.TrainingArguments`: type, default, meaning. A table, so that a recipe is read at once.
+"""The fields of `transformers.TrainingArguments`: type, default, meaning, as a table for fast start-up.
 
-Importing TrainingArguments takes seconds, because it brings torch. `training_fields.json` has what is needed of it for
-one version of transformers; where another is installed, that one is imported and asked. Make the table anew with
+Importing TrainingArguments takes seconds, because it imports torch. `training_fields.json` has the fields for
+one version of transformers; if another is installed, it is imported and inspected. Regenerate the table with
 `python -m ftlab.recipe.training_fields`.
 """
 
@@ -23,10 +23,10 @@ PLAIN |= {"Any": Any, "Literal": Literal, "Union": Union}
 
 
 class Named(type):
-    """A class of another library, known by its name: an object's class is compared by name, nothing is imported.
+    """A placeholder for a class of another library: instances are recognized by class name, without an import.
 
     Attributes:
-        choices: the values of its members where it is an enumeration, else ().
+        choices: the values of its members if it is an enumeration, else ().
     """
 
     choices: tuple[str, ...]
@@ -110,7 +110,7 @@ def default_of(field: dataclasses.Field) -> Any:
 
 
 def meaning_of(name: str, documentation: str) -> str:
-    """Return the first sentences that transformers' own docstring has for a field."""
+    """Return the first sentences on a field in transformers' own docstring."""
     pattern = rf"^        {name} ?\(.*?\):\n(.*?)(?=^        \S|^    \S|\Z)"
     match = re.search(pattern, documentation, re.DOTALL | re.MULTILINE)
     text = " ".join(match.group(1).split()) if match else "see the documentation of TrainingArguments"

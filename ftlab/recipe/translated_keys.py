@@ -2,7 +2,7 @@
 
 from typing import Any
 
-# old key -> (new key, what to say): renamed by the libraries or by other frameworks, same value.
+# old key -> (new key, reason): renamed by the libraries or by other frameworks, same value.
 RENAMED = {
     "evaluation_strategy": ("eval_strategy", "transformers renamed it"),
     "max_seq_length": ("cutoff_len", "trl calls it max_length now"),
@@ -28,7 +28,7 @@ RENAMED_VALUES: dict[str, dict[bool, Any]] = {
     "disable_shuffling": {True: "sequential", False: "random"},
     "disable_gradient_checkpointing": {True: False, False: True},
 }
-# key -> why nothing is lost without it.
+# key -> why it can be ignored.
 DROPPED = {
     "overwrite_cache": "rows are encoded again whenever their file changes",
     "preprocessing_num_workers": "rows are encoded in one process",
@@ -73,7 +73,7 @@ DROPPED = {
     "resize_vocab": "the embedding grows by what `add_tokens` names",
     "block_diag_attn": "examples that share a row are always kept apart",
 }
-# Keys that LLaMA-Factory reads beside another one alone; where that one asks for something, it is refused by name.
+# Keys that LLaMA-Factory reads only together with another one, which itself is refused if it has an effect.
 BESIDE = {
     "use_badam": (
         "badam_mode", "badam_start_block", "badam_switch_mode", "badam_switch_interval", "badam_update_ratio",
@@ -119,7 +119,7 @@ BESIDE = {
 }  # fmt: skip
 MAIN_OF = {name: main for main, names in BESIDE.items() for name in names}
 DROPPED |= {name: f"it counts beside {main} alone" for name, main in MAIN_OF.items()}
-# key -> (values that ask for nothing, what it needs and what to use instead).
+# key -> (values without effect, what it would need and what to use instead).
 OUT_OF_REACH = {
     "use_unsloth": "Unsloth needs a CUDA GPU and its own build; remove the key",
     "use_unsloth_gc": "Unsloth needs a CUDA GPU and its own build; use `gradient_checkpointing: true`",
@@ -165,7 +165,7 @@ OUT_OF_REACH = {
     "master_addr": "set MASTER_ADDR in the environment",
     "master_port": "set MASTER_PORT in the environment",
 }
-# Values of these keys that ask for nothing; of the others that is false.
+# Values of these keys without effect; for the others it is false.
 ASKS_NOTHING = {
     "freeze_vision_tower": True,
     "pref_bco_weight": 0,
@@ -183,7 +183,7 @@ OUT_OF_REACH |= dict.fromkeys(
     ),
     "Megatron is another engine; use torchrun",
 )  # fmt: skip
-# Values of `stage` and `finetuning_type` that LLaMA-Factory has and a recipe here has not.
+# Values of `stage` and `finetuning_type` that LLaMA-Factory has and ftlab lacks.
 ELSEWHERE = {
     ("reward_model_type", "api"): "a reward is a function here; write `reward_funcs`, or a folder in `reward_model`",
     ("pref_loss", "kto_pair"): "trl's DPO has no such loss; use `stage: kto`",

@@ -1,1 +1,1 @@
-"""From a recipe to a run folder."""
+"""Run a recipe: train, evaluate, export and chat."""

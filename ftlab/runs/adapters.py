@@ -1,4 +1,4 @@
-"""A recipe's method of PEFT: its config, its layers, and what AdaLoRA does at each step."""
+"""A recipe's PEFT method: its config, its layers, and AdaLoRA's callback."""
 
 import dataclasses
 from typing import Any
@@ -13,7 +13,7 @@ from ftlab.recipe import library_args
 from ftlab.recipe.keys import Recipe
 from ftlab.runs import targets
 
-# Fields of PEFT's configs that a recipe has keys for, or that ftlab decides.
+# Fields of PEFT's configs -> the recipe key to use instead.
 OWN_KEYS = {
     "target_modules": "lora_target", "modules_to_save": "additional_target", "task_type": "stage",
     "peft_type": "finetuning_type", "base_model_name_or_path": "model_name_or_path", "revision": "model_revision",
@@ -23,10 +23,10 @@ OWN_KEYS = {
 
 
 def config_of(recipe: Recipe, model: PreTrainedModel) -> PeftConfig:
-    """Return the config object of PEFT for what a recipe trains on a model.
+    """Return PEFT's config object for a recipe and a model.
 
     Raises:
-        LabError: a field that the method lacks, or that is a key of its own.
+        LabError: a field that the method lacks, or that has its own recipe key.
         ValueError, TypeError: values that PEFT refuses.
     """
     kind = getattr(peft, library_args.PEFT_CONFIGS[recipe.finetuning_type])
@@ -38,7 +38,7 @@ def require_fields(recipe: Recipe, kind: type[PeftConfig]) -> None:
     """Refuse fields of `peft_config` that a method does not have.
 
     Raises:
-        LabError: with the nearest field, or the key that has the meaning.
+        LabError: with the nearest field, or the key to use instead.
     """
     known = [field.name for field in dataclasses.fields(kind) if field.init and field.name not in OWN_KEYS]
     for name in recipe.peft_config:
@@ -50,7 +50,7 @@ def require_fields(recipe: Recipe, kind: type[PeftConfig]) -> None:
 
 
 def layers(recipe: Recipe, model: PreTrainedModel) -> dict[str, Any]:
-    """Return the fields of a config that depend on a model: a mixture's weights, norms, the vocabulary's layers."""
+    """Return the config fields that depend on a model: a mixture's weights, norms, embedding and output layer."""
     whole = library_args.names(recipe.additional_target or "")
     grown = {"modules_to_save": sorted({*whole, *vocabulary_layers(model)})} if recipe.add_tokens else {}
     if recipe.finetuning_type == "lora":
@@ -60,7 +60,7 @@ def layers(recipe: Recipe, model: PreTrainedModel) -> dict[str, Any]:
 
 
 def vocabulary_layers(model: PreTrainedModel) -> list[str]:
-    """Return the names of a model's embedding and output layer: both, for a tied output layer is trained apart."""
+    """Return the names of a model's embedding and output layer; a tied output layer is trained separately."""
     ends = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
     modules = model.named_modules(remove_duplicate=False)
     return [targets.leaf(path) for path, module in modules if any(module is layer for layer in ends)]
@@ -72,7 +72,7 @@ def norms(model: nn.Module) -> list[str]:
 
 
 class Allocate(TrainerCallback):
-    """Let AdaLoRA move rank between layers: PEFT needs the gradients, after each step and before they are cleared."""
+    """Let AdaLoRA reallocate ranks: PEFT needs the gradients, after each step and before they are cleared."""
 
     def on_train_begin(
         self,
@@ -82,13 +82,13 @@ class Allocate(TrainerCallback):
         model: PeftModel | None = None,
         **kwargs: Any,
     ) -> None:
-        """Set the number of steps that the ranks are distributed over.
+        """Set the number of steps over which ranks are allocated.
 
         Raises:
-            LabError: `tinit` and `tfinal` leave none.
+            LabError: `tinit` and `tfinal` leave no steps.
         """
         config = adalora(model).peft_config["default"]
-        # One object: the allocator has the same.
+        # The allocator shares this config object.
         config.total_step = min(config.total_step, state.max_steps)
         if config.total_step - config.tfinal - config.tinit < 1:
             reason = f"`tinit` {config.tinit} and `tfinal` {config.tfinal} leave none of {config.total_step} steps"
@@ -102,7 +102,7 @@ class Allocate(TrainerCallback):
         model: PeftModel | None = None,
         **kwargs: Any,
     ) -> None:
-        """Update what is known of each rank, and mask those that matter least."""
+        """Update the importance of each rank, and mask the least important ones."""
         adalora(model).update_and_allocate(state.global_step + 1)
 
 

@@ -8,7 +8,7 @@ from ftlab.figures import Figure
 from ftlab.responses import Response
 from ftlab.runs.greedy import Checked
 
-# Figures of one forward pass; the others need answers.
+# Figures from one forward pass; the others need answers.
 READ = ("loss", "accuracy")
 # Figures of whole answers. For `exact_match` alone an answer is generated until it can no longer be the expected one.
 WHOLE = ("contains", "json", "tool_calls", "bleu", "rouge")
@@ -18,7 +18,7 @@ Pairs = list[tuple[Response, Response]]
 
 
 def of_checked(checked: Sequence[Checked], names: Sequence[str]) -> dict[str, Figure]:
-    """Return the figures that one forward pass over each example gives."""
+    """Return the figures from one forward pass over each example."""
     metrics, labels = {}, [one.labels for one in checked]
     if "loss" in names:
         loss = figures.ratio([one.loss for one in checked], labels)
@@ -32,7 +32,7 @@ def of_checked(checked: Sequence[Checked], names: Sequence[str]) -> dict[str, Fi
 
 
 def absent(names: Sequence[str], expected: Sequence[Response]) -> list[str]:
-    """Return the figures that none of the expected answers gives anything to compare with."""
+    """Return the figures for which no expected answer has anything to compare."""
     missing = []
     for figure in (one for one in names if one in WHOLE):
         contents = [one.content for one in expected if applies(figure, one)]
@@ -42,7 +42,7 @@ def absent(names: Sequence[str], expected: Sequence[Response]) -> list[str]:
 
 
 def applies(figure: str, expected: Response) -> bool:
-    """Return True if an expected answer is of the kind that a figure compares."""
+    """Return True if a figure applies to an expected answer."""
     if figure == "tool_calls":
         return bool(expected.calls)
     return bool(expected.content) and (figure != "json" or figures.json_object(expected.content) is not None)
@@ -59,7 +59,7 @@ def of_answers(names: Sequence[str], answers: Sequence[Response], expected: Sequ
 
 
 def json_figures(pairs: Pairs) -> dict[str, Figure]:
-    """Return the share of answers that are JSON objects, and the mean share of fields that they have right."""
+    """Return the share of answers that are JSON objects, and the mean share of correct fields."""
     objects = [(figures.json_object(one.content), figures.json_object(other.content) or {}) for one, other in pairs]
     fields = [figures.share_of_fields(*pair) for pair in objects]
     return {

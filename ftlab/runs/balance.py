@@ -11,16 +11,16 @@ from transformers import PreTrainedModel
 
 from ftlab.errors import fail
 
-# What the language models of transformers call in their own modules.
+# The function that transformers' language models call, in their own modules.
 POOLED = "load_balancing_loss_func"
 
 
 @contextlib.contextmanager
 def per_layer(model: PreTrainedModel | PeftModel, enabled: bool) -> Iterator[None]:
-    """Have a mixture's balancing loss be the mean over its layers while the body runs.
+    """Compute a mixture's balancing loss as the mean over its layers while the body runs.
 
     transformers counts the tokens of an expert over all layers: one that is idle in the first layer and busy in the
-    second looks balanced. Lesson 13 shows that experts stay idle so. With every layer balanced both are equal.
+    second looks balanced. Lesson 13 shows that experts then stay idle. If every layer is balanced both are equal.
 
     Raises:
         LabError: the model's code computes its balancing loss in another way.

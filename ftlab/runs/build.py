@@ -1,4 +1,4 @@
-"""A recipe's stage as library objects: the config, the model with what is trained on it, and TRL's trainer for it."""
+"""Build a recipe's library objects: the config, the model with its trainable weights, and TRL's trainer."""
 
 import contextlib
 import copy
@@ -55,21 +55,21 @@ from ftlab.runs.tokenized import takes_ids
 from ftlab.runs.validation_loss import per_token
 from ftlab.saved_weights import weights_of
 
-# Schedules that follow the validation loss: transformers hands their arguments to these.
+# Schedules that follow the validation loss -> the class that takes their arguments.
 FOLLOWING: dict[str, Any] = {SchedulerType.REDUCE_ON_PLATEAU: ReduceLROnPlateau, SchedulerType.GREEDY: GreedyLR}
-# What Trainer itself gives a schedule.
+# Arguments that Trainer itself passes to a schedule.
 FROM_TRAINER = ("optimizer", "num_warmup_steps", "num_training_steps", "last_epoch")
 
 
 def trainer_classes(objective: str) -> tuple[type, type]:
-    """Return (config class, trainer class) for what a recipe trains; only these are imported."""
+    """Return (config class, trainer class) of an objective; only these are imported."""
     module, *names = library_args.TRAINERS[objective]
     config, trainer = (getattr(importlib.import_module(module), name) for name in names)
     return config, trainer
 
 
 def training_args(recipe: Recipe, folder: Path, machine: Machine) -> tuple[Any, list[str]]:
-    """Return TRL's config object for a recipe on a machine, and notes on what the machine could not do.
+    """Return TRL's config object for a recipe on a machine, and notes on what the machine lacks.
 
     Raises:
         LabError: a value, or a combination, that transformers refuses.
@@ -114,11 +114,11 @@ def merged_before(recipe: Recipe) -> list[str]:
 
 
 def require_available(args: TrainingArguments) -> None:
-    """Build what Trainer builds after the weights are loaded: trackers, optimizer class, schedule.
+    """Build early what Trainer builds after loading the weights: trackers, optimizer class, schedule.
 
     Raises:
         LabError: arguments that the schedule cannot use.
-        Exception: what they raise of a package that is missing, or of arguments that do not fit.
+        Exception: raised by them for a missing package or wrong arguments.
     """
     for tracker in get_reporting_integration_callbacks(args.report_to):
         tracker()
@@ -128,17 +128,17 @@ def require_available(args: TrainingArguments) -> None:
 
 
 def require_schedule(args: TrainingArguments) -> None:
-    """Compute the learning rates of a short run.
+    """Check a schedule's arguments by computing the learning rates of a short run.
 
     Raises:
-        LabError: an argument that the schedule lacks, does not know or cannot use.
+        LabError: a missing, unknown or invalid argument.
     """
     schedule, steps = args.lr_scheduler_type, 10
     takes = schedule_arguments(schedule)
     optimizer = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)
     try:
         options = dict(args.lr_scheduler_kwargs or {})
-        # transformers drops the arguments of the constant schedules without a word.
+        # transformers silently drops arguments of the constant schedules.
         if unknown := options.keys() - takes:
             raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
         rates = get_scheduler(schedule, optimizer, args.get_warmup_steps(steps), steps, options)
@@ -162,10 +162,10 @@ def model_class(recipe: Recipe) -> Any:
 
 
 def rehearse(recipe: Recipe, path: str) -> None:
-    """Refuse layers that a recipe names and its model lacks, without loading a weight.
+    """Refuse layers that a recipe names and its model lacks, without loading any weights.
 
     Raises:
-        LabError: what `prepare_model` would refuse.
+        LabError: as `prepare_model`.
     """
     default = recipe.lora_target == "all" and not recipe.additional_target
     usual = default if recipe.finetuning_type == "lora" else recipe.finetuning_type == "full"
@@ -186,19 +186,19 @@ def rehearse(recipe: Recipe, path: str) -> None:
             raise fail("train_other_method", where="adapter_name_or_path", **names)
         require_all_layers(recipe, model)
     else:
-        # Weights without values have no singular vectors: a start of its own is left to the real model.
+        # Weights without values have no singular vectors, so special initializations are left to the real model.
         plain = recipe.model_copy(update={"pissa_init": False, "init_lora_weights": None})
         with refusing(names_layers(recipe)):
             get_peft_model(model, adapters.config_of(plain, model), low_cpu_mem_usage=True)
 
 
 def names_layers(recipe: Recipe) -> str:
-    """Return the key to look at where PEFT refuses an adapter."""
+    """Return the key to blame if PEFT refuses an adapter."""
     return "peft_config" if recipe.peft_config else "lora_target"
 
 
 def skeleton(recipe: Recipe, path: str) -> PreTrainedModel:
-    """Return a recipe's base with the shapes of its weights and without their values."""
+    """Return a recipe's base on the meta device: weights with shapes but without values."""
     options = {"num_labels": 1} if recipe.stage == "rm" else {}
     with models.loading(path), torch.device("meta"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=recipe.trust_remote_code, **options)
@@ -206,7 +206,7 @@ def skeleton(recipe: Recipe, path: str) -> PreTrainedModel:
 
 
 def require_all_layers(recipe: Recipe, model: PreTrainedModel) -> None:
-    """Refuse `lora_target: all` for an adapter with only some layers: it is continued unchanged.
+    """Refuse `lora_target: all` for a continued adapter with only some layers, which stay as they are.
 
     Raises:
         LabError: with the layers that it has.
@@ -222,7 +222,7 @@ def require_all_layers(recipe: Recipe, model: PreTrainedModel) -> None:
 
 @contextlib.contextmanager
 def refusing(where: str) -> Iterator[None]:
-    """Turn what PEFT says of layers that it cannot adapt into one line.
+    """Turn PEFT's errors about layers that it cannot adapt into one line.
 
     Raises:
         LabError: PEFT refused the layers or the adapter.
@@ -234,7 +234,7 @@ def refusing(where: str) -> Iterator[None]:
 
 
 def prepare_model(recipe: Recipe, model: PreTrainedModel, machine: Machine) -> PreTrainedModel | PeftModel:
-    """Return the model with the weights marked that this recipe trains, and with the fast paths of its plan.
+    """Return the model with the trainable weights of this recipe marked, and with the fast paths of its plan.
 
     Raises:
         LabError: a layer that the recipe names and the model lacks.
@@ -246,12 +246,12 @@ def prepare_model(recipe: Recipe, model: PreTrainedModel, machine: Machine) -> P
 
 
 def mark_trained(recipe: Recipe, model: PreTrainedModel, plan: Plan) -> PreTrainedModel | PeftModel:
-    """Return the model with the weights marked that this recipe trains.
+    """Return the model with the trainable weights of this recipe marked.
 
     Raises:
         LabError: a layer that the recipe names and the model lacks.
     """
-    # What Trainer's own loop needs and generation does not: keys and values of a pass are never used again.
+    # Training has no use for a cache: keys and values of a pass are never used again.
     model.config.use_cache = False
     targets.require(recipe, model)
     if not recipe.adapts:
@@ -266,16 +266,16 @@ def mark_trained(recipe: Recipe, model: PreTrainedModel, plan: Plan) -> PreTrain
         # Trainer loads a checkpoint's adapter by this call; a resumed run must keep the dtype it started with.
         adapted.load_adapter = partial(adapted.load_adapter, **own_dtype)
         if recipe.add_tokens:
-            # `modules_to_save` has embedding and output layer; PEFT would save them twice more for the new vocabulary.
+            # `modules_to_save` has embedding and output layer; PEFT would save them again for the new vocabulary.
             adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
         return adapted
 
 
 def unfreeze(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
-    """Leave those of a model's own weights trainable that a recipe trains.
+    """Freeze all of a model's own weights except those that a recipe trains.
 
     Raises:
-        LabError: it has none of them.
+        LabError: the model has no such weights.
     """
     method: dict[str, Any] = {"freeze": freeze, "bitfit": biases}
     return method[recipe.finetuning_type](recipe, model) if recipe.finetuning_type in method else model
@@ -298,10 +298,10 @@ def biases(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
 
 
 def chosen_layers(recipe: Recipe, layers: torch.nn.ModuleList) -> torch.nn.ModuleList:
-    """Return the layers that `finetuning_type: freeze` trains: the last n, the first -n, or n at equal distances.
+    """Return the layers that `finetuning_type: freeze` trains: the last n, the first -n, or n evenly spaced ones.
 
     Raises:
-        LabError: more layers than there are, or a number that LLaMA Pro cannot distribute.
+        LabError: more layers than the model has, or a number that LLaMA Pro cannot distribute evenly.
     """
     count = recipe.freeze_trainable_layers
     if not 1 <= abs(count) <= len(layers):

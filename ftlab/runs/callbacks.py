@@ -1,4 +1,4 @@
-"""What watches a training: the log, the guard against broken numbers, the stop, and the seal on every checkpoint."""
+"""Trainer callbacks: the log, the guard against NaN and infinity, the stop, and the manifest of every checkpoint."""
 
 import contextlib
 import json
@@ -21,14 +21,14 @@ from ftlab.runs import checkpoint, world
 from ftlab.runs.folder import STOP
 from ftlab.system_errors import explained, require_space
 
-# float16 loss scaling finds its scale by overflowing, a few steps in a row at most.
+# float16 loss scaling finds its scale by overflowing, at most a few steps in a row.
 FP16_SKIPS = 25
 
 
 def row_of(entry: dict[str, Any]) -> dict[str, float]:
     """Return an entry of `trainer.state.log_history` as a log row: its step, then its numbers.
 
-    In alphabetical order, as a resumed history has them. trl's `num_tokens` is left out: it counts from the start of
+    In alphabetical order, as in a resumed history. TRL's `num_tokens` is left out: it counts from the start of
     the process, not of the run.
     """
     numbers = {name: value for name, value in sorted(entry.items()) if isinstance(value, int | float)}
@@ -41,7 +41,7 @@ def rows_of(history: Iterable[dict[str, Any]]) -> list[dict[str, float]]:
 
 
 class Begin(TrainerCallback):
-    """Write into the run folder when the training begins: what the libraries refuse, they have refused by then."""
+    """Write into the run folder when the training begins: by then the libraries have accepted the settings."""
 
     def __init__(self, write: Callable[[nn.Module], None]) -> None:
         self.write, self.begun = write, False
@@ -55,7 +55,7 @@ class Begin(TrainerCallback):
 
     @contextlib.contextmanager
     def refusing(self) -> Iterator[None]:
-        """Turn what the libraries raise before the first step into one line: it is about the settings.
+        """Turn any exception of the libraries before the first step into one line: it is about the settings.
 
         Raises:
             LabError: with the library's reason.
@@ -104,7 +104,7 @@ class Log(TrainerCallback):
 
 
 class Best(TrainerCallback):
-    """Look up the metric that the best checkpoint is chosen by, and say where that checkpoint is missing."""
+    """Check the metric that selects the best checkpoint, and report if that checkpoint is missing."""
 
     def on_evaluate(
         self,
@@ -114,10 +114,10 @@ class Best(TrainerCallback):
         metrics: dict[str, float],
         **_: Any,
     ) -> None:
-        """Check the metric's name, which only an evaluation can tell.
+        """Check that the evaluation logged the metric.
 
         Raises:
-            LabError: with the names of the metrics that there are.
+            LabError: with the names of the logged metrics.
         """
         name = (args.metric_for_best_model or "eval_loss").removeprefix("eval_")
         if f"eval_{name}" not in metrics and args.metric_for_best_model:
@@ -125,7 +125,7 @@ class Best(TrainerCallback):
             raise fail("train_no_metric", where="metric_for_best_model", name=name, known=known)
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Say so if the best evaluation has no checkpoint to go back to."""
+        """Print a note if the best evaluation has no checkpoint to load."""
         if not (args.load_best_model_at_end and state.best_global_step and state.is_world_process_zero):
             return
         kept = state.best_model_checkpoint
@@ -145,7 +145,7 @@ class Guard(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
     ) -> None:
-        """Find the weights that are trained: a model with adapters has thousands of modules to walk through."""
+        """Collect the trained weights once: a model with adapters has thousands of modules to walk through."""
         self.weights = trained(model)
 
     def on_pre_optimizer_step(
@@ -188,7 +188,7 @@ def trained(model: nn.Module) -> list[torch.Tensor]:
 
 def all_finite(tensors: list[torch.Tensor]) -> bool:
     """Return True if every number in the tensors is finite, with a single synchronization."""
-    # Any norm shows one. On a CPU torch takes six times as long to find the largest number as for this.
+    # Any norm works. On a CPU torch needs six times as long to find the largest number.
     return bool(nn.utils.get_total_norm(tensors).isfinite())
 
 
@@ -204,7 +204,7 @@ class Stop(TrainerCallback):
         """Tell Trainer to save and stop; a run at its last step ends anyway."""
         if state.global_step >= state.max_steps:
             return
-        # Every process looks for STOP before one of them removes it.
+        # Every process checks for STOP before one of them removes it.
         if world.any_process(self.asked.is_set() or (self.folder / STOP).exists(), args):
             self.stopped_at = state.global_step
             control.should_save = control.should_training_stop = True
@@ -212,7 +212,7 @@ class Stop(TrainerCallback):
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Turn SIGINT and SIGTERM into the flag; a second one acts as usual. Off the main thread signals stay alone."""
+        """Turn SIGINT and SIGTERM into the flag; a second signal acts as usual. Only in the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -235,7 +235,7 @@ class Stop(TrainerCallback):
 class Keeper(TrainerCallback):
     """Seal every checkpoint with a manifest after Trainer has written it, then rotate this run's own.
 
-    It has to be the last callback: whatever asks for a save has asked by then.
+    It must be the last callback, so that any request for a save has been made.
     """
 
     def __init__(self, folder: Path, about: dict[str, Any], save_total_limit: int | None) -> None:
@@ -256,7 +256,7 @@ class Keeper(TrainerCallback):
         self.prepare(state, control)
 
     def prepare(self, state: TrainerState, control: TrainerControl) -> None:
-        """Log with every save, so that a resumed run averages over the same steps, and clear the folder's place."""
+        """Log with every save, so that a resumed run averages over the same steps, and make room for the folder."""
         if not control.should_save:
             return
         control.should_log = True
@@ -270,11 +270,11 @@ class Keeper(TrainerCallback):
             checkpoint.set_aside(self.saving)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Write the manifest last, then delete what the limit leaves over."""
+        """Write the manifest last, then delete checkpoints beyond the limit."""
         world.wait(args)
         if not state.is_world_process_zero:
             return
-        # Trainer's pickled arguments: nothing reads them, and the run folder has them as recipe.yaml.
+        # Trainer's pickled arguments are not needed; the run folder has them as recipe.yaml.
         path = self.folder / f"{saved_weights.PREFIX}{state.global_step}"
         (path / "training_args.bin").unlink(missing_ok=True)
         manifests.write_manifest(path, self.about | {"step": state.global_step})
@@ -301,7 +301,7 @@ class Keeper(TrainerCallback):
 
 @contextlib.contextmanager
 def writing(path: Path, run_folder: Path) -> Iterator[None]:
-    """Turn a write that the system refused inside the block into one line.
+    """Turn a failed write inside the block into one line.
 
     Raises:
         LabError: naming `path` and the run's last good checkpoint.
@@ -309,16 +309,16 @@ def writing(path: Path, run_folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        # safetensors and torch raise their own kinds for a failed write, not always OSError.
+        # safetensors and torch raise their own exceptions for a failed write, not always OSError.
         if not is_write_error(error):
             raise
         raise save_failed(error, path, run_folder) from error
 
 
 def is_write_error(error: Exception) -> bool:
-    """Return True if an exception is a write that the system refused, whichever library raised it.
+    """Return True if an exception is a failed write, whichever library raised it.
 
-    A closed pipe is not: it is where the output goes, which was written before.
+    A closed pipe is not: it concerns the output, not the files.
     """
     if isinstance(error, BrokenPipeError):
         return False
@@ -327,7 +327,7 @@ def is_write_error(error: Exception) -> bool:
 
 
 def save_failed(error: Exception, path: Path, folder: Path) -> Exception:
-    """Build the error for a save that did not reach the disk."""
+    """Build the error for a failed save."""
     number = error.errno if isinstance(error, OSError) else None
     reason = os.strerror(number) if number else reason_of(error)
     kept = next((each.name for each in saved_weights.checkpoints(folder) if manifests.read_manifest(each)), "-")

@@ -28,13 +28,13 @@ from ftlab.runs import folder, pick_engine, rope
 from ftlab.runs.engines import Loop
 
 Message = dict[str, Any]
-# Settings of a generation that greedy decoding, and decoding without beams, does not read.
+# Generation settings that greedy decoding, or decoding without beams, ignores.
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff")
 BEAMS = ("early_stopping", "length_penalty")
 
 
 class Until:
-    """Text that arrives in pieces and ends before the first of some stop strings.
+    """Streamed text that ends before the first stop string.
 
     >>> until = Until(["END"])
     >>> [until.push(piece) for piece in ("one E", "N", "x two EN", "D three")], until.found
@@ -45,7 +45,7 @@ class Until:
         self.stops, self.held, self.found = list(stops), "", False
 
     def push(self, piece: str) -> str:
-        """Return what is surely before a stop string; the beginning of a possible one is held back."""
+        """Return the text that is certainly before a stop string; a possible beginning of one is held back."""
         if self.found:
             return ""
         text = self.held + piece
@@ -58,7 +58,7 @@ class Until:
         return text[: len(text) - keep]
 
     def flush(self) -> str:
-        """Return what was held back, at the end of the text."""
+        """Return the text held back, at the end of the stream."""
         held, self.held = self.held, ""
         return held
 
@@ -85,7 +85,7 @@ def load(
     cache_dir: str | None = None,
     **options: Any,
 ) -> tuple[PreTrainedModel | Loop, PreTrainedTokenizerBase]:
-    """Return a model, with what was trained on it if that is named, and its tokenizer.
+    """Return a model, with trained weights if `adapter` is given, and its tokenizer.
 
     Args:
         adapter: an adapter folder or a run folder; a run of a full fine-tune means its model.
@@ -93,7 +93,7 @@ def load(
         template: the recipe key, for a base model without a chat template of its own.
         replace_template: the recipe key `allow_other_template`.
         thinking: the recipe key `enable_thinking`.
-        shortcuts: the recipe key; False leaves every library as it is.
+        shortcuts: the recipe key; False disables the fast paths.
         rope_scaling: the recipe keys `rope_scaling` and `cutoff_len`; without it those of the adapter's run.
         revision, cache_dir: of a hub's model, the recipe keys `model_revision` and `cache_dir`.
         options: go to `from_pretrained`.
@@ -101,7 +101,7 @@ def load(
         LabError: no such model; weights of another base; a tokenizer that does not fit; no memory for the embedding.
     """
     if adapter:
-        # Before the base, which may have to be fetched.
+        # Checked before the base, which may have to be downloaded.
         adapter_weights = saved_weights.weights_of(adapter)
         saved_weights.require_language_model(adapter_weights)
         if backend != "huggingface":
@@ -133,7 +133,7 @@ def load(
 def tokenizer_of(
     weights: saved_weights.Weights | None, base: Path, trust_remote_code: bool = False
 ) -> PreTrainedTokenizerBase:
-    """Return the tokenizer that was saved with trained weights, chat template included; the base's where none was."""
+    """Return the tokenizer saved with trained weights, including its chat template; otherwise the base's."""
     saved = weights is not None and (weights.folder / "tokenizer_config.json").is_file()
     tokenizer = models.load_tokenizer(weights.folder if weights and saved else base, trust_remote_code)
     if tokenizer.pad_token is None:
@@ -144,15 +144,15 @@ def tokenizer_of(
 def adapted(
     model: PreTrainedModel, weights: saved_weights.Weights, tokenizer: PreTrainedTokenizerBase, **options: Any
 ) -> PeftModel:
-    """Return a model with an adapter on it, its embedding grown by the tokens that the adapter has weights for.
+    """Return a model with an adapter, its embedding resized for the tokens that the adapter has weights for.
 
     Raises:
-        LabError: the adapter does not fit; the base that belongs to it is named.
+        LabError: the adapter does not fit; its own base is named.
     """
     fit_vocabulary(model, weights.folder, tokenizer)
     try:
         return PeftModel.from_pretrained(model, str(weights.folder), **options)
-    # PEFT raises whatever the settings of an adapter lead it into.
+    # PEFT may raise anything for the settings of an adapter.
     except Exception as error:
         reason = next(
             (line.strip() for line in str(error).splitlines()[1:] if "size mismatch" in line), reason_of(error)
@@ -167,7 +167,7 @@ def merge_before(model: PreTrainedModel, adapters: Sequence[str], base: Path, na
     Args:
         base: the folder of the model called `name`.
     Raises:
-        LabError: weights that cannot be merged into this base: of another one, a reward model, a whole model, virtual
+        LabError: weights that cannot be merged into this base: another base's, a reward model, a whole model, virtual
             tokens, added tokens, a base in 4 or 8 bit.
     """
     for one in adapters:
@@ -183,16 +183,16 @@ def merge_before(model: PreTrainedModel, adapters: Sequence[str], base: Path, na
         if model.get_input_embeddings().weight.shape[0] != rows:
             raise fail("chat_merged_tokens", adapter=one)
         model.config.dtype = own
-        # Switching a later adapter off no longer gives the base as it was (`switchable`).
+        # Disabling a later adapter no longer gives the original base (`switchable`).
         model.merged_adapters = True
     return model
 
 
 def fit_vocabulary(model: PreTrainedModel, adapter: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give the base the rows of the tokens that were added for the adapter, which carries their weights.
+    """Resize the base's embedding for tokens that were added for the adapter, which has their weights.
 
     Raises:
-        LabError: the tokenizer has tokens whose weights nobody saved, or the weights cannot be read.
+        LabError: the tokenizer has tokens whose weights were not saved, or the weights cannot be read.
     """
     try:
         with safe_open(adapter / saved_weights.ADAPTER_WEIGHTS, "pt") as file:
@@ -212,9 +212,9 @@ def fit_vocabulary(model: PreTrainedModel, adapter: Path, tokenizer: PreTrainedT
 
 
 def grow(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Give a model rows for the tokens that `add_tokens` added to its tokenizer; they are drawn around the mean row."""
+    """Add rows for the tokens that `add_tokens` added to the tokenizer, initialized around the mean row."""
     weight = model.get_input_embeddings().weight
-    # ZeRO-3 leaves an empty tensor in the place of a weight, and its shape beside it.
+    # ZeRO-3 replaces a weight by an empty tensor, with its shape as an attribute.
     if models.unreachable(tokenizer, getattr(weight, "ds_shape", weight.shape)[0]):
         model.resize_token_embeddings(len(tokenizer))
 
@@ -225,18 +225,18 @@ def is_embedding(name: str) -> bool:
 
 
 def end_answers(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let every token that ends an answer end the generation: the model's own, and those that training ends with."""
+    """Make every token that ends an answer end the generation: the model's own, and those used in training."""
     model.generation_config.eos_token_id = evaluate.end_ids(model, tokenizer)
 
 
 def settle_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Make the generation settings of a model that will be saved complete, and such that transformers writes them.
+    """Complete the generation settings of a model before saving, and make them valid for transformers.
 
-    Many a generation_config.json sets a temperature beside greedy decoding. transformers reads it, and refuses to write
-    it once another setting has changed: what greedy decoding does not read is removed.
+    Many a generation_config.json sets a temperature but no sampling. transformers reads it, but refuses to write
+    one after a change, so settings that greedy decoding ignores are removed.
 
     Raises:
-        LabError: settings that contradict each other in another way.
+        LabError: settings that contradict each other otherwise.
     """
     end_answers(model, tokenizer)
     settings = model.generation_config
@@ -251,12 +251,12 @@ def settle_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 def from_recipe(recipe: Recipe) -> tuple[PreTrainedModel | Loop, PreTrainedTokenizerBase]:
-    """Return the model a recipe names, with what its run has left on it or the adapter it names, and the tokenizer."""
+    """Return the model of a recipe, with its run's weights or the adapter that it names, and the tokenizer."""
     return load(recipe.model_name_or_path, trained(recipe), engine_of(recipe), **options_of(recipe))
 
 
 def trained(recipe: Recipe) -> Path | None:
-    """Return the folder of what a recipe has trained, else of the adapter it names, None where neither is there."""
+    """Return the folder of a recipe's trained weights, else of the adapter that it names, None if there is neither."""
     run = Path(recipe.output_dir).expanduser() if recipe.output_dir else None
     if run and saved_weights.holds_weights(run):
         return run
@@ -264,12 +264,12 @@ def trained(recipe: Recipe) -> Path | None:
 
 
 def engine_of(recipe: Recipe) -> str:
-    """Return the engine that a recipe asks for."""
+    """Return the engine of a recipe."""
     return "huggingface" if recipe.infer_backend == "hf" else recipe.infer_backend
 
 
 def options_of(recipe: Recipe) -> dict[str, Any]:
-    """Return what `load` and `from_pretrained` take of a recipe."""
+    """Return the options of `load` and `from_pretrained` from a recipe."""
     options: dict[str, Any] = {
         "template": recipe.template,
         "shortcuts": recipe.shortcuts,
@@ -298,19 +298,19 @@ def generation_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def system_turn(default_system: str | None, adapter: str | Path | None = None) -> list[Message]:
-    """Return the system turn that a conversation begins with where it has none of its own.
+    """Return the system turn for a conversation without one.
 
     Args:
-        default_system: the recipe key; where it is not given, what the run of an adapter was trained with counts.
+        default_system: the recipe key; the default is that of the adapter's run.
     """
     system = default_system or (folder.trained_with(adapter).get("default_system") if adapter else None)
     return [{"role": "system", "content": system}] if system else []
 
 
 def switchable(model: PreTrainedModel | PeftModel | Loop) -> TypeGuard[PeftModel]:
-    """Return True if switching the adapter off leaves the base as it was.
+    """Return True if disabling the adapter gives the original base.
 
-    Some starts are taken out of the base, and other adapters may be merged into it.
+    Some initializations are subtracted from the base, and other adapters may be merged into it.
     """
     if not isinstance(model, PeftModel) or getattr(model.get_base_model(), "merged_adapters", False):
         return False
@@ -319,7 +319,7 @@ def switchable(model: PreTrainedModel | PeftModel | Loop) -> TypeGuard[PeftModel
 
 
 def adapters(model: PreTrainedModel | PeftModel, on: bool) -> AbstractContextManager[None]:
-    """Return a context in which the model's adapter is on or off; a model without one has nothing to switch."""
+    """Return a context in which the model's adapter is enabled or disabled; without effect on a model without one."""
     return nullcontext() if on or not isinstance(model, PeftModel) else model.disable_adapter()
 
 
@@ -364,11 +364,11 @@ def stream(
 ) -> Generator[str, None, None]:
     """Yield the answer to a conversation piece by piece; closing the iterator stops the generation.
 
-    Beams change what they began with until they end: their answer comes as one piece.
+    With beam search the answer comes as one piece, because beams may change until the end.
 
     Args:
         tools: JSON schemas of functions, for a chat template that writes them into the prompt.
-        adapter: False answers with the base model under the adapter.
+        adapter: False disables the adapter.
         generation: GenerationConfig fields; greedy and 256 new tokens unless they say otherwise. The answer ends
             before the first of `stop_strings`.
     """
@@ -409,7 +409,7 @@ def stream(
 
 
 def beams(model: PreTrainedModel, generation: dict[str, Any]) -> int:
-    """Return how many beams a generation has: as asked for, else as the model's own settings say."""
+    """Return the number of beams of a generation: as given, else from the model's own settings."""
     return generation.get("num_beams") or model.generation_config.num_beams or 1
 
 
@@ -425,7 +425,7 @@ def padded(
 
 
 def generation_settings(tokenizer: PreTrainedTokenizerBase, generation: dict[str, Any]) -> dict[str, Any]:
-    """Return what `generate` takes besides the prompt; it asks for the tokenizer when it watches for strings."""
+    """Return the arguments of `generate` besides the prompt; stop strings need the tokenizer."""
     usual = {"max_new_tokens": 256, "do_sample": False, "pad_token_id": tokenizer.pad_token_id}
     checking = {"logits_processor": LogitsProcessorList([evaluate.RefuseNaN()])}
     watching = {"tokenizer": tokenizer} if generation.get("stop_strings") else {}

@@ -1,7 +1,7 @@
 """Checkpoints that can be trusted after a crash: a manifest written last, verified before anything is read.
 
-Trainer's own optimizer.pt, scheduler.pt and rng_state.pth are pickles, and FSDP's optimizer.bin and weights are, too.
-They are read only out of a checkpoint whose manifest carries this run's id and the sha256 of every file in it, and with
+Trainer's own optimizer.pt, scheduler.pt and rng_state.pth are pickles, and so are FSDP's optimizer.bin and weights.
+They are read only from a checkpoint whose manifest has this run's id and the sha256 of every file, and with
 `weights_only=True`.
 """
 
@@ -20,7 +20,7 @@ from ftlab.runs.folder import ASIDE, DELETING, LOCK, OWNER
 from ftlab.runs.target import claimed
 from ftlab.system_errors import explained
 
-# Without one of each Trainer resumes silently with a fresh optimizer or schedule; FSDP's optimizer is the .bin.
+# Without one of each Trainer silently resumes with a fresh optimizer or schedule; FSDP's optimizer is the .bin.
 NEEDED = (("trainer_state.json",), ("optimizer.pt", "optimizer.bin"), ("scheduler.pt",))
 
 
@@ -32,7 +32,7 @@ class Skipped(NamedTuple):
 
 
 def find_resume(run_folder: Path, about: dict[str, Any]) -> tuple[Path | None, list[Skipped]]:
-    """Return the newest checkpoint that verifies, and those newer ones that do not. Nothing is deleted."""
+    """Return the newest checkpoint that verifies, and the newer ones that do not. Nothing is deleted."""
     skipped: list[Skipped] = []
     for path in saved_weights.checkpoints(run_folder):
         reason = resume_problem(path, about)
@@ -54,7 +54,7 @@ def resume_problem(path: Path, about: dict[str, Any]) -> str:
 
 
 def set_aside(path: Path) -> Path:
-    """Rename a checkpoint that could not be used, so that its place is free, and return its new path."""
+    """Rename an unusable checkpoint to free its name, and return its new path."""
     number = 1
     while (target := path.with_name(f"{ASIDE}{path.name}-{number}")).exists():
         number += 1
@@ -65,13 +65,13 @@ def set_aside(path: Path) -> Path:
 def rotate(run_folder: Path, run_id: str, keep: int, protected: set[Path]) -> list[Path]:
     """Delete this run's oldest checkpoints beyond `keep`, and return them.
 
-    Only folders whose manifest carries `run_id` are counted or touched, and none that `protected` names.
+    Only folders whose manifest has `run_id` are counted or touched, except those in `protected`.
     """
     checkpoints = saved_weights.checkpoints(run_folder)
     own = [path for path in checkpoints if (manifests.read_manifest(path) or {}).get("run_id") == run_id]
     gone = [path for path in own[max(keep, 1) :] if path.resolve() not in protected]
     for path in gone:
-        # Renamed first: a crash in the middle leaves no half checkpoint under a checkpoint's name.
+        # Renamed first, so that a crash leaves no partial checkpoint under a checkpoint's name.
         doomed = path.with_name(DELETING + path.name)
         path.rename(doomed)
         shutil.rmtree(doomed)
@@ -85,12 +85,12 @@ def size_bytes(folder: Path) -> int:
 
 @contextlib.contextmanager
 def lock(run_folder: Path) -> Iterator[None]:
-    """Hold a run folder: no second run can enter it. The system drops the lock of a process that died.
+    """Lock a run folder against a second run. The system releases the lock of a process that died.
 
-    Where no run began, no lock file is left, and no folder that was created for it.
+    If no run began, neither a lock file nor a folder created for it is left.
 
     Raises:
-        LabError: another process holds it, whose id is named, or the system refused to write there.
+        LabError: another process, whose id is named, holds the lock, or the folder cannot be written to.
     """
     with claimed(run_folder):
         held = FileLock(run_folder / LOCK, timeout=0)
@@ -106,13 +106,13 @@ def lock(run_folder: Path) -> Iterator[None]:
         finally:
             (run_folder / OWNER).unlink(missing_ok=True)
             if not (run_folder / manifests.MANIFEST).exists():
-                # While it is held: a process that opened it before finds it gone, and makes another.
+                # While holding the lock: a process that opened the file before will create a new one.
                 (run_folder / LOCK).unlink(missing_ok=True)
             held.release()
 
 
 def owner(run_folder: Path) -> str:
-    """Return the process id of whoever holds a run folder, "?" in the moment before it is written."""
+    """Return the id of the process that holds a run folder, "?" until it is written."""
     try:
         return (run_folder / OWNER).read_text().strip() or "?"
     except OSError:

@@ -1,4 +1,4 @@
-"""What other launchers take to run a recipe on several machines: a script or a configuration, and its command."""
+"""Files for other launchers to run a recipe on several machines: a script or a configuration, and its command."""
 
 import re
 import shlex
@@ -18,7 +18,7 @@ from ftlab.runs.launch import STOPPED
 
 
 class Start(NamedTuple):
-    """A recipe to be started: its file, `ftlab train`'s other arguments, the machines and the processes on each."""
+    """A recipe to start: its file, `ftlab train`'s other arguments, the machines and the processes on each."""
 
     recipe: Recipe
     path: str
@@ -43,7 +43,7 @@ class Start(NamedTuple):
 
 
 def slurm(start: Start) -> str:
-    """Return a batch script whose step has one task for each process; a job at its time limit saves first."""
+    """Return a batch script with one task per process; a job saves a checkpoint before its time limit."""
     gpus = [f"#SBATCH --gpus-per-node={start.gpus}"] if start.on_gpus else []
     lines = [
         "#!/bin/bash",
@@ -59,7 +59,7 @@ def slurm(start: Start) -> str:
 
 
 def ray(start: Start) -> str:
-    """Return a Python program that runs the recipe in Ray's workers, in the folder where it was asked for."""
+    """Return a Python program that runs the recipe in Ray's workers, in the current folder."""
     return f'''"""{shlex.join(command("ray", start))}"""
 
 import os
@@ -88,8 +88,8 @@ TorchTrainer(train_in_a_worker, scaling_config=scaling).fit()
 
 
 def accelerate(start: Start) -> str:
-    """Return a configuration of accelerate; fsdp and deepspeed stay the recipe's, and so does the number format."""
-    # Not MULTI_CPU, also for processors: with that accelerate starts one process.
+    """Return a configuration of accelerate; fsdp, deepspeed and the number format come from the recipe."""
+    # Not MULTI_CPU, even on CPUs: with that accelerate starts a single process.
     lines = [
         f"# {shlex.join(command('accelerate', start))}",
         "compute_environment: LOCAL_MACHINE",
@@ -105,7 +105,7 @@ def accelerate(start: Start) -> str:
 
 
 def skypilot(start: Start) -> str:
-    """Return a SkyPilot task; the machines have to share the folder of `output_dir`."""
+    """Return a SkyPilot task; the machines must share the folder of `output_dir`."""
     resources = f"resources:\n  accelerators: A100-80GB:{start.gpus}\n" if start.on_gpus else ""
     return f"""# {shlex.join(command("skypilot", start))}
 name: {re.sub(r"[^a-z0-9-]", "-", Path(start.path).stem.lower())}
@@ -120,10 +120,10 @@ run: |
 
 
 def megatron_bridge(start: Start) -> str:
-    """Return the command of Megatron-Bridge for the same model, sizes and rates; its data are of its own format.
+    """Return a Megatron-Bridge command for the same model, sizes and learning rate; it has its own data format.
 
     Raises:
-        LabError: no stage that it has, or no tensor and pipeline size that fits.
+        LabError: a stage that it lacks, or no tensor and pipeline parallel size that fits.
     """
     recipe = start.recipe
     mode = {"full": "sft", "lora": "lora"}.get(recipe.finetuning_type, "")
@@ -173,10 +173,10 @@ def stem(repository: str) -> str:
 
 
 def parallel_sizes(start: Start) -> tuple[int, int]:
-    """Return the smallest tensor and pipeline sizes with which the recipe fits on GPUs of 80 GB.
+    """Return the smallest tensor and pipeline parallel sizes with which the recipe fits on GPUs with 80 GB.
 
-    Tensor parallel stays within a machine. As Megatron trains: weights in 16 bits whatever the recipe says, and an
-    optimizer state of 12 bytes, which the copies of a part divide among them.
+    Tensor parallelism stays within a machine. As in Megatron: weights in 16 bits whatever the recipe says, and an
+    optimizer state of 12 bytes, sharded over the data-parallel copies.
 
     Raises:
         LabError: none fits on these machines.
@@ -192,13 +192,13 @@ def parallel_sizes(start: Start) -> tuple[int, int]:
             training = memory_needs.training(start.recipe, part, machine)
             copies = start.processes // (tensor * pipeline)
             needs = memory.estimate(part, replace(memory_devices.in_deepspeed(training), gpus=copies, shard=1))
-            # Its gradients are float32, two bytes more.
+            # Megatron's gradients are float32, two bytes more.
             if needs.peak + 2 * training.trained + memory_needs.RESERVED_BYTES <= machine.memory_bytes:
                 return tensor, pipeline
     raise fail("launch_too_big", where="--gpus", processes=start.processes, gpu=memory_needs.LARGE)
 
 
-# Engine -> what it takes, the end of that file's name, and the command with it, in which {file} stands for the file.
+# Engine -> function for its file, the file's suffix, and the command, in which {file} stands for the file.
 ENGINES: dict[str, tuple[Callable[[Start], str], str, str]] = {
     "slurm": (slurm, ".sbatch", "sbatch {file}"),
     "ray": (ray, ".ray.py", "ray job submit -- python {file}"),
@@ -209,7 +209,7 @@ ENGINES: dict[str, tuple[Callable[[Start], str], str, str]] = {
 
 
 def file(engine: str, start: Start) -> Path:
-    """Return the file that `--submit` writes, beside the recipe."""
+    """Return the path of the file that `--submit` writes, next to the recipe."""
     return Path(start.path).absolute().with_suffix(ENGINES[engine][1])
 
 
@@ -220,12 +220,12 @@ def command(engine: str, start: Start) -> list[str]:
 
 
 def text(engine: str, start: Start) -> str:
-    """Return what an engine takes."""
+    """Return the content of an engine's file."""
     return ENGINES[engine][0](start)
 
 
 def submit(engine: str, start: Start) -> int:
-    """Write what an engine takes beside the recipe, start it, and return its exit code.
+    """Write an engine's file next to the recipe, start it, and return its exit code.
 
     Raises:
         LabError: its command is not installed, another file is in the way, or accelerate would need several machines.

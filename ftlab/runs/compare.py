@@ -1,4 +1,4 @@
-"""Compare two models blind: a judge, or a person, picks the better of their answers to each question; a sign test."""
+"""Compare two models blind: a judge or a person picks the better answer to each question; with a sign test."""
 
 import re
 from collections.abc import Sequence
@@ -43,8 +43,8 @@ class Pile(NamedTuple):
 
     Attributes:
         answers: question -> the answers of A and B, which differ.
-        equal: questions that both answered with the same words, or one with none.
-        labels: the answers without their models, to be picked.
+        equal: questions with two equal answers, or with an empty one.
+        labels: the anonymous pairs of answers to choose from.
     """
 
     answers: dict[str, tuple[str, str]]
@@ -53,7 +53,7 @@ class Pile(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Which model was picked how often, and what that says.
+    """How often each model was picked, and the result of the sign test.
 
     Attributes:
         ties: equal answers, and pairs that nobody preferred.
@@ -83,7 +83,7 @@ def load_side(name: str) -> tuple[Any, Any]:
 
 
 def questions(dataset: str, dataset_dir: str | Path, limit: int) -> list[str]:
-    """Return the questions of a data set's conversations with one question and no system turn; at random above `limit`.
+    """Return the questions of conversations with one question and no system turn, a random sample above `limit`.
 
     Raises:
         LabError: there are none.
@@ -99,7 +99,7 @@ def questions(dataset: str, dataset_dir: str | Path, limit: int) -> list[str]:
 
 
 def question_of(row: dict[str, Any]) -> str:
-    """Return the only question of a row, "" where it has several turns, a system turn or none."""
+    """Return the only question of a row, "" if it has several turns, a system turn or no question."""
     messages = row.get("messages") or row.get("prompt") or []
     prompts = [message for message in messages if message["role"] != "assistant"]
     return prompts[0]["content"] if len(prompts) == 1 and prompts[0]["role"] == "user" else ""
@@ -115,16 +115,16 @@ def pile(
     max_new_tokens: int = 128,
     fresh: bool = False,
 ) -> Pile:
-    """Return the greedy answers of two models, A's on the left by chance; picks become the preference set `name`.
+    """Return pairs of two models' greedy answers in random order; picks are saved as the preference set `name`.
 
     Args:
-        fresh: forget earlier picks of that name; otherwise they count, and their questions are not asked again.
+        fresh: discard earlier picks of that name; otherwise they count, and their questions are not asked again.
     Raises:
-        LabError: a model that cannot be loaded, or earlier picks between other answers.
+        LabError: a model that cannot be loaded, or earlier picks about other answers.
     """
     # Only one of them is in memory at a time.
     sides = [replies(*load_side(model), prompts, max_new_tokens) for model in (a, b)]
-    # Nothing can be trained on an empty answer: such a pair is a tie, as one of equal answers is.
+    # An empty answer cannot be trained on: such a pair is a tie, like one of equal answers.
     rows = [
         (question, *pair) for question, *pair in zip(prompts, *sides, strict=True) if all(pair) and pair[0] != pair[1]
     ]
@@ -138,7 +138,7 @@ def pile(
 
 def name_of(a: str, b: str, by: str | None) -> str:
     """Return the name of the preference set of a comparison, such as "smollm2-135m_runs-tuned_longer"."""
-    # Folders too: many a model's own name is "adapter" or "model".
+    # With the parent folder: many folders are just called "adapter" or "model".
     parts = ("-".join(Path(one.removesuffix(".yaml")).parts[-2:]) for one in (a, b, by or "person"))
     return "_".join(re.sub(r"\W+", "-", one).strip("-") for one in parts)
 
@@ -166,7 +166,7 @@ def judge(name: str) -> Rater:
         return one - two
 
     def rate(question: str, left: str, right: str) -> int:
-        # Asked in both orders: what a model prefers a place by cancels out.
+        # Asked in both orders, so that a preference for a position cancels out.
         lead_of_left = lead(question, left, right) - lead(question, right, left)
         return SKIP if lead_of_left == 0 else LEFT if lead_of_left > 0 else RIGHT
 
@@ -174,7 +174,7 @@ def judge(name: str) -> Rater:
 
 
 def outcome(compared: Pile) -> Outcome:
-    """Return what the picks so far say of the two models."""
+    """Return the outcome of the picks so far."""
     picked = compared.labels.preferences()
     sides = [compared.answers[row["instruction"]].index(row["chosen"]) for row in picked]
     a, b = sides.count(0), sides.count(1)
@@ -184,7 +184,7 @@ def outcome(compared: Pile) -> Outcome:
 
 
 def report(one: Outcome) -> str:
-    """Return an outcome in words."""
+    """Return an outcome as text."""
     lines = [say("compare_outcome", a=one.a, b=one.b, ties=one.ties, p=one.p)]
     if one.more is None:
         return "\n".join([*lines, say("compare_no_difference")])

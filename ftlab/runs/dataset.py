@@ -1,4 +1,4 @@
-"""The examples of a recipe, encoded and counted: what is read, cut and dropped is said, never silent."""
+"""Encode a recipe's examples, and print how many were read, cut and dropped."""
 
 import hashlib
 import json
@@ -18,15 +18,15 @@ from ftlab.errors import LabError, fail, say
 from ftlab.recipe.keys import REWARDED, Recipe
 from ftlab.recipe.library_args import COLUMNS, encoding_of, names
 
-# Examples that cannot be used are named up to this many.
+# How many unusable examples are named.
 NAMED = 4
 
 
 def splits(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset | None]:
-    """Return what is trained on and what validates (None where the recipe asks for none), as the trainers take it.
+    """Return the training and validation sets (None without validation), in the form the trainers take.
 
     Raises:
-        LabError: examples that cannot be read, that the stage cannot train on, or none left.
+        LabError: examples that cannot be read or that the stage cannot train on, or none is left.
     """
     trained, held_out = read_splits(recipe)
     validated = None if held_out is None else as_trained(recipe, held_out, tokenizer)
@@ -36,7 +36,7 @@ def splits(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset,
 def read_splits(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
     """Return the examples of a recipe in TRL's shapes, for training and for validation, each with its place.
 
-    `val_size` holds out examples after duplicates were dropped; those that ask the same stay on one side.
+    `val_size` holds out examples after dropping duplicates; those with the same question stay on one side.
     """
     trained = read_examples(recipe, recipe.dataset or "")
     if recipe.eval_dataset:
@@ -59,14 +59,14 @@ def read_splits(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
 
 
 def not_asked(rows: Dataset, held_out: Dataset) -> Dataset:
-    """Return the rows that ask nothing that is held out; repeated ones stay, as the mixture means them."""
+    """Return the rows whose question is not held out; rows that the mixture repeats are kept."""
     prompts = {question(row) for row in held_out}
     return rows.select([number for number, row in enumerate(rows) if question(row) not in prompts])
 
 
 def read_examples(recipe: Recipe, dataset: str) -> Dataset:
     """Return the examples of some data sets in TRL's shapes, each with its place, if the stage can train on them."""
-    # What validates is read whole: the mixture, with a probability for each set, is that of the training examples.
+    # A validation set is read whole: the mixture and its probabilities are for the training examples.
     mixed = dataset == recipe.dataset
     chances = [float(part) for part in names(recipe.interleave_probs or "")] if mixed else []
     rows = registry.load(
@@ -122,7 +122,7 @@ def encoded(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -
         batched=True,
         remove_columns=rows.column_names,
         features=Features(types),
-        # Counted anew each time: a cached result would say nothing.
+        # Counted each time: a cached result would print nothing.
         load_from_cache_file=False,
         desc="tokenize",
     )
@@ -131,7 +131,7 @@ def encoded(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -
 
 
 def one_sided(recipe: Recipe, rows: Dataset) -> str:
-    """Return a note on KTO examples that all have the same label, "" where there is nothing to say."""
+    """Return a note if all KTO examples have the same label, else ""."""
     labels = set(rows["label"]) if recipe.objective == "kto" else set()
     return say("kto_one_side", count=len(rows), label=str(labels.pop()).lower()) if len(labels) == 1 else ""
 
@@ -157,14 +157,14 @@ def asked(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> 
 
 
 class Count:
-    """What became of the examples of a recipe.
+    """Counts of a recipe's examples while they are encoded.
 
     Attributes:
         read, kept, cut, dropped: examples; dropped ones had no answer left within cutoff_len.
-        untrained: dropped ones whose last answer has weight 0, which `mask_history`, ppo, grpo and rloo take alone.
+        untrained: dropped because the last answer, the only one for `mask_history`, ppo, grpo and rloo, has weight 0.
         prompted: examples with an answer of weight 0, which `train_on_prompt` trains as part of the prompt.
         made: training examples; a conversation may give several.
-        lost: tokens that cutoff_len took from the kept ones.
+        lost: tokens that cutoff_len removed from the kept ones.
         bad: problems of examples that the chat template refuses.
     """
 
@@ -175,7 +175,7 @@ class Count:
         self.bad: list[LabError] = []
 
     def usable(self, work: Callable[[], Any], where: str) -> Any:
-        """Return the result of `work`, None where the chat template refuses the example and the recipe drops such.
+        """Return the result of `work`; None if the chat template refuses the example and the recipe drops such.
 
         Raises:
             LabError: the template refuses it; its place is named.
@@ -200,7 +200,7 @@ class Count:
         self.lost += lost if made else 0
 
     def say(self) -> None:
-        """Print what became of the examples.
+        """Print the counts.
 
         Raises:
             LabError: none is left.
@@ -234,7 +234,7 @@ def last_untrained(row: dict[str, Any]) -> bool:
 
 
 def present(row: dict[str, Any]) -> dict[str, Any]:
-    """Return an example without the columns, and the keys of messages, that a table filled with None."""
+    """Return an example without columns, and keys of messages, that are None because a table filled them."""
     return {
         name: [without_none(one) for one in value] if isinstance(value, list) else value
         for name, value in row.items()

@@ -11,7 +11,7 @@ from ftlab.tokens import IGNORED
 
 
 class Collator:
-    """Pad examples, and their prompts for the answers that model or teacher write."""
+    """Pad examples, and their prompts for generation by model or teacher."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.padding = tokenizer.pad_token_id
@@ -19,7 +19,7 @@ class Collator:
     def __call__(self, examples: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Return (batch, seq_len) ids, mask and labels, and (batch, prompt_len) prompts, padded on the left.
 
-        A prompt is what comes before the first token that is trained on.
+        The prompt is everything before the first trained token.
         """
         ids = [torch.tensor(example["input_ids"]) for example in examples]
         labels = [torch.tensor(example["labels"]) for example in examples]

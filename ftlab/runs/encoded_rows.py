@@ -1,4 +1,4 @@
-"""Encoded examples in a folder of their own: the recipe key `tokenized_path`.
+"""Encoded examples saved to a folder: the recipe key `tokenized_path`.
 
 As in LLaMA-Factory: if the folder does not exist, the examples are encoded and saved to it, and nothing is trained; if
 it exists, it is read instead of the data sets. Its manifest records how they were encoded; the recipe must match.
@@ -23,17 +23,17 @@ Splits = tuple[Dataset, Dataset | None]
 
 
 def read(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Splits:
-    """Return what is trained on and what validates, from the folder.
+    """Return the training and validation sets from the folder.
 
     Raises:
-        LabError: it is damaged, holds something else, or was encoded in another way.
+        LabError: it is damaged, holds something else, or was encoded with other settings.
     """
     folder = Path(str(recipe.tokenized_path)).expanduser()
     if reason := manifests.problem(folder, encoded_by(recipe, tokenizer)):
         raise fail("tokenized_other", where=str(folder), reason=reason)
     try:
         datasets = load_from_disk(str(folder))
-    # datasets raises whatever its readers raise.
+    # datasets may raise any exception of its readers.
     except Exception as error:
         raise fail("tokenized_other", where=str(folder), reason=reason_of(error)) from None
     print(say("tokenized_read", where=folder, rows=len(datasets["train"])))
@@ -41,10 +41,10 @@ def read(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Splits:
 
 
 def write(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, datasets: Splits) -> None:
-    """Save encoded examples to the folder; it appears when it is complete.
+    """Save encoded examples to the folder, which is renamed into place when complete.
 
     Raises:
-        LabError: it may not be there.
+        LabError: the place is not allowed.
     """
     folder = Path(str(recipe.tokenized_path)).expanduser()
     refuse_place(folder, "tokenized_path")
@@ -57,7 +57,7 @@ def write(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, datasets: Splits) 
 
 
 def encoded_by(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return what encoded examples depend on beside the data: the stage, the keys that cut and mask, the tokenizer."""
+    """Return what encoded examples depend on besides the data: stage, cutting and masking keys, tokenizer."""
     own = json.dumps([tokenizer.get_vocab(), str(tokenizer.chat_template)], sort_keys=True)
     tokens = hashlib.sha256(own.encode()).hexdigest()[:16]
     return {"stage": recipe.objective, "tokenizer": tokens} | encoding_of(recipe)._asdict()

@@ -1,7 +1,7 @@
 """Engines: `generate` of transformers, a minimal decoding loop, quantized weights, or llama.cpp.
 
-Each engine is something with `device` and `generate`, which takes the names of GenerationConfig: what talks to a model
-talks to any of them.
+Each engine has `device` and `generate`, which takes GenerationConfig's fields, so that any code that works with a
+model works with every engine.
 """
 
 import copy
@@ -32,12 +32,12 @@ from ftlab import device
 from ftlab.errors import LabError, fail
 from ftlab.runs import gguf, weight_only
 
-# New token ids (1, n) to the logits (1, vocabulary) of what follows.
+# New token ids (1, n) -> logits (1, vocabulary) of the next token.
 Step = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Kind(NamedTuple):
-    """One engine: what it does to the weights ("" for nothing), the GGUF format if llama.cpp reads it."""
+    """One engine: its weight format ("" if unchanged), and the GGUF format if llama.cpp runs it."""
 
     weights: str = ""
     bits: int = 0
@@ -53,7 +53,7 @@ KINDS = {
     "llama.cpp": Kind("GGUF q8_0", gguf="q8_0"),
     "llama.cpp-q4": Kind("GGUF q4_0", gguf="q4_0"),
 }
-# Tokens that llama.cpp keeps at most: their keys and values are reserved when the file is opened.
+# Longest context for llama.cpp, which reserves its key-value cache when the file is opened.
 CONTEXT = 8192
 HONOURED = {
     "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "eos_token_id",
@@ -64,10 +64,10 @@ HONOURED = {
 
 
 class Loop:
-    """`generate` for one row, token after token, and nothing around it.
+    """A minimal `generate` for one row, token by token.
 
     Args:
-        begin: returns the Step of a new text.
+        begin: returns a Step for a new text.
         config: the model's own GenerationConfig.
         context: tokens that prompt and answer may take together.
     """
@@ -90,7 +90,7 @@ class Loop:
         """Return `input_ids` (1, seq_len) and the new tokens after them.
 
         Raises:
-            LabError: more than one row, a prompt longer than the context, or a field that this loop does not know.
+            LabError: more than one row, a prompt longer than the context, or an unsupported field.
         """
         if unknown := sorted(fields.keys() - HONOURED):
             raise fail("engine_field", where=", ".join(unknown))
@@ -120,7 +120,7 @@ class Loop:
 
 
 def processors(config: GenerationConfig) -> LogitsProcessorList:
-    """Return what `generate` does to the scores before it chooses, in its order and with its defaults."""
+    """Return the logits processors of `generate`, in its order and with its defaults."""
     result = LogitsProcessorList()
     if (config.repetition_penalty or 1.0) != 1.0:
         result.append(RepetitionPenaltyLogitsProcessor(config.repetition_penalty))
@@ -147,7 +147,7 @@ def transformers_loop(model: PreTrainedModel) -> Loop:
 
 
 def llama_cpp_loop(path: Path, model: PreTrainedModel) -> Loop:
-    """Return the loop over llama.cpp's reading of a GGUF file of `model`."""
+    """Return the loop over a GGUF file of `model` in llama.cpp."""
     import llama_cpp
 
     context = min(CONTEXT, model.config.max_position_embeddings)
@@ -176,7 +176,7 @@ def static(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def lacking(name: str, model: PreTrainedModel) -> LabError | None:
-    """Return what keeps an engine from running here, None if nothing does."""
+    """Return why an engine cannot run here, None if it can."""
     kind = KINDS[name]
     if kind.bits and model.device.type != "cpu":
         return fail("engine_cpu", where=name)
@@ -186,12 +186,12 @@ def lacking(name: str, model: PreTrainedModel) -> LabError | None:
 
 
 def build(name: str, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | Loop:
-    """Return the engine of a name; an adapter is merged for all but `huggingface`.
+    """Build an engine by name; an adapter is merged for all but `huggingface`.
 
     Args:
         name: a key of KINDS.
     Raises:
-        LabError: a library or a kind of processor is missing, or GGUF does not fit this model.
+        LabError: a library or a kind of processor is missing, or GGUF does not support this model.
     """
     if reason := lacking(name, model):
         raise reason
@@ -203,7 +203,7 @@ def build(name: str, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTo
     if name == "static":
         return static(model)
     if kind.gguf:
-        # Unix keeps an open file alive without its name.
+        # On Unix an open file stays readable after its deletion.
         with tempfile.TemporaryDirectory(prefix="ftlab-gguf-", ignore_cleanup_errors=True) as scratch:
             model.save_pretrained(scratch)
             tokenizer.save_pretrained(scratch)

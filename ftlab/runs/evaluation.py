@@ -1,6 +1,6 @@
 """Score a recipe on its held-out examples, before and after training, without training anything.
 
-One forward pass gives loss and token accuracy, and shows which examples the model answers as expected. Answers are
+One forward pass gives loss and token accuracy, and tells which examples the model answers as expected. Answers are
 generated for the others only, and no further than the figures need them (`greedy.py`).
 """
 
@@ -24,25 +24,25 @@ from ftlab.runs.answer_figures import READ, WHOLE
 from ftlab.runs.greedy import Example
 from ftlab.runs.watch import STOPPED, Stopped, Watch
 
-# Model ("base", "tuned") -> figure -> number; "rows", "intervals", "paired" and "prompts" are beside them.
+# Model ("base", "tuned") -> figure -> number, and "rows", "intervals", "paired" and "prompts".
 Scores = dict[str, dict[str, Any]]
-# What is scored unless the recipe or the caller says otherwise.
+# The default figures.
 USUAL = ("loss", "exact_match")
 PACKAGES = {"bleu": "sacrebleu", "rouge": "rouge_score"}
-# Examples that are scored unless `max_samples` says otherwise.
+# The default number of examples without `max_samples`.
 LIMIT = 200
-# Tokens that an answer may have more than the longest expected one.
+# Tokens that an answer may be longer than the longest expected one.
 SPARE = 8
 # Questions whose choices are compared at once.
 QUESTIONS = 32
-# Figures whose scale ends at 100, and those that are shares of 1.
+# Figures on a scale of 100, and figures that are shares.
 HUNDRED, SHARES = ("bleu-4", *figures.ROUGE), (
     "token_accuracy", "exact_match", "contains", "json_valid", "json_fields", "tool_calls", "multiple_choice",
 )  # fmt: skip
 
 
 class Model(NamedTuple):
-    """A model under evaluation: "base" or "tuned", with its tokenizer and what watches the work."""
+    """A model under evaluation: "base" or "tuned", with its tokenizer and Watch."""
 
     name: str
     model: Any
@@ -51,7 +51,7 @@ class Model(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What one model gave: its figures, which examples are right, and the hash of each benchmark's prompts."""
+    """The result of one model: its figures, which examples are right, and the hash of each benchmark's prompts."""
 
     figures: dict[str, Figure]
     rows: int
@@ -62,17 +62,17 @@ class Result(NamedTuple):
 def score(recipe: Recipe, limit: int | None = None, figures: Sequence[str] = (), watch: Watch | None = None) -> Scores:
     """Return {"base" and/or "tuned": {figure: number, "rows", "intervals"}} and write it into the run folder.
 
-    The examples are those of `eval_dataset`, else the ones that `val_size` holds out of `dataset`, in the tokens that
-    training sees. "tuned" is what the run in `output_dir` has left, else `adapter_name_or_path`; where there is
-    neither, which is said, only the base is scored. Where both are, "tuned" has "paired": what training changed.
+    The examples are those of `eval_dataset`, else those that `val_size` holds out of `dataset`, tokenized as in
+    training. "tuned" is the run in `output_dir`, else `adapter_name_or_path`; without
+    either, which is printed, only the base is scored. With both models, "tuned" has "paired": what training changed.
 
     Args:
-        limit: examples at most; None: `max_samples`, else 200. Of more examples a random sample is drawn.
-        figures: names as in the key `eval_figures`; none: what the recipe asks for.
-        watch: shows how far it is and can stop it; None: Ctrl-C and a file STOP in the run folder can.
+        limit: examples at most, drawn at random; None: `max_samples`, else 200.
+        figures: names as in the key `eval_figures`; none: those of the recipe.
+        watch: shows the progress and can stop the work; None: only Ctrl-C and a file STOP in the run folder can.
     Raises:
-        LabError: no data set, a stage without answers, weights that cannot be read or belong to another base, a figure
-            that the examples have nothing for, a package that is missing, or the evaluation was stopped.
+        LabError: no data set, a stage without answers, weights that cannot be read or of another base, a figure
+            that does not apply to the examples, a missing package, or the evaluation was stopped.
     """
     refuse(recipe)
     trained = chat.trained(recipe)
@@ -93,7 +93,7 @@ def score(recipe: Recipe, limit: int | None = None, figures: Sequence[str] = (),
 
 
 def on_tasks(recipe: Recipe, limit: int | None) -> Callable[[Model], Result]:
-    """Return what scores a model on the benchmarks of a recipe.
+    """Return a function that scores a model on a recipe's benchmarks.
 
     Raises:
         LabError: a task that cannot be loaded.
@@ -111,10 +111,10 @@ def on_tasks(recipe: Recipe, limit: int | None) -> Callable[[Model], Result]:
 def on_examples(
     recipe: Recipe, trained: Path | None, limit: int | None, figures: Sequence[str]
 ) -> Callable[[Model], Result]:
-    """Return what scores a model on a recipe's held-out examples.
+    """Return a function that scores a model on a recipe's held-out examples.
 
     Raises:
-        LabError: no such examples, or figures that cannot be computed of them.
+        LabError: no such examples, or figures that do not apply to them.
     """
     limit = limit or recipe.max_samples or LIMIT
     choices = sample(questions.read_all(recipe), limit, recipe)
@@ -127,7 +127,7 @@ def on_examples(
             return choose(one, choices)
         if not examples:
             one.watch.enter("preparing")
-            # Both models answer the same examples, in the tokens of the first one's chat template.
+            # Both models answer the same examples, tokenized with the first one's chat template.
             examples.extend(held_out(recipe, one.tokenizer, trained, limit))
         predicts = recipe.predict_with_generate and one.name == ("tuned" if trained else "base")
         return answer(
@@ -138,7 +138,7 @@ def on_examples(
 
 
 def refuse(recipe: Recipe) -> None:
-    """Refuse a recipe that names nothing to score.
+    """Refuse a recipe without anything to score.
 
     Raises:
         LabError: no data set, a stage without answers, or no folder for the predictions.
@@ -152,7 +152,7 @@ def refuse(recipe: Recipe) -> None:
 
 
 def figures_of(recipe: Recipe, choices: bool) -> tuple[str, ...]:
-    """Return the figures that a recipe asks for."""
+    """Return the figures of a recipe."""
     if recipe.eval_figures:
         return tuple(names(recipe.eval_figures))
     if choices:
@@ -165,7 +165,7 @@ def require(metric_names: Sequence[str], choices: bool) -> None:
     """Refuse figures that cannot be computed, before a model is loaded.
 
     Raises:
-        LabError: a package is missing, or the examples have choices and the figure needs answers, or the reverse.
+        LabError: a package is missing, or the figure needs answers but the examples have choices, or the reverse.
     """
     for figure in metric_names:
         if (figure == "multiple_choice") != choices:
@@ -175,13 +175,13 @@ def require(metric_names: Sequence[str], choices: bool) -> None:
 
 
 def run_folder(recipe: Recipe) -> Path | None:
-    """Return the folder that scores are written into, None where it does not exist."""
+    """Return the folder that scores are written to, None if it does not exist."""
     where = Path(recipe.output_dir).expanduser() if recipe.output_dir else None
     return where if where and where.is_dir() else None
 
 
 def predicting_into(recipe: Recipe) -> AbstractContextManager[None]:
-    """Return a context in which the folder of a recipe that asks for predictions exists.
+    """Return a context in which the output folder exists if the recipe needs predictions.
 
     Raises:
         LabError: a folder that cannot be written to.
@@ -205,7 +205,7 @@ def say_untrained(recipe: Recipe, trained: Path | None) -> None:
 
 
 def compared(recipe: Recipe, trained: Path | None, watch: Watch, work: Callable[[Model], Result]) -> dict[str, Result]:
-    """Return what `work` gives for the base and for what was trained; the tuned model first: its answers are kept."""
+    """Return the results of `work` for base and tuned model; the tuned one is evaluated first."""
     options = chat.options_of(recipe)
     watch.enter("loading")
     with watch.stopping_anywhere():
@@ -230,11 +230,11 @@ def compared(recipe: Recipe, trained: Path | None, watch: Watch, work: Callable[
 def held_out(
     recipe: Recipe, tokenizer: PreTrainedTokenizerBase, trained: Path | None, limit: int = LIMIT
 ) -> list[Example]:
-    """Return the examples to score on, encoded; it is said where the run may have been trained on them."""
-    # Of a prompt that is trained on nobody could tell where the answer begins.
+    """Return the examples to score, encoded; print a note if the run may have been trained on them."""
+    # With `train_on_prompt` the labels would not show where the answer begins.
     plain = recipe.model_copy(update={"train_on_prompt": False})
     if recipe.eval_dataset:
-        # The sample is drawn from the whole set: a sorted one begins with examples of one kind.
+        # The sample is drawn from the whole set: a sorted set begins with examples of one kind.
         examples = dataset.read_examples(plain.model_copy(update={"max_samples": None}), recipe.eval_dataset)
         rows = dataset.as_trained(plain, sample(examples, limit, recipe), tokenizer)
     elif recipe.val_size:
@@ -252,13 +252,13 @@ def held_out(
 
 
 def held_out_by(trained: Path, digest: str) -> bool:
-    """Return True if a run validated on the examples with this digest: then it was not trained on them."""
+    """Return True if a run validated on the examples with this digest, and so was not trained on them."""
     manifest = manifests.read_manifest(trained) or manifests.read_manifest(trained.parent) or {}
     return str(manifest.get("data")).partition("+")[2] == digest
 
 
 def encoded(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Example]:
-    """Return a prepared row's token ids and labels; those of ppo, grpo and rloo are still text."""
+    """Return a prepared row as token ids and labels; rows of ppo, grpo and rloo are still text."""
     if "input_ids" in row:
         return [row]
     messages = [*row["prompt"], {"role": "assistant", "content": row["answer"]}]
@@ -266,7 +266,7 @@ def encoded(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Exa
 
 
 def sample(rows: Any, limit: int, recipe: Recipe) -> Any:
-    """Return at most `limit` rows of a list or a data set, drawn at random with the recipe's seed, in their order."""
+    """Return at most `limit` rows of a list or a data set, drawn with the recipe's seed, in their original order."""
     if len(rows) <= limit:
         return rows
     seed = recipe.training.get("seed", 42)
@@ -283,13 +283,13 @@ def answer(
     *,
     named: bool = True,
 ) -> Result:
-    """Return the figures of one model on encoded examples; the last answer of each is asked for.
+    """Return the figures of one model on encoded examples; each is prompted for its last answer.
 
     Args:
-        predicting: the recipe whose run folder gets the answers; None: they are not kept.
-        named: whether somebody named the figures; those that only come with `predict_with_generate` may be left out.
+        predicting: the recipe into whose run folder the answers are written; None: they are not saved.
+        named: whether the figures were named explicitly; those implied by `predict_with_generate` may be left out.
     Raises:
-        LabError: a named figure has nothing to compare, or a loss is NaN.
+        LabError: a named figure does not apply, or a loss is NaN.
     """
     began = time.monotonic()
     with one.watch.line(f"{one.name}: reading", len(examples)) as advance:
@@ -315,7 +315,7 @@ def answer(
 
 
 class Asked(NamedTuple):
-    """What is asked: token ids of each prompt and its expected answer, what reads answers, the expected ones read."""
+    """Token ids of each prompt and expected answer, the reader of answers, and the parsed expected answers."""
 
     pairs: list[tuple[list[int], list[int]]]
     reader: responses.Reader
@@ -323,12 +323,12 @@ class Asked(NamedTuple):
 
     @classmethod
     def of(cls, one: Model, examples: Sequence[Example]) -> "Asked":
-        """Return what examples ask a model."""
+        """Split encoded examples into prompts and expected answers."""
         pairs, reader = [responses.split(example) for example in examples], responses.Reader(one.tokenizer)
         return cls(pairs, reader, [reader.read(*pair) for pair in pairs])
 
     def read(self, answers: Sequence[list[int] | None]) -> tuple[list[Response], list[bool]]:
-        """Return answers as they are read, and which are the expected ones; None is an empty answer."""
+        """Return the parsed answers, and which equal the expected ones; None is an empty answer."""
         replies = [self.reader.read(prompt, ids or []) for (prompt, _), ids in zip(self.pairs, answers, strict=True)]
         return replies, [one.equals(other) for one, other in zip(replies, self.expected, strict=True)]
 
@@ -336,10 +336,10 @@ class Asked(NamedTuple):
 def generated(
     one: Model, asked: Asked, checked: Sequence[greedy.Checked], metric_names: Sequence[str], predicting: Recipe | None
 ) -> list[list[int]]:
-    """Return the token ids of greedy answers, whole where a figure or the predictions need them.
+    """Return the token ids of greedy answers, complete if a figure or the predictions need them.
 
     Raises:
-        LabError: stopped; the answers that were finished are in generated_predictions.jsonl.
+        LabError: stopped; the finished answers are in generated_predictions.jsonl.
     """
     most = max(len(label) for _, label in asked.pairs) + SPARE
     if predicting and "max_new_tokens" in predicting.model_fields_set:
@@ -356,7 +356,7 @@ def generated(
         return 0 if ended else max(0, most - len(ids))
 
     def ended(ids: list[int] | None) -> bool:
-        """Return True for an answer that nothing could have continued."""
+        """Return True for an answer that ended or reached the maximum length."""
         return ids is not None and (ids[-1] in ends or len(ids) >= most)
 
     answers = [each.begun[:most] for each in checked]
@@ -376,11 +376,11 @@ Answers = TypeVar("Answers", bound=Sequence[list[int] | None])
 
 
 def keep(one: Model, asked: Asked, answers: Answers, predicting: Recipe | None, whole: Sequence[bool]) -> Answers:
-    """Leave answers with what watches the evaluation, and return them.
+    """Give answers to the Watch, and return them.
 
     Args:
-        predicting: the recipe into whose run folder they are written as well; None: nowhere.
-        whole: which were generated to their end.
+        predicting: the recipe into whose run folder they are also written; None: nowhere.
+        whole: which answers are complete.
     """
     hits = asked.read(answers)[1]
     one.watch.answers[one.name] = predictions.answered(one.tokenizer, asked.pairs, answers, whole, hits)
@@ -390,13 +390,13 @@ def keep(one: Model, asked: Asked, answers: Answers, predicting: Recipe | None, 
 
 
 def stopped_with(answers: Sequence[list[int] | None], predicting: Recipe) -> LabError:
-    """Build the error for an evaluation that was stopped when some answers were written."""
+    """Build the error for an evaluation that was stopped after some answers were saved."""
     kept, where = sum(ids is not None for ids in answers), Path(predicting.output_dir or "") / folder.PREDICTIONS
     return fail("eval_stopped_kept", where=str(where), exit_code=STOPPED, kept=kept, total=len(answers))
 
 
 def choose(one: Model, asked: Sequence[dict[str, Any]]) -> Result:
-    """Return the share of multiple-choice questions whose right choice the model finds likeliest."""
+    """Return the share of multiple-choice questions for which the right choice is the likeliest."""
     picked: list[int] = []
     with one.watch.line(f"{one.name}: choosing", len(asked)) as advance:
         for start in range(0, len(asked), QUESTIONS):
@@ -412,7 +412,7 @@ def values_of(metrics: dict[str, Figure]) -> dict[str, float]:
 
 
 def as_scores(results: dict[str, Result]) -> Scores:
-    """Return results as they are written down, base and tuned compared where both have examples that are right."""
+    """Return results in the saved form; base and tuned are compared if both have results per example."""
     scores: Scores = {
         name: {
             **values_of(result.figures),
@@ -431,7 +431,7 @@ def as_scores(results: dict[str, Result]) -> Scores:
 
 
 def scores_table(scores: Scores) -> str:
-    """Return scores as a table, a line per figure; below it, what training changed."""
+    """Return scores as a table with a line per figure, and what training changed below it."""
     models = list(scores)
     width = max(16, *(len(figure) + 2 for figure in scores[models[0]]["intervals"]))
     lines = [f"{'':<{width}}{'n':>6}   " + "".join(f"{name:<28}" for name in models) + "(95% interval)"]
@@ -444,12 +444,12 @@ def scores_table(scores: Scores) -> str:
 
 
 def written(figure: str, scores: dict[str, Any]) -> str:
-    """Return one figure with its interval, as it is read."""
+    """Return one figure with its interval as text."""
     interval, how = scores["intervals"][figure], style(figure)
     value, low, high = (format(number, how) for number in (scores[figure], interval["low"], interval["high"]))
     return f"{value} ({low}-{high})"
 
 
 def style(figure: str) -> str:
-    """Return the format in which a figure is read: percent, a scale of 100, or a number; after a task its metric."""
+    """Return the format of a figure: percent, a scale of 100, or a number; a benchmark's name ends with its metric."""
     return ".0%" if figure.split()[-1] in (*SHARES, "acc", "acc_norm") else ".1f" if figure in HUNDRED else ".3f"

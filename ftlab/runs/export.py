@@ -27,7 +27,7 @@ from ftlab.runs.target import claimed, refuse_place
 from ftlab.runs.watch import STOPPED, Stopped, Watch
 from ftlab.system_errors import require_space
 
-# Largest logit difference, in units of the largest logit (at least 1): float32 adds in another order after a merge.
+# Largest logit difference relative to the largest logit (at least 1): a merge changes float32's order of summation.
 TOLERANCE = 1e-4
 GREEDY_TOKENS = 16
 # Bytes of tokenizer, config and model card.
@@ -41,11 +41,11 @@ class Export:
     Attributes:
         merge_difference: largest logit difference between the model with its adapter and the merged one.
         reload_difference: the same between the saved model, before saving, and reloaded.
-        total_difference: the same between the model with its adapter and the reloaded one; rounding to the export's
-            number format is in it.
-        greedy_equal_share: share of greedy tokens that the live model and the reloaded one have in common, 0 to 1.
-        gguf: the GGUF file, None where none was asked for.
-        gguf_difference: total_difference of the GGUF file, None where none was asked for, or where transformers has no
+        total_difference: the same between the model with its adapter and the reloaded one, including rounding to the
+            export's number format.
+        greedy_equal_share: share of greedy tokens that agree between the live and the reloaded model, 0 to 1.
+        gguf: the GGUF file, None if none was requested.
+        gguf_difference: total_difference of the GGUF file, None if none was requested, or if transformers has no
             reader for the family.
         gguf_divergence: KL divergence of the GGUF file from the live model on the probe, nats per token; None as above.
     """
@@ -61,7 +61,7 @@ class Export:
 
 
 class Answers(NamedTuple):
-    """What a model says to the probe: logits (batch, seq_len, vocabulary), greedy tokens (batch, new tokens)."""
+    """A model's outputs on the probe: logits (batch, seq_len, vocabulary), greedy tokens (batch, new tokens)."""
 
     logits: torch.Tensor
     greedy: torch.Tensor
@@ -76,21 +76,21 @@ class Answers(NamedTuple):
         return (ours.exp() * (ours - theirs)).sum(-1).mean().item()
 
     def allowed(self) -> float:
-        """Return the logit difference that float32 explains."""
+        """Return the logit difference that float32 rounding explains."""
         return TOLERANCE * max(1.0, self.logits.abs().max().item())
 
 
 def export(recipe: Recipe, watch: Watch | None = None) -> Export:
     """Merge a recipe's adapter into its full-precision base and save the model in `export_dir`.
 
-    The merge is computed in float32. Nothing appears under `export_dir` before the saved model was reloaded and gave
-    the live model's answers. Without an adapter the base itself is saved (another format, other shards, GGUF).
+    The merge is computed in float32. Nothing appears in `export_dir` until the saved model has been reloaded and gives
+    the live model's answers. Without an adapter the base itself is saved (in another format or as GGUF).
 
     Args:
-        watch: can stop it, and nothing is left then; None: only Ctrl-C can.
+        watch: can stop the export, which then leaves nothing; None: only Ctrl-C can.
     Raises:
         LabError: a base in 4 or 8 bit, another base's adapter, an adapter without effect, a full disk, an export
-            folder in use, a model that GGUF does not fit here, a saved model that answers differently, or the export
+            folder in use, a model that GGUF does not support, a saved model that answers differently, or the export
             was stopped.
     """
     target = empty_target(recipe)
@@ -141,7 +141,7 @@ def exported(recipe: Recipe, target: Path) -> Export:
 
 
 class Parts(NamedTuple):
-    """What is saved, and where: `folder` until it is checked, then `target`."""
+    """What is saved, and where: in `folder` until it is verified, then in `target`."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -166,7 +166,7 @@ def require_effect(adapter: Path) -> None:
     """Refuse an adapter whose weights have no effect, or are not finite.
 
     Raises:
-        LabError: saying which.
+        LabError: with the reason.
     """
     try:
         weights = load_file(adapter / saved_weights.ADAPTER_WEIGHTS)
@@ -175,7 +175,7 @@ def require_effect(adapter: Path) -> None:
     broken = next((name for name, weight in weights.items() if not torch.isfinite(weight).all()), None)
     if broken:
         raise fail("export_adapter_damaged", where=str(adapter), reason=f"{broken} is not finite")
-    # LoRA's change is B A: all of it is gone where every B is zero. Weights of other kinds count by themselves.
+    # LoRA's update is B A, which is zero if every B is. Other kinds of weights count by themselves.
     lasting = [weight for name, weight in weights.items() if ".lora_A." not in name and "lora_embedding_A" not in name]
     if not any(weight.any() for weight in lasting):
         raise fail("export_no_effect", where=str(adapter))
@@ -184,11 +184,11 @@ def require_effect(adapter: Path) -> None:
 def load_base(
     recipe: Recipe, base: Path, machine: device.Machine, stretched: tuple[str, int] | None = None
 ) -> PreTrainedModel:
-    """Return the base in float32, with its positions stretched; its own number format stays in `config.dtype`."""
+    """Return the base in float32, with its RoPE scaling; its own number format stays in `config.dtype`."""
     trusted = {"trust_remote_code": recipe.trust_remote_code}
     with models.loading(base):
         own = AutoConfig.from_pretrained(base, **trusted).dtype or torch.float32
-    # The probe is answered in one batch: without this torch would copy the output layer once per row.
+    # The probe is one batch, for which torch would otherwise copy the output layer once per row.
     cpu.install(cpu.answering(machine, recipe.shortcuts))
     where = machine.accelerator if recipe.export_device == "auto" else "cpu"
     options = trusted | rope.options(stretched, base, recipe.trust_remote_code)
@@ -198,7 +198,7 @@ def load_base(
 
 
 def probe_ids(vocabulary: int) -> torch.Tensor:
-    """Return token ids (4, 32) to compare models on: drawn from all, and the last eight, which were added last."""
+    """Return token ids (4, 32) to compare models on: random ones, and the last eight, which may be added tokens."""
     drawn = torch.randint(vocabulary, (4, 32), generator=torch.Generator().manual_seed(0))
     drawn[0, :8] = torch.arange(vocabulary - 8, vocabulary).clamp(min=0)
     return drawn
@@ -206,7 +206,7 @@ def probe_ids(vocabulary: int) -> torch.Tensor:
 
 @torch.inference_mode()
 def answers(model: PreTrainedModel, probe: torch.Tensor) -> Answers:
-    """Return what a float32 model says to the probe."""
+    """Return a float32 model's outputs on the probe."""
     ids = probe.to(model.device)
     # No end token: every row gives the same number of tokens to compare.
     plain = GenerationConfig(max_new_tokens=GREEDY_TOKENS, do_sample=False, pad_token_id=0)
@@ -219,7 +219,7 @@ def answers(model: PreTrainedModel, probe: torch.Tensor) -> Answers:
 
 @torch.inference_mode()
 def logits_of(model: PreTrainedModel, probe: torch.Tensor) -> torch.Tensor:
-    """Return the logits (batch, seq_len, vocabulary) that a model gives to the probe."""
+    """Return a model's logits (batch, seq_len, vocabulary) on the probe."""
     ids = probe.to(model.device)
     return model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.float().cpu()
 
@@ -227,7 +227,7 @@ def logits_of(model: PreTrainedModel, probe: torch.Tensor) -> torch.Tensor:
 def merge(
     model: PreTrainedModel, adapter: Path | None, tokenizer: PreTrainedTokenizerBase, probe: torch.Tensor
 ) -> tuple[PreTrainedModel, Answers, Answers]:
-    """Return the merged model, and what the model said with its adapter and says merged.
+    """Return the merged model, and its outputs with the adapter and merged.
 
     Raises:
         LabError: the adapter does not fit the base, or the merge changed the answers.
@@ -254,7 +254,7 @@ def merge(
 
 
 def untie_if_trained_apart(model: PreTrainedModel) -> None:
-    """Give a tied model's head weights of its own where an adapter changed only one of the two.
+    """Untie a tied model's head if an adapter changed only one of head and embedding.
 
     Otherwise the merge would change the head through the embedding, and a reload would tie them again.
     """
@@ -265,7 +265,7 @@ def untie_if_trained_apart(model: PreTrainedModel) -> None:
     model.config.tie_word_embeddings = False
     for layer in (inside, outside):
         for module in layer.modules():
-            # A wrapper shows its layer's weight as a property; only the layer itself owns one.
+            # A wrapper exposes its layer's weight as a property; only the layer itself owns it.
             if "weight" in dict(module.named_parameters(recurse=False)):
                 module.weight = torch.nn.Parameter(module.weight.detach().clone(), requires_grad=False)
 
@@ -283,7 +283,7 @@ def require_equal(what: str, live: Answers, other: Answers, where: Path) -> None
 
 
 def disk_bytes(weights: int, dtype: torch.dtype, recipe: Recipe) -> int:
-    """Return what an export writes: every weight in its format, again in a GGUF file, and the small files."""
+    """Return the bytes that an export writes: the weights in their format, a GGUF file if any, and small files."""
     per_weight = gguf.KINDS[recipe.export_gguf].bytes_per_weight if recipe.export_gguf else 0.0
     return int(weights * (dtype.itemsize + per_weight)) + SMALL_FILES
 
@@ -291,8 +291,8 @@ def disk_bytes(weights: int, dtype: torch.dtype, recipe: Recipe) -> int:
 def memory_bytes(weights: int, dtype: torch.dtype, recipe: Recipe) -> int:
     """Return the peak memory of an export in bytes, without Python and its libraries.
 
-    The merged model in float32 while the saved one is read into float32, with its file in sight; a GGUF file is
-    unpacked to float32 before a model is made of it.
+    The merged model in float32, while the saved one is loaded in float32 with its file mapped; a GGUF file is
+    dequantized to float32 before the model is built.
     """
     read = torch.float32 if recipe.export_gguf else dtype
     return weights * (2 * torch.float32.itemsize + read.itemsize)
@@ -300,10 +300,10 @@ def memory_bytes(weights: int, dtype: torch.dtype, recipe: Recipe) -> int:
 
 @contextlib.contextmanager
 def temporary_folder(target: Path) -> Iterator[Path]:
-    """Yield a folder next to the target; it is removed afterwards, unless it was renamed to the target.
+    """Yield a temporary folder next to the target, which is removed afterwards unless it was renamed to the target.
 
     Raises:
-        LabError: the system refused a write.
+        LabError: a write failed.
     """
     with claimed(target.parent):
         try:
@@ -318,7 +318,7 @@ def temporary_folder(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(folder: Path, target: Path) -> Iterator[None]:
-    """Turn a write that the system refused into one line; the folder is gone afterwards, unless it was renamed.
+    """Turn a failed write into one line; the folder is removed afterwards, unless it was renamed.
 
     Raises:
         LabError: naming the target.
@@ -328,7 +328,7 @@ def writing(folder: Path, target: Path) -> Iterator[None]:
     except LabError:
         raise
     except Exception as error:
-        # safetensors has its own kind of error for a failed write.
+        # safetensors has its own exception for a failed write.
         if not callbacks.is_write_error(error):
             raise
         raise fail("export_write", where=str(target), exit_code=1, reason=reason_of(error)) from error
@@ -365,17 +365,17 @@ def finish(recipe: Recipe, parts: Parts, probe: torch.Tensor, live: Answers, mer
 
 
 def cast(model: PreTrainedModel, dtype: torch.dtype) -> PreTrainedModel:
-    """Give the weights another number format; `model.to` would round the tables of positions too, for good."""
+    """Cast the parameters; `model.to` would round the position tables too, irreversibly."""
     for weight in model.parameters():
         weight.data = weight.data.to(dtype)
     return model
 
 
 def write_gguf(recipe: Recipe, parts: Parts, probe: torch.Tensor, live: Answers) -> dict[str, Any]:
-    """Write the GGUF file and its Modelfile, and return its place and how it differs, read back.
+    """Write the GGUF file and its Modelfile, and return its path and its differences when read back.
 
     Raises:
-        LabError: a float16 file that answers differently, which rounding does not explain.
+        LabError: a float16 file whose answers differ by more than rounding.
     """
     kind = str(recipe.export_gguf)
     name = f"{parts.target.name}-{kind}.gguf"
@@ -400,18 +400,18 @@ def write_gguf(recipe: Recipe, parts: Parts, probe: torch.Tensor, live: Answers)
 
 
 def read_back(folder: Path, name: str) -> PreTrainedModel | None:
-    """Return the model in a GGUF file by transformers' own reader, None where that has none for the family."""
+    """Return the model in a GGUF file, read by transformers; None if it does not support the family."""
     config = AutoConfig.from_pretrained(folder)
     architecture = config.architectures[0]
     if architecture not in gguf_families.READ_BACK:
         return None
-    # Without the config it would guess what the header does not say, such as stretched positions.
+    # Without the config it would guess what is not in the header, such as RoPE scaling.
     known = {} if architecture == "MistralForCausalLM" else {"config": config}
     return AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32, **known).eval()
 
 
 def model_card(recipe: Recipe, parts: Parts, done: Export) -> str:
-    """Return the model card: base, data, recipe and scores as the run folder has them, and how it was checked."""
+    """Return the model card: base, data, recipe and scores from the run folder, and the results of the checks."""
     known = next((model for model in catalogue.MODELS if model.name == recipe.model_name_or_path), None)
     base = known.hub_id if known else recipe.model_name_or_path
     head = ["library_name: transformers", "pipeline_tag: text-generation"]

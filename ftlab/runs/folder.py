@@ -1,6 +1,6 @@
-"""A run folder: the names in it, what lies there, which weights it holds, and which base they belong to.
+"""A run folder: its file names, its state, its weights, and the base that they belong to.
 
-Whatever reads or writes a run folder asks here. Nothing here imports torch: reading a log takes no second.
+All code that reads or writes run folders uses this file. It does not import torch, so reading a log is fast.
 """
 
 import contextlib
@@ -25,11 +25,11 @@ PREDICTIONS, PREDICT_RESULTS = "generated_predictions.jsonl", "predict_results.j
 PISSA_START, STOP = "pissa_start", "STOP"
 # Held while a run writes: the lock, and the process id of its holder.
 LOCK, OWNER = "run.lock", "run.pid"
-# What a panel starts a process with: the recipe as typed, where its output goes, which process it is.
+# Files of a process that a panel starts: the recipe as typed, its output, its process id.
 PANEL_RECIPE, PANEL_OUTPUT, PANEL_JOB = "run.yaml", "run.out", "run.job"
-# What DeepSpeed compiles for a run.
+# Extensions that DeepSpeed compiles for a run.
 EXTENSIONS = "run.extensions"
-# In front of a checkpoint's name: nothing globs for these, neither Trainer nor ftlab looks at it again.
+# Prefixes of a checkpoint's name that hide it from Trainer and ftlab.
 ASIDE, DELETING = "set-aside-", "deleting-"
 OWN_FILES = (
     RECIPE, LOG, METRICS, SCORES, PREDICTIONS, PREDICT_RESULTS, manifests.MANIFEST, PICTURE, MODEL_CARD,
@@ -41,7 +41,7 @@ Row = dict[str, float]
 
 
 class State(NamedTuple):
-    """The contents of a recipe's run folder.
+    """The state of a recipe's run folder.
 
     Attributes:
         name: "other" is a run of another recipe, data set or model; "foreign" are files that belong to no run.
@@ -53,10 +53,10 @@ class State(NamedTuple):
 
 
 def state(recipe: Recipe, fingerprints: Callable[[], dict[str, str]]) -> State:
-    """Return the contents of a recipe's run folder.
+    """Return the state of a recipe's run folder.
 
     Args:
-        fingerprints: returns those of the recipe's `data` and `model`; called only where the settings are the run's.
+        fingerprints: returns those of the recipe's `data` and `model`; called only if the settings are the run's.
     """
     folder = Path(recipe.output_dir or "").expanduser()
     manifest = own_manifest(folder) if folder.is_dir() else None
@@ -81,34 +81,34 @@ def foreign(folder: Path) -> State:
 
 
 def changes(manifest: dict[str, Any], recipe: Recipe, fingerprints: dict[str, str]) -> str:
-    """Return what a run has that a recipe has not, "" if they are the same run.
+    """Return how a recipe differs from a run, "" if it is the same run.
 
     Args:
-        fingerprints: of the recipe's `data` and `model`, as the manifest has them; those not given are not compared.
+        fingerprints: of the recipe's `data` and `model`, as in the manifest; missing ones are not compared.
     """
     then, now = manifest.get("settings", {}), printable(recipes.decisive(recipe))
     if not isinstance(then, dict):
         return "recipe"
-    # A run of an earlier version lacks the keys that came since: it ran as their defaults do.
+    # A run of an earlier version lacks newer keys: it ran with their defaults.
     then = printable(recipes.defaults([name for name in now if name not in then])) | then
     differences = [
         f"{name}: {then.get(name)} -> {now.get(name)}" for name in {**then, **now} if then.get(name) != now.get(name)
     ]
     for name, value in fingerprints.items():
-        # That the settings' digest differs says nothing more where a setting does.
+        # If a setting differs, the settings' digest adds nothing.
         differences += [name] if manifest.get(name) != value and not (differences and name == "recipe") else []
     return ", ".join(differences[:4])
 
 
 def damage(folder: Path, manifest: dict[str, Any]) -> str:
-    """Return why the result of a finished run cannot be trusted, "" if every byte is as it was written."""
+    """Return why the result of a finished run cannot be trusted, "" if it matches its manifest."""
     result = next((folder / name for name in saved_weights.RESULTS if (folder / name).is_dir()), None)
     reason = manifests.problem(result, {"run_id": manifest.get("run_id")}) if result else "it is missing"
     return reason or ("" if read_metrics(folder) is not None else f"{METRICS} cannot be read")
 
 
 def read_metrics(folder: Path) -> dict[str, float] | None:
-    """Return the metrics of a finished run, None where they cannot be read."""
+    """Return the metrics of a finished run, None if they cannot be read."""
     try:
         return json.loads((folder / METRICS).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -116,7 +116,7 @@ def read_metrics(folder: Path) -> dict[str, float] | None:
 
 
 def finished(recipe: Recipe, fingerprints: dict[str, str]) -> dict[str, float] | None:
-    """Return the metrics of a finished run of this recipe, None if there is none whose every file verifies.
+    """Return the metrics of a finished run of this recipe, None if there is none or a file does not verify.
 
     Args:
         fingerprints: of the recipe's `data` and `model`.
@@ -132,7 +132,7 @@ def finished(recipe: Recipe, fingerprints: dict[str, str]) -> dict[str, float] |
 
 
 def own_manifest(folder: Path) -> dict[str, Any] | None:
-    """Return the manifest that a run wrote into its folder, None where it is missing or another tool's."""
+    """Return the manifest that a run wrote into its folder, None if it is missing or another tool's."""
     manifest = manifests.read_manifest(folder)
     return manifest if manifest and "run_id" in manifest and "settings" in manifest else None
 
@@ -140,7 +140,7 @@ def own_manifest(folder: Path) -> dict[str, Any] | None:
 def refuse_foreign(folder: Path) -> None:
     """Refuse a folder that holds files which do not belong to a run; they are left alone.
 
-    Without a run's manifest a README.md or a folder `model` is somebody's own, whatever its name.
+    Without a run's manifest even a README.md or a folder `model` does not belong to a run.
 
     Raises:
         LabError: naming some of them, or that the folder cannot be read.
@@ -156,7 +156,7 @@ def refuse_foreign(folder: Path) -> None:
 
 
 def record(recipe: Recipe, run_id: str, machine: str, fingerprints: dict[str, str]) -> dict[str, Any]:
-    """Return what a run's manifest says of it: all but `finished` and the files.
+    """Return the entries of a run's manifest, except for `finished` and the files.
 
     Args:
         machine: the name of the accelerator or processor.
@@ -166,10 +166,10 @@ def record(recipe: Recipe, run_id: str, machine: str, fingerprints: dict[str, st
 
 
 def forget_stop(folder: Path, since: float) -> None:
-    """Remove a STOP that was meant for an earlier run; one that came while this run was loading counts.
+    """Remove a STOP that was meant for an earlier run; one created while this run was loading counts.
 
     Args:
-        since: when this run was asked for, in seconds since the epoch.
+        since: when this run was requested, in seconds since the epoch.
     """
     with contextlib.suppress(FileNotFoundError):
         if (folder / STOP).stat().st_mtime < since:
@@ -177,12 +177,12 @@ def forget_stop(folder: Path, since: float) -> None:
 
 
 def clear(folder: Path, manifest: dict[str, Any] | None) -> None:
-    """Remove what an earlier run wrote into the folder: its files, and the checkpoints that carry its id."""
+    """Remove an earlier run's files from the folder, and the checkpoints with its id."""
     run_id = (manifest or {}).get("run_id")
     for path in saved_weights.checkpoints(folder):
         if run_id and (manifests.read_manifest(path) or {}).get("run_id") == run_id:
             shutil.rmtree(path)
-    # The manifest stays until the next one takes its place: the folder still says whose files these are.
+    # The manifest stays until the next one replaces it, so that the files can be attributed to a run.
     for name in (name for name in OWN_FILES if manifest and name not in (manifests.MANIFEST, STOP)):
         path = folder / name
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -203,7 +203,7 @@ def list_runs(root: Path, most: int = 50) -> list[Summary]:
 
 
 def newest_first(paths: Iterable[Path]) -> dict[Path, float]:
-    """Return files and folders with the time of their last change, without those that are deleted meanwhile."""
+    """Return files and folders with their modification times, without those deleted in the meantime."""
     changed = {}
     for path in paths:
         with contextlib.suppress(FileNotFoundError):
@@ -212,7 +212,7 @@ def newest_first(paths: Iterable[Path]) -> dict[Path, float]:
 
 
 def summarize(folder: Path) -> Summary:
-    """Return what a run folder holds."""
+    """Return the summary of a run folder."""
     rows = read_log(folder)
     losses = [row["loss"] for row in rows if "loss" in row]
     manifest = manifests.read_manifest(folder) or {}
@@ -220,7 +220,7 @@ def summarize(folder: Path) -> Summary:
 
 
 def last_step(rows: Sequence[Row]) -> int:
-    """Return the last step that a log has, 0 for an empty one."""
+    """Return the last step in a log, 0 for an empty one."""
     return int(rows[-1]["step"]) if rows else 0
 
 
@@ -234,7 +234,7 @@ def read_recipe(folder: Path, name: str = RECIPE) -> dict[str, Any]:
 
 
 def read_log(folder: Path) -> list[Row]:
-    """Return the rows of a run's log; a line that is being written is left for the next look."""
+    """Return the rows of a run's log, without a line that is still being written."""
     try:
         text = (folder / LOG).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
@@ -269,12 +269,12 @@ def free_name(folder: Path) -> Path:
 
 
 def weights_for(name: str | Path, base: Path, model_name_or_path: str) -> saved_weights.Weights:
-    """Return the trained weights in a folder, of several the last, for a base; a stopped run's checkpoint is said.
+    """Return the trained weights in a folder (the last of several) for a base; a note is printed for a checkpoint.
 
     Args:
         base: the folder of the model called `model_name_or_path`.
     Raises:
-        LabError: there are none, they belong to another base, or a whole model is named beside adapters.
+        LabError: there are none, they belong to another base, or a whole model is named together with adapters.
     """
     weights = saved_weights.weights_of(name)
     require_own_base(weights, base, model_name_or_path)
@@ -290,14 +290,14 @@ def weights_for(name: str | Path, base: Path, model_name_or_path: str) -> saved_
 def require_own_base(weights: saved_weights.Weights, base: Path, name: str) -> None:
     """Refuse weights that were trained on another model than the one named.
 
-    An adapter of another base with the same shapes would load, and talk nonsense. The manifest of a run has its base's
-    fingerprint. Elsewhere the base that the adapter names is fingerprinted where it is a folder, and only names can be
-    compared where it is not.
+    An adapter of another base with the same shapes would load, but give nonsense. The manifest of a run has its base's
+    fingerprint. Otherwise the base that the adapter names is fingerprinted if it is a local folder; if not, only names
+    can be compared.
 
     Args:
         base: the folder of the model called `name`.
     Raises:
-        LabError: naming the base that they belong to.
+        LabError: naming the base of the weights.
     """
     trained_on, recorded = origin(weights)
     if recorded is None and not trained_on:
@@ -324,20 +324,20 @@ def origin(weights: saved_weights.Weights) -> tuple[str, str | None]:
 
 
 def trained_with(name: str | Path) -> dict[str, Any]:
-    """Return the recipe keys that the run was trained with which weights belong to, {} where no run made them."""
+    """Return the recipe keys of the run that trained some weights, {} if they are from no run."""
     place = Path(saved_weights.several(name)[-1]).expanduser()
     recorded = next((path for path in (place / RECIPE, place.parent / RECIPE) if path.is_file()), None)
     return strict_yaml.read(recorded)[0] if recorded else {}
 
 
 def chain(name: str | Path, seen: tuple[str, ...] = ()) -> list[str]:
-    """Return the adapters that belong on a base one after another: several that are named, or one and its run's own.
+    """Return the adapters to apply to a base in order: the named ones, or one and those that its run started from.
 
-    A run that continued the second of two adapters, or trained a new one after both, has the others merged into its
-    base. Example: run c has `adapter_name_or_path: a,b`; c is used as a, c, and with `create_new_adapter` as a, b, c.
+    A run that continued the second of two adapters, or trained a new one after both, had the others merged into its
+    base. Example: run c has `adapter_name_or_path: a,b`; c is used as a, c, or with `create_new_adapter` as a, b, c.
 
     Args:
-        seen: adapters of runs that were looked at: a run may have continued its own adapter.
+        seen: adapters already visited: a run may have continued its own adapter.
     """
     names = saved_weights.several(name)
     place = Path(names[-1]).expanduser()
@@ -350,13 +350,13 @@ def chain(name: str | Path, seen: tuple[str, ...] = ()) -> list[str]:
 
 
 def spelled_out(recipe: Recipe) -> Recipe:
-    """Return a recipe that names all adapters that belong on its base, for what knows nothing of a run's own."""
+    """Return a recipe that names all adapters for its base, for code that does not look them up itself."""
     adapters = chain(recipe.adapter_name_or_path) if recipe.adapter_name_or_path else []
     return recipe.model_copy(update={"adapter_name_or_path": ",".join(adapters)}) if len(adapters) > 1 else recipe
 
 
 def printable(values: dict[str, Any]) -> dict[str, Any]:
-    """Return values as they come back from JSON, so that then and now compare."""
+    """Return values after a round trip through JSON, so that saved and current ones compare."""
     return json.loads(json.dumps(values, default=str))
 
 
@@ -366,7 +366,7 @@ def fingerprint(values: dict[str, Any]) -> str:
 
 
 def fingerprints(recipe: Recipe, model_folder: Path, data: str) -> dict[str, str]:
-    """Return the digests that have to be the same for a run to be reused or resumed.
+    """Return the digests that must be equal for a run to be reused or resumed.
 
     Args:
         data: that of the encoded rows (`dataset.digests`).
@@ -380,7 +380,7 @@ def fingerprints(recipe: Recipe, model_folder: Path, data: str) -> dict[str, str
 
 
 def model_fingerprint(folder: Path) -> str:
-    """Return a digest of a model folder: its small files whole, of its weights the size and both ends."""
+    """Return a digest of a model folder: of its small files, and of size and both ends of its weights."""
     sha256 = hashlib.sha256()
     small = [folder / name for name in ("config.json", "tokenizer.json", "tokenizer.model", "chat_template.jinja")]
     for path in [path for path in small if path.is_file()] + sorted(folder.glob("*.safetensors")):

@@ -25,11 +25,11 @@ class Kind(NamedTuple):
     Attributes:
         matrices: most matrices.
         outer: the embedding, which is also the output layer of a tied model, where four bits cost the most.
-        careful: values (or queries, keys and values as one matrix) and the second feed-forward matrix in half of the
+        careful: value matrices (or fused query-key-value matrices) and the second feed-forward matrix in half of the
             layers, which llama.cpp gives more bits.
-        after_eight: the output of attention in a mixture of eight experts, whose attention is a small part of it.
-        file_type: what the header calls it.
-        bytes_per_weight: of the whole file, at most.
+        after_eight: the attention output of a mixture of eight experts, in which attention is a small part.
+        file_type: its name in the header.
+        bytes_per_weight: upper bound for the whole file.
     """
 
     matrices: GGMLQuantizationType
@@ -49,7 +49,7 @@ KINDS = {
     "q4_k_m": Kind(Q.Q4_K, Q.Q6_K, Q.Q6_K, Q.Q5_K, LlamaFileType.MOSTLY_Q4_K_M, 0.8),
     "q4_0": Kind(Q.Q4_0, Q.Q8_0, Q.Q4_0, Q.Q4_0, LlamaFileType.MOSTLY_Q4_0, 0.57),
 }
-# Formats in blocks of 256 -> what llama.cpp takes for rows that such blocks don't divide.
+# Formats in blocks of 256 -> the format for rows that such blocks don't divide, as in llama.cpp.
 SMALLER_BLOCKS = {Q.Q4_K: Q.Q5_0, Q.Q5_K: Q.Q5_1, Q.Q6_K: Q.Q8_0}
 OUTER = ("token_embd.weight", "output.weight")
 KEYS_AND_VALUES = (".attn_k.weight", ".attn_v.weight")
@@ -71,7 +71,7 @@ def write(folder: Path, target: Path, kind: str) -> None:
     Args:
         kind: a key of KINDS.
     Raises:
-        LabError: an architecture, a position scheme or a tokenizer that this writer does not know.
+        LabError: an architecture, a position scheme or a tokenizer that this writer does not support.
     """
     with models.loading(folder):
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
@@ -104,7 +104,7 @@ def format_of(name: str, formats: Kind, layers: int, experts: int = 0) -> GGMLQu
     """Return the format of a weight: that of llama.cpp's own quantizer for this kind of file.
 
     Compared with llama.cpp v0.5.0's `llama_model_quantize` for Llama, GPT-NeoX, Phi-3, BLOOM and Mixtral. Two
-    differences are meant: the embedding and the output layer have `outer`, and a 70B's values no extra bit.
+    differences are intended: the embedding and the output layer have `outer`, and a 70B's values no extra bit.
     Source: `llama_tensor_get_type_impl` in llama.cpp's src/llama-quant.cpp.
     """
     if name in OUTER:
@@ -114,7 +114,7 @@ def format_of(name: str, formats: Kind, layers: int, experts: int = 0) -> GGMLQu
     if experts == 8 and name.endswith(".attn_output.weight"):
         return formats.after_eight
     if not name.endswith(CAREFUL):
-        # The router of experts decides by small differences.
+        # A router decides by small differences.
         return Q.F32 if ".ffn_gate_inp." in name else formats.matrices
     layer = int(name.split(".")[1])
     eighth = layers // 8
@@ -123,7 +123,7 @@ def format_of(name: str, formats: Kind, layers: int, experts: int = 0) -> GGMLQu
 
 
 def add_tensor(writer: gguf.GGUFWriter, name: str, values: np.ndarray, wanted_format: GGMLQuantizationType) -> None:
-    """Add one weight in the format asked; vectors stay float32, rows that no block divides become float16."""
+    """Add one weight in the wanted format; vectors stay float32, rows that no block divides become float16."""
     if values.ndim == 1:
         writer.add_tensor(name, values)
         return
@@ -137,7 +137,7 @@ def quantized(values: np.ndarray, kind: GGMLQuantizationType) -> np.ndarray:
     """Return float32 values, shape (..., columns), in a format of GGUF: bytes, or float16."""
     if kind not in SMALLER_BLOCKS:
         return gguf.quants.quantize(values, kind)
-    # Only llama.cpp writes these; `ggml_quantize_chunk` is part of its C interface.
+    # Only llama.cpp writes these; `ggml_quantize_chunk` is part of its C API.
     import xllamacpp
 
     library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)

@@ -1,4 +1,4 @@
-"""The model families that llama.cpp runs: its name for each, its numbers, and its order of their weights.
+"""The model families that llama.cpp supports: their names, hyperparameters and weight layouts there.
 
 Source: llama.cpp's own converter and its model graphs, https://github.com/ggml-org/llama.cpp.
 """
@@ -20,11 +20,11 @@ Named = tuple[str, torch.Tensor]
 
 
 class Family(NamedTuple):
-    """What llama.cpp needs to know of a family.
+    """What llama.cpp needs to know about a family.
 
     Attributes:
         arch: its name there.
-        activation: the only one that it computes for this family; "" where the family has no other.
+        activation: the only one that it supports for this family; "" if the family has just one.
         permuted: transformers rotates row i of a head with row i + head_dim / 2, llama.cpp row 2i with row 2i + 1.
         fused: a head's rows of query, key and value lie together; llama.cpp wants all queries first.
         norm_offset: what transformers adds to the weight of a norm while computing.
@@ -42,7 +42,7 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    # Mistral's and Mixtral's weights are Llama's; llama.cpp reads all under one name.
+    # Mistral's and Mixtral's weights are laid out as Llama's; llama.cpp has one name for all.
     "LlamaForCausalLM": Family(MODEL_ARCH.LLAMA, permuted=True),
     "MistralForCausalLM": Family(MODEL_ARCH.LLAMA, permuted=True),
     "MixtralForCausalLM": Family(MODEL_ARCH.LLAMA, permuted=True),
@@ -59,7 +59,7 @@ FAMILIES = {
     "BloomForCausalLM": Family(MODEL_ARCH.BLOOM, "", fused=True, rms=False),
 }
 
-# Those that transformers' own reader of GGUF files knows; it takes Mistral's for Llama's, as they are there.
+# Families that transformers' GGUF reader supports; it reads Mistral's as Llama's.
 READ_BACK = (
     *("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"),
     *("Gemma2ForCausalLM", "Phi3ForCausalLM", "BloomForCausalLM"),
@@ -67,10 +67,10 @@ READ_BACK = (
 
 
 def family_of(config: PretrainedConfig, where: str) -> Family:
-    """Return the family of a model, or refuse what would be written wrongly: a file that loads and talks nonsense.
+    """Return the family of a model; refuse one whose file would load but give nonsense.
 
     Raises:
-        LabError: naming what is not known.
+        LabError: naming what is not supported.
     """
     architecture = (config.architectures or ["?"])[0]
     family = FAMILIES.get(architecture)
@@ -88,21 +88,21 @@ def family_of(config: PretrainedConfig, where: str) -> Family:
 
 
 def key_heads(config: PretrainedConfig, family: Family) -> int:
-    """Return how many heads of keys and values a layer has."""
+    """Return the number of key-value heads of a layer."""
     shared = None if family.fused else getattr(config, "num_key_value_heads", None)
     return shared or config.num_attention_heads
 
 
 def rope_of(config: PretrainedConfig) -> dict:
-    """Return a model's settings of rotary positions, {} for one without."""
+    """Return a model's rotary position settings, {} for one without."""
     return getattr(config, "rope_parameters", None) or {}
 
 
 def add_settings(writer: gguf.GGUFWriter, config: PretrainedConfig, family: Family) -> None:
-    """Add the numbers that llama.cpp builds the model from."""
+    """Add the hyperparameters from which llama.cpp builds the model."""
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    # BLOOM has no positions to run out of, and its feed-forward layer is always four times as wide.
+    # BLOOM has no position limit, and its feed-forward layer is always four times as wide.
     inner = 4 * config.hidden_size if family.arch == MODEL_ARCH.BLOOM else config.intermediate_size
     writer.add_context_length(getattr(config, "max_position_embeddings", None) or 2048)
     writer.add_embedding_length(config.hidden_size)
@@ -124,12 +124,12 @@ def add_settings(writer: gguf.GGUFWriter, config: PretrainedConfig, family: Fami
 
 
 def add_own_settings(writer: gguf.GGUFWriter, config: PretrainedConfig, family: Family) -> None:
-    """Add the numbers that only one family has."""
+    """Add the hyperparameters that only one family has."""
     if experts := getattr(config, "num_local_experts", None):
         writer.add_expert_count(experts)
         writer.add_expert_used_count(config.num_experts_per_tok)
     if family.arch == MODEL_ARCH.LLAMA and getattr(config, "sliding_window", None):
-        # Mistral's: llama.cpp keeps the number and attends to everything, which is the same within the window.
+        # Mistral's: llama.cpp stores it but attends to everything, which is the same within the window.
         writer.add_sliding_window(config.sliding_window)
     if family.arch == MODEL_ARCH.GPTNEOX:
         writer.add_parallel_residual(config.use_parallel_residual)
@@ -146,11 +146,11 @@ def converted(weights: Iterable[Named], config: PretrainedConfig, family: Family
     """Yield the weights under llama.cpp's names and in its order, in float32.
 
     Raises:
-        LabError: a weight that llama.cpp has no name for.
+        LabError: a weight without a name in llama.cpp.
     """
     names = gguf.get_tensor_name_map(family.arch, config.num_hidden_layers)
     for name, weight in stacked(weights, getattr(config, "num_local_experts", None) or 0, where):
-        # The table has BLOOM's names without this beginning.
+        # The table has BLOOM's names without this prefix.
         short = names.get_name(name.removeprefix("transformer."), try_suffixes=(".weight", ".bias"))
         if short is None:
             raise fail("export_gguf", where=where, what=f"a weight called {name}")
@@ -162,7 +162,7 @@ def converted(weights: Iterable[Named], config: PretrainedConfig, family: Family
 
 
 def stacked(weights: Iterable[Named], experts: int, where: str) -> Iterator[Named]:
-    """Yield weights, those of a layer's experts as one of shape (experts, rows, columns).
+    """Yield weights, with a layer's experts stacked as (experts, rows, columns).
 
     Raises:
         LabError: a layer that lacks some of its experts.
@@ -183,7 +183,7 @@ def stacked(weights: Iterable[Named], experts: int, where: str) -> Iterator[Name
 
 
 def reordered(weight: torch.Tensor, name: str, config: PretrainedConfig, family: Family) -> torch.Tensor:
-    """Return a weight as llama.cpp wants it under one of its names; most of them unchanged."""
+    """Return a weight in llama.cpp's layout; most are unchanged."""
     if family.norm_offset and name.endswith("norm.weight"):
         return weight + family.norm_offset
     heads = config.num_attention_heads
@@ -199,7 +199,7 @@ def reordered(weight: torch.Tensor, name: str, config: PretrainedConfig, family:
 
 
 def stretched(config: PretrainedConfig) -> torch.Tensor:
-    """Return what llama.cpp divides the frequencies of Llama 3.1's positions by, shape (head_dim / 2,)."""
+    """Return llama.cpp's divisors of Llama 3.1's rotary frequencies, shape (head_dim / 2,)."""
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     plain = config.rope_parameters["rope_theta"] ** (-torch.arange(0, head_dim, 2) / head_dim)
     frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")

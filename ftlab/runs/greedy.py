@@ -1,9 +1,9 @@
-"""Greedy answers to examples whose expected answer is known: it is a draft that one forward pass checks.
+"""Greedy answers to examples with a known expected answer, which is used as a draft and verified in one forward pass.
 
 Example: the expected answer is the tokens `12 pm <end>`. One pass over prompt and expected answer gives the likeliest
-token at each place, given what is expected before it. If these are `12 pm <end>`, that is the greedy answer, and no
-token of it was generated. If they are `12 am <end>`, the greedy answer begins `12 am`: up to there the model would have
-had the same tokens before each. What is likeliest behind `pm` says nothing about what follows `am`: from there the
+token at each position, given the expected ones before it. If these are `12 pm <end>`, that is the greedy answer, and no
+token had to be generated. If they are `12 am <end>`, the greedy answer begins `12 am`: up to there the model would have
+seen the same tokens. The likeliest token after `pm` says nothing about what follows `am`: from there the
 answer is generated, token by token.
 """
 
@@ -20,13 +20,13 @@ from ftlab.evaluate import pad_left, pad_right
 from ftlab.memory import PLAIN_ATTENTION
 
 Example = dict[str, list[int]]
-# Told how much of the work is done; it may raise to stop it.
+# Called with the amount of finished work; it may raise to stop.
 Advance = Callable[[int], None]
 # An answer's number and its token ids -> how many tokens may still be generated, 0 where it has ended.
 Left = Callable[[int, list[int]], int]
-# Positions of a batch that is read (their logits take most of the memory), and answers that are continued together.
+# Positions per batch of a pass (logits take most of the memory), and answers that are continued together.
 READ, WRITTEN = 2048, 64
-# Settings of a generation that leave the likeliest token the likeliest.
+# Generation settings that do not change which token is the likeliest.
 HARMLESS = {
     "use_cache", "output_attentions", "output_hidden_states", "pad_token_id", "bos_token_id", "eos_token_id",
     "transformers_version", "do_sample", "temperature", "top_p", "top_k", "max_length", "max_new_tokens",
@@ -35,13 +35,13 @@ HARMLESS = {
 
 
 class Checked(NamedTuple):
-    """What one forward pass over an example shows.
+    """The results of one forward pass over an example.
 
     Attributes:
         loss: the sum over its trained tokens, in nats.
-        labels, likeliest: the trained tokens, and how many of them are the likeliest at their place.
-        begun: the greedy answer as far as it is known: the expected tokens up to the first that is not the likeliest,
-            and what is likeliest there.
+        labels, likeliest: the number of trained tokens, and of those that are the likeliest at their position.
+        begun: the known beginning of the greedy answer: the expected tokens up to the first that is not the likeliest,
+            and the likeliest token there.
     """
 
     loss: float
@@ -51,21 +51,21 @@ class Checked(NamedTuple):
 
 
 def plain(model: Any) -> bool:
-    """Return True if `generate` with this model's settings takes the likeliest token of Llama's kind of attention."""
+    """Return True if `generate` with this model's settings is plain greedy decoding with Llama's attention."""
     settings: GenerationConfig = model.generation_config
     return model.config.model_type in PLAIN_ATTENTION and settings.to_diff_dict().keys() <= HARMLESS
 
 
 class Prefix:
-    """The keys and values of the tokens that all rows begin with, computed once.
+    """The key-value cache of the prefix that all rows share, computed once.
 
     Args:
-        rows: token ids; at least one token of each is left to be read.
-        most: tokens that a prefix may have at most.
+        rows: token ids; at least one token of each is left out of the prefix.
+        most: maximum length of the prefix in tokens.
     """
 
     def __init__(self, model: Any, rows: Sequence[Sequence[int]], most: int) -> None:
-        # What the first and the last in alphabetical order have in common, all between them have too.
+        # The common prefix of the first and the last in sorted order is shared by all between them.
         first, last = min(map(list, rows)), max(map(list, rows))
         differs = (place for place, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1])
         self.size = max(0, min(next(differs, most), most, len(min(rows, key=len)) - 1))
@@ -75,7 +75,7 @@ class Prefix:
             model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
 
     def repeated(self, rows: int) -> DynamicCache:
-        """Return a cache that begins with the prefix in each of its rows."""
+        """Return a cache with the prefix in each of its rows."""
         cache = copy.deepcopy(self.cache)
         if self.size:
             cache.batch_repeat_interleave(rows)
@@ -84,9 +84,9 @@ class Prefix:
 
 @torch.inference_mode()
 def check(model: Any, examples: Sequence[Example], pad_token_id: int, advance: Advance) -> list[Checked]:
-    """Return what a forward pass over each example shows, in the order given; `advance` is told the examples read."""
+    """Return the results of a forward pass over each example, in order; `advance` gets the number of examples done."""
     model.eval()
-    # Before the first label nothing is predicted that counts.
+    # Predictions before the first label do not count.
     most = min(next(n for n, label in enumerate(one["labels"]) if label != tokens.IGNORED) for one in examples) - 1
     prefix = Prefix(model, [one["input_ids"] for one in examples], most if plain(model) else 0)
     by_number: dict[int, Checked] = {}
@@ -97,11 +97,11 @@ def check(model: Any, examples: Sequence[Example], pad_token_id: int, advance: A
 
 
 def check_batch(model: Any, examples: list[Example], pad_token_id: int, prefix: Prefix) -> list[Checked]:
-    """Return what a forward pass over the examples of one batch shows."""
+    """Return the results of a forward pass over one batch of examples."""
     ids = pad_right([one["input_ids"][prefix.size :] for one in examples], pad_token_id).to(model.device)
     mask = pad_right([[1] * len(one["input_ids"]) for one in examples], 0).to(model.device)
     labels = pad_right([one["labels"][prefix.size :] for one in examples], tokens.IGNORED).to(model.device)[:, 1:]
-    # The output layer is a fifth of a small model: places without a label in any row are left out of it.
+    # The output layer is a fifth of a small model: positions without a label in any row skip it.
     places = labels.ne(tokens.IGNORED).any(0).nonzero()[:, 0]
     inputs: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
     if plain(model):
@@ -124,7 +124,7 @@ def followed(expected: list[int], likeliest: list[int]) -> list[int]:
     """Return the beginning of the greedy answer.
 
     Args:
-        likeliest: the likeliest tokens at all places with a label; the last ones are those of this answer.
+        likeliest: the likeliest tokens at all labelled positions; the last ones are those of this answer.
 
     >>> followed([5, 6, 7], [9, 5, 8, 7])
     [5, 8]
@@ -143,7 +143,7 @@ def write(
     left: Left,
     advance: Advance,
 ) -> None:
-    """Continue greedy answers, in place, until none has tokens left; `advance` is told the tokens that are done with.
+    """Continue greedy answers, in place, until all have ended; `advance` gets the number of tokens done.
 
     Args:
         prompts: token ids.
@@ -164,10 +164,10 @@ def write(
 
 
 class Batch:
-    """Answers that are continued together; a row whose answer has ended leaves.
+    """Answers that are generated together; finished rows are dropped.
 
     Attributes:
-        going: the numbers of the answers in it.
+        going: the indices of its answers.
     """
 
     def __init__(
@@ -201,7 +201,7 @@ class Batch:
 
 
 def batches(lengths: Sequence[int], positions: int, most: int = 2**30) -> Iterator[list[int]]:
-    """Yield the numbers of rows in batches of similar length, the longest first: what does not fit fails at once.
+    """Yield row indices in batches of similar length, the longest first, so that a lack of memory shows at once.
 
     Args:
         positions: rows times the longest of them, at most. most: rows, at most.

@@ -1,4 +1,4 @@
-"""Benchmarks of lm-evaluation-harness (lm-eval) on a loaded model: tasks by name, or task files of one's own."""
+"""Benchmarks of lm-evaluation-harness (lm-eval) on a loaded model: tasks by name, or custom task files."""
 
 import contextlib
 import hashlib
@@ -17,22 +17,22 @@ from ftlab import figures, packages
 from ftlab.errors import fail, reason_of, say, suggest
 from ftlab.figures import Figure
 
-# The task files beside dataset_info.json.
+# The folder of task files, next to dataset_info.json.
 FOLDER = "tasks"
 BATCH = 32
 
-# lm-eval's tasks, by the name that was asked for.
+# lm-eval's tasks by the requested name.
 Tasks = dict[str, Any]
 
 
 class Scored(NamedTuple):
-    """What a model gave to benchmarks.
+    """The results of a model on benchmarks.
 
     Attributes:
         figures: "TASK METRIC" -> figure over all examples of the task, or of the tasks in a group.
-        rows: how many examples there were in all.
-        hits: which examples are right, in the first metric of each task that says so.
-        prompts: task -> sha256 of its prompts; two scores can be compared if it is the same.
+        rows: the total number of examples.
+        hits: which examples are right, by the first metric of each task that tells.
+        prompts: task -> sha256 of its prompts; two scores are comparable if it is the same.
     """
 
     figures: dict[str, Figure]
@@ -56,7 +56,7 @@ def load_tasks(names: Sequence[str], folder: Path) -> Tasks:
 
 @cache
 def manager(own_tasks: bool) -> Any:
-    """Return what loads tasks for lm-eval; it takes seconds to read the names of lm-eval's own tasks."""
+    """Return lm-eval's task manager; it takes seconds to index lm-eval's own tasks."""
     from lm_eval.tasks import TaskManager
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -69,7 +69,7 @@ def course_tasks(folder: Path) -> list[str]:
 
 
 def file_of(name: str, folder: Path) -> Path | None:
-    """Return the task file that a name stands for, None if it can only be one of lm-eval's tasks.
+    """Return the task file for a name, None if it can only be one of lm-eval's tasks.
 
     Raises:
         LabError: a path without a file.
@@ -93,10 +93,10 @@ def load_task(tasks: Any, name: str, file: Path | None, folder: Path) -> Any:
         hint = suggest(name, [*own, *tasks.all_tasks])
         raise fail("eval_task_unknown", where="tasks", name=name, own=", ".join(own), hint=f"{hint} " if hint else "")
     try:
-        # A file names its data beside itself.
+        # A task file refers to data relative to itself.
         with contextlib.chdir(file.parent if file else Path()):
             return tasks.load([str(file) if file else name])
-    # A task file may hold anything, and datasets raises whatever its reader does.
+    # A task file may contain anything, and datasets may raise any exception of its readers.
     except Exception as error:
         raise fail("eval_task", where=name, reason=reason_of(error), own=", ".join(own)) from error
 
@@ -104,7 +104,7 @@ def load_task(tasks: Any, name: str, file: Path | None, folder: Path) -> Any:
 def score_tasks(
     model: Any, tokenizer: PreTrainedTokenizerBase, tasks: Tasks, limit: int | None = None, seed: int = 42
 ) -> Scored:
-    """Return what a model gives to tasks, asked under its chat template.
+    """Evaluate a model on tasks, with its chat template.
 
     Args:
         limit: examples at most of each task, drawn at random with the seed (lm-eval's own `--limit` takes the first);
@@ -137,7 +137,7 @@ def sample(total: int, limit: int, seed: int) -> list[int]:
 
 
 def values_of(examples: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
-    """Return the metrics that are a number for each example, by name, and by filter if there is one."""
+    """Return the metrics with a number per example, by name, and by filter if there is one."""
     values: dict[str, list[float]] = defaultdict(list)
     for example in examples:
         way = "" if example["filter"] == "none" else f" {example['filter']}"
@@ -148,10 +148,10 @@ def values_of(examples: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
 
 
 def say_left_out(name: str, examples: Sequence[dict[str, Any]]) -> None:
-    """Name the metrics of a task that have no value of each example, such as perplexity and BLEU.
+    """Print the metrics of a task without a value per example, such as perplexity and BLEU.
 
     Raises:
-        LabError: the task has no other.
+        LabError: the task has no other metrics.
     """
     per_example = {metric for example in examples for metric in example["metrics"]}
     each = {metric for example in examples for metric in example["metrics"] if isinstance(example[metric], int | float)}
@@ -162,7 +162,7 @@ def say_left_out(name: str, examples: Sequence[dict[str, Any]]) -> None:
 
 
 def says_right(numbers: Sequence[float]) -> bool:
-    """Return True if a metric says of each example whether it is right."""
+    """Return True if a metric is right or wrong for each example."""
     return {*numbers} <= {0.0, 1.0}
 
 

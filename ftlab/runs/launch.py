@@ -1,4 +1,4 @@
-"""Several processes: how many a run takes, starting them with torchrun, and the error of the one that failed."""
+"""Multi-process runs: the number of processes, starting them with torchrun, and reporting a failed one."""
 
 import logging
 import os
@@ -17,19 +17,19 @@ from ftlab.recipe.keys import Recipe
 
 # The exit code of a run that was stopped before its end.
 STOPPED = 130
-# torch's names, and those of Slurm's srun and of Open MPI's mpirun.
+# The names in torch, Slurm's srun and Open MPI's mpirun.
 TORCH = ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
 LAUNCHERS = (
     ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
     tuple(f"OMPI_COMM_WORLD_{name}" for name in ("SIZE", "RANK", "LOCAL_RANK", "LOCAL_SIZE")),
 )
-# torchrun hands its --role to the processes that it starts: by this one they know that ftlab waits for them.
+# torchrun passes its --role to its processes, which by this one know that ftlab waits for them.
 ROLE = "ftlab"
-# The process id of the ftlab that starts others, for these.
+# Variable with the process id of the ftlab that started the others.
 LAUNCHER = "FTLAB_LAUNCHER"
-# Seconds that torchrun gives a stopped run to save a checkpoint; its own 30 are few for a big model.
+# Seconds that torchrun gives a stopped run to save a checkpoint; its default of 30 is too short for big models.
 TIME_TO_SAVE = "600"
-# What torch, transformers, tqdm and datasets read when they are imported.
+# Variables that torch, transformers, tqdm and datasets read when imported.
 QUIET = {"TRANSFORMERS_VERBOSITY": "error", "TQDM_DISABLE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 
 
@@ -39,18 +39,18 @@ def is_main() -> bool:
 
 
 def enter() -> None:
-    """Take this process's place among those that a launcher started, and leave printing to the first one."""
+    """Set the variables of this process's rank, as its launcher gives it; only the first process prints."""
     for names in LAUNCHERS:
-        # Slurm writes the tasks of the machines of a step as `8(x2)`: a run has the same number on each.
+        # Slurm writes the tasks per machine as `8(x2)`; a run has the same number on each.
         values = [os.environ.get(name, "").partition("(")[0] for name in names]
         if "WORLD_SIZE" not in os.environ and values[0] not in ("", "1"):
             os.environ |= dict(zip(TORCH, values, strict=True))
-            # Jobs that share a machine need ports of their own.
+            # Jobs that share a machine need different ports.
             port = 20000 + number("SLURM_JOB_ID", 9500) % 20000
             os.environ |= {"MASTER_ADDR": first_host(), "MASTER_PORT": str(port)} | dict(os.environ)
     if "WORLD_SIZE" in os.environ:
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    # torchrun, and what is built on it, ends its processes itself, but not where it is killed. Slurm and MPI always do.
+    # torchrun ends its processes itself, unless it is killed. Slurm and MPI always do.
     if "TORCHELASTIC_RUN_ID" in os.environ:
         threading.Thread(target=end_with, args=(number(LAUNCHER, os.getppid()),), daemon=True).start()
     if not is_main():
@@ -67,7 +67,7 @@ def end_with(launcher: int) -> None:
 
 
 def first_host() -> str:
-    """Return the machine of the first process; Slurm writes the machines of a step as `node[3-6]`."""
+    """Return the machine of the first process from Slurm's list of machines, such as `node[3-6]`."""
     if number("SLURM_STEP_NUM_NODES", 1) == 1:
         return "127.0.0.1"
     command = ["scontrol", "show", "hostnames", os.environ["SLURM_STEP_NODELIST"]]
@@ -75,7 +75,7 @@ def first_host() -> str:
 
 
 def number(name: str, default: int) -> int:
-    """Return the whole number in an environment variable.
+    """Return the integer in an environment variable.
 
     Raises:
         LabError: it holds something else.
@@ -87,11 +87,11 @@ def number(name: str, default: int) -> int:
 
 
 def to_start(recipe: Recipe) -> int:
-    """Return how many processes have to be started on this machine, 0 where this process trains itself.
+    """Return how many processes must be started on this machine, 0 if this process itself trains.
 
     Raises:
-        LabError: more processes than accelerators; `accelerate launch` started one where several were asked for;
-            variables of the environment that name no machines.
+        LabError: more processes than accelerators; `accelerate launch` started one instead of several;
+            invalid environment variables about machines.
     """
     if "WORLD_SIZE" in os.environ:
         return 0
@@ -101,7 +101,7 @@ def to_start(recipe: Recipe) -> int:
     count = recipe.nproc_per_node or number("NPROC_PER_NODE", 0)
     if 0 < visible < count:
         raise fail("world_devices", where="nproc_per_node", asked=count, visible=visible)
-    # One process for a model that is spread over the accelerators, and for PPO.
+    # One process for a model that is placed on several accelerators, and for PPO.
     alone = recipe.device_map is not None or recipe.max_memory is not None or recipe.stage == "ppo"
     processes = count or (1 if alone else max(1, visible))
     sharded = recipe.training.get("fsdp") or recipe.training.get("deepspeed")
@@ -120,7 +120,7 @@ def accelerators(recipe: Recipe) -> int:
 
 
 def refuse_machines() -> None:
-    """Refuse numbers of machines and processes with which torchrun would fail, or wait for ever.
+    """Refuse numbers of machines and processes with which torchrun would fail or wait forever.
 
     Raises:
         LabError: naming the variable.
@@ -145,7 +145,7 @@ def refuse_machines() -> None:
 def refuse_lost() -> None:
     """Refuse the one process that `accelerate launch --cpu --num_processes 2` starts.
 
-    Its launcher for processors sets an address for several processes, and starts one without WORLD_SIZE.
+    Its CPU launcher sets an address for several processes, and starts one without WORLD_SIZE.
 
     Raises:
         LabError: with the command that starts all of them.
@@ -167,7 +167,7 @@ def start(processes: int, arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.elastic.rendezvous import RendezvousError
 
-    # torchrun logs how it ends the other processes; one line says it, below.
+    # torchrun logs how it ends the other processes; below one line reports it.
     logging.disable(logging.ERROR)
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", TIME_TO_SAVE)
     os.environ[LAUNCHER] = str(os.getpid())
@@ -179,7 +179,7 @@ def start(processes: int, arguments: Sequence[str]) -> int:
     except ChildFailedError as error:
         return ended(error.failures)
     except (RendezvousError, RuntimeError, OSError) as error:
-        # What fails before the first process has several classes: a port in use, a machine that never came.
+        # Failures before the first process, such as a port in use or a missing machine, have various types.
         raise fail("world_meeting", where="torchrun", exit_code=1, reason=reason_of(error)) from None
     return 0
 
@@ -215,7 +215,7 @@ def ended(failures: dict[int, Any]) -> int:
 
 
 def blame(failure: Any) -> tuple[bool, bool, bool, int]:
-    """Return the sort key of a ProcessFailure: killed processes first, then those that reported, the earliest first.
+    """Return the sort key of a ProcessFailure: killed processes first, then those with a report, earliest first.
 
     A process whose peer died reports lost contact, and SIGTERM is how torchrun ends the others: both are consequences.
     """
@@ -233,7 +233,7 @@ def reported(failure: Any) -> str:
 
 
 def report(error: LabError) -> bool:
-    """Hand an error to the ftlab that started this process, and return True if there is one: it prints the line."""
+    """Report an error to the ftlab that started this process, which prints it; return False if there is none."""
     if os.environ.get("ROLE_NAME") != ROLE:
         return False
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler

@@ -16,15 +16,15 @@ from trl import SFTTrainer
 
 from ftlab.recipe.keys import Recipe
 
-# The likeliest tokens that the entropy is taken over, and nearly the largest entropy that they can have: ln 20 = 3.0.
+# The entropy is over this many likeliest tokens; its maximum is about this: ln 20 = 3.0.
 LIKELIEST, LARGEST_ENTROPY = 20, 3.0
 
 
 def eaft(logits: Tensor, labels: Tensor, alpha: float) -> Tensor:
     """Return the loss of each label times (entropy / 3) ** alpha, which has no gradient.
 
-    A token that the model is sure of and gets wrong is a conflict with what it knows, and weighs little. Example: an
-    even choice among 20 tokens has weight (ln 20 / 3) ** alpha = 1.0, a certain one 0.
+    A token that the model is confidently wrong about conflicts with its knowledge; its weight is small. Example: an
+    equal choice among 20 tokens has weight (ln 20 / 3) ** alpha = 1.0, a certain one 0.
 
     Args:
         logits: (N, V). labels: (N,), without -100.
@@ -53,7 +53,7 @@ def asft(logits: Tensor, labels: Tensor, reference: Tensor, alpha: float) -> Ten
 
 
 def per_token(recipe: Recipe, logits: Tensor, labels: Tensor, reference: Callable[[], Tensor]) -> Tensor:
-    """Return the loss of each label that a recipe asks for.
+    """Return the recipe's loss of each label.
 
     Args:
         logits: (N, V). labels: (N,), without -100. reference: returns the logits of ASFT's reference, (N, V).
@@ -66,10 +66,10 @@ def per_token(recipe: Recipe, logits: Tensor, labels: Tensor, reference: Callabl
 
 
 class LossTrainer(SFTTrainer):
-    """SFTTrainer with one of these losses; TRL has no setting for a loss of one's own.
+    """SFTTrainer with one of these losses; TRL has no setting for a custom loss per token.
 
     Attributes:
-        recipe: says which loss, and its alpha.
+        recipe: gives the loss and its alpha.
         reference: the model that ASFT stays close to; None: the trained one without its adapter.
     """
 
@@ -83,7 +83,7 @@ class LossTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
-        """Return the mean over the labelled tokens of an optimizer step, and what the model returned if asked for."""
+        """Return the mean over the labelled tokens of an optimizer step, and the model's outputs if requested."""
         labels = inputs["labels"][:, 1:]
         trained = labels != -100
         model_inputs = {name: value for name, value in inputs.items() if name != "labels"} | {"use_cache": False}
@@ -94,7 +94,7 @@ class LossTrainer(SFTTrainer):
         count = trained.sum() if num_items_in_batch is None else num_items_in_batch
         loss = losses.sum() / torch.as_tensor(count, device=losses.device).clamp(min=1)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
-            # The count is that of all processes, whose gradients are averaged.
+            # The count is over all processes, whose gradients are averaged.
             loss = loss * self.accelerator.num_processes
         if self.aux_loss_enabled:
             steps = self.current_gradient_accumulation_steps if num_items_in_batch is not None else 1
@@ -110,7 +110,7 @@ class LossTrainer(SFTTrainer):
         own = self.accelerator.unwrap_model(model)
         anchored = self.reference or model
         without = own.disable_adapter() if self.reference is None and isinstance(own, PeftModel) else nullcontext()
-        # Dropout would make the reference another one at each step.
+        # With dropout the reference would differ at each step.
         trains = anchored.training
         anchored.eval()
         with without:

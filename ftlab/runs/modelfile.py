@@ -1,4 +1,4 @@
-"""Ollama's Modelfile beside a GGUF file: the file, chat template and system prompt for Ollama, where answers end."""
+"""Ollama's Modelfile for a GGUF file: its path, chat template, system prompt and stop strings."""
 
 from transformers import PreTrainedTokenizerBase
 
@@ -8,15 +8,15 @@ from ftlab.rendering import render
 from ftlab.runs import gguf_tokenizer
 
 QUOTES = '"' * 3
-# Stand for what is said, to find what the template writes around it.
+# Placeholders for texts, to find what the template writes around them.
 SYSTEM, USER, ANSWER, AGAIN, LAST = "\ue0f1", "\ue0f2", "\ue0f3", "\ue0f4", "\ue0f5"
 
 
 def text(name: str, tokenizer: PreTrainedTokenizerBase, default_system: str = "") -> str:
     """Return the Modelfile for a GGUF file in the same folder.
 
-    Ollama has a template language of its own. Where a chat template is more than turns one after the other, no
-    template is written: Ollama then takes the one in the file, as far as it knows it.
+    Ollama has its own template language. If a chat template is more than a sequence of turns, no
+    template is written: Ollama then uses the one in the file, if it recognizes it.
 
     Args:
         default_system: the system prompt that the model was trained with; "" for the chat template's own.
@@ -34,7 +34,7 @@ def text(name: str, tokenizer: PreTrainedTokenizerBase, default_system: str = ""
 
 
 def system_line(system: str) -> str:
-    """Return Ollama's instruction for a system prompt, or a comment where its language cannot hold it.
+    """Return Ollama's instruction for a system prompt, or a comment if its syntax cannot express it.
 
     Quotes cannot be escaped: a text in triple quotes ends at the first line that ends with three.
     """
@@ -44,9 +44,9 @@ def system_line(system: str) -> str:
 
 
 def turns(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
-    """Return a chat template in Ollama's language, and the system prompt that it writes where a chat has none.
+    """Return a chat template in Ollama's language, and its default system prompt.
 
-    Both are "" where the template is not a plain sequence of turns.
+    Both are "" if the template is not a plain sequence of turns.
     """
     roles = ("system", "user", "assistant", "user", "assistant")
     texts = (SYSTEM, USER, ANSWER, AGAIN, LAST)
@@ -61,7 +61,7 @@ def turns(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
         parts.append(before)
     opening, after_system, to_answer, after_answer, again = parts
     if tokenizer.bos_token and gguf_tokenizer.adds_bos(tokenizer):
-        # llama.cpp adds the token that begins a text, too.
+        # llama.cpp adds the bos token itself.
         opening, unasked = (part.removeprefix(tokenizer.bos_token) for part in (opening, unasked))
     begin_user = after_answer.removeprefix(whole)
     end_system = after_system.removesuffix(begin_user)

@@ -1,4 +1,4 @@
-"""Muon for matrices with AdamW for everything else, as one optimizer: torch's Muon takes matrices only."""
+"""Muon for matrices and AdamW for everything else as one optimizer: torch's Muon takes matrices only."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,10 +18,10 @@ class MuonAndAdamW(Optimizer):
     """
 
     def __init__(self, matrices: list[Tensor], others: list[dict[str, Any]], args: TrainingArguments) -> None:
-        """Make both optimizers.
+        """Create both optimizers.
 
         Args:
-            matrices: what Muon trains. others: AdamW's parameter groups.
+            matrices: the weights that Muon trains. others: AdamW's parameter groups.
             args: learning rate, weight decay, AdamW's betas and epsilon.
         """
         rate, betas = args.learning_rate, (args.adam_beta1, args.adam_beta2)
@@ -33,7 +33,7 @@ class MuonAndAdamW(Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Perform one step; a closure, which Trainer never passes, is not evaluated."""
-        # A loaded state brings groups and states of its own, so both parts are given them at every step.
+        # Loading a state replaces groups and state, so both parts get them at every step.
         for part, groups in zip(self.parts, (self.param_groups[:1], self.param_groups[1:]), strict=True):
             part.param_groups, part.state = groups, self.state
             part.step()
@@ -41,7 +41,7 @@ class MuonAndAdamW(Optimizer):
 
 
 def optimizer(model: PreTrainedModel | PeftModel, args: TrainingArguments) -> MuonAndAdamW:
-    """Return the optimizer for what a model trains: Muon for the matrices between embedding and output layer."""
+    """Return the optimizer of a model's trainable weights: Muon for the matrices between embedding and output layer."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     ends = [layer for layer in (base.get_input_embeddings(), base.get_output_embeddings()) if layer is not None]
     outside = {id(weight) for layer in ends for weight in layer.parameters()}

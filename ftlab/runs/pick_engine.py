@@ -16,17 +16,17 @@ from ftlab.runs.engines import Loop
 
 QUESTION = "Write a short story about a lighthouse keeper and a storm."
 NEW_TOKENS, REPEATS = 32, 2
-# Mean divergence, in nats per token, up to which `auto` takes an engine that changes the weights.
+# The largest mean divergence, in nats per token, of an engine with changed weights that `auto` accepts.
 LIMIT = 0.02
 
 
 class Measured(NamedTuple):
-    """What an engine did.
+    """The measurements of an engine.
 
     Attributes:
-        tokens_per_second: one answer at a time, after its first token; the best of some.
+        tokens_per_second: for one answer at a time, after its first token; the best of several.
         divergence: mean Kullback-Leibler divergence of its next-token probabilities from those of the original model,
-            along that model's own greedy answer, in nats per token; 0 where the weights are the same by construction.
+            along that model's own greedy answer, in nats per token; 0 if the weights are unchanged.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Measured(NamedTuple):
 
 
 class Clock(BaseStreamer):
-    """A streamer that notes when something came: the prompt first, then every token."""
+    """A streamer that records the times of the prompt and of every token."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -49,16 +49,16 @@ class Clock(BaseStreamer):
         self.times.append(time.perf_counter())
 
     def end(self) -> None:
-        """Nothing is left to note."""
+        """Do nothing at the end."""
 
 
 def pick(
     model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase, name: str = "auto"
 ) -> PreTrainedModel | PeftModel | Loop:
-    """Return the engine of a name; for "auto" the fastest whose answers stay within LIMIT of the model's own.
+    """Return an engine by name; for "auto" the fastest whose divergence from the model is within LIMIT.
 
     Raises:
-        LabError: what the named engine needs is not here.
+        LabError: a requirement of the named engine is missing.
     """
     if name != "auto":
         return engines.build(name, model, tokenizer)
@@ -80,7 +80,7 @@ def compare(
 
 
 def suited(model: PreTrainedModel) -> list[str]:
-    """Return the engines worth a measurement: a fixed cache pays on a GPU, which compiles it; fewer bits on a CPU."""
+    """Return the engines worth measuring: a static cache pays off on a GPU, which compiles it; fewer bits on a CPU."""
     on_gpu = model.device.type != "cpu"
     return [name for name, kind in engines.KINDS.items() if not (kind.weights if on_gpu else name == "static")]
 
@@ -88,7 +88,7 @@ def suited(model: PreTrainedModel) -> list[str]:
 def measured(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, names: Sequence[str], new_tokens: int = NEW_TOKENS
 ) -> Iterator[tuple[Measured, PreTrainedModel | Loop]]:
-    """Yield what each engine did, and the engine; one that cannot run here is said and left out."""
+    """Yield the measurements of each engine, and the engine; print and skip those that cannot run here."""
     prompt = torch.tensor([tokens.prompt(tokenizer, [{"role": "user", "content": QUESTION}])], device=model.device)
     expected = following(engines.transformers_loop(model), prompt, new_tokens)
     answer = expected.argmax(-1).to(model.device)
@@ -114,7 +114,7 @@ def following(loop: Loop, prompt: torch.Tensor, count: int, answer: torch.Tensor
     """Return the log probabilities (count, vocabulary) after `prompt` (1, seq_len).
 
     Args:
-        answer: the tokens (count,) to go along; without it each likeliest one.
+        answer: the tokens (count,) to follow; None: the likeliest one at each position.
     """
     step = loop.begin()
     rows = [step(prompt)]
@@ -124,7 +124,7 @@ def following(loop: Loop, prompt: torch.Tensor, count: int, answer: torch.Tensor
 
 
 def rate(engine: PreTrainedModel | Loop, prompt: torch.Tensor, fields: dict[str, Any]) -> float:
-    """Return the tokens per second after the first one, the best of REPEATS."""
+    """Return the tokens per second after the first one: the best of REPEATS runs."""
     prompt, rates = prompt.to(engine.device), []
     for _ in range(REPEATS):
         clock = Clock()

@@ -1,10 +1,10 @@
-"""PPO for language models: the adapter is the policy, the model without it the reference, a value head on the trunk.
+"""PPO for language models: the adapter is the policy, the model without it the reference, with a value head on top.
 
-Policy and value head share the trunk, so the value loss moves the adapter too; `vf_coef` keeps its share small. TRL's
-former PPOTrainer trained a separate value model, at twice the memory.
+Policy and value head share the model, so the value loss trains the adapter too; `vf_coef` keeps its share small. TRL's
+former PPOTrainer trained a separate value model, with twice the memory.
 
-One step is: write completions to a batch of prompts, score them, say for every token how much better it turned out than
-expected (its advantage), then move the policy a bounded distance towards the tokens that did well, a few times over.
+One step: generate completions for a batch of prompts, score them, estimate for every token how much better it was than
+expected (its advantage), then move the policy a bounded distance towards the better tokens, several times.
 
 Sources: Schulman et al. 2017, arXiv:1707.06347 (PPO); Schulman et al. 2016, arXiv:1506.02438 (advantages); Ziegler et
 al. 2019, arXiv:1909.08593 (the KL term in the reward); Schulman 2020, "Approximating KL divergence" (k1, k3). Setting
@@ -39,8 +39,8 @@ from ftlab.evaluate import pad_left
 from ftlab.runs.rewards import Reward, checked
 
 VALUE_HEAD = "value_head.safetensors"
-# What hidden states are scaled to before the value head: one step of AdamW at 1e-3 then moves a value by some
-# hundredths. Unscaled, whose length is in the hundreds, it would jump by more than the rewards themselves.
+# Hidden states are scaled to this length before the value head: one step of AdamW at 1e-3 then moves a value by a few
+# hundredths. Unscaled, with lengths in the hundreds, it would jump by more than the rewards themselves.
 HIDDEN_LENGTH = 5.0
 
 
@@ -83,24 +83,24 @@ def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
 def kl_penalty(logps: Tensor, ref_logps: Tensor, estimator: str) -> Tensor:
     """Return an estimate, per sampled token, of KL(policy || reference) in nats, shape (B, C).
 
-    k1 is the log ratio: right on average, below 0 for a token that the policy makes less likely than the reference.
-    k3 is right on average too, never below 0 and less noisy.
+    k1 is the log ratio: unbiased, but below 0 for a token that is less likely under the policy than the reference.
+    k3 is unbiased too, never below 0, and has less variance.
     """
     log_ratio = logps - ref_logps
     return log_ratio if estimator == "k1" else torch.exp(-log_ratio) - 1 + log_ratio
 
 
 def token_rewards(scores: Tensor, kl: Tensor, mask: Tensor, kl_coef: float) -> Tensor:
-    """Return the reward of every token (B, C): minus the price of its KL, and at the last one the score (B,)."""
+    """Return the reward of every token (B, C): minus its KL penalty, plus the score (B,) at the last one."""
     rewards = -kl_coef * kl * mask
     rewards[torch.arange(len(scores)), mask.sum(1) - 1] += scores
     return rewards
 
 
 def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> Tensor:
-    """Return generalised advantage estimates, shape (B, C): how much better each token turned out than expected.
+    """Return generalised advantage estimates, shape (B, C): how much better each token was than expected.
 
-    `values[:, t]` is what the value head expected before token t; after the last token nothing is expected.
+    `values[:, t]` is the value head's prediction before token t; after the last token it is 0.
     Source: arXiv:1506.02438, equation 16.
     """
     values = values * mask
@@ -131,13 +131,13 @@ def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tens
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, cliprange_value: float) -> Tensor:
-    """Return half the squared error of the values, the worse one of itself and of a value kept near the old one."""
+    """Return the clipped value loss: half the squared error, the larger of a value's own and of its clipped one."""
     near = old_values + (values - old_values).clamp(-cliprange_value, cliprange_value)
     return 0.5 * masked_mean(torch.maximum((values - returns) ** 2, (near - returns) ** 2), mask)
 
 
 class Reading(NamedTuple):
-    """What one forward pass says of every completion token, each (B, C): log-probability, value, entropy in nats."""
+    """One forward pass's outputs for every completion token, each (B, C): log-probability, value, entropy in nats."""
 
     logps: Tensor
     values: Tensor
@@ -147,14 +147,14 @@ class Reading(NamedTuple):
 def read_answers(
     model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, length: int, temperature: float
 ) -> Reading:
-    """Read the last `length` tokens of rows (B, P + C) with policy and value head in one pass.
+    """Evaluate the last `length` tokens of rows (B, P + C) with policy and value head in one pass.
 
     Logits and hidden state at a position belong to the token after it, so both are taken one place earlier.
     """
     output = model(
         input_ids=input_ids,
         attention_mask=attention_mask,
-        # Prompts are padded on the left: a row's first token is at position 0 all the same.
+        # Prompts are padded on the left: a row's first token is still at position 0.
         position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
         logits_to_keep=length + 1,
         output_hidden_states=True,
@@ -170,7 +170,7 @@ def read_answers(
 
 
 def add_value_head(model: PeftModel) -> None:
-    """Put a value head on a model: one float32 number per position, from where its hidden state points; 0 at first."""
+    """Add a value head to a model: one float32 number per position from its normalized hidden state, initially 0."""
     embedding = model.get_input_embeddings().weight
     model.value_head = nn.Linear(embedding.shape[1], 1, device=embedding.device, dtype=torch.float32)
     nn.init.zeros_(model.value_head.weight)
@@ -178,7 +178,7 @@ def add_value_head(model: PeftModel) -> None:
 
 
 class Batches(Sampler[int]):
-    """Draw `size` rows, name them `times` times over, then draw the next; another order every epoch."""
+    """Sample `size` rows, repeat them `times` times, then sample the next; the order changes every epoch."""
 
     def __init__(self, rows: int, size: int, times: int, seed: int) -> None:
         self.rows, self.size, self.times, self.seed, self.epoch = rows, size, times, seed, 0
@@ -187,7 +187,7 @@ class Batches(Sampler[int]):
         return self.rows // self.size * self.size * self.times
 
     def set_epoch(self, epoch: int) -> None:
-        """Take the order of this epoch; Trainer calls it, also when a run resumes."""
+        """Set the epoch, which determines the order; Trainer calls it, also when a run resumes."""
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
@@ -201,11 +201,11 @@ class PPOTrainer(Trainer):
 
     Args:
         model: a PeftModel; its adapter is trained, the model with the adapter off is the reference.
-        reward_funcs: functions as TRL's GRPOTrainer takes them; their rewards are weighted and added up.
+        reward_funcs: functions as for TRL's GRPOTrainer; their rewards are weighted and summed.
         train_dataset: rows with `prompt`, a text or a list of messages; other columns go to the reward functions.
     Raises:
-        LabError: fewer prompts than a batch takes, a model without adapter or with virtual tokens, several processes,
-            or, while training, a reward function that raises, or returns too few numbers or a broken one. The weights
+        LabError: fewer prompts than a batch has, a model without adapter or with virtual tokens, several processes,
+            or, while training, a reward function that raises, or returns too few or invalid numbers. The weights
             are then those of the last whole step.
     """
 
@@ -220,7 +220,7 @@ class PPOTrainer(Trainer):
     ) -> None:
         if not isinstance(model, PeftModel):
             raise fail("ppo_adapter", where="model", found=type(model).__name__)
-        # PEFT counts padding as positions there, in training and not at chat time.
+        # With these PEFT counts padding as positions in training, but not in chat.
         if (kind := model.active_peft_config.peft_type.value) in ("PROMPT_TUNING", "P_TUNING"):
             raise fail("ppo_virtual_tokens", where="model", kind=kind)
         if args.world_size > 1:
@@ -239,7 +239,7 @@ class PPOTrainer(Trainer):
             processing_class=processing_class,
             callbacks=callbacks,
         )
-        # The loss is a mean over a batch's own tokens: let Trainer divide by the accumulated batches.
+        # The loss is a mean over the batch's own tokens: Trainer must divide by the number of accumulated batches.
         self.model_accepts_loss_kwargs = False
         self.reward_funcs = [checked(f) for f in (reward_funcs if isinstance(reward_funcs, list) else [reward_funcs])]
         self.rollouts: dict[int, dict[str, Tensor]] = {}
@@ -251,23 +251,23 @@ class PPOTrainer(Trainer):
         self.generation = GenerationConfig(
             do_sample=True,
             temperature=args.temperature,
-            # From the whole distribution: the log-probabilities are of it.
+            # Sample from the whole distribution, to which the log-probabilities belong.
             top_k=0,
             top_p=1.0,
             max_new_tokens=args.max_completion_length,
-            # Trainer's own passes have no use for a cache and may have it off in the model's configuration.
+            # Trainer's own passes need no cache and may have disabled it in the model's configuration.
             use_cache=True,
             eos_token_id=self.eos_token_ids,
             pad_token_id=processing_class.pad_token_id,
         )
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
-        """Name each batch of prompts once per PPO epoch."""
+        """Return a sampler that repeats each batch of prompts once per PPO epoch."""
         size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
         return Batches(len(self.train_dataset), size, self.args.num_ppo_epochs, self.args.seed)
 
     def _prepare_inputs(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Return the completions to a batch of prompts: written in its first PPO epoch, the same ones after that."""
+        """Return the completions for a batch of prompts: generated in its first PPO epoch and then reused."""
         slot = self.micro_batch % self.args.gradient_accumulation_steps
         self.micro_batch += 1
         fresh = self.state.global_step % self.args.num_ppo_epochs == 0
@@ -278,7 +278,7 @@ class PPOTrainer(Trainer):
         return self.rollouts[slot]
 
     def rollout(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
-        """Write a completion to every prompt, score it, and compute what the loss needs; nothing is learnt here."""
+        """Generate and score a completion for every prompt, and compute the inputs of the loss, without gradients."""
         model = self.model.eval()
         prompts = [self.prompt_ids(row["prompt"]) for row in rows]
         prompt_ids = pad_left(prompts, self.processing_class.pad_token_id).to(model.device)
@@ -322,7 +322,7 @@ class PPOTrainer(Trainer):
         return tokens.prompt(self.processing_class, prompt)
 
     def scores(self, rows: list[dict[str, Any]], completion_ids: Tensor, mask: Tensor) -> Tensor:
-        """Return the weighted sum of all rewards of every completion, shape (B,); note the mean of each."""
+        """Return the weighted sum of all rewards of every completion, shape (B,), and record the mean of each."""
         kept = [ids[keep.bool()].tolist() for ids, keep in zip(completion_ids, mask, strict=True)]
         texts = self.processing_class.batch_decode(kept, skip_special_tokens=True)
         prompts = [row["prompt"] for row in rows]
@@ -357,12 +357,12 @@ class PPOTrainer(Trainer):
         return policy + self.args.vf_coef * value
 
     def note(self, **numbers: Tensor) -> None:
-        """Keep numbers for the next log row, which shows their means."""
+        """Record numbers for the next log row, which shows their means."""
         for name, value in numbers.items():
             self.seen[name].append(value.item())
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        """Log the means of what was noted since the last row."""
+        """Log the means of the numbers recorded since the last row."""
         means = {name: sum(values) / len(values) for name, values in self.seen.items()}
         self.seen.clear()
         super().log(logs | means, start_time)

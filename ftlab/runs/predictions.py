@@ -12,11 +12,11 @@ from ftlab.runs.folder import PREDICT_RESULTS, PREDICTIONS
 
 
 class Answered(NamedTuple):
-    """An example that a model has answered.
+    """A model's answer to an example.
 
     Attributes:
         prompt, expected, answer: without control tokens.
-        whole: False for an answer that was given up where it could no longer be the expected one.
+        whole: False for an answer that was cut off when it could no longer be the expected one.
         right: whether it is the expected answer.
     """
 
@@ -35,7 +35,7 @@ def answered(
     whole: Sequence[bool],
     hits: Sequence[bool],
 ) -> list[Answered]:
-    """Return the examples whose answers are finished, numbered from 1.
+    """Return the finished answers, numbered from 1.
 
     Args:
         pairs, answers: as in `write`.
@@ -58,11 +58,11 @@ def write(
     pairs: Sequence[tuple[list[int], list[int]]],
     answers: Sequence[list[int] | None],
 ) -> int:
-    """Write generated_predictions.jsonl, a line per answer in the order of the examples, and return how many.
+    """Write generated_predictions.jsonl, a line per answer in the order of the examples, and return their number.
 
     Args:
         pairs: token ids of each prompt and of its expected answer.
-        answers: token ids; None for an answer that was not finished, which is left out.
+        answers: token ids; None for an unfinished answer, which is left out.
     """
     rows = [
         {

@@ -13,14 +13,14 @@ LEFT, RIGHT, SKIP = 0, 1, -1
 
 
 class Labels:
-    """A pile of questions with two answers each, and the preferences given so far.
+    """Questions with two answers each, and the preferences so far.
 
-    Every pick is written at once: a row of `folder/NAME.jsonl`, which `folder/dataset_info.json` registers. Made again
-    with the same name, the pile goes on where it was left. Which answer stands on the left is drawn by `seed`, so that
-    a rater who always takes the left one prefers nothing.
+    Every pick is saved at once to `folder/NAME.jsonl`, which `folder/dataset_info.json` registers. Created again
+    with the same name, the object continues where it stopped. `seed` decides which answer is on the left, so that
+    a rater who always takes the left one has no preference.
 
     Attributes:
-        rows: what is still to be rated, the next one first: (question, left answer, right answer).
+        rows: the pairs still to rate, the next one first: (question, left answer, right answer).
         path: the file of the preferences.
     Raises:
         LabError: two answers to one question are the same, or another data set has this name.
@@ -54,7 +54,7 @@ class Labels:
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
 
     def rate(self, rater: Rater) -> int:
-        """Let `rater(question, left, right)` pick a side for all that is left; return the number of preferences."""
+        """Let `rater(question, left, right)` rate all remaining pairs; return the number of preferences."""
         while self.rows:
             self.pick(rater(*self.rows[0]))
         return len(self.preferences())

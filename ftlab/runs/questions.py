@@ -11,7 +11,7 @@ COLUMNS = {"question", "choices", "answer"}
 
 
 def read_all(recipe: Recipe) -> list[Row]:
-    """Return the questions that a recipe's `eval_dataset` consists of; none if it holds other examples.
+    """Return the questions of a recipe's `eval_dataset`, [] if it holds other examples.
 
     Raises:
         LabError: no such data set, or a row that is not a question.

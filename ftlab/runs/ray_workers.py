@@ -12,9 +12,9 @@ from ftlab.recipe.keys import Recipe
 from ftlab.runs import launch
 from ftlab.system_errors import explained
 
-# What Ray reads. Its workers import torch and transformers before they count as started, which takes longer than its
-# 60 seconds where two of them share a slow disk or few cores. In the place of print its workers have a logger, which
-# would log what datasets reads of printed code. Without the last one it reports each start to its makers.
+# Variables that Ray reads. Its workers import torch and transformers while they start, which takes longer than its
+# 60 seconds if they share a slow disk or few cores. Its workers replace print by a logger, which
+# interferes with how datasets inspects code. The last one disables usage statistics.
 SETTINGS = {
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
@@ -23,7 +23,7 @@ SETTINGS = {
 
 
 def asked(recipe: Recipe) -> bool:
-    """Return True if Ray has to start the processes of a run: this is not one of them yet.
+    """Return True if Ray must start the processes of a run, and this is not one of them.
 
     Raises:
         LabError: another launcher has started this process.
@@ -35,7 +35,7 @@ def asked(recipe: Recipe) -> bool:
 
 
 def scaling(recipe: Recipe) -> dict[str, Any]:
-    """Return the arguments of Ray's ScalingConfig; each worker needs a GPU where this machine has one, else a CPU."""
+    """Return the arguments of Ray's ScalingConfig; each worker needs a GPU if this machine has one, else a CPU."""
     needs = recipe.resources_per_worker or {"GPU" if launch.accelerators(recipe) else "CPU": 1}
     return {
         "num_workers": recipe.ray_num_workers,
@@ -52,7 +52,7 @@ def connection(recipe: Recipe) -> dict[str, Any]:
 
 
 def on_cluster(recipe: Recipe) -> bool:
-    """Return True if Ray runs already, and this run is to use it."""
+    """Return True if Ray is already running and this run must use it."""
     return "address" in recipe.ray_init_kwargs or "RAY_ADDRESS" in os.environ
 
 
@@ -60,9 +60,9 @@ def start(recipe: Recipe, arguments: Sequence[str], command: Callable[[Sequence[
     """Run `ftlab ARGUMENTS` in the workers of Ray, and return the exit code of the first one.
 
     Args:
-        command: runs them in a worker.
+        command: function that runs them in a worker.
     Raises:
-        LabError: Ray is not installed, does not start or has too little, or what the first worker that failed reported.
+        LabError: Ray is not installed, does not start or lacks resources, or the error of the first failed worker.
     """
     packages.require("ray", "use_ray")
     os.environ |= SETTINGS | os.environ
@@ -72,10 +72,10 @@ def start(recipe: Recipe, arguments: Sequence[str], command: Callable[[Sequence[
 
     require_names(recipe.ray_init_kwargs, inspect.signature(ray.init).parameters)
     try:
-        # Without a dashboard one of Ray's own actors warns every second that nothing answers it.
+        # Without a dashboard one of Ray's own actors logs a warning every second.
         ray.init(**{"logging_config": ray.LoggingConfig(log_level="ERROR")} | connection(recipe))
     except Exception as error:
-        # Ray raises these two for a value that it cannot use, and Exception where its processes do not start in time.
+        # Ray raises these two for an invalid value, and Exception if its processes do not start in time.
         wrong = isinstance(error, TypeError | ValueError)
         raise fail(
             "ray_failed", where="ray_init_kwargs", exit_code=2 if wrong else 1, reason=reason_of(error)
@@ -83,7 +83,7 @@ def start(recipe: Recipe, arguments: Sequence[str], command: Callable[[Sequence[
     try:
         if not on_cluster(recipe):
             require_resources(recipe, ray.cluster_resources())
-        # Ray would try a start that fails for ever, and log the traceback of every LabError.
+        # Ray would retry a failing start forever, and log the traceback of every LabError.
         once = FailureConfig(controller_failure_limit=0)
         record = RunConfig(storage_path=recipe.ray_storage_path, failure_config=once, logging_config=quiet())
         config = {"folder": os.getcwd(), "arguments": list(arguments), "command": command}
@@ -98,7 +98,7 @@ def start(recipe: Recipe, arguments: Sequence[str], command: Callable[[Sequence[
 
 
 def require_names(given: Iterable[str], parameters: Mapping[str, inspect.Parameter]) -> None:
-    """Refuse an argument that `ray.init` does not have; it takes those of an underscore beside what it documents.
+    """Refuse an argument that `ray.init` lacks; those with an underscore are allowed.
 
     Raises:
         LabError: with the nearest one.
@@ -111,7 +111,7 @@ def require_names(given: Iterable[str], parameters: Mapping[str, inspect.Paramet
 
 
 def quiet() -> Any:
-    """Return Ray's logging without what it says of its own steps."""
+    """Return Ray's logging settings without its own progress messages."""
     from ray.train import LoggingConfig
 
     return LoggingConfig(log_level="CRITICAL")
@@ -121,7 +121,7 @@ def require_resources(recipe: Recipe, there: dict[str, float]) -> None:
     """Refuse more workers than this machine has CPUs or GPUs for: Ray would wait for other machines.
 
     Raises:
-        LabError: naming what is short.
+        LabError: naming the missing resource.
     """
     settings = scaling(recipe)
     for name, each in settings["resources_per_worker"].items():
@@ -132,12 +132,12 @@ def require_resources(recipe: Recipe, there: dict[str, float]) -> None:
 
 
 def work(config: dict[str, Any]) -> int:
-    """Run a command in a worker, which has torch's environment for several processes, and return its exit code.
+    """Run a command in a worker, which has torch's variables for distributed training, and return its exit code.
 
     Raises:
-        LabError: what a user can fix; Ray hands it to the process that started the workers.
+        LabError: an error that the user can fix; Ray passes it to the process that started the workers.
     """
-    # Ray starts its workers in a folder of its own.
+    # Ray starts its workers in its own folder.
     os.chdir(config["folder"])
     try:
         return config["command"](config["arguments"])
@@ -148,11 +148,11 @@ def work(config: dict[str, Any]) -> int:
 
 
 def reported(failures: dict[int, Exception], reason: str) -> LabError:
-    """Return what the first worker that failed reported, or how it ended.
+    """Return the error of the first failed worker.
 
     Args:
         failures: rank -> the exception in that worker.
-        reason: what Ray says where no worker failed.
+        reason: Ray's message if no worker failed.
     """
     ranks = sorted(failures.items())
     errors = [failure for _, failure in ranks if isinstance(failure, LabError)]
@@ -165,5 +165,5 @@ def reported(failures: dict[int, Exception], reason: str) -> LabError:
 
 
 def last_line(text: str) -> str:
-    """Return the last line of a text that says something, at most 200 characters of it."""
+    """Return the last non-empty line of a text, at most 200 characters."""
     return next((line.strip()[:200] for line in reversed(text.splitlines()) if line.strip()), "?")

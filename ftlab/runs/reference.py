@@ -1,4 +1,4 @@
-"""The second model of a loss: the teacher of GKD, or a reference that is not what training starts from."""
+"""The second model of a loss: GKD's teacher, or a reference other than the model that training starts from."""
 
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,16 @@ def folder_of(recipe: Recipe, base: str) -> str:
     """
     key = str(recipe.second_model)
     name = str(getattr(recipe, key))
-    # As in LLaMA-Factory, `model_revision` is that of both; one on this machine has none.
+    # As in LLaMA-Factory, `model_revision` is for both; local models have none.
     path = models.fetch(name, **recipe.source | ({} if models.has_revisions(name) else {"revision": "main"}))
     own, other = models.embedding_rows(base), models.embedding_rows(path)
     if own != other:
         raise fail("train_reference", where=key, name=name, own=own, other=other)
-    # Families of one size (Llama 2 and Mistral) have other tokens under the same numbers.
+    # Families of the same vocabulary size (Llama 2 and Mistral) have different tokens for the same ids.
     ours, theirs = (models.load_tokenizer(place, recipe.trust_remote_code).get_vocab() for place in (base, path))
     moved = [token for token, number in ours.items() if theirs.get(token, number) != number]
     if moved:
-        # The one of the lowest number: the library's own order changes from process to process.
+        # The one with the lowest id: the library's own order differs between processes.
         token = min(moved, key=ours.__getitem__)
         numbers = {"own": ours[token], "other": theirs[token]}
         raise fail("train_reference_tokens", where=key, name=name, token=repr(token), **numbers)
@@ -43,7 +43,7 @@ def folder_of(recipe: Recipe, base: str) -> str:
 
 
 def adapter_of(recipe: Recipe, path: str) -> saved_weights.Weights | None:
-    """Return the adapter on the reference model in a folder, None without one.
+    """Return the adapter of the reference model, None without one.
 
     Raises:
         LabError: it is not there, or it belongs to another base.
@@ -54,10 +54,10 @@ def adapter_of(recipe: Recipe, path: str) -> saved_weights.Weights | None:
 
 
 def load(recipe: Recipe, base: str, machine: Machine) -> Any:
-    """Return the second model, a reference with its adapter merged, in the number format of the model that is trained.
+    """Return the second model in the number format of the trained model; a reference has its adapter merged.
 
     Raises:
-        LabError: as `folder_of`, and what reading its weights raises.
+        LabError: as `folder_of`, or its weights cannot be read.
     """
     path = folder_of(recipe, base)
     options = library_args.model_settings(recipe, machine)

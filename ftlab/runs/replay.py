@@ -14,20 +14,20 @@ from ftlab.errors import fail, say
 from ftlab.runs import chat
 
 Messages = list[dict[str, Any]]
-# What an assistant says of itself is what a fine-tune may want to change.
+# Statements about itself, which a fine-tune may want to change.
 OF_ITSELF = re.compile(r"\b(AI|chatbot|assistant|language model)\b|人工智能|助手|语言模型")
 NAME = re.compile(r"[\w.-]+")
 MAX_SAMPLES, MAX_NEW_TOKENS = 200, 128
 
 
 class Replay(NamedTuple):
-    """A data set that was written.
+    """A data set that was generated.
 
     Attributes:
         path: its file.
         asked: how many prompts were asked.
         kept: how many answers are in the file.
-        dropped: the message that names a reason -> how many answers were left out for it.
+        dropped: key of the message with the reason -> how many answers were left out.
     """
 
     path: Path
@@ -51,18 +51,18 @@ def write(
     seed: int = 42,
     trust_remote_code: bool = False,
 ) -> Replay:
-    """Let a model answer general prompts and register its answers as a data set; the same seed writes the same file.
+    """Generate a model's answers to general prompts and register them as a data set; reproducible by `seed`.
 
     Answers are greedy. Those that are empty, unfinished, repetitive or about the model itself are left out.
     Source: Yang et al. 2024, "Self-distillation bridges distribution gap" (arXiv 2402.13669).
 
     Args:
         name: of the new data set: it becomes `dataset_dir`/`name`.jsonl and an entry of dataset_info.json.
-        prompts: registry names or paths, separated by commas; only what they ask is used, not what they answer.
+        prompts: registry names or paths, separated by commas; only their prompts are used, not their answers.
         max_samples: prompts to ask, drawn at random.
-        max_new_tokens: an answer that is longer is unfinished.
+        max_new_tokens: longer answers count as unfinished.
     Raises:
-        LabError: the name is invalid or taken, no such prompts or model, or no answer could be kept.
+        LabError: the name is invalid or taken, there are no such prompts or model, or no answer could be kept.
     """
     folder = Path(dataset_dir)
     refuse_name(name, folder)
@@ -86,7 +86,7 @@ def write(
 
 
 def refuse_name(name: str, folder: Path) -> None:
-    """Refuse a name that cannot be a file's, or under which something is stored already."""
+    """Refuse a name that is not a valid file name, or that is already taken."""
     if not NAME.fullmatch(name) or name.startswith("."):
         raise fail("replay_name", where="NAME", name=name)
     if not folder.is_dir():
@@ -117,7 +117,7 @@ def opening(messages: Messages) -> Messages:
 
 
 def problem(answer: str, ended: bool) -> str:
-    """Return the message that says why an answer is left out, "" if it is kept.
+    """Return the key of the message why an answer is left out, "" if it is kept.
 
     >>> problem("Paris.", True), problem("The the the the the the the the the", True), problem("I am an AI.", True)
     ('', 'replay_repetitive', 'replay_of_itself')

@@ -1,4 +1,4 @@
-"""Rewards: what a completion is worth. Functions with TRL's signature, so that PPO, GRPO and RLOO take the same ones.
+"""Reward functions with TRL's signature, so that PPO, GRPO and RLOO take the same ones.
 
 A reward function gets `prompts`, `completions` and every other column of the rows by name, one entry per completion,
 and returns one number per completion. Completions are texts, or lists of messages where the prompts are.
@@ -21,7 +21,7 @@ from ftlab.recipe.text_rewards import exact_answer, short_answer, text_of
 from ftlab.runs import chat
 
 Reward = Callable[..., list[float]]
-# Completions that a reward model reads at a time.
+# Batch size of a reward model.
 BATCH = 16
 
 
@@ -39,7 +39,7 @@ def functions(recipe: Recipe, base: str, dtype: torch.dtype) -> list[Reward]:
 
 
 def checked(function: Reward) -> Reward:
-    """Return a reward function that refuses anything but one finite number per completion, and names itself.
+    """Return a reward function that requires one finite number per completion, and names the function in errors.
 
     Raises (when called):
         LabError: the function raised, returned too few or too many rewards, or one that is not finite.
@@ -58,7 +58,7 @@ def checked(function: Reward) -> Reward:
             raise fail("reward_length", where=name, exit_code=1, given=len(values), needed=len(completions))
         return [number(value, name, completions[i]) for i, value in enumerate(values)]
 
-    # TRL logs a function under its name.
+    # TRL logs a function's rewards under its name.
     check.__name__ = name
     return check
 
@@ -90,11 +90,11 @@ BUILT_IN: dict[str, Reward] = dict(zip(REWARDS, (exact_answer, short_answer), st
 
 
 def from_model(name: str, base: str, dtype: torch.dtype) -> Reward:
-    """Return the reward function of a model that stage rm trained: its own number for prompt and completion.
+    """Return the reward function of a model trained in stage rm: its score for prompt and completion.
 
     Args:
         name: a run folder of stage rm, an adapter folder, or a folder with a whole reward model.
-        base: the model under the adapter, where the one that the adapter names is not there.
+        base: the model under the adapter, if the one that the adapter names does not exist.
     Raises:
         LabError: no reward model can be loaded from there.
     """
@@ -118,7 +118,7 @@ def from_model(name: str, base: str, dtype: torch.dtype) -> Reward:
         scores: list[float] = []
         for start in range(0, len(chats), BATCH):
             part = chats[start : start + BATCH]
-            # On the right: the score is read off the last token of each row.
+            # Padded on the right: the score is that of each row's last token.
             batch = tokenizer.pad({"input_ids": part}, padding_side="right", return_tensors="pt")
             scores += judge(**batch.to(device)).logits[:, 0].float().tolist()
         return scores
@@ -130,7 +130,7 @@ def load_reward_model(folder: Path, base: str, dtype: torch.dtype) -> Any:
     """Return a reward model: an adapter on its base, or a whole model.
 
     Raises:
-        LabError: it has no head that gives rewards; transformers would fill one with random numbers.
+        LabError: it has no reward head; transformers would initialize one at random.
     """
     kind = AutoModelForSequenceClassification
     if not (folder / "adapter_config.json").is_file():

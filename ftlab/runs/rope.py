@@ -1,4 +1,4 @@
-"""Rows longer than a model was trained for: its rotary positions, stretched by transformers' own configuration."""
+"""RoPE scaling for rows longer than a model was trained for, by transformers' own configuration."""
 
 import math
 from collections.abc import Mapping
@@ -11,23 +11,23 @@ from ftlab import models
 from ftlab.errors import fail, say
 from ftlab.recipe.keys import Recipe
 
-# What a base has besides its way of stretching.
+# Entries of a RoPE configuration besides the scaling.
 KEPT = ("rope_theta", "partial_rotary_factor")
-# LLaMA-Factory's numbers of Llama 3: below and above these shares of the length frequencies are stretched or left.
+# LLaMA-Factory's factors of Llama 3: frequencies below and above these shares of the length are scaled or kept.
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
 def asked(keys: Mapping[str, Any]) -> tuple[str, int] | None:
-    """Return (way, tokens) of the keys `rope_scaling` and `cutoff_len`, None where nothing is stretched."""
+    """Return (type, tokens) of the keys `rope_scaling` and `cutoff_len`, None without scaling."""
     way = keys.get("rope_scaling")
     return (way, keys.get("cutoff_len", Recipe.model_fields["cutoff_len"].default)) if way else None
 
 
 def options(scaling: tuple[str, int] | None, folder: str | Path, trust_remote_code: bool = False) -> dict[str, Any]:
-    """Return what `from_pretrained` takes to stretch a model's positions; {} where rows are short enough.
+    """Return the arguments of `from_pretrained` for RoPE scaling, {} if rows are short enough.
 
-    The factor is LLaMA-Factory's: how often the trained length fits into the rows, rounded up. `dynamic` stretches by
-    the length of each batch, and only beyond the trained one, which it therefore keeps.
+    The factor is LLaMA-Factory's: the length of rows over the trained length, rounded up. `dynamic` scales by
+    the length of each batch, only beyond the trained length, which therefore stays in the configuration.
 
     Raises:
         LabError: the model has no rotary positions, or several kinds of them.
@@ -53,7 +53,7 @@ def options(scaling: tuple[str, int] | None, folder: str | Path, trust_remote_co
 
 
 def note(recipe: Recipe, folder: str | Path) -> str:
-    """Return what a recipe's `rope_scaling` does, "" without one."""
+    """Return a note on a recipe's `rope_scaling`, "" without one."""
     scaling = asked(recipe.model_dump())
     if not scaling:
         return ""

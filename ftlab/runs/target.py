@@ -1,4 +1,4 @@
-"""Folders that a run or an export writes to: which are refused, and cleaning up after a refusal."""
+"""Output folders of runs and exports: checks, and cleaning up after an error."""
 
 import contextlib
 import errno
@@ -11,7 +11,7 @@ from ftlab.system_errors import explained
 
 
 def refuse_place(folder: Path, key: str) -> None:
-    """Refuse a folder that cannot be written to, or in which one run would sit among everything else.
+    """Refuse a folder that cannot be written to, or that is not for a single run, such as the home folder.
 
     Args:
         key: the recipe's key that names it.
@@ -22,7 +22,7 @@ def refuse_place(folder: Path, key: str) -> None:
         place = folder.resolve()
         there = next(path for path in (place, *place.parents) if path.exists())
     except (OSError, ValueError, RuntimeError) as error:
-        # A name that is too long or has a NUL byte; links that form a ring.
+        # A name that is too long or contains a NUL byte; a loop of links.
         raise fail("folder_refused", where=key, folder=brief(folder), reason=str(error)[:80]) from None
     if place in (Path(place.anchor), home()):
         raise fail("folder_special", where=key, folder=folder)
@@ -41,17 +41,17 @@ def home() -> Path | None:
 
 
 def brief(folder: Path) -> str:
-    """Return a path as one line of a message shows it."""
+    """Return a path as a single line for a message."""
     text = str(folder).encode("unicode_escape").decode()
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """Make a folder with its parents; those of them that are empty at the end are removed again.
+    """Create a folder with its parents; new ones that are empty at the end are removed again.
 
     Raises:
-        LabError: the system refused to make it.
+        LabError: it could not be created.
     """
     new = [path for path in (folder, *folder.parents) if not path.exists()]
     try:

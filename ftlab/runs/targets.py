@@ -1,4 +1,4 @@
-"""Layers that a recipe names: each name must match one of the model's, even where others do."""
+"""Layers that a recipe names: every name must match a layer of the model."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -13,24 +13,24 @@ from ftlab.recipe import library_args
 from ftlab.recipe.keys import LAYER_METHODS, Recipe
 
 ADAPTED = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, nn.MultiheadAttention, Conv1D)
-# What PEFT does to linear layers only.
+# Options that PEFT supports for linear layers only.
 LINEAR_ONLY = ("lora_dropout", "use_dora", "pissa_init", "init_lora_weights")
-# How many names a message shows.
+# Names shown in a message.
 SHOWN = 12
 
 
 def require(recipe: Recipe, model: PreTrainedModel) -> None:
-    """Refuse names that match nothing in a model, and a balancing loss without a router; its weights are not looked at.
+    """Refuse names that match nothing in a model, and a balancing loss without a router; weights are not read.
 
     Raises:
-        LabError: every missing name of the first key that has one, and the names that the model has.
+        LabError: with all missing names of the first such key, and the names that the model has.
     """
     for name in ("moe_aux_loss_coef", "moe_aux_loss_per_layer"):
         if getattr(recipe, name) and not hasattr(model.config, "output_router_logits"):
             raise fail("train_dense", where=name, family=model.config.model_type)
     modules = dict(model.named_modules(remove_duplicate=False))
     if recipe.finetuning_type in ("lora", *LAYER_METHODS) and not recipe.continues:
-        # Of PEFT's methods only LoRA reaches plain tensors.
+        # Of PEFT's methods only LoRA adapts plain tensors.
         require_lora(recipe, modules, expert_weights(model) if recipe.finetuning_type == "lora" else [])
     if recipe.finetuning_type == "freeze":
         require_freeze(recipe, model)
@@ -45,7 +45,7 @@ def require_lora(recipe: Recipe, modules: dict[str, nn.Module], weights: list[st
     """Refuse names of `lora_target` and `additional_target` that match nothing, or the same layer twice.
 
     Args:
-        weights: of experts and routers, which LoRA reaches too.
+        weights: of experts and routers, which LoRA adapts too.
     """
     adapted = [path for path, module in modules.items() if isinstance(module, ADAPTED)]
     targets = [] if recipe.lora_target == "all" else library_args.names(recipe.lora_target)
@@ -65,7 +65,7 @@ def require_lora(recipe: Recipe, modules: dict[str, nn.Module], weights: list[st
 
 
 def require_plain(recipe: Recipe, weights: list[str]) -> None:
-    """Refuse what PEFT does to linear layers only, where experts or routers are adapted.
+    """Refuse options for linear layers only if experts or routers are adapted.
 
     Raises:
         LabError: the first such key.
@@ -77,7 +77,7 @@ def require_plain(recipe: Recipe, weights: list[str]) -> None:
 
 
 def require_freeze(recipe: Recipe, model: nn.Module) -> None:
-    """Refuse names of `freeze_trainable_modules` and `freeze_extra_modules` that match nothing where they count."""
+    """Refuse names of `freeze_trainable_modules` and `freeze_extra_modules` that match nothing in their scope."""
     inside = {id(weight) for weight in blocks(model).parameters()}
     for key, wanted, there in (
         ("freeze_trainable_modules", recipe.freeze_trainable_modules, True),
@@ -90,20 +90,20 @@ def require_freeze(recipe: Recipe, model: nn.Module) -> None:
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
-    """Return the list of a model's layers: the one with the most weights, because experts are also in lists."""
+    """Return a model's list of layers: the module list with the most weights, because experts are in lists too."""
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
     return max(lists, key=lambda module: sum(weight.numel() for weight in module.parameters()))
 
 
 def parts(name: str, inside: bool) -> Iterator[str]:
-    """Yield the names by which a weight's layer can be called, without the number of its block.
+    """Yield the names that match a weight's layer, without the number of its block.
 
     >>> list(parts("model.layers.3.mlp.up_proj.weight", inside=True)), list(parts("lm_head.weight", inside=False))
     (['mlp', 'up_proj'], ['lm_head'])
     """
     *path, _ = name.split(".")
     number = next((place for place, part in enumerate(path) if part.isdigit()), -1)
-    # Outside the blocks only the layer itself has a name: `model` would be all of them.
+    # Outside the blocks only the layer itself counts: `model` would match all of them.
     yield from path[number + 1 :] if inside else path[-1:]
 
 
@@ -130,7 +130,7 @@ def expert_weights(model: nn.Module) -> list[str]:
 
 
 def adapted(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
-    """Return the fields of LoraConfig that say what `lora_target` names in a model: layers, and a mixture's weights."""
+    """Return the fields of LoraConfig for `lora_target` in a model: layers, and a mixture's weights."""
     whole = set(library_args.names(recipe.additional_target or ""))
     weights = [weight for weight in expert_weights(model) if not called(weight) & whole]
     if not weights:
@@ -147,7 +147,7 @@ def adapted(recipe: Recipe, model: nn.Module) -> dict[str, Any]:
 
 
 def called(weight: str) -> set[str]:
-    """Return the names by which a plain tensor can be called.
+    """Return the names that match a plain tensor.
 
     >>> sorted(called("experts.down_proj")), called("gate.weight")
     (['down_proj', 'experts'], {'gate'})
@@ -156,10 +156,10 @@ def called(weight: str) -> set[str]:
 
 
 def refuse(key: str, missing: list[str], known: Iterable[str]) -> None:
-    """Refuse a key's missing names, and show the model's, the nearest first.
+    """Refuse a key's missing names, and list the model's, the nearest first.
 
     Raises:
-        LabError: there is one.
+        LabError: a name is missing.
     """
     if not missing:
         return

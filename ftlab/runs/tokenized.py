@@ -1,8 +1,8 @@
-"""TRL's trainers for examples that `ftlab.data.encoding` and `ftlab.tokens` turn into token ids.
+"""TRL's trainers for examples that `ftlab.data.encoding` and `ftlab.tokens` have tokenized.
 
-SFTTrainer and RewardTrainer take such examples by themselves. The others would render and tokenize a second time: those
-of preferences by comparing token prefixes, GRPO's and RLOO's without a system turn or a tool call for which their
-template has no place. They would train on other tokens than `data check` shows and chat asks with.
+SFTTrainer and RewardTrainer accept such examples. The others would render and tokenize a second time: those
+of preferences by comparing token prefixes, GRPO's and RLOO's without a system turn or a tool call that their
+template does not support. They would train on other tokens than those of `data check` and chat.
 """
 
 from functools import cache
@@ -16,7 +16,7 @@ from ftlab import tokens
 
 @cache
 def takes_ids(trainer_class: type[Trainer]) -> type[Trainer]:
-    """Return a trainer class that takes examples as `ftlab.data.encoding` gives them, the same one where it does so.
+    """Return a trainer class that accepts examples from `ftlab.data.encoding`; the same one if it already does.
 
     TRL has no setting for it, hence the methods' private names.
     """
@@ -30,7 +30,7 @@ def takes_ids(trainer_class: type[Trainer]) -> type[Trainer]:
 
 
 def prepare(self: Any, dataset: Dataset, processing_class: Any, args: Any, dataset_name: str) -> Dataset:
-    """Return the examples unchanged; KTO's with another answer of the same batch, from which it estimates the KL."""
+    """Return the examples unchanged; KTO's with another answer of the batch, from which it estimates the KL."""
     if not getattr(self, "calculate_KL", False):
         return dataset
 
@@ -42,14 +42,14 @@ def prepare(self: Any, dataset: Dataset, processing_class: Any, args: Any, datas
 
 
 def prompt_ids(self: Any, prompts: list[Any]) -> tuple[list[list[int]], None, dict[str, Any]]:
-    """Return the token ids of prompts, lists of messages or plain texts, and the pictures that they don't have."""
+    """Return the token ids of prompts (lists of messages or plain texts), and None for images."""
     own = self.processing_class
     ids = [own(one).input_ids if isinstance(one, str) else tokens.prompt(own, one) for one in prompts]
     return ids, None, {}
 
 
 def pair_row(self: Any, feature: dict[str, Any], model: Any = None) -> dict[str, list[int]]:
-    """Return a pair with the names that ORPO's and CPO's trainers give to its parts."""
+    """Return a pair under the names of ORPO's and CPO's trainers."""
     prompt = feature["prompt_ids"]
     row = {"prompt_input_ids": prompt, "prompt_attention_mask": [1] * len(prompt)}
     for side in ("chosen", "rejected"):

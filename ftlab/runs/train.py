@@ -45,7 +45,7 @@ from ftlab.saved_weights import RESULTS
 
 @dataclass(frozen=True)
 class Run:
-    """A run: its folder, its metrics, whether an earlier one was reused, and the step it was stopped at, if it was."""
+    """A run: its folder, its metrics, whether it was reused, and the step at which it was stopped, if it was."""
 
     folder: Path
     metrics: dict[str, float]
@@ -59,7 +59,7 @@ class Run:
 
 
 class Job(NamedTuple):
-    """A recipe with everything it names loaded, ready to be started."""
+    """A loaded recipe, ready to start: model folder, tokenizer, examples, settings."""
 
     recipe: Recipe
     folder: Path
@@ -68,14 +68,14 @@ class Job(NamedTuple):
     args: Any
     tokenizer: PreTrainedTokenizerBase
     datasets: tuple[Dataset, Dataset | None]
-    # What has to be the same for a run to be reused or resumed.
+    # What must be equal for a run to be reused or resumed.
     about: dict[str, Any]
-    # When the run was asked for, in seconds since the epoch.
+    # When the run was requested, in seconds since the epoch.
     since: float
 
 
 class Start(NamedTuple):
-    """Start of a run: its id, and the checkpoint it resumes from."""
+    """The start of a run: its id, and the checkpoint it resumes from."""
 
     run_id: str
     resume: Path | None
@@ -84,22 +84,22 @@ class Start(NamedTuple):
 def train(
     recipe: Recipe, *, callbacks: Sequence[TrainerCallback] = (), fresh: bool = False, quiet: bool = False
 ) -> Run:
-    """Run a recipe with TRL's trainer for its stage and leave its run folder.
+    """Train a recipe with TRL's trainer for its stage, into its run folder.
 
     The same recipe on the same data is not trained twice: a finished run is returned, an interrupted one resumes
-    from its newest checkpoint that verifies; both are said. Ctrl-C, SIGTERM and a file STOP in the run folder save
+    from its newest checkpoint that verifies; both are printed. Ctrl-C, SIGTERM and a file STOP in the run folder save
     and stop.
 
     Args:
         callbacks: added to the trainer.
-        fresh: train from the start even so, and replace what an earlier run left in the folder.
-        quiet: no progress bar and no printed rows: somebody else shows the log.
+        fresh: train from the start in any case, and replace an earlier run in the folder.
+        quiet: no progress bar and no printed rows, because the caller shows the log.
     Raises:
         LabError: bad data, a folder that contains another run or is in use, a NaN or infinite loss, a full disk.
     """
     require_training(recipe)
     folder = Path(recipe.output_dir or "").expanduser()
-    # Of several processes only the first one writes.
+    # Only the first of several processes writes.
     with checkpoint.lock(folder) if launch.is_main() else contextlib.nullcontext():
         if recipe.training.get("deepspeed"):
             world.own_extensions(folder / folders.EXTENSIONS)
@@ -112,7 +112,7 @@ def train(
 
 
 def next_step(recipe: Recipe, run: Run) -> str:
-    """Return what a run's weights are for: the recipe key of a reward model, the command to chat with any other."""
+    """Return how to use a run's weights: the recipe key for a reward model, the chat command for any other."""
     if recipe.stage == "rm":
         return say("train_next_reward", folder=run.folder)
     whole = run.weights.name == saved_weights.MODEL
@@ -124,10 +124,10 @@ def next_step(recipe: Recipe, run: Run) -> str:
 
 
 def require_training(recipe: Recipe) -> None:
-    """Refuse a recipe that is not for training, or not for training here.
+    """Refuse a recipe that is not for training, or that cannot be trained here.
 
     Raises:
-        LabError: no data set or run folder, `do_train: false`, a place that a run may not be in, or a package missing.
+        LabError: no data set or run folder, `do_train: false`, a forbidden output folder, or a missing package.
     """
     launch.refuse_lost()
     if not recipe.do_train:
@@ -144,13 +144,13 @@ def require_training(recipe: Recipe) -> None:
 
 
 def check(recipe: Recipe) -> None:
-    """Refuse a recipe that `train` would refuse: all of it is done but loading weights, and nothing is written.
+    """Refuse a recipe that `train` would refuse, without loading weights or writing anything.
 
-    A model that would have to be fetched first is not looked at, and that is said; so is a recipe without a data set or
+    A model that is not on this machine yet is not checked, which is printed; so is a recipe without a data set or
     a run folder, which is for chat or export.
 
     Raises:
-        LabError: what `train` raises before it loads the weights.
+        LabError: as `train` before it loads the weights.
     """
     if not (recipe.dataset and recipe.output_dir):
         print(say("check_no_training"))
@@ -165,10 +165,10 @@ def check(recipe: Recipe) -> None:
 
 
 def encode(recipe: Recipe) -> str:
-    """Encode the examples of a recipe into `tokenized_path`, train nothing, and return what to do next.
+    """Encode the examples of a recipe into `tokenized_path` without training, and return the next step as text.
 
     Raises:
-        LabError: what `train` raises before it loads the weights.
+        LabError: as `train` before it loads the weights.
     """
     require_training(recipe)
     job = prepare(recipe, Path(recipe.output_dir or "").expanduser())
@@ -178,9 +178,9 @@ def encode(recipe: Recipe) -> str:
 
 
 def prepare(recipe: Recipe, folder: Path) -> Job:
-    """Load what a recipe names: model folder, tokenizer, rows, settings."""
+    """Load a recipe's model folder, tokenizer, examples and settings."""
     since = time.time()
-    # Refuses a wrong FTLAB_DTYPE: before a model is fetched.
+    # This refuses a wrong FTLAB_DTYPE before a model is fetched.
     machine = device.describe()
     model_path = models.fetch(recipe.model_name_or_path, **recipe.source)
     for adapter in folders.chain(recipe.adapter_name_or_path) if recipe.adapter_name_or_path else ():
@@ -211,10 +211,10 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
 
 
 def load_tokenizer(recipe: Recipe, path: str) -> PreTrainedTokenizerBase:
-    """Return the tokenizer of a model folder with a recipe's tokens; a padding token is needed for batches.
+    """Return the tokenizer of a model folder with a recipe's added tokens and a padding token.
 
     Raises:
-        LabError: it cannot be loaded, or has no token that ends a text.
+        LabError: it cannot be loaded, or has no eos token.
     """
     tokenizer = models.load_tokenizer(path, recipe.trust_remote_code)
     if tokenizer.eos_token is None:
@@ -226,7 +226,7 @@ def load_tokenizer(recipe: Recipe, path: str) -> PreTrainedTokenizerBase:
 
 
 def added(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, before: PreTrainedTokenizerBase) -> list[str]:
-    """Return notes on the tokens of `add_tokens`: those that are new, and those that were there `before`."""
+    """Return notes on the tokens of `add_tokens`: the new ones, and those that were in the vocabulary `before`."""
     vocabulary, new_tokens = before.get_vocab(), library_args.names(recipe.add_tokens or "")
     new = ", ".join(token for token in new_tokens if token not in vocabulary)
     known = ", ".join(token for token in new_tokens if token in vocabulary)
@@ -235,10 +235,10 @@ def added(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, before: PreTrained
 
 
 def decide(job: Job, fresh: bool) -> Start:
-    """Return how a run begins; nothing is written.
+    """Decide how a run begins; nothing is written.
 
     Raises:
-        LabError: the folder holds files of somebody else, or another recipe's run, and nobody said to replace it; or
+        LabError: the folder holds files that are not a run's, or another recipe's run that may not be replaced; or
             `resume_from_checkpoint` names no checkpoint of this run.
     """
     manifest = folders.own_manifest(job.folder)
@@ -261,51 +261,51 @@ def decide(job: Job, fresh: bool) -> Start:
 
 
 def begin(job: Job, fresh: bool) -> Start:
-    """Return how a run begins when every process has decided it.
+    """Decide how a run begins in every process.
 
     Raises:
         LabError: as `decide`.
     """
     start = decide(job, fresh)
-    # Here every process has read the folder before the first one writes into it.
+    # From here on the first process may write into the folder: every process has read it.
     world.require_same(saved_weights.step_of(start.resume) if start.resume else 0, job.args)
     return start
 
 
 def require_processes(job: Job, manifest: dict[str, Any]) -> None:
-    """Refuse to resume in another number of processes: batches and their order would be others.
+    """Refuse to resume with another number of processes, which would change batches and their order.
 
     Raises:
         LabError: with both numbers.
     """
-    # Runs of before this was recorded had one.
+    # Runs from before this was recorded had one.
     then = manifest.get("processes", 1)
     if then != job.args.world_size:
         raise fail("world_changed", where=str(job.folder), then=then, now=job.args.world_size)
 
 
 def open_folder(job: Job, start: Start, model: PreTrainedModel | PeftModel) -> None:
-    """Write what a run's folder begins with, and remove what an earlier run left where this one starts over.
+    """Write the first files of a run, and remove those of an earlier run if this one starts over.
 
     Raises:
-        LabError: the system refused a write.
+        LabError: a write failed.
     """
     if not launch.is_main():
         return
     with watch.writing(job.folder, job.folder):
         if start.resume is None:
             folders.clear(job.folder, folders.own_manifest(job.folder))
-        # The manifest first: it says whose files the others are.
+        # The manifest first: it identifies the owner of the other files.
         write_record(job, start.run_id, finished=False)
         recipes.write(job.recipe, job.folder / folders.RECIPE)
         folders.forget_stop(job.folder, job.since)
         if job.recipe.changes_base and not (job.folder / folders.PISSA_START).exists():
-            # The adapter's start is taken out of the base weights; without it no plain adapter can be made.
+            # The initialization is subtracted from the base weights; converting to a plain adapter needs it.
             model.save_pretrained(job.folder / folders.PISSA_START)
 
 
 def go_on(job: Job, run_id: str) -> Start:
-    """Return the newest checkpoint of this run that verifies, and say which were passed over."""
+    """Return the newest checkpoint of this run that verifies, and print those that were skipped."""
     if (method := job.recipe.finetuning_type) in SAVED_IN_PART:
         if launch.is_main():
             print(say("train_again", where=job.folder, method=method))
@@ -340,20 +340,20 @@ def named_checkpoint(job: Job, manifest: dict[str, Any], path: Path, changed: st
 
 def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = False) -> Run:
     """Build the trainer, train, and write the results; a stopped run prints how to resume it."""
-    # Before the model: a new head, and the low-rank matrices, are initialized from this seed.
+    # Before the model is built: a new head and the low-rank matrices are initialized from this seed.
     set_seed(job.args.seed)
     base = build.load_model(job.recipe, job.model_path, job.machine)
     chat.grow(base, job.tokenizer)
     model = build.prepare_model(job.recipe, base, job.machine)
     if job.recipe.stage != "rm":
-        # A base model's eos may be another token than the one that its new chat template ends answers with.
+        # A base model's eos may differ from the token with which its new chat template ends answers.
         chat.settle_generation(model, job.tokenizer)
     stop = watch.Stop(job.folder)
     about = {"run_id": start.run_id, "versions": device.versions()} | job.about
     keeper = watch.Keeper(job.folder, about, job.recipe.training.get("save_total_limit"))
     begin, check = watch.Begin(partial(open_folder, job, start)), world.Check()
     allocate = [adapters.Allocate()] if job.recipe.finetuning_type == "adalora" else []
-    # AdaLoRA first: what it refuses must leave no folder.
+    # AdaLoRA first: if it refuses its settings, no folder must be left.
     first = [*allocate, check, begin, watch.Log(job.folder / folders.LOG), watch.Best(), watch.Guard(), stop]
     # A notebook has a progress display of its own.
     in_terminal = DEFAULT_PROGRESS_CALLBACK is ProgressCallback
@@ -381,7 +381,7 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     metrics |= {"resumed_from_step": saved_weights.step_of(start.resume)} if start.resume else {}
     if stop.stopped_at is not None:
         print(f"{job.folder}: stopped at step {stop.stopped_at} and saved; the same command resumes from there")
-        # torchrun ends the other processes as soon as one exits with an error code.
+        # torchrun terminates the other processes as soon as one exits with an error code.
         world.wait(job.args)
         return Run(job.folder, metrics, reused=False, stopped_at=stop.stopped_at)
     finish(job, trainer, metrics, start.run_id)
@@ -389,16 +389,16 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
 
 
 def early_stop(job: Job) -> list[TrainerCallback]:
-    """Return the callback that ends a run whose validation loss no longer falls, where the recipe asks for it."""
+    """Return the early stopping callback, if the recipe has `early_stopping_steps`."""
     patience = job.recipe.early_stopping_steps
     return [EarlyStoppingCallback(patience)] if patience else []
 
 
 def refuse_untrained(trainer: Trainer, recipe: Recipe) -> None:
-    """Refuse a model that several processes each train alone: torchrun has to have become one training.
+    """Refuse several processes that would each train alone instead of together.
 
     Raises:
-        LabError: with the number of processes that were asked for, and the number that would train.
+        LabError: with the requested number of processes, and the number that would train.
     """
     expected, got = launch.number("WORLD_SIZE", 1), trainer.args.world_size
     if got == expected and recipe.nproc_per_node:
@@ -415,15 +415,15 @@ def complete(path: Path, start: Start, job: Job) -> bool:
 
 
 def load_finished(trainer: Trainer, path: Path) -> None:
-    """Put the weights and the history of the run's last checkpoint into a trainer that has nothing left to do."""
+    """Load the weights and the history of the run's last checkpoint into a trainer that has no steps left."""
     trainer.state = TrainerState.load_from_json(str(path / "trainer_state.json"))
     best = trainer.state.best_model_checkpoint if trainer.args.load_best_model_at_end else None
-    # Trainer has no public call for it; its train() would run one more step first.
+    # Trainer has no public method for it; its train() would run one more step first.
     trainer._load_from_checkpoint(best or str(path))
 
 
 def mean_loss(history: list[dict[str, float]]) -> float:
-    """Return the mean training loss over all steps of a run, those before a resume included."""
+    """Return the mean training loss over all steps of a run, including those before a resume."""
     total, before = 0.0, 0.0
     for row in (row for row in history if "loss" in row):
         total += row["loss"] * (row["step"] - before)
@@ -432,7 +432,7 @@ def mean_loss(history: list[dict[str, float]]) -> float:
 
 
 def finish(job: Job, trainer: Trainer, metrics: dict[str, float], run_id: str) -> None:
-    """Write what a finished run leaves; the run's manifest comes last, so that it means complete.
+    """Write the results of a finished run; the manifest comes last, so that it means complete.
 
     Every process takes part until the weights are saved: each may hold only its share of them.
 
@@ -452,7 +452,7 @@ def finish(job: Job, trainer: Trainer, metrics: dict[str, float], run_id: str) -
             shutil.rmtree(weights)
         partial.rename(weights)
         if job.recipe.plot_loss:
-            # Imported here: matplotlib would cost every start half a second.
+            # Imported here: matplotlib takes half a second.
             from ftlab import plots
 
             plots.save_loss(watch.rows_of(trainer.state.log_history), job.folder / folders.PICTURE)
@@ -467,24 +467,24 @@ def save_weights(job: Job, trainer: Trainer, folder: Path) -> None:
         shutil.rmtree(folder)
     model = trainer.model
     if job.recipe.changes_base and isinstance(model, PeftModel):
-        # As a difference from the untouched base: any reader of adapters can load it then.
+        # Saved as a difference from the original base, so that any tool can load it as a plain adapter.
         model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(job.folder / folders.PISSA_START))
         job.tokenizer.save_pretrained(folder)
     else:
         world.save_model(trainer, folder)
-    # TRL writes its own model card and pickled arguments next to the weights; the run folder has both in readable form.
+    # TRL writes its own model card and pickled arguments next to the weights; the run folder has its own.
     for leftover in (folders.MODEL_CARD, "training_args.bin") if launch.is_main() else ():
         (folder / leftover).unlink(missing_ok=True)
 
 
 def write_record(job: Job, run_id: str, finished: bool) -> None:
-    """Write the manifest of a run, which says whose files the others in its folder are."""
+    """Write the manifest of a run, which marks the files in its folder as the run's."""
     about = folders.record(job.recipe, run_id, job.machine.name, job.about) | {"processes": job.args.world_size}
     manifests.write_json(job.folder / manifests.MANIFEST, about | {"finished": finished})
 
 
 def model_card(job: Job, trainer: Trainer, metrics: dict[str, float]) -> str:
-    """Return the model card: base, data, settings, what was trained, what was measured."""
+    """Return the model card: base, data, settings, trained weights, measurements."""
     settings = "\n".join(f"| `{name}` | {value} |" for name, value in recipes.plain(job.recipe).items())
     measured = "\n".join(f"| {name} | {value:.4g} |" for name, value in metrics.items())
     sizes = [(world.size(weight), weight.requires_grad) for weight in trainer.model.parameters()]

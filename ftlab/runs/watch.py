@@ -1,4 +1,4 @@
-"""What watches an evaluation or an export: how far it is, the answers so far, whether it has been asked to stop."""
+"""Watch an evaluation or an export: its progress, the answers so far, and requests to stop."""
 
 import time
 from collections.abc import Iterator
@@ -15,15 +15,15 @@ from ftlab.runs.folder import STOP
 from ftlab.runs.greedy import Advance
 from ftlab.runs.predictions import Answered
 
-# The exit code of what was stopped.
+# The exit code of stopped work.
 STOPPED = 130
 LINE = "{desc} {percentage:3.0f}% |{bar:30}| {elapsed} elapsed, {remaining} left"
 
 
 class Stopped(BaseException):
-    """Raised in the middle of work that has been asked to stop.
+    """Raised in work that has been asked to stop.
 
-    Not an Exception: libraries, and what turns their errors into one line, catch those.
+    Not an Exception, because libraries, and the code that turns their errors into one line, catch those.
     """
 
 
@@ -31,13 +31,13 @@ class Watch:
     """The progress of an evaluation or an export, and the stop: Ctrl-C, SIGTERM, or a file STOP in the run folder.
 
     Args:
-        run: the run folder, None where there is none.
+        run: the run folder, None without one.
     Attributes:
-        phase: what is under way before the first pass and between two ("loading", "preparing"), "" in a pass.
-        done, total: rows of the pass under way.
-        begun: how much of the batch under way is done, in rows: a batch takes seconds on a CPU.
-        began: when the pass began, on the monotonic clock.
-        answers: model -> the examples that it has answered, in their order.
+        phase: the work before and between passes ("loading", "preparing"), "" during a pass.
+        done, total: rows of the current pass.
+        begun: finished part of the current batch, in rows: a batch takes seconds on a CPU.
+        began: start of the pass on the monotonic clock.
+        answers: model -> its answers so far, in the order of the examples.
     """
 
     def __init__(self, run: Path | None) -> None:
@@ -46,15 +46,15 @@ class Watch:
         self.answers: dict[str, list[Answered]] = {}
 
     def stop(self) -> None:
-        """Ask for a stop, from any thread."""
+        """Request a stop, from any thread."""
         self.signals.asked.set()
 
     def listening(self) -> AbstractContextManager[None]:
-        """Return a context in which the first signal asks for a stop; a second one acts as usual."""
+        """Return a context in which the first signal requests a stop; a second one acts as usual."""
         return self.signals.listening()
 
     def requested(self) -> bool:
-        """Return True if a stop was asked for; the file that asked is removed."""
+        """Return True if a stop was requested, and remove the STOP file."""
         file = self.run / STOP if self.run else None
         if file and file.exists():
             file.unlink(missing_ok=True)
@@ -63,18 +63,18 @@ class Watch:
 
     @property
     def share(self) -> float:
-        """The share of the pass under way that is done, 0 to 1."""
+        """The finished share of the current pass, 0 to 1."""
         return min(1.0, (self.done + self.begun) / self.total) if self.total else 0.0
 
     def enter(self, phase: str) -> None:
-        """Begin what has no rows to count."""
+        """Start a phase without rows to count."""
         self.phase, self.done, self.total, self.begun = phase, 0, 0, 0.0
 
     @contextmanager
     def line(self, what: str, total: int) -> Iterator[Advance]:
-        """Show a line on stderr, if that is a terminal, and yield what it is told of finished work.
+        """Show a progress line on stderr, if that is a terminal, and yield the function that advances it.
 
-        What is yielded raises Stopped where a stop was asked for.
+        The function raises Stopped if a stop was requested.
         """
         self.enter("")
         self.total, self.began = total, time.monotonic()
@@ -90,10 +90,10 @@ class Watch:
 
     @contextmanager
     def stopping(self, model: Any) -> Iterator[None]:
-        """Raise Stopped before the next layer of `model` is computed once a stop was asked for.
+        """Raise Stopped before the next layer of `model` after a stop was requested.
 
-        A batch takes seconds on a CPU, and work inside another library can be stopped at its layers alone. The layers
-        tell how far the batch is, too.
+        A batch takes seconds on a CPU, and work inside another library can only be stopped at its layers. The layers
+        also give the progress within the batch.
         """
         lists = [module for module in model.modules() if isinstance(module, torch.nn.ModuleList)]
         layers = max(lists, key=len, default=[model])
@@ -101,7 +101,7 @@ class Watch:
         def ask(number: int, inputs: tuple[Any, ...]) -> None:
             if self.requested():
                 raise Stopped
-            # Hidden states (batch, seq, hidden); what experts of a mixture are given has no batch.
+            # Hidden states (batch, seq, hidden); inputs of a mixture's experts have no batch dimension.
             if inputs and getattr(inputs[0], "ndim", 0) == 3:
                 rows = min(inputs[0].shape[0], self.total - self.done)
                 self.begun = max(self.begun, rows * number / len(layers))
@@ -118,16 +118,16 @@ class Watch:
 
     @contextmanager
     def stopping_anywhere(self) -> Iterator[None]:
-        """Raise Stopped before the next function of torch that this thread calls once a stop was asked for.
+        """Raise Stopped before this thread's next call of a torch function after a stop was requested.
 
-        Loading, merging and saving are thousands of such calls, and none of them is this package's.
+        Loading, merging and saving make thousands of such calls inside other libraries.
         """
         with Asking(self):
             yield
 
 
 class Asking(TorchFunctionMode):
-    """Look for a stop before each function of torch; torch keeps such modes apart for each thread."""
+    """Check for a stop before each torch function; torch keeps such modes per thread."""
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Linear layers that keep one byte, or half a byte, per weight: what a CPU reads for each token shrinks with them.
+"""Linear layers with 8 or 4 bits per weight, which reduces what a CPU must read for each token.
 
-PyTorch itself ships the products of bfloat16 inputs with such weights. Taught in notebooks/09_inference.ipynb.
+PyTorch ships kernels for bfloat16 inputs with such weights. Taught in notebooks/09_inference.ipynb.
 """
 
 import copy
@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-# What is multiplied, whatever the model is in: torch's kernels for float32 inputs are plain loops, slower even on
+# Inputs are cast to this: torch's kernels for float32 inputs are plain loops, slower even on
 # a processor without bfloat16 instructions.
 INPUTS = torch.bfloat16
-# Weights that share one scale and one offset in four bits.
+# 4-bit weights that share one scale and one offset.
 BLOCK = 32
-# The products want a multiple of so many outputs.
+# The kernels need a multiple of this many outputs.
 OUTPUTS = 16
 
 
@@ -70,8 +70,8 @@ def with_bias(outputs: torch.Tensor, bias: torch.Tensor | None, x: torch.Tensor)
 def quantized(model: PreTrainedModel, bits: int) -> PreTrainedModel:
     """Return a model on a CPU with 8- or 4-bit weights instead of its linear layers; `model` is not changed.
 
-    The output layer gets eight bits in either case: four cost the most there. A layer of a size that the products do
-    not take keeps its weights. What is not replaced is shared with `model`.
+    The output layer always gets eight bits, because four cost the most there. A layer of a size that the kernels do
+    not support keeps its weights. Other parts are shared with `model`.
     """
     kinds = {8: Int8Linear, 4: Int4Linear}
     changed = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})

@@ -1,4 +1,4 @@
-"""What several processes of one training have to agree on: how they share the model, where they begin and stop."""
+"""Coordination of several processes in one training: how they share the model, where they start and stop."""
 
 import os
 from datetime import timedelta
@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from ftlab.errors import fail, reason_of, say
 from ftlab.runs import launch
 
-# Base classes of a wrapped model -> what a user asked for.
+# Base classes of a wrapped model -> the requested parallelism.
 WRAPPERS = {
     "DistributedDataParallel": "DDP", "FSDPModule": "FSDP", "FullyShardedDataParallel": "FSDP",
     "DeepSpeedEngine": "DeepSpeed", "DataParallel": "DataParallel",
@@ -24,10 +24,10 @@ WRAPPERS = {
 
 
 def join(args: Any) -> None:
-    """Connect the processes of a run, where a launcher started several."""
+    """Connect the processes of a run, if a launcher started several."""
     if "WORLD_SIZE" in os.environ:
         connect(args)
-    # DataParallel, with which Trainer uses several devices in one process, does not replace processes.
+    # DataParallel, with which Trainer uses several devices in one process, does not replace several processes.
     args._n_gpu = min(args.n_gpu, 1)
 
 
@@ -39,19 +39,19 @@ def connect(args: Any) -> None:
     """
     if args.use_cpu and not torch.distributed.is_initialized():
         torch.distributed.init_process_group("gloo", timeout=timedelta(seconds=args.ddp_timeout))
-    # Trainer connects what is not connected yet when it is asked for its device.
+    # Trainer connects the process when it first accesses its device.
     on_processor = args.device.type == "cpu"
     if args.deepspeed:
         import deepspeed
 
         deepspeed.init_distributed(auto_mpi_discovery=False)
     if on_processor and wanted(args) == "FSDP":
-        # One of accelerate's names for accelerators: it looks at the name when it shards, and at the device otherwise.
+        # One of accelerate's names for accelerators: for sharding it checks the name, otherwise the device.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_XPU
 
 
 def require_format(args: Any) -> None:
-    """Refuse another number format from accelerate's configuration, which transformers would take where ours has none.
+    """Refuse a different number format in accelerate's configuration, which would apply if the recipe has none.
 
     Raises:
         LabError: with both.
@@ -93,7 +93,7 @@ def decided(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def wanted(args: Any) -> str:
-    """Return how several processes are to share the model: by a recipe's keys, or by accelerate's configuration."""
+    """Return how processes should share the model, by the recipe's keys or accelerate's configuration."""
     if args.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         return "DeepSpeed"
     if args.fsdp or os.environ.get("ACCELERATE_USE_FSDP") == "true":
@@ -102,13 +102,13 @@ def wanted(args: Any) -> str:
 
 
 def wrapper(model: Any) -> str:
-    """Return how a model is wrapped, "" for a model of one process."""
+    """Return how a model is wrapped, "" if it is not."""
     kinds = [WRAPPERS[kind.__name__] for kind in type(model).__mro__ if kind.__name__ in WRAPPERS]
     return kinds[0] if kinds else ""
 
 
 class Check(TrainerCallback):
-    """Compare, before the first step, the processes and the wrapper of the model with what was asked for.
+    """Compare, before the first step, the processes and the wrapper of the model with the request.
 
     Attributes:
         trainer: set when it is built; its model is wrapped when the training begins.
@@ -132,11 +132,11 @@ class Check(TrainerCallback):
 
 
 def share_generation(model: Any) -> None:
-    """Let a model of FSDP2 write completions in all processes.
+    """Make generation work for a model under FSDP2 in all processes.
 
-    Its shares are put together around `forward` alone, which `generate` of an adapter's base does not pass; and a
-    process whose completions have ended has to take part until those of all others have. TRL provides for neither.
-    With `fsdp: shard_grad_op` the weights are put together once for all tokens of a batch.
+    Its shards are gathered around `forward` only, which `generate` of an adapter's base bypasses; and a
+    process whose completions have ended must take part until all others have finished. TRL handles neither.
+    With `fsdp: shard_grad_op` the weights are gathered once for all tokens of a batch.
     """
     register_fsdp_forward_method(model, "generate")
     # What transformers' own FSDP2 sets, and accelerate's doesn't: `generate` then waits for the other processes.
@@ -145,7 +145,7 @@ def share_generation(model: Any) -> None:
 
 
 def any_process(flag: bool, args: TrainingArguments) -> bool:
-    """Return True in every process if the flag is set in one: a signal or a file reaches them at different steps."""
+    """Return True in every process if the flag is set in any: a signal or a file may reach them at different steps."""
     if args.world_size == 1:
         return flag
     count = torch.tensor(float(flag), device=args.device)
@@ -154,7 +154,7 @@ def any_process(flag: bool, args: TrainingArguments) -> bool:
 
 
 def require_same(step: int, args: TrainingArguments) -> None:
-    """Refuse processes that would begin at different steps: they do not see the same run folder.
+    """Refuse processes that would start at different steps because they do not see the same run folder.
 
     Raises:
         LabError: in every process.
@@ -167,7 +167,7 @@ def require_same(step: int, args: TrainingArguments) -> None:
 
 
 def wait(args: TrainingArguments) -> None:
-    """Wait until every process is here."""
+    """Wait for all processes."""
     if args.world_size > 1:
         torch.distributed.barrier()
 
@@ -175,21 +175,21 @@ def wait(args: TrainingArguments) -> None:
 def own_extensions(folder: Path) -> None:
     """Let DeepSpeed compile into a folder of this run, unless TORCH_EXTENSIONS_DIR names another.
 
-    A process that is killed while it compiles leaves a lock, at which every later one waits without a word.
+    A process that is killed while it compiles leaves a lock, on which every later one waits silently.
     """
     if "TORCH_EXTENSIONS_DIR" not in os.environ:
         os.environ["TORCH_EXTENSIONS_DIR"] = str(folder.absolute())
         if launch.is_main():
-            # The run folder is held: nobody else compiles here.
+            # The run folder is locked, so no other process compiles here.
             for lock in folder.rglob("lock"):
                 lock.unlink()
 
 
 def save_model(trainer: Trainer, folder: Path) -> None:
-    """Save the whole model or adapter from the shares of all processes.
+    """Save the whole model or adapter from the shards of all processes.
 
     Raises:
-        LabError: DeepSpeed was told not to put the shares together.
+        LabError: DeepSpeed is configured not to gather the shards.
     """
     if trainer.is_fsdp_enabled:
         # Checkpoints may be written in shards, the result is one file.
@@ -199,11 +199,11 @@ def save_model(trainer: Trainer, folder: Path) -> None:
         return
     weights = trainer.accelerator.get_state_dict(trainer.deepspeed)
     if launch.is_main():
-        # DeepSpeed names a tied head beside the embedding, which would be saved twice.
+        # DeepSpeed lists a tied head in addition to the embedding, so it would be saved twice.
         tied = getattr(trainer.model, "all_tied_weights_keys", {})
         trainer._save(str(folder), state_dict={name: one for name, one in weights.items() if name not in tied})
 
 
 def size(weight: torch.Tensor) -> int:
-    """Return the numbers in a weight, of which ZeRO-3 leaves a process its share."""
+    """Return the number of elements of a weight, of which ZeRO-3 leaves each process only a shard."""
     return getattr(weight, "ds_numel", weight.numel())

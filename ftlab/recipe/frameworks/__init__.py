@@ -1,1 +1,1 @@
-"""The keys of other frameworks, a table each, read in both directions: a file of theirs, and a recipe for them."""
+"""The keys of other frameworks, one table each, used in both directions: to read their files, and to write for them."""

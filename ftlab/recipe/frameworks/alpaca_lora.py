@@ -1,10 +1,10 @@
-"""The command of alpaca-lora's finetune.py. Source: the parameters of its `train`, and what that does with them."""
+"""The command of alpaca-lora's finetune.py. Source: the parameters and the code of its `train`."""
 
 from typing import Any
 
 from ftlab.recipe.frameworks.table import Found, Framework, Values, accumulation, comma_parts, only, rows, target
 
-# What the script does whatever it is told.
+# Settings that are fixed in the script.
 FIXED: Values = {
     "quantization_bit": 8, "template": "alpaca", "allow_other_template": True, "warmup_steps": 100, "fp16": True,
     "logging_steps": 10, "optim": "adamw_torch", "save_steps": 200, "save_total_limit": 3,
@@ -12,18 +12,18 @@ FIXED: Values = {
 
 
 def batch(value: Any, config: Values) -> Found:
-    """Return the rows of one step, of all processes, as accumulation."""
+    """Return `batch_size`, the rows per step over all processes, as accumulation."""
     return accumulation(value, config.get("micro_batch_size", 4), config)
 
 
 def held_out(value: Any, config: Values) -> Found:
-    """Return `val_set_size` with what it brings: evaluation, and the best checkpoint in place of the last."""
+    """Return `val_set_size` with its consequences: evaluation, and the best checkpoint instead of the last."""
     best = {"eval_strategy": "steps", "eval_steps": 200, "load_best_model_at_end": True}
     return {"val_size": value} | (best if value else {})
 
 
 def data(value: Any, config: Values) -> Found:
-    """Return the file, and what the script fixes."""
+    """Return the file, and the script's fixed settings."""
     return rows([str(value)]) | FIXED, "; ".join(f"{name}: {entry}" for name, entry in FIXED.items())
 
 

@@ -21,13 +21,13 @@ from ftlab.recipe.frameworks.table import (
     templated,
 )
 
-# The classes of chat templates that ftlab knows by another name; "" is the model's own.
+# Chat templates that ftlab knows by another name; "" is the model's own.
 TEMPLATES = {
     "tokenizer_default": "", "chatml": "chatml", "alpaca": "alpaca", "llama3": "llama3", "gemma": "gemma",
     "gemma3": "gemma3", "qwen_25": "qwen", "qwen3": "qwen3", "phi_3": "phi", "phi_35": "phi",
     "mistral_v1": "mistral", "mistral_v2v3": "mistral", "mistral_v3_tekken": "mistral", "deepseek_v3": "deepseek3",
 }  # fmt: skip
-# `type` of a data set -> what differs: the columns decide how a file is read, the chat template how it is written.
+# `type` of a data set -> a note on what differs: here the columns decide the format, and the chat template the text.
 CHAT = "rendered with the model's own chat template"
 TYPES = {
     "chat_template": "", "chat_template.default": "", "passthrough": "", "completion": "",
@@ -39,11 +39,11 @@ TYPES = {
     "alpaca_w_system.load_open_orca": CHAT, "alpaca_w_system.load_open_orca_chatml": CHAT,
     "chatml.argilla_chat": CHAT, "llama3.argilla_chat": CHAT, "chatml.prompt_pairs": CHAT,
 }  # fmt: skip
-# Entries of a data set that say what is so here anyway.
+# Entries of a data set that match what ftlab does anyway.
 USUAL: dict[str, tuple[Any, ...]] = {
     "split": ("train",), "ds_type": ("json", "csv", "parquet", "arrow", "text"), "roles_to_train": (["assistant"],),
     "train_on_eos": ("turn", "last"), "train_on_eot": ("turn", "last"),
-    # A prompt that is a text is one user turn to axolotl.
+    # axolotl reads a prompt that is a text as one user turn.
     "field_messages": ("messages", "conversations", "instruction", "prompt", "question", "query"),
     "field_human": ("human",), "field_model": ("gpt",), "conversation": ("chatml", "llama3", "vicuna_v1.1"),
     "field": ("text",), "text_column": ("text",), "trust_remote_code": (False,), "drop_system_message": (False,),
@@ -56,7 +56,7 @@ USUAL: dict[str, tuple[Any, ...]] = {
         {"user": ["human", "user"], "assistant": ["gpt", "assistant"], "system": ["system"]},
     ),
 }  # fmt: skip
-# What `ftlab recipe show` calls the Python file of its reward functions.
+# The Python file of reward functions that `ftlab recipe show` writes.
 REWARDS_MODULE = "axolotl_rewards"
 LIGER = ("liger_rope", "liger_rms_norm", "liger_glu_activation", "liger_swiglu", "liger_layer_norm",
          "liger_fused_linear_cross_entropy", "liger_cross_entropy", "liger_rms_norm_gated")  # fmt: skip
@@ -67,7 +67,7 @@ PLUGINS = {
 
 
 def datasets(value: Any, config: Values) -> Found:
-    """Return a list of data sets: `dataset`, and `stage: pt` where all are plain text."""
+    """Return a list of data sets as `dataset`, with `stage: pt` if all are plain text."""
     sets = [one if isinstance(one, dict) else {"path": one} for one in listed(value)]
     read = [one_set(one) for one in sets]
     remarks = dict.fromkeys(note for _, notes in read for note in notes)
@@ -87,7 +87,7 @@ def texts(value: Any) -> bool:
 
 
 def one_set(one: Values) -> tuple[list[str], list[str]]:
-    """Return the paths of one data set, and what to say of it.
+    """Return the paths of one data set, and the notes on it.
 
     Raises:
         ValueError: an entry that a recipe cannot follow.
@@ -105,7 +105,7 @@ def one_set(one: Values) -> tuple[list[str], list[str]]:
             continue
         if name == "split" and rows_taken(one) is not None:
             continue
-        # No role at all is another run too.
+        # Training on no role at all would be another run too.
         if name in ("shards", "preprocess_shards", "name", "revision", "roles_to_train") or name not in USUAL or entry:
             raise ValueError(f"`{name}: {entry}` of a data set: describe it in dataset_info.json")
     files = one.get("data_files")
@@ -122,13 +122,13 @@ def rows_taken(one: Values) -> int | None:
 def held_out(value: Any, config: Values) -> Found:
     """Return the validation sets."""
     sets = [one if isinstance(one, dict) else {"path": one} for one in listed(value)]
-    # Theirs may be any split of a hub's set; a file has one.
+    # axolotl's may be any split of a hub's set; a file has one.
     paths = [path for one in sets for path in one_set({k: v for k, v in one.items() if k != "split"})[0]]
     return rows(paths, "eval_dataset")
 
 
 def pretraining(value: Any, config: Values) -> Found:
-    """Return raw text to go on from."""
+    """Return `pretraining_dataset`, raw text for continued pre-training."""
     values = datasets([one | {"type": "completion"} if isinstance(one, dict) else {"path": one, "type": "completion"}
                       for one in listed(value)], config)  # fmt: skip
     return values[0] if isinstance(values, tuple) else values
@@ -155,7 +155,7 @@ def rl(value: Any, config: Values) -> Found:
 
 
 def one_loss(value: Any, config: Values) -> Found:
-    """Return `dpo_loss_type`, a list of which a recipe has one."""
+    """Return `dpo_loss_type`, a list; a recipe takes one."""
     names = listed(value)
     if len(names) != 1:
         raise ValueError("a recipe has one loss of DPO's, and `pref_ftx` beside it")
@@ -172,7 +172,7 @@ def grpo(value: Any, config: Values) -> Found:
     values: Values = {}
     for name, entry in value.items():
         if name == "reward_funcs":
-            # The module is the one that `ftlab recipe show` writes beside.
+            # The module that `ftlab recipe show` writes next to it.
             values["reward_funcs"] = joined([str(one).removeprefix(f"{REWARDS_MODULE}.") for one in listed(entry)])
         elif name in names:
             values[names[name]] = entry
@@ -182,7 +182,7 @@ def grpo(value: Any, config: Values) -> Found:
 
 
 def bits(number: int) -> Any:
-    """Return what reads `load_in_4bit` or `load_in_8bit`."""
+    """Return the reader of `load_in_4bit` or `load_in_8bit`."""
     return lambda value, config: {"quantization_bit": number} if value else {}
 
 
@@ -190,12 +190,12 @@ NOT_HELD_OUT = "the file has no validation set"
 
 
 def evaluates(config: Values) -> bool:
-    """Return True if a file has a validation set: axolotl evaluates nothing otherwise, whatever it says."""
+    """Return True if a file has a validation set: without one axolotl never evaluates, whatever other keys say."""
     return bool(config.get("val_set_size") or config.get("test_datasets"))
 
 
 def per_epoch(name: str) -> Any:
-    """Return what reads `evals_per_epoch` or `saves_per_epoch`: a share of all steps, as axolotl computes it.
+    """Return the reader of `evals_per_epoch` or `saves_per_epoch`: a share of all steps, as axolotl computes it.
 
     A share of 1 would be one step; axolotl then saves every epoch, its default, and evaluates nothing, its default too.
     """
@@ -216,7 +216,7 @@ def per_epoch(name: str) -> Any:
 
 
 def steps(name: str) -> Any:
-    """Return what reads `eval_steps` or `save_steps`, which decide the strategy too."""
+    """Return the reader of `eval_steps` or `save_steps`, which set the strategy too."""
 
     def read(value: Any, config: Values) -> Found:
         if name == "eval" and not evaluates(config):
@@ -227,7 +227,7 @@ def steps(name: str) -> Any:
 
 
 def strategy(name: str) -> Any:
-    """Return what reads `eval_strategy` or `save_strategy`: steps overrule it."""
+    """Return the reader of `eval_strategy` or `save_strategy`, which steps override."""
 
     def read(value: Any, config: Values) -> Found:
         if name == "eval" and not evaluates(config):
@@ -239,12 +239,12 @@ def strategy(name: str) -> Any:
 
 
 def warmed(value: Any, config: Values) -> Found:
-    """Return `warmup_steps`: axolotl makes two of one."""
+    """Return `warmup_steps`; axolotl turns 1 into 2."""
     return ({"warmup_steps": 2}, "axolotl warms up for two steps then") if value == 1 else {"warmup_steps": value}
 
 
 def kernel(name: str) -> Any:
-    """Return what reads one of the old switches of the attention kernel."""
+    """Return the reader of one of the old switches of the attention kernel."""
     return lambda value, config: {"flash_attn": name} if value else {}
 
 
@@ -264,12 +264,12 @@ def plugins(value: Any, config: Values) -> Found:
 
 
 def tracker(name: str, entry: str) -> Any:
-    """Return what reads a key of a tracker, which turns it on."""
+    """Return the reader of a tracker's key, which enables the tracker."""
     return lambda value, config: {"report_to": [name]} | ({entry: str(value)} if entry else {}) if value else {}
 
 
 def precision(name: str) -> Any:
-    """Return what reads `bf16` or `fp16`; auto is what the machine decides here."""
+    """Return the reader of `bf16` or `fp16`; `auto` leaves it to the machine."""
 
     def read(value: Any, config: Values) -> Found:
         whole = name == "bf16" and value and not config.get("adapter")
@@ -282,7 +282,7 @@ def precision(name: str) -> Any:
 
 
 def schedule(value: Any, config: Values) -> Found:
-    """Return `lr_scheduler`; `cosine_min_lr_ratio` is a cosine's."""
+    """Return `lr_scheduler`; with `cosine_min_lr_ratio` it is a cosine."""
     return {} if value == "cosine" and config.get("cosine_min_lr_ratio") else {"lr_scheduler_type": value}
 
 
@@ -293,7 +293,7 @@ def optimizer_arguments(value: Any, config: Values) -> Found:
 
 
 def too_long(value: Any, config: Values) -> Found:
-    """Return nothing, with a note: a recipe cuts what axolotl drops.
+    """Return no keys, with a note: a recipe cuts the examples that axolotl drops.
 
     Raises:
         ValueError: examples that axolotl stops at.
@@ -304,12 +304,12 @@ def too_long(value: Any, config: Values) -> Found:
 
 
 def least_rate(value: Any, config: Values) -> Found:
-    """Return the cosine schedule that ends above zero."""
+    """Return `cosine_min_lr_ratio` as the cosine schedule that ends above zero."""
     return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": value}}
 
 
 def special_tokens(value: Any, config: Values) -> Found:
-    """Return nothing for a pad token; others would change what is trained."""
+    """Return no keys for a pad token; other tokens would change what is trained."""
     others = {name: token for name, token in value.items() if name != "pad_token" and token}
     if others:
         return {}, f"{others}: the model's own are used; nothing is added"
@@ -322,7 +322,7 @@ def recomputing(value: Any, config: Values) -> Found:
 
 
 def defaults(config: Values) -> Values:
-    """Return axolotl's values for what is left out."""
+    """Return axolotl's defaults for keys that are left out."""
     values: Values = {
         "micro_batch_size": 1, "gradient_accumulation_steps": 1, "num_epochs": 1.0, "lr_scheduler": "cosine",
         "sequence_len": 512, "save_strategy": "epoch", "save_total_limit": 4,

@@ -1,4 +1,4 @@
-"""LLaMA-Factory's other files: its format v1, and what its Board saves. Source: release 0.9.5."""
+"""LLaMA-Factory's other files: its format v1, and files saved by its Board. Source: release 0.9.5."""
 
 import json
 from pathlib import Path
@@ -57,7 +57,7 @@ def every_epoch(value: Any, config: Values) -> Found:
 
 
 def training_set(key: str) -> Any:
-    """Return what reads `train_dataset`: a file of rows, or the YAML that describes data sets."""
+    """Return the reader of `train_dataset`: a file of rows, or a YAML that describes data sets."""
 
     def read(value: Any, config: Values) -> Found:
         if Path(str(value)).suffix in (".yaml", ".yml"):
@@ -119,13 +119,13 @@ BOARD_NAMES = {
     "model_path": "model_name_or_path", "batch_size": "per_device_train_batch_size", "use_pissa": "pissa_init",
     "neftune_alpha": "neftune_noise_alpha",
 }  # fmt: skip
-# What only the Board itself uses, or what is read together with another of its fields.
+# Fields that only the Board itself uses, or that are read with another one.
 BOARD_ONLY = {
     "lang", "model_name", "hub_name", "current_time", "config_path", "device_count", "progress_bar", "resume_btn",
     "training_stage", "compute_type", "booster", "checkpoint_path", "extra_args", "ds_stage", "ds_offload",
     "dataset", "quantization_method", "output_dir", "project", "trackio_space_id", "hub_private_repo",
 }  # fmt: skip
-# Fields that the Board passes on only where the method or the stage uses them.
+# Fields that the Board passes on only if the method or the stage uses them.
 BOARD_METHODS = {
     "lora": ("lora", "use_rslora", "use_dora", "use_pissa", "additional_target", "create_new_adapter"),
     "freeze": ("freeze_trainable", "freeze_extra"),
@@ -135,7 +135,7 @@ MEDIA = ("image_", "video_", "freeze_vision", "freeze_multi", "freeze_language")
 
 
 def saved_by_board(values: Values) -> Values:
-    """Return what LLaMA-Factory's Board saves of its fields (`top.model_path`, `train.lora_rank`) as recipe keys.
+    """Return the saved fields of LLaMA-Factory's Board (`top.model_path`, `train.lora_rank`) as recipe keys.
 
     Raises:
         ValueError: extra arguments that are not JSON.
@@ -178,7 +178,7 @@ def passed_on(name: str, method: str, stage: str, config: Values) -> bool:
 
 
 def number(value: Any) -> Any:
-    """Return a number that the Board keeps as text as a number."""
+    """Return a value as a number if it is the text of one, as the Board saves some."""
     if not isinstance(value, str):
         return value
     try:

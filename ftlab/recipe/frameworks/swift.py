@@ -43,7 +43,7 @@ WHOLE_WEIGHTS = (
     "swift keeps whole weights in the model's own number format, mostly bfloat16; here they are float32, or bfloat16 "
     "with `pure_bf16: true`"
 )
-# Its other tuners that a recipe has: its key -> PEFT's field, and its own default.
+# swift's other tuners that a recipe supports: its key -> PEFT's field, and swift's default.
 TUNERS: dict[str, dict[str, tuple[str, Any]]] = {
     "vera": {
         "vera_rank": ("r", 256), "vera_dropout": ("vera_dropout", 0.0), "vera_d_initial": ("d_initial", 0.1),
@@ -53,7 +53,7 @@ TUNERS: dict[str, dict[str, tuple[str, Any]]] = {
 
 
 def sets(key: str) -> Any:
-    """Return what reads data sets: `path#rows`, separated by blanks."""
+    """Return the reader of data sets: `path#rows`, separated by blanks."""
 
     def read(value: Any, config: Values) -> Found:
         paths, limits = [], set()
@@ -89,12 +89,12 @@ def tuner(value: Any, config: Values) -> Found:
 
 
 def tuned_by(config: Values) -> str:
-    """Return which tuner a run has."""
+    """Return the tuner of a run."""
     return str(config.get("tuner_type", config.get("train_type", config.get("sft_type", "lora"))))
 
 
 def field_of(kind: str) -> Any:
-    """Return what reads a field of a tuner: all fields are read with the tuner's own key."""
+    """Return the reader of a tuner's field: `tuner_type` reads all of them."""
 
     def read(value: Any, config: Values) -> Found:
         used = tuned_by(config) == kind
@@ -104,7 +104,7 @@ def field_of(kind: str) -> Any:
 
 
 def of_lora(name: str) -> Any:
-    """Return what reads a field of LoRA, which swift has for every tuner."""
+    """Return the reader of a LoRA field, which swift has for every tuner."""
     return lambda value, config: {name: value} if tuned_by(config) == "lora" else ({}, "it is LoRA's")
 
 
@@ -135,7 +135,7 @@ def loss(value: Any, config: Values) -> Found:
 
 
 def strength(value: Any, config: Values) -> Found:
-    """Return `beta`: GKD's point between two divergences, in other stages the distance from the reference."""
+    """Return `beta`: in GKD the interpolation between two divergences, in other stages the weight of the reference."""
     return {"beta" if config.get("rlhf_type") == "gkd" else "pref_beta": value}
 
 
@@ -156,7 +156,7 @@ def sampled(value: Any, config: Values) -> Found:
 
 
 def same_revision(value: Any, config: Values) -> Found:
-    """Return nothing for a teacher's revision, which is the model's.
+    """Return no keys for a teacher's revision, which must be the model's.
 
     Raises:
         ValueError: another one.
@@ -177,7 +177,7 @@ def scale(value: Any, config: Values) -> Found:
 
 
 def substitution(name: str) -> Any:
-    """Return what reads `model_name` and `model_author`, written as Chinese and English or once for both."""
+    """Return the reader of `model_name` and `model_author`, given in Chinese and English or once for both."""
 
     def read(value: Any, config: Values) -> Found:
         texts = {str(part) for part in listed(value)}
@@ -199,12 +199,12 @@ def number_format(value: Any, config: Values) -> Found:
 
 
 def first(name: str) -> Any:
-    """Return what reads a list of which a recipe takes one."""
+    """Return the reader of a list of which a recipe takes one item."""
     return lambda value, config: {name: joined(value)} if value else {}
 
 
 def columns(value: Any, config: Values) -> Found:
-    """Return nothing for columns that are read under their own names here.
+    """Return no keys for columns that ftlab reads under their own names.
 
     Raises:
         ValueError: columns with other names.
@@ -217,7 +217,7 @@ def columns(value: Any, config: Values) -> Found:
 
 
 def plugins(value: Any, config: Values) -> Found:
-    """Return nothing for code that defines reward functions which a recipe has itself.
+    """Return no keys for code that defines reward functions which a recipe has itself.
 
     Raises:
         ValueError: other code.
@@ -228,22 +228,22 @@ def plugins(value: Any, config: Values) -> Found:
 
 
 def too_long(value: Any, config: Values) -> Found:
-    """Return nothing, with a note where long examples are not cut at their end."""
+    """Return no keys, with a note if long examples are not cut at their end."""
     return {}, "" if value == "right" else "an example above `cutoff_len` is cut: prompt and answer in proportion"
 
 
 def held_out(value: Any, config: Values) -> Found:
-    """Return `split_dataset_ratio`: where swift evaluates nothing it holds nothing out."""
+    """Return `split_dataset_ratio`: without evaluation swift holds nothing out."""
     if value and config.get("eval_strategy") == "no":
         return {}, "nothing is held out with `eval_strategy: no`"
     return {"val_size": value}
 
 
 def defaults(config: Values) -> Values:
-    """Return swift's values for what is left out."""
+    """Return swift's defaults for keys that are left out."""
     full = tuned_by(config) == "full"
     kind = config.get("rlhf_type")
-    # 16 examples a step, of all processes together.
+    # 16 examples per step over all processes.
     batch = max(int(config.get("per_device_train_batch_size", 1)), 1) * max(int(config.get("nproc_per_node", 1)), 1)
     values: Values = {
         "per_device_train_batch_size": 1, "gradient_accumulation_steps": max(1, -(-16 // batch)),

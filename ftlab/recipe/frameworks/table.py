@@ -1,4 +1,4 @@
-"""What a table of another framework's keys holds, and the pieces that several of them share."""
+"""The table of another framework's keys, and functions that several tables share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -9,7 +9,7 @@ from ftlab.data.dataset_info import ONLINE
 from ftlab.data.read import SUFFIXES
 
 Values = dict[str, Any]
-# What a key of theirs comes to: keys of a recipe, and perhaps something to say.
+# The result for one of their keys: keys of a recipe, and perhaps a note.
 Found = Values | tuple[Values, str]
 ATTENTION = {
     "eager": "disabled", "sdpa": "sdpa", "flash_attn": "fa2", "flash_attention_2": "fa2", "flash_attention_3": "fa3",
@@ -24,22 +24,22 @@ def nothing(config: Values) -> Values:
 
 @dataclass(frozen=True)
 class Framework:
-    """Another framework: its name for each of our keys, how it writes and means some values, how it is started.
+    """Another framework: its name for each recipe key, the conversion of values, and its defaults.
 
     Attributes:
         names: key of a recipe -> its key.
-        values: key of a recipe -> what turns our value into its value; None: it has no such value.
+        values: key of a recipe -> function from our value to its value; None: it has no such value.
         stages, tunings: our value -> its value.
         title: what its users call it.
-        also: further keys of its that are read, with the key of a recipe that has the same values.
-        read: its key -> what turns its value, beside all the others, into keys of a recipe; a ValueError refuses it.
-        dropped: its key -> why nothing is lost without it.
-        refused: its key -> why a recipe cannot have it.
-        defaults: keys that were given -> what it does where other keys are left out and a recipe would do otherwise.
-        unsaid: its key -> what to know where a file leaves it out; unsaid_in_sft: in a run of SFT alone.
-        nulls: its key -> what null means, where that is not the same as leaving it out.
+        also: further keys of its own that are read -> the recipe key with the same values.
+        read: its key -> function from its value and all its keys to keys of a recipe; a ValueError refuses it.
+        dropped: its key -> why it can be ignored.
+        refused: its key -> why a recipe cannot express it.
+        defaults: function from the given keys to its defaults for other keys, where they differ from a recipe's.
+        unsaid: its key -> a note if a file leaves it out; unsaid_in_sft: the same, for SFT only.
+        nulls: its key -> the meaning of null, if it is not the same as leaving the key out.
         trainer: whether it takes the fields of `transformers.TrainingArguments` under their own names.
-        fields: those that it takes, (): all.
+        fields: the fields that it takes; (): all.
     """
 
     names: dict[str, str]
@@ -87,7 +87,7 @@ def target(value: Any) -> str:
 
 
 def only(allowed: Any, reason: str) -> Callable[[Any, Values], Found]:
-    """Return what reads a key that may have one value and then says nothing."""
+    """Return the reader of a key with a single allowed value, which gives no keys."""
 
     def read(value: Any, config: Values) -> Found:
         if value not in (allowed if isinstance(allowed, tuple) else (allowed,)):
@@ -118,7 +118,7 @@ def initial(value: Any, config: Values) -> Found:
 
 
 def added(value: Any, config: Values) -> Found:
-    """Return added tokens, which are ordinary ones here: control tokens in data are escaped."""
+    """Return added special tokens as ordinary ones: control tokens in data are escaped."""
     note = "as ordinary tokens, and embedding and output layer are trained with them"
     return ({"add_tokens": joined(value)}, note) if value else {}
 
@@ -129,10 +129,10 @@ def optimizer(value: Any, config: Values) -> Found:
 
 
 def stretched(value: Any, config: Values) -> Found:
-    """Return `rope_scaling`, a name or a mapping, and a note where the factor is another way of saying the length.
+    """Return `rope_scaling`, a name or a mapping, and a note if a factor is replaced by the length.
 
     Raises:
-        ValueError: a way of stretching that a recipe lacks.
+        ValueError: a type of scaling that a recipe lacks.
     """
     fields = value if isinstance(value, dict) else {"type": value}
     way = fields.get("rope_type", fields.get("type"))
@@ -144,7 +144,7 @@ def stretched(value: Any, config: Values) -> Found:
 
 
 def templated(names: dict[str, str]) -> Callable[[Any, Values], Found]:
-    """Return what reads the name of a chat template; "" stands for the model's own."""
+    """Return the reader of a chat template's name; "" stands for the model's own."""
 
     def read(value: Any, config: Values) -> Found:
         if value not in names:
@@ -155,7 +155,7 @@ def templated(names: dict[str, str]) -> Callable[[Any, Values], Found]:
 
 
 def off(reason: str) -> Callable[[Any, Values], Found]:
-    """Return what reads a switch that a recipe lacks: false asks for nothing."""
+    """Return the reader of a switch that a recipe lacks; false has no effect."""
 
     def read(value: Any, config: Values) -> Found:
         if value not in (False, None, "", [], {}):
@@ -166,7 +166,7 @@ def off(reason: str) -> Callable[[Any, Values], Found]:
 
 
 def accumulation(batch: Any, micro: Any, config: Values) -> Values:
-    """Return the examples of one step, of all processes, as accumulation."""
+    """Return the examples per step over all processes as accumulation."""
     processes = max(1, int(config.get("nproc_per_node", 1)))
     return {"gradient_accumulation_steps": max(1, int(batch) // int(micro) // processes)}
 

@@ -33,7 +33,7 @@ def adapted(value: Any, config: Values) -> Found:
 
 
 def number_format(value: Any, config: Values) -> Found:
-    """Return `dtype`: whole weights stay in it."""
+    """Return `dtype`, in which whole weights are kept."""
     if value not in ("float32", "bfloat16", "float16", "auto"):
         raise ValueError("a recipe has bfloat16, float16 and float32")
     return {"pure_bf16": True} if value == "bfloat16" and not config.get("use_peft") else {}
@@ -74,7 +74,7 @@ def written(value: Any, config: Values) -> Found:
     """Return `max_completion_length`.
 
     Raises:
-        ValueError: a stage in which nothing is written, where it cut the answers of a data set.
+        ValueError: a stage without generation, where it would cut the answers of the data set.
     """
     if config.get("stage") not in GROUPED:
         raise ValueError("examples are cut as a whole: `max_length`")
@@ -82,7 +82,7 @@ def written(value: Any, config: Values) -> Found:
 
 
 def defaults(config: Values) -> Values:
-    """Return TRL's values for what is left out."""
+    """Return TRL's defaults for keys that are left out."""
     stage = config.get("stage", "sft")
     values: Values = {
         "learning_rate": LEARNING_RATES.get(stage, 1e-6), "logging_steps": 10, "max_length": 1024, "use_peft": False,

@@ -32,14 +32,14 @@ def loaded(value: Any, config: Values) -> Found:
 
 
 def template(value: Any, config: Values) -> Found:
-    """Return `get_chat_template`'s name: it replaces the model's own."""
+    """Return the name given to `get_chat_template`, which replaces the model's own template."""
     if value not in TEMPLATES:
         raise ValueError("leave it out: the model's own chat template is used")
     return {"template": TEMPLATES[value]}
 
 
 def defaults(config: Values) -> Values:
-    """Return unsloth's and TRL's values for what is left out."""
+    """Return unsloth's and TRL's defaults for keys that are left out."""
     values: Values = {"load_in_4bit": not (config.get("load_in_8bit") or config.get("full_finetuning"))}
     values |= {
         "max_seq_length": 2048,
@@ -48,7 +48,7 @@ def defaults(config: Values) -> Values:
     }
     if not config.get("full_finetuning"):
         values |= {"r": 16, "lora_alpha": 16, "target_modules": ["all-linear"]}
-    # TRL's loss is on the whole text that a script writes into a column.
+    # TRL's loss covers the whole text that a script writes into a column.
     whole = config.get("stage", "sft") == "sft" and "train_on_responses_only" not in config
     return values | ({"train_on_responses_only": False} if whole else {})
 

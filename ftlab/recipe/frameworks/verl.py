@@ -21,7 +21,7 @@ def estimator(value: Any, config: Values) -> Found:
 
 
 def prompts(value: Any, config: Values) -> Found:
-    """Return `data.train_batch_size`, prompts of a step, as accumulation: a recipe counts completions."""
+    """Return `data.train_batch_size`, prompts per step, as accumulation: a recipe counts completions."""
     micro = int(config.get(MICRO, 1))
     completions = int(value) * int(config.get(f"{ROLLOUT}.n", 1))
     processes = int(config.get(PROCESSES, 8))
@@ -32,7 +32,7 @@ def prompts(value: Any, config: Values) -> Found:
 
 
 def mini(value: Any, config: Values) -> Found:
-    """Return nothing where each batch of completions is one step.
+    """Return no keys if each batch of completions is one step.
 
     Raises:
         ValueError: a batch of several steps.
@@ -43,10 +43,10 @@ def mini(value: Any, config: Values) -> Found:
 
 
 def group(value: Any, config: Values) -> Found:
-    """Return `rollout.n`, completions of a prompt.
+    """Return `rollout.n`, completions per prompt.
 
     Raises:
-        ValueError: several in ppo, which compares none with each other.
+        ValueError: several in ppo, which does not compare them.
     """
     if stage_of(config) == "grpo":
         return {"num_generations": value}
@@ -56,7 +56,7 @@ def group(value: Any, config: Values) -> Found:
 
 
 def epochs(value: Any, config: Values) -> Found:
-    """Return `trainer.total_epochs`, where the number of steps is not given."""
+    """Return `trainer.total_epochs`, unless the number of steps is given."""
     return {} if config.get("trainer.total_training_steps") else {"num_train_epochs": value}
 
 
@@ -66,12 +66,12 @@ def adapter(value: Any, config: Values) -> Found:
 
 
 def stage_of(config: Values) -> str:
-    """Return the stage that the options' estimator stands for."""
+    """Return the stage of the options' advantage estimator."""
     return "grpo" if config.get("algorithm.adv_estimator") == "grpo" else "ppo"
 
 
 def beside(stage: str, key: str) -> Any:
-    """Return what reads a key that counts with one estimator alone."""
+    """Return the reader of a key that matters for one estimator only."""
 
     def read(value: Any, config: Values) -> Found:
         return {key: value} if stage_of(config) == stage else ({}, f"it counts for {stage} alone")
@@ -80,7 +80,7 @@ def beside(stage: str, key: str) -> Any:
 
 
 def penalty(stage: str) -> Any:
-    """Return what reads a switch of the KL penalty: a recipe always has one.
+    """Return the reader of a switch of the KL penalty, which a recipe always has.
 
     Raises (when called):
         ValueError: it is off in this stage, or on in the other.
@@ -97,7 +97,7 @@ def penalty(stage: str) -> Any:
 
 
 def frequency(key: str) -> Any:
-    """Return what reads `trainer.save_freq` and `test_freq`: -1 stands for never."""
+    """Return the reader of `trainer.save_freq` and `test_freq`: -1 stands for never."""
 
     def read(value: Any, config: Values) -> Found:
         return {f"{key}_strategy": "no"} if value == -1 else {f"{key}_strategy": "steps", f"{key}_steps": value}
@@ -106,15 +106,15 @@ def frequency(key: str) -> Any:
 
 
 def validated(value: Any, config: Values) -> Found:
-    """Return `data.val_files`, which verl wants even where it validates nothing."""
+    """Return `data.val_files`, which verl requires even without validation."""
     return rows([str(value)], "eval_dataset") if config.get("trainer.test_freq", -1) != -1 else {}
 
 
 def scored(value: Any, config: Values) -> Found:
-    """Return the reward functions that a file's name says: those that `ftlab recipe show` has printed.
+    """Return the reward functions named by a file that `ftlab recipe show` printed.
 
     Raises:
-        ValueError: a function of one's own.
+        ValueError: a custom function.
     """
     names = str(value).rpartition("/")[2].removesuffix(".py").split("+")
     if not set(names) <= {"exact_answer", "short_answer"}:
@@ -123,7 +123,7 @@ def scored(value: Any, config: Values) -> Found:
 
 
 def defaults(config: Values) -> Values:
-    """Return verl's values for what is left out."""
+    """Return verl's defaults for keys that are left out."""
     return {
         f"{ACTOR}.use_kl_loss": False, "algorithm.use_kl_in_reward": False, f"{ACTOR}.kl_loss_coef": 0.001,
         "algorithm.kl_ctrl.kl_coef": 0.001, f"{ACTOR}.ppo_epochs": 1, f"{ROLLOUT}.n": 1,
@@ -159,7 +159,7 @@ VERL = Framework(
         "lr_scheduler_type": {"constant": "constant", "constant_with_warmup": "constant", "cosine": "cosine"}.get,
         "num_train_epochs": lambda value: int(value) if value == int(value) else None,
         "warmup_steps": lambda value: int(value) if value >= 1 else None,
-        # Our own option is written beside each of these.
+        # ftlab writes its own option next to each of these.
         "finetuning_type": lambda value: 0 if value == "full" else None,
     },
     stages={"grpo": "grpo", "ppo": "gae"},
