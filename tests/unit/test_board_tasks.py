@@ -7,13 +7,13 @@ import os
 import re
 import shutil
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import ipywidgets
 import psutil
 import pytest
+from waiting import until
 
 from ftlab import device, system_errors
 from ftlab.apps.board import controls, page
@@ -39,14 +39,6 @@ CHINESE = re.compile(r"[\u4e00-\u9fff]")
 def shown(widget):
     """Return the text of an HTML widget."""
     return html.unescape(re.sub(r"<[^>]+>", " ", widget.value))
-
-
-def until(true):
-    """Wait until something is so; the limit only ends a test that hangs."""
-    end = time.monotonic() + 600
-    while not true():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def state(panel):

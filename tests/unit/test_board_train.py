@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import nbformat
@@ -17,6 +16,7 @@ import papermill
 import pytest
 import torch
 from safetensors.torch import load_file
+from waiting import until
 
 from ftlab import manifests
 from ftlab.apps import course
@@ -31,14 +31,6 @@ from ftlab.runs import callbacks, train
 from ftlab.runs import folder as folders
 
 PNG = b"\x89PNG"
-
-
-def until(true):
-    """Wait until something is so; the limit only ends a test that hangs."""
-    end = time.monotonic() + 600
-    while not true():
-        assert time.monotonic() < end, "it did not happen"
-        time.sleep(0.02)
 
 
 def state(panel):
