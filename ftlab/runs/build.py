@@ -97,7 +97,7 @@ def load_model(recipe: Recipe, path: str, machine: Machine) -> PreTrainedModel:
         LabError: transformers cannot load it, its files lack weights, or `max_memory` leaves some of them on disk.
     """
     options = library_args.model_settings(recipe, machine)
-    options |= rope.options(rope.asked(recipe.model_dump()), path, recipe.trust_remote_code)
+    options |= rope.options(rope.scaling_of(recipe.model_dump()), path, recipe.trust_remote_code)
     if recipe.quantization_bit:
         options["quantization_config"] = BitsAndBytesConfig(**library_args.quantization_settings(recipe, machine))
     model = models.load_weights(model_class(recipe), path, **options)

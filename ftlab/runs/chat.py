@@ -117,14 +117,14 @@ def load(
         print(note)
     whole = weights.folder if weights and not weights.is_adapter else base
     if whole == base:
-        scaling = rope_scaling or (rope.asked(folder.trained_with(adapter)) if adapter else None)
+        scaling = rope_scaling or (rope.scaling_of(folder.trained_with(adapter)) if adapter else None)
         options |= rope.options(scaling, base, trusted)
     model = models.load_weights(AutoModelForCausalLM, whole, **options)
     if model.device.type == "meta":
         raise fail("chat_offloaded", where="max_memory")
     if weights and weights.is_adapter:
         model = merge_before(model, folder.chain(adapter or "")[:-1], base, model_name_or_path)
-        model = adapted(model, weights, tokenizer)
+        model = with_adapter(model, weights, tokenizer)
     models.require_rows(tokenizer, model.get_input_embeddings().weight.shape[0], str(whole))
     end_answers(model, tokenizer)
     return pick_engine.pick(model.eval(), tokenizer, backend), tokenizer
@@ -141,7 +141,7 @@ def tokenizer_of(
     return tokenizer
 
 
-def adapted(
+def with_adapter(
     model: PreTrainedModel, weights: saved_weights.Weights, tokenizer: PreTrainedTokenizerBase, **options: Any
 ) -> PeftModel:
     """Return a model with an adapter, its embedding resized for the tokens that the adapter has weights for.
@@ -179,7 +179,7 @@ def merge_before(model: PreTrainedModel, adapters: Sequence[str], base: Path, na
         own = model.config.dtype
         rows = model.get_input_embeddings().weight.shape[0]
         tokenizer = tokenizer_of(weights, base)
-        model = adapted(model, weights, tokenizer).merge_and_unload()
+        model = with_adapter(model, weights, tokenizer).merge_and_unload()
         if model.get_input_embeddings().weight.shape[0] != rows:
             raise fail("chat_merged_tokens", adapter=one)
         model.config.dtype = own
@@ -252,10 +252,10 @@ def settle_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 def from_recipe(recipe: Recipe) -> tuple[PreTrainedModel | Loop, PreTrainedTokenizerBase]:
     """Return the model of a recipe, with its run's weights or the adapter that it names, and the tokenizer."""
-    return load(recipe.model_name_or_path, trained(recipe), engine_of(recipe), **options_of(recipe))
+    return load(recipe.model_name_or_path, weights_folder(recipe), engine_of(recipe), **options_of(recipe))
 
 
-def trained(recipe: Recipe) -> Path | None:
+def weights_folder(recipe: Recipe) -> Path | None:
     """Return the folder of a recipe's trained weights, else of the adapter that it names, None if there is neither."""
     run = Path(recipe.output_dir).expanduser() if recipe.output_dir else None
     if run and saved_weights.holds_weights(run):
@@ -276,7 +276,7 @@ def options_of(recipe: Recipe) -> dict[str, Any]:
     } | recipe.source
     if recipe.allow_other_template and recipe.template:
         options["replace_template"] = True
-    if stretched := rope.asked(recipe.model_dump()):
+    if stretched := rope.scaling_of(recipe.model_dump()):
         options["rope_scaling"] = stretched
     if recipe.enable_thinking is not None:
         options["thinking"] = recipe.enable_thinking

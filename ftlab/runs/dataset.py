@@ -94,10 +94,12 @@ def prepared(recipe: Recipe, dataset: str, tokenizer: PreTrainedTokenizerBase) -
 
 def as_trained(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Return examples in the form their stage's trainer takes, and say what was cut or dropped."""
-    return asked(recipe, rows, tokenizer) if recipe.objective in REWARDED else encoded(recipe, rows, tokenizer)
+    return (
+        as_prompts(recipe, rows, tokenizer) if recipe.objective in REWARDED else as_token_ids(recipe, rows, tokenizer)
+    )
 
 
-def encoded(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def as_token_ids(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Return the training examples of every example, as token ids."""
     how, count = encoding_of(recipe), Count(recipe)
     types = {
@@ -136,7 +138,7 @@ def one_sided(recipe: Recipe, rows: Dataset) -> str:
     return say("kto_one_side", count=len(rows), label=str(labels.pop()).lower()) if len(labels) == 1 else ""
 
 
-def asked(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def as_prompts(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
     """Return `prompt` (messages) and `answer` (text) of the examples that end with an answer and whose prompt fits."""
     if "tools" in rows.column_names:
         raise fail("train_tools", where=recipe.dataset or "", stage=recipe.objective)

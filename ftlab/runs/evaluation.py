@@ -75,7 +75,7 @@ def score(recipe: Recipe, limit: int | None = None, figures: Sequence[str] = (),
             that does not apply to the examples, a missing package, or the evaluation was stopped.
     """
     refuse(recipe)
-    trained = chat.trained(recipe)
+    trained = chat.weights_folder(recipe)
     if trained:
         saved_weights.refuse_virtual_tokens(saved_weights.weights_of(trained), "eval")
     work = on_tasks(recipe, limit) if recipe.tasks is not None else on_examples(recipe, trained, limit, figures)
@@ -84,7 +84,7 @@ def score(recipe: Recipe, limit: int | None = None, figures: Sequence[str] = (),
         watch = watch or Watch(run_folder(recipe))
         try:
             with watch.listening():
-                scores = as_scores(compared(recipe, trained, watch, work))
+                scores = as_scores(evaluate_both(recipe, trained, watch, work))
         except Stopped:
             raise fail("eval_stopped", exit_code=STOPPED) from None
         if where := run_folder(recipe):
@@ -204,7 +204,9 @@ def say_untrained(recipe: Recipe, trained: Path | None) -> None:
         print(say("eval_other_run", where=run, changed=changed))
 
 
-def compared(recipe: Recipe, trained: Path | None, watch: Watch, work: Callable[[Model], Result]) -> dict[str, Result]:
+def evaluate_both(
+    recipe: Recipe, trained: Path | None, watch: Watch, work: Callable[[Model], Result]
+) -> dict[str, Result]:
     """Return the results of `work` for base and tuned model; the tuned one is evaluated first."""
     options = chat.options_of(recipe)
     watch.enter("loading")
@@ -248,7 +250,7 @@ def held_out(
         print(say("eval_seen", name=recipe.dataset))
         examples = sample(dataset.read_examples(plain, recipe.dataset or ""), limit, recipe)
         rows = dataset.as_trained(plain, examples, tokenizer)
-    return [example for row in rows for example in encoded(row, tokenizer)]
+    return [example for row in rows for example in as_examples(row, tokenizer)]
 
 
 def held_out_by(trained: Path, digest: str) -> bool:
@@ -257,7 +259,7 @@ def held_out_by(trained: Path, digest: str) -> bool:
     return str(manifest.get("data")).partition("+")[2] == digest
 
 
-def encoded(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Example]:
+def as_examples(row: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[Example]:
     """Return a prepared row as token ids and labels; rows of ppo, grpo and rloo are still text."""
     if "input_ids" in row:
         return [row]
@@ -305,7 +307,7 @@ def answer(
             raise fail("eval_nothing_for", where="eval_figures", figure=figure)
         if predicting:
             print(say("eval_left_out", figure=figure))
-    answers = generated(one, asked, checked, metric_names, predicting)
+    answers = generate_greedy(one, asked, checked, metric_names, predicting)
     replies, hits = asked.read(answers)
     metrics |= {"exact_match": figures.share(hits)} if "exact_match" in metric_names else {}
     metrics |= answer_figures.of_answers(metric_names, replies, asked.expected)
@@ -333,7 +335,7 @@ class Asked(NamedTuple):
         return replies, [one.equals(other) for one, other in zip(replies, self.expected, strict=True)]
 
 
-def generated(
+def generate_greedy(
     one: Model, asked: Asked, checked: Sequence[greedy.Checked], metric_names: Sequence[str], predicting: Recipe | None
 ) -> list[list[int]]:
     """Return the token ids of greedy answers, complete if a figure or the predictions need them.

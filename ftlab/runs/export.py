@@ -123,7 +123,9 @@ def exported(recipe: Recipe, target: Path) -> Export:
     saved = weights and (weights.folder / "tokenizer_config.json").is_file()
     tokenizer = train.load_tokenizer(recipe, str(weights.folder if weights and saved else base))
     templates.apply(recipe.template, tokenizer, recipe.allow_other_template, recipe.enable_thinking)
-    stretched = rope.asked(recipe.model_dump() if recipe.rope_scaling else folders.trained_with(name) if name else {})
+    stretched = rope.scaling_of(
+        recipe.model_dump() if recipe.rope_scaling else folders.trained_with(name) if name else {}
+    )
     model = load_base(recipe, whole, machine, stretched if whole == base else None)
     if adapter:
         model = chat.merge_before(model, folders.chain(name or "")[:-1], base, recipe.model_name_or_path)
@@ -236,7 +238,9 @@ def merge(
         unmerged = answers(model, probe)
         return model, unmerged, unmerged
     own = model.config.dtype
-    adapted = chat.adapted(model, saved_weights.Weights(adapter, True), tokenizer, autocast_adapter_dtype=False).eval()
+    adapted = chat.with_adapter(
+        model, saved_weights.Weights(adapter, True), tokenizer, autocast_adapter_dtype=False
+    ).eval()
     live = answers(adapted, probe)
     with adapted.disable_adapter():
         unchanged = torch.equal(logits_of(adapted, probe), live.logits)

@@ -177,7 +177,7 @@ def start(processes: int, arguments: Sequence[str]) -> int:
     except SignalException:
         return STOPPED
     except ChildFailedError as error:
-        return ended(error.failures)
+        return exit_code_of(error.failures)
     except (RendezvousError, RuntimeError, OSError) as error:
         # Failures before the first process, such as a port in use or a missing machine, have various types.
         raise fail("world_meeting", where="torchrun", exit_code=1, reason=reason_of(error)) from None
@@ -195,7 +195,7 @@ def machines() -> list[str]:
     return [f"--nnodes={nodes}", f"--node-rank={number('NODE_RANK', 0)}", *where]
 
 
-def ended(failures: dict[int, Any]) -> int:
+def exit_code_of(failures: dict[int, Any]) -> int:
     """Return the exit code of a stopped run.
 
     Args:

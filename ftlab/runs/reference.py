@@ -68,5 +68,5 @@ def load(recipe: Recipe, base: str, machine: Machine) -> Any:
     if weights and weights.is_adapter:
         before = folder.chain(str(recipe.ref_model_adapters))[:-1]
         model = chat.merge_before(model, before, Path(path), str(recipe.ref_model))
-        model = chat.adapted(model, weights, tokenizer).merge_and_unload()
+        model = chat.with_adapter(model, weights, tokenizer).merge_and_unload()
     return model.eval().requires_grad_(False)

@@ -17,7 +17,7 @@ KEPT = ("rope_theta", "partial_rotary_factor")
 LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
 
-def asked(keys: Mapping[str, Any]) -> tuple[str, int] | None:
+def scaling_of(keys: Mapping[str, Any]) -> tuple[str, int] | None:
     """Return (type, tokens) of the keys `rope_scaling` and `cutoff_len`, None without scaling."""
     way = keys.get("rope_scaling")
     return (way, keys.get("cutoff_len", Recipe.model_fields["cutoff_len"].default)) if way else None
@@ -54,7 +54,7 @@ def options(scaling: tuple[str, int] | None, folder: str | Path, trust_remote_co
 
 def note(recipe: Recipe, folder: str | Path) -> str:
     """Return a note on a recipe's `rope_scaling`, "" without one."""
-    scaling = asked(recipe.model_dump())
+    scaling = scaling_of(recipe.model_dump())
     if not scaling:
         return ""
     settings = options(scaling, folder, recipe.trust_remote_code)

@@ -45,7 +45,7 @@ def connect(args: Any) -> None:
         import deepspeed
 
         deepspeed.init_distributed(auto_mpi_discovery=False)
-    if on_processor and wanted(args) == "FSDP":
+    if on_processor and parallelism(args) == "FSDP":
         # One of accelerate's names for accelerators: for sharding it checks the name, otherwise the device.
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_XPU
 
@@ -92,7 +92,7 @@ def decided(config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def wanted(args: Any) -> str:
+def parallelism(args: Any) -> str:
     """Return how processes should share the model, by the recipe's keys or accelerate's configuration."""
     if args.deepspeed or os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
         return "DeepSpeed"
@@ -122,7 +122,7 @@ class Check(TrainerCallback):
         Raises:
             LabError: the model is wrapped in another way than asked.
         """
-        expected, got = wanted(args), wrapper(self.trainer.model_wrapped)
+        expected, got = parallelism(args), wrapper(self.trainer.model_wrapped)
         if expected and got != expected:
             raise fail("world_wrapper", exit_code=1, asked=expected, got=got or "-")
         if args.world_size > 1:

@@ -65,7 +65,7 @@ def test_figures_are_those_of_the_answers(trained, orders, capsys):
 
 def test_an_answer_that_stops_early_is_right_where_the_whole_one_is(trained):
     made, lengths = recipes.load(trained), {}
-    inner = evaluation.generated
+    inner = evaluation.generate_greedy
 
     def noted(one, asked, checked, wanted, predicting):
         answers = inner(one, asked, checked, wanted, predicting)
@@ -73,7 +73,7 @@ def test_an_answer_that_stops_early_is_right_where_the_whole_one_is(trained):
         return answers
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation, "generated", noted)
+        patch.setattr(evaluation, "generate_greedy", noted)
         short = evaluation.score(made, figures=("exact_match",))
         whole = evaluation.score(made, figures=("exact_match", "contains"))
     assert [row["exact_match"] for row in short.values()] == [row["exact_match"] for row in whole.values()]

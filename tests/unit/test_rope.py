@@ -42,7 +42,7 @@ def test_training_chat_and_export_stretch_alike(tiny_recipe, tiny_model_dir, tmp
     assert merged.config.rope_parameters["rope_type"] == "linear" and merged.config.max_position_embeddings == 1024
     # What was stretched is not stretched again.
     again = recipes.load(made | {"model_name_or_path": str(done.folder)})
-    assert rope.options(rope.asked(again.model_dump()), done.folder) == {}
+    assert rope.options(rope.scaling_of(again.model_dump()), done.folder) == {}
 
 
 def test_a_model_without_such_positions_is_refused(tmp_path):

@@ -66,7 +66,7 @@ def test_calls_are_compared_as_calls_with_the_tools_in_the_prompt(tiny_recipe, c
         texts[0] = texts[0].replace('"days": 3', '"days": 4')
         return [[*tokenizer(text).input_ids, tokenizer.eos_token_id] for text in texts]
 
-    monkeypatch.setattr(evaluation, "generated", turned)
+    monkeypatch.setattr(evaluation, "generate_greedy", turned)
     made = recipes.load(tiny_recipe | {"dataset": calls, "cutoff_len": 512})
     found = evaluation.score(made, figures=("exact_match", "tool_calls"))
     assert found["base"]["exact_match"] == found["base"]["tool_calls"] == pytest.approx(11 / 12)

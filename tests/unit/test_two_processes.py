@@ -511,15 +511,15 @@ def failure(folder: Path, code: int, message: str = "") -> ProcessFailure:
 def test_the_process_that_failed_first_is_named(tmp_path):
     lost, ended = failure(tmp_path, 1, launch.say("world_contact")), failure(tmp_path, -signal.SIGTERM)
     with pytest.raises(LabError, match=r"process 1 ended \(SIGKILL\)"):
-        launch.ended({0: lost, 1: failure(tmp_path, -9)})
+        launch.exit_code_of({0: lost, 1: failure(tmp_path, -9)})
     with pytest.raises(LabError, match=r"^no memory$") as told:
-        launch.ended({0: lost, 1: failure(tmp_path, 2, "no memory"), 2: ended})
+        launch.exit_code_of({0: lost, 1: failure(tmp_path, 2, "no memory"), 2: ended})
     assert told.value.exit_code == 2
     with pytest.raises(LabError, match=r"process 1 ended \(exit code 3\)"):
-        launch.ended({0: ended, 1: failure(tmp_path, 3)})
+        launch.exit_code_of({0: ended, 1: failure(tmp_path, 3)})
     with pytest.raises(LabError, match=r"^lost contact with another process"):
-        launch.ended({0: lost, 1: ended})
-    assert launch.ended({0: failure(tmp_path, 130), 1: ended}) == 130
+        launch.exit_code_of({0: lost, 1: ended})
+    assert launch.exit_code_of({0: failure(tmp_path, 130), 1: ended}) == 130
 
 
 def test_a_process_that_nobody_waits_for_prints_its_error_itself(monkeypatch):

@@ -91,13 +91,13 @@ def of_recipe(path: str, overrides: Sequence[str], name: str | None) -> Loaded:
         raise fail("serve_backend", where=path, backend=recipe.infer_backend)
     if recipe.num_beams > 1:
         raise fail("serve_beams", where=path)
-    if trained := chat.trained(recipe):
+    if trained := chat.weights_folder(recipe):
         saved_weights.refuse_virtual_tokens(saved_weights.weights_of(trained), "serve")
     model, tokenizer = chat.from_recipe(recipe)
     served = with_base(
         name or own_name(recipe.model_name_or_path),
         model,
-        chat.system_turn(recipe.default_system, chat.trained(recipe)),
+        chat.system_turn(recipe.default_system, chat.weights_folder(recipe)),
     )
     generation = chat.generation_of(recipe)
     longest = generation["max_new_tokens"]
