@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from ftlab.control_tokens import CONTROL_TOKENS, harmless
 from ftlab.data import decoding
-from ftlab.data.convert import Made, converted, on_texts
+from ftlab.data.convert import ConvertedRow, converted, on_texts
 from ftlab.data.dataset_info import Entry, described, detect, format_of_entry
 from ftlab.data.encoding import Encoding, encode
 from ftlab.data.read import SUFFIXES, Row, texts
@@ -186,7 +186,7 @@ class Look:
         assert path is not None, "only a file used by its path comes without an entry"
         return detect(path, encoding)
 
-    def one(self, outcome: Made, own: dict[bytes, str], keep: Callable[[Row], None] | None) -> None:
+    def one(self, outcome: ConvertedRow, own: dict[bytes, str], keep: Callable[[Row], None] | None) -> None:
         """Check one row."""
         report, row = self.report, outcome.row
         if isinstance(row, LabError):
@@ -222,17 +222,17 @@ class Look:
         self.rows[key] = where
         return None
 
-    def escaped(self, made: Made, fixing: bool) -> Row:
+    def escaped(self, converted_row: ConvertedRow, fixing: bool) -> Row:
         """Report the control tokens in the texts of a row; return the row to write."""
-        counts = {token: sum(text.count(token) for text in texts(made.raw)) for token in self.tokens}
+        counts = {token: sum(text.count(token) for text in texts(converted_row.raw)) for token in self.tokens}
         present = [token for token, count in counts.items() if count]
         if not present:
-            return made.raw
+            return converted_row.raw
         self.report.changed += 1
         total = sum(counts.values())
-        self.report.add(fail("data_control_token", where=made.where, count=total, token=", ".join(present)))
-        self.report.changes += [say("data_changed_escaped", where=made.where, count=total)] if fixing else []
-        return on_texts(made.raw, lambda text: harmless(text, self.tokens))
+        self.report.add(fail("data_control_token", where=converted_row.where, count=total, token=", ".join(present)))
+        self.report.changes += [say("data_changed_escaped", where=converted_row.where, count=total)] if fixing else []
+        return on_texts(converted_row.raw, lambda text: harmless(text, self.tokens))
 
     def fate(self, row: Row, where: str) -> str:
         """Return what training does with a good row: "kept", "cut" or "dropped"; report lost tokens and refusals."""

@@ -22,7 +22,7 @@ MEDIA_COLUMNS = ("image", "images", "video", "videos", "audio", "audios")
 MEDIA = ("image", "video", "audio")
 
 
-class Made(NamedTuple):
+class ConvertedRow(NamedTuple):
     """A row at `where`: `raw` as in the file ({}: unreadable), and `row` in TRL's shape or the problem."""
 
     where: str
@@ -32,7 +32,7 @@ class Made(NamedTuple):
 
 def converted(
     entry: Entry, path: Path | None, hub: "Dataset | None", substitutions: dict[str, str] | None
-) -> Iterator[Made]:
+) -> Iterator[ConvertedRow]:
     """Yield every row of an entry, read from `path` or else from `hub`.
 
     Args:
@@ -44,16 +44,16 @@ def converted(
     seen: dict[str, None] = {}
     for where, raw in raw_rows(entry, path, hub):
         if isinstance(raw, LabError):
-            yield Made(where, {}, raw)
+            yield ConvertedRow(where, {}, raw)
             continue
         seen.update(dict.fromkeys(raw))
         try:
             refuse_media(raw, where)
             row = convert(raw, columns, tags, where)
-            yield Made(where, raw, row if substitutions is None else filled(row, substitutions, where))
+            yield ConvertedRow(where, raw, row if substitutions is None else filled(row, substitutions, where))
         except LabError as problem:
             unknown = not any(column in raw for column in columns.values())
-            yield Made(where, raw, (unknown and wrapped(raw, where)) or problem)
+            yield ConvertedRow(where, raw, (unknown and wrapped(raw, where)) or problem)
     if seen and entry.where:
         check_seen(entry, seen)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ftlab import embedded
 from ftlab.control_tokens import has_control_token
 from ftlab.data.arrow_cache import write
-from ftlab.data.convert import Made, converted
+from ftlab.data.convert import ConvertedRow, converted
 from ftlab.data.dataset_info import LOOKED_AT, Entry, described, files, find, fitting, format_of_entry
 from ftlab.data.hub import fetched
 from ftlab.data.read import Row, first, texts
@@ -186,7 +186,7 @@ def opened(name: str, dataset_dir: Path) -> "tuple[Entry, Path | None, Dataset |
 
 
 def good_rows(
-    rows: Iterable[Made], limit: int | None, name: str, notes: list[Note], *, drop: bool = False
+    rows: Iterable[ConvertedRow], limit: int | None, name: str, notes: list[Note], *, drop: bool = False
 ) -> Iterator[Row]:
     """Yield rows with their places while all are good; then read on only to count the bad ones.
 

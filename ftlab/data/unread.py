@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ftlab.data.convert import MEDIA, PLACEHOLDER, Made
+from ftlab.data.convert import MEDIA, PLACEHOLDER, ConvertedRow
 from ftlab.data.dataset_info import COLUMNS, Entry, format_of_entry
 from ftlab.data.formats import is_messages, tags_of
 from ftlab.data.messages import OPENAI_NAMES, ROLES, THOUGHTS, WEIGHTS, Message, Tags
@@ -57,7 +57,7 @@ class Unread:
         self.blanks: Counter[tuple[str, str]] = Counter()
         self.systems = self.nulls = self.placeholders = 0
 
-    def counted(self, rows: Iterable[Made]) -> Iterator[Made]:
+    def counted(self, rows: Iterable[ConvertedRow]) -> Iterator[ConvertedRow]:
         """Yield rows and count the unread fields of the good ones."""
         for made in rows:
             if isinstance(made.row, dict):

@@ -58,7 +58,7 @@ COMMA_LISTS = (
 )  # fmt: skip
 
 
-class Given(NamedTuple):
+class SourceKeys(NamedTuple):
     """The keys of a recipe file: their values, and their places (`file:line`)."""
 
     values: dict[str, Any]
@@ -99,16 +99,18 @@ def check(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) ->
 
 def read(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
     """Return the recipe and the notes of its translation."""
-    given, said = (Given(dict(source), {}, ""), []) if isinstance(source, dict) else opened(Path(source), overrides)
+    source_keys, opening_notes = (
+        (SourceKeys(dict(source), {}, ""), []) if isinstance(source, dict) else opened(Path(source), overrides)
+    )
     for override in overrides:
-        override_key(given, override)
-    said += hub_token.take(given.values, given.where(hub_token.KEY))
-    given, notes = translate(given)
-    recipe = build(given)
-    return recipe, said + notes + remarks(recipe)
+        override_key(source_keys, override)
+    opening_notes += hub_token.take(source_keys.values, source_keys.where(hub_token.KEY))
+    source_keys, notes = translate(source_keys)
+    recipe = build(source_keys)
+    return recipe, opening_notes + notes + remarks(recipe)
 
 
-def opened(path: Path, overrides: Sequence[str]) -> tuple[Given, list[str]]:
+def opened(path: Path, overrides: Sequence[str]) -> tuple[SourceKeys, list[str]]:
     """Return the keys of a recipe file, or of another framework's file with notes."""
     source = foreign_files.recognized(path)
     stage = next((text.removeprefix("stage=") for text in overrides if text.startswith("stage=")), None)
@@ -116,37 +118,37 @@ def opened(path: Path, overrides: Sequence[str]) -> tuple[Given, list[str]]:
         # With a YAML of TRL's, the command chooses the trainer, and thereby the defaults.
         source.values["stage"] = stage
     values, places, notes = from_frameworks.translate(source, str(path))
-    return Given(values, places, str(path)), notes
+    return SourceKeys(values, places, str(path)), notes
 
 
-def override_key(given: Given, override: str) -> None:
+def override_key(source_keys: SourceKeys, override: str) -> None:
     """Set one key from `key=value`, or one entry of a mapping from `key.entry=value`."""
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise fail("recipe_override", where=override)
     if name == hub_token.KEY:
         # Kept as text: neither its value nor an error about it is shown.
-        given.values[name], given.places[name] = text, name
+        source_keys.values[name], source_keys.places[name] = text, name
         return
     name, _, entry = name.partition(".")
     value = strict_yaml.parse(text, override)
-    inner = given.values.get(name)
-    given.values[name] = ((inner if isinstance(inner, dict) else {}) | {entry: value}) if entry else value
-    given.places[name] = override
+    inner = source_keys.values.get(name)
+    source_keys.values[name] = ((inner if isinstance(inner, dict) else {}) | {entry: value}) if entry else value
+    source_keys.places[name] = override
 
 
-def translate(given: Given) -> tuple[Given, list[str]]:
+def translate(source_keys: SourceKeys) -> tuple[SourceKeys, list[str]]:
     """Return the keys under their current names, and a note per key that was renamed or dropped.
 
     Raises:
         LabError: a key or a value that is not supported, or two names of one setting with different values.
     """
-    entries = {str(name): value for name, value in given.values.items() if value is not None}
+    entries = {str(name): value for name, value in source_keys.values.items() if value is not None}
     values: dict[str, Any] = {}
     notes: list[str] = []
-    places = dict(given.places)
+    places = dict(source_keys.places)
     for name, value in entries.items():
-        where = given.where(name)
+        where = source_keys.where(name)
         refuse_out_of_reach(name, value, where)
         if name in translated_keys.DROPPED and entries.get(translated_keys.MAIN_OF.get(name, "")) is not True:
             notes.append(dropped(name, value, translated_keys.DROPPED[name]))
@@ -161,16 +163,16 @@ def translate(given: Given) -> tuple[Given, list[str]]:
             pairs = {name: ",".join(map(str, value)) if joined else value}
         for new, new_value in pairs.items():
             if new in values and values[new] != new_value:
-                raise two_values(given, new, values[new], name, value)
+                raise two_values(source_keys, new, values[new], name, value)
             values[new] = new_value
             if new not in entries:
                 places[new] = where
     for name in (name for name in RESOLVED if name in entries):
-        pairs, note = RESOLVED[name](entries, given.where(name))
+        pairs, note = RESOLVED[name](entries, source_keys.where(name))
         values |= pairs
-        places |= dict.fromkeys(pairs, given.where(name))
+        places |= dict.fromkeys(pairs, source_keys.where(name))
         notes += [note] if note else []
-    return Given(values, places, given.place), notes
+    return SourceKeys(values, places, source_keys.place), notes
 
 
 def refuse_out_of_reach(name: str, value: Any, where: str) -> None:
@@ -209,9 +211,11 @@ def renamed(name: str, value: Any) -> dict[str, Any]:
     return {translated_keys.RENAMED[name][0]: mapped}
 
 
-def two_values(given: Given, new: str, first: Any, name: str, value: Any) -> LabError:
+def two_values(source_keys: SourceKeys, new: str, first: Any, name: str, value: Any) -> LabError:
     """Build the error for two names of one setting with different values."""
-    return fail("recipe_two_names", where=given.where(name), key=name, value=brief(value), new=new, first=brief(first))
+    return fail(
+        "recipe_two_names", where=source_keys.where(name), key=name, value=brief(value), new=new, first=brief(first)
+    )
 
 
 Resolved = tuple[dict[str, Any], str]
@@ -371,34 +375,34 @@ def remarks(recipe: Recipe) -> list[str]:
     return lines + ([say("recipe_note_remote_code")] if recipe.trust_remote_code else [])
 
 
-def build(given: Given) -> Recipe:
+def build(source_keys: SourceKeys) -> Recipe:
     """Sort keys into recipe keys and TrainingArguments fields, and check both.
 
     Raises:
         LabError: an unknown key, a value of the wrong type or out of range, two keys that contradict each other.
     """
     own, training = {}, {}
-    for name, value in given.values.items():
+    for name, value in source_keys.values.items():
         reason = "" if keys.finite(value) else "not a finite number"
         if isinstance(value, int) and abs(value) > LARGEST and name not in TRAINING_RANGES:
             reason = f"it must be between {-LARGEST} and {LARGEST}"
         if reason:
-            raise fail("recipe_range", where=given.where(name), key=name, value=brief(value), reason=reason)
+            raise fail("recipe_range", where=source_keys.where(name), key=name, value=brief(value), reason=reason)
         if name in Recipe.model_fields and name != "training":
             own[name] = value
         elif name in keys.TRAINING_HINTS:
-            training[name] = checked_training(name, value, given.where(name))
+            training[name] = checked_training(name, value, source_keys.where(name))
         else:
-            raise unknown(name, given.where(name))
-    refuse_contradictions(training, given)
+            raise unknown(name, source_keys.where(name))
+    refuse_contradictions(training, source_keys)
     try:
         recipe = Recipe(**own, training=training)
     except ValidationError as error:
-        raise explained(error.errors()[0], given) from None
-    return continued.settle(recipe, given.places)
+        raise explained(error.errors()[0], source_keys) from None
+    return continued.settle(recipe, source_keys.places)
 
 
-def refuse_contradictions(training: dict[str, Any], given: Given) -> None:
+def refuse_contradictions(training: dict[str, Any], source_keys: SourceKeys) -> None:
     """Refuse TrainingArguments fields that contradict each other and that transformers lets pass.
 
     Raises:
@@ -407,31 +411,33 @@ def refuse_contradictions(training: dict[str, Any], given: Given) -> None:
     old, new = "gradient_checkpointing", "activation_checkpointing"
     for part in ("", "_kwargs"):
         if old + part in training and training[old + part] != training.get(new + part, training[old + part]):
-            raise two_values(given, new + part, training[new + part], old + part, training[old + part])
+            raise two_values(source_keys, new + part, training[new + part], old + part, training[old + part])
     if training.get("bf16") and training.get("fp16"):
-        raise fail("recipe_together", where=given.where("fp16"), reason="`bf16` and `fp16` are both true")
+        raise fail("recipe_together", where=source_keys.where("fp16"), reason="`bf16` and `fp16` are both true")
     # With 0 steps transformers takes one step at a learning rate of 0.
     most, epochs = training.get("max_steps", -1), training.get("num_train_epochs", 3)
     for name, value in (("max_steps", most), ("num_train_epochs", epochs if most < 0 else 1)):
         if value == 0:
             reason = "nothing would be trained"
-            raise fail("recipe_range", where=given.where(name), key=name, value=brief(value), reason=reason)
+            raise fail("recipe_range", where=source_keys.where(name), key=name, value=brief(value), reason=reason)
     warm = training.get("warmup_steps", 0)
     if warm > 1 and warm != int(warm):
         reason = "from 1 on it is a number of steps, which must be a whole number"
-        raise fail("recipe_value", where=given.where("warmup_steps"), key="warmup_steps", value=warm, reason=reason)
+        raise fail(
+            "recipe_value", where=source_keys.where("warmup_steps"), key="warmup_steps", value=warm, reason=reason
+        )
 
 
-def explained(problem: ErrorDetails, given: Given) -> LabError:
+def explained(problem: ErrorDetails, source_keys: SourceKeys) -> LabError:
     """Build the error for a validation error of pydantic."""
     if not problem["loc"]:
-        return fail("recipe_together", where=given.place, reason=problem["msg"].removeprefix("Value error, "))
+        return fail("recipe_together", where=source_keys.place, reason=problem["msg"].removeprefix("Value error, "))
     name = str(problem["loc"][0])
     if problem["type"] == "missing":
-        return fail("recipe_missing_key", where=given.place, key=name)
+        return fail("recipe_missing_key", where=source_keys.place, key=name)
     reason = problem["msg"][0].lower() + problem["msg"][1:]
     message = "recipe_range" if problem["type"].startswith(("greater_than", "less_than")) else "recipe_value"
-    return fail(message, where=given.where(name), key=name, value=brief(problem["input"]), reason=reason)
+    return fail(message, where=source_keys.where(name), key=name, value=brief(problem["input"]), reason=reason)
 
 
 def unknown(name: str, where: str) -> LabError:

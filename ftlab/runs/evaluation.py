@@ -301,22 +301,22 @@ def answer(
     metrics = answer_figures.of_checked(checked, metric_names)
     if {*metric_names} <= {*READ} and not predicting:
         return Result(metrics, len(examples))
-    asked = Asked.of(one, examples)
-    for figure in answer_figures.absent(metric_names, asked.expected):
+    inputs = Prompts.of(one, examples)
+    for figure in answer_figures.absent(metric_names, inputs.expected):
         if named:
             raise fail("eval_nothing_for", where="eval_figures", figure=figure)
         if predicting:
             print(say("eval_left_out", figure=figure))
-    answers = generate_greedy(one, asked, checked, metric_names, predicting)
-    replies, hits = asked.read(answers)
+    answers = generate_greedy(one, inputs, checked, metric_names, predicting)
+    replies, hits = inputs.read(answers)
     metrics |= {"exact_match": figures.share(hits)} if "exact_match" in metric_names else {}
-    metrics |= answer_figures.of_answers(metric_names, replies, asked.expected)
+    metrics |= answer_figures.of_answers(metric_names, replies, inputs.expected)
     if predicting and (where := run_folder(predicting)):
         predictions.write_results(where, values_of(metrics), len(examples), time.monotonic() - began)
     return Result(metrics, len(examples), hits if "exact_match" in metric_names else None)
 
 
-class Asked(NamedTuple):
+class Prompts(NamedTuple):
     """Token ids of each prompt and expected answer, the reader of answers, and the parsed expected answers."""
 
     pairs: list[tuple[list[int], list[int]]]
@@ -324,7 +324,7 @@ class Asked(NamedTuple):
     expected: list[Response]
 
     @classmethod
-    def of(cls, one: Model, examples: Sequence[Example]) -> "Asked":
+    def of(cls, one: Model, examples: Sequence[Example]) -> "Prompts":
         """Split encoded examples into prompts and expected answers."""
         pairs, reader = [responses.split(example) for example in examples], responses.Reader(one.tokenizer)
         return cls(pairs, reader, [reader.read(*pair) for pair in pairs])
@@ -336,25 +336,29 @@ class Asked(NamedTuple):
 
 
 def generate_greedy(
-    one: Model, asked: Asked, checked: Sequence[greedy.Checked], metric_names: Sequence[str], predicting: Recipe | None
+    one: Model,
+    inputs: Prompts,
+    checked: Sequence[greedy.Checked],
+    metric_names: Sequence[str],
+    predicting: Recipe | None,
 ) -> list[list[int]]:
     """Return the token ids of greedy answers, complete if a figure or the predictions need them.
 
     Raises:
         LabError: stopped; the finished answers are in generated_predictions.jsonl.
     """
-    most = max(len(label) for _, label in asked.pairs) + SPARE
+    most = max(len(label) for _, label in inputs.pairs) + SPARE
     if predicting and "max_new_tokens" in predicting.model_fields_set:
         most = predicting.max_new_tokens
-    prompts, ends = [prompt for prompt, _ in asked.pairs], evaluate.end_ids(one.model, one.tokenizer)
+    prompts, ends = [prompt for prompt, _ in inputs.pairs], evaluate.end_ids(one.model, one.tokenizer)
     if not greedy.plain(one.model):
         answers = evaluate.generate_ids(one.model, one.tokenizer, prompts, most)
-        return keep(one, asked, answers, predicting, [True] * len(answers))
+        return keep(one, inputs, answers, predicting, [True] * len(answers))
     whole = bool(predicting) or not {*metric_names}.isdisjoint(WHOLE)
 
     def left(number: int, ids: list[int]) -> int:
         """Return how many tokens may still be generated."""
-        ended = ids[-1] in ends or not (whole or asked.reader.may_equal(ids, asked.expected[number]))
+        ended = ids[-1] in ends or not (whole or inputs.reader.may_equal(ids, inputs.expected[number]))
         return 0 if ended else max(0, most - len(ids))
 
     def ended(ids: list[int] | None) -> bool:
@@ -367,27 +371,27 @@ def generate_greedy(
             greedy.write(one.model, one.tokenizer.pad_token_id, prompts, answers, left, advance)
     except Stopped:
         finished = [None if left(number, ids) else ids for number, ids in enumerate(answers)]
-        keep(one, asked, finished, predicting, [ended(ids) for ids in finished])
+        keep(one, inputs, finished, predicting, [ended(ids) for ids in finished])
         if predicting and run_folder(predicting):
             raise stopped_with(finished, predicting) from None
         raise
-    return keep(one, asked, answers, predicting, [ended(ids) for ids in answers])
+    return keep(one, inputs, answers, predicting, [ended(ids) for ids in answers])
 
 
 Answers = TypeVar("Answers", bound=Sequence[list[int] | None])
 
 
-def keep(one: Model, asked: Asked, answers: Answers, predicting: Recipe | None, whole: Sequence[bool]) -> Answers:
+def keep(one: Model, inputs: Prompts, answers: Answers, predicting: Recipe | None, whole: Sequence[bool]) -> Answers:
     """Give answers to the Watch, and return them.
 
     Args:
         predicting: the recipe into whose run folder they are also written; None: nowhere.
         whole: which answers are complete.
     """
-    hits = asked.read(answers)[1]
-    one.watch.answers[one.name] = predictions.answered(one.tokenizer, asked.pairs, answers, whole, hits)
+    hits = inputs.read(answers)[1]
+    one.watch.answers[one.name] = predictions.answered(one.tokenizer, inputs.pairs, answers, whole, hits)
     if predicting and (where := run_folder(predicting)):
-        predictions.write(where, one.tokenizer, asked.pairs, answers)
+        predictions.write(where, one.tokenizer, inputs.pairs, answers)
     return answers
 
 
@@ -397,14 +401,14 @@ def stopped_with(answers: Sequence[list[int] | None], predicting: Recipe) -> Lab
     return fail("eval_stopped_kept", where=str(where), exit_code=STOPPED, kept=kept, total=len(answers))
 
 
-def choose(one: Model, asked: Sequence[dict[str, Any]]) -> Result:
+def choose(one: Model, rows: Sequence[dict[str, Any]]) -> Result:
     """Return the share of multiple-choice questions for which the right choice is the likeliest."""
     picked: list[int] = []
-    with one.watch.line(f"{one.name}: choosing", len(asked)) as advance:
-        for start in range(0, len(asked), QUESTIONS):
-            picked += evaluate.choices(one.model, one.tokenizer, asked[start : start + QUESTIONS])
+    with one.watch.line(f"{one.name}: choosing", len(rows)) as advance:
+        for start in range(0, len(rows), QUESTIONS):
+            picked += evaluate.choices(one.model, one.tokenizer, rows[start : start + QUESTIONS])
             advance(len(picked) - start)
-    hits = [choice == question["answer"] for choice, question in zip(picked, asked, strict=True)]
+    hits = [choice == question["answer"] for choice, question in zip(picked, rows, strict=True)]
     return Result({"multiple_choice": figures.share(hits)}, len(hits), hits)
 
 

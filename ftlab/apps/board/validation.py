@@ -65,7 +65,7 @@ def check_fields(
     if messages:
         return Checked(None, messages, [])
     try:
-        translated, notes = recipes.translate(recipes.Given(dict(values), {key: key for key in values}, ALL))
+        translated, notes = recipes.translate(recipes.SourceKeys(dict(values), {key: key for key in values}, ALL))
         recipe = recipes.build(translated)
     except LabError as error:
         return Checked(None, {error.where or ALL: short(error)}, [])
@@ -91,8 +91,8 @@ def one(key: str, value: Any, words: Words, roots: Sequence[Path], table: Mappin
     if key == "stage" and value == "gkd":
         alone["teacher_model"] = embedded.NAME
     try:
-        given, _ = recipes.translate(recipes.Given(alone, {}, ""))
-        recipes.build(given)
+        translated, _ = recipes.translate(recipes.SourceKeys(alone, {}, ""))
+        recipes.build(translated)
     except LabError as error:
         return short(error)
     return ""

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ftlab.recipe.frameworks.table import Found, Framework, Values, accumulation, comma_parts, only, rows, target
+from ftlab.recipe.frameworks.table import Framework, Translation, Values, accumulation, comma_parts, only, rows, target
 
 # Settings that are fixed in the script.
 FIXED: Values = {
@@ -11,18 +11,18 @@ FIXED: Values = {
 }  # fmt: skip
 
 
-def batch(value: Any, config: Values) -> Found:
+def batch(value: Any, config: Values) -> Translation:
     """Return `batch_size`, the rows per step over all processes, as accumulation."""
     return accumulation(value, config.get("micro_batch_size", 4), config)
 
 
-def held_out(value: Any, config: Values) -> Found:
+def held_out(value: Any, config: Values) -> Translation:
     """Return `val_set_size` with its consequences: evaluation, and the best checkpoint instead of the last."""
     best = {"eval_strategy": "steps", "eval_steps": 200, "load_best_model_at_end": True}
     return {"val_size": value} | (best if value else {})
 
 
-def data(value: Any, config: Values) -> Found:
+def data(value: Any, config: Values) -> Translation:
     """Return the file, and the script's fixed settings."""
     return rows([str(value)]) | FIXED, "; ".join(f"{name}: {entry}" for name, entry in FIXED.items())
 

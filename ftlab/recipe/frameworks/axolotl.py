@@ -3,8 +3,8 @@
 from typing import Any
 
 from ftlab.recipe.frameworks.table import (
-    Found,
     Framework,
+    Translation,
     Values,
     added,
     attention,
@@ -66,7 +66,7 @@ PLUGINS = {
 }
 
 
-def datasets(value: Any, config: Values) -> Found:
+def datasets(value: Any, config: Values) -> Translation:
     """Return a list of data sets as `dataset`, with `stage: pt` if all are plain text."""
     sets = [one if isinstance(one, dict) else {"path": one} for one in listed(value)]
     read = [one_set(one) for one in sets]
@@ -119,7 +119,7 @@ def rows_taken(one: Values) -> int | None:
     return int(inner) if text.startswith("train[:") and inner.isdigit() else None
 
 
-def held_out(value: Any, config: Values) -> Found:
+def held_out(value: Any, config: Values) -> Translation:
     """Return the validation sets."""
     sets = [one if isinstance(one, dict) else {"path": one} for one in listed(value)]
     # axolotl's may be any split of a hub's set; a file has one.
@@ -127,14 +127,14 @@ def held_out(value: Any, config: Values) -> Found:
     return rows(paths, "eval_dataset")
 
 
-def pretraining(value: Any, config: Values) -> Found:
+def pretraining(value: Any, config: Values) -> Translation:
     """Return `pretraining_dataset`, raw text for continued pre-training."""
     values = datasets([one | {"type": "completion"} if isinstance(one, dict) else {"path": one, "type": "completion"}
                       for one in listed(value)], config)  # fmt: skip
     return values[0] if isinstance(values, tuple) else values
 
 
-def adapter(value: Any, config: Values) -> Found:
+def adapter(value: Any, config: Values) -> Translation:
     """Return `adapter` as the tuning and its quantization."""
     kinds: dict[Any, Values] = {"lora": {"finetuning_type": "lora"}, "": {"finetuning_type": "full"}}
     kinds["qlora"] = {"finetuning_type": "lora", "quantization_bit": 4}
@@ -143,7 +143,7 @@ def adapter(value: Any, config: Values) -> Found:
     return kinds[value]
 
 
-def rl(value: Any, config: Values) -> Found:
+def rl(value: Any, config: Values) -> Translation:
     """Return `rl` as the stage."""
     if value == "ipo":
         return {"stage": "dpo", "pref_loss": "ipo"}
@@ -154,7 +154,7 @@ def rl(value: Any, config: Values) -> Found:
     return {"stage": value} if value else {}
 
 
-def one_loss(value: Any, config: Values) -> Found:
+def one_loss(value: Any, config: Values) -> Translation:
     """Return `dpo_loss_type`, a list; a recipe takes one."""
     names = listed(value)
     if len(names) != 1:
@@ -162,7 +162,7 @@ def one_loss(value: Any, config: Values) -> Found:
     return {"pref_loss": names[0]}
 
 
-def grpo(value: Any, config: Values) -> Found:
+def grpo(value: Any, config: Values) -> Translation:
     """Return the block `trl` of GRPO."""
     names = {
         "beta": "pref_beta", "max_completion_length": "max_new_tokens", "num_generations": "num_generations",
@@ -200,7 +200,7 @@ def per_epoch(name: str) -> Any:
     A share of 1 would be one step; axolotl then saves every epoch, its default, and evaluates nothing, its default too.
     """
 
-    def read(value: Any, config: Values) -> Found:
+    def read(value: Any, config: Values) -> Translation:
         if name == "eval" and not evaluates(config):
             return {}, NOT_HELD_OUT
         if not value:
@@ -218,7 +218,7 @@ def per_epoch(name: str) -> Any:
 def steps(name: str) -> Any:
     """Return the reader of `eval_steps` or `save_steps`, which set the strategy too."""
 
-    def read(value: Any, config: Values) -> Found:
+    def read(value: Any, config: Values) -> Translation:
         if name == "eval" and not evaluates(config):
             return {}, NOT_HELD_OUT
         return {f"{name}_strategy": "steps", f"{name}_steps": value} if value else {}
@@ -229,7 +229,7 @@ def steps(name: str) -> Any:
 def strategy(name: str) -> Any:
     """Return the reader of `eval_strategy` or `save_strategy`, which steps override."""
 
-    def read(value: Any, config: Values) -> Found:
+    def read(value: Any, config: Values) -> Translation:
         if name == "eval" and not evaluates(config):
             return {}, NOT_HELD_OUT
         by = next((key for key in (f"{name}_steps", f"{name}s_per_epoch") if config.get(key)), None)
@@ -238,7 +238,7 @@ def strategy(name: str) -> Any:
     return read
 
 
-def warmed(value: Any, config: Values) -> Found:
+def warmed(value: Any, config: Values) -> Translation:
     """Return `warmup_steps`; axolotl turns 1 into 2."""
     return ({"warmup_steps": 2}, "axolotl warms up for two steps then") if value == 1 else {"warmup_steps": value}
 
@@ -248,12 +248,12 @@ def kernel(name: str) -> Any:
     return lambda value, config: {"flash_attn": name} if value else {}
 
 
-def batch(value: Any, config: Values) -> Found:
+def batch(value: Any, config: Values) -> Translation:
     """Return the old `batch_size` of all micro batches."""
     return {"gradient_accumulation_steps": max(1, int(value) // int(config.get("micro_batch_size", 1)))}
 
 
-def plugins(value: Any, config: Values) -> Found:
+def plugins(value: Any, config: Values) -> Translation:
     """Return the plug-ins: kernels."""
     values: Values = {}
     for name in listed(value):
@@ -271,7 +271,7 @@ def tracker(name: str, entry: str) -> Any:
 def precision(name: str) -> Any:
     """Return the reader of `bf16` or `fp16`; `auto` leaves it to the machine."""
 
-    def read(value: Any, config: Values) -> Found:
+    def read(value: Any, config: Values) -> Translation:
         whole = name == "bf16" and value and not config.get("adapter")
         if value == "full" and whole:
             return {"pure_bf16": True}
@@ -281,18 +281,18 @@ def precision(name: str) -> Any:
     return read
 
 
-def schedule(value: Any, config: Values) -> Found:
+def schedule(value: Any, config: Values) -> Translation:
     """Return `lr_scheduler`; with `cosine_min_lr_ratio` it is a cosine."""
     return {} if value == "cosine" and config.get("cosine_min_lr_ratio") else {"lr_scheduler_type": value}
 
 
-def optimizer_arguments(value: Any, config: Values) -> Found:
+def optimizer_arguments(value: Any, config: Values) -> Translation:
     """Return `optim_args`, a mapping or transformers' own text."""
     words = [f"{name}={entry}" for name, entry in value.items()] if isinstance(value, dict) else [value]
     return {"optim_args": ",".join(words)} if value else {}
 
 
-def too_long(value: Any, config: Values) -> Found:
+def too_long(value: Any, config: Values) -> Translation:
     """Return no keys, with a note: a recipe cuts the examples that axolotl drops.
 
     Raises:
@@ -303,12 +303,12 @@ def too_long(value: Any, config: Values) -> Found:
     return {}, "" if value == "truncate" else "examples above `sequence_len` are cut"
 
 
-def least_rate(value: Any, config: Values) -> Found:
+def least_rate(value: Any, config: Values) -> Translation:
     """Return `cosine_min_lr_ratio` as the cosine schedule that ends above zero."""
     return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": value}}
 
 
-def special_tokens(value: Any, config: Values) -> Found:
+def special_tokens(value: Any, config: Values) -> Translation:
     """Return no keys for a pad token; other tokens would change what is trained."""
     others = {name: token for name, token in value.items() if name != "pad_token" and token}
     if others:
@@ -316,7 +316,7 @@ def special_tokens(value: Any, config: Values) -> Found:
     return {}, "padding is never trained on"
 
 
-def recomputing(value: Any, config: Values) -> Found:
+def recomputing(value: Any, config: Values) -> Translation:
     """Return `gradient_checkpointing`, wherever axolotl puts the activations."""
     return {"gradient_checkpointing": value not in (False, "", "false")}
 

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ftlab.recipe.frameworks.table import Found, Framework, Values, accumulation, joined, only, rows
+from ftlab.recipe.frameworks.table import Framework, Translation, Values, accumulation, joined, only, rows
 
 
-def peft(value: Any, config: Values) -> Found:
+def peft(value: Any, config: Values) -> Translation:
     """Return the block `peft_config`."""
     kind = value.get("name")
     lora = {
@@ -35,7 +35,7 @@ def peft(value: Any, config: Values) -> Found:
     return values
 
 
-def quantized(value: Any, config: Values) -> Found:
+def quantized(value: Any, config: Values) -> Translation:
     """Return the block `quant_config`."""
     names = ("quantization_bit", "double_quantization", "quantization_type")
     for name, entry in value.items():
@@ -44,12 +44,12 @@ def quantized(value: Any, config: Values) -> Found:
     return {name: value[name] for name in names if name in value}
 
 
-def batch(value: Any, config: Values) -> Found:
+def batch(value: Any, config: Values) -> Translation:
     """Return `global_batch_size` as accumulation."""
     return accumulation(value, config.get("micro_batch_size", 1), config)
 
 
-def every_epoch(value: Any, config: Values) -> Found:
+def every_epoch(value: Any, config: Values) -> Translation:
     """Return `save_epochs`."""
     if value != 1:
         raise ValueError("a recipe saves every `save_steps`, or once an epoch")
@@ -59,7 +59,7 @@ def every_epoch(value: Any, config: Values) -> Found:
 def training_set(key: str) -> Any:
     """Return the reader of `train_dataset`: a file of rows, or a YAML that describes data sets."""
 
-    def read(value: Any, config: Values) -> Found:
+    def read(value: Any, config: Values) -> Translation:
         if Path(str(value)).suffix in (".yaml", ".yml"):
             raise ValueError("describe its data sets in dataset_info.json and write `dataset`")
         return rows([str(value)], key)
@@ -67,7 +67,7 @@ def training_set(key: str) -> Any:
     return read
 
 
-def schedule(value: Any, config: Values) -> Found:
+def schedule(value: Any, config: Values) -> Translation:
     """Return the block `lr_scheduler_config`."""
     others = {name: entry for name, entry in value.items() if name not in ("name", "warmup_ratio", "warmup_steps")}
     if others:

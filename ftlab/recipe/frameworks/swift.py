@@ -3,8 +3,8 @@
 from typing import Any
 
 from ftlab.recipe.frameworks.table import (
-    Found,
     Framework,
+    Translation,
     Values,
     added,
     attention,
@@ -55,7 +55,7 @@ TUNERS: dict[str, dict[str, tuple[str, Any]]] = {
 def sets(key: str) -> Any:
     """Return the reader of data sets: `path#rows`, separated by blanks."""
 
-    def read(value: Any, config: Values) -> Found:
+    def read(value: Any, config: Values) -> Translation:
         paths, limits = [], set()
         for one in listed(value):
             path, _, rest = str(one).removeprefix("HF::").removeprefix("MS::").partition("#")
@@ -75,7 +75,7 @@ def sets(key: str) -> Any:
     return read
 
 
-def tuner(value: Any, config: Values) -> Found:
+def tuner(value: Any, config: Values) -> Translation:
     """Return `tuner_type`."""
     if value not in ("lora", "full", *TUNERS):
         raise ValueError(f"a recipe has lora, full, {', '.join(TUNERS)}")
@@ -96,7 +96,7 @@ def tuned_by(config: Values) -> str:
 def field_of(kind: str) -> Any:
     """Return the reader of a tuner's field: `tuner_type` reads all of them."""
 
-    def read(value: Any, config: Values) -> Found:
+    def read(value: Any, config: Values) -> Translation:
         used = tuned_by(config) == kind
         return tuner(kind, config) if used else ({}, f"it counts beside tuner_type: {kind} alone")
 
@@ -108,7 +108,7 @@ def of_lora(name: str) -> Any:
     return lambda value, config: {name: value} if tuned_by(config) == "lora" else ({}, "it is LoRA's")
 
 
-def rlhf(value: Any, config: Values) -> Found:
+def rlhf(value: Any, config: Values) -> Translation:
     """Return `rlhf_type` as the stage.
 
     Raises:
@@ -121,7 +121,7 @@ def rlhf(value: Any, config: Values) -> Found:
     return {"stage": value}, GRPO_MEAN if value == "grpo" and "loss_type" not in config else ""
 
 
-def loss(value: Any, config: Values) -> Found:
+def loss(value: Any, config: Values) -> Translation:
     """Return `loss_type`, one name or several."""
     names = [str(name) for name in listed(value)]
     if config.get("rlhf_type") == "grpo" and names in (["dapo"], ["grpo"]):
@@ -134,12 +134,12 @@ def loss(value: Any, config: Values) -> Found:
     return {"pref_loss": names[0]}
 
 
-def strength(value: Any, config: Values) -> Found:
+def strength(value: Any, config: Values) -> Translation:
     """Return `beta`: in GKD the interpolation between two divergences, in other stages the weight of the reference."""
     return {"beta" if config.get("rlhf_type") == "gkd" else "pref_beta": value}
 
 
-def teacher(value: Any, config: Values) -> Found:
+def teacher(value: Any, config: Values) -> Translation:
     """Return `teacher_model`.
 
     Raises:
@@ -150,12 +150,12 @@ def teacher(value: Any, config: Values) -> Found:
     return {"teacher_model": value}
 
 
-def sampled(value: Any, config: Values) -> Found:
+def sampled(value: Any, config: Values) -> Translation:
     """Return `temperature`."""
     return {"temperature": value}, DIVIDED if config.get("rlhf_type") == "gkd" and value != 1 else ""
 
 
-def same_revision(value: Any, config: Values) -> Found:
+def same_revision(value: Any, config: Values) -> Translation:
     """Return no keys for a teacher's revision, which must be the model's.
 
     Raises:
@@ -166,7 +166,7 @@ def same_revision(value: Any, config: Values) -> Found:
     return {}
 
 
-def scale(value: Any, config: Values) -> Found:
+def scale(value: Any, config: Values) -> Translation:
     """Return `loss_scale`: which answers are trained on."""
     kinds: dict[Any, Values] = {"default": {}, "all": {"train_on_prompt": True}, "last_round": {"mask_history": True}}
     if config.get("rlhf_type") not in (None, "sft"):
@@ -179,7 +179,7 @@ def scale(value: Any, config: Values) -> Found:
 def substitution(name: str) -> Any:
     """Return the reader of `model_name` and `model_author`, given in Chinese and English or once for both."""
 
-    def read(value: Any, config: Values) -> Found:
+    def read(value: Any, config: Values) -> Translation:
         texts = {str(part) for part in listed(value)}
         if len(texts) > 1:
             raise ValueError("write one text in `dataset_substitutions`: placeholders have one value here")
@@ -188,7 +188,7 @@ def substitution(name: str) -> Any:
     return read
 
 
-def number_format(value: Any, config: Values) -> Found:
+def number_format(value: Any, config: Values) -> Translation:
     """Return `torch_dtype`: whole weights stay in bfloat16."""
     if value not in FORMATS:
         raise ValueError("a recipe has bfloat16, float16 and float32")
@@ -203,7 +203,7 @@ def first(name: str) -> Any:
     return lambda value, config: {name: joined(value)} if value else {}
 
 
-def columns(value: Any, config: Values) -> Found:
+def columns(value: Any, config: Values) -> Translation:
     """Return no keys for columns that ftlab reads under their own names.
 
     Raises:
@@ -216,7 +216,7 @@ def columns(value: Any, config: Values) -> Found:
     return {}
 
 
-def plugins(value: Any, config: Values) -> Found:
+def plugins(value: Any, config: Values) -> Translation:
     """Return no keys for code that defines reward functions which a recipe has itself.
 
     Raises:
@@ -227,12 +227,12 @@ def plugins(value: Any, config: Values) -> Found:
     return {}, f"a recipe has {', '.join(REWARDS)} itself"
 
 
-def too_long(value: Any, config: Values) -> Found:
+def too_long(value: Any, config: Values) -> Translation:
     """Return no keys, with a note if long examples are not cut at their end."""
     return {}, "" if value == "right" else "an example above `cutoff_len` is cut: prompt and answer in proportion"
 
 
-def held_out(value: Any, config: Values) -> Found:
+def held_out(value: Any, config: Values) -> Translation:
     """Return `split_dataset_ratio`: without evaluation swift holds nothing out."""
     if value and config.get("eval_strategy") == "no":
         return {}, "nothing is held out with `eval_strategy: no`"

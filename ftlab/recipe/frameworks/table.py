@@ -10,7 +10,7 @@ from ftlab.data.read import SUFFIXES
 
 Values = dict[str, Any]
 # The result for one of their keys: keys of a recipe, and perhaps a note.
-Found = Values | tuple[Values, str]
+Translation = Values | tuple[Values, str]
 ATTENTION = {
     "eager": "disabled", "sdpa": "sdpa", "flash_attn": "fa2", "flash_attention_2": "fa2", "flash_attention_3": "fa3",
     "auto": "auto",
@@ -48,7 +48,7 @@ class Framework:
     tunings: dict[str, str]
     title: str
     also: dict[str, str] = field(default_factory=dict)
-    read: dict[str, Callable[[Any, Values], Found]] = field(default_factory=dict)
+    read: dict[str, Callable[[Any, Values], Translation]] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
     defaults: Callable[[Values], Values] = nothing
@@ -86,10 +86,10 @@ def target(value: Any) -> str:
     return "all" if parts in (["all-linear"], ["all_linear"], ["all"]) else ",".join(parts)
 
 
-def only(allowed: Any, reason: str) -> Callable[[Any, Values], Found]:
+def only(allowed: Any, reason: str) -> Callable[[Any, Values], Translation]:
     """Return the reader of a key with a single allowed value, which gives no keys."""
 
-    def read(value: Any, config: Values) -> Found:
+    def read(value: Any, config: Values) -> Translation:
         if value not in (allowed if isinstance(allowed, tuple) else (allowed,)):
             raise ValueError(reason)
         return {}
@@ -97,14 +97,14 @@ def only(allowed: Any, reason: str) -> Callable[[Any, Values], Found]:
     return read
 
 
-def attention(value: Any, config: Values) -> Found:
+def attention(value: Any, config: Values) -> Translation:
     """Return an `attn_implementation` as `flash_attn`."""
     if value not in ATTENTION:
         raise ValueError(f"a recipe has {', '.join(dict.fromkeys(ATTENTION))}")
     return {"flash_attn": ATTENTION[value]}
 
 
-def initial(value: Any, config: Values) -> Found:
+def initial(value: Any, config: Values) -> Translation:
     """Return PEFT's `init_lora_weights`."""
     if value in (True, "default", "true"):
         return {}
@@ -117,18 +117,18 @@ def initial(value: Any, config: Values) -> Found:
     return {"pissa_init": True, "pissa_iter": int(count) if count else -1}
 
 
-def added(value: Any, config: Values) -> Found:
+def added(value: Any, config: Values) -> Translation:
     """Return added special tokens as ordinary ones: control tokens in data are escaped."""
     note = "as ordinary tokens, and embedding and output layer are trained with them"
     return ({"add_tokens": joined(value)}, note) if value else {}
 
 
-def optimizer(value: Any, config: Values) -> Found:
+def optimizer(value: Any, config: Values) -> Translation:
     """Return an optimizer's name; Muon has a key of its own."""
     return {"use_muon": True} if value == "muon" else {"optim": value}
 
 
-def stretched(value: Any, config: Values) -> Found:
+def stretched(value: Any, config: Values) -> Translation:
     """Return `rope_scaling`, a name or a mapping, and a note if a factor is replaced by the length.
 
     Raises:
@@ -143,10 +143,10 @@ def stretched(value: Any, config: Values) -> Found:
     return {"rope_scaling": way}, note if factor else ""
 
 
-def templated(names: dict[str, str]) -> Callable[[Any, Values], Found]:
+def templated(names: dict[str, str]) -> Callable[[Any, Values], Translation]:
     """Return the reader of a chat template's name; "" stands for the model's own."""
 
-    def read(value: Any, config: Values) -> Found:
+    def read(value: Any, config: Values) -> Translation:
         if value not in names:
             raise ValueError("leave it out: the model's own chat template is used")
         return {"template": names[value]} if names[value] else {}
@@ -154,10 +154,10 @@ def templated(names: dict[str, str]) -> Callable[[Any, Values], Found]:
     return read
 
 
-def off(reason: str) -> Callable[[Any, Values], Found]:
+def off(reason: str) -> Callable[[Any, Values], Translation]:
     """Return the reader of a switch that a recipe lacks; false has no effect."""
 
-    def read(value: Any, config: Values) -> Found:
+    def read(value: Any, config: Values) -> Translation:
         if value not in (False, None, "", [], {}):
             raise ValueError(reason)
         return {}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ftlab.recipe.frameworks.table import Found, Framework, Values, attention, joined, off, only, rows, target
+from ftlab.recipe.frameworks.table import Framework, Translation, Values, attention, joined, off, only, rows, target
 from ftlab.recipe.keys import GROUPED
 
 VERBS = {"sft": "sft", "dpo": "dpo", "kto": "kto", "reward": "rm", "reward_modeling": "rm", "grpo": "grpo",
@@ -10,12 +10,12 @@ VERBS = {"sft": "sft", "dpo": "dpo", "kto": "kto", "reward": "rm", "reward_model
 LEARNING_RATES = {"sft": 2e-5, "rm": 1e-4}
 
 
-def hub_set(value: Any, config: Values) -> Found:
+def hub_set(value: Any, config: Values) -> Translation:
     """Return `dataset_name`."""
     return rows([str(value)])
 
 
-def mixture(value: Any, config: Values) -> Found:
+def mixture(value: Any, config: Values) -> Translation:
     """Return `datasets`: paths, or files of them."""
     paths: list[str] = []
     for one in value:
@@ -27,19 +27,19 @@ def mixture(value: Any, config: Values) -> Found:
     return rows(paths)
 
 
-def adapted(value: Any, config: Values) -> Found:
+def adapted(value: Any, config: Values) -> Translation:
     """Return `use_peft` as the tuning."""
     return {"finetuning_type": "lora" if value else "full"}
 
 
-def number_format(value: Any, config: Values) -> Found:
+def number_format(value: Any, config: Values) -> Translation:
     """Return `dtype`, in which whole weights are kept."""
     if value not in ("float32", "bfloat16", "float16", "auto"):
         raise ValueError("a recipe has bfloat16, float16 and float32")
     return {"pure_bf16": True} if value == "bfloat16" and not config.get("use_peft") else {}
 
 
-def loss(value: Any, config: Values) -> Found:
+def loss(value: Any, config: Values) -> Translation:
     """Return `loss_type` of SFT and DPO."""
     names = [str(name) for name in (value if isinstance(value, list) else [value])]
     if config.get("stage") == "dpo":
@@ -54,12 +54,12 @@ def loss(value: Any, config: Values) -> Found:
     return {"use_dft_loss": True} if names == ["dft"] else {}
 
 
-def answers_only(value: Any, config: Values) -> Found:
+def answers_only(value: Any, config: Values) -> Translation:
     """Return `completion_only_loss` or `assistant_only_loss`."""
     return {"train_on_prompt": not value}
 
 
-def penalty(value: Any, config: Values) -> Found:
+def penalty(value: Any, config: Values) -> Translation:
     """Return `beta`.
 
     Raises:
@@ -70,7 +70,7 @@ def penalty(value: Any, config: Values) -> Found:
     return {"pref_beta": value}
 
 
-def written(value: Any, config: Values) -> Found:
+def written(value: Any, config: Values) -> Translation:
     """Return `max_completion_length`.
 
     Raises:

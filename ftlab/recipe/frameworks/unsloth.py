@@ -3,8 +3,8 @@
 from typing import Any
 
 from ftlab.recipe.frameworks.table import (
-    Found,
     Framework,
+    Translation,
     Values,
     initial,
     joined,
@@ -26,12 +26,12 @@ TEMPLATES = {
 }  # fmt: skip
 
 
-def loaded(value: Any, config: Values) -> Found:
+def loaded(value: Any, config: Values) -> Translation:
     """Return the model's name."""
     return {"model_name_or_path": str(value)}
 
 
-def template(value: Any, config: Values) -> Found:
+def template(value: Any, config: Values) -> Translation:
     """Return the name given to `get_chat_template`, which replaces the model's own template."""
     if value not in TEMPLATES:
         raise ValueError("leave it out: the model's own chat template is used")

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from ftlab.recipe.frameworks.table import Found, Framework, Values, off, only, rows, target
+from ftlab.recipe.frameworks.table import Framework, Translation, Values, off, only, rows, target
 
 ACTOR, MODEL, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.model", "actor_rollout_ref.rollout"
 MICRO = f"{ACTOR}.ppo_micro_batch_size_per_gpu"
 PROCESSES = "trainer.n_gpus_per_node"
 
 
-def estimator(value: Any, config: Values) -> Found:
+def estimator(value: Any, config: Values) -> Translation:
     """Return `algorithm.adv_estimator` as the stage.
 
     Raises:
@@ -20,7 +20,7 @@ def estimator(value: Any, config: Values) -> Found:
     return {"stage": "grpo" if value == "grpo" else "ppo"}
 
 
-def prompts(value: Any, config: Values) -> Found:
+def prompts(value: Any, config: Values) -> Translation:
     """Return `data.train_batch_size`, prompts per step, as accumulation: a recipe counts completions."""
     micro = int(config.get(MICRO, 1))
     completions = int(value) * int(config.get(f"{ROLLOUT}.n", 1))
@@ -31,7 +31,7 @@ def prompts(value: Any, config: Values) -> Found:
     }
 
 
-def mini(value: Any, config: Values) -> Found:
+def mini(value: Any, config: Values) -> Translation:
     """Return no keys if each batch of completions is one step.
 
     Raises:
@@ -42,7 +42,7 @@ def mini(value: Any, config: Values) -> Found:
     return {}
 
 
-def group(value: Any, config: Values) -> Found:
+def group(value: Any, config: Values) -> Translation:
     """Return `rollout.n`, completions per prompt.
 
     Raises:
@@ -55,12 +55,12 @@ def group(value: Any, config: Values) -> Found:
     return {}
 
 
-def epochs(value: Any, config: Values) -> Found:
+def epochs(value: Any, config: Values) -> Translation:
     """Return `trainer.total_epochs`, unless the number of steps is given."""
     return {} if config.get("trainer.total_training_steps") else {"num_train_epochs": value}
 
 
-def adapter(value: Any, config: Values) -> Found:
+def adapter(value: Any, config: Values) -> Translation:
     """Return `lora_rank`, which is 0 without an adapter."""
     return {"finetuning_type": "lora", "lora_rank": value} if value else {"finetuning_type": "full"}
 
@@ -73,7 +73,7 @@ def stage_of(config: Values) -> str:
 def beside(stage: str, key: str) -> Any:
     """Return the reader of a key that matters for one estimator only."""
 
-    def read(value: Any, config: Values) -> Found:
+    def read(value: Any, config: Values) -> Translation:
         return {key: value} if stage_of(config) == stage else ({}, f"it counts for {stage} alone")
 
     return read
@@ -86,7 +86,7 @@ def penalty(stage: str) -> Any:
         ValueError: it is off in this stage, or on in the other.
     """
 
-    def read(value: Any, config: Values) -> Found:
+    def read(value: Any, config: Values) -> Translation:
         if value is not (stage_of(config) == stage):
             raise ValueError(
                 "a recipe has a KL penalty: in the loss for grpo, in the reward for gae; switch that one on"
@@ -99,18 +99,18 @@ def penalty(stage: str) -> Any:
 def frequency(key: str) -> Any:
     """Return the reader of `trainer.save_freq` and `test_freq`: -1 stands for never."""
 
-    def read(value: Any, config: Values) -> Found:
+    def read(value: Any, config: Values) -> Translation:
         return {f"{key}_strategy": "no"} if value == -1 else {f"{key}_strategy": "steps", f"{key}_steps": value}
 
     return read
 
 
-def validated(value: Any, config: Values) -> Found:
+def validated(value: Any, config: Values) -> Translation:
     """Return `data.val_files`, which verl requires even without validation."""
     return rows([str(value)], "eval_dataset") if config.get("trainer.test_freq", -1) != -1 else {}
 
 
-def scored(value: Any, config: Values) -> Found:
+def scored(value: Any, config: Values) -> Translation:
     """Return the reward functions named by a file that `ftlab recipe show` printed.
 
     Raises:
