@@ -14,7 +14,7 @@ from benchmarks import sides, train, turns
 from benchmarks.sides import LAST, Side
 
 VARIANTS = ("ftlab", "trl defaults")
-COMPLETIONS, GENERATIONS, LONGEST, PROMPT = 16, 8, 24, 256
+COMPLETIONS, GENERATIONS, LONGEST = 16, 8, 24
 LEARNING_RATE, BETA, TEMPERATURE = 5e-4, 0.02, 0.8
 
 
