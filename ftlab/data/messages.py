@@ -82,7 +82,7 @@ def text_of(row: Row, column: str, where: str, *, required: bool = True) -> str:
         name = "data_not_one_text" if isinstance(value, list | dict) else "data_not_text"
         raise fail(name, where=where, column=column, got=kind(value))
     if column in TURN_COLUMNS and TURNS_AS_TEXT.match(value):
-        raise fail("data_turns_as_text", where=where, column=column)
+        raise fail("data_turns_or_text", where=where, column=column)
     if required and not value.strip():
         raise fail("data_empty_text", where=where, column=column)
     return value

@@ -20,6 +20,8 @@ MAX_DEPTH = 100
 TOO_DEEP = "it is nested too deeply"
 # An object with one of these is a row, whatever lists it has as well.
 ROW_COLUMNS = {"messages", "conversations", "instruction", "prompt", "question", "query", "text", "chosen"}
+# Under these an object holds the turns of one example, not examples.
+TURN_LISTS = {"conversation", "dialog", "dialogue", "turns", "chat"}
 # Digits of an integer; Python refuses to read longer ones.
 LONGEST_NUMBER = 4000
 Row = dict[str, Any]
@@ -110,7 +112,10 @@ def wrapped(value: Row, where: str) -> LabError | None:
     lists = [
         name
         for name, inner in value.items()
-        if isinstance(inner, list) and inner and all(isinstance(one, dict) and "role" not in one for one in inner)
+        if isinstance(inner, list)
+        and inner
+        and all(isinstance(one, dict) and "role" not in one for one in inner)
+        and name not in TURN_LISTS
     ]
     if not lists or not ROW_COLUMNS.isdisjoint(value):
         return None

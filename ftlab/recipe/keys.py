@@ -671,7 +671,6 @@ REFUSED_TRAINING = {
     "swanlab_lark_secret": "a secret has no place in a recipe, which is copied into the run folder",
     "local_rank": "torchrun sets it",
     "enable_jit_checkpoint": "ftlab saves on SIGTERM itself",
-    "remove_unused_columns": "ftlab prepares the columns",
     "logging_nan_inf_filter": "it hides a broken loss, which ftlab stops at",
 }
 TRAINING_HINTS = {

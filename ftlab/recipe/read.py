@@ -1,6 +1,8 @@
 """Read a recipe, one run as plain keys, from YAML or a dict; check, explain and write it."""
 
+import contextlib
 import inspect
+import json
 import math
 import types
 import typing
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from annotated_types import Ge, Gt, Le, Lt
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from ftlab.errors import LabError, fail, say, suggest
@@ -270,7 +272,7 @@ def low_rank(name: str, settings: dict[str, str]) -> Callable[[dict[str, Any], s
         if value is False:
             return {}, ""
         if value is not True:
-            raise fail("recipe_value", where=where, key=key, value=brief(value), reason="true or false")
+            raise wrong_type(key, bool, value, "true or false", where)
         if entries.get("finetuning_type", "lora") == "lora":
             reason = f"`{key}` projects the gradients of whole weights: it needs `finetuning_type: full` or freeze"
             raise fail("recipe_together", where=where, reason=reason)
@@ -423,9 +425,7 @@ def refuse_contradictions(training: dict[str, Any], source_keys: SourceKeys) -> 
     warm = training.get("warmup_steps", 0)
     if warm > 1 and warm != int(warm):
         reason = "from 1 on it is a number of steps, which must be a whole number"
-        raise fail(
-            "recipe_value", where=source_keys.where("warmup_steps"), key="warmup_steps", value=warm, reason=reason
-        )
+        raise wrong_type("warmup_steps", int, warm, reason, source_keys.where("warmup_steps"))
 
 
 def explained(problem: ErrorDetails, source_keys: SourceKeys) -> LabError:
@@ -435,9 +435,56 @@ def explained(problem: ErrorDetails, source_keys: SourceKeys) -> LabError:
     name = str(problem["loc"][0])
     if problem["type"] == "missing":
         return fail("recipe_missing_key", where=source_keys.place, key=name)
-    reason = problem["msg"][0].lower() + problem["msg"][1:]
-    message = "recipe_range" if problem["type"].startswith(("greater_than", "less_than")) else "recipe_value"
-    return fail(message, where=source_keys.where(name), key=name, value=brief(problem["input"]), reason=reason)
+    reason, where = problem["msg"][0].lower() + problem["msg"][1:], source_keys.where(name)
+    if problem["type"].startswith(("greater_than", "less_than")):
+        return fail("recipe_range", where=where, key=name, value=brief(problem["input"]), reason=reason)
+    return wrong_type(name, Recipe.model_fields[name].annotation, problem["input"], reason, where)
+
+
+def wrong_type(name: str, hint: Any, value: Any, reason: str, where: str) -> LabError:
+    """Build the error for a value of the wrong type; where one of the right type is meant, the fix is its line."""
+    right = plain_value(hint, value)
+    # A number as it was written in the quotes: 1e-4, not 0.0001.
+    written = value if isinstance(value, str) and not isinstance(right, bool | str) else json.dumps(right)
+    if right is not None:
+        remedy = say("write_line", line=f"{name}: {written}")
+    elif name in keys.TRAINING_HINTS and choices_of(name):
+        remedy = say("one_of", names=", ".join(choices_of(name)))
+    else:
+        remedy = suggest(str(value), choices_in(hint), say("right_type"))
+    return fail("recipe_value", where=where, key=name, value=brief(value), reason=reason, hint=remedy)
+
+
+def choices_in(hint: Any) -> list[str]:
+    """Return the texts that a type with a list of values takes, [] for any other type."""
+    parts = [part for whole in (hint, *typing.get_args(hint)) for part in typing.get_args(whole)]
+    return [part for part in parts if isinstance(part, str)]
+
+
+def plain_value(hint: Any, value: Any) -> bool | int | float | str | None:
+    """Return the plain value of a type that a value stands for, None where none can be told.
+
+    >>> plain_value(float, "1e-4"), plain_value(bool, "yes"), plain_value(int, 8.0), plain_value(str, 7)
+    (0.0001, True, 8, '7')
+    >>> plain_value(int, "x"), plain_value(int, True)
+    (None, None)
+    """
+    lax = ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
+    for written in (value, plain_text(value)):
+        with contextlib.suppress(ValidationError):
+            right = TypeAdapter(hint, config=lax).validate_python(written)
+            # True is 1 in Python: whoever writes it for a number means no number.
+            number = isinstance(value, bool) and not isinstance(right, bool)
+            return right if isinstance(right, bool | int | float | str) and not number else None
+    return None
+
+
+def plain_text(value: Any) -> Any:
+    """Return what a text is without its quotes, any other value unchanged."""
+    try:
+        return strict_yaml.parse(value, "") if isinstance(value, str) else value
+    except LabError:
+        return value
 
 
 def unknown(name: str, where: str) -> LabError:
@@ -464,7 +511,7 @@ def checked_training(name: str, value: Any, where: str) -> Any:
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
         reason = reason[0].lower() + reason[1:]
-        raise fail("recipe_value", where=where, key=name, value=brief(value), reason=reason) from None
+        raise wrong_type(name, keys.TRAINING_HINTS[name], value, reason, where) from None
     if name in TRAINING_RANGES and isinstance(value, int | float) and not in_range(name, value):
         low, high = TRAINING_RANGES[name]
         reason = f"it must be between {low:g} and {high:g}"

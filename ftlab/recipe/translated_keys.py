@@ -53,6 +53,7 @@ DROPPED = {
     "eval_do_concat_batches": "evaluation during training computes the loss alone",
     "eval_use_gather_object": "evaluation during training computes the loss alone",
     "length_column_name": "lengths are counted from the tokens",
+    "remove_unused_columns": "every stage gets the columns that its trainer takes",
     "ray_run_name": "a run is named by its output_dir",
     "ray_storage_filesystem": "Ray's record goes to ray_storage_path, and the run itself to output_dir",
     "print_param_status": "the run's README says what was trained",

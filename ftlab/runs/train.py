@@ -42,6 +42,9 @@ from ftlab.runs import folder as folders
 from ftlab.runs.progress import Progress
 from ftlab.saved_weights import RESULTS
 
+# Why a checkpoint of another place is not loaded.
+OUTSIDE = "it is not in output_dir"
+
 
 @dataclass(frozen=True)
 class Run:
@@ -104,7 +107,7 @@ def train(
         if recipe.training.get("deepspeed"):
             world.own_extensions(folder / folders.EXTENSIONS)
         job = prepare(recipe, folder)
-        if not fresh and (metrics := folders.finished(job.recipe, job.about)) is not None:
+        if not fresh and (metrics := reusable(job)) is not None:
             print(f"{folder}: this recipe was trained before on the same data; reused (fresh=true trains again)")
             return Run(folder, metrics, reused=True)
         with cpu.fast_paths(library_args.plan(job.recipe, job.machine)):
@@ -161,7 +164,8 @@ def check(recipe: Recipe) -> None:
         return
     folder = Path(recipe.output_dir).expanduser()
     job = prepare(recipe, folder)
-    decide(job, fresh=False)
+    if reusable(job) is None:
+        decide(job, fresh=False)
 
 
 def encode(recipe: Recipe) -> str:
@@ -232,6 +236,26 @@ def added(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, before: PreTrained
     known = ", ".join(token for token in new_tokens if token in vocabulary)
     notes = [say("train_added", tokens=new, count=len(tokenizer))] if new else []
     return notes + ([say("train_not_added", tokens=known)] if known else [])
+
+
+def reusable(job: Job) -> dict[str, float] | None:
+    """Return the metrics of a finished run of this recipe, None if there is none.
+
+    Raises:
+        LabError: `resume_from_checkpoint` names a checkpoint that this run never had; older ones may have been rotated.
+    """
+    metrics = folders.finished(job.recipe, job.about)
+    asked = Path(job.recipe.training.get("resume_from_checkpoint") or job.folder)
+    if metrics is None or asked == job.folder:
+        return metrics
+    inside, last = asked.resolve().parent == job.folder.resolve(), folders.last_step(folders.read_log(job.folder))
+    rotated = inside and 0 < saved_weights.step_of(asked) < last
+    if not inside:
+        raise fail("checkpoint_not_ours", where=str(asked), reason=OUTSIDE)
+    if not (asked.exists() or rotated):
+        reason = f"it does not exist, and the run is finished at step {last}"
+        raise fail("checkpoint_not_ours", where=str(asked), reason=reason)
+    return metrics
 
 
 def decide(job: Job, fresh: bool) -> Start:
@@ -327,7 +351,7 @@ def named_checkpoint(job: Job, manifest: dict[str, Any], path: Path, changed: st
     Raises:
         LabError: it is not a complete checkpoint of this run.
     """
-    reason = "it is not in output_dir" if path.resolve().parent != job.folder.resolve() else ""
+    reason = OUTSIDE if path.resolve().parent != job.folder.resolve() else ""
     reason = reason or checkpoint.resume_problem(path, {"run_id": manifest.get("run_id")})
     most = job.args.max_steps
     if not reason and 0 < most < saved_weights.step_of(path):

@@ -241,6 +241,28 @@ def test_naming_a_checkpoint_allows_a_changed_recipe(tiny_recipe, tmp_path, caps
         train.train(recipes.load(other | {"max_steps": 9}))
 
 
+def test_a_finished_run_is_reused_only_for_a_checkpoint_that_it_can_have_had(tiny_recipe, tmp_path):
+    done = train.train(recipes.load(tiny_recipe | {"save_total_limit": 1}))
+
+    def asked(path):
+        return recipes.load(tiny_recipe | {"save_total_limit": 1, "resume_from_checkpoint": str(path)})
+
+    for name in ("checkpoint-6", "checkpoint-2"):
+        train.check(asked(done.folder / name))
+        assert train.train(asked(done.folder / name)).reused, name
+    for path, reason in (
+        (done.folder / "checkpoint-8", "it does not exist, and the run is finished at step 6"),
+        (done.folder / "auto", "it does not exist, and the run is finished at step 6"),
+        (done.folder / "checkpoint-0", "it does not exist"),
+        (tmp_path / "other" / "checkpoint-2", "it is not in output_dir"),
+    ):
+        for work in (train.check, train.train):
+            with pytest.raises(LabError, match=reason) as error:
+                work(asked(path))
+            assert (error.value.where, error.value.exit_code) == (str(path), 2)
+    assert done.weights.is_dir()
+
+
 def test_a_seal_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     folder = make(tmp_path, 2, sealed=False)
 

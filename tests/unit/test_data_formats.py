@@ -385,3 +385,14 @@ def test_deep_nesting_is_refused_wherever_it_stands(depth, folder):
         with pytest.raises(LabError) as caught:
             registry.load(str(folder / "x.jsonl"))
         assert caught.value.where == f"{folder / 'x.jsonl'}:1"
+
+
+def test_a_text_that_reads_like_turns_has_a_way_into_training(tmp_path):
+    text = '[{"role": "user", "content": "hi"}] has how many turns?'
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"prompt": text, "completion": "One."}))
+    with pytest.raises(LabError, match="holds its turns as text") as error:
+        registry.load(str(path))
+    assert "if the text itself is meant, rename the column: `instruction` for the prompt" in error.value.fix
+    path.write_text(json.dumps({"instruction": text, "output": "One."}))
+    assert registry.load(str(path))["messages"][0][0]["content"] == text

@@ -734,6 +734,12 @@ def test_an_object_around_the_examples_is_named_with_the_command_that_unwraps_it
         assert subprocess.run([sys.executable, *command], capture_output=True, check=False).returncode == 1
 
 
+@pytest.mark.parametrize("name", ["conversation", "dialogue", "chat"])
+def test_turns_of_another_format_are_not_taken_for_examples(name):
+    row = {name: [{"human": "a", "assistant": "b"}]}
+    assert refused(row) == f"1: these columns match no known format: {name}"
+
+
 def test_a_column_that_the_first_row_lacks_counts(capsys):
     plain, tool = {"instruction": "a", "output": "b"}, {"name": "f", "description": "d", "parameters": {}}
     first, second = loaded(plain, plain | {"tools": json.dumps([tool])})

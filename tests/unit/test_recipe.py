@@ -138,6 +138,7 @@ def test_two_names_of_one_value_are_one_key():
         ({"create_new_adapter": True}, "it needs an `adapter_name_or_path`"),
         ({"streaming": True}, "read from it as they are needed"),
         ({"buffer_size": 128}, "examples are shuffled as a whole"),
+        ({"remove_unused_columns": False}, "remove_unused_columns: False is ignored: every stage gets the columns"),
         ({"resume_from_checkpoint": True}, "no checkpoint: training starts at step 1"),
         ({"include_for_metrics": ["loss"]}, "the loss alone"),
         ({"simpo_gamma": 1.0, "pref_beta": 0.3}, "it needs stage: simpo"),

@@ -1,5 +1,7 @@
 """What a recipe is answered, to the letter: every refusal with its fix, every note, every explanation."""
 
+import json
+
 import pytest
 
 from ftlab.data import registry
@@ -23,6 +25,17 @@ TWO_NAMES = "are two names of one setting, with different values"
         ({"training": {}}, "unknown recipe key `training`", LISTED),
         ({"x" * 80: 1}, f"unknown recipe key `{'x' * 56}...`", LISTED),
         ({"lora_rank": "x"}, "`lora_rank` cannot be 'x': input should be a valid integer", TYPE),
+        ({"lora_rank": 8.0}, "`lora_rank` cannot be 8.0: input should be a valid integer", "write `lora_rank: 8`"),
+        ({"learning_rate": "1e-4"}, "`learning_rate` cannot be '1e-4': input should be a valid number",
+         "write `learning_rate: 1e-4`"),
+        ({"seed": "16"}, "`seed` cannot be '16': input should be a valid integer", "write `seed: 16`"),
+        ({"quantization_bit": "4"}, "`quantization_bit` cannot be '4': input should be 4 or 8",
+         "write `quantization_bit: 4`"),
+        ({"bf16": "yes"}, "`bf16` cannot be 'yes': input should be a valid boolean", "write `bf16: true`"),
+        ({"fp16": "off"}, "`fp16` cannot be 'off': input should be a valid boolean", "write `fp16: false`"),
+        ({"plot_loss": 1}, "`plot_loss` cannot be 1: input should be a valid boolean", "write `plot_loss: true`"),
+        ({"use_galore": "yes"}, "`use_galore` cannot be 'yes': true or false", "write `use_galore: true`"),
+        ({"lora_target": 3}, "`lora_target` cannot be 3: input should be a valid string", 'write `lora_target: "3"`'),
         ({"lora_dropout": 1}, "`lora_dropout` cannot be 1: input should be less than 1", RANGE),
         ({"learning_rate": float("nan")}, "`learning_rate` cannot be nan: not a finite number", RANGE),
         ({"learning_rate": -1}, "`learning_rate` cannot be -1: it must be between 0 and 1e+06", RANGE),
@@ -124,7 +137,8 @@ def test_a_refusal_and_its_fix(tmp_path, keys, what, fix):
 
 def yaml(value: object) -> str:
     """Return a value as YAML writes it."""
-    return {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value).replace("nan", ".nan")
+    plain = json.dumps(value) if isinstance(value, bool | str) else str(value)
+    return plain if isinstance(value, str) else plain.replace("nan", ".nan")
 
 
 @pytest.mark.parametrize(

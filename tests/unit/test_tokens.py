@@ -192,7 +192,7 @@ def test_a_summary_counts_lengths_trained_tokens_and_ends(tiny_tokenizer):
     end = tiny_tokenizer.eos_token_id
     rows = [{"input_ids": [5] * n, "labels": [-100] * (n - 1) + [end if n > 2 else 5]} for n in (1, 2, 4, 9)]
     first, second, *drawn = tokens.summary(tiny_tokenizer, rows).splitlines()
-    assert first == "4 training examples, tokens: median 4, 95% within 4, longest 9"
+    assert first == "training examples: 4; tokens: median 4, 95% within 4, longest 9"
     assert second == "trained tokens: 25%; ending with a turn end: 50%"
     assert drawn == tokens.histogram([1, 2, 4, 9]).splitlines()
 
