@@ -38,7 +38,10 @@ KNOWN_COLUMNS = (
 JUDGED = ("prompt", "query")
 # One of this many first rows of a file used by its path must have a known format.
 LOOKED_AT = 1000
-TRUTHS = ("true", "false", "yes", "no", "1", "0", "-1", "1.0", "0.0")
+TRUTHS = (
+    "true", "false", "yes", "no", "1", "0", "-1", "1.0", "0.0", "good", "bad", "desirable", "undesirable", "chosen",
+    "rejected", "liked", "disliked", "thumbs_up", "thumbs_down",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,8 @@ NEVER = {
     "score", "scores", "score_chosen", "score_rejected", "margin", "chat_template_kwargs", "enable_thinking", "mask",
 }  # fmt: skip
 NEVER |= {*THOUGHTS, *WEIGHTS}
-# How programs write a cell without a value: pandas, Python, JSON, spreadsheets.
-BLANK_WORDS = {"nan", "none", "null", "<na>", "#n/a"}
+# How programs write a cell without a value: pandas, Python, JSON, spreadsheets, self-instruct.
+BLANK_WORDS = {"nan", "none", "null", "<na>", "#n/a", "<noinput>"}
 LONGEST_BLANK = max(map(len, BLANK_WORDS))
 
 # The columns of an entry that may hold turns.

@@ -26,7 +26,9 @@ from ftlab.recipe.frameworks.verl import VERL
 from ftlab.recipe.training_fields import FIELDS
 
 MAX_BYTES = 5_000_000
-COMMANDS, SCRIPTS = (".sh", ".bash", ".txt", ".cmd"), (".py", ".ipynb")
+# Files of Windows' shells, in which a backslash belongs to a path.
+WINDOWS = (".cmd", ".bat", ".ps1")
+COMMANDS, SCRIPTS = (".sh", ".bash", ".txt", *WINDOWS), (".py", ".ipynb")
 # Keys that a recipe, and so LLaMA-Factory's YAML, has and TRL's lacks; and keys of which TRL's has at least one.
 NOT_TRL = {"stage", "dataset", "finetuning_type", "lora_rank", "template", "cutoff_len", "lora_target"}
 ONLY_TRL = {
@@ -42,6 +44,8 @@ ONLY_SWIFT = {"dataset", "tuner_type", "train_type", "rlhf_type", "model_type", 
 OWN = Framework(names={}, values={}, stages={}, tunings={}, title="LLaMA-Factory")
 # Words that end the options of a command: pipes, redirections, the next command.
 ENDS = re.compile(r"[12&]?>|\||;|&$")
+# The end of a line that the next one continues: a shell's, cmd's and PowerShell's.
+CONTINUED = re.compile(r"(?:\\|(?<=\s)[\^`])\n")
 # A here-document: input of a command, not a command itself.
 WRITTEN = re.compile(r"^cat > (\S+) <<'(?:END)'\n(.*?)^END$", re.DOTALL | re.MULTILINE)
 HEREDOC = re.compile(r"<<-?\s*(['\"]?)(\w+)\1([^\n]*)\n.*?^\s*\2$", re.DOTALL | re.MULTILINE)
@@ -144,7 +148,7 @@ def command(text: str, where: str) -> Source:
     variables: dict[str, str] = {}
     matches: list[tuple[list[str], tuple[str, str, int], dict[str, str]]] = []
     bare = "\n".join(uncommented(line) for line in HEREDOC.sub(r"\3", text).splitlines())
-    lines = re.sub(r"\\\n", " ", bare).splitlines()
+    lines = CONTINUED.sub(" ", bare).splitlines()
     for command_words in (words for line in lines for words in commands(line, where)):
         words = [filled(word, variables) for word in command_words if word not in ("nohup", "&")]
         words = words[words[:1] == ["export"] :]
@@ -175,6 +179,7 @@ def commands(line: str, where: str) -> list[list[str]]:
     """
     lexer = shlex.shlex(line, posix=True, punctuation_chars=";")
     lexer.whitespace_split, lexer.commenters = True, ""
+    lexer.escape = "" if Path(where).suffix in WINDOWS else lexer.escape
     result: list[list[str]] = [[]]
     try:
         for word in lexer:

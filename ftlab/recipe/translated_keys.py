@@ -135,6 +135,7 @@ OUT_OF_REACH = {
     "train_from_scratch": "lesson 06 trains from scratch",
     "add_special_tokens": "control tokens in data are escaped, so it would never be seen; write `add_tokens`",
     "new_special_tokens_config": "control tokens in data are escaped, so it would never be seen; write `add_tokens`",
+    "visual_inputs": "text models only",
     "freeze_vision_tower": "text models only",
     "freeze_language_model": "text models only",
     "eval_on_each_dataset": "validation sets are scored together; run `ftlab eval` once for each",
@@ -187,6 +188,7 @@ OUT_OF_REACH |= dict.fromkeys(
 # Values of `stage` and `finetuning_type` that LLaMA-Factory has and ftlab lacks.
 ELSEWHERE = {
     ("reward_model_type", "api"): "a reward is a function here; write `reward_funcs`, or a folder in `reward_model`",
+    ("finetuning_type", "qlora"): "write `finetuning_type: lora` and `quantization_bit: 4`",
     ("pref_loss", "kto_pair"): "trl's DPO has no such loss; use `stage: kto`",
     ("init_lora_weights", True): "PEFT's own start needs no key; remove it",
     ("init_lora_weights", "pissa"): "write `pissa_init: true`",

@@ -42,7 +42,8 @@ class Labels:
         """Return the preferences written so far, in the alpaca ranking format."""
         if not self.path.is_file():
             return []
-        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").splitlines()]
+        # Not `splitlines`: an answer may contain a line separator, U+2028, which JSON leaves as it is.
+        return [json.loads(line) for line in self.path.read_text(encoding="utf-8").split("\n") if line]
 
     def pick(self, side: int) -> None:
         """Rate the next pair: LEFT (0) or RIGHT (1) is the better answer, SKIP (-1) says neither."""

@@ -246,7 +246,7 @@ def test_media_under_other_names_are_told_by_the_placeholder(capsys):
 # KTO
 
 
-@pytest.mark.parametrize("value", ["true", "False", 1, 0, 1.0, "1", "no"])
+@pytest.mark.parametrize("value", ["true", "False", 1, 0, 1.0, "1", "no", "desirable", "Bad", "rejected"])
 def test_a_label_that_only_looks_like_true_or_false_is_named(value):
     got = "string" if isinstance(value, str) else "number"
     for row in (
@@ -690,9 +690,14 @@ def test_advice_names_columns_only_where_an_entry_could_read_the_column(capsys):
 
 def test_answers_that_look_like_empty_cells_are_counted(capsys):
     rows = [{"instruction": f"Say {n}", "output": text} for n, text in enumerate(["nan", "nan", "None", "nan so far"])]
-    assert noted(capsys, *rows, rows[3] | {"input": "NaN"}) == [
+    assert noted(capsys, *rows, rows[3] | {"input": "NaN"}, rows[3] | {"input": "<noinput>"}) == [
         f"the {part} of {count} examples is only `{word}`, as programs write an empty cell; it is taken as text"
-        for part, count, word in (("answer", 2, "nan"), ("answer", 1, "None"), ("input", 1, "NaN"))
+        for part, count, word in (
+            ("answer", 2, "nan"),
+            ("answer", 1, "None"),
+            ("input", 1, "NaN"),
+            ("input", 1, "<noinput>"),
+        )
     ]
 
 

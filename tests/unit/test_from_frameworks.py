@@ -406,6 +406,17 @@ def test_swift_holds_nothing_out_where_it_evaluates_nothing(tmp_path):
     assert recipe.val_size == 0 and any("nothing is held out" in note for note in notes)
 
 
+@pytest.mark.parametrize(
+    ("name", "mark", "model"),
+    [("s.sh", "\\", "m"), ("s.cmd", "^", r"D:\models\m"), ("s.bat", "^", r"D:\models\m"), ("s.ps1", "`", r"D:\m")],
+)
+def test_a_command_is_read_as_its_shell_reads_it(tmp_path, name, mark, model):
+    lines = ["llamafactory-cli train", f"--stage sft --model_name_or_path {model}", "--dataset a.json --output_dir o"]
+    recipe, _ = from_text(tmp_path, name, f" {mark}\r\n  ".join(lines) + "\r\n")
+    found = (recipe.stage, recipe.model_name_or_path, recipe.dataset, recipe.output_dir)
+    assert found == ("sft", model, "a.json", "o")
+
+
 def test_null_is_a_length_to_trl(tmp_path):
     text = "model_name_or_path: m\ndataset_name: a.json\nuse_peft: true\n"
     recipe, notes = from_text(tmp_path, "t.yaml", text + "max_length: null\n")

@@ -68,6 +68,12 @@ def test_it_goes_on_where_it_was_left(tmp_path):
     assert set(json.loads((tmp_path / "dataset_info.json").read_text())) == {"other", "mine"}
 
 
+def test_an_answer_with_a_line_separator_is_one_row(tmp_path):
+    rows = [("Q?", "one\u2028two", "three\x85four")]
+    assert Labels(rows, "mine", tmp_path).rate(lambda *_: LEFT) == 1
+    assert Labels(rows, "mine", tmp_path).rows == []
+
+
 def test_the_name_of_another_data_set_is_refused_and_its_entry_stays(tmp_path):
     info = '{"mine": {"file_name": "mine.jsonl", "formatting": "sharegpt"}}'
     (tmp_path / "dataset_info.json").write_text(info)
