@@ -1,5 +1,6 @@
 """Layers that a recipe names: every name must match a layer of the model."""
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -15,6 +16,8 @@ from ftlab.recipe.keys import LAYER_METHODS, Recipe
 ADAPTED = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, nn.MultiheadAttention, Conv1D)
 # Options that PEFT supports for linear layers only.
 LINEAR_ONLY = ("lora_dropout", "use_dora", "pissa_init", "init_lora_weights")
+# Fields of `peft_config` that name layers.
+NAMING = ("exclude_modules", "feedforward_modules", "rank_pattern", "alpha_pattern")
 # Names shown in a message.
 SHOWN = 12
 
@@ -32,6 +35,8 @@ def require(recipe: Recipe, model: PreTrainedModel) -> None:
     if recipe.finetuning_type in ("lora", *LAYER_METHODS) and not recipe.continues:
         # Of PEFT's methods only LoRA adapts plain tensors.
         require_lora(recipe, modules, expert_weights(model) if recipe.finetuning_type == "lora" else [])
+        if recipe.peft_config:
+            require_peft_config(recipe, modules, len(blocks(model)))
     if recipe.finetuning_type == "freeze":
         require_freeze(recipe, model)
     patterns = recipe.training.get("optim_target_modules")
@@ -62,6 +67,37 @@ def require_lora(recipe: Recipe, modules: dict[str, nn.Module], weights: list[st
     if both:
         reason = f"`lora_target` and `additional_target` both name {', '.join(both)}"
         raise fail("recipe_together", where="additional_target", reason=reason)
+
+
+def require_peft_config(recipe: Recipe, modules: dict[str, nn.Module], count: int) -> None:
+    """Refuse names and numbers of layers in `peft_config` that match nothing: PEFT warns at most.
+
+    Args:
+        count: how many blocks the model has.
+    """
+    adapted = [path for path, module in modules.items() if isinstance(module, ADAPTED)]
+    for field, value in recipe.peft_config.items():
+        if value is None:
+            continue
+        entries = value if isinstance(value, list | dict) else [value]
+        if field in NAMING:
+            # PEFT takes a text as a pattern for the whole path, and a key of a dictionary for the end of one.
+            match = matches if isinstance(value, dict | str) else ends
+            missing = [name for name in map(str, entries) if not any(match(path, name) for path in adapted)]
+            refuse(f"peft_config.{field}", missing, map(leaf, adapted))
+        if field == "layers_to_transform":
+            wrong = [str(number) for number in entries if number not in range(count)]
+            if wrong:
+                names = f"0, ..., {count - 1}"
+                raise fail("train_names", where=f"peft_config.{field}", missing=", ".join(wrong), names=names)
+
+
+def matches(path: str, pattern: str) -> bool:
+    """Return True if a layer's path ends with what a pattern describes."""
+    try:
+        return re.fullmatch(rf"(.*\.)?({pattern})", path) is not None
+    except re.error:
+        return False
 
 
 def require_plain(recipe: Recipe, weights: list[str]) -> None:

@@ -63,6 +63,18 @@ NOT_THERE = [
     ("tied", {"finetuning_type": "freeze", "freeze_trainable_layers": 3}, "cannot choose 3 of 2"),
     ("tied", {"optim_target_modules": ["q_proj", "W_pack"]}, "optim_target_modules: .*called W_pack"),
     ("tied", {"lora_target": "q_proj,lm_head", "additional_target": "lm_head"}, "both name lm_head"),
+    *(
+        ("tied", {"finetuning_type": method, "peft_config": fields}, message)
+        for method, fields, message in (
+            ("loha", {"layers_to_transform": [0, 99]}, "peft_config.layers_to_transform: .*called 99\n.*: 0, ..., 1"),
+            ("lokr", {"rank_pattern": {"q_proj": 4, "nobody": 4}}, "peft_config.rank_pattern: .*called nobody\n"),
+            ("loha", {"alpha_pattern": {"^q": 4}}, r"alpha_pattern: .*called \^q"),
+            ("loha", {"alpha_pattern": {"(": 4}}, r"alpha_pattern: .*called \("),
+            ("vera", {"exclude_modules": None} | {"layers_to_transform": -1}, "called -1"),
+            ("oft", {"exclude_modules": ["q_proj", "W_pack"]}, "exclude_modules: .*called W_pack\n.*q_proj"),
+            ("ia3", {"feedforward_modules": ["down_prj"]}, "feedforward_modules: .*called down_prj\n.*: down_proj"),
+        )
+    ),
 ]  # fmt: skip
 
 
@@ -85,6 +97,9 @@ def test_a_name_that_matches_nothing_is_refused_before_weights_are_read(
         ({"lora_target": "q_proj,v_proj"}, {"q_proj", "v_proj"}),
         ({"lora_target": "layers.0.mlp.down_proj"}, {"down_proj"}),
         ({"lora_target": "q_proj", "additional_target": "embed_tokens"}, {"q_proj", "embed_tokens"}),
+        ({"finetuning_type": "loha", "lora_target": "q_proj,v_proj", "peft_config": {
+            "layers_to_transform": [1], "rank_pattern": {"layers.1.*q_proj": 2}, "exclude_modules": ["v_proj"]}},
+         {"q_proj"}),
         ({"finetuning_type": "freeze", "freeze_trainable_modules": "mlp,input_layernorm"},
          {"gate_proj", "up_proj", "down_proj", "input_layernorm"}),
         ({"finetuning_type": "freeze", "freeze_trainable_modules": "q_proj", "freeze_extra_modules": "norm"},
