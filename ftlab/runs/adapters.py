@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 import peft
-from peft import AdaLoraModel, PeftConfig, PeftModel
+from peft import AdaLoraConfig, AdaLoraModel, PeftConfig, PeftModel
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -31,7 +31,11 @@ def config_of(recipe: Recipe, model: PreTrainedModel) -> PeftConfig:
     """
     kind = getattr(peft, library_args.PEFT_CONFIGS[recipe.finetuning_type])
     require_fields(recipe, kind)
-    return kind(**library_args.peft_settings(recipe) | layers(recipe, model))
+    config = kind(**library_args.peft_settings(recipe) | layers(recipe, model))
+    if isinstance(config, AdaLoraConfig) and config.target_r >= config.init_r:
+        reason = f"`target_r` {config.target_r} must be smaller than `init_r` {config.init_r}: AdaLoRA takes ranks away"
+        raise fail("recipe_together", where="peft_config", reason=reason)
+    return config
 
 
 def require_fields(recipe: Recipe, kind: type[PeftConfig]) -> None:
@@ -90,8 +94,13 @@ class Allocate(TrainerCallback):
         config = adalora(model).peft_config["default"]
         # The allocator shares this config object.
         config.total_step = min(config.total_step, state.max_steps)
-        if config.total_step - config.tfinal - config.tinit < 1:
+        before = config.total_step - config.tfinal
+        if before - config.tinit < 1:
             reason = f"`tinit` {config.tinit} and `tfinal` {config.tfinal} leave none of {config.total_step} steps"
+            raise fail("recipe_together", where="peft_config", reason=reason)
+        if before < 2:
+            # PEFT scores ranks in the steps before the one that masks them for good.
+            reason = f"AdaLoRA scores ranks before it masks them: {before} step before `tfinal`, it needs 2"
             raise fail("recipe_together", where="peft_config", reason=reason)
 
     def on_optimizer_step(

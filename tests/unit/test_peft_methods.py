@@ -121,6 +121,8 @@ WRONG = [
     ({"finetuning_type": "loha", "quantization_bit": 4}, "needs a `finetuning_type` of lora"),
     ({"finetuning_type": "adalora", "early_stopping_steps": 2, "val_size": 0.5, "eval_strategy": "steps"}, "go back"),
     ({"finetuning_type": "adalora", "stage": "dpo"}, "second adapter"),
+    ({"finetuning_type": "adalora", "peft_config": {"init_r": 8}}, "`target_r` 8 must be smaller than `init_r` 8"),
+    ({"finetuning_type": "adalora", "peft_config": {"target_r": 16}}, "`target_r` 16 must be smaller than `init_r` 12"),
     ({"finetuning_type": "adalora", "fsdp": "full_shard"}, "which `fsdp` shards"),
     ({"stage": "dpo", "ref_model": "other", "rope_scaling": "linear"}, "positions of its own"),
     ({"finetuning_type": "prompt_tuning", "stage": "orpo"}, "use `prefix_tuning`"),
@@ -148,6 +150,21 @@ def test_what_a_method_cannot_do_is_one_line_before_weights_are_read(
             command(recipes.load(own | keys))
         assert error.value.exit_code == 2 and error.value.fix
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "steps", "reason"),
+    [
+        ({}, 1, "1 step before `tfinal`, it needs 2"),
+        ({"tfinal": 2}, 3, "1 step before `tfinal`, it needs 2"),
+        ({"tinit": 2, "tfinal": 1}, 3, "leave none of 3 steps"),
+    ],
+)
+def test_adalora_without_steps_to_score_ranks_in_is_one_line(fields, steps, reason, tiny_recipe, tmp_path):
+    made = recipe_of(tiny_recipe, "adalora", max_steps=steps, peft_config=FIELDS["adalora"] | fields)
+    with pytest.raises(LabError, match=reason) as error:
+        train.train(made)
+    assert error.value.exit_code == 2 and not Path(tiny_recipe["output_dir"]).exists()
 
 
 def test_bitfit_trains_biases_alone(tiny_recipe, tiny_model_dir, tmp_path):
