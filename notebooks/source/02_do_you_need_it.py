@@ -12,10 +12,10 @@
 # | a price for each way | prompt tokens, seconds, money for 1,000 answers |
 # | a decision | which job to tune, and what tuning added |
 #
-# **Cost:** about 10 minutes and 5 GB on two CPU cores, an estimated 4 minutes on a T4. **Before this:**
+# **Cost:** about 10 minutes (44 without bfloat16) and 5 GB on two CPU cores, an estimated 4 minutes on a T4. **Before this:**
 # [01 · Data](01_data.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="265b90d5"
+# %% [markdown] id="title" lang="zh" of="c7a3cca8"
 # # 02 · 真的需要微调吗？
 #
 # 在训练任何东西之前：先写测试，先看提示词能做到什么，再用数据做决定。这里用四种方式分别完成三项任务，给出得分、置信区间和成本。有的任务写提示词就够，有的不够；其中的订单一项，你会看到微调带来了什么。
@@ -27,7 +27,7 @@
 # | 每种方式的价格 | 提示 token 数、秒数、1,000 个回答的费用 |
 # | 一个决定 | 哪项任务值得微调，微调带来多少提升 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 10 分钟、5 GB 内存，T4 上估计 4 分钟。**先修：** [01 · 数据](01_data.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 10 分钟（不支持 bfloat16 时约 44 分钟）、5 GB 内存，T4 上估计 4 分钟。**先修：** [01 · 数据](01_data.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -442,9 +442,10 @@ fig, axes = plt.subplots(1, 3, figsize=(12, 3.4), sharey=True, layout="constrain
 for ax, (job, rows) in zip(axes, tests.items(), strict=True):
     shares = {way: results[job, way]["score"] for way in [*ways, "tuned on orders"]}
     plots.plot_scores(shares, len(rows), ax)
-    ax.axhline(100 * target, linestyle="--", color="#555")
+    ax.axhline(100 * target, linestyle="--", color="#555", zorder=0, label="target")
     ax.set_title(f"{job}: does a prompt reach the target?")
-    ax.tick_params(axis="x", rotation=25)
+    plt.setp(ax.get_xticklabels(), rotation=25, ha="right", rotation_mode="anchor")
+axes[0].legend(fontsize=8)
 plt.show()
 
 # %% [markdown] id="decide-why"
@@ -562,55 +563,44 @@ experiment.show(
 
 # %% [markdown] id="synthetic-why"
 # ## Data from a prompt
-# Without training rows, let a model write some: show it examples, ask for another one, and filter the results. A
-# program checks what can be checked: is the second line valid JSON, does every product and every name in it occur in
-# the message, and is the pair new?
+# Suppose that the till kept every order and nobody kept the messages. Let the untuned model write them: show it the
+# solved examples the other way round, first the order, then the message. The label comes first and the text is
+# generated to it (Schick and Schütze 2021; Ye et al. 2022, section 3), so that only the text needs a check. A program
+# filters the messages: a usable one is a single line that names every product, person and time of its order.
 
-# %% [markdown] id="synthetic-why" lang="zh" of="693adf30"
+# %% [markdown] id="synthetic-why" lang="zh" of="ed081718"
 # ## 用提示词造数据
-# 没有训练数据时，可以让模型来写：给它看几个例子，请它再写一个，然后筛选。能用程序检查的都检查：第二行是不是合法 JSON，里面的每个商品和名字是否出现在消息里，这一对是不是新的。
+# 假设收银机里留着每一份订单，顾客的原话却没有保存。可以让未微调的模型补写：把做好的例子反过来给它看，先订单、后消息。先有标签，再按标签生成文本（Schick and Schütze 2021；Ye et al. 2022，第 3 节），需要检查的就只有文本。消息由程序筛选：只有一行，并且提到订单里的每个商品、名字和时间，才算可用。
 
 
 # %% id="synthetic"
-def is_consistent(message, order):
-    try:
-        order = json.loads(order)
-        named = [product for _, _, product in order["items"]] + [order["name"], order["time"]]
-        return bool(order["items"]) and all(text.casefold() in message.casefold() for text in named if text)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return False
+def mentions_all(message, order):
+    order = json.loads(order)
+    named = [product for _, _, product in order["items"]] + [order["name"], order["time"]]
+    return "\n" not in message and all(text.casefold() in message.casefold() for text in named if text)
 
 
-pairs = [f"{row['input']}\n{row['output']}" for row in orders["train"].select(range(2 * shots))]
-request = "Write a customer's message, and the order as JSON in the next line. Make it different from the others."
-chat = [
-    message
-    for pair in pairs
-    for message in ({"role": "user", "content": request}, {"role": "assistant", "content": pair})
+instruction = "Write the message of the customer who ordered this."
+swapped = [{"instruction": instruction, "input": row["output"], "output": row["input"]} for row in orders["train"]]
+solved, till = swapped[: 2 * shots], swapped[2 * shots : 2 * shots + text_count]
+with tuned.disable_adapter():
+    messages, _ = answers(tuned, [conversation(row, solved) for row in till])
+usable = [
+    (text.strip(), row) for text, row in zip(messages, till, strict=True) if mentions_all(text.strip(), row["input"])
 ]
-prompt = tokenizer.apply_chat_template(
-    [*chat, {"role": "user", "content": request}], add_generation_prompt=True, return_tensors="pt", return_dict=True
-).to(model.device)
-with tuned.disable_adapter(), torch.inference_mode():
-    output = model.generate(
-        **prompt, max_new_tokens=2 * answer_tokens, do_sample=True, temperature=0.9, num_return_sequences=text_count
-    )
-written = tokenizer.batch_decode(output[:, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
-two_lines = [text.strip().split("\n") for text in written if len(text.strip().split("\n")) == 2]
-consistent = [tuple(lines) for lines in two_lines if is_consistent(*lines)]
-new = sorted({pair for pair in consistent if "\n".join(pair) not in pairs})
-print(f"{len(written)} written, {len(two_lines)} of two lines, {len(consistent)} consistent, {len(new)} of those new")
-for message, order in new[:3]:
-    print(f"  {message}\n    {order}")
+print(f"{len(messages)} messages written, {len(usable)} usable ({len(usable) / len(messages):.0%})")
+for message, row in usable[:4]:
+    print(f"{row['input']}\n  the model:    {message}\n  the customer: {row['output']}")
 
 # %% [markdown] id="synthetic-read"
-# Read what passed: the filter cannot see a wrong count or a missed correction. A filter bounds how bad synthetic
-# examples are. What they are *worth* shows only in training: as many steps on them, and on as many real examples, each
-# time from the untuned model, and the loss on the real test orders. Where only one or two examples pass the filter, the
-# training memorizes them: the comparison then shows that the *yield* is too small, whatever the examples are like.
+# Read what passed. The program sees that no product, person or time is missing. It checks neither counts and sizes nor
+# what the message adds, such as a name that the order doesn't have. A filter bounds how bad synthetic examples are. What
+# they are *worth* shows only in training: the same orders with the model's messages and with the customers' own, as many
+# steps, each time from the untuned model, and the loss on the real test orders. Both use the same labels, so that the
+# comparison cannot tell how much of the decrease is only the format of the JSON, which bad messages teach as well.
 
-# %% [markdown] id="synthetic-read" lang="zh" of="c9bb7f9a"
-# 读一读通过筛选的内容：程序看不出数量写错，也看不出漏掉的更正。筛选只能限制合成数据有多差。它*值多少*，训练了才知道：分别用合成样本和同样多的真实样本，从未微调的模型出发训练相同步数，再看真实测试订单上的损失。如果只有一两条通过筛选，训练就是死记硬背：这时比较说明的是*产量*太低，与样本好坏无关。
+# %% [markdown] id="synthetic-read" lang="zh" of="53552aaa"
+# 读一读通过筛选的内容。程序能看出商品、名字和时间一样没少，但不检查数量和规格，也不检查消息多写了什么，例如订单里没有的名字。筛选只能限制合成数据有多差。它*值多少*，训练了才知道：同一批订单，一次配模型写的消息，一次配顾客的原话，都从未微调的模型出发训练相同步数，再看真实测试订单上的损失。两边用的标签相同，所以这个比较分不出：下降的损失里有多少只是学会了 JSON 的格式，而格式从糟糕的消息里也学得会。
 
 # %% id="synthetic-worth"
 tuned.save_pretrained("runs/02_do_you_need_it/adapter")
@@ -618,34 +608,40 @@ model = tuned.unload()
 short_args = dataclasses.replace(
     training_args, max_steps=max(1, max_steps // 6), train_sampling_strategy="random", logging_strategy="no"
 )
-test_rows = Dataset.from_list(tests["orders"]).map(
-    to_prompt_completion, remove_columns=["instruction", "input", "output"]
-)
-invented = [
-    {"instruction": tests["orders"][0]["instruction"], "input": message, "output": order} for message, order in new
-]
+task = {"instruction": tests["orders"][0]["instruction"]}
+sources = {
+    "the model's": [task | {"input": message, "output": row["input"]} for message, row in usable],
+    "the customers'": [task | {"input": row["output"], "output": row["input"]} for _, row in usable],
+}
+
+
+def to_chats(rows):
+    return Dataset.from_list(rows).map(to_prompt_completion, remove_columns=["instruction", "input", "output"])
+
+
 losses = {}
-for kind, rows in {"synthetic": invented, "real": list(orders["train"])[2 * shots :][: len(new)]}.items():
-    if rows:
-        chats = Dataset.from_list(rows).map(to_prompt_completion, remove_columns=["instruction", "input", "output"])
-        run = SFTTrainer(
-            get_peft_model(model, peft_config),
-            short_args,
-            train_dataset=chats,
-            eval_dataset=test_rows,
-            processing_class=tokenizer,
-        )
-        losses.setdefault("untuned", run.evaluate()["eval_loss"])
-        run.train()
-        losses[f"{len(rows)} {kind}"] = run.evaluate()["eval_loss"]
-        model = run.model.unload()
-for kind, loss in losses.items():
-    print(f"{kind:<14} loss per token of the test orders {loss:.2f}")
-print(
-    "No synthetic example passed: nothing to train on."
-    if not new
-    else f"{short_args.max_steps} steps each, one run each"
-)
+for writer, rows in sources.items() if usable else ():
+    run = SFTTrainer(
+        get_peft_model(model, peft_config),
+        short_args,
+        train_dataset=to_chats(rows),
+        eval_dataset=to_chats(tests["orders"]),
+        processing_class=tokenizer,
+    )
+    losses.setdefault("untuned", run.evaluate()["eval_loss"])
+    run.train()
+    losses[f"{writer} messages"] = run.evaluate()["eval_loss"]
+    model = run.model.unload()
+for name, loss in losses.items():
+    print(f"{name:<26} loss per token of the test orders {loss:.2f}")
+if usable:
+    untuned_loss, synthetic_loss, real_loss = losses.values()
+    print(f"{short_args.max_steps} steps on {len(usable)} orders each, one run each: the model's messages bring")
+    print(
+        f"{(untuned_loss - synthetic_loss) / (untuned_loss - real_loss):.0%} of the decrease that the customers' bring"
+    )
+else:
+    print("No message is usable: nothing to train on.")
 
 # %% [markdown] id="exercise-cost-why"
 # ## Exercises
