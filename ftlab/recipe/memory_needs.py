@@ -35,7 +35,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "qlora": {"finetuning_type": "lora", "quantization_bit": 4},
 }
 # The settings to change when a recipe does not fit, the cheapest first.
-KNOBS: tuple[dict[str, Any], ...] = (
+SAVINGS: tuple[dict[str, Any], ...] = (
     {"gradient_checkpointing": True},
     {"per_device_train_batch_size": 1},
     {"gradient_checkpointing": True, "per_device_train_batch_size": 1},
@@ -344,7 +344,7 @@ def undivided(decoder: Decoder, training: Training) -> int:
 
 def advice(recipe: Recipe, machine: Machine, room: float) -> str:
     """Return the cheapest change of keys that fits, or the smallest need of any change."""
-    possible = [(keys, changed(recipe, keys)) for keys in KNOBS]
+    possible = [(keys, changed(recipe, keys)) for keys in SAVINGS]
     tried = [(keys, needs(turned, machine)) for keys, turned in possible if turned]
     for keys, estimate in tried:
         if estimate.peak <= room:

@@ -58,7 +58,7 @@ def uninterrupted(values, path):
     subprocess.run([sys.executable, "-m", "ftlab", "train", str(path)], check=True, capture_output=True)
 
 
-def turn_a_knob(page):
+def move_a_slider(page):
     """Click a slider's track: command and readouts follow."""
     before = text(page, "readouts")
     slide(page, "lora_rank", 0.75)
@@ -102,7 +102,7 @@ def test_lesson_03_in_jupyterlab(place, tmp_path, monkeypatch):
         run_all(page)
         until(lambda: finished(page), 900, "every cell of the lesson has run")
         assert text(page, "readouts") and enabled(page, "start")
-        turn_a_knob(page)
+        move_a_slider(page)
         slide(page, "per_device_train_batch_size", 1 / 7)
         until(lambda: "per_device_train_batch_size: 2" in text(page, "command"), 10, "two rows at a time")
         type_nonsense(page, steps, "runs/03_experiment/run")
@@ -119,7 +119,7 @@ def test_lesson_03_in_jupyterlab(place, tmp_path, monkeypatch):
         press(page, "start")
         until(lambda: state(page) == "done", 120, "it goes on to the end")
         shot(page, "lab_done", ".ft-plot")
-        shot(page, "lab_knobs", ".ft-lora_rank")
+        shot(page, "lab_settings", ".ft-lora_rank")
     values = folders.read_recipe(folder)
     assert (values["lora_rank"], values["max_steps"]) == (64, steps)
     uninterrupted(values | {"output_dir": "runs/whole"}, place / "whole.yaml")
@@ -202,7 +202,7 @@ def test_the_page_of_ftlab_board(place, values, tmp_path):
         titles = ["数据", "训练", "评测", "对比", "对话", "导出", "内存", "学习"]
         tabs = page.locator(".ftlab-board .lm-TabBar-tab")
         until(lambda: tabs.all_text_contents() == titles, 10, "the steps in their order")
-        turn_a_knob(page)
+        move_a_slider(page)
         press(page, "start")
         until(lambda: step(page) >= 5, 90, "training is on its way")
         pid = json.loads((folder / folders.PANEL_JOB).read_text())["pid"]

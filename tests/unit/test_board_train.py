@@ -267,9 +267,9 @@ def test_under_papermill_the_panel_trains_and_the_notebook_stays_readable(tiny_r
     ]
     cells = [nbformat.v4.new_code_cell(source, id=f"cell-{i}") for i, source in enumerate(sources)]
     cells[0].metadata["tags"] = ["parameters"]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=METADATA), tmp_path / "knobs.ipynb")
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=METADATA), tmp_path / "panel.ipynb")
     done = papermill.execute_notebook(
-        tmp_path / "knobs.ipynb", tmp_path / "done.ipynb", {"max_steps": 4}, cwd=tmp_path, execution_timeout=600
+        tmp_path / "panel.ipynb", tmp_path / "done.ipynb", {"max_steps": 4}, cwd=tmp_path, execution_timeout=600
     )
     outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
     shown = [output["data"] for output in outputs if "data" in output]

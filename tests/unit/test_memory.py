@@ -243,7 +243,7 @@ def test_trl_rounds_the_adapter_of_a_quantized_model():
     assert memory_needs.training(run, decoder, replace(machine, dtype="float16")).trained_bytes == 4
 
 
-def test_a_report_names_the_knob_that_makes_it_fit():
+def test_a_report_names_the_setting_that_makes_it_fit():
     card = Machine("cuda", "a card", "bfloat16", 8, 15 * memory_needs.GIB, "")
     fits = memory_needs.report(recipes.load(KEYS), card)
     assert "lora  <- this recipe" in fits and "fits: " in fits
