@@ -146,13 +146,15 @@ def evaluate(page, rows):
 
 
 def export(page, place):
-    """The figures are there before, the verification after, and the folder is taken then."""
+    """The figures are there before, the verification after, and the folder is then said to hold it, not marked."""
     page.get_by_role("tab", name="导出").click()
     until(lambda: "GiB" in text(page, "export_start-before"), 60, "what it takes")
     press(page, "export_start")
     until(lambda: page.locator(".ft-export_start-result td").count() > 2, 90, "the verification is shown")
     assert (place / "runs" / "merged" / "model.safetensors").is_file()
-    until(lambda: text(page, "bad-export_dir") and not enabled(page, "export_start"), 10, "the folder is taken")
+    said = page.locator(".ftlab-export .ft-bad-export_dir:visible")
+    until(lambda: said.count() and not enabled(page, "export_start"), 10, "the folder has it")
+    assert not said.locator(".ft-bad").count() and "已导出" in said.text_content()
     shot(page, "page_export")
 
 

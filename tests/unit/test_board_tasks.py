@@ -338,7 +338,7 @@ def exporting(trained):
     return ExportPanel(trained | {"adapter_name_or_path": trained["output_dir"]}, Path(trained["output_dir"]).parent)
 
 
-def test_an_export_is_verified_and_its_folder_is_then_taken(exporting, tmp_path):
+def test_an_export_is_verified_and_then_said_to_be_in_its_folder(exporting, tmp_path):
     before = shown(exporting.task.before)
     assert "disk" in before and "memory" in before and "GiB" in before
     run(exporting)
@@ -346,9 +346,22 @@ def test_an_export_is_verified_and_its_folder_is_then_taken(exporting, tmp_path)
     done, text = exporting.done, shown(exporting.task.result)
     assert done.folder == tmp_path / "runs" / "merged" and (done.folder / "model.safetensors").is_file()
     assert f"{done.merge_difference:.1e}" in text and f"{done.total_difference:.1e}" in text and "100%" in text
-    assert exporting.task.start.disabled and "not empty" in shown(exporting.task.form.messages["export_dir"])
+    said = exporting.task.form.messages["export_dir"]
+    assert exporting.task.start.disabled and "The export is in this folder" in said.value and "ft-bad" not in said.value
+    exporting.task.form.controls["export_dtype"].value = "float16"
+    assert state(exporting) == "exported" and "ft-bad" not in said.value and exporting.task.start.disabled
     exporting.task.form.controls["export_dir"].value = str(tmp_path / "runs" / "again")
-    assert not exporting.task.start.disabled and not shown(exporting.task.form.messages["export_dir"]).strip()
+    assert not exporting.task.start.disabled and not shown(said).strip() and state(exporting) == "ready"
+    (tmp_path / "runs" / "again").mkdir()
+    (tmp_path / "runs" / "again" / "notes.txt").touch()
+    exporting.task.changed()
+    assert exporting.task.start.disabled and "not empty" in said.value and "ft-bad" in said.value, (
+        "somebody else's files"
+    )
+    exporting.task.form.controls["export_dir"].value = str(done.folder)
+    shutil.rmtree(done.folder)
+    exporting.task.changed()
+    assert not exporting.task.start.disabled and state(exporting) == "ready", "the export was deleted"
 
 
 def test_an_export_is_still_said_in_the_other_language(exporting, tmp_path):
@@ -358,6 +371,7 @@ def test_an_export_is_still_said_in_the_other_language(exporting, tmp_path):
     other.take_over(exporting)
     assert state(other) == "exported" and f"已导出到 {tmp_path / 'runs' / 'merged'}" in shown(other.task.status)
     other.task.form.controls["export_dir"].value = ""
+    assert "已导出到这个文件夹" in other.task.form.messages["export_dir"].value
     assert state(other) == "wrong", "until something is changed"
 
 

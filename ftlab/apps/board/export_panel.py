@@ -45,7 +45,7 @@ class ExportPanel:
             form = Form(values, self.words, roots=(Path.cwd(), self.runs), table=EXPORTED)
         self.task = Task(
             self.words, form, "export", "export_start", self.look, "export_dir", self.export, "export_start_empty",
-            lambda _: Watch(None),
+            lambda _: Watch(None), settled=self.exported,
         )  # fmt: skip
         self.list_adapters()
         self.box = self.task.box.add_class("ftlab-export")
@@ -56,10 +56,17 @@ class ExportPanel:
 
     def take_over(self, before: "ExportPanel") -> None:
         """Show another panel's settings and verification."""
-        self.task.take_over(before.task)
+        # Asked about the folder while the form is filled.
         self.done = before.done
+        self.task.take_over(before.task)
         if self.done:
             self.task.result.value = self.table(self.done)
+
+    def exported(self, recipe: Recipe) -> str:
+        """Return that the folder holds this panel's last export, "" if it is another folder, or it is gone."""
+        place = Path(recipe.export_dir or "").expanduser()
+        there = self.done is not None and place.resolve() == self.done.folder.resolve() and any(place.glob("*"))
+        return self.words("export_there") if there else ""
 
     def look(self, recipe: Recipe) -> str:
         """Return the memory and disk space that the export needs.

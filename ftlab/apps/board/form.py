@@ -155,6 +155,11 @@ class Form:
         show_message(self.messages[key], text)
 
     def check(self) -> validation.Checked:
+    def note(self, key: str, text: str) -> None:
+        """Show something about a key next to its field that is not a problem."""
+        place = self.messages[key]
+        place.value, place.layout.display = html.escape(text), ""
+
         """Check all fields and the free lines together."""
         values = self.values()
         try:

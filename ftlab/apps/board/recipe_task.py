@@ -40,6 +40,7 @@ class Task:
         extra: widgets between the form and the button.
         more: keys of the command beside those of the form.
         below: widgets below the result.
+        settled: recipe -> why nothing is left to do, shown beside the field of `blamed`; "" where something is.
     Attributes:
         idle: set while no work is running.
         watch: the Watch of the current or last work, None before the first.
@@ -61,8 +62,9 @@ class Task:
         extra: tuple[widgets.Widget, ...] = (),
         more: Callable[[], dict[str, str]] = dict,
         below: tuple[widgets.Widget, ...] = (),
+        settled: Callable[[Recipe], str] = lambda _: "",
     ) -> None:
-        self.more, self.watching = more, watching
+        self.more, self.watching, self.settled = more, watching, settled
         self.watch: Watch | None = None
         self.outcome: tuple[str, dict[str, object]] | None = None
         self.words, self.form, self.verb, self.look, self.blamed, self.act = words, form, verb, look, blamed, act
@@ -91,6 +93,10 @@ class Task:
         busy = not self.idle.is_set()
         self.offer(busy)
         if not busy:
+            made = self.form.recipe()
+            if made and self.settled(made):
+                self.say_outcome()
+                return
             keys = [*self.form.checked.messages] or ([self.blamed] if self.start.disabled else [])
             self.say("wrong", keys=self.form.named(keys)) if keys else self.say("ready")
 
@@ -100,6 +106,10 @@ class Task:
         self.before.value = ""
         if recipe:
             self.command.value = pre(train_view.command(self.form.written() | self.more(), verb=self.verb))
+            if text := self.settled(recipe):
+                self.form.note(self.blamed, text)
+                self.start.disabled = self.stop.disabled = True
+                return
             with errors.speaking(self.words.lang):
                 try:
                     self.before.value = self.look(recipe)
