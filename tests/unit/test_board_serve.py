@@ -73,6 +73,7 @@ def test_the_token_lets_in_and_stands_in_no_command_line(monkeypatch):
         assert len(token) >= 32 and bare.startswith("http://127.0.0.1:")
         process = psutil.Process(served.process.pid)
         assert token not in " ".join(process.cmdline()) and token not in " ".join(process.environ().values())
+        assert process.environ()["MALLOC_ARENA_MAX"] == "1", "or it grows at every visit"
         (folder,) = [Path(part).parent for part in process.cmdline() if part.endswith("ftlab.ipynb")]
         assert stat.S_IMODE(os.stat(folder / "voila.json").st_mode) == 0o600
         assert stat.S_IMODE(os.stat(folder).st_mode) == 0o700

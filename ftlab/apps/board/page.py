@@ -16,7 +16,7 @@ from ftlab.apps.board import named_widgets, train_view, training_job
 from ftlab.apps.board.background import said
 from ftlab.apps.board.named_widgets import bad, button, empty
 from ftlab.apps.board.train_panel import TrainPanel
-from ftlab.apps.board.visit import RECIPE, WORKING_FOLDER
+from ftlab.apps.board.visit import ONE_ARENA, RECIPE, WORKING_FOLDER
 from ftlab.apps.board.words import Words
 from ftlab.apps.quick_imports import quick_imports
 from ftlab.recipe import strict_yaml
@@ -122,6 +122,10 @@ STEPS: dict[str, Callable[[dict[str, Any], str], Any]] = {
 def show() -> None:
     """Show the page in the folder, and with the recipe, that `ftlab board` was given."""
     os.chdir(os.environ.get(WORKING_FOLDER) or ".")
+    # For the server alone: a training may tokenize with many threads, which one arena would make wait for each other.
+    for name, value in ONE_ARENA.items():
+        if os.environ.get(name) == value:
+            del os.environ[name]
     display(Board(os.environ.get(RECIPE) or None).box)
 
 

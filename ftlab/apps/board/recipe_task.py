@@ -93,8 +93,8 @@ class Task:
         busy = not self.idle.is_set()
         self.offer(busy)
         if not busy:
-            made = self.form.recipe()
-            if made and self.settled(made):
+            recipe = self.form.recipe()
+            if recipe and self.settled(recipe):
                 self.say_outcome()
                 return
             keys = [*self.form.checked.messages] or ([self.blamed] if self.start.disabled else [])

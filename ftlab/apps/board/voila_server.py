@@ -22,7 +22,7 @@ import nbformat
 
 from ftlab import errors, packages
 from ftlab.apps.board import curves
-from ftlab.apps.board.visit import LANGUAGE, RECIPE, WORKING_FOLDER
+from ftlab.apps.board.visit import LANGUAGE, ONE_ARENA, RECIPE, WORKING_FOLDER
 from ftlab.apps.notebooks import METADATA
 from ftlab.errors import fail
 from ftlab.recipe import read as recipes
@@ -103,7 +103,7 @@ def serving(
         # In a file that only its owner can read: a command line is visible to everybody on the machine.
         (place / "voila.json").touch(mode=0o600)
         (place / "voila.json").write_text(json.dumps(voila_settings(host, port, token)), encoding="utf-8")
-        variables = os.environ | (environment or {}) | about(source, lang)
+        variables = ONE_ARENA | os.environ | (environment or {}) | about(source, lang)
         # Voila's settings are in the first, its template `ftlab` is next to this file.
         for name, first in (("JUPYTER_CONFIG_PATH", folder), ("JUPYTER_PATH", str(Path(__file__).parent))):
             variables[name] = os.pathsep.join(filter(None, [first, variables.get(name)]))
