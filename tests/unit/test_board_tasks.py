@@ -18,6 +18,7 @@ from waiting import until
 from ftlab import device, system_errors
 from ftlab.apps.board import controls, page
 from ftlab.apps.board.background import Work
+from ftlab.apps.board.compare_panel import ComparePanel
 from ftlab.apps.board.evaluate_panel import EvaluatePanel
 from ftlab.apps.board.export_panel import ExportPanel
 from ftlab.apps.board.memory_panel import MemoryPanel
@@ -370,8 +371,8 @@ def test_an_export_is_still_said_in_the_other_language(exporting, tmp_path):
     other = ExportPanel({}, tmp_path / "runs", "zh")
     other.take_over(exporting)
     assert state(other) == "exported" and f"已导出到 {tmp_path / 'runs' / 'merged'}" in shown(other.task.status)
-    other.task.form.controls["export_dir"].value = ""
     assert "已导出到这个文件夹" in other.task.form.messages["export_dir"].value
+    other.task.form.controls["export_dir"].value = ""
     assert state(other) == "wrong", "until something is changed"
 
 
@@ -577,6 +578,49 @@ def test_the_page_has_every_panel_in_its_language(tiny_recipe, tmp_path, monkeyp
     assert board.panels["tab_export"].task.form.controls["export_gguf"].value == "q8_0"
     assert board.panels["tab_memory"].batches.value == "2"
     assert board.panels["tab_learn"].at == 1 and board.panels["tab_learn"].given == quiz.given != {}
+
+
+@pytest.mark.parametrize(("value", "left"), [("1", None), ("4", "4")])
+def test_trainings_do_not_get_the_one_arena_of_the_server(tmp_path, monkeypatch, value, left):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(page, "display", lambda shown: None)
+    monkeypatch.setenv("MALLOC_ARENA_MAX", value)
+    page.show()
+    assert os.environ.get("MALLOC_ARENA_MAX") == left
+
+
+def test_an_answer_is_still_there_in_the_other_language():
+    left, other = QuizPanel(lang="en"), QuizPanel(lang="zh")
+    right = left.questions[0].answer
+    wrong = 0 if right else 1
+    left.choices.value = wrong
+    other.take_over(left)
+    assert other.choices.value == wrong and not other.verdict.value and not other.check.disabled, "not checked yet"
+    left.check.click()
+    left.choices.value = right
+    left.check.click()
+    other.take_over(left)
+    assert other.choices.value == right and other.questions[0].why in shown(other.verdict)
+    assert other.score.value == "首次作答 1 题，答对 0 题"
+    other.next.click()
+    assert other.choices.value is None and not other.verdict.value
+    other.before.click()
+    assert other.choices.value == wrong and other.questions[0].why in shown(other.verdict), "the answer that counts"
+
+
+def test_the_compared_runs_are_still_chosen_in_the_other_language(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / folders.RECIPE).write_text("model_name_or_path: smollm2-135m\n")
+        (tmp_path / name / folders.LOG).write_text('{"step": 1, "loss": 2.0}\n')
+    left, other = ComparePanel(tmp_path, "en"), ComparePanel(tmp_path, "zh")
+    left.chosen.value = (tmp_path / "a",)
+    assert len(other.chosen.value) == 2
+    other.take_over(left)
+    assert other.chosen.value == (tmp_path / "a",)
+    left.chosen.value = ()
+    other.take_over(left)
+    assert other.chosen.value == ()
 
 
 def test_a_panel_that_cannot_be_made_says_why(tiny_recipe, tmp_path, monkeypatch):

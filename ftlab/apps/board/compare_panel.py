@@ -36,6 +36,10 @@ class ComparePanel:
         self.list_runs()
 
     def list_runs(self) -> None:
+    def take_over(self, before: "ComparePanel") -> None:
+        """Show the runs that are chosen in another panel."""
+        self.chosen.value = tuple(one for one in before.chosen.value if one in dict(self.chosen.options).values())
+
         """Offer all runs, the newest first, and choose the two newest where nothing is chosen."""
         runs = [one.folder for one in folders.list_runs(self.runs)]
         before = [folder for folder in self.chosen.value if folder in runs]

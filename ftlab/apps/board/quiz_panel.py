@@ -59,10 +59,13 @@ class QuizPanel:
         self.show()
 
     def take_over(self, before: "QuizPanel") -> None:
-        """Continue at another panel's question, with its score."""
+        """Continue at another panel's question, with its answer and score."""
         if len(self.questions) == len(before.questions):
             self.at, self.given = before.at, before.given
             self.show()
+            self.choices.value = before.choices.value
+            if before.verdict.value:
+                self.answer()
 
     def go(self, by: int) -> None:
         """Go to the next question, or to the one before."""
@@ -80,7 +83,9 @@ class QuizPanel:
         self.question.value = f"<small>{html.escape(heading)}</small><br><b>{html.escape(question.question)}</b>"
         self.verdict.value = ""
         self.choices.options = [(text, number) for number, text in enumerate(question.choices)]
-        self.choices.value = None
+        self.choices.value = self.given.get(self.at)
+        if self.at in self.given:
+            self.answer()
         self.tell_score()
 
     def chosen(self) -> None:
