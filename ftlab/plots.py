@@ -11,13 +11,13 @@ Row = Mapping[str, float]
 STEPS = ("data", "SFT", "merge", "preference", "serve")
 
 
-def plot_loss(rows: Sequence[Row], ax: Axes, label: str = "training loss") -> Axes:
+def plot_loss(rows: Sequence[Row], ax: Axes, label: str = "training loss", eval_label: str = "validation loss") -> Axes:
     """Draw the loss over optimizer steps.
 
     Args:
         rows: `trainer.state.log_history` or the rows of a train_log.jsonl: `step` with `loss` and/or `eval_loss`.
     """
-    for key, name, style in (("loss", label, "-"), ("eval_loss", "validation loss", "o--")):
+    for key, name, style in (("loss", label, "-"), ("eval_loss", eval_label, "o--")):
         points = [(row["step"], row[key]) for row in rows if key in row]
         if points:
             ax.plot(*zip(*points, strict=True), style, label=name)

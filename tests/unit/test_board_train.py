@@ -24,6 +24,7 @@ from ftlab.apps.board import controls, curves, estimates, training_job, validati
 from ftlab.apps.board.data_panel import DataPanel
 from ftlab.apps.board.train_panel import TrainPanel
 from ftlab.apps.board.train_view import command
+from ftlab.apps.board.words import Words
 from ftlab.apps.notebooks import METADATA
 from ftlab.errors import LANGUAGES, LabError
 from ftlab.recipe import read as recipes
@@ -379,6 +380,20 @@ def test_a_long_log_is_thinned_for_the_picture():
     assert len(few) < 2 * curves.POINTS and few[-1] == rows[-1]
     assert curves.picture({"run": rows}).startswith(PNG)
     assert curves.picture({}).startswith(PNG)
+
+
+def test_the_words_of_a_plot_are_beside_it_in_the_reader_s_language(monkeypatch):
+    texts = []
+    monkeypatch.setattr("matplotlib.text.Text.draw", lambda text, renderer: texts.append(text.get_text()))
+    logs = {"<b>运行": [{"step": 1, "loss": 2.0}, {"step": 1, "eval_loss": 3.0}], "other": [{"step": 1, "loss": 1.0}]}
+    picture, legend = curves.picture_and_legend(logs, Words("zh"))
+    assert picture.startswith(PNG) and not any(map(str.isalpha, "".join(texts))), "numbers only"
+    assert "优化器步数" in legend and "&lt;b&gt;运行, 验证损失" in legend and "<b>运行" not in legend
+    assert len(set(re.findall("background: (#\\w+)", legend))) == 3
+    _, alone = curves.picture_and_legend({"run": logs["other"]}, Words("en"))
+    assert "training loss" in alone and "optimizer steps" in alone and "validation" not in alone
+    curves.picture(logs)
+    assert "optimizer step" in texts
 
 
 def test_board_and_trainer_judge_a_folder_alike(tiny_recipe, tiny_rows, tmp_path):

@@ -28,18 +28,19 @@ class ComparePanel:
         self.chosen = field(self.words, "compared_runs", widgets.SelectMultiple(rows=8))
         self.refresh = button(self.words, "compare_refresh", "success")
         self.refresh.on_click(lambda _: self.list_runs())
+        self.legend = widgets.HTML()
         self.plot = widgets.Image(format="png", layout={"display": "none"}).add_class("ft-plot")
         self.table = widgets.HTML().add_class("ft-compared")
         self.chosen.observe(lambda _: self.show(), names="value")
-        columns = widgets.Box([self.chosen, widgets.VBox([self.plot, self.table])]).add_class("ft-columns")
+        columns = widgets.Box([self.chosen, widgets.VBox([self.legend, self.plot, self.table])]).add_class("ft-columns")
         self.box = widgets.VBox([columns, actions(self.refresh)]).add_class("ftlab-compare")
         self.list_runs()
 
-    def list_runs(self) -> None:
     def take_over(self, before: "ComparePanel") -> None:
         """Show the runs that are chosen in another panel."""
         self.chosen.value = tuple(one for one in before.chosen.value if one in dict(self.chosen.options).values())
 
+    def list_runs(self) -> None:
         """Offer all runs, the newest first, and choose the two newest where nothing is chosen."""
         runs = [one.folder for one in folders.list_runs(self.runs)]
         before = [folder for folder in self.chosen.value if folder in runs]
@@ -52,9 +53,10 @@ class ComparePanel:
         runs: tuple[Path, ...] = self.chosen.value
         self.plot.layout.display = "" if runs else "none"
         if not runs:
-            self.table.value = empty(self.words("compare_empty"))
+            self.table.value, self.legend.value = empty(self.words("compare_empty")), ""
             return
-        self.plot.value = curves.picture({folder.name: folders.read_log(folder) for folder in runs})
+        logs = {folder.name: folders.read_log(folder) for folder in runs}
+        self.plot.value, self.legend.value = curves.picture_and_legend(logs, self.words)
         head = ["", *(folder.name for folder in runs)]
         self.table.value = train_view.grid(head, [*self.results(runs), *self.differences(runs)])
 

@@ -225,8 +225,7 @@ class TrainPanel:
     def draw(self, name: str = "") -> None:
         """Draw the current run and the one it is compared with."""
         drawn = {name or self.folder().name: self.rows, **self.compared}
-        has_curves = any(drawn.values())
-        self.view.draw(curves.picture(drawn) if has_curves else b"", has_curves)
+        self.view.draw(*(curves.picture_and_legend(drawn, self.words) if any(drawn.values()) else (b"", "")))
 
     def list_runs(self) -> None:
         """Fill the lists of earlier runs."""
@@ -311,8 +310,8 @@ class TrainPanel:
         if job.error:
             raise job.error
         print(train_view.command(self.form.written()))
-        if self.view.plot.value:
-            display(Image(bytes(self.view.plot.value)))
+        if self.rows:
+            display(Image(curves.picture({self.folder().name: self.rows})))
 
     def wait(self) -> None:
         """Wait until the training has ended; an interrupt of the kernel saves and stops the run."""

@@ -39,6 +39,7 @@ class View:
         self.command = widgets.HTML().add_class("ft-command")
         self.code = widgets.HTML().add_class("ft-code")
         self.plot = widgets.Image(format="png").add_class("ft-plot")
+        self.legend = widgets.HTML()
         self.no_plot = widgets.HTML(empty(words("plot_empty")))
         self.earlier, self.compare = (field(words, name, widgets.Dropdown()) for name in ("earlier", "compare"))
         self.folder_message = widgets.HTML().add_class("ft-folder")
@@ -53,7 +54,16 @@ class View:
         )
         folded.titles = tuple(words(name) for name in ("group_command", "group_code", "group_settings"))
         runs = row(self.earlier, self.open, self.extend)
-        beside = [self.readouts, self.plot, self.no_plot, heading(words("group_runs")), runs, row(self.compare), folded]
+        beside = [
+            self.readouts,
+            self.legend,
+            self.plot,
+            self.no_plot,
+            heading(words("group_runs")),
+            runs,
+            row(self.compare),
+            folded,
+        ]
         columns = widgets.Box([form.box, widgets.VBox(beside)]).add_class("ft-columns")
         buttons = [self.start, self.stop, self.fresh, self.bar, self.status, self.folder_message, self.new_folder]
         return widgets.VBox([columns, actions(*buttons)]).add_class("ftlab-train")
@@ -64,10 +74,10 @@ class View:
         content = bad(text) if name in ("failed", "ended", "wrong") else html.escape(text)
         self.status.value = f'<span role="status" data-state="{name}">{content}</span>'
 
-    def draw(self, png: bytes, has_curves: bool) -> None:
-        """Show a picture of loss curves, or a hint while there are none."""
-        self.plot.value = png
-        self.plot.layout.display, self.no_plot.layout.display = ("", "none") if has_curves else ("none", "")
+    def draw(self, png: bytes, legend: str) -> None:
+        """Show a picture of loss curves and its legend, or a hint while there are none."""
+        self.plot.value, self.legend.value = png, legend
+        self.plot.layout.display, self.no_plot.layout.display = ("", "none") if png else ("none", "")
 
     def show_command(self, values: dict[str, Any], fresh: bool) -> None:
         """Show command and YAML."""
