@@ -1,6 +1,7 @@
 """The fields of a recipe as widgets: a few visible, the rest collapsed, every other key in free-text lines."""
 
 import html
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -154,12 +155,12 @@ class Form:
         """Show the problem of a key next to its field, "" if there is none."""
         show_message(self.messages[key], text)
 
-    def check(self) -> validation.Checked:
     def note(self, key: str, text: str) -> None:
         """Show something about a key next to its field that is not a problem."""
         place = self.messages[key]
         place.value, place.layout.display = html.escape(text), ""
 
+    def check(self) -> validation.Checked:
         """Check all fields and the free lines together."""
         values = self.values()
         try:
@@ -222,7 +223,9 @@ def control(key: str, field: Field, words: Words) -> widgets.Widget:
         widget = widgets.Combobox(placeholder=hint, tooltip=tip, continuous_update=False)
         widget.options = tuple(field.options)
     widget.description_allow_html = True
-    return labelled(widget, f"{html.escape(words(key))} <code>{key}</code>")
+    # A narrow column breaks a key between its words; ipywidgets lets no <wbr> through.
+    parts = "".join(f"<span>{part}</span>" for part in re.findall("[^_]+_?", key))
+    return labelled(widget, f"{html.escape(words(key))} <code>{parts}</code>")
 
 
 def stops(field: Field, value: Any) -> list[tuple[str, Any]]:
