@@ -1,5 +1,7 @@
 """`ftlab board` from outside: where it binds, who gets in, what a stranger on the machine can read of it."""
 
+import asyncio
+import importlib
 import os
 import signal
 import socket
@@ -8,6 +10,7 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+import weakref
 from pathlib import Path
 
 import psutil
@@ -62,6 +65,29 @@ def test_a_server_that_exits_and_one_that_does_not_answer_are_told_apart(tmp_pat
     finally:
         process.kill()
         process.wait()
+
+
+def test_what_a_visit_leaves_is_freed_when_its_kernel_ends(monkeypatch):
+    class Left:
+        """What refers to itself: only a collection frees it."""
+
+        def __init__(self):
+            self.itself = self
+
+    async def shut(manager, kernel_id):
+        ended.append(kernel_id)
+
+    ended = []
+    page = voila_server.voila_settings("127.0.0.1", 1, "")["VoilaConfiguration"]
+    module, _, name = page["multi_kernel_manager_class"].rpartition(".")
+    kind = getattr(importlib.import_module(module), name)
+    monkeypatch.setattr(kind.__mro__[1], "shutdown_kernel", shut)
+    # One that was never set up cannot tidy up either.
+    monkeypatch.setattr(kind, "__del__", lambda manager: None, raising=False)
+    left = weakref.ref(Left())
+    assert left() is not None
+    asyncio.run(kind.shutdown_kernel(object.__new__(kind), "one"))
+    assert ended == ["one"] and left() is None
 
 
 @pytest.mark.slow

@@ -122,6 +122,7 @@ def serving(
 def voila_settings(host: str, port: int, token: str) -> dict[str, Any]:
     """Return Voila's settings."""
     page = {"strip_sources": True, "show_tracebacks": False, "file_allowlist": ["$^"], "template": "ftlab"}
+    page |= {"multi_kernel_manager_class": "ftlab.apps.board.kernels.Kernels"}
     # jupytext's Lab extension expects a document manager, which Voila lacks.
     page |= {"extension_denylist": ["jupyterlab-jupytext"], "allow_template_override": "NO"}
     forget = {"cull_idle_timeout": FORGET_SECONDS, "cull_interval": FORGET_SECONDS // 4, "cull_connected": False}
