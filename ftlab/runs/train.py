@@ -429,6 +429,11 @@ def refuse_untrained(trainer: Trainer, recipe: Recipe) -> None:
         expected, got = recipe.nproc_per_node, launch.number("LOCAL_WORLD_SIZE", 1)
     if got != expected:
         raise fail("train_world", exit_code=1, asked=expected, got=got)
+    if recipe.training.get("dataloader_drop_last") and not len(trainer.get_train_dataloader()):
+        batch = trainer.args.train_batch_size * trainer.args.world_size
+        raise fail("train_no_batch", where="dataloader_drop_last", rows=len(trainer.train_dataset), batch=batch)
+    if not any(weight.requires_grad and world.size(weight) for weight in trainer.model.parameters()):
+        raise fail("train_no_weights", where="peft_config", method=recipe.finetuning_type)
 
 
 def complete(path: Path, start: Start, job: Job) -> bool:

@@ -429,3 +429,19 @@ def test_a_checkpoint_of_a_run_that_is_not_there_is_refused_by_the_check_too(tin
     with pytest.raises(LabError, match="output_dir holds no run") as caught:
         train.check(recipes.load(tiny_recipe | {"resume_from_checkpoint": "auto"}))
     assert caught.value.where == "auto" and not Path(tiny_recipe["output_dir"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"dataloader_drop_last": True, "per_device_train_batch_size": 16},
+         "no batch is left to train on: 12 training examples, 16 in a batch"),
+        ({"finetuning_type": "prefix_tuning", "peft_config": {"num_virtual_tokens": 0}},
+         "prefix_tuning has no weights to train"),
+    ],
+)  # fmt: skip
+def test_a_run_that_would_train_nothing_is_refused_and_leaves_nothing(tiny_recipe, keys, message):
+    own = {name: value for name, value in tiny_recipe.items() if name != "lora_rank"}
+    with pytest.raises(LabError, match=message) as error:
+        run(own, **keys)
+    assert error.value.exit_code == 2 and not Path(tiny_recipe["output_dir"]).exists()
