@@ -1,9 +1,10 @@
 """One client, then many: do they share the machine, does anyone get an error, does the memory stay?
 
-    python -m benchmarks.serve [--model smollm2-135m] [--clients 32] [--seconds 300] [--alone 40]
+    python -m benchmarks.serve [--model smollm2-135m] [--backend huggingface llama.cpp] [--clients 32] [--seconds 300]
 
-Starts `ftlab serve` as its users do, in a process of its own. A quarter of the requests of the many are dropped
-mid-stream. Prints tokens per second of both, errors and memory growth; exit code 1 if one is not as promised.
+Starts `ftlab serve` as its users do, in a process of its own, with one engine after the other. A quarter of the
+requests of the many are dropped mid-stream. Prints tokens per second of one and of many, errors and memory growth;
+before an engine of llama.cpp also what llama-cpp-python's own loop reaches. Exit code 1 if one is not as promised.
 """
 
 import argparse
@@ -27,7 +28,7 @@ import httpx
 import psutil
 
 ROOT = Path(__file__).parents[1]
-TOKENS = 64
+TOKENS, TEMPERATURE = 64, 0.7
 DROPPED = 0.25
 SPEEDUP, GROWTH = 4.0, 0.05
 THINGS = ("the sea", "a bicycle", "the moon", "bread", "an old library", "winter", "a lighthouse", "coffee")
@@ -52,12 +53,12 @@ class Tally:
 
 
 @contextmanager
-def server(model: str) -> Iterator[tuple[httpx.Client, psutil.Process]]:
-    """Start the server and yield a client of it and its process."""
+def server(model: str, backend: str) -> Iterator[tuple[httpx.Client, psutil.Process]]:
+    """Start the server with an engine and yield a client of it and its process."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     key = secrets.token_hex(32)
-    command = [sys.executable, "-m", "ftlab", "serve", model, "--port", str(port)]
+    command = [sys.executable, "-m", "ftlab", "serve", model, "--backend", backend, "--port", str(port)]
     environment = os.environ | {"API_KEY": key, "PYTHONPATH": str(ROOT)}
     with tempfile.TemporaryFile() as said:
         process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
@@ -85,14 +86,18 @@ def wait_until_up(client: httpx.Client, process: subprocess.Popen) -> None:
     raise SystemExit("the server did not start")
 
 
+def question(chance: random.Random) -> str:
+    """Return what a client asks."""
+    return f"Write {chance.randint(3, 9)} sentences about {chance.choice(THINGS)}."
+
+
 def ask(client: httpx.Client, model: str, chance: random.Random, tally: Tally, drops: bool) -> None:
     """Stream one answer, to its end or for a few tokens, and count what came."""
-    question = f"Write {chance.randint(3, 9)} sentences about {chance.choice(THINGS)}."
     body = {
         "model": model,
-        "messages": [{"role": "user", "content": question}],
+        "messages": [{"role": "user", "content": question(chance)}],
         "max_tokens": TOKENS,
-        "temperature": 0.7,
+        "temperature": TEMPERATURE,
         "stream": True,
         "stream_options": {"include_usage": True},
     }
@@ -166,27 +171,60 @@ def growth(samples: list[int]) -> float:
     return statistics.median(samples[-fifth:]) / statistics.median(samples[fifth : 2 * fifth]) - 1
 
 
+def own_loop(name: str, backend: str, seconds: float) -> float:
+    """Return the tokens per second of llama-cpp-python's own loop, one answer at a time."""
+    import llama_cpp
+
+    from ftlab import device, tokens
+    from ftlab.runs import chat, engines
+
+    model, tokenizer = chat.load(name)
+    with engines.gguf_file(model, tokenizer, backend) as path:
+        threads = device.cores()
+        reader = llama_cpp.Llama(str(path), n_ctx=2048, n_threads=threads, n_threads_batch=threads, verbose=False)
+    chance, count, start = random.Random(0), 0, time.monotonic()
+    while time.monotonic() < start + seconds:
+        prompt = tokens.prompt(tokenizer, [{"role": "user", "content": question(chance)}])
+        for number, token in enumerate(reader.generate(prompt, temp=TEMPERATURE, top_k=0, top_p=1.0, min_p=0.0), 1):
+            count += 1
+            if number == TOKENS or token == tokenizer.eos_token_id:
+                break
+    return count / (time.monotonic() - start)
+
+
+def measure(options: argparse.Namespace, backend: str) -> bool:
+    """Measure the server with one engine and print; return True if all is as promised."""
+    with server(options.model, backend) as (client, process):
+        load(client, options.model, 1, 3, 0)
+        one, seconds = load(client, options.model, 1, options.alone, 0)
+        alone = one.tokens / seconds
+        print(f"{backend}, 1 client: {one.answers} answers, {alone:.1f} tokens/s, {len(one.errors)} errors", flush=True)
+        with memory_of(process) as samples:
+            many, seconds = load(client, options.model, options.clients, options.seconds, DROPPED)
+    together, grown = many.tokens / seconds, growth(samples)
+    print(f"{backend}, {options.clients} clients, {seconds:.0f} s: {many.answers} answers, {many.dropped} dropped")
+    print(f"together: {together:.1f} tokens/s, {together / alone:.2f} times one client (promised {SPEEDUP:g})")
+    print(f"errors to good clients: {len(many.errors)} {sorted(set(many.errors))[:3]}")
+    print(f"memory: {samples[-1] / 2**20:.0f} MiB, growth {grown:+.1%} (promised below {GROWTH:.0%})", flush=True)
+    return not (one.errors or many.errors) and together >= SPEEDUP * alone and grown < GROWTH
+
+
 def main() -> int:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m")
+    parser.add_argument("--backend", nargs="+", default=["huggingface"], help="engines of `ftlab serve`")
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--alone", type=float, default=40, help="seconds that one client is measured for")
     options = parser.parse_args()
-    with server(options.model) as (client, process):
-        load(client, options.model, 1, 3, 0)
-        one, seconds = load(client, options.model, 1, options.alone, 0)
-        alone = one.tokens / seconds
-        print(f"1 client: {one.answers} answers, {alone:.1f} tokens/s, {len(one.errors)} errors", flush=True)
-        with memory_of(process) as samples:
-            many, seconds = load(client, options.model, options.clients, options.seconds, DROPPED)
-    together, grown = many.tokens / seconds, growth(samples)
-    print(f"{options.clients} clients, {seconds:.0f} s: {many.answers} answers, {many.dropped} dropped mid-stream")
-    print(f"together: {together:.1f} tokens/s, {together / alone:.2f} times one client (promised {SPEEDUP:g})")
-    print(f"errors to good clients: {len(many.errors)} {sorted(set(many.errors))[:3]}")
-    print(f"memory: {samples[-1] / 2**20:.0f} MiB, growth {grown:+.1%} (promised below {GROWTH:.0%})")
-    return int(bool(one.errors or many.errors) or together < SPEEDUP * alone or grown >= GROWTH)
+    kept = []
+    for backend in options.backend:
+        if backend.startswith("llama.cpp"):
+            rate = own_loop(options.model, backend, options.alone)
+            print(f"llama-cpp-python's own loop: {rate:.1f} tokens/s", flush=True)
+        kept.append(measure(options, backend))
+    return int(not all(kept))
 
 
 if __name__ == "__main__":

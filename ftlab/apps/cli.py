@@ -158,6 +158,8 @@ def parser() -> Parser:
         metavar="[NAME=]DIR",
         help="the adapter folder of a run; several, each with its NAME for clients, if repeated",
     )
+    served = ["huggingface", "llama.cpp", "llama.cpp-q4"]
+    server.add_argument("--backend", choices=served, help="engine (default: huggingface)")
     server.add_argument("--served-model-name", metavar="NAME", help="the model's name for clients: API_MODEL_NAME")
     server.add_argument("--port", type=int, help="default: API_PORT, else 8000")
     server.add_argument("--host", help="default: API_HOST, else 127.0.0.1")
@@ -480,6 +482,7 @@ def serve_model(options: argparse.Namespace) -> None:
         options.served_model_name,
         options.allow_origin,
         options.overrides,
+        options.backend,
     )
 
 

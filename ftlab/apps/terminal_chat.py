@@ -78,7 +78,7 @@ def opened(
     values += ["trust_remote_code=true"] * trust_remote_code
     if model.endswith((".yaml", ".yml")):
         if adapter or backend:
-            raise fail("chat_model", model=model)
+            raise fail("flags_with_recipe", model=model)
         return of_recipe(model, recipes.load(model, values))
     if overrides:
         options = {"model_name_or_path": model, "adapter_name_or_path": adapter, "infer_backend": backend}

@@ -6,7 +6,8 @@ model works with every engine.
 
 import copy
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -203,10 +204,26 @@ def build(name: str, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTo
     if name == "static":
         return static(model)
     if kind.gguf:
-        # On Unix an open file stays readable after its deletion.
-        with tempfile.TemporaryDirectory(prefix="ftlab-gguf-", ignore_cleanup_errors=True) as scratch:
-            model.save_pretrained(scratch)
-            tokenizer.save_pretrained(scratch)
-            gguf.write(Path(scratch), Path(scratch) / "model.gguf", kind.gguf)
-            return llama_cpp_loop(Path(scratch) / "model.gguf", model)
+        with gguf_file(model, tokenizer, name) as path:
+            return llama_cpp_loop(path, model)
     return transformers_loop(weight_only.quantized(model, kind.bits) if kind.bits else model)
+
+
+@contextmanager
+def gguf_file(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> Iterator[Path]:
+    """Write the file that an engine reads; it is gone after the context, except for whoever has opened it.
+
+    Args:
+        name: a key of KINDS with a GGUF format.
+    Raises:
+        LabError: llama.cpp is not installed, or GGUF does not fit this model.
+    """
+    if reason := lacking(name, model):
+        raise reason
+    # Unix keeps an open file alive without its name.
+    with tempfile.TemporaryDirectory(prefix="ftlab-gguf-", ignore_cleanup_errors=True) as scratch:
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        path = Path(scratch) / "model.gguf"
+        gguf.write(Path(scratch), path, KINDS[name].gguf)
+        yield path

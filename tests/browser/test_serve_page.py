@@ -14,7 +14,7 @@ from drive import CHROMIUM, browser, shot, until
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import serving
 
-from ftlab.apps.serve.batch import Batch
+from ftlab.apps.serve.batch import PaddedBatch
 
 pytestmark = [
     pytest.mark.browser,
@@ -58,7 +58,7 @@ def written(server, monkeypatch):
         likeliest = torch.tensor([target[len(row.generated)] for row in rows])
         return torch.nn.functional.one_hot(likeliest, len(server.engine.tokenizer)).float() * 100
 
-    monkeypatch.setattr(Batch, "forward", forward)
+    monkeypatch.setattr(PaddedBatch, "forward", forward)
     return pace
 
 

@@ -18,7 +18,7 @@ from peft import LoraConfig, get_peft_model
 
 from ftlab import tokens
 from ftlab.apps.serve import schema
-from ftlab.apps.serve.batch import Batch
+from ftlab.apps.serve.batch import Batch, PaddedBatch
 from ftlab.apps.serve.job import Job
 from ftlab.apps.serve.security import Limits
 from ftlab.apps.serve.service import Served, drop_with_client
@@ -192,7 +192,7 @@ def written(server, monkeypatch):
         likeliest = torch.tensor([target[len(row.generated)] for row in rows])
         return torch.nn.functional.one_hot(likeliest, len(server.engine.tokenizer)).float()
 
-    monkeypatch.setattr(Batch, "forward", forward)
+    monkeypatch.setattr(PaddedBatch, "forward", forward)
     return lambda text: texts.update(now=text)
 
 

@@ -12,7 +12,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 
 from ftlab.apps.serve import sampling
-from ftlab.apps.serve.batch import Batch, Row
+from ftlab.apps.serve.batch import Batch, PaddedBatch, Row
 from ftlab.apps.serve.engine import Busy, Engine
 from ftlab.apps.serve.job import Job, Piece
 from ftlab.errors import LabError
@@ -256,7 +256,7 @@ def test_the_cache_s_size_bounds_who_is_let_in(loaded):
 
 def test_padding_goes_when_the_longest_row_leaves(loaded):
     model, tokenizer = loaded
-    batch = Batch(model, frozenset(), 0)
+    batch = PaddedBatch(model, frozenset(), 0)
     long = Row(Job([1] * 50, lambda piece: None, 1, temperature=0.0), tokenizer)
     short = Row(Job([2] * 3, lambda piece: None, 9, temperature=0.0), tokenizer)
     batch.joining = [long, short]
@@ -283,7 +283,7 @@ def test_a_step_that_fails_ends_its_rows_only(engine, monkeypatch, caplog):
 
 def test_a_row_whose_logits_are_nan_ends_with_an_error(loaded):
     model, tokenizer = loaded
-    batch = Batch(model, frozenset(), 0)
+    batch = PaddedBatch(model, frozenset(), 0)
     pieces: list[Piece] = []
     rows = [Row(Job([1], pieces.append, 4, temperature=0.0), tokenizer) for _ in range(2)]
     batch.rows = list(rows)
@@ -349,7 +349,7 @@ def test_calls_run_between_steps_and_those_that_wait_are_cancelled_at_the_end(lo
 def test_a_row_that_has_ended_is_not_ended_again(loaded):
     model, tokenizer = loaded
     pieces = []
-    batch = Batch(model, frozenset(), 0)
+    batch = PaddedBatch(model, frozenset(), 0)
     batch.joining = [Row(Job([1, 2], pieces.append, 4, temperature=0.0), tokenizer) for _ in range(2)]
     batch.join()
     batch.rows[0].end("stop")

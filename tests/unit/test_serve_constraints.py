@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from ftlab import responses
 from ftlab.apps.serve import constraints
-from ftlab.apps.serve.batch import Batch, Row
+from ftlab.apps.serve.batch import PaddedBatch, Row
 from ftlab.apps.serve.job import Job
 from ftlab.apps.serve.refusals import Refused
 
@@ -144,7 +144,7 @@ def test_a_schema_that_becomes_too_complex_ends_its_own_answer_only(tiny_model_d
             raise constraints.Unfollowable
 
     pieces, others = [], []
-    batch = Batch(model, frozenset(), 0)
+    batch = PaddedBatch(model, frozenset(), 0)
     batch.joining = [
         Row(Job([1], pieces.append, 4, constraint=Complex()), tokenizer),
         Row(Job([1], others.append, 2, temperature=0.0), tokenizer),

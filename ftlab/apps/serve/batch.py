@@ -4,6 +4,7 @@ Source: iteration-level scheduling, Yu et al. 2022, "Orca", OSDI.
 """
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -75,25 +76,35 @@ class Row:
         self.job.emit(Piece(self.until.flush(), len(self.generated), finish))
 
 
-class Batch:
-    """Rows that step together, their keys and values padded on the left to the longest."""
+class Batch(ABC):
+    """Rows that step together; a subclass computes their logits and holds their key-value cache.
 
-    def __init__(self, model: PreTrainedModel, ends: frozenset[int], pad: int) -> None:
-        self.model, self.ends, self.pad = model, ends, pad
+    Args:
+        ends: tokens that end an answer.
+    """
+
+    def __init__(self, ends: frozenset[int]) -> None:
+        self.ends = ends
         self.rows: list[Row] = []
         self.joining: list[Row] = []
-        self.cache = DynamicCache()
+
+    @abstractmethod
+    def prefill(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Read the prompts of new rows; return the logits (rows, vocabulary) of what follows them."""
+
+    @abstractmethod
+    def decode(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Read the newest token of all rows; return the logits (rows, vocabulary) of what follows it."""
+
+    @abstractmethod
+    def keep(self, kept: Sequence[int]) -> None:
+        """Drop the keys and values of all rows but those with the indices `kept`."""
 
     @torch.inference_mode()
     def join(self) -> None:
-        """Prefill the prompts of the rows in `joining` in one batch, and generate their first tokens."""
+        """Prefill the prompts of the rows in `joining`, and generate their first tokens."""
         rows = self.joining
-        ids = pad_left([row.job.prompt for row in rows], self.pad).to(self.model.device)
-        for row in rows:
-            row.length = len(row.job.prompt)
-        cache = DynamicCache()
-        logits = self.forward(ids, rows, cache)
-        self.cache = merged(self.cache, cache) if self.rows else cache
+        logits = self.prefill(rows)
         self.rows += rows
         self.joining = []
         self.take(rows, logits)
@@ -101,25 +112,7 @@ class Batch:
     @torch.inference_mode()
     def step(self) -> None:
         """Generate one token for every row."""
-        ids = torch.tensor([[row.generated[-1]] for row in self.rows], device=self.model.device)
-        for row in self.rows:
-            row.length += 1
-        self.take(self.rows, self.forward(ids, self.rows, self.cache))
-
-    def forward(self, ids: torch.Tensor, rows: Sequence[Row], cache: DynamicCache) -> torch.Tensor:
-        """Run the model over `ids` (rows, new tokens) and return the last position's logits, (rows, vocabulary)."""
-        width = cache.get_seq_length() + ids.shape[1]
-        lengths = torch.tensor([[row.length] for row in rows], device=ids.device)
-        positions = torch.arange(width, device=ids.device) - (width - lengths)
-        output = self.model(
-            input_ids=ids,
-            attention_mask=positions.ge(0).long(),
-            position_ids=positions.clamp(min=0)[:, -ids.shape[1] :],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        return output.logits[:, -1].float().cpu()
+        self.take(self.rows, self.decode(self.rows))
 
     def take(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
         """Choose a token for each row from its logits, then drop the rows that ended."""
@@ -147,15 +140,64 @@ class Batch:
         row.take(token, complete or token in self.ends, likelihood)
 
     def drop(self) -> None:
-        """Drop the rows that ended, and padding that no row needs any more."""
+        """Drop the rows that ended."""
         kept = [i for i, row in enumerate(self.rows) if not row.finish]
-        if len(kept) == len(self.rows):
-            return
-        self.rows = [self.rows[i] for i in kept]
+        if len(kept) < len(self.rows):
+            self.keep(kept)
+            self.rows = [self.rows[i] for i in kept]
+
+
+class PaddedBatch(Batch):
+    """Rows of a transformers model, their keys and values padded on the left to the longest.
+
+    Args:
+        pad: the token that fills up shorter prompts.
+    """
+
+    def __init__(self, model: PreTrainedModel, ends: frozenset[int], pad: int) -> None:
+        super().__init__(ends)
+        self.model, self.pad = model, pad
+        self.cache = DynamicCache()
+
+    def prefill(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Read the prompts of new rows, in one batch."""
+        ids = pad_left([row.job.prompt for row in rows], self.pad).to(self.model.device)
+        for row in rows:
+            row.length = len(row.job.prompt)
+        cache = DynamicCache()
+        logits = self.forward(ids, rows, cache)
+        self.cache = merged(self.cache, cache) if self.rows else cache
+        return logits
+
+    def decode(self, rows: Sequence[Row]) -> torch.Tensor:
+        """Read the newest token of all rows."""
+        ids = torch.tensor([[row.generated[-1]] for row in rows], device=self.model.device)
+        for row in rows:
+            row.length += 1
+        return self.forward(ids, rows, self.cache)
+
+    def forward(self, ids: torch.Tensor, rows: Sequence[Row], cache: DynamicCache) -> torch.Tensor:
+        """Run the model over `ids` (rows, new tokens) and return the last position's logits, (rows, vocabulary)."""
+        width = cache.get_seq_length() + ids.shape[1]
+        lengths = torch.tensor([[row.length] for row in rows], device=ids.device)
+        positions = torch.arange(width, device=ids.device) - (width - lengths)
+        output = self.model(
+            input_ids=ids,
+            attention_mask=positions.ge(0).long(),
+            position_ids=positions.clamp(min=0)[:, -ids.shape[1] :],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return output.logits[:, -1].float().cpu()
+
+    def keep(self, kept: Sequence[int]) -> None:
+        """Drop the rows that ended, and padding that no row needs any more."""
         if not kept:
             self.cache = DynamicCache()
             return
-        longest = max(row.length for row in self.rows)
+        kept = list(kept)
+        longest = max(self.rows[i].length for i in kept)
         for layer in self.cache.layers:
             layer.keys = layer.keys[kept, :, -longest:]
             layer.values = layer.values[kept, :, -longest:]

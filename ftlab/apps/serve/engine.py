@@ -5,7 +5,7 @@ import ctypes
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import AbstractContextManager, nullcontext
 from threading import Condition, Thread
@@ -14,13 +14,17 @@ from typing import Any
 from peft import PeftModel
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ftlab.apps.serve.batch import Batch, Row
+from ftlab.apps.serve.batch import Batch, PaddedBatch, Row
 from ftlab.apps.serve.job import ADAPTER, Finish, Job, Piece
 from ftlab.errors import fail
+from ftlab.runs import engines
 
 log = logging.getLogger(__name__)
 # Steps after which freed memory is returned: caches of changing sizes leave holes, which the C library keeps.
 TRIM_EVERY = 200
+# Positions in the key-value cache of all rows. llama.cpp allocates them at start: 0.75 GB with SmolLM2-135M, 1.9 GB
+# with Qwen2.5-7B.
+CACHE_TOKENS, LLAMA_CACHE_TOKENS = 65_536, 32_768
 
 
 class Busy(Exception):
@@ -33,9 +37,12 @@ class Engine:
     Args:
         max_batch: answers generated in one batch.
         max_queue: answers that may wait; `submit` refuses more.
-        cache_tokens: positions in the key-value cache of all rows, padding included; bounds memory.
+        cache_tokens: positions in the key-value cache of all rows, padding included; bounds memory. None: the backend's
+            default.
+        backend: "huggingface" for the model itself, or a GGUF engine of runs/engines.py.
     Raises:
-        LabError: the model's cache holds something other than keys and values, which cannot be padded.
+        LabError: the model's cache holds something other than keys and values, which cannot be padded; llama.cpp is not
+            installed, or GGUF does not fit this model.
     """
 
     def __init__(
@@ -44,19 +51,18 @@ class Engine:
         tokenizer: PreTrainedTokenizerBase,
         max_batch: int = 32,
         max_queue: int = 64,
-        cache_tokens: int = 65_536,
+        cache_tokens: int | None = None,
+        backend: str = "huggingface",
     ) -> None:
         if getattr(model, "_is_stateful", False):
             raise fail("serve_architecture", where=type(model).__name__)
         self.model, self.tokenizer = model, tokenizer
-        self.max_batch, self.max_queue, self.cache_tokens = max_batch, max_queue, cache_tokens
+        self.max_batch, self.max_queue = max_batch, max_queue
+        self.cache_tokens = cache_tokens or (LLAMA_CACHE_TOKENS if engines.KINDS[backend].gguf else CACHE_TOKENS)
         ends = model.generation_config.eos_token_id or []
         ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         self.ends = frozenset(ids)
-        # A forward pass has one adapter or none active, so rows with different adapters step in turn.
-        names = [*model.peft_config] if isinstance(model, PeftModel) else [ADAPTER]
-        self.batches = {name: Batch(model, self.ends, pad) for name in (*names, None)}
+        self.batches = self.batches_of(backend)
         self.waiting: deque[Job] = deque()
         self.calls: deque[tuple[str | None, Callable[[Any], Any], Future[Any]]] = deque()
         self.changed = Condition()
@@ -64,6 +70,19 @@ class Engine:
         self.steps = self.generated = self.read = 0
         self.thread = Thread(target=self.run, name="ftlab-engine", daemon=True)
         self.thread.start()
+
+    def batches_of(self, backend: str) -> Mapping[str | None, Batch]:
+        """Return a batch for each adapter, and one for the model without."""
+        model, tokenizer = self.model, self.tokenizer
+        if engines.KINDS[backend].gguf:
+            from ftlab.apps.serve.llama_batch import LlamaBatch
+
+            with engines.gguf_file(model, tokenizer, backend) as path:
+                return {ADAPTER: LlamaBatch(path, self.ends, self.max_batch, self.cache_tokens)}
+        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
+        # A forward pass has one adapter on or none, so that those who ask for different ones step in turn.
+        names = [*model.peft_config] if isinstance(model, PeftModel) else [ADAPTER]
+        return {name: PaddedBatch(model, self.ends, pad) for name in (*names, None)}
 
     @property
     def context(self) -> int:

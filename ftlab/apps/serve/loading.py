@@ -15,9 +15,11 @@ from ftlab.apps.serve.service import Served
 from ftlab.errors import fail, reason_of, say
 from ftlab.recipe import hub_token
 from ftlab.recipe import read as recipes
-from ftlab.runs import chat, folder
+from ftlab.runs import chat, engines, folder
 
 BASE = "-base"
+# The engines that generate several answers at once.
+BACKENDS = ("huggingface", *(name for name, kind in engines.KINDS.items() if kind.gguf))
 # The keys that select the model; requests set the others.
 SOURCE = ("model_revision", "cache_dir", "trust_remote_code", hub_token.KEY)
 NAMED = re.compile(r"([\w.-]+)=(.+)")
@@ -29,6 +31,7 @@ class Loaded(NamedTuple):
     Attributes:
         served: models by the names that clients use.
         defaults: fields of a Job that a request does not set.
+        backend: what generates, one of BACKENDS.
     """
 
     model: PreTrainedModel | PeftModel
@@ -36,6 +39,7 @@ class Loaded(NamedTuple):
     served: dict[str, Served]
     limits: Limits
     defaults: dict[str, Any]
+    backend: str = "huggingface"
 
 
 def load(
@@ -44,6 +48,7 @@ def load(
     name: str | None = None,
     overrides: Sequence[str] = (),
     trust_remote_code: bool = False,
+    backend: str | None = None,
 ) -> Loaded:
     """Return what to serve.
 
@@ -52,13 +57,14 @@ def load(
         adapters: DIR for one adapter under the model's name, or NAME=DIR for each of several.
         name: the model's name for clients; API_MODEL_NAME, or its own, if None.
         overrides: `key=value` for a recipe; for a model the keys that select it.
+        backend: one of BACKENDS; all but "huggingface" merge the adapter, of which there may be one.
     Raises:
         LabError: no such model, an adapter that does not fit, or arguments that exclude each other.
     """
     name = name or os.environ.get("API_MODEL_NAME")
     if model_name_or_path.endswith((".yaml", ".yml")):
-        if adapters:
-            raise fail("serve_recipe", model=model_name_or_path)
+        if adapters or backend:
+            raise fail("flags_with_recipe", model=model_name_or_path)
         return of_recipe(model_name_or_path, [*overrides, *["trust_remote_code=true"] * trust_remote_code], name)
     source = source_of(model_name_or_path, overrides, trust_remote_code)
     name = name or own_name(model_name_or_path)
@@ -66,10 +72,24 @@ def load(
     for _, place in pairs:
         saved_weights.refuse_virtual_tokens(saved_weights.weights_of(place), "serve")
     if len(pairs) > 1 or any(client for client, _ in pairs):
+        if backend not in (None, "huggingface"):
+            raise fail("serve_backend_adapters", backend=backend)
         return several(model_name_or_path, pairs, name, source)
     adapter = pairs[0][1] if pairs else None
     model, tokenizer = chat.load(model_name_or_path, adapter, **source)
-    return Loaded(model, tokenizer, with_base(name, model, chat.system_turn(None, adapter)), Limits(), {})
+    system = chat.system_turn(None, adapter)
+    return generating_with(
+        backend or "huggingface", Loaded(model, tokenizer, with_base(name, model, system), Limits(), {})
+    )
+
+
+def generating_with(backend: str, loaded: Loaded) -> Loaded:
+    """Return what to serve with an engine: one that reads a file has the adapter in it, and cannot switch it off."""
+    if backend == "huggingface":
+        return loaded
+    model = loaded.model.merge_and_unload() if isinstance(loaded.model, PeftModel) else loaded.model
+    served = {name: one for name, one in loaded.served.items() if one.adapter is not None}
+    return loaded._replace(model=model, served=served, backend=backend)
 
 
 def source_of(model_name_or_path: str, overrides: Sequence[str], trust_remote_code: bool) -> dict[str, Any]:
@@ -87,13 +107,14 @@ def source_of(model_name_or_path: str, overrides: Sequence[str], trust_remote_co
 def of_recipe(path: str, overrides: Sequence[str], name: str | None) -> Loaded:
     """Return the model of a recipe with what its run has trained; its sampling keys are the defaults of requests."""
     recipe = recipes.load(path, overrides)
-    if chat.engine_of(recipe) != "huggingface":
+    backend = chat.engine_of(recipe)
+    if backend not in BACKENDS:
         raise fail("serve_backend", where=path, backend=recipe.infer_backend)
     if recipe.num_beams > 1:
         raise fail("serve_beams", where=path)
     if trained := chat.weights_folder(recipe):
         saved_weights.refuse_virtual_tokens(saved_weights.weights_of(trained), "serve")
-    model, tokenizer = chat.from_recipe(recipe)
+    model, tokenizer = chat.from_recipe(recipe.model_copy(update={"infer_backend": "huggingface"}))
     served = with_base(
         name or own_name(recipe.model_name_or_path),
         model,
@@ -105,7 +126,9 @@ def of_recipe(path: str, overrides: Sequence[str], name: str | None) -> Loaded:
         key: generation[key] for key in ("temperature", "top_p", "top_k", "repetition_penalty") if key in generation
     }
     limits = Limits(default_tokens=longest, max_tokens=max(longest, Limits.max_tokens))
-    return Loaded(model, tokenizer, served, limits, defaults if recipe.do_sample else defaults | {"temperature": 0.0})
+    if not recipe.do_sample:
+        defaults["temperature"] = 0.0
+    return generating_with(backend, Loaded(model, tokenizer, served, limits, defaults))
 
 
 def own_name(model_name_or_path: str) -> str:

@@ -32,11 +32,12 @@ def serve(
     name: str | None = None,
     origins: Sequence[str] = (),
     overrides: Sequence[str] = (),
+    backend: str | None = None,
 ) -> None:
     """Serve a model until interrupted.
 
     Args:
-        model_name_or_path, adapters, name, overrides: see `loading.load`.
+        model_name_or_path, adapters, name, overrides, backend: see `loading.load`.
         host: address to bind; API_HOST or 127.0.0.1 if None.
         port: port to bind; API_PORT or 8000 if None, 0 for any free one.
         remote_names: None allows loopback only; a list, even an empty one, allows other addresses and gives the
@@ -55,8 +56,8 @@ def serve(
     token, note = security.token(embedded.cache_dir() / "serve")
     if not sys.stderr.isatty():
         disable_progress_bar()
-    loaded = loading.load(model_name_or_path, adapters, name, overrides, trust_remote_code)
-    engine = Engine(loaded.model, loaded.tokenizer)
+    loaded = loading.load(model_name_or_path, adapters, name, overrides, trust_remote_code, backend)
+    engine = Engine(loaded.model, loaded.tokenizer, backend=loaded.backend)
     application = app.create(
         engine,
         loaded.served,
