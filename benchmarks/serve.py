@@ -3,8 +3,9 @@
     python -m benchmarks.serve [--model smollm2-135m] [--backend huggingface llama.cpp] [--clients 32] [--seconds 300]
 
 Starts `ftlab serve` as its users do, in a process of its own, with one engine after the other. A quarter of the
-requests of the many are dropped mid-stream. Prints tokens per second of one and of many, errors and memory growth;
-before an engine of llama.cpp also what llama-cpp-python's own loop reaches. Exit code 1 if one is not as promised.
+requests of the many are dropped mid-stream. Prints tokens per second of one and of many, errors, memory growth and how
+many greedy answers stay the same in company; before an engine of llama.cpp also what llama-cpp-python's own loop
+reaches. Exit code 1 if one is not as promised.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -128,6 +130,19 @@ def ask(client: httpx.Client, model: str, chance: random.Random, tally: Tally, d
             tally.errors.append(f"{type(error).__name__}: {error}")
 
 
+def same_in_company(client: httpx.Client, model: str, clients: int) -> int:
+    """Return how many of as many greedy answers as there are clients are the same alone and all at once."""
+
+    def answer(number: int) -> str:
+        messages = [{"role": "user", "content": question(random.Random(number))}]
+        body = {"model": model, "messages": messages, "max_tokens": TOKENS, "temperature": 0}
+        return str(client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"])
+
+    alone = [answer(number) for number in range(clients)]
+    with ThreadPoolExecutor(clients) as pool:
+        return sum(one == other for one, other in zip(alone, pool.map(answer, range(clients)), strict=True))
+
+
 def load(client: httpx.Client, model: str, clients: int, seconds: float, share_dropped: float) -> tuple[Tally, float]:
     """Let clients ask for some seconds; return what they got and the seconds until the last one was done."""
     tally = Tally()
@@ -201,9 +216,11 @@ def measure(options: argparse.Namespace, backend: str) -> bool:
         print(f"{backend}, 1 client: {one.answers} answers, {alone:.1f} tokens/s, {len(one.errors)} errors", flush=True)
         with memory_of(process) as samples:
             many, seconds = load(client, options.model, options.clients, options.seconds, DROPPED)
+        same = same_in_company(client, options.model, options.clients)
     together, grown = many.tokens / seconds, growth(samples)
     print(f"{backend}, {options.clients} clients, {seconds:.0f} s: {many.answers} answers, {many.dropped} dropped")
     print(f"together: {together:.1f} tokens/s, {together / alone:.2f} times one client (promised {SPEEDUP:g})")
+    print(f"greedy answers that are the same alone and in company: {same} of {options.clients}")
     print(f"errors to good clients: {len(many.errors)} {sorted(set(many.errors))[:3]}")
     print(f"memory: {samples[-1] / 2**20:.0f} MiB, growth {grown:+.1%} (promised below {GROWTH:.0%})", flush=True)
     return not (one.errors or many.errors) and together >= SPEEDUP * alone and grown < GROWTH
