@@ -377,7 +377,7 @@ def test_an_export_is_still_said_in_the_other_language(exporting, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("owner", "stage"), [(chat, "adapted"), (export, "answers"), (export, "model_card"), (gguf, "write")]
+    ("owner", "stage"), [(chat, "with_adapter"), (export, "answers"), (export, "model_card"), (gguf, "write")]
 )
 def test_stop_ends_an_export_and_leaves_nothing(exporting, tmp_path, monkeypatch, owner, stage):
     ask, calls = getattr(owner, stage), []

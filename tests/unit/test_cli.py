@@ -262,7 +262,7 @@ def test_env_prints_the_variables_of_ftlab_and_no_others(monkeypatch, capsys):
 def test_an_example_is_shown_token_by_token_and_its_set_counted(tiny_model_dir, tiny_rows, capsys):
     path = str(tiny_rows / "sft.json")
     assert cli.main(["data", "show", path, "--model", str(tiny_model_dir), "--row", "3"]) == 0
-    shown, _, counted = capsys.readouterr().out.partition("\n12 training examples")
+    shown, _, counted = capsys.readouterr().out.partition("\ntraining examples: 12;")
     assert "".join(re.findall("\x1b\\[32m(.*?)\x1b\\[0m", shown, re.DOTALL)) == "It is 2.<|im_end|>"
     assert "What is 0 plus 2?" in re.sub("\x1b\\[\\d+m", "", shown)
     assert "ending with a turn end: 100%" in counted

@@ -10,6 +10,7 @@ import pytest
 import serving
 import torch
 from peft import LoraConfig, get_peft_model
+from waiting import until
 
 from ftlab.apps.serve import sampling
 from ftlab.apps.serve.batch import Batch, PaddedBatch, Row
@@ -202,7 +203,8 @@ def test_a_cancelled_row_is_dropped_and_the_others_go_on(engine):
     gone.cancelled = True
     assert collect(left)[-1].finish == "cancelled"
     assert collect(stays)[-1].tokens == 60
-    assert engine.running == 0
+    # The last piece comes a moment before its row is dropped.
+    until(lambda: engine.running == 0)
 
 
 def test_cancelled_and_overdue_jobs_leave_the_queue(loaded):

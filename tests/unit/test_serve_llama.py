@@ -11,6 +11,7 @@ import tiny
 import torch
 from peft import LoraConfig, get_peft_model
 from test_serve_batch import ask, collect, ids, put
+from waiting import until
 
 from ftlab.apps.serve import loading
 from ftlab.apps.serve.engine import Engine
@@ -158,7 +159,8 @@ def test_a_failed_call_ends_its_rows_and_nobody_else_s(start, monkeypatch):
         (pieces,) = ask(engine, [[1, 2, 3]], max_tokens=4)
     assert pieces[-1].finish == "error"
     assert ids(ask(engine, [[1, 2, 3]], max_tokens=4)[0]) == good
-    assert engine.running == 0
+    # The last piece comes a moment before its row is dropped.
+    until(lambda: engine.running == 0)
 
 
 @needs_llama_cpp

@@ -75,9 +75,10 @@ class Engine:
         """Return a batch for each adapter, and one for the model without."""
         model, tokenizer = self.model, self.tokenizer
         if engines.KINDS[backend].gguf:
-            from ftlab.apps.serve.llama_batch import LlamaBatch
-
             with engines.gguf_file(model, tokenizer, backend) as path:
+                # An extra; `gguf_file` has raised if it is missing.
+                from ftlab.apps.serve.llama_batch import LlamaBatch
+
                 return {ADAPTER: LlamaBatch(path, self.ends, self.max_batch, self.cache_tokens)}
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
         # A forward pass has one adapter on or none, so that those who ask for different ones step in turn.
