@@ -1,14 +1,17 @@
-"""Serving with llama.cpp: the model's probabilities in company, with a shared beginning and after others had to go.
+"""Serving with llama.cpp: the model's probabilities in company, with a shared prefix and after others had to go.
 
-Its products round differently with the number of rows, so that probabilities are compared, not tokens.
+Its products round differently with the number of rows, so that probabilities are compared, not tokens. Everything also
+runs with a stand-in that computes with the transformers model: `make` does not install the library.
 """
 
 import random
+import sys
 
 import pytest
 import serving
 import tiny
 import torch
+from llama_stand_in import stand_in
 from peft import LoraConfig, get_peft_model
 from test_serve_batch import ask, collect, ids, put
 from waiting import until
@@ -19,9 +22,8 @@ from ftlab.apps.serve.job import Piece
 from ftlab.errors import LabError
 from ftlab.runs import engines
 
-needs_llama_cpp = pytest.mark.skipif(
-    engines.find_spec("llama_cpp") is None, reason="llama-cpp-python is an extra that make does not install"
-)
+INSTALLED = engines.find_spec("llama_cpp") is not None
+needs_llama_cpp = pytest.mark.skipif(not INSTALLED, reason="llama-cpp-python is an extra that make does not install")
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +46,20 @@ def loaded(model_dir):
     return model, tokenizer
 
 
+@pytest.fixture(params=["stand-in", pytest.param("llama.cpp", marks=needs_llama_cpp)])
+def library(request, loaded, monkeypatch):
+    """The module `llama_cpp`."""
+    if request.param == "stand-in":
+        monkeypatch.setitem(sys.modules, "llama_cpp", stand_in(loaded[0]))
+        monkeypatch.setattr(engines, "find_spec", lambda name: True)
+    # It is imported anew, with the module that is there now.
+    monkeypatch.delitem(sys.modules, "ftlab.apps.serve.llama_batch", raising=False)
+    yield pytest.importorskip("llama_cpp")
+    sys.modules.pop("ftlab.apps.serve.llama_batch", None)
+
+
 @pytest.fixture
-def start(loaded):
+def start(loaded, library):
     """Return a function that starts an engine without an end token."""
     started = []
 
@@ -82,7 +96,6 @@ def reads(engine: Engine) -> list[int]:
     return counts
 
 
-@needs_llama_cpp
 def test_tokens_are_as_likely_as_alone_though_rows_join_and_leave(start, loaded):
     chance = random.Random(0)
     prompts = [[chance.randrange(200) for _ in range(chance.randint(1, 60))] for _ in range(40)]
@@ -95,7 +108,6 @@ def test_tokens_are_as_likely_as_alone_though_rows_join_and_leave(start, loaded)
         compare(pieces, prompt, loaded[0])
 
 
-@needs_llama_cpp
 def test_the_next_turn_of_a_conversation_reads_what_is_new(start, loaded):
     engine = start()
     prompt = list(range(30))
@@ -108,8 +120,7 @@ def test_the_next_turn_of_a_conversation_reads_what_is_new(start, loaded):
     compare(second, turn, loaded[0])
 
 
-@needs_llama_cpp
-def test_a_beginning_is_shared_with_an_answer_in_progress(start, loaded):
+def test_a_prefix_is_shared_with_an_answer_in_progress(start, loaded):
     engine = start()
     counts = reads(engine)
     system = list(range(40))
@@ -119,7 +130,6 @@ def test_a_beginning_is_shared_with_an_answer_in_progress(start, loaded):
     assert sum(counts) == 41 + 1 + 1 + 3 * 4
 
 
-@needs_llama_cpp
 def test_the_same_prompt_again_reads_its_last_token(start, loaded):
     engine = start()
     ask(engine, [[1, 2, 3, 4]], max_tokens=3)
@@ -129,7 +139,6 @@ def test_the_same_prompt_again_reads_its_last_token(start, loaded):
     assert counts == [1, 1, 1]
 
 
-@needs_llama_cpp
 def test_what_is_kept_makes_room_for_new_prompts(start, loaded):
     engine = start(cache_tokens=256, max_batch=4)
     (batch,) = engine.batches.values()
@@ -140,7 +149,6 @@ def test_what_is_kept_makes_room_for_new_prompts(start, loaded):
     assert [n for held in batch.held for n in held[:1]] == [3, 4]
 
 
-@needs_llama_cpp
 def test_a_long_prompt_is_read_in_parts(start):
     engine = start(cache_tokens=2048)
     counts = reads(engine)
@@ -148,19 +156,30 @@ def test_a_long_prompt_is_read_in_parts(start):
     assert counts == [512, 488, 1] and len(ids(pieces)) == 2
 
 
-@needs_llama_cpp
-def test_a_failed_call_ends_its_rows_and_nobody_else_s(start, monkeypatch):
+def test_a_failed_call_ends_its_rows_and_nobody_else_s(start, library, monkeypatch):
     engine = start()
     good = ids(ask(engine, [[1, 2, 3]], max_tokens=4)[0])
-    import llama_cpp
-
     with monkeypatch.context() as patch:
-        patch.setattr(llama_cpp, "llama_decode", lambda context, batch: -1)
+        patch.setattr(library, "llama_decode", lambda context, batch: -1)
         (pieces,) = ask(engine, [[1, 2, 3]], max_tokens=4)
     assert pieces[-1].finish == "error"
     assert ids(ask(engine, [[1, 2, 3]], max_tokens=4)[0]) == good
     # The last piece comes a moment before its row is dropped.
     until(lambda: engine.running == 0)
+
+
+def test_a_short_common_prefix_is_copied_and_a_model_that_keeps_no_part_reads_all(start, library, loaded, monkeypatch):
+    engine = start(max_batch=1)
+    ask(engine, [[1, 2, *range(10, 40)]], max_tokens=1)
+    counts = reads(engine)
+    # Little of what the only sequence holds is the prompt's, which takes it all the same.
+    (pieces,) = ask(engine, [[1, 2, 3, 4]], max_tokens=1)
+    compare(pieces, [1, 2, 3, 4], loaded[0])
+    remove = library.llama_memory_seq_rm
+    monkeypatch.setattr(library, "llama_memory_seq_rm", lambda memory, n, p, end: p < 0 and remove(memory, n, p, end))
+    (pieces,) = ask(engine, [[1, 2, 3, 5]], max_tokens=1)
+    compare(pieces, [1, 2, 3, 5], loaded[0])
+    assert counts == [2, 4]
 
 
 @needs_llama_cpp
