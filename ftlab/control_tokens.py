@@ -11,7 +11,7 @@ CONTROL_TOKENS = (
 )  # fmt: skip
 # A text without these characters contains no control token: two searches instead of one for each token.
 FIRST_CHARACTERS = {token[0] for token in CONTROL_TOKENS}
-# An invisible character after the first one: it looks the same but is no longer a control token.
+# This invisible character goes after the first one: the text looks the same but is no longer a control token.
 JOINER = "\u2060"
 
 

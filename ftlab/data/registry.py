@@ -194,7 +194,8 @@ def good_rows(
         notes: notes on the rows are added to it.
         drop: bad rows are left out and noted.
     Raises:
-        LabError: a row is bad (with `drop`: all are, or the file cannot be read any further), or there are no rows.
+        LabError: a row is invalid (with `drop`, only if all are or the rest of the file is unreadable), or there are
+            no rows.
     """
     problems: list[LabError] = []
     total = read = controlled = 0

@@ -457,7 +457,7 @@ class Recipe(BaseModel):
             raise ValueError(f"`finetuning_type: {kind}` cannot go back to a checkpoint, which lacks a part of it")
 
     def fits_best(self) -> None:
-        """Refuse to load the best checkpoint if there are no evaluations, or none with a checkpoint.
+        """Refuse to load the best checkpoint without evaluations, or if their steps have no checkpoints.
 
         Raises:
             ValueError: naming the keys.

@@ -211,16 +211,16 @@ def build(name: str, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTo
 
 @contextmanager
 def gguf_file(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> Iterator[Path]:
-    """Write the file that an engine reads; it is gone after the context, except for whoever has opened it.
+    """Write the GGUF file of an engine; it is deleted at the end of the context.
 
     Args:
         name: a key of KINDS with a GGUF format.
     Raises:
-        LabError: llama.cpp is not installed, or GGUF does not fit this model.
+        LabError: llama.cpp is not installed, or GGUF does not support this model.
     """
     if reason := lacking(name, model):
         raise reason
-    # Unix keeps an open file alive without its name.
+    # On Unix an open file stays readable after its deletion.
     with tempfile.TemporaryDirectory(prefix="ftlab-gguf-", ignore_cleanup_errors=True) as scratch:
         model.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)

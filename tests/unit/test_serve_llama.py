@@ -16,7 +16,8 @@ from peft import LoraConfig, get_peft_model
 from test_serve_batch import ask, collect, ids, put
 from waiting import until
 
-from ftlab.apps.serve import loading
+from ftlab.apps import cli
+from ftlab.apps.serve import loading, run
 from ftlab.apps.serve.engine import Engine
 from ftlab.apps.serve.job import Piece
 from ftlab.errors import LabError
@@ -197,6 +198,20 @@ def test_an_adapter_is_merged_and_has_no_twin_without_it(model_dir, tmp_path):
     expected = tuned.eval()(torch.tensor([[5, 6, 7]])).logits[0, -1].log_softmax(-1)
     for token, logprob in pieces[0].likelihood.top:
         assert logprob == pytest.approx(float(expected[token]), abs=0.05)
+
+
+def test_a_cache_without_memory_is_an_error(start, library, monkeypatch):
+    monkeypatch.setattr(library, "llama_init_from_model", lambda model, settings: None)
+    with pytest.raises(MemoryError, match="2048 tokens"):
+        start()
+
+
+def test_the_command_line_names_the_engines_of_the_server(monkeypatch):
+    monkeypatch.setattr(run, "serve", lambda *given: named.append(given[-1]))
+    named: list[str] = []
+    for name in loading.BACKENDS:
+        assert cli.main(["serve", "smollm2-135m", "--backend", name]) == 0
+    assert named == ["huggingface", "llama.cpp", "llama.cpp-q4"]
 
 
 def test_a_missing_library_is_one_line_with_the_fix(loaded, monkeypatch):

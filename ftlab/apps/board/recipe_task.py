@@ -139,7 +139,7 @@ class Task:
             self.stop.disabled = True
 
     def failed(self, reason: str) -> None:
-        """Show why there is no result: an error, or a stop."""
+        """Show why there is no result: an error, or the work was stopped."""
         self.outcome = None
         self.say("task_stopped" if self.watch and self.watch.requested() else "failed", reason=reason)
 

@@ -18,7 +18,7 @@ from ftlab.runs.folder import Summary
 
 
 class View:
-    """The widgets and how they show values; there is no logic here."""
+    """The widgets of the training panel, and how they show values."""
 
     def __init__(self, words: Words, form: Form) -> None:
         self.words = words

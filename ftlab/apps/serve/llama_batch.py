@@ -29,9 +29,11 @@ class LlamaBatch(Batch):
     """Rows of a GGUF file.
 
     Args:
-        path: the file; may be deleted once this returns.
+        path: the file; may be deleted afterwards.
         max_batch: rows at most.
         cells: size of the key-value cache of all sequences, in tokens; allocated here.
+    Raises:
+        MemoryError: there is no memory for the cache.
     """
 
     def __init__(self, path: Path, ends: frozenset[int], max_batch: int, cells: int) -> None:
@@ -45,6 +47,8 @@ class LlamaBatch(Batch):
         settings.n_batch = settings.n_ubatch = READ
         settings.n_threads = settings.n_threads_batch = device.cores()
         self.context = llama_cpp.llama_init_from_model(self.model, settings)
+        if not self.context:
+            raise MemoryError(f"llama.cpp cannot allocate a key-value cache for {cells} tokens")
         self.memory = llama_cpp.llama_get_memory(self.context)
         self.batch = llama_cpp.llama_batch_init(READ, 0, 1)
         weakref.finalize(self, free, self.batch, self.context, self.model)
@@ -121,8 +125,10 @@ class LlamaBatch(Batch):
                 place += 1
         batch.n_tokens = place
         if code := llama_cpp.llama_decode(self.context, batch):
+            # Some of the tokens may have been read before it failed.
             for number in new:
-                self.cut(number, 0)
+                llama_cpp.llama_memory_seq_rm(self.memory, number, -1, -1)
+                self.held[number] = []
             raise RuntimeError(f"llama_decode returned {code}")
         for number, ids in new.items():
             self.held[number] += ids
