@@ -2,8 +2,8 @@
 # # 01 · Data: what the model really sees
 #
 # A fine-tune can fail here while its loss curve looks fine: a wrong template, an end mark that nobody trained, test
-# questions that were in the training set. So before any cleverness you take a raw file, find what is wrong with it,
-# turn it into tokens, and look at every one of them.
+# questions that were in the training set. So you start with a raw file, find what is wrong with it, turn it into
+# tokens, and look at every one of them.
 #
 # | you will have | measured as |
 # |---|---|
@@ -14,13 +14,13 @@
 # | less padding | real tokens per position, before and after packing |
 # | five ways to lay out the same data, trained alike | loss, right answers, answers that stop by themselves |
 #
-# **Cost:** about 4 minutes (9 without bfloat16) and 5 GB on two CPU cores; an estimated 3 minutes on a T4. **Before this:**
-# [00 · Your first fine-tune](00_first_finetune.ipynb).
+# **Cost:** about 4 minutes (9 without bfloat16) and 5 GB on two CPU cores; an estimated 3 minutes on a T4. **Before
+# this:** [00 · Your first fine-tune](00_first_finetune.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="ee9de50b"
+# %% [markdown] id="title" lang="zh" of="27753126"
 # # 01 · 数据：模型真正看到的是什么
 #
-# 微调可能就败在这里，而损失曲线看上去一切正常：模板用错了，结束标记没有参与训练，测试题混进了训练集。所以先别急着想技巧，拿一个原始文件，找出它的毛病，把它变成 token（词元），然后一个一个看过去。
+# 微调可能就败在这里，而损失曲线看上去一切正常：模板用错了，结束标记没有参与训练，测试题混进了训练集。所以先拿一个原始文件，找出它的毛病，把它变成 token（词元），然后一个一个看过去。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
@@ -134,12 +134,12 @@ print(
 )
 
 # %% [markdown] id="raw-read"
-# Two things went wrong at once. Lines vanished and nobody said which; and rows came through that have no answer at all,
-# or a number for one. A model trained on them learns to answer with nothing.
+# Two things went wrong at once. Lines were skipped without a message; and rows were accepted that have no answer at
+# all, or a number as the answer. A model trained on them learns to answer with nothing.
 #
 # A check should name the line, say what is wrong, and say how to fix it:
 
-# %% [markdown] id="raw-read" lang="zh" of="5fd08e52"
+# %% [markdown] id="raw-read" lang="zh" of="8db7f482"
 # 同时出了两个错。有些行消失了，没有人说是哪几行；又有些行混了进来，它们根本没有回答，或者回答是一个数字。用它们训练出来的模型会学着什么都不答。
 #
 # 检查应该指出是哪一行、错在哪里、怎样修：
@@ -162,10 +162,10 @@ print(report)
 
 # %% [markdown] id="formats-why"
 # ## One conversation, several formats
-# Data sets arrive in a handful of formats. They differ in names, not in content. TRL wants `prompt` and `completion`,
-# each a list of messages (or one list, `messages`).
+# Data sets arrive in a handful of formats. They differ in names, not in content. TRL expects `prompt` and
+# `completion`, each a list of messages (or one list, `messages`).
 
-# %% [markdown] id="formats-why" lang="zh" of="d4e17bfa"
+# %% [markdown] id="formats-why" lang="zh" of="517fa265"
 # ## 一段对话，几种格式
 # 数据集有几种常见的格式。它们的名字不同，内容相同。TRL 要的是 `prompt` 和 `completion`，各是一个消息列表（或者只用一个列表 `messages`）。
 
@@ -1042,15 +1042,15 @@ for label, result in crossed.items():
     print(f"trained as {label!r}: right name {own:.0%} when asked so, {result['right name']:.0%} in the other layout")
 
 # %% [markdown] id="break-read"
-# The losses can't be compared between layouts: each is a mean over other tokens, and those of the wrong template's end
-# are the same in every example. The plain layout works as well **if** its end token is trained. Asked in another layout
-# than its own, a model may answer worse: compare the last two lines. A score that looks for the name alone sees little
-# of all this, and an answer that never stops says the name more often, so a mistake may even score higher; *does it
-# stop?* sees it at once. The third bar looks for template text alone, so an answer that repeats itself passes. The fix
-# for the three mistakes is what you did by hand above: render with the model's own template, mask the question, train
-# the end mark, and look at one row in color before every run.
+# The losses can't be compared between layouts: each is a mean over other tokens, and those of the wrong template's
+# end are the same in every example. The plain layout works as well **if** its end token is trained. Asked in another
+# layout than its own, a model may answer worse: compare the last two lines. A score that looks for the name alone
+# shows little of all this, and an answer that never stops says the name more often, so a mistake may even score
+# higher; whether answers stop shows it at once. The third bar looks for template text alone, so an answer that
+# repeats itself passes. The fix for the three mistakes is what you did by hand above: render with the model's own
+# template, mask the question, train the end mark, and look at one row in color before every run.
 
-# %% [markdown] id="break-read" lang="zh" of="4f7b7655"
+# %% [markdown] id="break-read" lang="zh" of="be863641"
 # 不同格式的损失不能互相比较：参与平均的 token 不同，错误模板的结尾在每个样本里又都一样。纯文本格式同样可行，**前提**是训练了它的结束 token。换一种格式来问，模型可能答得更差：比较最后两行。只看名字的分数几乎察觉不到这些问题，停不下来的回答反而会多次说出名字，错误的做法甚至可能得分更高；而“能不能自己停下”一眼就看得出来。第三根柱子只检查有没有模板文字，反复说同一句话也算通过。治好那三种错误的，正是你在上面亲手做过的：用模型自己的模板渲染，遮住问题，训练结束标记，每次训练之前看一行带颜色的数据。
 
 # %% [markdown] id="exercise-mask-why"

@@ -389,11 +389,11 @@ for job, rows in tests.items():
 # 对比这两张表。如果加了例子之后合法 JSON 变多，而完全正确的仍然很少，说明例子教会的是*形式*，不是*内容*。相信分数之前先读样本：程序不认识的格式会被判错，哪怕意思是对的。如果加了例子分数反而下降，说明例子把模型带离了它本来就做得好的事。
 
 # %% [markdown] id="tune-why"
-# ## Fine-tune a job that prompting doesn't do
+# ## Fine-tune the job for which no prompt is enough
 # The same LoRA as in lesson 03, on the training orders. The tuned model is asked zero-shot: the examples are in its
 # weights now.
 
-# %% [markdown] id="tune-why" lang="zh" of="fefce692"
+# %% [markdown] id="tune-why" lang="zh" of="431ae7d9"
 # ## 微调一项提示词搞不定的任务
 # 与第 03 课相同的 LoRA，用训练集里的订单。微调后的模型用零样本提问：例子已经在权重里了。
 
@@ -565,10 +565,10 @@ experiment.show(
 # ## Data from a prompt
 # Suppose that the till kept every order and nobody kept the messages. Let the untuned model write them: show it the
 # solved examples the other way round, first the order, then the message. The label comes first and the text is
-# generated to it (Schick and Schütze 2021; Ye et al. 2022, section 3), so that only the text needs a check. A program
-# filters the messages: a usable one is a single line that names every product, person and time of its order.
+# generated from it (Schick and Schütze 2021; Ye et al. 2022, section 3), so that only the text needs a check. A
+# program filters the messages: a usable one is a single line that names every product, person and time of its order.
 
-# %% [markdown] id="synthetic-why" lang="zh" of="ed081718"
+# %% [markdown] id="synthetic-why" lang="zh" of="160cd45e"
 # ## 用提示词造数据
 # 假设收银机里留着每一份订单，顾客的原话却没有保存。可以让未微调的模型补写：把做好的例子反过来给它看，先订单、后消息。先有标签，再按标签生成文本（Schick and Schütze 2021；Ye et al. 2022，第 3 节），需要检查的就只有文本。消息由程序筛选：只有一行，并且提到订单里的每个商品、名字和时间，才算可用。
 

@@ -198,12 +198,12 @@ guess_orders = 50  # your guess, in percent
 
 # %% [markdown] id="idea-why"
 # ## The low-rank idea
-# A layer multiplies by a matrix `W`. Fine-tuning wants `W + ΔW`. LoRA's hypothesis: `ΔW` need not be full-rank, a
-# product of two low-rank matrices is enough, `ΔW = B A`. A 4 x 4 layer, rank 1:
+# A layer multiplies by a matrix `W`. Fine-tuning changes `W` to `W + ΔW`. LoRA's hypothesis: `ΔW` need not be
+# full-rank, a product of two low-rank matrices is enough, `ΔW = B A`. A 4 x 4 layer, rank 1:
 
-# %% [markdown] id="idea-why" lang="zh" of="ff21ee68"
+# %% [markdown] id="idea-why" lang="zh" of="8330e6a4"
 # ## 低秩的想法
-# 一层就是乘以一个矩阵 `W`。微调想要 `W + ΔW`。LoRA 的假设是：`ΔW` 不必满秩，两个低秩矩阵的乘积就够了，`ΔW = B A`。一个 4 x 4 的层，秩为 1：
+# 一层就是乘以一个矩阵 `W`。微调把 `W` 改成 `W + ΔW`。LoRA 的假设是：`ΔW` 不必满秩，两个低秩矩阵的乘积就够了，`ΔW = B A`。一个 4 x 4 的层，秩为 1：
 
 # %% id="literal"
 B = torch.tensor([[1.0], [2.0], [0.0], [-1.0]])  # 4 outputs, rank 1
@@ -213,11 +213,11 @@ print(f"{A.numel() + B.numel()} numbers, a change of {(B @ A).numel()}, rank {to
 
 # %% [markdown] id="scratch-why"
 # ### From scratch
-# `W` is frozen. `A` starts random, `B` starts at zero, so that the layer begins as what it was. The change is scaled by
-# `lora_alpha / r`, which keeps its size comparable when you try another `r`.
+# `W` is frozen. `A` is initialized at random, `B` with zeros, so that the layer's output doesn't change at first. The
+# change is scaled by `lora_alpha / r`, which keeps its size comparable when you try another `r`.
 
 
-# %% [markdown] id="scratch-why" lang="zh" of="c633a7d6"
+# %% [markdown] id="scratch-why" lang="zh" of="460969bb"
 # ### 从零实现
 # `W` 被冻结。`A` 随机初始化，`B` 从零开始，所以这一层一开始和原来一样。改动按 `lora_alpha / r` 缩放，这样换一个 `r` 时大小仍可比较。
 
@@ -937,15 +937,15 @@ if PROFILE != "smoke":
 course.record(outcomes, bands)
 
 # %% [markdown] id="next"
-# **You keep** `runs/03_lora/orders` and `runs/03_lora/identity`: two adapters for one and the same model, each as small
-# as the one whose size was printed above.
+# **You keep** `runs/03_lora/orders` and `runs/03_lora/identity`: two adapters for the same model, each of the size
+# printed above.
 #
-# **On your GPU:** `PROFILE = "t4"` or `"a24g"`; bigger models take smaller learning rates, which these profiles bring along.
+# **On your GPU:** `PROFILE = "t4"` or `"a24g"`; bigger models need smaller learning rates, which these profiles set.
 #
 # **Next:** the same with four bits per weight, in [04 · QLoRA](04_qlora.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="46bbd61e"
-# 你得到的是 `runs/03_lora/orders` 和 `runs/03_lora/identity`：同一个模型的两个适配器，每个都与上面打印出大小的那个一样小。
+# %% [markdown] id="next" lang="zh" of="2b0c7520"
+# 你得到的是 `runs/03_lora/orders` 和 `runs/03_lora/identity`：同一个模型的两个适配器，大小都与上面打印的相同。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；更大的模型要用更小的学习率，这两个配置已经设好。
 #

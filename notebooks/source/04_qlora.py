@@ -231,10 +231,11 @@ print("normal numbers:", level_shares([torch.randn(1000, 640)]))
 
 
 # %% [markdown] id="shares-read"
-# Not quite, and not the model's fault: normal numbers miss it in the same way. The scale is the largest of 64 numbers, which
-# lies farther out than the quantiles assume, so that the outer levels get fewer weights and the inner ones more.
+# Not quite, and this does not come from the model: random normal numbers show the same. The scale is the largest of
+# 64 numbers, which is larger than the quantiles assume, so the outer levels get fewer weights and the inner ones
+# more.
 
-# %% [markdown] id="shares-read" lang="zh" of="1d6b7ee4"
+# %% [markdown] id="shares-read" lang="zh" of="9eb8f8e3"
 # 并不完全是，而且不是模型的问题：正态分布的随机数也一样。缩放因子是 64 个数中的最大者，比分位数所假设的更靠外，所以外侧的量化值分到的权重偏少，内侧的偏多。
 
 # %% [markdown] id="double-why"
@@ -321,12 +322,12 @@ right.legend(loc="lower right")
 plt.show()
 
 # %% [markdown] id="quality-read"
-# At four bits the quantile levels are closer to the weights than the even ones, for the same memory. Below four bits, see how
-# quickly rounding alone ruins a model of this size; bigger ones have been measured to bear more (Dettmers and Zettlemoyer
-# 2023, arXiv:2212.09720).
+# At four bits the quantile levels are closer to the weights than the even ones, for the same memory. Below four bits,
+# see how quickly rounding alone ruins a model of this size; published measurements show that bigger models lose less
+# (Dettmers and Zettlemoyer 2023, arXiv:2212.09720).
 
-# %% [markdown] id="quality-read" lang="zh" of="6a8e1f14"
-# 4 比特时，放在分位数上的量化值比均匀的量化值更接近原权重，占的内存相同。低于 4 比特，可以看到单靠取整就让这么小的模型很快失效；有实测表明，更大的模型能承受更多（Dettmers 与 Zettlemoyer 2023，arXiv:2212.09720）。
+# %% [markdown] id="quality-read" lang="zh" of="40666ac7"
+# 4 比特时，放在分位数上的量化值比均匀的量化值更接近原权重，占的内存相同。低于 4 比特，可以看到单靠取整就让这么小的模型很快失效；已发表的测量表明，更大的模型损失更小（Dettmers 与 Zettlemoyer 2023，arXiv:2212.09720）。
 
 # %% [markdown] id="experiment-why"
 # ## Experiment
@@ -372,12 +373,12 @@ experiment.show(draw, bits=(2, 8, 1), block_size=[64, 16, 32, 128, 256], at_quan
 
 # %% [markdown] id="config-why"
 # ## The library call
-# One config object, handed to `from_pretrained`. Weights rest in four bits; each layer unpacks its own to
+# One config object, handed to `from_pretrained`. Weights are stored in four bits; each layer dequantizes its own to
 # `bnb_4bit_compute_dtype` for the moment it multiplies.
 
-# %% [markdown] id="config-why" lang="zh" of="0c5f02cf"
+# %% [markdown] id="config-why" lang="zh" of="723e7168"
 # ## 库的调用
-# 一个配置对象，交给 `from_pretrained`。权重以 4 比特存放；每一层在相乘的那一刻才把自己的权重解成 `bnb_4bit_compute_dtype`。
+# 一个配置对象，交给 `from_pretrained`。权重以 4 比特存放；每一层在相乘的那一刻才把自己的权重反量化成 `bnb_4bit_compute_dtype`。
 
 # %% id="config"
 quantization_config = BitsAndBytesConfig(
@@ -440,15 +441,15 @@ for again in (False, True):
 
 # %% [markdown] id="measure-why"
 # ### Predicted against measured
-# Two steps of real training per setting; the allocator's log gives the peak. The prediction knows the sizes in `config.json`,
-# which weights are trained, the bytes of each kind of number, and in which tiles the loss goes through the vocabulary. One case
-# you sum yourself: full fine-tuning with recomputed activations. Each weight takes 4 bytes, and so do its gradient and its two
-# moments; at the peak the output layer's gradient is held once more, before it is added to that of the embedding, whose weights
-# it shares.
+# Two steps of real training per setting; the allocator's log gives the peak. The inputs of the prediction are the
+# sizes in `config.json`, which weights are trained, the bytes per number of each kind, and the size of the tiles in
+# which the loss is computed. You compute one case by hand: full fine-tuning with recomputed activations. Each weight
+# takes 4 bytes, and so do its gradient and its two moments; at the peak the output layer's gradient is held once
+# more, before it is added to that of the embedding, whose weights it shares.
 
-# %% [markdown] id="measure-why" lang="zh" of="8cb7c5d2"
+# %% [markdown] id="measure-why" lang="zh" of="4efe8d59"
 # ### 预测与实测
-# 每种设置真实训练两步，由分配器的记录得出峰值。预测知道的有：`config.json` 里的尺寸、训练哪些权重、每类数字占几个字节、损失按怎样的分块遍历词表。其中一种情况由你亲手相加：重算激活的全量微调。每个权重占 4 字节，它的梯度、一阶矩、二阶矩也各占 4 字节；峰值时，输出层的梯度还要多占一份，之后才加到与它共享权重的嵌入层上。
+# 每种设置真实训练两步，由分配器的记录得出峰值。预测的输入有：`config.json` 里的尺寸、训练哪些权重、每类数值占几个字节、损失分块计算时的块大小。其中一种情况由你亲手相加：重算激活的全量微调。每个权重占 4 字节，它的梯度、一阶矩、二阶矩也各占 4 字节；峰值时，输出层的梯度还要多占一份，之后才加到与它共享权重的嵌入层上。
 
 # %% id="training-args"
 training_args = SFTConfig(
@@ -481,10 +482,10 @@ by_hand = 4 * 4 * model.num_parameters() + 4 * config.vocab_size * config.hidden
 print(f"full, recomputed: {by_hand / 2**20:.0f} MiB by hand")
 
 # %% [markdown] id="numbers-why"
-# What the prediction is told of each method: which weights are trained, and the bytes of each kind.
+# The inputs of the prediction for each method: which weights are trained, and the bytes of each kind.
 
-# %% [markdown] id="numbers-why" lang="zh" of="0eddd519"
-# 预测对每种方法所知道的：训练哪些权重，以及每一类权重的字节数。
+# %% [markdown] id="numbers-why" lang="zh" of="bf0235ab"
+# 对每种方法，预测的输入是：训练哪些权重，以及每一类权重的字节数。
 
 
 # %% id="numbers"
@@ -695,14 +696,14 @@ plt.show()
 # 区间含 0，只说明这么多订单分不出两者高下，并不等于两者相等；区间不含 0，则说明这两次训练的结果确有差别，至于是不是 4 比特造成的，还要换种子再看。也比一比秒数：用 4 比特时，每次相乘都要先解包权重，这一步 LoRA 没有。再看前面“预测与实测”表里的内存：4 比特省下的是权重那一份，各种设置下都差不多是同样多的 MiB，所以激活越多，它在峰值里占的比例就越小。对 7B 模型加重算，权重占大头，4 比特可能决定它到底放不放得下：比较上面 7B 列表里的 LoRA 与 QLoRA。
 
 # %% [markdown] id="optimizer-why"
-# ## Moments in eight bits, and pages
-# The same trick for the optimizer: `adamw_8bit` keeps its two moments in one byte each; those of small tensors
-# (`min_8bit_size=4096`) stay in four. *Paged* optimizers may push them to the CPU's memory when a GPU runs out, instead
-# of failing; on a machine without a GPU there is nowhere to push, and they train all the same. Five steps with each,
-# from the same start:
+# ## 8-bit and paged optimizers
+# Quantization also works for the optimizer: `adamw_8bit` keeps its two moments in one byte each; those of small
+# tensors (`min_8bit_size=4096`) stay in four. *Paged* optimizers can move them to the CPU's memory when a GPU runs
+# out, instead of failing; on a machine without a GPU they have nothing to move, and train like the others. Five steps
+# with each, from the same start:
 
-# %% [markdown] id="optimizer-why" lang="zh" of="eceddf05"
-# ## 8 比特的一阶矩、二阶矩与分页
+# %% [markdown] id="optimizer-why" lang="zh" of="51d465c5"
+# ## 8 比特优化器与分页优化器
 # 同样的办法用在优化器上：`adamw_8bit` 把一阶矩和二阶矩各存成一个字节（小张量仍用四个字节，界限是 `min_8bit_size=4096`）。*分页*优化器可以在显存不足时把它们挪到 CPU 内存，而不是报错；没有 GPU 的机器上则无处可挪，但照样能训练。从同一起点各训练五步：
 
 # %% id="optimizer"
@@ -753,14 +754,14 @@ with torch.no_grad():
 
 # %% [markdown] id="break-why"
 # ## What goes wrong: merging into the 4-bit base
-# The adapter learned beside *rounded* weights. Where to merge it? `merge_and_unload` on the 4-bit model adds the change
-# and rounds the sum to sixteen levels again. That is not a bug, it is a loss: a change that is small against the distance of two
-# levels vanishes between them. How much of it is left depends on its size. One layer, the adapter's change scaled to several
-# sizes relative to the weights:
+# The adapter learned beside *rounded* weights. Where to merge it? `merge_and_unload` on the 4-bit model adds the
+# change and rounds the sum to sixteen levels again. That is not a bug, it is a loss: a change that is small compared
+# with the distance between two levels is rounded away. How much of it is left depends on its size. One layer, the
+# adapter's change scaled to several sizes relative to the weights:
 
-# %% [markdown] id="break-why" lang="zh" of="fa64be38"
+# %% [markdown] id="break-why" lang="zh" of="532f14b9"
 # ## 故意出错：合并进 4 比特的基座
-# 适配器是在*取整过的*权重旁边学的。该合并到哪里？在 4 比特模型上调用 `merge_and_unload`，会把改动加上去，再一次取整到十六个量化值。这不是程序错误，而是损失：改动若小于两个量化值的间距，就会消失在中间。能留下多少取决于它的大小。取一层，把适配器的改动缩放到权重的几种相对大小：
+# 适配器是在*取整过的*权重旁边学的。该合并到哪里？在 4 比特模型上调用 `merge_and_unload`，会把改动加上去，再一次取整到十六个量化值。这不是程序错误，而是损失：改动若小于两个量化值的间距，就会被舍掉。能留下多少取决于它的大小。取一层，把适配器的改动缩放到权重的几种相对大小：
 
 # %% id="update-kept"
 adapted_layer = tuned["QLoRA"].base_model.model.model.layers[0].mlp.up_proj

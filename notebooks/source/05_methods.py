@@ -3,20 +3,20 @@
 #
 # Full fine-tuning, LoRA and its variants, adapters, prefixes, optimizers: each has a paper of its own, with a
 # comparison of its own. Here they all get the same task and the same examples, those that are ranked also the same
-# number of learning rates to choose from, and the table decides what can be said about them.
+# number of learning rates to choose from, and the claims about them follow from the table.
 #
 # | you will have | measured as |
 # |---|---|
 # | one row per method | unseen orders that come out as exactly the right JSON, with a 95% interval |
 # | its price | weights trained, memory that training adds, seconds |
 # | what it forgets | general questions still answered correctly |
-# | what is chance | the front runners again with other seeds |
+# | the effect of chance | the front runners again with other seeds |
 # | an adapter on disk | `runs/05_methods/LoRA`, loaded again with one call |
 #
-# **Cost:** about 15 minutes and 4.5 GB on two CPU cores, an estimated 10 minutes on a T4. **Before this:**
-# [03 · LoRA](03_lora.ipynb); [04 · QLoRA](04_qlora.ipynb) helps.
+# **Cost:** about 15 minutes and 4.5 GB on two CPU cores, an estimated 10 minutes on a T4. **Before this:** [03 ·
+# LoRA](03_lora.ipynb); [04 · QLoRA](04_qlora.ipynb) helps.
 
-# %% [markdown] id="title" lang="zh" of="87af482e"
+# %% [markdown] id="title" lang="zh" of="2d81cff5"
 # # 05 · 该选哪种方法？同一份预算，同一张表
 #
 # 全量微调、LoRA 及其变体、适配器、前缀、优化器：每一种都有自己的论文、自己的比较方式。在这里，它们面对同样的任务、同样的样本，参加排名的方法可选的学习率个数也相同；能下什么结论，由表说了算。
@@ -340,10 +340,10 @@ def lora(**options):
 
 
 # %% [markdown] id="first-why"
-# ## LoRA, and is the score right?
+# ## LoRA, and a check of the score
 # **LoRA** adds `B A` beside each layer, as in lesson 03.
 
-# %% [markdown] id="first-why" lang="zh" of="a4ed742c"
+# %% [markdown] id="first-why" lang="zh" of="13b79dfb"
 # ## LoRA，顺便验证分数
 # **LoRA** 在每一层旁边加上 `B A`，如第 03 课。
 
@@ -406,17 +406,17 @@ print(f"base {again.peft_config['default'].base_model_name_or_path.split('/')[-1
 del again
 
 # %% [markdown] id="whole-why"
-# ## Weights that are already there, or copies of them
+# ## The model's own weights, or copies of them
 # - **full** trains every weight; the change can be anything.
 # - **freeze** trains only the last blocks. What is below stays, and the backward pass stops early, which saves time.
 # - **LLaMA Pro** (arXiv:2401.02415) inserts copies of blocks and trains only the copies. Their last projections start
-#   at zero, so that the longer model begins as what it was, and the old blocks are never touched.
-# - **BitFit** (arXiv:2106.10199) trains the biases alone, one number per output. This model, like Llama, was published
-#   without any: it gets biases of zero, which change nothing until they are trained.
+#   at zero, so the deeper model first computes what the original did, and the original blocks never change.
+# - **BitFit** (arXiv:2106.10199) trains the biases alone, one number per output. This model, like Llama, was
+#   published without any: it gets biases of zero, which change nothing until they are trained.
 # - **LayerNorm** trains the scales of the norms, one number per channel. Each channel grows or shrinks; no mixing is
 #   learned.
 
-# %% [markdown] id="whole-why" lang="zh" of="7f894605"
+# %% [markdown] id="whole-why" lang="zh" of="b5e4c985"
 # ## 训练已有的权重，或它们的副本
 # - **full** 训练每个权重，改动可以是任何样子。
 # - **freeze** 只训练最后几个块。下面的保持不变，反向传播提前停止，省时间。
@@ -530,14 +530,15 @@ assert layer_numbers["DoRA"] - layer_numbers["LoRA"] == 1536 == layer_numbers["I
 # - **bottleneck** is what "adapter" first meant for language models (Houlsby et al. 2019): a small network behind the
 #   MLP of each block, narrow in the middle. Unlike LoRA it cannot be merged into the weights, because there is a
 #   nonlinearity inside.
-# - **IA3** (arXiv:2205.05638) multiplies keys, values and the MLP's middle by learned vectors. No matrix at all.
+# - **IA3** (arXiv:2205.05638) multiplies keys, values and the hidden activations of the MLP by learned vectors,
+#   without any matrix.
 # - **prefix tuning** (arXiv:2101.00190) trains keys and values of sixteen virtual tokens that every block sees before
 #   the input.
 
-# %% [markdown] id="small-why" lang="zh" of="4b64c945"
+# %% [markdown] id="small-why" lang="zh" of="e63ad88a"
 # ## 适配器、向量、前缀
 # - **bottleneck**（瓶颈适配器）是语言模型里“adapter”一词最初的含义（Houlsby 等，2019）：在每个块的 MLP 后面接一个中间很窄的小网络。中间有非线性，所以与 LoRA 不同，它无法合并进权重。
-# - **IA3**（arXiv:2205.05638）用学出来的向量去乘键、值和 MLP 的中间层，完全没有矩阵。
+# - **IA3**（arXiv:2205.05638）用可训练的向量去乘键、值和 MLP 的中间激活值，不用任何矩阵。
 # - **prefix tuning**（arXiv:2101.00190）训练十六个虚拟 token 的键和值，每一块在输入之前都会先看到它们。
 
 
@@ -596,7 +597,7 @@ report({"Muon": {"prepare": lora(), "learning_rate": 2e-2, "optimizer": muon}})
 
 # %% [markdown] id="more-why"
 # ## Ten more, ready to run
-# They are declared here and run in the GPU profiles; on a CPU, `report(more)` puts them into the table. Their learning
+# They are defined here and run in the GPU profiles; on a CPU, `report(more)` puts them into the table. Their learning
 # rates have *not* been searched, so they get a star there.
 #
 # - **PiSSA** starts `B A` from the largest singular directions of the weight and freezes the rest.
@@ -605,14 +606,14 @@ report({"Muon": {"prepare": lora(), "learning_rate": 2e-2, "optimizer": muon}})
 # - **AdaLoRA** starts with a higher rank than it keeps and removes it where it matters least, while it trains.
 # - **OFT** multiplies the weight by a learned rotation, block by block. Angles between neurons stay as they are.
 # - **NEFTune** adds noise to the embeddings while training. The weights are LoRA's.
-# - **prompt tuning** trains sixteen virtual tokens in front of the input; **P-tuning** makes them with a small network
-#   while it trains. No weight of the model changes.
-# - **8-bit AdamW** keeps both moments in one byte each, where a tensor is large enough; **Adafactor** keeps one number
-#   per row and column instead of one per weight.
+# - **prompt tuning** trains sixteen virtual tokens in front of the input; **P-tuning** makes them with a small
+#   network while it trains. No weight of the model changes.
+# - **8-bit AdamW** keeps both moments in one byte each, where a tensor is large enough; **Adafactor** keeps one
+#   number per row and column instead of one per weight.
 
-# %% [markdown] id="more-why" lang="zh" of="4caf90f2"
+# %% [markdown] id="more-why" lang="zh" of="33596546"
 # ## 还有十种，随时可跑
-# 它们在这里声明，在 GPU 配置下会运行；在 CPU 上执行 `report(more)` 就能加进表里。它们的学习率*没有*搜索过，所以带星号。
+# 它们在这里定义，在 GPU 配置下会运行；在 CPU 上执行 `report(more)` 就能加进表里。它们的学习率*没有*搜索过，所以带星号。
 #
 # - **PiSSA** 让 `B A` 从权重最大的几个奇异方向开始，其余冻结。
 # - **OLoRA** 从权重的 QR 分解开始，得到的向量是标准正交的。
@@ -791,11 +792,12 @@ for name in sorted(table, key=lambda name: table[name]["general"]):
     print(f"{name:<14} {table[name]['general']:>4.0%} {table[name]['said'][:90]!r}")
 
 # %% [markdown] id="seeds-why"
-# ## Is the winner a winner? Other seeds
-# The best of many is partly the luckiest. Here are the front runners and LoRA again with other seeds: other examples in
-# another order, other starting values. The first seed chose them, so only the further ones are a fair measure.
+# ## Is the best method really the best? Other seeds
+# The best of many methods is partly the luckiest. The front runners and LoRA are trained again with other seeds:
+# other examples in another order, other initial values. They were selected by their score with the first seed, so
+# only the other seeds are a fair measure.
 
-# %% [markdown] id="seeds-why" lang="zh" of="c3e2eb27"
+# %% [markdown] id="seeds-why" lang="zh" of="5921ee32"
 # ## 赢家是真赢还是运气？换种子
 # 许多方法里的第一名，多少有运气的成分。换种子（样本、顺序、初值都换），把领先者和 LoRA 再跑几遍。它们是第一个种子选出来的，所以只有后面的种子才是公平的衡量。
 
@@ -839,11 +841,12 @@ print(
 
 # %% [markdown] id="break-why"
 # ## What goes wrong: one learning rate for all
-# A common way to "show" that a method is bad: give it somebody else's learning rate. Full fine-tuning with LoRA's:
+# A common way to "show" that a method is bad: give it the learning rate of another method. Full fine-tuning with
+# LoRA's:
 
-# %% [markdown] id="break-why" lang="zh" of="31464c54"
+# %% [markdown] id="break-why" lang="zh" of="85f218e9"
 # ## 故意出错：所有方法用同一个学习率
-# 要“证明”一种方法不好，常见的做法是套用别人的学习率。全量微调用 LoRA 的学习率：
+# 要“证明”一种方法不好，常见的做法是套用另一种方法的学习率。全量微调用 LoRA 的学习率：
 
 # %% id="break"
 wronged = run(**methods["full"] | {"learning_rate": methods["LoRA"]["learning_rate"]})[1]
@@ -889,12 +892,12 @@ def draw(method, budget_mib):
 experiment.show(draw, method=list(rows), budget_mib=[10, 0.5, 3, 30, 100, 2000])
 
 # %% [markdown] id="loftq-why"
-# ## Three more ideas, in small
+# ## Three more ideas, on small examples
 # **LoftQ** (arXiv:2310.08659) is for QLoRA. There `B A` starts at zero, so training starts from a model that
 # quantization has damaged. LoftQ looks for a quantized matrix *and* a `B A` whose sum is close to the original:
 # quantize, fit `B A` to the error by SVD, quantize what is left, again. With two bits and rank 8:
 
-# %% [markdown] id="loftq-why" lang="zh" of="ef7a0a01"
+# %% [markdown] id="loftq-why" lang="zh" of="168497eb"
 # ## 另外三个想法，小规模演示
 # **LoftQ**（arXiv:2310.08659）用于 QLoRA。在 QLoRA 里 `B A` 从零开始，训练的起点是一个被量化损伤过的模型。LoftQ 同时寻找量化矩阵*和* `B A`，让两者之和接近原矩阵：量化，用 SVD 让 `B A` 拟合误差，再量化剩下的部分，如此反复。2 比特、秩 8：
 
@@ -942,11 +945,12 @@ for ax, (name, mask) in zip(axes, halves.items(), strict=True):
 plt.show()
 
 # %% [markdown] id="seq2seq-why"
-# **Sequence to sequence**: T5 and mt0 have an encoder that reads and a decoder that writes. PEFT adapts them with the same
-# calls and another `task_type`. A tiny T5 with random weights learns by heart to write eight short sequences backwards:
+# **Sequence to sequence**: T5 and mt0 have an encoder that reads and a decoder that writes. PEFT adapts them with the
+# same calls and another `task_type`. A tiny T5 with random weights memorizes eight short sequences and writes them
+# backwards:
 
-# %% [markdown] id="seq2seq-why" lang="zh" of="620c80ae"
-# **序列到序列**：T5、mt0 有负责读的编码器和负责写的解码器。PEFT 的用法不变，只换 `task_type`。一个随机权重的小 T5，学着把八条短序列倒着写出来（死记硬背）：
+# %% [markdown] id="seq2seq-why" lang="zh" of="63fbc615"
+# **序列到序列**：T5、mt0 有负责读的编码器和负责写的解码器。PEFT 的用法不变，只换 `task_type`。一个随机权重的小 T5，记住八条短序列，并把它们倒着写出来：
 
 # %% id="seq2seq"
 set_seed(seed)

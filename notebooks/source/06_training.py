@@ -1,9 +1,9 @@
 # %% [markdown] id="title"
-# # 06 · Training: the loop, the schedule, the numbers
+# # 06 · Training: the loop, the schedule, the number formats
 #
-# A trainer hides a loop of a few lines. Here you write it, prove that your loop and the library's give the same loss at
-# every step, and then use it to measure what the other settings do: schedule and warm-up, accumulation, number formats,
-# recomputation, a learning rate found instead of guessed, and a run that is killed and resumed.
+# A trainer hides a loop of a few lines. Here you write it, prove that your loop and the library's give the same loss
+# at every step, and then use it to measure what the other settings do: schedule and warm-up, accumulation, number
+# formats, recomputation, a learning rate found instead of guessed, and a run that is killed and resumed.
 #
 # | you will have | measured as |
 # |---|---|
@@ -13,10 +13,10 @@
 # | memory traded for time | peak memory and seconds, with and without recomputation |
 # | a run that survives a kill | largest difference to the weights of the uninterrupted run |
 #
-# **Cost:** about 9 minutes and 5 GB on two CPU cores, an estimated 4 minutes on a T4. **Before this:**
-# [03 · LoRA](03_lora.ipynb).
+# **Cost:** about 9 minutes and 5 GB on two CPU cores, an estimated 4 minutes on a T4. **Before this:** [03 ·
+# LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="eab8402b"
+# %% [markdown] id="title" lang="zh" of="47acda8e"
 # # 06 · 训练：循环、学习率调度与数值格式
 #
 # Trainer 藏起来的其实只是几行代码的循环。在这里你亲手写出来，证明每一步的损失都与库的一致，再用它测量其他设置的作用：学习率调度与预热、梯度累积、数值格式、重计算、不靠猜而是找出来的学习率，以及中断后续跑。
@@ -186,10 +186,10 @@ assert (mine - theirs).abs().max() <= 1e-10
 
 # %% [markdown] id="loop-why"
 # ## The loop
-# Forward; the loss, shifted by one position and averaged over the answer's tokens; backward; clip; step; schedule; forget
-# the gradients. Everything in float32, so that a difference would be a mistake and not a rounding.
+# Forward; the loss, shifted by one position and averaged over the answer's tokens; backward; clip; step; schedule;
+# clear the gradients. Everything is in float32, so that a difference would be a mistake and not a rounding error.
 
-# %% [markdown] id="loop-why" lang="zh" of="07724f4e"
+# %% [markdown] id="loop-why" lang="zh" of="112578f8"
 # ## 训练循环
 # 前向；损失要错开一个位置，并在回答的 token 上取平均；反向；裁剪；更新；调度；清空梯度。全部用 float32，这样若有差值就是写错了，而不是舍入。
 
@@ -404,13 +404,13 @@ plt.show()
 
 # %% [markdown] id="break-why"
 # ## What goes wrong
-# Two classics. A high learning rate *without* warm-up: AdamW's first steps are full-size in every weight, before `v` knows
-# how large the gradients are. And a schedule that is *cut short*: planned for three times the steps and stopped early, it
-# never reaches the small learning rates at its end.
+# Two classic mistakes. A high learning rate *without* warm-up: AdamW's first steps are full-size in every weight,
+# before `v` is a good estimate of the size of the gradients. And a schedule that is *cut short*: planned for three
+# times the steps and stopped early, it never reaches the small learning rates at its end.
 
-# %% [markdown] id="break-why" lang="zh" of="118d99e5"
+# %% [markdown] id="break-why" lang="zh" of="b0437210"
 # ## 故意出错
-# 两个经典错误。一是学习率很高却*不预热*：AdamW 最初几步对每个权重都走满步长，而 `v` 还不知道梯度有多大。二是调度被*中途截断*：按三倍步数安排，却提前停下，永远到不了末尾的小学习率。
+# 两个经典错误。一是学习率很高却*不预热*：AdamW 最初几步对每个权重都走满步长，而 `v` 还没有估准梯度的大小。二是调度被*中途截断*：按三倍步数安排，却提前停下，永远到不了末尾的小学习率。
 
 # %% id="break"
 faults = {
@@ -444,11 +444,11 @@ plt.show()
 
 # %% [markdown] id="accumulate-why"
 # ## Gradient accumulation, and its trap
-# Twice four examples instead of eight: add up two gradients, then step. Equal to eight at once only if the loss is divided
-# by the tokens of *all* eight. A mean of two means weighs a token of the shorter half more. Transformers did that until
-# 2024 (huggingface/transformers issue 34198).
+# Two batches of four examples instead of one of eight: add up both gradients, then take the step. The result equals
+# that of eight at once only if the loss is divided by the tokens of *all* eight. A mean of two means weighs a token
+# of the shorter half more. Transformers did that until 2024 (huggingface/transformers issue 34198).
 
-# %% [markdown] id="accumulate-why" lang="zh" of="3f6a779a"
+# %% [markdown] id="accumulate-why" lang="zh" of="e797757b"
 # ## 梯度累积，以及它的陷阱
 # 用两次四个样本代替一次八个：梯度相加，再更新。只有损失除以*全部*八个样本的 token 数时，两者才相等。对两个平均值再取平均，会让较短那一半的 token 权重更大。Transformers 直到 2024 年还有这个问题（huggingface/transformers issue 34198）。
 
@@ -485,13 +485,13 @@ assert accumulation_error <= 1e-4
 
 # %% [markdown] id="precision-why"
 # ## Number formats
-# bfloat16 keeps float32's range with three digits; float16 has more digits and a small range. Two losses follow. An
-# update that is small beside its weight *rounds away* in bfloat16. A gradient that is small in itself becomes *zero* in
-# float16, which is why float16 training multiplies the loss first (loss scaling); how large a part of a real gradient
-# that concerns is counted below. So what is trained is kept in float32 (PEFT does so with its adapters), and 16 bits
-# serve for frozen weights and for the products.
+# bfloat16 has float32's range but only about three digits; float16 has more digits and a small range. This has two
+# consequences. An update that is small beside its weight *rounds away* in bfloat16. A gradient that is small in
+# itself becomes *zero* in float16, which is why float16 training multiplies the loss first (loss scaling); how large
+# a part of a real gradient that concerns is counted below. So what is trained is kept in float32 (PEFT does so with
+# its adapters), and 16-bit formats are used for frozen weights and matrix products.
 
-# %% [markdown] id="precision-why" lang="zh" of="6324be39"
+# %% [markdown] id="precision-why" lang="zh" of="d48a966a"
 # ## 数值格式
 # bfloat16 的范围和 float32 一样，但只有约三位有效数字；float16 位数更多，范围却小。后果有两个：相对权重太小的更新，在 bfloat16 里会被*舍掉*；本身太小的梯度，在 float16 里会变成*零*，所以 float16 训练要先放大损失（loss scaling）；真实的梯度里有多大一部分会这样，下面数一数。因此，要训练的权重用 float32 保存（PEFT 的适配器就是这样），16 比特用于冻结的权重和矩阵乘积。
 
@@ -673,11 +673,11 @@ candidate.unload()
 print(f"loss on the same {per_device_train_batch_size} examples after {max_steps} steps: {overfit_loss:.4f}")
 
 # %% [markdown] id="tensorboard-why"
-# What did TensorBoard get? `tensorboard --logdir runs/06_training/tracked` shows it in a browser; its event file can be read
-# from here too. It must hold the numbers of the CSV file.
+# What did TensorBoard record? `tensorboard --logdir runs/06_training/tracked` shows it in a browser; its event file
+# can be read from here too. It must hold the numbers of the CSV file.
 
-# %% [markdown] id="tensorboard-why" lang="zh" of="75e8669b"
-# TensorBoard 收到了什么？在浏览器里看用 `tensorboard --logdir runs/06_training/tracked`；它的事件文件也可以在这里直接读出来，数值应与 CSV 文件相同。
+# %% [markdown] id="tensorboard-why" lang="zh" of="85f23f78"
+# TensorBoard 记录了什么？在浏览器里看用 `tensorboard --logdir runs/06_training/tracked`；它的事件文件也可以在这里直接读出来，数值应与 CSV 文件相同。
 
 # %% id="tensorboard"
 (folder,) = {os.path.dirname(path) for path in glob.glob("runs/06_training/tracked/**/*tfevents*", recursive=True)}
@@ -697,10 +697,11 @@ plt.show()
 
 # %% [markdown] id="resume-why"
 # ## Kill it, and resume
-# A checkpoint holds the weights, both moments of AdamW, the schedule's place, the random state and the place in the data.
-# With all of them a resumed run continues as if nothing had happened; with the weights alone it doesn't.
+# A checkpoint holds the weights, both moments of AdamW, the position in the schedule, the state of the random
+# generators and the position in the data. With all of them a resumed run continues as if nothing had happened; with
+# the weights alone it doesn't.
 
-# %% [markdown] id="resume-why" lang="zh" of="9871d74e"
+# %% [markdown] id="resume-why" lang="zh" of="8133de92"
 # ## 中断，再续上
 # 一个 checkpoint 里有权重、AdamW 的一阶矩和二阶矩、调度走到哪里、随机状态、数据读到哪里。全都有，续跑就像什么都没发生过；只有权重则不行。
 
@@ -736,10 +737,10 @@ for keeps in ("everything", "weights alone"):
 
 # %% [markdown] id="experiment-why"
 # ## Experiment
-# Shape a schedule. The area under the curve is how far the weights can travel in all; its end decides how finely they
-# settle.
+# Shape a schedule. The area under the curve bounds how far the weights can move in total; its end decides how
+# precisely they converge.
 
-# %% [markdown] id="experiment-why" lang="zh" of="24aea279"
+# %% [markdown] id="experiment-why" lang="zh" of="19983d54"
 # ## 动手试一试
 # 设计一条学习率曲线。曲线下的面积决定权重总共能走多远，末尾的大小决定收敛得多细。
 
@@ -961,11 +962,12 @@ course.record(outcomes, bands if PROFILE == "cpu" else {})
 # %% [markdown] id="next"
 # **You keep** `runs/06_training/killed`: a checkpoint to look into.
 #
-# **On your GPU:** `PROFILE = "t4"` or `"a24g"`; float16 on a T4 scales the loss for you, watch the first steps.
+# **On your GPU:** `PROFILE = "t4"` or `"a24g"`; on a T4, Trainer scales the loss for float16 by itself; watch the
+# first steps.
 #
 # **Next:** what a fine-tune makes a model forget, and how to prevent it: [07 · Forgetting](07_forgetting.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="dc2fa53a"
+# %% [markdown] id="next" lang="zh" of="b7c5f467"
 # 你得到的文件：`runs/06_training/killed`，可以打开看看 checkpoint 里有什么。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；T4 上的 float16 会自动做损失缩放，留意最初几步。

@@ -1,9 +1,9 @@
 # %% [markdown] id="title"
 # # 07 · Forgetting: what a fine-tune costs, and how to get it back
 #
-# Every fine-tune moves weights that also hold something else. Here a model learns a new name and pays with facts that it knew.
-# You measure the loss in three ways, test whether it could be chance, and compare the remedies in one picture: replay,
-# smaller steps, fewer layers, and walking back towards the base.
+# A fine-tune changes weights that also store other knowledge. Here a model learns a new name and forgets facts that
+# it knew. You measure the loss in three ways, test whether it could be chance, and compare the remedies in one
+# picture: replay, a lower learning rate, fewer layers, and interpolation towards the base.
 #
 # | you will have | measured as |
 # |---|---|
@@ -15,13 +15,13 @@
 # | benchmarks and an A/B test | lm-eval against this lesson's own figures; a sign test and its power |
 # | a warning about ROUGE | how many wrong answers score higher than the median of the right ones |
 #
-# **Cost:** about 11 minutes and 5 GB on two CPU cores, an estimated 5 minutes on a T4. **Before this:**
-# [03 · LoRA](03_lora.ipynb).
+# **Cost:** about 11 minutes and 5 GB on two CPU cores, an estimated 5 minutes on a T4. **Before this:** [03 ·
+# LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="250d5db9"
+# %% [markdown] id="title" lang="zh" of="72b94a1d"
 # # 07 · 遗忘：微调的代价，以及如何挽回
 #
-# 微调所改动的权重，同时还存着别的东西。这里，模型学会了一个新名字，代价是原本知道的常识。你将用三种方式测量损失，检验它是否只是偶然，再用一张图比较各种补救办法：回放、更小的步长、更少的层、向基座回退。
+# 微调所改动的权重，同时还存着别的东西。这里，模型学会了一个新名字，代价是原本知道的常识。你将用三种方式测量损失，检验它是否只是偶然，再用一张图比较各种补救办法：回放、更小的学习率、更少的层、向基座插值。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
@@ -231,11 +231,12 @@ for prompt, reply in replay_rows[:3]:
 
 # %% [markdown] id="kl-why"
 # ## How far has a model moved?
-# A score counts answers that flip. The *KL divergence* sees what happens before: at every token of the base model's answers,
-# how differently does the other model predict the next one? It is the mean of `log p - log q` under the base model's
-# probabilities `p`: 0 for the same model, and no questions with known answers are needed. Four tokens, two models:
+# A score changes only when an answer flips. The *KL divergence* also shows smaller changes: at every token of the
+# base model's answers, how differently does the other model predict the next one? It is the mean of `log p - log q`
+# under the base model's probabilities `p`: 0 for the same model, and no questions with known answers are needed. Four
+# tokens, two models:
 
-# %% [markdown] id="kl-why" lang="zh" of="56089970"
+# %% [markdown] id="kl-why" lang="zh" of="687d25d1"
 # ## 模型移动了多远？
 # 得分只数翻转了的答案。*KL 散度*能看到翻转之前的变化：在基座模型自己的回答里，另一个模型对每个位置的下一个 token 的预测差多少？它是按基座的概率 `p` 对 `log p - log q` 取平均：同一个模型为 0，而且不需要有标准答案的题目。四个 token、两个模型：
 
@@ -398,14 +399,14 @@ choice_shares["full"] = evaluate.multiple_choice(full_model, tokenizer, general)
 
 # %% [markdown] id="mcnemar-why"
 # ## Is the difference real?
-# Both models answered the same questions, so compare them question by question. Those that both got right, or both wrong, say
-# nothing about which is better. Of the others, call those gained that only the second model answers, and those lost that only
-# the first does. Between equally good models, each of these is a fair coin: McNemar's test asks how often coins are at least as
-# uneven. Two gained and eight lost:
+# Both models answered the same questions, so compare them question by question. Those that both got right, or both
+# wrong, say nothing about which is better. Of the others, call those gained that only the second model answers, and
+# those lost that only the first does. Between equally good models, each of these is a fair coin toss. The p-value of
+# McNemar's test is the probability that tosses come out at least as uneven. Two gained and eight lost:
 
-# %% [markdown] id="mcnemar-why" lang="zh" of="71e00b55"
+# %% [markdown] id="mcnemar-why" lang="zh" of="668fb9d8"
 # ## 差异是真的吗？
-# 两个模型回答的是同一套题，所以应该逐题比较。两者都对或都错的题，说明不了谁更好。其余的题里，只有后一个模型答对的叫“得”，只有前一个答对的叫“失”。如果两个模型同样好，每一题就像抛一枚公平的硬币：McNemar 检验问的是，硬币有多大概率至少这样不均匀。以得二失八为例：
+# 两个模型回答的是同一套题，所以应该逐题比较。两者都对或都错的题，说明不了谁更好。其余的题里，只有后一个模型答对的叫“得”，只有前一个答对的叫“失”。如果两个模型同样好，每一题就像抛一枚公平的硬币：McNemar 检验的 p 值，就是抛硬币至少这样不均匀的概率。以得二失八为例：
 
 
 # %% id="mcnemar"
@@ -429,14 +430,14 @@ for label in ("LoRA", "full"):
     print(f"{label}: {gained} facts gained, {lost_count} lost, p = {mcnemar(gained, lost_count):.2g}")
 
 # %% [markdown] id="towards-why"
-# ## Remedy 1: walk back towards the base
+# ## Remedy 1: interpolate towards the base
 # *Weight interpolation* needs no further training: every weight is moved to a point between the base and the tuned
-# model, `base + t (tuned - base)`. With `t = 1` nothing changes, `t = 0` is the base. The skill is often learned before
-# the end of the way (Wortsman et al. 2022, "Robust fine-tuning"). A matrix of two weights:
+# model, `base + t (tuned - base)`. With `t = 1` nothing changes, `t = 0` is the base. The skill is often learned well
+# below `t = 1` (Wortsman et al. 2022, "Robust fine-tuning"). A matrix of two weights:
 
-# %% [markdown] id="towards-why" lang="zh" of="6c845650"
-# ## 办法一：朝基座往回走
-# *权重插值*（weight interpolation）一步也不用再训：让每个权重停在基座与微调模型之间的某处，`base + t (tuned - base)`。`t = 1` 不变，`t = 0` 就是基座。技能往往在走到终点之前就学会了（Wortsman et al. 2022，“Robust fine-tuning”）。以两个权重为例：
+# %% [markdown] id="towards-why" lang="zh" of="2790d53f"
+# ## 办法一：向基座插值
+# *权重插值*（weight interpolation）一步也不用再训：让每个权重停在基座与微调模型之间的某处，`base + t (tuned - base)`。`t = 1` 不变，`t = 0` 就是基座。技能往往在 `t` 远小于 1 时就已学会（Wortsman et al. 2022，“Robust fine-tuning”）。以两个权重为例：
 
 
 # %% id="towards"
@@ -453,12 +454,12 @@ measure("full, half way", full_model)
 del full_model, full_trainer
 
 # %% [markdown] id="towards-lora-why"
-# For LoRA the tuned model is `W + scale · B A`, so that part of the way is a smaller scale. PEFT has it as a context
-# manager. The adapter is still the one that was trained on the name alone.
+# For LoRA the tuned model is `W + scale · B A`, so interpolation is a smaller scale. PEFT has a context manager for
+# it. The adapter is still the one that was trained on the name alone.
 #
 
-# %% [markdown] id="towards-lora-why" lang="zh" of="7df1bdcb"
-# 对 LoRA 来说，微调后的模型是 `W + scale · B A`，走一段路就是把 scale 调小。PEFT 用上下文管理器提供了这个功能。这里的适配器仍是只训练名字的那一个。
+# %% [markdown] id="towards-lora-why" lang="zh" of="321f212b"
+# 对 LoRA 来说，微调后的模型是 `W + scale · B A`，插值就是把 scale 调小。PEFT 用上下文管理器提供了这个功能。这里的适配器仍是只训练名字的那一个。
 
 # %% id="towards-lora"
 for t in (0.5, 0.25):
@@ -467,11 +468,11 @@ for t in (0.5, 0.25):
 
 # %% [markdown] id="replay-why"
 # ## Remedy 2: replay
-# Train on what the model would say anyway, mixed in between: any step that would change those answers now costs loss. The
-# answers must be the model's *own*; another author's would teach it another style. `interleave_datasets` draws each
-# row from one of the two sets. Ten rows, three of them replay:
+# Train on what the model would say anyway, mixed in between: any step that would change those answers now increases
+# the loss. The answers must be the model's *own*; another author's would teach it another style.
+# `interleave_datasets` draws each row from one of the two sets. Ten rows, three of them replay:
 
-# %% [markdown] id="replay-why" lang="zh" of="58f2269e"
+# %% [markdown] id="replay-why" lang="zh" of="e5c75dff"
 # ## 办法二：回放
 # 在训练数据里穿插模型本来就会说的话：这样，凡是会改变这些回答的更新，都会增加损失。回答必须是模型*自己*的；换成别人写的，教的就是别人的风格。`interleave_datasets` 每次随机从两个数据集之一取一行。以十行、三成回放为例：
 
@@ -515,12 +516,12 @@ for share in (10, 20, 40):
 print(f"you predicted {guess_share}%, measured {f'{enough[0]}%' if enough else 'none of the three'}")
 
 # %% [markdown] id="smaller-why"
-# ## Remedy 3: smaller steps, fewer layers
-# A third of the learning rate moves every weight less. Adapters in the last third of the layers leave the others as they
-# were. Neither needs any data.
+# ## Remedy 3: a lower learning rate, fewer layers
+# A third of the learning rate moves every weight less. Adapters in the last third of the layers leave the others as
+# they were. Neither needs any data.
 
-# %% [markdown] id="smaller-why" lang="zh" of="05999b54"
-# ## 办法三：更小的步长，更少的层
+# %% [markdown] id="smaller-why" lang="zh" of="514ea6e0"
+# ## 办法三：更小的学习率，更少的层
 # 学习率降到三分之一，每个权重都移动得更少；只给后三分之一的层加适配器，其他层就保持原样。两者都不需要额外数据。
 
 # %% id="smaller"
@@ -608,13 +609,13 @@ print(f"facts: {tuned_facts:.0%} after the name alone, {facts_after:.0%} after a
 
 # %% [markdown] id="pareto-why"
 # ## Gain against loss
-# One number per run hides the trade. To the right: more of the name. Up: more of the facts. A run is on the *Pareto
-# front* if no other is at least as good in both and better in one; all others can be dropped, as far as the intervals
-# allow. Compare every remedy with *LoRA*, the run without one: not each of them must have helped.
+# One number per run hides the trade-off. To the right: more of the name. Up: more of the facts. A run is on the
+# *Pareto front* if no other is at least as good in both and better in one; all others can be dropped, as far as the
+# intervals allow. Compare every remedy with *LoRA*, the run without one: not each of them must have helped.
 
-# %% [markdown] id="pareto-why" lang="zh" of="ecb9abac"
+# %% [markdown] id="pareto-why" lang="zh" of="f38454fc"
 # ## 得与失
-# 每次训练只看一个数，就看不到取舍。越靠右，名字学得越好；越靠上，常识留得越多。如果没有别的点两项都不差、且至少一项更好，这个点就在*帕累托前沿*上；其余的都可以淘汰，前提是置信区间分得开。每种办法都要与没有补救的 *LoRA* 相比：未必每一种都管用。
+# 每次训练只看一个数，就看不到取舍。越靠右，名字学得越好；越靠上，常识留得越多。如果没有别的点两项都不差、且至少一项更好，这个点就在*Pareto 前沿*上；其余的都可以淘汰，前提是置信区间分得开。每种办法都要与没有补救的 *LoRA* 相比：未必每一种都管用。
 
 
 # %% id="front"
@@ -698,11 +699,11 @@ rank_correlation = 1 - 6 * squares / (len(results) * (len(results) ** 2 - 1))
 print(f"rank correlation of KL and facts lost, over {len(results)} models: {rank_correlation:.2f}")
 
 # %% [markdown] id="kl-read"
-# A rank correlation of 1 means that the order of the runs by KL is their order by facts lost. Where it is high, the KL
-# divergence is a cheap alarm: it needs no questions, and it can be taken during training.
+# A rank correlation of 1 means that the order of the runs by KL is their order by facts lost. Where it is high, the
+# KL divergence is a cheap warning sign: it needs no questions, and it can be taken during training.
 
-# %% [markdown] id="kl-read" lang="zh" of="991e9d2e"
-# 秩相关为 1，表示按 KL 排序与按丢失的常识排序完全一致。如果它很高，KL 散度就是一个便宜的警报：不需要题目，训练途中就能算。
+# %% [markdown] id="kl-read" lang="zh" of="2749e974"
+# 秩相关为 1，表示按 KL 排序与按丢失的常识排序完全一致。如果它很高，KL 散度就是一个便宜的预警信号：不需要题目，训练途中就能算。
 
 # %% [markdown] id="break-why"
 # ## What goes wrong: the wrong metric
@@ -791,13 +792,13 @@ for rule, ours, library in (("sum", times(means, sizes), sums), ("mean per token
     )
 
 # %% [markdown] id="harness-read"
-# A difference of a question or two has a reason: in 16 bits, two choices that are nearly equally likely can change places when
-# the batch is another one. In float32 the two agree on every question (docs/evaluate.md). A score is only comparable with one
-# that was asked in the same words: same task file, same chat template, same number of solved examples.
-# `ftlab eval RECIPE --tasks general_mcq,mine.yaml,mmlu` runs such files on base and tuned and keeps a hash of the prompts;
-# `data/tasks/common_zh.yaml` asks as C-Eval does.
+# A difference of a question or two has a reason: in 16 bits, two choices that are nearly equally likely can change
+# places when the batch changes. In float32 the two agree on every question (docs/evaluate.md). A score is only
+# comparable with one that was asked in the same words: same task file, same chat template, same number of solved
+# examples. `ftlab eval RECIPE --tasks general_mcq,mine.yaml,mmlu` runs such files on base and tuned and keeps a hash
+# of the prompts; `data/tasks/common_zh.yaml` asks as C-Eval does.
 
-# %% [markdown] id="harness-read" lang="zh" of="6d394b27"
+# %% [markdown] id="harness-read" lang="zh" of="4f82a5be"
 # 差一两道题是有原因的：在 16 比特精度下，两个概率几乎相等的选项，换一种分批方式就可能互换名次；用 float32，两者每道题都一致（docs/evaluate.md）。只有用同样的措辞问出来的分数才能相互比较：同一个任务文件、同一个对话模板、同样多的例子。`ftlab eval RECIPE --tasks general_mcq,mine.yaml,mmlu` 会在基座和微调模型上跑这些文件，并记录提示的哈希；`data/tasks/common_zh.yaml` 按 C-Eval 的方式提问。
 
 # %% [markdown] id="rouge-why"
@@ -865,14 +866,14 @@ for score, _, reference, answer in wrong[:3]:
 
 # %% [markdown] id="ab-why"
 # ## An A/B test
-# Where no program can tell right from wrong, people compare. They see two answers, don't know which model wrote which, and
-# pick the better one. With `i_judge = True` you are the judge: press a button, or type 1, 2, or 0 for neither. Without you, a
-# script is: it prefers the answer that contains the fact. The *sign test* asks how often two equal models would differ this
-# much, ties left out.
+# Where no program can tell right from wrong, people compare. They see two answers, don't know which model wrote
+# which, and pick the better one. With `i_judge = True` you are the judge: press a button, or type 1, 2, or 0 for
+# neither. Without you, a script is: it prefers the answer that contains the fact. The p-value of the *sign test* is
+# the probability that two equally good models differ at least this much; ties are left out.
 
-# %% [markdown] id="ab-why" lang="zh" of="baf27d42"
+# %% [markdown] id="ab-why" lang="zh" of="8150176a"
 # ## A/B 测试
-# 如果没有程序能判断对错，就由人来比较：看到两个回答，不知道各是哪个模型写的，选出更好的一个。设 `i_judge = True` 就由你来评：按按钮，或输入 1、2，都不选就输入 0。你不评时由脚本代劳：包含该事实的回答更好。*符号检验*问的是：两个同样好的模型，有多大概率出现这么大的差别；平局不计。
+# 如果没有程序能判断对错，就由人来比较：看到两个回答，不知道各是哪个模型写的，选出更好的一个。设 `i_judge = True` 就由你来评：按按钮，或输入 1、2，都不选就输入 0。你不评时由脚本代劳：包含该事实的回答更好。*符号检验*的 p 值，就是两个同样好的模型出现至少这么大差别的概率；平局不计。
 
 
 # %% id="ab"
@@ -1051,11 +1052,11 @@ checks.check_mean_kl(mean_kl)
 # </details>
 
 # %% [markdown] id="exercise-walk-why"
-# **2.** Walk a whole model back: change `model` in place so that every parameter is `base + t (tuned - base)`. `base_model`
-# has the same modules. The function returns nothing.
+# **2.** Interpolate a whole model: change `model` in place so that every parameter is `base + t (tuned - base)`.
+# `base_model` has the same modules. The function returns nothing.
 
-# %% [markdown] id="exercise-walk-why" lang="zh" of="facf4197"
-# **2.** 让整个模型往回走：就地修改 `model`，使每个参数都等于 `base + t (tuned - base)`。`base_model` 的模块与它相同。函数不返回值。
+# %% [markdown] id="exercise-walk-why" lang="zh" of="882c070b"
+# **2.** 对整个模型做插值：就地修改 `model`，使每个参数都等于 `base + t (tuned - base)`。`base_model` 的模块与它相同。函数不返回值。
 
 # %% id="exercise-walk" tags=["exercise"]
 

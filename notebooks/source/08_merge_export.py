@@ -342,12 +342,12 @@ print(f"you predicted {guess_speedup:.1f} times, measured {speeds['merged'] / sp
 
 # %% [markdown] id="reload-why"
 # ## Reload and compare
-# Load the folder as a stranger would and compare it with the live model: the logits, and the first greedy tokens of
+# Load the folder as any user would and compare it with the live model: the logits, and the first greedy tokens of
 # every prompt, token by token.
 
-# %% [markdown] id="reload-why" lang="zh" of="359a8a40"
+# %% [markdown] id="reload-why" lang="zh" of="8fbb4272"
 # ## 重新加载并比对
-# 像陌生人那样加载这个文件夹，与内存中的模型比较：logit，以及每个提示的前若干个贪心 token，逐个比对。
+# 像普通用户那样加载这个文件夹，与内存中的模型比较：logit，以及每个提示的前若干个贪心 token，逐个比对。
 
 
 # %% id="greedy"
@@ -688,13 +688,13 @@ plt.show()
 
 # %% [markdown] id="calibration-why"
 # ## Four bits with calibration data: GPTQ and AWQ
-# The formats above round each weight by itself. **GPTQ** looks at what the layer gets to see: it rounds one column
-# after the other and changes the columns that are left so that they make up for the error, weighted by the inputs of
-# some calibration sentences. **AWQ** uses such inputs to scale up the columns that matter most before rounding.
-# GPTQ on one layer, by hand: the error of the layer's *outputs* on sentences that were not used for
-# calibration, first rounded without data, then calibrated on random tokens, then on real sentences.
+# The formats above round each weight by itself. **GPTQ** uses the layer's inputs on some calibration sentences: it
+# rounds one column after the other and adjusts the remaining columns so that they compensate for the error in the
+# outputs. **AWQ** uses such inputs to scale up the columns that matter most before rounding. GPTQ on one layer, by
+# hand: the error of the layer's *outputs* on sentences that were not used for calibration, first rounded without
+# data, then calibrated on random tokens, then on real sentences.
 
-# %% [markdown] id="calibration-why" lang="zh" of="3031f07a"
+# %% [markdown] id="calibration-why" lang="zh" of="da70c14c"
 # ## 用校准数据做 4 比特量化：GPTQ 与 AWQ
 # 上面的格式对每个权重单独取整。**GPTQ** 会看这一层实际收到什么输入：它一列一列地取整，并调整还没取整的列来补偿误差，补偿的依据是一些校准句子产生的输入。**AWQ** 用同样的输入找出最要紧的列，先放大再取整。下面在一层上亲手实现 GPTQ，比较这一层的*输出*在没参与校准的句子上的误差：先是不用数据直接取整，再用随机 token 校准，最后用真实句子校准。
 
@@ -1093,14 +1093,15 @@ if hub_id:
     upload_file(path_or_fileobj=folder / "exported" / "README.md", path_in_repo="README.md", repo_id=hub_id)
 
 # %% [markdown] id="next"
-# **You keep:** `runs/08_merge_export/exported`, a model folder with its card, and `merged-f16.gguf` with its `Modelfile`.
+# **You keep:** `runs/08_merge_export/exported`, a model folder with its card, and `merged-f16.gguf` with its
+# `Modelfile`.
 #
-# **On your GPU:** `PROFILE = "t4"` or `"a24g"`; merging happens in float32, four bytes per weight, so give big models
-# the memory of the CPU.
+# **On your GPU:** `PROFILE = "t4"` or `"a24g"`; merging happens in float32, four bytes per weight, so merge big
+# models in CPU memory.
 #
 # **Next:** what decoding really does with these logits, in [09 · Inference](09_inference.ipynb).
 
-# %% [markdown] id="next" lang="zh" of="50f0b8e6"
+# %% [markdown] id="next" lang="zh" of="1d99939d"
 # **你得到的成果：** `runs/08_merge_export/exported`（带模型卡的模型文件夹），以及 `merged-f16.gguf` 和它的 `Modelfile`。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；合并在 float32 下进行，每个权重四字节，所以大模型请用 CPU 的内存。

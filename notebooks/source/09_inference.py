@@ -1,9 +1,9 @@
 # %% [markdown] id="title"
-# # 09 · Inference: from scores to words, fast enough for several people
+# # 09 · Inference: from logits to text, fast enough for several users
 #
 # A language model gives scores (*logits*) for the next token. Everything else, choosing, remembering, batching,
-# serving, is done around it. Here you write each of these by hand, prove it equal to the library's, and measure what it
-# is worth on this machine.
+# serving, is done around it. Here you write each of these by hand, prove it equal to the library's, and measure what
+# it is worth on this machine.
 #
 # | you will have | measured as |
 # |---|---|
@@ -14,11 +14,11 @@
 # | faster engines | tokens per second, each against what this machine's memory allows |
 # | an OpenAI-compatible server | asked by the real `openai` client, then stopped |
 #
-# **Cost:** about 6 minutes and 5 GB on two CPU cores without bfloat16, an estimated 3 minutes on a T4. **Before this:**
-# [00 · Your first fine-tune](00_first_finetune.ipynb).
+# **Cost:** about 6 minutes and 5 GB on two CPU cores without bfloat16, an estimated 3 minutes on a T4. **Before
+# this:** [00 · Your first fine-tune](00_first_finetune.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="9014be98"
-# # 09 · 推理：从分数到文字，快到能供多人使用
+# %% [markdown] id="title" lang="zh" of="3fdca036"
+# # 09 · 推理：从 logits 到文本，快到能供多人使用
 #
 # 语言模型给出的只是下一个 token 的分数（logits）。其余的事（选 token、缓存、批处理、对外服务）都在模型之外完成。在这里，你把每一样都亲手写一遍，证明与库的结果一致，并测出它在这台机器上带来多少收益。
 #
@@ -190,22 +190,24 @@ print(f"you predicted {guess_roof}%, measured {plain_rate / roof:.0%} of what th
 
 # %% [markdown] id="choose-why"
 # ## From scores to a choice
-# The model ends in one score per token of the vocabulary. Four tokens are enough to see the effect of every parameter:
+# The model ends in one score per token of the vocabulary. Four tokens are enough to see the effect of every
+# parameter:
 #
 # - **greedy** takes the highest score, always the same answer;
-# - **temperature** divides the scores before the softmax: below 1 the favourite gains, above 1 the others do;
-# - **top-k** keeps the k best; **top-p** keeps the smallest set of favourites that together reach p;
-# - **min-p** keeps what is at least p times as likely as the favourite: few tokens where the model is sure, many where it
-#   is not.
+# - **temperature** divides the scores before the softmax: below 1 the likeliest token gains, above 1 the others do;
+# - **top-k** keeps the k likeliest; **top-p** keeps the smallest set of likeliest tokens whose probabilities add up
+#   to p;
+# - **min-p** keeps what is at least p times as likely as the likeliest token: few tokens where the model is sure,
+#   many where it is not.
 
-# %% [markdown] id="choose-why" lang="zh" of="99652a35"
+# %% [markdown] id="choose-why" lang="zh" of="f0711d10"
 # ## 从分数到选择
 # 模型的末端是词表中每个 token 一个分数。四个 token 就足以看清每个参数的作用：
 #
 # - **贪心**取最高分，答案永远一样；
-# - **temperature** 在 softmax 之前除分数：小于 1 时领先者更占优，大于 1 时其他 token 更有机会；
-# - **top-k** 只留最好的 k 个；**top-p** 留下合起来达到 p 的最小一组领先者；
-# - **min-p** 留下概率不低于领先者 p 倍的：模型有把握时留得少，没把握时留得多。
+# - **temperature** 在 softmax 之前除分数：小于 1 时概率最高的 token 更占优，大于 1 时其他 token 更有机会；
+# - **top-k** 只留概率最高的 k 个；**top-p** 留下概率之和达到 p 的最小一组；
+# - **min-p** 留下概率不低于最高概率 p 倍的：模型有把握时留得少，没把握时留得多。
 
 # %% id="literal"
 scores = torch.tensor([2.0, 1.0, 0.5, -1.0])
@@ -567,13 +569,14 @@ streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
 _ = model.generate(**inputs, max_new_tokens=2 * few_tokens, do_sample=False, streamer=streamer)
 
 # %% [markdown] id="lookup-why"
-# ## Guess several, check at once
-# One step that reads the weights once can *check* several tokens. So guess: when the answer repeats parts of the prompt
-# (editing, extraction, quoting), the words after an earlier occurrence are a good guess. Wrong guesses are thrown away, so
-# greedy tokens stay the same. *Prompt lookup* needs no second model; *speculative decoding* lets a small model guess.
+# ## Speculative decoding: guess several tokens, check them at once
+# One step that reads the weights once can *check* several tokens. So guess: when the answer repeats parts of the
+# prompt (editing, extraction, quoting), the words after an earlier occurrence are a good guess. Wrong guesses are
+# thrown away, so greedy tokens stay the same. *Prompt lookup* needs no second model; *speculative decoding* lets a
+# small model guess.
 
-# %% [markdown] id="lookup-why" lang="zh" of="d943c0c7"
-# ## 猜几个，一次核对
+# %% [markdown] id="lookup-why" lang="zh" of="a7ca2edc"
+# ## 投机解码：先猜几个 token，再一次核对
 # 一步只读一遍权重，却能*核对*好几个 token。那就猜：当回答会重复提示中的内容（改写、抽取、引用），先前出现处后面的词就是好的猜测。猜错的丢掉，所以贪心的 token 不变。*Prompt lookup* 不需要第二个模型；*投机解码*则让一个小模型来猜。
 
 # %% id="lookup"
@@ -772,11 +775,11 @@ if {"int8", "int4"} <= rates.keys():
     print(f"you predicted {guess_int4:.1f} times, measured {rates['int4'] / rates['int8']:.1f} times")
 
 # %% [markdown] id="engines-roof-why"
-# Each engine has a roof of its own: bandwidth divided by the bytes that it reads per token. That follows from the formats:
-# one byte per weight for `int8`, half a byte and four bytes of scale and offset per 32 for `int4`, 34 and 18 bytes per
-# block of 32 in GGUF's `q8_0` and `q4_0`.
+# Each engine has its own memory roof: bandwidth divided by the bytes that it reads per token. That follows from the
+# formats: one byte per weight for `int8`, half a byte and four bytes of scale and offset per 32 for `int4`, 34 and 18
+# bytes per block of 32 in GGUF's `q8_0` and `q4_0`.
 
-# %% [markdown] id="engines-roof-why" lang="zh" of="02db578c"
+# %% [markdown] id="engines-roof-why" lang="zh" of="d7d6d571"
 # 每个引擎都有自己的上限：带宽除以它每个 token 要读的字节数。字节数由格式决定：`int8` 每个权重一字节；`int4` 每个权重半字节，外加每 32 个权重 4 字节的缩放因子和偏移；GGUF 的 `q8_0` 和 `q4_0` 每 32 个一块，分别占 34 和 18 字节。
 
 # %% id="engines-roof"
@@ -808,11 +811,11 @@ ax.legend(fontsize=8)
 plt.show()
 
 # %% [markdown] id="products-why"
-# What keeps an engine from its roof? Compute nothing but the matrix products of one step, layer after layer. What they lack
-# to the roof is lost inside the products themselves. The rest of a step is attention, normalization and Python between the
-# layers.
+# What keeps an engine from its roof? Compute nothing but the matrix products of one step, layer after layer. Their
+# distance from the roof is lost inside the products themselves. The rest of a step is attention, normalization and
+# Python between the layers.
 
-# %% [markdown] id="products-why" lang="zh" of="6da3b7c3"
+# %% [markdown] id="products-why" lang="zh" of="1cab1c96"
 # 是什么让引擎够不到上限？只做一步里的矩阵乘积，一层接一层。它们与上限之间的差距，丢在乘积本身。一步里其余的时间，则花在注意力、归一化和各层之间的 Python 上。
 
 # %% id="products"
@@ -844,13 +847,13 @@ print(
 # 课程下载的模型本来就是每 32 个一块的 4 比特文件，所以一部分舍入在你来之前就发生了；你刚训练出的权重可能损失更多。发布 4 比特版本之前要先测。
 
 # %% [markdown] id="server-why"
-# ## For other people: a server
-# `ftlab serve MODEL` answers as OpenAI's API does, so every client and app for that API works. Requests join and leave a
-# running batch between two tokens. It requires an API key, and listens on this machine only unless told otherwise. Here it
-# runs beside the notebook, as a command, on a free port, with a key of its own.
+# ## Serve the model to others
+# `ftlab serve MODEL` implements OpenAI's API, so every client and app for that API works. Requests join and leave a
+# running batch between two tokens. It requires an API key, and listens on this machine only unless told otherwise.
+# Here it runs beside the notebook, as a command, on a free port, with a key of its own.
 
-# %% [markdown] id="server-why" lang="zh" of="4488aed7"
-# ## 给别人用：一个服务
+# %% [markdown] id="server-why" lang="zh" of="5e58c006"
+# ## 对外提供服务
 # `ftlab serve MODEL` 的接口与 OpenAI 的 API 相同，所以支持这种 API 的客户端和应用都能用。它让请求在两个 token 之间加入或离开正在运行的批次，每个请求都要带 API key，并且默认只监听本机。这里它作为一条命令与 notebook 一同运行，用一个空闲端口和自己的 API key。
 
 # %% id="server"

@@ -3,9 +3,9 @@
 #
 # "I like this answer better" is easy to say and hard to write as a program. A reward model learns it from pairs: two
 # answers to one question, one of them chosen. Here the raters are simulated, so that for once the truth is known: you
-# plant a taste, let noisy raters choose by it, recover it by two ways (a fit of two numbers, and a language model that
-# sees nothing but text), and check whether its probabilities can be trusted. Then you catch a reward model that fell for
-# length.
+# plant a taste, let noisy raters choose by it, recover it by two ways (a fit of two numbers, and a language model
+# that sees nothing but text), and check whether its probabilities can be trusted. Then you find out that a reward
+# model has learned length instead (*length bias*).
 #
 # | you will have | measured as |
 # |---|---|
@@ -15,12 +15,13 @@
 # | three kinds of judges side by side | a program, a model that is asked (RLAIF), a reward model |
 # | a reward model fooled by length, and the fix | a probe: style against length |
 #
-# **Cost:** about 5 minutes (27 without bfloat16) and 4 GB on two CPU cores, an estimated 3 minutes on a T4. **Before this:** [03 · LoRA](03_lora.ipynb).
+# **Cost:** about 5 minutes (27 without bfloat16) and 4 GB on two CPU cores, an estimated 3 minutes on a T4. **Before
+# this:** [03 · LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="33894a2e"
+# %% [markdown] id="title" lang="zh" of="5dee2414"
 # # 10 · 奖励模型：把口味变成数字
 #
-# “我更喜欢这个回答”说起来容易，写成程序却难。奖励模型从偏好对中学会它：同一个问题的两个回答，其中一个被选中。本课的评分者是模拟的，所以难得地知道真相：你设定一种口味，让带噪声的评分者按它来选，再用两种办法把口味还原出来（拟合两个数，以及只看文本的语言模型），并检查它给出的概率能不能信。最后抓住一个只看长度的奖励模型。
+# “我更喜欢这个回答”说起来容易，写成程序却难。奖励模型从偏好对中学会它：同一个问题的两个回答，其中一个被选中。本课的评分者是模拟的，所以难得地知道真相：你设定一种口味，让带噪声的评分者按它来选，再用两种办法把口味还原出来（拟合两个数，以及只看文本的语言模型），并检查它给出的概率能不能信。最后查出一个只看长度的奖励模型（长度偏差）。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
@@ -695,17 +696,17 @@ print(f"the model that is asked says A in {says_first:.0%} of its verdicts; with
 # 最后一行说的是第二种裁判：如果几乎每次都选同一个位置，它就没有真正比较过两个回答。让模型当裁判之前先测这一点；不合格就换更大的模型。
 
 # %% [markdown] id="break-why"
-# ## What goes wrong: a reward model that measures length
-# Say the raters were tired: the same taste for style, and on top a strong dislike of reading. Nobody planned it, and the
-# data set does not tell.
+# ## What goes wrong: length bias
+# Say the raters were tired: the same taste for style, and on top a strong dislike of reading. Nobody planned it, and
+# the data set does not tell.
 #
-# A *probe* is a set made on purpose, where the two explanations disagree: three sentences **with** the opening against
-# one sentence **without**. The planted taste prefers the styled one. You predicted above how many probes the judge of
-# the tired raters passes.
+# A *probe* is a set made on purpose, where the two explanations disagree: three sentences **with** the opening
+# against one sentence **without**. The planted taste prefers the styled one. You predicted above how many probes the
+# judge of the tired raters passes.
 
 
-# %% [markdown] id="break-why" lang="zh" of="fc6bf3bf"
-# ## 故意出错：一个只量长度的奖励模型
+# %% [markdown] id="break-why" lang="zh" of="52a05cee"
+# ## 故意出错：长度偏差（length bias）
 # 假设评分者累了：对风格的口味不变，但非常不想读长文。没人有意为之，数据里也看不出来。
 #
 # *探针*是特意做的一组数据，让两种解释彼此矛盾：**有**开头的三句话，对**没有**开头的一句话。按设定的口味，有风格的那个更好。前面你已经预测了：累了的评分者教出来的裁判能通过多少探针。
@@ -989,11 +990,11 @@ course.record(outcomes, bands)
 # **You keep** `runs/10_reward_model/adapter`, a reward model: lesson 12 asks it for a second opinion, and
 # `reward_model:` in a PPO or GRPO recipe takes it.
 #
-# **On your GPU:** `PROFILE = "t4"` or `"a24g"`; bigger models bring their own, smaller learning rates.
+# **On your GPU:** `PROFILE = "t4"` or `"a24g"`; bigger models have their own, smaller learning rates.
 #
-# **Next:** a reward is made to be maximized: [11 · PPO and GRPO](11_ppo_grpo.ipynb). Or skip it altogether: [12 · DPO](12_dpo.ipynb)
-# learns from the pairs directly.
-# %% [markdown] id="next" lang="zh" of="eb2d2959"
+# **Next:** a reward is made to be maximized: [11 · PPO and GRPO](11_ppo_grpo.ipynb). Or skip it altogether: [12 ·
+# DPO](12_dpo.ipynb) learns from the pairs directly.
+# %% [markdown] id="next" lang="zh" of="8f73a780"
 # **你得到的成果：** `runs/10_reward_model/adapter`，一个奖励模型：第 12 课会向它征求第二意见，PPO 或 GRPO 配方里的 `reward_model:` 也可以用它。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；更大的模型有各自的、更小的学习率。

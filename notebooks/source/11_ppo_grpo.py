@@ -321,13 +321,14 @@ print(f"pass@1 {pass_at_1:.0%}, pass@{num_generations} {pass_at_8:.0%} of {len(s
 print(f"you predicted {guess_pass_at_8}%, measured {pass_at_8:.0%}")
 
 # %% [markdown] id="idea-why"
-# ## The idea: better than the others
-# A completion's *advantage* is its reward compared with its group's: make the tokens of the good ones likelier, those of
-# the bad ones less likely. GRPO subtracts the group's mean and divides by its standard deviation. A group in which all rewards are
-# equal has nothing to teach. Here is one real group: eight completions of one message from the model above.
+# ## The idea: advantages relative to the group
+# A completion's *advantage* is its reward compared with its group's: make the tokens of the good ones likelier, those
+# of the bad ones less likely. GRPO subtracts the group's mean and divides by its standard deviation. A group in which
+# all rewards are equal has nothing to teach. Here is one real group: eight completions of one message from the model
+# above.
 
-# %% [markdown] id="idea-why" lang="zh" of="0b8a5e3b"
-# ## 想法：比别人好
+# %% [markdown] id="idea-why" lang="zh" of="f7b2acb2"
+# ## 想法：相对于同组的优势
 # 一个回答的*优势*（advantage）是它的奖励与同组相比：让好回答的 token 概率变大，坏回答的变小。GRPO 减去组内均值，再除以组内标准差。如果一组里奖励全都相等，就没有什么可学。下面是真实的一组：上面那个模型对同一条消息写的八个回答。
 
 
@@ -349,29 +350,29 @@ for row in zip(
     print("{:>5.0f}{:>7.0f}{:>8.1f}{:>11.2f}  {}".format(*row))
 
 # %% [markdown] id="ladder-why"
-# ### Four methods, one ladder
-# All of them push up the log-probability of a completion's tokens by its advantage. They differ in what a completion is
-# compared with (the *baseline*), in whether a step may be repeated on the same completions (*ratio and clip*), and in
-# where the price of the distance from the starting model is paid (*KL*).
+# ### Four methods compared
+# All of them push up the log-probability of a completion's tokens by its advantage. They differ in what a completion
+# is compared with (the *baseline*), in whether a step may be repeated on the same completions (*ratio and clip*), and
+# in where the penalty on the distance from the starting model enters (*KL*).
 #
 # | | baseline | ratio and clip | KL |
 # |---|---|---|---|
 # | REINFORCE (Williams 1992) | none, or a running mean | no: one step per batch | not part of it |
 # | RLOO (Kool et al. 2019; Ahmadian et al., arXiv:2402.14740) | mean of the *other* completions of the prompt | TRL: on the whole completion | in the reward, per completion |
-# | PPO (arXiv:1707.06347) | what a value head expects, token by token | per token | in the reward, per token |
+# | PPO (arXiv:1707.06347) | the prediction of a value head, token by token | per token | in the reward, per token |
 # | GRPO (arXiv:2402.03300) | mean of the group, divided by its standard deviation | per token | in the loss, per token |
 #
 # The same eight rewards through three baselines; PPO's needs a value head and follows below:
 
-# %% [markdown] id="ladder-why" lang="zh" of="fa322210"
-# ### 四种方法，一架梯子
-# 它们都按优势推高一个回答里各 token 的对数概率。区别在于：回答与什么相比（*基线*，baseline），同一批回答能不能重复用来更新（*比率与截断*，ratio and clip），以及离开起始模型的代价在哪里付（*KL*）。
+# %% [markdown] id="ladder-why" lang="zh" of="7f2e0e90"
+# ### 四种方法的比较
+# 它们都按优势推高一个回答里各 token 的对数概率。区别在于：回答与什么相比（*基线*，baseline），同一批回答能不能重复用来更新（*比率与截断*，ratio and clip），以及偏离起始模型的惩罚加在哪里（*KL*）。
 #
 # | | 基线 | 比率与截断 | KL |
 # |---|---|---|---|
 # | REINFORCE（Williams 1992） | 没有，或一个滑动平均 | 没有：每批只更新一步 | 不包含 |
 # | RLOO（Kool 等 2019；Ahmadian 等，arXiv:2402.14740） | 同一提示*其他*回答的均值 | TRL：按整个回答 | 在奖励里，按回答 |
-# | PPO（arXiv:1707.06347） | 价值头（value head）的逐 token 预期 | 逐 token | 在奖励里，逐 token |
+# | PPO（arXiv:1707.06347） | 价值头（value head）的逐 token 预测 | 逐 token | 在奖励里，逐 token |
 # | GRPO（arXiv:2402.03300） | 组内均值，再除以标准差 | 逐 token | 在损失里，逐 token |
 #
 # 同样八个奖励，用三种基线各算一遍；PPO 的基线需要价值头，放在后面：
@@ -393,13 +394,13 @@ for method, values in advantages.items():
 
 # %% [markdown] id="loss-why"
 # ### GRPO's loss in a few lines
-# The *ratio* says how much likelier a token has become since it was written. It is *clipped*: beyond 20% there is nothing
-# more to gain, so that one batch cannot pull the model far. And every token pays `beta` for its distance from the
-# reference, the model without its adapter.
+# The *ratio* says how much likelier a token has become since it was written. It is *clipped*: beyond 20% the loss has
+# no gradient, so one batch cannot move the model far. And a penalty of `beta` times the KL divergence from the
+# reference, the model without its adapter, is added for every token.
 
-# %% [markdown] id="loss-why" lang="zh" of="30ca71c5"
+# %% [markdown] id="loss-why" lang="zh" of="c328a6e4"
 # ### 几行代码：GRPO 的损失
-# *比率*是一个 token 现在的概率与写下它时的概率之比。它会被*截断*：超过 20% 就不再有收益，所以一批数据不会把模型拉走太远。每个 token 还要为它与参考模型（去掉适配器的模型）的距离付出 `beta`。
+# *比率*是一个 token 现在的概率与写下它时的概率之比。它会被*截断*：超过 20% 就不再有梯度，所以一批数据不会让模型变化太大。每个 token 还要加上 `beta` 乘以与参考模型（去掉适配器的模型）的 KL 散度，作为惩罚。
 
 
 # %% id="grpo-loss"
@@ -544,15 +545,16 @@ for step in range(side_batches):
     print(f"step {step + 1}: exact {own_curve[-1][0]:.0%}, valid {own_curve[-1][1]:.0%}, loss {loss.item():+.4f}")
 
 # %% [markdown] id="ppo-why"
-# ## PPO: an expectation instead of a group
-# PPO writes one completion per message. It compares the reward with its own expectation: a *value head*, one number per
-# token from the same forward pass. Head and policy share the adapter here, so the head's loss moves the policy a little
-# too. The *generalized advantage estimate* walks backwards and asks at every token: how much better did it turn out than
-# expected? TRL no longer ships PPO; `ftlab/runs/ppo.py` is one that you can read. Its advantage:
+# ## PPO: a value head instead of a group
+# PPO writes one completion per message. It compares the reward with the prediction of a *value head*, one number per
+# token from the same forward pass. Head and policy share the adapter here, so the head's loss moves the policy a
+# little too. The *generalized advantage estimate* (GAE) is computed from the last token to the first: how much better
+# was the outcome than predicted at this token? TRL no longer ships PPO; `ftlab/runs/ppo.py` is one that you can read.
+# Its advantage:
 
-# %% [markdown] id="ppo-why" lang="zh" of="5eb6f269"
-# ## PPO：用预期代替分组
-# PPO 对每条消息只写一个回答。它把奖励与自己的预期相比：*价值头*（value head），在同一次前向计算里为每个 token 给出一个数。这里价值头与策略共用适配器，所以价值头的损失也会稍微推动策略。*广义优势估计*（GAE）从后往前，在每个 token 上问：结果比预期好多少？TRL 已不再提供 PPO；`ftlab/runs/ppo.py` 是一个读得懂的实现。它的优势函数：
+# %% [markdown] id="ppo-why" lang="zh" of="a34d1ac7"
+# ## PPO：用价值头代替分组
+# PPO 对每条消息只写一个回答。它把奖励与*价值头*（value head）的预测相比：价值头在同一次前向计算里为每个 token 给出一个数。这里价值头与策略共用适配器，所以价值头的损失也会稍微推动策略。*广义优势估计*（GAE）从最后一个 token 往前算：在这个 token 上，结果比预测好多少？TRL 已不再提供 PPO；`ftlab/runs/ppo.py` 是一个读得懂的实现。它的优势函数：
 
 # %% id="gae"
 print(inspect.getsource(ppo.gae))
@@ -561,23 +563,25 @@ for lam in (1.0, 0.5, 0.0):
     print(f"lam {lam}:", *(f"{a:.2f}" for a in ppo.gae(rewards, values, torch.ones(1, 3), gamma=1.0, lam=lam)[0]))
 
 # %% [markdown] id="gae-read"
-# Only the last token is rewarded. At `lam = 1` every token gets the whole difference between the reward and what was
-# expected at that token; at `lam = 0` each one only sees how the expectation changed at its own step, and a head that has not
-# learned anything yet says nothing useful. A new head, and a few tokens to the reward: this lesson takes `lam = 1`.
+# Only the last token is rewarded. At `lam = 1` every token gets the whole difference between the reward and the
+# prediction at that token; at `lam = 0` each token only gets the change of the prediction at its own step, which
+# carries no information while the head is untrained. Here the head is new and the reward is only a few tokens away,
+# so this lesson uses `lam = 1`.
 
-# %% [markdown] id="gae-read" lang="zh" of="c72fd763"
-# 只有最后一个 token 有奖励。`lam = 1` 时，每个 token 得到的是最终奖励与该处预期的全部差值；`lam = 0` 时，每个 token 只看到自己这一步上预期的变化，而一个还没学会什么的价值头给不出有用的信息。价值头是新的，离奖励只有几个 token，所以本课取 `lam = 1`。
+# %% [markdown] id="gae-read" lang="zh" of="9f005c4e"
+# 只有最后一个 token 有奖励。`lam = 1` 时，每个 token 得到的是最终奖励与该处预测的全部差值；`lam = 0` 时，每个 token 只得到自己这一步上预测的变化，价值头还没训练时这里面没有信息。价值头是新的，离奖励只有几个 token，所以本课取 `lam = 1`。
 
 # %% [markdown] id="train-why"
 # ## The same budget for all
-# PPO, RLOO and GRPO get the same number of completions and of optimizer steps, one per batch, so that no clip acts; the
-# same adapter, learning rate and `beta`, none of them tuned for one method. What differs: PPO answers as many messages as
-# RLOO and GRPO write completions, each once; and `beta` is paid per token by PPO and GRPO, per completion by RLOO. On a CPU,
-# the fast paths compute a prefix that the rows of a batch share once: numerically equivalent, only faster.
+# PPO, RLOO and GRPO get the same number of completions and of optimizer steps, one per batch, so that no clip acts;
+# the same adapter, learning rate and `beta`, none of them tuned for one method. What differs: PPO answers as many
+# messages as RLOO and GRPO write completions, each once; and the KL penalty `beta` applies per token in PPO and GRPO,
+# per completion in RLOO. On a CPU, the fast paths compute a prefix that the rows of a batch share once: numerically
+# equivalent, only faster.
 
-# %% [markdown] id="train-why" lang="zh" of="cce4ee42"
+# %% [markdown] id="train-why" lang="zh" of="c3a38698"
 # ## 预算相同
-# PPO、RLOO 和 GRPO 的回答总数和更新步数都相同，每批只更新一步，所以谁的截断都不生效；适配器、学习率和 `beta` 也相同，没有为哪一种方法单独调过。不同的是：RLOO 和 GRPO 写多少个回答，PPO 就回答多少条消息，每条一次；`beta` 在 PPO 和 GRPO 里按 token 付，在 RLOO 里按整个回答付。在 CPU 上，快速路径对同一批里共有的前缀只计算一次：数值上等价，只是更快。
+# PPO、RLOO 和 GRPO 的回答总数和更新步数都相同，每批只更新一步，所以谁的截断都不生效；适配器、学习率和 `beta` 也相同，没有为哪一种方法单独调过。不同的是：RLOO 和 GRPO 写多少个回答，PPO 就回答多少条消息，每条一次；KL 惩罚 `beta` 在 PPO 和 GRPO 里按 token 计，在 RLOO 里按整个回答计。在 CPU 上，快速路径对同一批里共有的前缀只计算一次：数值上等价，只是更快。
 
 # %% id="budget"
 logs, seconds = {}, {}
@@ -755,12 +759,12 @@ if shares["GRPO"] > shares["after\nSFT"]:
 
 # %% [markdown] id="experiment-why"
 # ## Experiment
-# The eight completions from above once more. What is each of them worth with other reward weights, another `beta`, without
-# dividing by the standard deviation? The price of KL is taken from the reward here, as RLOO and PPO do: the middle picture
-# shows how much likelier the model that GRPO trained writes each completion than the start does. Try: `valid` alone;
-# both weights 0; `beta` = 1.
+# The eight completions from above once more. What is each of them worth with other reward weights, another `beta`,
+# without dividing by the standard deviation? The KL penalty is subtracted from the reward here, as RLOO and PPO do:
+# the middle picture shows how much likelier the model that GRPO trained writes each completion than the start does.
+# Try: `valid` alone; both weights 0; `beta` = 1.
 
-# %% [markdown] id="experiment-why" lang="zh" of="f2f486b6"
+# %% [markdown] id="experiment-why" lang="zh" of="9e11d7db"
 # ## 动手试一试
 # 还是上面那八个回答。换一组奖励权重、换一个 `beta`、不除以标准差，每个回答各值多少？这里像 RLOO 和 PPO 那样，把 KL 的代价从奖励里扣除：中间的图是 GRPO 训练后的模型写出每个回答的对数概率比起点高多少。试试：只留 `valid`；两个权重都设为 0；`beta` = 1。
 
@@ -796,14 +800,14 @@ experiment.show(
 )
 
 # %% [markdown] id="break-why"
-# ## What goes wrong: a reward that can be cheated
-# The model that GRPO trained goes on training. Tokens cost money, so somebody now pays for *valid and short*: a time or
-# `null`, the shorter the better. Whether it is what the customer said is forgotten. `exact` runs along with weight 0: it
-# pays nothing, and its curve shows what the reward costs. **Predict before you run:** how many held-out answers will still
-# be exact?
+# ## What goes wrong: reward hacking
+# The model that GRPO trained goes on training. Tokens cost money, so the reward is now for *valid and short*: a time
+# or `null`, the shorter the better. It does not check whether this is what the customer said. `exact` is logged with
+# weight 0: it has no effect on training, and its curve shows what the new reward costs. **Predict before you run:**
+# how many held-out answers will still be exact?
 
-# %% [markdown] id="break-why" lang="zh" of="686f271a"
-# ## 故意出错：一个有空子可钻的奖励
+# %% [markdown] id="break-why" lang="zh" of="d7bec834"
+# ## 故意出错：奖励作弊（reward hacking）
 # GRPO 训练好的模型继续训练。token 要花钱，于是这次有人按*有效且短*给分：只要是时间或 `null` 就给分，越短越多，却忘了检查是不是顾客说的时间。`exact` 以权重 0 一起记录：不给分，但它的曲线会显示这个奖励的代价。**先预测，再运行：** 留出消息的回答里，还有多少完全正确？
 
 # %% id="predict-hack"
@@ -855,29 +859,29 @@ for row, text in zip(held_out.select(range(4)), replies["hacked"], strict=False)
     print(f"\n{row['prompt'][0]['content'].splitlines()[1]}\n  {text}")
 
 # %% [markdown] id="break-fix"
-# Its own reward never shows the damage; only a measure that nobody trains on does. So log the thing you want beside the
-# thing you pay for, and read samples of every run. The fix is in the reward: nothing is paid for half of the task
-# (multiply by `exact`, or leave the length out).
+# The reward that is trained on doesn't show the damage; only a metric that is not trained on does. So log the metric
+# you care about beside the reward, and read samples of every run. The fix is in the reward: give nothing for half of
+# the task (multiply by `exact`, or leave the length out).
 #
 # **If exact answers did not fall in your run:** rounding decides what is sampled, and eight batches are few. With
 # bfloat16 the model learned in that time to write `null` to everything; in a run without bfloat16 it had not yet, and
 # right answers stayed. The reward is the same: raise `side_batches`, and look again.
 
-# %% [markdown] id="break-fix" lang="zh" of="d3c86ef1"
-# 它自己的奖励不会显示出损害，只有没人拿来训练的那个指标会。所以：把真正想要的与给分的一起记录，而且每次训练都读样本。修正在奖励里：只完成一半不给分（乘上 `exact`，或者干脆不看长度）。
+# %% [markdown] id="break-fix" lang="zh" of="765c0b36"
+# 用来训练的奖励不会显示出损害，只有没有参与训练的指标会。所以：把真正关心的指标与奖励一起记录，而且每次训练都读样本。修正在奖励里：只完成一半不给分（乘上 `exact`，或者干脆不看长度）。
 #
 # **如果你的这次运行里正确回答没有减少：** 采样到什么取决于舍入误差，而且八批回答并不多。用 bfloat16 的那次运行里，模型在这段时间里学会了一律回答 `null`；在一次不用 bfloat16 的运行里还没有学会，正确率保住了。奖励是同一个：把 `side_batches` 调大，再看一次。
 
 # %% [markdown] id="judge-why"
 # ## A judge instead of a program
-# Most wishes cannot be checked by a program. Then a reward model stands in: feedback from a model instead of a person is
-# called RLAIF. The judge of lesson 10 learned which answers its raters chose; TRL takes a model wherever it takes a
-# function. The task is another one: short questions about facts, many of which the untrained model can answer. `is_right`
-# and `says_in_short` run along with weight 0.
+# Most requirements cannot be checked by a program. Then a reward model takes its place: feedback from a model instead
+# of a person is called RLAIF. The judge of lesson 10 learned which answers its raters chose; TRL takes a model
+# wherever it takes a function. The task is another one: short questions about facts, many of which the untrained
+# model can answer. `is_right` and `says_in_short` are logged with weight 0.
 
-# %% [markdown] id="judge-why" lang="zh" of="4deeb162"
+# %% [markdown] id="judge-why" lang="zh" of="695ccc0f"
 # ## 用裁判代替程序
-# 大多数愿望没法用程序检查，这时由奖励模型代替；用模型而不是人来给反馈，叫做 RLAIF。第 10 课的裁判学会了它的评分者会选哪个回答；凡是 TRL 接受函数的地方，也接受模型。任务换成另一个：关于事实的短问题，其中许多未训练的模型就能答对。`is_right` 和 `says_in_short` 以权重 0 一起记录。
+# 大多数要求没法用程序检查，这时由奖励模型代替；用模型而不是人来给反馈，叫做 RLAIF。第 10 课的裁判学会了它的评分者会选哪个回答；凡是 TRL 接受函数的地方，也接受模型。任务换成另一个：关于事实的短问题，其中许多未训练的模型就能答对。`is_right` 和 `says_in_short` 以权重 0 一起记录。
 
 
 # %% id="judge-data"
@@ -968,13 +972,13 @@ for k in range(min(3, len(questions))):
 
 # %% [markdown] id="judge-read"
 # Compare the judge's reward with the answers that you read. If it rises while no completion opens with "In short", it
-# pays for something else that told its pairs apart, such as length. Whether an answer is *true* was never asked of it,
-# so only the price on KL keeps right answers right. The order is therefore: a judge that is good on held-out pairs,
-# calibrated and probed for length (lesson 10); a model that already writes what the judge likes now and then; a price
-# on KL; right answers logged beside the reward; and reading.
+# rewards another difference between the answers of its pairs, such as length. It was never trained to judge whether
+# an answer is *true*, so only the KL penalty keeps right answers right. The order is therefore: a judge that is good
+# on held-out pairs, calibrated and probed for length (lesson 10); a model that already writes what the judge likes
+# now and then; a KL penalty; right answers logged beside the reward; and reading.
 
-# %% [markdown] id="judge-read" lang="zh" of="037d00a1"
-# 把裁判的奖励与你读到的回答对照一下。如果奖励升高，却没有一个回答以 “In short” 开头，那它就是在按偏好对里的别的差别给分，例如长度。回答是不是*真的*，从来没有人问过它，所以能保住正确率的只有 KL 的代价。因此次序是：先有一个在留出的偏好对上判得准、校准过、查过长度偏好的裁判（第 10 课）；模型要偶尔已经写得出裁判喜欢的东西；加上 KL 惩罚；把正确率与奖励一起记录；还要读样本。
+# %% [markdown] id="judge-read" lang="zh" of="95cb1c27"
+# 把裁判的奖励与你读到的回答对照一下。如果奖励升高，却没有一个回答以 “In short” 开头，那它就是在按偏好对里的别的差别给分，例如长度。它从来没有学过判断回答*对不对*，所以能保住正确率的只有 KL 惩罚。因此次序是：先有一个在留出的偏好对上判得准、校准过、查过长度偏好的裁判（第 10 课）；模型要偶尔已经写得出裁判喜欢的东西；加上 KL 惩罚；把正确率与奖励一起记录；还要读样本。
 
 # %% [markdown] id="exercise-advantage-why"
 # ## Exercises
@@ -1165,14 +1169,14 @@ course.record(outcomes, bands)
 # %% [markdown] id="next"
 # **You keep** `runs/11_ppo_grpo/adapter`, which answers with pick-up times on top of `runs/11_ppo_grpo/start`.
 #
-# **On your GPU:** `PROFILE = "t4"` or `"a24g"` bring a bigger model and their own learning rate; they have not been
+# **On your GPU:** `PROFILE = "t4"` or `"a24g"` set a bigger model and their own learning rate; they have not been
 # measured yet. A bigger model may need no SFT at all: look at pass@1 and pass@8 first.
 #
 # **The same from the command line:** `ftlab train recipes/ppo.yaml`, `recipes/rloo.yaml` and `recipes/grpo.yaml`;
-# `reward_model:` takes the judge of lesson 10 in place of a function. Next: [12 · DPO](12_dpo.ipynb), which needs neither
-# a reward nor completions written during training.
+# `reward_model:` takes the judge of lesson 10 in place of a function. Next: [12 · DPO](12_dpo.ipynb), which needs
+# neither a reward nor completions written during training.
 
-# %% [markdown] id="next" lang="zh" of="40138ae3"
+# %% [markdown] id="next" lang="zh" of="86e00c0e"
 # **你得到的文件：** `runs/11_ppo_grpo/adapter`，配合 `runs/11_ppo_grpo/start` 使用，回答取货时间。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"` 会换成更大的模型和各自的学习率，目前还没有人测过。更大的模型也许根本不需要 SFT：先看 pass@1 和 pass@8。

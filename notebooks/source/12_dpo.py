@@ -451,13 +451,13 @@ likelier = ends["DPO alone", "chosen"] > 0
 print(f"\nyou predicted that DPO alone makes the chosen answers likelier: {guess_likelier}, measured {likelier}")
 
 # %% [markdown] id="curves-read"
-# DPO asks for a *difference*, and nothing else. A difference is met just as well when the rejected answer becomes less
-# likely, and there are many ways to that: any token in which the two sides differ will do. Whether greedy decoding now
-# *begins* with the preferred words is another question. The loss cannot answer it: the pairs are told apart all the same.
-# SFT raises the chosen answer, opening included, and raises the similar rejected one along with it.
+# DPO's loss depends on a *difference* alone. The difference also grows when the rejected answer becomes less likely,
+# and there are many ways to that: any token in which the two sides differ will do. Whether greedy decoding now
+# *begins* with the preferred words is another question. The loss cannot answer it: the pairs are told apart all the
+# same. SFT raises the chosen answer, opening included, and raises the similar rejected one along with it.
 
-# %% [markdown] id="curves-read" lang="zh" of="a4aed1c0"
-# DPO 要的只是一个*差值*。rejected 回答变得更不可能，差值同样达到，而办法很多：两边不同的任何一个 token 都行。至于贪心解码现在是否以偏好的词*开头*，那是另一个问题，损失回答不了：偏好对照样能分清。SFT 提高 chosen 回答的概率，包括开头，也顺带提高了与它相似的 rejected 回答。
+# %% [markdown] id="curves-read" lang="zh" of="6aa292ec"
+# DPO 的损失只取决于一个*差值*。rejected 回答的概率降低，差值同样变大，而办法很多：两边不同的任何一个 token 都行。至于贪心解码现在是否以偏好的词*开头*，那是另一个问题，损失回答不了：偏好对照样能分清。SFT 提高 chosen 回答的概率，包括开头，也顺带提高了与它相似的 rejected 回答。
 
 # %% id="read-arms"
 alone, lower, imitation, mixed = (results[name] for name in arms)
@@ -481,10 +481,10 @@ text += (
 display(Markdown(text))
 
 # %% [markdown] id="samples-why"
-# Read answers to several topics, from every model. The rule pays for the opening alone: whether the rest is true is
-# something that no score above has looked at. So check some of them yourself, in both styles.
+# Read answers to several topics, from every model. The rule looks at the opening alone: no score above has checked
+# whether the rest is true. So check some of them yourself, in both styles.
 
-# %% [markdown] id="samples-why" lang="zh" of="2429ab87"
+# %% [markdown] id="samples-why" lang="zh" of="0ca772d8"
 # 读一读几个主题的回答，每个模型都看。规则只看开头：后面的内容对不对，上面没有任何分数检查过。所以两种风格的回答都要自己核对几条。
 
 # %% id="samples"
@@ -496,15 +496,16 @@ for place in range(0, len(questions), max(1, len(questions) // 4)):
 
 # %% [markdown] id="experiment-why"
 # ## Experiment
-# What pulls at the chosen answer? Drag `beta` and `sft_weight`. On the horizontal axis is the difference of the two gains;
-# dotted lines show how far each run above came. The DPO term pulls hardest where pairs are still wrong and lets go once
-# `beta` times the difference is comfortably above zero: at which difference that is, beta decides. The SFT term (here
-# for an answer of 20 tokens) pulls equally hard everywhere, because it doesn't know the rejected side.
+# What raises the probability of the chosen answer? Drag `beta` and `sft_weight`. On the horizontal axis is the
+# difference of the two gains; dotted lines show how far each run above came. The gradient of the DPO term is largest
+# where pairs are still ranked wrongly, and vanishes once `beta` times the difference is well above zero: beta decides
+# at which difference. The gradient of the SFT term (here for an answer of 20 tokens) is the same everywhere, because
+# it does not depend on the rejected answer.
 
 
-# %% [markdown] id="experiment-why" lang="zh" of="b8012a7d"
+# %% [markdown] id="experiment-why" lang="zh" of="54f65276"
 # ## 动手试一试
-# 是什么在拉动 chosen 回答？拖动 `beta` 和 `sft_weight`。横轴是两个增益之差，虚线标出上面每次训练走到了哪里。DPO 项在偏好对还没分对的地方拉得最用力，等 `beta` 乘以差值稳稳大于零就松手：差值要多大才松手，由 beta 决定。SFT 项（这里按 20 个 token 的回答算）处处一样用力，因为它根本不看 rejected 一边。
+# 是什么在提高 chosen 回答的概率？拖动 `beta` 和 `sft_weight`。横轴是两个增益之差，虚线标出上面每次训练走到了哪里。DPO 项的梯度在偏好对还排错的地方最大，等 `beta` 乘以差值明显大于零时就消失：差值要多大，由 beta 决定。SFT 项（这里按 20 个 token 的回答算）的梯度处处相同，因为它与 rejected 回答无关。
 
 
 # %% id="experiment"
@@ -535,13 +536,14 @@ experiment.show(
 
 # %% [markdown] id="judge-why"
 # ### A second opinion: the reward model of lesson 10
-# A rule can be met to the letter only. The reward model of lesson 10 gives its own view; if its adapter isn't there, a
-# quick one is trained. It has learned from the same kind of pairs: a second opinion, not an independent one.
+# An answer can satisfy a rule and still be bad. The reward model of lesson 10 scores the answers too; if its adapter
+# isn't there, a reward model is trained quickly. It has learned from the same kind of pairs: a second opinion, not an
+# independent one.
 
 
-# %% [markdown] id="judge-why" lang="zh" of="93cdd780"
+# %% [markdown] id="judge-why" lang="zh" of="de90ea89"
 # ### 第二意见：第 10 课的奖励模型
-# 规则可能只是字面上被满足。第 10 课的奖励模型给出自己的看法；如果找不到它的适配器，就快速训练一个。它是从同类偏好对里学来的，所以算第二意见，但并不独立。
+# 回答可能只是形式上符合规则。第 10 课的奖励模型也来打分；如果找不到它的适配器，就快速训练一个。它是从同类偏好对里学来的，所以算第二意见，但并不独立。
 
 
 # %% id="judge"
@@ -584,7 +586,7 @@ for name, found in results.items():
 del judge
 
 # %% [markdown] id="family-why"
-# ## The family
+# ## Variants of DPO
 # Each variant changes one thing. Their losses, for the same log-probabilities:
 #
 # | method | what it changes | needs a reference |
@@ -596,8 +598,8 @@ del judge
 # | CPO | DPO without its reference, plus plain fine-tuning | no |
 
 
-# %% [markdown] id="family-why" lang="zh" of="83317f58"
-# ## 家族
+# %% [markdown] id="family-why" lang="zh" of="4a206698"
+# ## DPO 的变体
 # 每个变体只改一处。对于同样的对数概率，它们的损失：
 #
 # | 方法 | 它改变什么 | 需要参考模型 |
@@ -716,16 +718,17 @@ print(f"\nyou predicted {guess_first}, measured {first} ({table[first][0]:.0%})"
 # Each method has its own best learning rate and beta, and a share of 0% after so few steps may only mean "not yet".
 # Read your prediction's answer with this in mind: if a method without an SFT term comes first, a few steps of
 # preference alone can be enough too, and the bars above are about DPO at this beta, not about preference training in
-# general. What the table does show is a price: how far each moved (KL) for the style that it gained.
+# general. What the table does show is the cost: how far each model moved (KL) for the style that it gained.
 #
 # ### What does a reference cost?
 # Hardly any memory here: the reference is the same weights with the adapter switched off. It costs a forward pass, so
 # seconds; with full fine-tuning it would cost a second copy of the weights. What orders the last column is something
-# else: the logits, (answers, tokens, vocabulary). TRL's DPO and KTO trainers compute log-probabilities in tiles and never
-# hold them; its experimental ORPO and CPO trainers do, and their SFT term holds a second copy for the chosen half.
+# else: the logits, (answers, tokens, vocabulary). TRL's DPO and KTO trainers compute log-probabilities in tiles and
+# never hold them; its experimental ORPO and CPO trainers do, and their SFT term holds a second copy for the chosen
+# half.
 
-# %% [markdown] id="family-read" lang="zh" of="6b38c0ad"
-# 每种方法都有自己最合适的学习率和 beta；这么几步之后的 0% 也许只是“还没学到”。看预测的答案时也要记得这一点：如果领先的是不带 SFT 项的方法，说明只靠偏好训练几步也可能够，上面的柱状图说的只是这个 beta 下的 DPO，不是偏好训练的全部。这张表真正展示的是价格：为了得到的风格，各自走了多远（KL）。
+# %% [markdown] id="family-read" lang="zh" of="efd0cdda"
+# 每种方法都有自己最合适的学习率和 beta；这么几步之后的 0% 也许只是“还没学到”。看预测的答案时也要记得这一点：如果领先的是不带 SFT 项的方法，说明只靠偏好训练几步也可能够，上面的柱状图说的只是这个 beta 下的 DPO，不是偏好训练的全部。这张表真正展示的是代价：为了得到的风格，各自走了多远（KL）。
 #
 # ### 参考模型要花多少内存？
 # 在这里几乎不花内存：参考模型就是关掉适配器的同一份权重。它花的是一次前向计算，也就是时间；如果是全参数微调，就要多存一份权重。决定最后一列顺序的是另一样东西：logits，形状为（回答数, token 数, 词表大小）。TRL 的 DPO 和 KTO 训练器分块计算对数概率，从不保存整个 logits；实验性的 ORPO 和 CPO 训练器会保存，它们的 SFT 项还要为 chosen 那一半再留一份。
@@ -996,16 +999,16 @@ outcomes = {
 course.record(outcomes, bands)
 
 # %% [markdown] id="next"
-# **You keep** `runs/12_dpo/both`, the adapter with the preferred style: `ftlab chat smollm2-135m --adapter runs/12_dpo/both`
-# talks to it.
+# **You keep** `runs/12_dpo/both`, the adapter with the preferred style: `ftlab chat smollm2-135m --adapter
+# runs/12_dpo/both` talks to it.
 #
-# **On your GPU:** `PROFILE = "t4"` or `"a24g"`; they bring their own, smaller learning rates.
+# **On your GPU:** `PROFILE = "t4"` or `"a24g"`; both set their own, smaller learning rates.
 #
 # **The same from the command line:** a recipe with `stage: dpo`, `dataset: preference_en`, `pref_beta: 0.1`,
 # `pref_ftx: 0.5` (the SFT weight).
 #
 # **Next:** many experts, few of them at work for each token: [13 · Mixture of experts](13_moe.ipynb).
-# %% [markdown] id="next" lang="zh" of="f8237380"
+# %% [markdown] id="next" lang="zh" of="a736b4c9"
 # **你得到的成果：** `runs/12_dpo/both`，带有偏好风格的适配器：用 `ftlab chat smollm2-135m --adapter runs/12_dpo/both` 就能和它对话。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`，它们各有自己的、更小的学习率。

@@ -361,11 +361,11 @@ Markdown(
 
 # %% [markdown] id="texts-why"
 # ## Where do tokens go?
-# Two kinds of text, English prose and JSON, and for each the share of its tokens that every expert gets, layer by layer. The
-# router has not been trained. Still, it need not treat the two alike: what it sees is the hidden state, and that differs. To
-# tell a difference from chance, the two halves of the prose are compared as well.
+# Two kinds of text, English prose and JSON, and for each the share of its tokens that every expert gets, layer by
+# layer. The router has not been trained. Still, it may route the two differently, because their hidden states differ.
+# To tell a difference from chance, the two halves of the prose are compared as well.
 
-# %% [markdown] id="texts-why" lang="zh" of="86fa0d86"
+# %% [markdown] id="texts-why" lang="zh" of="c73578ef"
 # ## token 去了哪里？
 # 两类文本：英文散文与 JSON；对每一类，逐层统计每个专家分到的 token 比例。路由器还没训练过，但它未必对两类文本一视同仁：它看到的是隐藏状态，而两类文本的隐藏状态本来就不同。为了区分真实差异与偶然，把散文的前后两半也比较一次。
 
@@ -443,13 +443,13 @@ print(f"two layers with two idle experts each, pooled: {balancing_loss(torch.cat
 print(f"each layer on its own: {[round(balancing_loss(layer, 2).item(), 2) for layer in layers]}")
 
 # %% [markdown] id="balance-run-why"
-# That is the pooled loss's blind spot: it is at its minimum although every layer leaves half of its experts idle. Does it
-# happen in training? A small mixture learns the bytes of the orders' JSON from scratch, in three ways with equal weight on the
-# loss: none, pooled, and the mean of the same formula over layers. An expert counts as idle below a quarter of an equal
-# share.
+# The pooled loss cannot see this: it is at its minimum although every layer leaves half of its experts idle. Does it
+# happen in training? A small mixture learns the bytes of the orders' JSON from scratch, in three ways with equal
+# weight on the loss: none, pooled, and the mean of the same formula over layers. An expert counts as idle below a
+# quarter of an equal share.
 
-# %% [markdown] id="balance-run-why" lang="zh" of="fa967fe5"
-# 这就是合并计算的盲区：每一层都有一半专家闲着，损失却已经是最小值。训练中真会发生吗？让一个小 MoE 从零学习订单 JSON 的字节，比较三种做法，均衡损失的权重相同：不加、合并计算、对同一公式逐层计算再取平均。分到的 token 不足平均份额四分之一的专家算作闲置。
+# %% [markdown] id="balance-run-why" lang="zh" of="4430ba20"
+# 合并计算看不到这一点：每一层都有一半专家闲着，损失却已经是最小值。训练中真会发生吗？让一个小 MoE 从零学习订单 JSON 的字节，比较三种做法，均衡损失的权重相同：不加、合并计算、对同一公式逐层计算再取平均。分到的 token 不足平均份额四分之一的专家算作闲置。
 
 # %% id="balance"
 stream = torch.tensor(list("\n".join(orders["train"]["output"]).encode()), device=where)  # bytes: a vocabulary of 256

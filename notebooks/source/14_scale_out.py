@@ -432,15 +432,15 @@ assert results["own_start_ddp"][1]["distance"] == 0
 # 从损失看不出 `own_start` 其实在训练两个不同的模型，而且各自有一半梯度来自对方。只有比较权重才看得出来：隔一段时间广播一次校验和，或者把初始化交给 DDP、FSDP。
 
 # %% [markdown] id="sampler-why"
-# ## Who gets which rows?
-# A `DistributedSampler` deals the rows out. Seven rows for two processes: all must take the same number of steps, or one
-# would wait in an all-reduce for ever. So one row is repeated; `drop_last=True` leaves one out instead. In training that
-# hardly matters; in evaluation the repeated row is counted twice. And the order changes from epoch to epoch only if
-# `set_epoch` is called: Trainer and accelerate do it, a loop by hand forgets it.
+# ## Which process gets which rows?
+# A `DistributedSampler` distributes the rows. Seven rows for two processes: all must take the same number of steps,
+# or one would wait in an all-reduce for ever. So one row is repeated; `drop_last=True` leaves one out instead. In
+# training that hardly matters; in evaluation the repeated row is counted twice. And the order changes from epoch to
+# epoch only if `set_epoch` is called: Trainer and accelerate do it, a loop by hand forgets it.
 
-# %% [markdown] id="sampler-why" lang="zh" of="dfc93471"
+# %% [markdown] id="sampler-why" lang="zh" of="dae2f58e"
 # ## 数据怎么分？
-# `DistributedSampler` 负责发数据。七条数据给两个进程：大家的步数必须一样，否则总有一个进程在 all-reduce 里永远等下去。所以有一条会重复；`drop_last=True` 则改为丢掉一条。训练时影响不大，评测时重复的那条就被算了两次。另外，只有调用了 `set_epoch`，每个 epoch 的顺序才会变：Trainer 和 accelerate 会调用，手写循环常常忘记。
+# `DistributedSampler` 负责分配数据。七条数据给两个进程：大家的步数必须一样，否则总有一个进程在 all-reduce 里永远等下去。所以有一条会重复；`drop_last=True` 则改为丢掉一条。训练时影响不大，评测时重复的那条就被算了两次。另外，只有调用了 `set_epoch`，每个 epoch 的顺序才会变：Trainer 和 accelerate 会调用，手写循环常常忘记。
 
 # %% id="sampler"
 seven = list("abcdefg")
@@ -762,14 +762,14 @@ print(
 
 # %% [markdown] id="offload-why"
 # ## Offload: without a second process
-# What doesn't fit can also wait in slower memory. First weights on disk: accelerate loads each block when its turn comes.
-# Then AdamW's moments in a file, mapped into memory: the system keeps in RAM what it has room for. DeepSpeed's
-# `offload_optimizer` and FSDP2's `CPUOffloadPolicy` do the same from the GPU to the CPU's memory. Equal results, and the
-# price is waiting.
+# What doesn't fit can also wait in slower memory. First weights on disk: accelerate loads each block when its turn
+# comes. Then AdamW's moments in a file, mapped into memory: the system keeps in RAM what it has room for. DeepSpeed's
+# `offload_optimizer` and FSDP2's `CPUOffloadPolicy` do the same from the GPU to the CPU's memory. The results are
+# equal; the cost is time.
 
-# %% [markdown] id="offload-why" lang="zh" of="5500cc84"
+# %% [markdown] id="offload-why" lang="zh" of="68346076"
 # ## Offload：没有第二个进程时
-# 放不下的东西也可以放到更慢的存储里。先把权重放到磁盘：轮到哪个 block，accelerate 才加载哪个。再把 AdamW 的两个矩放进一个映射到内存的文件：内存够时系统会留在 RAM 里。DeepSpeed 的 `offload_optimizer` 和 FSDP2 的 `CPUOffloadPolicy` 做同样的事，只是从显存搬到内存。结果相等，代价是等待。
+# 放不下的东西也可以放到更慢的存储里。先把权重放到磁盘：轮到哪个 block，accelerate 才加载哪个。再把 AdamW 的两个矩放进一个映射到内存的文件：内存够时系统会留在 RAM 里。DeepSpeed 的 `offload_optimizer` 和 FSDP2 的 `CPUOffloadPolicy` 做同样的事，只是从显存搬到内存。结果相等，代价是时间。
 
 # %% id="offload-weights"
 reference = load_model().eval()
@@ -831,13 +831,13 @@ for arguments in ("who.py", "who.py check"):
     print(*[f"  {line}" for line in said.splitlines() if line.startswith(("process", "AssertionError"))], sep="\n")
 
 # %% [markdown] id="trap-seen"
-# With `--cpu`, accelerate starts the script once and leaves a second process to `mpirun`, without a word. The loss falls all
-# the same; the effective batch is half of what you asked for. `torchrun` and `accelerate launch --multi_gpu` do start two, on
-# a CPU as well. Put the line into every script that you launch. Under FSDP also assert the wrapper's class, because a
-# configuration that isn't read leaves plain DDP.
+# With `--cpu`, accelerate starts the script once and leaves further processes to `mpirun`, without a warning. The
+# loss falls all the same; the effective batch is half of what you asked for. `torchrun` and `accelerate launch
+# --multi_gpu` do start two, on a CPU as well. Put the line into every script that you launch. Under FSDP also assert
+# the wrapper's class, because a configuration that isn't read leaves plain DDP.
 
-# %% [markdown] id="trap-seen" lang="zh" of="d614ddbb"
-# 加了 `--cpu`，accelerate 只把脚本启动一次，第二个进程要靠 `mpirun`，而它一声不吭。损失照样下降，但有效批量只有你要的一半。`torchrun` 和 `accelerate launch --multi_gpu` 会真的启动两个，在 CPU 上也一样。每个要启动的脚本里都加上这一行；用 FSDP 时还要断言包装类，因为配置没被读到时跑的就是普通 DDP。
+# %% [markdown] id="trap-seen" lang="zh" of="a743f028"
+# 加了 `--cpu`，accelerate 只把脚本启动一次，第二个进程要靠 `mpirun`，而且没有任何警告。损失照样下降，但有效批量只有你要的一半。`torchrun` 和 `accelerate launch --multi_gpu` 会真的启动两个，在 CPU 上也一样。每个要启动的脚本里都加上这一行；用 FSDP 时还要断言包装类，因为配置没被读到时跑的就是普通 DDP。
 
 # %% [markdown] id="handoff-why"
 # ## Hand over: one script, any launcher
@@ -905,19 +905,19 @@ assert adapter_difference <= 1e-2
 # The same `train.py` under DeepSpeed, Slurm and Ray, started in the course folder; for Megatron, which brings its own
 # model code, a conversion. **Not run here**: the cell writes the files and checks their syntax, no more.
 #
-# - **DeepSpeed**: `TrainingArguments(..., deepspeed="runs/14_scale_out/ds_zero3.json")`, any launcher. Its first start
-#   compiles for minutes; if it is killed then, delete the lock in its extensions folder, or the next start waits for
-#   ever.
-# - **Slurm**: one `torchrun` per node, all with the same meeting point.
+# - **DeepSpeed**: `TrainingArguments(..., deepspeed="runs/14_scale_out/ds_zero3.json")`, any launcher. Its first
+#   start compiles for minutes; if it is killed then, delete the lock in its extensions folder, or the next start
+#   waits for ever.
+# - **Slurm**: one `torchrun` per node, all with the same rendezvous address.
 # - **Ray**: `TorchTrainer` starts a function on its workers.
 # - **Megatron-Bridge**: Hugging Face weights to Megatron and back, split by tensor and pipeline at once.
 
-# %% [markdown] id="files-why" lang="zh" of="d645728f"
+# %% [markdown] id="files-why" lang="zh" of="322ea975"
 # ## 本机没有的环境：只写文件
 # 同一个 `train.py`，在课程文件夹里用 DeepSpeed、Slurm、Ray 启动；Megatron 有自己的模型代码，需要转换权重。**这些在这里都没有运行**：下一格只写出文件并检查语法。
 #
 # - **DeepSpeed**：`TrainingArguments(..., deepspeed="runs/14_scale_out/ds_zero3.json")`，任何启动器都行。第一次启动要编译几分钟；如果这时被杀掉，要删掉扩展目录里的锁文件，否则下次启动会一直等。
-# - **Slurm**：每个节点一个 `torchrun`，约定同一个汇合地址。
+# - **Slurm**：每个节点一个 `torchrun`，使用同一个 rendezvous 地址。
 # - **Ray**：`TorchTrainer` 在各个 worker 上启动一个函数。
 # - **Megatron-Bridge**：在 Hugging Face 权重与 Megatron 之间转换，同时按张量和流水线切分。
 
@@ -976,11 +976,12 @@ print(
 
 # %% [markdown] id="70b-why"
 # ## 70B on eight GPUs of 80 GB
-# The same formula in mixed precision: 2 bytes of weights, 2 of gradients, 12 of optimizer state (float32 weights and two
-# moments): 16 bytes a parameter. `ftlab.memory`, which lesson 04 introduced, knows the activations and the block that
-# ZeRO-3 collects, for training in pure bfloat16 (8 bytes a parameter). One example of 4,096 tokens per GPU, with recomputation.
+# The same formula in mixed precision: 2 bytes of weights, 2 of gradients, 12 of optimizer state (float32 weights and
+# two moments): 16 bytes a parameter. `ftlab.memory`, which lesson 04 introduced, also estimates the activations and
+# the block that ZeRO-3 gathers, for training in pure bfloat16 (8 bytes a parameter). One example of 4,096 tokens per
+# GPU, with recomputation.
 
-# %% [markdown] id="70b-why" lang="zh" of="00f1deba"
+# %% [markdown] id="70b-why" lang="zh" of="d2ad5d28"
 # ## 八张 80 GB 的卡，训练 70B
 # 同一个公式，换成混合精度：权重 2 字节，梯度 2 字节，优化器状态 12 字节（float32 权重加两个矩），每个参数共 16 字节。第 04 课介绍过的 `ftlab.memory` 还会算激活值，以及 ZeRO-3 收集起来的那个 block，按纯 bfloat16（每个参数 8 字节）估算。每张卡一个 4,096 token 的样本，开重计算。
 
@@ -1015,11 +1016,12 @@ print(f"LoRA, ZeRO-3 on 8 GPUs: {sharded.peak / 2**30:.0f} each; QLoRA on a sing
 
 # %% [markdown] id="break-why"
 # ## What goes wrong
-# The commonest hang: one process enters a collective that the other one skips. Here process 0 alone wants the mean loss
-# "for its log". With the default timeout it waits and says nothing: half an hour under gloo, ten minutes under NCCL, where the
-# GPU shows 100% use all the while. With a short timeout it fails, and `monitored_barrier` names who is missing.
+# The most common hang: one process enters a collective that the other one skips. Here process 0 alone wants the mean
+# loss "for its log". With the default timeout it waits and says nothing: half an hour under gloo, ten minutes under
+# NCCL, where the GPU shows 100% use all the while. With a short timeout it fails, and `monitored_barrier` names who
+# is missing.
 
-# %% [markdown] id="break-why" lang="zh" of="981974a9"
+# %% [markdown] id="break-why" lang="zh" of="72fcd318"
 # ## 故意出错
 # 最常见的卡死：一个进程进入了集合通信，另一个却跳过了。这里只有 0 号进程为了打日志去求平均损失。默认超时下它会一直等、什么也不说：gloo 半小时，NCCL 十分钟，期间 GPU 利用率还显示 100%。设了短超时就会报错，`monitored_barrier` 还能指出缺的是谁。
 
@@ -1046,10 +1048,10 @@ for line in on_two_processes(hang)["hang"][0]:
     print(line.split("] ", 1)[-1])
 
 # %% [markdown] id="break-fix"
-# The fix: every process calls the collective, and only the printing stands under `if rank == 0`. On GPUs
+# The fix: every process calls the collective, and only the printing is inside `if rank == 0`. On GPUs
 # `TORCH_FR_BUFFER_SIZE` keeps a record of the last collectives, and `py-spy dump --pid` shows where a process waits.
 
-# %% [markdown] id="break-fix" lang="zh" of="0e8fe567"
+# %% [markdown] id="break-fix" lang="zh" of="dec4763a"
 # 修法：每个进程都调用集合通信，只把打印放在 `if rank == 0` 下面。在 GPU 上，`TORCH_FR_BUFFER_SIZE` 会记录最近的集合通信，`py-spy dump --pid` 能看到进程停在哪里。
 
 # %% [markdown] id="experiment-why"

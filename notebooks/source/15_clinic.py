@@ -248,13 +248,13 @@ print(f"you predicted {guess_from_curves} of 12 from curves alone, the rule got 
 
 # %% [markdown] id="labels-why"
 # ## Probes: data and labels
-# Go through a run in the order in which it happens, and ask one number of each stage. First the examples as the
-# trainer saw them: token ids, which of them belong to the answer (`completion_mask`), and labels, -100 where nothing is
-# trained. These four need no model at all. On three tokens of prompt and two of answer:
+# Go through a run in the order in which it happens, and compute one number for each stage. First the examples as the
+# trainer saw them: token ids, which of them belong to the answer (`completion_mask`), and labels, -100 where nothing
+# is trained. These four need no model at all. On three tokens of prompt and two of answer:
 
-# %% [markdown] id="labels-why" lang="zh" of="75560420"
+# %% [markdown] id="labels-why" lang="zh" of="c963aaa0"
 # ## 探针：数据与标签
-# 按训练发生的顺序走一遍，每个阶段只问一个数。首先是训练器实际看到的样本：token id、哪些属于回答（`completion_mask`），以及标签（不训练的位置是 -100）。这四个探针完全不需要模型。先看一个三个提示 token、两个回答 token 的例子：
+# 按训练发生的顺序走一遍，每个阶段只算一个数。首先是训练器实际看到的样本：token id、哪些属于回答（`completion_mask`），以及标签（不训练的位置是 -100）。这四个探针完全不需要模型。先看一个三个提示 token、两个回答 token 的例子：
 
 # %% id="labels-example"
 example = {"input_ids": [1, 7, 8, 5, 2], "completion_mask": [0, 0, 0, 1, 1], "labels": [-100, -100, -100, 5, 2]}
@@ -528,10 +528,10 @@ draw_chart(chart, bands, "Which number is out of its healthy band?")
 
 # %% [markdown] id="diagnose-why"
 # ## Your diagnoses
-# Name the fault of each patient and its fix, in your words, and run the cell. A wrong name is told which probe to look at,
-# the second time what that probe says.
+# Name the fault of each patient and its fix, in your own words, and run the cell. For a wrong name, the cell prints
+# which probe to look at; the second time, what that probe means.
 
-# %% [markdown] id="diagnose-why" lang="zh" of="94dde9c9"
+# %% [markdown] id="diagnose-why" lang="zh" of="fc78e6f3"
 # ## 你的诊断
 # 用自己的话写出每个病例的故障和修复方法，然后运行。答错时会告诉你该看哪个探针；再答错，会告诉你那个探针的含义。中英文都可以，例如“学习率过大”。
 

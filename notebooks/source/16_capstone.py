@@ -1,9 +1,9 @@
 # %% [markdown] id="title"
 # # 16 · Your own project: from a file to a served model
 #
-# Everything that the course taught, once through, on one file. You name the file; every decision on the way (tune or
-# prompt, a second stage or not, ship or not) is made by a number that this notebook measures, and by a rule that was
-# written down before.
+# This lesson applies everything that the course taught to one file. You name the file; every decision on the way
+# (tune or prompt, a second stage or not, ship or not) is made by a number that this notebook measures, and by a rule
+# that was written down before.
 #
 # | you will have | measured as |
 # |---|---|
@@ -13,11 +13,11 @@
 # | a merged model, a GGUF file and a server | the served answers' score, which must equal the evaluated one |
 # | a model card and a report card | gain, forgetting, memory, minutes, money, a hash that reproduces the run |
 #
-# **Cost:** about 10 minutes (29 without bfloat16) and 4 GB on two CPU cores, an estimated 4 minutes on a T4. **Before this:**
-# [02 · Do you need to fine-tune?](02_do_you_need_it.ipynb), [03 · LoRA](03_lora.ipynb),
-# [07 · Forgetting](07_forgetting.ipynb), [08 · Merge and export](08_merge_export.ipynb).
+# **Cost:** about 10 minutes (29 without bfloat16) and 4 GB on two CPU cores, an estimated 4 minutes on a T4. **Before
+# this:** [02 · Do you need to fine-tune?](02_do_you_need_it.ipynb), [03 · LoRA](03_lora.ipynb), [07 ·
+# Forgetting](07_forgetting.ipynb), [08 · Merge and export](08_merge_export.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="c59ccda8"
+# %% [markdown] id="title" lang="zh" of="1a04b8b7"
 # # 16 · 你自己的项目：从一个文件到一个在线服务的模型
 #
 # 把全课程学到的东西，用一个文件从头到尾走一遍。文件由你指定；路上的每个决定（微调还是写提示词、要不要第二阶段、发不发布）都由本 notebook 测出的数字和事先写下的规则来做。
@@ -286,18 +286,19 @@ support_lookup = share_of([answer == pair["output"] for answer, pair in zip(look
 print(f"looked up among the others: {support_lookup:.0%} of {len(support)} questions, without a model")
 
 # %% [markdown] id="support-read"
-# Sixteen answers in six wordings each: a search does that job, and no fine-tune could prove that it is worth its cost. Find
-# this out about *your* file first. A record put together from several parts of a message can't be looked up.
+# Sixteen answers in six wordings each: a search is enough for this task, and a fine-tune could not be shown to be
+# worth its cost. Find this out about *your* file first. A record put together from several parts of a message can't
+# be looked up.
 
-# %% [markdown] id="support-read" lang="zh" of="c0038edb"
+# %% [markdown] id="support-read" lang="zh" of="08ee5561"
 # 十六个答案，每个六种问法：搜索就能完成这项任务，微调证明不了自己物有所值。对*你的*文件，先弄清楚这一点。而由消息里几处内容拼成的记录，是查不到现成答案的。
 
 # %% [markdown] id="ways-why"
-# ## Does prompting do it?
-# Lesson 02's question. Each prompt is scored on the validation part; the test part stays closed. **Predict before you
-# run:** how many of 100 records will the best prompt get exactly right?
+# ## Is prompting enough?
+# Lesson 02's question. Each prompt is scored on the validation part; the test part isn't used yet. **Predict before
+# you run:** how many of 100 records will the best prompt get exactly right?
 
-# %% [markdown] id="ways-why" lang="zh" of="f859238a"
+# %% [markdown] id="ways-why" lang="zh" of="95888e22"
 # ## 提示词够用吗？
 # 这是第 02 课的问题。每种提示都在验证部分上打分，测试部分先不动。**先预测，再运行：** 最好的提示词，100 条记录能完全做对多少条？
 
@@ -365,10 +366,11 @@ best_way = max(ways, key=scores.get)
 print(f"you predicted {guess_prompt}%, measured {scores[best_way]:.0%} ({best_way})")
 
 # %% [markdown] id="verdict-why"
-# The verdict is lesson 02's: the cheapest way whose whole interval reaches the target wins; if no interval even includes the
-# target, tune; otherwise ask more questions. Whatever it says, this lesson goes on, so that you see every step.
+# The verdict is lesson 02's: the cheapest way whose whole interval reaches the target wins; if no interval even
+# includes the target, tune; otherwise more questions are needed. Whatever the verdict, this lesson continues, so that
+# you see every step.
 
-# %% [markdown] id="verdict-why" lang="zh" of="fb42e880"
+# %% [markdown] id="verdict-why" lang="zh" of="07bed085"
 # 结论沿用第 02 课的规则：区间整体达到目标的方式里，选最便宜的；如果所有区间都够不到目标，就微调；其余情况说明题目太少。无论结论是什么，本课都会继续，让你看到每一步。
 
 
@@ -538,12 +540,12 @@ for (question, _), before, alone in list(zip(general, replies_before, replies_al
     print(f"\n{question}\n  before: {before}\n  after:  {alone}")
 
 # %% [markdown] id="replay-why"
-# Where the gate would say no, don't argue with the gate. Lesson 07's cheapest cure is replay: the model's own answers to
-# general prompts (`general_en`; for another model `ftlab data replay` writes them). The next cell trains all the steps. It
-# mixes replay in if the number above asks for it, and writes that into the recipe.
+# If the gate would reject the model, change the training, not the gate. Lesson 07's cheapest remedy is replay: the
+# model's own answers to general prompts (`general_en`; for another model `ftlab data replay` writes them). The next
+# cell trains all the steps. It mixes replay in if the number above asks for it, and writes that into the recipe.
 
-# %% [markdown] id="replay-why" lang="zh" of="952fb8d2"
-# 过不了关，就不要和关卡争辩。第 07 课里最便宜的补救是回放：把模型自己对通用问题的回答（`general_en`；换了模型就用 `ftlab data replay` 生成）混进训练数据。下一格会训练全部步数；如果上面的数字要求回放，就把回放混进去，并写进配方。
+# %% [markdown] id="replay-why" lang="zh" of="0692a04b"
+# 过不了关，就改训练，不要改关卡。第 07 课里最便宜的补救是回放：把模型自己对通用问题的回答（`general_en`；换了模型就用 `ftlab data replay` 生成）混进训练数据。下一格会训练全部步数；如果上面的数字要求回放，就把回放混进去，并写进配方。
 
 # %% id="replay"
 train_rows = parts["train"]
@@ -680,11 +682,11 @@ plt.show()
 
 # %% [markdown] id="files-why"
 # ## Files: a model folder and a GGUF file
-# As in lesson 08. A file counts when it has been read back and gives the same answers.
+# As in lesson 08. An export is done when it has been reloaded and gives the same answers.
 
-# %% [markdown] id="files-why" lang="zh" of="1a3dc056"
+# %% [markdown] id="files-why" lang="zh" of="1020deaf"
 # ## 文件：模型文件夹和 GGUF
-# 与第 08 课相同。文件要重新读回来、给出同样的回答，才算数。
+# 与第 08 课相同。重新加载并给出同样的回答，导出才算完成。
 
 # %% id="files"
 merged_folder = folder / "merged"
@@ -701,12 +703,12 @@ del from_gguf
 print(f"{gguf_file}: {gguf_file.stat().st_size / 2**20:.0f} MiB, {gguf_equal:.0%} of {len(same)} answers the same")
 
 # %% [markdown] id="serve-why"
-# ## Serve it, and ask as a stranger would
-# The server of lesson 09 with the merged folder; the test questions are sent with the `openai` client, four at a time. What
-# was evaluated is what people get: greedy answers must have the same score.
+# ## Serve it, and ask it over HTTP
+# The server of lesson 09 with the merged folder; the test questions are sent with the `openai` client, four at a
+# time. Users must get the model that was evaluated: greedy answers must have the same score.
 
-# %% [markdown] id="serve-why" lang="zh" of="6f8dec02"
-# ## 上线服务，像外人那样提问
+# %% [markdown] id="serve-why" lang="zh" of="750626c0"
+# ## 上线服务，通过 HTTP 提问
 # 用第 09 课的服务程序加载合并后的文件夹；测试问题用 `openai` 客户端发送，一次四个。评测的是什么，用户得到的就该是什么：贪心解码的得分必须一致。
 
 # %% id="serve"
@@ -772,12 +774,12 @@ for i in [i for i, is_same in enumerate(other_right) if not is_same][:2]:
 
 # %% [markdown] id="card-why"
 # ## Report card and model card
-# A run can be reproduced if recipe, data and versions are the same: their hash is its name. A stranger should learn from the
-# model card what it is for, how it was measured, and where it fails.
+# A run can be reproduced if recipe, data and versions are the same: their hash is its name. Readers of the model card
+# should learn what the model is for, how it was measured, and where it fails.
 
-# %% [markdown] id="card-why" lang="zh" of="823521c7"
+# %% [markdown] id="card-why" lang="zh" of="05c91d22"
 # ## 成绩单与模型卡
-# 配方、数据、版本都相同，训练就能复现：它们的哈希值就是这次训练的名字。陌生人应当能从模型卡上看出：它是做什么的，怎么测的，在哪里会失败。
+# 配方、数据、版本都相同，训练就能复现：它们的哈希值就是这次训练的名字。读者应当能从模型卡上看出：模型是做什么的，怎么测的，在哪里会失败。
 
 # %% id="report"
 versions = {name: version(name) for name in ("torch", "transformers", "peft", "trl")}
@@ -835,10 +837,10 @@ print(model_card)
 
 # %% [markdown] id="frameworks-why"
 # ### The same recipe elsewhere
-# From the command line: `ftlab recipe show runs/16_capstone/recipe.yaml --as swift`. What another framework has no key for
-# stands in a comment.
+# From the command line: `ftlab recipe show runs/16_capstone/recipe.yaml --as swift`. Settings for which the other
+# framework has no key are written as comments.
 
-# %% [markdown] id="frameworks-why" lang="zh" of="ff63ae85"
+# %% [markdown] id="frameworks-why" lang="zh" of="3b407394"
 # ### 换到其他框架
 # 命令行写法：`ftlab recipe show runs/16_capstone/recipe.yaml --as swift`。其他框架没有对应参数的，写在注释里。
 
