@@ -96,11 +96,35 @@ def parser() -> Parser:
     top.add_argument("--version", action="version", version=f"ftlab {__version__}")
     verbs = top.add_subparsers(required=True, metavar="VERB")
     top.verbs = verbs.choices
+    for declare in (
+        add_train,
+        add_recipe,
+        add_eval,
+        add_compare,
+        add_export,
+        add_chat,
+        add_serve,
+        add_board,
+        add_data,
+        add_memory,
+        add_launch,
+        add_machine,
+        add_course,
+    ):
+        declare(verbs)
+    return top
 
+
+def add_train(verbs: argparse._SubParsersAction) -> None:
+    """Declare `ftlab train`."""
     train = add(verbs, "train", train_recipe, "run a recipe")
     train.epilog = EXIT_CODES
     train.add_argument("recipe", metavar="RECIPE.yaml")
     take_keys(train, "; fresh=true trains again from the start")
+
+
+def add_recipe(verbs: argparse._SubParsersAction) -> None:
+    """Declare `ftlab recipe check`, `explain`, `from` and `show`."""
     recipes = add(verbs, "recipe", None, "check a recipe, explain a key")
     actions = recipes.add_subparsers(required=True, metavar="WHAT")
     check = add(actions, "check", check_recipe, "show what `ftlab train` would refuse, and which keys were renamed")
@@ -116,11 +140,19 @@ def parser() -> Parser:
     take_keys(show)
     frameworks = ["trl", "llamafactory", "swift", "axolotl", "verl", "alpaca-lora"]
     show.add_argument("--as", dest="framework", choices=frameworks, default="trl", help="default: %(default)s")
+
+
+def add_eval(verbs: argparse._SubParsersAction) -> None:
+    """Declare `ftlab eval`."""
     score = add(
         verbs, "eval", score_recipe, "score a recipe's model on held-out examples, with and without its adapter"
     )
     score.add_argument("recipe", metavar="RECIPE.yaml")
     take_keys(score)
+
+
+def add_compare(verbs: argparse._SubParsersAction) -> None:
+    """Declare `ftlab compare`."""
     compare = add(verbs, "compare", compare_models, "compare two models blind, by a judge or by yourself")
     for side in ("a", "b"):
         compare.add_argument(side, metavar=side.upper(), help="RECIPE.yaml, run folder, or model name")
@@ -131,15 +163,28 @@ def parser() -> Parser:
     compare.add_argument("--judge", help="longer, shorter, or a model as A and B; default: you, at the keyboard")
     compare.add_argument("--max-samples", type=count, default=100, help="questions; default: %(default)s")
     compare.add_argument("--max-new-tokens", type=count, default=128, help="longest answer; default: %(default)s")
+
+
+def add_export(verbs: argparse._SubParsersAction) -> None:
+    """Declare `ftlab export`."""
     export = add(verbs, "export", export_recipe, "merge a recipe's adapter into its base, save, reload and compare")
     export.add_argument("recipe", metavar="RECIPE.yaml")
     take_keys(export)
+
+
+def add_chat(verbs: argparse._SubParsersAction) -> None:
+    """Declare `ftlab chat`."""
     chat = add(verbs, "chat", chat_with, "chat with a model in the terminal")
     chat.add_argument("model", help="catalogue name, local folder, hub id, or a RECIPE.yaml that names one")
     take_keys(chat)
     chat.add_argument("--adapter", metavar="DIR", help="the adapter folder of a run")
     backends = ["auto", "huggingface", "static", "loop", "int8", "int4", "llama.cpp", "llama.cpp-q4"]
     chat.add_argument("--backend", choices=backends, help="engine; auto measures all (default: huggingface)")
+    chat.add_argument(*TRUST, action="store_true", help="run the code that comes with the model")
+
+
+def add_serve(verbs: argparse._SubParsersAction) -> None:
+    """Declare `ftlab serve`."""
     server = add(
         verbs, "serve", serve_model, "serve a model with an OpenAI-compatible API; every request needs the API key"
     )
@@ -176,6 +221,11 @@ def parser() -> Parser:
         metavar="ORIGIN",
         help="allow pages of this origin, such as https://app.example, to use the server; can be repeated",
     )
+    server.add_argument(*TRUST, action="store_true", help="run the code that comes with the model")
+
+
+def add_board(verbs: argparse._SubParsersAction) -> None:
+    """Declare `ftlab board`."""
     page = add(
         verbs,
         "board",
@@ -188,6 +238,10 @@ def parser() -> Parser:
     page.add_argument("--host", help="default: GRADIO_SERVER_NAME, else 127.0.0.1")
     page.add_argument("--lang", choices=LANGUAGES, help="default: FTLAB_LANG, else en")
     page.add_argument("--allow-remote", action="store_true", help="allow an address that other machines can reach")
+
+
+def add_data(verbs: argparse._SubParsersAction) -> None:
+    """Declare `ftlab data check`, `show` and `replay`."""
     data = add(verbs, "data", None, "check and show data sets, write replay examples")
     actions = data.add_subparsers(required=True, metavar="WHAT")
     check = add(actions, "check", check_data, "list the problems of a data set with file:line and fix")
@@ -207,7 +261,7 @@ def parser() -> Parser:
         action.add_argument(
             "--cutoff-len", type=int, default=1024, help="maximum tokens of an example; default: %(default)s"
         )
-    for action in (chat, server, check, show, replay):
+    for action in (check, show, replay):
         action.add_argument(*TRUST, action="store_true", help="run the code that comes with the model")
     check.add_argument("--fix", metavar="OUT.jsonl", help="write the repaired data set to this file")
     replay.add_argument(
@@ -217,6 +271,10 @@ def parser() -> Parser:
     replay.add_argument("--max-new-tokens", type=count, default=128, help="longest answer; default: %(default)s")
     replay.add_argument("--seed", type=int, default=42, help="which prompts are drawn; default: %(default)s")
     show.add_argument("--row", type=int, default=1, help="number of the example, from 1")
+
+
+def add_memory(verbs: argparse._SubParsersAction) -> None:
+    """Declare `ftlab memory`."""
     needs = add(verbs, "memory", show_memory, "estimate the memory for training, by component, and whether it fits")
     needs.add_argument("model", help="catalogue name, local folder or hub id, or a RECIPE.yaml")
     take_keys(needs)
@@ -230,6 +288,10 @@ def parser() -> Parser:
         metavar="GB",
         help=f"on a GPU instead of this machine: {', '.join(map(str, GPU_SIZES))} GB",
     )
+
+
+def add_launch(verbs: argparse._SubParsersAction) -> None:
+    """Declare `ftlab launch`."""
     elsewhere = add(verbs, "launch", launch_elsewhere, "print, or start, what a cluster's launcher takes for a recipe")
     elsewhere.add_argument("recipe", metavar="RECIPE.yaml")
     take_keys(elsewhere)
@@ -238,11 +300,18 @@ def parser() -> Parser:
     elsewhere.add_argument("--nodes", type=count, default=1, help="machines; default: %(default)s")
     elsewhere.add_argument("--gpus", type=count, default=1, help="processes on each machine; default: %(default)s")
     elsewhere.add_argument("--submit", action="store_true", help="write it beside the recipe, and start it")
+
+
+def add_machine(verbs: argparse._SubParsersAction) -> None:
+    """Declare `ftlab models`, `env` and `version`."""
     add(verbs, "models", list_models, "list the known models and what each needs on this machine")
     env = add(verbs, "env", show_env, "print machine, versions and FTLAB_ variables, to paste into an issue")
     env.add_argument("--autodl", action="store_true", help="check disk, caches, mirrors and ports; automatic on AutoDL")
     add(verbs, "version", show_version, "print the version")
 
+
+def add_course(verbs: argparse._SubParsersAction) -> None:
+    """Declare the commands of `ftlab course`."""
     course = add(verbs, "course", None, "list, run, check and build the lessons")
     parts = course.add_subparsers(required=True, metavar="WHAT")
     add(parts, "list", list_lessons, "list the lessons in teaching order")
@@ -277,7 +346,6 @@ def parser() -> Parser:
     build = add(parts, "build", build_lessons, "make the notebooks from their text sources")
     build.add_argument("numbers", nargs="*", metavar="NN")
     build.add_argument("--run", action="store_true", help="run them from top to bottom and keep the outputs")
-    return top
 
 
 def add(verbs: argparse._SubParsersAction, name: str, function: object, text: str, *aliases: str) -> Parser:
