@@ -75,9 +75,9 @@ def start_of_answer(history: str, prompt: str, opening: str) -> str:
     shared, before = common_prefix(prompt, opening), common_prefix(prompt, history)
     if len(shared) >= len(before):
         return shared
-    begun = prompt[len(before) :]
-    at = opening.rfind(begun)
-    return opening[: at + len(begun)] if begun.strip() and at >= 0 else ""
+    overlap = prompt[len(before) :]
+    at = opening.rfind(overlap)
+    return opening[: at + len(overlap)] if overlap.strip() and at >= 0 else ""
 
 
 def check_written(
@@ -110,11 +110,11 @@ def with_thought_written(tokenizer: PreTrainedTokenizerBase, message: Message, w
         opened: what the generation prompt says from there on, such as `<think>` and a line break.
     """
     thought, _ = thought_and_content(tokenizer, message)
-    begun = opened.strip().endswith("<think>")
-    if thought in written and not begun:
+    is_open = opened.strip().endswith("<think>")
+    if thought in written and not is_open:
         return written
     rest = THOUGHT.sub("", written, count=1)
-    start = ("" if opened.endswith("\n") else "\n") if begun else "<think>\n"
+    start = ("" if opened.endswith("\n") else "\n") if is_open else "<think>\n"
     return f"{start}{thought}\n</think>\n\n{rest.lstrip() if thought else rest}"
 
 

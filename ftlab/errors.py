@@ -92,8 +92,8 @@ def near(name: str, known: Iterable[str], most: int = 3) -> list[str]:
     slips = difflib.get_close_matches(name, names, n=most, cutoff=0.81)
     folded = [other for other in names if other.casefold() == name.casefold()]
     longer = [other for other in names if words and words < set(WORDS.findall(other.casefold()))]
-    begun = [other for other in names if len(name) >= 4 and other.startswith(name)]
-    return list(dict.fromkeys([*folded, *slips, *begun, *longer]))[:most]
+    extended = [other for other in names if len(name) >= 4 and other.startswith(name)]
+    return list(dict.fromkeys([*folded, *slips, *extended, *longer]))[:most]
 
 
 def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:

@@ -56,7 +56,7 @@ def fetch(name: str, trust_remote_code: bool = False, revision: str = "main", ca
     if name == embedded.SHORT_NAME:
         return str(embedded.fetch_short())
     if folder.is_dir():
-        return str(checked(whole_model(folder), trust_remote_code))
+        return str(check_folder(whole_model(folder), trust_remote_code))
     if folder.is_file():
         raise fail("model_is_file", where=name)
     if looks_like_path(name):
@@ -111,7 +111,7 @@ def is_here(name: str, revision: str = "main", cache_dir: str | None = None) -> 
     return True
 
 
-def checked(folder: Path, trust_remote_code: bool = False) -> Path:
+def check_folder(folder: Path, trust_remote_code: bool = False) -> Path:
     """Return `folder` if `from_pretrained` can read a model from it without unpickling anything.
 
     Raises:
@@ -382,7 +382,7 @@ def from_hub(
     options: dict[str, Any] = {"revision": revision, "cache_dir": place, "allow_patterns": patterns}
     try:
         cached = Path(snapshot_download(repo_id, local_files_only=True, **options))
-        return str(checked(cached, trust_remote_code))
+        return str(check_folder(cached, trust_remote_code))
     except LabError:
         # Cached in part, or cut short: ask the hub.
         if constants.HF_HUB_OFFLINE:
@@ -404,7 +404,7 @@ def from_hub(
         raise explained(error, str(place)) or fail(
             "hub_offline", name=repo_id, endpoint=endpoint, reason=reason_of(error)
         ) from error
-    return str(checked(fetched, trust_remote_code))
+    return str(check_folder(fetched, trust_remote_code))
 
 
 def hub_bytes(repo_id: str, endpoint: str, trust_remote_code: bool = False, revision: str = "main") -> int:
@@ -458,7 +458,7 @@ def from_modelscope(
         # Its main branch is called master.
         options = {"revision": None if revision == "main" else revision, "cache_dir": cache_dir}
         fetched = Path(snapshot_download(model_id, allow_file_pattern=list(patterns), **options))
-    return str(checked(fetched, trust_remote_code))
+    return str(check_folder(fetched, trust_remote_code))
 
 
 def unknown(name: str) -> LabError:

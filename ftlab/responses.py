@@ -108,7 +108,7 @@ class Reader:
             response = Response("", text, [])
         return response._replace(content=self.without_end(response.content).strip())
 
-    def may_equal(self, begun: Sequence[int], expected: Response) -> bool:
+    def may_equal(self, prefix: Sequence[int], expected: Response) -> bool:
         """Return True if an answer that begins with these token ids may still equal the expected one.
 
         True if not only the text decides (calls, omitted reasoning, spaces moved by decoding).
@@ -117,7 +117,7 @@ class Reader:
         if not simple or expected.calls or "think" in str(self.tokenizer.chat_template):
             return True
         # The first tokens of a multi-byte character decode to this one.
-        text = self.without_end(self.tokenizer.decode(begun)).rstrip("\ufffd")
+        text = self.without_end(self.tokenizer.decode(prefix)).rstrip("\ufffd")
         return expected.content.strip().startswith(text.strip())
 
     def without_end(self, text: str) -> str:

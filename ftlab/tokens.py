@@ -63,8 +63,8 @@ def written_answers(
     # Two letters show which tokens belong to the opening alone: a space may be part of a word's first token, and line
     # breaks before a word may be other tokens than at the end.
     whole = [continuation(tokenizer, rendering.prompt, opening + text) for text in (*texts, "a", "Z")]
-    begun = shared_length(whole) if opening else 0
-    return [*ids_of(tokenizer, rendering.prompt), *whole[-1][:begun]], [ids[begun:] for ids in whole[:-2]]
+    shared = shared_length(whole) if opening else 0
+    return [*ids_of(tokenizer, rendering.prompt), *whole[-1][:shared]], [ids[shared:] for ids in whole[:-2]]
 
 
 def shared_length(sequences: Sequence[Sequence[int]]) -> int:

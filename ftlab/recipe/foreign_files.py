@@ -260,10 +260,10 @@ def options(
         own = written.get(str(config))
         read = strict_yaml.parse(own, where) if own is not None else strict_yaml.read(Path(str(config)))[0]
         values = read | values
-    return begun(name, verb, values, where)
+    return source_of(name, verb, values, where)
 
 
-def begun(name: str, verb: str, values: Values, where: str) -> Source:
+def source_of(name: str, verb: str, values: Values, where: str) -> Source:
     """Return a command's keys with those implied by its verb."""
     known: dict[str, tuple[Framework | None, dict[str, Values]]] = {
         "llamafactory": (None, {"train": {}}),

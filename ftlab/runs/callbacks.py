@@ -100,7 +100,7 @@ class Log(TrainerCallback):
                 file.write(json.dumps(row) + "\n")
         for name in ("loss", "eval_loss"):
             if not math.isfinite(row.get(name, 0.0)):
-                raise broken(f"the {name}", state)
+                raise not_finite(f"the {name}", state)
 
 
 class Best(TrainerCallback):
@@ -146,7 +146,7 @@ class Guard(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: nn.Module, **_: Any
     ) -> None:
         """Collect the trained weights once: a model with adapters has thousands of modules to walk through."""
-        self.weights = trained(model)
+        self.weights = trainable_weights(model)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -162,7 +162,7 @@ class Guard(TrainerCallback):
             return
         self.skipped += 1
         if not args.fp16 or self.skipped > FP16_SKIPS:
-            raise broken("the gradient", state)
+            raise not_finite("the gradient", state)
 
     def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -173,15 +173,15 @@ class Guard(TrainerCallback):
             LabError: one is NaN or infinite.
         """
         if not all_finite(self.weights):
-            raise broken("a trained weight", state)
+            raise not_finite("a trained weight", state)
 
 
-def broken(name: str, state: TrainerState) -> Exception:
+def not_finite(name: str, state: TrainerState) -> Exception:
     """Build the error for a NaN or infinite number."""
     return fail("train_broken", where=f"step {state.global_step + 1}", exit_code=1, name=name)
 
 
-def trained(model: nn.Module) -> list[torch.Tensor]:
+def trainable_weights(model: nn.Module) -> list[torch.Tensor]:
     """Return the weights that training changes."""
     return [weight for weight in model.parameters() if weight.requires_grad]
 

@@ -53,7 +53,7 @@ class Until:
         if places:
             self.found, self.held = True, ""
             return text[: min(places)]
-        keep = max((begun(text, stop) for stop in self.stops), default=0)
+        keep = max((overlap(text, stop) for stop in self.stops), default=0)
         self.held = text[len(text) - keep :]
         return text[: len(text) - keep]
 
@@ -63,10 +63,10 @@ class Until:
         return held
 
 
-def begun(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """Return how many characters at the end of `text` begin `stop`.
 
-    >>> begun("one EN", "END"), begun("one", "END")
+    >>> overlap("one EN", "END"), overlap("one", "END")
     (2, 0)
     """
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

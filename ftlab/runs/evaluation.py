@@ -365,7 +365,7 @@ def generate_greedy(
         """Return True for an answer that ended or reached the maximum length."""
         return ids is not None and (ids[-1] in ends or len(ids) >= most)
 
-    answers = [each.begun[:most] for each in checked]
+    answers = [each.beginning[:most] for each in checked]
     try:
         with one.watch.line(f"{one.name}: answering", sum(map(left, range(len(answers)), answers))) as advance:
             greedy.write(one.model, one.tokenizer.pad_token_id, prompts, answers, left, advance)

@@ -40,14 +40,14 @@ class Checked(NamedTuple):
     Attributes:
         loss: the sum over its trained tokens, in nats.
         labels, likeliest: the number of trained tokens, and of those that are the likeliest at their position.
-        begun: the known beginning of the greedy answer: the expected tokens up to the first that is not the likeliest,
+        beginning: what is known of the greedy answer: the expected tokens up to the first that is not the likeliest,
             and the likeliest token there.
     """
 
     loss: float
     labels: int
     likeliest: int
-    begun: list[int]
+    beginning: list[int]
 
 
 def plain(model: Any) -> bool:
@@ -115,18 +115,18 @@ def check_batch(model: Any, examples: list[Example], pad_token_id: int, prefix: 
     rows = zip(losses.sum(1).tolist(), labelled.sum(1).tolist(), hits.sum(1).tolist(), strict=True)
     guesses = [row[where].tolist() for row, where in zip(likeliest, labelled, strict=True)]
     return [
-        Checked(*row, followed(responses.split(one)[1], guess))
+        Checked(*row, known_beginning(responses.split(one)[1], guess))
         for one, row, guess in zip(examples, rows, guesses, strict=True)
     ]
 
 
-def followed(expected: list[int], likeliest: list[int]) -> list[int]:
+def known_beginning(expected: list[int], likeliest: list[int]) -> list[int]:
     """Return the beginning of the greedy answer.
 
     Args:
         likeliest: the likeliest tokens at all labelled positions; the last ones are those of this answer.
 
-    >>> followed([5, 6, 7], [9, 5, 8, 7])
+    >>> known_beginning([5, 6, 7], [9, 5, 8, 7])
     [5, 8]
     """
     guesses = likeliest[-len(expected) :]

@@ -468,7 +468,7 @@ def finish(job: Job, trainer: Trainer, metrics: dict[str, float], run_id: str) -
     Raises:
         LabError: a trained weight is NaN or infinite, or a file could not be written.
     """
-    if not watch.all_finite(watch.trained(trainer.model)):
+    if not watch.all_finite(watch.trainable_weights(trainer.model)):
         raise fail("train_broken", where=str(job.folder), exit_code=1, name="a trained weight")
     weights = job.folder / saved_weights.result_name(job.recipe.finetuning_type)
     partial = job.folder / f"{manifests.PARTIAL}{weights.name}"

@@ -71,7 +71,7 @@ def left(ids: list[int]) -> int:
 
 def drafted(model, asked, expected, advance=lambda done: None) -> list[list[int]]:
     checked = greedy.check(model, examples(asked, expected), PAD, lambda done: None)
-    answers = [each.begun[:MOST] for each in checked]
+    answers = [each.beginning[:MOST] for each in checked]
     greedy.write(model, PAD, asked, answers, lambda _, ids: left(ids), advance)
     return answers
 
@@ -102,11 +102,11 @@ def test_batches_and_their_progress_add_up(monkeypatch):
     asked = prompts(5)
     answers = by_generate(model, asked)
     expected = expected_of(answers)
-    begun = [each.begun for each in greedy.check(model, examples(asked, expected), PAD, told.append)]
+    beginnings = [each.beginning for each in greedy.check(model, examples(asked, expected), PAD, told.append)]
     assert sum(told) == len(asked) and len(told) > 2
     told.clear()
     assert drafted(model, asked, expected, told.append) == answers
-    assert sum(told) == sum(left(ids[:MOST]) for ids in begun)
+    assert sum(told) == sum(left(ids[:MOST]) for ids in beginnings)
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt_neox"])
@@ -125,7 +125,8 @@ def test_a_pass_gives_loss_and_token_accuracy(family):
         assert one.likeliest == int((logits.argmax(-1) == labels).sum())
         prompt, answer = responses.split(example)
         likeliest = logits.argmax(-1)[len(prompt) - 1 :][: len(answer)].tolist()
-        assert one.begun == likeliest[: len(one.begun)] and one.begun[:-1] == answer[: len(one.begun) - 1]
+        known = one.beginning
+        assert known == likeliest[: len(known)] and known[:-1] == answer[: len(known) - 1]
     mean = evaluate.mean_token_loss(model, given, PAD)
     assert sum(one.loss for one in found) / sum(one.labels for one in found) == pytest.approx(mean, abs=1e-5)
 

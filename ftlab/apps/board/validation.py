@@ -166,7 +166,7 @@ def model(name: str) -> None:
         LabError: no such folder, or no such name in the catalogue.
     """
     if Path(name).is_dir():
-        models.checked(Path(name))
+        models.check_folder(Path(name))
     elif re.fullmatch(HUB_ID, name):
         return
     elif models.looks_like_path(name):
