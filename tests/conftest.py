@@ -2,15 +2,19 @@
 
 # ruff: noqa: E402 - huggingface_hub and datasets read the environment when they are imported.
 import atexit
+import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_CACHE"] = tempfile.mkdtemp(prefix="ftlab-tests-")
 atexit.register(shutil.rmtree, os.environ["HF_DATASETS_CACHE"], ignore_errors=True)
+# As `ftlab` does while it imports: what the imports create is permanent. Enabled again after the collection of tests.
+gc.disable()
 
 import pytest
 import tiny
@@ -19,6 +23,16 @@ from transformers import PreTrainedTokenizerFast, set_seed
 
 # Models of these tests are so small that a second thread only waits.
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """Exclude what the imports created from later garbage collections: every training asks for several."""
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """The panels for evaluation, export, memory and the quiz, without a browser: what they show is what the verbs give."""
 
-import gc
 import html
 import json
 import os
@@ -647,7 +646,6 @@ def test_the_first_panel_that_imports_torch_does_not_load_its_compiler(tiny_reci
     with monkeypatch.context() as before:
         before.delitem(sys.modules, "torch")
         board.tabs.selected_index = 7
-    gc.unfreeze()
     board.tabs.selected_index = 6
     assert seen == ["1", os.environ.get(NO_COMPILER)]
 

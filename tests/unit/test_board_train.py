@@ -92,9 +92,9 @@ def test_start_draws_trains_and_says_so(tiny_recipe):
 
 
 def test_a_stopped_and_continued_run_is_the_uninterrupted_one(slow_recipe, tmp_path, monkeypatch):
-    whole = TrainPanel(slow_recipe | {"max_steps": 60, "output_dir": str(tmp_path / "whole")})
+    whole = TrainPanel(slow_recipe | {"max_steps": 12, "output_dir": str(tmp_path / "whole")})
     run(whole)
-    parts = TrainPanel(slow_recipe | {"max_steps": 60, "output_dir": str(tmp_path / "parts")})
+    parts = TrainPanel(slow_recipe | {"max_steps": 12, "output_dir": str(tmp_path / "parts")})
     stop_at(parts, 5, monkeypatch)
     assert state(parts) == "stopped", shown(parts.view.status)
     stopped = folders.last_step(parts.rows)
