@@ -75,7 +75,27 @@ def filled(text: str, values: dict[str, object]) -> str:
     short = {
         name: shortened(value, LONGEST_VALUE) if isinstance(value, str) else value for name, value in values.items()
     }
-    return text.format(**short)
+    return text.format(**counted(short))
+
+
+class Count(int):
+    """A number that chooses the words around it: a noun's ending by the format `s`, others by `singular|plural`.
+
+    >>> "{n} row{n:s} {n:is|are} cut".format(n=Count(1)), "{n} row{n:s} {n:is|are} cut".format(n=Count(2))
+    ('1 row is cut', '2 rows are cut')
+    """
+
+    def __format__(self, how: str) -> str:
+        """Return the number, the ending, or the word."""
+        one, choice, many = how.partition("|")
+        if choice:
+            return one if self == 1 else many
+        return ("" if self == 1 else "s") if how == "s" else super().__format__(how)
+
+
+def counted(values: dict[str, object]) -> dict[str, object]:
+    """Return the values of placeholders, integers as `Count`."""
+    return {name: Count(value) if type(value) is int else value for name, value in values.items()}
 
 
 def near(name: str, known: Iterable[str], most: int = 3) -> list[str]:

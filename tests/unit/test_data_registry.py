@@ -157,7 +157,7 @@ def test_giving_columns_resets_the_unlisted_ones_and_says_what_is_lost(folder, c
     listed = registry.load("listed", folder)[0]["messages"]
     assert [turn["content"] for turn in listed] == ["a", "1"]
     said = capsys.readouterr().out
-    assert "listed: 1 examples have `system`, which is not read" in said and "1 examples have `input`" in said
+    assert "listed: 1 example has `system`, which is not read" in said and "1 example has `input`" in said
 
 
 def test_giving_tags_resets_the_unlisted_ones(folder):
@@ -339,7 +339,7 @@ def test_control_tokens_are_counted(folder, capsys):
     registry.load("one", folder)
     said = capsys.readouterr().out
     assert said.startswith(
-        "one: 1 examples contain control tokens such as <|im_end|>; `ftlab data check one --fix OUT`"
+        "one: 1 example contains control tokens such as <|im_end|>; `ftlab data check one --fix OUT`"
     )
 
 

@@ -113,9 +113,7 @@ def test_weights_of_turns_that_are_only_read_have_no_meaning(capsys):
     assert loaded({"messages": asked} | pair) == [wanted | {"chosen": [good], "rejected": [assistant("Red.")]}]
     assert loaded({"messages": [*asked, good], "label": False}) == [wanted | {"completion": [good], "label": False}]
     assert noted(capsys, {"messages": [first | {"weight": 0}, good]}) == []
-    assert noted(capsys, {"messages": [first | {"train": True}, good]}) == [
-        "1 messages have `train`, which is not read"
-    ]
+    assert noted(capsys, {"messages": [first | {"train": True}, good]}) == ["1 message has `train`, which is not read"]
 
 
 def test_a_judged_answer_with_weight_0_is_refused():
@@ -166,7 +164,7 @@ def test_a_thought_elsewhere_is_counted_and_one_in_the_content_stays(capsys):
     ]
     assert registry.load("x.jsonl")[0]["messages"][1]["content"] == "<think>c</think>b"
     assert noted(capsys, {"instruction": "a", "output": "b", "thinking": "c"}) == [
-        "1 examples have `thinking`, which is not read"
+        "1 example has `thinking`, which is not read"
     ]
 
 
@@ -228,8 +226,11 @@ def test_rows_with_media_are_refused(column, folder):
 def test_a_placeholder_without_its_column_is_said(capsys):
     rows = [{"instruction": f"<image>What? {n}", "output": "b"} for n in range(2)]
     rows.append({"instruction": "<video>", "output": "<image> and <image>"})
-    said = "in their text and no column for it: they are trained on as text, without a picture, video or sound"
-    assert sorted(noted(capsys, *rows)) == [f"1 examples have <video> {said}", f"3 examples have <image> {said}"]
+    end = "trained on as text, without a picture, video or sound"
+    assert sorted(noted(capsys, *rows)) == [
+        f"1 example has <video> in its text and no column for it: it is {end}",
+        f"3 examples have <image> in their text and no column for it: they are {end}",
+    ]
 
 
 def test_media_under_other_names_are_told_by_the_placeholder(capsys):
@@ -270,7 +271,7 @@ def test_a_csv_file_cannot_say_true(folder):
 @pytest.mark.parametrize("value", ["positive", 1, "true", 3])
 def test_a_class_beside_an_instruction_is_no_judgement(value, capsys):
     rows = [{"instruction": "a", "output": "b", "label": value}]
-    assert noted(capsys, *rows) == ["1 examples have `label`, which is not read"]
+    assert noted(capsys, *rows) == ["1 example has `label`, which is not read"]
     assert registry.load("x.jsonl").column_names == ["messages"]
 
 
@@ -413,10 +414,10 @@ def test_columns_that_formats_know_are_counted_and_others_listed(capsys):
         "columns not read: source",
     ]
     assert noted(capsys, {"messages": TURNS, "rejected_response": "b"}) == [
-        "1 examples have `rejected_response`, which is not read"
+        "1 example has `rejected_response`, which is not read"
     ]
     assert noted(capsys, {"question": "a", "context": "b", "answer": "c"}) == [
-        "1 examples have `context`, which is not read"
+        "1 example has `context`, which is not read"
     ]
 
 
@@ -426,7 +427,7 @@ def test_a_registered_set_says_what_its_entry_leaves_out(folder, capsys):
     (folder / "dataset_info.json").write_text(json.dumps({"set": entry}))
     registry.load("set", folder)
     assert capsys.readouterr().out.splitlines() == [
-        "set: 1 examples have `system`, which is not read; `columns` in dataset_info.json sets which columns are read"
+        "set: 1 example has `system`, which is not read; `columns` in dataset_info.json sets which columns are read"
     ]
     assert "set: columns not read: source" in check.check("set", folder).unread
 
@@ -435,13 +436,13 @@ def test_two_different_systems_are_counted(capsys):
     turns = [{"role": "system", "content": "turn"}, *TURNS]
     rows = [{"messages": turns, "system": "column"}, {"messages": turns, "system": "turn"}]
     assert noted(capsys, *rows) == [
-        "1 examples have a system turn and a different text in the system column: the turn is used"
+        "1 example has a system turn and a different text in the system column: the turn is used"
     ]
 
 
 def test_placeholders_are_counted_by_a_check():
     write({"instruction": "a", "output": "I am {{name}}."})
-    assert "1 texts contain placeholders such as {{name}}" in check.check("x.jsonl").unread[0]
+    assert "1 text contains placeholders such as {{name}}" in check.check("x.jsonl").unread[0]
 
 
 # TRL's own shapes
@@ -545,7 +546,7 @@ def test_what_json_does_not_have_is_written_by_a_rule_and_read_back(folder):
         "raw": "AP8=",
         "nested": {"took": "0:00:02", "deep": [None]},
     }
-    assert "`score`: 1 values of type float, which JSON does not have, written as null" in report.changes
+    assert "`score`: 1 value of type float, which JSON does not have, written as null" in report.changes
     assert check.check("y.jsonl").total == 0 and len(registry.load("y.jsonl")) == len(registry.load("x.parquet")) == 2
 
 
@@ -684,14 +685,14 @@ def test_advice_names_columns_only_where_an_entry_could_read_the_column(capsys):
     pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
     registry.load(write(pair | {"margin": 0.5, "rejected_response": "d"}))
     margin, response = [line for line in capsys.readouterr().out.splitlines() if "which is not read" in line]
-    assert margin == "x.jsonl: 1 examples have `margin`, which is not read: nothing in training takes it"
+    assert margin == "x.jsonl: 1 example has `margin`, which is not read: nothing in training takes it"
     assert response.endswith("; `columns` in dataset_info.json sets which columns are read")
 
 
 def test_answers_that_look_like_empty_cells_are_counted(capsys):
     rows = [{"instruction": f"Say {n}", "output": text} for n, text in enumerate(["nan", "nan", "None", "nan so far"])]
     assert noted(capsys, *rows, rows[3] | {"input": "NaN"}, rows[3] | {"input": "<noinput>"}) == [
-        f"the {part} of {count} examples is only `{word}`, as programs write an empty cell; it is taken as text"
+        f"the {part} of {count} example{'s' * (count > 1)} is only `{word}`, as programs write an empty cell; it is taken as text"
         for part, count, word in (
             ("answer", 2, "nan"),
             ("answer", 1, "None"),
@@ -706,7 +707,7 @@ def test_the_number_of_a_choice_is_not_trained_on(capsys):
     assert (
         refused(asked | {"answer": 1}) == "1: `answer` is the number of one of the `choices`, not an answer to train on"
     )
-    assert noted(capsys, asked | {"answer": "B"}) == ["1 examples have `choices`, which is not read"]
+    assert noted(capsys, asked | {"answer": "B"}) == ["1 example has `choices`, which is not read"]
 
 
 @pytest.mark.parametrize(

@@ -389,7 +389,7 @@ def test_a_last_answer_of_weight_0_is_dropped_with_its_reason(keys, tmp_path, ca
 
     assert len(splits(row("A?"), row("B?", weight=0), row("C?", weight=1))) == 2
     said = capsys.readouterr().out
-    assert "3 read, 2 kept" in said and "1 of the dropped examples have an answer of weight 0 at their end" in said
+    assert "3 read, 2 kept" in said and "1 of the dropped examples has an answer of weight 0 at their end" in said
     with pytest.raises(LabError, match=r"every example ends with an answer of weight 0[^.]*\n.*mask_history: false"):
         splits(row("B?", weight=0))
 
@@ -404,7 +404,7 @@ def test_training_on_prompts_says_that_it_trains_answers_of_weight_0(train_on_pr
     (example,) = dataset.splits(recipes.load(keys), tokenizer)[0]
     trained = tokenizer.decode([label for label in example["labels"] if label != tokens.IGNORED])
     assert ("One." in trained) is train_on_prompt and "Two." in trained
-    assert ("1 examples have answers of weight 0: `train_on_prompt`" in capsys.readouterr().out) is train_on_prompt
+    assert ("1 example has answers of weight 0: `train_on_prompt`" in capsys.readouterr().out) is train_on_prompt
 
 
 @pytest.mark.parametrize("seed", range(max(1, CASES // 4)))

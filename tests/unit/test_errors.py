@@ -41,3 +41,10 @@ def test_a_long_value_is_cut_and_the_sentence_stays():
 
 def test_a_value_of_usual_length_is_shown_whole():
     assert "x" * 300 in say("data_unknown_set", name="x" * 300)
+
+
+def test_one_of_something_is_singular():
+    one = say("data_unread_rows", name="a.json", count=1, column="note")
+    assert "a.json: 1 example has `note`" in one
+    assert "2 examples have" in say("data_unread_rows", name="a.json", count=2, column="note")
+    assert str(fail("world_devices", asked=1, visible=2)).startswith("1 process was asked for, but 2 accelerators are")

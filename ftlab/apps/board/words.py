@@ -13,18 +13,6 @@ def texts() -> dict[str, dict[str, str]]:
     return tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
 
 
-class Count(int):
-    """A number that knows its plural: the format `s` writes the ending of a regular English noun.
-
-    >>> "{n} adapter{n:s}".format(n=Count(1)), "{n} adapter{n:s}".format(n=Count(2))
-    ('1 adapter', '2 adapters')
-    """
-
-    def __format__(self, how: str) -> str:
-        """Return the number, or the ending."""
-        return ("" if self == 1 else "s") if how == "s" else super().__format__(how)
-
-
 class Words:
     """The table in one language.
 
@@ -41,8 +29,7 @@ class Words:
 
     def __call__(self, name: str, /, **values: object) -> str:
         """Return the text `name`, its placeholders filled."""
-        counted = {key: Count(value) if type(value) is int else value for key, value in values.items()}
-        return texts()[name][self.lang].format(**counted)
+        return texts()[name][self.lang].format(**errors.counted(values))
 
     def tip(self, name: str) -> str:
         """Return the tooltip of `name`."""
