@@ -440,9 +440,11 @@ def scores_table(scores: Scores) -> str:
     """Return scores as a table with a line per figure, and what training changed below it."""
     models = list(scores)
     width = max(16, *(len(figure) + 2 for figure in scores[models[0]]["intervals"]))
-    lines = [f"{'':<{width}}{'n':>6}   " + "".join(f"{name:<28}" for name in models) + "(95% interval)"]
+    cells = {figure: [written(figure, scores[name]) for name in models] for figure in scores[models[0]]["intervals"]}
+    column = max(28, *(len(text) + 2 for texts in cells.values() for text in texts))
+    lines = [f"{'':<{width}}{'n':>6}   " + "".join(f"{name:<{column}}" for name in models) + "(95% interval)"]
     for figure, interval in scores[models[0]]["intervals"].items():
-        shown = "".join(f"{written(figure, scores[name]):<28}" for name in models)
+        shown = "".join(f"{text:<{column}}" for text in cells[figure])
         lines.append(f"{figure:<{width}}{interval['n']:>6}   {shown}".rstrip())
     if pair := scores.get("tuned", {}).get("paired"):
         lines.append(say("eval_paired", **pair))

@@ -321,3 +321,9 @@ def test_unfinished_answers_are_left_out(tmp_path, tiny_tokenizer):
     assert predictions.write(tmp_path, tiny_tokenizer, pairs, [None, ids[1]]) == 1
     line = (tmp_path / folder.PREDICTIONS).read_text()
     assert json.loads(line) == {"prompt": "ask", "predict": "yes", "label": "no"}
+
+
+def test_long_figures_stay_apart():
+    scores = {"perplexity": 47264.677, "intervals": {"perplexity": {"n": 8, "low": 46818.84, "high": 47766.138}}}
+    line = evaluation.scores_table({"base": scores, "tuned": scores}).splitlines()[1]
+    assert line.split() == ["perplexity", "8", *["47264.677", "(46818.840-47766.138)"] * 2]
