@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from ftlab import embedded
 from ftlab.control_tokens import has_control_token
 from ftlab.data.arrow_cache import write
-from ftlab.data.convert import ConvertedRow, converted
+from ftlab.data.convert import PLACEHOLDER, ConvertedRow, converted
 from ftlab.data.dataset_info import LOOKED_AT, Entry, described, files, find, fitting, format_of_entry
 from ftlab.data.hub import fetched
 from ftlab.data.read import Row, first, texts
@@ -69,7 +69,7 @@ def load(
     """
     from datasets import concatenate_datasets, interleave_datasets
 
-    names = [dataset] if Path(dataset).is_file() else [name.strip() for name in dataset.split(",") if name.strip()]
+    names = names_in(dataset)
     if not names:
         raise fail("data_no_name", where="dataset")
     check_mix(names, mix_strategy, interleave_probs)
@@ -89,6 +89,28 @@ def load(
     if mix_strategy == "concat":
         return concatenate_datasets(sets)
     return interleave_datasets(sets, interleave_probs, seed, stopping_strategy=STOPS[mix_strategy])
+
+
+def names_in(dataset: str) -> list[str]:
+    """Return the names and paths in a text that separates them by commas; a path may contain some."""
+    return [dataset] if Path(dataset).is_file() else [name.strip() for name in dataset.split(",") if name.strip()]
+
+
+def unused(substitutions: Iterable[str], dataset: str, dataset_dir: str | Path, most: int | None = None) -> list[str]:
+    """Return the names that no placeholder of some data sets has; reading stops once all have been found.
+
+    Args:
+        dataset, dataset_dir: as for `load`.
+        most: examples of each set that are used.
+    """
+    left = set(substitutions)
+    for name in names_in(dataset):
+        entry, path, hub = opened(name, Path(dataset_dir))
+        for one in islice(converted(entry, path, hub, None), None if entry.num_samples else most):
+            if not left:
+                return []
+            left -= {place[1] or place[2] for text in texts(one.raw) for place in PLACEHOLDER.finditer(text)}
+    return sorted(left)
 
 
 def check_mix(names: list[str], mix_strategy: str, interleave_probs: list[float] | None) -> None:

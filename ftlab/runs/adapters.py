@@ -1,6 +1,7 @@
 """A recipe's PEFT method: its config, its layers, and AdaLoRA's callback."""
 
 import dataclasses
+import typing
 from typing import Any
 
 import peft
@@ -31,6 +32,7 @@ def config_of(recipe: Recipe, model: PreTrainedModel) -> PeftConfig:
     """
     kind = getattr(peft, library_args.PEFT_CONFIGS[recipe.finetuning_type])
     require_fields(recipe, kind)
+    require_values(recipe, kind)
     config = kind(**library_args.peft_settings(recipe) | layers(recipe, model))
     if isinstance(config, AdaLoraConfig) and config.target_r >= config.init_r:
         reason = f"`target_r` {config.target_r} must be smaller than `init_r` {config.init_r}: AdaLoRA takes ranks away"
@@ -51,6 +53,23 @@ def require_fields(recipe: Recipe, kind: type[PeftConfig]) -> None:
             raise fail("recipe_out_of_reach", where=where, key=name, instead=f"write `{OWN_KEYS[name]}`")
         if name not in known:
             raise fail("recipe_unknown_key", where=where, key=name, hint=suggest(name, known, ", ".join(known)))
+
+
+def require_values(recipe: Recipe, kind: type[PeftConfig]) -> None:
+    """Refuse values of `peft_config` that PEFT would find out about in training, or never.
+
+    Raises:
+        LabError: a number or true/false of another type, or a dropout that is not a probability.
+    """
+    hints = typing.get_type_hints(kind)
+    for name, value in recipe.peft_config.items():
+        types = set(typing.get_args(hints[name]) or [hints[name]])
+        plain = types <= {int, float, bool, type(None)}
+        fits = isinstance(value, tuple(types | {int} if float in types else types)) if plain else True
+        fits = fits and (bool in types or not isinstance(value, bool))
+        if not fits or ("dropout" in name and not 0 <= value < 1):
+            reason = f"`{name}` cannot be {value!r}"
+            raise fail("train_peft_config", where="peft_config", reason=reason)
 
 
 def layers(recipe: Recipe, model: PreTrainedModel) -> dict[str, Any]:

@@ -124,7 +124,33 @@ def require_available(args: TrainingArguments) -> None:
         tracker()
     if not args.optim_target_modules:
         Trainer.get_optimizer_cls_and_kwargs(args)
+        require_optimizer_arguments(args)
     require_schedule(args)
+
+
+def require_optimizer_arguments(args: TrainingArguments) -> None:
+    """Refuse names in `optim_args` that the optimizer does not read: transformers drops them silently.
+
+    A name is read if two values of it lead to different settings, or to an error.
+
+    Raises:
+        LabError: with these names.
+    """
+    names = [pair.partition("=")[0] for pair in str(args.optim_args or "").replace(" ", "").split(",") if pair]
+    unread = [name for name in names if optimizer_settings(args, f"{name}=1") == optimizer_settings(args, f"{name}=2")]
+    if unread:
+        optimizer = getattr(args.optim, "value", args.optim)
+        raise fail("train_optim_args", where="optim_args", optimizer=optimizer, names=", ".join(unread))
+
+
+def optimizer_settings(args: TrainingArguments, optim_args: str) -> str:
+    """Return the settings of an optimizer under other `optim_args`, or the error that they raise, as text."""
+    changed = copy.copy(args)
+    changed.optim_args = optim_args
+    try:
+        return repr(Trainer.get_optimizer_cls_and_kwargs(changed))
+    except (TypeError, ValueError, AttributeError) as error:
+        return f"{optim_args}: {error}"
 
 
 def require_schedule(args: TrainingArguments) -> None:
@@ -170,6 +196,7 @@ def rehearse(recipe: Recipe, path: str) -> None:
     default = recipe.lora_target == "all" and not recipe.additional_target
     usual = default if recipe.finetuning_type == "lora" else recipe.finetuning_type == "full"
     looked_at = ("adapter_name_or_path", "moe_aux_loss_coef", "moe_aux_loss_per_layer", *targets.LINEAR_ONLY)
+    usual = usual and not isinstance(recipe.device_map, dict)
     if usual and "optim_target_modules" not in recipe.training and not any(getattr(recipe, key) for key in looked_at):
         return
     model = skeleton(recipe, path)
@@ -188,13 +215,24 @@ def rehearse(recipe: Recipe, path: str) -> None:
     else:
         # Weights without values have no singular vectors, so special initializations are left to the real model.
         plain = recipe.model_copy(update={"pissa_init": False, "init_lora_weights": None})
-        with refusing(names_layers(recipe)):
-            get_peft_model(model, adapters.config_of(plain, model), low_cpu_mem_usage=True)
+        with refusing(adapter_key(recipe)):
+            adapted = get_peft_model(model, adapters.config_of(plain, model), low_cpu_mem_usage=True)
+        require_weights(recipe, adapted)
 
 
-def names_layers(recipe: Recipe) -> str:
+def adapter_key(recipe: Recipe) -> str:
     """Return the key to blame if PEFT refuses an adapter."""
     return "peft_config" if recipe.peft_config else "lora_target"
+
+
+def require_weights(recipe: Recipe, model: PreTrainedModel | PeftModel) -> None:
+    """Refuse a model without weights to train.
+
+    Raises:
+        LabError: nothing in it is trainable, or all of that is empty.
+    """
+    if not any(weight.requires_grad and world.size(weight) for weight in model.parameters()):
+        raise fail("train_no_weights", where="peft_config", method=recipe.finetuning_type)
 
 
 def skeleton(recipe: Recipe, path: str) -> PreTrainedModel:
@@ -229,7 +267,9 @@ def refusing(where: str) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, OSError, TypeError, RuntimeError) as error:
+    except (ValueError, OSError, TypeError, RuntimeError, ArithmeticError) as error:
+        if where == "peft_config":
+            raise fail("train_peft_config", where=where, reason=reason_of(error)) from None
         raise fail("train_adapter", where=where, reason=reason_of(error)) from None
 
 
@@ -256,13 +296,14 @@ def mark_trained(recipe: Recipe, model: PreTrainedModel, plan: Plan) -> PreTrain
     targets.require(recipe, model)
     if not recipe.adapts:
         return unfreeze(recipe, model)
-    with refusing("adapter_name_or_path" if recipe.continues else names_layers(recipe)):
+    with refusing("adapter_name_or_path" if recipe.continues else adapter_key(recipe)):
         own_dtype = {"autocast_adapter_dtype": plan.float32_adapters}
         if recipe.continues:
             start = weights_of(str(recipe.adapter_name_or_path)).folder
             adapted = PeftModel.from_pretrained(model, start, is_trainable=True, **own_dtype)
         else:
             adapted = get_peft_model(model, adapters.config_of(recipe, model), **own_dtype)
+            require_weights(recipe, adapted)
         # Trainer loads a checkpoint's adapter by this call; a resumed run must keep the dtype it started with.
         adapted.load_adapter = partial(adapted.load_adapter, **own_dtype)
         if recipe.add_tokens:
@@ -335,6 +376,16 @@ def freeze(recipe: Recipe, model: PreTrainedModel) -> PreTrainedModel:
         if id(weight) not in inside and any(part in extra for part in targets.parts(name, False)):
             weight.requires_grad_(True)
     return model
+
+
+def packed(examples: Dataset, args: Any) -> Dataset:
+    """Return the examples as TRL's trainer packs them into rows of `max_length` tokens, if it does."""
+    if not getattr(args, "packing", False):
+        return examples
+    # Imported here: it takes a second.
+    from trl.data_utils import pack_dataset
+
+    return pack_dataset(examples.select_columns("input_ids"), args.max_length, args.packing_strategy)
 
 
 def build_trainer(

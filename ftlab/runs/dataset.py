@@ -39,6 +39,11 @@ def read_splits(recipe: Recipe) -> tuple[Dataset, Dataset | None]:
     `val_size` holds out examples after dropping duplicates; those with the same question stay on one side.
     """
     trained = read_examples(recipe, recipe.dataset or "")
+    if recipe.dataset_substitutions:
+        both = ",".join(filter(None, [recipe.dataset, recipe.eval_dataset]))
+        left = registry.unused(recipe.dataset_substitutions, both, recipe.dataset_dir, recipe.max_samples)
+        if left:
+            print(say("train_substitutions", names=", ".join(left)))
     if recipe.eval_dataset:
         held_out = read_examples(recipe, recipe.eval_dataset)
         if count := overlap(trained, held_out):

@@ -32,6 +32,10 @@ def require(recipe: Recipe, model: PreTrainedModel) -> None:
         if getattr(recipe, name) and not hasattr(model.config, "output_router_logits"):
             raise fail("train_dense", where=name, family=model.config.model_type)
     modules = dict(model.named_modules(remove_duplicate=False))
+    if isinstance(recipe.device_map, dict):
+        # Accelerate places whatever a key begins, and ignores a key that begins nothing.
+        known = {*modules, *(name for name, _ in model.named_parameters(remove_duplicate=False))}
+        refuse("device_map", [name for name in recipe.device_map if name not in known], known)
     if recipe.finetuning_type in ("lora", *LAYER_METHODS) and not recipe.continues:
         # Of PEFT's methods only LoRA adapts plain tensors.
         require_lora(recipe, modules, expert_weights(model) if recipe.finetuning_type == "lora" else [])

@@ -14,15 +14,23 @@ from typing import Any, NamedTuple
 import torch
 from datasets import Dataset
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainerState, set_seed
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerState,
+    TrainingArguments,
+    set_seed,
+)
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.trainer_callback import EarlyStoppingCallback, PrinterCallback, ProgressCallback
 
 from ftlab import cpu, device, manifests, models, packages, saved_weights
-from ftlab.errors import fail, say
+from ftlab.errors import LabError, fail, say
 from ftlab.recipe import library_args, templates
 from ftlab.recipe import read as recipes
-from ftlab.recipe.keys import SAVED_IN_PART, Recipe
+from ftlab.recipe.keys import REWARDED, SAVED_IN_PART, Recipe
 from ftlab.runs import (
     adapters,
     balance,
@@ -166,6 +174,8 @@ def check(recipe: Recipe) -> None:
     job = prepare(recipe, folder)
     if reusable(job) is None:
         decide(job, fresh=False)
+        if recipe.training.get("dataloader_drop_last") and recipe.objective not in REWARDED:
+            require_batch(build.packed(job.datasets[0], job.args), job.args, launch.to_start(recipe) or 1)
 
 
 def encode(recipe: Recipe) -> str:
@@ -430,10 +440,23 @@ def refuse_untrained(trainer: Trainer, recipe: Recipe) -> None:
     if got != expected:
         raise fail("train_world", exit_code=1, asked=expected, got=got)
     if recipe.training.get("dataloader_drop_last") and not len(trainer.get_train_dataloader()):
-        batch = trainer.args.train_batch_size * trainer.args.world_size
-        raise fail("train_no_batch", where="dataloader_drop_last", rows=len(trainer.train_dataset), batch=batch)
-    if not any(weight.requires_grad and world.size(weight) for weight in trainer.model.parameters()):
-        raise fail("train_no_weights", where="peft_config", method=recipe.finetuning_type)
+        raise no_batch(len(trainer.train_dataset), trainer.args.train_batch_size * trainer.args.world_size)
+
+
+def require_batch(examples: Dataset, args: TrainingArguments, processes: int) -> None:
+    """Refuse `dataloader_drop_last` if it leaves no batch, without the trainer's loader.
+
+    Raises:
+        LabError: with the number of examples, and of those in a batch of all processes.
+    """
+    batch = args.train_batch_size * max(args.world_size, processes)
+    if len(examples) < batch:
+        raise no_batch(len(examples), batch)
+
+
+def no_batch(rows: int, batch: int) -> LabError:
+    """Build the error of a run whose examples do not fill a batch."""
+    return fail("train_no_batch", where="dataloader_drop_last", rows=rows, batch=batch)
 
 
 def complete(path: Path, start: Start, job: Job) -> bool:

@@ -420,7 +420,7 @@ def test_kto_with_one_label_is_said(tiny_recipe, tiny_rows, tmp_path, capsys):
     (tmp_path / "good.json").write_text(json.dumps([row for row in rows if row["kto_tag"]]))
     for dataset, said in ((tmp_path / "good.json", True), (tiny_rows / "kto.json", False)):
         train.check(recipes.load(tiny_recipe | {"stage": "kto", "dataset": str(dataset)}))
-        note = "all 6 examples are labelled true: KTO needs desirable and undesirable answers"
+        note = "all examples (6) are labelled true: KTO needs desirable and undesirable answers"
         assert (note in capsys.readouterr().out) == said
         assert (note in str(check.check(str(dataset)))) == said
 
@@ -436,6 +436,8 @@ def test_a_checkpoint_of_a_run_that_is_not_there_is_refused_by_the_check_too(tin
     [
         ({"dataloader_drop_last": True, "per_device_train_batch_size": 16},
          "no batch is left to train on: 12 training examples, 16 in a batch"),
+        ({"dataloader_drop_last": True, "per_device_train_batch_size": 4, "packing": True, "cutoff_len": 256},
+         "training examples, 4 in a batch"),
         ({"finetuning_type": "prefix_tuning", "peft_config": {"num_virtual_tokens": 0}},
          "prefix_tuning has no weights to train"),
     ],
@@ -444,4 +446,60 @@ def test_a_run_that_would_train_nothing_is_refused_and_leaves_nothing(tiny_recip
     own = {name: value for name, value in tiny_recipe.items() if name != "lora_rank"}
     with pytest.raises(LabError, match=message) as error:
         run(own, **keys)
+    with pytest.raises(LabError) as checked:
+        train.check(recipes.load(own | keys))
+    assert str(checked.value) == str(error.value)
     assert error.value.exit_code == 2 and not Path(tiny_recipe["output_dir"]).exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("loha", {"r": 0}),
+        ("loha", {"module_dropout": "x"}),
+        ("loha", {"use_effective_conv2d": 1}),
+        ("lokr", {"r": -2}),
+        ("adalora", {"lora_dropout": -0.5}),
+    ],
+)
+def test_wrong_values_in_peft_config_are_not_blamed_on_layer_names(tiny_recipe, method, settings):
+    own = {name: value for name, value in tiny_recipe.items() if name != "lora_rank"}
+    with pytest.raises(LabError) as error:
+        train.check(recipes.load(own | {"finetuning_type": method, "peft_config": settings}))
+    assert error.value.where == "peft_config" and error.value.fix == "correct the values in `peft_config`"
+
+
+@pytest.mark.parametrize(
+    ("optim", "arguments", "unread"),
+    [
+        ("adamw_torch", "eps=1e-6", "eps"),
+        ("adafactor", "a=1, b=2", "a, b"),
+        ("sgd", "momentum=0.9,beta1=0.5", "beta1"),
+        ("sgd", "momentum=0.9,nesterov=true", ""),
+        ("rmsprop", "alpha=0.99,centered=1", ""),
+    ],
+)
+def test_arguments_that_an_optimizer_does_not_read_are_refused(tiny_recipe, optim, arguments, unread):
+    recipe = recipes.load(tiny_recipe | {"optim": optim, "optim_args": arguments})
+    if not unread:
+        train.check(recipe)
+        return
+    with pytest.raises(LabError, match=f"optimizer {optim} does not read {unread}\\n") as error:
+        train.check(recipe)
+    assert error.value.where == "optim_args"
+
+
+def test_a_device_map_names_modules_of_the_model(tiny_recipe):
+    train.check(recipes.load(tiny_recipe | {"device_map": {"model": "cpu", "lm_head": "cpu"}}))
+    with pytest.raises(LabError, match=r"no layer called model\.layer\.0") as error:
+        train.check(recipes.load(tiny_recipe | {"device_map": {"": "cpu", "model.layer.0": "cpu"}}))
+    assert error.value.where == "device_map"
+
+
+def test_substitutions_without_a_placeholder_are_said(tiny_recipe, tmp_path, capsys):
+    rows = [{"instruction": f"Who are you? {n}", "output": "I am {{name}}."} for n in range(3)]
+    (tmp_path / "who.json").write_text(json.dumps(rows))
+    keys = {"dataset": f"{tmp_path / 'who.json'},{tiny_recipe['dataset']}"}
+    for values, said in (({"name": "Lumi", "autor": "Ada"}, True), ({"name": "Lumi"}, False)):
+        train.check(recipes.load(tiny_recipe | keys | {"dataset_substitutions": values}))
+        assert ("no example contains a placeholder for autor" in capsys.readouterr().out) is said
