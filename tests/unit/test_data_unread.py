@@ -692,7 +692,8 @@ def test_advice_names_columns_only_where_an_entry_could_read_the_column(capsys):
 def test_answers_that_look_like_empty_cells_are_counted(capsys):
     rows = [{"instruction": f"Say {n}", "output": text} for n, text in enumerate(["nan", "nan", "None", "nan so far"])]
     assert noted(capsys, *rows, rows[3] | {"input": "NaN"}, rows[3] | {"input": "<noinput>"}) == [
-        f"the {part} of {count} example{'s' * (count > 1)} is only `{word}`, as programs write an empty cell; it is taken as text"
+        f"the {part} of {count} {'example' if count == 1 else 'examples'} is only `{word}`, "
+        "as programs write an empty cell; it is taken as text"
         for part, count, word in (
             ("answer", 2, "nan"),
             ("answer", 1, "None"),
