@@ -35,6 +35,7 @@ def answer(
     Raises:
         LabError: the template refuses the conversation, or leaves the answer out.
     """
+    check_thought(tokenizer, reply[0])
     # Some templates turn thinking off by default (Qwen3.5's smaller models); for an answer with reasoning it is on.
     for options in ({}, {"enable_thinking": True}):
         whole = render(tokenizer, [*messages, *reply], tools, **options)
@@ -92,14 +93,27 @@ def check_written(
     Raises:
         LabError: it does, alone or beside a tool call, as Llama 3.1's.
     """
-    content = thought_and_content(tokenizer, reply[0])[1]
-    if content and reply[0].get("tool_calls"):
-        # Short texts are found in a call too: the place of a text is looked for without it.
-        beside = reply[0] | {"content": PLACEHOLDER}
-        if PLACEHOLDER not in render(tokenizer, [*messages, beside], tools):
-            raise fail("tokens_text_beside_call", text=content[:60])
+    # An earlier turn too, whether it is trained on or not: the model would read a conversation without its text.
+    for number, message in enumerate(turns := [*messages, reply[0]]):
+        content = thought_and_content(tokenizer, message)[1]
+        if content and message.get("tool_calls"):
+            # Short texts are found in a call too: the place of a text is looked for without it.
+            beside = message | {"content": PLACEHOLDER}
+            if PLACEHOLDER not in render(tokenizer, [*turns[:number], beside], tools):
+                raise fail("tokens_text_beside_call", text=content[:60])
     if content not in written:
-        raise fail("tokens_no_answer")
+        raise fail("tokens_end_of_thought" if "</think>" in content else "tokens_no_answer")
+
+
+def check_thought(tokenizer: PreTrainedTokenizerBase, message: Message) -> None:
+    """Refuse an answer that ends inside its reasoning, if the template writes reasoning: it would open a second one.
+
+    Raises:
+        LabError: it begins with `<think>` and has no `</think>`.
+    """
+    content = (message.get("content") or "").lstrip()
+    if content.startswith("<think>") and "</think>" not in content and "</think>" in str(tokenizer.chat_template):
+        raise fail("tokens_open_thought")
 
 
 def with_thought_written(tokenizer: PreTrainedTokenizerBase, message: Message, written: str, opened: str) -> str:

@@ -123,8 +123,10 @@ def message_of(turn: object, tags: Tags, where: str) -> Message:
     if calls and role != "assistant":
         raise fail("data_tool_call", where=where)
     # A call may come without text, and a tool may return an empty result.
-    required = not calls and (role != "tool" or tags["content_tag"] not in turn)
+    required = role != "system" and not calls and (role != "tool" or tags["content_tag"] not in turn)
     content = content_of(turn, tags["content_tag"], where, required)
+    if role == "system" and not content.strip():
+        raise fail("data_empty_system", where=where, column=tags["content_tag"])
     if role == "function":
         content, calls = thought_and_calls(content, where)
         role = "assistant"

@@ -241,3 +241,16 @@ def test_escaped_control_tokens_are_plain_text_to_the_tokenizer(folder, tokenize
 @pytest.mark.parametrize("token", CONTROL_TOKENS)
 def test_every_control_token_is_found(token, folder):
     assert check.check(write(folder / "x.jsonl", answer(f"a {token} b"))).changed == 1
+
+
+def test_an_empty_system_turn_is_to_be_removed_not_its_example(tmp_path):
+    turns = [
+        {"role": "system", "content": " "},
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Ho"},
+    ]
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"messages": turns}) + "\n")
+    (problem,) = check.check(str(path)).problems
+    assert (problem.what, problem.fix) == ("`content` of the system turn is empty", "add the text, or remove the turn")
+    assert problem.where.endswith(":1 (turn 1)")

@@ -161,6 +161,30 @@ def test_a_short_text_beside_a_call_is_missed_where_the_call_holds_it(name):
         tokens.encode(bundled(name), row)
 
 
+@pytest.mark.parametrize("name", ["llama3_1.jinja", "llama3_2.jinja"])
+def test_a_text_beside_a_call_is_missed_in_an_earlier_turn_that_is_not_trained(name):
+    messages = [message(*turn) for turn in CONVERSATIONS["call_beside_text"]]
+    row = {"messages": [one | {"weight": 0} if "tool_calls" in one else one for one in messages], "tools": [TOOL]}
+    with pytest.raises(LabError, match=r"without the text beside it: I look\."):
+        tokens.encode(bundled(name), row)
+
+
+@pytest.mark.parametrize(
+    ("answer", "refusal"),
+    [
+        ("<think>\nhmm so I wonder", "ends inside its reasoning"),
+        ("The tag </think> closes it.", "takes a `</think>` in this answer for the end of its reasoning"),
+    ],
+)
+@pytest.mark.parametrize("name", ["qwen3.jinja", "deepseek_r1_distill.jinja"])
+def test_a_thought_without_its_other_end_is_refused_where_the_template_looks_for_it(name, answer, refusal):
+    row = {"messages": [message("user", "Hi"), message("assistant", answer)]}
+    with pytest.raises(LabError, match=refusal):
+        tokens.encode(bundled(name), row)
+    (example,) = tokens.encode(tokenizer_with(CHATML), row)
+    assert len(spans(example)) == 1, "a template that knows no reasoning writes it as text"
+
+
 def test_an_answer_after_a_call_is_trained_alone_where_the_template_rewrites_the_call():
     tokenizer = bundled("gptoss.jinja")
     messages = [message(*turn) for turn in CONVERSATIONS["call_beside_text"]]
