@@ -1,6 +1,7 @@
 """Train a recipe into a run folder; an interrupted run resumes from its last valid checkpoint."""
 
 import contextlib
+import math
 import shlex
 import shutil
 import time
@@ -366,10 +367,24 @@ def named_checkpoint(job: Job, manifest: dict[str, Any], path: Path, changed: st
     most = job.args.max_steps
     if not reason and 0 < most < saved_weights.step_of(path):
         reason = f"it is past max_steps: {most}"
+    end, step = planned_steps(job), saved_weights.step_of(path)
+    # Trainer would train a step too many, or none, and the run would count as one of the changed recipe.
+    if not reason and (0 < end < step or (changed and end == step)):
+        reason = f"no step is left to train: this recipe ends at step {end}"
     if reason:
         raise fail("checkpoint_not_ours", where=str(path), reason=reason)
     print(f"{path}: going on from step {saved_weights.step_of(path)}" + (f" with {changed}" if changed else ""))
     return path
+
+
+def planned_steps(job: Job) -> int:
+    """Return the number of steps of a whole run, as Trainer counts them; 0 if it depends on the answers to generate."""
+    if job.args.max_steps > 0 or job.recipe.objective in REWARDED:
+        return max(0, job.args.max_steps)
+    examples, batch = len(build.packed(job.datasets[0], job.args)), job.args.train_batch_size * job.args.world_size
+    batches = examples // batch if job.args.dataloader_drop_last else math.ceil(examples / batch)
+    updates = max(1, math.ceil(batches / job.args.gradient_accumulation_steps))
+    return math.ceil(job.args.num_train_epochs * updates)
 
 
 def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = False) -> Run:

@@ -12,6 +12,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
 
+from ftlab import saved_weights
 from ftlab.cpu import lora
 from ftlab.data import check
 from ftlab.errors import LabError
@@ -503,3 +504,22 @@ def test_substitutions_without_a_placeholder_are_said(tiny_recipe, tmp_path, cap
     for values, said in (({"name": "Lumi", "autor": "Ada"}, True), ({"name": "Lumi"}, False)):
         train.check(recipes.load(tiny_recipe | keys | {"dataset_substitutions": values}))
         assert ("no example contains a placeholder for autor" in capsys.readouterr().out) is said
+
+
+@pytest.mark.parametrize(
+    ("keys", "changed", "end"),
+    [
+        ({"max_steps": 2}, {"learning_rate": 1e-3}, 2),
+        ({"max_steps": None, "num_train_epochs": 1, "gradient_accumulation_steps": 4}, {"learning_rate": 1e-3}, 2),
+        ({"max_steps": None, "num_train_epochs": 1, "packing": True}, {"num_train_epochs": 0.5}, 2),
+    ],
+)
+def test_a_named_checkpoint_with_no_step_left_is_refused_for_another_recipe(tiny_recipe, keys, changed, end):
+    own = {name: value for name, value in (tiny_recipe | keys | {"save_steps": 2}).items() if value is not None}
+    trained, _ = run(own)
+    last = max(trained.folder.glob("checkpoint-*"), key=saved_weights.step_of)
+    again = recipes.load(own | changed | {"resume_from_checkpoint": str(last)})
+    for refused in (train.check, train.train):
+        with pytest.raises(LabError, match=f"no step is left to train: this recipe ends at step {end}"):
+            refused(again)
+    assert run(own, resume_from_checkpoint=str(last))[0].reused
