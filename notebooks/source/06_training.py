@@ -897,7 +897,7 @@ checks.check_accumulated_loss(accumulated_loss)
 # weights, activations left out?
 
 # %% [markdown] id="exercise-state-why" lang="zh" of="768d1c0f"
-# **4.** 用 float32 和 AdamW 做全参数微调，要保存权重、梯度和两个矩。1.35 亿个权重需要多少字节（不算激活值）？
+# **4.** 用 float32 和 AdamW 做全量微调，要保存权重、梯度和两个矩。1.35 亿个权重需要多少字节（不算激活值）？
 
 # %% id="exercise-state" tags=["exercise"]
 state_bytes = ...  # your answer

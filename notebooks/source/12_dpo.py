@@ -731,7 +731,7 @@ print(f"\nyou predicted {guess_first}, measured {first} ({table[first][0]:.0%})"
 # 每种方法都有自己最合适的学习率和 beta；这么几步之后的 0% 也许只是“还没学到”。看预测的答案时也要记得这一点：如果领先的是不带 SFT 项的方法，说明只靠偏好训练几步也可能够，上面的柱状图说的只是这个 beta 下的 DPO，不是偏好训练的全部。这张表真正展示的是代价：为了得到的风格，各自走了多远（KL）。
 #
 # ### 参考模型要花多少内存？
-# 在这里几乎不花内存：参考模型就是关掉适配器的同一份权重。它花的是一次前向计算，也就是时间；如果是全参数微调，就要多存一份权重。决定最后一列顺序的是另一样东西：logits，形状为（回答数, token 数, 词表大小）。TRL 的 DPO 和 KTO 训练器分块计算对数概率，从不保存整个 logits；实验性的 ORPO 和 CPO 训练器会保存，它们的 SFT 项还要为 chosen 那一半再留一份。
+# 在这里几乎不花内存：参考模型就是关掉适配器的同一份权重。它花的是一次前向计算，也就是时间；如果是全量微调，就要多存一份权重。决定最后一列顺序的是另一样东西：logits，形状为（回答数, token 数, 词表大小）。TRL 的 DPO 和 KTO 训练器分块计算对数概率，从不保存整个 logits；实验性的 ORPO 和 CPO 训练器会保存，它们的 SFT 项还要为 chosen 那一半再留一份。
 
 # %% id="reference-cost"
 weights = sum(p.numel() * p.element_size() for p in trainer.model.get_base_model().parameters() if not p.requires_grad)

@@ -751,7 +751,7 @@ plt.show()
 # sliding window of `w` no more than `w - 1` tokens. Predicted from the config, then measured:
 
 # %% [markdown] id="cache-why" lang="zh" of="daa49256"
-# *分组查询注意力*（GQA）让几个查询头共用一组键和值，对话的 KV 缓存就按组的大小成倍缩小。缓存每层有键、值两个张量，大小是“键值头数 × 头维度 × token 数”；窗口为 `w` 的滑动窗口最多只存 `w - 1` 个 token。先按 config 预测，再实测：
+# *分组查询注意力*（GQA）让几个查询头共用一组键和值，对话的 键值缓存就按组的大小成倍缩小。缓存每层有键、值两个张量，大小是“键值头数 × 头维度 × token 数”；窗口为 `w` 的滑动窗口最多只存 `w - 1` 个 token。先按 config 预测，再实测：
 
 
 # %% id="cache"
