@@ -166,6 +166,10 @@ def test_draws_follow_temperature_and_what_cuts_the_tail():
     assert set(draws([0.6, 0.3, 0.1], min_p=0.4)) == {0, 1} and set(draws([0.6, 0.3, 0.1], min_p=1.0)) == {0}
 
 
+def test_a_token_of_probability_zero_is_never_drawn():
+    assert set(draws([0.0, 0.5, 0.0, 0.5, 0.0], 1000)) == {1, 3}
+
+
 @pytest.mark.parametrize(
     ("parameters", "generated", "best"),
     [
@@ -283,13 +287,14 @@ def test_a_step_that_fails_ends_its_rows_only(engine, monkeypatch, caplog):
     assert "out of memory" in caplog.text
 
 
-def test_a_row_whose_logits_are_nan_ends_with_an_error(loaded):
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_a_row_whose_logits_are_not_numbers_ends_with_an_error(loaded, broken):
     model, tokenizer = loaded
     batch = PaddedBatch(model, frozenset(), 0)
     pieces: list[Piece] = []
     rows = [Row(Job([1], pieces.append, 4, temperature=0.0), tokenizer) for _ in range(2)]
     batch.rows = list(rows)
-    batch.take(rows, torch.tensor([[0.0, float("nan")], [0.0, 1.0]]))
+    batch.take(rows, torch.tensor([[0.0, broken], [0.0, 1.0]]))
     assert rows[0].finish == "error" and batch.rows == [rows[1]]
 
 

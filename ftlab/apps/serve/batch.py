@@ -116,13 +116,13 @@ class Batch(ABC):
 
     def take(self, rows: Sequence[Row], logits: torch.Tensor) -> None:
         """Choose a token for each row from its logits, then drop the rows that ended."""
-        broken = logits.isnan().any(-1).tolist()
-        for row, scores, nan in zip(rows, logits, broken, strict=True):
+        usable = logits.amax(-1).isfinite().tolist()
+        for row, scores, finite in zip(rows, logits, usable, strict=True):
             try:
-                if nan:
-                    row.end("error")
-                else:
+                if finite:
                     self.take_one(row, scores)
+                else:
+                    row.end("error")
             except Unfollowable:
                 row.end("unfollowable")
         self.drop()

