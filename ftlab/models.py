@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ftlab import embedded, saved_weights
+from ftlab import embedded, packages, saved_weights
 from ftlab.catalogue import MODELS
 from ftlab.errors import LabError, fail, reason_of, suggest
 from ftlab.system_errors import explained, require_space
@@ -25,9 +25,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt
 LONGEST_HEADER = 100_000_000
 ADAPTER_FILES = (saved_weights.ADAPTER_CONFIG, saved_weights.ADAPTER_WEIGHTS)
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# Quantizers whose packages are in no extra: gptqmodel needs a newer torch than the pinned one, and aqlm
-# had its last release in April 2025.
-QUANTIZERS = {"gptq": "gptqmodel", "awq": "gptqmodel", "aqlm": "aqlm"}
+# Quantizers -> the modules that read their weights.
+QUANTIZERS = {"gptq": "optimum", "awq": "gptqmodel", "aqlm": "aqlm"}
 MODELSCOPE_PREFIX = "modelscope:"
 
 
@@ -250,7 +249,8 @@ def quantizer_missing(folder: str | Path) -> LabError | None:
     method = (read_config(Path(folder)).get("quantization_config") or {}).get("quant_method")
     if method not in QUANTIZERS:
         return None
-    return fail("model_quantizer", where=str(folder), method=method.upper(), package=QUANTIZERS[method])
+    install = packages.install(QUANTIZERS[method])
+    return fail("model_quantizer", where=str(folder), method=method.upper(), install=install)
 
 
 def load_weights(kind: Any, folder: str | Path, *, new_head: bool = True, **options: Any) -> "PreTrainedModel":

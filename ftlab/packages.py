@@ -31,6 +31,8 @@ PACKAGES = {
     "flash_attn_interface": "flash-attn-3", "liger_kernel": "liger-kernel", "comet_ml": "comet-ml",
     "azureml": "azureml-core", "flytekit": "flytekit flytekitplugins-deck-standard", "google.protobuf": "protobuf",
     "sklearn": "scikit-learn", "yaml": "PyYAML",
+    # 7.7 needs a newer torch than the pinned one. It brings an older numpy, so that constraints.txt doesn't have it.
+    "gptqmodel": "gptqmodel==7.6.0 optimum", "optimum": "gptqmodel==7.6.0 optimum", "aqlm": "aqlm==1.1.7",
 }  # fmt: skip
 # Prefixes of `optim` -> the module they need; all others are part of torch or transformers.
 OPTIMIZERS = {

@@ -449,7 +449,8 @@ def export_recipe(options: argparse.Namespace) -> None:
         from ftlab.recipe import read as recipes
         from ftlab.runs import export
 
-    done = export.export(recipes.load(options.recipe, options.overrides))
+    recipe = recipes.load(options.recipe, options.overrides)
+    done = export.export(recipe)
     print(
         f"{done.folder}: largest logit difference {done.merge_difference:.1e} merged, {done.total_difference:.1e} "
         f"reloaded; {done.greedy_equal_share:.0%} of greedy tokens equal"
@@ -461,6 +462,9 @@ def export_recipe(options: argparse.Namespace) -> None:
             f"{done.gguf}: largest logit difference {done.gguf_difference:.1e}, KL divergence "
             f"{done.gguf_divergence:.4f} nats per token"
         )
+    if done.gptq_divergence is not None:
+        divergence = f"{done.gptq_divergence:.4f}"
+        print(say("export_gptq", where=done.folder, bits=recipe.export_quantization_bit, divergence=divergence))
 
 
 def check_recipe(options: argparse.Namespace) -> None:

@@ -352,6 +352,14 @@ class Recipe(BaseModel):
     export_gguf: Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"] | None = key(
         None, "also write one GGUF file, for llama.cpp and Ollama, in this format", "gguf.GGUFWriter"
     )
+    export_quantization_bit: Literal[2, 3, 4, 8] | None = key(
+        None, "quantize the exported weights by GPTQ to this many bits", "GPTQConfig.bits"
+    )
+    export_quantization_dataset: str | None = key(
+        None, "file with a column `text` that GPTQ is calibrated on", "GPTQConfig.dataset"
+    )
+    export_quantization_nsamples: int = key(128, "texts to calibrate GPTQ on", "GPTQConfig.dataset", ge=1)
+    export_quantization_maxlen: int = key(1024, "tokens of each such text", "GPTQConfig.dataset", ge=1)
     export_legacy_format: Literal[False] = key(False, "true would write pickles, which ftlab does not")
 
     @model_validator(mode="after")
@@ -652,7 +660,8 @@ SAMPLING = ("temperature", "max_new_tokens")
 OUTSIDE_THE_RUN = (
     "output_dir", "overwrite_output_dir", "do_train", "plot_loss", "infer_backend", "infer_dtype", "do_sample",
     "temperature", "top_p", "top_k", "max_new_tokens", "repetition_penalty", "num_beams", "export_dir", "export_size",
-    "export_device", "export_dtype", "export_gguf", "export_legacy_format", "shortcuts", "eval_figures",
+    "export_device", "export_dtype", "export_gguf", "export_quantization_bit", "export_quantization_dataset",
+    "export_quantization_nsamples", "export_quantization_maxlen", "export_legacy_format", "shortcuts", "eval_figures",
     "predict_with_generate", "compute_accuracy", "tasks", "device_map", "max_memory", "offload_folder",
     "nproc_per_node", "use_ray", "ray_num_workers", "ray_init_kwargs", "ray_storage_path", "resources_per_worker",
     "placement_strategy", "cache_dir", "tokenized_path",
@@ -701,6 +710,11 @@ BALANCED = ("pt", "sft", *COPIED)
 # Stages whose trainer keeps a model's dropout: trl's others switch it off (`disable_dropout`), and so does PPO.
 WITH_DROPOUT = ("pt", "sft", *GROUPED)
 CONDITIONS = (
+    Condition(
+        ("export_quantization_dataset", "export_quantization_nsamples", "export_quantization_maxlen"),
+        lambda recipe: recipe.export_quantization_bit is not None,
+        "export_quantization_bit",
+    ),
     Condition(
         ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "pissa_init", "init_lora_weights"),
         lambda recipe: recipe.finetuning_type == "lora",

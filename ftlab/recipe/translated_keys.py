@@ -98,9 +98,6 @@ BESIDE = {
     ),
     "use_hyper_parallel": ("hyper_parallel_args",),
     "fp8": ("fp8_backend", "fp8_enable_fsdp_float8_all_gather"),
-    "export_quantization_bit": (
-        "export_quantization_dataset", "export_quantization_nsamples", "export_quantization_maxlen",
-    ),
     "enable_torch_profiler": (
         "profiler_output_dir", "profiler_wait_steps", "profiler_warmup_steps", "profiler_active_steps",
         "profiler_repeat", "profiler_record_shapes", "profiler_profile_memory", "profiler_with_stack",
@@ -131,7 +128,6 @@ OUT_OF_REACH = {
     "mixture_of_depths": "the package mixture-of-depth had its last release in June 2024; remove the key",
     "shift_attn": "LongLoRA's attention is in no kept library (lesson 05); use `flash_attn: fa2` and `rope_scaling`",
     "fp8": "FP8 needs an H100-class GPU and accelerate's own setting; use bf16",
-    "export_quantization_bit": "GPTQ needs a CUDA GPU; write `export_gguf: q4_k_m` or q4_0 for a file in 4 bits",
     "train_from_scratch": "lesson 06 trains from scratch",
     "add_special_tokens": "control tokens in data are escaped, so it would never be seen; write `add_tokens`",
     "new_special_tokens_config": "control tokens in data are escaped, so it would never be seen; write `add_tokens`",

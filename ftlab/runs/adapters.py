@@ -76,10 +76,12 @@ def layers(recipe: Recipe, model: PreTrainedModel) -> dict[str, Any]:
     """Return the config fields that depend on a model: a mixture's weights, norms, embedding and output layer."""
     whole = library_args.names(recipe.additional_target or "")
     grown = {"modules_to_save": sorted({*whole, *vocabulary_layers(model)})} if recipe.add_tokens else {}
-    if recipe.finetuning_type == "lora":
-        return targets.adapted(recipe, model) | grown
-    every = recipe.finetuning_type == "ln_tuning" and recipe.lora_target == "all"
-    return grown | ({"target_modules": norms(model)} if every else {})
+    every: dict[str, Any] = {}
+    if recipe.finetuning_type == "ln_tuning" and recipe.lora_target == "all":
+        every = {"target_modules": norms(model)}
+    elif library_args.peft_settings(recipe).get("target_modules") == "all-linear" and targets.is_packed(model):
+        every = {"target_modules": sorted(targets.all_linear(model))}
+    return grown | every | (targets.adapted(recipe, model) if recipe.finetuning_type == "lora" else {})
 
 
 def vocabulary_layers(model: PreTrainedModel) -> list[str]:

@@ -1,6 +1,7 @@
 """Merge an adapter into its base and save the model: check, write to a temporary folder, reload, compare, rename."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ from ftlab.errors import LabError, fail, reason_of
 from ftlab.recipe import read as recipes
 from ftlab.recipe import templates
 from ftlab.recipe.keys import Recipe
-from ftlab.runs import callbacks, chat, gguf, gguf_families, modelfile, rope, train
+from ftlab.runs import callbacks, chat, gguf, gguf_families, gptq, modelfile, rope, train
 from ftlab.runs import folder as folders
 from ftlab.runs.target import claimed, refuse_place
 from ftlab.runs.watch import STOPPED, Stopped, Watch
@@ -48,6 +49,8 @@ class Export:
         gguf_difference: total_difference of the GGUF file, None if none was requested, or if transformers has no
             reader for the family.
         gguf_divergence: KL divergence of the GGUF file from the live model on the probe, nats per token; None as above.
+        gptq_divergence: the same of the weights quantized by GPTQ, None if none were requested; the differences
+            above are those of the weights before.
     """
 
     folder: Path
@@ -58,6 +61,7 @@ class Export:
     gguf: Path | None = None
     gguf_difference: float | None = None
     gguf_divergence: float | None = None
+    gptq_divergence: float | None = None
 
 
 class Answers(NamedTuple):
@@ -107,6 +111,7 @@ def exported(recipe: Recipe, target: Path) -> Export:
         packages.require("xllamacpp", "export_gguf")
     if recipe.quantization_bit:
         raise fail("export_quantized", where="quantization_bit", value=f"{recipe.quantization_bit} bit")
+    texts = gptq.texts_for(recipe)
     machine = device.describe()
     base = Path(models.fetch(recipe.model_name_or_path, **recipe.source))
     name = recipe.adapter_name_or_path
@@ -139,11 +144,11 @@ def exported(recipe: Recipe, target: Path) -> Export:
     require_space(target, disk_bytes(count, dtype, recipe), "export_space")
     chat.settle_generation(model, tokenizer)
     with temporary_folder(target) as folder:
-        return finish(recipe, Parts(model, tokenizer, weights, target, folder, dtype), probe, live, merged)
+        return finish(recipe, Parts(model, tokenizer, weights, target, folder, dtype, texts), probe, live, merged)
 
 
 class Parts(NamedTuple):
-    """What is saved, and where: in `folder` until it is verified, then in `target`."""
+    """What is saved, and where: in `folder` until it is verified, then in `target`; texts to calibrate GPTQ on."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -151,6 +156,7 @@ class Parts(NamedTuple):
     target: Path
     folder: Path
     dtype: torch.dtype
+    texts: list[str]
 
 
 def empty_target(recipe: Recipe) -> Path:
@@ -360,6 +366,9 @@ def finish(recipe: Recipe, parts: Parts, probe: torch.Tensor, live: Answers, mer
         greedy_equal_share=live.greedy.eq(reloaded.greedy).float().mean().item(),
         **(write_gguf(recipe, parts, probe, live) if recipe.export_gguf else {}),
     )
+    if parts.texts:
+        quantized = answers(gptq.quantize(recipe, folder, parts.tokenizer, parts.texts), probe)
+        done = dataclasses.replace(done, gptq_divergence=live.divergence(quantized))
     (folder / folders.MODEL_CARD).write_text(model_card(recipe, parts, done), encoding="utf-8")
     folder.chmod(0o755)
     if parts.target.exists():
@@ -447,6 +456,9 @@ def model_card(recipe: Recipe, parts: Parts, done: Export) -> str:
         checks[f"{done.gguf.name} against adapter"] = read
     if done.gguf_divergence is not None:
         checks["its KL divergence, nats per token"] = f"{done.gguf_divergence:.4f}"
+    if done.gptq_divergence is not None:
+        what = f"KL divergence of the weights in {recipe.export_quantization_bit} bits, nats per token"
+        checks[what] = f"{done.gptq_divergence:.4f}"
     lines += markdown_table("checked", checks)
     return "\n".join([*lines, f"Exported with ftlab, torch {torch.__version__}.", ""])
 

@@ -56,7 +56,7 @@ def require_lora(recipe: Recipe, modules: dict[str, nn.Module], weights: list[st
     Args:
         weights: of experts and routers, which LoRA adapts too.
     """
-    adapted = [path for path, module in modules.items() if isinstance(module, ADAPTED)]
+    adapted = [path for path, module in modules.items() if is_adapted(module)]
     targets = [] if recipe.lora_target == "all" else library_args.names(recipe.lora_target)
     whole = library_args.names(recipe.additional_target or "")
     missing = [name for name in targets if not any(ends(path, name) for path in adapted)]
@@ -79,7 +79,7 @@ def require_peft_config(recipe: Recipe, modules: dict[str, nn.Module], count: in
     Args:
         count: how many blocks the model has.
     """
-    adapted = [path for path, module in modules.items() if isinstance(module, ADAPTED)]
+    adapted = [path for path, module in modules.items() if is_adapted(module)]
     for field, value in recipe.peft_config.items():
         if value is None:
             continue
@@ -150,8 +150,27 @@ def parts(name: str, inside: bool) -> Iterator[str]:
 def all_linear(model: nn.Module) -> set[str]:
     """Return the names of the layers that `lora_target: all` selects in a model."""
     output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    linear = (nn.Linear, Conv1D)
-    return {leaf(path) for path, module in model.named_modules() if isinstance(module, linear) and module is not output}
+    return {leaf(path) for path, module in model.named_modules() if is_linear(module) and module is not output}
+
+
+def is_packed_layer(module: nn.Module) -> bool:
+    """Return True for a linear layer of GPTQ, AWQ or AQLM, which is of a class of their packages."""
+    return hasattr(module, "qweight") or hasattr(module, "codebooks")
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Return True for a linear layer."""
+    return isinstance(module, nn.Linear | Conv1D) or is_packed_layer(module)
+
+
+def is_adapted(module: nn.Module) -> bool:
+    """Return True for a layer that PEFT can adapt."""
+    return isinstance(module, ADAPTED) or is_linear(module)
+
+
+def is_packed(model: nn.Module) -> bool:
+    """Return True for a model of GPTQ, AWQ or AQLM: PEFT's "all-linear" finds none of its layers."""
+    return any(map(is_packed_layer, model.modules()))
 
 
 def expert_weights(model: nn.Module) -> list[str]:
@@ -162,7 +181,7 @@ def expert_weights(model: nn.Module) -> list[str]:
             for block in model.modules()
             if hasattr(block, "experts")
             for path, module in block.named_modules()
-            if not isinstance(module, ADAPTED)
+            if not is_adapted(module)
             for name, weight in module.named_parameters(recurse=False)
             if weight.ndim > 1 and not name.endswith("bias")
         }

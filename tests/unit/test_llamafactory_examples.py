@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import packed
 import pytest
 import tiny
 import torch
@@ -35,20 +36,17 @@ QUANTIZED = {
     "awq": "TechxGenus/Meta-Llama-3-8B-Instruct-AWQ",
     "gptq": "TechxGenus/Meta-Llama-3-8B-Instruct-GPTQ",
 }
-# Name -> template, type of the config, number of layers, what its config says of quantized weights.
-MODELS: dict[str, tuple[str, str, int, dict[str, Any]]] = {
-    QWEN3: ("qwen3_nothink", "qwen3", 2, {}),
-    QWEN2: ("qwen", "qwen2", 2, {}),
-    QWEN25: ("qwen", "qwen2", 2, {}),
-    LLAMA3: ("llama3", "llama", 2, {}),
-    PRO: ("llama3", "llama", 40, {}),
-    MOE: ("qwen3_nothink", "qwen3_moe", 2, {}),
-    QUANTIZED["aqlm"]: (
-        "llama3", "llama", 2,
-        {"quant_method": "aqlm", "in_group_size": 8, "out_group_size": 1, "num_codebooks": 1, "nbits_per_codebook": 16},
-    ),
-    QUANTIZED["awq"]: ("llama3", "llama", 2, {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}),
-    QUANTIZED["gptq"]: ("llama3", "llama", 2, {"quant_method": "gptq", "bits": 4, "group_size": 128}),
+# Name -> template, type of the config, number of layers, how its weights are quantized.
+MODELS: dict[str, tuple[str, str, int, str]] = {
+    QWEN3: ("qwen3_nothink", "qwen3", 2, ""),
+    QWEN2: ("qwen", "qwen2", 2, ""),
+    QWEN25: ("qwen", "qwen2", 2, ""),
+    LLAMA3: ("llama3", "llama", 2, ""),
+    PRO: ("llama3", "llama", 40, ""),
+    MOE: ("qwen3_nothink", "qwen3_moe", 2, ""),
+    QUANTIZED["aqlm"]: ("llama3", "llama", 2, "aqlm"),
+    QUANTIZED["awq"]: ("llama3", "llama", 2, "awq"),
+    QUANTIZED["gptq"]: ("llama3", "llama", 2, "gptq"),
 }  # fmt: skip
 
 SETS = {"dataset": "identity,alpaca_en_demo", "cutoff_len": 2048, "max_samples": 1000, "preprocessing_num_workers": 16}
@@ -164,23 +162,22 @@ EXAMPLES: dict[str, dict[str, Any]] = {
         "expert_model_parallel_size": 2, "output_dir": "saves/mca/qwen3_moe_full"},
     "megatron/qwen3": MEGATRON | {"model_name_or_path": QWEN3, "output_dir": "saves/mca/qwen3_full"},
 }  # fmt: skip
-# What is refused, by what the message must say. An accelerator, another engine, or a newer torch than the pinned one:
+# What is refused, by what the message must say. An accelerator or another engine:
 NEEDS_OTHER_MACHINE = {
-    "extras/fp8_deepspeed": "H100", "extras/fp8_fsdp": "H100", "merge_lora/gptq": "CUDA GPU",
+    "extras/fp8_deepspeed": "H100", "extras/fp8_fsdp": "H100",
     "megatron/qwen3": "Megatron is another engine", "megatron/qwen3_moe": "Megatron is another engine",
-    "train_qlora/awq": "gptqmodel", "train_qlora/gptq": "gptqmodel",
-    "extras/qoft_awq": "gptqmodel", "extras/qoft_gptq": "gptqmodel",
 }  # fmt: skip
 # Packages whose last releases are old.
 DEAD = {
     "extras/adam_mini": "November 2024", "extras/badam": "March 2025", "extras/mod": "June 2024",
-    "train_qlora/aqlm": "the package aqlm",
 }  # fmt: skip
 REFUSED = NEEDS_OTHER_MACHINE | DEAD
-# Examples that need an extra, and its package.
+# Examples that need a package which is not installed by default.
 EXTRAS = {
     "train_lora/sft_ds3": "deepspeed", "train_full/sft": "deepspeed",
     "extras/galore": "galore_torch", "extras/apollo": "apollo_torch",
+    "train_qlora/gptq": "gptqmodel", "extras/qoft_gptq": "gptqmodel", "merge_lora/gptq": "gptqmodel",
+    "train_qlora/awq": "gptqmodel", "extras/qoft_awq": "gptqmodel", "train_qlora/aqlm": "aqlm",
 }  # fmt: skip
 # Examples that read what such a one leaves.
 AFTER = {"merge_lora/full": "train_full/sft", "inference/full": "train_full/sft"}
@@ -199,8 +196,7 @@ def make_model(name: str, folder: Path) -> None:
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if quantization:
-        path = folder / "config.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": quantization}))
+        packed.quantize(folder, quantization)
 
 
 def make_data(folder: Path) -> None:
@@ -263,7 +259,7 @@ def verb(keys: dict[str, Any]) -> list[str]:
 
 
 def outcome(name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> tuple[str, str]:
-    """Run one example; return "runs", "needs an extra", "refused" or "wrong", and the reason."""
+    """Run one example; return "runs", "needs a package", "refused" or "wrong", and the reason."""
     keys = EXAMPLES[name]
     path = Path(f"{name.replace('/', '_')}.yaml")
     path.write_text(yaml.safe_dump(keys))
@@ -274,8 +270,8 @@ def outcome(name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFix
     complaint = said.partition("ftlab: ")[2].strip()
     missing = EXTRAS.get(name) if not find_spec(EXTRAS.get(name, "torch")) else None
     if missing:
-        fits = code == 2 and re.search(r"pip install 'ftlab\[\w+\]'", complaint)
-        return "needs an extra" if fits else "wrong", complaint or f"exit code {code}"
+        fits = code == 2 and re.search(r"pip install \S", complaint)
+        return "needs a package" if fits else "wrong", complaint or f"exit code {code}"
     if name in REFUSED:
         fits = code == 2 and REFUSED[name] in complaint and "Traceback" not in said
         return "refused" if fits else "wrong", complaint or f"exit code {code}: {said[-400:]}"
@@ -292,8 +288,8 @@ def outcome(name: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFix
 def test_the_43_examples_run_or_are_refused_for_a_machine_or_a_dead_package(checkout, monkeypatch, capfd):
     done: dict[str, str] = {}
     for name in EXAMPLES:
-        if done.get(AFTER.get(name, "")) == "needs an extra":
-            done[name], why = "needs an extra", f"reads what {AFTER[name]} leaves"
+        if done.get(AFTER.get(name, "")) == "needs a package":
+            done[name], why = "needs a package", f"reads what {AFTER[name]} leaves"
         else:
             done[name], why = outcome(name, monkeypatch, capfd)
         with capfd.disabled():
@@ -303,4 +299,4 @@ def test_the_43_examples_run_or_are_refused_for_a_machine_or_a_dead_package(chec
         print(f"{len(done)} examples:", ", ".join(f"{number} {what}" for what, number in counts.items()))
     assert len(EXAMPLES) == 43
     assert not [name for name, what in done.items() if what == "wrong"]
-    assert counts["runs"] + counts["needs an extra"] == len(EXAMPLES) - len(REFUSED)
+    assert counts["runs"] + counts["needs a package"] == len(EXAMPLES) - len(REFUSED)

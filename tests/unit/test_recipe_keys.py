@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 import torch
 
-from ftlab import device
+from ftlab import device, models
 from ftlab.errors import LabError
 from ftlab.recipe import keys, library_args, templates, to_script, translated_keys
 from ftlab.recipe import read as recipes
@@ -19,6 +19,7 @@ from ftlab.runs import (
     dataset,
     evaluation,
     export,
+    gptq,
     launch,
     losses,
     ray_workers,
@@ -146,6 +147,10 @@ VALUES: dict[str, tuple[Any, dict[str, Any]]] = {
     "export_device": ("auto", {}),
     "export_dtype": ("float16", {}),
     "export_gguf": ("f16", {}),
+    "export_quantization_bit": (4, {}),
+    "export_quantization_dataset": ("texts.json", {"export_quantization_bit": 4}),
+    "export_quantization_nsamples": (2, {"export_quantization_bit": 4}),
+    "export_quantization_maxlen": (8, {"export_quantization_bit": 4}),
     "export_legacy_format": (True, {}),
 }
 # Of TrainingArguments' fields those whose value cannot be made from their type.
@@ -326,6 +331,10 @@ WATCHED = (
     "export_device",
     "export_dtype",
     "export_gguf",
+    "export_quantization_bit",
+    "export_quantization_dataset",
+    "export_quantization_nsamples",
+    "export_quantization_maxlen",
 )
 
 
@@ -337,7 +346,7 @@ def test_every_key_changes_what_is_built_or_is_said_not_to(name, base):
     assert effect(base | beside, name, value), f"{name}: {value!r} is accepted and changes nothing"
 
 
-def test_keys_of_the_last_steps_are_read_by_them(base, tmp_path):
+def test_keys_of_the_last_steps_are_read_by_them(base, tmp_path, monkeypatch):
     made = recipes.read(
         paths(base | {"max_steps": 1, "loraplus_lr_ratio": 4.0, "export_dir": "out", "export_gguf": None})
     )[0]
@@ -348,6 +357,16 @@ def test_keys_of_the_last_steps_are_read_by_them(base, tmp_path):
         seen = Spy(made.model_copy(update=adapter))
         export.export(seen)
     read = watched.read | seen.read
+    monkeypatch.setattr(gptq.packages, "require", lambda *_: None)
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "What is one plus two?"}')
+    quantized = {"export_quantization_bit": 4, "export_quantization_dataset": str(texts)}
+    seen = Spy(made.model_copy(update=quantized))
+    folder = Path(made.model_name_or_path)
+    # Without the packages it ends after it has read its keys.
+    with contextlib.suppress(LabError, ImportError):
+        gptq.quantize(seen, folder, models.load_tokenizer(folder), gptq.texts_for(seen))
+    read |= seen.read
     for loss in ("asft", "eaft"):
         watched = Spy(made.model_copy(update={f"use_{loss}_loss": True, "loraplus_lr_ratio": None, "output_dir": loss}))
         train.train(watched)
