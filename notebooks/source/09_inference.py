@@ -576,7 +576,7 @@ _ = model.generate(**inputs, max_new_tokens=2 * few_tokens, do_sample=False, str
 # small model guess.
 
 # %% [markdown] id="lookup-why" lang="zh" of="a7ca2edc"
-# ## 投机解码：先猜几个 token，再一次核对
+# ## 投机解码：先起草几个 token，再一次核对
 # 一步只读一遍权重，却能*核对*好几个 token。那就猜：当回答会重复提示中的内容（改写、抽取、引用），先前出现处后面的词就是好的猜测。猜错的丢掉，所以贪心的 token 不变。*Prompt lookup* 不需要第二个模型；*投机解码*则让一个小模型来猜。
 
 # %% id="lookup"
