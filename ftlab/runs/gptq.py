@@ -38,7 +38,7 @@ def texts_in(path: Path) -> list[str]:
     """Return the column `text` of a file.
 
     Raises:
-        LabError: a row cannot be read, or has no such text.
+        LabError: a row cannot be read, or has no such text; there are no rows.
     """
     texts = []
     for place, row in read.rows(path):
@@ -48,6 +48,8 @@ def texts_in(path: Path) -> list[str]:
         if not isinstance(text, str):
             raise fail("data_not_text", where=f"{path}:{place}", column="text", got=read.kind(text))
         texts.append(text)
+    if not texts:
+        raise fail("data_no_rows", where=str(path))
     return texts
 
 

@@ -81,7 +81,11 @@ def test_an_export_in_4_bits_needs_texts(base, tmp_path, texts, monkeypatch):
     texts.write_text('{"text": "yes"}\n{"text": 3}\n')
     with pytest.raises(LabError) as refused:
         export.export(asked(base, tmp_path, texts))
-    assert refused.value.where == f"{texts}:2" and not (tmp_path / "out").exists()
+    assert refused.value.where == f"{texts}:2"
+    texts.write_text("[]")
+    with pytest.raises(LabError, match="no examples"):
+        export.export(asked(base, tmp_path, texts))
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_divergence_of_the_quantized_weights_is_measured(base, tmp_path, texts, monkeypatch):

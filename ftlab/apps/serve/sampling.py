@@ -35,8 +35,8 @@ def choose(scores: torch.Tensor, job: Job, generated: Sequence[int], random: tor
 def draw(probabilities: torch.Tensor, random: torch.Generator) -> int:
     """Return a token drawn from its probabilities (vocabulary,), by the inverse of their cumulative sum.
 
-    `torch.multinomial` draws a random number for every token of the vocabulary; this draws one, so that a token takes a
-    tenth of the time. In float64, so that the tail of a large vocabulary is not rounded away.
+    `torch.multinomial` draws a random number for every token of the vocabulary, this draws one. In float64, so that the
+    tail of a large vocabulary is not rounded away.
     """
     cumulative = probabilities.cumsum(-1, dtype=torch.float64)
     position = torch.rand(1, generator=random, dtype=torch.float64) * cumulative[-1]
