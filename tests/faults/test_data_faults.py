@@ -112,7 +112,7 @@ EXPECTED = {
     "result_without_call.jsonl": ("2 (turn 3)", "a tool result has no matching tool call"),
     "rows_after_the_array.json": ("4", "invalid JSON: unexpected text after the closing `]`"),
     "semicolons.csv": ("1", "the header is not comma-separated: instruction;output"),
-    "short_row.csv": ("3", "the row has 1 cells, but the header has 2"),
+    "short_row.csv": ("3", "the row has 1 cell, but the header has 2"),
     "sides_as_python_text.csv": ("2", "`chosen` holds its turns as text, not as a list"),
     "single_quotes.jsonl": (
         "1",

@@ -336,7 +336,7 @@ def none_at_all(completions, **_):
     ("reward", "message"),
     [
         (nan_once, "nan_once: the reward function returned nan for the completion"),
-        (too_few, "too_few: the reward function returned 1 rewards for 2 completions"),
+        (too_few, "too_few: the reward function returned 1 reward for 2 completions"),
         (crashing, "crashing: the reward function raised ZeroDivisionError: division by zero"),
         (none_at_all, "none_at_all: the reward function returned None"),
         (functools.partial(too_few, weight=1), "too_few: "),
