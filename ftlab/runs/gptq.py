@@ -38,7 +38,7 @@ def texts_in(path: Path) -> list[str]:
     """Return the column `text` of a file.
 
     Raises:
-        LabError: a row cannot be read, or has no such text; there are no rows.
+        LabError: a row cannot be read or has no such text, or the file has no rows.
     """
     texts = []
     for place, row in read.rows(path):
