@@ -18,7 +18,7 @@ from ftlab import device
 from ftlab.recipe import memory_needs
 from ftlab.recipe import read as recipes
 from ftlab.runs import train
-from ftlab.runs.callbacks import trained
+from ftlab.runs.callbacks import trainable_weights
 
 # Beside the model: what CUDA, its libraries and their workspaces take.
 RESERVED_BYTES = 1.5 * 2**30
@@ -77,7 +77,7 @@ class Look(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, model: torch.nn.Module, **_: Any) -> None:
         """Find the weights that are trained."""
         self.unreached = {name: weight for name, weight in model.named_parameters() if weight.requires_grad}
-        self.trained = len(trained(model))
+        self.trained = len(trainable_weights(model))
         self.ends.append(time.perf_counter())
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -39,7 +39,7 @@ def test_a_judge_picks_without_knowing_the_side(answered):
     compared.labels.rate(compare.judge("longer"))
     outcome = compare.outcome(compared)
     assert outcome[:3] == (11, 0, 1) and outcome.p < 0.01 and outcome.more == 0
-    assert "A was picked 11 times, B 0 times; 1 ties" in compare.report(outcome)
+    assert "A was picked 11 times, B 0 times; 1 tie." in compare.report(outcome)
 
 
 def test_comparisons_of_models_that_share_a_file_name_have_names_of_their_own():
