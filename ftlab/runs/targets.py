@@ -168,8 +168,8 @@ def is_adapted(module: nn.Module) -> bool:
     return isinstance(module, ADAPTED) or is_linear(module)
 
 
-def is_packed(model: nn.Module) -> bool:
-    """Return True for a model of GPTQ, AWQ or AQLM: PEFT's "all-linear" finds none of its layers."""
+def has_packed_layers(model: nn.Module) -> bool:
+    """Return True for a model with layers of GPTQ, AWQ or AQLM, none of which PEFT's "all-linear" finds."""
     return any(map(is_packed_layer, model.modules()))
 
 

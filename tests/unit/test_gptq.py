@@ -58,11 +58,11 @@ def test_the_levels_of_a_weight_are_near_it():
 @pytest.mark.parametrize("name", ["qweight", "codebooks"])
 def test_a_layer_of_another_package_is_selected_by_all(base, name):
     model = models.load_weights(AutoModelForCausalLM, base)
-    assert not targets.is_packed(model)
+    assert not targets.has_packed_layers(model)
     layer = torch.nn.Module()
     layer.register_buffer(name, torch.zeros(1))
     model.model.layers[0].mlp.up_proj = layer
-    assert targets.is_packed(model) and "up_proj" in targets.all_linear(model)
+    assert targets.has_packed_layers(model) and "up_proj" in targets.all_linear(model)
     recipe = recipes.load({"model_name_or_path": "x", "stage": "sft", "dataset": "y", "output_dir": "z"})
     assert "up_proj" in adapters.config_of(recipe, model).target_modules
 
