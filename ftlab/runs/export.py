@@ -88,14 +88,14 @@ def export(recipe: Recipe, watch: Watch | None = None) -> Export:
     """Merge a recipe's adapter into its full-precision base and save the model in `export_dir`.
 
     The merge is computed in float32. Nothing appears in `export_dir` until the saved model has been reloaded and gives
-    the live model's answers. Without an adapter the base itself is saved (in another format or as GGUF).
+    the live model's answers. Without `output_dir` and `adapter_name_or_path` the base itself is saved.
 
     Args:
         watch: can stop the export, which then leaves nothing; None: only Ctrl-C can.
     Raises:
-        LabError: a base in 4 or 8 bit, another base's adapter, an adapter without effect, a full disk, an export
-            folder in use, a model that GGUF does not support, a saved model that answers differently, or the export
-            was stopped.
+        LabError: no trained weights in `output_dir`, a base in 4 or 8 bit, another base's adapter, an adapter without
+            effect, a full disk, an export folder in use, a model that GGUF does not support, a saved model that answers
+            differently, or the export was stopped.
     """
     target = empty_target(recipe)
     try:
@@ -114,7 +114,9 @@ def exported(recipe: Recipe, target: Path) -> Export:
     texts = gptq.texts_for(recipe)
     machine = device.describe()
     base = Path(models.fetch(recipe.model_name_or_path, **recipe.source))
-    name = recipe.adapter_name_or_path
+    name = chat.weights_folder(recipe)
+    if recipe.output_dir and not name:
+        raise fail("export_untrained", where=recipe.output_dir)
     weights = folders.weights_for(name, base, recipe.model_name_or_path) if name else None
     if weights:
         saved_weights.require_language_model(weights)
@@ -393,7 +395,7 @@ def write_gguf(recipe: Recipe, parts: Parts, probe: torch.Tensor, live: Answers)
     kind = str(recipe.export_gguf)
     name = f"{parts.target.name}-{kind}.gguf"
     gguf.write(parts.folder, parts.folder / name, kind)
-    system = chat.system_turn(recipe.default_system, recipe.adapter_name_or_path)
+    system = chat.system_turn(recipe.default_system, chat.weights_folder(recipe))
     text = modelfile.text(name, parts.tokenizer, "".join(turn["content"] for turn in system))
     (parts.folder / "Modelfile").write_text(text, encoding="utf-8")
     read = read_back(parts.folder, name)

@@ -327,6 +327,23 @@ def test_the_command_line_exports_and_refuses(pair, tmp_path, capsys):
     assert cli.main(["export", str(written), "export_legacy_format=true"]) == 2
 
 
+def test_a_training_recipe_exports_what_its_run_has_trained(tiny_recipe, tmp_path, capsys):
+    written, target = tmp_path / "train.yaml", tmp_path / "out"
+    written.write_text(json.dumps(tiny_recipe))
+    asked = ["export", str(written), f"export_dir={target}"]
+    assert cli.main(asked) == 2
+    assert "no trained weights" in capsys.readouterr().err and not target.exists()
+    done = train.train(recipes.load(tiny_recipe | {"learning_rate": 0.1}))
+    assert cli.main(asked) == 0
+    run(Path(tiny_recipe["model_name_or_path"]), done.folder, tmp_path / "named")
+    merged, named, base = (
+        load_file(folder / "model.safetensors")
+        for folder in (target, tmp_path / "named", Path(tiny_recipe["model_name_or_path"]))
+    )
+    assert all(torch.equal(weight, named[name]) for name, weight in merged.items())
+    assert any(not torch.equal(weight, base[name]) for name, weight in merged.items())
+
+
 # GGUF, read back by transformers' own reader; llama.cpp itself where it is installed.
 
 
