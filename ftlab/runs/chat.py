@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from ftlab import cpu, device, evaluate, models, packages, saved_weights, tokens
-from ftlab.errors import fail, reason_of
+from ftlab.errors import fail, reason_of, say
 from ftlab.evaluate import pad_left
 from ftlab.recipe import library_args, templates
 from ftlab.recipe.keys import Recipe
@@ -251,8 +251,13 @@ def settle_generation(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 
 
 def from_recipe(recipe: Recipe) -> tuple[PreTrainedModel | Loop, PreTrainedTokenizerBase]:
-    """Return the model of a recipe, with its run's weights or the adapter that it names, and the tokenizer."""
-    return load(recipe.model_name_or_path, weights_folder(recipe), engine_of(recipe), **options_of(recipe))
+    """Return the model of a recipe, with its run's weights or the adapter that it names, and the tokenizer.
+
+    A note is printed if the run has no weights yet.
+    """
+    weights = weights_folder(recipe)
+    say_untrained(recipe, weights)
+    return load(recipe.model_name_or_path, weights, engine_of(recipe), **options_of(recipe))
 
 
 def weights_folder(recipe: Recipe) -> Path | None:
@@ -261,6 +266,12 @@ def weights_folder(recipe: Recipe) -> Path | None:
     if run and saved_weights.holds_weights(run):
         return run
     return Path(recipe.adapter_name_or_path) if recipe.adapter_name_or_path else None
+
+
+def say_untrained(recipe: Recipe, weights: Path | None) -> None:
+    """Print a note if `weights`, from `weights_folder`, are not those of the recipe's run, which has none yet."""
+    if recipe.output_dir and weights != Path(recipe.output_dir).expanduser():
+        print(say("chat_untrained", where=recipe.output_dir, instead=weights or recipe.model_name_or_path))
 
 
 def engine_of(recipe: Recipe) -> str:

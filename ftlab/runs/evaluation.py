@@ -79,7 +79,7 @@ def score(recipe: Recipe, limit: int | None = None, figures: Sequence[str] = (),
     if trained:
         saved_weights.refuse_virtual_tokens(saved_weights.weights_of(trained), "eval")
     work = on_tasks(recipe, limit) if recipe.tasks is not None else on_examples(recipe, trained, limit, figures)
-    say_untrained(recipe, trained)
+    say_other_run(recipe, trained)
     with predicting_into(recipe):
         watch = watch or Watch(run_folder(recipe))
         try:
@@ -193,14 +193,11 @@ def predicting_into(recipe: Recipe) -> AbstractContextManager[None]:
     return target.claimed(where)
 
 
-def say_untrained(recipe: Recipe, trained: Path | None) -> None:
-    """Print a note if a recipe's run folder has no trained weights, or those of another recipe."""
-    if not recipe.output_dir:
-        return
-    run = Path(recipe.output_dir).expanduser()
-    if trained != run:
-        print(say("eval_untrained", where=run, instead=trained or recipe.model_name_or_path))
-    elif changed := folder.changes(manifests.read_manifest(run) or {}, recipe, {}):
+def say_other_run(recipe: Recipe, trained: Path | None) -> None:
+    """Print a note if the weights are not of the recipe's run, or that run was one of another recipe."""
+    chat.say_untrained(recipe, trained)
+    run = run_folder(recipe)
+    if run and trained == run and (changed := folder.changes(manifests.read_manifest(run) or {}, recipe, {})):
         print(say("eval_other_run", where=run, changed=changed))
 
 

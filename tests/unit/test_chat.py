@@ -3,10 +3,11 @@
 import pytest
 import serving
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from ftlab import tokens
-from ftlab.runs import chat
+from ftlab.recipe import read as recipes
+from ftlab.runs import chat, train
 
 CONVERSATIONS = [[{"role": "user", "content": "hi " * n}] for n in (1, 9, 4, 2, 7)]
 
@@ -95,3 +96,14 @@ def test_tools_are_rendered_for_a_template_that_knows_them(loaded):
 def padded(prompts):
     ids = torch.tensor(prompts)
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def test_a_recipe_whose_run_has_no_weights_is_answered_by_its_base_and_says_so(tiny_recipe, capsys):
+    recipe = recipes.load(tiny_recipe)
+    assert not isinstance(chat.from_recipe(recipe)[0], PeftModel)
+    note = f"{recipe.output_dir} has no trained weights yet; using {recipe.model_name_or_path}"
+    assert note in capsys.readouterr().out
+    train.train(recipe)
+    capsys.readouterr()
+    assert isinstance(chat.from_recipe(recipe)[0], PeftModel)
+    assert "no trained weights" not in capsys.readouterr().out
