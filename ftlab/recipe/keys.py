@@ -709,6 +709,10 @@ COPIED = ("dpo", "kto", *GROUPED)
 BALANCED = ("pt", "sft", *COPIED)
 # Stages whose trainer keeps a model's dropout: trl's others switch it off (`disable_dropout`), and so does PPO.
 WITH_DROPOUT = ("pt", "sft", *GROUPED)
+# Optimizers to which transformers passes no `adam_beta1` and `adam_beta2`.
+WITHOUT_BETAS = (
+    "adafactor", "adagrad", "adalomo", "galore_adafactor", "grokadamw", "lomo", "rmsprop", "schedule_free_sgd", "sgd"
+)  # fmt: skip
 CONDITIONS = (
     Condition(
         ("export_quantization_dataset", "export_quantization_nsamples", "export_quantization_maxlen"),
@@ -800,6 +804,23 @@ CONDITIONS = (
         ("mix_strategy", "interleave_probs"),
         lambda recipe: "," in (recipe.dataset or "") + (recipe.eval_dataset or ""),
         "more than one data set",
+    ),
+    Condition(
+        ("label_smoothing_factor",),
+        lambda recipe: recipe.objective in ("pt", "sft") and not recipe.use_dft_loss,
+        "stage: pt or sft, without use_dft_loss",
+    ),
+    Condition(
+        ("adam_beta1", "adam_beta2"),
+        lambda recipe: not str(recipe.training.get("optim", "")).startswith(WITHOUT_BETAS),
+        "an `optim` with these averages, such as adamw_torch",
+    ),
+    Condition(
+        ("adam_epsilon",),
+        lambda recipe: (
+            not str(recipe.training.get("optim", "")).removeprefix("paged_").startswith((*WITHOUT_BETAS, "lion"))
+        ),
+        "an `optim` of the Adam family, such as adamw_torch",
     ),
     Condition(("num_train_epochs",), lambda recipe: recipe.training.get("max_steps", -1) <= 0, "max_steps: -1"),
     Condition(

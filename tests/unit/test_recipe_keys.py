@@ -8,6 +8,8 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from transformers import Trainer, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from ftlab import device, models
 from ftlab.errors import LabError
@@ -479,6 +481,31 @@ CONDITIONAL = sorted({name for condition in keys.CONDITIONS for name in conditio
 CONDITIONAL.remove("moe_aux_loss_per_layer")
 # Two layers cannot be told from two at equal distances: tests/unit/test_peft_methods.py.
 CONDITIONAL.remove("use_llama_pro")
+
+
+def test_an_adam_setting_that_an_optimizer_does_not_get_is_said(base, tmp_path):
+    values = {"adam_beta1": (0.5, 0.6), "adam_beta2": (0.5, 0.6), "adam_epsilon": (0.1, 0.2)}
+    compared = []
+    for optim in (one.value for one in OptimizerNames):
+        recipe = recipes.load(base | dict.fromkeys(values, 0.5) | {"optim": optim})
+        said = [name for name, *_ in keys.ineffective(recipe)]
+        settings = {"output_dir": str(tmp_path), "report_to": "none", "optim": optim}
+        # An optimizer of a package that is not installed cannot be asked.
+        with contextlib.suppress(ImportError, ValueError, AttributeError):
+            for name, pair in values.items():
+                one, other = (
+                    repr(Trainer.get_optimizer_cls_and_kwargs(TrainingArguments(**settings, **{name: value})))
+                    for value in pair
+                )
+                assert (one == other) == (name in said), (optim, name)
+            compared.append(optim)
+    assert {"adamw_torch", "adafactor", "sgd", "rmsprop", "lion_8bit", "paged_lion_32bit", "ademamix"} <= {*compared}
+
+
+@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("pt", "sft")])
+def test_label_smoothing_of_the_tokens_is_said_to_need_a_stage_that_has_it(stage, base):
+    recipe = recipes.load(base | STAGES[stage] | {"stage": stage, "label_smoothing_factor": 0.1})
+    assert ("label_smoothing_factor", 0.1) in [(name, value) for name, value, _ in keys.ineffective(recipe)]
 
 
 @pytest.mark.parametrize("method", METHODS)
