@@ -422,7 +422,7 @@ class Recipe(BaseModel):
         if self.use_dora:
             raise ValueError(f"`{name}` and `use_dora` cannot be combined")
         # PEFT subtracts the initialization again for TRL's second adapter; PPO's reference is the changed base.
-        if self.adapts and self.objective in ("ppo", *COPIED) and not self.ref_model:
+        if self.adapts and self.objective in ("ppo", *COPIED) and not (self.ref_model and self.compares):
             raise ValueError(f"`{name}` changes the base, which is the reference of `stage: {self.stage}`")
         if self.quantization_bit:
             raise ValueError(f"`{name}` changes the base weights, which `quantization_bit` freezes")

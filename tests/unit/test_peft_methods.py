@@ -134,6 +134,10 @@ WRONG = [
     ({"init_lora_weights": "olora", "pissa_init": True}, "two starts"),
     ({"init_lora_weights": "olora", "use_dora": True}, "olora.*use_dora"),
     ({"init_lora_weights": "olora", "stage": "dpo"}, "olora` changes the base, which is the reference of `stage: dpo"),
+    (
+        {"pissa_init": True, "stage": "grpo", "reward_funcs": "exact_answer", "ref_model": "other"},
+        "pissa_init` changes the base, which is the reference of `stage: grpo",
+    ),
     ({"init_lora_weights": "loftq"}, "loftq"),
     ({"finetuning_type": "freeze", "use_llama_pro": True, "freeze_trainable_layers": -1}, "spread evenly"),
 ]  # fmt: skip
