@@ -19,19 +19,22 @@ HEAD = """# Coming from another framework
     ftlab recipe from FILE --as-yaml OUT.yaml    # write it to a new file
     ftlab train FILE                             # or run the file as it is
 
-FILE is a YAML or JSON file, a shell script with one training command, or an unsloth script or notebook. Nothing in it
-is run; of a script only literal values are read. The keys of a file say which framework it belongs to. Every key is
-mapped to keys of a recipe, reported as without effect, or refused: then the message lists all such keys, and nothing is
-started. What a file leaves out has the framework's own default where that is another than a recipe's, and a note lists
-those. Data files are read by their columns ([data.md](data.md)), hub ids with `dataset_dir: ONLINE`. Fields of
-`transformers.TrainingArguments` keep their names in all of them but alpaca-lora and PEFT.
+FILE is a YAML or JSON file, a shell script with one training command, or an unsloth script or notebook. ftlab does not
+run it, and reads only literal values from a script. It recognizes the framework by the keys.
+
+Each key is mapped to keys of a recipe, reported as ignored, or refused. If any key is refused, the message lists all of
+them, and nothing is started. A key that the file leaves out gets the framework's own default where that differs from
+ftlab's, and a note lists these keys. Data files are recognized by their columns ([data.md](data.md)); for hub ids the
+recipe gets `dataset_dir: ONLINE`. Fields of `transformers.TrainingArguments` keep their names, except in verl,
+alpaca-lora and PEFT, which don't have them.
 
 The reverse is `ftlab recipe show FILE --as ...` ([recipes.md](recipes.md#the-same-run-in-other-frameworks)).
 
 ## LLaMA-Factory
-Its YAML files are recipes ([recipes.md](recipes.md)), and so are the same keys as JSON, as a `llamafactory-cli train`
-command, in the `training_args.yaml` that its Board writes beside a run, and in what "Save arguments" saves. Commands,
-first steps and differences: [from-llamafactory.md](from-llamafactory.md).
+Its YAML files are recipes ([recipes.md](recipes.md)). The same keys are also read from JSON, from a
+`llamafactory-cli train` command, from the `training_args.yaml` that its web UI (LLaMA Board) writes into a run folder,
+and from the file that "Save arguments" writes there. [from-llamafactory.md](from-llamafactory.md) has the commands,
+first steps and differences.
 """
 READ = {
     "LLaMA-Factory, format v1": (
@@ -42,17 +45,17 @@ READ = {
     "ms-swift": (SWIFT, "a `swift sft`, `swift pt` or `swift rlhf` command, or YAML with `model` and `dataset`"),
     "TRL": (
         TRL,
-        "a `trl sft` (`dpo`, `kto`, `reward`, `grpo`, `rloo`) command, one of its scripts by its path, or the YAML of "
-        "`--config`; `stage=dpo` beside a YAML names its trainer",
+        "a command with `trl sft` (or `dpo`, `kto`, `reward`, `grpo`, `rloo`) or with the path of a script of TRL, "
+        "or the YAML of `--config`. A YAML doesn't name its trainer: add `stage=dpo` on the command line",
     ),
     "unsloth": (
         UNSLOTH,
-        "a script or notebook: the literals of `FastLanguageModel.from_pretrained`, `get_peft_model`, "
-        "`get_chat_template`, `load_dataset`, and of TRL's configs",
+        "a script or notebook: the literal arguments of `FastLanguageModel.from_pretrained`, `get_peft_model`, "
+        "`get_chat_template`, `load_dataset` and TRL's config classes",
     ),
     "verl": (VERL, "a `python3 -m verl.trainer.main_ppo` command, for grpo and ppo"),
-    "alpaca-lora": (ALPACA_LORA, "a command with `finetune.py`"),
-    "PEFT": (PEFT, "an `adapter_config.json`, for its settings; add `dataset` and `output_dir`"),
+    "alpaca-lora": (ALPACA_LORA, "a command that runs `finetune.py`"),
+    "PEFT": (PEFT, "the settings of an `adapter_config.json`; add `dataset` and `output_dir` on the command line"),
 }
 
 
@@ -65,14 +68,14 @@ def section(framework: Framework) -> str:
     """Return how a framework's keys are read: a table of renamed keys, and three lists."""
     names = {theirs: ours for ours, theirs in framework.names.items()} | framework.also
     plain = {theirs: ours for theirs, ours in names.items() if theirs not in framework.read}
-    rows = [("its key", "recipe"), ("---", "---")]
+    rows = [("key", "recipe"), ("---", "---")]
     rows += [(f"`{theirs}`", f"`{ours}`") for theirs, ours in sorted(plain.items())]
     table = "".join(f"| {theirs} | {ours} |\n" for theirs, ours in rows)
     resolved = ", ".join(f"`{name}`" for name in sorted(framework.read))
     dropped, refused = reasons(framework.dropped), reasons(framework.refused)
-    parts = [table, f"Resolved, by their value and other keys: {resolved}.\n"]
+    parts = [table, f"Translated by their value and other keys: {resolved}.\n"]
     parts += [f"Ignored, with a note:\n\n{dropped}"] if dropped else []
-    parts += [f"Refused if they ask for something:\n\n{refused}"] if refused else []
+    parts += [f"Refused, unless the value is empty or false:\n\n{refused}"] if refused else []
     return "\n".join(parts)
 
 

@@ -251,10 +251,10 @@ def neat_packing(entries: dict[str, Any], where: str) -> Resolved:
     """
     value = entries["neat_packing"]
     if value is False:
-        return {}, dropped("neat_packing", value, "examples that share a row are always kept apart")
+        return {}, dropped("neat_packing", value, "packed examples never attend to each other")
     if entries.get("stage") == "pt":
         raise fail("recipe_together", where=where, reason="`neat_packing` is for `stage: sft`: pt joins texts")
-    reason = "examples that share a row are kept apart"
+    reason = "packed examples never attend to each other"
     reason += "; `packing: false` is overridden by it" if entries.get("packing") is False else ""
     note = say("recipe_note_renamed", key="neat_packing", new="packing", value=brief(value), reason=reason)
     return {"packing": value}, note
@@ -300,7 +300,7 @@ def oft(name: str) -> Callable[[dict[str, Any], str], Resolved]:
 
     def resolve(entries: dict[str, Any], where: str) -> Resolved:
         if entries.get("finetuning_type") != "oft":
-            return {}, dropped(name, entries[name], "it counts beside finetuning_type: oft alone")
+            return {}, dropped(name, entries[name], "it only has an effect with finetuning_type: oft")
         if name == "oft_target":
             layers = entries[name]
             values = {"lora_target": ",".join(map(str, layers)) if isinstance(layers, list) else layers}
@@ -354,7 +354,7 @@ RESOLVED: dict[str, Callable[[dict[str, Any], str], Resolved]] = {
 }
 RESOLVED_MEANING = {
     "warmup_ratio": "now warmup_steps below 1: a share of all steps; warmup_steps above 0 counts instead",
-    "neat_packing": "true: packing: true; examples that share a row are always kept apart",
+    "neat_packing": "true: packing: true; packed examples never attend to each other",
     "use_galore": "true: optim: galore_adamw, with galore_target and the other galore_ keys in optim_args",
     "use_apollo": "true: optim: apollo_adamw, with apollo_target and the other apollo_ keys in optim_args",
     "oft_target": "finetuning_type: oft: now lora_target",

@@ -21,7 +21,7 @@ RENAMED = {
     "no_cuda": ("use_cpu", "transformers renamed it"),
     "disable_shuffling": ("train_sampling_strategy", "true is now sequential"),
     "group_by_length": ("train_sampling_strategy", "true is now group_by_length"),
-    "disable_gradient_checkpointing": ("gradient_checkpointing", "turned round"),
+    "disable_gradient_checkpointing": ("gradient_checkpointing", "with the opposite value"),
 }
 RENAMED_VALUES: dict[str, dict[bool, Any]] = {
     "group_by_length": {True: "group_by_length", False: "random"},
@@ -30,9 +30,9 @@ RENAMED_VALUES: dict[str, dict[bool, Any]] = {
 }
 # key -> why it can be ignored.
 DROPPED = {
-    "overwrite_cache": "rows are encoded again whenever their file changes",
-    "preprocessing_num_workers": "rows are encoded in one process",
-    "preprocessing_batch_size": "rows are encoded one by one",
+    "overwrite_cache": "examples are encoded again whenever their file changes",
+    "preprocessing_num_workers": "examples are encoded in one process",
+    "preprocessing_batch_size": "examples are encoded one by one",
     "dataloader_persistent_workers": "a setting of loader processes",
     "save_safetensors": "weights are always safetensors",
     "logging_dir": "trackers write into the run folder",
@@ -72,7 +72,7 @@ DROPPED = {
     "use_v1_kernels": "the fast paths of `shortcuts` are chosen by what the machine and the model allow",
     "init_special_tokens": "rows of added tokens are drawn around the mean of the others",
     "resize_vocab": "the embedding grows by what `add_tokens` names",
-    "block_diag_attn": "examples that share a row are always kept apart",
+    "block_diag_attn": "packed examples never attend to each other",
 }
 # Keys that LLaMA-Factory reads only together with another one, which itself is refused if it has an effect.
 BESIDE = {
@@ -116,7 +116,7 @@ BESIDE = {
     ),
 }  # fmt: skip
 MAIN_OF = {name: main for main, names in BESIDE.items() for name in names}
-DROPPED |= {name: f"it counts beside {main} alone" for name, main in MAIN_OF.items()}
+DROPPED |= {name: f"it only has an effect with {main}" for name, main in MAIN_OF.items()}
 # key -> (values without effect, what it would need and what to use instead).
 OUT_OF_REACH = {
     "use_unsloth": "Unsloth needs a CUDA GPU and its own build; remove the key",
@@ -126,7 +126,7 @@ OUT_OF_REACH = {
     "use_kt": "KTransformers is a cluster back end; use torchrun or deepspeed",
     "use_swanlab": "SwanLab's callback is broken in this transformers; write `report_to: tensorboard`, wandb or mlflow",
     "mixture_of_depths": "the package mixture-of-depth had its last release in June 2024; remove the key",
-    "shift_attn": "LongLoRA's attention is in no kept library (lesson 05); use `flash_attn: fa2` and `rope_scaling`",
+    "shift_attn": "no maintained library has LongLoRA's attention; use `flash_attn: fa2` and `rope_scaling`",
     "fp8": "FP8 needs an H100-class GPU and accelerate's own setting; use bf16",
     "train_from_scratch": "lesson 06 trains from scratch",
     "add_special_tokens": "control tokens in data are escaped, so it would never be seen; write `add_tokens`",

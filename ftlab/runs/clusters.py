@@ -51,7 +51,7 @@ def slurm(start: Start) -> str:
         f"#SBATCH --nodes={start.nodes}",
         f"#SBATCH --ntasks-per-node={start.gpus}",
         *gpus,
-        "# Five minutes before the time limit all processes save a checkpoint and stop; the same job goes on from it.",
+        "# Five minutes before the time limit all processes save a checkpoint and stop; submit again to resume.",
         "#SBATCH --signal=TERM@300",
         f"srun {shlex.join([sys.executable, '-m', 'ftlab', *start.arguments])}",
     ]

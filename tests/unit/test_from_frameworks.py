@@ -461,6 +461,13 @@ def test_a_key_of_axolotl_means_what_it_means_there(tmp_path, lines, wanted, sai
     assert any(said in note for note in notes)
 
 
+def test_a_gptq_base_of_axolotl_is_read_as_any_other_model(tmp_path):
+    text = "base_model: m\ndatasets: [{path: a.json, type: alpaca}]\nadapter: lora\ngptq: true\n"
+    recipe, notes = from_text(tmp_path, "a.yml", text)
+    assert recipe.finetuning_type == "lora" and recipe.quantization_bit is None
+    assert any(note.startswith("gptq: true is ignored") for note in notes)
+
+
 def test_full_bfloat16_of_axolotl_is_that_of_the_weights(tmp_path):
     text = "base_model: m\ndatasets: [{path: a.json, type: alpaca}]\nbf16: full\n"
     assert from_text(tmp_path, "a.yml", text)[0].pure_bf16
@@ -488,7 +495,7 @@ def test_a_command_behind_another_is_one_of_its_own():
         ("--rlhf_type gkd", "needs a `teacher_model`"),
         ("--rlhf_type gkd --teacher_model t --seq_kd true", "seq_kd"),
         ("--rlhf_type gkd --teacher_model t --sft_alpha 0.1", "without an SFT loss"),
-        ("--rlhf_type gkd --teacher_model t --gkd_logits_topk 20", "whole distributions"),
+        ("--rlhf_type gkd --teacher_model t --gkd_logits_topk 20", "the whole vocabulary"),
         ("--rlhf_type gkd --teacher_model t --teacher_model_revision v2", "that of both"),
     ],
 )

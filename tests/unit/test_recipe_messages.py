@@ -199,12 +199,12 @@ ALL_STEPS = 0.9999999999999999
         ({"warmup_ratio": 0.1, "warmup_steps": 0},
          ["warmup_ratio is now warmup_steps: 0.1 (below 1 it is a share of all steps)"], {"warmup_steps": 0.1}),
         ({"warmup_steps": 2.0}, [], {"warmup_steps": 2.0}),
-        ({"neat_packing": True}, ["neat_packing is now packing: True (examples that share a row are kept apart)"],
+        ({"neat_packing": True}, ["neat_packing is now packing: True (packed examples never attend to each other)"],
          {"packing": True}),
         ({"neat_packing": False},
-         ["neat_packing: False is ignored: examples that share a row are always kept apart"], {}),
+         ["neat_packing: False is ignored: packed examples never attend to each other"], {}),
         ({"neat_packing": True, "packing": False},
-         ["neat_packing is now packing: True (examples that share a row are kept apart; `packing: false` is "
+         ["neat_packing is now packing: True (packed examples never attend to each other; `packing: false` is "
           "overridden by it)"], {"packing": True}),
         ({"resume_from_checkpoint": True},
          ["resume_from_checkpoint: True is ignored: runs/x has no checkpoint: training starts at step 1"], {}),
@@ -216,7 +216,7 @@ ALL_STEPS = 0.9999999999999999
          ["trust_remote_code: true lets the model's own code run on this machine; remove it unless the model needs it"],
          {"trust_remote_code": True}),
         ({"preprocessing_num_workers": 16},
-         ["preprocessing_num_workers: 16 is ignored: rows are encoded in one process"], {}),
+         ["preprocessing_num_workers: 16 is ignored: examples are encoded in one process"], {}),
         ({"use_unsloth": False}, [], {}),
         ({"evaluation_strategy": "no"},
          ["evaluation_strategy is now eval_strategy: 'no' (transformers renamed it)"], {"eval_strategy": "no"}),
@@ -274,11 +274,11 @@ EXPLAINED = {
     "model_name_or_path": "catalogue name, local folder or hub id\n  type: str; required; not empty\n"
     "  becomes: from_pretrained(...)",
     "warmup_ratio": "now warmup_steps below 1: a share of all steps; warmup_steps above 0 counts instead",
-    "neat_packing": "true: packing: true; examples that share a row are always kept apart",
+    "neat_packing": "true: packing: true; packed examples never attend to each other",
     "max_seq_length": "now cutoff_len (trl calls it max_length now)\ncutoff_len: maximum tokens of an example\n"
     "  type: int; default 2048; at least 8\n  becomes: max_length",
     "use_unsloth": "Unsloth needs a CUDA GPU and its own build; remove the key",
-    "preprocessing_num_workers": "read and dropped; rows are encoded in one process",
+    "preprocessing_num_workers": "read and dropped; examples are encoded in one process",
 }
 
 

@@ -103,7 +103,7 @@ LLAMA_FACTORY_V1 = Framework(
     },
     dropped={
         "kernel_config": "the fast paths of `shortcuts` are chosen by the machine and the model",
-        "batching_workers": "rows are read in one process", "save_ckpt_as_hf": "checkpoints are transformers' own",
+        "batching_workers": "examples are read in one process", "save_ckpt_as_hf": "checkpoints are transformers' own",
     },
     defaults=lambda config: {
         "micro_batch_size": 1, "learning_rate": 1e-4, "num_train_epochs": 3, "logging_steps": 1,
