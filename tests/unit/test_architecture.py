@@ -44,7 +44,7 @@ def block(heading: str) -> list[str]:
     return PAGE.split(f"## {heading}\n")[1].split("```")[1].splitlines()[1:]
 
 
-def test_the_drawing_has_the_imports_between_packages():
+def test_the_diagram_has_the_imports_between_packages():
     arrows = {
         (package_of(path.relative_to(PACKAGE).as_posix()), package_of(target))
         for path in PACKAGE.rglob("*.py")
@@ -55,9 +55,9 @@ def test_the_drawing_has_the_imports_between_packages():
     assert block("Packages") == ["graph TD", *expected], "paste:\n" + "\n".join(expected)
 
 
-def test_the_floors_are_those_that_the_imports_are_tested_by():
+def test_the_layers_are_those_that_the_imports_are_tested_by():
     expected = [" ".join(name + "/" * (name in PACKAGES) for name in sorted(names)) for names in reversed(FLOORS)]
-    assert block("Floors") == expected, "paste:\n" + "\n".join(expected)
+    assert block("Layers") == expected, "paste:\n" + "\n".join(expected)
 
 
 @pytest.mark.parametrize("title", JOURNEYS)
