@@ -154,7 +154,7 @@ def test_sixty_shapes_of_axolotl_are_accounted_for(adapter, sets, others):
         (
             "a.yml",
             "base_model: m\nrelora: true\nlora_rr: 3\n",
-            r"2 of axolotl's keys.*\n.*a\.yml:2: relora.*\n.*lora_r",
+            r"axolotl: 2 keys.*\n.*a\.yml:2: relora.*\n.*lora_r",
         ),
         ("a.yml", "base_model: m\nadapter: ia3\n", "a recipe has lora, qlora and full"),
         ("a.yml", "base_model: m\ndatasets: [{path: a/b, type: input_output}]\n", "describe the columns"),
