@@ -811,6 +811,18 @@ CONDITIONS = (
         "stage: pt or sft, without use_dft_loss",
     ),
     Condition(
+        ("train_sampling_strategy",),
+        lambda recipe: (
+            recipe.objective not in REWARDED or recipe.training.get("train_sampling_strategy") != "group_by_length"
+        ),
+        "a stage other than ppo, grpo or rloo",
+    ),
+    Condition(
+        ("data_seed",),
+        lambda recipe: recipe.objective not in (*REWARDED, "kto"),
+        "stage: pt, sft, rm, dpo, orpo, simpo or gkd",
+    ),
+    Condition(
         ("adam_beta1", "adam_beta2"),
         lambda recipe: not str(recipe.training.get("optim", "")).startswith(WITHOUT_BETAS),
         "an `optim` with these averages, such as adamw_torch",

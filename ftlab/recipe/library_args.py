@@ -69,7 +69,10 @@ def objective_settings(recipe: Recipe) -> dict[str, Any]:
             simpo = {"loss_type": "simpo", "cpo_alpha": 0.0, "simpo_gamma": recipe.simpo_gamma}
             return simpo | {"beta": recipe.pref_beta}
         case "grpo" | "rloo":
-            return sampling(recipe) | {"beta": recipe.pref_beta, "num_generations": recipe.num_generations}
+            # Their trainers have a sampler of their own, which does not read `train_sampling_strategy`.
+            ordered = recipe.training.get("train_sampling_strategy") == "sequential"
+            order = {"shuffle_dataset": False} if ordered else {}
+            return sampling(recipe) | order | {"beta": recipe.pref_beta, "num_generations": recipe.num_generations}
         case "gkd":
             written = {"max_new_tokens": recipe.max_new_tokens, "temperature": recipe.temperature}
             return written | {"lmbda": recipe.lmbda, "beta": recipe.beta, "seq_kd": recipe.seq_kd}

@@ -17,7 +17,7 @@ from ftlab.cpu import lora
 from ftlab.data import check
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
-from ftlab.runs import callbacks, train
+from ftlab.runs import callbacks, rewards, train
 
 
 class Weights(TrainerCallback):
@@ -119,6 +119,24 @@ def test_dropout_that_a_trainer_switches_off_is_said(tiny_recipe, tiny_rows, tin
     rates = {module.p for module in layers if isinstance(module, torch.nn.Dropout)}
     said = any("lora_dropout: 0.25 has no effect in this run" in note for note in notes)
     assert rates == {0.0 if said else 0.25}
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("stage", ["grpo", "rloo", "ppo"])
+def test_prompts_keep_their_order_without_shuffling(tiny_recipe, tiny_rows, monkeypatch, stage, kept):
+    asked = []
+
+    def reward(prompts, **_):
+        asked.extend(prompt[-1]["content"] for prompt in prompts)
+        return [0.0] * len(prompts)
+
+    monkeypatch.setattr(rewards, "functions", lambda *_: [reward])
+    given = {"stage": stage, "dataset": str(tiny_rows / "sft.json"), "reward_funcs": "exact_answer", "max_steps": 1}
+    given |= {"per_device_train_batch_size": 4, "max_new_tokens": 4, "disable_shuffling": kept}
+    train.train(recipes.load(tiny_recipe | given | ({} if stage == "ppo" else {"num_generations": 2})))
+    order = [*dict.fromkeys(asked)]
+    rows = json.loads((tiny_rows / "sft.json").read_text())
+    assert len(order) > 1 and kept == (order == [row["instruction"] for row in rows[: len(order)]])
 
 
 @pytest.mark.parametrize("bits", [4, 8])
