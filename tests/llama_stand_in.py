@@ -1,7 +1,6 @@
 """A stand-in for `llama_cpp` that computes with a transformers model, where the library is not installed.
 
-It has the functions that the server calls, and refuses what llama.cpp refuses: positions out of order, a full cache,
-and a part of one sequence for another whose cache is its own.
+It has the functions that the server calls, and refuses what llama.cpp refuses: positions out of order, a full cache.
 """
 
 import ctypes
@@ -18,8 +17,7 @@ def stand_in(model: PreTrainedModel) -> ModuleType:
     vocabulary = model.get_input_embeddings().weight.shape[0]
 
     def begin(_, settings):
-        cells = [[] for _ in range(settings.n_seq_max)]
-        return SimpleNamespace(cells=cells, size=settings.n_ctx, shared=settings.kv_unified, logits=None)
+        return SimpleNamespace(cells=[[] for _ in range(settings.n_seq_max)], size=settings.n_ctx, logits=None)
 
     def batch(size, *_):
         new = SimpleNamespace(n_tokens=0, seq_id=[[0] for _ in range(size)])
@@ -37,16 +35,14 @@ def stand_in(model: PreTrainedModel) -> ModuleType:
             if new.logits[place]:
                 rows.append(model(torch.tensor([held])).logits[0, -1].float().detach().numpy())
         context.logits = np.ascontiguousarray(rows)
-        used = [*map(len, context.cells)]
-        return int(sum(used) > context.size if context.shared else max(used) > context.size / len(used))
+        return int(sum(map(len, context.cells)) > context.size)
 
     def remove(context, sequence, start, _):
         del context.cells[sequence][max(start, 0) :]
         return True
 
-    def copy(context, source, target, start, end):
-        assert context.shared or start == end == -1
-        context.cells[target] = [*context.cells[source]]
+    def copy(context, source, target, _, end):
+        context.cells[target] = context.cells[source][:end]
 
     functions = {
         "log_callback": lambda function: function,

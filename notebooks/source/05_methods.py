@@ -13,10 +13,10 @@
 # | the effect of chance | the front runners again with other seeds |
 # | an adapter on disk | `runs/05_methods/LoRA`, loaded again with one call |
 #
-# **Cost:** about 15 minutes and 4.5 GB on two CPU cores, an estimated 10 minutes on a T4. **Before this:** [03 ·
-# LoRA](03_lora.ipynb); [04 · QLoRA](04_qlora.ipynb) helps.
+# **Cost:** about 15 minutes (59 without bfloat16) and 4.5 GB on two CPU cores, an estimated 10 minutes on a T4. **Before
+# this:** [03 · LoRA](03_lora.ipynb); [04 · QLoRA](04_qlora.ipynb) helps.
 
-# %% [markdown] id="title" lang="zh" of="2d81cff5"
+# %% [markdown] id="title" lang="zh" of="6d78cec8"
 # # 05 · 该选哪种方法？同一份预算，同一张表
 #
 # 全量微调、LoRA 及其变体、适配器、前缀、优化器：每一种都有自己的论文、自己的比较方式。在这里，它们面对同样的任务、同样的样本，参加排名的方法可选的学习率个数也相同；能下什么结论，由表说了算。
@@ -29,7 +29,7 @@
 # | 哪些差别只是偶然 | 换几个种子，把领先者再跑一遍 |
 # | 磁盘上的一个适配器 | `runs/05_methods/LoRA`，一行代码即可重新加载 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 15 分钟、4.5 GB 内存，T4 上估计 10 分钟。**先修：** [03 · LoRA](03_lora.ipynb)；[04 · QLoRA](04_qlora.ipynb) 会有帮助。
+# **耗时与内存：** 两个 CPU 核心上约 15 分钟（不支持 bfloat16 时约 59 分钟）、4.5 GB 内存，T4 上估计 10 分钟。**先修：** [03 · LoRA](03_lora.ipynb)；[04 · QLoRA](04_qlora.ipynb) 会有帮助。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -209,10 +209,10 @@ def answers(model, conversations, max_new_tokens):
 
 
 def general_answers(model):
-    """Return the answers to the general questions, and the share that contains a right one as a whole word."""
+    """Return the answers to the general questions, and which of them contain a right one as a whole word."""
     replies = answers(model, [[{"role": "user", "content": row["instruction"]}] for row in general], 16)
     patterns = [rf"\b({'|'.join(row['expect'])})\b" for row in general]
-    return replies, sum(bool(re.search(*pair, re.I)) for pair in zip(patterns, replies, strict=True)) / len(general)
+    return replies, [bool(re.search(*pair, re.I)) for pair in zip(patterns, replies, strict=True)]
 
 
 # %% [markdown] id="before-why"
@@ -228,7 +228,8 @@ shown = [turn for row in train_pool.select(range(3)) for turn in row["prompt"] +
 few = test.select(range(min(40, len(test))))  # long prompts take longer
 prompted = few.map(lambda row: {"prompt": shown + row["prompt"]})
 exact_before, exact_prompted = (sum(score(untouched, rows)[0]) / len(rows) for rows in (test, prompted))
-replies_before, general_before = general_answers(untouched)
+replies_before, right_before = general_answers(untouched)
+general_before = sum(right_before) / len(general)
 print(f"untouched: {exact_before:.0%} of {len(test)} orders exact; three examples in the prompt: {exact_prompted:.0%}")
 print(f"untouched: {general_before:.0%} of {len(general)} general questions right, such as: {replies_before[0]}")
 
@@ -311,8 +312,9 @@ def run(**method):
     """Train a method; return the model and its row of the table."""
     model, row = train(**method)
     exact, loss = score(model, test)
-    replies, share = general_answers(model)
-    return model, row | {"exact": sum(exact) / len(exact), "loss": loss, "general": share, "said": replies[0]}
+    replies, right = general_answers(model)
+    scores = {"exact": sum(exact) / len(exact), "loss": loss, "general": sum(right) / len(right)}
+    return model, row | scores | {"replies": replies, "right": right}
 
 
 methods, table = {}, {}
@@ -320,8 +322,10 @@ methods, table = {}, {}
 
 def line(name):
     row = table[name]
-    scores = f"{row['exact']:>4.0%} of orders exact, {row['general']:>4.0%} of general questions"
-    return f"{name:<14} {scores}, {row['trained']:>11,} weights, {row['mib']:>7.1f} MiB, {row['seconds']:>3.0f} s"
+    scores = f"orders exact {row['exact']:>4.0%}, general questions right {row['general']:>4.0%}"
+    return (
+        f"{name:<14} {scores}; {row['trained']:>11,} weights trained, {row['mib']:>5.1f} MiB, {row['seconds']:>2.0f} s"
+    )
 
 
 def report(new_methods):
@@ -371,9 +375,7 @@ forced = score(tuned, sample)[0]
 scoring = time.perf_counter() - started - generating
 agreement = sum(map(bool.__eq__, generated, forced)) / len(sample)
 print(f"{len(sample)} orders: {sum(generated)} exact when generated, {sum(forced)} exact by one forward pass")
-print(
-    f"both say the same about {agreement:.0%} of the orders; {generating:.1f} s to generate, {scoring:.1f} s to score"
-)
+print(f"the two agree on {agreement:.0%} of the orders; {generating:.1f} s to generate, {scoring:.1f} s to score")
 
 # %% [markdown] id="samples-why"
 # A difference can only come from rounding, where two tokens are almost equally likely. Two orders that came out right
@@ -687,7 +689,7 @@ for place, name in enumerate(sorted(searched, key=chosen.get)):
     ax.plot(rates, [place] * len(rates), "o-", color="#bbb", markerfacecolor="white")
     ax.plot(chosen[name], place, "o", color="#d95f02")
 ax.set(
-    xscale="log", xlabel="learning rate tried; filled: lowest validation loss", title="Which rate suits which method?"
+    xscale="log", xlabel="learning rate tried; orange: lowest validation loss", title="Which rate suits which method?"
 )
 ax.set_yticks(range(len(searched)), sorted(searched, key=chosen.get), fontsize=8)
 ax.grid(axis="x", alpha=0.3)
@@ -696,7 +698,8 @@ ends_of = {name: (min(map(float, losses)), max(map(float, losses))) for name, lo
 at_edge = [name for name in searched if chosen[name] in ends_of[name]]
 print(f"tried per method: {sorted({len(losses) for losses in searched.values()})} rates")
 print(
-    f"best rates from {min(chosen.values()):g} to {max(chosen.values()):g}; at an edge: {', '.join(at_edge) or 'none'}"
+    f"best rates from {min(chosen.values()):g} to {max(chosen.values()):g}; "
+    f"best at the lowest or highest rate tried: {', '.join(at_edge) or 'none'}"
 )
 
 # %% [markdown] id="table-why"
@@ -723,13 +726,13 @@ front = [name for name, row in rows.items() if not any(beats(other, row) for oth
 labels = [name if name in rows else f"{name} *" for name in ranked]
 fig, axes = plt.subplots(1, 3, figsize=(10, 6.5), sharey=True, layout="constrained")
 for ax, key, scale, title in (
-    (axes[0], "exact", 100, "Orders exactly right, %\n(dotted: by prompting)"),
-    (axes[1], "mib", 1, "MiB that training adds"),
-    (axes[2], "general", 100, "General questions right, %\n(dotted: before)"),
+    (axes[0], "exact", 100, "Orders exactly right, %\n(dotted: untrained, 3-shot)"),
+    (axes[1], "mib", 1, "MiB added by training\n(orange: on the Pareto front)"),
+    (axes[2], "general", 100, "General questions right, %\n(dotted: untrained)"),
 ):
     colors = ["#d95f02" if name in front else "#9ecae1" for name in ranked]
     ax.barh(labels, [scale * table[name][key] for name in ranked], color=colors)
-    ax.set_title(title, fontsize=10)
+    ax.set_title(title, fontsize=9)
     ax.grid(axis="x", alpha=0.3)
 axes[0].tick_params(axis="y", labelsize=8)
 axes[0].axvline(100 * exact_prompted, color="#333", linestyle=":")
@@ -753,18 +756,16 @@ plt.show()
 *_, best = rows
 ends = {name: evaluate.interval(row["exact"], len(test)) for name, row in rows.items()}
 undecided = [name for name in rows if ends[name][1] >= ends[best][0]]
-print(f"you predicted {guess_best}, the best of this seed is {best} ({rows[best]['exact']:.0%})")
-print(
-    f"you predicted {guess_undecided} methods that cannot be told from it, these are {len(undecided)} of {len(rows)}:"
-)
+print(f"best method: you predicted {guess_best}, measured with this seed: {best} ({rows[best]['exact']:.0%})")
+print(f"methods whose interval overlaps the best one's: you predicted {guess_undecided}, measured {len(undecided)}:")
 print("  " + ", ".join(reversed(undecided)))
 
 # %% id="read"
 families = {
-    "weights that are there": ["full", "freeze", "LLaMA Pro", "BitFit", "LayerNorm"],
-    "adapters and vectors": ["bottleneck", "IA3", "prefix tuning"],
+    "the model's own weights, or copies": ["full", "freeze", "LLaMA Pro", "BitFit", "LayerNorm"],
+    "adapters, vectors, prefixes": ["bottleneck", "IA3", "prefix tuning"],
 }
-families["LoRA, its variants"] = [name for name in rows if name not in chain(*families.values())]
+families["LoRA, its variants, Muon"] = [name for name in rows if name not in chain(*families.values())]
 for family, names in families.items():
     in_order = [name for name in reversed(rows) if name in names]
     print(f"{family}: " + ", ".join(f"{name} {rows[name]['exact']:.0%}" for name in in_order))
@@ -778,18 +779,26 @@ for key, what in (("exact", "orders"), ("general", "general questions")):
 
 # %% [markdown] id="forgetting-why"
 # ### What was forgotten
-# Training on orders alone may teach a model that an order comes out, whatever goes in. Every model's answer to the
-# first general question, sorted by the share of all of them that is still right. One right answer says little: compare
-# it with the share beside it.
+# Training on orders alone may teach a model to answer everything with an order. The next cell counts, for every general
+# question that the untrained model answers correctly, how many methods get it wrong after training. It shows every
+# model's answer to the question with the highest count, sorted by the share of all general questions that are still
+# right.
 
-# %% [markdown] id="forgetting-why" lang="zh" of="1f5020d4"
+# %% [markdown] id="forgetting-why" lang="zh" of="c3f7de2e"
 # ### 遗忘了什么
-# 只用订单训练，模型学到的可能是：不管问什么，都回一份订单。下面是每个模型对第一个常识问题的回答，按仍能答对的比例排序。一个问题答对了说明不了什么：要与旁边的比例对照着看。
+# 只用订单训练，模型学到的可能是：不管问什么，都回一份订单。下一格对每个未经训练的模型答对的常识问题，统计训练后有多少种方法答错；然后列出各个模型对答错最多的那道题的回答，按全部常识问题的正确率排序。
 
 # %% id="forgetting"
-print(f"{general[0]['instruction']}\n{'before':<14} {general_before:>4.0%} {replies_before[0][:90]!r}")
+wrong_after = [
+    sum(not row["right"][i] for row in table.values()) if was_right else 0 for i, was_right in enumerate(right_before)
+]
+most_lost = max(range(len(general)), key=wrong_after.__getitem__)
+print(f"{general[most_lost]['instruction']} (wrong after {wrong_after[most_lost]} of {len(table)} methods)\n")
+print(f"{'':<14} {'all':>4} answer to this question")
+print(f"{'untrained':<14} {general_before:>4.0%} {replies_before[most_lost][:90]!r}")
 for name in sorted(table, key=lambda name: table[name]["general"]):
-    print(f"{name:<14} {table[name]['general']:>4.0%} {table[name]['said'][:90]!r}")
+    mark = " " if table[name]["right"][most_lost] else "✗"
+    print(f"{name:<14} {table[name]['general']:>4.0%} {mark} {table[name]['replies'][most_lost][:90]!r}")
 
 # %% [markdown] id="seeds-why"
 # ## Is the best method really the best? Other seeds
@@ -823,7 +832,8 @@ for place, name in enumerate(reversed(front_runners)):
     ax.plot(further, [place] * len(further), "o", color="#d95f02", label="further seeds" if not place else None)
 ax.set_yticks(range(len(front_runners)), reversed(front_runners))
 ax.margins(y=0.2)
-ax.set(xlabel="orders exactly right, %; bar: 95% interval of the further seeds' mean", title="Does the rank survive?")
+ax.set(xlim=(0, None), xlabel="orders exactly right, %; bar: 95% confidence interval of the further seeds' mean")
+ax.set_title("Does the ranking hold with other seeds?")
 ax.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
 plt.show()
 
@@ -833,10 +843,12 @@ firsts = {name: shares[0] for name, shares in repeats.items()}
 swing = max(max(shares) - min(shares) for shares in repeats.values())
 leader = max(means, key=means.get)
 first_mean, later_mean = (sum(part[name] for name in picked) / len(picked) for part in (firsts, means))
-print(f"the chosen {len(picked)}: {first_mean:.0%} with the seed that chose them, {later_mean:.0%} with the others")
-print(f"between seeds one method moves by up to {100 * swing:.0f} points")
 print(
-    f"first in the table: {best}; first by the further seeds: {leader} ({means[leader]:.0%}), LoRA {means['LoRA']:.0%}"
+    f"mean of the {len(picked)} front runners: {first_mean:.0%} with the first seed, {later_mean:.0%} with the others"
+)
+print(f"largest difference between two seeds of one method: {100 * swing:.0f} points")
+print(
+    f"best with the first seed: {best}; best with the others: {leader} ({means[leader]:.0%}), LoRA {means['LoRA']:.0%}"
 )
 
 # %% [markdown] id="break-why"
@@ -852,7 +864,7 @@ print(
 wronged = run(**methods["full"] | {"learning_rate": methods["LoRA"]["learning_rate"]})[1]
 for label, row in (("its own rate", table["full"]), ("LoRA's rate", wronged)):
     print(f"full at {label}: {row['exact']:.0%} of orders exact, {row['general']:.0%} of general questions right")
-    print(f"  {general[0]['instruction']} {row['said'][:90]!r}")
+    print(f"  {general[0]['instruction']} {row['replies'][0][:90]!r}")
 
 # %% [markdown] id="break-fix"
 # The fix is the search above: choose the rate per method, on validation rows, before you compare.
@@ -877,19 +889,21 @@ def draw(method, budget_mib):
     colors = ["#d95f02" if name == method else "#9ecae1" for name in fits]
     left.barh(fits, [100 * table[name]["exact"] for name in fits], color=colors)
     left.tick_params(axis="y", labelsize=7)
-    left.set(xlabel="orders exactly right, %", title=f"What fits into {budget_mib} MiB?")
+    left.set(xlabel="orders exactly right, %", title=f"Which methods add at most {budget_mib} MiB?")
     rates, losses = list(searched[method]), list(searched[method].values())
     right.plot([float(rate) for rate in rates], losses, "o-", color="#d95f02")
-    right.set(xscale="log", xlabel="learning rate", ylabel="validation loss", title=f"How sensitive is {method}?")
+    right.set(xscale="log", xlabel="learning rate", ylabel="validation loss", title=f"{method}: which rate?")
     right.set_xticks([float(rate) for rate in rates], rates)
     right.minorticks_off()
     plt.show()
+    if method not in fits:
+        print(f"{method} does not fit: it adds {table[method]['mib']:.1f} MiB")
     if fits:
         print(f"best within {budget_mib} MiB: {fits[-1]}, {table[fits[-1]]['exact']:.0%} of orders exact")
 
 
 # %% id="experiment-show"
-experiment.show(draw, method=list(rows), budget_mib=[10, 0.5, 3, 30, 100, 2000])
+experiment.show(draw, method=list(reversed(rows)), budget_mib=[100, 0.5, 3, 10, 30, 2000])
 
 # %% [markdown] id="loftq-why"
 # ## Three more ideas, on small examples
@@ -940,7 +954,7 @@ halves = {
 fig, axes = plt.subplots(1, 3, figsize=(7, 2.6), layout="constrained")
 for ax, (name, mask) in zip(axes, halves.items(), strict=True):
     ax.imshow(mask, cmap="Greens", vmin=0, vmax=1.4)
-    ax.set_title(f"{name}: {mask.sum()}", fontsize=8)
+    ax.set_title(f"{name}: {mask.sum()} pairs", fontsize=8)
     ax.set(xticks=[], yticks=[], xlabel="key", ylabel="query")
 plt.show()
 

@@ -53,13 +53,10 @@ def library(request, loaded, monkeypatch):
     if request.param == "stand-in":
         monkeypatch.setitem(sys.modules, "llama_cpp", stand_in(loaded[0]))
         monkeypatch.setattr(engines, "find_spec", lambda name: True)
-    # They are imported anew, with the module that is there now.
-    users = ["ftlab.apps.serve.llama_batch", "ftlab.apps.serve.llama_cache"]
-    for name in users:
-        monkeypatch.delitem(sys.modules, name, raising=False)
+    # It is imported anew, with the module that is there now.
+    monkeypatch.delitem(sys.modules, "ftlab.apps.serve.llama_batch", raising=False)
     yield pytest.importorskip("llama_cpp")
-    for name in users:
-        sys.modules.pop(name, None)
+    sys.modules.pop("ftlab.apps.serve.llama_batch", None)
 
 
 @pytest.fixture
@@ -89,18 +86,14 @@ def compare(pieces: list[Piece], prompt: list[int], model) -> None:
 
 def reads(engine: Engine) -> list[int]:
     """Return a list that is filled with how many tokens each call of llama.cpp reads."""
-    counts = []
-
-    def counting(evaluate):
-        def counted(new):
-            counts.append(sum(map(len, new.values())))
-            return evaluate(new)
-
-        return counted
-
     (batch,) = engine.batches.values()
-    for cache in (batch.short, batch.long):
-        cache.evaluate = counting(cache.evaluate)
+    counts, evaluate = [], batch.evaluate
+
+    def counted(new):
+        counts.append(sum(map(len, new.values())))
+        return evaluate(new)
+
+    batch.evaluate = counted
     return counts
 
 
@@ -153,34 +146,8 @@ def test_what_is_kept_makes_room_for_new_prompts(start, loaded):
     for n in range(5):
         (pieces,) = ask(engine, [[n] * 100], max_tokens=20)
         compare(pieces, [n] * 100, loaded[0])
-        assert sum(map(len, batch.long.held)) <= 256
-    assert [n for held in batch.long.held for n in held[:1]] == [3, 4]
-
-
-def test_short_and_long_answers_generate_together(start, loaded):
-    engine = start(cache_tokens=256, max_batch=4)
-    (batch,) = engine.batches.values()
-    # Together with its answer a row of 57 tokens is the first that does not fit into a cache of 64.
-    prompts = [[7] * 100, [8] * 56, [9] * 57]
-    queues = [put(engine, prompt, max_tokens=8)[1] for prompt in prompts]
-    for prompt, queue in zip(prompts, queues, strict=True):
-        compare(collect(queue), prompt, loaded[0])
-    # The last token of an answer is not read.
-    assert sorted(map(len, batch.short.held)) == [0, 0, 0, 63]
-    assert sorted(map(len, batch.long.held)) == [0, 0, 64, 107]
-
-
-def test_a_sequence_that_holds_as_much_of_the_prompt_is_not_copied_to(start, library, loaded, monkeypatch):
-    engine = start(max_batch=2)
-    prompts = [[*range(20), *[40 + n] * 60] for n in range(5)]
-    for prompt in prompts[:2]:
-        ask(engine, [prompt], max_tokens=1)
-    monkeypatch.setattr(library, "llama_memory_seq_cp", lambda *_: pytest.fail("copied"))
-    counts = reads(engine)
-    for prompt in prompts[2:]:
-        (pieces,) = ask(engine, [prompt], max_tokens=1)
-        compare(pieces, prompt, loaded[0])
-    assert counts == [60, 60, 60]
+        assert sum(map(len, batch.held)) <= 256
+    assert [n for held in batch.held for n in held[:1]] == [3, 4]
 
 
 def test_a_long_prompt_is_read_in_parts(start):
