@@ -158,7 +158,7 @@ def test_more_tokens_than_rows_are_refused_before_anything_is_done(tiny_model_di
     values = tiny_recipe | {"model_name_or_path": str(place), "export_dir": str(tmp_path / "out")}
     for act in (
         lambda: train.train(recipes.load(values)),
-        lambda: export.export(recipes.load(values)),
+        lambda: export.export(recipes.load(values | {"output_dir": None})),
         lambda: chat.load(str(place)),
     ):
         with pytest.raises(
