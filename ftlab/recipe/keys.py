@@ -825,7 +825,7 @@ CONDITIONS = (
     Condition(
         ("adam_beta1", "adam_beta2"),
         lambda recipe: not str(recipe.training.get("optim", "")).startswith(WITHOUT_BETAS),
-        "an `optim` with these averages, such as adamw_torch",
+        "an `optim` with betas, such as adamw_torch",
     ),
     Condition(
         ("adam_epsilon",),

@@ -502,10 +502,27 @@ def test_an_adam_setting_that_an_optimizer_does_not_get_is_said(base, tmp_path):
     assert {"adamw_torch", "adafactor", "sgd", "rmsprop", "lion_8bit", "paged_lion_32bit", "ademamix"} <= {*compared}
 
 
-@pytest.mark.parametrize("stage", [stage for stage in STAGES if stage not in ("pt", "sft")])
-def test_label_smoothing_of_the_tokens_is_said_to_need_a_stage_that_has_it(stage, base):
-    recipe = recipes.load(base | STAGES[stage] | {"stage": stage, "label_smoothing_factor": 0.1})
-    assert ("label_smoothing_factor", 0.1) in [(name, value) for name, value, _ in keys.ineffective(recipe)]
+ORDERED = ("kto", *keys.REWARDED)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize(
+    ("name", "value", "counts_in"),
+    [
+        ("label_smoothing_factor", 0.1, ("pt", "sft")),
+        ("data_seed", 7, tuple(stage for stage in STAGES if stage not in ORDERED)),
+        ("train_sampling_strategy", "group_by_length", tuple(stage for stage in STAGES if stage not in keys.REWARDED)),
+        ("train_sampling_strategy", "sequential", tuple(STAGES)),
+    ],
+)
+def test_a_training_argument_is_said_to_need_a_stage_that_reads_it(stage, name, value, counts_in, base):
+    recipe = recipes.load(base | STAGES[stage] | {"stage": stage, name: value})
+    assert (name in [said for said, *_ in keys.ineffective(recipe)]) == (stage not in counts_in)
+
+
+def test_label_smoothing_is_said_to_have_no_effect_on_dft(base):
+    recipe = recipes.load(base | {"use_dft_loss": True, "label_smoothing_factor": 0.1})
+    assert "label_smoothing_factor" in [name for name, *_ in keys.ineffective(recipe)]
 
 
 @pytest.mark.parametrize("method", METHODS)
