@@ -13,10 +13,10 @@
 # | memory traded for time | peak memory and seconds, with and without recomputation |
 # | a run that survives a kill | largest difference to the weights of the uninterrupted run |
 #
-# **Cost:** about 9 minutes and 5 GB on two CPU cores, an estimated 4 minutes on a T4. **Before this:** [03 ·
+# **Cost:** about 9 minutes (19 without bfloat16) and 5 GB on two CPU cores, an estimated 4 minutes on a T4. **Before this:** [03 ·
 # LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="47acda8e"
+# %% [markdown] id="title" lang="zh" of="179e2375"
 # # 06 · 训练：循环、学习率调度与数值格式
 #
 # Trainer 藏起来的其实只是几行代码的循环。在这里你亲手写出来，证明每一步的损失都与库的一致，再用它测量其他设置的作用：学习率调度与预热、梯度累积、数值格式、重计算、不靠猜而是找出来的学习率，以及中断后续跑。
@@ -29,7 +29,7 @@
 # | 用时间换内存 | 开与不开重计算的内存峰值和秒数 |
 # | 中断后能续上的训练 | 与不中断时权重的最大差值 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 9 分钟、5 GB 内存，T4 上估计 4 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 9 分钟（不支持 bfloat16 时约 19 分钟）、5 GB 内存，T4 上估计 4 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -231,7 +231,7 @@ def train_by_hand(model, rows, steps, batch_size):
 exact_model = load(torch.float32)
 check_batch_size = 2  # float32 takes its time on a CPU
 by_hand = train_by_hand(with_adapter(exact_model).train(), train_dataset, check_steps, check_batch_size)
-print([round(loss, 3) for loss in by_hand[:3]], "...", round(by_hand[-1], 3))
+print("loss of each step:", *(f"{loss:.3f}" for loss in by_hand[:3]), "...", f"{by_hand[-1]:.3f}")
 
 # %% [markdown] id="trainer-why"
 # The same by the library's `Trainer`. Every argument that the loop above decided is spelt out.
@@ -367,7 +367,7 @@ schedules = {
 }
 started = time.perf_counter()
 runs = {name: [compare(seed, **changed) for seed in seeds] for name, changed in schedules.items()}
-losses = {name: [loss for loss, _, _ in found] for name, found in runs.items()}
+losses = {name: [loss for loss, _, _ in results] for name, results in runs.items()}
 compared_seconds = time.perf_counter() - started
 
 
@@ -378,9 +378,9 @@ def spread(values):
 
 means = {name: sum(values) / len(values) for name, values in losses.items()}
 for name, values in losses.items():
-    print(f"{name:<24} validation loss {means[name]:.3f}, seeds {min(values):.3f} to {max(values):.3f}")
+    print(f"{name:<22} validation loss: mean {means[name]:.3f}, seeds from {min(values):.3f} to {max(values):.3f}")
 between, within = spread(means.values()), max(map(spread, losses.values()))
-print(f"between schedules {between:.3f} nats, between seeds of one schedule up to {within:.3f}")
+print(f"largest difference between two schedules' means {between:.3f} nats, between two seeds of one {within:.3f} nats")
 
 # %% id="answer-schedule"
 print(
@@ -393,13 +393,13 @@ for name, changed in schedules.items():
     warmup = math.ceil(changed["warmup_steps"] * max_steps)
     axes[0].plot(library_rates(changed["lr_scheduler_type"], max_steps, warmup, learning_rate), label=name)
 axes[0].set(xlabel="optimizer step", ylabel="learning rate", title="What does each schedule do?")
-axes[0].legend(fontsize=8)
 for row, values in enumerate(losses.values()):
     axes[1].plot(values, [row] * len(values), "o", alpha=0.7)
     axes[1].plot(sum(values) / len(values), row, "k|", markersize=16)
-axes[1].set(yticks=range(len(losses)), yticklabels=list(losses), xlabel="validation loss", title="Which learns more?")
+axes[1].set(yticks=[], xlabel="validation loss (dots: seeds, bar: their mean)", title="Which ends lowest?")
 axes[1].invert_yaxis()
 axes[1].grid(axis="x", alpha=0.3)
+fig.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize=9)
 plt.show()
 
 # %% [markdown] id="break-why"
@@ -423,12 +423,11 @@ fig, ax = plt.subplots(figsize=(7.5, 3.2), layout="constrained")
 fault_losses = {}
 for name, (rate, warmup, planned) in faults.items():
     if (rate, warmup, planned) == (learning_rate, 0.1, max_steps):
-        found, log, _ = runs["cosine, warm-up 10%"][0]  # this run was made above
+        fault_losses[name], log, _ = runs["cosine, warm-up 10%"][0]  # this run was made above
     else:
-        found, log, _ = compare(seed, learning_rate=rate, warmup_steps=warmup, max_steps=planned)
-    fault_losses[name] = found
+        fault_losses[name], log, _ = compare(seed, learning_rate=rate, warmup_steps=warmup, max_steps=planned)
     ax.plot(range(1, len(log) + 1), log, label=name)
-    print(f"{name:<24} validation loss {found:.3f}")
+    print(f"{name:<24} validation loss {fault_losses[name]:>6.3f}")
 ax.set(xlabel="optimizer step", ylabel="loss per trained token", title="Which run ends worst?", yscale="log")
 ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 plt.show()
@@ -515,7 +514,7 @@ for scale in (1, 2**16):
 # %% id="format-seconds"
 for name, number_format in formats.items():
     if name not in ("float32", dtype):
-        print(f"{name:<9} not timed: this machine computes it without instructions for it")
+        print(f"{name:<9} not timed: this machine has no instructions for it")
         continue
     left = torch.randn(512, 1536, dtype=number_format, device=exact_model.device)
     (left @ left.T).sum().item()  # the first product prepares the kernel
@@ -569,7 +568,8 @@ for recompute in (False, True):
         (loss_sum / count).backward()
     recomputed[recompute] = (peak.bytes, time.perf_counter() - started, gradient(exact_model))
 for recompute, (peak_bytes, seconds, _) in recomputed.items():
-    print(f"{'recomputed' if recompute else 'kept':<11} {peak_bytes / 2**20:>6.0f} MiB, {seconds:.2f} s")
+    label = "activations recomputed" if recompute else "activations kept"
+    print(f"{label:<22} peak {peak_bytes / 2**20:>5.0f} MiB, {seconds:.2f} s")
 sizes, tokens_each = memory.Decoder.from_config(exact_model.config.to_dict()), batch["input_ids"].shape[1]
 numbers = {"adapter_rank": r, "linear_bytes": 4, "other_bytes": 4, "trained_bytes": 4, "eager": not on_gpu}
 told = memory.Training(len(batch["input_ids"]), tokens_each, sizes.lora_parameters(r), **numbers)
@@ -620,11 +620,10 @@ print(
 # %% id="finder-plot"
 fig, ax = plt.subplots(figsize=(6, 3), layout="constrained")
 ax.plot(tried, seen, ".", alpha=0.5, label="each step")
-ax.plot(tried, smooth, label="mean of five")
-ax.axvline(best_rate / 3, linestyle="--", color="#555", label="a third of the best")
-ax.set(
-    xscale="log", xlabel="learning rate", ylabel="loss per trained token", title="From which rate does the loss rise?"
-)
+ax.plot(tried, smooth, label="mean of five steps")
+ax.axvline(best_rate / 3, linestyle="--", color="#555", label="a third of the lowest point's rate")
+ax.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="loss per trained token")
+ax.set_title("From which rate does the loss rise?")
 ax.legend()
 plt.show()
 
@@ -685,13 +684,13 @@ events = EventAccumulator(folder).Reload()
 scalars = events.Scalars("train/loss")
 with open("runs/06_training/tracked/loss.csv") as file:
     lines = [line.strip().split(",") for line in file]
-print("what TensorBoard keeps:", *events.Tags()["scalars"])
+print("scalars in TensorBoard's file:", *events.Tags()["scalars"])
 tracker_max_abs_diff = max(abs(scalar.value - float(line[1])) for scalar, line in zip(scalars, lines, strict=True))
 print(f"{len(lines)} losses in each, largest difference {tracker_max_abs_diff:.1e}")
 assert [scalar.step for scalar in scalars] == [int(line[0]) for line in lines] and tracker_max_abs_diff < 1e-5
 fig, ax = plt.subplots(figsize=(6, 2.6), layout="constrained")
 ax.plot([scalar.step for scalar in scalars], [scalar.value for scalar in scalars], "o-")
-ax.set(xlabel="optimizer step", ylabel="loss", yscale="log", title="Read back: is one batch learned by heart?")
+ax.set(xlabel="optimizer step", ylabel="loss (from TensorBoard's file)", yscale="log", title="Does one batch overfit?")
 ax.grid(alpha=0.3)
 plt.show()
 
@@ -719,12 +718,14 @@ saving = dataclasses.replace(
 # The first run of the comparison above had the same seed and settings, and ran to its end.
 uninterrupted = runs["cosine, warm-up 10%"][0][2]
 run = Trainer(with_adapter(model), saving, train_dataset=train_dataset, data_collator=collate, callbacks=[StopAt(half)])
+run.remove_callback(PrinterCallback)
 run.train()
 model = run.model.unload()
 differences = {}
 for keeps in ("everything", "weights alone"):
     candidate = with_adapter(model)
     run = Trainer(candidate, saving, train_dataset=train_dataset, data_collator=collate)
+    run.remove_callback(PrinterCallback)
     if keeps == "everything":
         run.train(resume_from_checkpoint=f"runs/06_training/killed/checkpoint-{half}")
     else:
@@ -733,7 +734,7 @@ for keeps in ("everything", "weights alone"):
         run.train()
     differences[keeps] = (adapter_weights(candidate) - uninterrupted).abs().max().item()
     model = candidate.unload()
-    print(f"{keeps:<14} resumed: largest difference to the uninterrupted run {differences[keeps]:.1e}")
+    print(f"resumed with {keeps + ':':<14} largest difference to the uninterrupted run {differences[keeps]:.1e}")
 
 # %% [markdown] id="experiment-why"
 # ## Experiment
@@ -751,8 +752,8 @@ def draw(lr_scheduler_type, warmup_share, steps):
     _, ax = plt.subplots(figsize=(6, 2.8), layout="constrained")
     ax.fill_between(range(steps), rates, alpha=0.3)
     ax.plot(rates)
-    ax.set(xlabel="optimizer step", ylabel="share of the learning rate", ylim=(0, 1.05))
-    ax.set_title("How far, and how does it end?")
+    ax.set(xlabel="optimizer step", ylabel="share of the peak learning rate", ylim=(0, 1.05))
+    ax.set_title("How large is the area, and how does it end?")
     plt.show()
     print(f"area: {sum(rates) / steps:.0%} of a constant rate; last step at {rates[-1]:.1%}")
 
