@@ -1,6 +1,6 @@
-"""One LoRA step on a CPU without each of ftlab's shortcuts in turn: 8 rows of 41 to 59 tokens, 17 trained in each.
+"""One LoRA step on a CPU without each of ftlab's fast paths in turn: 8 rows of 41 to 59 tokens, 17 trained in each.
 
-As in identity_en, the first 24 tokens of every row are its template's.
+As in identity_en, all rows share their first 24 tokens, which come from the chat template.
 """
 
 import json
@@ -11,28 +11,28 @@ from typing import Any
 
 from benchmarks import turns
 
-# What each variant does as the libraries do it; the first leaves nothing to them.
+# Variant -> the parts that run as in the libraries; none in the first.
 VARIANTS: dict[str, tuple[str, ...]] = {
-    "all shortcuts": (),
-    "logits taken twice": ("head",),
-    "every position scored": ("head", "tiles"),
-    "nothing in common": ("rows",),
-    "beginnings read again": ("shared",),
-    "transformers' attention": ("shared", "attention"),
-    "fused attention": ("shared", "sdpa"),
-    "activations computed twice": ("checkpointing",),
+    "all fast paths": (),
+    "logits computed twice": ("head",),
+    "logits of all positions": ("head", "tiles"),
+    "rows without a shared prefix": ("rows",),
+    "prefixes not shared": ("shared",),
+    "eager attention": ("shared", "attention"),
+    "SDPA": ("shared", "sdpa"),
+    "gradient checkpointing": ("checkpointing",),
     "PEFT's LoRA": ("lora",),
-    "PEFT's, in bfloat16": ("lora", "bfloat16"),
-    "none of them": ("head", "tiles", "shared", "sdpa", "lora"),
+    "PEFT's LoRA in bfloat16": ("lora", "bfloat16"),
+    "no fast paths": ("head", "tiles", "shared", "sdpa", "lora"),
 }
 LENGTHS, TRAINED, COMMON = (41, 50, 59, 45, 53, 48, 57, 43), 17, 24
 
 
 def measure(repeats: int, steps: int, only: Sequence[str] = ()) -> dict[str, Any]:
-    """Print seconds per step of each variant; return them and what each shortcut is worth.
+    """Print seconds per step of each variant; return them and the slowdown of each variant.
 
     Args:
-        only: which variants beside the first; all by default.
+        only: variants besides the first; all by default.
     """
     names = [name for name in VARIANTS if not only or name in only or not VARIANTS[name]]
     table = turns.medians(turns.in_turns("benchmarks.levers", names, repeats, str(steps)))
@@ -89,7 +89,7 @@ def main(variant: str, steps: int) -> None:
 
 
 def batch(rows: list[Any]) -> dict[str, Any]:
-    """Return rows as trl's collator hands them over."""
+    """Return rows as a batch of TRL's collator."""
     from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
     given = []

@@ -16,7 +16,7 @@ from benchmarks import limit, llamafactory, sides, turns
 from benchmarks.sides import Side
 
 VARIANTS = {
-    "lora": ("ftlab", "trl defaults", "trl best settings", "plain loop"),
+    "lora": ("ftlab", "trl defaults", "trl tuned", "plain loop"),
     # A machine without bfloat16 emulates it where nothing is set: half a minute a step, so only when asked for.
     "installed": ("ftlab", "trl as installed"),
     "qlora": ("ftlab", "plain peft", "trl defaults"),
@@ -110,7 +110,7 @@ def run_ftlab(method: str, batch: int, steps: int, side: Side, folder: str) -> N
 def run_trl(method: str, batch: int, steps: int, side: Side, folder: str, variant: str) -> None:
     """Train with SFTTrainer in this machine's number format; "trl as installed" leaves even that to TRL.
 
-    "trl best settings" sets what a reader of its manual would set on a CPU.
+    "trl tuned" sets what a reader of its manual would set on a CPU.
     """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
@@ -118,7 +118,7 @@ def run_trl(method: str, batch: int, steps: int, side: Side, folder: str, varian
     from ftlab import models
 
     obvious: dict[str, Any] = {} if variant == "trl as installed" else sides.number_format()
-    if variant == "trl best settings":
+    if variant == "trl tuned":
         obvious |= {"gradient_checkpointing": False, "model_init_kwargs": {"dtype": limit.DTYPE}}
     if method == "qlora":
         obvious["model_init_kwargs"] = {"dtype": limit.DTYPE, "quantization_config": four_bits()}

@@ -1,10 +1,14 @@
 """The benchmarks' own arithmetic; what they measure is not a test's business."""
 
 import json
+import re
 
 import pytest
 
-from benchmarks import generate, headline, plot, start, train, turns
+from benchmarks import __main__ as command
+from benchmarks import generate, headline, levers, memory, methods, plot, start, train, turns
+
+PAGE = (headline.FOLDER / "README.md").read_text(encoding="utf-8")
 
 
 def test_medians_and_spread():
@@ -49,11 +53,54 @@ def test_a_picture_has_one_panel_per_table(tmp_path):
 
 
 def test_the_page_begins_with_the_headline_ratios_and_their_picture(tmp_path):
-    page = (headline.FOLDER / "README.md").read_text(encoding="utf-8")
-    assert page.startswith(f"# Benchmarks\n\n{headline.table()}\n\n![") and "(headline.png)" in page
+    assert PAGE.startswith(f"# Benchmarks\n\n{headline.table()}\n\n![") and "(headline.png)" in PAGE
     headline.draw(tmp_path / "headline.png")
     assert (tmp_path / "headline.png").read_bytes().startswith(b"\x89PNG")
     assert (headline.FOLDER / "headline.png").stat().st_size < 100_000
+
+
+def test_the_page_lists_every_benchmark_and_those_of_make_bench():
+    section = PAGE.partition("## How to run")[2].partition("## Details")[0]
+    listed = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert sorted(listed) == sorted(command.NAMES)
+    modules = {name.removesuffix(".py") for name in re.findall(r"benchmarks[./](\w+(?:\.py)?)", section)}
+    assert {"serve", "clients", "page_loads", "methods"} <= modules
+    make = (turns.ROOT / "Makefile").read_text(encoding="utf-8")
+    names = re.search(r"for name in (.*); do \$\(BIN\)/python -m benchmarks", make)[1].split()
+    assert f"`make bench` runs {'twelve' if len(names) == 12 else len(names)} of them" in section.replace("\n", " ")
+    assert set(names) == set(re.findall(r"`(\w+)`", section.partition("of them:")[2].partition(".")[0]))
+
+
+def test_the_page_says_how_many_settings_of_memory_are_compared():
+    methods_and_stages = (
+        [len(list(memory.method_cells(method))) for method in memory.METHODS],
+        [len(sizes) for sizes in memory.STAGES.values()],
+    )
+    wanted = "{} settings of the SFT methods, {} of the other stages".format(*map(sum, methods_and_stages))
+    assert wanted in PAGE
+
+
+def test_the_largest_error_of_memory_is_that_of_all_tables():
+    section = PAGE.partition("### Memory")[2].partition("Not measured")[0]
+    first, second = (
+        max(abs(float(value)) for value in re.findall(r"([+-]\d+\.\d+)% \|", part))
+        for part in section.split("The other stages")
+    )
+    assert f"{first}% for the SFT methods and {second}% for the other stages" in PAGE.replace("\n", " ")
+
+
+def test_the_rates_of_the_methods_are_those_of_the_search():
+    found = json.loads((headline.FOLDER / "methods.json").read_text(encoding="utf-8"))
+    for method, losses in found.items():
+        rate = min(losses, key=losses.get)
+        edge = "yes" if rate in (min(losses, key=float), max(losses, key=float)) else ""
+        assert " ".join(f"| {method} | {rate} | {losses[rate]} | {edge} |".split()) in " ".join(PAGE.split())
+    assert found.keys() <= methods.CENTRES.keys() and "ten methods" in PAGE and len(methods.CENTRES) - len(found) == 10
+
+
+def test_the_slowdowns_are_named_as_the_command_prints_them():
+    section = PAGE.partition("python -m benchmarks levers")[2].partition("Tried and rejected")[0]
+    assert not [name for name in levers.VARIANTS if levers.VARIANTS[name] and f"`{name}`" not in section]
 
 
 def test_the_seconds_of_imports_are_added_up_by_package():
