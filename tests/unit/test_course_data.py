@@ -244,3 +244,31 @@ def test_the_readme_s_table_is_true():
         text = (DATA / file).read_text(encoding="utf-8")
         count = len(json.loads(text) if file.endswith(".json") else text.splitlines())
         assert (count, round((DATA / file).stat().st_size / 1000)) == (int(rows), int(kilobytes)), file
+
+
+def test_the_readme_lists_the_lessons_that_read_a_set():
+    sources = {path.name[:2]: path.read_text() for path in (DATA.parent / "notebooks" / "source").glob("*.py")}
+    table = [line.split(" | ") for line in (DATA / "README.md").read_text().splitlines() if line.startswith("| `")]
+    for name, file, *_, told, _ in (
+        " | ".join(cells).replace("| |", "|  |").strip("| ").split(" | ") for cells in table
+    ):
+        # A lesson may name the language by a variable.
+        stem = re.sub(r"_(en|zh)(?=_|$)", r"_(?:\1|{\\w+})", file.partition(".")[0])
+        quoted = re.compile(rf"""(?<!\w)(?:{stem}\.jsonl?|{name.strip("`")})["']""")
+        found = sorted(number for number, source in sources.items() if quoted.search(source))
+        assert told.strip() == ", ".join(found), name
+
+
+def test_the_readme_names_functions_that_exist():
+    named = re.findall(r"`ftlab\.evaluate\.(\w+)`", (DATA / "README.md").read_text())
+    assert named and all(hasattr(evaluate, name) for name in named)
+
+
+def test_pairs_differ_as_the_readme_says():
+    opening, closing = "In short, ", " That is the short answer."
+    pairs = [row for row in rows_of("preference_en.jsonl") if row["chosen"].startswith(opening)]
+    for number, row in enumerate(pairs):
+        chosen = row["chosen"].removeprefix(opening).casefold()
+        rejected = row["rejected"].removesuffix(closing).casefold()
+        assert row["rejected"].endswith(closing) == (number % 3 == 0)
+        assert chosen.startswith(rejected) and (chosen != rejected) == (number % 3 == 2)
