@@ -35,7 +35,11 @@ def test_both_editions_of_every_lesson_are_listed():
     assert CONF.count("for lesson in lesson_files.lessons(course=ROOT)") == len(lesson_files.LANGUAGES)
 
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "README.md"]
+PAGES = [
+    *(ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY", "benchmarks/README")),
+    *(ROOT / name for name in ("data/README.md", "tests/mutants.md")),
+    *(ROOT / "docs").glob("*.md"),
+]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
