@@ -110,8 +110,7 @@ def examples(
 ) -> list[list[Turn]]:
     """Return the training examples of a data set's example, each as its turns, uncut."""
     if "text" in row:
-        ids = ids_of(tokenizer, row["text"])
-        return [[Turn([], [*ids, tokenizer.eos_token_id], [], ended=True)]]
+        return [[Turn([], text_ids(tokenizer, row["text"]), [], ended=True)]]
     messages = row["messages"] if "messages" in row else [*row["prompt"], *row["completion"]]
     first = 0 if "messages" in row else len(row["prompt"])
     answers = [n for n, one in enumerate(messages) if n >= first and one["role"] == "assistant"]
@@ -231,6 +230,18 @@ def end_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def ids_of(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the token ids of a text without adding special tokens."""
     return tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+
+
+def text_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the token ids of a raw text: bos if the tokenizer begins texts with it, and eos, neither of them twice."""
+    ids, bos, eos = ids_of(tokenizer, text), tokenizer.bos_token_id, tokenizer.eos_token_id
+    before = [bos] if adds_bos(tokenizer) and ids[:1] != [bos] else []
+    return [*before, *ids, *([] if ids[-1:] == [eos] else [eos])]
+
+
+def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Return True if a tokenizer begins every text with its bos token."""
+    return tokenizer("a").input_ids[0] == tokenizer.bos_token_id
 
 
 def continuation(tokenizer: PreTrainedTokenizerBase, before: str, text: str) -> list[int]:

@@ -89,12 +89,7 @@ def add_ids(writer: gguf.GGUFWriter, tokenizer: PreTrainedTokenizerBase) -> None
     ends = [number for number in tokens.end_ids(tokenizer) if number != tokenizer.eos_token_id]
     if ends:
         writer.add_eot_token_id(ends[0])
-    writer.add_add_bos_token(adds_bos(tokenizer))
-
-
-def adds_bos(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Return True if a tokenizer begins every text with its bos token."""
-    return tokenizer("a").input_ids[0] == tokenizer.bos_token_id
+    writer.add_add_bos_token(tokens.adds_bos(tokenizer))
 
 
 def parts_of(step: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:

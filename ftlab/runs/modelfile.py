@@ -5,7 +5,7 @@ from transformers import PreTrainedTokenizerBase
 from ftlab import answers
 from ftlab.errors import LabError
 from ftlab.rendering import render
-from ftlab.runs import gguf_tokenizer
+from ftlab.tokens import adds_bos
 
 QUOTES = '"' * 3
 # Placeholders for texts, to find what the template writes around them.
@@ -60,7 +60,7 @@ def turns(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
         before, _, whole = whole.partition(one)
         parts.append(before)
     opening, after_system, to_answer, after_answer, again = parts
-    if tokenizer.bos_token and gguf_tokenizer.adds_bos(tokenizer):
+    if tokenizer.bos_token and adds_bos(tokenizer):
         # llama.cpp adds the bos token itself.
         opening, unasked = (part.removeprefix(tokenizer.bos_token) for part in (opening, unasked))
     begin_user = after_answer.removeprefix(whole)

@@ -4,6 +4,7 @@ import pytest
 from datasets import Dataset
 from lessons import definitions
 from tiny import make_tokenizer
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM
 from trl import SFTConfig, SFTTrainer
 
@@ -49,6 +50,19 @@ def test_train_on_prompt_trains_every_token(tiny_tokenizer):
 def test_plain_text_ends_with_eos(tiny_tokenizer):
     (encoded,) = tokens.encode(tiny_tokenizer, {"text": "abc"})
     assert encoded["input_ids"][-1] == tiny_tokenizer.eos_token_id and encoded["labels"] == encoded["input_ids"]
+
+
+def test_plain_text_has_one_bos_and_one_eos():
+    tokenizer = make_tokenizer()
+    tokenizer.bos_token = "<|im_start|>"
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    start = TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", bos)])
+    tokenizer.backend_tokenizer.post_processor = start
+    assert tokenizer("a").input_ids[0] == bos
+    wanted = [bos, *tokens.ids_of(tokenizer, "abc"), eos]
+    for text in ("abc", "<|im_start|>abc", "abc<|im_end|>", "<|im_start|>abc<|im_end|>"):
+        (encoded,) = tokens.encode(tokenizer, {"text": text})
+        assert encoded["input_ids"] == encoded["labels"] == wanted, text
 
 
 def test_a_long_example_keeps_its_answer(tiny_tokenizer):
