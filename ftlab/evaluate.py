@@ -181,16 +181,26 @@ def multiple_choice(
 
 
 def choices(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[dict[str, Any]]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[dict[str, Any]],
+    system: str | None = None,
 ) -> list[int]:
-    """Return, for every question, the index of the choice that the model finds likeliest; all form one batch."""
-    scores = choice_log_probabilities(model, tokenizer, questions)
+    """Return, for every question, the index of the choice that the model finds likeliest; all form one batch.
+
+    Args:
+        system: the system turn before every question.
+    """
+    scores = choice_log_probabilities(model, tokenizer, questions, system)
     return [max(range(len(row)), key=row.__getitem__) for row in scores]
 
 
 @torch.inference_mode()
 def choice_log_probabilities(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, questions: Sequence[dict[str, Any]]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    questions: Sequence[dict[str, Any]],
+    system: str | None = None,
 ) -> list[list[float]]:
     """Return, for every question and choice, the mean log-probability of the choice's tokens as the answer.
 
@@ -198,7 +208,8 @@ def choice_log_probabilities(
     The question is computed once; its key-value cache is then shared by the choices, which are a few tokens each.
     """
     model.eval()
-    conversations = [[{"role": "user", "content": q["question"]}] for q in questions]
+    before = [{"role": "system", "content": system}] if system else []
+    conversations = [[*before, {"role": "user", "content": q["question"]}] for q in questions]
     encoded = [
         tokens.written_answers(tokenizer, one, q["choices"]) for one, q in zip(conversations, questions, strict=True)
     ]

@@ -96,7 +96,7 @@ def opened(
 def of_recipe(name: str, recipe: Any) -> Conversation:
     """Return a conversation with a recipe's model."""
     model, tokenizer = chat.from_recipe(recipe)
-    system = chat.system_turn(recipe.default_system, recipe.adapter_name_or_path)
+    system = chat.system_turn(recipe.default_system, chat.weights_folder(recipe))
     return Conversation(name, model, tokenizer, chat.generation_of(recipe), system)
 
 

@@ -68,18 +68,28 @@ class Outcome(NamedTuple):
     more: int | None
 
 
-def load_side(name: str) -> tuple[Any, Any]:
-    """Return the model and tokenizer of a recipe, a run folder, or a model's name.
+class Side(NamedTuple):
+    """A model that answers, its tokenizer, and the system turn that it was trained with, if any."""
+
+    model: Any
+    tokenizer: Any
+    system: Sequence[chat.Message] = ()
+
+
+def load_side(name: str) -> Side:
+    """Return the model of a recipe, a run folder, or a model's name.
 
     Raises:
         LabError: there is none.
     """
-    if name.endswith((".yaml", ".yml")):
-        return chat.from_recipe(recipes.load(name))
     written = Path(name).expanduser() / folder.RECIPE
-    if written.is_file():
-        return chat.from_recipe(recipes.load(written, [f"output_dir={written.parent}"]))
-    return chat.load(name)
+    if name.endswith((".yaml", ".yml")):
+        recipe = recipes.load(name)
+    elif written.is_file():
+        recipe = recipes.load(written, [f"output_dir={written.parent}"])
+    else:
+        return Side(*chat.load(name))
+    return Side(*chat.from_recipe(recipe), chat.system_turn(recipe.default_system, chat.weights_folder(recipe)))
 
 
 def questions(dataset: str, dataset_dir: str | Path, limit: int) -> list[str]:
@@ -123,7 +133,7 @@ def pile(
         LabError: a model that cannot be loaded, or earlier picks about other answers.
     """
     # Only one of them is in memory at a time.
-    sides = [replies(*load_side(model), prompts, max_new_tokens) for model in (a, b)]
+    sides = [replies(load_side(model), prompts, max_new_tokens) for model in (a, b)]
     # An empty answer cannot be trained on: such a pair is a tie, like one of equal answers.
     rows = [
         (question, *pair) for question, *pair in zip(prompts, *sides, strict=True) if all(pair) and pair[0] != pair[1]
@@ -143,10 +153,10 @@ def name_of(a: str, b: str, by: str | None) -> str:
     return "_".join(re.sub(r"\W+", "-", one).strip("-") for one in parts)
 
 
-def replies(model: Any, tokenizer: Any, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+def replies(side: Side, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
     """Return a model's greedy answers."""
-    conversations = [[{"role": "user", "content": question}] for question in prompts]
-    return evaluate.generate_answers(model, tokenizer, conversations, max_new_tokens)
+    conversations = [[*side.system, {"role": "user", "content": question}] for question in prompts]
+    return evaluate.generate_answers(side.model, side.tokenizer, conversations, max_new_tokens)
 
 
 def judge(name: str) -> Rater:
@@ -157,12 +167,12 @@ def judge(name: str) -> Rater:
     """
     if name in JUDGES:
         return JUDGES[name]
-    model, tokenizer = load_side(name)
+    side = load_side(name)
 
     def lead(question: str, left: str, right: str) -> float:
         """Return by how much the model prefers the number of the left answer."""
         choice = {"question": QUESTION.format(question=question, left=left, right=right), "choices": ["1", "2"]}
-        ((one, two),) = evaluate.choice_log_probabilities(model, tokenizer, [choice])
+        ((one, two),) = evaluate.choice_log_probabilities(side.model, side.tokenizer, [choice])
         return one - two
 
     def rate(question: str, left: str, right: str) -> int:

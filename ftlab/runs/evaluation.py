@@ -78,6 +78,9 @@ def score(recipe: Recipe, limit: int | None = None, figures: Sequence[str] = (),
     trained = chat.weights_folder(recipe)
     if trained:
         saved_weights.refuse_virtual_tokens(saved_weights.weights_of(trained), "eval")
+    # As in a chat: the system turn of the run where the recipe has none.
+    system = chat.system_turn(recipe.default_system, trained)
+    recipe = recipe.model_copy(update={"default_system": system[0]["content"] if system else None})
     work = on_tasks(recipe, limit) if recipe.tasks is not None else on_examples(recipe, trained, limit, figures)
     say_other_run(recipe, trained)
     with predicting_into(recipe):
@@ -124,7 +127,7 @@ def on_examples(
 
     def work(one: Model) -> Result:
         if choices:
-            return choose(one, choices)
+            return choose(one, choices, recipe.default_system)
         if not examples:
             one.watch.enter("preparing")
             # Both models answer the same examples, tokenized with the first one's chat template.
@@ -398,12 +401,16 @@ def stopped_with(answers: Sequence[list[int] | None], predicting: Recipe) -> Lab
     return fail("eval_stopped_kept", where=str(where), exit_code=STOPPED, kept=kept, total=len(answers))
 
 
-def choose(one: Model, rows: Sequence[dict[str, Any]]) -> Result:
-    """Return the share of multiple-choice questions for which the right choice is the likeliest."""
+def choose(one: Model, rows: Sequence[dict[str, Any]], system: str | None = None) -> Result:
+    """Return the share of multiple-choice questions for which the right choice is the likeliest.
+
+    Args:
+        system: the system turn before every question.
+    """
     picked: list[int] = []
     with one.watch.line(f"{one.name}: choosing", len(rows)) as advance:
         for start in range(0, len(rows), QUESTIONS):
-            picked += evaluate.choices(one.model, one.tokenizer, rows[start : start + QUESTIONS])
+            picked += evaluate.choices(one.model, one.tokenizer, rows[start : start + QUESTIONS], system)
             advance(len(picked) - start)
     hits = [choice == question["answer"] for choice, question in zip(picked, rows, strict=True)]
     return Result({"multiple_choice": figures.share(hits)}, len(hits), hits)

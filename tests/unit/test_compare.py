@@ -25,9 +25,9 @@ def answered(monkeypatch, tmp_path):
         "B": lambda i: "same" if i == 0 else f"{i}.",
         "trained on": lambda i: f"Another answer, {i}.",
     }
-    monkeypatch.setattr(compare, "load_side", lambda name: (name, None))
+    monkeypatch.setattr(compare, "load_side", lambda name: compare.Side(name, None))
     monkeypatch.setattr(
-        compare, "replies", lambda model, _, asked, most: [said[model](number) for number, _ in enumerate(asked)]
+        compare, "replies", lambda side, asked, most: [said[side.model](number) for number, _ in enumerate(asked)]
     )
     return lambda a="A", **options: compare.pile(a, "B", ASKED, "mine", tmp_path, **options)
 
@@ -104,7 +104,7 @@ def test_two_models_are_compared_from_the_command_line_and_dpo_trains_on_the_pic
     monkeypatch.chdir(tmp_path)
     train.train(recipes.load(tiny_recipe | {"max_steps": 1}))
     given = iter(["Yes.", "A long answer."])
-    monkeypatch.setattr(compare, "replies", lambda model, _, asked, most, said=given: [next(said)] * len(asked))
+    monkeypatch.setattr(compare, "replies", lambda side, asked, most, said=given: [next(said)] * len(asked))
     asked = ["--dataset", tiny_recipe["dataset"], "--max-new-tokens", "8"]
     assert (
         cli.main(["compare", tiny_recipe["output_dir"], str(tiny_model_dir), *asked, "--judge", str(tiny_model_dir)])

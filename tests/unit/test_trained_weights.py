@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from ftlab import manifests, models, saved_weights, tokens
-from ftlab.apps import cli
+from ftlab.apps import cli, terminal_chat
 from ftlab.apps.board import validation
+from ftlab.apps.board.chat_panel import ChatPanel
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
-from ftlab.runs import chat, evaluation, export, train
+from ftlab.runs import chat, compare, evaluation, export, train
 from tests.resuming import StopAt
 
 METHODS = {"lora": {}, "full": {"finetuning_type": "full", "learning_rate": 1e-3}}
@@ -204,6 +205,44 @@ def test_a_conversation_begins_with_the_system_turn_of_the_run(tiny_recipe, tiny
     monkeypatch.setattr(chat, "stream", lambda model, tokenizer, messages, **_: asked.extend(messages) or iter("yes"))
     assert cli.main(["chat", str(tiny_model_dir), "--adapter", str(run.folder)]) == 0
     assert asked[:2] == [system, {"role": "user", "content": "hello"}]
+    # A recipe that names the run, but not its system turn.
+    keys = {"model_name_or_path": str(tiny_model_dir), "output_dir": str(run.folder)}
+    assert terminal_chat.of_recipe("it", recipes.load(keys)).system == [system]
+    assert compare.load_side(str(run.folder)).system == [system]
+    monkeypatch.setattr(compare.evaluate, "generate_answers", lambda model, tokenizer, chats, most: chats)
+    assert compare.replies(compare.Side(None, None, [system]), ["Hi"], 8) == [
+        [system, {"role": "user", "content": "Hi"}]
+    ]
+    panel = ChatPanel(str(tiny_model_dir), adapters=[run.weights])
+    panel.load_now(str(tiny_model_dir), [str(run.weights)])
+    assert list(panel.systems.values()) == [[system]]
+    held_out = keys | {"eval_dataset": tiny_recipe["dataset"]}
+    scored = []
+    monkeypatch.setattr(
+        evaluation,
+        "answer",
+        lambda one, examples, *_, **__: (
+            scored.extend(one.tokenizer.decode(example["input_ids"]) for example in examples)
+            or evaluation.Result({}, len(examples))
+        ),
+    )
+    evaluation.score(recipes.load(held_out))
+    assert len(scored) == 24 and all("You are a pirate." in text for text in scored)
+
+
+def test_questions_with_choices_follow_the_system_turn(tiny_model_dir, tmp_path, monkeypatch):
+    rows = [{"question": "1 + 1?", "choices": ["2", "3"], "answer": 0}]
+    (tmp_path / "choices.jsonl").write_text(json.dumps(rows[0]))
+    asked = []
+    written = tokens.written_answers
+    monkeypatch.setattr(
+        tokens,
+        "written_answers",
+        lambda tokenizer, messages, texts: asked.append(messages) or written(tokenizer, messages, texts),
+    )
+    keys = {"model_name_or_path": str(tiny_model_dir), "eval_dataset": str(tmp_path / "choices.jsonl")}
+    evaluation.score(recipes.load(keys | {"default_system": "Be brief."}))
+    assert asked == [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}]]
 
 
 @pytest.mark.parametrize("method", METHODS)

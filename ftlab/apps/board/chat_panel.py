@@ -56,6 +56,8 @@ class ChatPanel:
         self.loaded: tuple[Any, PreTrainedTokenizerBase] | None = None
         self.histories: dict[str, list[dict[str, str]]] = {}
         self.names: dict[str, str] = {}
+        # The system turn that a column's adapter was trained with, for an empty system prompt.
+        self.systems: dict[str, list[chat.Message]] = {}
         self.left = threading.Event()
         self.work = Work(self.words.lang, lambda reason: self.say("chat_failed", reason=reason), self.ended)
         self.idle = self.work.idle
@@ -98,7 +100,7 @@ class ChatPanel:
         self.adapters.value = tuple(chosen)
         for name, setting in self.sampling.items():
             setting.value = before.sampling[name].value
-        self.loaded, self.names = before.loaded, before.names
+        self.loaded, self.names, self.systems = before.loaded, before.names, before.systems
         if self.loaded:
             self.forget()
             self.histories = before.histories
@@ -191,10 +193,11 @@ class ChatPanel:
             # The base in the first column would have other adapters merged into it.
             raise fail("serve_adapters", where=str(merged), reason=say("serve_adapters_base"))
         loaded = chat.load(name, chosen[0] if chosen else None, **source)
-        self.names = {BASE: BASE}
+        self.names, self.systems = {BASE: BASE}, {}
         for number, weights in enumerate(adapters):
             label = label_of(weights.folder)
             label = label if label not in self.names else f"{label} ({number + 1})"
+            self.systems[label] = chat.system_turn(None, weights.folder)
             self.names[label] = "default" if number == 0 else f"adapter_{number}"
             if number and isinstance(loaded[0], PeftModel):
                 loaded[0].load_adapter(weights.folder, adapter_name=self.names[label])
@@ -218,7 +221,8 @@ class ChatPanel:
         if isinstance(model, PeftModel) and column != BASE:
             model.set_adapter(self.names[column], inference_mode=True)
         system = self.system.value.strip()
-        messages = [{"role": "system", "content": system}, *history] if system else list(history)
+        own = [{"role": "system", "content": system}] if system else self.systems.get(column, [])
+        messages = [*own, *history]
         written, drawn = "", 0.0
         pieces = chat.stream(model, tokenizer, messages, adapter=column != BASE, **self.generation())
         try:
