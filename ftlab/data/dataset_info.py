@@ -311,18 +311,18 @@ def guess(row: Row) -> Entry | None:
     for column in () if ranking and begins_with_prompt(row["chosen"]) else ("messages", "conversations"):
         if column in row:
             kto = {} if ranking else kto_column(row, judged=True)
-            columns = {"messages": column, "system": "system", "tools": tools_column(row)} | sides | kto
+            columns = {"messages": column, "system": system_column(row), "tools": tools_column(row)} | sides | kto
             formatting = "openai" if tags_of(row[column]) is OPENAI_TAGS else "sharegpt"
             return Entry(formatting=formatting, ranking=ranking, columns=columns)
     tools = {"tools": tools_column(row)} if {"tools", "functions"} & set(row) else {}
     for prompt, query, response in KNOWN_COLUMNS:
         if prompt in row and (ranking or response in row):
-            columns = {"prompt": prompt, "query": query, "system": "system", "history": "history"} | tools
+            columns = {"prompt": prompt, "query": query, "system": system_column(row), "history": "history"} | tools
             kto = kto_column(row, judged=prompt in JUDGED)
             return Entry(ranking=ranking, columns=columns | (sides or {"response": response} | kto))
     if ranking:
         # The prompt is the common beginning of both sides.
-        return Entry(ranking=True, columns={"system": "system"} | tools | sides)
+        return Entry(ranking=True, columns={"system": system_column(row)} | tools | sides)
     return Entry(columns={"prompt": "text"}) if "text" in row else None
 
 
@@ -330,6 +330,11 @@ def begins_with_prompt(side: object) -> bool:
     """Return whether a side of a preference is a whole conversation, as in UltraFeedback."""
     first = side[0] if isinstance(side, list) and side else None
     return isinstance(first, dict) and first.get("role", first.get("from")) in ("system", "developer", "user", "human")
+
+
+def system_column(row: Row) -> str:
+    """Return the column of a row's system turn, which OpenOrca and its relatives call `system_prompt`."""
+    return "system_prompt" if empty(row.get("system")) and not empty(row.get("system_prompt")) else "system"
 
 
 def tools_column(row: Row) -> str:

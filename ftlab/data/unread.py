@@ -16,7 +16,7 @@ Note = tuple[str, dict[str, Any]]
 # Columns that formats give a meaning: without them the examples mean something else.
 KNOWN = {
     *COLUMNS, "instruction", "input", "output", "question", "answer", "completion", "context", "conversations", "label",
-    "functions", "score", "scores", "score_chosen", "score_rejected", "margin", "rejected_response",
+    "functions", "system_prompt", "score", "scores", "score_chosen", "score_rejected", "margin", "rejected_response",
     "rejected_messages", "chosen_messages", "chat_template_kwargs", "enable_thinking", "mask", "choices", "options",
     *THOUGHTS, *WEIGHTS,
 }  # fmt: skip

@@ -367,6 +367,14 @@ def test_a_null_label_of_a_hub_s_data_set_does_too(name, tmp_path, monkeypatch):
         assert registry.load("org/set", "ONLINE").column_names == ["messages"]
 
 
+def test_the_system_prompt_of_openorca_is_the_system_turn(folder):
+    row = {"id": "1", "system_prompt": "Be brief.", "question": "a", "response": "b"}
+    (folder / "orca.jsonl").write_text(jsonl(row | {"system_prompt": ""}, row))
+    first, second = registry.load(str(folder / "orca.jsonl"))["messages"]
+    assert [turn["role"] for turn in first] == ["user", "assistant"]
+    assert second[0] == {"role": "system", "content": "Be brief."} and len(second) == 3
+
+
 def test_a_leading_system_turn_wins_over_the_column(folder):
     turns = [{"role": "system", "content": "turn"}, user("a"), assistant("b")]
     (folder / "x.jsonl").write_text(
