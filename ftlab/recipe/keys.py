@@ -393,6 +393,9 @@ class Recipe(BaseModel):
             raise ValueError("`ref_model_adapters` is merged, which `quantization_bit` rounds: name a merged model")
         if self.packing and self.stage not in ("sft", "pt"):
             raise ValueError(f"`packing` is for sft and pt, not for `stage: {self.stage}`")
+        if self.objective in ("rm", *PREFERENCES) and self.training.get("train_sampling_strategy") in BY_LENGTH:
+            name = f"train_sampling_strategy: {self.training['train_sampling_strategy']}"
+            raise ValueError(f"`{name}` needs examples of one sequence, `stage: {self.stage}` has prompts and answers")
         if self.training.get("fsdp") and self.training.get("deepspeed"):
             raise ValueError("`fsdp` and `deepspeed` both shard the model: keep one")
         self.fits_names("eval_figures", EVAL_FIGURES)
@@ -709,6 +712,10 @@ COPIED = ("dpo", "kto", *GROUPED)
 BALANCED = ("pt", "sft", *COPIED)
 # Stages whose trainer keeps a model's dropout: trl's others switch it off (`disable_dropout`), and so does PPO.
 WITH_DROPOUT = ("pt", "sft", *GROUPED)
+# Values of `train_sampling_strategy` for which transformers counts the tokens of each example.
+BY_LENGTH = ("group_by_length", "batch_rebalance")
+# Schedules that start at the full learning rate.
+WITHOUT_WARMUP = ("constant", "reduce_lr_on_plateau", "greedy")
 # Optimizers to which transformers passes no `adam_beta1` and `adam_beta2`.
 WITHOUT_BETAS = (
     "adafactor", "adagrad", "adalomo", "galore_adafactor", "grokadamw", "lomo", "rmsprop", "schedule_free_sgd", "sgd"
@@ -763,6 +770,11 @@ CONDITIONS = (
         lambda recipe: recipe.objective in BALANCED,
         "stage: pt, sft, dpo, kto, grpo or rloo",
     ),
+    Condition(
+        ("default_system",),
+        lambda recipe: recipe.objective != "pt",
+        "a chat, or a stage other than pt, whose texts have no turns",
+    ),
     Condition(("train_on_prompt", "mask_history"), lambda recipe: recipe.objective == "sft", "stage: sft"),
     Condition(
         ("pref_beta",),
@@ -813,7 +825,7 @@ CONDITIONS = (
     Condition(
         ("train_sampling_strategy",),
         lambda recipe: (
-            recipe.objective not in REWARDED or recipe.training.get("train_sampling_strategy") != "group_by_length"
+            recipe.objective not in REWARDED or recipe.training.get("train_sampling_strategy") not in BY_LENGTH
         ),
         "a stage other than ppo, grpo or rloo",
     ),
@@ -837,7 +849,7 @@ CONDITIONS = (
     Condition(("num_train_epochs",), lambda recipe: recipe.training.get("max_steps", -1) <= 0, "max_steps: -1"),
     Condition(
         ("warmup_steps",),
-        lambda recipe: recipe.training.get("lr_scheduler_type") not in ("constant", "reduce_lr_on_plateau", "greedy"),
+        lambda recipe: recipe.training.get("lr_scheduler_type") not in WITHOUT_WARMUP,
         "a scheduler that warms up, such as constant_with_warmup",
     ),
     Condition(("eval_steps",), lambda recipe: recipe.training.get("eval_strategy") == "steps", "eval_strategy: steps"),

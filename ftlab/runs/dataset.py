@@ -1,6 +1,7 @@
 """Encode a recipe's examples, and print how many were read, cut and dropped."""
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from functools import partial
@@ -137,10 +138,17 @@ def as_token_ids(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBa
     return examples
 
 
-def one_sided(recipe: Recipe, rows: Dataset) -> str:
-    """Return a note if all KTO examples have the same label, else ""."""
-    labels = set(rows["label"]) if recipe.objective == "kto" else set()
-    return say("kto_one_side", count=len(rows), label=str(labels.pop()).lower()) if len(labels) == 1 else ""
+def label_note(recipe: Recipe, rows: Dataset) -> str:
+    """Return a note if KTO's examples have one label, or are sorted by it: TRL trains them in their order; else ""."""
+    labels = list(rows["label"]) if recipe.objective == "kto" else []
+    if len(set(labels)) == 1:
+        return say("kto_one_side", count=len(labels), label=str(labels[0]).lower())
+    if recipe.training.get("train_sampling_strategy", "sequential") != "sequential" or not labels:
+        return ""
+    blocks, liked = sum(1 for _ in itertools.groupby(labels)), sum(labels)
+    # In random order so many are expected.
+    expected = 1 + 2 * liked * (len(labels) - liked) / len(labels)
+    return say("kto_sorted", count=len(labels), blocks=blocks) if 4 * blocks < expected else ""
 
 
 def as_prompts(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
+from safetensors import safe_open
 from transformers import AutoModelForSequenceClassification
 
 from ftlab import models, saved_weights, tokens
@@ -98,8 +99,7 @@ def from_model(name: str, base: str, dtype: torch.dtype) -> Reward:
     Raises:
         LabError: no reward model can be loaded from there.
     """
-    folder = Path(name).expanduser()
-    folder = next((folder / part for part in saved_weights.RESULTS if (folder / part).is_dir()), folder)
+    folder = require_model(name)
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     try:
         judge = load_reward_model(folder, base, dtype).to(device).eval()
@@ -126,18 +126,47 @@ def from_model(name: str, base: str, dtype: torch.dtype) -> Reward:
     return reward_model
 
 
+def require_model(name: str) -> Path:
+    """Return the folder of a reward model, whose weights are not read.
+
+    Raises:
+        LabError: no reward model can be loaded from there.
+    """
+    folder = Path(name).expanduser()
+    folder = next((folder / part for part in saved_weights.RESULTS if (folder / part).is_dir()), folder)
+    try:
+        if not (folder / saved_weights.ADAPTER_CONFIG).is_file():
+            return require_head(models.check_folder(folder))
+        if (kind := models.read_json(folder / saved_weights.ADAPTER_CONFIG).get("task_type")) != "SEQ_CLS":
+            raise fail("reward_adapter", where=str(folder), kind=kind)
+        return folder
+    except LabError as error:
+        raise fail("reward_model", where=name, reason=error.what) from None
+
+
+def require_head(folder: Path) -> Path:
+    """Return the folder of a whole reward model.
+
+    Raises:
+        LabError: it has no reward head; transformers would initialize one at random.
+    """
+    for shard in folder.glob("*.safetensors"):
+        with safe_open(shard, "pt") as file:
+            if any(name.startswith("score.") for name in file.keys()):  # noqa: SIM118 - no mapping
+                return folder
+    raise fail("model_missing_weights", where=str(folder), count=1, names="score.weight")
+
+
 def load_reward_model(folder: Path, base: str, dtype: torch.dtype) -> Any:
     """Return a reward model: an adapter on its base, or a whole model.
 
     Raises:
-        LabError: it has no reward head; transformers would initialize one at random.
+        LabError: a whole model has no reward head; transformers would initialize one at random.
     """
     kind = AutoModelForSequenceClassification
     if not (folder / "adapter_config.json").is_file():
         return models.load_weights(kind, folder, new_head=False, num_labels=1, dtype=dtype)
     config = PeftConfig.from_pretrained(folder)
-    if config.task_type != "SEQ_CLS":
-        raise fail("reward_adapter", where=str(folder), kind=config.task_type)
     under = config.base_model_name_or_path or base
     under = under if Path(under).is_dir() else base
     model = models.load_weights(kind, under, num_labels=1, dtype=dtype)

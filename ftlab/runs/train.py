@@ -31,7 +31,7 @@ from ftlab import cpu, device, manifests, models, packages, saved_weights
 from ftlab.errors import LabError, fail, say
 from ftlab.recipe import library_args, templates
 from ftlab.recipe import read as recipes
-from ftlab.recipe.keys import REWARDED, SAVED_IN_PART, Recipe
+from ftlab.recipe.keys import REWARDED, SAVED_IN_PART, WITHOUT_WARMUP, Recipe
 from ftlab.runs import (
     adapters,
     balance,
@@ -42,6 +42,7 @@ from ftlab.runs import (
     encoded_rows,
     launch,
     reference,
+    rewards,
     rope,
     target,
     world,
@@ -203,6 +204,8 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
     build.rehearse(recipe, model_path)
     if recipe.second_model:
         reference.folder_of(recipe, model_path)
+    if recipe.reward_model and recipe.objective in REWARDED:
+        rewards.require_model(recipe.reward_model)
     args, notes = build.training_args(recipe, folder, machine)
     tokenizer = load_tokenizer(recipe, model_path)
     notes.append(templates.apply(recipe.template, tokenizer, recipe.allow_other_template, recipe.enable_thinking))
@@ -219,10 +222,13 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
         datasets = encoded_rows.read(recipe, tokenizer) if stored else dataset.splits(recipe, tokenizer)
     if args.eval_strategy != "no" and datasets[1] is None:
         raise fail("train_no_validation", where="eval_strategy")
-    if launch.is_main() and (note := dataset.one_sided(recipe, datasets[0])):
+    if launch.is_main() and (note := dataset.label_note(recipe, datasets[0])):
         print(note)
     about = folders.fingerprints(recipe, Path(model_path), dataset.digests(datasets))
-    return Job(recipe, folder, model_path, machine, args, tokenizer, datasets, about, since)
+    job = Job(recipe, folder, model_path, machine, args, tokenizer, datasets, about, since)
+    if launch.is_main() and (note := never_warm(job)):
+        print(note)
+    return job
 
 
 def load_tokenizer(recipe: Recipe, path: str) -> PreTrainedTokenizerBase:
@@ -381,10 +387,21 @@ def planned_steps(job: Job) -> int:
     """Return the number of steps of a whole run, as Trainer counts them; 0 if it depends on the answers to generate."""
     if job.args.max_steps > 0 or job.recipe.objective in REWARDED:
         return max(0, job.args.max_steps)
-    examples, batch = len(build.packed(job.datasets[0], job.args)), job.args.train_batch_size * job.args.world_size
+    processes = max(job.args.world_size, launch.to_start(job.recipe))
+    examples, batch = len(build.packed(job.datasets[0], job.args)), job.args.train_batch_size * processes
     batches = examples // batch if job.args.dataloader_drop_last else math.ceil(examples / batch)
     updates = max(1, math.ceil(batches / job.args.gradient_accumulation_steps))
     return math.ceil(job.args.num_train_epochs * updates)
+
+
+def never_warm(job: Job) -> str:
+    """Return a note if a run ends before its warm-up does, else ""."""
+    warm, warms = job.args.warmup_steps, job.args.lr_scheduler_type not in WITHOUT_WARMUP
+    # Below 1 it is a share of the steps.
+    end = planned_steps(job) if warm > 1 and warms else 0
+    if not 0 < end < warm:
+        return ""
+    return say("train_never_warm", warm=int(warm), steps=end, rate=job.args.learning_rate * (end - 1) / warm)
 
 
 def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = False) -> Run:

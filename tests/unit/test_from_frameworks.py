@@ -1,5 +1,6 @@
 """Files of other frameworks as recipes: hand-made pairs, every key accounted for, and what is refused."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,10 @@ READ = [
     ({"base_model": "m", "tokens": ["<a>", "<b>"]}, {"add_tokens": "<a>,<b>"}),
     ({"model": "m", "dataset": ["a.json"], "new_special_tokens": ["<a>"]}, {"add_tokens": "<a>"}),
     ({"base_model": "m", "revision_of_model": "v2"}, {"model_revision": "v2"}),
+    (
+        {"base_model": "m", "hub_model_id": "me/it", "hub_revision": "v2"},
+        {"hub_model_id": "me/it", "push_to_hub": True, "hub_revision": "v2"},
+    ),
     ({"model": "m", "dataset": ["a.json"], "model_revision": "v2"}, {"model_revision": "v2"}),
     ({"base_model": "m", "optimizer": "adamw_8bit"}, {"optim": "adamw_8bit"}),
     ({"base_model": "m", "rope_scaling": {"type": "linear", "factor": 2.0}}, {"rope_scaling": "linear"}),
@@ -473,6 +478,33 @@ def test_full_bfloat16_of_axolotl_is_that_of_the_weights(tmp_path):
     assert from_text(tmp_path, "a.yml", text)[0].pure_bf16
     lora = from_text(tmp_path, "a.yml", f"{text}adapter: lora\n")[0]
     assert not lora.pure_bf16 and lora.training["bf16"] is True
+
+
+def test_the_turns_of_axolotl_are_those_of_the_column_that_it_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    turns = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+    named = [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]
+    Path("both.jsonl").write_text(json.dumps({"conversations": turns, "messages": named}))
+    Path("one.jsonl").write_text(json.dumps({"conversations": turns}))
+    text = "base_model: m\ndatasets: [{{path: {}.jsonl, type: chat_template, field_messages: {}}}]\n"
+    for path, column in (("both", "messages"), ("one", "conversations")):
+        assert from_text(tmp_path, "a.yml", text.format(path, column))[0].dataset == f"{path}.jsonl"
+    with pytest.raises(LabError, match=r"`field_messages: conversations`: of both\.jsonl ftlab reads openai"):
+        from_text(tmp_path, "a.yml", text.format("both", "conversations"))
+
+
+def test_the_last_end_of_axolotl_is_said_to_be_every_end(tmp_path):
+    text = "base_model: m\ndatasets: [{{path: a.json, type: chat_template, train_on_eos: {}}}]\n"
+    said = [any("train_on_eos" in note for note in from_text(tmp_path, "a.yml", text.format(one))[1])
+            for one in ("turn", "last")]  # fmt: skip
+    assert said == [False, True]
+
+
+def test_swift_is_said_to_drop_what_is_too_long_here_cut(tmp_path):
+    line = "swift sft --model m --dataset a.json --max_length 512"
+    assert any("swift drops examples" in note for note in from_text(tmp_path, "s.sh", line)[1])
+    right = from_text(tmp_path, "s.sh", f"{line} --truncation_strategy right")[1]
+    assert not any("swift drops examples" in note for note in right)
 
 
 def test_no_role_to_train_on_is_another_run(tmp_path):

@@ -455,6 +455,9 @@ def test_a_language_model_is_no_reward_model(tiny_recipe, rl_recipe, tmp_path, s
         with pytest.raises(LabError, match=f"the reward model cannot be loaded: .*{said}") as error:
             train.train(recipes.load(rl_recipe | asked))
         assert error.value.exit_code == 2 and not (tmp_path / "x").exists()
+        with pytest.raises(LabError) as checked:
+            train.check(recipes.load(rl_recipe | asked))
+        assert str(checked.value) == str(error.value)
 
 
 @pytest.mark.parametrize("stage", REWARDED)

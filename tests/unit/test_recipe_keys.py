@@ -511,11 +511,17 @@ ORDERED = ("kto", *keys.REWARDED)
     [
         ("label_smoothing_factor", 0.1, ("pt", "sft")),
         ("data_seed", 7, tuple(stage for stage in STAGES if stage not in ORDERED)),
-        ("train_sampling_strategy", "group_by_length", tuple(stage for stage in STAGES if stage not in keys.REWARDED)),
+        ("train_sampling_strategy", "group_by_length", ("pt", "sft", "gkd")),
+        ("train_sampling_strategy", "batch_rebalance", ("pt", "sft", "gkd")),
         ("train_sampling_strategy", "sequential", tuple(STAGES)),
+        ("default_system", "Be kind.", tuple(stage for stage in STAGES if stage != "pt")),
     ],
 )
-def test_a_training_argument_is_said_to_need_a_stage_that_reads_it(stage, name, value, counts_in, base):
+def test_an_argument_is_said_to_need_a_stage_that_reads_it(stage, name, value, counts_in, base):
+    if value in keys.BY_LENGTH and stage in ("rm", *keys.PREFERENCES):
+        with pytest.raises(LabError, match=f"`train_sampling_strategy: {value}` .* `stage: {stage}`"):
+            recipes.load(base | STAGES[stage] | {"stage": stage, name: value})
+        return
     recipe = recipes.load(base | STAGES[stage] | {"stage": stage, name: value})
     assert (name in [said for said, *_ in keys.ineffective(recipe)]) == (stage not in counts_in)
 

@@ -472,6 +472,43 @@ def test_a_run_that_would_train_nothing_is_refused_and_leaves_nothing(tiny_recip
 
 
 @pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"warmup_steps": 12}, "12 is more than this run's 6 steps: the learning rate never rises above 0.00417"),
+        ({"warmup_steps": 6}, ""),
+        ({"warmup_ratio": 1.0}, ""),
+        ({"warmup_steps": 12, "lr_scheduler_type": "constant"}, ""),
+        # 12 examples in batches of 2, three times.
+        ({"max_steps": -1, "num_train_epochs": 3, "warmup_steps": 19}, "19 is more than this run's 18 steps"),
+        ({"max_steps": -1, "num_train_epochs": 3, "warmup_steps": 18}, ""),
+    ],
+)
+def test_a_warm_up_longer_than_the_run_is_said(tiny_recipe, keys, message, capsys):
+    train.check(recipes.load(tiny_recipe | keys))
+    said = [line for line in capsys.readouterr().out.splitlines() if "more than this run's" in line]
+    assert len(said) == bool(message) and message in "".join(said)
+
+
+@pytest.mark.parametrize(
+    ("labels", "more", "said"),
+    [
+        ([True] * 10 + [False] * 10, {}, "20 examples are trained in their order"),
+        ([True] * 10 + [False] * 10, {"disable_shuffling": False}, ""),
+        ([True, False] * 10, {}, ""),
+        # In random order a tenth of the other label leaves long blocks too.
+        ([True] * 9 + [False] + [True] * 9 + [False], {}, ""),
+    ],
+)
+def test_examples_of_kto_that_are_sorted_by_their_label_are_said(tiny_recipe, tmp_path, labels, more, said, capsys):
+    rows = [{"instruction": f"{n}?", "output": f"{n}.", "kto_tag": label} for n, label in enumerate(labels)]
+    (tmp_path / "sorted.json").write_text(json.dumps(rows))
+    keys = {"stage": "kto", "dataset": str(tmp_path / "sorted.json")} | more
+    train.check(recipes.load(tiny_recipe | keys))
+    lines = [line for line in capsys.readouterr().out.splitlines() if "are trained in their order" in line]
+    assert len(lines) == bool(said) and said in "".join(lines)
+
+
+@pytest.mark.parametrize(
     ("method", "settings"),
     [
         ("loha", {"r": 0}),

@@ -1,7 +1,13 @@
 """axolotl's YAML. Source: the classes of axolotl.utils.schemas and the builders that read them, release 0.19."""
 
+import contextlib
+import os
+from pathlib import Path
 from typing import Any
 
+from ftlab.data.dataset_info import described, detect
+from ftlab.data.read import rows as lines
+from ftlab.errors import LabError
 from ftlab.recipe.frameworks.table import (
     Framework,
     Translation,
@@ -56,6 +62,11 @@ USUAL: dict[str, tuple[Any, ...]] = {
         {"user": ["human", "user"], "assistant": ["gpt", "assistant"], "system": ["system"]},
     ),
 }  # fmt: skip
+# Entries of a data set that differ in some examples only.
+NOTED = {
+    (name, "last"): f"{name}: last: here the end of every trained answer is trained, not of the last one alone"
+    for name in ("train_on_eos", "train_on_eot")
+}
 # The Python file of reward functions that `ftlab recipe show` writes.
 REWARDS_MODULE = "axolotl_rewards"
 LIGER = ("liger_rope", "liger_rms_norm", "liger_glu_activation", "liger_swiglu", "liger_layer_norm",
@@ -93,7 +104,7 @@ def one_set(one: Values) -> tuple[list[str], list[str]]:
         ValueError: an entry that a recipe cannot follow.
     """
     kind = one.get("type") or "chat_template"
-    notes = []
+    notes = [note for (name, entry), note in NOTED.items() if one.get(name) == entry]
     if isinstance(kind, dict):
         raise ValueError("`type` with fields of your own: describe the columns in dataset_info.json")
     kind = kind.partition(":")[0] if kind.startswith(("completion", "sharegpt")) else kind
@@ -109,7 +120,23 @@ def one_set(one: Values) -> tuple[list[str], list[str]]:
         if name in ("shards", "preprocess_shards", "name", "revision", "roles_to_train") or name not in USUAL or entry:
             raise ValueError(f"`{name}: {entry}` of a data set: describe it in dataset_info.json")
     files = one.get("data_files")
-    return ([str(file) for file in listed(files)] if files else [str(one["path"])]), notes
+    paths = [str(file) for file in listed(files)] if files else [str(one["path"])]
+    for path in filter(os.path.isfile, paths):
+        require_column(one, Path(path))
+    return paths, notes
+
+
+def require_column(one: Values, path: Path) -> None:
+    """Refuse a file with two columns of turns, of which ftlab would read another one than `field_messages` names.
+
+    Raises:
+        ValueError: naming the column that ftlab would read.
+    """
+    column = one.get("field_messages")
+    with contextlib.suppress(LabError):
+        entry, (_, first) = detect(path), next(lines(path))
+        if isinstance(first, dict) and column in first and column not in entry.columns.values():
+            raise ValueError(f"`field_messages: {column}`: of {path} ftlab reads {described(entry)}")
 
 
 def rows_taken(one: Values) -> int | None:
@@ -489,7 +516,7 @@ AXOLOTL = Framework(
         "do_bench_eval": "write `tasks` and run `ftlab eval`", "fp8": "FP8 needs accelerate's own setting; use bf16",
         "shuffle_before_merging_datasets": "data sets are concatenated first, then shuffled",
         "jagged_restart_steps": "ReLoRA has no equivalent",
-        "merge_lora": "merge with `ftlab export`", "hub_revision": "ftlab uploads to the main branch",
+        "merge_lora": "merge with `ftlab export`",
         "s2_attention": "no maintained library has LongLoRA's attention", "lisa_n_layers": "LISA has no equivalent",
         "peft_layers_to_transform": "write the layers' names in `lora_target`",
     },
@@ -499,8 +526,8 @@ AXOLOTL = Framework(
         "dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "ddp_bucket_cap_mb",
         "ddp_broadcast_buffers", "ddp_find_unused_parameters", "ddp_timeout", "deepspeed", "eval_steps",
         "eval_strategy", "fp16", "fsdp", "fsdp_config", "gradient_accumulation_steps", "gradient_checkpointing",
-        "gradient_checkpointing_kwargs", "greater_is_better", "hub_model_id", "hub_strategy", "learning_rate",
-        "load_best_model_at_end", "logging_steps", "lr_scheduler_kwargs", "max_grad_norm", "max_steps",
+        "gradient_checkpointing_kwargs", "greater_is_better", "hub_model_id", "hub_revision", "hub_strategy",
+        "learning_rate", "load_best_model_at_end", "logging_steps", "lr_scheduler_kwargs", "max_grad_norm", "max_steps",
         "metric_for_best_model", "neftune_noise_alpha", "optim_args", "optim_target_modules",
         "resume_from_checkpoint", "save_only_model", "save_steps", "save_strategy", "save_total_limit", "seed",
         "torch_compile", "torch_compile_backend", "torch_compile_mode", "torch_empty_cache_steps", "warmup_steps",

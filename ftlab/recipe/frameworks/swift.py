@@ -405,5 +405,8 @@ SWIFT = Framework(
         "interleave_prob": "write `mix_strategy` and `interleave_probs`", "loss_weights": "write `pref_ftx`",
     },
     defaults=defaults,
-    unsaid={"max_length": "swift cuts nothing without it, here `cutoff_len` is 2048"},
+    unsaid={
+        "max_length": "swift cuts nothing without it, here `cutoff_len` is 2048",
+        "truncation_strategy": "swift drops examples above `max_length`, here they are cut",
+    },
 )  # fmt: skip
