@@ -263,6 +263,40 @@ def test_an_earlier_call_is_rendered_as_training_does(server):
         )
 
 
+@pytest.mark.parametrize("template", ["qwen2_5", "qwen3", "llama3_1", "glm4moe"])
+def test_tools_and_reasoning_are_rendered_as_training_does(server, template):
+    parameters = {"type": "object", "properties": {"a": {"type": "integer", "default": None}}}
+    tool = {"function": {"parameters": parameters, "strict": True, "name": "weather"}, "type": "function"}
+    call = {"function": {"name": "weather", "arguments": '{"a": 1}'}}
+    turns = [
+        {"role": "user", "content": "Weather?", "name": "Ann"},
+        {"role": "assistant", "content": None, "reasoning": "I look.", "tool_calls": [call]},
+        {"role": "tool", "content": "3"},
+    ]
+    body = {"model": "tiny", "messages": turns, "tools": [tool], "user": "me"}
+    asked = schema.parse_body(schema.ChatRequest, json.dumps(body).encode())
+    assert asked.ignored == ["messages.name", "user"]
+    row = formats.sharegpt(
+        {"messages": [*turns, {"role": "assistant", "content": "ok"}], "tools": [tool]},
+        {"messages": "messages", "tools": "tools"},
+        formats.OPENAI_TAGS,
+        "x",
+    )
+    tokenizer = copy.deepcopy(server.engine.tokenizer)
+    tokenizer.chat_template = (resources.files("trl") / "chat_templates" / f"{template}.jinja").read_text()
+    served = tokens.prompt(tokenizer, [one.rendered() for one in asked.messages], asked.offered)
+    assert tokenizer.decode(served) == tokenizer.decode(tokens.prompt(tokenizer, row["messages"][:-1], row["tools"]))
+
+
+def test_keys_of_messages_that_are_not_read_are_said_or_refused(server):
+    ask = {"role": "user", "content": "Hi"}
+    kept = server.chat(messages=[ask | {"name": "Ann", "cache_control": {"type": "ephemeral"}, "refusal": None}])
+    assert kept.json()["ignored_parameters"] == ["messages.cache_control", "messages.name"]
+    old = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}}
+    refused = server.chat(messages=[ask, old, ask])
+    assert refused.status_code == 400 and "function_call" in refused.json()["error"]["message"]
+
+
 def test_a_conversation_without_a_system_turn_begins_as_the_run_was_trained(server, client):
     request = GREEDY | {"max_tokens": 1}
     counts = []

@@ -1,10 +1,12 @@
 """The request bodies. Every parameter is honoured, refused by name, or ignored and reported as such."""
 
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, model_validator
 
 from ftlab.apps.serve.refusals import Refused
+from ftlab.data.messages import THOUGHTS
 
 Text = Annotated[str, Field(max_length=1 << 20)]
 Stop = Annotated[str, Field(min_length=1, max_length=256)]
@@ -79,6 +81,11 @@ class ToolCall(Strict):
     type: Literal["function"] = "function"
     function: Function
 
+    def rendered(self) -> dict[str, Any]:
+        """Return the call in the form that chat templates expect."""
+        identity = {"id": self.id} if self.id else {}
+        return identity | {"type": self.type, "function": self.function.model_dump()}
+
 
 class ToolSchema(Strict):
     """A function's name, description and the JSON schema of its arguments."""
@@ -93,6 +100,19 @@ class Tool(Strict):
 
     type: Literal["function"] = "function"
     function: ToolSchema
+    _own: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def kept(cls, value: dict[str, Any], check: Callable[[dict[str, Any]], "Tool"]) -> "Tool":
+        """Return the tool with the object that the client sent."""
+        tool = check(value)
+        tool._own = value
+        return tool
+
+    def rendered(self) -> dict[str, Any]:
+        """Return the tool as the client sent it: training renders the keys of a data set's tools in their order too."""
+        return self._own
 
 
 class ToolName(Strict):
@@ -141,7 +161,9 @@ class ResponseFormat(Strict):
 
 
 class ChatMessage(Strict):
-    """One turn of a conversation."""
+    """One turn of a conversation; unknown keys are kept in `model_extra`."""
+
+    model_config = ConfigDict(strict=True, allow_inf_nan=False, extra="allow")
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Text | Annotated[list[Part], Field(min_length=1, max_length=64)] | None = None
@@ -149,17 +171,28 @@ class ChatMessage(Strict):
     tool_calls: Annotated[list[ToolCall], Field(max_length=64)] | None = None
     tool_call_id: Annotated[str, Field(max_length=256)] | None = None
     name: Annotated[str, Field(max_length=256)] | None = None
+    # Older than tools, which have taken its place.
+    function_call: None = None
 
     def rendered(self) -> dict[str, Any]:
-        """Return the message in the form that chat templates expect."""
+        """Return the message in the form that chat templates expect: as `data.messages` reads it from a data set."""
         parts = self.content if isinstance(self.content, list) else []
         content = "".join(part.text for part in parts) if parts else self.content or ""
-        calls = [call.model_dump() for call in self.tool_calls or []]
+        calls = [call.rendered() for call in self.tool_calls or []]
         role = "system" if self.role == "developer" else self.role
-        more = {"tool_calls": calls} | {
-            name: getattr(self, name) for name in ("reasoning_content", "tool_call_id", "name")
-        }
+        read = {name: getattr(self, name, None) for name in THOUGHTS} if role == "assistant" else {}
+        thought = next((text for text in read.values() if isinstance(text, str) and text), None)
+        result = {"tool_call_id": self.tool_call_id, "name": self.name} if role == "tool" else {}
+        more = {"tool_calls": calls, "reasoning_content": thought} | result
         return {"role": role, "content": content} | {name: value for name, value in more.items() if value}
+
+    @property
+    def unread(self) -> list[str]:
+        """Names of keys that have a value and are not read."""
+        extra = self.model_extra or {}
+        of_tools = {} if self.role == "tool" else {"name": self.name, "tool_call_id": self.tool_call_id}
+        others = {name: value for name, value in extra.items() if name not in THOUGHTS or self.role != "assistant"}
+        return [name for name, value in (of_tools | others).items() if value not in (None, "", [], {})]
 
 
 class StreamOptions(Strict):
@@ -178,9 +211,15 @@ class Open(Strict):
 
     @property
     def ignored(self) -> list[str]:
-        """Names of ignored parameters, truncated to a reasonable length."""
-        extra = (name for name in self.model_extra or {} if name not in self.refused)
+        """Names of ignored parameters and of ignored keys of messages, truncated to a reasonable length."""
+        extra = {name for name in self.model_extra or {} if name not in self.refused}
+        extra |= {f"messages.{name}" for message in self.turns for name in message.unread}
         return [name[:NAME_LENGTH] for name in sorted(extra)[:NAMES_SAID]]
+
+    @property
+    def turns(self) -> Sequence[ChatMessage]:
+        """The messages of the request, if it has any."""
+        return ()
 
     @property
     def remarks(self) -> dict[str, Any]:
@@ -230,7 +269,12 @@ class ChatRequest(Sampling):
         """The tools in the form that chat templates expect, None if the model must not call any."""
         if not self.tools or self.tool_choice == "none":
             return None
-        return [tool.model_dump(exclude_none=True) for tool in self.tools]
+        return [tool.rendered() for tool in self.tools]
+
+    @property
+    def turns(self) -> Sequence[ChatMessage]:
+        """The messages."""
+        return self.messages
 
     @property
     def forced(self) -> list[dict[str, Any]]:
@@ -312,6 +356,11 @@ class TokenizeRequest(Open):
     prompt: Text | None = None
     messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=256)] | None = None
     tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+
+    @property
+    def turns(self) -> Sequence[ChatMessage]:
+        """The messages, if it is not a text."""
+        return self.messages or ()
 
 
 class DetokenizeRequest(Open):

@@ -269,7 +269,7 @@ class Service:
         if (asked.prompt is None) == (asked.messages is None):
             raise Refused(400, "give either prompt or messages", "prompt", "invalid_value")
         if asked.messages is not None:
-            tools = [tool.model_dump(exclude_none=True) for tool in asked.tools or []]
+            tools = [tool.rendered() for tool in asked.tools or []]
             ids = await self.prompt(served, asked.messages, tools or None)
         else:
             ids = (await self.in_thread(self.engine.tokenizer, asked.prompt)).input_ids
