@@ -1,7 +1,7 @@
 """Side-by-side measurements: python -m benchmarks NAME [--json FILE] [--repeats N] [--steps N] [--only PART ...].
 
-Each prints one table and its ratios; what a ratio compares was run in turns on this machine, in this call. `gpu` is the
-exception: a check of one GPU within some minutes.
+Each prints a table and its ratios; the variants that a ratio compares run alternately on this machine, in one call.
+`gpu` is different: it checks one GPU within a few minutes.
 """
 
 import argparse
@@ -32,19 +32,25 @@ NAMES = (
 
 
 def main() -> None:
-    """Run one benchmark and print, or also write, what it found."""
+    """Run one benchmark, print its results, and write them if asked to."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.splitlines()[0])
     parser.add_argument("name", choices=NAMES)
-    parser.add_argument("--json", type=Path, help="write the figures there")
-    parser.add_argument("--repeats", type=int, default=3, help="times each variant is run, in turns")
+    parser.add_argument("--json", type=Path, help="write the results to this file")
+    parser.add_argument(
+        "--repeats", type=int, default=3, help="how often each variant is run, alternating with the others"
+    )
     parser.add_argument("--steps", type=int, default=12, help="optimizer steps of one run")
     parser.add_argument(
-        "--only", nargs="+", help="train: lora, qlora, full; levers: settings; memory: methods, stages; harm: recipes"
+        "--only",
+        nargs="+",
+        help="train: lora, qlora, full, installed; levers: variants; memory: methods, stages; harm: recipes",
     )
     parser.add_argument("--llamafactory", help="train: the path of llamafactory-cli; llamafactory_tokens: its folder")
-    parser.add_argument("--minutes", type=float, default=8, help="gpu: what does not fit is left out, by name")
+    parser.add_argument(
+        "--minutes", type=float, default=8, help="gpu: parts that do not fit are skipped with a message"
+    )
     parser.add_argument("--dry-run", action="store_true", help="gpu: every part on the CPU, with tiny models")
-    parser.add_argument("--needs", action="store_true", help="gpu: list the packages to carry to the machine")
+    parser.add_argument("--needs", action="store_true", help="gpu: list the packages to copy to the machine")
     options = parser.parse_args()
     if options.name == "gpu":
         from benchmarks import gpu

@@ -1,4 +1,4 @@
-"""How long a person waits for the training panel: a slider's move, the first plot after Start, and Stop."""
+"""How responsive the training panel is: a slider, the first plot after Start, and Stop."""
 
 import json
 import sys
@@ -15,9 +15,8 @@ WAIT_SECONDS = 120
 def measure(repeats: int, steps: int) -> dict:
     """Print and return the medians for a training in a thread of the kernel and for one in its own process.
 
-    Columns: seconds from a slider's move to its readouts, the slowest of eight; seconds from Start to the first plot
-    with a loss in it; steps that were still done after Stop was pressed; seconds from Stop to a saved checkpoint;
-    seconds of a step.
+    Columns: seconds from a slider's move to updated estimates, the slowest of eight; seconds from Start to the first
+    plot with a loss; steps after Stop was pressed; seconds from Stop to a saved checkpoint; seconds of a step.
     """
     found = turns.in_turns("benchmarks.board", ["thread", "process"], repeats, str(steps))
     table = turns.medians(found)
@@ -26,7 +25,7 @@ def measure(repeats: int, steps: int) -> dict:
 
 
 def until(true) -> float:
-    """Wait until something is so, and return the seconds."""
+    """Wait until a condition is true, and return the seconds."""
     started = time.perf_counter()
     while not true():
         if time.perf_counter() - started > WAIT_SECONDS:
@@ -36,7 +35,7 @@ def until(true) -> float:
 
 
 def main(mode: str, steps: int) -> None:
-    """Use one panel on the recipe of lesson 03 and print what it took, as JSON."""
+    """Use one panel on the page's initial settings, and print the times as JSON."""
     from ftlab.apps.board import page
     from ftlab.apps.board.train_panel import TrainPanel
     from ftlab.runs import folder as folders

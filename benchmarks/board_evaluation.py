@@ -1,4 +1,4 @@
-"""How long a person waits for the evaluation panel: its first opening, the bar with the time left, and Stop."""
+"""How responsive the evaluation panel is: its first opening, the bar with the time left, and Stop."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def wait_for(event: threading.Event, what: str) -> float:
 
 
 def main() -> None:
-    """Evaluate, stop while it answers, and print what it took, as JSON."""
+    """Evaluate, stop while answers are generated, and print the times as JSON."""
     from ftlab.apps.board import controls, page
 
     values = page.BEGINNING | {"dataset_dir": str(turns.ROOT / "data")}
@@ -52,7 +52,7 @@ def main() -> None:
         barred, answering = threading.Event(), threading.Event()
 
         def look(change: dict) -> None:
-            """Note the first bar, and the pass in which answers are generated when it is half done."""
+            """Record when the bar appears, and when the pass that generates answers is half done."""
             if "working_on" in change["new"]:
                 barred.set()
                 watch = panel.task.watch

@@ -1,10 +1,10 @@
-"""Call a running server as its users do: openai, langchain-openai, litellm, curl, and what Open WebUI sends.
+"""Call a running server with openai, langchain-openai, litellm and curl, also with bodies as Open WebUI sends them.
 
     ftlab serve smollm2-135m --port 8010
     API_KEY=... python benchmarks/clients.py http://127.0.0.1:8010
 
 Runs in an environment of its own: `pip install openai langchain-openai litellm jsonschema`. Prints a line for each call
-that does not do what docs/server.md says, then how many did.
+that does not behave as docs/server.md says, then the number that do.
 """
 
 import json
@@ -87,7 +87,7 @@ def valid(text: str) -> bool:
 
 
 def round_trip() -> bool:
-    """Return True if a call, its result, and the answer after it go through."""
+    """Return True if a tool call, its result and the answer that follows are accepted."""
     message = asked(tools=[TOOL], tool_choice="required", max_tokens=80).choices[0].message
     result = {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "sunny"}
     return bool(asked([*ASK, message.model_dump(exclude_none=True), result], tools=[TOOL]).usage.prompt_tokens)
@@ -179,7 +179,7 @@ def of_litellm() -> dict[str, Check]:
 
 
 def of_curl() -> dict[str, Check]:
-    """Return calls of curl, and the shapes that Open WebUI sends."""
+    """Return calls of curl, some with the bodies that Open WebUI sends."""
     base, body = URL.removesuffix("/v1"), {"model": MODEL, "messages": ASK, "max_tokens": 8}
     webui = body | {
         "stream": True,

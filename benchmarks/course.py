@@ -1,4 +1,4 @@
-"""Seconds and memory of every lesson, executed headlessly in the smoke profile: what `make course` does."""
+"""Seconds and memory of every lesson, executed headlessly in the smoke profile: as `make course` does."""
 
 import json
 from typing import Any

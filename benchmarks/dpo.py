@@ -44,7 +44,7 @@ def run_ftlab(steps: int, side: Side, folder: str) -> None:
 
 
 def run_trl(steps: int, side: Side, folder: str) -> None:
-    """Train with DPOTrainer: the recipe's loss, this machine's number format, everything else by default."""
+    """Train with DPOTrainer: the recipe's loss, the dtype that suits the machine, defaults for the rest."""
     from transformers import AutoTokenizer
     from trl import DPOConfig, DPOTrainer
 
@@ -55,7 +55,7 @@ def run_trl(steps: int, side: Side, folder: str) -> None:
     path = models.fetch("smollm2-135m")
     tokenizer = AutoTokenizer.from_pretrained(path)
     encoded, _ = dataset.splits(recipes.load("recipes/dpo.yaml"), tokenizer)
-    # As text: from messages TRL would train on one token more, the line break behind the end of an answer.
+    # As text: from messages TRL would train on one more token, the line break after the end of an answer.
     pairs = encoded.map(
         lambda row: {part: tokenizer.decode(row[f"{part}_ids"]) for part in ("prompt", "chosen", "rejected")},
         remove_columns=encoded.column_names,
@@ -75,7 +75,7 @@ def run_trl(steps: int, side: Side, folder: str) -> None:
         report_to="none",
         disable_tqdm=True,
         seed=train.SEED,
-        **sides.number_format(),
+        **sides.precision(),
     )
     trainer = DPOTrainer(
         path,

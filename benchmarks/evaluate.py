@@ -1,4 +1,4 @@
-"""Seconds of `ftlab eval` on 500 orders, base and tuned, against a pass for the loss and `generate` for all answers."""
+"""Seconds of `ftlab eval` on 500 orders, against a forward pass for the loss and `generate` for all answers."""
 
 import json
 import sys
@@ -18,8 +18,8 @@ VARIANTS = {"generate": None, "drafted": ("loss", "exact_match"), "drafted, whol
 def measure(repeats: int, steps: int) -> dict:
     """Print and return the seconds of each variant, and its right answers (base and tuned). Always `STEPS` steps.
 
-    In float32 all find the same answers right. In 16 bits a token that is nearly as likely as another can win in one
-    pass over an answer and lose in generating it, as it does with another batch size.
+    In float32 all variants find the same answers right. In 16 bits, of two nearly equally likely tokens one may be
+    chosen in a pass over the answer and the other during generation, as with another batch size.
     """
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder))

@@ -1,4 +1,4 @@
-"""Exact JSON on unseen orders: the recommended settings against rank 1 and a tenth of the learning rate."""
+"""Exact JSON for unseen orders: the recommended settings against rank 1, and against a tenth of the learning rate."""
 
 import json
 import sys

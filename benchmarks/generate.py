@@ -17,7 +17,7 @@ NEW_TOKENS = 64
 
 
 def measure(repeats: int, steps: int) -> dict:
-    """Print and return the medians of every variant and the ratios that lesson 09 promises."""
+    """Print and return the medians of every variant, and their ratios."""
     here = [name for name in ENGINES if find_spec("llama_cpp") or not name.startswith("llama.cpp")]
     if len(here) < len(ENGINES):
         print("llama.cpp is left out: pip install 'ftlab[llamacpp]'")
@@ -31,7 +31,7 @@ def measure(repeats: int, steps: int) -> dict:
 
 
 def ratios(rates: dict[str, float], batch: dict[str, float]) -> dict[str, float]:
-    """Return what is compared: engine -> tokens per second, and what a batch made at once and alone."""
+    """Return the ratios of engines, and of a batch to a single answer, from their tokens per second."""
     read = [rate for name, rate in rates.items() if name.startswith("llama.cpp")]
     own = max(rates[name] for name in ("loop", "int8", "int4"))
     found = {"best of transformers / generate": own / rates["huggingface"]}

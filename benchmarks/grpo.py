@@ -1,7 +1,7 @@
 """GRPO on facts_en: recipes/grpo.yaml against the defaults of GRPOTrainer, same questions, reward and sampling.
 
-Each side trains on what it wrote itself, so that the tokens differ; what is compared is completion tokens per second,
-from the question to the optimizer step.
+Each side trains on its own completions, so the tokens differ; completion tokens per second and seconds per step are
+compared, from the question to the optimizer step.
 """
 
 import json
@@ -19,7 +19,7 @@ LEARNING_RATE, BETA, TEMPERATURE = 5e-4, 0.02, 0.8
 
 
 def measure(repeats: int, steps: int) -> dict[str, Any]:
-    """Print the table; return it with the ratio of completion tokens per second."""
+    """Print the table; return it with the ratios of completion tokens per second and of steps."""
     table = turns.medians(turns.in_turns("benchmarks.grpo", VARIANTS, repeats, str(steps)))
     print(f"\ngrpo, {COMPLETIONS} completions of {LONGEST} tokens a step, {steps} steps, {repeats} turns")
     turns.show(table)
@@ -33,14 +33,14 @@ def measure(repeats: int, steps: int) -> dict[str, Any]:
 
 
 class Rewarded(Side):
-    """A side that also remembers the mean reward of each step."""
+    """A side that also records the mean reward of each step."""
 
     def __init__(self) -> None:
         super().__init__()
         self.rewards: list[float] = []
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        """Remember a step's loss and reward."""
+        """Record a step's loss and reward."""
         super().on_log(args, state, control, logs)
         if logs and "reward" in logs:
             self.rewards.append(float(logs["reward"]))
@@ -62,7 +62,7 @@ def run_ftlab(steps: int, side: Side, folder: str) -> None:
 
 
 def run_trl(steps: int, side: Side, folder: str) -> None:
-    """Train with GRPOTrainer: the recipe's rows, reward and sampling, this machine's number format; else by default."""
+    """Train with GRPOTrainer: the recipe's rows, reward and sampling, a suitable dtype; defaults for the rest."""
     from transformers import AutoTokenizer
     from trl import GRPOConfig, GRPOTrainer
 
@@ -88,7 +88,7 @@ def run_trl(steps: int, side: Side, folder: str) -> None:
         report_to="none",
         disable_tqdm=True,
         seed=train.SEED,
-        **sides.number_format(),
+        **sides.precision(),
     )
     data, _ = dataset.splits(keys, AutoTokenizer.from_pretrained(path))
     trainer = GRPOTrainer(
@@ -111,7 +111,7 @@ def main(variant: str, steps: int) -> None:
         else:
             run_trl(steps, side, folder)
     figures = side.figures()
-    # Every side's own: it depends on what was sampled.
+    # It depends on the sampled completions, so it differs between sides.
     del figures["samples"]
     print(json.dumps(figures | {"final_reward": sum(side.rewards[-LAST:]) / LAST}))
 

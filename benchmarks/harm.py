@@ -1,8 +1,8 @@
-"""What does a recipe forget? General questions answered freely, before and after each SFT recipe, and its own task.
+"""How much does a recipe forget? Free answers to general questions before and after training, and its own task.
 
 Each recipe is trained as shipped into a temporary folder, with the seeds 42, 1 and 2 (as many as --repeats says).
-Before and after it is asked general_freeform_en, afterwards also the questions of its own `eval_dataset`; an answer is
-right if it contains the right one. "Before" is the base in full precision, also for QLoRA. The exit code is 1 if a
+Before and after, the model answers general_freeform_en, afterwards also the recipe's own `eval_dataset`; an answer is
+right if it contains the expected one. "Before" is the base in full precision, also for QLoRA. The exit code is 1 if a
 recipe loses more than MAY_LOSE general answers. --only names other recipes: dpo, grpo, pretrain, ...
 """
 
@@ -25,7 +25,7 @@ Row = dict[str, Any]
 
 
 def measure(repeats: int, steps: int, only: Sequence[str] = RECIPES) -> dict[str, Any]:
-    """Print a line per recipe and seed, below it the answers that changed sides; always the recipe's own steps.
+    """Print a line per recipe and seed, followed by the answers that were won or lost; `steps` has no effect.
 
     Raises:
         SystemExit: a recipe loses more than MAY_LOSE answers.
@@ -47,7 +47,7 @@ def one(name: str, seed: int, asked: list[Row], before: list[str]) -> dict[str, 
         loaded = recipes.load(f"recipes/{name}.yaml", values)
         run = train.train(loaded, quiet=True)
         model, tokenizer = chat.load(loaded.model_name_or_path, run.folder, **chat.options_of(loaded))
-    # Asked on their own, as before: in another batch bfloat16 rounds otherwise.
+    # In the same batch as before: in another one bfloat16 rounds differently.
     after = answers(model, tokenizer, asked)
     own = rows_of(loaded.eval_dataset, loaded.dataset_substitutions)
     own_right = graded(answers(model, tokenizer, own), own)
@@ -81,7 +81,7 @@ def graded(replies: list[str], rows: list[Row]) -> list[bool]:
 
 
 def share(right: list[bool]) -> str:
-    """Return right answers as text, with their 95% interval."""
+    """Return the number of right answers as text, with its 95% interval."""
     if not right:
         return "-"
     low, high = evaluate.interval(sum(right) / len(right), len(right))

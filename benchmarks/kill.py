@@ -27,7 +27,7 @@ HANGS, GIVE_UP = 60.0, 300.0
 
 
 class Kill(NamedTuple):
-    """What was killed when, the seconds until no process was left, and what the run said."""
+    """The killed processes, the moment, the seconds until no process was left, and the run's error message."""
 
     victims: str
     moment: str
@@ -60,7 +60,7 @@ def measure(repeats: int, steps: int) -> dict:
 
 
 def kill_five_times(place: Path, number: int) -> list[Kill]:
-    """Start a run five times and kill it every time, at a save that it has not reached before or soon after."""
+    """Start a run five times and kill it every time, during its next save or at a step soon after."""
     draw, kills = random.Random(number), []
     for turn, victims in enumerate(VICTIMS[number % 5 :] + VICTIMS[: number % 5]):
         save = (reached(place / f"run{number}") // SAVE_STEPS + 1) * SAVE_STEPS
@@ -79,7 +79,7 @@ def reached(folder: Path) -> int:
 
 
 def start(place: Path, name: str) -> subprocess.Popen:
-    """Start `ftlab train` in two processes, or let it go on."""
+    """Start or resume `ftlab train` in two processes."""
     import tiny
 
     values = tiny.make_recipe(place / "tiny", place, place / name)
@@ -116,7 +116,7 @@ def kill(place: Path, name: str, victims: str, file: str, step: int) -> Kill:
 
 
 def ended(process: psutil.Process) -> bool:
-    """Return True if a process has ended, also if its exit status was not read yet."""
+    """Return True if a process has ended, even if its exit status has not been read."""
     try:
         return process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -124,7 +124,7 @@ def ended(process: psutil.Process) -> bool:
 
 
 def run_to_its_end(place: Path, name: str) -> None:
-    """Run a recipe until it has ended well."""
+    """Run a recipe to its successful end."""
     assert start(place, name).wait(GIVE_UP) == 0, (place / f"{name}.txt").read_text()[-3000:]
 
 

@@ -1,4 +1,4 @@
-"""What this machine could do: its matrix rate at the embedded model's own shapes, and its memory bandwidth."""
+"""The machine's peak rate of matrix products with the embedded model's shapes, and its memory bandwidth."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import torch
 from ftlab import device
 
 ON = "cuda" if torch.cuda.is_available() else "cpu"
-# The number format that suits this machine: the rate that a share is a share of, and what the plain sides load.
+# The dtype that suits this machine: that of the peak rate, and of the models that other variants load.
 DTYPE: torch.dtype = getattr(torch, device.describe().dtype)
 # (inputs, outputs) of the seven matrices of one layer of SmolLM2-135M: q, k, v, o, gate, up, down.
 SHAPES = [(576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)]
@@ -41,14 +41,14 @@ def matrix_rate(dtype: torch.dtype, repeats: int) -> float:
 
 
 def bandwidth(repeats: int, numbers: int = 2**26) -> float:
-    """Return the GB/s of reading and writing so many float32 numbers, by default 256 MB."""
+    """Return the GB/s of copying `numbers` float32 numbers (by default 268 MB), reads and writes counted."""
     source = torch.ones(numbers, device=ON)
     target = torch.empty_like(source)
     return 2 * source.nbytes / best_seconds(lambda: target.copy_(source), repeats) / 1e9
 
 
 def best_seconds(work: Callable[[], object], repeats: int) -> float:
-    """Return the seconds of the fastest of several runs: a bound is what the machine can do at its best."""
+    """Return the seconds of the fastest of several runs, because a peak rate is a best case."""
     work()
     seconds = []
     for _ in range(10 * repeats):

@@ -1,6 +1,6 @@
 """LLaMA-Factory as a side of `train`: its own command, on the same rows, in an environment of its own.
 
-It and ftlab cannot share one: it keeps to older releases of the same libraries.
+They cannot share one: LLaMA-Factory requires older releases of the same libraries.
 """
 
 import json
@@ -23,7 +23,7 @@ def figures(command: str, keys: dict[str, Any], rows: list[dict[str, str]], batc
 
     Args:
         command: its `llamafactory-cli`.
-        keys: the recipe, in its own words; without a `template` it takes the tokenizer's, and its rows are ours.
+        keys: the recipe in its own keys; without `template` it uses the tokenizer's chat template, as ftlab does.
         rows: `instruction`, `input` and `output`.
         batches: trained tokens of each batch, in order.
     Raises:
@@ -54,7 +54,7 @@ def follow(command: list[str], log: Path) -> tuple[list[float], list[float]]:
     ends: list[float] = []
     with output.open("w") as said, subprocess.Popen(command, env=environment, stdout=said, stderr=said) as process:
         while process.poll() is None:
-            # A step takes seconds: looking a hundred times a second costs nothing and misses none.
+            # A step takes seconds, so a hundred looks per second are precise enough and cost little.
             time.sleep(0.01)
             written = log.read_text().count("\n") if log.exists() else 0
             ends += [time.perf_counter()] * (written - len(ends))

@@ -1,8 +1,8 @@
 """LLaMA-Factory's token ids and labels beside ftlab's, on the sets of tests/golden/llamafactory.json.
 
-Its own converters, templates and processors run, out of an unpacked LLaMA-Factory of which nothing else is imported:
-that needs no model, and the libraries of this environment. What it gives is written into the golden file as text,
-trained parts between ⟦ and ⟧; a unit test compares that with ftlab where no LLaMA-Factory is.
+Runs the converters, templates and processors of an unpacked LLaMA-Factory; nothing else of it is imported, so this
+needs no model, and works with the libraries of this environment. The results are written into the golden file as text,
+trained parts between ⟦ and ⟧; a unit test compares them with ftlab without LLaMA-Factory.
 """
 
 import contextlib
@@ -61,10 +61,10 @@ Side = list[tuple[list[int], list[int]]]
 
 
 def measure(repeats: int, steps: int, command: str = "") -> dict[str, Any]:
-    """Write the golden file anew; say how many of its cases are equal, also with a tokenizer that has merges.
+    """Rewrite the golden file; print how many of its cases are equal, also with a tokenizer that has merges.
 
     Args:
-        command: the folder in which the package `llamafactory` lies.
+        command: the folder that contains the package `llamafactory`.
     Raises:
         SystemExit: no folder is given; a difference has no reason, or a reason no difference.
     """
@@ -162,7 +162,7 @@ def theirs(case: Case, data: Case, base: Callable[[], PreTrainedTokenizerBase]) 
             "packing": False, "media_dir": ""} | case.get("options", {})),
     )  # fmt: skip
     tokenizer = family_of(case["template"], base())
-    # It writes `default_system` into what it keeps for the whole process.
+    # It writes `default_system` into a table that is shared by the whole process.
     with unittest.mock.patch.object(part("template"), "TEMPLATES", copy.deepcopy(part("template").TEMPLATES)):
         template = part("template").get_template_and_fix_tokenizer(tokenizer, settings)
     attributes = part("parser").DatasetAttr("file", dataset_name="set")
@@ -186,7 +186,7 @@ def part(name: str) -> ModuleType:
 
 
 def import_from(folder: Path) -> None:
-    """Let LLaMA-Factory's data code be imported alone: its other modules want libraries that text needs nothing of."""
+    """Make LLaMA-Factory's data code importable alone: its other modules need libraries that text does not."""
     log = SimpleNamespace(**dict.fromkeys(("info_rank0", "warning_rank0", "warning_rank0_once"), lambda _: None))
     plugin = SimpleNamespace(
         process_messages=lambda messages, *_: messages, process_token_ids=lambda ids, labels, *_: (ids, labels)
@@ -203,7 +203,7 @@ def import_from(folder: Path) -> None:
     for name, content in modules.items():
         module = sys.modules[f"llamafactory{name}"] = ModuleType(f"llamafactory{name}")
         vars(module).update(content)
-    # Its tool prompt for Llama 3 says the date.
+    # Its tool prompt for Llama 3 contains the date.
     part("tool_utils").datetime = SimpleNamespace(now=lambda: datetime(2024, 7, 26))
 
 

@@ -1,4 +1,4 @@
-"""Memory predicted from sizes alone against memory measured, for what a recipe trains on this machine."""
+"""Training memory predicted from config.json, compared with the memory that the allocator measures."""
 
 import itertools
 import json
@@ -22,13 +22,13 @@ STAGES = {
 # Stages whose rows are prompts, which the model completes.
 WRITTEN = ("ppo", "grpo", "rloo")
 NEW_TOKENS = 32
-STEPS = 2  # the moments of the optimizer are there from the second step on
+STEPS = 2  # the optimizer's moments exist from the second step on
 # One token each, with the space before it.
 WORDS = " one", " two", " time", " people", " water", " house", " light", " world"
 
 
 def measure(repeats: int, steps: int, only: Sequence[str] = ()) -> dict[str, Any]:
-    """Print the table of all cells; return it with the largest and the mean error. One turn: bytes do not vary.
+    """Print the table of all cells; return it with the largest and the mean error. Each runs once: bytes hardly vary.
 
     Args:
         only: which of METHODS and STAGES; all by default.
@@ -91,7 +91,7 @@ def stage_rows(stage: str, count: int, length: int, known: Sequence[str] = WORDS
 
 
 def ids(count: int) -> list[int]:
-    """Return so many random token ids, of those that the smallest vocabulary here has."""
+    """Return `count` random token ids that exist in the smallest vocabulary used."""
     return random.choices(range(100, 1000), k=count)
 
 

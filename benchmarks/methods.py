@@ -1,4 +1,4 @@
-"""Lesson 05's learning rates: every method at the same number of rates, a factor of three apart, on validation rows.
+"""Search lesson 05's learning rates: three rates per method, a factor of three apart, by validation loss.
 
     python -m benchmarks.methods TABLE.json [METHOD ...]
 
@@ -14,7 +14,7 @@ from typing import Any
 import jupytext
 
 LESSON = Path(__file__).parents[1] / "notebooks" / "source" / "05_methods.py"
-# The cells that hold data, training and methods; what is printed and drawn between them is left out.
+# The cells with data, training and methods; those that print or plot are left out.
 CELLS = (
     "imports", "parameters", "profile", "load", "data", "forced", "answers", "training-args", "run", "first", "whole",
     "lora", "small", "optimizers", "more",
@@ -51,7 +51,7 @@ def lesson_names(**parameters: Any) -> dict[str, Any]:
 
 
 def search(path: Path, only: list[str]) -> None:
-    """Print and keep the validation loss of every method at every rate, in nats per answer token.
+    """Print and save the validation loss of every method at every rate, in nats per answer token.
 
     Args:
         path: a table {method: {rate: loss}}; missing entries are added to it.

@@ -1,4 +1,4 @@
-"""What loading the page of `ftlab board` again and again leaves behind: python -m benchmarks.page_loads 50 5.
+"""What repeated loads of the page of `ftlab board` leave behind: python -m benchmarks.page_loads 50 5.
 
 The first number is how often the page is loaded, the second how many trainings are started from it in between. Prints,
 as JSON: seconds until something is shown and until the panels can be used (first load, and median), the memory of the
@@ -23,15 +23,15 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "browser"))
-# A closed page tells the server; ending the kernel takes it a moment.
+# A closed page notifies the server, which takes a moment to end the kernel.
 SETTLE_SECONDS = 3
 END_SECONDS = 60
-# Of a training: enough to have a curve.
+# Steps of a training: enough for a curve.
 STEPS = 3
 
 
 def tree(pid: int) -> list[psutil.Process]:
-    """Return a process and all that it started and that still run."""
+    """Return a process and its running descendants."""
     with contextlib.suppress(psutil.NoSuchProcess):
         found = psutil.Process(pid)
         return [found, *found.children(recursive=True)]
@@ -39,17 +39,17 @@ def tree(pid: int) -> list[psutil.Process]:
 
 
 def own_bytes(processes: list[psutil.Process]) -> int:
-    """Return the memory that processes have to themselves: what they share counts once, in none of them."""
+    """Return the unique set size (USS) of processes: shared pages are not counted."""
     total = 0
     for one in processes:
-        # One of them may end between the listing and the look.
+        # One of them may end after it was listed.
         with contextlib.suppress(psutil.NoSuchProcess):
             total += one.memory_full_info().uss
     return total
 
 
 def is_kernel(process: psutil.Process) -> bool:
-    """Return True for a kernel that runs."""
+    """Return True for a running kernel."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return "ipykernel" in " ".join(process.cmdline())
     return False
@@ -69,7 +69,7 @@ def board(folder: Path) -> Iterator[tuple[str, int]]:
 
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "ftlab", "board", str(folder / "beginning.yaml"), "--port", "0", "--lang", "en"]
-    # Run under nohup, this process would pass on that a closed terminal is to be ignored.
+    # Under nohup, this process ignores SIGHUP, and its child would inherit that.
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=folder, start_new_session=True,
@@ -80,7 +80,7 @@ def board(folder: Path) -> Iterator[tuple[str, int]]:
         yield process.stdout.readline().strip(), process.pid
     finally:
         process.send_signal(signal.SIGHUP)
-        # One that does not end is among those that are left.
+        # A process that does not end is reported as left.
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(END_SECONDS)
 
@@ -98,7 +98,7 @@ def train(page: Any, number: int) -> None:
 
 
 def main(loads: int, jobs: int) -> None:
-    """Load the page that often and print what it took."""
+    """Load the page `loads` times and print the figures."""
     from drive import browser, until
 
     from ftlab.apps.board import controls

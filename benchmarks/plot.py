@@ -1,4 +1,4 @@
-"""Draw what `python -m benchmarks NAME --json FILE` wrote: python -m benchmarks.plot FILE.json ... PICTURE.png."""
+"""Plot the output of `python -m benchmarks NAME --json FILE`: python -m benchmarks.plot FILE.json ... PICTURE.png."""
 
 import json
 import sys
@@ -26,7 +26,7 @@ def tables(found: dict[str, Any], title: str = "") -> Iterator[tuple[str, dict[s
 
 
 def bars(table: dict[str, dict[str, float]], title: str, ax: Axes) -> None:
-    """Draw the first figure of each variant, the spread of its turns as a line."""
+    """Draw the first figure of each variant as a bar, with the spread of its turns as an error bar."""
     name = next(iter(next(iter(table.values()))))
     values = [row[name] for row in table.values()]
     spreads = [row[name] * row["spread"] / 2 for row in table.values()]

@@ -1,11 +1,11 @@
-"""One client, then many: do they share the machine, does anyone get an error, does the memory stay?
+"""`ftlab serve` with one client, then with many: throughput, errors, and memory growth.
 
     python -m benchmarks.serve [--model smollm2-135m] [--backend huggingface llama.cpp] [--clients 32] [--seconds 300]
 
-Starts `ftlab serve` as its users do, in a process of its own, with one engine after the other. A quarter of the
-requests of the many are dropped mid-stream. Prints tokens per second of one and of many, errors, memory growth and how
-many greedy answers stay the same in company; before an engine of llama.cpp also what llama-cpp-python's own loop
-reaches. Exit code 1 if one is not as promised.
+Starts `ftlab serve` in its own process, with one engine after the other. With many clients, a quarter of the requests
+are dropped mid-stream. Prints tokens per second of one client and of many, errors, memory growth, and how many greedy
+answers are the same alone and in a batch; for llama.cpp also the tokens per second of llama-cpp-python's own loop. The
+exit code is 1 if many clients get less than SPEEDUP times the tokens of one, an error, or memory grows by GROWTH.
 """
 
 import argparse
@@ -38,7 +38,7 @@ THINGS = ("the sea", "a bicycle", "the moon", "bread", "an old library", "winter
 
 @dataclass
 class Tally:
-    """What clients got, added up under a lock."""
+    """The results of all clients, added up under a lock."""
 
     answers: int = 0
     dropped: int = 0
@@ -47,7 +47,7 @@ class Tally:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, tokens: int, dropped: bool) -> None:
-        """Count a request that went as it should."""
+        """Count a request without an error."""
         with self.lock:
             self.tokens += tokens
             self.dropped += dropped
@@ -78,7 +78,7 @@ def server(model: str, backend: str) -> Iterator[tuple[httpx.Client, psutil.Proc
 
 
 def wait_until_up(client: httpx.Client, process: subprocess.Popen) -> None:
-    """Return when the server answers."""
+    """Wait until the server responds."""
     while process.poll() is None:
         try:
             if client.get("/health").status_code == 200:
@@ -89,12 +89,12 @@ def wait_until_up(client: httpx.Client, process: subprocess.Popen) -> None:
 
 
 def question(chance: random.Random) -> str:
-    """Return what a client asks."""
+    """Return a random question."""
     return f"Write {chance.randint(3, 9)} sentences about {chance.choice(THINGS)}."
 
 
 def ask(client: httpx.Client, model: str, chance: random.Random, tally: Tally, drops: bool) -> None:
-    """Stream one answer, to its end or for a few tokens, and count what came."""
+    """Stream one answer, to its end or for a few tokens, and count its tokens."""
     body = {
         "model": model,
         "messages": [{"role": "user", "content": question(chance)}],
@@ -130,8 +130,8 @@ def ask(client: httpx.Client, model: str, chance: random.Random, tally: Tally, d
             tally.errors.append(f"{type(error).__name__}: {error}")
 
 
-def same_in_company(client: httpx.Client, model: str, clients: int) -> int:
-    """Return how many of as many greedy answers as there are clients are the same alone and all at once."""
+def same_in_batch(client: httpx.Client, model: str, clients: int) -> int:
+    """Return how many greedy answers, one per client, are the same alone and when all are requested at once."""
 
     def answer(number: int) -> str:
         messages = [{"role": "user", "content": question(random.Random(number))}]
@@ -144,7 +144,7 @@ def same_in_company(client: httpx.Client, model: str, clients: int) -> int:
 
 
 def load(client: httpx.Client, model: str, clients: int, seconds: float, share_dropped: float) -> tuple[Tally, float]:
-    """Let clients ask for some seconds; return what they got and the seconds until the last one was done."""
+    """Run the clients for some seconds; return their results and the seconds until the last one was done."""
     tally = Tally()
     start = time.monotonic()
 
@@ -163,7 +163,7 @@ def load(client: httpx.Client, model: str, clients: int, seconds: float, share_d
 
 @contextmanager
 def memory_of(process: psutil.Process, every: float = 1.0) -> Iterator[list[int]]:
-    """Collect the process's resident bytes meanwhile."""
+    """Yield a list that collects the resident bytes of the process during the block."""
     samples: list[int] = []
     done = threading.Event()
 
@@ -181,7 +181,7 @@ def memory_of(process: psutil.Process, every: float = 1.0) -> Iterator[list[int]
 
 
 def growth(samples: list[int]) -> float:
-    """Return by what share the last fifth lies above the second fifth: the first one fills pools."""
+    """Return the relative growth from the second fifth to the last one; in the first, memory pools fill up."""
     fifth = len(samples) // 5
     return statistics.median(samples[-fifth:]) / statistics.median(samples[fifth : 2 * fifth]) - 1
 
@@ -208,7 +208,7 @@ def own_loop(name: str, backend: str, seconds: float) -> float:
 
 
 def measure(options: argparse.Namespace, backend: str) -> bool:
-    """Measure the server with one engine and print; return True if all is as promised."""
+    """Measure the server with one engine and print; return True if it meets SPEEDUP and GROWTH without an error."""
     with server(options.model, backend) as (client, process):
         load(client, options.model, 1, 3, 0)
         one, seconds = load(client, options.model, 1, options.alone, 0)
@@ -216,13 +216,13 @@ def measure(options: argparse.Namespace, backend: str) -> bool:
         print(f"{backend}, 1 client: {one.answers} answers, {alone:.1f} tokens/s, {len(one.errors)} errors", flush=True)
         with memory_of(process) as samples:
             many, seconds = load(client, options.model, options.clients, options.seconds, DROPPED)
-        same = same_in_company(client, options.model, options.clients)
+        same = same_in_batch(client, options.model, options.clients)
     together, grown = many.tokens / seconds, growth(samples)
     print(f"{backend}, {options.clients} clients, {seconds:.0f} s: {many.answers} answers, {many.dropped} dropped")
-    print(f"together: {together:.1f} tokens/s, {together / alone:.2f} times one client (promised {SPEEDUP:g})")
-    print(f"greedy answers that are the same alone and in company: {same} of {options.clients}")
+    print(f"together: {together:.1f} tokens/s, {together / alone:.2f} times one client (required: {SPEEDUP:g})")
+    print(f"greedy answers that are the same alone and in a batch: {same} of {options.clients}")
     print(f"errors to good clients: {len(many.errors)} {sorted(set(many.errors))[:3]}")
-    print(f"memory: {samples[-1] / 2**20:.0f} MiB, growth {grown:+.1%} (promised below {GROWTH:.0%})", flush=True)
+    print(f"memory: {samples[-1] / 2**20:.0f} MiB, growth {grown:+.1%} (required: below {GROWTH:.0%})", flush=True)
     return not (one.errors or many.errors) and together >= SPEEDUP * alone and grown < GROWTH
 
 

@@ -1,4 +1,4 @@
-"""One side of a comparison: when its steps ended, which tokens it saw, what memory it took."""
+"""Measure one side of a comparison: the times of its steps, the tokens it trained on, its peak memory."""
 
 import hashlib
 import math
@@ -22,13 +22,13 @@ LAST = 4  # steps whose mean is the final loss
 
 
 class Side(TrainerCallback):
-    """Watch one training: every side starts from the same adapters, and shows that it saw the same tokens.
+    """Watch one training: every side starts with the same adapters, and records a digest of its tokens.
 
     Attributes:
         ends: when each optimizer step ended, in seconds; the first entry is the start of training.
         losses: the loss of each step.
         seen: per batch, in order, a digest of its tokens (padding left out) and their number with a label; how many
-            tokens there were, and that number. A batch that goes through the model twice stands here once.
+            tokens there were, and that number. A batch that passes through the model twice is listed once.
         rows: per batch, in the same order, its tokens row by row.
     """
 
@@ -43,22 +43,22 @@ class Side(TrainerCallback):
         self.begin(model)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Remember when a step ended."""
+        """Record when a step ended."""
         self.ends.append(time.perf_counter())
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
-        """Remember a step's loss."""
+        """Record a step's loss."""
         if logs and "loss" in logs:
             self.losses.append(float(logs["loss"]))
 
     def begin(self, model: nn.Module) -> None:
-        """Give the model's adapters the common start and watch what goes through it."""
+        """Initialize the model's adapters as for all sides, and watch its forward passes."""
         same_start(model)
         model.register_forward_pre_hook(self.look, with_kwargs=True)
         self.ends.append(time.perf_counter())
 
     def look(self, model: nn.Module, args: tuple[Any, ...], inputs: dict[str, Any]) -> None:
-        """Note a batch of `input_ids`, `attention_mask` and `labels`, each of shape (batch, seq_len)."""
+        """Record a batch of `input_ids`, `attention_mask` and `labels`, each of shape (batch, seq_len)."""
         if not model.training or inputs.get("labels") is None:
             return
         ids, labels = inputs["input_ids"], inputs["labels"]
@@ -94,21 +94,21 @@ class Side(TrainerCallback):
         }
 
     def distinct(self) -> int:
-        """Return how many tokens of the timed batches no other row of their batch holds behind the same beginning."""
+        """Return the number of tokens in the timed batches, counting shared prefixes of the rows of a batch once."""
         timed = list(self.rows.values())[-self.steps() :]
         return sum(len({tuple(row[:end]) for row in rows for end in range(1, len(row) + 1)}) for rows in timed)
 
 
-def number_format() -> dict[str, Any]:
-    """Return the arguments by which another library's trainer computes in bfloat16 where the machine has it.
+def precision() -> dict[str, Any]:
+    """Return the arguments with which another library's trainer uses bfloat16 only if the machine supports it.
 
-    TRL's own default is bfloat16 on every machine; a processor without it emulates it, many times slower.
+    TRL's own default is bfloat16 on every machine; a processor without such instructions emulates it, far slower.
     """
     return {"bf16": torch.bfloat16 == DTYPE}
 
 
 def same_start(model: nn.Module) -> None:
-    """Draw every LoRA matrix A from its own name, as PEFT draws it (uniform, 1 / sqrt(inputs)); B stays 0."""
+    """Draw every LoRA matrix A with a seed from its name, as PEFT does (uniform, 1 / sqrt(inputs)); B stays 0."""
     for name, weight in model.named_parameters():
         if "lora_A" in name:
             generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
@@ -117,9 +117,9 @@ def same_start(model: nn.Module) -> None:
 
 
 def peak_gib() -> float:
-    """Return the most memory that this process held at once, in GiB: on the card, where there is one.
+    """Return the peak memory of this process in GiB: on the GPU, if there is one.
 
-    Not from getrusage where the kernel tells it better: there a child begins with its parent's peak.
+    VmHWM if the kernel has it: getrusage starts a child process with its parent's peak.
     """
     if not ON_CPU:
         return torch.cuda.max_memory_allocated() / 2**30

@@ -1,4 +1,4 @@
-"""Seconds from the start of the process to the first optimizer step of a recipe, and of other verbs, all cached."""
+"""Seconds from process start to a recipe's first optimizer step, and to the end of other commands, all cached."""
 
 import io
 import json
@@ -28,7 +28,7 @@ SHOWN = 12
 
 
 def measure(repeats: int, steps: int) -> dict:
-    """Print and return the median seconds of each verb, and the imports of `train`; a first, cold run isn't counted."""
+    """Print and return the median seconds of each command, and the imports of `train`; a cold run comes first."""
     turns.once("benchmarks.start", "train")
     table = turns.medians(turns.in_turns("benchmarks.start", list(VERBS), repeats))
     turns.show(table)

@@ -1,7 +1,7 @@
 """Fine-tuning on identity_en: ftlab's recipes against TRL defaults, TRL tuned, a plain loop.
 
-The same rows in the same order (checked), the same adapters to begin with, steps, rank, optimizer and learning rate.
-LLaMA-Factory is a side too where its command is given.
+All have the same examples in the same order (checked), initial adapters, steps, rank, optimizer and learning rate.
+LLaMA-Factory is compared too if its command is given; its initial adapters are its own.
 """
 
 import itertools
@@ -17,7 +17,7 @@ from benchmarks.sides import Side
 
 VARIANTS = {
     "lora": ("ftlab", "trl defaults", "trl tuned", "plain loop"),
-    # A machine without bfloat16 emulates it where nothing is set: half a minute a step, so only when asked for.
+    # A machine without bfloat16 emulates it: half a minute per step, so this runs only if it is named.
     "installed": ("ftlab", "trl as installed"),
     "qlora": ("ftlab", "plain peft", "trl defaults"),
     "full": ("ftlab", "trl defaults"),
@@ -37,7 +37,7 @@ def measure(repeats: int, steps: int, only: Sequence[str] = (), command: str = "
 
     Args:
         only: which of VARIANTS to compare; lora, qlora and full by default.
-        command: the path of `llamafactory-cli`, which is a side of lora and of installed then.
+        command: the path of `llamafactory-cli`, which is then compared in lora and installed.
     """
     found: dict[str, Any] = {"tables": {}, "ratios": {}}
     for method in only or ("lora", "qlora", "full"):
@@ -49,7 +49,7 @@ def measure(repeats: int, steps: int, only: Sequence[str] = (), command: str = "
             tables[batch] = turns.medians(turns.in_turns("benchmarks.train", variants, repeats, *arguments))
             print(f"\n{method}, batch {batch}, {steps} steps, {repeats} turns")
             turns.show(tables[batch])
-            # Another program's tokens cannot be looked at.
+            # The tokens of another program are not known.
             turns.same({name: row for name, row in tables[batch].items() if name != llamafactory.NAME}, "samples")
         found["tables"][method] = tables
         found["ratios"] |= ratios(method, tables, max(best, limit.matrix_rate(limit.DTYPE, repeats)))
@@ -57,7 +57,7 @@ def measure(repeats: int, steps: int, only: Sequence[str] = (), command: str = "
 
 
 def ratios(method: str, tables: dict[int, dict[str, Any]], matrix_gflops: float) -> dict[str, float]:
-    """Return what one method's tables say, both batch sizes together."""
+    """Return the ratios of one method, over both batch sizes together."""
     mine, *others = tables[BATCHES[0]]
     speed = {variant: together(tables, variant, "trained_tokens_per_second") for variant in (mine, *others)}
     found = {}
@@ -65,7 +65,7 @@ def ratios(method: str, tables: dict[int, dict[str, Any]], matrix_gflops: float)
         name = f"{method}_vs_{other.replace(' ', '_')}" if other != "plain peft" else "qlora_vs_plain"
         found[name] = speed[mine] / speed[other]
         pairs = [(table[mine], table[other]) for table in tables.values()]
-        if other != llamafactory.NAME:  # it trains on one token more per row
+        if other != llamafactory.NAME:  # it trains on one more token per row
             found[f"{name}_loss_difference"] = max(abs(a["final_loss"] / b["final_loss"] - 1) for a, b in pairs)
         found[f"{name}_peak_memory"] = max(a["peak_gib"] / b["peak_gib"] for a, b in pairs)
     if method == "lora":
@@ -81,7 +81,7 @@ def together(tables: dict[int, dict[str, Any]], variant: str, rate: str) -> floa
 
 
 def rows() -> list[dict[str, list[int]]]:
-    """Return identity_en as `input_ids` and `labels`: left to itself, trl trains on one token more per row."""
+    """Return identity_en as `input_ids` and `labels`: from messages, TRL would train on one more token per row."""
     from transformers import AutoTokenizer
 
     from ftlab import models, tokens
@@ -108,16 +108,16 @@ def run_ftlab(method: str, batch: int, steps: int, side: Side, folder: str) -> N
 
 
 def run_trl(method: str, batch: int, steps: int, side: Side, folder: str, variant: str) -> None:
-    """Train with SFTTrainer in this machine's number format; "trl as installed" leaves even that to TRL.
+    """Train with SFTTrainer in the dtype that suits the machine; "trl as installed" has all of TRL's defaults.
 
-    "trl tuned" sets what a reader of its manual would set on a CPU.
+    "trl tuned" has the settings that its documentation suggests for speed on a CPU.
     """
     from datasets import Dataset
     from trl import SFTConfig, SFTTrainer
 
     from ftlab import models
 
-    obvious: dict[str, Any] = {} if variant == "trl as installed" else sides.number_format()
+    obvious: dict[str, Any] = {} if variant == "trl as installed" else sides.precision()
     if variant == "trl tuned":
         obvious |= {"gradient_checkpointing": False, "model_init_kwargs": {"dtype": limit.DTYPE}}
     if method == "qlora":
@@ -191,16 +191,17 @@ def order(encoded: list[Any]) -> Any:
 
 
 def run_llamafactory(command: str, method: str, batch: int, steps: int, folder: Path) -> dict[str, Any]:
-    """Train with LLaMA-Factory's command, everything that the comparison does not fix by default.
+    """Train with LLaMA-Factory's command; settings that the comparison does not fix have their defaults.
 
     Args:
-        method: lora, with weights in this machine's number format, or installed, with the published ones.
-    Returns its figures.
+        method: lora, with weights in the dtype that suits the machine, or installed, with the published ones.
+    Returns:
+        Its figures.
     """
     from ftlab import models
     from ftlab.data import registry
 
-    # It loads weights in their own format on a processor: keys such as `bf16: false` change nothing there.
+    # On a CPU it loads weights in their own dtype: keys such as `bf16: false` have no effect.
     path = models.fetch("smollm2-135m") if method == "installed" else in_format(folder / "model")
     keys = {
         "model_name_or_path": path, "stage": "sft", "do_train": True,
@@ -208,7 +209,7 @@ def run_llamafactory(command: str, method: str, batch: int, steps: int, folder: 
         "max_steps": steps, "per_device_train_batch_size": batch, "learning_rate": LEARNING_RATE["lora"],
         "lr_scheduler_type": "cosine", "logging_steps": 1, "save_strategy": "no", "report_to": "none", "seed": SEED,
         "use_cpu": sides.ON_CPU,
-    } | ({} if method == "installed" else sides.number_format())  # fmt: skip
+    } | ({} if method == "installed" else sides.precision())  # fmt: skip
     encoded = rows()
     trained = [sum(label != -100 for label in row["labels"][1:]) for row in encoded]
     drawn = itertools.chain.from_iterable(itertools.repeat(order(encoded)))
@@ -221,7 +222,7 @@ def run_llamafactory(command: str, method: str, batch: int, steps: int, folder: 
 
 
 def in_format(folder: Path) -> str:
-    """Save the embedded model in this machine's number format, and return the folder."""
+    """Save the embedded model in the dtype that suits the machine, and return the folder."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from ftlab import models
@@ -233,7 +234,7 @@ def in_format(folder: Path) -> str:
 
 
 def four_bits() -> Any:
-    """Return how qlora's sides quantize."""
+    """Return the quantization of all sides of qlora."""
     from transformers import BitsAndBytesConfig
 
     return BitsAndBytesConfig(
@@ -267,11 +268,11 @@ def tokenizer_batch(tokenizer: Any) -> Any:
 
 
 def needed_flops(tokens: float, trained: float, length: float) -> float:
-    """Return the multiplications and additions that a LoRA step needs, whoever computes it, row by row.
+    """Return the floating-point operations that a LoRA step needs without shared prefixes.
 
     Per token, a frozen weight takes 2 forward and 2 for the gradient of its input, a weight of an adapter 2 more for
-    its own; a causal table of `length` columns is half a table, three times over (forward, and two gradients of each
-    of its two products); the head is needed where there is a label.
+    its own; causal attention over `length` tokens needs half of the score matrix, three times (forward, and two
+    gradients of each of its two products); the output layer is needed where there is a label.
     """
     attention = 30 * 576 * length * 6
     return (4 * LINEAR_WEIGHTS + 6 * ADAPTER_WEIGHTS + attention) * tokens + 4 * HEAD_WEIGHTS * trained

@@ -1,4 +1,4 @@
-"""Variants run in turns, each in a process of its own, so that none warms up or crowds the other."""
+"""Run variants alternately, each in its own process, so that none warms up another or competes with it."""
 
 import json
 import os
@@ -16,7 +16,7 @@ def in_turns(module: str, variants: Sequence[str], repeats: int, *arguments: str
     """Return what `python -m MODULE VARIANT ARGUMENTS` printed as its last line (JSON), `repeats` times per variant."""
     found: dict[str, list[dict[str, Any]]] = {variant: [] for variant in variants}
     for turn in range(repeats):
-        # Back and forth, so that a machine that slows down does so for both.
+        # In both directions, so that a machine that slows down affects all variants.
         for variant in variants if turn % 2 == 0 else reversed(variants):
             found[variant].append(once(module, variant, *arguments))
             print(f"  {variant}, turn {turn + 1}: {found[variant][-1]}", file=sys.stderr, flush=True)
@@ -48,7 +48,7 @@ def medians(found: dict[str, list[dict[str, Any]]]) -> dict[str, dict[str, Any]]
 
 
 def middle(variant: str, values: list[Any]) -> Any:
-    """Return the median of numbers, or the one text that all turns gave."""
+    """Return the median of numbers, or the text that all turns have in common."""
     if not isinstance(values[0], str):
         return statistics.median(values)
     if len(set(values)) > 1:
@@ -57,14 +57,14 @@ def middle(variant: str, values: list[Any]) -> Any:
 
 
 def same(table: dict[str, dict[str, Any]], figure: str) -> None:
-    """End the benchmark where a figure that all variants must share is not shared."""
+    """End the benchmark if a figure differs that must be the same for all variants."""
     found = {variant: row[figure] for variant, row in table.items()}
     if len(set(found.values())) > 1:
-        raise SystemExit(f"{figure} differ, so that nothing follows: {found}")
+        raise SystemExit(f"{figure} differ, so the variants cannot be compared: {found}")
 
 
 def show(table: dict[str, dict[str, Any]]) -> None:
-    """Print one row per variant, with a dash for what it does not report."""
+    """Print one row per variant, with a dash for a figure that it does not report."""
     names = list(next(iter(table.values())))
     widths = {name: max(len(name), 12) + 2 for name in names}
     print(f"{'':<24}" + "".join(f"{name:>{widths[name]}}" for name in names))

@@ -1,4 +1,4 @@
-"""A check of ftlab on one GPU, in order of worth: does it work, does the memory prediction hold, how fast is it.
+"""A check of ftlab on one GPU, most important parts first: does it work, is the memory estimate right, how fast is it.
 
 Every part runs in a child process that is stopped when its time is up; every result is written immediately. Nothing is
 fetched: models have random weights, the tokenizer is trained on data/. Figures: benchmarks/README.md.
@@ -32,7 +32,7 @@ def main(minutes: float, target: Path | None, dry: bool, list_needs: bool) -> in
         minutes: after so many, the part that runs is stopped and the table is printed.
         target: the JSON file that is rewritten after every part.
         dry: run every part on the CPU, with tiny models.
-        list_needs: print the packages to carry to the machine instead.
+        list_needs: print the packages to copy to the machine instead.
     """
     if list_needs:
         print(needs.table())
@@ -58,12 +58,12 @@ def main(minutes: float, target: Path | None, dry: bool, list_needs: bool) -> in
 def run(found: dict[str, Any], worker: Worker, seconds: float, target: Path | None) -> int:
     """Fill `found` part by part for so many seconds; print each result immediately, and the table at the end."""
     code = 130
-    # Whoever limits the time of a command ends it so: the table is printed all the same.
+    # A time limit such as `timeout` sends SIGTERM: the table is printed anyway.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         for result in schedule.results(parts(found["about"]["dry"]), worker, seconds):
             found["parts"].append(result)
-            # Kept before it is printed: who reads the line may end the check.
+            # Written before it is printed: a reader of the line may end the check.
             keep(found, target)
             print(report.line(result), flush=True)
         code = int(any(part["status"] == "failed" for part in found["parts"]))

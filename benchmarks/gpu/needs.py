@@ -1,17 +1,17 @@
-"""What the check needs beside torch, transformers and peft, with sizes: what to carry to a machine without network."""
+"""List the packages to copy to a machine without network: what the check needs besides the usual libraries."""
 
 import re
 import zlib
 from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 
-# What images for this work ship: the libraries themselves, and what tables of rows need.
-TAKEN_FOR_GRANTED = ("torch", "transformers", "peft", "pandas", "pyarrow")
+# What images for training usually contain.
+ASSUMED = ("torch", "transformers", "peft", "pandas", "pyarrow")
 ROOTS = ("trl", "datasets", "bitsandbytes", "ruamel.yaml", "gguf")
 # Whole, with what it needs: whether transformers brings it depends on the release of typer beside it.
 WHOLE = ("pydantic",)
 LIMIT_MB = 64
-CARRY = """carry them as wheels (write the target's Python and glibc for 3.12 and 2_28):
+CARRY = """copy them as wheels (write the target's Python and glibc for 3.12 and 2_28):
   python -m pip download --no-deps --only-binary=:all: --python-version 3.12 --platform manylinux_2_28_x86_64 \\
     --platform manylinux_2_24_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 -d wheels \\
     {pins}
@@ -21,10 +21,10 @@ there, without a network:
 
 
 def table() -> str:
-    """Return the packages with versions and sizes, their sum, and the commands that carry them."""
-    names = sorted(closure(ROOTS) - closure(TAKEN_FOR_GRANTED) | closure(WHOLE))
+    """Return the packages with versions and sizes, their sum, and the commands that copy them."""
+    names = sorted(closure(ROOTS) - closure(ASSUMED) | closure(WHOLE))
     sizes = {name: compressed_bytes(found) for name in names if (found := installed(name))}
-    lines = [f"taken for granted: {', '.join(TAKEN_FOR_GRANTED)} and what they need; the rest, as wheels (estimated):"]
+    lines = [f"assumed to be installed: {', '.join(ASSUMED)} and what they need; the rest, as wheels (estimated):"]
     for name in names:
         if name in sizes:
             lines.append(f"  {name:<20} {distribution(name).version:<12} {sizes[name] / 1e6:>6.1f} MB")

@@ -1,4 +1,4 @@
-"""The parts of the check in their order, the most telling first; nothing heavy is imported here."""
+"""The parts of the check, the most important first; no large library is imported here."""
 
 from collections.abc import Callable
 from functools import partial
@@ -56,7 +56,7 @@ class Part(NamedTuple):
 
 
 def parts(dry: bool = False) -> list[Part]:
-    """Return all parts, in order of worth."""
+    """Return all parts, the most important first."""
     found = [
         Part("matrix rate and bandwidth", "card", 4, call("speed", "card"), ()),
         Part("make 135M", "card", 4, call("models", "make", "135M"), ()),

@@ -1,4 +1,4 @@
-"""Which parts run in the time there is: those that do not fit are skipped by name, one that overruns is stopped."""
+"""Choose the parts that run in the available time: one that does not fit is skipped, one that overruns is stopped."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Speed: tokens per second of LoRA and of answers, and what this GPU could do at best."""
+"""Speed: tokens per second of LoRA and of decoding, and the peak rates of this GPU."""
 
 import json
 import random
@@ -119,7 +119,7 @@ def fits(run: recipes.Recipe) -> bool:
 
 
 def settings(side: str, run: recipes.Recipe) -> str:
-    """Return what a side's settings are beside its defaults."""
+    """Return the settings of a side that differ from its defaults."""
     if not side.endswith("tuned"):
         return "defaults"
     keeps = "checkpointing" if run.training["gradient_checkpointing"] else "no checkpointing"

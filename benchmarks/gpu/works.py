@@ -149,7 +149,7 @@ def require_memory(run: recipes.Recipe) -> None:
 
 @contextmanager
 def forced(dtype: str) -> Any:
-    """Have `device.describe` answer with another number format inside the block, "" for its own choice."""
+    """Make `device.describe` return another dtype inside the block; "" leaves its own choice."""
     before = os.environ.pop("FTLAB_DTYPE", None)
     os.environ |= {"FTLAB_DTYPE": dtype} if dtype else {}
     try:

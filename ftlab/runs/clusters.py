@@ -88,7 +88,7 @@ TorchTrainer(train_in_a_worker, scaling_config=scaling).fit()
 
 
 def accelerate(start: Start) -> str:
-    """Return a configuration of accelerate; fsdp, deepspeed and the number format come from the recipe."""
+    """Return a configuration of accelerate; FSDP, DeepSpeed and mixed precision come from the recipe."""
     # Not MULTI_CPU, even on CPUs: with that accelerate starts a single process.
     lines = [
         f"# {shlex.join(command('accelerate', start))}",

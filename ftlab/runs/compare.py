@@ -57,7 +57,7 @@ class Outcome(NamedTuple):
 
     Attributes:
         ties: equal answers, and pairs that nobody preferred.
-        p: how often two equal models differ by at least this much.
+        p: p-value of the sign test, the probability of at least this difference between two equal models.
         more: pairs still needed for a power of 80% at this difference; None if the shares are equal.
     """
 

@@ -44,7 +44,7 @@ def write(recipe: Recipe, tokenizer: PreTrainedTokenizerBase, datasets: Splits) 
     """Save encoded examples to the folder, which is renamed into place when complete.
 
     Raises:
-        LabError: the place is not allowed.
+        LabError: the folder is not allowed.
     """
     folder = Path(str(recipe.tokenized_path)).expanduser()
     refuse_place(folder, "tokenized_path")

@@ -63,8 +63,9 @@ def score(recipe: Recipe, limit: int | None = None, figures: Sequence[str] = (),
     """Return {"base" and/or "tuned": {figure: number, "rows", "intervals"}} and write it into the run folder.
 
     The examples are those of `eval_dataset`, else those that `val_size` holds out of `dataset`, tokenized as in
-    training. "tuned" is the run in `output_dir`, else `adapter_name_or_path`; without
-    either, which is printed, only the base is scored. With both models, "tuned" has "paired": what training changed.
+    training. "tuned" is the run in `output_dir`, else `adapter_name_or_path`; if there is
+    neither, a note is printed and only the base is scored. With both models, "tuned" has "paired": what training
+    changed.
 
     Args:
         limit: examples at most, drawn at random; None: `max_samples`, else 200.

@@ -43,7 +43,7 @@ class Export:
         merge_difference: largest logit difference between the model with its adapter and the merged one.
         reload_difference: the same between the saved model, before saving, and reloaded.
         total_difference: the same between the model with its adapter and the reloaded one, including rounding to the
-            export's number format.
+            export's dtype.
         greedy_equal_share: share of greedy tokens that agree between the live and the reloaded model, 0 to 1.
         gguf: the GGUF file, None if none was requested.
         gguf_difference: total_difference of the GGUF file, None if none was requested, or if transformers has no
@@ -194,7 +194,7 @@ def require_effect(adapter: Path) -> None:
 def load_base(
     recipe: Recipe, base: Path, machine: device.Machine, stretched: tuple[str, int] | None = None
 ) -> PreTrainedModel:
-    """Return the base in float32, with its RoPE scaling; its own number format stays in `config.dtype`."""
+    """Return the base in float32, with its RoPE scaling; its own dtype stays in `config.dtype`."""
     trusted = {"trust_remote_code": recipe.trust_remote_code}
     with models.loading(base):
         own = AutoConfig.from_pretrained(base, **trusted).dtype or torch.float32

@@ -1,4 +1,4 @@
-"""A model folder as one GGUF file, which llama.cpp and Ollama run: number formats, and the file itself.
+"""A model folder as one GGUF file, which llama.cpp and Ollama run: its tensor types, and the file itself.
 
 Source of the layout: the GGUF specification and llama.cpp's own converter, https://github.com/ggml-org/llama.cpp.
 """
@@ -20,7 +20,7 @@ from ftlab.runs import gguf_families, gguf_tokenizer
 
 
 class Kind(NamedTuple):
-    """The number formats of one file.
+    """The tensor types of one kind of file.
 
     Attributes:
         matrices: most matrices.

@@ -70,7 +70,7 @@ class PPOConfig(TrainingArguments):
 
 
 def completion_mask(completion_ids: Tensor, eos_token_ids: Sequence[int]) -> Tensor:
-    """Return 1 for every token up to and with the first end token, 0 after it: shape (B, C), as the ids."""
+    """Return 1 for every token up to and including the first end token, 0 after it: shape (B, C), as the ids."""
     ends = torch.isin(completion_ids, torch.tensor(eos_token_ids, device=completion_ids.device))
     return (ends.cumsum(1) - ends.long() == 0).long()
 
@@ -149,7 +149,7 @@ def read_answers(
 ) -> Reading:
     """Evaluate the last `length` tokens of rows (B, P + C) with policy and value head in one pass.
 
-    Logits and hidden state at a position belong to the token after it, so both are taken one place earlier.
+    Logits and hidden state at a position belong to the token after it, so both are taken one position earlier.
     """
     output = model(
         input_ids=input_ids,

@@ -54,7 +54,7 @@ def adapter_of(recipe: Recipe, path: str) -> saved_weights.Weights | None:
 
 
 def load(recipe: Recipe, base: str, machine: Machine) -> Any:
-    """Return the second model in the number format of the trained model; a reference has its adapter merged.
+    """Return the second model in the dtype of the trained model; a reference has its adapter merged.
 
     Raises:
         LabError: as `folder_of`, or its weights cannot be read.

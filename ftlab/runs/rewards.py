@@ -31,7 +31,7 @@ def functions(recipe: Recipe, base: str, dtype: torch.dtype) -> list[Reward]:
 
     Args:
         base: the folder of the model that is trained.
-        dtype: the number format to load a reward model in.
+        dtype: that of a reward model.
     Raises:
         LabError: `reward_model` is not a reward model.
     """

@@ -33,7 +33,7 @@ def require(recipe: Recipe, model: PreTrainedModel) -> None:
             raise fail("train_dense", where=name, family=model.config.model_type)
     modules = dict(model.named_modules(remove_duplicate=False))
     if isinstance(recipe.device_map, dict):
-        # Accelerate places whatever a key begins, and ignores a key that begins nothing.
+        # A key is a prefix of module names; accelerate ignores one that matches no module.
         known = {*modules, *(name for name, _ in model.named_parameters(remove_duplicate=False))}
         refuse("device_map", [name for name in recipe.device_map if name not in known], known)
     if recipe.finetuning_type in ("lora", *LAYER_METHODS) and not recipe.continues:
@@ -74,7 +74,7 @@ def require_lora(recipe: Recipe, modules: dict[str, nn.Module], weights: list[st
 
 
 def require_peft_config(recipe: Recipe, modules: dict[str, nn.Module], count: int) -> None:
-    """Refuse names and numbers of layers in `peft_config` that match nothing: PEFT warns at most.
+    """Refuse names and numbers of layers in `peft_config` that match nothing: PEFT only warns.
 
     Args:
         count: how many blocks the model has.

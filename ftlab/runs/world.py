@@ -51,7 +51,7 @@ def connect(args: Any) -> None:
 
 
 def require_format(args: Any) -> None:
-    """Refuse a different number format in accelerate's configuration, which would apply if the recipe has none.
+    """Refuse another mixed precision in accelerate's configuration, which would apply if the recipe has none.
 
     Raises:
         LabError: with both.
@@ -120,7 +120,7 @@ class Check(TrainerCallback):
         """Print the number of processes and how they share the model.
 
         Raises:
-            LabError: the model is wrapped in another way than asked.
+            LabError: the model is wrapped in another way than requested.
         """
         expected, got = parallelism(args), wrapper(self.trainer.model_wrapped)
         if expected and got != expected:

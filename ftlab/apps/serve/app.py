@@ -40,7 +40,7 @@ def create(
 
     Args:
         models: the names that clients use.
-        token: what a client must send.
+        token: the API key that clients must send.
         names: host names besides this machine's own that a client may use.
         any_address: whether clients may use plain IP addresses other than loopback.
         origins: other origins whose pages may use this server from a browser.
@@ -51,7 +51,7 @@ def create(
     app.state.service = Service(engine, models, limits, defaults)
     app.add_middleware(Guard, token=token, names=names, any_address=any_address, limits=limits, origins=origins)
     if origins:
-        # The outermost middleware: it answers a browser's preflight request, which has no token.
+        # The outermost middleware: it answers a browser's preflight request, which has no API key.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=sorted(origins),
@@ -88,7 +88,7 @@ def add_routes(app: FastAPI, service: Service) -> None:
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
-        """Name the models that answer here."""
+        """List the models."""
         return {"object": "list", "data": [service.model_entry(name) for name in service.models]}
 
     @app.get("/v1/models/{model}")
@@ -162,8 +162,8 @@ def add_routes(app: FastAPI, service: Service) -> None:
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"description": text}
     for status, text in {
-        400: "the request cannot be followed",
-        401: "no token, or a wrong one",
+        400: "an invalid or unsupported request",
+        401: "no API key, or a wrong one",
         403: "wrong Host or Origin",
         404: "no such model",
         408: "the body took too long",

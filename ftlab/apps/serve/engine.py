@@ -81,7 +81,7 @@ class Engine:
 
                 return {ADAPTER: LlamaBatch(path, self.ends, self.max_batch, self.cache_tokens)}
         pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-        # A forward pass has one adapter on or none, so that those who ask for different ones step in turn.
+        # A forward pass has at most one adapter, so rows of different adapters step in turn.
         names = [*model.peft_config] if isinstance(model, PeftModel) else [ADAPTER]
         return {name: PaddedBatch(model, self.ends, pad) for name in (*names, None)}
 
@@ -164,7 +164,7 @@ class Engine:
             future.cancel()
 
     def answer_call(self) -> None:
-        """Run one of the waiting calls, so that generation goes on between two of them."""
+        """Run one of the waiting calls, so that generation continues between two of them."""
         if not self.calls:
             return
         adapter, function, future = self.calls.popleft()

@@ -151,7 +151,7 @@ def free(batch: Any, context: Any, model: Any) -> None:
 
 
 def common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Return how many tokens two texts begin with together.
+    """Return the length of the common prefix of two lists of tokens.
 
     >>> common([1, 2, 3], [1, 2, 4, 5])
     2

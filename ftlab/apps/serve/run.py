@@ -46,7 +46,7 @@ def serve(
         trust_remote_code: run the code that comes with the model.
         origins: origins whose pages may use the server from a browser.
     Raises:
-        LabError: the address must be loopback and is not, or is taken; the token is weak.
+        LabError: the address must be loopback and is not, or is taken; the API key is weak.
     """
     host = host or os.environ.get("API_HOST") or "127.0.0.1"
     port = port_of("API_PORT", 8000) if port is None else port

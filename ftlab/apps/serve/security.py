@@ -1,4 +1,4 @@
-"""Access control and limits: the token, the Host and Origin of a request, its size and time limits."""
+"""Access control and limits: the API key, the Host and Origin of a request, its size and time limits."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ from ftlab.errors import fail, say
 
 TOKEN_BITS = 128
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
-# The page holds no secret, and a browser cannot send a token before it shows a field to type it into.
+# The page contains no secret, and a browser cannot send a key before the page has asked for it.
 OPEN_PATHS = frozenset({"/"})
 
 
@@ -51,9 +51,9 @@ class Limits:
 
 
 def token(folder: Path) -> tuple[str, str]:
-    """Return the token, and a note on it for the user.
+    """Return the API key, and a note on it for the user.
 
-    `API_KEY` if it is set; else the one in `folder`, created on first use in a file that only its owner can read.
+    `API_KEY` if it is set; else the key in `folder`, created on first use in a file that only its owner can read.
 
     Raises:
         LabError: API_KEY is too easy to guess, or others may read the file.
@@ -72,14 +72,14 @@ def token(folder: Path) -> tuple[str, str]:
         return kept(path), say("serve_key_kept", path=path)
     with os.fdopen(descriptor, "w") as file:
         file.write(key)
-    # If the output goes to a file or a notebook, the token would stay there.
+    # If the output goes to a file or a notebook, the key would stay there.
     if os.isatty(1):
         return key, say("serve_key_shown", key=key, path=path)
     return key, say("serve_key_new", path=path)
 
 
 def kept(path: Path) -> str:
-    """Return the token in a file, if it is strong and nobody else could read it."""
+    """Return the API key in a file, if it is strong and nobody else can read it."""
     try:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW)) as file:
             state = os.fstat(file.fileno())
@@ -93,7 +93,7 @@ def kept(path: Path) -> str:
 
 
 def bits(text: str) -> float:
-    """Return how many bits a random token of these characters holds at most; 0 for one that fits no header.
+    """Return an upper bound of a key's entropy in bits; 0 if it cannot be sent in a header or has few characters.
 
     >>> bits("0123456789abcdef" * 2), bits("correct horse"), bits("a" * 64)
     (128.0, 0.0, 0.0)
@@ -235,7 +235,7 @@ def too_large(limits: Limits) -> Refused:
 
 
 async def drained(receive: Receive, limits: Limits, most_bytes: int = 256 << 20) -> None:
-    """Throw a refused body away, so that a client which is still sending gets to read the answer."""
+    """Throw a refused body away, so that a client which is still sending can read the response."""
     taken = 0
     async with asyncio.timeout(limits.body_seconds):
         while taken < most_bytes:

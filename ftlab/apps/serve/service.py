@@ -184,7 +184,7 @@ class Service:
             raise Refused(400, f"the chat template: {reason}", "messages", "invalid_value") from error
 
     async def answer(self, request: Request, asked: ResponsesRequest) -> Response:
-        """Answer a request of the Responses API, as the chat request that asks for the same."""
+        """Answer a request of the Responses API, through the equivalent chat request."""
         served, chat = self.served(asked.model), asked.as_chat()
         prompt = await self.prompt(served, chat.messages, None)
         answer = ResponseAnswer(
@@ -371,7 +371,7 @@ class Service:
         constraint: Constraint | None,
         shared: dict[str, Any],
     ) -> Response:
-        """Queue a job for each choice, those of the first prompt first, and respond with what they give."""
+        """Queue a job for each choice, those of the first prompt first, and respond with their results."""
         pieces: asyncio.Queue[tuple[int, Piece]] = asyncio.Queue()
         loop = asyncio.get_running_loop()
 
