@@ -5,7 +5,7 @@
 Starts `ftlab serve` in its own process, with one engine after the other. With many clients, a quarter of the requests
 are dropped mid-stream. Prints tokens per second of one client and of many, errors, memory growth, and how many greedy
 answers are the same alone and in a batch; for llama.cpp also the tokens per second of llama-cpp-python's own loop. The
-exit code is 1 if many clients get less than SPEEDUP times the tokens of one, an error, or memory grows by GROWTH.
+exit code is 1 after an error, below SPEEDUP times the tokens per second of one client, or if memory grows by GROWTH.
 """
 
 import argparse
