@@ -6,6 +6,8 @@ from typing import Any
 
 import peft
 from peft import AdaLoraConfig, AdaLoraModel, PeftConfig, PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -94,6 +96,29 @@ def vocabulary_layers(model: PreTrainedModel) -> list[str]:
 def norms(model: nn.Module) -> list[str]:
     """Return the names of a model's norms."""
     return sorted({targets.leaf(path) for path, module in model.named_modules() if "Norm" in type(module).__name__})
+
+
+def merge_adapter(model: PeftModel) -> PreTrainedModel:
+    """Return the base of a model with its adapter merged, which gives the same answers."""
+    untie_if_trained_apart(model.get_base_model())
+    return model.merge_and_unload()
+
+
+def untie_if_trained_apart(model: PreTrainedModel) -> None:
+    """Untie a tied model's head if an adapter changed only one of head and embedding.
+
+    Otherwise the merge would change the head through the embedding, and a reload would tie them again.
+    """
+    inside, outside = model.get_input_embeddings(), model.get_output_embeddings()
+    adapted = any(isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper) for layer in (inside, outside))
+    if not (adapted and model.config.tie_word_embeddings):
+        return
+    model.config.tie_word_embeddings = False
+    for layer in (inside, outside):
+        for module in layer.modules():
+            # A wrapper exposes its layer's weight as a property; only the layer itself owns it.
+            if "weight" in dict(module.named_parameters(recurse=False)):
+                module.weight = nn.Parameter(module.weight.detach().clone(), requires_grad=False)
 
 
 class Allocate(TrainerCallback):

@@ -25,6 +25,7 @@ from ftlab.evaluate import pad_left
 from ftlab.recipe import library_args, templates
 from ftlab.recipe.keys import Recipe
 from ftlab.runs import folder, pick_engine, rope
+from ftlab.runs.adapters import merge_adapter
 from ftlab.runs.engines import Loop
 
 Message = dict[str, Any]
@@ -179,7 +180,7 @@ def merge_before(model: PreTrainedModel, adapters: Sequence[str], base: Path, na
         own = model.config.dtype
         rows = model.get_input_embeddings().weight.shape[0]
         tokenizer = tokenizer_of(weights, base)
-        model = with_adapter(model, weights, tokenizer).merge_and_unload()
+        model = merge_adapter(with_adapter(model, weights, tokenizer))
         if model.get_input_embeddings().weight.shape[0] != rows:
             raise fail("chat_merged_tokens", adapter=one)
         model.config.dtype = own

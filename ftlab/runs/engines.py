@@ -32,6 +32,7 @@ from transformers.generation.streamers import BaseStreamer
 from ftlab import device
 from ftlab.errors import LabError, fail
 from ftlab.runs import gguf, weight_only
+from ftlab.runs.adapters import merge_adapter
 
 # New token ids (1, n) -> logits (1, vocabulary) of the next token.
 Step = Callable[[torch.Tensor], torch.Tensor]
@@ -200,7 +201,7 @@ def build(name: str, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTo
     if name == "huggingface":
         return model
     if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
+        model = merge_adapter(model)
     if name == "static":
         return static(model)
     if kind.gguf:

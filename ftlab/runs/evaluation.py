@@ -33,6 +33,8 @@ PACKAGES = {"bleu": "sacrebleu", "rouge": "rouge_score"}
 LIMIT = 200
 # Tokens that an answer may be longer than the longest expected one.
 SPARE = 8
+# Keys of a chat's answers that LLaMA-Factory's predictions follow too.
+SAMPLED = ("do_sample", "temperature", "top_p", "top_k", "num_beams", "repetition_penalty")
 # Questions whose choices are compared at once.
 QUESTIONS = 32
 # Figures on a scale of 100, and figures that are shares.
@@ -124,6 +126,8 @@ def on_examples(
     choices = sample(questions.read_all(recipe), limit, recipe)
     metric_names = tuple(figures) or figures_of(recipe, bool(choices))
     require(metric_names, bool(choices))
+    if recipe.predict_with_generate and (sampling := sampling_keys(recipe)):
+        print(say("eval_greedy", keys=", ".join(sampling)))
     examples: list[Example] = []
 
     def work(one: Model) -> Result:
@@ -139,6 +143,13 @@ def on_examples(
         )
 
     return work
+
+
+def sampling_keys(recipe: Recipe) -> list[str]:
+    """Return the keys of a recipe that ask for other answers than the greedy ones that are scored."""
+    greedy_values = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}
+    values = {name: getattr(recipe, name) for name in SAMPLED if name in recipe.model_fields_set}
+    return [name for name, value in values.items() if greedy_values.get(name) != value]
 
 
 def refuse(recipe: Recipe) -> None:

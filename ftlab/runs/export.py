@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -24,6 +22,7 @@ from ftlab.recipe import templates
 from ftlab.recipe.keys import Recipe
 from ftlab.runs import callbacks, chat, gguf, gguf_families, gptq, modelfile, rope, train
 from ftlab.runs import folder as folders
+from ftlab.runs.adapters import merge_adapter
 from ftlab.runs.target import claimed, refuse_place
 from ftlab.runs.watch import STOPPED, Stopped, Watch
 from ftlab.system_errors import require_space
@@ -254,32 +253,14 @@ def merge(
         unchanged = torch.equal(logits_of(adapted, probe), live.logits)
     if unchanged:
         raise fail("export_no_effect", where=str(adapter))
-    untie_if_trained_apart(adapted.get_base_model())
     try:
-        merged = adapted.merge_and_unload()
+        merged = merge_adapter(adapted)
     except (AttributeError, NotImplementedError, ValueError) as error:
         raise fail("export_not_mergeable", where=str(adapter), reason=reason_of(error)) from None
     merged.config.dtype = own
     after = answers(merged, probe)
     require_equal("merged", live, after, adapter)
     return merged, live, after
-
-
-def untie_if_trained_apart(model: PreTrainedModel) -> None:
-    """Untie a tied model's head if an adapter changed only one of head and embedding.
-
-    Otherwise the merge would change the head through the embedding, and a reload would tie them again.
-    """
-    inside, outside = model.get_input_embeddings(), model.get_output_embeddings()
-    adapted = any(isinstance(layer, BaseTunerLayer | AuxiliaryTrainingWrapper) for layer in (inside, outside))
-    if not (adapted and model.config.tie_word_embeddings):
-        return
-    model.config.tie_word_embeddings = False
-    for layer in (inside, outside):
-        for module in layer.modules():
-            # A wrapper exposes its layer's weight as a property; only the layer itself owns it.
-            if "weight" in dict(module.named_parameters(recurse=False)):
-                module.weight = torch.nn.Parameter(module.weight.detach().clone(), requires_grad=False)
 
 
 def require_equal(what: str, live: Answers, other: Answers, where: Path) -> None:

@@ -12,6 +12,7 @@ from transformers.generation.streamers import BaseStreamer
 from ftlab import tokens
 from ftlab.errors import LabError, say
 from ftlab.runs import engines
+from ftlab.runs.adapters import merge_adapter
 from ftlab.runs.engines import Loop
 
 QUESTION = "Write a short story about a lighthouse keeper and a storm."
@@ -63,7 +64,7 @@ def pick(
     if name != "auto":
         return engines.build(name, model, tokenizer)
     if isinstance(model, PeftModel):
-        model = model.merge_and_unload()
+        model = merge_adapter(model)
     chosen, fastest, speed = model, "huggingface", 0.0
     for row, engine in measured(model, tokenizer, suited(model)):
         if row.divergence <= LIMIT and row.tokens_per_second > speed:

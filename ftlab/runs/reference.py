@@ -11,6 +11,7 @@ from ftlab.errors import fail
 from ftlab.recipe import library_args
 from ftlab.recipe.keys import Recipe
 from ftlab.runs import chat, folder
+from ftlab.runs.adapters import merge_adapter
 
 
 def folder_of(recipe: Recipe, base: str) -> str:
@@ -68,5 +69,5 @@ def load(recipe: Recipe, base: str, machine: Machine) -> Any:
     if weights and weights.is_adapter:
         before = folder.chain(str(recipe.ref_model_adapters))[:-1]
         model = chat.merge_before(model, before, Path(path), str(recipe.ref_model))
-        model = chat.with_adapter(model, weights, tokenizer).merge_and_unload()
+        model = merge_adapter(chat.with_adapter(model, weights, tokenizer))
     return model.eval().requires_grad_(False)

@@ -32,7 +32,7 @@ from ftlab import system_errors
 from ftlab.apps import cli
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
-from ftlab.runs import export, folder, gguf, gguf_families, train
+from ftlab.runs import chat, engines, export, folder, gguf, gguf_families, train
 
 SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
 GROUPED = SIZES | {"num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 256}
@@ -146,6 +146,24 @@ def test_a_tied_head_that_was_trained_apart_stays_apart(settings, tmp_path):
     difference, equal = compare(live, tmp_path / "out")
     assert difference <= 1e-4 and equal
     assert not AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.tie_word_embeddings
+
+
+@pytest.mark.parametrize(
+    "settings", [{"modules_to_save": ["embed_tokens"]}, {"target_modules": ["embed_tokens"]}], ids=["whole", "lora"]
+)
+@pytest.mark.parametrize("engine", ["", "static"])
+def test_a_tied_head_stays_apart_wherever_an_adapter_is_merged(settings, engine, tmp_path):
+    base = make_base(tmp_path / "base", tied=True)
+    live = make_adapter(base, tmp_path / "adapter", **settings)
+    ids = torch.arange(20)[None]
+    with torch.no_grad():
+        expected = live(ids).logits
+        if engine:
+            model = engines.build(engine, live, AutoTokenizer.from_pretrained(base))
+        else:
+            plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+            model = chat.merge_before(plain, [str(tmp_path / "adapter")], base, str(base))
+        assert (model(ids).logits - expected).abs().max() <= 1e-4
 
 
 def test_number_format_shards_and_files(tmp_path):

@@ -75,6 +75,19 @@ def test_calls_are_compared_as_calls_with_the_tools_in_the_prompt(tiny_recipe, c
     assert asked[0] == tokenizer.decode(tokens.prompt(tokenizer, row["messages"], row["tools"]))
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ({"temperature": 0.2, "top_p": 0.9, "do_sample": True}, ["do_sample", "temperature", "top_p"]),
+        ({"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "max_new_tokens": 9}, []),
+        ({"num_beams": 4}, ["num_beams"]),
+        ({}, []),
+    ],
+)
+def test_keys_that_greedy_answers_do_not_follow_are_named(tiny_recipe, keys, said):
+    assert evaluation.sampling_keys(recipes.load(tiny_recipe | {"predict_with_generate": True} | keys)) == said
+
+
 def test_eval_scores_what_the_run_held_out(tiny_recipe, capsys):
     values = tiny_recipe | {"val_size": 4, "default_system": "Be brief."}
     made = recipes.load(values)

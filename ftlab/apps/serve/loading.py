@@ -16,6 +16,7 @@ from ftlab.errors import fail, reason_of, say
 from ftlab.recipe import hub_token
 from ftlab.recipe import read as recipes
 from ftlab.runs import chat, engines, folder
+from ftlab.runs.adapters import merge_adapter
 
 BASE = "-base"
 # The engines that generate several answers at once.
@@ -87,7 +88,7 @@ def generating_with(backend: str, loaded: Loaded) -> Loaded:
     """Return what to serve with an engine: one that reads a file has the adapter in it, and cannot switch it off."""
     if backend == "huggingface":
         return loaded
-    model = loaded.model.merge_and_unload() if isinstance(loaded.model, PeftModel) else loaded.model
+    model = merge_adapter(loaded.model) if isinstance(loaded.model, PeftModel) else loaded.model
     served = {name: one for name, one in loaded.served.items() if one.adapter is not None}
     return loaded._replace(model=model, served=served, backend=backend)
 

@@ -131,7 +131,7 @@ TRL = Framework(
         "dataset_config": off("describe the subset in dataset_info.json"),
         "dataset_text_field": only("text", "describe the column in dataset_info.json"),
         "packing_strategy": only("bfd", "examples are packed whole"),
-        "truncation_mode": only("keep_start", "examples are cut at their end"),
+        "truncation_mode": only("keep_start", "prompt and answer are cut in proportion"),
         "lora_task_type": only(("CAUSAL_LM", "SEQ_CLS"), "a recipe has only these two"),
         "chat_template_path": off("write `template`, or use the model's own"),
         "eos_token": off("the tokenizer's own is used"),
