@@ -1,6 +1,7 @@
 """All problems of a data set in one report, with place, problem and fix; kept + cut + dropped = read."""
 
 import base64
+import itertools
 import json
 import math
 import os
@@ -120,11 +121,21 @@ def check(
             look.through(name, Path(dataset_dir), None)
     else:
         with_rows_written(look, names[0], Path(dataset_dir), Path(fix_to))
-    if len(look.labels) == 1:
-        ((label, count),) = look.labels.items()
-        report.notes.append(say("kto_one_side", count=count, label=str(label).lower()))
+    report.notes += filter(None, [label_note(look.labels)])
     assert report.kept + report.cut + report.dropped == report.read
     return report
+
+
+def label_note(labels: Sequence[bool]) -> str:
+    """Return a note if KTO's examples all have one label or are sorted by it: TRL trains them in order; else ""."""
+    if not labels:
+        return ""
+    count, blocks, liked = len(labels), sum(1 for _ in itertools.groupby(labels)), sum(labels)
+    if blocks == 1:
+        return say("kto_one_side", count=count, label=str(labels[0]).lower())
+    # In random order so many are expected.
+    expected = 1 + 2 * liked * (count - liked) / count
+    return say("kto_sorted", count=count, blocks=blocks) if 4 * blocks < expected else ""
 
 
 def check_target(fix_to: Path, names: Sequence[str]) -> None:
@@ -147,7 +158,7 @@ class Look:
     tokenizer: "PreTrainedTokenizerBase | None"
     rows: dict[bytes, str] = field(default_factory=dict)
     questions: dict[bytes, str] = field(default_factory=dict)
-    labels: Counter[bool] = field(default_factory=Counter)
+    labels: list[bool] = field(default_factory=list)
 
     def through(self, name: str, dataset_dir: Path, keep: Callable[[Row], None] | None) -> Entry | None:
         """Check every row of a set and pass the repaired good ones to `keep`; return None if the file is cut off.
@@ -194,7 +205,7 @@ class Look:
             self.leave_out(row, outcome.where, keep is not None)
             return
         if "label" in row:
-            self.labels[row["label"]] += 1
+            self.labels.append(row["label"])
         repeated = self.repeated(row, outcome.where, own)
         if repeated:
             self.leave_out(repeated, outcome.where, keep is not None)

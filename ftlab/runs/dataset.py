@@ -1,7 +1,6 @@
 """Encode a recipe's examples, and print how many were read, cut and dropped."""
 
 import hashlib
-import itertools
 import json
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +10,7 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from ftlab import tokens
-from ftlab.data import registry
+from ftlab.data import check, registry
 from ftlab.data.arrow_cache import features
 from ftlab.data.encoding import columns_of, encode, with_system
 from ftlab.data.split import overlap, question, split
@@ -139,16 +138,10 @@ def as_token_ids(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBa
 
 
 def label_note(recipe: Recipe, rows: Dataset) -> str:
-    """Return a note if KTO's examples have one label, or are sorted by it: TRL trains them in their order; else ""."""
+    """Return a note if KTO's examples all have one label, or are sorted by it and trained in their order; else ""."""
     labels = list(rows["label"]) if recipe.objective == "kto" else []
-    if len(set(labels)) == 1:
-        return say("kto_one_side", count=len(labels), label=str(labels[0]).lower())
-    if recipe.training.get("train_sampling_strategy", "sequential") != "sequential" or not labels:
-        return ""
-    blocks, liked = sum(1 for _ in itertools.groupby(labels)), sum(labels)
-    # In random order so many are expected.
-    expected = 1 + 2 * liked * (len(labels) - liked) / len(labels)
-    return say("kto_sorted", count=len(labels), blocks=blocks) if 4 * blocks < expected else ""
+    ordered = recipe.training.get("train_sampling_strategy", "sequential") == "sequential"
+    return check.label_note(labels) if ordered or len(set(labels)) == 1 else ""
 
 
 def as_prompts(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:

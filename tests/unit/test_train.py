@@ -506,6 +506,8 @@ def test_examples_of_kto_that_are_sorted_by_their_label_are_said(tiny_recipe, tm
     train.check(recipes.load(tiny_recipe | keys))
     lines = [line for line in capsys.readouterr().out.splitlines() if "are trained in their order" in line]
     assert len(lines) == bool(said) and said in "".join(lines)
+    if not more:
+        assert check.check(str(tmp_path / "sorted.json")).notes == lines
 
 
 @pytest.mark.parametrize(
