@@ -107,8 +107,8 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float)
     advantages = torch.zeros_like(rewards)
     later = next_value = rewards.new_zeros(len(rewards))
     for t in reversed(range(rewards.shape[1])):
-        surprise = rewards[:, t] + gamma * next_value - values[:, t]
-        later = (surprise + gamma * lam * later) * mask[:, t]
+        td_error = rewards[:, t] + gamma * next_value - values[:, t]
+        later = (td_error + gamma * lam * later) * mask[:, t]
         advantages[:, t], next_value = later, values[:, t]
     return advantages
 
@@ -178,10 +178,10 @@ def add_value_head(model: PeftModel) -> None:
 
 
 class Batches(Sampler[int]):
-    """Take `size` rows, repeat them `times` times, then take the next; with `shuffle` in a new order every epoch."""
+    """Sample `size` rows, repeat them `times` times, then sample the next; the order changes every epoch."""
 
-    def __init__(self, rows: int, size: int, times: int, seed: int, shuffle: bool = True) -> None:
-        self.rows, self.size, self.times, self.seed, self.shuffle, self.epoch = rows, size, times, seed, shuffle, 0
+    def __init__(self, rows: int, size: int, times: int, seed: int) -> None:
+        self.rows, self.size, self.times, self.seed, self.epoch = rows, size, times, seed, 0
 
     def __len__(self) -> int:
         return self.rows // self.size * self.size * self.times
@@ -191,9 +191,7 @@ class Batches(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        order = list(range(self.rows))
-        if self.shuffle:
-            order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
+        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
         for start in range(0, self.rows - self.size + 1, self.size):
             yield from order[start : start + self.size] * self.times
 
@@ -266,8 +264,7 @@ class PPOTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         """Return a sampler that repeats each batch of prompts once per PPO epoch."""
         size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        shuffle = self.args.train_sampling_strategy != "sequential"
-        return Batches(len(self.train_dataset), size, self.args.num_ppo_epochs, self.args.seed, shuffle)
+        return Batches(len(self.train_dataset), size, self.args.num_ppo_epochs, self.args.seed)
 
     def _prepare_inputs(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Return the completions for a batch of prompts: generated in its first PPO epoch and then reused."""

@@ -14,10 +14,10 @@
 # | a model that cheats its reward | the reward that is paid beside the share of right answers |
 # | a learned judge as the reward | what it pays for, and what that does to right answers |
 #
-# **Cost:** about 8 minutes and 6 GB on two CPU cores; not measured on a GPU. **Before this:**
+# **Cost:** about 8 minutes (20 without bfloat16) and 6 GB on two CPU cores; not measured on a GPU. **Before this:**
 # [03 · LoRA](03_lora.ipynb); for the judge, [10 · A reward model](10_reward_model.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="f15440c8"
+# %% [markdown] id="title" lang="zh" of="9edaecf5"
 # # 11 · PPO 与 GRPO：从奖励中学习
 #
 # 到目前为止，总得有人写出正确答案。这一课里程序只负责*检查*：模型写出几个回答，程序给每个打分，训练让好的回答概率变大。你从一个经常答错的模型出发，亲手写出 GRPO 的损失，证明它与 TRL 的相等，用它训练；再在相同预算下用 PPO、RLOO 和 GRPO 训练；然后看一个有空子可钻的奖励怎样出问题，最后试一个由模型给出的奖励。
@@ -30,7 +30,7 @@
 # | 一个钻奖励空子的模型 | 得到的奖励，与正确回答的比例对照 |
 # | 用学出来的裁判当奖励 | 它按什么给分，正确回答因此怎样变化 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 8 分钟、6 GB 内存；未在 GPU 上测过。**先修：** [03 · LoRA](03_lora.ipynb)；裁判一节需要 [10 · 奖励模型](10_reward_model.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 8 分钟（不支持 bfloat16 时约 20 分钟）、6 GB 内存；未在 GPU 上测过。**先修：** [03 · LoRA](03_lora.ipynb)；裁判一节需要 [10 · 奖励模型](10_reward_model.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
@@ -675,12 +675,12 @@ grpo.save_model("runs/11_ppo_grpo/adapter")
 
 # %% id="curves"
 pictures = {
-    "Do exact answers rise?": ("rewards/exact/mean",),
+    "Do exact answers rise?\nshare of completions": ("rewards/exact/mean",),
     "How far from the start?\nKL, nats per token": ("kl",),
-    "Do answers grow? tokens": ("length", "completions/mean_length"),
+    "Do answers grow?\ntokens per completion": ("length", "completions/mean_length"),
     "Does it still explore?\nentropy, nats": ("entropy",),
     "Which groups teach nothing?\nshare with equal rewards": ("frac_reward_zero_std",),
-    "Does the loss tell? (no)": ("loss",),
+    "Does the loss show it?\nloss": ("loss",),
 }
 colours = {"PPO": "#0072b2", "RLOO": "#e69f00", "GRPO": "#4c956c"}
 
@@ -690,15 +690,15 @@ def curve(log, names):
     return [row[name] for row in log if "reward" in row for name in names if name in row]
 
 
-fig, axes = plt.subplots(2, 3, figsize=(7.5, 4), dpi=80, layout="constrained")
+fig, axes = plt.subplots(2, 3, figsize=(8, 4.4), layout="constrained")
 for ax, (title, names) in zip(axes.flat, pictures.items(), strict=True):
     for method, log in logs.items():
         points = curve(log, names)
         seen = [(k + 1) * batches * batch_size / len(points) for k in range(len(points))]
         ax.plot(seen, points, ".-", label=method, color=colours[method])
     ax.set_title(title, fontsize=9)
-axes[0, 0].set_ylim(0, 1)
-axes[1, 1].set_ylim(-0.02, 1)
+axes[0, 0].set_ylim(0, 1.02)
+axes[1, 1].set_ylim(-0.02, 1.02)
 fig.supxlabel("completions so far", fontsize=9)
 fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside right center")
 plt.show()
@@ -713,19 +713,18 @@ plt.show()
 shares = {label: exact_share(texts) for label, texts in replies.items()}
 fig, ax = plt.subplots(figsize=(7, 3.2), layout="constrained")
 plots.plot_scores(shares, len(held_out), ax)
-ax.set(title=f"Exact answers to {len(held_out)} held-out messages", ylabel="exact, %")
+ax.set(title=f"How many of {len(held_out)} held-out messages get the exact answer?", ylabel="exact, %")
 plt.show()
 late_kl = {method: sum(curve(log, ("kl",))[-3:]) / min(3, batches) for method, log in logs.items()}
-print(
-    f"{'':<6}{'exact':>7}{'95% interval':>15}{'points':>8}{'completions':>13}{'steps':>7}{'seconds':>9}{'late KL':>9}"
-)
+print(f"{'':<6}{'exact':>7}{'95% interval':>15}{'vs SFT':>8}{'completions':>13}{'steps':>7}{'seconds':>9}{'KL':>7}")
 for method in logs:
     low, high = evaluate.interval(shares[method], len(held_out))
     row = f"{shares[method]:>7.0%}{f'{low:.0%} to {high:.0%}':>15}{100 * (shares[method] - start_share):>+8.0f}"
-    row += f"{batches * batch_size:>13}{batches:>7}{seconds[method]:>9.0f}{late_kl[method]:>9.2f}"
+    row += f"{batches * batch_size:>13}{batches:>7}{seconds[method]:>9.0f}{late_kl[method]:>7.2f}"
     print(f"{method:<6}{row}")
 _, start_high = evaluate.interval(start_share, len(held_out))
 risen = [m for m in logs if evaluate.interval(shares[m], len(held_out))[0] > start_high]
+print("vs SFT: points above the model after SFT; KL: mean of the last three values, nats per token")
 print("interval above that of the model after SFT:", ", ".join(risen) or "none of them")
 
 # %% [markdown] id="samples-why"
@@ -736,7 +735,7 @@ print("interval above that of the model after SFT:", ", ".join(risen) or "none o
 
 # %% id="samples"
 before, after = replies["after\nSFT"], replies["GRPO"]
-kinds = {"repaired": (0, 1), "still wrong": (0, 0), "broken": (1, 0)}
+kinds = {"wrong -> right": (0, 1), "wrong -> wrong": (0, 0), "right -> wrong": (1, 0)}
 right_before, right_after = (
     [text == a for text, a in zip(x, held_out["answer"], strict=True)] for x in (before, after)
 )
@@ -748,7 +747,7 @@ for kind, (was, now) in kinds.items():
             f"  {held_out[k]['prompt'][0]['content'].splitlines()[1]}\n    before: {before[k]}\n    after:  {after[k]}"
         )
 if shares["GRPO"] > shares["after\nSFT"]:
-    print("\nThe checker never showed the model an answer; it only said how good each attempt was.")
+    print("\nThe rewards never showed the model a right answer, only a score for each completion.")
 
 # %% [markdown] id="when"
 # Here the right times are known, so SFT on clean demonstrations, as in lesson 03, would have been the plain choice. A
@@ -784,9 +783,10 @@ def draw(exact_weight, valid_weight, beta, divide_by_std):
     if divide_by_std:
         advantages = advantages / (advantages.std() + 1e-4)
     fig, axes = plt.subplots(1, 3, figsize=(8.5, 2.6), layout="constrained")
-    titles = ("How good?\nreward, weighted", "How far from the start?\nlog ratio, nats", "How is it pushed?\nadvantage")
+    titles = ("How good?\nweighted reward", "How much likelier now?\nlog ratio, nats", "Up or down?\nadvantage")
     for ax, title, bars in zip(axes, titles, (rewards, log_ratio, advantages), strict=True):
         ax.bar(range(1, len(bars) + 1), bars, color="#4c956c")
+        ax.set_xticks(range(1, len(bars) + 1))
         ax.axhline(0, color="#555", linewidth=0.8)
         ax.set_title(title, fontsize=9)
     fig.supxlabel("completion", fontsize=9)
@@ -802,22 +802,22 @@ experiment.show(
 # %% [markdown] id="break-why"
 # ## What goes wrong: reward hacking
 # The model that GRPO trained goes on training. Tokens cost money, so the reward is now for *valid and short*: a time
-# or `null`, the shorter the better. It does not check whether this is what the customer said. `exact` is logged with
-# weight 0: it has no effect on training, and its curve shows what the new reward costs. **Predict before you run:**
-# how many held-out answers will still be exact?
+# or `null`, the fewer tokens the better. It does not check whether this is what the customer said. `exact` is logged
+# with weight 0: it has no effect on training, and its curve shows what the new reward costs. **Predict before you
+# run:** how many held-out answers will still be exact?
 
-# %% [markdown] id="break-why" lang="zh" of="d7bec834"
+# %% [markdown] id="break-why" lang="zh" of="024f170c"
 # ## 故意出错：奖励作弊（reward hacking）
-# GRPO 训练好的模型继续训练。token 要花钱，于是这次有人按*有效且短*给分：只要是时间或 `null` 就给分，越短越多，却忘了检查是不是顾客说的时间。`exact` 以权重 0 一起记录：不给分，但它的曲线会显示这个奖励的代价。**先预测，再运行：** 留出消息的回答里，还有多少完全正确？
+# GRPO 训练好的模型继续训练。token 要花钱，于是这次有人按*有效且短*给分：只要是时间或 `null` 就给分，token 越少分越高，却忘了检查是不是顾客说的时间。`exact` 以权重 0 一起记录：不给分，但它的曲线会显示这个奖励的代价。**先预测，再运行：** 留出消息的回答里，还有多少完全正确？
 
 # %% id="predict-hack"
 guess_hacked = 20  # your guess: exact answers afterwards, in percent
 
 
 # %% id="break-train"
-def valid_and_short(completions, **columns):
-    texts = [completion[0]["content"] for completion in completions]
-    return [form * (1 - len(text) / 8) for form, text in zip(valid(completions), texts, strict=True)]
+def valid_and_short(completions, completion_ids, **columns):
+    saved = [1 - len(ids) / max_completion_length for ids in completion_ids]
+    return [form * share for form, share in zip(valid(completions), saved, strict=True)]
 
 
 hack_args = GRPOConfig(
@@ -845,15 +845,14 @@ hacked_right = exact_share(replies["hacked"])
 paid, right = (curve(hack_log, (f"rewards/{name}/mean",)) for name in ("valid_and_short", "exact"))
 fig, ax = plt.subplots(figsize=(6.5, 2.8), layout="constrained")
 seen = [(k + 1) * side_batches * batch_size / len(paid) for k in range(len(paid))]
-ax.plot(seen, paid, ".-", color="#0072b2", label="valid_and_short, paid")
-ax.plot(seen, right, ".--", color="#d55e00", label="exact, not paid")
-ax.set(
-    xlabel="completions so far", ylabel="mean reward", ylim=(-0.03, 1), title="What is paid for, and what was wanted"
-)
+ax.plot(seen, paid, ".-", color="#0072b2", label="valid_and_short, weight 1")
+ax.plot(seen, right, ".--", color="#d55e00", label="exact, weight 0")
+ax.set(xlabel="completions so far", ylabel="mean reward", ylim=(-0.03, 1.03), title="Does the reward of weight 0 fall?")
 ax.legend(loc="upper left", bbox_to_anchor=(1, 1))
 ax.grid(alpha=0.3)
 plt.show()
-print(f"paid: {paid[0]:.2f} -> {paid[-1]:.2f}; exact on held-out messages: {shares['GRPO']:.0%} -> {hacked_right:.0%}")
+print(f"mean of valid_and_short: {paid[0]:.2f} -> {paid[-1]:.2f}")
+print(f"exact on held-out messages: {shares['GRPO']:.0%} -> {hacked_right:.0%}")
 print(f"you predicted {guess_hacked}%, measured {hacked_right:.0%}")
 for row, text in zip(held_out.select(range(4)), replies["hacked"], strict=False):
     print(f"\n{row['prompt'][0]['content'].splitlines()[1]}\n  {text}")
@@ -863,14 +862,14 @@ for row, text in zip(held_out.select(range(4)), replies["hacked"], strict=False)
 # you care about beside the reward, and read samples of every run. The fix is in the reward: give nothing for half of
 # the task (multiply by `exact`, or leave the length out).
 #
-# **If exact answers did not fall in your run:** rounding decides what is sampled, and eight batches are few. With
-# bfloat16 the model learned in that time to write `null` to everything; in a run without bfloat16 it had not yet, and
-# right answers stayed. The reward is the same: raise `side_batches`, and look again.
+# `null` takes fewer tokens than any time, so one `null` among the eight completions of a message is enough to be
+# pushed up. **If exact answers did not fall in your run**, none was sampled in so few batches: raise `side_batches`,
+# and look again.
 
-# %% [markdown] id="break-fix" lang="zh" of="765c0b36"
+# %% [markdown] id="break-fix" lang="zh" of="4509528b"
 # 用来训练的奖励不会显示出损害，只有没有参与训练的指标会。所以：把真正关心的指标与奖励一起记录，而且每次训练都读样本。修正在奖励里：只完成一半不给分（乘上 `exact`，或者干脆不看长度）。
 #
-# **如果你的这次运行里正确回答没有减少：** 采样到什么取决于舍入误差，而且八批回答并不多。用 bfloat16 的那次运行里，模型在这段时间里学会了一律回答 `null`；在一次不用 bfloat16 的运行里还没有学会，正确率保住了。奖励是同一个：把 `side_batches` 调大，再看一次。
+# `null` 比任何时间都少用 token，所以一条消息的八个回答里只要采到一个 `null`，它就会被推高。**如果你的这次运行里正确回答没有减少**，说明这么少的批次里没有采到：把 `side_batches` 调大，再看一次。
 
 # %% [markdown] id="judge-why"
 # ## A judge instead of a program
