@@ -201,6 +201,7 @@ def test_a_yaml_of_trl_is_read_for_the_trainer_that_is_asked_for(tmp_path, extra
     rates = {"dpo": 1e-6, "sft": 2e-5}
     assert recipe.training["learning_rate"] == rates[recipe.stage]
     assert any("doesn't name its trainer" in note for note in notes) is not bool(extra)
+    assert any("strings become turns of a chat" in note for note in notes)
 
 
 def test_defaults_of_theirs_are_listed():

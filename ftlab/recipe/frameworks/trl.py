@@ -166,7 +166,10 @@ TRL = Framework(
     },
     defaults=defaults,
     nulls={"max_length": "TRL cuts nothing, here `cutoff_len` is 2048"},
-    unsaid={"stage": "the file doesn't name its trainer: read as sft's; stage=dpo for another"},
+    unsaid={
+        "stage": "the file doesn't name its trainer: read as sft's; stage=dpo for another",
+        "chat_template_path": "prompts and answers that are strings become turns of a chat; TRL joins them as they are",
+    },
     unsaid_in_sft={
         "assistant_only_loss": "the loss is on answers; TRL's is on all of a conversation in `messages` (and on the "
         "completion in `prompt`, `completion`): train_on_prompt=true for that",
