@@ -178,10 +178,10 @@ def add_value_head(model: PeftModel) -> None:
 
 
 class Batches(Sampler[int]):
-    """Sample `size` rows, repeat them `times` times, then sample the next; the order changes every epoch."""
+    """Sample `size` rows, repeat them `times` times, then the next; with `shuffle` in a new order every epoch."""
 
-    def __init__(self, rows: int, size: int, times: int, seed: int) -> None:
-        self.rows, self.size, self.times, self.seed, self.epoch = rows, size, times, seed, 0
+    def __init__(self, rows: int, size: int, times: int, seed: int, shuffle: bool = True) -> None:
+        self.rows, self.size, self.times, self.seed, self.shuffle, self.epoch = rows, size, times, seed, shuffle, 0
 
     def __len__(self) -> int:
         return self.rows // self.size * self.size * self.times
@@ -191,7 +191,9 @@ class Batches(Sampler[int]):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
+        order = list(range(self.rows))
+        if self.shuffle:
+            order = torch.randperm(self.rows, generator=torch.Generator().manual_seed(self.seed + self.epoch)).tolist()
         for start in range(0, self.rows - self.size + 1, self.size):
             yield from order[start : start + self.size] * self.times
 
@@ -264,7 +266,8 @@ class PPOTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler[int]:
         """Return a sampler that repeats each batch of prompts once per PPO epoch."""
         size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
-        return Batches(len(self.train_dataset), size, self.args.num_ppo_epochs, self.args.seed)
+        shuffle = self.args.train_sampling_strategy != "sequential"
+        return Batches(len(self.train_dataset), size, self.args.num_ppo_epochs, self.args.seed, shuffle)
 
     def _prepare_inputs(self, rows: list[dict[str, Any]]) -> dict[str, Tensor]:
         """Return the completions for a batch of prompts: generated in its first PPO epoch and then reused."""
