@@ -104,7 +104,7 @@ class Tool(Strict):
 
     @model_validator(mode="wrap")
     @classmethod
-    def kept(cls, value: dict[str, Any], check: Callable[[dict[str, Any]], "Tool"]) -> "Tool":
+    def remember(cls, value: dict[str, Any], check: Callable[[dict[str, Any]], "Tool"]) -> "Tool":
         """Return the tool with the object that the client sent."""
         tool = check(value)
         tool._own = value
