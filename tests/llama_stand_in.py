@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 def stand_in(model: PreTrainedModel) -> ModuleType:
     """Return a module that computes the logits of `model`, whatever file it opens."""
     module = ModuleType("llama_cpp")
+    module.GGML_TYPE_F16, module.GGML_TYPE_Q8_0 = 1, 8
     vocabulary = model.get_input_embeddings().weight.shape[0]
 
     def begin(_, settings):

@@ -14,6 +14,7 @@ import torch
 from llama_stand_in import stand_in
 from peft import LoraConfig, get_peft_model
 from test_serve_batch import ask, collect, ids, put
+from transformers import LlamaConfig, LlamaForCausalLM
 from waiting import until
 
 from ftlab.apps import cli
@@ -198,6 +199,41 @@ def test_an_adapter_is_merged_and_has_no_twin_without_it(model_dir, tmp_path):
     expected = tuned.eval()(torch.tensor([[5, 6, 7]])).logits[0, -1].log_softmax(-1)
     for token, logprob in pieces[0].likelihood.top:
         assert logprob == pytest.approx(float(expected[token]), abs=0.05)
+
+
+def test_keys_and_values_have_16_bits_where_8_do_not_fit_the_model(start, library, monkeypatch):
+    tried, init = [], library.llama_init_from_model
+
+    def refuses_8_bits(model, settings):
+        tried.append((settings.type_k, settings.type_v))
+        return init(model, settings) if settings.type_k == library.GGML_TYPE_F16 else None
+
+    monkeypatch.setattr(library, "llama_init_from_model", refuses_8_bits)
+    assert len(ids(ask(start(), [[1, 2, 3]], max_tokens=2)[0])) == 2
+    assert tried == [(8, 8), (1, 1)]
+
+
+@needs_llama_cpp
+def test_an_answer_does_not_depend_on_what_was_in_the_cache(tmp_path):
+    # The heads of the other tests are smaller than a block of 8-bit values.
+    config = LlamaConfig(
+        vocab_size=259, hidden_size=128, intermediate_size=256, num_hidden_layers=2, num_attention_heads=4
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).save_pretrained(tmp_path)
+    tiny.make_tokenizer([("t", "h")]).save_pretrained(tmp_path)
+    engine = Engine(*serving.load(tmp_path), backend="llama.cpp", cache_tokens=2048)
+    prompt = [random.Random(0).randrange(200) for _ in range(300)]
+    (first,) = ask(engine, [prompt], max_tokens=8, logprobs=1)
+    counts = reads(engine)
+    for length in (299, 150, 20):
+        (batch,) = engine.batches.values()
+        for number in range(len(batch.held)):
+            batch.cut(number, min(length, len(batch.held[number])))
+        (again,) = ask(engine, [prompt], max_tokens=8, logprobs=1)
+        assert [piece.likelihood for piece in again] == [piece.likelihood for piece in first]
+    engine.close()
+    assert [count for count in counts if count > 1] == [150, 280]
 
 
 def test_a_cache_without_memory_is_an_error(start, library, monkeypatch):

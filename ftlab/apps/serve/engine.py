@@ -22,7 +22,7 @@ from ftlab.runs import engines
 log = logging.getLogger(__name__)
 # Steps after which freed memory is returned: caches of changing sizes leave holes, which the C library keeps.
 TRIM_EVERY = 200
-# Positions in the key-value cache of all rows. llama.cpp allocates them at start: 0.75 GB with SmolLM2-135M, 1.9 GB
+# Positions in the key-value cache of all rows. llama.cpp allocates them at start: 0.4 GB with SmolLM2-135M, 1.0 GB
 # with Qwen2.5-7B.
 CACHE_TOKENS, LLAMA_CACHE_TOKENS = 65_536, 32_768
 

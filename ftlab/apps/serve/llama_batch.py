@@ -21,6 +21,9 @@ from ftlab.apps.serve.batch import Batch, Row
 READ = 512
 # An idle sequence is overwritten by a prompt that shares at least this much of it; otherwise the prefix is copied.
 CONTINUES = 0.5
+# Types of keys and values, the first that the model allows. On a CPU, logits over a cache in 16 bits depend on how many
+# tokens of the prompt were read in one call, so on what was in the cache before; over one in 8 bits they do not.
+CACHE = llama_cpp.GGML_TYPE_Q8_0, llama_cpp.GGML_TYPE_F16
 # llama.cpp logs hundreds of lines while it loads a file. The library keeps the address: never drop it.
 SILENT = llama_cpp.llama_log_callback(lambda level, text, data: None)
 
@@ -46,12 +49,16 @@ class LlamaBatch(Batch):
         settings.n_ctx, settings.n_seq_max, settings.kv_unified = cells, max_batch, True
         settings.n_batch = settings.n_ubatch = READ
         settings.n_threads = settings.n_threads_batch = device.cores()
-        self.context = llama_cpp.llama_init_from_model(self.model, settings)
-        if not self.context:
+        for kind in CACHE:
+            settings.type_k = settings.type_v = kind
+            if context := llama_cpp.llama_init_from_model(self.model, settings):
+                break
+        else:
             raise MemoryError(f"llama.cpp cannot allocate a key-value cache for {cells} tokens")
-        self.memory = llama_cpp.llama_get_memory(self.context)
+        self.context = context
+        self.memory = llama_cpp.llama_get_memory(context)
         self.batch = llama_cpp.llama_batch_init(READ, 0, 1)
-        weakref.finalize(self, free, self.batch, self.context, self.model)
+        weakref.finalize(self, free, self.batch, context, self.model)
         # The tokens whose keys and values each sequence holds, and when it was last in use.
         self.held: list[list[int]] = [[] for _ in range(max_batch)]
         self.used = [0] * max_batch
