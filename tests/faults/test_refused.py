@@ -268,3 +268,18 @@ def test_a_stopped_run_has_saved_and_its_exit_code_says_so(tiny_recipe, tmp_path
     said = run.communicate()[0]
     assert run.returncode == 130 and "Traceback" not in said and "saved" in said
     assert saved_weights.checkpoints(tmp_path / "run")
+
+
+def test_ctrl_c_does_not_wait_for_the_server_s_model():
+    program = (
+        "import sys, time; from ftlab.apps import cli; from ftlab.apps.serve import loading\n"
+        "loading.load = lambda *_: (print('loading', flush=True), time.sleep(600))\n"
+        "sys.exit(cli.main(['serve', 'some-model', '--port', '0']))"
+    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    server = subprocess.Popen([sys.executable, "-c", program], env=os.environ | {"PYTHONPATH": str(ROOT)}, **pipes)
+    while "loading" not in server.stdout.readline():
+        assert server.poll() is None
+    server.send_signal(signal.SIGINT)
+    said, _ = server.communicate(timeout=120)
+    assert (server.returncode, said) == (130, "ftlab: stopped\n")

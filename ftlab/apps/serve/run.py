@@ -4,10 +4,11 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from threading import Thread
+from typing import TypeVar
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -21,6 +22,7 @@ from ftlab.errors import fail, say
 
 # Above this new connections are refused, so that idle ones cannot exhaust the file descriptors.
 CONNECTIONS = 512
+T = TypeVar("T")
 
 
 def serve(
@@ -62,10 +64,7 @@ def serve(
         loaded = loading.load(model_name_or_path, adapters, name, overrides, trust_remote_code, backend)
         return loaded, Engine(loaded.model, loaded.tokenizer, backend=loaded.backend)
 
-    # In a thread that ends: OpenMP keeps workers for every thread that has computed, and once there are more of them
-    # than cores its barriers sleep, which made llama.cpp in the engine's thread three times slower on two cores.
-    with ThreadPoolExecutor(1) as loader:
-        loaded, engine = loader.submit(load).result()
+    loaded, engine = in_thread(load)
     application = app.create(
         engine,
         loaded.served,
@@ -81,6 +80,27 @@ def serve(
         server(application).run(sockets=[bound])
     finally:
         engine.close()
+
+
+def in_thread(function: Callable[[], T]) -> T:
+    """Return what a function returns, called in a thread that ends; Ctrl-C does not wait for it.
+
+    OpenMP keeps workers for every thread that has computed, and once there are more of them than cores its barriers
+    sleep, which made llama.cpp in the engine's thread three times slower on two cores.
+    """
+    result: Future[T] = Future()
+
+    def call() -> None:
+        try:
+            result.set_result(function())
+        # Raised where the result is read.
+        except BaseException as error:
+            result.set_exception(error)
+
+    thread = Thread(target=call, daemon=True)
+    thread.start()
+    thread.join()
+    return result.result()
 
 
 def listen(host: str, port: int) -> socket.socket:
