@@ -29,7 +29,7 @@ class Machine:
     Attributes:
         accelerator: "cpu", or torch's name of the accelerator: "cuda", "mps", "xpu" (Intel), "npu" (Ascend).
         name: the accelerator's or the processor's own name.
-        dtype: the number format that is fast and safe for training: "bfloat16", "float16" or "float32".
+        dtype: the one that is fast and safe for training: "bfloat16", "float16" or "float32".
         cores: processor cores this process may use.
         memory_bytes: memory available to a model: the accelerator's, on a CPU the machine's.
         reason: why that dtype.
@@ -55,7 +55,7 @@ class Machine:
 
 
 def describe() -> Machine:
-    """Return the machine this process runs on; `FTLAB_DTYPE` overrides its number format.
+    """Return the machine this process runs on; `FTLAB_DTYPE` overrides its dtype.
 
     Raises:
         LabError: `FTLAB_DTYPE` is not in DTYPES.

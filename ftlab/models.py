@@ -37,7 +37,7 @@ def fetch(name: str, trust_remote_code: bool = False, revision: str = "main", ca
         name: the embedded model ("smollm2-135m", or "smollm2-135m-short" for its first blocks alone), another
             catalogue name, a local folder (also of a run that trained a whole model), a Hugging Face id "org/name", or
             a ModelScope id "modelscope:org/name".
-            With USE_MODELSCOPE_HUB=1 every id is ModelScope's.
+            With USE_MODELSCOPE_HUB=1 or true every id is ModelScope's.
         trust_remote_code: fetch the code that comes with the model too.
         revision: branch, tag or commit of a hub's model.
         cache_dir: the folder that models of a hub are kept in; None: the hub's own.
@@ -63,10 +63,15 @@ def fetch(name: str, trust_remote_code: bool = False, revision: str = "main", ca
     known = next((model for model in MODELS if model.name == name), None)
     if known is None and "/" not in name:
         raise unknown(name)
-    if name.startswith(MODELSCOPE_PREFIX) or os.environ.get("USE_MODELSCOPE_HUB") == "1":
+    if name.startswith(MODELSCOPE_PREFIX) or prefers_modelscope():
         name = known.modelscope_id if known else name.removeprefix(MODELSCOPE_PREFIX)
         return from_modelscope(name, trust_remote_code, revision, cache_dir)
     return from_hub(known.hub_id if known else name, trust_remote_code, revision, cache_dir)
+
+
+def prefers_modelscope() -> bool:
+    """Return True if USE_MODELSCOPE_HUB is on, in the words that LLaMA-Factory takes."""
+    return os.environ.get("USE_MODELSCOPE_HUB", "").lower() in ("1", "true", "y")
 
 
 def whole_model(folder: Path) -> Path:
@@ -98,7 +103,7 @@ def is_here(name: str, revision: str = "main", cache_dir: str | None = None) -> 
     known = next((model for model in MODELS if model.name == name), None)
     if Path(name).expanduser().exists() or looks_like_path(name) or (known is None and "/" not in name):
         return True
-    if name.startswith(MODELSCOPE_PREFIX) or os.environ.get("USE_MODELSCOPE_HUB") == "1":
+    if name.startswith(MODELSCOPE_PREFIX) or prefers_modelscope():
         return False
     from huggingface_hub import snapshot_download
 

@@ -107,5 +107,6 @@ def require_for(recipe: Any) -> None:
         LabError: naming the key, the package and the command that installs it.
     """
     for key, module in of_recipe(recipe):
-        if not (key == "report_to" and module == "tensorboard" and find_spec("tensorboardX")):
-            require(module, key)
+        other = module == "tensorboard" and find_spec("tensorboardX")
+        if find_spec(module) is None and not other:
+            raise fail("package_missing_key", where=key, package=module, install=install(module))

@@ -11,6 +11,8 @@ from ftlab.errors import fail, say
 
 # The values of a flag: any other word after `--packing` is the next argument.
 FLAG_WORDS = ("true", "false", "yes", "no", "on", "off")
+# Commands of LLaMA-Factory and swift that have another name here.
+THEIRS = {"api": "serve", "deploy": "serve", "webchat": "board", "infer": "chat", "predict": "eval", "merge": "export"}
 
 
 class Parser(argparse.ArgumentParser):
@@ -110,9 +112,10 @@ def refuse_unknown_verb(arguments: Sequence[str], verbs: Iterable[str]) -> None:
     """
     if not arguments or arguments[0].startswith("-") or arguments[0] in verbs:
         return
-    close = difflib.get_close_matches(arguments[0], verbs, n=2, cutoff=0.6)
+    word = arguments[0]
+    close = [THEIRS[word]] if word in THEIRS else difflib.get_close_matches(word, verbs, n=2, cutoff=0.6)
     hint = say("did_you_mean", nearest=", ".join(close)) + " " if close else ""
-    raise fail("cli_unknown_verb", where=arguments[0][:60], hint=hint)
+    raise fail("cli_unknown_verb", where=word[:60], hint=hint)
 
 
 def open_streams() -> None:

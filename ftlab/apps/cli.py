@@ -193,6 +193,7 @@ def add_serve(verbs: argparse._SubParsersAction) -> None:
     server.add_argument(
         "overrides",
         nargs="*",
+        default=[],
         metavar="key=value",
         help="override a recipe key; next to a model: model_revision, cache_dir",
     )
@@ -366,7 +367,8 @@ def take_keys(verb: Parser, more: str = "") -> None:
     """Let a verb take any key of a recipe, as `key=value` or `--key value`."""
     verb.keys = True
     text = f"override any recipe key{more}; --key value also works"
-    verb.add_argument("overrides", nargs="*", metavar="key=value", help=text)
+    # Without a default, argparse lists them among the arguments that are missing.
+    verb.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=text)
 
 
 def train_recipe(options: argparse.Namespace) -> int:
@@ -709,11 +711,11 @@ def show_version(options: argparse.Namespace) -> None:
 
 
 def list_lessons(options: argparse.Namespace) -> None:
-    """Print number and title of every lesson."""
+    """Print number and title of every lesson, in the user's language."""
     from ftlab.apps import lesson_files
 
     for lesson in lesson_files.lessons():
-        print(lesson_files.title(lesson))
+        print(lesson_files.title(lesson, language()))
 
 
 def start_course(options: argparse.Namespace) -> int:

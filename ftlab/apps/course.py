@@ -82,7 +82,7 @@ def run(
         profile: one of PROFILES.
         seed: in place of each lesson's own; the summary is then `summary-seedN.json`.
     Raises:
-        LabError: unknown profile or lesson, or FTLAB_DTYPE is not a number format.
+        LabError: unknown profile or lesson, or FTLAB_DTYPE is not a dtype.
     """
     from ftlab import device
     from ftlab.apps import lesson_files

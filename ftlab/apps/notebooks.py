@@ -119,7 +119,7 @@ def clocks() -> np.ndarray:
 
 
 def minutes(lesson: Lesson) -> dict[str, float]:
-    """Return number format -> minutes of the last run in it that the notebook on disk records."""
+    """Return dtype -> minutes of the last run in it that the notebook on disk records."""
     if not lesson.notebook().is_file():
         return {}
     return dict(nbformat.read(lesson.notebook(), as_version=4).metadata.get("ftlab", {}).get("minutes", {}))

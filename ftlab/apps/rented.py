@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ftlab import embedded
+from ftlab import embedded, models
 from ftlab.apps import lesson_setup
 from ftlab.errors import say
 
@@ -40,7 +40,7 @@ def preflight() -> Iterator[Finding]:
         line = say("rented_disk", where=disk, free=f"{free / 1e9:.0f}", needed=f"{NEEDED_BYTES / 1e9:.0f}")
         yield Finding(free >= NEEDED_BYTES, line)
         yield from (cache(name, place, disk) for name, place in caches().items())
-    mirror = os.environ.get("HF_ENDPOINT") or ("ModelScope" if os.environ.get("USE_MODELSCOPE_HUB") == "1" else "")
+    mirror = os.environ.get("HF_ENDPOINT") or ("ModelScope" if models.prefers_modelscope() else "")
     yield Finding(bool(mirror), say("rented_mirror", mirror=mirror) if mirror else say("rented_no_mirror"))
     index = pip_index()
     yield Finding(bool(index), say("rented_index", index=index) if index else say("rented_no_index"))

@@ -3,6 +3,7 @@
 import os
 from typing import TYPE_CHECKING
 
+from ftlab import models
 from ftlab.data.dataset_info import Entry
 from ftlab.errors import LabError, fail, reason_of, say
 
@@ -13,12 +14,12 @@ if TYPE_CHECKING:
 def fetched(entry: Entry) -> "Dataset":
     """Return the rows of a hub data set unchanged; both libraries cache their downloads.
 
-    ModelScope is asked where the entry has no `hf_hub_url`, or has both and `USE_MODELSCOPE_HUB` is 1.
+    ModelScope is asked where the entry has no `hf_hub_url`, or has both and `USE_MODELSCOPE_HUB` is on.
 
     Raises:
         LabError: not reachable, no such data set, or the package modelscope is missing.
     """
-    scope = entry.ms_hub_url and (not entry.hf_hub_url or os.environ.get("USE_MODELSCOPE_HUB") in ("1", "true"))
+    scope = entry.ms_hub_url and (not entry.hf_hub_url or models.prefers_modelscope())
     url = entry.ms_hub_url if scope else entry.hf_hub_url
     print(say("data_fetching", url=url, hub="ModelScope" if scope else os.environ.get("HF_ENDPOINT", "huggingface.co")))
     try:

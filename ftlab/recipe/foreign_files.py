@@ -133,7 +133,7 @@ def text_of(path: Path) -> str:
         LabError: no such file, too big, not UTF-8.
     """
     if not path.is_file():
-        raise fail("recipe_no_file", where=str(path))
+        raise strict_yaml.no_file(path)
     if path.stat().st_size > MAX_BYTES:
         raise fail("recipe_too_big", where=str(path), limit=MAX_BYTES // 1000)
     return decoding.text_of(path)

@@ -100,7 +100,7 @@ class Recipe(BaseModel):
         None, "load the frozen base in 4 or 8 bit (QLoRA)", "BitsAndBytesConfig(load_in_4bit= / load_in_8bit=)"
     )
     quantization_method: Literal["bnb", "bitsandbytes"] = key("bnb", "quantization library", "BitsAndBytesConfig")
-    quantization_type: Literal["nf4", "fp4"] = key("nf4", "4-bit number format", "bnb_4bit_quant_type")
+    quantization_type: Literal["nf4", "fp4"] = key("nf4", "4-bit data type", "bnb_4bit_quant_type")
     double_quantization: bool = key(True, "quantize the scales too", "bnb_4bit_use_double_quant")
 
     # method
@@ -319,7 +319,7 @@ class Recipe(BaseModel):
         "model.generate",
     )
     infer_dtype: Literal["auto", "float16", "bfloat16", "float32"] = key(
-        "auto", "number format for chat", "from_pretrained(dtype=)"
+        "auto", "dtype for chat", "from_pretrained(dtype=)"
     )
     do_sample: bool = key(True, "chat: sample tokens instead of greedy decoding", "GenerationConfig.do_sample")
     temperature: float = key(
@@ -347,7 +347,7 @@ class Recipe(BaseModel):
     export_size: int = key(5, "largest weight file, in GB", "save_pretrained(max_shard_size=)", ge=1)
     export_device: Literal["cpu", "auto"] = key("cpu", "where the merge is computed", "from_pretrained(device_map=)")
     export_dtype: Literal["auto", "float32", "bfloat16", "float16"] = key(
-        "auto", "number format of the saved weights; auto: the base's own", "model.to(dtype)"
+        "auto", "dtype of the saved weights; auto: the base's own", "model.to(dtype)"
     )
     export_gguf: Literal["f16", "q8_0", "q6_k", "q5_k_m", "q4_k_m", "q4_0"] | None = key(
         None, "also write one GGUF file, for llama.cpp and Ollama, in this format", "gguf.GGUFWriter"

@@ -138,7 +138,7 @@ def autocasts(recipe: Recipe, machine: Machine) -> bool:
 
 
 def weights_dtype(recipe: Recipe, machine: Machine) -> str:
-    """Return the number format to load the model in.
+    """Return the dtype to load the model in.
 
     Weights that are trained are kept in float32, because small updates vanish in 16 bits; `pure_bf16` keeps them
     in bfloat16 anyway. A frozen base under an adapter is loaded in the machine's own format.

@@ -147,6 +147,7 @@ def translate(source_keys: SourceKeys) -> tuple[SourceKeys, list[str]]:
     """
     entries = {str(name): value for name, value in source_keys.values.items() if value is not None}
     values: dict[str, Any] = {}
+    origins: dict[str, str] = {}
     notes: list[str] = []
     places = dict(source_keys.places)
     for name, value in entries.items():
@@ -165,8 +166,8 @@ def translate(source_keys: SourceKeys) -> tuple[SourceKeys, list[str]]:
             pairs = {name: ",".join(map(str, value)) if joined else value}
         for new, new_value in pairs.items():
             if new in values and values[new] != new_value:
-                raise two_values(source_keys, new, values[new], name, value)
-            values[new] = new_value
+                raise two_values(source_keys, origins[new], entries[origins[new]], name, value)
+            values[new], origins[new] = new_value, name
             if new not in entries:
                 places[new] = where
     for name in (name for name in RESOLVED if name in entries):
@@ -514,7 +515,7 @@ def checked_training(name: str, value: Any, where: str) -> Any:
         raise wrong_type(name, keys.TRAINING_HINTS[name], value, reason, where) from None
     if name in TRAINING_RANGES and isinstance(value, int | float) and not in_range(name, value):
         low, high = TRAINING_RANGES[name]
-        reason = f"it must be between {low:g} and {high:g}"
+        reason = f"it must be at most {high:g}" if value > high else f"it must be at least {low:g}"
         raise fail("recipe_range", where=where, key=name, value=brief(value), reason=reason)
     return value
 
@@ -540,7 +541,8 @@ def choices_of(name: str) -> list[str]:
 
 def brief(value: object) -> str:
     """Return a value as text for a message."""
-    text = repr(value)
+    # YAML's true and false, not Python's.
+    text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

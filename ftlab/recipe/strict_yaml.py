@@ -10,7 +10,7 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from ftlab.data import decoding
-from ftlab.errors import LabError, fail, say
+from ftlab.errors import LabError, fail, say, suggest
 from ftlab.system_errors import explained
 
 MAX_BYTES = 100_000
@@ -32,7 +32,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         LabError: no file, too big, not UTF-8, not YAML, not a mapping, a repeated key, an alias or a tag.
     """
     if not path.is_file():
-        raise fail("recipe_no_file", where=str(path))
+        raise no_file(path)
     try:
         if path.stat().st_size > MAX_BYTES:
             raise fail("recipe_too_big", where=str(path), limit=MAX_BYTES // 1000)
@@ -43,6 +43,12 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     if not isinstance(loaded, dict):
         raise fail("recipe_yaml", where=f"{path}:1", reason="not a list of `key: value` lines")
     return loaded, {str(key): line for key, line in key_lines(text)}
+
+
+def no_file(path: Path) -> LabError:
+    """Build the error for a recipe that does not exist; a file with a similar name next to it is suggested."""
+    beside = [other.name for other in path.parent.glob(f"*{path.suffix}")] if path.parent.is_dir() else []
+    return fail("recipe_no_file", where=str(path), hint=suggest(path.name, beside, say("recipe_copy_one")))
 
 
 def parse(text: str, where: str) -> Any:
@@ -62,7 +68,9 @@ def parse(text: str, where: str) -> Any:
         values: dict[str, Any] = {"key": repr(key).strip("'\""), "first": first_line(text, key, line)}
         raise fail("recipe_twice", where=f"{where}:{line}", **values) from None
     except MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
+        # A line without a colon is the context; the problem is found on a later line.
+        begun = error.context == "while scanning a simple key"
+        mark = error.context_mark if begun else error.problem_mark or error.context_mark
         place = f"{where}:{mark.line + 1}" if mark else where
         raise fail("recipe_yaml", where=place, reason=short(error.problem or error.context)) from None
     except (YAMLError, ValueError, ArithmeticError, RecursionError, LookupError, TypeError, AttributeError) as error:
@@ -116,9 +124,10 @@ def short(problem: object) -> str:
 
 
 def dumped(values: dict[str, Any]) -> str:
-    """Return plain values as YAML that `parse` reads back."""
-    lines = io.StringIO()
-    YAML(typ="safe", pure=True).dump(values, lines)
+    """Return plain values as YAML that `parse` reads back: one key a line, in their order."""
+    lines, yaml = io.StringIO(), YAML(typ="safe", pure=True)
+    yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False
+    yaml.dump(values, lines)
     return lines.getvalue()
 
 

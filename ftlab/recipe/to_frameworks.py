@@ -259,7 +259,7 @@ def swift(recipe: Recipe) -> str:
     if recipe.quantization_bit:
         theirs["quant_method"] = "bnb"
     if recipe.finetuning_type == "full":
-        # By default swift keeps whole weights in the model's own number format.
+        # By default swift keeps whole weights in the model's own dtype.
         theirs["torch_dtype"] = "bfloat16" if left.pop("pure_bf16", None) else "float32"
         if theirs["torch_dtype"] == "float32" and not {"bf16", "fp16"} & theirs.keys():
             theirs |= {"bf16": True, "fp16": False}

@@ -86,7 +86,7 @@ def load_side(name: str) -> Side:
     if name.endswith((".yaml", ".yml")):
         recipe = recipes.load(name)
     elif written.is_file():
-        recipe = recipes.load(written, [f"output_dir={written.parent}"])
+        recipe, _ = recipes.read(written, [f"output_dir={written.parent}"])
     else:
         return Side(*chat.load(name))
     return Side(*chat.from_recipe(recipe), chat.system_turn(recipe.default_system, chat.weights_folder(recipe)))

@@ -415,7 +415,7 @@ def model_card(recipe: Recipe, parts: Parts, done: Export) -> str:
     lines = ["---", *head, "---", f"# {parts.target.name}", ""]
     run = parts.weights.folder.parent if parts.weights else None
     if run and (run / folders.RECIPE).is_file():
-        trained = recipes.load(run / folders.RECIPE)
+        trained, _ = recipes.read(run / folders.RECIPE)
         lines += [f"`{base}`, tuned by {trained.finetuning_type} {trained.objective} on `{trained.dataset}`.", ""]
         lines += markdown_table("recipe", recipes.plain(trained))
     elif parts.weights and parts.weights.is_adapter:

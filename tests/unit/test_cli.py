@@ -101,11 +101,20 @@ def test_help_is_asked_for_in_every_way_and_names_the_exit_codes(arguments, caps
     assert said.startswith("usage: ftlab") and "130" in said
 
 
-@pytest.mark.parametrize(("word", "near"), [("trian", "train"), ("exprot", "export"), ("xyzzy", ""), ("", "")])
+@pytest.mark.parametrize(
+    ("word", "near"),
+    [("trian", "train"), ("exprot", "export"), ("xyzzy", ""), ("", ""), ("api", "serve"), ("webchat", "board")],
+)
 def test_an_unknown_verb_has_a_suggestion_only_where_one_is_near(word, near, capsys):
     assert cli.main([word]) == 2
     said = capsys.readouterr().err
     assert ("did you mean" in said) == bool(near) and near in said and said.count("\n") == 2
+
+
+@pytest.mark.parametrize("verb", ["train", "serve"])
+def test_keys_are_not_among_the_arguments_that_are_missing(verb, capsys):
+    assert cli.main([verb]) == 2
+    assert capsys.readouterr().err.endswith(f"required: {'model' if verb == 'serve' else 'RECIPE.yaml'}\n")
 
 
 @pytest.mark.parametrize("arguments", [["train"], ["recipe", "chekc", "r.yaml"], ["chat", "m", "--backnd", "loop"]])
@@ -235,7 +244,7 @@ def test_a_recipe_names_the_package_that_it_needs(tiny_recipe, monkeypatch, chan
         monkeypatch.setattr(packages, "find_spec", lambda name: None)
     with pytest.raises(LabError) as error:
         packages.require_for(recipes.load(tiny_recipe | changed))
-    assert error.value.where in changed and error.value.fix == command
+    assert error.value.where in changed and error.value.fix == f"{command}, or remove the key"
 
 
 def test_every_optimizer_is_torchs_or_has_its_package():

@@ -14,7 +14,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 from PIL import Image
 
 from ftlab.apps import cli, course, lesson_files, notebooks
-from ftlab.errors import LabError
+from ftlab.errors import LabError, speaking
 
 SOURCE = """# %% [markdown] id="title"
 # # 07 · A test lesson
@@ -309,6 +309,9 @@ def test_what_cleaning_up_after_a_kernel_raises_hides_nothing(known):
 def test_the_lessons_are_listed_with_their_titles(lesson, capsys):
     assert cli.main(["course", "list"]) == 0
     assert capsys.readouterr().out == "07 · A test lesson\n"
+    with speaking("zh"):
+        assert cli.main(["course", "list"]) == 0
+    assert capsys.readouterr().out == "07 · 测试课\n"
 
 
 @pytest.mark.parametrize(("alpha", "kept"), [(255, False), (254, True)])

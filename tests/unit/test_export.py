@@ -196,10 +196,13 @@ def test_weights_are_cut_at_export_size(tmp_path, monkeypatch):
     assert compare(live, tmp_path / "out") == (pytest.approx(0, abs=1e-4), True)
 
 
-def test_a_run_folder_is_exported_and_its_card_says_what_it_is(tiny_recipe, tmp_path):
-    done = train.train(recipes.load(tiny_recipe))
+def test_a_run_folder_is_exported_and_its_card_says_what_it_is(tiny_recipe, tmp_path, capsys):
+    done = train.train(recipes.load(tiny_recipe | {"overwrite_output_dir": True}))
+    capsys.readouterr()
     keys = {"model_name_or_path": tiny_recipe["model_name_or_path"], "adapter_name_or_path": str(done.folder)}
     out = export.export(recipes.load(keys | {"export_dir": str(tmp_path / "out")}))
+    # Notes on the recipe of the run belong to its training.
+    assert "overwrite_output_dir" not in capsys.readouterr().out
     card = (out.folder / "README.md").read_text()
     for fact in ("sft.json", "lora sft", "| learning_rate | 0.01 |", "| train_loss |", "| greedy tokens equal |"):
         assert fact in card

@@ -82,7 +82,8 @@ def test_modelscope_without_its_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "modelscope", None)
     with pytest.raises(LabError, match="pip install modelscope"):
         models.fetch("modelscope:org/name")
-    monkeypatch.setenv("USE_MODELSCOPE_HUB", "1")
+    # LLaMA-Factory takes true and y, too.
+    monkeypatch.setenv("USE_MODELSCOPE_HUB", "True")
     with pytest.raises(LabError, match="`LLM-Research/Meta-Llama-3-8B-Instruct`"):
         models.fetch("llama3-8b")
 

@@ -1,6 +1,7 @@
 """Recipes: what a YAML file becomes, and every way it can be wrong in one line with its place."""
 
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_a_ratio_of_one_warms_up_over_all_steps(steps, tmp_path):
 @pytest.mark.parametrize(
     ("given", "packs", "said"),
     [
-        ({"neat_packing": True}, True, "neat_packing is now packing: True"),
+        ({"neat_packing": True}, True, "neat_packing is now packing: true"),
         ({"neat_packing": True, "packing": False}, True, "`packing: false` is overridden by it"),
         ({"packing": False, "neat_packing": True}, True, "`packing: false` is overridden by it"),
         ({"neat_packing": False, "packing": True}, True, "never attend to each other"),
@@ -138,7 +139,7 @@ def test_two_names_of_one_value_are_one_key():
         ({"create_new_adapter": True}, "it needs an `adapter_name_or_path`"),
         ({"streaming": True}, "read from it as they are needed"),
         ({"buffer_size": 128}, "examples are shuffled as a whole"),
-        ({"remove_unused_columns": False}, "remove_unused_columns: False is ignored: every stage gets the columns"),
+        ({"remove_unused_columns": False}, "remove_unused_columns: false is ignored: every stage gets the columns"),
         ({"resume_from_checkpoint": True}, "no checkpoint: training starts at step 1"),
         ({"include_for_metrics": ["loss"]}, "the loss alone"),
         ({"simpo_gamma": 1.0, "pref_beta": 0.3}, "it needs stage: simpo"),
@@ -201,6 +202,8 @@ def test_a_recipe_survives_the_way_to_yaml_and_back(tmp_path):
         ("a: !!python/object:os.system x\n", r"r\.yaml:1: .*tags"),
         ("a: 1\n---\nb: 2\n", r"r\.yaml:2: a second YAML document .*\n  fix: a file holds one recipe"),
         ("a: [1\nb: 2\n", r"r\.yaml:2: invalid YAML"),
+        ("a: 1\nstage：sft\nb: 2\n", r"r\.yaml:2: invalid YAML[^\n]*\n[^\n]*an ASCII colon"),
+        ("a: 1\n\tb: 2\n", r"r\.yaml:2: invalid YAML[^\n]*\n[^\n]*spaces instead of tabs"),
         ("- a\n- b\n", r"not a list of `key: value`"),
         ("", r"not a list of `key: value`"),
     ],
@@ -217,8 +220,10 @@ def test_environment_variables_are_not_read(tmp_path):
 
 
 def test_a_missing_file_and_a_bare_override_are_said(tmp_path):
-    with pytest.raises(LabError, match="recipe not found"):
-        recipes.load(tmp_path / "none.yaml")
+    (tmp_path / "sft_lora.yaml").touch()
+    for name, fix in (("sft_laro.yaml", "did you mean sft_lora.yaml?"), ("none.yaml", "check the path")):
+        with pytest.raises(LabError, match=f"recipe not found\n  fix: {re.escape(fix)}"):
+            recipes.load(tmp_path / name)
     with pytest.raises(LabError, match="key=value"):
         recipes.load(GOOD, ["learning_rate"])
 
@@ -232,3 +237,10 @@ def test_a_leading_zero_is_refused_where_other_tools_read_another_number(tmp_pat
     assert said in refused.value.what and refused.value.where == f"{path}:2"
     path.write_text("model_name_or_path: m\nseed: 0\nlearning_rate: 0.01\nrun_name: '042'\n")
     assert recipes.read(path)[0].training == {"seed": 0, "learning_rate": 0.01, "run_name": "042"}
+
+
+def test_a_written_recipe_has_a_key_on_each_line_in_the_order_of_the_keys(tmp_path):
+    given = {"seed": 7, "lora_rank": 4, "model_name_or_path": "m", "dataset_substitutions": {"name": "Ada"}}
+    recipes.write(recipes.load(given), tmp_path / "r.yaml")
+    lines = ["model_name_or_path: m", "lora_rank: 4", "dataset_substitutions:", "  name: Ada", "seed: 7"]
+    assert (tmp_path / "r.yaml").read_text().splitlines() == lines

@@ -419,6 +419,8 @@ def test_every_translated_key_is_said_or_refused(name, base):
             "dpo_ftx": 0.5,
             "checkpoint_dir": "none",
             "dev_ratio": 0.5,
+            "prompt_template": "qwen",
+            "neft_alpha": 5.0,
         }.get(name, True)
     # `fsdp` keeps its name, and changes a setting.
     ways = ("settings",) if name == "fsdp" else ("noted", "refused")

@@ -91,7 +91,7 @@ def test_the_shipped_files_are_what_their_names_say(tiny_recipe, name):
     assert zero["stage"] == int(name[4]) and ("offload_param" in zero) == name.endswith("offload")
     # Without it Trainer would save no whole model.
     assert zero["stage"] < 3 or zero["stage3_gather_16bit_weights_on_model_save"] is True
-    # What a recipe says is not said twice: these follow its batch size and its number format.
+    # What a recipe says is not said twice: these follow its batch size and its dtype.
     assert {settings["deepspeed"][key] for key in ("train_batch_size", "gradient_clipping")} == {"auto"}
 
 
@@ -136,7 +136,7 @@ def test_a_deepspeed_file_does_not_contradict_the_recipe():
     assert str(told.value).splitlines() == [
         "deepspeed: its configuration and the recipe disagree: bf16.enabled=True, recipe: bf16|bf16_full_eval=False; "
         "gradient_clipping=3, recipe: max_grad_norm=1.0",
-        "  fix: write `\"auto\"` there: it then takes the recipe's value, and the machine's number format",
+        "  fix: write `\"auto\"` there: it then takes the recipe's value, and the machine's dtype",
     ]
     assert told.value.exit_code == 2
 

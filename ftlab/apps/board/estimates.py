@@ -106,7 +106,7 @@ def pace(recipe: Recipe) -> Pace | None:
 def measured(folder: Path, changed: float) -> tuple[tuple, float | None]:
     """Return the kind of a finished run and its tokens per second; None if it ran elsewhere or took no step."""
     try:
-        recipe = recipes.load(folder / folders.RECIPE)
+        recipe, _ = recipes.read(folder / folders.RECIPE)
         metrics = folders.read_metrics(folder) or {}
         steps = folders.last_step(folders.read_log(folder)) - metrics.get("resumed_from_step", 0)
         seconds = float(metrics["train_seconds"])

@@ -118,7 +118,7 @@ class ExportPanel:
 
 
 def format_of(recipe: Recipe, place: str | None) -> torch.dtype:
-    """Return the number format that is written; bfloat16 if it depends on a base that is not on this machine yet."""
+    """Return the dtype that is written; bfloat16 if it depends on a base that is not on this machine yet."""
     name = recipe.export_dtype
     if name == "auto" and place:
         config = json.loads((Path(place) / "config.json").read_text(encoding="utf-8"))

@@ -40,7 +40,7 @@ GRPO_MEAN = (
 )
 DIVIDED = "swift divides logits by it in the divergence too, TRL only where answers are written"
 WHOLE_WEIGHTS = (
-    "swift keeps whole weights in the model's own number format, mostly bfloat16; here they are float32, or bfloat16 "
+    "swift keeps whole weights in the model's own dtype, mostly bfloat16; here they are float32, or bfloat16 "
     "with `pure_bf16: true`"
 )
 # swift's other tuners that a recipe supports: its key -> PEFT's field, and swift's default.
@@ -381,7 +381,7 @@ SWIFT = Framework(
         "vllm_max_model_len": "it only has an effect with `use_vllm`",
         "sleep_level": "it only has an effect with `use_vllm`",
         "vllm_tensor_parallel_size": "it only has an effect with `use_vllm`",
-        "bnb_4bit_compute_dtype": "the number format depends on the machine",
+        "bnb_4bit_compute_dtype": "the dtype depends on the machine",
     },
     refused={
         "custom_register_path": "custom code is not run",

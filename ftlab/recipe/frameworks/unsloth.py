@@ -86,7 +86,7 @@ UNSLOTH = Framework(
         "loftq_config": "it only has an effect with LoftQ's initialization", "token": "the token is read from HF_TOKEN",
         "max_lora_rank": "it is a setting of vLLM",
         "gpu_memory_utilization": "it is a setting of vLLM",
-        "load_in_16bit": "the number format depends on the machine",
+        "load_in_16bit": "the dtype depends on the machine",
         "random_state": "`seed` is used instead",
         "instruction_part": "the chat template determines where an answer begins",
         "response_part": "the chat template determines where an answer begins",
