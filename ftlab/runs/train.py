@@ -41,6 +41,7 @@ from ftlab.runs import (
     dataset,
     encoded_rows,
     launch,
+    own_logits,
     reference,
     rewards,
     rope,
@@ -433,6 +434,7 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
         for theirs in (DEFAULT_PROGRESS_CALLBACK, ProgressCallback, PrinterCallback):
             trainer.remove_callback(theirs)
     refuse_untrained(trainer, job.recipe)
+    own_logits.require(trainer, job.recipe)
     started = time.monotonic()
     metrics: dict[str, float] = {}
     per_layer = balance.per_layer(model, job.recipe.moe_aux_loss_per_layer)
