@@ -126,7 +126,9 @@ def short(problem: object) -> str:
 def dumped(values: dict[str, Any]) -> str:
     """Return plain values as YAML that `parse` reads back: one key a line, in their order."""
     lines, yaml = io.StringIO(), YAML(typ="safe", pure=True)
-    yaml.default_flow_style, yaml.sort_base_mapping_type_on_output = False, False
+    yaml.default_flow_style = False
+    # ruamel declares no type for it, and sorts if it is None.
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     yaml.dump(values, lines)
     return lines.getvalue()
 
