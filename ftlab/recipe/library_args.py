@@ -117,6 +117,8 @@ def training_settings(recipe: Recipe, folder: Path, machine: Machine) -> tuple[d
         accumulated = fields.get("gradient_accumulation_steps", 1)
         fields |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": max(1, accumulated // 2)}
         notes.append(say("train_kto_pairs", accumulated=max(1, accumulated // 2)))
+    if recipe.objective == "orpo":
+        notes.append(say("train_orpo_prompt"))
     # ftlab rotates checkpoints itself (checkpoint.py): Trainer would count and delete those of other runs.
     fields.pop("save_total_limit", None)
     fields.pop("resume_from_checkpoint", None)

@@ -1,5 +1,8 @@
 """The losses that lessons 10 to 12 write by hand equal TRL's, on a tiny model in 32-bit numbers."""
 
+import json
+from pathlib import Path
+
 import lessons
 import pytest
 import tiny
@@ -7,10 +10,13 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTrainer, RewardConfig, RewardTrainer
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
+
+from ftlab.recipe import read as recipes
+from ftlab.runs import train
 
 ROWS = [(f"What is {i}?", f"In short, it is {i}.", f"{i} is what it is" + "!" * i) for i in range(4)]
 BETA = 0.3
@@ -183,6 +189,27 @@ def test_orpo_and_simpo(build, tmp_path, method):
                 everything = -(each * mask[:, 1:]).sum() / mask[:, 1:].sum()
     mine = orpo_loss(*means, everything, BETA) if method == "orpo" else simpo_loss(*means, 2.0, 0.5)
     assert theirs == pytest.approx(mine.item(), abs=1e-5)
+
+
+def test_a_recipe_of_orpo_says_that_its_prompt_is_trained_too(tiny_recipe, tiny_rows, capsys):
+    keys = {"stage": "dpo", "pref_loss": "orpo", "pref_beta": 0.1, "max_steps": 1, "per_device_train_batch_size": 1}
+    row = json.loads((tiny_rows / "preference.json").read_text())[0]
+    alone = Path(tiny_recipe["output_dir"]).with_name("one.json")
+    alone.write_text(json.dumps([row]))
+    loss = train.train(recipes.load(tiny_recipe | keys | {"dataset": str(alone)})).metrics["train_loss"]
+    assert "TRL's ORPO trains the prompt of the chosen answer too" in capsys.readouterr().out
+    model = AutoModelForCausalLM.from_pretrained(tiny_recipe["model_name_or_path"])
+    tokenizer = AutoTokenizer.from_pretrained(tiny_recipe["model_name_or_path"])
+    asked = tokenizer.encode(f"<|im_start|>user\n{row['instruction']}<|im_end|>\n<|im_start|>assistant\n")
+    sides = []
+    for side in ("chosen", "rejected"):
+        ids = torch.tensor([asked + tokenizer.encode(f"{row[side]}<|im_end|>")])
+        with torch.no_grad():
+            logs = model(ids).logits[:, :-1].log_softmax(-1)
+        sides.append(logs.gather(-1, ids[:, 1:, None])[0, :, 0])
+    chosen, rejected = (each[len(asked) - 1 :].mean() for each in sides)
+    odds = (chosen - rejected) - (torch.log1p(-chosen.exp()) - torch.log1p(-rejected.exp()))
+    assert loss == pytest.approx((-sides[0].mean() - 0.1 * F.logsigmoid(odds)).item(), rel=1e-5)
 
 
 def test_grpo(tiny_model_dir, tmp_path):

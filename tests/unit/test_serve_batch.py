@@ -10,6 +10,7 @@ import pytest
 import serving
 import torch
 from peft import LoraConfig, get_peft_model
+from transformers import Lfm2Config, Lfm2ForCausalLM
 from waiting import until
 
 from ftlab.apps.serve import sampling
@@ -322,6 +323,14 @@ def test_a_model_with_another_state_is_refused(loaded, monkeypatch):
     monkeypatch.setattr(type(model), "_is_stateful", True)
     with pytest.raises(LabError, match="served in batches"):
         Engine(model, tokenizer)
+
+
+def test_a_model_with_convolutions_between_its_attention_is_refused(loaded):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_key_value_heads": 2}
+    kinds = {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}
+    config = Lfm2Config(vocab_size=len(loaded[1]), **sizes, **kinds)
+    with pytest.raises(LabError, match="served in batches"):
+        Engine(Lfm2ForCausalLM(config), loaded[1])
 
 
 def test_what_waits_is_told_when_the_server_closes(loaded):

@@ -12,7 +12,8 @@ from threading import Condition, Thread
 from typing import Any
 
 from peft import PeftModel
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.cache_utils import DynamicLayer
 
 from ftlab.apps.serve.batch import Batch, PaddedBatch, Row
 from ftlab.apps.serve.job import ADAPTER, Finish, Job, Piece
@@ -54,7 +55,8 @@ class Engine:
         cache_tokens: int | None = None,
         backend: str = "huggingface",
     ) -> None:
-        if getattr(model, "_is_stateful", False):
+        layers = DynamicCache(config=model.config).layers
+        if getattr(model, "_is_stateful", False) or not all(isinstance(layer, DynamicLayer) for layer in layers):
             raise fail("serve_architecture", where=type(model).__name__)
         self.model, self.tokenizer = model, tokenizer
         self.max_batch, self.max_queue = max_batch, max_queue
