@@ -58,6 +58,17 @@ def messages() -> dict[str, dict[str, str]]:
     return tomllib.loads(Path(__file__).with_name("messages.toml").read_text(encoding="utf-8"))
 
 
+@cache
+def phrases() -> dict[str, str]:
+    """Return the table of phrases: English -> Chinese."""
+    return tomllib.loads(Path(__file__).with_name("phrases.toml").read_text(encoding="utf-8"))
+
+
+def phrase(text: str) -> str:
+    """Return a reason from a table of keys in the user's language; one without a translation stays English."""
+    return phrases().get(text, text) if language() == "zh" else text
+
+
 def say(key: str, /, **values: object) -> str:
     """Return message `key` in the user's language, its placeholders filled.
 

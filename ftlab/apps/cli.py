@@ -376,12 +376,12 @@ def train_recipe(options: argparse.Namespace) -> int:
     from ftlab.recipe import read as recipes
     from ftlab.runs import launch, ray_workers
 
-    said = [override for override in options.overrides if override.lower().startswith("fresh=")]
-    fresh = [override.lower().removeprefix("fresh=") for override in said]
+    switches = [override for override in options.overrides if override.lower().startswith("fresh=")]
+    fresh = [switch.lower().removeprefix("fresh=") for switch in switches]
     if wrong := next((value for value in fresh if value not in ("true", "false")), None):
         hint = say("one_of", names="true, false")
         raise fail("recipe_choice", where=f"fresh={wrong}", key="fresh", value=repr(wrong), hint=hint)
-    overrides = [override for override in options.overrides if override not in said]
+    overrides = [override for override in options.overrides if override not in switches]
     launch.enter()
     recipe = recipes.load(options.recipe, overrides)
     if recipe.encodes:
@@ -399,7 +399,8 @@ def train_recipe(options: argparse.Namespace) -> int:
     run = train.train(recipe, fresh=fresh[-1:] == ["true"])
     if run.stopped_at is not None:
         return STOPPED
-    print(f"{run.folder}: loss {run.metrics['train_loss']:.3f} after {run.metrics['train_seconds']:.0f} s")
+    loss, seconds = f"{run.metrics['train_loss']:.3f}", f"{run.metrics['train_seconds']:.0f}"
+    print(say("train_done", where=run.folder, loss=loss, seconds=seconds))
     if launch.is_main():
         # The other processes may end while the first one is still moving its results into place.
         print(train.next_step(recipe, run))
@@ -453,17 +454,14 @@ def export_recipe(options: argparse.Namespace) -> None:
 
     recipe = recipes.load(options.recipe, options.overrides)
     done = export.export(recipe)
-    print(
-        f"{done.folder}: largest logit difference {done.merge_difference:.1e} merged, {done.total_difference:.1e} "
-        f"reloaded; {done.greedy_equal_share:.0%} of greedy tokens equal"
-    )
+    merged, reloaded = f"{done.merge_difference:.1e}", f"{done.total_difference:.1e}"
+    share = f"{done.greedy_equal_share:.0%}"
+    print(say("export_done", where=done.folder, merged=merged, reloaded=reloaded, share=share))
     if done.gguf and done.gguf_difference is None:
         print(say("export_gguf_unread", where=done.gguf))
     elif done.gguf:
-        print(
-            f"{done.gguf}: largest logit difference {done.gguf_difference:.1e}, KL divergence "
-            f"{done.gguf_divergence:.4f} nats per token"
-        )
+        difference, divergence = f"{done.gguf_difference:.1e}", f"{done.gguf_divergence:.4f}"
+        print(say("export_gguf_read", where=done.gguf, difference=difference, divergence=divergence))
     if done.gptq_divergence is not None:
         divergence = f"{done.gptq_divergence:.4f}"
         print(say("export_gptq", where=done.folder, bits=recipe.export_quantization_bit, divergence=divergence))
@@ -478,7 +476,7 @@ def check_recipe(options: argparse.Namespace) -> None:
     for note in recipes.check(options.recipe, options.overrides):
         print(note)
     train.check(recipes.read(options.recipe, options.overrides)[0])
-    print(f"{options.recipe}: valid recipe")
+    print(say("check_valid", where=options.recipe))
 
 
 def show_recipe(options: argparse.Namespace) -> None:
@@ -492,8 +490,8 @@ def show_recipe(options: argparse.Namespace) -> None:
         print(note, file=sys.stderr)
     run = folder.spelled_out(run)
     scripts = {"trl": to_script.script, "verl": to_verl.script}
-    shown = scripts.get(options.framework, lambda run: to_frameworks.show(run, options.framework))
-    print(shown(run), end="")
+    text = scripts.get(options.framework, lambda run: to_frameworks.show(run, options.framework))
+    print(text(run), end="")
 
 
 def read_recipe(options: argparse.Namespace) -> None:
@@ -723,10 +721,10 @@ def start_course(options: argparse.Namespace) -> int:
     from ftlab.apps import course_start
 
     folder = Path(options.folder)
-    written, kept = course_start.lay_out(folder)
-    for name, beside in kept.items():
+    files, changes = course_start.lay_out(folder)
+    for name, beside in changes.items():
         print(say("course_kept", name=name, beside=beside))
-    print(say("course_laid_out", count=len(written), where=folder.resolve()))
+    print(say("course_laid_out", count=len(files), where=folder.resolve()))
     return 0 if options.no_open else course_start.open_lab(folder, options.lang or language())
 
 

@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from ftlab.errors import LabError, fail, say, suggest
+from ftlab.errors import LabError, fail, phrase, say, suggest
 from ftlab.recipe import (
     continued,
     foreign_files,
@@ -160,7 +160,7 @@ def translate(source_keys: SourceKeys) -> tuple[SourceKeys, list[str]]:
         if name in translated_keys.RENAMED:
             pairs = renamed(name, value)
             new, reason = translated_keys.RENAMED[name]
-            notes.append(say("recipe_note_renamed", key=name, new=new, value=brief(pairs[new]), reason=reason))
+            notes.append(say("recipe_note_renamed", key=name, new=new, value=brief(pairs[new]), reason=phrase(reason)))
         else:
             joined = isinstance(value, list) and name in COMMA_LISTS
             pairs = {name: ",".join(map(str, value)) if joined else value}
@@ -189,11 +189,11 @@ def refuse_out_of_reach(name: str, value: Any, where: str) -> None:
             "recipe_out_of_reach",
             where=where,
             key=f"{name}: {brief(value)}",
-            instead=translated_keys.OUT_OF_REACH[name],
+            instead=phrase(translated_keys.OUT_OF_REACH[name]),
         )
     for one in value if isinstance(value, list) else [value]:
         if instead := translated_keys.ELSEWHERE.get((name, one) if isinstance(one, str | bool) else ("", "")):
-            raise fail("recipe_out_of_reach", where=where, key=f"{name}: {brief(value)}", instead=instead)
+            raise fail("recipe_out_of_reach", where=where, key=f"{name}: {brief(value)}", instead=phrase(instead))
 
 
 def asks(name: str, value: Any) -> bool:
@@ -205,7 +205,7 @@ def asks(name: str, value: Any) -> bool:
 
 def dropped(name: str, value: Any, reason: str) -> str:
     """Return the note for a key that is ignored."""
-    return say("recipe_note_dropped", key=name, value=brief(value), reason=reason)
+    return say("recipe_note_dropped", key=name, value=brief(value), reason=phrase(reason))
 
 
 def renamed(name: str, value: Any) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def warmup(entries: dict[str, Any], where: str) -> Resolved:
     # transformers takes 1 and more as steps; the largest number below 1 is a share that is rounded up to all steps.
     share = ratio if ratio < 1 else math.nextafter(1, 0)
     reason = "below 1 it is a share of all steps" if ratio < 1 else "the largest share below 1: all steps"
-    note = say("recipe_note_renamed", key="warmup_ratio", new="warmup_steps", value=brief(share), reason=reason)
+    note = say("recipe_note_renamed", key="warmup_ratio", new="warmup_steps", value=brief(share), reason=phrase(reason))
     return {"warmup_steps": share}, note
 
 
@@ -257,7 +257,7 @@ def neat_packing(entries: dict[str, Any], where: str) -> Resolved:
         raise fail("recipe_together", where=where, reason="`neat_packing` is for `stage: sft`: pt joins texts")
     reason = "packed examples never attend to each other"
     reason += "; `packing: false` is overridden by it" if entries.get("packing") is False else ""
-    note = say("recipe_note_renamed", key="neat_packing", new="packing", value=brief(value), reason=reason)
+    note = say("recipe_note_renamed", key="neat_packing", new="packing", value=brief(value), reason=phrase(reason))
     return {"packing": value}, note
 
 
@@ -310,7 +310,7 @@ def oft(name: str) -> Callable[[dict[str, Any], str], Resolved]:
             values = {"peft_config": fields | (entries.get("peft_config") or {})}
         ((new, value),) = values.items()
         reason = "other methods of PEFT have their fields there"
-        return values, say("recipe_note_renamed", key=name, new=new, value=brief(value), reason=reason)
+        return values, say("recipe_note_renamed", key=name, new=new, value=brief(value), reason=phrase(reason))
 
     return resolve
 
@@ -371,7 +371,7 @@ def remarks(recipe: Recipe) -> list[str]:
     They are about the resolved recipe, not about the keys as written.
     """
     lines = [
-        say("recipe_note_no_effect", key=name, value=brief(value), needs=needs)
+        say("recipe_note_no_effect", key=name, value=brief(value), needs=phrase(needs))
         for name, value, needs in keys.ineffective(recipe)
     ]
     lines += [say("recipe_note_overwrite")] if recipe.overwrite_output_dir else []
@@ -491,7 +491,7 @@ def plain_text(value: Any) -> Any:
 def unknown(name: str, where: str) -> LabError:
     """Build the error for an unknown key, with the nearest known ones."""
     if name in keys.REFUSED_TRAINING:
-        return fail("recipe_out_of_reach", where=where, key=name, instead=keys.REFUSED_TRAINING[name])
+        return fail("recipe_out_of_reach", where=where, key=name, instead=phrase(keys.REFUSED_TRAINING[name]))
     hint = suggest(name, [*known(), *translated_keys.RENAMED, *RESOLVED], say("recipe_keys_listed"))
     return fail("recipe_unknown_key", where=where, key=brief(name).strip("'"), hint=hint)
 

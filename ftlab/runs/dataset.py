@@ -214,15 +214,14 @@ class Count:
             LabError: none is left.
         """
         paired = "chosen" in COLUMNS[self.recipe.objective]
-        nothing = "no answer, or no difference between two," if paired else "no answer"
-        several = f", {self.made} training examples of them" if self.made > self.kept else ""
+        nothing = say("train_no_pair_left") if paired else say("train_no_answer_left")
+        several = say("train_examples_several", count=self.made) if self.made > self.kept else ""
+        limit = self.recipe.cutoff_len
         if encoding_of(self.recipe).cutoff_len is None:
-            print(f"examples: {self.read} read, joined and cut every {self.recipe.cutoff_len} tokens")
+            print(say("train_examples_joined", read=self.read, limit=limit))
             return
-        print(
-            f"examples: {self.read} read, {self.kept} kept{several}; {self.cut} cut to {self.recipe.cutoff_len} tokens "
-            f"({self.lost} tokens lost), {self.dropped} dropped because {nothing} was left"
-        )
+        counts = {"read": self.read, "kept": self.kept, "cut": self.cut, "lost": self.lost, "dropped": self.dropped}
+        print(say("train_examples", several=several, limit=limit, nothing=nothing, **counts))
         if self.bad:
             print(f"{len(self.bad)} more dropped because the chat template refuses them:")
             print("\n".join(str(problem) for problem in self.bad[:NAMED]))

@@ -1,11 +1,15 @@
 """What a recipe is answered, to the letter: every refusal with its fix, every note, every explanation."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+from ftlab import errors
 from ftlab.data import registry
 from ftlab.errors import LabError
+from ftlab.recipe import keys, translated_keys
 from ftlab.recipe import read as recipes
 
 GOOD = {"model_name_or_path": "smollm2-135m", "dataset": "identity_en", "output_dir": "runs/x"}
@@ -325,3 +329,29 @@ def test_a_number_of_thousands_of_digits_is_told_as_one(tmp_path):
     path.write_text(f"max_steps: {'9' * 5000}\n", encoding="utf-8")
     with pytest.raises(LabError, match="invalid YAML: a number has too many digits"):
         recipes.load(path)
+
+
+def test_every_reason_of_a_key_has_a_chinese_phrase():
+    tables = [translated_keys.DROPPED, translated_keys.OUT_OF_REACH, translated_keys.ELSEWHERE, keys.REFUSED_TRAINING]
+    reasons = {reason for table in tables for reason in table.values()}
+    reasons |= {reason for _, reason in translated_keys.RENAMED.values()}
+    reasons |= {condition.needs for condition in keys.CONDITIONS}
+    # `stage: dpo` names a key and its value, in every language.
+    spoken = {reason for reason in reasons if not re.fullmatch(r"\w+(: [\w-]+)?", reason)}
+    assert spoken <= errors.phrases().keys()
+    # read.py has the others.
+    source = Path(recipes.__file__).read_text(encoding="utf-8")
+    assert all(english in spoken or english.split(";")[0] in source for english in errors.phrases())
+
+
+def test_notes_and_refusals_are_chinese_throughout(monkeypatch):
+    monkeypatch.setenv("FTLAB_LANG", "zh")
+    given = {"model_name_or_path": "m", "overwrite_cache": True, "dpo_beta": 0.2, "eval_delay": 1}
+    assert recipes.read(given)[1] == [
+        "overwrite_cache: true 被忽略：文件一变，样本就会重新编码",
+        "dpo_beta 已改名，按 pref_beta: 0.2 处理（LLaMA-Factory 改了名）",
+        "pref_beta: 0.2 对本次运行没有作用：它需要 stage: dpo、kto、orpo、simpo、ppo、grpo 或 rloo",
+        "eval_delay: 1 对本次运行没有作用：它需要 eval_strategy",
+    ]
+    with pytest.raises(LabError, match="fix: Unsloth 需要 CUDA GPU 和专门的安装；请删除这个键"):
+        recipes.read({"model_name_or_path": "m", "use_unsloth": True})
