@@ -2,8 +2,6 @@
 
 import json
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from benchmarks import sides, train, turns
@@ -89,13 +87,7 @@ def run_trl(steps: int, side: Side, folder: str) -> None:
 
 def main(variant: str, steps: int) -> None:
     """Run one variant and print its figures as JSON."""
-    side = Side()
-    with tempfile.TemporaryDirectory() as folder:
-        if variant == "ftlab":
-            run_ftlab(steps, side, str(Path(folder) / "run"))
-        else:
-            run_trl(steps, side, folder)
-    print(json.dumps(side.figures()))
+    print(json.dumps(sides.figures_of(run_ftlab if variant == "ftlab" else run_trl, steps, Side())))
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ compared, from the question to the optimizer step.
 
 import json
 import sys
-import tempfile
-from pathlib import Path
 from typing import Any
 
 from benchmarks import sides, train, turns
@@ -105,12 +103,7 @@ def run_trl(steps: int, side: Side, folder: str) -> None:
 def main(variant: str, steps: int) -> None:
     """Run one variant and print its figures as JSON."""
     side = Rewarded()
-    with tempfile.TemporaryDirectory() as folder:
-        if variant == "ftlab":
-            run_ftlab(steps, side, str(Path(folder) / "run"))
-        else:
-            run_trl(steps, side, folder)
-    figures = side.figures()
+    figures = sides.figures_of(run_ftlab if variant == "ftlab" else run_trl, steps, side)
     # It depends on the sampled completions, so it differs between sides.
     del figures["samples"]
     print(json.dumps(figures | {"final_reward": sum(side.rewards[-LAST:]) / LAST}))

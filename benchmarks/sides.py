@@ -5,8 +5,10 @@ import math
 import resource
 import statistics
 import sys
+import tempfile
 import time
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,13 @@ def precision() -> dict[str, Any]:
     TRL's own default is bfloat16 on every machine; a processor without such instructions emulates it, far slower.
     """
     return {"bf16": torch.bfloat16 == DTYPE}
+
+
+def figures_of(run: Callable[[int, "Side", str], None], steps: int, side: "Side") -> dict[str, Any]:
+    """Return the figures of one training, whose run folder is temporary."""
+    with tempfile.TemporaryDirectory() as folder:
+        run(steps, side, str(Path(folder) / "run"))
+    return side.figures()
 
 
 def same_start(model: nn.Module) -> None:

@@ -82,11 +82,11 @@ def load_side(name: str) -> Side:
     Raises:
         LabError: there is none.
     """
-    written = Path(name).expanduser() / folder.RECIPE
+    path = Path(name).expanduser() / folder.RECIPE
     if name.endswith((".yaml", ".yml")):
         recipe = recipes.load(name)
-    elif written.is_file():
-        recipe, _ = recipes.read(written, [f"output_dir={written.parent}"])
+    elif path.is_file():
+        recipe, _ = recipes.read(path, [f"output_dir={path.parent}"])
     else:
         return Side(*chat.load(name))
     return Side(*chat.from_recipe(recipe), chat.system_turn(recipe.default_system, chat.weights_folder(recipe)))

@@ -30,7 +30,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from ftlab import device
-from ftlab.errors import LabError, fail
+from ftlab.errors import fail
 from ftlab.runs import gguf, weight_only
 from ftlab.runs.adapters import merge_adapter
 
@@ -177,14 +177,17 @@ def static(model: PreTrainedModel) -> PreTrainedModel:
     return clone
 
 
-def lacking(name: str, model: PreTrainedModel) -> LabError | None:
-    """Return why an engine cannot run here, None if it can."""
+def require(name: str, model: PreTrainedModel) -> None:
+    """Refuse an engine that cannot run here.
+
+    Raises:
+        LabError: a library is missing, or it needs another kind of processor.
+    """
     kind = KINDS[name]
     if kind.bits and model.device.type != "cpu":
-        return fail("engine_cpu", where=name)
+        raise fail("engine_cpu", where=name)
     if kind.gguf and find_spec("llama_cpp") is None:
-        return fail("engine_llama_cpp", where=name)
-    return None
+        raise fail("engine_llama_cpp", where=name)
 
 
 def build(name: str, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel | Loop:
@@ -195,8 +198,7 @@ def build(name: str, model: PreTrainedModel | PeftModel, tokenizer: PreTrainedTo
     Raises:
         LabError: a library or a kind of processor is missing, or GGUF does not support this model.
     """
-    if reason := lacking(name, model):
-        raise reason
+    require(name, model)
     kind = KINDS[name]
     if name == "huggingface":
         return model
@@ -217,10 +219,8 @@ def gguf_file(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: 
     Args:
         name: a key of KINDS with a GGUF format.
     Raises:
-        LabError: llama.cpp is not installed, or GGUF does not support this model.
+        LabError: GGUF does not support this model.
     """
-    if reason := lacking(name, model):
-        raise reason
     # On Unix an open file stays readable after its deletion.
     with tempfile.TemporaryDirectory(prefix="ftlab-gguf-", ignore_cleanup_errors=True) as scratch:
         model.save_pretrained(scratch)

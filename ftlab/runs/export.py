@@ -113,10 +113,10 @@ def exported(recipe: Recipe, target: Path) -> Export:
     texts = gptq.texts_for(recipe)
     machine = device.describe()
     base = Path(models.fetch(recipe.model_name_or_path, **recipe.source))
-    name = chat.weights_folder(recipe)
-    if recipe.output_dir and not name:
+    source = chat.weights_folder(recipe)
+    if recipe.output_dir and not source:
         raise fail("export_untrained", where=recipe.output_dir)
-    weights = folders.weights_for(name, base, recipe.model_name_or_path) if name else None
+    weights = folders.weights_for(source, base, recipe.model_name_or_path) if source else None
     if weights:
         saved_weights.require_language_model(weights)
         saved_weights.refuse_virtual_tokens(weights, "export")
@@ -130,11 +130,11 @@ def exported(recipe: Recipe, target: Path) -> Export:
     tokenizer = train.load_tokenizer(recipe, str(weights.folder if weights and saved else base))
     templates.apply(recipe.template, tokenizer, recipe.allow_other_template, recipe.enable_thinking)
     stretched = rope.scaling_of(
-        recipe.model_dump() if recipe.rope_scaling else folders.trained_with(name) if name else {}
+        recipe.model_dump() if recipe.rope_scaling else folders.trained_with(source) if source else {}
     )
     model = load_base(recipe, whole, machine, stretched if whole == base else None)
     if adapter:
-        model = chat.merge_before(model, folders.chain(name or "")[:-1], base, recipe.model_name_or_path)
+        model = chat.merge_before(model, folders.chain(source or "")[:-1], base, recipe.model_name_or_path)
         chat.fit_vocabulary(model, adapter, tokenizer)
     rows = model.get_input_embeddings().weight.shape[0]
     models.require_rows(tokenizer, rows, str(whole))
@@ -145,14 +145,19 @@ def exported(recipe: Recipe, target: Path) -> Export:
     require_space(target, disk_bytes(count, dtype, recipe), "export_space")
     chat.settle_generation(model, tokenizer)
     with temporary_folder(target) as folder:
-        return finish(recipe, Parts(model, tokenizer, weights, target, folder, dtype, texts), probe, live, merged)
+        parts = Parts(model, tokenizer, source, weights, target, folder, dtype, texts)
+        return finish(recipe, parts, probe, live, merged)
 
 
 class Parts(NamedTuple):
-    """What is saved, and where: in `folder` until it is verified, then in `target`; texts to calibrate GPTQ on."""
+    """What is saved, and where: in `folder` until it is verified, then in `target`; texts to calibrate GPTQ on.
+
+    `source` is the folder that the recipe takes trained weights from, and `weights` are what it holds.
+    """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    source: Path | None
     weights: saved_weights.Weights | None
     target: Path
     folder: Path
@@ -376,7 +381,7 @@ def write_gguf(recipe: Recipe, parts: Parts, probe: torch.Tensor, live: Answers)
     kind = str(recipe.export_gguf)
     name = f"{parts.target.name}-{kind}.gguf"
     gguf.write(parts.folder, parts.folder / name, kind)
-    system = chat.system_turn(recipe.default_system, chat.weights_folder(recipe))
+    system = chat.system_turn(recipe.default_system, parts.source)
     text = modelfile.text(name, parts.tokenizer, "".join(turn["content"] for turn in system))
     (parts.folder / "Modelfile").write_text(text, encoding="utf-8")
     read = read_back(parts.folder, name)

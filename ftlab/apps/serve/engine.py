@@ -77,8 +77,9 @@ class Engine:
         """Return a batch for each adapter, and one for the model without."""
         model, tokenizer = self.model, self.tokenizer
         if engines.KINDS[backend].gguf:
+            engines.require(backend, model)
             with engines.gguf_file(model, tokenizer, backend) as path:
-                # An extra; `gguf_file` has raised if it is missing.
+                # An extra: `require` raises if it is missing.
                 from ftlab.apps.serve.llama_batch import LlamaBatch
 
                 return {ADAPTER: LlamaBatch(path, self.ends, self.max_batch, self.cache_tokens)}
