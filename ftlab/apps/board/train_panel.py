@@ -251,19 +251,7 @@ class TrainPanel:
             return
         try:
             with errors.speaking(self.words.lang):
-                values = folders.read_recipe(folder) | {"output_dir": str(folders.free_name(folder))}
-                weights = saved_weights.weights_of(folder)
-                for key in FIRST_RUN:
-                    values.pop(key, None)
-                if weights.is_adapter and values.get("finetuning_type", "lora") == "lora":
-                    # An explicit "all" is kept; otherwise every layer of the adapter would be listed by name.
-                    values.setdefault("lora_target", controls.default("lora_target"))
-                elif weights.is_adapter:
-                    # Other methods have their config in the adapter folder; as a recipe key it would be refused.
-                    for key in ("peft_config", "lora_target", "additional_target"):
-                        values.pop(key, None)
-                key = "adapter_name_or_path" if weights.is_adapter else "model_name_or_path"
-                self.form.load(values | {key: str(folder if weights.is_adapter else weights.folder)})
+                self.form.load(continuation(folder))
         except LabError as error:
             self.view.say("failed", reason=str(error))
 
@@ -328,3 +316,25 @@ def in_thread(recipe: Recipe, fresh: bool, lang: str) -> "InThread":
     from ftlab.apps.board.thread_job import InThread
 
     return InThread(recipe, fresh, lang)
+
+
+def continuation(folder: Path) -> dict[str, Any]:
+    """Return the keys that continue an earlier run's weights with its settings, in a new folder.
+
+    Raises:
+        LabError: no recipe or no weights in the folder.
+    """
+    values = folders.read_recipe(folder) | {"output_dir": str(folders.free_name(folder))}
+    weights = saved_weights.weights_of(folder)
+    unfit: tuple[str, ...] = FIRST_RUN
+    if not weights.is_adapter:
+        values["model_name_or_path"] = str(weights.folder)
+    else:
+        values["adapter_name_or_path"] = str(folder)
+        if values.get("finetuning_type", "lora") == "lora":
+            # An explicit "all" is kept; otherwise every layer of the adapter would be listed by name.
+            values.setdefault("lora_target", controls.default("lora_target"))
+        else:
+            # Other methods have their config in the adapter folder; as a recipe key it would be refused.
+            unfit += ("peft_config", "lora_target", "additional_target")
+    return {key: value for key, value in values.items() if key not in unfit}

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -128,35 +128,34 @@ def folder(name: str, words: Words, roots: Sequence[Path]) -> str:
 
 def together(recipe: Recipe) -> dict[str, str]:
     """Return messages for what a recipe names and what does not exist: its model, template and data sets."""
-    messages = {}
-    looks = {
+    messages: dict[str, str] = {}
+    looks: dict[str, Callable[..., object]] = {
         "model_name_or_path": model,
         "adapter_name_or_path": saved_weights.weights_of,
         # Whether a template is the model's own shows once the model is loaded.
         "template": templates.family_of_name,
     }
     for key, look in looks.items():
-        name = getattr(recipe, key)
-        try:
-            if name:
-                look(name)
-        except LabError as error:
-            messages[key] = short(error)
+        if name := getattr(recipe, key):
+            messages[key] = refusal(look, name)
     base = estimates.folder_of(recipe)
-    if recipe.adapter_name_or_path and base and not messages:
+    if recipe.adapter_name_or_path and base and not any(messages.values()):
+        names = (recipe.adapter_name_or_path, Path(base), recipe.model_name_or_path)
         with contextlib.redirect_stdout(io.StringIO()):
-            try:
-                folders.weights_for(recipe.adapter_name_or_path, Path(base), recipe.model_name_or_path)
-            except LabError as error:
-                messages["adapter_name_or_path"] = short(error)
+            messages["adapter_name_or_path"] = refusal(folders.weights_for, *names)
     for key in ("dataset", "eval_dataset"):
-        for name in (part.strip() for part in (getattr(recipe, key) or "").split(",")):
-            try:
-                if name:
-                    registry.find(name, Path(recipe.dataset_dir))
-            except LabError as error:
-                messages[key] = short(error)
-    return messages
+        for name in filter(None, (part.strip() for part in (getattr(recipe, key) or "").split(","))):
+            messages[key] = refusal(registry.find, name, Path(recipe.dataset_dir)) or messages.get(key, "")
+    return {key: message for key, message in messages.items() if message}
+
+
+def refusal(look: Callable[..., object], *arguments: object) -> str:
+    """Return why a look-up refuses its arguments, "" if it does not."""
+    try:
+        look(*arguments)
+    except LabError as error:
+        return short(error)
+    return ""
 
 
 def model(name: str) -> None:
