@@ -118,3 +118,11 @@ def test_families_that_are_not_checked_are_right(family, tmp_path, monkeypatch):
     make(family, tmp_path / "model")
     monkeypatch.setattr(own_logits, "PLAIN_ATTENTION", ())
     assert trained(tmp_path / "model", tmp_path, packing=True) > 0
+
+
+@pytest.mark.parametrize("family", ["gpt2", "gemma3_text"])
+def test_rounding_and_a_temperature_are_not_a_difference(family, tmp_path):
+    make(family, tmp_path / "model")
+    assert trained(tmp_path / "model", tmp_path, packing=True, pure_bf16=True) > 0
+    sampled = {"reward_funcs": "short_answer", "num_generations": 2, "temperature": 0.7, "max_new_tokens": 4}
+    trained(tmp_path / "model", tmp_path, stage="grpo", **sampled)
