@@ -16,7 +16,7 @@ test: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/unit tests/faults -m "not lengthy" -n 2 --dist worksteal --cov --cov-report=json:coverage.json --durations=8
+	OMP_NUM_THREADS=1 $(BIN)/python -m slipcover --json --out coverage.json -m pytest tests/unit tests/faults -m "not lengthy" -n 2 --dist worksteal --durations=8
 	$(BIN)/python tests/branches.py coverage.json
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/notebooks -m "not lengthy" -n 2 --dist worksteal --durations=8
 	$(BIN)/pytest tests/browser -m "not lengthy" --durations=8
@@ -75,4 +75,4 @@ endif
 	touch $@
 
 clean:
-	rm -rf .venv .venv-frameworks runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache mutants .coverage coverage.json .hypothesis
+	rm -rf .venv .venv-frameworks runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache mutants coverage.json .hypothesis

@@ -355,8 +355,6 @@ def harmless_or_refused(path):
     return good
 
 
-# Not for coverage: counting lines doubles the time of thousands of short calls.
-@pytest.mark.no_cover
 @settings(max_examples=5000, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**64 - 1))
 def test_mutated_files_raise_nothing_but_lab_errors(seed, tmp_path_factory):
@@ -366,7 +364,6 @@ def test_mutated_files_raise_nothing_but_lab_errors(seed, tmp_path_factory):
     harmless_or_refused(path)
 
 
-@pytest.mark.no_cover
 @settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**64 - 1))
 def test_mutated_files_are_checked_and_mended(seed, tmp_path_factory):
@@ -466,7 +463,6 @@ def mutated_row(chance):
     return row
 
 
-@pytest.mark.no_cover
 @settings(max_examples=400, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
 @given(seed=st.integers(0, 2**64 - 1))
 def test_a_check_keeps_the_rows_that_a_load_accepts(seed, tmp_path_factory):

@@ -114,8 +114,6 @@ def quickly(call, allowed: float):
 
 
 # The same cases in every run; FTLAB_CASES asks for that many others, drawn anew.
-# Not for coverage: counting lines doubles the time of thousands of short calls.
-@pytest.mark.no_cover
 @settings(
     max_examples=int(CASES or 2000),
     derandomize=not CASES,

@@ -148,7 +148,7 @@ def test_the_weekly_workflow_lifts_the_limits_of_pyproject():
 def test_too_few_covered_branches_fail(tmp_path, capsys, tokens, server, code):
     shares = {"ftlab/tokens.py": tokens, "ftlab/apps/serve/app.py": server, "ftlab/errors.py": (0, 0)}
     files = {
-        name: {"summary": {"covered_branches": covered, "num_branches": total}}
+        name: {"summary": {"covered_branches": covered, "missing_branches": total - covered}}
         for name, (covered, total) in shares.items()
     }
     (tmp_path / "coverage.json").write_text(json.dumps({"files": files}))
