@@ -272,7 +272,9 @@ def test_a_stopped_run_has_saved_and_its_exit_code_says_so(tiny_recipe, tmp_path
 
 def test_ctrl_c_does_not_wait_for_the_server_s_model():
     program = (
-        "import sys, time; from ftlab.apps import cli; from ftlab.apps.serve import loading\n"
+        "import signal, sys, time; from ftlab.apps import cli; from ftlab.apps.serve import loading\n"
+        # A job in the background of a script inherits that Ctrl-C is ignored.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "loading.load = lambda *_: (print('loading', flush=True), time.sleep(600))\n"
         "sys.exit(cli.main(['serve', 'some-model', '--port', '0']))"
     )
