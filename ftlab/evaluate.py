@@ -12,6 +12,8 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 from ftlab import tokens
 from ftlab.errors import fail
 
+# Families that transformers generates with wrongly in a batch: one mixes its rows, the other's state takes padding in.
+ONE_BY_ONE = ("rwkv", "recurrent_gemma")
 # Full-width letters, digits and signs, the minus sign and the dash in its place, as ASCII. Not the punctuation of a
 # Chinese text: in 5，6 the comma separates two numbers.
 HALF_WIDTH = {ord(wide): chr(ord(wide) - 0xFEE0) for wide in map(chr, range(0xFF01, 0xFF5F)) if wide.isalnum()}
@@ -83,11 +85,13 @@ def generate_ids(
 ) -> list[list[int]]:
     """Return the token ids of one greedy answer per prompt, in the order given, up to the token that ends it.
 
-    Prompts are sorted by length and padded on the left, batch by batch.
+    Prompts are sorted by length and padded on the left, batch by batch; ONE_BY_ONE have batches of one.
 
     Raises:
         LabError: the model gives NaN.
     """
+    if model.config.model_type in ONE_BY_ONE:
+        batch_size = 1
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     ends = end_ids(model, tokenizer)
     answers: list[list[int]] = [[] for _ in prompts]

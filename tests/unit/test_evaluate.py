@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from ftlab import evaluate, tokens
 
@@ -23,6 +23,30 @@ def test_batched_answers_are_the_single_ones(tiny_model, tiny_tokenizer):
     together = evaluate.generate_answers(tiny_model, tiny_tokenizer, asked, max_new_tokens=8, batch_size=3)
     alone = [evaluate.generate_answers(tiny_model, tiny_tokenizer, [one], max_new_tokens=8)[0] for one in asked]
     assert together == alone
+
+
+@pytest.mark.parametrize(
+    ("family", "sizes"),
+    [
+        ("rwkv", {"num_hidden_layers": 2, "context_length": 64, "attention_hidden_size": 64}),
+        ("recurrent_gemma", {"num_hidden_layers": 3, "num_attention_heads": 4, "lru_width": 64}),
+        ("mamba", {"num_hidden_layers": 2, "state_size": 8}),
+    ],
+)
+def test_batched_answers_of_models_with_a_state_are_the_single_ones(family, sizes, tiny_tokenizer):
+    config = AutoConfig.for_model(family, vocab_size=259, hidden_size=64, intermediate_size=64, **sizes)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.inference_mode():
+        for weight in model.parameters():
+            weight.add_(torch.randn_like(weight) * 0.2)
+    prompts = [torch.randint(200, (length,)).tolist() for length in (30, 3, 11)]
+    ends = evaluate.end_ids(model, tiny_tokenizer)
+    for prompt, answer in zip(prompts, evaluate.generate_ids(model, tiny_tokenizer, prompts, 8), strict=True):
+        ids = list(prompt)
+        while len(ids) < len(prompt) + 8 and not set(ids[len(prompt) :]) & set(ends):
+            ids.append(int(model(torch.tensor([ids]), use_cache=False).logits[0, -1].argmax()))
+        assert answer == ids[len(prompt) :]
 
 
 def test_exact_match_but_for_white_space():
