@@ -223,7 +223,8 @@ def test_an_answer_does_not_depend_on_what_was_in_the_cache(tmp_path):
     LlamaForCausalLM(config).save_pretrained(tmp_path)
     tiny.make_tokenizer([("t", "h")]).save_pretrained(tmp_path)
     engine = Engine(*serving.load(tmp_path), backend="llama.cpp", cache_tokens=2048)
-    prompt = [random.Random(0).randrange(200) for _ in range(300)]
+    chance = random.Random(0)
+    prompt = [chance.randrange(200) for _ in range(300)]
     (first,) = ask(engine, [prompt], max_tokens=8, logprobs=1)
     counts = reads(engine)
     for length in (299, 150, 20):
