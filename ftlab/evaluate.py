@@ -7,13 +7,20 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    DynamicCache,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.cache_utils import DynamicLayer
 
 from ftlab import tokens
 from ftlab.errors import fail
 
-# Families that transformers generates with wrongly in a batch: one mixes its rows, the other's state takes padding in.
-ONE_BY_ONE = ("rwkv", "recurrent_gemma")
+# Families that transformers generates with wrongly in a batch: one mixes its rows, the others' state takes padding in.
+ONE_BY_ONE = ("rwkv", "recurrent_gemma", "minimax")
 # Full-width letters, digits and signs, the minus sign and the dash in its place, as ASCII. Not the punctuation of a
 # Chinese text: in 5，6 the comma separates two numbers.
 HALF_WIDTH = {ord(wide): chr(ord(wide) - 0xFEE0) for wide in map(chr, range(0xFF01, 0xFF5F)) if wide.isalnum()}
@@ -209,7 +216,6 @@ def choice_log_probabilities(
     """Return, for every question and choice, the mean log-probability of the choice's tokens as the answer.
 
     They follow what the chat template writes before an answer, such as an empty think block, as in training.
-    The question is computed once; its key-value cache is then shared by the choices, which are a few tokens each.
     """
     model.eval()
     before = [{"role": "system", "content": system}] if system else []
@@ -217,33 +223,71 @@ def choice_log_probabilities(
     encoded = [
         tokens.written_answers(tokenizer, one, q["choices"]) for one, q in zip(conversations, questions, strict=True)
     ]
+    score = after_cached_prompts if only_keys_cached(model) else after_each_prompt
+    means = score(model, encoded, tokenizer.pad_token_id)
+    return [[means.pop(0) for _ in choices] for _, choices in encoded]
+
+
+def only_keys_cached(model: PreTrainedModel) -> bool:
+    """Return True if a model keeps only keys and values of the tokens it has read, no recurrent state."""
+    layers = DynamicCache(config=model.config).layers
+    return not getattr(model, "_is_stateful", False) and all(isinstance(layer, DynamicLayer) for layer in layers)
+
+
+def after_cached_prompts(
+    model: PreTrainedModel, encoded: Sequence[tuple[list[int], list[list[int]]]], pad_token_id: int
+) -> list[float]:
+    """Return the mean log-probability of each choice's tokens.
+
+    The question is computed once; its key-value cache is then shared by the choices, which are a few tokens each.
+
+    Args:
+        encoded: the token ids of each question, and of its choices.
+    """
     prompts = [prompt for prompt, _ in encoded]
     prompt_mask = pad_left([[1] * len(ids) for ids in prompts], 0).to(model.device)
     positions = (prompt_mask.cumsum(-1) - 1).clamp(min=0)
     read = model(
-        input_ids=pad_left(prompts, tokenizer.pad_token_id).to(model.device),
+        input_ids=pad_left(prompts, pad_token_id).to(model.device),
         attention_mask=prompt_mask,
         position_ids=positions,
         use_cache=True,
         logits_to_keep=1,
     )
-    counts = [len(q["choices"]) for q in questions]
-    choices = [ids for _, written in encoded for ids in written]
-    owner = torch.tensor([i for i, n in enumerate(counts) for _ in range(n)], device=model.device)
+    owner = torch.tensor([i for i, (_, choices) in enumerate(encoded) for _ in choices], device=model.device)
     read.past_key_values.batch_select_indices(owner)
-    target = pad_right(choices, tokens.IGNORED).to(model.device)
-    answer_mask = target.ne(tokens.IGNORED).long()
+    target = pad_right([ids for _, choices in encoded for ids in choices], tokens.IGNORED).to(model.device)
     written = model(
         input_ids=target.clamp(min=0),
-        attention_mask=torch.cat([prompt_mask[owner], answer_mask], dim=1),
+        attention_mask=torch.cat([prompt_mask[owner], target.ne(tokens.IGNORED).long()], dim=1),
         position_ids=positions[owner, -1:] + 1 + torch.arange(target.shape[1], device=model.device),
         past_key_values=read.past_key_values,
     )
     # The question's last position predicts a choice's first token, each choice token the next one.
-    logits = torch.cat([read.logits[owner], written.logits[:, :-1]], dim=1).float()
-    log_probabilities = logits.log_softmax(-1).gather(-1, target.clamp(min=0)[..., None]).squeeze(-1)
-    means = ((log_probabilities * answer_mask).sum(-1) / answer_mask.sum(-1)).tolist()
-    return [[means.pop(0) for _ in range(n)] for n in counts]
+    return means(torch.cat([read.logits[owner], written.logits[:, :-1]], dim=1), target)
+
+
+def after_each_prompt(
+    model: PreTrainedModel, encoded: Sequence[tuple[list[int], list[list[int]]]], pad_token_id: int
+) -> list[float]:
+    """Return what `after_cached_prompts` returns, from passes over question and choice together.
+
+    A recurrent state cannot be shared: padding before the question would change it.
+    """
+    scores: list[float] = []
+    for prompt, choices in encoded:
+        ids = pad_right([prompt + choice for choice in choices], pad_token_id).to(model.device)
+        mask = pad_right([[1] * len(prompt + choice) for choice in choices], 0).to(model.device)
+        logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        scores += means(logits[:, len(prompt) - 1 : -1], pad_right(choices, tokens.IGNORED).to(model.device))
+    return scores
+
+
+def means(logits: torch.Tensor, target: torch.Tensor) -> list[float]:
+    """Return the mean log-probability in each row of `target` (rows, tokens), IGNORED left out."""
+    log_probabilities = logits.float().log_softmax(-1).gather(-1, target.clamp(min=0)[..., None]).squeeze(-1)
+    counted = target.ne(tokens.IGNORED)
+    return ((log_probabilities * counted).sum(-1) / counted.sum(-1)).tolist()
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ftlab import figures, packages
 from ftlab.errors import fail, reason_of, say, suggest
+from ftlab.evaluate import ONE_BY_ONE
 from ftlab.figures import Figure
 
 # The folder of task files, next to dataset_info.json.
@@ -113,7 +114,8 @@ def score_tasks(
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=BATCH)
+    size = 1 if model.config.model_type in ONE_BY_ONE else BATCH
+    harness = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=size)
     computed: dict[str, Figure] = {}
     rows, hits, prompts = 0, [], {}
     for name, task in tasks.items():

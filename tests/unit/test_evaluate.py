@@ -1,8 +1,9 @@
 """Scores against plain, slow computations of the same thing."""
 
+import families
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from ftlab import evaluate, tokens
 
@@ -25,21 +26,9 @@ def test_batched_answers_are_the_single_ones(tiny_model, tiny_tokenizer):
     assert together == alone
 
 
-@pytest.mark.parametrize(
-    ("family", "sizes"),
-    [
-        ("rwkv", {"num_hidden_layers": 2, "context_length": 64, "attention_hidden_size": 64}),
-        ("recurrent_gemma", {"num_hidden_layers": 3, "num_attention_heads": 4, "lru_width": 64}),
-        ("mamba", {"num_hidden_layers": 2, "state_size": 8}),
-    ],
-)
-def test_batched_answers_of_models_with_a_state_are_the_single_ones(family, sizes, tiny_tokenizer):
-    config = AutoConfig.for_model(family, vocab_size=259, hidden_size=64, intermediate_size=64, **sizes)
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).eval()
-    with torch.inference_mode():
-        for weight in model.parameters():
-            weight.add_(torch.randn_like(weight) * 0.2)
+@pytest.mark.parametrize("family", families.WITH_STATE)
+def test_batched_answers_of_models_with_a_state_are_the_single_ones(family, tiny_tokenizer):
+    model = families.model_of(family)
     prompts = [torch.randint(200, (length,)).tolist() for length in (30, 3, 11)]
     ends = evaluate.end_ids(model, tiny_tokenizer)
     for prompt, answer in zip(prompts, evaluate.generate_ids(model, tiny_tokenizer, prompts, 8), strict=True):
@@ -98,20 +87,37 @@ def test_an_answer_contains_whole_words(answer, expected, right):
     assert evaluate.has_answer(answer, expected) is right
 
 
-def test_choices_score_as_if_each_were_read_alone(tiny_model, tiny_tokenizer):
-    questions = [
-        {"question": "one?", "choices": ["a", "bcd", "ef", "g"], "answer": 0},
-        {"question": "a longer second one?", "choices": ["xyz", "y", "zz"], "answer": 1},
-    ]
-    found = evaluate.choice_log_probabilities(tiny_model, tiny_tokenizer, questions)
-    for question, scores in zip(questions, found, strict=True):
-        prompt = tokens.prompt(tiny_tokenizer, [{"role": "user", "content": question["question"]}])
-        for choice, score in zip(question["choices"], scores, strict=True):
-            answer = tiny_tokenizer(choice, add_special_tokens=False).input_ids
+QUESTIONS = [
+    {"question": "one?", "choices": ["a", "bcd", "ef", "g"], "answer": 0},
+    {"question": "a longer second one?", "choices": ["xyz", "y", "zz"], "answer": 1},
+]
+
+
+def scores_alone(model, tokenizer):
+    """Yield the mean log-probabilities of the choices of each of QUESTIONS, each from one pass over one row."""
+    for question in QUESTIONS:
+        scores = []
+        prompt = tokens.prompt(tokenizer, [{"role": "user", "content": question["question"]}])
+        for choice in question["choices"]:
+            answer = tokenizer(choice, add_special_tokens=False).input_ids
             with torch.no_grad():
-                logits = tiny_model(torch.tensor([prompt + answer])).logits[0].log_softmax(-1)
+                logits = model(torch.tensor([prompt + answer]), use_cache=False).logits[0].log_softmax(-1)
             plain = [logits[len(prompt) - 1 + i, token].item() for i, token in enumerate(answer)]
-            assert score == pytest.approx(sum(plain) / len(plain), abs=1e-4)
+            scores.append(sum(plain) / len(plain))
+        yield pytest.approx(scores, abs=1e-5)
+
+
+def test_choices_score_as_if_each_were_read_alone(tiny_model, tiny_tokenizer):
+    found = evaluate.choice_log_probabilities(tiny_model, tiny_tokenizer, QUESTIONS)
+    assert found == [*scores_alone(tiny_model, tiny_tokenizer)]
+
+
+@pytest.mark.parametrize("family", [*families.SIZES, *families.WITH_STATE])
+def test_choices_score_so_in_every_family(family, tiny_tokenizer):
+    model = families.model_of(family)
+    assert evaluate.only_keys_cached(model) is (family in families.SIZES)
+    found = evaluate.choice_log_probabilities(model, tiny_tokenizer, QUESTIONS)
+    assert found == [*scores_alone(model, tiny_tokenizer)]
 
 
 def test_multiple_choice_counts_the_likeliest(tiny_model, tiny_tokenizer):

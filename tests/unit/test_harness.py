@@ -5,8 +5,9 @@ import json
 import shutil
 from pathlib import Path
 
+import families
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+import tiny
 
 from ftlab import evaluate, packages
 from ftlab.apps import cli
@@ -53,8 +54,9 @@ def test_metrics_without_a_value_for_each_example_are_named(capsys):
 
 
 @real
-def test_lm_eval_and_ftlab_find_the_same_answers_right(tiny_model_dir):
-    model, tokenizer = (kind.from_pretrained(tiny_model_dir) for kind in (AutoModelForCausalLM, AutoTokenizer))
+@pytest.mark.parametrize("family", ["llama", "mamba", "rwkv", "qwen3_5_text", "lfm2"])
+def test_lm_eval_and_ftlab_find_the_same_answers_right(family):
+    model, tokenizer = families.model_of(family), tiny.make_tokenizer()
     found = harness.score_tasks(model, tokenizer, harness.load_tasks(["general_mcq"], TASKS), ROWS, seed=1)
     lines = (DATA / "general_mcq.jsonl").read_text(encoding="utf-8").splitlines()
     drawn = harness.sample(len(lines), ROWS, 1)
@@ -69,6 +71,21 @@ def test_lm_eval_and_ftlab_find_the_same_answers_right(tiny_model_dir):
     picked = [max(range(4), key=row.__getitem__) for row in sums]
     assert found.hits == [choice == q["answer"] for choice, q in zip(picked, questions, strict=True)]
     assert found.figures["general_mcq acc"].value == sum(found.hits) / ROWS
+
+
+@real
+@pytest.mark.parametrize(("family", "rows"), [("rwkv", 1), ("mamba", 4)])
+def test_answers_are_written_one_by_one_where_a_batch_changes_them(family, rows, monkeypatch):
+    model, tokenizer, sizes = families.model_of(family), tiny.make_tokenizer(), []
+    generate = model.generate
+
+    def recorded(input_ids, **given):
+        sizes.append(len(input_ids))
+        return generate(input_ids, **given | {"max_length": input_ids.shape[1] + 2})
+
+    monkeypatch.setattr(model, "generate", recorded)
+    harness.score_tasks(model, tokenizer, harness.load_tasks(["facts"], TASKS), 4)
+    assert {*sizes} == {rows}
 
 
 @real

@@ -2,54 +2,23 @@
 
 import json
 
+import families
 import pytest
 import tiny
 import torch
 from torch.nn import functional
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ftlab.errors import LabError
 from ftlab.memory import PLAIN_ATTENTION
 from ftlab.recipe import read as recipes
 from ftlab.runs import own_logits, train
 
-SIZES = {
-    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0},
-    "mpt": {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 256},
-    "opt": {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0, "max_position_embeddings": 256},
-    "mamba": {"hidden_size": 32, "num_hidden_layers": 2},
-    "rwkv": {"hidden_size": 32, "num_hidden_layers": 2},
-    "lfm2": {"num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]},
-    "gpt_oss": {"num_key_value_heads": 2, "head_dim": 8, "num_local_experts": 2, "num_experts_per_tok": 1},
-    "gpt_neox": {},
-    "gemma3_text": {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16},
-    "recurrent_gemma": {
-        "num_key_value_heads": 1, "lru_width": 32, "block_types": ["recurrent", "attention"], "logits_soft_cap": 1.0,
-    },
-}  # fmt: skip
-SHARED = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-# Their configs have no such names, or other ones.
-OWN_NAMES = ("bloom", "gpt2", "mpt", "mamba", "rwkv")
 
-
-def make(family: str, folder) -> AutoModelForCausalLM:
-    """Write a random model of a family, with weights large enough for its tokens to matter, and its tokenizer."""
-    tokenizer = tiny.make_tokenizer()
-    sizes = ({} if family in OWN_NAMES else SHARED) | SIZES.get(family, {"num_key_value_heads": 2})
-    ends = {
-        "vocab_size": len(tokenizer),
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, bos_token_id=None, **sizes, **ends)).eval()
-    for weight in model.parameters():
-        if weight.dim() > 1:
-            torch.nn.init.normal_(weight, std=0.15)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return model
+def make(family: str, folder) -> None:
+    """Write a random model of a family and its tokenizer."""
+    families.model_of(family).save_pretrained(folder)
+    tiny.make_tokenizer().save_pretrained(folder)
 
 
 def trained(folder, tmp_path, **keys: object) -> float:

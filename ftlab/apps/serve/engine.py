@@ -12,12 +12,12 @@ from threading import Condition, Thread
 from typing import Any
 
 from peft import PeftModel
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.cache_utils import DynamicLayer
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ftlab.apps.serve.batch import Batch, PaddedBatch, Row
 from ftlab.apps.serve.job import ADAPTER, Finish, Job, Piece
 from ftlab.errors import fail
+from ftlab.evaluate import only_keys_cached
 from ftlab.runs import engines
 
 log = logging.getLogger(__name__)
@@ -55,8 +55,7 @@ class Engine:
         cache_tokens: int | None = None,
         backend: str = "huggingface",
     ) -> None:
-        layers = DynamicCache(config=model.config).layers
-        if getattr(model, "_is_stateful", False) or not all(isinstance(layer, DynamicLayer) for layer in layers):
+        if not only_keys_cached(model):
             raise fail("serve_architecture", where=type(model).__name__)
         self.model, self.tokenizer = model, tokenizer
         self.max_batch, self.max_queue = max_batch, max_queue
