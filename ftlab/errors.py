@@ -32,7 +32,7 @@ class LabError(Exception):
     def __init__(self, what: str, where: str = "", fix: str = "", exit_code: int = 2) -> None:
         self.what, self.where, self.fix, self.exit_code = what, where, fix, exit_code
         place = f"{where}: " if where else ""
-        remedy = f"\n  fix: {fix}" if fix else ""
+        remedy = "\n  " + say("fix") + fix if fix else ""
         super().__init__(f"{place}{what}{remedy}")
 
 
@@ -56,17 +56,6 @@ def speaking(lang: str) -> Iterator[None]:
 def messages() -> dict[str, dict[str, str]]:
     """Return the table: message key -> {"en", "fix_en", "zh", "fix_zh"}."""
     return tomllib.loads(Path(__file__).with_name("messages.toml").read_text(encoding="utf-8"))
-
-
-@cache
-def phrases() -> dict[str, str]:
-    """Return the table of phrases: English -> Chinese."""
-    return tomllib.loads(Path(__file__).with_name("phrases.toml").read_text(encoding="utf-8"))
-
-
-def phrase(text: str) -> str:
-    """Return a reason from a table of keys in the user's language; one without a translation stays English."""
-    return phrases().get(text, text) if language() == "zh" else text
 
 
 def say(key: str, /, **values: object) -> str:

@@ -516,9 +516,9 @@ def explain_key(options: argparse.Namespace) -> None:
     """Print what a key means."""
     from ftlab import device
     from ftlab.recipe import machine_defaults
-    from ftlab.recipe import read as recipes
+    from ftlab.recipe.explain import explain
 
-    print(recipes.explain(options.key))
+    print(explain(options.key))
     if line := machine_defaults.here(options.key, device.describe()):
         print(line)
 

@@ -38,7 +38,7 @@ class Problem(NamedTuple):
     fix: str
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.what}\n  fix: {self.fix}"
+        return f"{self.where}: {self.what}\n  " + say("fix") + self.fix
 
 
 @dataclass

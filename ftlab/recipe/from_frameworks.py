@@ -10,7 +10,7 @@ from ftlab.recipe.frameworks.table import Framework, Values
 
 # Old names of TrainingArguments' fields, and keys that depend on others: the recipe reader handles them.
 OLD_NAMES = {"warmup_ratio", "resume_from_checkpoint", "fsdp", "fsdp_config", "nproc_per_node", "stage"}
-OLD_NAMES |= {name for name, (_, why) in translated_keys.RENAMED.items() if why != "LLaMA-Factory renamed it"}
+OLD_NAMES |= {name for name, (_, why) in translated_keys.RENAMED.items() if why != "why_llamafactory_renamed_it"}
 OLD_NAMES -= {"max_length", "max_seq_length"}
 # Keys whose values must not appear in a log.
 SECRET = re.compile(r"secret|api_key|^(?:\w*(?:hub|hf|auth|swanlab)_)?token$")

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ftlab.errors import messages, say
 from ftlab.recipe.training_fields import FIELDS
 from ftlab.saved_weights import WHOLE_MODELS, several
 
@@ -26,8 +27,8 @@ ON_QUANTIZED = ("lora", "adalora", "ia3", "oft", "vera", *PROMPT_METHODS)
 
 
 def key(default: Any, meaning: str, becomes: str = "", **limits: Any) -> Any:
-    """Declare one key: its default, meaning, library field and range."""
-    return Field(default, description=meaning, json_schema_extra={"becomes": becomes or "ftlab's own"}, **limits)
+    """Declare one key: its default, meaning, library field ("": ftlab's own) and range."""
+    return Field(default, description=meaning, json_schema_extra={"becomes": becomes}, **limits)
 
 
 class Recipe(BaseModel):
@@ -375,29 +376,29 @@ class Recipe(BaseModel):
             ValueError: naming the pair.
         """
         if self.train_on_prompt and self.mask_history:
-            raise ValueError("`train_on_prompt` and `mask_history` contradict each other")
+            raise ValueError(say("fits_labels"))
         if self.quantization_bit and self.finetuning_type not in ON_QUANTIZED:
-            raise ValueError(f"`quantization_bit` needs a `finetuning_type` of {', '.join(ON_QUANTIZED)}")
+            raise ValueError(say("fits_quantized", names=", ".join(ON_QUANTIZED)))
         if self.quantization_bit and self.infer_backend not in ("huggingface", "hf"):
-            raise ValueError("`infer_backend` other than huggingface rounds weights itself: drop `quantization_bit`")
+            raise ValueError(say("fits_backend"))
         if self.val_size and self.eval_dataset:
-            raise ValueError("`val_size` and `eval_dataset` both name the validation rows: keep one")
+            raise ValueError(say("fits_validation"))
         if self.val_size > 1 and self.val_size != int(self.val_size):
-            raise ValueError("`val_size` above 1 is a number of examples: it must be a whole number")
+            raise ValueError(say("fits_val_size"))
         for name in ("ref_model", "teacher_model"):
             if getattr(self, name) and (self.training.get("fsdp") or self.training.get("deepspeed")):
-                raise ValueError(f"`{name}` is a second model, which `fsdp` and `deepspeed` do not shard here")
+                raise ValueError(say("fits_second_shard", key=name))
             if getattr(self, name) and self.rope_scaling:
-                raise ValueError(f"`{name}` is read with the positions of its own config.json: remove `rope_scaling`")
+                raise ValueError(say("fits_second_rope", key=name))
         if self.ref_model_adapters and self.quantization_bit:
-            raise ValueError("`ref_model_adapters` is merged, which `quantization_bit` rounds: name a merged model")
+            raise ValueError(say("fits_ref_adapters"))
         if self.packing and self.stage not in ("sft", "pt"):
-            raise ValueError(f"`packing` is for sft and pt, not for `stage: {self.stage}`")
+            raise ValueError(say("fits_packing", stage=self.stage))
         if self.objective in ("rm", *PREFERENCES) and self.training.get("train_sampling_strategy") in BY_LENGTH:
             name = f"train_sampling_strategy: {self.training['train_sampling_strategy']}"
-            raise ValueError(f"`{name}` needs examples of one sequence, `stage: {self.stage}` has prompts and answers")
+            raise ValueError(say("fits_by_length", key=name, stage=self.stage))
         if self.training.get("fsdp") and self.training.get("deepspeed"):
-            raise ValueError("`fsdp` and `deepspeed` both shard the model: keep one")
+            raise ValueError(say("fits_sharding"))
         self.fits_names("eval_figures", EVAL_FIGURES)
         self.fits_start()
         self.fits_method()
@@ -418,19 +419,19 @@ class Recipe(BaseModel):
             ValueError: naming the pair.
         """
         if self.pissa_init and self.init_lora_weights:
-            raise ValueError("`pissa_init` and `init_lora_weights` are two starts: keep one")
+            raise ValueError(say("fits_two_starts"))
         if not self.changes_base:
             return
         name = "pissa_init" if self.pissa_init else "init_lora_weights: olora"
         if self.use_dora:
-            raise ValueError(f"`{name}` and `use_dora` cannot be combined")
+            raise ValueError(say("fits_dora", key=name))
         # PEFT subtracts the initialization again for TRL's second adapter; PPO's reference is the changed base.
         if self.adapts and self.objective in ("ppo", *COPIED) and not (self.ref_model and self.compares):
-            raise ValueError(f"`{name}` changes the base, which is the reference of `stage: {self.stage}`")
+            raise ValueError(say("fits_changed_reference", key=name, stage=self.stage))
         if self.quantization_bit:
-            raise ValueError(f"`{name}` changes the base weights, which `quantization_bit` freezes")
+            raise ValueError(say("fits_changed_base", key=name))
         if self.training.get("fsdp") or self.training.get("deepspeed"):
-            raise ValueError(f"`{name}` needs whole weights: it cannot be combined with `fsdp` or `deepspeed`")
+            raise ValueError(say("fits_whole_start", key=name))
 
     def fits_method(self) -> None:
         """Refuse keys that a recipe's `finetuning_type` cannot use.
@@ -440,32 +441,31 @@ class Recipe(BaseModel):
         """
         kind, lora = self.finetuning_type, self.finetuning_type == "lora"
         if self.merges and self.quantization_bit:
-            raise ValueError("`adapter_name_or_path` is merged, which `quantization_bit` rounds: merge it with export")
+            raise ValueError(say("fits_merge_quantized"))
         if self.merges and (self.training.get("fsdp") or self.training.get("deepspeed")):
-            raise ValueError("`adapter_name_or_path` is merged, which `fsdp` and `deepspeed` cannot: use export")
+            raise ValueError(say("fits_merge_sharded"))
         if self.merges and self.stage == "rm":
-            raise ValueError("a reward model keeps one adapter on its base: merge `adapter_name_or_path` with export")
+            raise ValueError(say("fits_merge_reward"))
         if self.adapter_name_or_path and not self.adapts:
-            raise ValueError(f"`adapter_name_or_path` is not continued by `finetuning_type: {kind}`: merge it first")
+            raise ValueError(say("fits_continue", kind=kind))
         if self.loraplus_lr_ratio and not lora:
-            raise ValueError("`loraplus_lr_ratio` needs `finetuning_type: lora`")
+            raise ValueError(say("fits_loraplus"))
         if self.peft_config and lora:
-            raise ValueError("`peft_config` is for other methods: LoRA has the keys `lora_rank`, `lora_alpha` ...")
+            raise ValueError(say("fits_peft_config"))
         if kind in PROMPT_METHODS and self.packs:
-            raise ValueError(f"`finetuning_type: {kind}` puts virtual tokens before each row: write `packing: false`")
+            raise ValueError(say("fits_virtual_packing", kind=kind))
         if kind in ("p_tuning", "prompt_tuning") and self.objective in ("orpo", "simpo"):
-            raise ValueError(f"trl does not count virtual tokens in `stage: {self.objective}`: use `prefix_tuning`")
+            raise ValueError(say("fits_virtual_count", stage=self.objective))
         if kind in PROMPT_METHODS and self.objective in (*GROUPED, "gkd"):
-            reason = "between virtual tokens and prompts"
-            raise ValueError(f"trl pads `stage: {self.stage}` {reason}: no `finetuning_type: {kind}`")
+            raise ValueError(say("fits_virtual_padding", stage=self.stage, kind=kind))
         if kind in ("p_tuning", "prompt_tuning") and self.stage == "rm":
-            raise ValueError("without token ids transformers reads a reward off the padding: use `prefix_tuning`")
+            raise ValueError(say("fits_virtual_reward"))
         if kind == "adalora" and self.objective in COPIED:
-            raise ValueError(f"trl keeps a second adapter in `stage: {self.objective}`, which AdaLoRA cannot have")
+            raise ValueError(say("fits_adalora_second", stage=self.objective))
         if kind == "adalora" and self.training.get("fsdp"):
-            raise ValueError("`finetuning_type: adalora` ranks by whole gradients, which `fsdp` shards: keep one")
+            raise ValueError(say("fits_adalora_shards"))
         if kind in SAVED_IN_PART and (self.early_stopping_steps or self.training.get("load_best_model_at_end")):
-            raise ValueError(f"`finetuning_type: {kind}` cannot go back to a checkpoint, which lacks a part of it")
+            raise ValueError(say("fits_saved_in_part", kind=kind))
 
     def fits_best(self) -> None:
         """Refuse to load the best checkpoint without evaluations, or if their steps have no checkpoints.
@@ -479,12 +479,9 @@ class Recipe(BaseModel):
         name = "early_stopping_steps" if self.early_stopping_steps else "load_best_model_at_end"
         evaluates, saves = asked.get("eval_strategy", "no"), asked.get("save_strategy", "steps")
         if evaluates == "no":
-            raise ValueError(f"`{name}` compares evaluations: set `eval_strategy`")
+            raise ValueError(say("fits_evaluations", key=name))
         if saves not in (evaluates, "best"):
-            raise ValueError(
-                f"`{name}` goes back to the checkpoint of an evaluation: with `eval_strategy: {evaluates}` set "
-                f"`save_strategy: {evaluates}` or best"
-            )
+            raise ValueError(say("fits_best", key=name, strategy=evaluates))
 
     def fits_tokens(self) -> None:
         """Refuse runs in which added tokens would stay untrained, or whose reference model lacks them.
@@ -493,11 +490,11 @@ class Recipe(BaseModel):
             ValueError: naming the key in the way.
         """
         if self.finetuning_type not in ("full", "lora", *LAYER_METHODS):
-            raise ValueError(f"`add_tokens` trains the embedding, `finetuning_type: {self.finetuning_type}` does not")
+            raise ValueError(say("fits_embedding", kind=self.finetuning_type))
         if self.adapter_name_or_path and self.dataset:
-            raise ValueError("`add_tokens` belongs to the first run of `adapter_name_or_path`: remove it")
+            raise ValueError(say("fits_tokens_first"))
         if self.ref_model or (self.objective in COPIED and not self.adapts):
-            raise ValueError(f"the reference of `stage: {self.stage}` lacks what `add_tokens` adds: use LoRA alone")
+            raise ValueError(say("fits_tokens_reference", stage=self.stage))
 
     def fits_muon(self) -> None:
         """Refuse keys that describe another optimizer than Muon.
@@ -506,10 +503,10 @@ class Recipe(BaseModel):
             ValueError: naming the first.
         """
         if self.loraplus_lr_ratio:
-            raise ValueError("`use_muon` and `loraplus_lr_ratio` are two optimizers: keep one")
+            raise ValueError(say("fits_muon_loraplus"))
         others = ("optim", "optim_args", "optim_target_modules", "fsdp", "deepspeed")
         for name in (name for name in others if self.training.get(name)):
-            raise ValueError(f"`use_muon` is an optimizer of its own: remove `{name}`")
+            raise ValueError(say("fits_muon", key=name))
 
     def fits_loss(self) -> None:
         """Refuse keys that cannot be combined with ASFT's and EAFT's losses.
@@ -520,15 +517,15 @@ class Recipe(BaseModel):
         name = "use_asft_loss" if self.use_asft_loss else "use_eaft_loss"
         for other in ("use_dft_loss", "use_eaft_loss"):
             if other != name and getattr(self, other):
-                raise ValueError(f"`{name}` and `{other}` are two losses: keep one")
+                raise ValueError(say("fits_two_losses", key=name, other=other))
         if self.objective == "sft" and self.finetuning_type in ("p_tuning", "prompt_tuning"):
-            raise ValueError(f"`{name}` counts no virtual tokens: use `finetuning_type: prefix_tuning`")
+            raise ValueError(say("fits_virtual_loss", key=name))
         if self.training.get("label_smoothing_factor"):
-            raise ValueError(f"`{name}` has no `label_smoothing_factor`: remove it")
+            raise ValueError(say("fits_smoothing", key=name))
         if self.use_asft_loss and (self.training.get("fsdp") or self.training.get("deepspeed")):
-            raise ValueError("the reference of `use_asft_loss` is whole in each process: remove `fsdp` and `deepspeed`")
+            raise ValueError(say("fits_asft_shards"))
         if self.use_asft_loss and self.changes_base and not self.ref_model:
-            raise ValueError("the start of the adapter changes the base, the reference of `use_asft_loss`")
+            raise ValueError(say("fits_asft_base"))
 
     def fits_rewards(self) -> None:
         """Refuse keys that stages with rewards cannot use.
@@ -537,16 +534,16 @@ class Recipe(BaseModel):
             ValueError: naming them.
         """
         if not (self.reward_funcs or self.reward_model):
-            raise ValueError(f"`stage: {self.stage}` needs `reward_funcs` or `reward_model`")
+            raise ValueError(say("fits_rewards", stage=self.stage))
         self.fits_names("reward_funcs", REWARDS)
         if self.stage == "ppo" and self.finetuning_type != "lora":
-            raise ValueError("`stage: ppo` takes the model without its adapter as reference: `finetuning_type: lora`")
+            raise ValueError(say("fits_ppo_lora"))
         asked = {"nproc_per_node": self.nproc_per_node or 1, "ray_num_workers": self.ray_num_workers}
         for name, processes in asked.items():
             if self.stage == "ppo" and processes > 1:
-                raise ValueError(f"`stage: ppo` runs in one process: remove `{name}`, or use `stage: grpo` or rloo")
+                raise ValueError(say("fits_ppo_process", key=name))
         if self.stage == "ppo" and (self.loraplus_lr_ratio or self.val_size or self.eval_dataset):
-            raise ValueError("`stage: ppo` does not support `loraplus_lr_ratio`, `val_size` and `eval_dataset`")
+            raise ValueError(say("fits_ppo_keys"))
 
     def fits_teacher(self) -> None:
         """Refuse distillation without a teacher or with a teacher that lacks tokens, and a teacher in another stage.
@@ -556,12 +553,12 @@ class Recipe(BaseModel):
         """
         if self.stage != "gkd":
             if "beta" in self.model_fields_set:
-                raise ValueError(f"`beta` belongs to `stage: gkd`; `stage: {self.stage}` may have `pref_beta`")
+                raise ValueError(say("fits_beta", stage=self.stage))
             return
         if not self.teacher_model:
-            raise ValueError("`stage: gkd` needs a `teacher_model`")
+            raise ValueError(say("fits_teacher"))
         if self.add_tokens:
-            raise ValueError("`teacher_model` lacks what `add_tokens` adds: remove it")
+            raise ValueError(say("fits_teacher_tokens"))
 
     def fits_names(self, name: str, known: Sequence[str]) -> None:
         """Refuse unknown names in a comma-separated list.
@@ -571,7 +568,7 @@ class Recipe(BaseModel):
         """
         for one in filter(None, (part.strip() for part in (getattr(self, name) or "").split(","))):
             if one not in known:
-                raise ValueError(f"`{name}` has no `{one}`; there are {', '.join(known)}")
+                raise ValueError(say("fits_name", key=name, name=one, names=", ".join(known)))
 
     @property
     def source(self) -> dict[str, Any]:
@@ -674,16 +671,17 @@ TRAINING_OUTSIDE_THE_RUN = (
     "dataloader_num_workers", "dataloader_pin_memory", "ddp_timeout", "do_train", "do_eval", "do_predict",
 )  # fmt: skip
 
-# TrainingArguments fields a recipe may not set: a secret would be copied into the run folder, the rest is ftlab's.
+# TrainingArguments fields a recipe may not set -> why (translated_keys.reason): a secret would be copied into the run
+# folder, the rest is ftlab's.
 REFUSED_TRAINING = {
-    "hub_token": "set HF_TOKEN in the environment: a recipe is copied into the run folder",
-    "ms_hub_token": "set MODELSCOPE_API_TOKEN in the environment: a recipe is copied into the run folder",
-    "om_hub_token": "set HF_TOKEN in the environment: a recipe is copied into the run folder",
-    "swanlab_api_key": "set SWANLAB_API_KEY in the environment: a recipe is copied into the run folder",
-    "swanlab_lark_secret": "a secret has no place in a recipe, which is copied into the run folder",
-    "local_rank": "torchrun sets it",
-    "enable_jit_checkpoint": "ftlab saves on SIGTERM itself",
-    "logging_nan_inf_filter": "it hides a broken loss, which ftlab stops at",
+    "hub_token": "why_set_hf_token",
+    "ms_hub_token": "why_set_modelscope_token",
+    "om_hub_token": "why_set_hf_token",
+    "swanlab_api_key": "why_set_swanlab_key",
+    "swanlab_lark_secret": "why_no_secret",
+    "local_rank": "why_torchrun_sets_it",
+    "enable_jit_checkpoint": "why_saves_on_sigterm",
+    "logging_nan_inf_filter": "why_hides_a_broken_loss",
 }
 TRAINING_HINTS = {
     name: field.hint
@@ -695,7 +693,13 @@ TRAINING_HINTS["fsdp"] = bool | None
 
 
 class Condition(NamedTuple):
-    """Keys that have an effect in some runs only: their names, the condition, and the condition in words."""
+    """Keys that have an effect in some runs only.
+
+    Attributes:
+        names: the keys.
+        met: the condition.
+        needs: the condition in words: a message, or a key and its value, which need no translation.
+    """
 
     names: tuple[str, ...]
     met: Callable[[Recipe], bool]
@@ -729,22 +733,20 @@ CONDITIONS = (
     Condition(
         ("lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "pissa_init", "init_lora_weights"),
         lambda recipe: recipe.finetuning_type == "lora",
-        "finetuning_type: lora; other methods of PEFT have `peft_config`",
+        "needs_lora",
     ),
     Condition(
         ("lora_target", "additional_target"),
         lambda recipe: recipe.finetuning_type in ("lora", *LAYER_METHODS),
-        "a finetuning_type that changes layers",
+        "needs_layers",
     ),
     Condition(
         ("lora_dropout",),
         lambda recipe: recipe.finetuning_type != "lora" or recipe.objective in WITH_DROPOUT,
-        "stage: pt, sft, grpo or rloo: the trainers of the others switch dropout off",
+        "needs_dropout_stage",
     ),
-    Condition(("peft_config",), lambda recipe: recipe.adapts, "a finetuning_type of PEFT"),
-    Condition(
-        ("create_new_adapter",), lambda recipe: recipe.adapter_name_or_path is not None, "an `adapter_name_or_path`"
-    ),
+    Condition(("peft_config",), lambda recipe: recipe.adapts, "needs_peft"),
+    Condition(("create_new_adapter",), lambda recipe: recipe.adapter_name_or_path is not None, "needs_adapter"),
     Condition(
         ("freeze_trainable_layers", "freeze_trainable_modules", "freeze_extra_modules", "use_llama_pro"),
         lambda recipe: recipe.finetuning_type == "freeze",
@@ -757,9 +759,9 @@ CONDITIONS = (
     Condition(
         ("offload_folder",),
         lambda recipe: recipe.device_map is not None or recipe.max_memory is not None,
-        "a `device_map` or `max_memory`",
+        "needs_device_map",
     ),
-    Condition(("allow_other_template",), lambda recipe: recipe.template is not None, "a `template`"),
+    Condition(("allow_other_template",), lambda recipe: recipe.template is not None, "needs_template"),
     Condition(
         ("use_dft_loss", "use_asft_loss", "use_eaft_loss"), lambda recipe: recipe.objective == "sft", "stage: sft"
     ),
@@ -768,95 +770,93 @@ CONDITIONS = (
     Condition(
         ("moe_aux_loss_coef", "moe_aux_loss_per_layer"),
         lambda recipe: recipe.objective in BALANCED,
-        "stage: pt, sft, dpo, kto, grpo or rloo",
+        "needs_balanced_stage",
     ),
     Condition(
         ("default_system",),
         lambda recipe: recipe.objective != "pt",
-        "a chat, or a stage other than pt, whose texts have no turns",
+        "needs_turns",
     ),
     Condition(("train_on_prompt", "mask_history"), lambda recipe: recipe.objective == "sft", "stage: sft"),
     Condition(
         ("pref_beta",),
         lambda recipe: recipe.objective in PREFERENCES + REWARDED,
-        "stage: dpo, kto, orpo, simpo, ppo, grpo or rloo",
+        "needs_preference_or_reward_stage",
     ),
-    Condition(("ref_model",), lambda recipe: recipe.compares, "stage: dpo or kto, with a reference, or use_asft_loss"),
+    Condition(("ref_model",), lambda recipe: recipe.compares, "needs_reference"),
     Condition(
         ("ref_model_adapters",),
         lambda recipe: recipe.ref_model is not None and recipe.compares,
-        "a `ref_model`, in stage: dpo or kto or with use_asft_loss",
+        "needs_ref_model",
     ),
     Condition(("pref_loss",), lambda recipe: recipe.stage == "dpo", "stage: dpo"),
-    Condition(("pref_ftx", "ld_alpha"), lambda recipe: recipe.objective == "dpo", "stage: dpo and a loss of DPO's"),
+    Condition(("pref_ftx", "ld_alpha"), lambda recipe: recipe.objective == "dpo", "needs_dpo_loss"),
     Condition(
         ("dpo_label_smoothing",),
         lambda recipe: recipe.objective == "dpo" and recipe.pref_loss in ("sigmoid", "robust"),
-        "stage: dpo and pref_loss: sigmoid or robust",
+        "needs_sigmoid_or_robust",
     ),
     Condition(("simpo_gamma",), lambda recipe: recipe.objective == "simpo", "stage: simpo"),
     Condition(("kto_chosen_weight", "kto_rejected_weight"), lambda recipe: recipe.objective == "kto", "stage: kto"),
-    Condition(
-        ("reward_funcs", "reward_model"), lambda recipe: recipe.objective in REWARDED, "stage: ppo, grpo or rloo"
-    ),
-    Condition(("num_generations",), lambda recipe: recipe.objective in GROUPED, "stage: grpo or rloo"),
+    Condition(("reward_funcs", "reward_model"), lambda recipe: recipe.objective in REWARDED, "needs_reward_stage"),
+    Condition(("num_generations",), lambda recipe: recipe.objective in GROUPED, "needs_grouped_stage"),
     Condition(("teacher_model", "lmbda"), lambda recipe: recipe.objective == "gkd", "stage: gkd"),
     Condition(
         ("seq_kd",),
         lambda recipe: recipe.objective == "gkd" and recipe.lmbda < 1,
-        "stage: gkd and `lmbda` below 1",
+        "needs_written_answers",
     ),
     Condition(("ppo_epochs",), lambda recipe: recipe.objective == "ppo", "stage: ppo"),
     Condition(
         ("top_p", "top_k", "do_sample", "repetition_penalty", "num_beams"),
         lambda recipe: not recipe.writes,
-        "`ftlab chat`: while training, completions are sampled from the whole distribution",
+        "needs_chat",
     ),
     Condition(
         ("mix_strategy", "interleave_probs"),
         lambda recipe: "," in (recipe.dataset or "") + (recipe.eval_dataset or ""),
-        "more than one data set",
+        "needs_several_sets",
     ),
     Condition(
         ("label_smoothing_factor",),
         lambda recipe: recipe.objective in ("pt", "sft") and not recipe.use_dft_loss,
-        "stage: pt or sft, without use_dft_loss",
+        "needs_plain_loss",
     ),
     Condition(
         ("train_sampling_strategy",),
         lambda recipe: (
             recipe.objective not in REWARDED or recipe.training.get("train_sampling_strategy") not in BY_LENGTH
         ),
-        "a stage other than ppo, grpo or rloo",
+        "needs_no_reward_stage",
     ),
     Condition(
         ("data_seed",),
         lambda recipe: recipe.objective not in (*REWARDED, "kto"),
-        "stage: pt, sft, rm, dpo, orpo, simpo or gkd",
+        "needs_data_seed_stage",
     ),
     Condition(
         ("adam_beta1", "adam_beta2"),
         lambda recipe: not str(recipe.training.get("optim", "")).startswith(WITHOUT_BETAS),
-        "an `optim` with betas, such as adamw_torch",
+        "needs_betas",
     ),
     Condition(
         ("adam_epsilon",),
         lambda recipe: (
             not str(recipe.training.get("optim", "")).removeprefix("paged_").startswith((*WITHOUT_BETAS, "lion"))
         ),
-        "an `optim` of the Adam family, such as adamw_torch",
+        "needs_adam",
     ),
     Condition(("num_train_epochs",), lambda recipe: recipe.training.get("max_steps", -1) <= 0, "max_steps: -1"),
     Condition(
         ("warmup_steps",),
         lambda recipe: recipe.training.get("lr_scheduler_type") not in WITHOUT_WARMUP,
-        "a scheduler that warms up, such as constant_with_warmup",
+        "needs_warming_scheduler",
     ),
     Condition(("eval_steps",), lambda recipe: recipe.training.get("eval_strategy") == "steps", "eval_strategy: steps"),
     Condition(
         ("eval_delay", "eval_accumulation_steps", "per_device_eval_batch_size", "bf16_full_eval", "fp16_full_eval"),
         lambda recipe: recipe.training.get("eval_strategy", "no") != "no" or bool(recipe.training.get("eval_on_start")),
-        "an eval_strategy",
+        "needs_eval_strategy",
     ),
     Condition(
         ("save_steps",), lambda recipe: recipe.training.get("save_strategy", "steps") == "steps", "save_strategy: steps"
@@ -896,9 +896,7 @@ CONDITIONS = (
         lambda recipe: recipe.in_ray,
         "use_ray: true",
     ),
-    Condition(
-        ("nproc_per_node",), lambda recipe: not recipe.in_ray, "use_ray: false; with it `ray_num_workers` is the number"
-    ),
+    Condition(("nproc_per_node",), lambda recipe: not recipe.in_ray, "needs_no_ray"),
     Condition(("fsdp_config",), lambda recipe: bool(recipe.training.get("fsdp")), "fsdp: true"),
     Condition(
         ("liger_kernel_config",), lambda recipe: bool(recipe.training.get("use_liger_kernel")), "use_liger_kernel: true"
@@ -906,7 +904,7 @@ CONDITIONS = (
     Condition(
         ("optim_target_modules",),
         lambda recipe: str(recipe.training.get("optim", "")).startswith(("galore", "apollo")),
-        "an `optim` of GaLore or APOLLO",
+        "needs_galore_or_apollo",
     ),
 )
 
@@ -918,7 +916,10 @@ def ineffective(recipe: Recipe) -> list[tuple[str, Any, str]]:
     changed |= recipe.training
     unmet = [condition for condition in CONDITIONS if not condition.met(recipe)]
     return [
-        (name, changed[name], condition.needs) for condition in unmet for name in condition.names if name in changed
+        (name, changed[name], say(condition.needs) if condition.needs in messages() else condition.needs)
+        for condition in unmet
+        for name in condition.names
+        if name in changed
     ]
 
 

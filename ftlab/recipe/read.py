@@ -1,21 +1,18 @@
-"""Read a recipe, one run as plain keys, from YAML or a dict; check, explain and write it."""
+"""Read a recipe, one run as plain keys, from YAML or a dict; check and write it."""
 
 import contextlib
-import inspect
 import json
 import math
-import types
 import typing
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from ftlab.errors import LabError, fail, phrase, say, suggest
+from ftlab.errors import LabError, fail, say, suggest
 from ftlab.recipe import (
     continued,
     foreign_files,
@@ -27,7 +24,8 @@ from ftlab.recipe import (
     translated_keys,
 )
 from ftlab.recipe.keys import Recipe
-from ftlab.recipe.training_fields import FIELDS, Named
+from ftlab.recipe.training_fields import Named
+from ftlab.recipe.translated_keys import reason
 
 # The largest integer in a recipe; larger ones would overflow somewhere far from the recipe.
 LARGEST = 2**40
@@ -154,13 +152,13 @@ def translate(source_keys: SourceKeys) -> tuple[SourceKeys, list[str]]:
         where = source_keys.where(name)
         refuse_out_of_reach(name, value, where)
         if name in translated_keys.DROPPED and entries.get(translated_keys.MAIN_OF.get(name, "")) is not True:
-            notes.append(dropped(name, value, translated_keys.DROPPED[name]))
+            notes.append(dropped(name, value, reason(translated_keys.DROPPED[name], name)))
         if name in (*translated_keys.DROPPED, *translated_keys.OUT_OF_REACH, *RESOLVED):
             continue
         if name in translated_keys.RENAMED:
             pairs = renamed(name, value)
-            new, reason = translated_keys.RENAMED[name]
-            notes.append(say("recipe_note_renamed", key=name, new=new, value=brief(pairs[new]), reason=phrase(reason)))
+            new, why = translated_keys.RENAMED[name]
+            notes.append(now_called(name, new, pairs[new], say(why)))
         else:
             joined = isinstance(value, list) and name in COMMA_LISTS
             pairs = {name: ",".join(map(str, value)) if joined else value}
@@ -189,11 +187,11 @@ def refuse_out_of_reach(name: str, value: Any, where: str) -> None:
             "recipe_out_of_reach",
             where=where,
             key=f"{name}: {brief(value)}",
-            instead=phrase(translated_keys.OUT_OF_REACH[name]),
+            instead=reason(translated_keys.OUT_OF_REACH[name], name),
         )
     for one in value if isinstance(value, list) else [value]:
         if instead := translated_keys.ELSEWHERE.get((name, one) if isinstance(one, str | bool) else ("", "")):
-            raise fail("recipe_out_of_reach", where=where, key=f"{name}: {brief(value)}", instead=phrase(instead))
+            raise fail("recipe_out_of_reach", where=where, key=f"{name}: {brief(value)}", instead=say(instead))
 
 
 def asks(name: str, value: Any) -> bool:
@@ -203,9 +201,14 @@ def asks(name: str, value: Any) -> bool:
     return value is not False and not (value == nothing and isinstance(value, bool) == isinstance(nothing, bool))
 
 
-def dropped(name: str, value: Any, reason: str) -> str:
+def dropped(name: str, value: Any, why: str) -> str:
     """Return the note for a key that is ignored."""
-    return say("recipe_note_dropped", key=name, value=brief(value), reason=phrase(reason))
+    return say("recipe_note_dropped", key=name, value=brief(value), reason=why)
+
+
+def now_called(name: str, new: str, value: Any, why: str) -> str:
+    """Return the note for a key that has another name."""
+    return say("recipe_note_renamed", key=name, new=new, value=brief(value), reason=why)
 
 
 def renamed(name: str, value: Any) -> dict[str, Any]:
@@ -232,16 +235,14 @@ def warmup(entries: dict[str, Any], where: str) -> Resolved:
     """
     ratio, steps = entries["warmup_ratio"], entries.get("warmup_steps", 0)
     if isinstance(ratio, bool) or not isinstance(ratio, int | float) or not 0 <= ratio <= 1:
-        reason = "it must be a share of all steps, from 0 to 1"
-        raise fail("recipe_range", where=where, key="warmup_ratio", value=brief(ratio), reason=reason)
+        raise fail("recipe_range", where=where, key="warmup_ratio", value=brief(ratio), reason=say("range_share"))
     if steps != 0:
         overruling = f"warmup_steps: {brief(steps)}"
         return {}, say("recipe_note_overruled", key="warmup_ratio", value=brief(ratio), by=overruling)
     # transformers takes 1 and more as steps; the largest number below 1 is a share that is rounded up to all steps.
     share = ratio if ratio < 1 else math.nextafter(1, 0)
-    reason = "below 1 it is a share of all steps" if ratio < 1 else "the largest share below 1: all steps"
-    note = say("recipe_note_renamed", key="warmup_ratio", new="warmup_steps", value=brief(share), reason=phrase(reason))
-    return {"warmup_steps": share}, note
+    why = say("why_share_of_steps" if ratio < 1 else "why_all_steps")
+    return {"warmup_steps": share}, now_called("warmup_ratio", "warmup_steps", share, why)
 
 
 def neat_packing(entries: dict[str, Any], where: str) -> Resolved:
@@ -252,13 +253,11 @@ def neat_packing(entries: dict[str, Any], where: str) -> Resolved:
     """
     value = entries["neat_packing"]
     if value is False:
-        return {}, dropped("neat_packing", value, "packed examples never attend to each other")
+        return {}, dropped("neat_packing", value, say("why_packed_apart"))
     if entries.get("stage") == "pt":
-        raise fail("recipe_together", where=where, reason="`neat_packing` is for `stage: sft`: pt joins texts")
-    reason = "packed examples never attend to each other"
-    reason += "; `packing: false` is overridden by it" if entries.get("packing") is False else ""
-    note = say("recipe_note_renamed", key="neat_packing", new="packing", value=brief(value), reason=phrase(reason))
-    return {"packing": value}, note
+        raise fail("recipe_together", where=where, reason=say("fits_neat_packing"))
+    why = say("why_packing_overridden" if entries.get("packing") is False else "why_packed_apart")
+    return {"packing": value}, now_called("neat_packing", "packing", value, why)
 
 
 def low_rank(name: str, settings: dict[str, str]) -> Callable[[dict[str, Any], str], Resolved]:
@@ -273,10 +272,9 @@ def low_rank(name: str, settings: dict[str, str]) -> Callable[[dict[str, Any], s
         if value is False:
             return {}, ""
         if value is not True:
-            raise wrong_type(key, bool, value, "true or false", where)
+            raise wrong_type(key, bool, value, say("type_switch"), where)
         if entries.get("finetuning_type", "lora") == "lora":
-            reason = f"`{key}` projects the gradients of whole weights: it needs `finetuning_type: full` or freeze"
-            raise fail("recipe_together", where=where, reason=reason)
+            raise fail("recipe_together", where=where, reason=say("fits_whole_weights", key=key))
         options = {
             short: entries[f"{name}_{short}"] for short in settings if entries.get(f"{name}_{short}") is not None
         }
@@ -301,7 +299,7 @@ def oft(name: str) -> Callable[[dict[str, Any], str], Resolved]:
 
     def resolve(entries: dict[str, Any], where: str) -> Resolved:
         if entries.get("finetuning_type") != "oft":
-            return {}, dropped(name, entries[name], "it only has an effect with finetuning_type: oft")
+            return {}, dropped(name, entries[name], say("why_only_with", main="finetuning_type: oft"))
         if name == "oft_target":
             layers = entries[name]
             values = {"lora_target": ",".join(map(str, layers)) if isinstance(layers, list) else layers}
@@ -309,8 +307,7 @@ def oft(name: str) -> Callable[[dict[str, Any], str], Resolved]:
             fields = {field: entries.get(key, usual) for key, (field, usual) in OFT.items()}
             values = {"peft_config": fields | (entries.get("peft_config") or {})}
         ((new, value),) = values.items()
-        reason = "other methods of PEFT have their fields there"
-        return values, say("recipe_note_renamed", key=name, new=new, value=brief(value), reason=phrase(reason))
+        return values, now_called(name, new, value, say("why_in_peft_config"))
 
     return resolve
 
@@ -322,10 +319,8 @@ def resume(entries: dict[str, Any], where: str) -> Resolved:
         return {"resume_from_checkpoint": value}, ""
     folder = Path(str(entries.get("output_dir", ""))).expanduser()
     left = entries.get("output_dir") and next(folder.glob("checkpoint-*"), None)
-    start = (
-        "an unfinished run is resumed without it" if left else f"{folder} has no checkpoint: training starts at step 1"
-    )
-    return {}, dropped("resume_from_checkpoint", True, start)
+    why = say("why_resumed_anyway") if left else say("why_no_checkpoint", folder=folder)
+    return {}, dropped("resume_from_checkpoint", True, why)
 
 
 # Keys whose translation depends on other keys.
@@ -353,16 +348,6 @@ RESOLVED: dict[str, Callable[[dict[str, Any], str], Resolved]] = {
     "fsdp_config": sharding.fsdp,
     **{name: sharding.beside(name) for name in sharding.BESIDE},
 }
-RESOLVED_MEANING = {
-    "warmup_ratio": "now warmup_steps below 1: a share of all steps; warmup_steps above 0 counts instead",
-    "neat_packing": "true: packing: true; packed examples never attend to each other",
-    "use_galore": "true: optim: galore_adamw, with galore_target and the other galore_ keys in optim_args",
-    "use_apollo": "true: optim: apollo_adamw, with apollo_target and the other apollo_ keys in optim_args",
-    "oft_target": "finetuning_type: oft: now lora_target",
-    **{name: f"finetuning_type: oft: now {field} in peft_config" for name, (field, _) in OFT.items()},
-    "fsdp_transformer_layer_cls_to_wrap": "an entry of fsdp_config: the class of layers that are sharded one by one",
-    "fsdp_min_num_params": "an entry of fsdp_config: shard layers of at least so many weights",
-}
 
 
 def remarks(recipe: Recipe) -> list[str]:
@@ -371,7 +356,7 @@ def remarks(recipe: Recipe) -> list[str]:
     They are about the resolved recipe, not about the keys as written.
     """
     lines = [
-        say("recipe_note_no_effect", key=name, value=brief(value), needs=phrase(needs))
+        say("recipe_note_no_effect", key=name, value=brief(value), needs=needs)
         for name, value, needs in keys.ineffective(recipe)
     ]
     lines += [say("recipe_note_overwrite")] if recipe.overwrite_output_dir else []
@@ -386,11 +371,11 @@ def build(source_keys: SourceKeys) -> Recipe:
     """
     own, training = {}, {}
     for name, value in source_keys.values.items():
-        reason = "" if keys.finite(value) else "not a finite number"
+        outside = "" if keys.finite(value) else say("range_finite")
         if isinstance(value, int) and abs(value) > LARGEST and name not in TRAINING_RANGES:
-            reason = f"it must be between {-LARGEST} and {LARGEST}"
-        if reason:
-            raise fail("recipe_range", where=source_keys.where(name), key=name, value=brief(value), reason=reason)
+            outside = say("range_between", low=-LARGEST, high=LARGEST)
+        if outside:
+            raise fail("recipe_range", where=source_keys.where(name), key=name, value=brief(value), reason=outside)
         if name in Recipe.model_fields and name != "training":
             own[name] = value
         elif name in keys.TRAINING_HINTS:
@@ -416,17 +401,16 @@ def refuse_contradictions(training: dict[str, Any], source_keys: SourceKeys) -> 
         if old + part in training and training[old + part] != training.get(new + part, training[old + part]):
             raise two_values(source_keys, new + part, training[new + part], old + part, training[old + part])
     if training.get("bf16") and training.get("fp16"):
-        raise fail("recipe_together", where=source_keys.where("fp16"), reason="`bf16` and `fp16` are both true")
+        raise fail("recipe_together", where=source_keys.where("fp16"), reason=say("fits_precision"))
     # With 0 steps transformers takes one step at a learning rate of 0.
     most, epochs = training.get("max_steps", -1), training.get("num_train_epochs", 3)
     for name, value in (("max_steps", most), ("num_train_epochs", epochs if most < 0 else 1)):
         if value == 0:
-            reason = "nothing would be trained"
-            raise fail("recipe_range", where=source_keys.where(name), key=name, value=brief(value), reason=reason)
+            where, nothing = source_keys.where(name), say("range_nothing")
+            raise fail("recipe_range", where=where, key=name, value=brief(value), reason=nothing)
     warm = training.get("warmup_steps", 0)
     if warm > 1 and warm != int(warm):
-        reason = "from 1 on it is a number of steps, which must be a whole number"
-        raise wrong_type("warmup_steps", int, warm, reason, source_keys.where("warmup_steps"))
+        raise wrong_type("warmup_steps", int, warm, say("type_whole_steps"), source_keys.where("warmup_steps"))
 
 
 def explained(problem: ErrorDetails, source_keys: SourceKeys) -> LabError:
@@ -436,13 +420,34 @@ def explained(problem: ErrorDetails, source_keys: SourceKeys) -> LabError:
     name = str(problem["loc"][0])
     if problem["type"] == "missing":
         return fail("recipe_missing_key", where=source_keys.place, key=name)
-    reason, where = problem["msg"][0].lower() + problem["msg"][1:], source_keys.where(name)
+    where, value = source_keys.where(name), problem["input"]
     if problem["type"].startswith(("greater_than", "less_than")):
-        return fail("recipe_range", where=where, key=name, value=brief(problem["input"]), reason=reason)
-    return wrong_type(name, Recipe.model_fields[name].annotation, problem["input"], reason, where)
+        return fail("recipe_range", where=where, key=name, value=brief(value), reason=mismatch(problem))
+    return wrong_type(name, Recipe.model_fields[name].annotation, value, mismatch(problem), where)
 
 
-def wrong_type(name: str, hint: Any, value: Any, reason: str, where: str) -> LabError:
+# pydantic's types of errors -> messages, which in English are pydantic's own.
+MISMATCHES = {
+    "bool_type": "input_bool", "int_type": "input_int", "float_type": "input_float", "string_type": "input_str",
+    "dict_type": "input_dict", "list_type": "input_list", "string_too_short": "input_empty",
+    "literal_error": "input_choice", "is_instance_of": "input_class",
+    "greater_than": "input_above", "greater_than_equal": "input_at_least", "less_than": "input_below",
+    "less_than_equal": "input_at_most",
+}  # fmt: skip
+
+
+def mismatch(problem: ErrorDetails) -> str:
+    """Return why pydantic refuses a value: in the user's language, or in its own words if it is none of MISMATCHES."""
+    if problem["type"] not in MISMATCHES:
+        return problem["msg"]
+    limits: dict[str, Any] = problem.get("ctx", {})
+    # pydantic joins the choices of a Literal as English does.
+    names = str(limits.get("expected", "")).replace(" or ", say("input_or"))
+    limit = next((f"{limits[name]:g}" for name in ("gt", "ge", "lt", "le") if name in limits), "")
+    return say(MISMATCHES[problem["type"]], names=names, limit=limit, kind=limits.get("class"))
+
+
+def wrong_type(name: str, hint: Any, value: Any, why: str, where: str) -> LabError:
     """Build the error for a value of the wrong type; where one of the right type is meant, the fix is its line."""
     right = plain_value(hint, value)
     # A number as it was written in the quotes: 1e-4, not 0.0001.
@@ -453,7 +458,7 @@ def wrong_type(name: str, hint: Any, value: Any, reason: str, where: str) -> Lab
         remedy = say("one_of", names=", ".join(choices_of(name)))
     else:
         remedy = suggest(str(value), choices_in(hint), say("right_type"))
-    return fail("recipe_value", where=where, key=name, value=brief(value), reason=reason, hint=remedy)
+    return fail("recipe_value", where=where, key=name, value=brief(value), reason=why, hint=remedy)
 
 
 def choices_in(hint: Any) -> list[str]:
@@ -491,7 +496,7 @@ def plain_text(value: Any) -> Any:
 def unknown(name: str, where: str) -> LabError:
     """Build the error for an unknown key, with the nearest known ones."""
     if name in keys.REFUSED_TRAINING:
-        return fail("recipe_out_of_reach", where=where, key=name, instead=phrase(keys.REFUSED_TRAINING[name]))
+        return fail("recipe_out_of_reach", where=where, key=name, instead=say(keys.REFUSED_TRAINING[name]))
     hint = suggest(name, [*known(), *translated_keys.RENAMED, *RESOLVED], say("recipe_keys_listed"))
     return fail("recipe_unknown_key", where=where, key=brief(name).strip("'"), hint=hint)
 
@@ -510,13 +515,11 @@ def checked_training(name: str, value: Any, where: str) -> Any:
     try:
         adapter(name).validate_python(value)
     except ValidationError as error:
-        reason = error.errors()[0]["msg"]
-        reason = reason[0].lower() + reason[1:]
-        raise wrong_type(name, keys.TRAINING_HINTS[name], value, reason, where) from None
+        raise wrong_type(name, keys.TRAINING_HINTS[name], value, mismatch(error.errors()[0]), where) from None
     if name in TRAINING_RANGES and isinstance(value, int | float) and not in_range(name, value):
         low, high = TRAINING_RANGES[name]
-        reason = f"it must be at most {high:g}" if value > high else f"it must be at least {low:g}"
-        raise fail("recipe_range", where=where, key=name, value=brief(value), reason=reason)
+        end = say("range_at_most", limit=f"{high:g}") if value > high else say("range_at_least", limit=f"{low:g}")
+        raise fail("recipe_range", where=where, key=name, value=brief(value), reason=end)
     return value
 
 
@@ -544,81 +547,6 @@ def brief(value: object) -> str:
     # YAML's true and false, not Python's.
     text = str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def explain(name: str) -> str:
-    """Return the meaning of a key, its type, default and range, and its library field.
-
-    Raises:
-        LabError: no such key; the nearest is named.
-    """
-    if name in translated_keys.RENAMED:
-        new, reason = translated_keys.RENAMED[name]
-        return f"{name}: now {new} ({reason})\n{explain(new)}"
-    if name in RESOLVED_MEANING:
-        return f"{name}: {RESOLVED_MEANING[name]}"
-    if name in translated_keys.DROPPED:
-        return f"{name}: read and dropped; {translated_keys.DROPPED[name]}"
-    if name == hub_token.KEY:
-        return f"{name}: " + say("recipe_token_meaning")
-    if why := translated_keys.OUT_OF_REACH.get(name) or keys.REFUSED_TRAINING.get(name):
-        return f"{name}: {why}"
-    if name in Recipe.model_fields and name != "training":
-        return explain_own(name)
-    if name in keys.TRAINING_HINTS:
-        return explain_training(name)
-    raise unknown(name, "")
-
-
-def explain_own(name: str) -> str:
-    """Explain a key of this recipe."""
-    field = Recipe.model_fields[name]
-    limits = ", ".join(bound(limit) for limit in field.metadata)
-    extra = field.json_schema_extra
-    becomes = extra["becomes"] if isinstance(extra, dict) else ""
-    default = "required" if field.is_required() else f"default {field.default!r}"
-    return (
-        f"{name}: {field.description}\n"
-        f"  type: {type_name(field.annotation)}; {default}{'; ' + limits if limits else ''}\n"
-        f"  becomes: {becomes}"
-    )
-
-
-def bound(limit: Any) -> str:
-    """Return one limit of a key as words."""
-    match limit:
-        case Ge(ge=low):
-            return f"at least {low}"
-        case Gt(gt=low):
-            return f"above {low}"
-        case Le(le=high):
-            return f"at most {high}"
-        case Lt(lt=high):
-            return f"below {high}"
-    return "not empty"
-
-
-def explain_training(name: str) -> str:
-    """Explain a TrainingArguments field in the words of its own documentation."""
-    limits = "; from {:g} to {:g}".format(*TRAINING_RANGES[name]) if name in TRAINING_RANGES else ""
-    choices = f"\n  one of: {', '.join(choices_of(name))}" if choices_of(name) else ""
-    field = FIELDS[name]
-    return (
-        f"{name}: {field.meaning}\n"
-        f"  type: {type_name(field.hint)}; default {field.default!r}{limits}{choices}\n"
-        f"  becomes: transformers.TrainingArguments.{name}"
-    )
-
-
-def type_name(hint: Any) -> str:
-    """Return a readable name of a type."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return " | ".join(type_name(part) for part in typing.get_args(hint))
-    if typing.get_origin(hint) is typing.Literal:
-        return " | ".join(str(choice) for choice in typing.get_args(hint))
-    if hint is types.NoneType:
-        return "null"
-    return hint.__name__ if inspect.isclass(hint) and not typing.get_args(hint) else str(hint).replace("typing.", "")
 
 
 def write(recipe: Recipe, path: Path) -> None:

@@ -59,7 +59,7 @@ def beside(name: str) -> Callable[[dict[str, Any], str], tuple[dict[str, Any], s
     new = f"fsdp_config.{name.removeprefix('fsdp_')}"
     return lambda asked, where: (
         fsdp(asked, where)[0],
-        say("recipe_note_renamed", key=name, new=new, value=repr(asked[name]), reason="transformers' name for it"),
+        say("recipe_note_renamed", key=name, new=new, value=repr(asked[name]), reason=say("why_transformers_name")),
     )
 
 

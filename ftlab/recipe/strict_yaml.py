@@ -41,7 +41,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise explained(error, str(path)) or error from None
     loaded = parse(text, str(path))
     if not isinstance(loaded, dict):
-        raise fail("recipe_yaml", where=f"{path}:1", reason="not a list of `key: value` lines")
+        raise fail("recipe_yaml", where=f"{path}:1", reason=say("yaml_mapping"))
     return loaded, {str(key): line for key, line in key_lines(text)}
 
 
@@ -106,7 +106,7 @@ def refuse_machinery(text: str, where: str) -> None:
         if depth > MAX_DEPTH or documents > 1:
             if depth <= MAX_DEPTH:
                 raise fail("recipe_documents", where=place)
-            raise fail("recipe_yaml", where=place, reason="it is nested too deeply")
+            raise fail("recipe_yaml", where=place, reason=say("yaml_depth"))
 
 
 def key_lines(text: str) -> list[tuple[str, int]]:
@@ -119,7 +119,7 @@ def short(problem: object) -> str:
     """Return the first line of a parser's error message."""
     lines = str(problem).splitlines()
     if isinstance(problem, ValueError) and "integer string conversion" in str(problem):
-        return "a number has too many digits"
+        return say("yaml_digits")
     return lines[0][:120] if lines else type(problem).__name__
 
 

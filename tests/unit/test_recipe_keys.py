@@ -15,6 +15,7 @@ from ftlab import device, models
 from ftlab.errors import LabError
 from ftlab.recipe import keys, library_args, templates, to_script, translated_keys
 from ftlab.recipe import read as recipes
+from ftlab.recipe.explain import explain
 from ftlab.runs import (
     build,
     chat,
@@ -434,7 +435,7 @@ LLAMAFACTORY = (Path(__file__).parent / "llamafactory_keys.txt").read_text().spl
 @pytest.mark.parametrize("name", LLAMAFACTORY)
 def test_every_key_of_llamafactory_is_known(name):
     """It runs, or is refused or dropped with a reason; "unknown key" would send its users to look for a typo."""
-    assert recipes.explain(name).startswith(name)
+    assert explain(name).startswith(name)
 
 
 def test_a_value_that_asks_for_nothing_is_never_refused(base):

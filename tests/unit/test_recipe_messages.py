@@ -2,15 +2,15 @@
 
 import json
 import re
-from pathlib import Path
 
 import pytest
 
 from ftlab import errors
 from ftlab.data import registry
 from ftlab.errors import LabError
-from ftlab.recipe import keys, translated_keys
+from ftlab.recipe import explain, keys, translated_keys
 from ftlab.recipe import read as recipes
+from ftlab.recipe.training_fields import FIELDS
 
 GOOD = {"model_name_or_path": "smollm2-135m", "dataset": "identity_en", "output_dir": "runs/x"}
 LISTED = "docs/recipes.md lists the keys; every field of `transformers.TrainingArguments` is a key too"
@@ -293,7 +293,7 @@ EXPLAINED = {
 
 @pytest.mark.parametrize("name", EXPLAINED)
 def test_an_explanation(name):
-    assert recipes.explain(name) == f"{name}: {EXPLAINED[name]}"
+    assert explain.explain(name) == f"{name}: {EXPLAINED[name]}"
 
 
 @pytest.mark.parametrize(
@@ -306,15 +306,15 @@ def test_an_explanation(name):
     ],
 )
 def test_a_trainer_s_field_is_explained_in_its_library_s_words(name, end):
-    said = recipes.explain(name)
-    meaning = recipes.FIELDS[name].meaning
+    said = explain.explain(name)
+    meaning = FIELDS[name].meaning
     assert said == f"{name}: {meaning}{end}  becomes: transformers.TrainingArguments.{name}" and len(meaning) > 20
 
 
 def test_only_what_is_known_is_explained():
     for name in ("lora_rnak", "training"):
         with pytest.raises(LabError, match=f"unknown recipe key `{name}`"):
-            recipes.explain(name)
+            explain.explain(name)
 
 
 @pytest.mark.parametrize("name", recipes.TRAINING_RANGES)
@@ -331,17 +331,18 @@ def test_a_number_of_thousands_of_digits_is_told_as_one(tmp_path):
         recipes.load(path)
 
 
-def test_every_reason_of_a_key_has_a_chinese_phrase():
-    tables = [translated_keys.DROPPED, translated_keys.OUT_OF_REACH, translated_keys.ELSEWHERE, keys.REFUSED_TRAINING]
-    reasons = {reason for table in tables for reason in table.values()}
-    reasons |= {reason for _, reason in translated_keys.RENAMED.values()}
-    reasons |= {condition.needs for condition in keys.CONDITIONS}
+def test_every_reason_of_a_key_is_a_message():
+    tables = [translated_keys.DROPPED, translated_keys.OUT_OF_REACH, keys.REFUSED_TRAINING]
+    for name, message in ((name, message) for table in tables for name, message in table.items()):
+        assert "{" not in translated_keys.reason(message, name), name
+    plain = [message for _, message in translated_keys.RENAMED.values()]
+    plain += [*translated_keys.ELSEWHERE.values(), *explain.RESOLVED_MEANING.values()]
+    assert set(plain) <= errors.messages().keys()
     # `stage: dpo` names a key and its value, in every language.
-    spoken = {reason for reason in reasons if not re.fullmatch(r"\w+(: [\w-]+)?", reason)}
-    assert spoken <= errors.phrases().keys()
-    # read.py has the others.
-    source = Path(recipes.__file__).read_text(encoding="utf-8")
-    assert all(english in spoken or english.split(";")[0] in source for english in errors.phrases())
+    assert all(
+        condition.needs in errors.messages() or re.fullmatch(r"\w+(: [\w-]+)?", condition.needs)
+        for condition in keys.CONDITIONS
+    )
 
 
 def test_notes_and_refusals_are_chinese_throughout(monkeypatch):
@@ -353,5 +354,5 @@ def test_notes_and_refusals_are_chinese_throughout(monkeypatch):
         "pref_beta: 0.2 对本次运行没有作用：它需要 stage: dpo、kto、orpo、simpo、ppo、grpo 或 rloo",
         "eval_delay: 1 对本次运行没有作用：它需要 eval_strategy",
     ]
-    with pytest.raises(LabError, match="fix: Unsloth 需要 CUDA GPU 和专门的安装；请删除这个键"):
+    with pytest.raises(LabError, match="解决办法：Unsloth 需要 CUDA GPU 和专门的安装；请删除这个键"):
         recipes.read({"model_name_or_path": "m", "use_unsloth": True})

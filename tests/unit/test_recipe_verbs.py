@@ -12,6 +12,7 @@ from ftlab.data import registry
 from ftlab.errors import LabError
 from ftlab.recipe import library_args, machine_defaults
 from ftlab.recipe import read as recipes
+from ftlab.recipe.explain import explain
 from ftlab.runs import build, chat, evaluation, export, folder, train
 
 ROOT = Path(__file__).parents[2]
@@ -144,4 +145,4 @@ def test_a_default_that_the_machine_decides_is_told_with_its_reason():
     assert machine_defaults.here("bf16", CARD).startswith("  on this machine: True")
     assert machine_defaults.here("lora_rank", cpu) == ""
     for name in machine_defaults.REASONS:
-        assert recipes.explain(name)
+        assert explain(name)

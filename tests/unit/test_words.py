@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("*/README.md"), *ROOT.glob("data/quiz_*.json")]
-TABLES = [ROOT / "ftlab" / name for name in ("messages.toml", "phrases.toml", "apps/board/words.toml")]
+TABLES = [ROOT / "ftlab" / name for name in ("messages.toml", "recipe/meanings_zh.toml", "apps/board/words.toml")]
 RECIPES = sorted(ROOT.glob("recipes/**/*.yaml"))
 MODULES = sorted([*ROOT.glob("ftlab/**/*.py"), *ROOT.glob("benchmarks/**/*.py")])
 LESSONS = sorted(ROOT.glob("notebooks/source/*.py"))

@@ -11,6 +11,7 @@ from ftlab.apps.board.words import Words
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
 from ftlab.recipe import strict_yaml
+from ftlab.recipe.explain import explain
 
 
 class KeyDrawer:
@@ -41,7 +42,7 @@ class KeyDrawer:
             return
         try:
             with errors.speaking(self.words.lang):
-                self.about.value = pre(recipes.explain(key))
+                self.about.value = pre(explain(key))
             if key in self.key.options:
                 self.value.options = tuple(controls.write_text(one) for one in controls.choices(key) if one is not None)
         except LabError as error:
@@ -52,7 +53,7 @@ class KeyDrawer:
         key, text = self.key.value.strip(), self.value.value
         try:
             with errors.speaking(self.words.lang):
-                recipes.explain(key)
+                explain(key)
                 values = controls.read_lines(self.lines.value)
                 if key in self.key.options:
                     value = controls.read_text(key, text)
