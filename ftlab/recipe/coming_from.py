@@ -11,6 +11,7 @@ from ftlab.recipe.frameworks.axolotl import AXOLOTL
 from ftlab.recipe.frameworks.llamafactory import LLAMA_FACTORY_V1
 from ftlab.recipe.frameworks.table import Framework
 from ftlab.recipe.frameworks.verl import VERL
+from ftlab.recipe.translated_keys import reason
 
 PAGE = Path(__file__).parents[2] / "docs" / "coming-from.md"
 HEAD = """# Coming from another framework
@@ -82,9 +83,9 @@ def section(framework: Framework) -> str:
 def reasons(keys: dict[str, str]) -> str:
     """Return the keys grouped by reason, one list item per reason."""
     grouped: dict[str, list[str]] = {}
-    for name, reason in keys.items():
-        grouped.setdefault(reason, []).append(f"`{name}`")
-    return "".join(f"- {', '.join(sorted(names))}: {reason}\n" for reason, names in sorted(grouped.items()))
+    for name, message in keys.items():
+        grouped.setdefault(reason(message, name), []).append(f"`{name}`")
+    return "".join(f"- {', '.join(sorted(names))}: {why}\n" for why, names in sorted(grouped.items()))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from ftlab import saved_weights
-from ftlab.errors import LabError, fail
+from ftlab.errors import LabError, fail, say
 from ftlab.recipe.keys import LAYER_METHODS, PROMPT_METHODS, Recipe
 
 # Key of a recipe -> its name in PEFT's adapter_config.json.
@@ -65,7 +65,7 @@ def settle_method(recipe: Recipe, kind: str, where: dict[str, str]) -> Recipe:
         raise other(recipe, "finetuning_type", kind, where)
     for key in ("peft_config", "lora_target", "additional_target"):
         if key in recipe.model_fields_set:
-            raise other(recipe, key, "a config of its own", where)
+            raise other(recipe, key, say("adapter_own_config"), where)
     if kind not in (*LAYER_METHODS, *PROMPT_METHODS):
         return recipe
     settled = recipe.model_copy(update={"finetuning_type": kind})

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ftlab.data import decoding
-from ftlab.errors import fail
+from ftlab.errors import fail, say
 from ftlab.recipe import strict_yaml
 from ftlab.recipe.frameworks.alpaca_lora import ALPACA_LORA
 from ftlab.recipe.frameworks.axolotl import AXOLOTL
@@ -157,15 +157,13 @@ def command(text: str, where: str) -> Source:
             name, _, value = words.pop(0).partition("=")
             assigned[name] = value
         if words and words[0].startswith("--"):
-            reason = f"a comment or a line without a backslash ends the command before {words[0]}"
-            raise fail("recipe_command", where=where, reason=reason)
+            raise fail("recipe_command", where=where, reason=say("command_ends", word=words[0]))
         if start := starter(words):
             matches.append((words, start, variables | assigned))
         elif not words:
             variables |= assigned
     if len(matches) != 1:
-        reason = "several training commands" if matches else "no training command that ftlab knows"
-        raise fail("recipe_command", where=where, reason=reason)
+        raise fail("recipe_command", where=where, reason=say("command_several" if matches else "command_none"))
     own = {match[1]: match[2] for match in WRITTEN.finditer(text)}
     source = options(*matches[0], where, own)
     return source._replace(computed=unknown_processes(*matches[0]))
@@ -187,8 +185,8 @@ def commands(line: str, where: str) -> list[list[str]]:
                 result.append([])
             else:
                 result[-1].append(word)
-    except ValueError as error:
-        raise fail("recipe_command", where=where, reason=str(error)) from None
+    except ValueError:
+        raise fail("recipe_command", where=where, reason=say("command_quote")) from None
     return [words for words in result if words]
 
 
@@ -246,7 +244,7 @@ def options(
     """
     name, verb, place = start
     if unset := next((word for word in words[place:] if "$" in word or "`" in word), None):
-        raise fail("recipe_command", where=where, reason=f"only a shell knows what {unset} is")
+        raise fail("recipe_command", where=where, reason=say("command_shell", word=unset))
     values, bare = pairs(words[place:], where)
     values |= launched(words[:place], environment)
     file = next((word for word in bare if word.endswith((".yaml", ".yml", ".json")) and "=" not in word), None)
@@ -254,7 +252,7 @@ def options(
     for word in bare:
         key, equals, value = word.partition("=")
         if word != config and not equals:
-            raise fail("recipe_command", where=where, reason=f"{word} is not an option")
+            raise fail("recipe_command", where=where, reason=say("command_word", word=word))
         values |= {key.lstrip("+"): strict_yaml.parse(value, where)} if equals else {}
     if config:
         own = written.get(str(config))
@@ -275,7 +273,7 @@ def source_of(name: str, verb: str, values: Values, where: str) -> Source:
     }
     framework, verbs = known[name]
     if verb not in verbs:
-        raise fail("recipe_command", where=where, reason=f"`{name} {verb}` does not train")
+        raise fail("recipe_command", where=where, reason=say("command_verb", name=name, verb=verb))
     places = dict.fromkeys(values, where)
     if framework is None:
         # LLaMA-Factory's own keys, in its old format or its new one.
@@ -349,7 +347,7 @@ def code_of(path: Path) -> str:
         cells = json.loads(text)["cells"]
         sources = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     except (ValueError, KeyError, TypeError):
-        raise fail("recipe_yaml", where=str(path), reason="not a notebook") from None
+        raise fail("recipe_yaml", where=str(path), reason=say("not_a_notebook")) from None
     lines = "\n".join(source for source in sources if not source.startswith("%%")).splitlines()
     return "\n".join(re.sub(r"^(\s*)[!%].*", r"\1pass", line) for line in lines)
 
@@ -363,7 +361,8 @@ def script(code: str, where: str) -> Source:
     try:
         tree = ast.parse(code)
     except (SyntaxError, ValueError, RecursionError) as error:
-        raise fail("recipe_script", where=where, reason=str(error)) from None
+        line = (isinstance(error, SyntaxError) and error.lineno) or 1
+        raise fail("recipe_script", where=where, reason=say("script_syntax", line=line)) from None
     constants = {
         node.targets[0].id: node.value
         for node in ast.walk(tree)
@@ -386,7 +385,7 @@ def script(code: str, where: str) -> Source:
         # TRL's own configs have a different default.
         values.setdefault("learning_rate", 5e-5)
     if not any(call.startswith("Fast") for call, _, _ in calls):
-        raise fail("recipe_script", where=where, reason="no FastLanguageModel.from_pretrained in it")
+        raise fail("recipe_script", where=where, reason=say("script_no_model"))
     return Source(UNSLOTH, values, places, tuple(dict.fromkeys(unread)))
 
 

@@ -7,6 +7,7 @@ from ftlab.errors import fail, near, say
 from ftlab.recipe import keys, translated_keys
 from ftlab.recipe.foreign_files import OWN, Source
 from ftlab.recipe.frameworks.table import Framework, Values
+from ftlab.recipe.translated_keys import reason
 
 # Old names of TrainingArguments' fields, and keys that depend on others: the recipe reader handles them.
 OLD_NAMES = {"warmup_ratio", "resume_from_checkpoint", "fsdp", "fsdp_config", "nproc_per_node", "stage"}
@@ -36,14 +37,14 @@ def translate(source: Source, where: str) -> tuple[Values, dict[str, str], list[
     usual = [f"{name}: {shown(config[name])}" for name, (kept, note) in entries.items() if not (kept or note)]
     notes += [say("recipe_note_usual", keys=", ".join(usual))] if usual else []
     unset = {name: text for name, text in framework.nulls.items() if source.values.get(name, "") is None}
-    notes += [say("recipe_note_null", key=name, meaning=text) for name, text in unset.items()]
+    notes += [say("recipe_note_null", key=name, meaning=say(text)) for name, text in unset.items()]
     theirs = filled_in(config, values, framework, where, {*unset})
     if theirs:
         listed = ", ".join(f"{name}: {shown(value)}" for name, value in theirs.items())
         notes.append(say("recipe_note_defaults", title=framework.title, keys=listed))
     trained = values.get("stage", "sft") == "sft"
     unsaid = framework.unsaid | (framework.unsaid_in_sft if trained else {})
-    notes += [text for name, text in unsaid.items() if name not in config]
+    notes += [say(text) for name, text in unsaid.items() if name not in config]
     return theirs | values, {key: source.places.get(name, where) for key, name in origin.items()}, notes
 
 
@@ -59,8 +60,8 @@ def key_by_key(source: Source, config: Values, where: str) -> dict[str, tuple[Va
         try:
             entries[name] = comes_to(name, value, config, source.framework)
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            reason = str(error) if isinstance(error, ValueError) else "it has another form than ftlab knows"
-            refused.append(f"{source.places.get(name, where)}: {name}: {shown(value, name)}: {reason}")
+            why = str(error) if isinstance(error, ValueError) else say("why_other_form")
+            refused.append(f"{source.places.get(name, where)}: {name}: {shown(value, name)}: {why}")
     if refused:
         title = source.framework.title
         raise fail("recipe_foreign", where=where, title=title, count=len(refused), keys="\n  ".join(refused))
@@ -110,7 +111,7 @@ def filled_in(config: Values, values: Values, framework: Framework, where: str, 
         try:
             defaults |= comes_to(name, value, theirs | config, framework)[0]
         except ValueError as error:
-            line = f"{name}: {shown(value)} (its default): {error}"
+            line = say("foreign_default", key=name, value=shown(value), reason=error)
             raise fail("recipe_foreign", where=where, title=framework.title, count=1, keys=line) from None
     return {key: value for key, value in defaults.items() if key not in values}
 
@@ -126,14 +127,15 @@ def comes_to(name: str, value: Any, config: Values, framework: Framework) -> tup
         kept, note = result if isinstance(result, tuple) else (result, "")
         return kept, f"{name}: {note}" if note else ""
     if name in framework.dropped:
-        return {}, say("recipe_note_dropped", key=name, value=shown(value, name), reason=framework.dropped[name])
+        why = reason(framework.dropped[name], name)
+        return {}, say("recipe_note_dropped", key=name, value=shown(value, name), reason=why)
     ours = {theirs: key for key, theirs in framework.names.items()} | framework.also
     if name in ours:
         return {ours[name]: value}, ""
     if name not in keys.TRAINING_HINTS and any(value == empty and type(value) is type(empty) for empty in EMPTY):
         return {}, ""
     if name in framework.refused:
-        raise ValueError(framework.refused[name])
+        raise ValueError(reason(framework.refused[name], name))
     passed = framework.trainer and (name in keys.TRAINING_HINTS or name in translated_keys.DROPPED)
     if passed or name in OLD_NAMES or name in keys.REFUSED_TRAINING:
         return {name: value}, ""

@@ -15,11 +15,11 @@ from ruamel.yaml.scalarstring import SingleQuotedScalarString
 
 from ftlab.catalogue import hub_id
 from ftlab.data import dataset_info
-from ftlab.errors import LabError, fail
+from ftlab.errors import LabError, fail, say
 from ftlab.recipe import keys, text_rewards, to_script
 from ftlab.recipe.frameworks.alpaca_lora import ALPACA_LORA
 from ftlab.recipe.frameworks.axolotl import AXOLOTL, REWARDS_MODULE
-from ftlab.recipe.frameworks.swift import DIVIDED, SWIFT
+from ftlab.recipe.frameworks.swift import SWIFT
 from ftlab.recipe.frameworks.table import Framework, Values
 from ftlab.recipe.frameworks.verl import VERL
 from ftlab.recipe.keys import GROUPED, PREFERENCES, REWARDED, Recipe
@@ -180,7 +180,12 @@ def files(recipe: Recipe, dataset: str | None) -> list[str]:
 
 def comments(left: Values) -> str:
     """Return a comment line per key that has no equivalent."""
-    return "".join(f"# no equivalent, so another run without it: {name}: {value}\n" for name, value in left.items())
+    return "".join(comment(say("show_no_equivalent", key=name, value=value)) for name, value in left.items())
+
+
+def comment(text: str) -> str:
+    """Return a text as a line of comment, as shells and YAML write it."""
+    return f"# {text}\n"
 
 
 def dumped(values: Values) -> str:
@@ -234,7 +239,7 @@ def unmixed(values: Values) -> Values:
     """
     for name in ("early_stopping_steps", "load_best_model_at_end"):
         if values.get(name):
-            raise lacks("llamafactory", name, f"{values[name]} beside `interleave_probs`")
+            raise lacks("llamafactory", name, say("lacks_mixture", value=values[name]))
     return {name: values.pop(name) for name in list(values) if name.startswith("eval_") or name == "eval_dataset"}
 
 
@@ -301,7 +306,7 @@ def swift_distillation(recipe: Recipe, theirs: Values, left: Values) -> str:
     theirs |= {"max_completion_length": recipe.max_new_tokens, "temperature": recipe.temperature}
     if recipe.model_revision != "main":
         theirs["teacher_model_revision"] = recipe.model_revision
-    note = f"# temperature: {DIVIDED}\n" if recipe.temperature != 1 else ""
+    note = comment("temperature: " + say("why_swift_divides_logits")) if recipe.temperature != 1 else ""
     return note + comments(left) + command("swift rlhf", theirs)
 
 
@@ -339,9 +344,9 @@ def swift_columns(recipe: Recipe) -> dict[str, str]:
         entry, _ = dataset_info.find(name, Path(recipe.dataset_dir))
         columns = entry.all_columns()
         if "rejected" in columns and entry.formatting != "alpaca":
-            raise lacks("swift", "dataset", f"{name} (pairs of turns)")
+            raise lacks("swift", "dataset", say("lacks_pairs", name=name))
         if recipe.objective == "grpo" and entry.formatting != "alpaca":
-            raise lacks("swift", "dataset", f"{name} (answers inside of conversations)")
+            raise lacks("swift", "dataset", say("lacks_inner_answers", name=name))
         names = {"prompt": "response"} if recipe.objective == "pt" else SWIFT_COLUMNS
         # The columns that a reward function gets in addition to the completions.
         names = names | {"response": "solution"} if recipe.objective == "grpo" else names
@@ -410,7 +415,7 @@ def axolotl_rewards(recipe: Recipe, theirs: Values, left: Values) -> str:
     left = {name: value for name, value in left.items() if name not in (*to_script.DATA, "num_generations")}
     config = shlex.quote(f"{folder}/config.yml")
     return (
-        "# bash FILE, where ftlab and axolotl are installed\n"
+        comment(say("show_axolotl_files"))
         + comments(left)
         + f"mkdir -p {shlex.quote(folder)}\n\n"
         + heredoc(f"cat > {REWARDS_MODULE}.py", inspect.getsource(text_rewards))
@@ -433,7 +438,7 @@ def axolotl_set(recipe: Recipe, name: str) -> Values:
     if recipe.objective == "pt":
         return read | {"type": "completion", "field": columns["prompt"]}
     if recipe.objective in ("rm", "kto", "orpo"):
-        raise lacks("axolotl", "dataset", f"{name} for `stage: {recipe.objective}`")
+        raise lacks("axolotl", "dataset", say("lacks_rows", name=name, stage=recipe.objective))
     roles = {"role": tags.get("role_tag"), "content": tags.get("content_tag")}
     turns = {"field_messages": columns.get("messages"), "message_property_mappings": roles}
     if recipe.objective in PREFERENCES:
@@ -451,8 +456,8 @@ def axolotl_rows(recipe: Recipe) -> str:
     if "alpaca" not in formats or recipe.objective == "pt":
         return ""
     if recipe.objective == "sft":
-        return "# alpaca rows: axolotl writes `### Instruction:`, ftlab the model's chat template\n"
-    return "# alpaca rows: axolotl reads the prompt column alone, not `input`\n"
+        return comment(say("show_alpaca_rows"))
+    return comment(say("show_alpaca_input"))
 
 
 def alpaca_lora(recipe: Recipe) -> str:
@@ -473,8 +478,7 @@ def alpaca_lora(recipe: Recipe) -> str:
     fixed = {"stage": "sft", "finetuning_type": "lora", "gradient_accumulation_steps": accumulated, "seed": 42}
     fixed |= {"weight_decay": 0.0, "lr_scheduler_type": "linear", "logging_steps": values["logging_steps"]}
     left = {name: value for name, value in left.items() if fixed.get(name) != value}
-    note = "# finetune.py loads the base in 8 bits, warms up for 100 steps and has a prompt template of its own\n"
-    return note + comments(left) + command("python finetune.py", theirs)
+    return comment(say("show_alpaca_lora")) + comments(left) + command("python finetune.py", theirs)
 
 
 def command(start: str, values: Values) -> str:

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from ftlab.catalogue import hub_id
-from ftlab.errors import fail
+from ftlab.errors import fail, say
 from ftlab.recipe import text_rewards, to_script
 from ftlab.recipe.frameworks.table import Values
 from ftlab.recipe.frameworks.verl import ACTOR, MODEL, PROCESSES, ROLLOUT, VERL
 from ftlab.recipe.keys import Recipe
 from ftlab.recipe.library_args import names
-from ftlab.recipe.to_frameworks import comments, heredoc, lacks, relevant, renamed
+from ftlab.recipe.to_frameworks import comment, comments, heredoc, lacks, relevant, renamed
 
 # Text that hydra reads without its own quotes.
 PLAIN = re.compile(r"[\w./~:@%-]+")
@@ -64,8 +64,8 @@ def script(recipe: Recipe) -> str:
         functions=", ".join(names(recipe.reward_funcs or ""))
     )
     return (
-        "# bash FILE: the rows are written where ftlab is installed; verl itself needs GPUs and vLLM\n"
-        + ("# verl trains a model for values, ftlab a head on the policy\n" if recipe.stage == "ppo" else "")
+        comment(say("show_verl_files"))
+        + (comment(say("show_verl_values")) if recipe.stage == "ppo" else "")
         + comments(left)
         + f"mkdir -p {shlex.quote(folder)}\n\n"
         + heredoc(f"cat > {shlex.quote(rewards)}", source)
@@ -106,7 +106,7 @@ def options(recipe: Recipe, folder: str, rewards: str) -> tuple[Values, Values]:
     completions = micro * values["gradient_accumulation_steps"] * processes
     group = recipe.num_generations if grpo else 1
     if completions % group:
-        raise lacks("verl", "num_generations", f"{group} of {completions} completions a step")
+        raise lacks("verl", "num_generations", say("lacks_groups", group=group, completions=completions))
     validates = bool(recipe.eval_dataset or recipe.val_size)
     train = recipe.training
     tested = train.get("eval_steps") or values["logging_steps"] if train.get("eval_strategy") == "steps" else -1

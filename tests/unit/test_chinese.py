@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
+from ftlab import errors
 from ftlab.errors import LabError
-from ftlab.recipe import explain, hub_token, keys, translated_keys
+from ftlab.recipe import coming_from, explain, hub_token, keys, to_frameworks, to_verl, translated_keys
 from ftlab.recipe import read as recipes
 
 # Three English words in a row are a sentence; between backticks or quotes there are keys, values and commands.
@@ -55,3 +56,69 @@ def test_refusals_of_values_are_chinese(name):
         except LabError as error:
             notes = [str(error)]
         assert not any(english(note) for note in notes), (value, notes)
+
+
+FRAMEWORKS = {title: framework for title, (framework, _) in coming_from.READ.items()}
+
+
+@pytest.mark.parametrize("title", FRAMEWORKS)
+def test_reasons_of_other_frameworks_are_chinese(title):
+    framework = FRAMEWORKS[title]
+    tables = framework.dropped, framework.refused, framework.unsaid, framework.unsaid_in_sft, framework.nulls
+    for name, message in (pair for table in tables for pair in table.items()):
+        text = translated_keys.reason(message, name)
+        assert re.search("[\u4e00-\u9fff]", text) and not english(text), text
+    for name, read in framework.read.items():
+        for value in [*WRONG, "all", "grpo", "simpo", [{"path": "a/b", "type": "alpaca", "train_on_eos": "last"}]]:
+            try:
+                result = read(value, {name: value})
+                text = result[1] if isinstance(result, tuple) else ""
+            except (ValueError, TypeError, AttributeError, KeyError) as error:
+                text = str(error) if type(error) is ValueError and not str(error).startswith("invalid literal") else ""
+            assert not english(text), (name, value, text)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("s.sh", "swift sft --model $MODEL --dataset a.json\n"),
+        ("s.sh", "swift sft --model 'm\n"),
+        ("s.sh", "swift sft --model m\nswift sft --model n\n"),
+        ("s.sh", "echo done\n"),
+        ("s.sh", "swift sft \\\n  # none\n  --model m\n"),
+        ("s.sh", "swift infer --model m\n"),
+        ("s.sh", "swift sft nothing --model m\n"),
+        ("s.py", "def f(:\n"),
+        ("s.py", "print(1)\n"),
+        ("s.ipynb", "[]"),
+        ("s.yaml", "model: m\ntuner_type: lora\nloss_type: ''\n"),
+        ("s.yaml", "- a\n- b\n"),
+        ("s.yaml", "[" * 40),
+        ("s.yaml", "base_model: m\nrl: grpo\nadapter: [1]\nqat: true\nnothing_known: 1\n"),
+    ],
+)
+def test_refusals_of_files_are_chinese(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(LabError) as error:
+        recipes.load(path)
+    assert not english(str(error.value).replace(str(path), "")), error.value
+
+
+def test_comments_in_the_files_of_other_frameworks_are_chinese():
+    sft = BASE | {"dataset": "identity_en", "output_dir": "runs/x", "use_eaft_loss": True, "flash_attn": "fa2"}
+    ppo = BASE | {"dataset": "identity_en", "output_dir": "runs/x", "stage": "ppo", "reward_funcs": "exact_answer"}
+    names = ("llamafactory", "swift", "axolotl", "alpaca-lora")
+    texts = [to_frameworks.show(recipes.read(sft)[0], name) for name in names]
+    texts.append(to_verl.script(recipes.read(ppo)[0]))
+    # After the first here-document there is code.
+    comments = [line for text in texts for line in text.partition("<<")[0].splitlines() if line.startswith("# ")]
+    assert len(comments) > 8 and not any(english(line) for line in comments), comments
+
+
+def test_reasons_of_the_machine_are_chinese():
+    from ftlab.recipe import machine_defaults
+
+    for reasons in machine_defaults.REASONS.values():
+        for message in reasons.values():
+            assert not english(errors.say(message, tokens=512))

@@ -44,14 +44,14 @@ ALPACA_LORA = Framework(
         "data_path": data, "batch_size": batch, "val_set_size": held_out,
         "lora_target_modules": lambda value, config: {"lora_target": target(value)},
         "group_by_length": lambda value, config: {"group_by_length": True} if value else {},
-        "add_eos_token": only(True, "an answer ends with the end token here"),
-        "prompt_template_name": only("alpaca", "a recipe has its alpaca template"),
+        "add_eos_token": only(True, "why_answers_end_with_eos"),
+        "prompt_template_name": only("alpaca", "why_alpaca_template"),
         "wandb_project": lambda value, config: {"report_to": ["wandb"], "project": str(value)} if value else {},
         "resume_from_checkpoint": lambda value, config: {"resume_from_checkpoint": value} if value else {},
     },
     dropped={
-        "wandb_watch": "set WANDB_WATCH in the environment",
-        "wandb_log_model": "set WANDB_LOG_MODEL in the environment",
+        "wandb_watch": "why_set_in_environment",
+        "wandb_log_model": "why_set_in_environment",
     },
     defaults=lambda config: {
         "data_path": "yahma/alpaca-cleaned", "batch_size": 128, "micro_batch_size": 4, "num_epochs": 3,

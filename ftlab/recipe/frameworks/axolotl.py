@@ -7,7 +7,7 @@ from typing import Any
 
 from ftlab.data.dataset_info import described, detect
 from ftlab.data.read import rows as lines
-from ftlab.errors import LabError
+from ftlab.errors import LabError, say
 from ftlab.recipe.frameworks.table import (
     Framework,
     Translation,
@@ -33,12 +33,13 @@ TEMPLATES = {
     "gemma3": "gemma3", "qwen_25": "qwen", "qwen3": "qwen3", "phi_3": "phi", "phi_35": "phi",
     "mistral_v1": "mistral", "mistral_v2v3": "mistral", "mistral_v3_tekken": "mistral", "deepseek_v3": "deepseek3",
 }  # fmt: skip
-# `type` of a data set -> a note on what differs: here the columns decide the format, and the chat template the text.
-CHAT = "rendered with the model's own chat template"
+# `type` of a data set -> the message of a note on what differs: here the columns decide the format, and the chat
+# template the text.
+CHAT = "why_rendered_by_own_template"
 TYPES = {
     "chat_template": "", "chat_template.default": "", "passthrough": "", "completion": "",
     "bradley_terry.chat_template": "",
-    "alpaca": f"{CHAT}, where axolotl writes `### Instruction:`; template=alpaca sets that",
+    "alpaca": "why_rendered_as_chat",
     "sharegpt": "", "chat_template.argilla": "", "llama3.argilla": CHAT, "chatml.argilla": CHAT,
     "chatml.intel": CHAT, "llama3.intel": CHAT, "chatml.ultra": CHAT, "llama3.ultra": CHAT,
     "alpaca_chat": CHAT, "alpaca_chat.load_qa": CHAT, "alpaca_w_system": CHAT, "context_qa": CHAT,
@@ -62,11 +63,6 @@ USUAL: dict[str, tuple[Any, ...]] = {
         {"user": ["human", "user"], "assistant": ["gpt", "assistant"], "system": ["system"]},
     ),
 }  # fmt: skip
-# Entries of a data set that differ in some examples only.
-NOTED = {
-    (name, "last"): f"{name}: last: here the end of every trained answer is trained, not of the last one alone"
-    for name in ("train_on_eos", "train_on_eot")
-}
 # The Python file of reward functions that `ftlab recipe show` writes.
 REWARDS_MODULE = "axolotl_rewards"
 LIGER = ("liger_rope", "liger_rms_norm", "liger_glu_activation", "liger_swiglu", "liger_layer_norm",
@@ -85,7 +81,7 @@ def datasets(value: Any, config: Values) -> Translation:
     plain = texts(value)
     limits = {rows_taken(one) for one in sets} - {None}
     if len(limits) > 1:
-        raise ValueError("`max_samples` is one number for all data sets")
+        raise ValueError(say("why_one_max_samples"))
     values = rows([path for paths, _ in read for path in paths]) | ({"stage": "pt"} if plain else {})
     return values | ({"max_samples": limits.pop()} if limits else {}), "; ".join(remarks)
 
@@ -104,13 +100,14 @@ def one_set(one: Values) -> tuple[list[str], list[str]]:
         ValueError: an entry that a recipe cannot follow.
     """
     kind = one.get("type") or "chat_template"
-    notes = [note for (name, entry), note in NOTED.items() if one.get(name) == entry]
+    ends = [name for name in ("train_on_eos", "train_on_eot") if one.get(name) == "last"]
+    notes = [say("why_every_end_trained", key=name) for name in ends]
     if isinstance(kind, dict):
-        raise ValueError("`type` with fields of your own: describe the columns in dataset_info.json")
+        raise ValueError(say("why_type_with_fields"))
     kind = kind.partition(":")[0] if kind.startswith(("completion", "sharegpt")) else kind
     if kind not in TYPES:
-        raise ValueError(f"`type: {kind}` has no equivalent: describe the columns in dataset_info.json")
-    notes += [f"type: {kind}: {TYPES[kind]}"] if TYPES[kind] else []
+        raise ValueError(say("why_describe_type", kind=kind))
+    notes += [f"type: {kind}: {say(TYPES[kind])}"] if TYPES[kind] else []
     for name, entry in one.items():
         if name in ("path", "type", "data_files") or entry in (None, *USUAL.get(name, ())):
             continue
@@ -118,7 +115,7 @@ def one_set(one: Values) -> tuple[list[str], list[str]]:
             continue
         # Training on no role at all would be another run too.
         if name in ("shards", "preprocess_shards", "name", "revision", "roles_to_train") or name not in USUAL or entry:
-            raise ValueError(f"`{name}: {entry}` of a data set: describe it in dataset_info.json")
+            raise ValueError(say("why_describe_entry", key=name, value=entry))
     files = one.get("data_files")
     paths = [str(file) for file in listed(files)] if files else [str(one["path"])]
     for path in filter(os.path.isfile, paths):
@@ -136,7 +133,7 @@ def require_column(one: Values, path: Path) -> None:
     with contextlib.suppress(LabError):
         entry, (_, first) = detect(path), next(lines(path))
         if isinstance(first, dict) and column in first and column not in entry.columns.values():
-            raise ValueError(f"`field_messages: {column}`: of {path} ftlab reads {described(entry)}")
+            raise ValueError(say("why_other_column", column=column, path=path, columns=described(entry)))
 
 
 def rows_taken(one: Values) -> int | None:
@@ -166,7 +163,7 @@ def adapter(value: Any, config: Values) -> Translation:
     kinds: dict[Any, Values] = {"lora": {"finetuning_type": "lora"}, "": {"finetuning_type": "full"}}
     kinds["qlora"] = {"finetuning_type": "lora", "quantization_bit": 4}
     if value not in kinds:
-        raise ValueError("a recipe has lora, qlora and full (no adapter)")
+        raise ValueError(say("why_known_adapters"))
     return kinds[value]
 
 
@@ -175,9 +172,9 @@ def rl(value: Any, config: Values) -> Translation:
     if value == "ipo":
         return {"stage": "dpo", "pref_loss": "ipo"}
     if value not in ("dpo", "kto", "orpo", "simpo", "grpo", False, ""):
-        raise ValueError("a recipe has dpo, ipo, kto, orpo, simpo and grpo")
+        raise ValueError(say("why_known_axolotl_stages"))
     if value == "simpo" and config.get("cpo_alpha") != 0:
-        raise ValueError("TRL adds an SFT loss with weight `cpo_alpha`, 1 unless it is written: write `cpo_alpha: 0`")
+        raise ValueError(say("why_axolotl_cpo_alpha"))
     return {"stage": value} if value else {}
 
 
@@ -185,7 +182,7 @@ def one_loss(value: Any, config: Values) -> Translation:
     """Return `dpo_loss_type`, a list; a recipe takes one."""
     names = listed(value)
     if len(names) != 1:
-        raise ValueError("a recipe has one loss of DPO's, and `pref_ftx` beside it")
+        raise ValueError(say("why_one_dpo_loss"))
     return {"pref_loss": names[0]}
 
 
@@ -204,16 +201,13 @@ def grpo(value: Any, config: Values) -> Translation:
         elif name in names:
             values[names[name]] = entry
         elif entry is not None and usual.get(name, object()) != entry:
-            raise ValueError(f"`{name}: {entry}` has no equivalent")
+            raise ValueError(say("why_no_equivalent", key=name, value=entry))
     return values
 
 
 def bits(number: int) -> Any:
     """Return the reader of `load_in_4bit` or `load_in_8bit`."""
     return lambda value, config: {"quantization_bit": number} if value else {}
-
-
-NOT_HELD_OUT = "the file has no validation set"
 
 
 def evaluates(config: Values) -> bool:
@@ -229,7 +223,7 @@ def per_epoch(name: str) -> Any:
 
     def read(value: Any, config: Values) -> Translation:
         if name == "eval" and not evaluates(config):
-            return {}, NOT_HELD_OUT
+            return {}, say("why_no_validation_set")
         if not value:
             return {}
         share = 1 / (value * config.get("num_epochs", 1))
@@ -237,7 +231,7 @@ def per_epoch(name: str) -> Any:
             return {f"{name}_strategy": "steps", f"{name}_steps": share}
         if name == "save":
             return {"save_strategy": "epoch"}
-        return {}, "one evaluation in all is none to axolotl; write `eval_strategy: epoch` for one at the end"
+        return {}, say("why_one_evaluation_is_none")
 
     return read
 
@@ -247,7 +241,7 @@ def steps(name: str) -> Any:
 
     def read(value: Any, config: Values) -> Translation:
         if name == "eval" and not evaluates(config):
-            return {}, NOT_HELD_OUT
+            return {}, say("why_no_validation_set")
         return {f"{name}_strategy": "steps", f"{name}_steps": value} if value else {}
 
     return read
@@ -258,16 +252,16 @@ def strategy(name: str) -> Any:
 
     def read(value: Any, config: Values) -> Translation:
         if name == "eval" and not evaluates(config):
-            return {}, NOT_HELD_OUT
+            return {}, say("why_no_validation_set")
         by = next((key for key in (f"{name}_steps", f"{name}s_per_epoch") if config.get(key)), None)
-        return ({}, f"{by} counts") if by else {f"{name}_strategy": value}
+        return ({}, say("why_key_counts", key=by)) if by else {f"{name}_strategy": value}
 
     return read
 
 
 def warmed(value: Any, config: Values) -> Translation:
     """Return `warmup_steps`; axolotl turns 1 into 2."""
-    return ({"warmup_steps": 2}, "axolotl warms up for two steps then") if value == 1 else {"warmup_steps": value}
+    return ({"warmup_steps": 2}, say("why_two_warmup_steps")) if value == 1 else {"warmup_steps": value}
 
 
 def kernel(name: str) -> Any:
@@ -285,7 +279,7 @@ def plugins(value: Any, config: Values) -> Translation:
     values: Values = {}
     for name in listed(value):
         if name not in PLUGINS:
-            raise ValueError(f"the plug-in {name} has no equivalent")
+            raise ValueError(say("why_no_plugin", name=name))
         values |= PLUGINS[name]
     return values
 
@@ -302,7 +296,7 @@ def precision(name: str) -> Any:
         whole = name == "bf16" and value and not config.get("adapter")
         if value == "full" and whole:
             return {"pure_bf16": True}
-        note = "trained weights stay float32, axolotl keeps them in bfloat16: pure_bf16=true for that" if whole else ""
+        note = say("why_weights_stay_float32") if whole else ""
         return {} if value in ("auto", "") else {name: bool(value)}, note
 
     return read
@@ -326,8 +320,8 @@ def too_long(value: Any, config: Values) -> Translation:
         ValueError: examples that axolotl stops at.
     """
     if value not in ("truncate", "drop"):
-        raise ValueError("examples are cut")
-    return {}, "" if value == "truncate" else "examples above `sequence_len` are cut"
+        raise ValueError(say("why_examples_are_cut"))
+    return {}, "" if value == "truncate" else say("why_cut_above_sequence_len")
 
 
 def least_rate(value: Any, config: Values) -> Translation:
@@ -339,8 +333,8 @@ def special_tokens(value: Any, config: Values) -> Translation:
     """Return no keys for a pad token; other tokens would change what is trained."""
     others = {name: token for name, token in value.items() if name != "pad_token" and token}
     if others:
-        return {}, f"{others}: the model's own are used; nothing is added"
-    return {}, "padding is never trained on"
+        return {}, say("why_own_special_tokens", entries=others)
+    return {}, say("why_padding_untrained")
 
 
 def recomputing(value: Any, config: Values) -> Translation:
@@ -410,12 +404,12 @@ AXOLOTL = Framework(
         "eval_steps": steps("eval"),
         "eval_strategy": strategy("eval"), "evaluation_strategy": strategy("eval"),
         "save_strategy": strategy("save"), "save_steps": steps("save"),
-        "cpo_alpha": only(0, "SimPO is trained without an SFT loss: write 0"), "plugins": plugins,
+        "cpo_alpha": only(0, "why_simpo_without_sft"), "plugins": plugins,
         "bf16": precision("bf16"), "fp16": precision("fp16"),
         "cosine_min_lr_ratio": least_rate, "special_tokens": special_tokens, "gradient_checkpointing": recomputing,
         "attn_implementation": attention, "flash_attention": kernel("fa2"), "sdp_attention": kernel("sdpa"),
         "eager_attention": kernel("disabled"), "xformers_attention": kernel("sdpa"),
-        "flex_attention": off("flex attention has no equivalent; use `flash_attn: sdpa`"),
+        "flex_attention": off("why_no_flex_attention"),
         "chat_template": templated(TEMPLATES), "peft_init_lora_weights": initial,
         "optimizer": optimizer, "rope_scaling": stretched, "tokens": added,
         "reward_model": lambda value, config: {"stage": "rm"} if value else {},
@@ -433,92 +427,92 @@ AXOLOTL = Framework(
         "resume_from_checkpoint": lambda value, config: {"resume_from_checkpoint": value} if value else {},
         "deepspeed": lambda value, config: {"deepspeed": value} if value else {},
         "pretraining_sample_concatenation": lambda value, config: {"packing": bool(value)},
-        "lora_fan_in_fan_out": off("PEFT detects such layers (GPT-2) itself"),
-        "dataset_exact_deduplication": off("remove duplicates from the file first: `ftlab data check` lists them"),
-        "peft": only((None, {}), "LoftQ has no equivalent; use `pissa_init: true`"),
-        "num_labels": only(1, "a reward model has one number"),
+        "lora_fan_in_fan_out": off("why_peft_detects_conv1d"),
+        "dataset_exact_deduplication": off("why_remove_duplicates"),
+        "peft": only((None, {}), "why_no_loftq"),
+        "num_labels": only(1, "why_one_reward"),
         "excess_length_strategy": too_long, "lr_scheduler": schedule, "optim_args": optimizer_arguments,
     },
     dropped={
-        "strict": "every key is checked", "dataset_prepared_path": "examples are cached by ftlab itself",
-        "dataset_processes": "examples are encoded in one process",
-        "dataset_num_proc": "examples are encoded in one process",
-        "dataset_keep_in_memory": "examples are read from disk", "pad_to_sequence_len": "padding is never trained on",
-        "eval_sample_packing": "evaluation computes the same loss without packing",
-        "sample_packing_group_size": "it is a setting of axolotl's packing",
-        "shuffle_merged_datasets": "examples are always shuffled",
-        "sample_packing_bin_size": "it is a setting of axolotl's packing",
-        "sample_packing_eff_est": "it is a setting of axolotl's packing",
-        "model_type": "the class is read from the model's own config",
-        "tokenizer_legacy": "the tokenizer's own setting is kept",
-        "tokenizer_type": "the class is read from the model's own config",
-        "total_num_tokens": "it is computed from the data",
-        "processor_type": "text models need no processor", "tokenizer_use_fast": "fast tokenizers are always used",
-        "is_llama_derived_model": "the class is read from the model's own config",
-        "debug": "it doesn't change the training",
-        "is_mistral_derived_model": "the class is read from the model's own config",
-        "logging_first_step": "the first step is always logged",
-        "is_falcon_derived_model": "the class is read from the model's own config", "local_rank": "torchrun sets it",
-        "is_qwen_derived_model": "the class is read from the model's own config",
-        "use_auth_token": "the token is read from HF_TOKEN",
-        "tf32": "torch's own default is kept", "bfloat16": "the dtype depends on the machine",
-        "float16": "the dtype depends on the machine",
-        "auto_resume_from_checkpoints": "an unfinished run is resumed anyway",
-        "hf_use_auth_token": "the token is read from HF_TOKEN",
-        "save_safetensors": "weights are always safetensors", "low_cpu_mem_usage": "transformers always does it",
-        "lora_mlp_kernel": "it only affects the speed", "flash_attn_rms_norm": "it only affects the speed",
-        "lora_qkv_kernel": "it only affects the speed", "flash_attn_cross_entropy": "it only affects the speed",
-        "lora_o_kernel": "it only affects the speed", "flash_attn_fuse_qkv": "it only affects the speed",
-        "flash_attn_fuse_mlp": "it only affects the speed",
-        "chunked_cross_entropy": "it computes the same loss with less memory",
-        "cut_cross_entropy": "it computes the same loss with less memory",
-        "lora_on_cpu": "the device depends on the machine",
-        "wandb_entity": "set WANDB_ENTITY in the environment", "wandb_watch": "set WANDB_WATCH in the environment",
-        "wandb_log_model": "set WANDB_LOG_MODEL in the environment", "wandb_mode": "set WANDB_MODE in the environment",
-        "wandb_run_id": "set WANDB_RUN_ID in the environment",
-        "mlflow_experiment_name": "set MLFLOW_EXPERIMENT_NAME in the environment",
-        "hf_mlflow_log_artifacts": "set HF_MLFLOW_LOG_ARTIFACTS in the environment",
-        "load_in_16bit": "the dtype depends on the machine",
-        "gc_steps": "it doesn't change the training", "flash_optimum": "it only affects the speed",
-        "world_size": "torchrun sets it",
-        "max_packed_sequence_len": "`sequence_len` is used instead",
-        "save_first_step": "it doesn't change the training",
-        "use_kernels": "it only affects the speed", "eval_table_size": "it doesn't change the training",
-        "eval_max_new_tokens": "it only has an effect with `eval_table_size`",
-        "tokenizer_save_jinja_files": "the chat template is saved with the tokenizer",
-        "include_tokens_per_second": "tokens per second are always logged",
-        "include_tkps": "tokens per second are always logged",
-        "loss_watchdog_threshold": "a loss that is not finite stops the run",
-        "gptq": "quantized weights are recognized by the model's own config",
-        "loss_watchdog_patience": "a loss that is not finite stops the run",
-    } | dict.fromkeys(LIGER, "`use_liger_kernel` turns Liger's kernels on"),
+        "strict": "why_keys_are_checked", "dataset_prepared_path": "why_cached_by_ftlab",
+        "dataset_processes": "why_encoded_in_one_process",
+        "dataset_num_proc": "why_encoded_in_one_process",
+        "dataset_keep_in_memory": "why_read_from_disk", "pad_to_sequence_len": "why_padding_untrained",
+        "eval_sample_packing": "why_same_loss_unpacked",
+        "sample_packing_group_size": "why_axolotl_packing",
+        "shuffle_merged_datasets": "why_always_shuffled",
+        "sample_packing_bin_size": "why_axolotl_packing",
+        "sample_packing_eff_est": "why_axolotl_packing",
+        "model_type": "why_class_from_config",
+        "tokenizer_legacy": "why_tokenizer_setting_kept",
+        "tokenizer_type": "why_class_from_config",
+        "total_num_tokens": "why_computed_from_data",
+        "processor_type": "why_text_needs_no_processor", "tokenizer_use_fast": "why_fast_tokenizers",
+        "is_llama_derived_model": "why_class_from_config",
+        "debug": "why_training_unchanged",
+        "is_mistral_derived_model": "why_class_from_config",
+        "logging_first_step": "why_first_step_always_logged",
+        "is_falcon_derived_model": "why_class_from_config", "local_rank": "why_torchrun_sets_it",
+        "is_qwen_derived_model": "why_class_from_config",
+        "use_auth_token": "why_token_from_hf_token",
+        "tf32": "why_torch_default_kept", "bfloat16": "why_dtype_by_machine",
+        "float16": "why_dtype_by_machine",
+        "auto_resume_from_checkpoints": "why_unfinished_resumed",
+        "hf_use_auth_token": "why_token_from_hf_token",
+        "save_safetensors": "why_always_safetensors", "low_cpu_mem_usage": "why_transformers_always",
+        "lora_mlp_kernel": "why_only_speed", "flash_attn_rms_norm": "why_only_speed",
+        "lora_qkv_kernel": "why_only_speed", "flash_attn_cross_entropy": "why_only_speed",
+        "lora_o_kernel": "why_only_speed", "flash_attn_fuse_qkv": "why_only_speed",
+        "flash_attn_fuse_mlp": "why_only_speed",
+        "chunked_cross_entropy": "why_same_loss_less_memory",
+        "cut_cross_entropy": "why_same_loss_less_memory",
+        "lora_on_cpu": "why_device_by_machine",
+        "wandb_entity": "why_set_in_environment", "wandb_watch": "why_set_in_environment",
+        "wandb_log_model": "why_set_in_environment", "wandb_mode": "why_set_in_environment",
+        "wandb_run_id": "why_set_in_environment",
+        "mlflow_experiment_name": "why_set_in_environment",
+        "hf_mlflow_log_artifacts": "why_set_in_environment",
+        "load_in_16bit": "why_dtype_by_machine",
+        "gc_steps": "why_training_unchanged", "flash_optimum": "why_only_speed",
+        "world_size": "why_torchrun_sets_it",
+        "max_packed_sequence_len": "why_sequence_len_instead",
+        "save_first_step": "why_training_unchanged",
+        "use_kernels": "why_only_speed", "eval_table_size": "why_training_unchanged",
+        "eval_max_new_tokens": "why_only_with_eval_table",
+        "tokenizer_save_jinja_files": "why_template_saved",
+        "include_tokens_per_second": "why_tokens_per_second_logged",
+        "include_tkps": "why_tokens_per_second_logged",
+        "loss_watchdog_threshold": "why_bad_loss_stops",
+        "gptq": "why_quantized_by_config",
+        "loss_watchdog_patience": "why_bad_loss_stops",
+    } | dict.fromkeys(LIGER, "why_liger_by_key"),
     refused={
-        "gpu_memory_limit": "write `max_memory`",
-        "skip_prepare_dataset": "examples are always encoded before training",
-        "relora": "ReLoRA has no equivalent", "unfrozen_parameters": "write `finetuning_type: freeze`",
-        "added_tokens_overrides": "a recipe cannot rename tokens",
-        "resize_token_embeddings_to_32x": "the embedding keeps its size",
-        "overrides_of_model_config": "set it in the model's config.json",
-        "overrides_of_model_kwargs": "set it in the model's config.json", "qat": "QAT has no equivalent",
-        "base_model_config": "a recipe cannot use another model's config",
-        "tokenizer_config": "a recipe cannot use another model's tokenizer",
-        "streaming": "examples are read from disk",
-        "chat_template_jinja": "save it in the model's tokenizer_config.json",
-        "vllm": "completions are generated by transformers, not by vLLM",
-        "lora_target_parameters": "write the parameter names in `lora_target`",
-        "use_eaft": "its loss weights are 3 ** `eaft_alpha` times those of `use_eaft_loss: true`",
-        "process_reward_model": "a reward is for a whole answer, not for its steps",
-        "sequence_parallel_degree": "sequence parallelism has no equivalent",
-        "context_parallel_size": "sequence parallelism has no equivalent",
-        "tensor_parallel_size": "tensor parallelism has no equivalent", "dion_lr": "Dion has no equivalent",
-        "lr_groups": "a recipe has one learning rate for all weights",
-        "embedding_lr": "a recipe has one learning rate for all weights",
-        "do_bench_eval": "write `tasks` and run `ftlab eval`", "fp8": "FP8 needs accelerate's own setting; use bf16",
-        "shuffle_before_merging_datasets": "data sets are concatenated first, then shuffled",
-        "jagged_restart_steps": "ReLoRA has no equivalent",
-        "merge_lora": "merge with `ftlab export`",
-        "s2_attention": "no maintained library has LongLoRA's attention", "lisa_n_layers": "LISA has no equivalent",
-        "peft_layers_to_transform": "write the layers' names in `lora_target`",
+        "gpu_memory_limit": "why_write_max_memory",
+        "skip_prepare_dataset": "why_always_encoded_first",
+        "relora": "why_no_relora", "unfrozen_parameters": "why_write_freeze",
+        "added_tokens_overrides": "why_no_renamed_tokens",
+        "resize_token_embeddings_to_32x": "why_embedding_keeps_size",
+        "overrides_of_model_config": "why_set_in_config_json",
+        "overrides_of_model_kwargs": "why_set_in_config_json", "qat": "why_no_qat",
+        "base_model_config": "why_no_other_config",
+        "tokenizer_config": "why_no_other_tokenizer",
+        "streaming": "why_read_from_disk",
+        "chat_template_jinja": "why_template_in_tokenizer_config",
+        "vllm": "why_generated_without_vllm",
+        "lora_target_parameters": "why_parameters_in_lora_target",
+        "use_eaft": "why_eaft_weights",
+        "process_reward_model": "why_reward_for_whole_answer",
+        "sequence_parallel_degree": "why_no_sequence_parallelism",
+        "context_parallel_size": "why_no_sequence_parallelism",
+        "tensor_parallel_size": "why_no_tensor_parallelism", "dion_lr": "why_no_dion",
+        "lr_groups": "why_one_learning_rate",
+        "embedding_lr": "why_one_learning_rate",
+        "do_bench_eval": "why_write_tasks_and_eval", "fp8": "why_fp8_needs_accelerate",
+        "shuffle_before_merging_datasets": "why_concatenated_then_shuffled",
+        "jagged_restart_steps": "why_no_relora",
+        "merge_lora": "why_merge_with_export",
+        "s2_attention": "why_no_longlora", "lisa_n_layers": "why_no_lisa",
+        "peft_layers_to_transform": "why_layer_names_in_lora_target",
     },
     defaults=defaults,
     fields=(
@@ -533,5 +527,5 @@ AXOLOTL = Framework(
         "torch_compile", "torch_compile_backend", "torch_compile_mode", "torch_empty_cache_steps", "warmup_steps",
         "weight_decay",
     ),
-    unsaid={"excess_length_strategy": "axolotl drops examples above `sequence_len`, here they are cut"},
+    unsaid={"excess_length_strategy": "why_axolotl_drops_long"},
 )  # fmt: skip

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from ftlab.errors import say
 from ftlab.recipe.frameworks.table import Framework, Translation, Values, accumulation, joined, only, rows
 
 
@@ -22,7 +23,7 @@ def peft(value: Any, config: Values) -> Translation:
     if kind == "full":
         return {"finetuning_type": "full"}
     if kind not in ("lora", "freeze"):
-        raise ValueError("a recipe has lora, freeze and full (no peft_config)")
+        raise ValueError(say("why_known_v1_methods"))
     names = lora | lists if kind == "lora" else freeze
     usual = {"name": kind, "cast_trainable_params_to_fp32": True}
     values: Values = {"finetuning_type": kind}
@@ -31,7 +32,7 @@ def peft(value: Any, config: Values) -> Translation:
         if name in names and entry is not None:
             values[names[name]] = joined(entry) if isinstance(entry, list) else entry
         elif usual.get(name, entry) != entry or (name not in usual and entry):
-            raise ValueError(f"`{name}: {entry}` has no equivalent")
+            raise ValueError(say("why_no_equivalent", key=name, value=entry))
     return values
 
 
@@ -40,7 +41,7 @@ def quantized(value: Any, config: Values) -> Translation:
     names = ("quantization_bit", "double_quantization", "quantization_type")
     for name, entry in value.items():
         if name not in (*names, "compute_dtype") and not (name == "name" and entry in ("bnb", "auto")):
-            raise ValueError(f"`{name}: {entry}` has no equivalent")
+            raise ValueError(say("why_no_equivalent", key=name, value=entry))
     return {name: value[name] for name in names if name in value}
 
 
@@ -52,7 +53,7 @@ def batch(value: Any, config: Values) -> Translation:
 def every_epoch(value: Any, config: Values) -> Translation:
     """Return `save_epochs`."""
     if value != 1:
-        raise ValueError("a recipe saves every `save_steps`, or once an epoch")
+        raise ValueError(say("why_saves_by_step_or_epoch"))
     return {"save_strategy": "epoch"}
 
 
@@ -61,7 +62,7 @@ def training_set(key: str) -> Any:
 
     def read(value: Any, config: Values) -> Translation:
         if Path(str(value)).suffix in (".yaml", ".yml"):
-            raise ValueError("describe its data sets in dataset_info.json and write `dataset`")
+            raise ValueError(say("why_describe_sets"))
         return rows([str(value)], key)
 
     return read
@@ -71,13 +72,13 @@ def schedule(value: Any, config: Values) -> Translation:
     """Return the block `lr_scheduler_config`."""
     others = {name: entry for name, entry in value.items() if name not in ("name", "warmup_ratio", "warmup_steps")}
     if others:
-        raise ValueError(f"{others} has no equivalent")
+        raise ValueError(say("why_no_equivalents", entries=others))
     values = {name: value[name] for name in ("warmup_ratio", "warmup_steps") if name in value}
     return values | ({"lr_scheduler_type": value["name"]} if "name" in value else {})
 
 
 LLAMA_FACTORY_V1 = Framework(
-    title="LLaMA-Factory's v1 format",
+    title="LLaMA-Factory v1",
     names={
         "model_name_or_path": "model", "template": "template", "trust_remote_code": "trust_remote_code",
         "dataset": "train_dataset", "eval_dataset": "eval_dataset", "per_device_train_batch_size": "micro_batch_size",
@@ -92,18 +93,18 @@ LLAMA_FACTORY_V1 = Framework(
         "quant_config": quantized, "global_batch_size": batch, "lr_scheduler_config": schedule,
         "flash_attn": lambda value, config: {"flash_attn": {"eager": "disabled", "flash_attention_2": "fa2"}.get(
             value, value)},
-        "model_class": only("llm", "a recipe has language models"),
+        "model_class": only("llm", "why_language_models_only"),
         "init_config": only(({"name": "init_on_default"}, {"name": "init_on_rank0"},
-                                            {"name": "init_on_meta"}), "only how weights are loaded"),
-        "batching_strategy": only(("normal", "padding_free"), "no such batches here"),
+                                            {"name": "init_on_meta"}), "why_only_how_weights_load"),
+        "batching_strategy": only(("normal", "padding_free"), "why_no_such_batches"),
         "save_epochs": every_epoch,
-        "optim_config": only(({"name": "adamw"}, {}), "write `optim`"),
-        "sample_backend": only("hf", "answers are written by transformers"),
-        "dist_config": only(({"name": "fsdp2"}, {}), "write `fsdp` or `deepspeed` (distributed.md)"),
+        "optim_config": only(({"name": "adamw"}, {}), "why_write_optim"),
+        "sample_backend": only("hf", "why_answers_by_transformers"),
+        "dist_config": only(({"name": "fsdp2"}, {}), "why_write_fsdp_or_deepspeed"),
     },
     dropped={
-        "kernel_config": "the fast paths of `shortcuts` are chosen by the machine and the model",
-        "batching_workers": "examples are read in one process", "save_ckpt_as_hf": "checkpoints are transformers' own",
+        "kernel_config": "why_fast_paths_by_machine",
+        "batching_workers": "why_read_in_one_process", "save_ckpt_as_hf": "why_checkpoints_of_transformers",
     },
     defaults=lambda config: {
         "micro_batch_size": 1, "learning_rate": 1e-4, "num_train_epochs": 3, "logging_steps": 1,

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ftlab.errors import say
 from ftlab.recipe.frameworks.table import (
     Framework,
     Translation,
@@ -28,21 +29,10 @@ TEMPLATES = {
     "default": "default",
 }  # fmt: skip
 FORMATS: dict[Any, Values] = {"bfloat16": {"bf16": True}, "float16": {"fp16": True}, "float32": {"bf16": False}}
-MODELSCOPE = "a hub id is asked of the hub that HF_ENDPOINT names, swift asks ModelScope's unless `use_hf: true`"
 GALORE = {
     "galore_target_modules": "galore_target", "galore_update_proj_gap": "galore_update_interval",
     "galore_rank": "galore_rank", "galore_scale": "galore_scale", "galore_proj_type": "galore_proj_type",
 }  # fmt: skip
-
-
-GRPO_MEAN = (
-    "TRL's loss is the mean over all tokens, swift's `grpo` the mean over each completion first (`dapo`: all tokens)"
-)
-DIVIDED = "swift divides logits by it in the divergence too, TRL only where answers are written"
-WHOLE_WEIGHTS = (
-    "swift keeps whole weights in the model's own dtype, mostly bfloat16; here they are float32, or bfloat16 "
-    "with `pure_bf16: true`"
-)
 # swift's other tuners that a recipe supports: its key -> PEFT's field, and swift's default.
 TUNERS: dict[str, dict[str, tuple[str, Any]]] = {
     "vera": {
@@ -60,16 +50,16 @@ def sets(key: str) -> Any:
         for one in listed(value):
             path, _, rest = str(one).removeprefix("HF::").removeprefix("MS::").partition("#")
             if ":" in path:
-                raise ValueError(f"the subset of {path}: describe it in dataset_info.json")
+                raise ValueError(say("why_describe_path", path=path))
             if rest and not rest.isdigit():
-                raise ValueError(f"#{rest} is not a number of rows")
+                raise ValueError(say("why_no_row_count", text=rest))
             paths.append(path)
             limits.add(int(rest) if rest else None)
         if len(limits) > 1:
-            raise ValueError("`max_samples` is one number for all data sets")
+            raise ValueError(say("why_one_max_samples"))
         values = rows(paths, key)
         limit = limits.pop() if limits else None
-        note = MODELSCOPE if "dataset_dir" in values and config.get("use_hf") is not True else ""
+        note = say("why_swift_asks_modelscope") if "dataset_dir" in values and config.get("use_hf") is not True else ""
         return values | ({"max_samples": limit} if limit else {}), note
 
     return read
@@ -78,10 +68,10 @@ def sets(key: str) -> Any:
 def tuner(value: Any, config: Values) -> Translation:
     """Return `tuner_type`."""
     if value not in ("lora", "full", *TUNERS):
-        raise ValueError(f"a recipe has lora, full, {', '.join(TUNERS)}")
+        raise ValueError(say("why_known_tuners", names=", ".join(TUNERS)))
     values: Values = {"finetuning_type": value}
     if value == "full":
-        return values, "" if "torch_dtype" in config else WHOLE_WEIGHTS
+        return values, "" if "torch_dtype" in config else say("why_swift_whole_weights")
     if value in TUNERS:
         fields = {field: config.get(name, usual) for name, (field, usual) in TUNERS[value].items()}
         values["peft_config"] = fields
@@ -98,14 +88,14 @@ def field_of(kind: str) -> Any:
 
     def read(value: Any, config: Values) -> Translation:
         used = tuned_by(config) == kind
-        return tuner(kind, config) if used else ({}, f"it counts beside tuner_type: {kind} alone")
+        return tuner(kind, config) if used else ({}, say("why_beside_tuner", kind=kind))
 
     return read
 
 
 def of_lora(name: str) -> Any:
     """Return the reader of a LoRA field, which swift has for every tuner."""
-    return lambda value, config: {name: value} if tuned_by(config) == "lora" else ({}, "it is LoRA's")
+    return lambda value, config: {name: value} if tuned_by(config) == "lora" else ({}, say("why_lora_only"))
 
 
 def rlhf(value: Any, config: Values) -> Translation:
@@ -115,22 +105,22 @@ def rlhf(value: Any, config: Values) -> Translation:
         ValueError: a type of run that a recipe lacks, or SimPO with the SFT loss that swift adds.
     """
     if value not in ("dpo", "kto", "orpo", "simpo", "rm", "ppo", "grpo", "gkd"):
-        raise ValueError("a recipe has dpo, kto, orpo, simpo, rm, ppo, grpo and gkd")
+        raise ValueError(say("why_known_swift_stages"))
     if value == "simpo" and config.get("cpo_alpha", 1.0) != 0:
-        raise ValueError("swift adds an SFT loss with weight `cpo_alpha`, 1 unless it is written: write `cpo_alpha: 0`")
-    return {"stage": value}, GRPO_MEAN if value == "grpo" and "loss_type" not in config else ""
+        raise ValueError(say("why_swift_cpo_alpha"))
+    return {"stage": value}, say("why_swift_grpo_mean") if value == "grpo" and "loss_type" not in config else ""
 
 
 def loss(value: Any, config: Values) -> Translation:
     """Return `loss_type`, one name or several."""
     names = [str(name) for name in listed(value)]
     if config.get("rlhf_type") == "grpo" and names in (["dapo"], ["grpo"]):
-        return {}, "" if names == ["dapo"] else GRPO_MEAN
+        return {}, "" if names == ["dapo"] else say("why_swift_grpo_mean")
     own = {"kto": "kto", "simpo": "simpo"}.get(str(config.get("rlhf_type")))
     if names == [own]:
         return {}
-    if config.get("rlhf_type", "dpo") != "dpo" or len(names) > 1:
-        raise ValueError("a recipe has one loss of DPO's, and `pref_ftx` beside it")
+    if config.get("rlhf_type", "dpo") != "dpo" or len(names) != 1:
+        raise ValueError(say("why_one_dpo_loss"))
     return {"pref_loss": names[0]}
 
 
@@ -146,13 +136,14 @@ def teacher(value: Any, config: Values) -> Translation:
         ValueError: a stage other than gkd.
     """
     if config.get("rlhf_type") != "gkd":
-        raise ValueError("a recipe has a teacher in `stage: gkd` alone")
+        raise ValueError(say("why_teacher_in_gkd"))
     return {"teacher_model": value}
 
 
 def sampled(value: Any, config: Values) -> Translation:
     """Return `temperature`."""
-    return {"temperature": value}, DIVIDED if config.get("rlhf_type") == "gkd" and value != 1 else ""
+    differs = config.get("rlhf_type") == "gkd" and value != 1
+    return {"temperature": value}, say("why_swift_divides_logits") if differs else ""
 
 
 def same_revision(value: Any, config: Values) -> Translation:
@@ -162,7 +153,7 @@ def same_revision(value: Any, config: Values) -> Translation:
         ValueError: another one.
     """
     if value != config.get("model_revision", "main"):
-        raise ValueError("`model_revision` is that of both models")
+        raise ValueError(say("why_one_revision"))
     return {}
 
 
@@ -172,7 +163,7 @@ def scale(value: Any, config: Values) -> Translation:
     if config.get("rlhf_type") not in (None, "sft"):
         kinds |= {"last_round": {}}
     if value not in kinds:
-        raise ValueError("a recipe has default, all and last_round")
+        raise ValueError(say("why_known_loss_scales"))
     return kinds[value]
 
 
@@ -182,7 +173,7 @@ def substitution(name: str) -> Any:
     def read(value: Any, config: Values) -> Translation:
         texts = {str(part) for part in listed(value)}
         if len(texts) > 1:
-            raise ValueError("write one text in `dataset_substitutions`: placeholders have one value here")
+            raise ValueError(say("why_one_text_per_placeholder"))
         return {"dataset_substitutions": {name: texts.pop()}}
 
     return read
@@ -191,7 +182,7 @@ def substitution(name: str) -> Any:
 def number_format(value: Any, config: Values) -> Translation:
     """Return `torch_dtype`: whole weights stay in bfloat16."""
     if value not in FORMATS:
-        raise ValueError("a recipe has bfloat16, float16 and float32")
+        raise ValueError(say("why_known_dtypes"))
     whole = tuned_by(config) == "full"
     if value == "float32" and (config.get("bf16") or config.get("fp16")):
         return {}
@@ -212,7 +203,7 @@ def columns(value: Any, config: Values) -> Translation:
     own = {"chosen": "output", "rejected": "rejected_response", "kto_tag": "label"}
     own |= {"output": "solution"} if config.get("rlhf_type") == "grpo" else {}
     if not isinstance(value, dict) or any(own.get(name) != theirs for name, theirs in value.items()):
-        raise ValueError("describe the columns in dataset_info.json")
+        raise ValueError(say("why_describe_columns"))
     return {}
 
 
@@ -223,19 +214,19 @@ def plugins(value: Any, config: Values) -> Translation:
         ValueError: other code.
     """
     if not set(listed(config.get("reward_funcs") or ["none"])) <= set(REWARDS):
-        raise ValueError("code of your own is not run")
-    return {}, f"a recipe has {', '.join(REWARDS)} itself"
+        raise ValueError(say("why_own_code_not_run"))
+    return {}, say("why_own_rewards", names=", ".join(REWARDS))
 
 
 def too_long(value: Any, config: Values) -> Translation:
     """Return no keys, with a note if long examples are not cut at their end."""
-    return {}, "" if value == "right" else "an example above `cutoff_len` is cut: prompt and answer in proportion"
+    return {}, "" if value == "right" else say("why_cut_in_proportion")
 
 
 def held_out(value: Any, config: Values) -> Translation:
     """Return `split_dataset_ratio`: without evaluation swift holds nothing out."""
     if value and config.get("eval_strategy") == "no":
-        return {}, "nothing is held out with `eval_strategy: no`"
+        return {}, say("why_nothing_held_out")
     return {"val_size": value}
 
 
@@ -324,89 +315,90 @@ SWIFT = Framework(
         "dataset_shuffle": lambda value, config: {} if value else {"train_sampling_strategy": "sequential"},
         "train_dataloader_shuffle": lambda value, config: {} if value else {"train_sampling_strategy": "sequential"},
         "beta": strength, "teacher_model": teacher, "temperature": sampled, "teacher_model_revision": same_revision,
-        "sft_alpha": only(0, "distillation is trained without an SFT loss: write 0"),
-        "seq_kd": off("swift refuses it too; a recipe has `seq_kd: true`"),
-        "cpo_alpha": only(0, "SimPO is trained without an SFT loss: write 0"),
-        "lora_bias": only("none", "biases are not trained"),
-        "tuner_backend": only("peft", "adapters are PEFT's"),
-        "task_type": only(("causal_lm", "seq_cls"), "a recipe has language and reward models"),
-        "num_labels": only(1, "a reward model has one number"),
-        "num_iterations": only(1, "a batch of completions is used once"),
-        "use_vllm": off("completions are generated by transformers"),
-        "use_chat_template": only(True, "write `stage: pt` for text without turns"),
-        "freeze_llm": off("text models only"),
-        "lora_dtype": only(("float32", "auto"), "adapters are float32"),
+        "sft_alpha": only(0, "why_gkd_without_sft"),
+        "seq_kd": off("why_swift_refuses_seq_kd"),
+        "cpo_alpha": only(0, "why_simpo_without_sft"),
+        "lora_bias": only("none", "why_biases_untrained"),
+        "tuner_backend": only("peft", "why_adapters_of_peft"),
+        "task_type": only(("causal_lm", "seq_cls"), "why_language_and_reward"),
+        "num_labels": only(1, "why_one_reward"),
+        "num_iterations": only(1, "why_batch_used_once"),
+        "use_vllm": off("why_generated_by_transformers"),
+        "use_chat_template": only(True, "why_write_stage_pt"),
+        "freeze_llm": off("why_text_models_only"),
+        "lora_dtype": only(("float32", "auto"), "why_adapters_float32"),
         "group_by_length": lambda value, config: {"group_by_length": value} if value else {},
-        "sequence_parallel_size": only(1, "sequence parallelism has no equivalent"),
-        "resume_only_model": off("a run is resumed with its optimizer"),
+        "sequence_parallel_size": only(1, "why_no_sequence_parallelism"),
+        "resume_only_model": off("why_resumed_with_optimizer"),
     },
     dropped={
-        "streaming": "examples are read from a file as they are needed",
-        "offload_teacher_model": "it only affects the memory",
-        "teacher_model_type": "the class is read from the model's own config",
-        "model_type": "the class is read from the model's own config",
-        "use_hf": "HF_ENDPOINT and USE_MODELSCOPE_HUB set the hub",
-        "lazy_tokenize": "examples are always encoded before training",
-        "dataset_num_proc": "examples are encoded in one process",
-        "load_from_cache_file": "examples are cached by ftlab itself", "packing_length": "`cutoff_len` is used instead",
-        "packing_num_proc": "examples are encoded in one process", "padding_free": "padding is never trained on",
-        "padding_side": "padding is never trained on", "add_version": "`output_dir` is the run folder itself",
-        "create_checkpoint_symlink": "no symbolic links are created",
-        "check_model": "local weights are not compared with those of a hub",
-        "logging_first_step": "the first step is always logged", "save_safetensors": "weights are always safetensors",
-        "safe_serialization": "weights are always safetensors",
-        "max_shard_size": "`export_size` limits the files of `ftlab export`",
-        "freeze_vit": "text models only", "freeze_aligner": "text models only", "vit_lr": "text models only",
-        "aligner_lr": "text models only", "max_pixels": "text models only", "strict": "`on_bad_rows` is used instead",
-        "vit_gradient_checkpointing": "text models only", "agent_template": "the chat template renders tools",
-        "ddp_backend": "torch's own default is kept", "load_args": "arguments that an earlier run saved are not read",
-        "load_data_args": "arguments that an earlier run saved are not read",
-        "val_dataset_shuffle": "the order of the validation examples doesn't change the result",
-        "use_logits_to_keep": "it only affects the memory",
-        "template_backend": "the model's own chat template is used",
-        "acc_strategy": "it only changes a figure in the log",
-        "remove_unused_columns": "ftlab prepares the columns",
-        "deepspeed_autotp_size": "tensor parallelism has no equivalent",
-        "use_flash_ckpt": "checkpoints are written synchronously",
-        "lora_ga_batch_size": "it only has an effect with `init_weights: lora-ga`",
-        "swanlab_project": "it only has an effect with `report_to: swanlab`",
-        "log_completions": "completions are not written to the log",
-        "packing_strategy": "examples are packed by length",
-        "num_sample_generations": "completions are not written to the log",
-        "download_mode": "the hub's own cache is used", "task": "the command determines the task",
-        "logging_dir": "trackers write into the run folder",
-        "ddp_find_unused_parameters_": "torch's own default is kept",
-        "vllm_mode": "it only has an effect with `use_vllm`",
-        "vllm_gpu_memory_utilization": "it only has an effect with `use_vllm`", "norm_bbox": "text models only",
-        "vllm_max_model_len": "it only has an effect with `use_vllm`",
-        "sleep_level": "it only has an effect with `use_vllm`",
-        "vllm_tensor_parallel_size": "it only has an effect with `use_vllm`",
-        "bnb_4bit_compute_dtype": "the dtype depends on the machine",
+        "streaming": "why_read_from_a_file",
+        "offload_teacher_model": "why_only_memory",
+        "teacher_model_type": "why_class_from_config",
+        "model_type": "why_class_from_config",
+        "use_hf": "why_hub_by_environment",
+        "lazy_tokenize": "why_always_encoded_first",
+        "dataset_num_proc": "why_encoded_in_one_process",
+        "load_from_cache_file": "why_cached_by_ftlab", "packing_length": "why_cutoff_len_instead",
+        "packing_num_proc": "why_encoded_in_one_process", "padding_free": "why_padding_untrained",
+        "padding_side": "why_padding_untrained", "add_version": "why_output_dir_is_the_run",
+        "create_checkpoint_symlink": "why_no_symbolic_links",
+        "check_model": "why_local_weights_unchecked",
+        "logging_first_step": "why_first_step_always_logged", "save_safetensors": "why_always_safetensors",
+        "safe_serialization": "why_always_safetensors",
+        "max_shard_size": "why_export_size_limits",
+        "freeze_vit": "why_text_models_only", "freeze_aligner": "why_text_models_only",
+        "vit_lr": "why_text_models_only",
+        "aligner_lr": "why_text_models_only", "max_pixels": "why_text_models_only", "strict": "why_on_bad_rows_instead",
+        "vit_gradient_checkpointing": "why_text_models_only", "agent_template": "why_template_renders_tools",
+        "ddp_backend": "why_torch_default_kept", "load_args": "why_saved_arguments_unread",
+        "load_data_args": "why_saved_arguments_unread",
+        "val_dataset_shuffle": "why_validation_order",
+        "use_logits_to_keep": "why_only_memory",
+        "template_backend": "why_own_template_used",
+        "acc_strategy": "why_one_figure_in_log",
+        "remove_unused_columns": "why_ftlab_prepares_columns",
+        "deepspeed_autotp_size": "why_no_tensor_parallelism",
+        "use_flash_ckpt": "why_written_synchronously",
+        "lora_ga_batch_size": "why_only_with_lora_ga",
+        "swanlab_project": "why_only_with_swanlab",
+        "log_completions": "why_completions_unlogged",
+        "packing_strategy": "why_packed_by_length",
+        "num_sample_generations": "why_completions_unlogged",
+        "download_mode": "why_hub_cache", "task": "why_command_is_the_task",
+        "logging_dir": "why_trackers_in_run_folder",
+        "ddp_find_unused_parameters_": "why_torch_default_kept",
+        "vllm_mode": "why_only_with_vllm",
+        "vllm_gpu_memory_utilization": "why_only_with_vllm", "norm_bbox": "why_text_models_only",
+        "vllm_max_model_len": "why_only_with_vllm",
+        "sleep_level": "why_only_with_vllm",
+        "vllm_tensor_parallel_size": "why_only_with_vllm",
+        "bnb_4bit_compute_dtype": "why_dtype_by_machine",
     },
     refused={
-        "custom_register_path": "custom code is not run",
-        "custom_dataset_info": "use dataset_info.json",
-        "teacher_adapters": "merge them into the teacher with `ftlab export`",
-        "teacher_model_server": "the teacher is loaded in the training process",
-        "teacher_deepspeed": "the teacher is not sharded",
-        "gkd_logits_topk": "the loss uses the logits of the whole vocabulary",
-        "target_regex": "write layer names in `lora_target`",
-        "target_parameters": "write the parameter names in `lora_target`",
-        "freeze_parameters": "write `finetuning_type: freeze`",
-        "trainable_parameters": "write `finetuning_type: freeze`",
-        "freeze_parameters_ratio": "write `finetuning_type: freeze`",
-        "max_epochs": "write `num_train_epochs`",
-        "cached_dataset": "name the files in `dataset`",
-        "response_prefix": "the chat template writes the beginning of an answer",
-        "reward_weights": "rewards are added without weights",
-        "enable_channel_loss": "the loss is not reported for each data set",
-        "callbacks": "custom code is not run", "eval_metric": "evaluation during training computes the loss alone",
-        "lisa_activated_layers": "LISA has no equivalent", "discopop_tau": "the DiscoPOP loss has no equivalent",
-        "interleave_prob": "write `mix_strategy` and `interleave_probs`", "loss_weights": "write `pref_ftx`",
+        "custom_register_path": "why_custom_code_not_run",
+        "custom_dataset_info": "why_use_dataset_info",
+        "teacher_adapters": "why_merge_into_teacher",
+        "teacher_model_server": "why_teacher_in_process",
+        "teacher_deepspeed": "why_teacher_not_sharded",
+        "gkd_logits_topk": "why_whole_vocabulary",
+        "target_regex": "why_write_layer_names",
+        "target_parameters": "why_parameters_in_lora_target",
+        "freeze_parameters": "why_write_freeze",
+        "trainable_parameters": "why_write_freeze",
+        "freeze_parameters_ratio": "why_write_freeze",
+        "max_epochs": "why_write_epochs",
+        "cached_dataset": "why_files_in_dataset",
+        "response_prefix": "why_template_begins_answer",
+        "reward_weights": "why_rewards_unweighted",
+        "enable_channel_loss": "why_loss_of_all_sets",
+        "callbacks": "why_custom_code_not_run", "eval_metric": "why_only_the_loss",
+        "lisa_activated_layers": "why_no_lisa", "discopop_tau": "why_no_discopop",
+        "interleave_prob": "why_write_mixture", "loss_weights": "why_write_pref_ftx",
     },
     defaults=defaults,
     unsaid={
-        "max_length": "swift cuts nothing without it, here `cutoff_len` is 2048",
-        "truncation_strategy": "swift drops examples above `max_length`, here they are cut",
+        "max_length": "why_swift_cuts_nothing",
+        "truncation_strategy": "why_swift_drops_long",
     },
 )  # fmt: skip

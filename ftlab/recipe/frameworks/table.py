@@ -7,6 +7,7 @@ from typing import Any
 
 from ftlab.data.dataset_info import ONLINE
 from ftlab.data.read import SUFFIXES
+from ftlab.errors import say
 
 Values = dict[str, Any]
 # The result for one of their keys: keys of a recipe, and perhaps a note.
@@ -33,11 +34,11 @@ class Framework:
         title: what its users call it.
         also: further keys of its own that are read -> the recipe key with the same values.
         read: its key -> function from its value and all its keys to keys of a recipe; a ValueError refuses it.
-        dropped: its key -> why it can be ignored.
-        refused: its key -> why a recipe cannot express it.
+        dropped: its key -> the message why it can be ignored.
+        refused: its key -> the message why a recipe cannot express it.
         defaults: function from the given keys to its defaults for other keys, where they differ from a recipe's.
-        unsaid: its key -> a note if a file leaves it out; unsaid_in_sft: the same, for SFT only.
-        nulls: its key -> the meaning of null, if it is not the same as leaving the key out.
+        unsaid: its key -> the message of a note if a file leaves it out; unsaid_in_sft: the same, for SFT only.
+        nulls: its key -> the message what null means, if it is not the same as leaving the key out.
         trainer: whether it takes the fields of `transformers.TrainingArguments` under their own names.
         fields: the fields that it takes; (): all.
     """
@@ -82,16 +83,16 @@ def target(value: Any) -> str:
     """
     parts = [str(part) for part in listed(value)]
     if any(not part.replace("_", "").replace(".", "").replace("-", "").isalnum() for part in parts):
-        raise ValueError("a recipe names layers, not a regular expression")
+        raise ValueError(say("why_layers_not_a_pattern"))
     return "all" if parts in (["all-linear"], ["all_linear"], ["all"]) else ",".join(parts)
 
 
 def only(allowed: Any, reason: str) -> Callable[[Any, Values], Translation]:
-    """Return the reader of a key with a single allowed value, which gives no keys."""
+    """Return the reader of a key with a single allowed value, which gives no keys; `reason` is a message."""
 
     def read(value: Any, config: Values) -> Translation:
         if value not in (allowed if isinstance(allowed, tuple) else (allowed,)):
-            raise ValueError(reason)
+            raise ValueError(say(reason))
         return {}
 
     return read
@@ -100,7 +101,7 @@ def only(allowed: Any, reason: str) -> Callable[[Any, Values], Translation]:
 def attention(value: Any, config: Values) -> Translation:
     """Return an `attn_implementation` as `flash_attn`."""
     if value not in ATTENTION:
-        raise ValueError(f"a recipe has {', '.join(dict.fromkeys(ATTENTION))}")
+        raise ValueError(say("why_known_attention", names=", ".join(ATTENTION)))
     return {"flash_attn": ATTENTION[value]}
 
 
@@ -112,15 +113,14 @@ def initial(value: Any, config: Values) -> Translation:
         return {"init_lora_weights": value}
     start, _, count = str(value).partition("_niter_")
     if start != "pissa" or not (count or "1").isdigit():
-        raise ValueError("a recipe has PEFT's own start, gaussian, orthogonal, olora and pissa")
+        raise ValueError(say("why_known_starts"))
     # PEFT's "pissa" is the exact decomposition, pissa_iter: -1.
     return {"pissa_init": True, "pissa_iter": int(count) if count else -1}
 
 
 def added(value: Any, config: Values) -> Translation:
     """Return added special tokens as ordinary ones: control tokens in data are escaped."""
-    note = "as ordinary tokens, and embedding and output layer are trained with them"
-    return ({"add_tokens": joined(value)}, note) if value else {}
+    return ({"add_tokens": joined(value)}, say("why_added_as_ordinary")) if value else {}
 
 
 def optimizer(value: Any, config: Values) -> Translation:
@@ -137,10 +137,9 @@ def stretched(value: Any, config: Values) -> Translation:
     fields = value if isinstance(value, dict) else {"type": value}
     way = fields.get("rope_type", fields.get("type"))
     if way not in ("linear", "dynamic", "yarn", "llama3"):
-        raise ValueError("a recipe has linear, dynamic, yarn and llama3")
+        raise ValueError(say("why_known_rope_scaling"))
     factor = fields.get("factor")
-    note = f"the factor is `cutoff_len` over the model's own length, rounded up, and not {factor}"
-    return {"rope_scaling": way}, note if factor else ""
+    return {"rope_scaling": way}, say("why_rope_factor", factor=factor) if factor else ""
 
 
 def templated(names: dict[str, str]) -> Callable[[Any, Values], Translation]:
@@ -148,18 +147,18 @@ def templated(names: dict[str, str]) -> Callable[[Any, Values], Translation]:
 
     def read(value: Any, config: Values) -> Translation:
         if value not in names:
-            raise ValueError("leave it out: the model's own chat template is used")
+            raise ValueError(say("why_leave_out_template"))
         return {"template": names[value]} if names[value] else {}
 
     return read
 
 
 def off(reason: str) -> Callable[[Any, Values], Translation]:
-    """Return the reader of a switch that a recipe lacks; false has no effect."""
+    """Return the reader of a switch that a recipe lacks; false has no effect, and `reason` is a message."""
 
     def read(value: Any, config: Values) -> Translation:
         if value not in (False, None, "", [], {}):
-            raise ValueError(reason)
+            raise ValueError(say(reason))
         return {}
 
     return read
@@ -179,5 +178,5 @@ def rows(paths: list[str], key: str = "dataset") -> Values:
     """
     local = [path for path in paths if Path(path).suffix.lower() in SUFFIXES or Path(path).exists()]
     if local and len(local) < len(paths):
-        raise ValueError("files and hub ids in one list: describe them in dataset_info.json and write `dataset`")
+        raise ValueError(say("why_files_and_hub_ids"))
     return {key: ",".join(paths)} | ({} if local else {"dataset_dir": ONLINE})

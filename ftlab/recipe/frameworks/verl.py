@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ftlab.errors import say
 from ftlab.recipe.frameworks.table import Framework, Translation, Values, off, only, rows, target
 
 ACTOR, MODEL, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.model", "actor_rollout_ref.rollout"
@@ -16,7 +17,7 @@ def estimator(value: Any, config: Values) -> Translation:
         ValueError: an estimator that a recipe lacks.
     """
     if value not in ("grpo", "gae"):
-        raise ValueError("a recipe has grpo, and gae for ppo")
+        raise ValueError(say("why_known_verl_stages"))
     return {"stage": "grpo" if value == "grpo" else "ppo"}
 
 
@@ -38,7 +39,7 @@ def mini(value: Any, config: Values) -> Translation:
         ValueError: a batch of several steps.
     """
     if value != config.get("data.train_batch_size", 1024):
-        raise ValueError("each batch of completions is one step: write `data.train_batch_size`")
+        raise ValueError(say("why_one_step_per_batch"))
     return {}
 
 
@@ -51,7 +52,7 @@ def group(value: Any, config: Values) -> Translation:
     if stage_of(config) == "grpo":
         return {"num_generations": value}
     if value != 1:
-        raise ValueError("ppo writes one completion to a prompt")
+        raise ValueError(say("why_ppo_one_completion"))
     return {}
 
 
@@ -74,7 +75,7 @@ def beside(stage: str, key: str) -> Any:
     """Return the reader of a key that matters for one estimator only."""
 
     def read(value: Any, config: Values) -> Translation:
-        return {key: value} if stage_of(config) == stage else ({}, f"it counts for {stage} alone")
+        return {key: value} if stage_of(config) == stage else ({}, say("why_counts_for", stage=stage))
 
     return read
 
@@ -88,9 +89,7 @@ def penalty(stage: str) -> Any:
 
     def read(value: Any, config: Values) -> Translation:
         if value is not (stage_of(config) == stage):
-            raise ValueError(
-                "a recipe has a KL penalty: in the loss for grpo, in the reward for gae; switch that one on"
-            )
+            raise ValueError(say("why_kl_penalty_always"))
         return {}
 
     return read
@@ -118,7 +117,7 @@ def scored(value: Any, config: Values) -> Translation:
     """
     names = str(value).rpartition("/")[2].removesuffix(".py").split("+")
     if not set(names) <= {"exact_answer", "short_answer"}:
-        raise ValueError("code of your own is not run: write `reward_funcs`")
+        raise ValueError(say("why_write_reward_funcs"))
     return {"reward_funcs": ",".join(names)}
 
 
@@ -176,40 +175,40 @@ VERL = Framework(
         "trainer.test_freq": frequency("eval"), "reward.custom_reward_function.path": scored,
         "data.apply_chat_template_kwargs.enable_thinking": lambda value, config: {"enable_thinking": value},
         f"{ACTOR}.use_kl_loss": penalty("grpo"), "algorithm.use_kl_in_reward": penalty("ppo"),
-        f"{ACTOR}.kl_loss_type": only(("low_var_kl", "k3"), "trl's GRPO has this one"),
-        f"{ACTOR}.loss_agg_mode": only("token-mean", "a loss is the mean over tokens"),
-        f"{ACTOR}.clip_ratio": only(0.2, "trl clips at 0.2"),
-        f"{ACTOR}.entropy_coeff": only(0, "no entropy bonus is added to the loss"),
-        f"{ROLLOUT}.top_p": only(1, "completions are sampled from the whole distribution"),
-        f"{ROLLOUT}.top_k": only(-1, "completions are sampled from the whole distribution"),
-        "algorithm.norm_adv_by_std_in_grpo": only(True, "advantages are divided by their deviation"),
-        "algorithm.gamma": only(1, "rewards are not discounted"),
-        "algorithm.lam": only(0.9, "ftlab's PPO has 0.9"),
-        "critic.optim.lr": lambda value, config: ({}, "the value head has the adapter's learning rate"),
-        "reward.custom_reward_function.name": only("compute_score", "custom code is not run"),
-        "reward.reward_model.enable": off("write `reward_model`: a run of stage rm"),
+        f"{ACTOR}.kl_loss_type": only(("low_var_kl", "k3"), "why_grpo_has_this_kl"),
+        f"{ACTOR}.loss_agg_mode": only("token-mean", "why_token_mean"),
+        f"{ACTOR}.clip_ratio": only(0.2, "why_trl_clips"),
+        f"{ACTOR}.entropy_coeff": only(0, "why_no_entropy_bonus"),
+        f"{ROLLOUT}.top_p": only(1, "why_whole_distribution"),
+        f"{ROLLOUT}.top_k": only(-1, "why_whole_distribution"),
+        "algorithm.norm_adv_by_std_in_grpo": only(True, "why_divided_by_deviation"),
+        "algorithm.gamma": only(1, "why_rewards_undiscounted"),
+        "algorithm.lam": only(0.9, "why_ppo_lambda"),
+        "critic.optim.lr": lambda value, config: ({}, say("why_value_head_rate")),
+        "reward.custom_reward_function.name": only("compute_score", "why_custom_code_not_run"),
+        "reward.reward_model.enable": off("why_write_reward_run"),
         "data.shuffle": lambda value, config: {} if value else {"train_sampling_strategy": "sequential"},
-        "trainer.nnodes": only(1, "start the recipe on each machine: `ftlab launch`"),
+        "trainer.nnodes": only(1, "why_launch_everywhere"),
     },
     dropped={
-        f"{ROLLOUT}.name": "completions are generated by transformers",
-        f"{ROLLOUT}.load_format": "completions are generated by transformers",
-        f"{ROLLOUT}.gpu_memory_utilization": "completions are generated by transformers",
-        f"{ROLLOUT}.tensor_model_parallel_size": "completions are generated by transformers",
-        f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": "`per_device_train_batch_size` is used instead",
-        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": "`per_device_train_batch_size` is used instead",
-        "critic.ppo_micro_batch_size_per_gpu": "`per_device_train_batch_size` is used instead",
-        "critic.model.path": "the value head shares the policy's layers",
-        "data.filter_overlong_prompts": "prompts above `cutoff_len` are dropped",
-        "data.truncation": "prompts above `cutoff_len` are dropped",
-        "data.trust_remote_code": "the model's `trust_remote_code` is used instead",
-        "trainer.val_before_train": "write `eval_on_start`",
-        "trainer.critic_warmup": "the value head has no warm-up of its own",
-        "trainer.logger": "write `report_to`", "trainer.project_name": "write `project`",
-        f"{MODEL}.use_remove_padding": "it only affects the speed",
-        f"{ACTOR}.fsdp_config.param_offload": "it only affects the memory",
-        f"{ACTOR}.fsdp_config.optimizer_offload": "it only affects the memory",
-        "actor_rollout_ref.ref.fsdp_config.param_offload": "it only affects the memory",
+        f"{ROLLOUT}.name": "why_generated_by_transformers",
+        f"{ROLLOUT}.load_format": "why_generated_by_transformers",
+        f"{ROLLOUT}.gpu_memory_utilization": "why_generated_by_transformers",
+        f"{ROLLOUT}.tensor_model_parallel_size": "why_generated_by_transformers",
+        f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu": "why_batch_size_instead",
+        "actor_rollout_ref.ref.log_prob_micro_batch_size_per_gpu": "why_batch_size_instead",
+        "critic.ppo_micro_batch_size_per_gpu": "why_batch_size_instead",
+        "critic.model.path": "why_value_head_shares",
+        "data.filter_overlong_prompts": "why_long_prompts_dropped",
+        "data.truncation": "why_long_prompts_dropped",
+        "data.trust_remote_code": "why_model_trust_instead",
+        "trainer.val_before_train": "why_write_eval_on_start",
+        "trainer.critic_warmup": "why_value_head_no_warmup",
+        "trainer.logger": "why_write_report_to", "trainer.project_name": "why_write_project",
+        f"{MODEL}.use_remove_padding": "why_only_speed",
+        f"{ACTOR}.fsdp_config.param_offload": "why_only_memory",
+        f"{ACTOR}.fsdp_config.optimizer_offload": "why_only_memory",
+        "actor_rollout_ref.ref.fsdp_config.param_offload": "why_only_memory",
     },
     defaults=defaults,
     trainer=False,
