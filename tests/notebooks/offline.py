@@ -4,12 +4,14 @@ The hub's address is set to a listener in here, so that an attempt is seen even 
 Exit code 3: the command looked for the hub.
 """
 
+import contextlib
 import fcntl
 import os
 import socket
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 
@@ -19,19 +21,34 @@ def raise_loopback() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
         request = struct.pack("16sH14s", b"lo", 0, b"")
         flags = struct.unpack("16sH14s", fcntl.ioctl(handle, SIOCGIFFLAGS, request))[1]
-        fcntl.ioctl(handle, SIOCSIFFLAGS, struct.pack("16sH14s", b"lo", flags | IFF_UP, b""))
+        if not flags & IFF_UP:
+            fcntl.ioctl(handle, SIOCSIFFLAGS, struct.pack("16sH14s", b"lo", flags | IFF_UP, b""))
 
 
-def main(command: list[str]) -> int:
-    """Run `command` and return its exit code, 3 if it looked for the hub."""
+@contextlib.contextmanager
+def listening() -> Iterator[socket.socket]:
+    """Set the hub's address to a listener, and yield it."""
     raise_loopback()
     with socket.create_server(("127.0.0.1", 0)) as hub:
         hub.setblocking(False)
         os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{hub.getsockname()[1]}"
+        yield hub
+
+
+def looked(hub: socket.socket) -> bool:
+    """Return True if somebody has connected since the last call."""
+    found = False
+    with contextlib.suppress(BlockingIOError):
+        while hub.accept():
+            found = True
+    return found
+
+
+def main(command: list[str]) -> int:
+    """Run `command` and return its exit code, 3 if it looked for the hub."""
+    with listening() as hub:
         code = subprocess.run(command).returncode
-        try:
-            hub.accept()
-        except BlockingIOError:
+        if not looked(hub):
             return code
     print("the command looked for the hub")
     return 3
