@@ -1,5 +1,6 @@
 """Models with random weights in three sizes, and a tokenizer trained on data/: made here, nothing is fetched."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -78,16 +79,10 @@ def make_tokenizer(vocabulary: int) -> Any:
 
     Random weights choose every token alike, so that each must have a text; merges for as many would need more data.
     """
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    learnt = Tokenizer(models.BPE())
-    learnt.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    learnt.train_from_iterator(
-        texts(), trainers.BpeTrainer(vocab_size=LEARNT_TOKENS, initial_alphabet=alphabet, show_progress=False)
-    )
-    model = json.loads(learnt.to_str())["model"]
+    model = learnt_model()
     marks = ("<|im_start|>", "<|im_end|>")
     entries = dict(model["vocab"])
     entries |= {f"filler{number}": number for number in range(len(entries), vocabulary - len(marks))}
@@ -98,6 +93,20 @@ def make_tokenizer(vocabulary: int) -> Any:
     tokenizer.add_special_tokens({"additional_special_tokens": [marks[0]]})
     tokenizer.chat_template = CHATML
     return tokenizer
+
+
+@functools.cache
+def learnt_model() -> dict[str, Any]:
+    """Return the vocabulary and the merges that byte-pair encoding learns from data/: once for models of all sizes."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+
+    learnt = Tokenizer(models.BPE())
+    learnt.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    learnt.train_from_iterator(
+        texts(), trainers.BpeTrainer(vocab_size=LEARNT_TOKENS, initial_alphabet=alphabet, show_progress=False)
+    )
+    return json.loads(learnt.to_str())["model"]
 
 
 def texts() -> list[str]:

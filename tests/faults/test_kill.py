@@ -1,6 +1,7 @@
 """kill -9 at fifty moments, half of them inside a save: the run that is started again ends as if nothing had been."""
 
 import contextlib
+import gc
 import hashlib
 import multiprocessing
 import os
@@ -61,6 +62,8 @@ def train(values: dict[str, Any], log: Path) -> None:
     from ftlab.runs.train import train as run
 
     torch.set_num_threads(1)
+    # As conftest.py does: what the imports created is permanent.
+    gc.freeze()
     try:
         run(recipes.load(values))
     except BaseException:

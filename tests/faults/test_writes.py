@@ -124,7 +124,7 @@ def test_every_write_of_a_save_may_fail(tiny_recipe, tmp_path):
     "name", ["partial-adapter", "adapter", "loss.png", "README.md", "metrics.json", "partial-manifest.json"]
 )
 def test_results_that_cannot_be_written_are_not_trusted(tiny_recipe, tmp_path, name):
-    own = recipes.load(tiny_recipe | {"max_steps": 2})
+    own = recipes.load(tiny_recipe | {"max_steps": 2, "plot_loss": True})
     folder = tmp_path / "run"
     at = 4 if name == "partial-manifest.json" else 1
     with failing(folder / name, at), pytest.raises(LabError):

@@ -25,7 +25,7 @@ def test_variants_take_turns_there_and_back(monkeypatch):
 
 def test_a_variant_that_fails_ends_the_benchmark():
     with pytest.raises(SystemExit, match="failed"):
-        turns.once("benchmarks.train", "no such variant", "4", "x")
+        turns.once("json.tool", "no such file")
 
 
 def test_the_counted_weights_are_those_of_the_embedded_model():

@@ -7,6 +7,7 @@ from string import Formatter
 
 import ipywidgets as widgets
 import pytest
+import tiny
 
 from ftlab import errors
 from ftlab.apps.board import controls, validation
@@ -55,6 +56,13 @@ resume_from_checkpoint: null
 @pytest.fixture
 def form(tiny_recipe, tmp_path):
     return Form(tiny_recipe, Words("en"), roots=[tmp_path])
+
+
+@pytest.fixture(scope="module")
+def shared_form(tiny_model_dir, tiny_rows, tmp_path_factory):
+    """A form for many tests, each of which leaves it as it was."""
+    place = tmp_path_factory.mktemp("form")
+    return Form(tiny.make_recipe(tiny_model_dir, tiny_rows, place / "run"), Words("en"), roots=[place])
 
 
 def through_a_panel(values, tmp_path):
@@ -160,12 +168,17 @@ for key in ("model_name_or_path", "dataset", "output_dir", "adapter_name_or_path
 
 
 @pytest.mark.parametrize(("key", "text"), [(key, text) for key, texts in BAD.items() for text in texts])
-def test_bad_input_is_said_beside_its_field(form, key, text):
+def test_bad_input_is_said_beside_its_field(shared_form, key, text):
+    form = shared_form
     assert form.recipe() is not None, form.checked.messages
-    (form.lines if key == "lines" else form.controls[key]).value = text
-    assert form.recipe() is None
-    assert form.checked.messages.get(key), form.checked.messages
-    assert form.messages[key].value and form.messages[key].layout.display != "none"
+    field = form.lines if key == "lines" else form.controls[key]
+    before, field.value = field.value, text
+    try:
+        assert form.recipe() is None
+        assert form.checked.messages.get(key), form.checked.messages
+        assert form.messages[key].value and form.messages[key].layout.display != "none"
+    finally:
+        field.value = before
 
 
 def test_a_message_goes_when_the_field_is_mended_and_is_never_markup(form):

@@ -77,7 +77,7 @@ def slow_recipe(tiny_recipe):
 
 
 def test_start_draws_trains_and_says_so(tiny_recipe):
-    panel = TrainPanel(tiny_recipe)
+    panel = TrainPanel(tiny_recipe | {"plot_loss": True})
     before = panel.view.plot.value
     run(panel)
     assert state(panel) == "done" and panel.view.plot.value != before and bytes(panel.view.plot.value).startswith(PNG)
@@ -242,7 +242,7 @@ def test_headless_show_trains_and_leaves_a_picture(tiny_recipe, monkeypatch, cap
     displayed = []
     monkeypatch.setenv("FTLAB_HEADLESS", "1")
     monkeypatch.setattr("ftlab.apps.board.train_panel.display", displayed.append)
-    panel = TrainPanel(tiny_recipe)
+    panel = TrainPanel(tiny_recipe | {"plot_loss": True})
     panel.show()
     (picture,) = displayed
     assert picture.data.startswith(PNG) and (panel.folder() / "loss.png").is_file()

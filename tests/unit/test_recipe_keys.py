@@ -190,7 +190,7 @@ def base(tiny_recipe, tiny_rows, tmp_path, monkeypatch) -> dict[str, Any]:
         entry = {"named": {"file_name": f"../{'sft' if folder == 'data' else 'long'}.json"}}
         entry["named"] |= {"formatting": "sharegpt"} if folder == "elsewhere" else {}
         (tmp_path / folder / "dataset_info.json").write_text(json.dumps(entry))
-    kept = {name: value for name, value in tiny_recipe.items() if name not in ("lora_rank", "cutoff_len")}
+    kept = {name: value for name, value in tiny_recipe.items() if name not in ("lora_rank", "cutoff_len", "plot_loss")}
     return kept | {"dataset": "sft", "output_dir": "run"}
 
 

@@ -44,6 +44,7 @@ def rows(folder: Path) -> list[dict]:
 
 
 def test_a_run_folder_has_what_it_should(tiny_recipe):
+    tiny_recipe["plot_loss"] = True
     done, weights = run(tiny_recipe)
     names = {path.name for path in done.folder.iterdir()}
     assert {
@@ -235,7 +236,7 @@ def test_the_same_recipe_is_trained_once(tiny_recipe, capsys):
 
 def test_what_changes_no_weight_does_not_make_it_another_run(tiny_recipe):
     run(tiny_recipe)
-    assert train.train(recipes.load(tiny_recipe | {"temperature": 0.1, "plot_loss": False})).reused
+    assert train.train(recipes.load(tiny_recipe | {"temperature": 0.1, "plot_loss": True})).reused
 
 
 def test_a_run_of_a_version_without_a_later_key_is_still_the_same_run(tiny_recipe, monkeypatch):
@@ -404,7 +405,7 @@ def test_a_tokenizer_without_a_padding_token_pads_with_the_end(tiny_recipe, tiny
 
 
 def test_a_run_without_its_picture(tiny_recipe):
-    done, _ = run(tiny_recipe, max_steps=1, plot_loss=False)
+    done, _ = run(tiny_recipe, max_steps=1)
     assert not (done.folder / "loss.png").exists() and (done.folder / "metrics.json").is_file()
 
 
