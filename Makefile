@@ -19,7 +19,7 @@ test: .venv/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m slipcover --json --out coverage.json -m pytest tests/unit tests/faults -m "not lengthy" -n 2 --dist worksteal --durations=8
 	$(BIN)/python tests/branches.py coverage.json
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/notebooks -m "not lengthy" -n 2 --dist worksteal --durations=8
-	$(BIN)/pytest tests/browser -m "not lengthy" -n 2 --dist worksteal --durations=8
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser -m "not lengthy" -n 2 --dist worksteal --durations=8
 
 test-slow: .venv/installed
 	$(BIN)/pytest -m lengthy --durations=8

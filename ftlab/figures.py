@@ -3,6 +3,7 @@
 A figure other than a share is computed from sums over the examples, so that one bootstrap serves all of them.
 """
 
+import bisect
 import json
 import math
 import re
@@ -110,7 +111,9 @@ def sign_test(wins: int, losses: int) -> float:
 
 def sign_test_power(pairs: int, share: float) -> float:
     """Return the power of a sign test at 5% with this many pairs, of which one side wins this share."""
-    shown = [wins for wins in range(pairs + 1) if sign_test(wins, pairs - wins) <= 0.05]
+    # p falls with the wins of the side that has fewer: this many numbers of them have one of at most 5%.
+    few = bisect.bisect_right(range(pairs // 2 + 1), 0.05, key=lambda fewer: sign_test(fewer, pairs - fewer))
+    shown = [*range(few), *range(pairs + 1 - few, pairs + 1)]
     return sum(math.comb(pairs, wins) * share**wins * (1 - share) ** (pairs - wins) for wins in shown)
 
 

@@ -62,21 +62,21 @@ def move_a_slider(page):
     """Click a slider's track: command and readouts follow."""
     before = text(page, "readouts")
     slide(page, "lora_rank", 0.75)
-    until(lambda: "lora_rank: 64" in text(page, "command"), 10, "the command follows the slider")
-    until(lambda: text(page, "readouts") != before, 10, "the readouts follow the slider")
+    until(lambda: "lora_rank: 64" in text(page, "command"), "the command follows the slider")
+    until(lambda: text(page, "readouts") != before, "the readouts follow the slider")
 
 
 def type_nonsense(page, steps, folder):
     """Wrong input is said beside its field, Start is off, and nothing is run."""
     for wrong in ("ten; touch hacked", "1000000000", "$(touch hacked)"):
         write(page, "max_steps", wrong)
-        until(lambda: text(page, "bad-max_steps"), 10, "the field says what is wrong")
-        until(lambda: not enabled(page, "start"), 10, "Start is off")
+        until(lambda: text(page, "bad-max_steps"), "the field says what is wrong")
+        until(lambda: not enabled(page, "start"), "Start is off")
     write(page, "output_dir", "../../outside")
-    until(lambda: text(page, "bad-output_dir"), 10, "a folder outside is refused")
+    until(lambda: text(page, "bad-output_dir"), "a folder outside is refused")
     write(page, "max_steps", str(steps))
     write(page, "output_dir", folder)
-    until(lambda: enabled(page, "start"), 10, "Start is on again")
+    until(lambda: enabled(page, "start"), "Start is on again")
 
 
 def lesson_in(place):
@@ -100,24 +100,24 @@ def test_lesson_03_in_jupyterlab(place, tmp_path, monkeypatch):
     with lab(place, tmp_path / "private") as address, browser() as page, kept(page, "lab"):
         page.goto(f"{address}/doc/tree/{name}?token={TOKEN}")
         run_all(page)
-        until(lambda: finished(page), 900, "every cell of the lesson has run")
+        until(lambda: finished(page), "every cell of the lesson has run")
         assert text(page, "readouts") and enabled(page, "start")
         move_a_slider(page)
         slide(page, "per_device_train_batch_size", 1 / 7)
-        until(lambda: "per_device_train_batch_size: 2" in text(page, "command"), 10, "two rows at a time")
+        until(lambda: "per_device_train_batch_size: 2" in text(page, "command"), "two rows at a time")
         type_nonsense(page, steps, "runs/03_experiment/run")
         empty = plot(page)
         press(page, "start")
-        until(lambda: step(page) >= 4, 60, "training is on its way")
-        until(lambda: plot(page) != empty, 10, "the plot moves")
+        until(lambda: step(page) >= 4, "training is on its way")
+        until(lambda: plot(page) != empty, "the plot moves")
         shot(page, "lab_running", ".ft-plot")
         press(page, "stop")
-        until(lambda: state(page) == "stopped", 60, "it stops")
+        until(lambda: state(page) == "stopped", "it stops")
         stopped = len(losses(folder))
         assert 4 <= stopped < steps and (folder / f"checkpoint-{stopped}").is_dir()
         shot(page, "lab_stopped", ".ft-plot")
         press(page, "start")
-        until(lambda: state(page) == "done", 120, "it goes on to the end")
+        until(lambda: state(page) == "done", "it goes on to the end")
         shot(page, "lab_done", ".ft-plot")
         shot(page, "lab_settings", ".ft-lora_rank")
     values = folders.read_recipe(folder)
@@ -136,24 +136,24 @@ def kernels(served):
 def evaluate(page, rows):
     """Wrong input blocks the button; then the base is scored."""
     page.get_by_role("tab", name="评测").click()
-    until(lambda: text(page, "bad-eval_dataset", ".ftlab-evaluate"), 60, "a set has to be named")
+    until(lambda: text(page, "bad-eval_dataset", ".ftlab-evaluate"), "a set has to be named")
     assert not enabled(page, "evaluate_start")
     write(page, "eval_dataset", rows, ".ftlab-evaluate")
-    until(lambda: enabled(page, "evaluate_start"), 10, "it can be evaluated")
+    until(lambda: enabled(page, "evaluate_start"), "it can be evaluated")
     press(page, "evaluate_start")
-    until(lambda: page.locator(".ft-evaluate_start-result td").count() > 2, 90, "the scores are shown")
+    until(lambda: page.locator(".ft-evaluate_start-result td").count() > 2, "the scores are shown")
     shot(page, "page_evaluate")
 
 
 def export(page, place):
     """The figures are there before, the verification after, and the folder is then said to hold it, not marked."""
     page.get_by_role("tab", name="导出").click()
-    until(lambda: "GiB" in text(page, "export_start-before"), 60, "what it takes")
+    until(lambda: "GiB" in text(page, "export_start-before"), "what it takes")
     press(page, "export_start")
-    until(lambda: page.locator(".ft-export_start-result td").count() > 2, 90, "the verification is shown")
+    until(lambda: page.locator(".ft-export_start-result td").count() > 2, "the verification is shown")
     assert (place / "runs" / "merged" / "model.safetensors").is_file()
     said = page.locator(".ftlab-export .ft-bad-export_dir:visible")
-    until(lambda: said.count() and not enabled(page, "export_start"), 10, "the folder has it")
+    until(lambda: said.count() and not enabled(page, "export_start"), "the folder has it")
     assert not said.locator(".ft-bad").count() and "已导出" in said.text_content()
     shot(page, "page_export")
 
@@ -162,29 +162,29 @@ def look_at_memory(page):
     """A wrong number empties the table, another machine fills it anew."""
     page.get_by_role("tab", name="内存").click()
     cells = page.locator(".ft-sized-table td")
-    until(cells.count, 60, "the table")
+    until(cells.count, "the table")
     full = cells.count()
     assert full > 10
     write(page, "sized_lengths", "512; ls")
-    until(lambda: cells.count() == 0 and text(page, "bad-sized_lengths"), 10, "the field says what is wrong")
+    until(lambda: cells.count() == 0 and text(page, "bad-sized_lengths"), "the field says what is wrong")
     write(page, "sized_lengths", "512, 2048, 8192")
-    until(lambda: cells.count() == full, 10, "the table is back")
+    until(lambda: cells.count() == full, "the table is back")
     write(page, "model_name_or_path", "qwen2.5-7b", ".ftlab-memory")
     page.locator(".ft-sized_for select").select_option("24 GB")
-    until(lambda: "qwen2.5-7b" in text(page, "sized-table"), 10, "another model")
-    until(lambda: "24 GB 可用的" in text(page, "sized-table"), 10, "another machine")
+    until(lambda: "qwen2.5-7b" in text(page, "sized-table"), "another model")
+    until(lambda: "24 GB 可用的" in text(page, "sized-table"), "another machine")
     shot(page, "page_memory")
 
 
 def take_the_quiz(page):
     """An answer is judged and explained."""
     page.get_by_role("tab", name="学习").click()
-    until(lambda: page.locator(".ft-quiz-choices input").count(), 60, "a question")
+    until(lambda: page.locator(".ft-quiz-choices input").count(), "a question")
     assert not enabled(page, "quiz_check")
     page.locator(".ft-quiz-choices input").first.check()
-    until(lambda: enabled(page, "quiz_check"), 10, "an answer can be checked")
+    until(lambda: enabled(page, "quiz_check"), "an answer can be checked")
     press(page, "quiz_check")
-    until(lambda: len(text(page, "quiz-verdict")) > 40, 10, "it is explained")
+    until(lambda: len(text(page, "quiz-verdict")) > 40, "it is explained")
     shot(page, "page_quiz")
 
 
@@ -203,14 +203,14 @@ def test_the_page_of_ftlab_board(place, values, tmp_path):
         assert page.locator(".jp-CodeCell .cm-editor, .jp-InputArea, .highlight").count() == 0, "no code is shown"
         titles = ["数据", "训练", "评测", "对比", "对话", "导出", "内存", "学习"]
         tabs = page.locator(".ftlab-board .lm-TabBar-tab")
-        until(lambda: tabs.all_text_contents() == titles, 10, "the steps in their order")
+        until(lambda: tabs.all_text_contents() == titles, "the steps in their order")
         move_a_slider(page)
         press(page, "start")
-        until(lambda: step(page) >= 5, 90, "training is on its way")
+        until(lambda: step(page) >= 5, "training is on its way")
         pid = json.loads((folder / folders.PANEL_JOB).read_text())["pid"]
         shot(page, "page_running")
         opened(page, served.url)
-        until(lambda: step(page) >= 10, 60, "the page finds its training after a reload")
+        until(lambda: step(page) >= 10, "the page finds its training after a reload")
         assert "lora_rank: 64" in text(page, "command") and not enabled(page, "start")
         for kernel in kernels(served):
             kernel.kill()
@@ -220,22 +220,22 @@ def test_the_page_of_ftlab_board(place, values, tmp_path):
         # What the page said while its kernel died is about that.
         page.problems.clear()
         at = len(folders.read_log(folder))
-        until(lambda: step(page) > at, 60, "the page finds its training after the kernel's death")
+        until(lambda: step(page) > at, "the page finds its training after the kernel's death")
         shot(page, "page_attached")
         press(page, "stop")
-        until(lambda: state(page) == "stopped", 60, "it stops")
+        until(lambda: state(page) == "stopped", "it stops")
         stopped = len(losses(folder))
         assert (folder / f"checkpoint-{stopped}").is_dir() and training_job.living(folder) is None
         page.get_by_role("tab", name="数据").click()
-        until(lambda: page.locator(".ft-tokens span").count() > 10, 20, "a row is shown token by token")
+        until(lambda: page.locator(".ft-tokens span").count() > 10, "a row is shown token by token")
         shot(page, "page_data")
         page.get_by_role("tab", name="对话").click()
         press(page, "chat_load")
-        until(lambda: enabled(page, "chat_send"), 60, "the model is loaded")
+        until(lambda: enabled(page, "chat_send"), "the model is loaded")
         page.locator(".ft-chat_question textarea").fill("What is 1 plus 1?")
         page.locator(".ft-chat_question textarea").press("Tab")
         press(page, "chat_send")
-        until(lambda: page.locator(".ft-turn").count() >= 2 and enabled(page, "chat_send"), 60, "it answers")
+        until(lambda: page.locator(".ft-turn").count() >= 2 and enabled(page, "chat_send"), "it answers")
         shot(page, "page_chat")
         evaluate(page, values["dataset"])
         export(page, place)

@@ -80,11 +80,11 @@ def test_a_control_draws_another_picture(lesson, course_folder, address):
     with browser() as page:
         page.goto(f"{address}/doc/tree/{name}?token={TOKEN}")
         run_all(page)
-        until(lambda: finished(page), 900, "every cell of the lesson has run")
+        until(lambda: finished(page), "every cell of the lesson has run")
         picture = page.locator(".ft-picture img").last
-        until(picture.count, 180, "the experiment draws")
+        until(picture.count, "the experiment draws")
         picture.scroll_into_view_if_needed()
         before = picture.get_attribute("src")
         move_controls(page)
-        until(lambda: picture.count() and picture.get_attribute("src") != before, 180, "it draws again")
+        until(lambda: picture.count() and picture.get_attribute("src") != before, "it draws again")
         shot(page, f"experiment_{lesson.number}", ".ft-picture")
