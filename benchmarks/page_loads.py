@@ -1,9 +1,10 @@
 """What repeated loads of the page of `ftlab board` leave behind: python -m benchmarks.page_loads 50 5.
 
 The first number is how often the page is loaded, the second how many trainings are started from it in between. Prints,
-as JSON: seconds until something is shown and until the panels can be used (first load, and median), the memory of the
-server's process tree while one page is open after the first load, after the last, and the most, kernels then, and the
-processes that are left when the terminal has been closed. Needs Chromium.
+as JSON: seconds until something is shown, until the panels can be used, from a change of a field until its command
+shows it, and until the estimates are shown (first load, and median), the memory of the server's process tree while one
+page is open after the first load, after the last, and the most, kernels then, and the processes that are left when the
+terminal has been closed. Needs Chromium.
 """
 
 import contextlib
@@ -28,6 +29,7 @@ SETTLE_SECONDS = 3
 END_SECONDS = 60
 # Steps of a training: enough for a curve.
 STEPS = 3
+TIMES = ("first_content_seconds", "usable_seconds", "answer_seconds", "estimates_seconds")
 
 
 def tree(pid: int) -> list[psutil.Process]:
@@ -97,26 +99,38 @@ def train(page: Any, number: int) -> None:
     assert state(page) == "done", state(page)
 
 
+def load(page: Any, url: str, steps: int) -> tuple[float, ...]:
+    """Load the page and set its steps; return the seconds until shown, usable, answered (since usable), estimated."""
+    from drive import text, until, write
+
+    began = time.monotonic()
+    page.goto(url, wait_until="commit")
+    page.wait_for_selector("header.ft-shell")
+    shown = time.monotonic() - began
+    until(lambda: page.locator("button.ft-start:visible").count(), 600, "the panels are shown")
+    usable = time.monotonic() - began
+    write(page, "max_steps", str(steps), ".ftlab-train")
+    until(lambda: f"max_steps: {steps}\n" in text(page, "command"), 600, "the command shows the field")
+    answered = time.monotonic() - began - usable
+    until(lambda: "GiB" in text(page, "readouts"), 600, "the estimates are shown")
+    return shown, usable, answered, time.monotonic() - began
+
+
 def main(loads: int, jobs: int) -> None:
     """Load the page `loads` times and print the figures."""
-    from drive import browser, until
+    from drive import browser
 
     from ftlab.apps.board import controls
     from ftlab.apps.board import page as panels
 
-    shown, usable, memory, seen, started = [], [], [], set(), 0
+    times, memory, seen, started = [], [], set(), 0
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         values = panels.BEGINNING | {"dataset_dir": str(ROOT / "data")}
         (folder / "beginning.yaml").write_text(controls.yaml_lines(values), encoding="utf-8")
         with board(folder) as (url, pid), browser(1280, 800) as page:
             for number in range(1, loads + 1):
-                began = time.monotonic()
-                page.goto(url, wait_until="commit")
-                page.wait_for_selector("header.ft-shell")
-                shown.append(time.monotonic() - began)
-                until(lambda: page.locator("button.ft-start:visible").count(), 600, "the panels are shown")
-                usable.append(time.monotonic() - began)
+                times.append(load(page, url, STEPS + number))
                 time.sleep(SETTLE_SECONDS)
                 processes = tree(pid)
                 seen.update(processes)
@@ -130,11 +144,11 @@ def main(loads: int, jobs: int) -> None:
                     seen.update(tree(pid))
             problems = page.problems
         left = [one for one in seen if runs(one)]
+    by_name = dict(zip(TIMES, zip(*times, strict=True), strict=True))
     figures = {
         "loads": loads,
         "jobs": started,
-        "first_content_seconds": [shown[0], statistics.median(shown)],
-        "usable_seconds": [usable[0], statistics.median(usable)],
+        **{name: [found[0], statistics.median(found)] for name, found in by_name.items()},
         "memory_mib": [round(memory[0] / 2**20), round(memory[-1] / 2**20), round(max(memory) / 2**20)],
         "kernels": kernels,
         "left": len(left),

@@ -4,9 +4,12 @@ import contextlib
 import gc
 import os
 import sys
+import threading
 from collections.abc import Iterator
 
 NO_COMPILER, NO_BARS = "TORCHDYNAMO_DISABLE", "TQDM_DISABLE"
+# Variables and garbage collection are the process's own: a second thread would restore what the first has set.
+ONE_AT_A_TIME = threading.Lock()
 
 
 @contextlib.contextmanager
@@ -20,14 +23,15 @@ def quick_imports() -> Iterator[None]:
     variable when it is imported: in a log file, a progress bar's hundred states are noise.
     """
     values = {NO_COMPILER: "1"} | ({} if sys.stderr.isatty() else {NO_BARS: os.environ.get(NO_BARS, "1")})
-    own = {name: os.environ.pop(name) for name in values if name in os.environ}
-    os.environ |= values
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
-        for name in values:
-            del os.environ[name]
-        os.environ |= own
+    with ONE_AT_A_TIME:
+        own = {name: os.environ.pop(name) for name in values if name in os.environ}
+        os.environ |= values
+        gc.disable()
+        try:
+            yield
+        finally:
+            gc.freeze()
+            gc.enable()
+            for name in values:
+                del os.environ[name]
+            os.environ |= own

@@ -439,3 +439,32 @@ def test_a_folder_that_cannot_be_is_said_and_can_be_corrected(tiny_recipe, tmp_p
     panel.draw()
     panel.form.controls["output_dir"].value = "runs/tiny"
     assert not panel.view.start.disabled
+
+
+def test_a_page_does_not_wait_for_its_estimates(tiny_recipe, monkeypatch):
+    """The first ones are made in a thread, and made again for a field that changes meanwhile."""
+    import_ends, estimated, estimate = threading.Event(), [], estimates.readouts
+
+    def slow(recipe):
+        assert import_ends.wait(60)
+        estimated.append(recipe.training["per_device_train_batch_size"])
+        return estimate(recipe)
+
+    monkeypatch.setattr(estimates, "readouts", slow)
+    panel = TrainPanel(tiny_recipe | {"per_device_train_batch_size": 2}, mode="process")
+    assert "…" in shown(panel.view.readouts) and not panel.view.start.disabled
+    panel.form.controls["per_device_train_batch_size"].value = 4
+    assert "per_device_train_batch_size: 4\n" in html.unescape(panel.view.command.value)
+    import_ends.set()
+    until(lambda: estimated == [2, 4] and "…" not in shown(panel.view.readouts))
+    panel.form.controls["per_device_train_batch_size"].value = 8
+    assert estimated == [2, 4, 8], "from then on at once"
+
+
+def test_an_error_in_the_first_estimates_is_shown(tiny_recipe, monkeypatch):
+    def broken(recipe):
+        raise RuntimeError("no estimate")
+
+    monkeypatch.setattr(estimates, "readouts", broken)
+    panel = TrainPanel(tiny_recipe, mode="process")
+    until(lambda: "RuntimeError: no estimate" in shown(panel.view.status))

@@ -19,7 +19,7 @@ class Work:
         idle: set while no task is running.
     """
 
-    def __init__(self, lang: str, failed: Callable[[str], None], ended: Callable[[], None]) -> None:
+    def __init__(self, lang: str, failed: Callable[[str], None], ended: Callable[[], None] = lambda: None) -> None:
         self.lang, self.failed, self.ended = lang, failed, ended
         self.idle = threading.Event()
         self.idle.set()

@@ -192,11 +192,8 @@ class Board:
         self.say()
         if number is None or (name := list(STEPS)[number]) in self.panels:
             return
-        # Once torch is imported, deferring saves nothing.
-        importing = nullcontext() if "torch" in sys.modules else quick_imports()
         try:
-            with importing:
-                panel = self.train if name == "tab_train" else STEPS[name](self.train.form.right, self.words.lang)
+            panel = self.train if name == "tab_train" else self.create(name)
         except Exception as error:
             # An exception in a widget's event handler is not shown anywhere.
             self.fill(number, widgets.HTML(bad(said(error))))
@@ -207,6 +204,12 @@ class Board:
         if name in self.before and hasattr(panel, "take_over"):
             panel.take_over(self.before[name])
         self.fill(number, panel.box)
+
+    def create(self, name: str) -> Any:
+        """Return a step's panel from the settings in the train step."""
+        # Once torch is imported, deferring saves nothing.
+        with nullcontext() if "torch" in sys.modules else quick_imports():
+            return STEPS[name](self.train.form.right, self.words.lang)
 
     def fill(self, number: int, shown: widgets.Widget) -> None:
         """Replace the content of a step."""

@@ -12,9 +12,11 @@ from IPython.display import Image, display
 from ftlab import errors, saved_weights
 from ftlab.apps import course
 from ftlab.apps.board import controls, curves, estimates, train_view, training_job, validation
+from ftlab.apps.board.background import Work
 from ftlab.apps.board.form import Form
 from ftlab.apps.board.named_widgets import styled
 from ftlab.apps.board.words import Words
+from ftlab.apps.quick_imports import quick_imports
 from ftlab.errors import LabError
 from ftlab.recipe import strict_yaml, to_script
 from ftlab.recipe.keys import Recipe
@@ -70,6 +72,7 @@ class TrainPanel:
         self.after: list[Callable[[], None]] = []
         self.idle = threading.Event()
         self.idle.set()
+        self.estimating, self.outdated = threading.Lock(), threading.Event()
         self.view = train_view.View(self.words, self.form)
         self.box = self.view.box
         self.connect()
@@ -77,7 +80,11 @@ class TrainPanel:
             self.form.controls[key].options = estimates.registered(Path(values.get("dataset_dir") or "data"))
         self.form.watchers.append(self.changed)
         self.list_runs()
-        self.changed()
+        self.update()
+        if mode == "process":
+            Work(self.words.lang, lambda reason: self.view.say("failed", reason=reason)).begin(self.import_and_estimate)
+        else:
+            self.estimate()
         self.rows = folders.read_log(self.folder())
         self.draw()
 
@@ -99,15 +106,37 @@ class TrainPanel:
         return Path(os.path.expanduser(str(self.form.controls["output_dir"].value or "")))
 
     def changed(self) -> None:
-        """Update command, YAML, readouts and buttons from the fields."""
+        """Update everything from the fields."""
+        self.update()
+        self.estimate()
+
+    def update(self) -> None:
+        """Update command, YAML and buttons from the fields."""
         with errors.speaking(self.words.lang):
             recipe = self.form.recipe()
             if recipe:
                 self.view.show_command(self.form.written(), self.view.fresh.value)
-                self.view.show_readouts(estimates.readouts(recipe))
             if self.job is None:
                 job = training_job.living(self.folder()) if recipe else None
                 self.follow(job) if job else self.offer(recipe)
+
+    def import_and_estimate(self) -> None:
+        """Show the first estimates of a page: what counts tokens takes seconds to import, the fields do not wait."""
+        with quick_imports():
+            self.estimate()
+
+    def estimate(self) -> None:
+        """Show estimates from the fields; where another thread is making them, it makes them again."""
+        self.outdated.set()
+        # Looked at again once the lock is released: a change meanwhile found it taken.
+        while self.outdated.is_set() and self.estimating.acquire(blocking=False):
+            try:
+                self.outdated.clear()
+                with errors.speaking(self.words.lang):
+                    if recipe := self.form.recipe():
+                        self.view.show_readouts(estimates.readouts(recipe))
+            finally:
+                self.estimating.release()
 
     def offer(self, recipe: Recipe | None) -> None:
         """Show what Start would do, and enable it if it is possible."""

@@ -16,6 +16,8 @@ from ftlab.apps.board.settings_files import SettingsFiles
 from ftlab.apps.board.words import Words
 from ftlab.runs.folder import Summary
 
+READOUTS = ("trained_weights", "tokens_per_step", "estimated_time", "predicted_memory")
+
 
 class View:
     """The widgets of the training panel, and how they show values."""
@@ -35,7 +37,7 @@ class View:
         self.fresh.add_class("ft-fresh")
         self.bar = widgets.IntProgress()
         self.status = widgets.HTML(html.escape(words("ready"))).add_class("ft-status")
-        self.readouts = widgets.HTML().add_class("ft-readouts")
+        self.readouts = widgets.HTML(listed(words, dict.fromkeys(READOUTS, words("counting")))).add_class("ft-readouts")
         self.command = widgets.HTML().add_class("ft-command")
         self.code = widgets.HTML().add_class("ft-code")
         self.plot = widgets.Image(format="png").add_class("ft-plot")
@@ -89,8 +91,8 @@ class View:
 
     def show_readouts(self, readouts: Readouts) -> None:
         """Show the four figures in a row."""
-        words, unknown = self.words, self.words("unknown")
-        cells = {name: unknown for name in ("trained_weights", "tokens_per_step", "estimated_time", "predicted_memory")}
+        words = self.words
+        cells = dict.fromkeys(READOUTS, words("unknown"))
         cells["estimated_time"] = words("no_pace")
         if readouts.trained is not None and readouts.weights:
             share = f"{readouts.trained / readouts.weights:.2%}"
@@ -107,12 +109,7 @@ class View:
             over = readouts.needed_bytes > readouts.memory_bytes
             name = "memory_over" if over else "memory_of"
             cells["predicted_memory"] = words(name, needed=gib(readouts.needed_bytes), there=gib(readouts.memory_bytes))
-        shown = "".join(
-            f"<div><dt>{html.escape(words(name))}</dt>"
-            f"<dd>{bad(text) if over and name == 'predicted_memory' else html.escape(text)}</dd></div>"
-            for name, text in cells.items()
-        )
-        self.readouts.value = f"<dl>{shown}</dl>"
+        self.readouts.value = listed(words, cells, "predicted_memory" if over else "")
 
     def offer(self, state: str, detail: str, possible: bool, free: Path) -> None:
         """Show what Start would do in the run folder as it is."""
@@ -171,6 +168,15 @@ class View:
         state = self.words("run_finished" if run.finished else "run_unfinished")
         loss = "" if run.loss is None else f", {run.loss:.3f}"
         return f"{run.folder.name} ({state}, {run.step}{loss})"
+
+
+def listed(words: Words, cells: dict[str, str], wrong: str = "") -> str:
+    """Return named figures as a list in HTML, the one named `wrong` as an error."""
+    shown = "".join(
+        f"<div><dt>{html.escape(words(name))}</dt><dd>{bad(text) if name == wrong else html.escape(text)}</dd></div>"
+        for name, text in cells.items()
+    )
+    return f"<dl>{shown}</dl>"
 
 
 def command(values: dict[str, Any], overrides: str = "", verb: str = "train") -> str:
