@@ -283,6 +283,9 @@ def load_weights(kind: Any, folder: str | Path, *, new_head: bool = True, **opti
     missing = sorted(name for name in info["missing_keys"] if not (new_head and name.startswith("score.")))
     if missing:
         raise fail("model_missing_weights", where=str(folder), count=len(missing), names=", ".join(missing[:3]))
+    if model.config.model_type == "falcon" and model.config.alibi:
+        # transformers' eager attention adds Falcon's ALiBi twice: to the scores, and in the mask.
+        model.config._attn_implementation = "sdpa"
     return model
 
 

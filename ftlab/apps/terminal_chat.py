@@ -15,7 +15,7 @@ from ftlab import embedded, tokens
 from ftlab.errors import LabError, fail, say
 from ftlab.recipe import read as recipes
 from ftlab.runs import chat
-from ftlab.runs.engines import Loop
+from ftlab.runs.engines import Loop, context_length
 
 HISTORY = 1000
 GREEDY = re.compile(r"temperature=0(\.0*)?")
@@ -42,7 +42,7 @@ class Conversation:
     @property
     def context(self) -> int:
         """Tokens that the conversation and its next answer may take together."""
-        return self.model.context if isinstance(self.model, Loop) else self.model.config.max_position_embeddings
+        return self.model.context if isinstance(self.model, Loop) else context_length(self.model.config)
 
     def fit(self) -> tuple[int, int]:
         """Drop the oldest turns until a quarter of the context, or the longest answer, is left for the next one.

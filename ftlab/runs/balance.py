@@ -7,12 +7,30 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ftlab.errors import fail
 
 # The function that transformers' language models call, in their own modules.
 POOLED = "load_balancing_loss_func"
+
+
+def has_experts(config: PreTrainedConfig) -> bool:
+    """Return True for a mixture of experts; a family such as GraniteMoeHybrid has models with none, too."""
+    return hasattr(config, "output_router_logits") and getattr(config, "num_local_experts", None) != 0
+
+
+def prepare(config: PreTrainedConfig) -> None:
+    """Let TRL compute the balancing loss of a mixture, and none where there are no experts.
+
+    TRL reads `num_experts`, to which Mixtral's configuration maps its `num_local_experts`, and GraniteMoe's does not.
+    """
+    if not has_experts(config):
+        if hasattr(config, "router_aux_loss_coef"):
+            config.router_aux_loss_coef = 0.0
+    elif not hasattr(config, "num_experts") and hasattr(config, "num_local_experts"):
+        names = config.attribute_map
+        type(config).attribute_map = names | {"num_experts": names.get("num_local_experts", "num_local_experts")}
 
 
 @contextlib.contextmanager

@@ -39,12 +39,14 @@ from ftlab.recipe import continued, library_args
 from ftlab.recipe.keys import REWARDED, SAVED_IN_PART, Recipe
 from ftlab.runs import (
     adapters,
+    balance,
     chat,
     distillation,
     folder,
     losses,
     metric_names,
     muon,
+    own_logits,
     reference,
     rewards,
     rope,
@@ -188,11 +190,12 @@ def model_class(recipe: Recipe) -> Any:
 
 
 def rehearse(recipe: Recipe, path: str) -> None:
-    """Refuse layers that a recipe names and its model lacks, without loading any weights.
+    """Refuse layers that a recipe names and its model lacks, and a wrong loss, without loading any weights.
 
     Raises:
-        LabError: as `prepare_model`.
+        LabError: as `prepare_model` and `own_logits.refuse_family`.
     """
+    own_logits.refuse_family(recipe, models.read_config(Path(path)))
     default = recipe.lora_target == "all" and not recipe.additional_target
     usual = default if recipe.finetuning_type == "lora" else recipe.finetuning_type == "full"
     looked_at = ("adapter_name_or_path", "moe_aux_loss_coef", "moe_aux_loss_per_layer", *targets.LINEAR_ONLY)
@@ -294,6 +297,7 @@ def mark_trained(recipe: Recipe, model: PreTrainedModel, plan: Plan) -> PreTrain
     # Training has no use for a cache: keys and values of a pass are never used again.
     model.config.use_cache = False
     targets.require(recipe, model)
+    balance.prepare(model.config)
     if not recipe.adapts:
         return unfreeze(recipe, model)
     with refusing("adapter_name_or_path" if recipe.continues else adapter_key(recipe)):

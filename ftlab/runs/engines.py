@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +21,7 @@ from transformers import (
     GenerationConfig,
     LogitsProcessor,
     LogitsProcessorList,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     RepetitionPenaltyLogitsProcessor,
@@ -55,7 +57,8 @@ KINDS = {
     "llama.cpp": Kind("GGUF q8_0", gguf="q8_0"),
     "llama.cpp-q4": Kind("GGUF q4_0", gguf="q4_0"),
 }
-# Longest context for llama.cpp, which reserves its key-value cache when the file is opened.
+# Longest context for llama.cpp, which reserves its key-value cache when the file is opened, and of models that have no
+# longest one, such as those with a recurrent state.
 CONTEXT = 8192
 HONOURED = {
     "max_new_tokens", "do_sample", "temperature", "top_k", "top_p", "repetition_penalty", "num_beams", "eos_token_id",
@@ -136,14 +139,34 @@ def processors(config: GenerationConfig) -> LogitsProcessorList:
     return result
 
 
+def context_length(config: PreTrainedConfig) -> int:
+    """Return the number of tokens that a model can read."""
+    return getattr(config, "max_position_embeddings", None) or getattr(config, "max_seq_len", None) or CONTEXT
+
+
+def takes_cache(model: PreTrainedModel | PeftModel) -> bool:
+    """Return True if a model continues from a `DynamicCache`; others ignore it, or have a class of their own."""
+    model = model.get_base_model() if isinstance(model, PeftModel) else model
+    return "past_key_values" in signature(model.forward).parameters and model.config.model_type != "minimax"
+
+
 def transformers_loop(model: PreTrainedModel) -> Loop:
     """Return the loop over a model's own forward pass."""
 
     def begin() -> Step:
-        cache = DynamicCache(config=model.config)
-        return lambda ids: model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
+        cache, before = DynamicCache(config=model.config), 0
 
-    loop = Loop(begin, model.generation_config, model.config.max_position_embeddings)
+        def step(ids: torch.Tensor) -> torch.Tensor:
+            nonlocal before
+            # Bamba counts from 0 without them.
+            positions = torch.arange(before, before + ids.shape[1], device=ids.device)[None]
+            before += ids.shape[1]
+            inputs = {"position_ids": positions, "past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
+            return model(input_ids=ids, **inputs).logits[:, -1]
+
+        return step
+
+    loop = Loop(begin, model.generation_config, context_length(model.config))
     loop.device = model.device
     return loop
 
@@ -152,7 +175,7 @@ def llama_cpp_loop(path: Path, model: PreTrainedModel) -> Loop:
     """Return the loop over a GGUF file of `model` in llama.cpp."""
     import llama_cpp
 
-    context = min(CONTEXT, model.config.max_position_embeddings)
+    context = min(CONTEXT, context_length(model.config))
     threads = device.cores()
     reader = llama_cpp.Llama(
         str(path), n_ctx=context, n_threads=threads, n_threads_batch=threads, n_gpu_layers=-1, verbose=False
@@ -177,13 +200,15 @@ def static(model: PreTrainedModel) -> PreTrainedModel:
     return clone
 
 
-def require(name: str, model: PreTrainedModel) -> None:
+def require(name: str, model: PreTrainedModel | PeftModel) -> None:
     """Refuse an engine that cannot run here.
 
     Raises:
-        LabError: a library is missing, or it needs another kind of processor.
+        LabError: a library is missing, it needs another kind of processor, or the model another kind of cache.
     """
     kind = KINDS[name]
+    if (kind.bits or name == "loop") and not takes_cache(model):
+        raise fail("engine_cache", where=name, family=model.config.model_type)
     if kind.bits and model.device.type != "cpu":
         raise fail("engine_cpu", where=name)
     if kind.gguf and find_spec("llama_cpp") is None:

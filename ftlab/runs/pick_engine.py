@@ -58,6 +58,8 @@ def pick(
 ) -> PreTrainedModel | PeftModel | Loop:
     """Return an engine by name; for "auto" the fastest whose divergence from the model is within LIMIT.
 
+    A model that the loop cannot run is measured against nothing, and stays as it is.
+
     Raises:
         LabError: a requirement of the named engine is missing.
     """
@@ -66,7 +68,7 @@ def pick(
     if isinstance(model, PeftModel):
         model = merge_adapter(model)
     chosen, fastest, speed = model, "huggingface", 0.0
-    for row, engine in measured(model, tokenizer, suited(model)):
+    for row, engine in measured(model, tokenizer, suited(model)) if engines.takes_cache(model) else ():
         if row.divergence <= LIMIT and row.tokens_per_second > speed:
             chosen, fastest, speed = engine, row.name, row.tokens_per_second
     print(say("engine_chosen", name=fastest, limit=LIMIT), flush=True)

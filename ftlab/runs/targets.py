@@ -12,6 +12,7 @@ from transformers.trainer_utils import check_target_module_exists
 from ftlab.errors import fail, near
 from ftlab.recipe import library_args
 from ftlab.recipe.keys import LAYER_METHODS, Recipe
+from ftlab.runs import balance
 
 ADAPTED = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, nn.MultiheadAttention, Conv1D)
 # Options that PEFT supports for linear layers only.
@@ -29,7 +30,7 @@ def require(recipe: Recipe, model: PreTrainedModel) -> None:
         LabError: with all missing names of the first such key, and the names that the model has.
     """
     for name in ("moe_aux_loss_coef", "moe_aux_loss_per_layer"):
-        if getattr(recipe, name) and not hasattr(model.config, "output_router_logits"):
+        if getattr(recipe, name) and not balance.has_experts(model.config):
             raise fail("train_dense", where=name, family=model.config.model_type)
     modules = dict(model.named_modules(remove_duplicate=False))
     if isinstance(recipe.device_map, dict):

@@ -34,7 +34,7 @@ class Int8Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the outputs, (..., out_features)."""
-        flat = x.reshape(-1, x.shape[-1]).to(INPUTS)
+        flat = x.reshape(-1, x.shape[-1]).to(INPUTS).contiguous()
         outputs = torch._weight_int8pack_mm(flat, self.weight, self.scale).to(x.dtype)
         return with_bias(outputs, self.bias, x)
 
@@ -56,7 +56,7 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the outputs, (..., out_features)."""
-        flat = x.reshape(-1, x.shape[-1]).to(INPUTS)
+        flat = x.reshape(-1, x.shape[-1]).to(INPUTS).contiguous()
         outputs = torch.ops.aten._weight_int4pack_mm_for_cpu(flat, self.weight, BLOCK, self.scale).to(x.dtype)
         return with_bias(outputs, self.bias, x)
 

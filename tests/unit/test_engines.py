@@ -2,6 +2,7 @@
 
 import typing
 
+import families
 import pytest
 import serving
 import tiny
@@ -48,6 +49,28 @@ def ids_of(model, **fields):
 def test_greedy_tokens_are_those_of_generate(name, loaded):
     greedy = {"max_new_tokens": 40, "do_sample": False, "eos_token_id": ENDLESS}
     assert ids_of(engines.build(name, *loaded), **greedy) == ids_of(loaded[0], **greedy)
+
+
+@pytest.mark.parametrize("family", [*families.SIZES, *families.WITH_STATE])
+def test_every_family_is_looped_over_rightly_or_refused(family):
+    model, greedy = families.model_of(family), {"max_new_tokens": 8, "do_sample": False, "eos_token_id": ENDLESS}
+    assert engines.context_length(model.config) >= 256
+    if family in ("mamba", "mamba2", "rwkv", "minimax"):
+        for name in ("loop", "int8"):
+            with pytest.raises(LabError, match=f"{family} keeps another state"):
+                engines.build(name, model, tiny.make_tokenizer())
+        assert pick_engine.pick(model, tiny.make_tokenizer()) is model
+        return
+    assert ids_of(engines.build("loop", model, None), **greedy) == ids_of(model, **greedy)
+    assert len(ids_of(engines.build("int8", model, None), **greedy)) == 13
+
+
+def test_a_conversation_with_a_model_without_a_longest_text_has_a_context(tmp_path, monkeypatch, capsys):
+    families.model_of("mamba").save_pretrained(tmp_path)
+    tiny.make_tokenizer().save_pretrained(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda _: "/exit")
+    assert cli.main(["chat", str(tmp_path)]) == 0
+    assert str(engines.CONTEXT) in capsys.readouterr().out.replace(",", "")
 
 
 @pytest.mark.parametrize(

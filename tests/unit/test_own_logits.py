@@ -9,9 +9,12 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from ftlab import models
+from ftlab.apps import cli
 from ftlab.errors import LabError
 from ftlab.memory import PLAIN_ATTENTION
 from ftlab.recipe import read as recipes
+from ftlab.recipe import strict_yaml
 from ftlab.runs import own_logits, train
 
 
@@ -25,7 +28,7 @@ def trained(folder, tmp_path, **keys: object) -> float:
     """Return the loss of one step on four rows."""
     rows = [{"instruction": f"q{i}" * (i + 1), "output": f"a{i}, yes" * (i + 1)} for i in range(4)]
     (tmp_path / "rows.json").write_text(json.dumps(rows))
-    base = tiny.make_recipe(folder, tmp_path, tmp_path / f"run-{len(keys)}")
+    base = tiny.make_recipe(folder, tmp_path, tmp_path / f"run-{len(list(tmp_path.iterdir()))}")
     one_step = {"dataset": str(tmp_path / "rows.json"), "max_steps": 1, "per_device_train_batch_size": 4}
     return train.train(recipes.load(base | one_step | {"finetuning_type": "full"} | keys)).metrics["train_loss"]
 
@@ -51,10 +54,76 @@ def test_packing_is_refused_where_examples_would_read_each_other(family, tmp_pat
     assert "packing: false" in error.value.fix
 
 
-def test_packing_is_refused_in_one_line_where_transformers_needs_a_kernel(tmp_path):
+@pytest.mark.parametrize("family", [*families.SIZES, *families.WITH_STATE])
+def test_what_is_known_of_a_family_is_what_its_model_shows(family, tmp_path, monkeypatch):
+    make(family, tmp_path / "model")
+    recipe = recipes.load(tiny.make_recipe(tmp_path / "model", tmp_path, tmp_path / "run") | {"packing": True})
+    known = shown = None
+    try:
+        own_logits.refuse_family(recipe, models.read_config(tmp_path / "model"))
+    except LabError as error:
+        known = error.where
+    monkeypatch.setattr(own_logits, "refuse_family", lambda *_: None)
+    try:
+        trained(tmp_path / "model", tmp_path, packing=True)
+    except LabError as error:
+        shown = error.where
+    assert known == shown
+
+
+def test_recipe_check_says_what_train_would_refuse(tmp_path, tiny_rows, capsys):
+    make("mamba", tmp_path / "model")
+    keys = tiny.make_recipe(tmp_path / "model", tiny_rows, tmp_path / "run") | {"finetuning_type": "full"}
+    strict_yaml.dump(keys | {"packing": True}, tmp_path / "r.yaml")
+    assert cli.main(["recipe", "check", str(tmp_path / "r.yaml")]) == 2
+    assert "packed examples are not kept apart in mamba models" in capsys.readouterr().err
+    assert cli.main(["recipe", "check", str(tmp_path / "r.yaml"), "packing=false"]) == 0
+
+
+def test_packing_is_refused_in_one_line_where_transformers_needs_a_kernel(tmp_path, monkeypatch):
     make("lfm2", tmp_path / "model")
     with pytest.raises(LabError, match=r"cannot be trained on packed examples here: .*causal_conv1d"):
         trained(tmp_path / "model", tmp_path, packing=True)
+    monkeypatch.setattr(own_logits, "CONVOLVED", ())
+    with pytest.raises(LabError, match=r"cannot be trained on packed examples here: .*causal_conv1d"):
+        trained(tmp_path / "model", tmp_path, packing=True)
+
+
+def test_falcon_adds_its_alibi_once(tmp_path):
+    families.model_of("falcon", alibi=True).save_pretrained(tmp_path / "model")
+    tiny.make_tokenizer().save_pretrained(tmp_path / "model")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model", attn_implementation="sdpa").eval()
+    loss = trained(tmp_path / "model", tmp_path)
+    assert loss == pytest.approx(by_hand(model, tmp_path), rel=1e-5)
+    with pytest.raises(LabError, match="eager attention adds ALiBi twice"):
+        trained(tmp_path / "model", tmp_path, flash_attn="disabled")
+
+
+def test_a_family_of_mixtures_can_have_a_model_without_experts(tmp_path):
+    dense = {"num_local_experts": 0, "num_experts_per_tok": 0}
+    families.model_of("granitemoehybrid", **dense).save_pretrained(tmp_path / "model")
+    tiny.make_tokenizer().save_pretrained(tmp_path / "model")
+    loss = trained(tmp_path / "model", tmp_path)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    assert loss == pytest.approx(by_hand(model, tmp_path), rel=1e-5)
+    with pytest.raises(LabError, match="a granitemoehybrid model has no router"):
+        trained(tmp_path / "model", tmp_path, moe_aux_loss_coef=0.01)
+
+
+@pytest.mark.parametrize("family", ["granitemoe", "granitemoehybrid", "phimoe"])
+def test_the_balancing_loss_is_the_model_s_own(family, tmp_path):
+    sizes = {"num_local_experts": 4, "num_experts_per_tok": 2}
+    model = families.model_of(family, **sizes)
+    model.save_pretrained(tmp_path / "model")
+    tiny.make_tokenizer().save_pretrained(tmp_path / "model")
+    row = {"text": "one row, four times"}
+    (tmp_path / "text.json").write_text(json.dumps([row] * 4))
+    text = {"dataset": str(tmp_path / "text.json"), "stage": "pt", "packing": False}
+    with_loss, without = (trained(tmp_path / "model", tmp_path, moe_aux_loss_coef=c, **text) for c in (0.5, 0.0))
+    ids = torch.tensor([[*tiny.make_tokenizer().encode(row["text"]), model.config.eos_token_id]] * 4)
+    with torch.no_grad():
+        own = model(ids, output_router_logits=True).aux_loss.item()
+    assert with_loss - without == pytest.approx(0.5 * own, rel=1e-3)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "gpt_neox", "gemma3_text"])

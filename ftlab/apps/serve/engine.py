@@ -90,7 +90,7 @@ class Engine:
     @property
     def context(self) -> int:
         """Tokens that a prompt and its answer may take together."""
-        return min(self.model.config.max_position_embeddings, self.cache_tokens)
+        return min(engines.context_length(self.model.config), self.cache_tokens)
 
     @property
     def running(self) -> int:
