@@ -530,19 +530,20 @@ def test_a_row_of_600_mb_is_refused_within_1_gb(name, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lines.jsonl", "array.json"])
-def test_1_gb_of_rows_streams_within_1_gb(name, tmp_path):
+def test_300_mb_of_rows_stream_within_350_mb(name, tmp_path):
+    """The imports take 150 MB of them, and a file of any size about 90."""
     path = tmp_path / name
     row = json.dumps({"instruction": "Say x.", "output": "长 x " * 1600})
-    count = 10**9 // (len(row) + 1) + 1
+    count = 3 * 10**8 // (len(row) + 1) + 1
     start, between, end = ("[", ",\n", "]") if name == "array.json" else ("", "\n", "\n")
     with path.open("w") as file:
         file.write(start + row)
         for _ in range(count - 1):
             file.write(between + row)
         file.write(end)
-    assert path.stat().st_size >= 10**9
+    assert path.stat().st_size >= 3 * 10**8
     said, peak = measured(path)
     path.unlink()
     assert said == f"rows {count}"
-    assert peak < 10**9, f"{peak / 1e6:.0f} MB"
+    assert peak < 3.5 * 10**8, f"{peak / 1e6:.0f} MB"
     print(f"{name}: {peak / 1e6:.0f} MB")

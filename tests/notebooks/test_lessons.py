@@ -15,7 +15,7 @@ from nbclient import NotebookClient
 from waiting import until
 
 from ftlab import device, embedded
-from ftlab.apps import lesson_files, notebooks
+from ftlab.apps import cli, lesson_files, notebooks
 
 HERE = Path(__file__).parent
 # What this machine would not choose, and the lessons that show in the fewest seconds that it works all the same.
@@ -23,6 +23,7 @@ HERE = Path(__file__).parent
 OTHER_DTYPE = "bfloat16" if device.describe().dtype == "float32" else "float32"
 SHORT = ["16"] if OTHER_DTYPE == "bfloat16" else ["04", "05", "08", "12"]
 LOOK = "import os, urllib.request as u\ntry: u.urlopen(os.environ['HF_ENDPOINT'], timeout=1)\nexcept OSError: pass"
+pytestmark = pytest.mark.notebook
 OFFLINE = ["unshare", "-rn", sys.executable, str(HERE / "offline.py")]
 
 
@@ -56,25 +57,30 @@ def forked_kernels(no_network, tmp_path_factory) -> Iterator[dict[str, str]]:
             server.wait()
 
 
-@pytest.mark.notebook
 @pytest.mark.parametrize("lesson", lesson_files.lessons(), ids=lambda lesson: lesson.name)
-def test_a_lesson_runs_without_network(lesson, no_network, forked_kernels):
-    run(lesson, no_network, forked_kernels)
+def test_a_lesson_runs_without_network(lesson, forked_kernels, monkeypatch, capfd):
+    """The kernel has no network; the command, the same for all lessons, has none in the test below."""
+    for name in ("FTLAB_OUTCOMES", "FTLAB_HEADLESS", "TORCH_CPP_LOG_LEVEL", "HF_HUB_OFFLINE"):
+        # The command sets these, and they are restored.
+        monkeypatch.setenv(name, "")
+    for name, value in forked_kernels.items():
+        monkeypatch.setenv(name, value)
+    embedded.fetch()
+    code = cli.main(["course", "run", lesson.number, "--profile", "smoke"])
+    printed, said = capfd.readouterr()
+    assert code == 0, printed[-3000:] + said[-3000:]
+    assert not said
+    print(printed.splitlines()[-1])
 
 
-@pytest.mark.notebook
 @pytest.mark.parametrize("lesson", lesson_files.lessons(SHORT), ids=lambda lesson: lesson.name)
 def test_a_short_lesson_runs_in_the_other_format(lesson, no_network, forked_kernels):
-    run(lesson, no_network, forked_kernels | {"FTLAB_DTYPE": OTHER_DTYPE})
-
-
-def run(lesson: lesson_files.Lesson, no_network: list[str], settings: dict[str, str]) -> None:
-    """Run a lesson as `make course` does; the lesson and its libraries say nothing on stderr."""
+    """As `make course` runs it: the lesson and its libraries say nothing on stderr, nobody looks for the hub."""
     embedded.fetch()
     command = [*no_network, sys.executable, "-m", "ftlab", "course", "run", lesson.number, "--profile", "smoke"]
     # HF_HUB_OFFLINE is unset: the lesson itself must not look for the hub.
     environment = {key: value for key, value in os.environ.items() if key != "HF_HUB_OFFLINE"}
-    environment |= settings
+    environment |= forked_kernels | {"FTLAB_DTYPE": OTHER_DTYPE}
     done = subprocess.run(command, cwd=lesson_files.root(), env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert not done.stderr

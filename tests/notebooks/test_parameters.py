@@ -8,7 +8,6 @@ from pathlib import Path
 import jupytext
 import papermill
 import pytest
-import tiny
 
 from ftlab import embedded, models
 from ftlab.apps import course, lesson_files, notebooks
@@ -24,6 +23,8 @@ READ = ("data", "recipes", "notebooks", "ftlab", "benchmarks")
 @pytest.fixture(scope="session")
 def small_model(tmp_path_factory) -> Path:
     """A folder with a random model as small as the embedded one's tokenizer allows."""
+    import tiny
+
     embedded.fetch()
     return tiny.make_small_model(models.fetch("smollm2-135m"), tmp_path_factory.mktemp("small") / "model")
 

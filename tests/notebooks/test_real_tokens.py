@@ -1,9 +1,8 @@
 """The encoder on the embedded model's own tokenizer, whose merges cross the border between prompt and answer."""
 
 import pytest
-from transformers import AutoTokenizer
 
-from ftlab import embedded, models, tokens
+from ftlab import embedded, models
 
 ANSWERS = {
     # answer -> its tokens, as the model would write them.
@@ -17,6 +16,11 @@ ANSWERS = {
 @pytest.mark.notebook
 @pytest.mark.parametrize("said", ANSWERS)
 def test_an_answer_is_trained_in_the_tokens_that_generation_writes(said):
+    # Here, because the lessons' tests do without these imports.
+    from transformers import AutoTokenizer
+
+    from ftlab import tokens
+
     embedded.fetch()
     tokenizer = AutoTokenizer.from_pretrained(models.fetch("smollm2-135m"))
     messages = [{"role": "user", "content": "Say it."}, {"role": "assistant", "content": said}]
