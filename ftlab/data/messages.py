@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ftlab.data.read import DECODER, MAX_DEPTH, TOO_DEEP, Row, depth, empty, kind, suggestion
-from ftlab.errors import fail
+from ftlab.data.read import DECODER, MAX_DEPTH, Row, depth, empty, kind, suggestion
+from ftlab.errors import fail, say
 
 Message = dict[str, Any]
 Tags = dict[str, str]
@@ -299,7 +299,7 @@ def check_storable(value: Any, where: str) -> None:
     Integers above 64 bits, infinity, NaN, deep nesting, and types of tables: dates, bytes, decimals.
     """
     if depth(value) > MAX_DEPTH:
-        raise fail("data_json", where=where, reason=TOO_DEEP)
+        raise fail("data_json", where=where, reason=say("json_depth"))
     waiting = [value]
     while waiting:
         inner = waiting.pop()

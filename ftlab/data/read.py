@@ -17,7 +17,6 @@ SUFFIXES = (".json", ".jsonl", ".csv", ".parquet", ".txt")
 SUSPECT_ESCAPE = re.compile(r"\\u(?:[dD][89a-fA-F]|0000)")
 # Deeper values would exceed the recursion limit; no real row comes near.
 MAX_DEPTH = 100
-TOO_DEEP = "it is nested too deeply"
 # An object with one of these is a row, whatever lists it has as well.
 ROW_COLUMNS = {"messages", "conversations", "instruction", "prompt", "question", "query", "text", "chosen"}
 # Under these an object holds the turns of one example, not examples.
@@ -166,7 +165,7 @@ def checked(value: Any, text: str, where: str) -> Row | LabError:
     if len(value) > 1 and all(isinstance(inner, dict) for inner in value.values()):
         return fail("data_dict_of_rows", where=where, keys=", ".join(list(value)[:3]))
     if text.count("[") + text.count("{") > MAX_DEPTH and depth(value) > MAX_DEPTH:
-        return fail("data_json", where=where, reason=TOO_DEEP)
+        return fail("data_json", where=where, reason=say("json_depth"))
     if SUSPECT_ESCAPE.search(text):
         for inner in texts(value):
             if any("\ud800" <= character <= "\udfff" for character in inner):
@@ -229,13 +228,13 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> Row:
     row = dict(pairs)
     if len(row) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"duplicate key {next(n for n in names if names.count(n) > 1)!r}")
+        raise ValueError(say("json_twice", key=repr(next(n for n in names if names.count(n) > 1))))
     return row
 
 
 def no_constant(name: str) -> None:
     """Refuse NaN and Infinity, which are not JSON."""
-    raise ValueError(f"{name} is not JSON")
+    raise ValueError(say("json_constant", name=name))
 
 
 def whole_number(digits: str) -> int:
@@ -245,7 +244,7 @@ def whole_number(digits: str) -> int:
         ValueError: it has; Python's own message would advise changing an interpreter setting.
     """
     if len(digits) > LONGEST_NUMBER:
-        raise ValueError(f"a number of {len(digits.lstrip('-'))} digits; put it in quotes")
+        raise ValueError(say("json_digits", count=len(digits.lstrip("-"))))
     return int(digits)
 
 
@@ -254,12 +253,26 @@ DECODER = json.JSONDecoder(object_pairs_hook=unique_keys, parse_constant=no_cons
 LAX_DECODER = json.JSONDecoder(parse_int=len)
 
 
+# What the library says of JSON's syntax -> the message with the same English.
+SYNTAX = {
+    "Expecting value": "json_value",
+    "Expecting property name enclosed in double quotes": "json_name",
+    "Expecting ':' delimiter": "json_colon",
+    "Expecting ',' delimiter": "json_comma",
+    "Unterminated string starting at": "json_string",
+    "Invalid control character at": "json_control",
+    "Invalid \\escape": "json_escape",
+    "Extra data": "json_extra",
+}
+
+
 def reason(error: Exception) -> str:
     """Return a short reason why JSON could not be parsed."""
     if isinstance(error, RecursionError):
-        return TOO_DEEP
+        return say("json_depth")
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} (column {error.colno})"
+        message = SYNTAX.get(error.msg.partition(": ")[0])
+        return say("json_column", reason=say(message) if message else error.msg, column=error.colno)
     return str(error)
 
 
@@ -347,7 +360,7 @@ def array_rows(path: Path, encoding: str) -> Iterator[Read]:
             yield window.line, fail("data_truncated", where=f"{path}:{window.line}")
             return
         if separator not in ",]":
-            raise fail("data_json", where=f"{path}:{window.line}", reason="expected `,` or `]` after a row")
+            raise fail("data_json", where=f"{path}:{window.line}", reason=say("json_separator"))
         if separator == ",":
             comma = window.line
             window.move(window.at + 1)
@@ -355,7 +368,7 @@ def array_rows(path: Path, encoding: str) -> Iterator[Read]:
                 raise fail("data_trailing_comma", where=f"{path}:{comma}", mark="]")
     window.move(window.at + 1)
     if window.character():
-        raise fail("data_json", where=f"{path}:{window.line}", reason="unexpected text after the closing `]`")
+        raise fail("data_json", where=f"{path}:{window.line}", reason=say("json_after"))
 
 
 def placed(row: Row | LabError, where: str) -> Row | LabError:
@@ -486,5 +499,5 @@ def table_row(row: Row, where: str) -> Row | LabError:
     if not row:
         return fail("data_empty_row", where=where)
     if depth(row) > MAX_DEPTH:
-        return fail("data_json", where=where, reason=TOO_DEEP)
+        return fail("data_json", where=where, reason=say("json_depth"))
     return fail("data_nul", where=where) if any("\x00" in text for text in texts(row)) else row

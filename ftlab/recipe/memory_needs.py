@@ -248,7 +248,7 @@ def report(recipe: Recipe, machine: Machine) -> str:
     methods = METHODS | ({} if method(recipe) in METHODS else {method(recipe): {}})
     rows = {f"{name}{'  <- this recipe' if name == method(recipe) else ''}": keys for name, keys in methods.items()}
     batch = training(recipe, sizes(recipe.model_name_or_path, **recipe.source), machine)
-    lines = [f"{batch.sequences} rows of {batch.length} tokens at a time"]
+    lines = [say("memory_rows", count=batch.sequences, length=batch.length)]
     lines += [f"{'GiB':<24} weights  moments gradients activations   logits     peak  smallest GPU"]
     for label, keys in rows.items():
         variant = recipe if "this" in label else changed(without(recipe, "quantization_bit", "peft_config"), keys)

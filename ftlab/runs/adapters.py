@@ -11,7 +11,7 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from ftlab.errors import fail, suggest
+from ftlab.errors import fail, say, suggest
 from ftlab.recipe import library_args
 from ftlab.recipe.keys import Recipe
 from ftlab.runs import targets
@@ -37,7 +37,7 @@ def config_of(recipe: Recipe, model: PreTrainedModel) -> PeftConfig:
     require_values(recipe, kind)
     config = kind(**library_args.peft_settings(recipe) | layers(recipe, model))
     if isinstance(config, AdaLoraConfig) and config.target_r >= config.init_r:
-        reason = f"`target_r` {config.target_r} must be smaller than `init_r` {config.init_r}: AdaLoRA takes ranks away"
+        reason = say("fits_target_r", target=config.target_r, initial=config.init_r)
         raise fail("recipe_together", where="peft_config", reason=reason)
     return config
 
@@ -142,11 +142,11 @@ class Allocate(TrainerCallback):
         config.total_step = min(config.total_step, state.max_steps)
         before = config.total_step - config.tfinal
         if before - config.tinit < 1:
-            reason = f"`tinit` {config.tinit} and `tfinal` {config.tfinal} leave none of {config.total_step} steps"
+            reason = say("fits_no_steps", first=config.tinit, last=config.tfinal, steps=config.total_step)
             raise fail("recipe_together", where="peft_config", reason=reason)
         if before < 2:
             # PEFT scores ranks in the steps before the one that masks them for good.
-            reason = f"AdaLoRA scores ranks before it masks them: {before} step before `tfinal`, it needs 2"
+            reason = say("fits_few_steps", steps=before)
             raise fail("recipe_together", where="peft_config", reason=reason)
 
     def on_optimizer_step(

@@ -173,7 +173,7 @@ class Guard(TrainerCallback):
             LabError: one is NaN or infinite.
         """
         if not all_finite(self.weights):
-            raise not_finite("a trained weight", state)
+            raise not_finite(say("trained_weight"), state)
 
 
 def not_finite(name: str, state: TrainerState) -> Exception:

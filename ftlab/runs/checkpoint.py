@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from filelock import FileLock, Timeout
 
 from ftlab import manifests, saved_weights
-from ftlab.errors import fail
+from ftlab.errors import fail, say
 from ftlab.runs.folder import ASIDE, DELETING, LOCK, OWNER
 from ftlab.runs.target import claimed
 from ftlab.system_errors import explained
@@ -50,7 +50,7 @@ def resume_problem(path: Path, about: dict[str, Any]) -> str:
     files = (manifests.read_manifest(path) or {}).get("files", {})
     missing = [names[0] for names in NEEDED if not files.keys() & set(names)]
     sharded = any("/" in name for name in files)
-    return f"it was saved without {missing[0]}" if missing and not sharded else ""
+    return say("checkpoint_without", name=missing[0]) if missing and not sharded else ""
 
 
 def set_aside(path: Path) -> Path:

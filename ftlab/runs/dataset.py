@@ -223,7 +223,7 @@ class Count:
         counts = {"read": self.read, "kept": self.kept, "cut": self.cut, "lost": self.lost, "dropped": self.dropped}
         print(say("train_examples", several=several, limit=limit, nothing=nothing, **counts))
         if self.bad:
-            print(f"{len(self.bad)} more dropped because the chat template refuses them:")
+            print(say("train_refused_examples", count=len(self.bad)))
             print("\n".join(str(problem) for problem in self.bad[:NAMED]))
         if self.untrained:
             print(say("train_untrained", count=self.untrained))

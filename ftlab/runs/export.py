@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ftlab import catalogue, cpu, device, manifests, models, packages, saved_weights
-from ftlab.errors import LabError, fail, reason_of
+from ftlab.errors import LabError, fail, reason_of, say
 from ftlab.recipe import read as recipes
 from ftlab.recipe import templates
 from ftlab.recipe.keys import Recipe
@@ -122,7 +122,7 @@ def exported(recipe: Recipe, target: Path) -> Export:
         saved_weights.refuse_virtual_tokens(weights, "export")
     whole = weights.folder if weights and not weights.is_adapter else base
     if models.read_config(whole).get("quantization_config"):
-        raise fail("export_quantized", where=str(whole), value="its config.json says so")
+        raise fail("export_quantized", where=str(whole), value=say("export_by_config"))
     adapter = weights.folder if weights and weights.is_adapter else None
     if adapter:
         require_effect(adapter)
@@ -188,7 +188,7 @@ def require_effect(adapter: Path) -> None:
         raise fail("export_adapter_damaged", where=str(adapter), reason=reason_of(error)) from None
     broken = next((name for name, weight in weights.items() if not torch.isfinite(weight).all()), None)
     if broken:
-        raise fail("export_adapter_damaged", where=str(adapter), reason=f"{broken} is not finite")
+        raise fail("export_adapter_damaged", where=str(adapter), reason=say("export_not_finite", name=broken))
     # LoRA's update is B A, which is zero if every B is. Other kinds of weights count by themselves.
     lasting = [weight for name, weight in weights.items() if ".lora_A." not in name and "lora_embedding_A" not in name]
     if not any(weight.any() for weight in lasting):

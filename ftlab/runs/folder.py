@@ -103,8 +103,8 @@ def changes(manifest: dict[str, Any], recipe: Recipe, fingerprints: dict[str, st
 def damage(folder: Path, manifest: dict[str, Any]) -> str:
     """Return why the result of a finished run cannot be trusted, "" if it matches its manifest."""
     result = next((folder / name for name in saved_weights.RESULTS if (folder / name).is_dir()), None)
-    reason = manifests.problem(result, {"run_id": manifest.get("run_id")}) if result else "it is missing"
-    return reason or ("" if read_metrics(folder) is not None else f"{METRICS} cannot be read")
+    reason = manifests.problem(result, {"run_id": manifest.get("run_id")}) if result else say("result_missing")
+    return reason or ("" if read_metrics(folder) is not None else say("result_unreadable", name=METRICS))
 
 
 def read_metrics(folder: Path) -> dict[str, float] | None:
@@ -127,7 +127,7 @@ def finished(recipe: Recipe, fingerprints: dict[str, str]) -> dict[str, float] |
     manifest = own_manifest(folder) or {}
     if manifest.get("finished") is True and not changes(manifest, recipe, fingerprints):
         reason = damage(folder, manifest)
-        print(f"{folder}: a finished run, but its result cannot be trusted: {reason}; it is made again")
+        print(say("run_untrusted", folder=folder, reason=reason))
     return None
 
 

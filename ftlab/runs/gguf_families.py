@@ -13,7 +13,7 @@ from gguf import MODEL_ARCH
 from transformers import PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from ftlab.errors import fail
+from ftlab.errors import fail, say
 
 EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(w[123]\.weight)")
 Named = tuple[str, torch.Tensor]
@@ -75,10 +75,10 @@ def family_of(config: PretrainedConfig, where: str) -> Family:
     architecture = (config.architectures or ["?"])[0]
     family = FAMILIES.get(architecture)
     if family is None:
-        raise fail("export_gguf", where=where, what=f"the architecture {architecture}")
+        raise fail("export_gguf", where=where, what=say("gguf_architecture", name=architecture))
     rope = rope_of(config).get("rope_type", "default")
     if rope != "default" and (rope, family.arch) != ("llama3", MODEL_ARCH.LLAMA):
-        raise fail("export_gguf", where=where, what=f"positions of the type {rope}")
+        raise fail("export_gguf", where=where, what=say("gguf_positions", name=rope))
     activation = getattr(config, "hidden_activation", None) or getattr(config, "hidden_act", None)
     if family.activation and activation != family.activation:
         raise fail("export_gguf", where=where, what=f"the activation {activation}")
@@ -153,7 +153,7 @@ def converted(weights: Iterable[Named], config: PretrainedConfig, family: Family
         # The table has BLOOM's names without this prefix.
         short = names.get_name(name.removeprefix("transformer."), try_suffixes=(".weight", ".bias"))
         if short is None:
-            raise fail("export_gguf", where=where, what=f"a weight called {name}")
+            raise fail("export_gguf", where=where, what=say("gguf_weight", name=name))
         yield short, reordered(weight.float(), short, config, family)
         if short == "token_embd.weight" and family.own_head and config.tie_word_embeddings:
             yield "output.weight", weight.float()
@@ -179,7 +179,7 @@ def stacked(weights: Iterable[Named], experts: int, where: str) -> Iterator[Name
             yield f"{one[1]}.{one[3]}", torch.stack([parts[number] for number in range(experts)])
             parts.clear()
     if incomplete := next((f"{name}, {len(parts)} of {experts}" for name, parts in waiting.items() if parts), ""):
-        raise fail("export_gguf", where=where, what=f"experts that are not all there: {incomplete}")
+        raise fail("export_gguf", where=where, what=say("gguf_experts", names=incomplete))
 
 
 def reordered(weight: torch.Tensor, name: str, config: PretrainedConfig, family: Family) -> torch.Tensor:

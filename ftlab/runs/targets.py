@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 from transformers.trainer_utils import check_target_module_exists
 
-from ftlab.errors import fail, near
+from ftlab.errors import fail, near, say
 from ftlab.recipe import library_args
 from ftlab.recipe.keys import LAYER_METHODS, Recipe
 from ftlab.runs import balance
@@ -113,7 +113,7 @@ def require_plain(recipe: Recipe, weights: list[str]) -> None:
     """
     for key in LINEAR_ONLY:
         if weights and getattr(recipe, key):
-            reason = f"`{key}` works on linear layers only, `lora_target` includes {', '.join(weights)}"
+            reason = say("fits_linear_only", key=key, names=", ".join(weights))
             raise fail("recipe_together", where=key, reason=reason)
 
 

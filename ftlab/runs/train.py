@@ -53,9 +53,6 @@ from ftlab.runs import folder as folders
 from ftlab.runs.progress import Progress
 from ftlab.saved_weights import RESULTS
 
-# Why a checkpoint of another place is not loaded.
-OUTSIDE = "it is not in output_dir"
-
 
 @dataclass(frozen=True)
 class Run:
@@ -119,7 +116,7 @@ def train(
             world.own_extensions(folder / folders.EXTENSIONS)
         job = prepare(recipe, folder)
         if not fresh and (metrics := reusable(job)) is not None:
-            print(f"{folder}: this recipe was trained before on the same data; reused (fresh=true trains again)")
+            print(say("run_reused", folder=folder))
             return Run(folder, metrics, reused=True)
         with cpu.fast_paths(library_args.plan(job.recipe, job.machine)):
             return run(job, begin(job, fresh), callbacks, quiet)
@@ -269,9 +266,9 @@ def reusable(job: Job) -> dict[str, float] | None:
     inside, last = asked.resolve().parent == job.folder.resolve(), folders.last_step(folders.read_log(job.folder))
     rotated = inside and 0 < saved_weights.step_of(asked) < last
     if not inside:
-        raise fail("checkpoint_not_ours", where=str(asked), reason=OUTSIDE)
+        raise fail("checkpoint_not_ours", where=str(asked), reason=say("checkpoint_outside"))
     if not (asked.exists() or rotated):
-        reason = f"it does not exist, and the run is finished at step {last}"
+        reason = say("checkpoint_rotated", step=last)
         raise fail("checkpoint_not_ours", where=str(asked), reason=reason)
     return metrics
 
@@ -288,8 +285,8 @@ def decide(job: Job, fresh: bool) -> Start:
     changed = folders.changes(manifest, job.recipe, job.about) if manifest else ""
     lost = job.recipe.finetuning_type in SAVED_IN_PART
     if resume and (fresh or not manifest or lost):
-        reason = "fresh=true starts over" if fresh else "output_dir holds no run"
-        reason = f"a checkpoint lacks a part of {job.recipe.finetuning_type}" if lost else reason
+        reason = say("checkpoint_fresh" if fresh else "checkpoint_no_run")
+        reason = say("checkpoint_in_part", method=job.recipe.finetuning_type) if lost else reason
         raise fail("checkpoint_not_ours", where=str(resume), reason=reason)
     if manifest and not fresh and (resume or not changed):
         require_processes(job, manifest)
@@ -355,11 +352,11 @@ def go_on(job: Job, run_id: str) -> Start:
     newest, skipped = checkpoint.find_resume(job.folder, {"run_id": run_id} | job.about)
     if launch.is_main():
         for path, reason in skipped:
-            print(f"{path}: skipped, {reason}")
+            print(say("run_skipped", path=path, reason=reason))
         if newest:
-            print(f"{job.folder}: an unfinished run; going on from step {saved_weights.step_of(newest)}")
+            print(say("run_goes_on", folder=job.folder, step=saved_weights.step_of(newest)))
         else:
-            print(f"{job.folder}: unfinished run without a checkpoint to resume from; starting over")
+            print(say("run_starts_over", folder=job.folder))
     return Start(run_id, newest)
 
 
@@ -369,18 +366,19 @@ def named_checkpoint(job: Job, manifest: dict[str, Any], path: Path, changed: st
     Raises:
         LabError: it is not a complete checkpoint of this run.
     """
-    reason = OUTSIDE if path.resolve().parent != job.folder.resolve() else ""
+    reason = say("checkpoint_outside") if path.resolve().parent != job.folder.resolve() else ""
     reason = reason or checkpoint.resume_problem(path, {"run_id": manifest.get("run_id")})
     most = job.args.max_steps
     if not reason and 0 < most < saved_weights.step_of(path):
-        reason = f"it is past max_steps: {most}"
+        reason = say("checkpoint_past", steps=most)
     end, step = planned_steps(job), saved_weights.step_of(path)
     # Trainer would train a step too many, or none, and the run would count as one of the changed recipe.
     if not reason and (0 < end < step or (changed and end == step)):
-        reason = f"no step is left to train: this recipe ends at step {end}"
+        reason = say("checkpoint_no_step", step=end)
     if reason:
         raise fail("checkpoint_not_ours", where=str(path), reason=reason)
-    print(f"{path}: going on from step {saved_weights.step_of(path)}" + (f" with {changed}" if changed else ""))
+    how = say("run_resumes_changed", path=path, step=step, changed=changed) if changed else ""
+    print(how or say("run_resumes", path=path, step=step))
     return path
 
 
@@ -448,7 +446,7 @@ def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = 
     metrics |= {"train_loss": mean_loss(history), "train_seconds": time.monotonic() - started}
     metrics |= {"resumed_from_step": saved_weights.step_of(start.resume)} if start.resume else {}
     if stop.stopped_at is not None:
-        print(f"{job.folder}: stopped at step {stop.stopped_at} and saved; the same command resumes from there")
+        print(say("run_stopped", folder=job.folder, step=stop.stopped_at))
         # torchrun terminates the other processes as soon as one exits with an error code.
         world.wait(job.args)
         return Run(job.folder, metrics, reused=False, stopped_at=stop.stopped_at)
@@ -526,7 +524,7 @@ def finish(job: Job, trainer: Trainer, metrics: dict[str, float], run_id: str) -
         LabError: a trained weight is NaN or infinite, or a file could not be written.
     """
     if not watch.all_finite(watch.trainable_weights(trainer.model)):
-        raise fail("train_broken", where=str(job.folder), exit_code=1, name="a trained weight")
+        raise fail("train_broken", where=str(job.folder), exit_code=1, name=say("trained_weight"))
     weights = job.folder / saved_weights.result_name(job.recipe.finetuning_type)
     partial = job.folder / f"{manifests.PARTIAL}{weights.name}"
     with watch.writing(weights, job.folder):

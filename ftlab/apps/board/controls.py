@@ -202,5 +202,5 @@ def read_lines(text: str) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise errors.fail("recipe_yaml", reason="not a list of `key: value` lines")
+        raise errors.fail("recipe_yaml", reason=errors.say("yaml_mapping"))
     return {str(key): value for key, value in values.items()}

@@ -64,7 +64,7 @@ def serve(source: str | None, host: str, port: int, lang: str | None, allow_remo
         contextlib.suppress(KeyboardInterrupt),
         serving(source, host, port, lang, allow_remote) as served,
     ):
-        print(f"{served.url}\nCtrl-C ends the page; trainings that run go on", flush=True)
+        print(errors.say("board_at", url=served.url), flush=True)
         served.process.wait()
 
 
