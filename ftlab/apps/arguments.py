@@ -7,12 +7,40 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ftlab.errors import fail, say
+from ftlab.errors import fail, messages, say
 
 # The values of a flag: any other word after `--packing` is the next argument.
 FLAG_WORDS = ("true", "false", "yes", "no", "on", "off")
 # Commands of LLaMA-Factory and swift that have another name here.
 THEIRS = {"api": "serve", "deploy": "serve", "webchat": "board", "infer": "chat", "predict": "eval", "merge": "export"}
+
+
+# argparse's own texts, as messages with the same English.
+TEXTS = (
+    "argparse_usage",
+    "argparse_positional",
+    "argparse_options",
+    "argparse_help",
+    "argparse_argument",
+    "argparse_unrecognized",
+    "argparse_required",
+    "argparse_choice",
+    "argparse_value",
+    "argparse_one",
+    "argparse_at_most_one",
+    "argparse_at_least_one",
+    "argparse_explicit",
+    "argparse_error",
+)
+
+
+def in_language(text: str) -> str:
+    """Return a text of argparse's own in the user's language, or unchanged if it is none of TEXTS."""
+    return next((say(key) for key in TEXTS if messages()[key]["en"] == text), text)
+
+
+# argparse looks up its texts under this name, which is gettext's.
+argparse._ = in_language  # type: ignore[attr-defined]
 
 
 class Parser(argparse.ArgumentParser):

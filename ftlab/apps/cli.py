@@ -20,14 +20,10 @@ STOPPED, NO_READER = 130, 141
 TRUST = ("--trust-remote-code", "--trust_remote_code")
 # Of recipe.memory_needs.GPUS, which takes longer to import; 16 is a T4.
 GPU_SIZES = (8, 12, 16, 24, 48, 80, 141)
-EXIT_CODES = (
-    "exit codes: 0 success; 1 failure, or problems found; 2 invalid input; 130 stopped by Ctrl-C, a run also by "
-    "SIGTERM or a file STOP in its folder: a checkpoint was saved, and the same command resumes from it"
-)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code, see EXIT_CODES; only a bug of ftlab's own shows a traceback."""
+    """Run one command and return its exit code, see the help; only a bug of ftlab's own shows a traceback."""
     try:
         open_streams()
         return flushed(command(sys.argv[1:] if arguments is None else arguments))
@@ -92,8 +88,8 @@ def silence() -> None:
 
 def parser() -> Parser:
     """Build the parser; each verb's function is its `verb` default."""
-    top = Parser(prog="ftlab", description="A course on fine-tuning language models.", epilog=EXIT_CODES)
-    top.add_argument("--version", action="version", version=f"ftlab {__version__}")
+    top = Parser(prog="ftlab", description=say("help_course_of"), epilog=say("help_exit_codes"))
+    top.add_argument("--version", action="version", version=f"ftlab {__version__}", help=say("argparse_show_version"))
     verbs = top.add_subparsers(required=True, metavar="VERB")
     top.verbs = verbs.choices
     for declare in (
@@ -117,112 +113,106 @@ def parser() -> Parser:
 
 def add_train(verbs: argparse._SubParsersAction) -> None:
     """Declare `ftlab train`."""
-    train = add(verbs, "train", train_recipe, "run a recipe")
-    train.epilog = EXIT_CODES
+    train = add(verbs, "train", train_recipe, say("help_train"))
+    train.epilog = say("help_exit_codes")
     train.add_argument("recipe", metavar="RECIPE.yaml")
-    take_keys(train, "; fresh=true trains again from the start")
+    take_keys(train, say("help_fresh"))
 
 
 def add_recipe(verbs: argparse._SubParsersAction) -> None:
     """Declare `ftlab recipe check`, `explain`, `from` and `show`."""
-    recipes = add(verbs, "recipe", None, "check a recipe, explain a key")
+    recipes = add(verbs, "recipe", None, say("help_recipe"))
     actions = recipes.add_subparsers(required=True, metavar="WHAT")
-    check = add(actions, "check", check_recipe, "show what `ftlab train` would refuse, and which keys were renamed")
+    check = add(actions, "check", check_recipe, say("help_recipe_check"))
     check.add_argument("recipe", metavar="RECIPE.yaml")
     take_keys(check)
-    add(actions, "explain", explain_key, "show a key's meaning, default, range and library field").add_argument("key")
-    read = add(actions, "from", read_recipe, "read the file of another framework, and print the same run as a recipe")
-    read.add_argument("recipe", metavar="FILE", help="YAML, JSON, a shell command, or an unsloth script or notebook")
-    read.add_argument("--as-yaml", metavar="OUT.yaml", help="write it to this new file instead of printing it")
+    add(actions, "explain", explain_key, say("help_recipe_explain")).add_argument("key")
+    read = add(actions, "from", read_recipe, say("help_recipe_from"))
+    read.add_argument("recipe", metavar="FILE", help=say("help_foreign_file"))
+    read.add_argument("--as-yaml", metavar="OUT.yaml", help=say("help_as_yaml"))
     take_keys(read)
-    show = add(actions, "show", show_recipe, "print the same run for another framework")
+    show = add(actions, "show", show_recipe, say("help_recipe_show"))
     show.add_argument("recipe", metavar="RECIPE.yaml")
     take_keys(show)
     frameworks = ["trl", "llamafactory", "swift", "axolotl", "verl", "alpaca-lora"]
-    show.add_argument("--as", dest="framework", choices=frameworks, default="trl", help="default: %(default)s")
+    show.add_argument("--as", dest="framework", choices=frameworks, default="trl", help=say("help_default"))
 
 
 def add_eval(verbs: argparse._SubParsersAction) -> None:
     """Declare `ftlab eval`."""
-    score = add(
-        verbs, "eval", score_recipe, "score a recipe's model on held-out examples, with and without its adapter"
-    )
+    score = add(verbs, "eval", score_recipe, say("help_eval"))
     score.add_argument("recipe", metavar="RECIPE.yaml")
     take_keys(score)
 
 
 def add_compare(verbs: argparse._SubParsersAction) -> None:
     """Declare `ftlab compare`."""
-    compare = add(verbs, "compare", compare_models, "compare two models blind, by a judge or by yourself")
+    compare = add(verbs, "compare", compare_models, say("help_compare"))
     for side in ("a", "b"):
-        compare.add_argument(side, metavar=side.upper(), help="RECIPE.yaml, run folder, or model name")
-    compare.add_argument(
-        "--dataset", required=True, help="its questions are asked: a name in dataset_info.json, or a path"
-    )
+        compare.add_argument(side, metavar=side.upper(), help=say("help_side"))
+    compare.add_argument("--dataset", required=True, help=say("help_compare_dataset"))
     compare.add_argument("--dataset-dir", default="data")
-    compare.add_argument("--judge", help="longer, shorter, or a model as A and B; default: you, at the keyboard")
-    compare.add_argument("--max-samples", type=count, default=100, help="questions; default: %(default)s")
-    compare.add_argument("--max-new-tokens", type=count, default=128, help="longest answer; default: %(default)s")
+    compare.add_argument("--judge", help=say("help_judge"))
+    compare.add_argument("--max-samples", type=count, default=100, help=say("help_questions"))
+    compare.add_argument("--max-new-tokens", type=count, default=128, help=say("help_longest_answer"))
 
 
 def add_export(verbs: argparse._SubParsersAction) -> None:
     """Declare `ftlab export`."""
-    export = add(verbs, "export", export_recipe, "merge a recipe's adapter into its base, save, reload and compare")
+    export = add(verbs, "export", export_recipe, say("help_export"))
     export.add_argument("recipe", metavar="RECIPE.yaml")
     take_keys(export)
 
 
 def add_chat(verbs: argparse._SubParsersAction) -> None:
     """Declare `ftlab chat`."""
-    chat = add(verbs, "chat", chat_with, "chat with a model in the terminal")
-    chat.add_argument("model", help="catalogue name, local folder, hub id, or a RECIPE.yaml that names one")
+    chat = add(verbs, "chat", chat_with, say("help_chat"))
+    chat.add_argument("model", help=say("help_model_or_recipe"))
     take_keys(chat)
-    chat.add_argument("--adapter", metavar="DIR", help="the adapter folder of a run")
+    chat.add_argument("--adapter", metavar="DIR", help=say("help_adapter"))
     backends = ["auto", "huggingface", "static", "loop", "int8", "int4", "llama.cpp", "llama.cpp-q4"]
-    chat.add_argument("--backend", choices=backends, help="engine; auto measures all (default: huggingface)")
-    chat.add_argument(*TRUST, action="store_true", help="run the code that comes with the model")
+    chat.add_argument("--backend", choices=backends, help=say("help_chat_backend"))
+    chat.add_argument(*TRUST, action="store_true", help=say("help_trust"))
 
 
 def add_serve(verbs: argparse._SubParsersAction) -> None:
     """Declare `ftlab serve`."""
-    server = add(
-        verbs, "serve", serve_model, "serve a model with an OpenAI-compatible API; every request needs the API key"
-    )
-    server.add_argument("model", help="catalogue name, local folder, hub id, or a RECIPE.yaml that names one")
+    server = add(verbs, "serve", serve_model, say("help_serve"))
+    server.add_argument("model", help=say("help_model_or_recipe"))
     # Not `take_keys`: a --key after the names of --allow-remote would be one of them.
     server.add_argument(
         "overrides",
         nargs="*",
         default=[],
         metavar="key=value",
-        help="override a recipe key; next to a model: model_revision, cache_dir",
+        help=say("help_serve_keys"),
     )
     server.add_argument(
         "--adapter",
         action="append",
         default=[],
         metavar="[NAME=]DIR",
-        help="the adapter folder of a run; several, each with its NAME for clients, if repeated",
+        help=say("help_serve_adapter"),
     )
     served = ["huggingface", "llama.cpp", "llama.cpp-q4"]
-    server.add_argument("--backend", choices=served, help="engine (default: huggingface)")
-    server.add_argument("--served-model-name", metavar="NAME", help="the model's name for clients: API_MODEL_NAME")
-    server.add_argument("--port", type=int, help="default: API_PORT, else 8000")
-    server.add_argument("--host", help="default: API_HOST, else 127.0.0.1")
+    server.add_argument("--backend", choices=served, help=say("help_serve_backend"))
+    server.add_argument("--served-model-name", metavar="NAME", help=say("help_served_name"))
+    server.add_argument("--port", type=int, help=say("help_serve_port"))
+    server.add_argument("--host", help=say("help_serve_host"))
     server.add_argument(
         "--allow-remote",
         nargs="*",
         metavar="NAME",
-        help="allow an address that other machines can reach; NAMEs are host names that clients use for this machine",
+        help=say("help_serve_remote"),
     )
     server.add_argument(
         "--allow-origin",
         action="append",
         default=[],
         metavar="ORIGIN",
-        help="allow pages of this origin, such as https://app.example, to use the server; can be repeated",
+        help=say("help_allow_origin"),
     )
-    server.add_argument(*TRUST, action="store_true", help="run the code that comes with the model")
+    server.add_argument(*TRUST, action="store_true", help=say("help_trust"))
 
 
 def add_board(verbs: argparse._SubParsersAction) -> None:
@@ -231,122 +221,114 @@ def add_board(verbs: argparse._SubParsersAction) -> None:
         verbs,
         "board",
         open_board,
-        "open the panels in the browser: data, train, evaluate, compare, chat, export, memory, quiz",
+        say("help_board"),
         "webui",
     )
-    page.add_argument("recipe", nargs="?", metavar="RECIPE.yaml", help="recipe to open in the train tab")
-    page.add_argument("--port", type=int, help="default: GRADIO_SERVER_PORT, else 8866; AutoDL exposes 6006")
-    page.add_argument("--host", help="default: GRADIO_SERVER_NAME, else 127.0.0.1")
-    page.add_argument("--lang", choices=LANGUAGES, help="default: FTLAB_LANG, else en")
-    page.add_argument("--allow-remote", action="store_true", help="allow an address that other machines can reach")
+    page.add_argument("recipe", nargs="?", metavar="RECIPE.yaml", help=say("help_board_recipe"))
+    page.add_argument("--port", type=int, help=say("help_board_port"))
+    page.add_argument("--host", help=say("help_board_host"))
+    page.add_argument("--lang", choices=LANGUAGES, help=say("help_lang"))
+    page.add_argument("--allow-remote", action="store_true", help=say("help_remote"))
 
 
 def add_data(verbs: argparse._SubParsersAction) -> None:
     """Declare `ftlab data check`, `show` and `replay`."""
-    data = add(verbs, "data", None, "check and show data sets, write replay examples")
+    data = add(verbs, "data", None, say("help_data"))
     actions = data.add_subparsers(required=True, metavar="WHAT")
-    check = add(actions, "check", check_data, "list the problems of a data set with file:line and fix")
-    show = add(actions, "show", show_data, "print an example as the model sees it; trained tokens in green")
-    replay = add(actions, "replay", write_replay, "let a model answer general prompts, to mix into its fine-tune")
-    replay.add_argument("name", metavar="NAME", help="name of the new data set in dataset_info.json")
+    check = add(actions, "check", check_data, say("help_data_check"))
+    show = add(actions, "show", show_data, say("help_data_show"))
+    replay = add(actions, "replay", write_replay, say("help_data_replay"))
+    replay.add_argument("name", metavar="NAME", help=say("help_replay_name"))
     for action in (check, show):
-        action.add_argument("name", help="a name in dataset_info.json, or a path")
+        action.add_argument("name", help=say("help_data_name"))
     for action in (check, show, replay):
         action.add_argument("--dataset-dir", default="data")
         action.add_argument(
             "--model",
             default="smollm2-135m",
-            help="model that answers, or whose tokenizer and chat template are used; default: %(default)s",
+            help=say("help_data_model"),
         )
     for action in (check, show):
-        action.add_argument(
-            "--cutoff-len", type=int, default=1024, help="maximum tokens of an example; default: %(default)s"
-        )
+        action.add_argument("--cutoff-len", type=int, default=1024, help=say("help_cutoff_len"))
     for action in (check, show, replay):
-        action.add_argument(*TRUST, action="store_true", help="run the code that comes with the model")
-    check.add_argument("--fix", metavar="OUT.jsonl", help="write the repaired data set to this file")
-    replay.add_argument(
-        "--prompts", default="general_en", help="data sets whose prompts are asked; default: %(default)s"
-    )
-    replay.add_argument("--max-samples", type=count, default=200, help="prompts to ask; default: %(default)s")
-    replay.add_argument("--max-new-tokens", type=count, default=128, help="longest answer; default: %(default)s")
-    replay.add_argument("--seed", type=int, default=42, help="which prompts are drawn; default: %(default)s")
-    show.add_argument("--row", type=int, default=1, help="number of the example, from 1")
+        action.add_argument(*TRUST, action="store_true", help=say("help_trust"))
+    check.add_argument("--fix", metavar="OUT.jsonl", help=say("help_fix"))
+    replay.add_argument("--prompts", default="general_en", help=say("help_replay_prompts"))
+    replay.add_argument("--max-samples", type=count, default=200, help=say("help_replay_samples"))
+    replay.add_argument("--max-new-tokens", type=count, default=128, help=say("help_longest_answer"))
+    replay.add_argument("--seed", type=int, default=42, help=say("help_replay_seed"))
+    show.add_argument("--row", type=int, default=1, help=say("help_row"))
 
 
 def add_memory(verbs: argparse._SubParsersAction) -> None:
     """Declare `ftlab memory`."""
-    needs = add(verbs, "memory", show_memory, "estimate the memory for training, by component, and whether it fits")
-    needs.add_argument("model", help="catalogue name, local folder or hub id, or a RECIPE.yaml")
+    needs = add(verbs, "memory", show_memory, say("help_memory"))
+    needs.add_argument("model", help=say("help_memory_model"))
     take_keys(needs)
-    needs.add_argument(
-        "--devices", type=count, help="also what each of so many devices holds; default: the recipe's nproc_per_node"
-    )
+    needs.add_argument("--devices", type=count, help=say("help_devices"))
     needs.add_argument(
         "--gpu",
         type=int,
         choices=GPU_SIZES,
         metavar="GB",
-        help=f"on a GPU instead of this machine: {', '.join(map(str, GPU_SIZES))} GB",
+        help=say("help_gpu", sizes=", ".join(map(str, GPU_SIZES))),
     )
 
 
 def add_launch(verbs: argparse._SubParsersAction) -> None:
     """Declare `ftlab launch`."""
-    elsewhere = add(verbs, "launch", launch_elsewhere, "print, or start, what a cluster's launcher takes for a recipe")
+    elsewhere = add(verbs, "launch", launch_elsewhere, say("help_launch"))
     elsewhere.add_argument("recipe", metavar="RECIPE.yaml")
     take_keys(elsewhere)
     engines = ["slurm", "ray", "accelerate", "skypilot", "megatron-bridge"]
     elsewhere.add_argument("--on", dest="engine", choices=engines, required=True)
-    elsewhere.add_argument("--nodes", type=count, default=1, help="machines; default: %(default)s")
-    elsewhere.add_argument("--gpus", type=count, default=1, help="processes on each machine; default: %(default)s")
-    elsewhere.add_argument("--submit", action="store_true", help="write it beside the recipe, and start it")
+    elsewhere.add_argument("--nodes", type=count, default=1, help=say("help_nodes"))
+    elsewhere.add_argument("--gpus", type=count, default=1, help=say("help_gpus"))
+    elsewhere.add_argument("--submit", action="store_true", help=say("help_submit"))
 
 
 def add_machine(verbs: argparse._SubParsersAction) -> None:
     """Declare `ftlab models`, `env` and `version`."""
-    add(verbs, "models", list_models, "list the known models and what each needs on this machine")
-    env = add(verbs, "env", show_env, "print machine, versions and FTLAB_ variables, to paste into an issue")
-    env.add_argument("--autodl", action="store_true", help="check disk, caches, mirrors and ports; automatic on AutoDL")
-    add(verbs, "version", show_version, "print the version")
+    add(verbs, "models", list_models, say("help_models"))
+    env = add(verbs, "env", show_env, say("help_env"))
+    env.add_argument("--autodl", action="store_true", help=say("help_autodl"))
+    add(verbs, "version", show_version, say("help_version"))
 
 
 def add_course(verbs: argparse._SubParsersAction) -> None:
     """Declare the commands of `ftlab course`."""
-    course = add(verbs, "course", None, "list, run, check and build the lessons")
+    course = add(verbs, "course", None, say("help_course"))
     parts = course.add_subparsers(required=True, metavar="WHAT")
-    add(parts, "list", list_lessons, "list the lessons in teaching order")
-    start = add(parts, "start", start_course, "write lessons, data and recipes to a folder, and open JupyterLab there")
+    add(parts, "list", list_lessons, say("help_course_list"))
+    start = add(parts, "start", start_course, say("help_course_start"))
     start.add_argument(
         "folder",
         nargs="?",
         default="ftlab-course",
         metavar="DIR",
-        help="what you changed there is kept; default: %(default)s",
+        help=say("help_course_folder"),
     )
-    start.add_argument("--lang", choices=LANGUAGES, help="default: FTLAB_LANG, else en")
-    start.add_argument("--no-open", action="store_true", help="lay out the files, don't open JupyterLab")
-    run = add(parts, "run", run_lessons, "run lessons headless and write runs/course/summary.json")
+    start.add_argument("--lang", choices=LANGUAGES, help=say("help_lang"))
+    start.add_argument("--no-open", action="store_true", help=say("help_no_open"))
+    run = add(parts, "run", run_lessons, say("help_course_run"))
     run.add_argument("numbers", nargs="*", metavar="NN")
-    run.add_argument("--profile", default="smoke", help="smoke, cpu, t4 or a24g")
-    run.add_argument("--seed", type=int, metavar="N", help="default: each lesson's own; then writes summary-seedN.json")
-    export = add(parts, "export", export_lessons, "write lessons as one notebook, and the recipes as a zip file")
-    export.add_argument("numbers", nargs="*", metavar="NN", help="default: the thread 01 03 04 08 09")
-    export.add_argument("--complete", action="store_true", help="that thread, from data to a served model")
-    export.add_argument("--out", default="ftlab-complete.ipynb", metavar="FILE", help="default: %(default)s")
-    export.add_argument("--lang", choices=LANGUAGES, help="default: FTLAB_LANG, else en")
-    pack = add(
-        parts, "pack", write_pack, "for teachers: write all solutions, and the pictures of the lessons as slides"
-    )
+    run.add_argument("--profile", default="smoke", help=say("help_profile"))
+    run.add_argument("--seed", type=int, metavar="N", help=say("help_course_seed"))
+    export = add(parts, "export", export_lessons, say("help_course_export"))
+    export.add_argument("numbers", nargs="*", metavar="NN", help=say("help_thread"))
+    export.add_argument("--complete", action="store_true", help=say("help_complete"))
+    export.add_argument("--out", default="ftlab-complete.ipynb", metavar="FILE", help=say("help_default"))
+    export.add_argument("--lang", choices=LANGUAGES, help=say("help_lang"))
+    pack = add(parts, "pack", write_pack, say("help_course_pack"))
     pack.add_argument("numbers", nargs="*", metavar="NN")
-    pack.add_argument("--out", default="ftlab-pack", metavar="DIR", help="default: %(default)s")
-    pack.add_argument("--lang", choices=LANGUAGES, help="default: FTLAB_LANG, else en")
-    check = add(parts, "check", check_exercises, "check your solutions to the exercises of a lesson, or of all lessons")
+    pack.add_argument("--out", default="ftlab-pack", metavar="DIR", help=say("help_default"))
+    pack.add_argument("--lang", choices=LANGUAGES, help=say("help_lang"))
+    check = add(parts, "check", check_exercises, say("help_course_check"))
     check.add_argument("numbers", nargs="*", metavar="NN")
-    check.add_argument("--out", metavar="FILE.html", help="also write the report card as a page to print")
-    build = add(parts, "build", build_lessons, "make the notebooks from their text sources")
+    check.add_argument("--out", metavar="FILE.html", help=say("help_report_card"))
+    build = add(parts, "build", build_lessons, say("help_course_build"))
     build.add_argument("numbers", nargs="*", metavar="NN")
-    build.add_argument("--run", action="store_true", help="run them from top to bottom and keep the outputs")
+    build.add_argument("--run", action="store_true", help=say("help_course_rerun"))
 
 
 def add(verbs: argparse._SubParsersAction, name: str, function: object, text: str, *aliases: str) -> Parser:
@@ -366,7 +348,7 @@ def count(text: str) -> int:
 def take_keys(verb: Parser, more: str = "") -> None:
     """Let a verb take any key of a recipe, as `key=value` or `--key value`."""
     verb.keys = True
-    text = f"override any recipe key{more}; --key value also works"
+    text = say("help_keys", more=more)
     # Without a default, argparse lists them among the arguments that are missing.
     verb.add_argument("overrides", nargs="*", default=[], metavar="key=value", help=text)
 

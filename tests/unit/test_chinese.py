@@ -1,11 +1,16 @@
 """With FTLAB_LANG=zh everything that a user reads is Chinese: no English sentence, but names of keys and products."""
 
+import argparse
+import ast
+import inspect
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ftlab import errors
+from ftlab.apps import arguments, cli
 from ftlab.errors import LabError
 from ftlab.recipe import coming_from, explain, hub_token, keys, to_frameworks, to_verl, translated_keys
 from ftlab.recipe import read as recipes
@@ -122,3 +127,77 @@ def test_reasons_of_the_machine_are_chinese():
     for reasons in machine_defaults.REASONS.values():
         for message in reasons.values():
             assert not english(errors.say(message, tokens=512))
+
+
+def parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
+    """Return a parser, and those of its verbs."""
+    verbs = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return [parser, *(inner for action in verbs for verb in action.choices.values() for inner in parsers(verb))]
+
+
+def test_help_is_chinese():
+    everything = parsers(cli.parser())
+    assert len(everything) > 25
+    for parser in everything:
+        assert not english(parser.format_help().replace(parser.prog, "ftlab")), parser.prog
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "train", "launch r.yaml --on x", "chat m --port", "chat", "nothing", "compare a b --max-samples 0", "env --x",
+     "models --x=1", "env --autodl=1", "train r.yaml --learning-rate", "recipe explain lora_rnak",
+     "recipe show no.yaml"],
+)  # fmt: skip
+def test_refusals_of_the_command_line_are_chinese(line, capsys):
+    assert cli.main(line.split()) in (0, 2)
+    said = "".join(capsys.readouterr())
+    assert re.search("[\u4e00-\u9fff]", said) and not english(said), said
+
+
+# Texts of argparse about mistakes in the program, or about what these parsers do not have.
+NOT_SHOWN = re.compile(
+    r"defined|invalid (argument|option string|conflict)|mutually|ambiguous|callable|can't open|merge|dest=|subparser"
+    r"|unknown parser|one of the arguments|with mode|not allowed with|unexpected option"
+)
+
+
+def test_argparse_s_texts_are_messages():
+    calls = [node for node in ast.walk(ast.parse(inspect.getsource(argparse))) if isinstance(node, ast.Call)]
+    texts = [node.args[0] for node in calls if isinstance(node.func, ast.Name) and node.func.id == "_"]
+    values = {str(text.value) for text in texts if isinstance(text, ast.Constant)}
+    shown = {text for text in values if not NOT_SHOWN.search(text)}
+    assert shown == {errors.messages()[key]["en"] for key in arguments.TEXTS}
+
+
+# Files with English sentences that are no messages to a user.
+ENGLISH_FILES = {
+    "apps/serve": "answers of an API, which programs read",
+    "checks": "texts that a solution is tried on",
+    "recipe/keys.py": "meanings, in Chinese in meanings_zh.toml",
+    "recipe/templates.py": "chat templates",
+    "recipe/coming_from.py": "a page of the documentation",
+    "recipe/to_": "scripts",
+    "runs/clusters.py": "scripts",
+    "runs/ppo.py": "fields of a config",
+    "runs/export.py": "model card",
+}
+ENGLISH_TEXTS = re.compile(
+    r"loss per trained token|smallest GPU|No space left| memory$|Connection |from ftlab\.| is missing in "
+    r"|only a file used|unexpected end of data|multibyte|another name|^Expecting|^Unterminated|^Invalid control"
+    r"|integer string|simple key|documentation of TrainingArguments|call these tools|Here is a question|lighthouse"
+    r"|a scale|three quotes|End a kernel|made with ftlab|weights were trained"
+)
+
+
+def test_no_message_stands_in_the_code():
+    root = Path(cli.__file__).parents[1]
+    for path in sorted(root.rglob("*.py")):
+        if path.relative_to(root).as_posix().startswith(tuple(ENGLISH_FILES)):
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        scopes = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Module)]
+        docstrings = {id(node.body[0].value) for node in scopes if node.body and isinstance(node.body[0], ast.Expr)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings:
+                text = node.value
+                assert not SENTENCE.search(text) or ENGLISH_TEXTS.search(text), f"{path.name}:{node.lineno}: {text!r}"
