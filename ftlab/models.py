@@ -384,7 +384,7 @@ def from_hub(
     # Imported here: huggingface_hub reads HF_HOME on import, and a lesson sets it first.
     from huggingface_hub import constants, snapshot_download
 
-    endpoint = os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
+    endpoint = hub_endpoint()
     patterns = SAFE_FILES + (CODE_FILES if trust_remote_code else [])
     place = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
     options: dict[str, Any] = {"revision": revision, "cache_dir": place, "allow_patterns": patterns}
@@ -414,6 +414,44 @@ def from_hub(
             "hub_offline", name=repo_id, endpoint=endpoint, reason=reason_of(error)
         ) from error
     return str(check_folder(fetched, trust_remote_code))
+
+
+def hub_endpoint() -> str:
+    """Return the address of the hub."""
+    from huggingface_hub import constants
+
+    return os.environ.get("HF_ENDPOINT", constants.ENDPOINT)
+
+
+def hub_answers() -> bool:
+    """Return True if the hub can be reached; whatever it answers to a request for nothing."""
+    import httpx2
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        httpx2.head(hub_endpoint(), timeout=10)
+    except httpx2.HTTPError:
+        return False
+    return True
+
+
+def require_push(token: str | None) -> None:
+    """Refuse to train for an upload that the hub would not accept.
+
+    Args:
+        token: None: HF_TOKEN, or that of `hf auth login`.
+    Raises:
+        LabError: no token, one that the hub does not know, or no connection.
+    """
+    import httpx2
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi(endpoint=hub_endpoint()).whoami(token)
+    except (httpx2.HTTPError, OSError) as error:
+        raise fail("train_push", where="push_to_hub", endpoint=hub_endpoint(), reason=reason_of(error)) from None
 
 
 def hub_bytes(repo_id: str, endpoint: str, trust_remote_code: bool = False, revision: str = "main") -> int:

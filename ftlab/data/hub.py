@@ -1,7 +1,9 @@
 """Data sets of the HF hub and of ModelScope; a script of the repository is never run."""
 
+import contextlib
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from ftlab import models
 from ftlab.data.dataset_info import Entry
@@ -32,10 +34,28 @@ def fetched(entry: Entry) -> "Dataset":
 
 
 def from_hub(entry: Entry) -> "Dataset":
-    """Return the rows of `hf_hub_url`."""
+    """Return the rows of `hf_hub_url`, from the cache if the hub cannot be reached."""
     from datasets import load_dataset
 
-    return load_dataset(entry.hf_hub_url, entry.subset, data_dir=entry.folder, split=entry.split)
+    with cache_only(not models.hub_answers()):
+        return load_dataset(entry.hf_hub_url, entry.subset, data_dir=entry.folder, split=entry.split)
+
+
+@contextlib.contextmanager
+def cache_only(enabled: bool) -> Iterator[None]:
+    """Let datasets read its cache only, where it would ask an unreachable hub six times for each of several files."""
+    import datasets
+    import huggingface_hub
+
+    places: tuple[Any, ...] = (datasets.config, huggingface_hub.constants) if enabled else ()
+    before = [place.HF_HUB_OFFLINE for place in places]
+    for place in places:
+        place.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
 
 
 def from_modelscope(entry: Entry) -> "Dataset":

@@ -54,6 +54,17 @@ def question(row: Row) -> bytes:
     return digest(row["prompt"]) if "prompt" in row else digest(content(row))
 
 
+def first_question(row: Row) -> bytes:
+    """Return the digest of a row's question, of a conversation that of its first answer.
+
+    Two conversations that share a later question share the first one, too.
+    """
+    turns = row.get("messages", ())
+    asked = next((n for n, turn in enumerate(turns) if turn["role"] == "user"), len(turns))
+    answered = next((n for n in range(asked, len(turns)) if turns[n]["role"] == "assistant"), None)
+    return question(row) if answered is None else digest(turns[:answered])
+
+
 def content(row: Row) -> Row:
     """Return a row without its place."""
     return {name: value for name, value in row.items() if name != "where"}
@@ -82,7 +93,8 @@ def split(
 ) -> Split:
     """Divide rows into train, validation and test, and print the counts.
 
-    Duplicates are dropped first; rows with the same question stay in the same part, so the overlap is 0.
+    Duplicates are dropped first; rows with the same question stay in the same part, so the overlap is 0. So do
+    conversations that begin with the same question, unless all do.
 
     Args:
         val_size, test_size: share of the rows (below 1), or number of rows.
@@ -99,9 +111,12 @@ def split(
     sizes = [size_of(size, len(unique)) for size in (test_size, val_size)]
     if sum(sizes) >= len(unique):
         raise fail("data_split_size", where="val_size, test_size", got=f"{val_size}, {test_size}", rows=len(unique))
+    questions = [first_question(row) for row in unique]
+    if len({*questions}) == 1:
+        questions = [question(row) for row in unique]
     strata: dict[str, dict[bytes, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for number, row in enumerate(unique):
-        strata[json.dumps(row[stratify]) if stratify else ""][question(row)].append(number)
+    for number, (row, asked) in enumerate(zip(unique, questions, strict=True)):
+        strata[json.dumps(row[stratify]) if stratify else ""][asked].append(number)
     parts: list[list[int]] = [[], [], []]
     chance = random.Random(seed)
     done = 0

@@ -204,6 +204,8 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
         reference.folder_of(recipe, model_path)
     if recipe.reward_model and recipe.objective in REWARDED:
         rewards.require_model(recipe.reward_model)
+    if recipe.training.get("push_to_hub") and launch.is_main():
+        models.require_push(recipe.training.get("hub_token"))
     args, notes = build.training_args(recipe, folder, machine)
     tokenizer = load_tokenizer(recipe, model_path)
     notes.append(templates.apply(recipe.template, tokenizer, recipe.allow_other_template, recipe.enable_thinking))

@@ -1,6 +1,7 @@
 """Coordination of several processes in one training: how they share the model, where they start and stop."""
 
 import os
+import re
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ def require_deepspeed(config: Any) -> None:
     """
     if config.mismatches:
         lines = (line.removeprefix("- ds ").replace(" vs hf ", ", recipe: ") for line in config.mismatches)
+        # As in a recipe, not as in Python.
+        lines = (re.sub(r"=(True|False)\b", lambda value: value[0].lower(), line) for line in lines)
         raise fail("world_deepspeed", where="deepspeed", differences="; ".join(lines))
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
 

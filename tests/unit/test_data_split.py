@@ -49,6 +49,29 @@ def test_rows_that_ask_the_same_stay_together():
         assert sum(part["label"]) == len(part) / 2
 
 
+def turns(*texts):
+    roles = ("user", "assistant")
+    return [{"role": roles[n % 2], "content": text} for n, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be brief."}]])
+def test_a_conversation_and_a_longer_one_stay_together(system):
+    short = [system + turns(f"q{n}", f"a{n}") for n in range(20)]
+    longer = [system + turns(f"q{n}", f"a{n}", "And then?", f"b{n}") for n in range(20)]
+    parts = split(Dataset.from_list([{"messages": one} for one in short + longer]), val_size=10, test_size=0)
+    held_out, trained = ({row["messages"][len(system)]["content"] for row in part} for part in parts[1::-1])
+    assert len(held_out) == 5 and len(trained) == 15 and not held_out & trained
+
+
+@pytest.mark.parametrize("first", [turns("Hello"), turns("Hello", "Hi!")[1:]])
+def test_conversations_that_all_begin_alike_are_divided(first):
+    rows = [
+        {"messages": [*first, *turns("x", "y", "z", "w")[len(first) % 2 :], *turns(f"q{n}", "a")]} for n in range(9)
+    ]
+    parts = split(Dataset.from_list(rows), val_size=3, test_size=0)
+    assert (len(parts.train), len(parts.validation)) == (6, 3)
+
+
 def test_a_label_keeps_its_share_in_every_part():
     rows = Dataset.from_list([{"text": f"row {n}", "mood": "good" if n % 4 else "bad"} for n in range(200)])
     parts = split(rows, 0.1, 0.1, seed=3, stratify="mood")

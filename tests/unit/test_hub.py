@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hub import FILES, PICKLED, commit, fetched, local_hub, settings
+from huggingface_hub import constants
 from safetensors.torch import save
 from tiny import make_recipe
 from torch import zeros
@@ -18,6 +19,7 @@ from ftlab.apps.board import estimates, page
 from ftlab.apps.board.form import Form
 from ftlab.apps.board.words import Words
 from ftlab.apps.serve import loading
+from ftlab.data import registry
 from ftlab.errors import LabError
 from ftlab.recipe import memory_needs, strict_yaml, to_script
 from ftlab.recipe import read as recipes
@@ -237,3 +239,28 @@ def test_the_board_neither_shows_nor_keeps_a_token(monkeypatch):
     form = Form(keys, Words("en"), (), (Path.cwd(), Path("runs")))
     assert os.environ["HF_TOKEN"] == TOKEN
     assert "hf_hub_token" not in form.written() | form.right and TOKEN not in form.lines.value
+
+
+def test_a_data_set_of_an_unreachable_hub_is_one_line(monkeypatch, caplog):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    with pytest.raises(LabError, match="the data set could not be downloaded") as refused:
+        registry.load("no-such-org/no-such-rows", "ONLINE")
+    assert len(str(refused.value).splitlines()) == 2
+    assert not caplog.records and constants.HF_HUB_OFFLINE is False
+
+
+@pytest.mark.parametrize(("token", "reason"), [(None, "no token found"), ("hf_abc", "refused")])
+def test_an_upload_that_cannot_succeed_is_refused_before_training(
+    token, reason, tiny_model_dir, tiny_rows, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+    keys = make_recipe(tiny_model_dir, tiny_rows, tmp_path / "run") | {"push_to_hub": True}
+    with pytest.raises(LabError, match=f"would not take the trained model: .*{reason}") as refused:
+        train.train(recipes.load(keys))
+    assert refused.value.where == "push_to_hub" and not (tmp_path / "run").exists()

@@ -134,7 +134,7 @@ def test_a_deepspeed_file_does_not_contradict_the_recipe():
     with pytest.raises(LabError) as told:
         world.require_deepspeed(SimpleNamespace(mismatches=lines, config={}))
     assert str(told.value).splitlines() == [
-        "deepspeed: its configuration and the recipe disagree: bf16.enabled=True, recipe: bf16|bf16_full_eval=False; "
+        "deepspeed: its configuration and the recipe disagree: bf16.enabled=true, recipe: bf16|bf16_full_eval=false; "
         "gradient_clipping=3, recipe: max_grad_norm=1.0",
         "  fix: write `\"auto\"` there: it then takes the recipe's value, and the machine's dtype",
     ]
