@@ -93,9 +93,9 @@ def train(page: Any, number: int) -> None:
 
     write(page, "output_dir", f"runs/job{number}", ".ftlab-train")
     write(page, "max_steps", str(STEPS), ".ftlab-train")
-    until(lambda: enabled(page, "start"), 60, "a training can be started")
+    until(lambda: enabled(page, "start"), "a training can be started")
     press(page, "start")
-    until(lambda: state(page) in ("done", "failed", "ended"), 600, "it is trained")
+    until(lambda: state(page) in ("done", "failed", "ended"), "it is trained")
     assert state(page) == "done", state(page)
 
 
@@ -107,12 +107,12 @@ def load(page: Any, url: str, steps: int) -> tuple[float, ...]:
     page.goto(url, wait_until="commit")
     page.wait_for_selector("header.ft-shell")
     shown = time.monotonic() - began
-    until(lambda: page.locator("button.ft-start:visible").count(), 600, "the panels are shown")
+    until(lambda: page.locator("button.ft-start:visible").count(), "the panels are shown")
     usable = time.monotonic() - began
     write(page, "max_steps", str(steps), ".ftlab-train")
-    until(lambda: f"max_steps: {steps}\n" in text(page, "command"), 600, "the command shows the field")
+    until(lambda: f"max_steps: {steps}\n" in text(page, "command"), "the command shows the field")
     answered = time.monotonic() - began - usable
-    until(lambda: "GiB" in text(page, "readouts"), 600, "the estimates are shown")
+    until(lambda: "GiB" in text(page, "readouts"), "the estimates are shown")
     return shown, usable, answered, time.monotonic() - began
 
 
