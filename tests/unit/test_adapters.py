@@ -4,11 +4,12 @@ import json
 import shutil
 from pathlib import Path
 
+import families
 import pytest
 import torch
 import yaml
-from peft import PeftModel
-from tiny import make_recipe
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny import make_recipe, make_tokenizer
 from transformers import AutoModelForCausalLM
 
 from ftlab import device, manifests
@@ -18,7 +19,7 @@ from ftlab.apps.serve import loading
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
 from ftlab.recipe import to_script
-from ftlab.runs import chat, evaluation, export, folder, reference, train
+from ftlab.runs import chat, engines, evaluation, export, folder, pick_engine, reference, train
 
 IDS = torch.arange(40, 60).unsqueeze(0)
 
@@ -174,3 +175,46 @@ def test_what_cannot_be_merged_is_one_line(trained, tiny_model_dir, tiny_recipe,
         to_script.script(recipes.load(tiny_recipe | {"adapter_name_or_path": f"{a},{b}", "lora_rank": 2}))
     assert cli.main(["chat", str(tiny_model_dir), "--adapter", f"{whole},{b}"]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory):
+    """A model whose head is its embedding, an adapter on the embedding alone, and the logits with it."""
+    root = tmp_path_factory.mktemp("tied")
+    model = families.model_of("llama", tie_word_embeddings=True)
+    model.save_pretrained(root / "base")
+    make_tokenizer().save_pretrained(root / "base")
+    config = LoraConfig(target_modules=["q_proj", "embed_tokens"], init_lora_weights=False, use_rslora=True)
+    adapted = get_peft_model(model, config)
+    adapted.save_pretrained(root / "adapter")
+    with torch.no_grad():
+        return root / "base", root / "adapter", adapted(IDS).logits
+
+
+def test_a_reference_with_an_adapter_on_its_embedding_is_merged_rightly(tied, tiny_rows):
+    base, adapter, wanted = tied
+    keys = {"model_name_or_path": str(base), "stage": "dpo", "ref_model": str(base)}
+    made = recipes.load(keys | {"ref_model_adapters": str(adapter), "dataset": str(tiny_rows / "preference.json")})
+    with torch.no_grad():
+        own = reference.load(made, str(base), device.describe())(IDS).logits
+    torch.testing.assert_close(own, wanted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("backend", ["loop", "auto"])
+def test_an_engine_merges_it_rightly(tied, backend, monkeypatch):
+    base, adapter, wanted = tied
+    monkeypatch.setattr(pick_engine, "suited", lambda model: ["loop"])
+    engine, _ = chat.load(str(base), str(adapter), backend)
+    assert isinstance(engine, engines.Loop)
+    with torch.no_grad():
+        torch.testing.assert_close(engine.begin()(IDS), wanted[:, -1], atol=1e-5, rtol=1e-4)
+
+
+def test_the_server_s_gguf_file_has_it_merged_rightly(tied):
+    base, adapter, wanted = tied
+    served = loading.load(str(base), [str(adapter)], backend="llama.cpp")
+    with engines.gguf_file(served.model, served.tokenizer, "llama.cpp") as path:
+        model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype="float32")
+    with torch.no_grad():
+        error = (model(IDS).logits - wanted).std() / wanted.std()
+    assert error < 0.03
