@@ -13,8 +13,11 @@ import urllib.request
 import weakref
 from pathlib import Path
 
+import nbformat
 import psutil
 import pytest
+from traitlets.config import Config
+from voila.execute import VoilaExecutor
 
 from ftlab import packages
 from ftlab.apps import cli
@@ -88,6 +91,11 @@ def test_what_a_visit_leaves_is_freed_when_its_kernel_ends(monkeypatch):
     assert left() is not None
     asyncio.run(kind.shutdown_kernel(object.__new__(kind), "one"))
     assert ended == ["one"] and left() is None
+
+
+def test_voila_waits_for_the_panels_of_a_busy_machine():
+    settings = Config(voila_server.voila_settings("127.0.0.1", 1, ""))
+    assert VoilaExecutor(nbformat.v4.new_notebook(), config=settings).iopub_timeout == 120
 
 
 @pytest.mark.slow

@@ -136,6 +136,8 @@ def voila_settings(host: str, port: int, token: str) -> dict[str, Any]:
             "tornado_settings": {"websocket_max_message_size": MOST_UPLOADED_BYTES},
         },
         "VoilaConfiguration": page,
+        # Of a cell that ends while the machine is busy, Voila waits four seconds for the panels, then shows none.
+        "VoilaExecutor": {"iopub_timeout": 120},
     }
 
 
