@@ -64,18 +64,16 @@ def say(key: str, /, **values: object) -> str:
     Raises:
         KeyError: the table has no such key, or a placeholder has no value.
     """
-    return filled(messages()[key][language()], values)
+    return fill_in(messages()[key][language()], values)
 
 
-def filled(text: str, values: dict[str, object]) -> str:
+def fill_in(text: str, values: dict[str, object]) -> str:
     """Return a text with its placeholders filled; a value of more than LONGEST_VALUE characters is cut.
 
     A value may come from a user's file, and a name of five thousand letters hides the sentence around it.
     """
-    short = {
-        name: shortened(value, LONGEST_VALUE) if isinstance(value, str) else value for name, value in values.items()
-    }
-    return text.format(**counted(short))
+    short = {name: shorten(value, LONGEST_VALUE) if isinstance(value, str) else value for name, value in values.items()}
+    return text.format(**with_counts(short))
 
 
 class Count(int):
@@ -93,7 +91,7 @@ class Count(int):
         return ("" if self == 1 else "s") if how == "s" else super().__format__(how)
 
 
-def counted(values: dict[str, object]) -> dict[str, object]:
+def with_counts(values: dict[str, object]) -> dict[str, object]:
     """Return the values of placeholders, integers as `Count`."""
     return {name: Count(value) if type(value) is int else value for name, value in values.items()}
 
@@ -129,7 +127,7 @@ def fail(key: str, /, where: str = "", exit_code: int = 2, **values: object) -> 
     ./m: folder not found
       fix: check the path, or use a model name from `ftlab models`
     """
-    remedy = filled(messages()[key].get(f"fix_{language()}", ""), values)
+    remedy = fill_in(messages()[key].get(f"fix_{language()}", ""), values)
     return LabError(say(key, **values), where, remedy, exit_code)
 
 
@@ -138,13 +136,13 @@ def reason_of(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     first = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     named = not first or isinstance(error, KeyError | AssertionError | ZeroDivisionError)
-    return shortened(f"{type(error).__name__}: {first}".removesuffix(": ") if named else first)
+    return shorten(f"{type(error).__name__}: {first}".removesuffix(": ") if named else first)
 
 
-def shortened(text: str, limit: int = 200) -> str:
+def shorten(text: str, limit: int = 200) -> str:
     """Return a text of at most `limit` characters: as many whole sentences as fit, else words and an ellipsis.
 
-    >>> shortened("One sentence. Another one.", 20), shortened("Words and words", 12)
+    >>> shorten("One sentence. Another one.", 20), shorten("Words and words", 12)
     ('One sentence.', 'Words ...')
     """
     if len(text) <= limit:

@@ -199,7 +199,7 @@ def judged(tokenizer: PreTrainedTokenizerBase, asked: Sequence[Message], reply: 
 def truncated_sides(turns: Sequence[Turn], cutoff_len: int | None) -> list[list[int]]:
     """Return the ids of the prompt and of every answer; `cutoff_len` holds the prompt and the longest answer."""
     longest = max(turns, key=lambda turn: len(turn.answer))
-    prompt_ids, written = shortened(longest, length([longest]) if cutoff_len is None else cutoff_len)
+    prompt_ids, written = cut_turn(longest, length([longest]) if cutoff_len is None else cutoff_len)
     return [prompt_ids, *(turn.answer[: len(written)] for turn in turns)]
 
 
@@ -267,14 +267,14 @@ def truncated(turns: Sequence[Turn], cutoff_len: int | None, train_on_prompt: bo
         left = length([turn]) if cutoff_len is None else cutoff_len - len(encoded["input_ids"])
         if left <= 0:
             break
-        source, written = shortened(turn, left)
+        source, written = cut_turn(turn, left)
         trained = [*[IGNORED] * len(source), *turn.answer, *[IGNORED] * len(turn.tail)][: len(source) + len(written)]
         encoded["input_ids"] += [*source, *written]
         encoded["labels"] += [*source, *written] if train_on_prompt else trained
     return encoded
 
 
-def shortened(turn: Turn, budget: int) -> tuple[list[int], list[int]]:
+def cut_turn(turn: Turn, budget: int) -> tuple[list[int], list[int]]:
     """Return a turn's prompt and its answer with its tail, together at most `budget` tokens long."""
     history, question = turn.source[: turn.history], turn.source[turn.history :]
     written = [*turn.answer, *turn.tail]

@@ -485,7 +485,7 @@ def read_recipe(options: argparse.Namespace) -> None:
     for note in notes:
         print(note, file=sys.stderr)
     if not options.as_yaml:
-        print(strict_yaml.dumped(recipes.plain(run)), end="")
+        print(strict_yaml.dumps(recipes.plain(run)), end="")
         return
     path = Path(options.as_yaml)
     if path.exists():

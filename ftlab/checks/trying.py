@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from ftlab.errors import filled, language, reason_of
+from ftlab.errors import fill_in, language, reason_of
 
 # Wrong answers so far, per exercise: the first gets the nudge, later ones the detailed hint.
 misses: Counter[str] = Counter()
@@ -125,7 +125,7 @@ def shape_hint(result: object, expected: object) -> str:
 
 def general_hint(key: str, **values: object) -> str:
     """Return a hint that belongs to no exercise, its placeholders filled."""
-    return filled(hints()[key][language()], values)
+    return fill_in(hints()[key][language()], values)
 
 
 def described(error: BaseException) -> str:

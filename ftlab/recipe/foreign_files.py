@@ -71,7 +71,7 @@ class Source(NamedTuple):
     computed: tuple[str, ...] = ()
 
 
-def recognized(path: Path) -> Source:
+def recognize(path: Path) -> Source:
     """Read a file as a recipe, such as LLaMA-Factory's own YAML, or as a run of another framework.
 
     Raises:
@@ -95,14 +95,14 @@ def mapping(values: Values, places: dict[str, str]) -> Source:
     if "peft_type" in keys:
         return Source(PEFT, values, places)
     if "base_model" in keys:
-        return Source(AXOLOTL, spelled(values), places)
+        return Source(AXOLOTL, booleans(values), places)
     if "model_name_or_path" in keys:
         trl = keys & ONLY_TRL and not keys & NOT_TRL
-        return Source(TRL, spelled(values), places) if trl else Source(OWN, values, places)
+        return Source(TRL, booleans(values), places) if trl else Source(OWN, values, places)
     if "model" in keys and keys & ONLY_V1:
         return Source(LLAMA_FACTORY_V1, values, places)
     swift = keys & {"model", "model_id_or_path"} and keys & ONLY_SWIFT
-    return Source(SWIFT, spelled(values), places) if swift else Source(OWN, values, places)
+    return Source(SWIFT, booleans(values), places) if swift else Source(OWN, values, places)
 
 
 def board(values: Values, places: dict[str, str]) -> Values:
@@ -117,7 +117,7 @@ def board(values: Values, places: dict[str, str]) -> Values:
         raise fail("recipe_yaml", where=places.get("train.extra_args", ""), reason=str(error)) from None
 
 
-def spelled(values: Values) -> Values:
+def booleans(values: Values) -> Values:
     """Convert YAML 1.1's words for true and false to booleans: these frameworks read YAML 1.1."""
     words = {"yes": True, "on": True, "no": False, "off": False}
     return {
@@ -150,7 +150,7 @@ def command(text: str, where: str) -> Source:
     bare = "\n".join(uncommented(line) for line in HEREDOC.sub(r"\3", text).splitlines())
     lines = CONTINUED.sub(" ", bare).splitlines()
     for command_words in (words for line in lines for words in commands(line, where)):
-        words = [filled(word, variables) for word in command_words if word not in ("nohup", "&")]
+        words = [expand(word, variables) for word in command_words if word not in ("nohup", "&")]
         words = words[words[:1] == ["export"] :]
         assigned = {}
         while words and re.fullmatch(r"[A-Za-z_]\w*=.*", words[0], re.DOTALL):
@@ -203,7 +203,7 @@ def uncommented(line: str) -> str:
     return line
 
 
-def filled(word: str, variables: dict[str, str]) -> str:
+def expand(word: str, variables: dict[str, str]) -> str:
     """Return a word in which the shell variables that the file itself sets are expanded."""
     return re.sub(r"\$\{?(\w+)\}?", lambda match: variables.get(match[1], match[0]), word)
 
@@ -278,7 +278,7 @@ def source_of(name: str, verb: str, values: Values, where: str) -> Source:
     if framework is None:
         # LLaMA-Factory's own keys, in its old format or its new one.
         return mapping(values, places)
-    return Source(framework, spelled(values) | verbs[verb], places)
+    return Source(framework, booleans(values) | verbs[verb], places)
 
 
 def pairs(words: list[str], where: str) -> tuple[Values, list[str]]:

@@ -100,7 +100,7 @@ def check(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) ->
 def read(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> tuple[Recipe, list[str]]:
     """Return the recipe and the notes of its translation."""
     source_keys, opening_notes = (
-        (SourceKeys(dict(source), {}, ""), []) if isinstance(source, dict) else opened(Path(source), overrides)
+        (SourceKeys(dict(source), {}, ""), []) if isinstance(source, dict) else open_file(Path(source), overrides)
     )
     for override in overrides:
         override_key(source_keys, override)
@@ -110,9 +110,9 @@ def read(source: str | Path | dict[str, Any], overrides: Sequence[str] = ()) -> 
     return recipe, opening_notes + notes + remarks(recipe)
 
 
-def opened(path: Path, overrides: Sequence[str]) -> tuple[SourceKeys, list[str]]:
+def open_file(path: Path, overrides: Sequence[str]) -> tuple[SourceKeys, list[str]]:
     """Return the keys of a recipe file, or of another framework's file with notes."""
-    source = foreign_files.recognized(path)
+    source = foreign_files.recognize(path)
     stage = next((text.removeprefix("stage=") for text in overrides if text.startswith("stage=")), None)
     if stage and source.framework is foreign_files.TRL:
         # With a YAML of TRL's, the command chooses the trainer, and thereby the defaults.
@@ -152,13 +152,13 @@ def translate(source_keys: SourceKeys) -> tuple[SourceKeys, list[str]]:
         where = source_keys.where(name)
         refuse_out_of_reach(name, value, where)
         if name in translated_keys.DROPPED and entries.get(translated_keys.MAIN_OF.get(name, "")) is not True:
-            notes.append(dropped(name, value, reason(translated_keys.DROPPED[name], name)))
+            notes.append(ignored_note(name, value, reason(translated_keys.DROPPED[name], name)))
         if name in (*translated_keys.DROPPED, *translated_keys.OUT_OF_REACH, *RESOLVED):
             continue
         if name in translated_keys.RENAMED:
             pairs = renamed(name, value)
             new, why = translated_keys.RENAMED[name]
-            notes.append(now_called(name, new, pairs[new], say(why)))
+            notes.append(renamed_note(name, new, pairs[new], say(why)))
         else:
             joined = isinstance(value, list) and name in COMMA_LISTS
             pairs = {name: ",".join(map(str, value)) if joined else value}
@@ -201,12 +201,12 @@ def asks(name: str, value: Any) -> bool:
     return value is not False and not (value == nothing and isinstance(value, bool) == isinstance(nothing, bool))
 
 
-def dropped(name: str, value: Any, why: str) -> str:
+def ignored_note(name: str, value: Any, why: str) -> str:
     """Return the note for a key that is ignored."""
     return say("recipe_note_dropped", key=name, value=brief(value), reason=why)
 
 
-def now_called(name: str, new: str, value: Any, why: str) -> str:
+def renamed_note(name: str, new: str, value: Any, why: str) -> str:
     """Return the note for a key that has another name."""
     return say("recipe_note_renamed", key=name, new=new, value=brief(value), reason=why)
 
@@ -242,7 +242,7 @@ def warmup(entries: dict[str, Any], where: str) -> Resolved:
     # transformers takes 1 and more as steps; the largest number below 1 is a share that is rounded up to all steps.
     share = ratio if ratio < 1 else math.nextafter(1, 0)
     why = say("why_share_of_steps" if ratio < 1 else "why_all_steps")
-    return {"warmup_steps": share}, now_called("warmup_ratio", "warmup_steps", share, why)
+    return {"warmup_steps": share}, renamed_note("warmup_ratio", "warmup_steps", share, why)
 
 
 def neat_packing(entries: dict[str, Any], where: str) -> Resolved:
@@ -253,11 +253,11 @@ def neat_packing(entries: dict[str, Any], where: str) -> Resolved:
     """
     value = entries["neat_packing"]
     if value is False:
-        return {}, dropped("neat_packing", value, say("why_packed_apart"))
+        return {}, ignored_note("neat_packing", value, say("why_packed_apart"))
     if entries.get("stage") == "pt":
         raise fail("recipe_together", where=where, reason=say("fits_neat_packing"))
     why = say("why_packing_overridden" if entries.get("packing") is False else "why_packed_apart")
-    return {"packing": value}, now_called("neat_packing", "packing", value, why)
+    return {"packing": value}, renamed_note("neat_packing", "packing", value, why)
 
 
 def low_rank(name: str, settings: dict[str, str]) -> Callable[[dict[str, Any], str], Resolved]:
@@ -299,7 +299,7 @@ def oft(name: str) -> Callable[[dict[str, Any], str], Resolved]:
 
     def resolve(entries: dict[str, Any], where: str) -> Resolved:
         if entries.get("finetuning_type") != "oft":
-            return {}, dropped(name, entries[name], say("why_only_with", main="finetuning_type: oft"))
+            return {}, ignored_note(name, entries[name], say("why_only_with", main="finetuning_type: oft"))
         if name == "oft_target":
             layers = entries[name]
             values = {"lora_target": ",".join(map(str, layers)) if isinstance(layers, list) else layers}
@@ -307,7 +307,7 @@ def oft(name: str) -> Callable[[dict[str, Any], str], Resolved]:
             fields = {field: entries.get(key, usual) for key, (field, usual) in OFT.items()}
             values = {"peft_config": fields | (entries.get("peft_config") or {})}
         ((new, value),) = values.items()
-        return values, now_called(name, new, value, say("why_in_peft_config"))
+        return values, renamed_note(name, new, value, say("why_in_peft_config"))
 
     return resolve
 
@@ -320,7 +320,7 @@ def resume(entries: dict[str, Any], where: str) -> Resolved:
     folder = Path(str(entries.get("output_dir", ""))).expanduser()
     left = entries.get("output_dir") and next(folder.glob("checkpoint-*"), None)
     why = say("why_resumed_anyway") if left else say("why_no_checkpoint", folder=folder)
-    return {}, dropped("resume_from_checkpoint", True, why)
+    return {}, ignored_note("resume_from_checkpoint", True, why)
 
 
 # Keys whose translation depends on other keys.

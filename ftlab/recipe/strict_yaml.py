@@ -123,7 +123,7 @@ def short(problem: object) -> str:
     return lines[0][:120] if lines else type(problem).__name__
 
 
-def dumped(values: dict[str, Any]) -> str:
+def dumps(values: dict[str, Any]) -> str:
     """Return plain values as YAML that `parse` reads back: one key a line, in their order."""
     lines, yaml = io.StringIO(), YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
@@ -135,4 +135,4 @@ def dumped(values: dict[str, Any]) -> str:
 
 def dump(values: dict[str, Any], path: Path) -> None:
     """Write plain values so that `read` reads them back."""
-    path.write_text(dumped(values), encoding="utf-8")
+    path.write_text(dumps(values), encoding="utf-8")

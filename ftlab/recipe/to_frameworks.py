@@ -188,21 +188,21 @@ def comment(text: str) -> str:
     return f"# {text}\n"
 
 
-def dumped(values: Values) -> str:
+def dumps(values: Values) -> str:
     """Return values as YAML, in their order."""
     text = io.StringIO()
     yaml = YAML(pure=True)
     yaml.default_flow_style = False
-    yaml.dump(quoted(values), text)
+    yaml.dump(quote_booleans(values), text)
     return text.getvalue()
 
 
-def quoted(value: Any) -> Any:
+def quote_booleans(value: Any) -> Any:
     """Return a value with quotes around words that YAML 1.1, which the frameworks read, takes as booleans."""
     if isinstance(value, dict):
-        return {name: quoted(inner) for name, inner in value.items()}
+        return {name: quote_booleans(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [quoted(inner) for inner in value]
+        return [quote_booleans(inner) for inner in value]
     return SingleQuotedScalarString(value) if isinstance(value, str) and value.lower() in YES_OR_NO else value
 
 
@@ -228,7 +228,7 @@ def llamafactory(recipe: Recipe) -> str:
     chances, validating = parts(recipe.interleave_probs or ""), parts(recipe.eval_dataset or "")
     if chances and validating and len(chances) != len(validating):
         left |= unmixed(values)
-    return "# llamafactory-cli train FILE\n" + comments(left) + dumped(values)
+    return "# llamafactory-cli train FILE\n" + comments(left) + dumps(values)
 
 
 def unmixed(values: Values) -> Values:
@@ -384,7 +384,7 @@ def axolotl(recipe: Recipe) -> str:
     left = {name: value for name, value in left.items() if usual.get(name) != value}
     if recipe.objective == "grpo":
         return axolotl_rewards(recipe, theirs, left)
-    return "# axolotl train FILE\n" + axolotl_rows(recipe) + comments(left) + dumped(theirs)
+    return "# axolotl train FILE\n" + axolotl_rows(recipe) + comments(left) + dumps(theirs)
 
 
 def axolotl_rewards(recipe: Recipe, theirs: Values, left: Values) -> str:
@@ -420,7 +420,7 @@ def axolotl_rewards(recipe: Recipe, theirs: Values, left: Values) -> str:
         + f"mkdir -p {shlex.quote(folder)}\n\n"
         + heredoc(f"cat > {REWARDS_MODULE}.py", inspect.getsource(text_rewards))
         + heredoc("python3 -", to_script.rows_written(recipe, AXOLOTL_ROWS.format(folder=folder)))
-        + heredoc(f"cat > {config}", dumped(theirs))
+        + heredoc(f"cat > {config}", dumps(theirs))
         + f"axolotl train {config}\n"
     )
 

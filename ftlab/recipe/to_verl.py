@@ -101,27 +101,15 @@ def options(recipe: Recipe, folder: str, rewards: str) -> tuple[Values, Values]:
     if recipe.finetuning_type == "full":
         theirs[VERL.names["lora_rank"]] = 0
         theirs = {name: value for name, value in theirs.items() if not name.endswith((".lora_alpha", "target_modules"))}
-    processes = recipe.nproc_per_node or 1
-    micro = values["per_device_train_batch_size"]
-    completions = micro * values["gradient_accumulation_steps"] * processes
-    group = recipe.num_generations if grpo else 1
-    if completions % group:
-        raise lacks("verl", "num_generations", say("lacks_groups", group=group, completions=completions))
     validates = bool(recipe.eval_dataset or recipe.val_size)
-    train = recipe.training
-    tested = train.get("eval_steps") or values["logging_steps"] if train.get("eval_strategy") == "steps" else -1
-    saved = train.get("save_steps", 500) if train.get("save_strategy", "steps") == "steps" else 500
-    # verl counts steps, not epochs or shares of all steps.
-    unlike: Values = {name: "epoch" for name in ("save_strategy", "eval_strategy") if train.get(name) == "epoch"}
-    unlike |= {name: share for name, share in (("save_steps", saved), ("eval_steps", tested)) if 0 < share < 1}
+    micro, processes = values["per_device_train_batch_size"], recipe.nproc_per_node or 1
+    frequencies, unlike = steps_between(recipe.training, values["logging_steps"])
     theirs |= {
         "data.train_files": f"{folder}/train.parquet",
         # verl requires one even without validation.
         "data.val_files": f"{folder}/{'validation' if validates else 'train'}.parquet",
         "data.filter_overlong_prompts": True,
-        "data.train_batch_size": completions // group,
-        f"{ACTOR}.ppo_mini_batch_size": completions // group,
-        f"{ROLLOUT}.n": group,
+        **batch(recipe, micro * values["gradient_accumulation_steps"] * processes),
         f"{ROLLOUT}.name": "vllm",
         f"{ROLLOUT}.tensor_model_parallel_size": 1,
         # Adapters are sent to vLLM, which loads the base itself.
@@ -132,8 +120,7 @@ def options(recipe: Recipe, folder: str, rewards: str) -> tuple[Values, Values]:
         "reward.custom_reward_function.name": "compute_score",
         PROCESSES: processes,
         "trainer.nnodes": 1,
-        "trainer.save_freq": -1 if train.get("save_strategy") == "no" else int(saved) or 500,
-        "trainer.test_freq": int(tested) or -1,
+        **frequencies,
         "trainer.val_before_train": False,
         "trainer.logger": ["console"],
     }
@@ -146,6 +133,33 @@ def options(recipe: Recipe, folder: str, rewards: str) -> tuple[Values, Values]:
     usual = {"lora_dropout": 0.0, "seed": 42}
     left = {name: value for name, value in left.items() if name not in HANDLED and usual.get(name, "") != value}
     return theirs, left | unlike
+
+
+def batch(recipe: Recipe, completions: int) -> Values:
+    """Return the options of the size of a step, in which verl counts prompts, a recipe completions.
+
+    Raises:
+        LabError: the completions of a step are no whole number of groups.
+    """
+    group = recipe.num_generations if recipe.objective == "grpo" else 1
+    if completions % group:
+        raise lacks("verl", "num_generations", say("lacks_groups", group=group, completions=completions))
+    prompts = completions // group
+    return {
+        "data.train_batch_size": prompts,
+        f"{ACTOR}.ppo_mini_batch_size": prompts,
+        f"{ROLLOUT}.n": group,
+    }
+
+
+def steps_between(training: Values, logging_steps: float) -> tuple[Values, Values]:
+    """Return the steps between checkpoints and between evaluations, and what verl lacks: epochs, shares of steps."""
+    test = training.get("eval_steps") or logging_steps if training.get("eval_strategy") == "steps" else -1
+    save = training.get("save_steps", 500) if training.get("save_strategy", "steps") == "steps" else 500
+    unlike: Values = {name: "epoch" for name in ("save_strategy", "eval_strategy") if training.get(name) == "epoch"}
+    unlike |= {name: share for name, share in (("save_steps", save), ("eval_steps", test)) if 0 < share < 1}
+    never = training.get("save_strategy") == "no"
+    return {"trainer.save_freq": -1 if never else int(save) or 500, "trainer.test_freq": int(test) or -1}, unlike
 
 
 def in_loss(recipe: Recipe) -> Values:

@@ -405,16 +405,22 @@ def never_warm(job: Job) -> str:
     return say("train_never_warm", warm=int(warm), steps=end, rate=job.args.learning_rate * (end - 1) / warm)
 
 
-def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = False) -> Run:
-    """Build the trainer, train, and write the results; a stopped run prints how to resume it."""
-    # Before the model is built: a new head and the low-rank matrices are initialized from this seed.
-    set_seed(job.args.seed)
+def trainable_model(job: Job) -> PreTrainedModel | PeftModel:
+    """Return the model to train: with its adapter, and with embeddings and an eos token that fit the tokenizer."""
     base = build.load_model(job.recipe, job.model_path, job.machine)
     chat.grow(base, job.tokenizer)
     model = build.prepare_model(job.recipe, base, job.machine)
     if job.recipe.stage != "rm":
         # A base model's eos may differ from the token with which its new chat template ends answers.
         chat.settle_generation(model, job.tokenizer)
+    return model
+
+
+def run(job: Job, start: Start, extra: Sequence[TrainerCallback], quiet: bool = False) -> Run:
+    """Build the trainer, train, and write the results; a stopped run prints how to resume it."""
+    # Before the model is built: a new head and the low-rank matrices are initialized from this seed.
+    set_seed(job.args.seed)
+    model = trainable_model(job)
     stop = watch.Stop(job.folder)
     about = {"run_id": start.run_id, "versions": device.versions()} | job.about
     keeper = watch.Keeper(job.folder, about, job.recipe.training.get("save_total_limit"))

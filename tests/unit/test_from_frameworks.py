@@ -51,7 +51,7 @@ def accounted(source: foreign_files.Source, where: str) -> None:
 
 @pytest.mark.parametrize("path", PAIRS, ids=lambda path: path.name)
 def test_every_key_is_mapped_or_reported(path):
-    source = foreign_files.recognized(path)
+    source = foreign_files.recognize(path)
     if source.framework is not foreign_files.OWN:
         accounted(source, str(path))
 
@@ -247,7 +247,7 @@ if False:
     model, tokenizer = FastLanguageModel.from_pretrained("lora_model")
 """
     (tmp_path / "u.py").write_text(text, encoding="utf-8")
-    source = foreign_files.recognized(tmp_path / "u.py")
+    source = foreign_files.recognize(tmp_path / "u.py")
     assert source.values == {"model_name": "org/base", "max_seq_length": 512}
     assert set(source.computed) == {"**more", "r", "model_name"}
 

@@ -141,7 +141,7 @@ def test_the_board_talks_to_the_revision_of_its_recipe_or_of_the_adapter_s_run(t
     monkeypatch.setattr(models, "fetch", fetching)
     (tmp_path / "a").mkdir()
     run = {"model_name_or_path": "org/good", "model_revision": "v3", "cache_dir": "there"}
-    (tmp_path / "a" / "recipe.yaml").write_text(strict_yaml.dumped(run))
+    (tmp_path / "a" / "recipe.yaml").write_text(strict_yaml.dumps(run))
     keys = {"model_name_or_path": "org/good", "model_revision": "v2", "output_dir": str(tmp_path / "run")}
     panel = page.chat(keys, "en")
     for name, chosen in (("org/good", []), ("org/good", [str(tmp_path / "a")]), ("org/other", [])):
@@ -194,7 +194,7 @@ def test_a_token_in_a_recipe_opens_the_hub_and_is_written_nowhere(closed, tiny_r
     path, home = tmp_path / "recipe.yaml", tmp_path / "home"
     refused = fetched(closed, home, "org/closed", HF_TOKEN="hf_another")
     assert refused.returncode == 2 and "`org/closed` is a gated model" in refused.stdout, refused.stdout
-    path.write_text(strict_yaml.dumped(keys | {"hf_hub_token": TOKEN}))
+    path.write_text(strict_yaml.dumps(keys | {"hf_hub_token": TOKEN}))
     # The token of the recipe counts, as in LLaMA-Factory.
     done = ftlab(closed, home, "train", str(path), HF_TOKEN="hf_another")
     assert done.returncode == 0, done.stdout + done.stderr

@@ -29,7 +29,7 @@ class Words:
 
     def __call__(self, name: str, /, **values: object) -> str:
         """Return the text `name`, its placeholders filled."""
-        return texts()[name][self.lang].format(**errors.counted(values))
+        return texts()[name][self.lang].format(**errors.with_counts(values))
 
     def tip(self, name: str) -> str:
         """Return the tooltip of `name`."""

@@ -85,6 +85,15 @@ def add_errors(app: FastAPI) -> None:
 
 def add_routes(app: FastAPI, service: Service) -> None:
     """Add the routes, described for OpenAPI clients."""
+    add_state(app, service)
+    add_answers(app, service)
+    add_tokens(app, service)
+    add_page(app)
+    describe_bodies(app)
+
+
+def add_state(app: FastAPI, service: Service) -> None:
+    """Add the routes that tell the models and the load."""
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -102,6 +111,15 @@ def add_routes(app: FastAPI, service: Service) -> None:
         """Return whether the engine is running, and its load."""
         engine = service.engine
         return {"status": "ok", "running": engine.running, "waiting": len(engine.waiting)}
+
+    @app.get("/metrics")
+    async def measured() -> Response:
+        """Return counts and loads in the text format of Prometheus."""
+        return PlainTextResponse(metrics.text(service), media_type=metrics.TYPE)
+
+
+def add_answers(app: FastAPI, service: Service) -> None:
+    """Add the routes on which the model runs."""
 
     @app.post("/v1/chat/completions", openapi_extra=takes("ChatRequest"), responses=ERRORS)
     async def chat(request: Request) -> Response:
@@ -127,6 +145,10 @@ def add_routes(app: FastAPI, service: Service) -> None:
         asked = schema.parse_body(EmbeddingRequest, await body(request, service.limits))
         return await service.embed(request, asked)
 
+
+def add_tokens(app: FastAPI, service: Service) -> None:
+    """Add the routes of the tokenizer."""
+
     @app.post("/tokenize", openapi_extra=takes("TokenizeRequest"), responses=ERRORS)
     async def tokenize(request: Request) -> dict[str, Any]:
         """Return the token ids of a text or a conversation."""
@@ -137,21 +159,22 @@ def add_routes(app: FastAPI, service: Service) -> None:
         """Return the text of token ids."""
         return await service.detokenize(schema.parse_body(DetokenizeRequest, await body(request, service.limits)))
 
-    @app.get("/metrics")
-    async def measured() -> Response:
-        """Return counts and loads in the text format of Prometheus."""
-        return PlainTextResponse(metrics.text(service), media_type=metrics.TYPE)
 
+def add_page(app: FastAPI) -> None:
+    """Add the page to try the server."""
     page, policy = chat_page()
 
     @app.get("/", include_in_schema=False)
     async def index() -> Response:
         return HTMLResponse(page, headers={"Content-Security-Policy": policy})
 
-    described = app.openapi
+
+def describe_bodies(app: FastAPI) -> None:
+    """Add the request bodies, which the routes read themselves, to the OpenAPI description."""
+    generate = app.openapi
 
     def openapi() -> dict[str, Any]:
-        document = described()
+        document = generate()
         document.setdefault("components", {}).setdefault("schemas", {}).update(schema.components())
         return document
 
