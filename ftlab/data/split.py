@@ -4,8 +4,9 @@ import hashlib
 import json
 import random
 import unicodedata
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ftlab.data.convert import on_texts
@@ -54,15 +55,30 @@ def question(row: Row) -> bytes:
     return digest(row["prompt"]) if "prompt" in row else digest(content(row))
 
 
-def first_question(row: Row) -> bytes:
-    """Return the digest of a row's question, of a conversation that of its first answer.
+def conversation(row: Row) -> list[Any]:
+    """Return the turns of a row, of a pair those with the chosen answer; [] for raw text."""
+    if "messages" in row:
+        return row["messages"]
+    prompt, answer = row.get("prompt"), row.get("chosen") or row.get("completion")
+    return [*prompt, *answer] if isinstance(prompt, list) and isinstance(answer, list) else []
 
-    Two conversations that share a later question share the first one, too.
-    """
-    turns = row.get("messages", ())
-    asked = next((n for n, turn in enumerate(turns) if turn["role"] == "user"), len(turns))
-    answered = next((n for n in range(asked, len(turns)) if turns[n]["role"] == "assistant"), None)
-    return question(row) if answered is None else digest(turns[:answered])
+
+def beginnings(turns: Iterable[Any]) -> list[bytes]:
+    """Return a digest of the first turn, of the first two, and so on to all."""
+    return list(accumulate(map(digest, turns), lambda before, turn: hashlib.blake2b(before + turn).digest()))
+
+
+def families(rows: Iterable[Row]) -> list[bytes]:
+    """Return for each row a digest that rows with the same question share, and conversations that continue them."""
+    begun = [(number, question(row), beginnings(conversation(row))) for number, row in enumerate(rows)]
+    found, by_conversation = [b""] * len(begun), dict[bytes, bytes]()
+    # The shorter ones first. Rows with the same question continue the same ones.
+    for number, asked, parts in sorted(begun, key=lambda one: len(one[2])):
+        continued = next((by_conversation[part] for part in parts if part in by_conversation), asked)
+        found[number] = continued
+        if parts:
+            by_conversation[parts[-1]] = continued
+    return found
 
 
 def content(row: Row) -> Row:
@@ -93,8 +109,8 @@ def split(
 ) -> Split:
     """Divide rows into train, validation and test, and print the counts.
 
-    Duplicates are dropped first; rows with the same question stay in the same part, so the overlap is 0. So do
-    conversations that begin with the same question, unless all do.
+    Duplicates are dropped first; rows with the same question stay in the same part, so the overlap is 0. So do a
+    conversation and those that continue it, unless they are more rows than are left to train on.
 
     Args:
         val_size, test_size: share of the rows (below 1), or number of rows.
@@ -111,12 +127,13 @@ def split(
     sizes = [size_of(size, len(unique)) for size in (test_size, val_size)]
     if sum(sizes) >= len(unique):
         raise fail("data_split_size", where="val_size, test_size", got=f"{val_size}, {test_size}", rows=len(unique))
-    questions = [first_question(row) for row in unique]
-    if len({*questions}) == 1:
-        questions = [question(row) for row in unique]
+    family = families(unique)
+    members = Counter(family)
     strata: dict[str, dict[bytes, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for number, (row, asked) in enumerate(zip(unique, questions, strict=True)):
-        strata[json.dumps(row[stratify]) if stratify else ""][asked].append(number)
+    for number, row in enumerate(unique):
+        fits = members[family[number]] <= len(unique) - sum(sizes)
+        together = family[number] if fits else question(row)
+        strata[json.dumps(row[stratify]) if stratify else ""][together].append(number)
     parts: list[list[int]] = [[], [], []]
     chance = random.Random(seed)
     done = 0

@@ -63,11 +63,27 @@ def test_a_conversation_and_a_longer_one_stay_together(system):
     assert len(held_out) == 5 and len(trained) == 15 and not held_out & trained
 
 
-@pytest.mark.parametrize("first", [turns("Hello"), turns("Hello", "Hi!")[1:]])
-def test_conversations_that_all_begin_alike_are_divided(first):
-    rows = [
-        {"messages": [*first, *turns("x", "y", "z", "w")[len(first) % 2 :], *turns(f"q{n}", "a")]} for n in range(9)
-    ]
+def test_a_pair_and_one_with_a_longer_prompt_stay_together():
+    def pair(*texts):
+        *prompt, answer = turns(*texts)
+        return {"prompt": prompt, "chosen": [answer], "rejected": [answer | {"content": "no"}]}
+
+    rows = [pair(f"q{n}", f"a{n}") for n in range(20)]
+    rows += [pair(f"q{n}", f"a{n}", "And then?", f"b{n}") for n in range(20)]
+    parts = split(Dataset.from_list(rows), val_size=10, test_size=0)
+    held_out, trained = ({row["prompt"][0]["content"] for row in part} for part in parts[1::-1])
+    assert len(held_out) == 5 and len(trained) == 15 and not held_out & trained
+
+
+def test_conversations_that_merely_begin_alike_are_divided():
+    """Nobody's whole conversation is the greeting, so that nothing is learned from one about the others."""
+    rows = [{"messages": turns("Hello", "Hi!", f"q{n}", "a")} for n in range(9)]
+    parts = split(Dataset.from_list(rows), val_size=3, test_size=0)
+    assert (len(parts.train), len(parts.validation)) == (6, 3)
+
+
+def test_a_family_that_is_too_large_is_divided_by_its_questions():
+    rows = [{"messages": turns("Hello", "Hi!", *(f"t{n}" for n in range(2 * longest)))} for longest in range(9)]
     parts = split(Dataset.from_list(rows), val_size=3, test_size=0)
     assert (len(parts.train), len(parts.validation)) == (6, 3)
 
