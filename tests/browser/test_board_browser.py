@@ -60,7 +60,7 @@ def uninterrupted(values, path):
 
 def move_a_slider(page):
     """Click a slider's track: command and readouts follow."""
-    until(lambda: "…" not in text(page, "readouts"), 60, "the first estimates are shown")
+    until(lambda: "…" not in text(page, "readouts"), "the first estimates are shown")
     before = text(page, "readouts")
     slide(page, "lora_rank", 0.75)
     until(lambda: "lora_rank: 64" in text(page, "command"), "the command follows the slider")
