@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ftlab import manifests
-from ftlab.errors import fail
+from ftlab.errors import fail, reason_of
 
 ADAPTER, MODEL = "adapter", "model"
 RESULTS = (ADAPTER, MODEL)
@@ -98,11 +98,15 @@ def refuse_virtual_tokens(weights: Weights, what: str) -> None:
     Args:
         what: the purpose for which it is refused.
     Raises:
-        LabError: naming the method.
+        LabError: naming the method; or its configuration cannot be read.
     """
     config = {}
     if weights.is_adapter:
-        config = json.loads((weights.folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        path = weights.folder / ADAPTER_CONFIG
+        try:
+            config = dict(json.loads(path.read_text(encoding="utf-8")))
+        except (TypeError, ValueError) as error:
+            raise fail("model_broken_json", where=str(path), reason=reason_of(error)) from None
     if config.get("num_virtual_tokens"):
         raise fail("folder_virtual_tokens", where=str(weights.folder), kind=config.get("peft_type"), what=what)
 

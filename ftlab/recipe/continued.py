@@ -97,9 +97,9 @@ def require_stage(recipe: Recipe, config: dict[str, Any], where: dict[str, str])
 
 def config_of(name: str) -> dict[str, Any] | None:
     """Return the adapter_config.json of an adapter, or of the one in a run folder; None if there is none."""
-    with contextlib.suppress(LabError, OSError, ValueError):
+    with contextlib.suppress(LabError, OSError, ValueError, TypeError):
         weights = saved_weights.weights_of(name)
-        return json.loads((weights.folder / saved_weights.ADAPTER_CONFIG).read_text(encoding="utf-8"))
+        return dict(json.loads((weights.folder / saved_weights.ADAPTER_CONFIG).read_text(encoding="utf-8")))
     return None
 
 

@@ -105,7 +105,7 @@ def set_thinking(tokenizer: "PreTrainedTokenizerBase", thinking: bool) -> str:
     """Turn a chat template's reasoning on or off; return a note if it has no `enable_thinking`."""
     template = tokenizer.chat_template
     if not isinstance(template, str) or "enable_thinking" not in template:
-        return say("recipe_note_no_thinking", value=thinking)
+        return say("recipe_note_no_thinking", value=str(thinking).lower())
     for prefix in THINKS.values():
         template = template.removeprefix(prefix)
     tokenizer.chat_template = THINKS[thinking] + template

@@ -81,7 +81,7 @@ def layers(recipe: Recipe, model: PreTrainedModel) -> dict[str, Any]:
     every: dict[str, Any] = {}
     if recipe.finetuning_type == "ln_tuning" and recipe.lora_target == "all":
         every = {"target_modules": norms(model)}
-    elif library_args.peft_settings(recipe).get("target_modules") == "all-linear" and targets.has_packed_layers(model):
+    elif library_args.peft_settings(recipe).get("target_modules") == "all-linear" and targets.needs_names(model):
         every = {"target_modules": sorted(targets.all_linear(model))}
     return grown | every | (targets.adapted(recipe, model) if recipe.finetuning_type == "lora" else {})
 

@@ -19,6 +19,8 @@ ADAPTED = (nn.Linear, nn.Embedding, nn.modules.conv._ConvNd, nn.MultiheadAttenti
 LINEAR_ONLY = ("lora_dropout", "use_dora", "pissa_init", "init_lora_weights")
 # Fields of `peft_config` that name layers.
 NAMING = ("exclude_modules", "feedforward_modules", "rank_pattern", "alpha_pattern")
+# Families and the layer of theirs that PEFT refuses to adapt: their kernels multiply by its weight without calling it.
+MAMBA, NOT_ADAPTED = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h"), "out_proj"
 # Names shown in a message.
 SHOWN = 12
 
@@ -151,7 +153,24 @@ def parts(name: str, inside: bool) -> Iterator[str]:
 def all_linear(model: nn.Module) -> set[str]:
     """Return the names of the layers that `lora_target: all` selects in a model."""
     output = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    return {leaf(path) for path, module in model.named_modules() if is_linear(module) and module is not output}
+    names = {leaf(path) for path, module in model.named_modules() if is_linear(module) and module is not output}
+    return names - {NOT_ADAPTED} if family(model) in MAMBA else names
+
+
+def family(model: nn.Module) -> str:
+    """Return a model's `model_type`."""
+    return str(getattr(getattr(model, "config", None), "model_type", ""))
+
+
+def needs_names(model: nn.Module) -> bool:
+    """Return True for a model in which PEFT's "all-linear" finds other layers than `all_linear`."""
+    return has_packed_layers(model) or family(model) in MAMBA
+
+
+def left_out(recipe: Recipe, family: str) -> str:
+    """Return a note on the layer that `lora_target: all` leaves out in a family, "" if there is none."""
+    every = recipe.finetuning_type == "lora" and recipe.lora_target == "all" and not recipe.continues
+    return say("train_left_out", names=NOT_ADAPTED, family=family) if every and family in MAMBA else ""
 
 
 def is_packed_layer(module: nn.Module) -> bool:

@@ -46,6 +46,7 @@ from ftlab.runs import (
     rewards,
     rope,
     target,
+    targets,
     world,
 )
 from ftlab.runs import callbacks as watch
@@ -210,6 +211,7 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
     tokenizer = load_tokenizer(recipe, model_path)
     notes.append(templates.apply(recipe.template, tokenizer, recipe.allow_other_template, recipe.enable_thinking))
     notes.append(rope.note(recipe, model_path))
+    notes.append(targets.left_out(recipe, str(models.read_config(Path(model_path)).get("model_type"))))
     if recipe.add_tokens:
         notes += added(recipe, tokenizer, models.load_tokenizer(model_path, recipe.trust_remote_code))
     else:

@@ -218,3 +218,13 @@ def test_the_server_s_gguf_file_has_it_merged_rightly(tied):
     with torch.no_grad():
         error = (model(IDS).logits - wanted).std() / wanted.std()
     assert error < 0.03
+
+
+@pytest.mark.parametrize("content", ["", "[1]"])
+def test_a_broken_configuration_of_an_adapter_is_one_line(content, tied, tmp_path, tiny_rows):
+    base, adapter, _ = tied
+    shutil.copytree(adapter, tmp_path / "broken")
+    (tmp_path / "broken" / "adapter_config.json").write_text(content)
+    keys = {"model_name_or_path": str(base), "adapter_name_or_path": str(tmp_path / "broken")}
+    with pytest.raises(LabError, match=r"adapter_config\.json: not a valid JSON object"):
+        evaluation.score(recipes.load(keys | {"eval_dataset": str(tiny_rows / "sft.json")}))

@@ -164,3 +164,13 @@ def test_rounding_and_a_temperature_are_not_a_difference(family, tmp_path):
     assert trained(tmp_path / "model", tmp_path, packing=True, pure_bf16=True) > 0
     sampled = {"reward_funcs": "short_answer", "num_generations": 2, "temperature": 0.7, "max_new_tokens": 4}
     trained(tmp_path / "model", tmp_path, stage="grpo", **sampled)
+
+
+@pytest.mark.parametrize("family", ["mamba", "falcon_h1"])
+def test_lora_on_all_layers_leaves_out_the_one_that_peft_refuses(family, tmp_path, capsys):
+    make(family, tmp_path / "model")
+    assert trained(tmp_path / "model", tmp_path, finetuning_type="lora") > 0
+    assert f"leaves out out_proj, which PEFT refuses to adapt in {family} models" in capsys.readouterr().out
+    (run,) = tmp_path.glob("run-*")
+    layers = json.loads((run / "adapter" / "adapter_config.json").read_text())["target_modules"]
+    assert "in_proj" in layers and "out_proj" not in layers
