@@ -8,13 +8,13 @@ import threading
 from collections.abc import Iterator
 
 NO_COMPILER, NO_BARS = "TORCHDYNAMO_DISABLE", "TQDM_DISABLE"
-# Variables and garbage collection are the process's own: a second thread would restore what the first has set.
-ONE_AT_A_TIME = threading.Lock()
+# Two threads that import transformers at once may each get modules that the other has half imported.
+ONE_AT_A_TIME = threading.RLock()
 
 
 @contextlib.contextmanager
 def quick_imports() -> Iterator[None]:
-    """Import libraries without garbage collection, and without torch's compiler.
+    """Import libraries without garbage collection, and without torch's compiler; once torch is imported, do nothing.
 
     They create half a million permanent objects; traversing them repeatedly would add a second to the startup, so
     they are also excluded from later collections. PEFT imports bitsandbytes, whose `torch.compile` decorators load
@@ -24,6 +24,9 @@ def quick_imports() -> Iterator[None]:
     """
     values = {NO_COMPILER: "1"} | ({} if sys.stderr.isatty() else {NO_BARS: os.environ.get(NO_BARS, "1")})
     with ONE_AT_A_TIME:
+        if "torch" in sys.modules:
+            yield
+            return
         own = {name: os.environ.pop(name) for name in values if name in os.environ}
         os.environ |= values
         gc.disable()

@@ -139,7 +139,7 @@ def batch(recipe: Recipe, completions: int) -> Values:
     """Return the options of the size of a step, in which verl counts prompts, a recipe completions.
 
     Raises:
-        LabError: the completions of a step are no whole number of groups.
+        LabError: the completions of a step are not whole groups.
     """
     group = recipe.num_generations if recipe.objective == "grpo" else 1
     if completions % group:

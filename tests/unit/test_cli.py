@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,6 +33,7 @@ def ftlab(*arguments: str, before: str = "", **options) -> subprocess.CompletedP
 
 @pytest.mark.parametrize("own", [None, "0"])
 def test_garbage_is_collected_and_functions_compiled_again_after_the_imports_even_where_one_fails(own, monkeypatch):
+    monkeypatch.delitem(sys.modules, "torch", raising=False)
     monkeypatch.delenv(quick_imports.NO_COMPILER, raising=False)
     if own:
         monkeypatch.setenv(quick_imports.NO_COMPILER, own)
@@ -40,6 +42,24 @@ def test_garbage_is_collected_and_functions_compiled_again_after_the_imports_eve
         assert not gc.isenabled() and os.environ[quick_imports.NO_COMPILER] == "1"
         raise ImportError
     assert gc.isenabled() and gc.get_freeze_count() > frozen and os.environ.get(quick_imports.NO_COMPILER) == own
+
+
+def test_imports_of_another_thread_are_waited_for():
+    events, second_began = [], threading.Event()
+
+    def second():
+        second_began.set()
+        with quick_imports.quick_imports():
+            events.append("second")
+
+    with quick_imports.quick_imports():
+        thread = threading.Thread(target=second)
+        thread.start()
+        second_began.wait()
+        thread.join(0.2)
+        events.append("first")
+    thread.join()
+    assert events == ["first", "second"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ftlab import device, embedded, manifests, memory, models
+from ftlab.apps.quick_imports import quick_imports
 from ftlab.catalogue import MODELS, hub_id
 from ftlab.data import registry
 from ftlab.data.convert import converted
@@ -55,7 +56,16 @@ class Readouts(NamedTuple):
 
 
 def readouts(recipe: Recipe) -> Readouts:
-    """Estimate what a recipe needs on this machine; fast once the rows' lengths are known."""
+    """Estimate what a recipe needs on this machine; fast once the rows' lengths are known.
+
+    Any thread may be the first, which imports what counts tokens.
+    """
+    with quick_imports():
+        return estimate(recipe)
+
+
+def estimate(recipe: Recipe) -> Readouts:
+    """Estimate what a recipe needs on this machine."""
     place = folder_of(recipe)
     decoder = decoder_of(recipe, place)
     trained = trained_weights(recipe, decoder) if decoder else None

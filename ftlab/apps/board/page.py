@@ -2,9 +2,7 @@
 
 import html
 import os
-import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -207,8 +205,7 @@ class Board:
 
     def create(self, name: str) -> Any:
         """Return a step's panel from the settings in the train step."""
-        # Once torch is imported, deferring saves nothing.
-        with nullcontext() if "torch" in sys.modules else quick_imports():
+        with quick_imports():
             return STEPS[name](self.train.form.right, self.words.lang)
 
     def fill(self, number: int, shown: widgets.Widget) -> None:

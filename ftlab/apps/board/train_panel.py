@@ -16,7 +16,6 @@ from ftlab.apps.board.background import Work
 from ftlab.apps.board.form import Form
 from ftlab.apps.board.named_widgets import styled
 from ftlab.apps.board.words import Words
-from ftlab.apps.quick_imports import quick_imports
 from ftlab.errors import LabError
 from ftlab.recipe import strict_yaml, to_script
 from ftlab.recipe.keys import Recipe
@@ -82,7 +81,8 @@ class TrainPanel:
         self.list_runs()
         self.update()
         if mode == "process":
-            Work(self.words.lang, lambda reason: self.view.say("failed", reason=reason)).begin(self.import_and_estimate)
+            # Its imports take seconds, for which the fields do not wait.
+            self.in_background(self.estimate)
         else:
             self.estimate()
         self.rows = folders.read_log(self.folder())
@@ -120,10 +120,9 @@ class TrainPanel:
                 job = training_job.living(self.folder()) if recipe else None
                 self.follow(job) if job else self.offer(recipe)
 
-    def import_and_estimate(self) -> None:
-        """Show the first estimates of a page: what counts tokens takes seconds to import, the fields do not wait."""
-        with quick_imports():
-            self.estimate()
+    def in_background(self, action: Callable[..., None], *given: Any) -> None:
+        """Run a method in a thread; an error is shown."""
+        Work(self.words.lang, lambda reason: self.view.say("failed", reason=reason)).begin(action, *given)
 
     def estimate(self) -> None:
         """Show estimates from the fields; where another thread is making them, it makes them again."""
@@ -181,25 +180,24 @@ class TrainPanel:
             self.say_stopping()
         else:
             self.view.say("attached", pid=job.pid) if job.pid != os.getpid() else self.view.say("loading")
-        threading.Thread(target=self.watch, args=(job,), name="ftlab panel", daemon=True).start()
+        self.in_background(self.watch, job)
 
     def watch(self, job: training_job.Job) -> None:
         """Read the log every 0.4 s and redraw if it has grown."""
         try:
-            with errors.speaking(self.words.lang):
-                seen = None
-                while job.alive():
-                    if self.job is not job:
-                        return
-                    rows = folders.read_log(job.folder)
-                    if rows != seen:
-                        seen = self.rows = rows
-                        self.tell(job)
-                        self.draw(job.folder.name)
-                    if job.asked:
-                        training_job.ask_to_stop(job)
-                    time.sleep(REDRAW_SECONDS)
-                self.ended(job)
+            seen = None
+            while job.alive():
+                if self.job is not job:
+                    return
+                rows = folders.read_log(job.folder)
+                if rows != seen:
+                    seen = self.rows = rows
+                    self.tell(job)
+                    self.draw(job.folder.name)
+                if job.asked:
+                    training_job.ask_to_stop(job)
+                time.sleep(REDRAW_SECONDS)
+            self.ended(job)
         finally:
             if self.job is job:
                 self.job = None
