@@ -68,12 +68,19 @@ def say(key: str, /, **values: object) -> str:
 
 
 def fill_in(text: str, values: dict[str, object]) -> str:
-    """Return a text with its placeholders filled; a value of more than LONGEST_VALUE characters is cut.
+    """Return a text with its placeholders filled, a list by indented lines; more than LONGEST_VALUE characters are cut.
 
-    A value may come from a user's file, and a name of five thousand letters hides the sentence around it.
+    A value may come from a user's file, and a name of five thousand letters hides the sentence around it. A list is
+    whole, its items are cut.
     """
-    short = {name: shorten(value, LONGEST_VALUE) if isinstance(value, str) else value for name, value in values.items()}
-    return text.format(**with_counts(short))
+    return text.format(**with_counts({name: short(value) for name, value in values.items()}))
+
+
+def short(value: object) -> object:
+    """Return a value as a message shows it."""
+    if isinstance(value, list):
+        return "\n  ".join(shorten(str(item), LONGEST_VALUE) for item in value)
+    return shorten(value, LONGEST_VALUE) if isinstance(value, str) else value
 
 
 class Count(int):

@@ -63,8 +63,7 @@ def key_by_key(source: Source, config: Values, where: str) -> dict[str, tuple[Va
             why = str(error) if isinstance(error, ValueError) else say("why_other_form")
             refused.append(f"{source.places.get(name, where)}: {name}: {shown(value, name)}: {why}")
     if refused:
-        title = source.framework.title
-        raise fail("recipe_foreign", where=where, title=title, count=len(refused), keys="\n  ".join(refused))
+        raise fail("recipe_foreign", where=where, title=source.framework.title, count=len(refused), keys=refused)
     return entries
 
 

@@ -282,6 +282,15 @@ def test_a_sign_inside_a_word_is_not_a_comment():
     assert foreign_files.command(text, "s.sh").values == {"model": "m", "dataset": "a.json#500", "learning_rate": 1e-3}
 
 
+def test_all_keys_that_a_recipe_cannot_have_are_named(tmp_path):
+    path = tmp_path / "axolotl.yaml"
+    wrong = [f"made_up_key_number_{n}" for n in range(40)]
+    path.write_text("base_model: m\nadapter: lora\n" + "".join(f"{name}: 1\n" for name in wrong))
+    with pytest.raises(LabError) as error:
+        recipes.read(path)
+    assert [line.split(": ")[1] for line in error.value.what.splitlines()[1:]] == wrong
+
+
 def test_options_behind_a_comment_are_refused():
     text = "swift sft --model m --dataset a.json \\\n # --lora_rank 4 \\\n --learning_rate 1e-3\n"
     with pytest.raises(LabError, match="ends the command before --learning_rate"):
