@@ -1,6 +1,7 @@
 """Explain a key of a recipe: its meaning, type, default and range, and the library field that it becomes."""
 
 import inspect
+import json
 import tomllib
 import types
 import typing
@@ -58,7 +59,7 @@ def explain(name: str) -> str:
 def explain_own(name: str) -> str:
     """Explain a key of this recipe."""
     field = Recipe.model_fields[name]
-    default = say("explain_required") if field.is_required() else say("explain_default", value=repr(field.default))
+    default = say("explain_required") if field.is_required() else say("explain_default", value=written(field.default))
     limits = ", ".join(bound(limit) for limit in field.metadata)
     extra = field.json_schema_extra
     becomes = extra["becomes"] if isinstance(extra, dict) else ""
@@ -74,7 +75,7 @@ def explain_training(name: str) -> str:
     field, choices = FIELDS[name], choices_of(name)
     low, high = TRAINING_RANGES.get(name, (None, None))
     limits = "" if low is None else say("explain_range", low=f"{low:g}", high=f"{high:g}")
-    default = say("explain_default", value=repr(field.default))
+    default = say("explain_default", value=written(field.default))
     return lines(
         say("explain_key", key=name, meaning=meaning(name, field.meaning)),
         say("explain_type", type=described(field.hint, default, limits)),
@@ -82,6 +83,11 @@ def explain_training(name: str) -> str:
         say("explain_choices") + ": " + ", ".join(choices) if choices else "",
         say("explain_becomes", field=f"transformers.TrainingArguments.{name}"),
     )
+
+
+def written(value: Any) -> str:
+    """Return a default as a YAML has it."""
+    return json.dumps(value) if value is None or isinstance(value, bool) else repr(value)
 
 
 def lines(*parts: str) -> str:

@@ -53,10 +53,10 @@ class Recipe(BaseModel):
         min_length=1,
     )
     cache_dir: str | None = key(
-        None, "folder that models of a hub are kept in; None: HF_HOME's", "from_pretrained(cache_dir=)", min_length=1
+        None, "folder that models of a hub are kept in; null: HF_HOME's", "from_pretrained(cache_dir=)", min_length=1
     )
     trust_remote_code: bool = key(False, "run code that comes with the model", "from_pretrained(trust_remote_code=)")
-    template: str | None = key(None, "family of the chat template, checked; None: the model's own", "chat_template")
+    template: str | None = key(None, "family of the chat template, checked; null: the model's own", "chat_template")
     allow_other_template: bool = key(
         False, "let `template` replace the model's own chat template, and save it with the run", "chat_template"
     )
@@ -68,7 +68,7 @@ class Recipe(BaseModel):
     )
     enable_thinking: bool | None = key(
         None,
-        "whether the chat template asks for reasoning before an answer, where it can (Qwen3); None: its own default",
+        "whether the chat template asks for reasoning before an answer, where it can (Qwen3); null: its own default",
         "apply_chat_template(enable_thinking=)",
     )
     default_system: str | None = key(None, "system turn for training examples and chats that have none", "messages[0]")
@@ -127,7 +127,7 @@ class Recipe(BaseModel):
         "OFTConfig, IA3Config, VeraConfig ...",
     )
     lora_rank: int = key(8, "rank of the two matrices", "LoraConfig.r", ge=1)
-    lora_alpha: int | None = key(None, "their product is scaled by alpha / r; None: 2 r", "LoraConfig.lora_alpha", ge=1)
+    lora_alpha: int | None = key(None, "their product is scaled by alpha / r; null: 2 r", "LoraConfig.lora_alpha", ge=1)
     lora_dropout: float = key(0.0, "fraction of their inputs set to 0", "LoraConfig.lora_dropout", ge=0, lt=1)
     lora_target: str = key(
         "all", "all, or layer names separated by commas; for every method that changes layers", "target_modules"
@@ -161,7 +161,7 @@ class Recipe(BaseModel):
     eaft_alpha: float = key(1.0, "exponent of EAFT's weights; 0: all tokens alike", "SFTTrainer.compute_loss", ge=0)
     moe_aux_loss_coef: float | None = key(
         None,
-        "weight of a mixture's balancing loss; None: the model's own, 0: without",
+        "weight of a mixture's balancing loss; null: the model's own, 0: without",
         "SFTConfig.router_aux_loss_coef",
         ge=0,
     )
@@ -242,7 +242,7 @@ class Recipe(BaseModel):
         None,
         "sft: pack several examples into one row, without attention between them; pt: join the texts and cut them "
         "every cutoff_len tokens, "
-        "false: each text separately; None: true only for pt",
+        "false: each text separately; null: true only for pt",
         "SFTConfig.packing",
     )
     tokenized_path: str | None = key(
@@ -259,7 +259,7 @@ class Recipe(BaseModel):
     output_dir: str | None = key(None, "the run folder", "TrainingArguments.output_dir")
     nproc_per_node: int | None = key(
         None,
-        "processes on this machine; None: one for each accelerator that CUDA_VISIBLE_DEVICES leaves",
+        "processes on this machine; null: one for each accelerator that CUDA_VISIBLE_DEVICES leaves",
         "torchrun --nproc-per-node",
         ge=1,
     )
@@ -269,11 +269,11 @@ class Recipe(BaseModel):
     ray_num_workers: int = key(1, "use_ray: processes on all machines", "ScalingConfig.num_workers", ge=1)
     ray_init_kwargs: dict[str, Any] = key({}, "use_ray: such as {address: auto} for a cluster that runs", "ray.init")
     ray_storage_path: str | None = key(
-        None, "use_ray: where Ray keeps its own record of the run; None: ~/ray_results", "RunConfig.storage_path"
+        None, "use_ray: where Ray keeps its own record of the run; null: ~/ray_results", "RunConfig.storage_path"
     )
     resources_per_worker: dict[str, int | float] | None = key(
         None,
-        "use_ray: what each process needs, such as {GPU: 1, CPU: 8}; None: a GPU where this machine has one, or a CPU",
+        "use_ray: what each process needs, such as {GPU: 1, CPU: 8}; null: a GPU where this machine has one, or a CPU",
         "ScalingConfig.resources_per_worker",
     )
     placement_strategy: Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"] = key(
@@ -297,7 +297,7 @@ class Recipe(BaseModel):
     eval_figures: str | None = key(
         None,
         "eval: what is scored, separated by commas: loss, accuracy, exact_match, contains, json, tool_calls, bleu, "
-        "rouge; None: loss, exact_match and what the next two keys add; multiple_choice for rows with choices",
+        "rouge; null: loss, exact_match and what the next two keys add; multiple_choice for rows with choices",
     )
     tasks: str | None = key(
         None,

@@ -269,7 +269,7 @@ def test_what_is_printed_is_each_note(capsys):
 
 EXPLAINED = {
     "lora_rank": "rank of the two matrices\n  type: int; default 8; at least 1\n  becomes: LoraConfig.r",
-    "lora_alpha": "their product is scaled by alpha / r; None: 2 r\n  type: int | null; default None; at least 1\n"
+    "lora_alpha": "their product is scaled by alpha / r; null: 2 r\n  type: int | null; default null; at least 1\n"
     "  becomes: LoraConfig.lora_alpha",
     "lora_dropout": "fraction of their inputs set to 0\n  type: float; default 0.0; at least 0, below 1\n"
     "  becomes: LoraConfig.lora_dropout",
@@ -279,7 +279,7 @@ EXPLAINED = {
     "  becomes: SFT/Reward/DPO/KTO/ORPO/CPO/GRPO/RLOO/GKDTrainer, ftlab's PPOTrainer",
     "pref_beta": "how far the model may move from its reference; ppo, grpo, rloo: coefficient of the KL penalty\n"
     "  type: float; default 0.1; above 0\n  becomes: beta, PPOConfig.kl_coef",
-    "plot_loss": "write loss.png\n  type: bool; default True\n  becomes: matplotlib",
+    "plot_loss": "write loss.png\n  type: bool; default true\n  becomes: matplotlib",
     "model_name_or_path": "catalogue name, local folder or hub id\n  type: str; required; not empty\n"
     "  becomes: from_pretrained(...)",
     "warmup_ratio": "now warmup_steps below 1: a share of all steps; warmup_steps above 0 counts instead",
@@ -301,7 +301,7 @@ def test_an_explanation(name):
     [
         ("learning_rate", "\n  type: float; default 5e-05; from 0 to 1e+06\n"),
         ("eval_strategy", "\n  type: IntervalStrategy | str; default 'no'\n  one of: no, steps, epoch\n"),
-        ("disable_tqdm", "\n  type: bool | null; default None\n"),
+        ("disable_tqdm", "\n  type: bool | null; default null\n"),
         ("report_to", "\n  type: null | str | list[str]; default 'none'\n"),
     ],
 )
