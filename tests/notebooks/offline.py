@@ -4,14 +4,12 @@ The hub's address is set to a listener in here, so that an attempt is seen even 
 Exit code 3: the command looked for the hub.
 """
 
-import contextlib
 import fcntl
 import os
 import socket
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 
 SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 0x1
 
@@ -21,34 +19,19 @@ def raise_loopback() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as handle:
         request = struct.pack("16sH14s", b"lo", 0, b"")
         flags = struct.unpack("16sH14s", fcntl.ioctl(handle, SIOCGIFFLAGS, request))[1]
-        if not flags & IFF_UP:
-            fcntl.ioctl(handle, SIOCSIFFLAGS, struct.pack("16sH14s", b"lo", flags | IFF_UP, b""))
-
-
-@contextlib.contextmanager
-def listening() -> Iterator[socket.socket]:
-    """Set the hub's address to a listener, and yield it."""
-    raise_loopback()
-    with socket.create_server(("127.0.0.1", 0)) as hub:
-        hub.setblocking(False)
-        os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{hub.getsockname()[1]}"
-        yield hub
-
-
-def looked(hub: socket.socket) -> bool:
-    """Return True if somebody has connected since the last call."""
-    found = False
-    with contextlib.suppress(BlockingIOError):
-        while hub.accept():
-            found = True
-    return found
+        fcntl.ioctl(handle, SIOCSIFFLAGS, struct.pack("16sH14s", b"lo", flags | IFF_UP, b""))
 
 
 def main(command: list[str]) -> int:
     """Run `command` and return its exit code, 3 if it looked for the hub."""
-    with listening() as hub:
+    raise_loopback()
+    with socket.create_server(("127.0.0.1", 0)) as hub:
+        hub.setblocking(False)
+        os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{hub.getsockname()[1]}"
         code = subprocess.run(command).returncode
-        if not looked(hub):
+        try:
+            hub.accept()
+        except BlockingIOError:
             return code
     print("the command looked for the hub")
     return 3
