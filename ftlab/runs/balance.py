@@ -21,7 +21,7 @@ def has_experts(config: PreTrainedConfig) -> bool:
 
 
 def prepare(config: PreTrainedConfig) -> None:
-    """Let TRL compute the balancing loss of a mixture, and none where there are no experts.
+    """Let TRL compute the balancing loss of a mixture, and skip it for a model without experts.
 
     TRL reads `num_experts`, to which Mixtral's configuration maps its `num_local_experts`, and GraniteMoe's does not.
     """

@@ -169,7 +169,7 @@ def test_argparse_s_texts_are_messages():
     assert shown == {errors.messages()[key]["en"] for key in arguments.TEXTS}
 
 
-# Files with English sentences that are no messages to a user.
+# Files whose English sentences are not messages to a user.
 ENGLISH_FILES = {
     "apps/serve": "answers of an API, which programs read",
     "checks": "texts that a solution is tried on",
