@@ -210,6 +210,7 @@ def pair(tmp_path):
     return tuple(map(str, folders))
 
 
+@pytest.mark.usefixtures("no_frame_kept")
 @pytest.mark.parametrize(
     ("more", "answer"),
     [

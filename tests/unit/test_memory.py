@@ -30,6 +30,8 @@ from ftlab.recipe import read as recipes
 from ftlab.recipe.keys import REWARDED
 from ftlab.runs import build
 
+pytestmark = pytest.mark.usefixtures("no_frame_kept")
+
 SMALL = {"hidden_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 500}
 LLAMA = Decoder(32, 4096, 32, 8, 128, 14336, 128256, False)
 
