@@ -122,7 +122,7 @@ def report(recipe: Recipe, machine: Machine, devices: int) -> str:
     """Return a table of the memory per device, and whether more devices could help."""
     lines = [
         say("memory_devices", devices=devices),
-        f"{'GiB':<16} weights  moments gradients activations   logits     peak     host  smallest GPU",
+        f"{'GiB':<16} " + say("memory_columns") + " " + say("memory_host_column") + "  " + say("memory_gpu_column"),
     ]
     indivisible = say("memory_indivisible", devices=devices)
     rows = list(shares(recipe, machine, devices))

@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unicodedata import east_asian_width
 
 from ftlab import catalogue, embedded, memory, models
 from ftlab.cpu.plan import Plan
@@ -245,15 +246,15 @@ def changed(recipe: Recipe, keys: dict[str, Any]) -> Recipe | None:
 
 def report(recipe: Recipe, machine: Machine) -> str:
     """Return the needs of the recipe and of the other methods, whether it fits, and which keys to change if not."""
-    methods = METHODS | ({} if method(recipe) in METHODS else {method(recipe): {}})
-    rows = {f"{name}{'  <- this recipe' if name == method(recipe) else ''}": keys for name, keys in methods.items()}
+    own_method = method(recipe)
     batch = training(recipe, sizes(recipe.model_name_or_path, **recipe.source), machine)
     lines = [say("memory_rows", count=batch.sequences, length=batch.length)]
-    lines += [f"{'GiB':<24} weights  moments gradients activations   logits     peak  smallest GPU"]
-    for label, keys in rows.items():
-        variant = recipe if "this" in label else changed(without(recipe, "quantization_bit", "peft_config"), keys)
-        if variant:
-            lines.append(row(label, needs(variant, machine)))
+    lines.append(f"{'GiB':<24} " + say("memory_columns") + "  " + say("memory_gpu_column"))
+    for name, keys in (METHODS | {own_method: {}}).items():
+        if name == own_method:
+            lines.append(row(f"{name}  " + say("memory_this"), needs(recipe, machine)))
+        elif variant := changed(without(recipe, "quantization_bit", "peft_config"), keys):
+            lines.append(row(name, needs(variant, machine)))
     own = memory.estimate(sizes(recipe.model_name_or_path, **recipe.source), batch)
     if recipe.adapts and recipe.finetuning_type != "lora":
         lines.append(say("memory_like_lora", method=recipe.finetuning_type))
@@ -313,7 +314,16 @@ def row(label: str, estimate: Needs) -> str:
         estimate.peak,
     )
     cells = [f"{gib(part):>{width}}" for part, width in zip(parts, (7, 8, 9, 11, 8, 8), strict=True)]
-    return f"{label:<24} {' '.join(cells)}  {smallest_gpu(estimate)}"
+    return f"{padded(label, 24)} {' '.join(cells)}  {smallest_gpu(estimate)}"
+
+
+def padded(text: str, columns: int) -> str:
+    """Return a text filled with spaces to a width in a terminal, where a Chinese character takes two columns.
+
+    >>> padded("lora", 6), padded("配方", 6)
+    ('lora  ', '配方  ')
+    """
+    return text + " " * (columns - len(text) - sum(east_asian_width(letter) in "WF" for letter in text))
 
 
 def smallest_gpu(estimate: Needs) -> str:

@@ -21,6 +21,22 @@ MAX_DEPTH = 20
 OCTAL = re.compile(r"[-+]?0[0-9]+")
 # ruamel's message for a duplicate key.
 DUPLICATE = re.compile(r'duplicate key "(.*?)" with value', re.DOTALL)
+# Part of ruamel's message -> ours, for the mistakes that people make; the first that is found.
+PROBLEMS = (
+    (r"mapping values are not allowed", "yaml_second_colon"),
+    (r"could not find expected ':'", "yaml_no_colon"),
+    (r"character '\\t'", "yaml_tab"),
+    (r"character '(.)' that cannot start|node content, but found '([,])'", "yaml_first_character"),
+    (r"unexpected end of stream", "yaml_open_quote"),
+    (r"expected ',' or|found '[\])}]'", "yaml_bracket"),
+    (r"found '<scalar>'", "yaml_after_quote"),
+    (r"expected (<block end>|'<document start>')", "yaml_other_level"),
+    (r"sequence entries are not allowed", "yaml_dash"),
+    (r"unknown escape character", "yaml_escape"),
+    (r"special characters are not allowed", "yaml_unprintable"),
+    (r"must be in \d+\.\.|day is out of range", "yaml_date"),
+    (r"integer string conversion", "yaml_digits"),
+)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -68,8 +84,8 @@ def parse(text: str, where: str) -> Any:
         values: dict[str, Any] = {"key": repr(key).strip("'\""), "first": first_line(text, key, line)}
         raise fail("recipe_twice", where=f"{where}:{line}", **values) from None
     except MarkedYAMLError as error:
-        # A line without a colon is the context; the problem is found on a later line.
-        begun = error.context == "while scanning a simple key"
+        # A line without a colon or with a quote that stays open is the context; the problem is found later.
+        begun = error.context in ("while scanning a simple key", "while scanning a quoted scalar")
         mark = error.context_mark if begun else error.problem_mark or error.context_mark
         place = f"{where}:{mark.line + 1}" if mark else where
         raise fail("recipe_yaml", where=place, reason=short(error.problem or error.context)) from None
@@ -116,11 +132,16 @@ def key_lines(text: str) -> list[tuple[str, int]]:
 
 
 def short(problem: object) -> str:
-    """Return the first line of a parser's error message."""
-    lines = str(problem).splitlines()
-    if isinstance(problem, ValueError) and "integer string conversion" in str(problem):
-        return say("yaml_digits")
-    return lines[0][:120] if lines else type(problem).__name__
+    """Return what is wrong in the user's language; the first line of the parser's own message where PROBLEMS lacks it.
+
+    >>> short("found character '@' that cannot start any token"), short("found a new mistake")
+    ('a value that begins with @ needs quotes', 'found a new mistake')
+    """
+    text = (str(problem).splitlines() or [type(problem).__name__])[0]
+    for pattern, message in PROBLEMS:
+        if match := re.search(pattern, text):
+            return say(message, character=next(filter(None, match.groups()), ""))
+    return text[:120]
 
 
 def dumps(values: dict[str, Any]) -> str:

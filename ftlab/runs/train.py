@@ -228,8 +228,9 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
         print(note)
     about = folders.fingerprints(recipe, Path(model_path), dataset.digests(datasets))
     job = Job(recipe, folder, model_path, machine, args, tokenizer, datasets, about, since)
-    if launch.is_main() and (note := never_warm(job)):
-        print(note)
+    if launch.is_main():
+        for note in never_reached(job):
+            print(note)
     return job
 
 
@@ -397,14 +398,18 @@ def planned_steps(job: Job) -> int:
     return math.ceil(job.args.num_train_epochs * updates)
 
 
-def never_warm(job: Job) -> str:
-    """Return a note if a run ends before its warm-up does, else ""."""
-    warm, warms = job.args.warmup_steps, job.args.lr_scheduler_type not in WITHOUT_WARMUP
-    # Below 1 it is a share of the steps.
-    end = planned_steps(job) if warm > 1 and warms else 0
-    if not 0 < end < warm:
-        return ""
-    return say("train_never_warm", warm=int(warm), steps=end, rate=job.args.learning_rate * (end - 1) / warm)
+def never_reached(job: Job) -> list[str]:
+    """Return a note for the warm-up and for the first evaluation if the run ends before."""
+    args, found = job.args, []
+    # Below 1 they are shares of the steps.
+    warm = args.warmup_steps if args.warmup_steps > 1 and args.lr_scheduler_type not in WITHOUT_WARMUP else 0
+    every = args.eval_steps if args.eval_strategy == "steps" and args.eval_steps >= 1 else 0
+    end = planned_steps(job) if warm or every else 0
+    if 0 < end < warm:
+        found.append(say("train_never_warm", warm=int(warm), steps=end, rate=args.learning_rate * (end - 1) / warm))
+    if 0 < end < every:
+        found.append(say("train_never_evaluated", every=int(every), steps=end))
+    return found
 
 
 def trainable_model(job: Job) -> PreTrainedModel | PeftModel:

@@ -174,6 +174,7 @@ ENGLISH_FILES = {
     "apps/serve": "answers of an API, which programs read",
     "checks": "texts that a solution is tried on",
     "recipe/keys.py": "meanings, in Chinese in meanings_zh.toml",
+    "recipe/strict_yaml.py": "parts of ruamel.yaml's messages",
     "recipe/templates.py": "chat templates",
     "recipe/coming_from.py": "a page of the documentation",
     "recipe/to_": "scripts",
@@ -182,9 +183,9 @@ ENGLISH_FILES = {
     "runs/export.py": "model card",
 }
 ENGLISH_TEXTS = re.compile(
-    r"loss per trained token|smallest GPU|No space left| memory$|Connection |from ftlab\.| is missing in "
+    r"loss per trained token|No space left| memory$|Connection |from ftlab\.| is missing in "
     r"|only a file used|unexpected end of data|multibyte|another name|^Expecting|^Unterminated|^Invalid control"
-    r"|integer string|simple key|documentation of TrainingArguments|call these tools|Here is a question|lighthouse"
+    r"|integer string|documentation of TrainingArguments|call these tools|Here is a question|lighthouse"
     r"|a scale|three quotes|End a kernel|made with ftlab|weights were trained"
 )
 

@@ -214,6 +214,44 @@ def test_a_bad_recipe_is_one_line_with_its_place(tmp_path, text, message):
     assert error.value.exit_code == 2 and error.value.fix
 
 
+@pytest.mark.parametrize(
+    ("text", "line", "said"),
+    [
+        ("a: b: c\n", 1, "a second `: `"),
+        ("a:1\nb: 2\n", 2, "no `: ` in the line above"),
+        ("a: 1\n  b: 2\n", 2, "more indentation"),
+        ("a: 1\nb\nc: 2\n", 2, "no `: ` in this line"),
+        ("a: 1\n\tb: 2\n", 2, "a tab"),
+        ("a: @x\n", 1, "begins with @ needs quotes"),
+        ("a: , b\n", 1, "begins with , needs quotes"),
+        ("a: 1\nb: 'x\nc: 2\n", 2, "an unclosed quote"),
+        ("a: 'it's'\n", 1, "text after the closing quote"),
+        ("a: [1, 2\nb: 3\n", 2, "an unmatched bracket"),
+        ("a: {x: 1\nb: 3\n", 2, "an unmatched bracket"),
+        ("a: [1]]\n", 1, "an unmatched bracket"),
+        ("a: ]\n", 1, "an unmatched bracket"),
+        ("a:\n  b: 1\n c: 2\n", 3, "its indentation or its `- `"),
+        ("a: 1\n- b\n", 2, "its indentation or its `- `"),
+        ("  a: 1\nb: 2\n", 2, "its indentation or its `- `"),
+        ("a: 1\nb: - 2\n", 2, "`- ` begins a line"),
+        ('a: "C:\\q"\n', 1, "use single quotes"),
+        ("a: \x07\n", None, "cannot be printed"),
+        ("a: 2026-13-45\n", None, "a date that does not exist"),
+    ],
+)
+def test_what_is_wrong_with_yaml_is_said_in_the_users_words(tmp_path, text, line, said, monkeypatch):
+    path = tmp_path / "r.yaml"
+    path.write_bytes(text.encode())
+    with pytest.raises(LabError) as error:
+        recipes.load(path)
+    assert str(error.value).startswith(f"{path}:{line}: invalid YAML" if line else f"{path}: invalid YAML")
+    assert said in str(error.value)
+    monkeypatch.setenv("FTLAB_LANG", "zh")
+    with pytest.raises(LabError) as error:
+        recipes.load(path)
+    assert not re.search("[a-z]{4}", str(error.value).removeprefix(str(path)))
+
+
 def test_environment_variables_are_not_read(tmp_path):
     made = recipes.load(write(tmp_path, yaml_of(run_name="${oc.env:HOME}")))
     assert made.training["run_name"] == "${oc.env:HOME}"

@@ -472,6 +472,9 @@ def test_a_run_that_would_train_nothing_is_refused_and_leaves_nothing(tiny_recip
     assert error.value.exit_code == 2 and not Path(tiny_recipe["output_dir"]).exists()
 
 
+EVALUATED = {"val_size": 0.2, "eval_strategy": "steps"}
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
@@ -482,9 +485,13 @@ def test_a_run_that_would_train_nothing_is_refused_and_leaves_nothing(tiny_recip
         # 12 examples in batches of 2, three times.
         ({"max_steps": -1, "num_train_epochs": 3, "warmup_steps": 19}, "19 is more than this run's 18 steps"),
         ({"max_steps": -1, "num_train_epochs": 3, "warmup_steps": 18}, ""),
+        (EVALUATED | {"eval_steps": 7}, "eval_steps: 7 is more than this run's 6 steps: the first evaluation is never"),
+        (EVALUATED | {"eval_steps": 6}, ""),
+        (EVALUATED | {"eval_steps": 0.9}, ""),
+        (EVALUATED | {"eval_strategy": "epoch"}, ""),
     ],
 )
-def test_a_warm_up_longer_than_the_run_is_said(tiny_recipe, keys, message, capsys):
+def test_a_warm_up_or_an_evaluation_that_the_run_does_not_reach_is_said(tiny_recipe, keys, message, capsys):
     train.check(recipes.load(tiny_recipe | keys))
     said = [line for line in capsys.readouterr().out.splitlines() if "more than this run's" in line]
     assert len(said) == bool(message) and message in "".join(said)
