@@ -43,6 +43,8 @@ def main(mode: str, steps: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         values = page.BEGINNING | {"output_dir": f"{folder}/run", "max_steps": 10 * steps, "save_steps": 10**6}
         panel = TrainPanel(values, mode=mode)
+        # The first estimates of a training in its own process are made in a thread, because of their imports.
+        until(lambda: panel.words("counting") not in panel.view.readouts.value)
         moves = []
         for rank in MOVES:
             before, started = panel.view.readouts.value, time.perf_counter()

@@ -6,7 +6,8 @@ import re
 import pytest
 
 from benchmarks import __main__ as command
-from benchmarks import generate, headline, levers, memory, methods, plot, start, train, turns
+from benchmarks import board, generate, headline, levers, memory, methods, plot, start, train, turns
+from ftlab.apps.board import page
 
 PAGE = (headline.FOLDER / "README.md").read_text(encoding="utf-8")
 
@@ -39,6 +40,13 @@ def test_generate_compares_engines_with_plain_generate_and_llama_cpp():
     assert generate.ratios(rates, batch) == {"best of transformers / generate": 2.1, "16 at once / alone": 8.0}
     found = generate.ratios(rates | {"llama.cpp": 168.0, "llama.cpp-q4": 210.0}, batch)
     assert found["best engine / best of llama.cpp"] == 1 and found["best of transformers / best of llama.cpp"] == 0.4
+
+
+def test_a_panel_that_trains_in_a_process_is_timed(tiny_recipe, monkeypatch, capsys):
+    monkeypatch.setattr(page, "BEGINNING", tiny_recipe | {"lr_scheduler_type": "constant"})
+    board.main("process", 200)
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert set(found) == {"slider_seconds", "first_plot_seconds", "steps_after_stop", "stop_seconds", "step_seconds"}
 
 
 def test_a_picture_has_one_panel_per_table(tmp_path):
