@@ -751,7 +751,7 @@ plt.show()
 # sliding window of `w` no more than `w - 1` tokens. Predicted from the config, then measured:
 
 # %% [markdown] id="cache-why" lang="zh" of="daa49256"
-# *分组查询注意力*（GQA）让几个查询头共用一组键和值，对话的 键值缓存就按组的大小成倍缩小。缓存每层有键、值两个张量，大小是“键值头数 × 头维度 × token 数”；窗口为 `w` 的滑动窗口最多只存 `w - 1` 个 token。先按 config 预测，再实测：
+# *分组查询注意力*（GQA）让几个查询头共用一组键和值，对话的键值缓存就按组的大小成倍缩小。缓存每层有键、值两个张量，大小是“键值头数 × 头维度 × token 数”；窗口为 `w` 的滑动窗口最多只存 `w - 1` 个 token。先按 config 预测，再实测：
 
 
 # %% id="cache"
@@ -1037,6 +1037,6 @@ course.record(outcomes, bands)
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 步数更多，`"a24g"` 用大三倍的模型；为了验证相等，两者都用 float32。Mixtral 和 Qwen 的 MoE 用同样的调用加载；开始训练之前，先按类别数一数适配器训练了什么。
 #
-# **同样的事从配方做：** `ftlab train recipes/moe.yaml` 训练注意力、专家和路由器（`lora_target: all`，也可以按名字写 `experts,gate`），均衡损失的权重是 `moe_aux_loss_coef`；`ftlab memory mixtral-8x7b` 会给出总参数与每个 token 用到的参数。
+# **用配方做同样的事：** `ftlab train recipes/moe.yaml` 训练注意力、专家和路由器（`lora_target: all`，也可以按名字写 `experts,gate`），均衡损失的权重是 `moe_aux_loss_coef`；`ftlab memory mixtral-8x7b` 会给出总参数与每个 token 用到的参数。
 #
 # **下一课：** 一台机器放不下、跑不完的，就切开来：[14 · 扩展](14_scale_out.ipynb)。决定这些模型速度的因素，[09 · 推理](09_inference.ipynb) 已经测过。
