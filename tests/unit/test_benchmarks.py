@@ -44,7 +44,7 @@ def test_generate_compares_engines_with_plain_generate_and_llama_cpp():
 
 def test_a_panel_that_trains_in_a_process_is_timed(tiny_recipe, monkeypatch, capsys):
     monkeypatch.setattr(page, "BEGINNING", tiny_recipe | {"lr_scheduler_type": "constant"})
-    board.main("process", 200)
+    board.main("process", 400)
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(found) == {"slider_seconds", "first_plot_seconds", "steps_after_stop", "stop_seconds", "step_seconds"}
 
