@@ -100,7 +100,7 @@ seed = 0
 
 # %% id="profile"
 profiles = {  # model, optimizer steps, learning rate; general examples, questions of each kind, answer tokens, panel steps
-    "smoke": ("smollm2-135m", 9, 4e-3, 4, 4, 10, 1),
+    "smoke": ("smollm2-135m", 8, 5e-3, 2, 4, 8, 1),
     "cpu": ("smollm2-135m", 40, 2e-3, 96, 32, 32, 16),
     "t4": ("Qwen/Qwen2.5-1.5B-Instruct", 40, 2e-4, 96, 32, 32, 16),
     "a24g": ("Qwen/Qwen2.5-7B-Instruct", 40, 1e-4, 96, 32, 32, 16),
