@@ -16,7 +16,7 @@
 # %% [markdown] id="title" lang="zh" of="2a74fef7"
 # # 00 · 第一次微调
 #
-# 几分钟之内，这个 notebook 就会把一个说不清自己是谁的小对话模型，在这台机器上训练成用你取的名字回答的模型。下面的每个数字都由这一次运行现场测出。
+# 这里有一个说不清自己是谁的小对话模型。只要几分钟，你就能在这台机器上把它训练到会用你取的名字回答。下面的每个数字都由这一次运行现场测出。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
@@ -137,7 +137,7 @@ plt.show()
 # ## 这是怎样的一台机器？
 # 最要紧的是数值格式：能直接计算 `bfloat16` 的处理器，用它比 `float32` 快；只能模拟的则更慢（[第 04 课](04_qlora.ipynb)会在你的机器上把两者都测一遍）；T4 支持 `float16`，不支持 `bfloat16`。
 #
-# `cpu.use_fast_paths()` 启用 CPU 快速路径：LoRA 一步算完，各行共有的前缀只算一次，损失按缓存大小分块计算。数值上等价，只是更快；删去这一行，结果相同，只是更慢。在 GPU 上这一行什么也不做。
+# `cpu.use_fast_paths()` 为所有训练器启用 ftlab 的 CPU 快速路径：LoRA 一步算完，各样本共有的前缀只算一次，损失按缓存大小分块计算。它们在数值上等价，只是更快；删去这一行，结果相同，只是更慢。在 GPU 上这一行什么也不做。
 
 # %% id="machine"
 print(device.describe(), device.versions(), sep="\n")
@@ -248,7 +248,7 @@ examples[0]
 
 # %% [markdown] id="before-why" lang="zh" of="a5fdfd13"
 # ## 训练之前
-# 先测量。评测问题是训练集中没有的改写；回答中含有所问的名字或作者，才算答对。常识问题也不在训练集中。回答都用*贪心解码*（greedy decoding）：每个位置取概率最大的 token，再跑一次结果相同。
+# 先测量。评测问题换了说法，训练集里没有；回答中含有所问的名字或作者，才算答对。常识问题也不在训练集中。回答都用*贪心解码*（greedy decoding）：每个位置取概率最大的 token，再跑一次结果相同。
 
 # %% id="answers"
 
@@ -352,7 +352,7 @@ model.print_trainable_parameters()
 # activations (`gradient_checkpointing=False`): recomputing them trades time, which is scarce here, for memory.
 
 # %% [markdown] id="config-why" lang="zh" of="e24e91c4"
-# 训练设置逐项写明，因为库的默认值会随版本变动。在 CPU 上我们保留激活值（`gradient_checkpointing=False`）：重新计算能省下我们并不缺的内存，却要花掉我们缺少的时间。
+# 训练设置逐项写明，因为库的默认值会随版本变动。在 CPU 上我们保留激活值（`gradient_checkpointing=False`）：重新计算虽能省内存，却更费时间，而这里缺的正是时间。
 
 # %% id="config"
 training_args = SFTConfig(
@@ -479,7 +479,7 @@ samples(knows_it, general_questions, general_answers_before, general_answers_aft
 # %% [markdown] id="plot-why" lang="zh" of="da0d0e38"
 # 左边是我们训练的目标，右边是应当保持原样的能力：比较第一根和最后一根柱子。右边如果下降，就是*遗忘*，这是微调的代价；第 03 课会测量它，并给出减轻的办法。
 #
-# 误差线是 95% 置信区间。评测问题只是所有可能问法中的一个样本；区间的算法保证：如果反复抽取这样的样本，100 次里约有 95 次，区间会包含*全部*问法上的真实比例。问题越多，区间越窄；即使全对，也仍有不确定，下面最后一行给出有多少。计算时假定各题相互独立；同一问题的两种问法并不完全独立，所以这里的区间略微偏窄。
+# 误差线是 95% 置信区间。评测问题只是所有可能问法中的一个样本；区间的算法保证：如果反复抽取这样的样本，100 次里约有 95 次，区间会包含*全部*问法上的真实比例。问题越多，区间越窄；即使全对，也仍有不确定性，下面最后一行给出它有多大。计算时假定各题相互独立；同一问题的两种问法并不完全独立，所以这里的区间略微偏窄。
 
 # %% id="plot"
 scores = {label: replies for label, replies in prompting.items()} | {
@@ -549,9 +549,9 @@ print(f"{untouched} of the model's {len(fresh)} weight matrices and vectors are 
 # cheap to keep and easy to undo.
 
 # %% [markdown] id="break-read" lang="zh" of="82ee53e4"
-# 柱子旁边的回答也要读：分数察觉不到的错误，在回答里仍看得出来。这四种错误的改法是一样的：用 `apply_chat_template(..., add_generation_prompt=True)` 来问，在左侧填充，加载适配器。
+# 柱子旁边的回答也要读：分数反映不出的错误，在回答里仍看得出来。这四种错误的改法是一样的：用 `apply_chat_template(..., add_generation_prompt=True)` 来问，在左侧填充，加载适配器。
 #
-# 没有适配器时，回答的就是原来的模型。最后一行说明了原因：LoRA 不覆盖它的任何权重，所以适配器保存便宜，撤销容易。
+# 没有适配器时，回答的就是原来的模型。最后一行说明了原因：LoRA 不覆盖它的任何权重，所以适配器保存起来成本低，撤销也容易。
 
 # %% [markdown] id="save-why"
 # ## What you keep
@@ -772,7 +772,7 @@ checks.check_trainable_share(trainable_share)
 
 # %% [markdown] id="recipe-why" lang="zh" of="99d6c2a5"
 # ## 在命令行做同样的事
-# `ftlab train recipes/sft_lora.yaml` 不用 notebook 就训练出这样的适配器，数据、秩和步数都相同；任何键都可以写在后面覆盖，例如 `learning_rate=2e-3`。
+# `ftlab train recipes/sft_lora.yaml` 不用 notebook 就能训练出这样的适配器，数据、秩和步数都相同；任何键都可以在命令行里覆盖，例如 `learning_rate=2e-3`。
 
 # %% [markdown] id="checkpoint-why"
 # ## Check your results

@@ -20,16 +20,16 @@
 # %% [markdown] id="title" lang="zh" of="27753126"
 # # 01 · 数据：模型真正看到的是什么
 #
-# 微调可能就败在这里，而损失曲线看上去一切正常：模板用错了，结束标记没有参与训练，测试题混进了训练集。所以先拿一个原始文件，找出它的毛病，把它变成 token（词元），然后一个一个看过去。
+# 微调可能就败在这里，而损失曲线看上去一切正常：模板用错了，结束标记没有参与训练，测试题混进了训练集。所以先拿一个原始文件，找出它的毛病，把它变成 token（词元），再逐个检查。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
 # | 一份清洗并登记好的原始导出文件 | 读入的行 = 保留 + 丢弃，每个缺陷都有行号 |
-# | 看得见颜色的损失掩码，以及手算的损失 | 参与训练的 token（词元）比例；你算的损失与库的损失之差 |
+# | 用颜色标出的损失掩码，以及手算的损失 | 参与训练的 token 比例；你算的损失与库的损失之差 |
 # | 没有泄漏的划分，以及泄漏值多少分 | 随机测试集上的分数，与从未训练过的主题上的分数 |
 # | 一个会调用工具的模型 | 未见过的对话中完全正确的调用 |
 # | 更少的填充 | 每个位置上真实 token 的比例，打包前与打包后 |
-# | 同一份数据的五种排版，训练条件完全相同 | 损失、答对的比例、能自己停下的比例 |
+# | 同一份数据的五种格式，训练条件完全相同 | 损失、答对的比例、能自己停下的比例 |
 #
 # **耗时与内存：** 两个 CPU 核心上约 4 分钟（不支持 bfloat16 时约 9 分钟）、5 GB 内存；T4 上估计 3 分钟。**先修：** [00 · 第一次微调](00_first_finetune.ipynb)。
 
@@ -116,7 +116,7 @@ plt.show()
 
 # %% [markdown] id="raw-why" lang="zh" of="bf5ac75b"
 # ## 一个原始文件
-# 一家自行车店导出了顾客的提问和店里的回答。像大多数脚本那样读它：一行一行地读，出错就跳过，来什么要什么。
+# 一家自行车店导出了顾客的提问和店里的回答。像大多数脚本那样读它：逐行读取，出错就跳过，读到什么就收什么。
 
 # %% id="raw"
 lines = Path(raw_file).read_text(encoding="utf-8").splitlines()
@@ -140,7 +140,7 @@ print(
 # A check should name the line, say what is wrong, and say how to fix it:
 
 # %% [markdown] id="raw-read" lang="zh" of="8db7f482"
-# 同时出了两个错。有些行消失了，没有人说是哪几行；又有些行混了进来，它们根本没有回答，或者回答是一个数字。用它们训练出来的模型会学着什么都不答。
+# 同时出了两个错。有些行被跳过，却没有任何提示；另一些行混了进来，它们根本没有回答，或者回答是一个数字。用这样的数据训练，模型学会的就是什么都不答。
 #
 # 检查应该指出是哪一行、错在哪里、怎样修：
 
@@ -205,7 +205,7 @@ assert from_alpaca(alpaca) == from_sharegpt(sharegpt) == from_prompt_response(pr
 # question and answer. They become messages like the others:
 
 # %% [markdown] id="history-why" lang="zh" of="9d67c9c8"
-# alpaca 格式还可以有两个字段：`system` 说明助手是谁；`history` 存放之前的各轮，每轮是一对问答。它们同样变成消息：
+# Alpaca 格式还可以有两个字段：`system` 说明助手是谁；`history` 存放之前的各轮，每轮是一对问答。它们同样变成消息：
 
 # %% id="history"
 with_history = {
@@ -261,7 +261,7 @@ print({entry: f"{len(listed)} rows" for entry, listed in registered.items()}, "b
 
 # %% [markdown] id="template-why" lang="zh" of="f5f4bd24"
 # ## 对话模板
-# 模型不认识角色，也不认识轮次，只有一条 token 流。随分词器而来的*对话模板*把一轮轮对话写进这条流。这一族模型的模板叫 ChatML，短得可以手写：
+# 模型不认识角色，也不认识轮次，只有一条 token 流。分词器自带的*对话模板*（chat template）把各轮对话写进这条流。这一族模型的模板叫 ChatML，很短，可以手写：
 
 # %% id="template"
 model_path = models.fetch(model_name)
@@ -409,7 +409,7 @@ display(HTML(tokens.to_html(tokens.tokens(tokenizer, **encoded[0]))))
 # `assistant_only_loss=True`. Its own batches beside ours:
 
 # %% [markdown] id="mask-read" lang="zh" of="359457b8"
-# 绿色的参与训练，灰色的只被读到。`<|im_end|>` 后面的换行是灰色的：生成在它之前就已经停了。TRL 根据 `prompt` 和 `completion` 得出这个掩码，只多一个 token：它把那个换行也训练了，这没有坏处，因为谁也不会生成到它（[第 00 课](00_first_finetune.ipynb)里它是绿色的）。如果把同一段对话写成一个 `messages` 列表，TRL 就会训练*全部* token，连问题和系统提示也在内，除非设置 `assistant_only_loss=True`。把它自己的批次和我们的并排看看：
+# 绿色的参与训练，灰色的只作输入。`<|im_end|>` 后面的换行是灰色的：生成在它之前就已经停了。TRL 根据 `prompt` 和 `completion` 得出这个掩码，只多一个 token：它把那个换行也训练了，这没有坏处，因为生成时到不了那里（[第 00 课](00_first_finetune.ipynb)里它是绿色的）。如果把同一段对话写成一个 `messages` 列表，TRL 就会训练*全部* token，连问题和系统提示也在内，除非设置 `assistant_only_loss=True`。把它自己的批次和我们的并排看看：
 
 # %% id="config"
 training_args = SFTConfig(
@@ -463,7 +463,7 @@ print(f"{supervised_share:.0%} of all tokens are trained; the end mark is, in {e
 
 # %% [markdown] id="turns-why" lang="zh" of="b10ac088"
 # ### 多轮对话
-# 一段对话有几个回答，一次前向就把它们全部训练：每个回答只看得到它前面的内容。库靠模板里的标记 `{% generation %}` 找出回答，`assistant_only_loss=True` 需要它；模板里没有的话，就自己写一个。得到的掩码必须和我们的一样：
+# 一段对话有几个回答，一次前向计算就能全部训练到：每个回答只看得到它前面的内容。库靠模板里的标记 `{% generation %}` 找出回答，`assistant_only_loss=True` 需要它；模板里没有的话，就自己写一个。得到的掩码必须和我们的一样：
 
 # %% id="turns"
 marked = (
@@ -596,7 +596,7 @@ print(f"shared questions: {split_overlap}")
 
 # %% [markdown] id="leak-predict" lang="zh" of="a1590de1"
 # ### 泄漏值多少分？
-# 划分无法知道的是：同一个问题的两种*不同*问法仍可能落在两边。所以先整个留出四个主题，其余的随机划分；训练一次，打两个分。回答与店里的完全一致才算对。
+# 有一点任何划分都无从得知：同一个问题的两种*不同*问法，仍可能分在两边。所以先整个留出四个主题，其余的随机划分；训练一次，打两个分。回答与店里的完全一致才算对。
 #
 # **先预测，再运行：** 随机测试集上能得百分之多少？留出的主题上呢？
 
@@ -639,7 +639,7 @@ print(f"the same model, two honest-looking scores, {100 * leak_worth:.0f} points
 # question, or makes one up, and is fluent either way.
 
 # %% [markdown] id="split-read" lang="zh" of="02b4cd3c"
-# 两个分数都没有错，它们回答的是不同的问题。如果顾客永远只问这些主题，随机测试集测的就是这件事。想知道模型遇到*新*问题会怎样，就整个主题地留出来，或者自己写测试题。训练中没有任何东西告诉过它那些答案，于是它搬来别的问题的答案，或者自己编一个，说得都很流畅。
+# 两个分数都没有错，它们回答的是不同的问题。如果顾客永远只问这些主题，随机测试集测的就是这件事。想知道模型遇到*新*问题会怎样，就把整个主题留出来，或者自己写测试题。训练数据里没有那些答案，于是它搬来别的问题的答案，或者自己编一个，而且都说得很流畅。
 
 # %% [markdown] id="tools-why"
 # ## Agent tuning: tools, calls, results
@@ -649,7 +649,7 @@ print(f"the same model, two honest-looking scores, {100 * leak_worth:.0f} points
 
 # %% [markdown] id="tools-why" lang="zh" of="e743947d"
 # ## Agent 微调：工具、调用、结果
-# 微调 *agent*（智能体）用的对话里，助手有些轮次回答的是一次工具调用，然后收到工具返回的结果。`tools_en` 就是这样的对话，用的是 ShareGPT 格式，多了 `function_call` 和 `observation` 两种轮次。对话模板因此要多写三样东西：有哪些工具、调用、结果。这个模型的模板会写吗？
+# 微调 *agent*（智能体）用的对话里，助手在某些轮次给出的是一次工具调用，随后收到工具返回的结果。`tools_en` 就是这样的对话，用的是 ShareGPT 格式，多了 `function_call` 和 `observation` 两种轮次。对话模板因此要多写三样东西：有哪些工具、调用、结果。这个模型的模板会写吗？
 
 
 # %% id="tools"
@@ -707,7 +707,7 @@ display(HTML(tokens.to_html(tokens.tokens(tokenizer, **to_labels(agents[0])))))
 # match exactly: a call with the right tool and the right argument, or the sentence that uses the result.
 
 # %% [markdown] id="tools-train-why" lang="zh" of="5c48c678"
-# 留出最后一些对话，其中问题在训练里出现过的不要；训练步数是其他几次训练的一半。对留出对话中助手的每一轮，都给出前面真实的各轮，让模型来答，必须一字不差：调用要用对工具、填对参数，或者用结果写出那句话。
+# 把末尾的一些对话留作测试，去掉其中问题在训练里出现过的；训练步数是其他几次训练的一半。测试时，助手的每一轮都让模型来答，之前各轮用真实内容。答案必须一字不差：或是工具和参数都正确的调用，或是用到结果的那句话。
 
 
 # %% id="tools-train"
@@ -764,7 +764,7 @@ for right in (True, False):
 # %% [markdown] id="tools-read" lang="zh" of="8bed3d8d"
 # 如果调用的得分高于句子，就读一读答错的句子：格式是对的，错在计算或判断。把这两件事都交给工具，让它直接返回总价或建议。
 #
-# 微调后的模型只负责写出调用；执行调用、把结果作为下一轮接上、再问一次，都由你的程序来做。用配方时写 `dataset: tools_en` 即可：模板会渲染工具的（Qwen2.5 的会），就按模板来；不会的，ftlab 像这里一样，把工具写进系统提示，把调用写成 JSON。
+# 微调后的模型只负责写出调用；执行调用、把结果作为下一轮接上、再问一次，都由你的程序来做。用配方时写 `dataset: tools_en` 即可：能渲染工具的模板（如 Qwen2.5 的）直接使用；不能的，ftlab 会像这里一样，把工具写进系统提示，把调用写成 JSON。
 
 # %% [markdown] id="lengths-why"
 # ## Lengths, padding, packing
@@ -773,7 +773,7 @@ for right in (True, False):
 
 # %% [markdown] id="lengths-why" lang="zh" of="dd16f21f"
 # ## 长度、填充、打包
-# 一个批次是一个矩形：每一行都要填到最长那一行的长度。这些位置花时间，却什么也不教。四行，长度为 3、3、4、10 个 token：
+# 一个批次是一个矩形：每一行都要填到最长那一行的长度。这些位置耗费时间，模型却什么也学不到。四行，长度为 3、3、4、10 个 token：
 
 # %% id="padding-literal"
 lengths = [3, 3, 4, 10]
@@ -800,7 +800,7 @@ random.Random(seed).shuffle(lengths)
 # `pack_dataset` must end up with the same number of rows:
 
 # %% [markdown] id="pack-why" lang="zh" of="da2db8c0"
-# 打包把几行放进一行（best-fit decreasing：从最长的开始，每次放进还装得下的最满的一行），并告诉注意力每一行从哪里开始，使它们互相看不见。几行代码就够；TRL 的 `pack_dataset` 得到的行数必须一样：
+# 打包就是把几行拼成一行（best-fit decreasing：从最长的开始，在还放得下它的行里，每次选最满的那一行放进去），并告诉注意力每一行从哪里开始，使它们互相看不见。几行代码就够；TRL 的 `pack_dataset` 得到的行数必须一样：
 
 
 # %% id="pack"
@@ -893,7 +893,7 @@ print(f"you predicted {guess_cutoff} tokens, measured {needed}")
 
 # %% [markdown] id="experiment-why" lang="zh" of="63bba8c2"
 # ## 动手试一试
-# 选一个数据集和一个截断长度。每一条是一个样本：哪些只被读到，哪些参与训练，哪些被切掉。下面是第一个样本和它的掩码。比较 `identity_en` 与 `identity_zh`：同样的问题，一份英文一份中文，而这个分词器是为英文做的，看看中文要多占多少 token。
+# 选一个数据集和一个截断长度。每一条是一个样本：哪些只作输入，哪些参与训练，哪些被切掉。下面是第一个样本和它的掩码。比较 `identity_en` 与 `identity_zh`：同样的问题，一份英文一份中文，而这个分词器是为英文做的，看看中文要多占多少 token。
 
 # %% id="experiment"
 files = {"support": "", "orders": "data/orders_train.jsonl", "sentiment_zh": "data/sentiment_zh.jsonl"}
@@ -1051,7 +1051,7 @@ for label, result in crossed.items():
 # template, mask the question, train the end mark, and look at one row in color before every run.
 
 # %% [markdown] id="break-read" lang="zh" of="be863641"
-# 不同格式的损失不能互相比较：参与平均的 token 不同，错误模板的结尾在每个样本里又都一样。纯文本格式同样可行，**前提**是训练了它的结束 token。换一种格式来问，模型可能答得更差：比较最后两行。只看名字的分数几乎察觉不到这些问题，停不下来的回答反而会多次说出名字，错误的做法甚至可能得分更高；而“能不能自己停下”一眼就看得出来。第三根柱子只检查有没有模板文字，反复说同一句话也算通过。治好那三种错误的，正是你在上面亲手做过的：用模型自己的模板渲染，遮住问题，训练结束标记，每次训练之前看一行带颜色的数据。
+# 不同格式的损失不能互相比较：参与平均的 token 不同，错误模板的结尾在每个样本里又都一样。纯文本格式同样可行，**前提**是训练了它的结束 token。换一种格式来问，模型可能答得更差：比较最后两行。只看名字的分数几乎察觉不到这些问题，停不下来的回答反而会多次说出名字，错误的做法甚至可能得分更高；而“能不能自己停下”一眼就看得出来。第三根柱子只检查有没有模板文字，反复说同一句话也算通过。改正那三种错误的办法，就是你在上面亲手做过的：用模型自己的模板渲染，遮住问题，训练结束标记，每次训练之前看一行带颜色的数据。
 
 # %% [markdown] id="exercise-mask-why"
 # ## Exercises
@@ -1065,7 +1065,7 @@ for label, result in crossed.items():
 # ## 练习
 # 把每个 `...` 换成你的答案，再运行单元格。答错会给提示，再答错提示会更具体；`ftlab course check 01` 检查你保存的整课练习。
 #
-# **1.** 写出一个样本的标签。`input_ids` 是列表；回答（含结束符）位于 `start` 到 `end - 1`，其余位置不训练。
+# **1.** 写出一个样本的标签。`input_ids` 是列表；回答（含结束标记）位于 `start` 到 `end - 1`，其余位置不训练。
 
 # %% id="exercise-mask" tags=["exercise"]
 

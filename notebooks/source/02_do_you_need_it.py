@@ -18,7 +18,7 @@
 # %% [markdown] id="title" lang="zh" of="c7a3cca8"
 # # 02 · 真的需要微调吗？
 #
-# 在训练任何东西之前：先写测试，先看提示词能做到什么，再用数据做决定。这里用四种方式分别完成三项任务，给出得分、置信区间和成本。有的任务写提示词就够，有的不够；其中的订单一项，你会看到微调带来了什么。
+# 在训练任何东西之前：先写测试，先看提示词能做到什么，再用数据做决定。这里用四种方式分别完成三项任务，给出得分、置信区间和成本。有的任务写提示词就够，有的不够；对其中的订单任务，你会看到微调带来了什么。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
@@ -386,7 +386,7 @@ for job, rows in tests.items():
 # what it did well by itself.
 
 # %% [markdown] id="read-why" lang="zh" of="fbdb73cb"
-# 对比这两张表。如果加了例子之后合法 JSON 变多，而完全正确的仍然很少，说明例子教会的是*形式*，不是*内容*。相信分数之前先读样本：程序不认识的格式会被判错，哪怕意思是对的。如果加了例子分数反而下降，说明例子把模型带离了它本来就做得好的事。
+# 对比这两张表。如果加了例子之后合法 JSON 变多，而完全正确的仍然很少，说明例子教会的是*形式*，不是*内容*。相信分数之前先读样本：程序不认识的格式会被判错，哪怕意思是对的。如果加了例子分数反而下降，说明例子干扰了模型本来就做得好的事。
 
 # %% [markdown] id="tune-why"
 # ## Fine-tune the job for which no prompt is enough
@@ -600,7 +600,7 @@ for message, row in usable[:4]:
 # comparison cannot tell how much of the decrease is only the format of the JSON, which bad messages teach as well.
 
 # %% [markdown] id="synthetic-read" lang="zh" of="53552aaa"
-# 读一读通过筛选的内容。程序能看出商品、名字和时间一样没少，但不检查数量和规格，也不检查消息多写了什么，例如订单里没有的名字。筛选只能限制合成数据有多差。它*值多少*，训练了才知道：同一批订单，一次配模型写的消息，一次配顾客的原话，都从未微调的模型出发训练相同步数，再看真实测试订单上的损失。两边用的标签相同，所以这个比较分不出：下降的损失里有多少只是学会了 JSON 的格式，而格式从糟糕的消息里也学得会。
+# 读一读通过筛选的内容。程序能看出商品、名字和时间一样没少，但不检查数量和规格，也不检查消息多写了什么，例如订单里没有的名字。筛选只能限制合成数据有多差。它*值多少*，训练了才知道：同一批订单，一次配模型写的消息，一次配顾客的原话，都从未微调的模型出发训练相同步数，再看真实测试订单上的损失。两边的标签相同，而 JSON 的格式从糟糕的消息里也学得会；所以损失的下降有多少只是因为学会了格式，这个比较分不出来。
 
 # %% id="synthetic-worth"
 tuned.save_pretrained("runs/02_do_you_need_it/adapter")
@@ -835,7 +835,7 @@ course.record(outcomes, bands if PROFILE == "cpu" else {})
 # **Next:** what LoRA is and why it works, in [03 · LoRA](03_lora.ipynb).
 
 # %% [markdown] id="next" lang="zh" of="e6fdaad4"
-# 你得到的文件：`runs/02_do_you_need_it/adapter`，订单任务的适配器。
+# **你得到的文件：** `runs/02_do_you_need_it/adapter`，订单任务的适配器。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`。模型变大，这张表就会变：这个决定只对*这个*模型、这套测试、这个目标成立，其中任何一个变了都要重跑。
 #

@@ -18,7 +18,7 @@
 # %% [markdown] id="title" lang="zh" of="a4c870d5"
 # # 03 · LoRA：对大矩阵做小改动
 #
-# LoRA 不动模型原有的权重，只为每一层训练一个小小的增量。在这里，你亲手写出这样的层，证明它与库里的相等，把它放进真实的模型里训练，再用库里的 LoRA 教模型把顾客的消息写成 JSON。接着给模型起一个新名字，看看它为此忘掉了多少知识，再把它修好。
+# LoRA 不动模型原有的权重，只为每一层训练一个小小的增量。在这里，你亲手写出这样的层，证明它与库的实现等价，把它放进真实的模型里训练，再用库里的 LoRA 教模型把顾客的消息写成 JSON。接着给模型起一个新名字，看看它为此忘掉了多少知识，再把它修好。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
@@ -191,7 +191,7 @@ print(order_answers_before[2], order_answers_few_shot[2], sep="\n---\n")
 # comes below.
 
 # %% [markdown] id="predict-why" lang="zh" of="050a1f10"
-# **先预测，再运行。** 微调之后，这些订单有百分之几完全正确？写下你的预测，下文揭晓。
+# **先预测，再运行。** 微调之后，这些订单有百分之多少完全正确？写下你的预测，下文揭晓。
 
 # %% id="predict"
 guess_orders = 50  # your guess, in percent
@@ -202,7 +202,7 @@ guess_orders = 50  # your guess, in percent
 # full-rank, a product of two low-rank matrices is enough, `ΔW = B A`. A 4 x 4 layer, rank 1:
 
 # %% [markdown] id="idea-why" lang="zh" of="8330e6a4"
-# ## 低秩的想法
+# ## 低秩的思路
 # 一层就是乘以一个矩阵 `W`。微调把 `W` 改成 `W + ΔW`。LoRA 的假设是：`ΔW` 不必满秩，两个低秩矩阵的乘积就够了，`ΔW = B A`。一个 4 x 4 的层，秩为 1：
 
 # %% id="literal"
@@ -219,7 +219,7 @@ print(f"{A.numel() + B.numel()} numbers, a change of {(B @ A).numel()}, rank {to
 
 # %% [markdown] id="scratch-why" lang="zh" of="460969bb"
 # ### 从零实现
-# `W` 被冻结。`A` 随机初始化，`B` 从零开始，所以这一层一开始和原来一样。改动按 `lora_alpha / r` 缩放，这样换一个 `r` 时大小仍可比较。
+# `W` 被冻结。`A` 随机初始化，`B` 从零开始，所以这一层的输出起初不变。改动按 `lora_alpha / r` 缩放，这样换一个 `r` 时大小仍可比较。
 
 
 # %% id="scratch"
@@ -241,7 +241,7 @@ class LoRALinear(nn.Module):
 # The library's layer, given the same weights, must give the same numbers.
 
 # %% [markdown] id="parity-why" lang="zh" of="90ad754f"
-# 库里的层，给它同样的权重，必须得到同样的数字。
+# 给库里的层同样的权重，必须得到同样的数值。
 
 # %% id="parity"
 toy = nn.Sequential(nn.Linear(64, 96, bias=False))
@@ -330,7 +330,7 @@ print(f"loss with your own layers: {own_losses[0]:.2f} -> {own_losses[-1]:.2f}")
 
 # %% [markdown] id="count-why" lang="zh" of="0d6531f0"
 # ## 超参数如何影响大小
-# 每个被适配的层，LoRA 增加 `r x 输入数 + 输出数 x r` 个权重。所以它的大小与 `r` 成正比，也随 `target_modules` 点名的层数增长。
+# 每个被适配的层，LoRA 增加 `r x 输入数 + 输出数 x r` 个权重。所以它的大小与 `r` 成正比，也随 `target_modules` 指定的层数增长。
 
 # %% id="count"
 for targets in (["q_proj", "v_proj"], "all-linear"):
@@ -440,7 +440,7 @@ print(f"at the end {list(validation.values())[-1]:.3f}; {order_seconds:.0f} seco
 # whose forms are new, is another question:
 
 # %% [markdown] id="loss-read" lang="zh" of="376b97da"
-# 如果训练损失继续下降而验证损失掉头上升，模型就是在死记硬背，应当保留掉头之前的那一步（`load_best_model_at_end=True` 就是做这件事的）。余弦调度下最后几步非常小，所以曲线在末尾走平时，早停也没有什么可省的。
+# 如果训练损失继续下降而验证损失掉头上升，模型就是在死记硬背，应当保留掉头之前的那一步（`load_best_model_at_end=True` 就是做这件事的）。余弦调度下最后几步非常小，所以曲线在末尾走平时，早停也省不了什么。
 #
 # 验证集是从训练文件里留出来的，句式与训练数据相同。验证损失接近零，说明模型不只是在背训练数据；测试消息的句式是新的，答得怎样是另一回事：
 
@@ -463,7 +463,7 @@ for row, reply in list(zip(test_orders, order_answers_after, strict=True))[:3]:
 
 
 # %% [markdown] id="wrong-why" lang="zh" of="f8fe174f"
-# 还有哪里出错：JSON 本身、名字、时间，还是商品？是不是那些更正，因为它们的句式从未训练过？
+# 还有哪里出错：JSON 本身、名字、时间，还是商品？是不是错在改口的地方？那些句式从未训练过。
 
 
 # %% id="wrong"
@@ -583,7 +583,7 @@ choice_shares["base"] = evaluate.multiple_choice(model, tokenizer, general)
 # after it has been trained on its name alone, with the usual settings?
 
 # %% [markdown] id="predict-free-why" lang="zh" of="2bc020a3"
-# **先预测，再运行。** 用常见的推荐设置，只训练新名字，之后自由回答的常识题还有百分之几是对的？
+# **先预测，再运行。** 用常见的推荐设置，只训练新名字，之后自由回答的常识题还有百分之多少是对的？
 
 # %% id="predict-free"
 guess_free = 90  # your guess, in percent
@@ -652,7 +652,7 @@ show_answers("base", "lr x 10")
 
 # %% [markdown] id="repair-why" lang="zh" of="fdb79b64"
 # ### 修复：回放（replay）
-# 往训练数据里混入通用问题，并配上模型*自己*的回答：训练它本来就会说的话，能让它留在原处。`general_en` 就是这样的数据，其中没有一道测试题。学习率和步数与“recommended”相同，所以训练名字的样本只剩一半左右。
+# 往训练数据里混入通用问题，并配上模型*自己*的回答：训练它本来就会说的话，能让它保持原样。`general_en` 就是这样的数据，其中没有一道测试题。学习率和步数与“recommended”相同，所以训练名字的样本只剩一半左右。
 
 # %% id="repair"
 tuned = fine_tune("with replay", concatenate_datasets([identity_dataset, replay_dataset]))
@@ -668,7 +668,7 @@ show_answers("recommended", "with replay")
 # fine-tune by all of them.
 
 # %% [markdown] id="forgetting-why" lang="zh" of="7016d44e"
-# 不要只看分数，也要读回答：模型可能仍能从四个选项里挑出正确的，却不再说得出来。（16 比特下，两个首 token 的概率几乎相等时由舍入决定，所以连基座对同一问题的回答也可能与第 00 课不同。）图中左边是训练的内容，另外两幅是没有训练的内容。评判一次微调，三者都要看。
+# 不要只看分数，也要读回答：模型可能仍能从四个选项里挑出正确的，却不再说得出来。（16 比特下，如果回答开头有两个 token 概率几乎相等，选哪个就由舍入决定，所以连基座对同一问题的回答也可能与第 00 课不同。）图中左边是训练的内容，另外两幅是没有训练的内容。评判一次微调，三者都要看。
 
 # %% id="forgetting"
 runs = ("base", "recommended", "lr x 10", "with replay")
@@ -945,7 +945,7 @@ course.record(outcomes, bands)
 # **Next:** the same with four bits per weight, in [04 · QLoRA](04_qlora.ipynb).
 
 # %% [markdown] id="next" lang="zh" of="2b0c7520"
-# 你得到的是 `runs/03_lora/orders` 和 `runs/03_lora/identity`：同一个模型的两个适配器，大小都与上面打印的相同。
+# **你得到的文件：** `runs/03_lora/orders` 和 `runs/03_lora/identity`，同一个模型的两个适配器，各自的大小见上面的输出。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；更大的模型要用更小的学习率，这两个配置已经设好。
 #

@@ -18,14 +18,14 @@
 # %% [markdown] id="title" lang="zh" of="b6823628"
 # # 04 · QLoRA：同样的事，每个权重只用 4 比特
 #
-# LoRA 只训练百分之几的权重，但全部权重都得放在内存里。QLoRA 把冻结的权重各存成 4 比特。在这里，你亲手做出这种数字格式，证明它与库的相等，看它损失多少质量，在加载任何东西之前预测训练要多少内存，再用分配器核对预测，最后用它训练。
+# LoRA 只训练百分之几的权重，但全部权重都得放在内存里。QLoRA 把冻结的权重每个只存 4 比特。在这里，你亲手实现这种数值格式，证明它与库的实现一致，看它损失多少质量，在加载任何东西之前预测训练要多少内存，再用分配器核对预测，最后用它训练。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
 # | 手写的 NF4 | 与库编码相同的块所占比例 |
 # | 质量与位宽 | 2、3、4、8 比特时与原样加载时的困惑度 |
 # | 预测的与实测的内存 | 预测误差 |
-# | QLoRA 与 LoRA 并排 | 未见过的句式中完全正确的订单、正确的字段、字节、秒 |
+# | QLoRA 与 LoRA 并排 | 未见过的句式中完全正确的订单、正确的字段、字节数、秒数 |
 # | 合并适配器：无损的与有损的 | 改动还剩下多少 |
 #
 # **耗时与内存：** 两个 CPU 核心上约 9 分钟（不支持 bfloat16 时约 16 分钟）、7 GB 内存，T4 上估计 5 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
@@ -130,7 +130,7 @@ print(f"{tuple(weight.shape)} weights of {weight.dtype}, from {weight.min():.2f}
 # becomes the number of the nearest level. Four weights and four levels, to see it:
 
 # %% [markdown] id="idea-why" lang="zh" of="f317280c"
-# ## 想法：十六个量化值和一个缩放因子
+# ## 思路：十六个量化值和一个缩放因子
 # 4 比特可以表示十六个量化值中的一个。64 个权重为一块，共用一个缩放因子：块内绝对值的最大者；每个权重变成离它最近的量化值的编号。用四个权重、四个量化值来看：
 
 # %% id="literal"
@@ -245,7 +245,7 @@ print("normal numbers:", level_shares([torch.randn(1000, 640)]))
 
 # %% [markdown] id="double-why" lang="zh" of="e7aa60b6"
 # ### 缩放因子本身也占地方
-# 每 64 个权重一个 4 字节的缩放因子，等于每个权重多半比特。*双重量化*把缩放因子各存成一个字节，每 256 个再共用一个缩放因子。每个权重的比特数，数出来的和库里的：
+# 每 64 个权重一个 4 字节的缩放因子，等于每个权重多占半个比特。*双重量化*把缩放因子各存成一个字节，每 256 个再共用一个缩放因子。每个权重占多少比特，自己数一遍，再与库的比较：
 
 # %% id="double"
 for double in (False, True):
@@ -265,9 +265,9 @@ for double in (False, True):
 
 # %% [markdown] id="quality-why" lang="zh" of="59f25aaa"
 # ## 比特数更少，质量损失多大？
-# 把每个线性层量化再反量化（取整再读回），试几种位宽，量化值均匀分布或放在正态分位数上。困惑度是每个 token 损失的指数，在日常指令及其回答上计算：越低越好。
+# 把每个线性层量化再反量化（舍入再还原），试几种位宽，量化值均匀分布或放在正态分位数上。困惑度是每个 token 损失的指数，在日常指令及其回答上计算：越低越好。
 #
-# **先预测，再运行：** 用 NF4 的 4 比特，困惑度会上升百分之几？
+# **先预测，再运行：** 用 NF4 的 4 比特，困惑度会上升百分之多少？
 
 # %% id="predict"
 guess_growth = 50  # your guess, in percent
@@ -327,7 +327,7 @@ plt.show()
 # (Dettmers and Zettlemoyer 2023, arXiv:2212.09720).
 
 # %% [markdown] id="quality-read" lang="zh" of="40666ac7"
-# 4 比特时，放在分位数上的量化值比均匀的量化值更接近原权重，占的内存相同。低于 4 比特，可以看到单靠取整就让这么小的模型很快失效；已发表的测量表明，更大的模型损失更小（Dettmers 与 Zettlemoyer 2023，arXiv:2212.09720）。
+# 4 比特时，放在分位数上的量化值比均匀的量化值更接近原权重，占的内存相同。低于 4 比特，可以看到单是舍入就让这么小的模型很快失效；已发表的测量表明，更大的模型损失更小（Dettmers 与 Zettlemoyer 2023，arXiv:2212.09720）。
 
 # %% [markdown] id="experiment-why"
 # ## Experiment
@@ -337,7 +337,7 @@ plt.show()
 
 # %% [markdown] id="experiment-why" lang="zh" of="6f0b905c"
 # ## 动手试一试
-# 在模型的一个权重矩阵上调位宽、块大小和量化值：左图是某一块的前几个权重取整前后的值，右图是整个矩阵的误差与占用。试着找一个既比 64 一块的 NF4 更小、又更接近原值的设置。
+# 在模型的一个权重矩阵上调位宽、块大小和量化值：左图是某一块的前几个权重量化前后的值，右图是整个矩阵的误差与占用。试着找一个既比 64 一块的 NF4 更小、又更接近原值的设置。
 
 
 # %% id="experiment"
@@ -437,7 +437,7 @@ for again in (False, True):
 # and activations, which grow with every token, outweigh the adapter with its gradient and moments unless they are recomputed.
 
 # %% [markdown] id="rule-read" lang="zh" of="d3b7ccd1"
-# 对全量微调，这个法则偏保守：权重、梯度、一阶矩和二阶矩共 4a，在这个长度上激活只再加零点几个 a。对 LoRA，它两头都错：冻结的基座用不着 float32；而随每个 token 增长的激活，只要不重算，就比适配器连同其梯度、一阶矩和二阶矩加起来还大。
+# 对全量微调，这个法则偏保守：权重、梯度、一阶矩和二阶矩共 4a，在这个长度上激活值只再加零点几个 a。对 LoRA，它两头都错：冻结的基座用不着 float32；而随每个 token 增长的激活值，只要不重算，就比适配器连同其梯度、一阶矩和二阶矩加起来还大。
 
 # %% [markdown] id="measure-why"
 # ### Predicted against measured
@@ -449,7 +449,7 @@ for again in (False, True):
 
 # %% [markdown] id="measure-why" lang="zh" of="4efe8d59"
 # ### 预测与实测
-# 每种设置真实训练两步，由分配器的记录得出峰值。预测的输入有：`config.json` 里的尺寸、训练哪些权重、每类数值占几个字节、损失分块计算时的块大小。其中一种情况由你亲手相加：重算激活的全量微调。每个权重占 4 字节，它的梯度、一阶矩、二阶矩也各占 4 字节；峰值时，输出层的梯度还要多占一份，之后才加到与它共享权重的嵌入层上。
+# 每种设置真实训练两步，由分配器的记录得出峰值。预测的输入有：`config.json` 里的尺寸、训练哪些权重、每类数值占几个字节、损失分块计算时的块大小。其中一种情况由你亲手相加：重算激活值的全量微调。每个权重占 4 字节，它的梯度、一阶矩、二阶矩也各占 4 字节；峰值时，输出层的梯度还要多占一份，之后才加到与它共享权重的嵌入层上。
 
 # %% id="training-args"
 training_args = SFTConfig(
@@ -693,7 +693,7 @@ plt.show()
 # model above.
 
 # %% [markdown] id="compare-read" lang="zh" of="67f1fd9e"
-# 区间含 0，只说明这么多订单分不出两者高下，并不等于两者相等；区间不含 0，则说明这两次训练的结果确有差别，至于是不是 4 比特造成的，还要换种子再看。也比一比秒数：用 4 比特时，每次相乘都要先解包权重，这一步 LoRA 没有。再看前面“预测与实测”表里的内存：4 比特省下的是权重那一份，各种设置下都差不多是同样多的 MiB，所以激活越多，它在峰值里占的比例就越小。对 7B 模型加重算，权重占大头，4 比特可能决定它到底放不放得下：比较上面 7B 列表里的 LoRA 与 QLoRA。
+# 区间含 0，只说明这么多订单分不出两者高下，并不等于两者相等；区间不含 0，则说明这两次训练的结果确有差别，至于是不是 4 比特造成的，还要换种子再看。也比一比秒数：用 4 比特时，每次相乘都要先解包权重，这一步 LoRA 没有。再看前面“预测与实测”表里的内存：4 比特省下的是权重那一份，各种设置下都差不多是同样多的 MiB，所以激活值越多，它在峰值里占的比例就越小。对 7B 模型，如果重算激活值，权重就占大头，4 比特可能决定它到底放不放得下：比较上面 7B 列表里的 LoRA 与 QLoRA。
 
 # %% [markdown] id="optimizer-why"
 # ## 8-bit and paged optimizers
@@ -704,7 +704,7 @@ plt.show()
 
 # %% [markdown] id="optimizer-why" lang="zh" of="51d465c5"
 # ## 8 比特优化器与分页优化器
-# 同样的办法用在优化器上：`adamw_8bit` 把一阶矩和二阶矩各存成一个字节（小张量仍用四个字节，界限是 `min_8bit_size=4096`）。*分页*优化器可以在显存不足时把它们挪到 CPU 内存，而不是报错；没有 GPU 的机器上则无处可挪，但照样能训练。从同一起点各训练五步：
+# 同样的办法用在优化器上：`adamw_8bit` 把一阶矩和二阶矩各存成一个字节（小张量仍用四个字节，界限是 `min_8bit_size=4096`）。*分页*优化器可以在显存不足时把它们挪到 CPU 内存，而不是报错；没有 GPU 的机器上则没有什么可挪，照样能训练。从同一起点各训练五步：
 
 # %% id="optimizer"
 tuned["QLoRA"].save_pretrained("runs/04_qlora/adapter")
@@ -761,7 +761,7 @@ with torch.no_grad():
 
 # %% [markdown] id="break-why" lang="zh" of="532f14b9"
 # ## 故意出错：合并进 4 比特的基座
-# 适配器是在*取整过的*权重旁边学的。该合并到哪里？在 4 比特模型上调用 `merge_and_unload`，会把改动加上去，再一次取整到十六个量化值。这不是程序错误，而是损失：改动若小于两个量化值的间距，就会被舍掉。能留下多少取决于它的大小。取一层，把适配器的改动缩放到权重的几种相对大小：
+# 适配器是在*舍入过的*权重旁边学的。该合并到哪里？在 4 比特模型上调用 `merge_and_unload`，会把改动加上去，再一次舍入到十六个量化值。这不是程序错误，而是损失：改动若小于两个量化值的间距，就会被舍掉。能留下多少取决于它的大小。取一层，把适配器的改动缩放到权重的几种相对大小：
 
 # %% id="update-kept"
 adapted_layer = tuned["QLoRA"].base_model.model.model.layers[0].mlp.up_proj
@@ -818,7 +818,7 @@ plt.show()
 
 # %% [markdown] id="trap-why" lang="zh" of="a5ce3f08"
 # ### 一个不报错的陷阱：先回答，再训练
-# 在有 AVX512_BF16 指令的 CPU 上，4 比特的层第一次回答时会把权重重新打包。打包后的形式相乘时没有反向传播，所以先打分、*再*训练的模型会丢掉下面每一层的梯度，既不报错也没有警告。上面的 `cpu.keep_gradients` 禁止了重新打包。在没有这种指令的 CPU 上，这一层保持原样，梯度也还在。
+# 在有 AVX512_BF16 指令的 CPU 上，4 比特的层第一次用来回答时会把权重重新打包。打包后的格式不支持反向传播，所以先打分、*再*训练的模型会丢掉下面每一层的梯度，既不报错也没有警告。上面的 `cpu.keep_gradients` 禁止了重新打包。在没有这种指令的 CPU 上，这一层保持原样，梯度也还在。
 
 # %% id="trap"
 layer = Linear4bit(64, 64, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16).to(where)
@@ -845,7 +845,7 @@ print("gradient after it has answered once:", gradient(), "(repacked)" if repack
 
 # %% [markdown] id="rounded-why" lang="zh" of="2304312a"
 # ### 一个费时间的陷阱：适配器自己的格式
-# 无论在什么机器上，TRL 的训练器都会把量化模型的适配器转成 bfloat16。没有 bfloat16 指令的处理器只能模拟每一次相乘，而 T4 的损失缩放不接受 bfloat16 的梯度。上面的 `adapter_to_float32` 在这些机器上把适配器放回 float32，在其他机器上不作改动。
+# 无论在什么机器上，TRL 的训练器都会把量化模型的适配器转成 bfloat16。没有 bfloat16 指令的处理器只能模拟用到它的每一次乘法，而 T4 的损失缩放不接受 bfloat16 的梯度。上面的 `adapter_to_float32` 在这些机器上把适配器转回 float32，在其他机器上不作改动。
 
 # %% id="rounded"
 for kind in (torch.float32, torch.bfloat16):
@@ -863,7 +863,7 @@ for kind in (torch.float32, torch.bfloat16):
 
 # %% [markdown] id="kbit-why" lang="zh" of="d843fbb6"
 # ### 你还会遇到的一个调用
-# `prepare_model_for_kbit_training` 让量化的模型可以训练：冻结全部权重，把未量化的部分升到 float32，并在重算激活时让梯度到达第一个块。最后一步 TRL 的训练器自己会做；而在有相应指令的机器上，bfloat16 比 float32 乘得快，所以上面没有用它。
+# `prepare_model_for_kbit_training` 让量化的模型可以训练：冻结全部权重，把未量化的部分转成 float32，并在重算激活值时让梯度到达第一个块。最后一步 TRL 的训练器自己会做；而在有相应指令的机器上，bfloat16 比 float32 乘得快，所以上面没有用它。
 
 # %% id="kbit"
 published = AutoModelForCausalLM.from_pretrained(  # what is not quantized in 16 bits, whatever this machine trains in
@@ -1098,7 +1098,7 @@ course.record(outcomes, bands)
 # **Next:** other ways to tune, compared on the same budget: [05 · Methods](05_methods.ipynb).
 
 # %% [markdown] id="next" lang="zh" of="8903e22e"
-# 你得到的是 `runs/04_qlora/adapter`，在 4 比特的基座上训练而成。
+# **你得到的文件：** `runs/04_qlora/adapter`，在 4 比特的基座上训练而成。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`，各自带有合适的学习率；租卡之前，`ftlab memory qwen2.5-7b --gpu 16 quantization_bit=4` 会告诉你 T4 放不放得下。用配方做同样的事：`recipes/sft_qlora.yaml` 里的 `quantization_bit: 4`。
 #

@@ -221,7 +221,7 @@ def general_answers(model):
 
 # %% [markdown] id="before-why" lang="zh" of="fe1d70cb"
 # ### 先看基线
-# 未经训练的模型，以及在这里只靠提示能做到的：同一个模型，前面放三个已经解好的订单。
+# 未经训练的模型，以及在这里只靠提示能达到的最好水平：同一个模型，前面放三个做好的订单。
 
 # %% id="before"
 shown = [turn for row in train_pool.select(range(3)) for turn in row["prompt"] + row["completion"]]
@@ -420,7 +420,7 @@ del again
 
 # %% [markdown] id="whole-why" lang="zh" of="b5e4c985"
 # ## 训练已有的权重，或它们的副本
-# - **full** 训练每个权重，改动可以是任何样子。
+# - **full** 训练每个权重，改动不受限制。
 # - **freeze** 只训练最后几个块。下面的保持不变，反向传播提前停止，省时间。
 # - **LLaMA Pro**（arXiv:2401.02415）插入若干块的副本，只训练副本。副本最后的投影从零开始，所以加深后的模型一开始与原来完全一样，原有的块也始终不动。
 # - **BitFit**（arXiv:2106.10199）只训练偏置，每个输出一个数。这个模型和 Llama 一样，发布时没有偏置：这里补上全零的偏置，训练之前不起任何作用。
@@ -510,7 +510,7 @@ report(
 # How many numbers does each of these train in one layer? Counted on a layer of 576 inputs and 1,536 outputs:
 
 # %% [markdown] id="numbers-why" lang="zh" of="6a70132f"
-# 这些方法在一层里各训练多少个数？在一个 576 输入、1536 输出的层上数一数：
+# 这些方法在一层里各训练多少个数？在一个 576 输入、1,536 输出的层上数一数：
 
 # %% id="numbers"
 one_layer = {
@@ -710,7 +710,7 @@ print(
 
 # %% [markdown] id="table-why" lang="zh" of="f1ceb4cf"
 # ## 把表画成图
-# 按得分排序。误差线是这么多订单的 95% 置信区间：它表示换一批订单时得分会移动多少，不包括换种子的影响。橙色的在 *Pareto 前沿*上：没有别的方法在得分和新增内存上都不差、且至少一项更好。星号表示学习率没有搜索过。
+# 按得分排序。误差线是这么多订单的 95% 置信区间：它表示换一批订单时得分会移动多少，不包括换种子的影响。橙色的柱子在 *Pareto 前沿*上：没有别的方法在得分和新增内存上都不比它差、且至少一项更好。星号表示学习率没有搜索过。
 
 # %% id="table"
 ranked = sorted(table, key=lambda name: table[name]["exact"])
@@ -808,7 +808,7 @@ for name in sorted(table, key=lambda name: table[name]["general"]):
 
 # %% [markdown] id="seeds-why" lang="zh" of="5921ee32"
 # ## 赢家是真赢还是运气？换种子
-# 许多方法里的第一名，多少有运气的成分。换种子（样本、顺序、初值都换），把领先者和 LoRA 再跑几遍。它们是第一个种子选出来的，所以只有后面的种子才是公平的衡量。
+# 许多方法里的第一名，多少有运气的成分。换种子（样本、顺序、初值都换），把领先者和 LoRA 再跑几遍。领先者是按第一个种子的得分选出来的，所以只有其余种子才是公平的衡量。
 
 # %% id="seeds"
 picked = list(rows)[: -front_count - 1 : -1]
@@ -941,7 +941,7 @@ assert errors[-1] < errors[0]
 # filled where a query looks:
 
 # %% [markdown] id="longlora-why" lang="zh" of="c3a55857"
-# **LongLoRA**（arXiv:2309.12307）让长文本微调更省：训练时每个 token 只看自己组内的 token，另一半注意力头把分组错开半组，信息就能在组间传递。它还训练嵌入和归一化层（`LoraConfig` 的 `modules_to_save`）。八个 token、每组四个，填色处是查询能看到的位置：
+# **LongLoRA**（arXiv:2309.12307）让长文本微调更省：训练时每个 token 只看自己组内的 token，其中一半注意力头的分组错开半组，信息就能在组间传递。它还训练嵌入和归一化层（`LoraConfig` 的 `modules_to_save`）。八个 token、每组四个，填色处是查询能看到的位置：
 
 # %% id="longlora"
 query, key = torch.arange(8)[:, None], torch.arange(8)

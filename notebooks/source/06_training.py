@@ -112,7 +112,7 @@ plt.show()
 
 # %% [markdown] id="data-why" lang="zh" of="58e89e1c"
 # ## 数据与模型
-# 与第 03 课相同的“订单转 JSON”。每个样本变成 token id 与标签；提示部分的标签是 -100，只训练回答和它的结尾。
+# 与第 03 课相同的“订单转 JSON”。每个样本变成 token id 与标签；提示部分的标签是 -100，只训练回答和它的结束标记。
 
 # %% id="load"
 dtype = device.describe().dtype
@@ -449,7 +449,7 @@ plt.show()
 
 # %% [markdown] id="accumulate-why" lang="zh" of="e797757b"
 # ## 梯度累积，以及它的陷阱
-# 用两次四个样本代替一次八个：梯度相加，再更新。只有损失除以*全部*八个样本的 token 数时，两者才相等。对两个平均值再取平均，会让较短那一半的 token 权重更大。Transformers 直到 2024 年还有这个问题（huggingface/transformers issue 34198）。
+# 把一批八个样本拆成两批，每批四个：梯度相加，再更新。只有损失除以*全部*八个样本的 token 数时，两者才相等。对两个平均值再取平均，会让较短那一半的 token 权重更大。Transformers 直到 2024 年还有这个问题（huggingface/transformers issue 34198）。
 
 
 # %% id="accumulate"
@@ -492,7 +492,7 @@ assert accumulation_error <= 1e-4
 
 # %% [markdown] id="precision-why" lang="zh" of="d48a966a"
 # ## 数值格式
-# bfloat16 的范围和 float32 一样，但只有约三位有效数字；float16 位数更多，范围却小。后果有两个：相对权重太小的更新，在 bfloat16 里会被*舍掉*；本身太小的梯度，在 float16 里会变成*零*，所以 float16 训练要先放大损失（loss scaling）；真实的梯度里有多大一部分会这样，下面数一数。因此，要训练的权重用 float32 保存（PEFT 的适配器就是这样），16 比特用于冻结的权重和矩阵乘积。
+# bfloat16 的范围和 float32 一样，但只有约三位有效数字；float16 有效位数更多，范围却小。后果有两个：相对权重太小的更新，在 bfloat16 里会被*舍掉*；本身太小的梯度，在 float16 里会变成*零*，所以 float16 训练要先放大损失（loss scaling）；真实的梯度里有多大一部分会这样，下面数一数。因此，要训练的权重用 float32 保存（PEFT 的适配器就是这样），16 比特用于冻结的权重和矩阵乘积。
 
 # %% id="formats"
 formats = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -554,7 +554,7 @@ plt.show()
 
 # %% [markdown] id="recompute-why" lang="zh" of="02fd79a3"
 # ## 重计算（gradient checkpointing）
-# 反向传播需要前向计算的中间结果。要么都留着，要么只留每个 block 的输入、用到时再算一遍：内存更少，时间更多，梯度不变。（与 *checkpoint*，即保存的权重，是两回事。）能省多少由模型的尺寸决定，估算方法见第 04 课。
+# 反向传播需要前向计算的中间结果。要么都留着，要么只留每个块的输入、用到时再算一遍：内存更少，时间更多，梯度不变。（与 *checkpoint*，即保存的权重，是两回事。）能省多少由模型的尺寸决定，估算方法见第 04 课。
 
 # %% id="recompute"
 batch = collate([dict(train_dataset[i]) for i in range(8)]).to(exact_model.device)
@@ -653,8 +653,8 @@ class CsvLog(TrainerCallback):
 # labels, masks or gradients are wrong, and a long run would hide it.
 
 # %% [markdown] id="overfit-why" lang="zh" of="32d1551b"
-# ## 过拟合一个 batch
-# 最便宜的自检：同样几个样本反复训练，损失必须接近零。如果做不到，就是标签、掩码或梯度有错，而长时间训练只会把它藏起来。
+# ## 过拟合一个批次
+# 成本最低的自检：同样几个样本反复训练，最后的损失必须接近零。如果做不到，就是标签、掩码或梯度有错，而长时间训练只会把它藏起来。
 
 # %% id="overfit"
 same_rows = train_dataset.select(
@@ -702,7 +702,7 @@ plt.show()
 
 # %% [markdown] id="resume-why" lang="zh" of="8133de92"
 # ## 中断，再续上
-# 一个 checkpoint 里有权重、AdamW 的一阶矩和二阶矩、调度走到哪里、随机状态、数据读到哪里。全都有，续跑就像什么都没发生过；只有权重则不行。
+# 一个 checkpoint 里有权重、AdamW 的一阶矩和二阶矩、调度走到哪里、随机数生成器的状态、数据读到哪里。这些全部恢复，续跑就和没有中断过一样；只恢复权重则不行。
 
 
 # %% id="resume"
@@ -743,7 +743,7 @@ for keeps in ("everything", "weights alone"):
 
 # %% [markdown] id="experiment-why" lang="zh" of="19983d54"
 # ## 动手试一试
-# 设计一条学习率曲线。曲线下的面积决定权重总共能走多远，末尾的大小决定收敛得多细。
+# 设计一条学习率曲线。曲线下的面积限定了权重总共能移动多远，末尾的大小决定收敛得多精细。
 
 
 # %% id="experiment"
@@ -856,7 +856,7 @@ checks.check_clipped_gradient(clipped_gradient)
 # tokens count. Return the loss that one batch of all of them would have.
 
 # %% [markdown] id="exercise-accumulated-why" lang="zh" of="1e5e1cef"
-# **3.** 累积若干微批次的损失：`losses` 是每个 token 损失的张量列表，`masks` 用 1 标出算数的 token。返回把它们合成一个大批次时的损失。
+# **3.** 累积若干微批次的损失：`losses` 是每个 token 损失的张量列表，`masks` 用 1 标出计入损失的 token。返回把它们合成一个大批次时的损失。
 
 # %% id="exercise-accumulated" tags=["exercise"]
 
@@ -969,7 +969,7 @@ course.record(outcomes, bands if PROFILE == "cpu" else {})
 # **Next:** what a fine-tune makes a model forget, and how to prevent it: [07 · Forgetting](07_forgetting.ipynb).
 
 # %% [markdown] id="next" lang="zh" of="b7c5f467"
-# 你得到的文件：`runs/06_training/killed`，可以打开看看 checkpoint 里有什么。
+# **你得到的文件：** `runs/06_training/killed`，可以打开看看 checkpoint 里有什么。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；T4 上的 float16 会自动做损失缩放，留意最初几步。
 #

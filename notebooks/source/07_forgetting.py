@@ -21,7 +21,7 @@
 # %% [markdown] id="title" lang="zh" of="150b65ce"
 # # 07 · 遗忘：微调的代价，以及如何挽回
 #
-# 微调所改动的权重，同时还存着别的东西。这里，模型学会了一个新名字，代价是原本知道的常识。你将用三种方式测量损失，检验它是否只是偶然，再用一张图比较各种补救办法：回放、更小的学习率、更少的层、向基座插值。
+# 微调改动的权重里，还存着别的知识。这里，模型学会了一个新名字，代价是忘了原本知道的常识。你将用三种方式测量忘了多少，检验它是否只是偶然，再用一张图比较各种补救办法：回放、更小的学习率、更少的层、向基座插值。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
@@ -238,7 +238,7 @@ for prompt, reply in replay_rows[:3]:
 
 # %% [markdown] id="kl-why" lang="zh" of="687d25d1"
 # ## 模型移动了多远？
-# 得分只数翻转了的答案。*KL 散度*能看到翻转之前的变化：在基座模型自己的回答里，另一个模型对每个位置的下一个 token 的预测差多少？它是按基座的概率 `p` 对 `log p - log q` 取平均：同一个模型为 0，而且不需要有标准答案的题目。四个 token、两个模型：
+# 只有答案翻转，得分才会变；*KL 散度*还能看到更小的变化：在基座模型自己的回答里，另一个模型对每个位置的下一个 token 的预测差多少？它是按基座的概率 `p` 对 `log p - log q` 取平均：同一个模型为 0，而且不需要有标准答案的题目。四个 token、两个模型：
 
 
 # %% id="kl"
@@ -310,7 +310,7 @@ choice_shares["base"] = evaluate.multiple_choice(model, tokenizer, general)
 
 # %% [markdown] id="cause-why" lang="zh" of="1f526c70"
 # ## 故意让它遗忘
-# 只训练名字，别的什么都没有；与第 03 课一样，每个线性层都加适配器。**先预测，再运行：** 常识题里还有百分之几能答对？
+# 只训练名字，别的什么都没有；与第 03 课一样，每个线性层都加适配器。**先预测，再运行：** 常识题里还有百分之多少能答对？
 
 # %% id="predict"
 guess_facts = 80  # your guess, in percent
@@ -406,7 +406,7 @@ choice_shares["full"] = evaluate.multiple_choice(full_model, tokenizer, general)
 
 # %% [markdown] id="mcnemar-why" lang="zh" of="668fb9d8"
 # ## 差异是真的吗？
-# 两个模型回答的是同一套题，所以应该逐题比较。两者都对或都错的题，说明不了谁更好。其余的题里，只有后一个模型答对的叫“得”，只有前一个答对的叫“失”。如果两个模型同样好，每一题就像抛一枚公平的硬币：McNemar 检验的 p 值，就是抛硬币至少这样不均匀的概率。以得二失八为例：
+# 两个模型回答的是同一套题，所以应该逐题比较。两者都对或都错的题，说明不了谁更好。其余的题里，只有后一个模型答对的叫“得”，只有前一个答对的叫“失”。如果两个模型同样好，每一题就像抛一枚均匀的硬币：McNemar 检验的 p 值，就是抛出的结果至少这样悬殊的概率。以得二失八为例：
 
 
 # %% id="mcnemar"
@@ -437,7 +437,7 @@ for label in ("LoRA", "full"):
 
 # %% [markdown] id="towards-why" lang="zh" of="2790d53f"
 # ## 办法一：向基座插值
-# *权重插值*（weight interpolation）一步也不用再训：让每个权重停在基座与微调模型之间的某处，`base + t (tuned - base)`。`t = 1` 不变，`t = 0` 就是基座。技能往往在 `t` 远小于 1 时就已学会（Wortsman et al. 2022，“Robust fine-tuning”）。以两个权重为例：
+# *权重插值*（weight interpolation）一步也不用再训：把每个权重移到基座与微调模型之间的某一点，`base + t (tuned - base)`。`t = 1` 不变，`t = 0` 就是基座。技能往往在 `t` 远小于 1 时就已学会（Wortsman et al. 2022，“Robust fine-tuning”）。以两个权重为例：
 
 
 # %% id="towards"
@@ -486,7 +486,7 @@ print(*mixed["row"][:10])
 # From which share on, 10, 20 or 40%, does it give back at least half of what was lost?
 
 # %% [markdown] id="predict-share-why" lang="zh" of="b7cf7985"
-# **先预测，再运行：** 每次训练的步数相同，所以回放会挤掉一部分名字的样本。比例为 10%、20%、40% 时，从哪一个开始能挽回至少一半的损失？
+# **先预测，再运行：** 每次训练的步数相同，所以回放会挤掉一部分名字的样本。比例为 10%、20%、40% 时，从哪一个开始能挽回至少一半丢掉的常识？
 
 # %% id="predict-share"
 guess_share = 40  # your guess, in percent
@@ -606,7 +606,7 @@ print(f"facts: {tuned_facts:.0%} after the name alone, {facts_after:.0%} after a
 # skills also act as replay? The shared adapter saw as many rows about the name, and took three times the steps.
 
 # %% [markdown] id="tasks-read" lang="zh" of="2e5f3e1d"
-# 先看 p 值，再看得分：如果没有一个很小，那么就这些题目而言，一个适配器把三件事做得和三个单独的适配器一样好，而一个更容易保存、测试和部署。如果有一个很小，就看得分往哪边变：一项技能可能受益于其他技能的训练步，也可能受其所累。最后一行问的是另一件事：其他技能的样本是否也起到了回放的作用？共用的适配器见到的名字样本一样多，步数则是三倍。
+# 先看 p 值，再看得分：如果 p 值都不小，那么就这些题目而言，一个适配器把三件事做得和三个单独的适配器一样好，而且只有一个，更容易保存、测试和部署。如果有某个 p 值很小，就看得分往哪边变：一项技能可能受益于其他技能的训练步，也可能受其所累。最后一行问的是另一件事：其他技能的样本是否也起到了回放的作用？共用的适配器见到的名字样本一样多，步数则是三倍。
 
 # %% [markdown] id="pareto-why"
 # ## Gain against loss
@@ -616,7 +616,7 @@ print(f"facts: {tuned_facts:.0%} after the name alone, {facts_after:.0%} after a
 
 # %% [markdown] id="pareto-why" lang="zh" of="f38454fc"
 # ## 得与失
-# 每次训练只看一个数，就看不到取舍。越靠右，名字学得越好；越靠上，常识留得越多。如果没有别的点两项都不差、且至少一项更好，这个点就在*Pareto 前沿*上；其余的都可以淘汰，前提是置信区间分得开。每种办法都要与没有补救的 *LoRA* 相比：未必每一种都管用。
+# 每次训练只看一个数，就看不到取舍。越靠右，名字学得越好；越靠上，常识留得越多。如果没有别的点两项都不比它差、且至少一项更好，这个点就在 *Pareto 前沿*上；其余的都可以淘汰，前提是置信区间分得开。每种办法都要与没有补救的 *LoRA* 相比：未必每一种都管用。
 
 
 # %% id="front"
@@ -717,7 +717,7 @@ print(f"rank correlation of KL and facts lost, over {len(results)} models: {rank
 
 # %% [markdown] id="break-why" lang="zh" of="3137da92"
 # ## 故意出错：选错了指标
-# 多数项目只看一个数。每个数各会选中哪一次训练，代价是什么？最后一行的规则是：名字比最好的至多少对一题的那些训练里，选常识最多的。
+# 多数项目只看一个数。每个数各会选中哪一次训练，代价是什么？最后一行的规则是：名字一项至多比最好的少对一题的那些训练里，选常识留得最多的。
 
 # %% id="break"
 trained = {label: row for label, row in results.items() if label != "base"}
@@ -975,7 +975,7 @@ for share in (0.55, 0.6, 0.75):
 
 # %% [markdown] id="experiment-why" lang="zh" of="d34a40ac"
 # ## 动手试一试
-# 一次比较需要多少道题？两个模型相差 `drop` 个百分点，另外各有 `noise` 比例的题目碰巧向两个方向翻转。曲线表示在 200 次模拟中，McNemar 检验有多少次发现了差异（p < 0.05），即*检验功效*。把 `drop` 调到 0，剩下的就是误报率。
+# 一次比较需要多少道题？两个模型相差 `drop` 个百分点，另外各有 `noise` 比例的题目碰巧向两个方向翻转。曲线表示在 200 次模拟中，McNemar 检验发现差异（p < 0.05）的比例，即*检验功效*。把 `drop` 调到 0，剩下的就是误报率。
 
 # %% id="experiment"
 sizes = (20, 50, 100, 200, 400)
@@ -1232,7 +1232,7 @@ course.record(outcomes, bands)
 # **Next:** put what you trained into one file, in [08 · Merge and export](08_merge_export.ipynb).
 
 # %% [markdown] id="next" lang="zh" of="4fb1d9e2"
-# 你得到的是 `runs/07_forgetting/replay`：用 40% 回放训练的适配器。
+# **你得到的文件：** `runs/07_forgetting/replay`，用 40% 回放训练的适配器。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`。更大的模型会答对更多，在这些学习率下也可能忘得更少：区间是按内置模型定的，没达到时会说明预期值。
 #

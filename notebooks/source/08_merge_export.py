@@ -382,7 +382,7 @@ print(f"largest logit difference {merge_max_logit_diff:.1e}, {merge_greedy_equal
 
 # %% [markdown] id="several-why" lang="zh" of="ec5e0068"
 # ## 一个模型，两种技能
-# `load_adapter` 把第二个适配器放到第一个旁边，`set_adapter` 选用其中一个，`add_weighted_adapter` 用两者造出一个新的。最自然的混合就是两个更新之和：`B1 A1 + B2 A2`。哪种 `combination_type` 得到的是它？看一个只有一个输入、一个输出的层：
+# `load_adapter` 把第二个适配器放到第一个旁边，`set_adapter` 选用其中一个，`add_weighted_adapter` 用两者合成一个新的。最自然的混合就是两个更新之和：`B1 A1 + B2 A2`。哪种 `combination_type` 得到的是它？看一个只有一个输入、一个输出的层：
 #
 # - **linear** 分别把 A 相加、把 B 相加，于是乘积里出现了谁也没训练过的交叉项 `B1 A2` 和 `B2 A1`；
 # - **cat** 把矩阵拼起来，秩加倍，乘积正好是两个更新之和；
@@ -696,7 +696,7 @@ plt.show()
 
 # %% [markdown] id="calibration-why" lang="zh" of="da70c14c"
 # ## 用校准数据做 4 比特量化：GPTQ 与 AWQ
-# 上面的格式对每个权重单独取整。**GPTQ** 会看这一层实际收到什么输入：它一列一列地取整，并调整还没取整的列来补偿误差，补偿的依据是一些校准句子产生的输入。**AWQ** 用同样的输入找出最要紧的列，先放大再取整。下面在一层上亲手实现 GPTQ，比较这一层的*输出*在没参与校准的句子上的误差：先是不用数据直接取整，再用随机 token 校准，最后用真实句子校准。
+# 上面的格式对每个权重单独舍入。**GPTQ** 要用到这一层在一些校准句子上的输入：它一列一列地舍入，并调整其余的列，补偿输出上的误差。**AWQ** 用同样的输入找出最要紧的列，先放大再舍入。下面在一层上亲手实现 GPTQ，比较这一层的*输出*在没参与校准的句子上的误差：先是不用数据直接舍入，再用随机 token 校准，最后用真实句子校准。
 
 
 # %% id="calibration"
@@ -808,7 +808,7 @@ print(f"twice: {name} {name_share(twice_replies):.0%}, {twice_replies[:2]}")
 # compares the fingerprint of the base with the one in the run folder and refuses another.
 
 # %% [markdown] id="break-twice-fix" lang="zh" of="1851e19c"
-# **修正：** 适配器是一个差值，只在一个基座上有意义。要写下是哪一个；`ftlab export` 会比较基座的指纹与训练文件夹里的记录，不同就拒绝。
+# **修正：** 适配器是一个差值，只在一个基座上有意义。要写下是哪一个；`ftlab export` 会比较基座的指纹与训练文件夹里的记录，不一致就拒绝导出。
 
 # %% [markdown] id="break-template-why"
 # ## What goes wrong: the wrong chat template
@@ -817,7 +817,7 @@ print(f"twice: {name} {name_share(twice_replies):.0%}, {twice_replies[:2]}")
 
 # %% [markdown] id="break-template-why" lang="zh" of="6c0b2c3e"
 # ## 故意出错：错误的对话模板
-# 这里权重是对的，模板却是另一家的，就像从别的模型抄来的 Modelfile。模型能加载，也能生成，但提示不像它训练时见过的任何样子。
+# 这里权重是对的，模板却属于另一个模型家族，就像从别的模型抄来的 Modelfile。模型能加载，也能生成，但提示不像它训练时见过的任何样子。
 
 # %% id="break-template"
 right_template = tokenizer.chat_template
@@ -840,8 +840,8 @@ print(
 # from where it started (no adapter), and the score.
 
 # %% [markdown] id="break-four-why" lang="zh" of="0d89f85c"
-# ## 故意出错：并入 4 比特基座
-# QLoRA 之后，很容易想把适配器并进训练时用的 4 比特模型。那样和又要被舍入到每块 16 个量化值，微小的改动也随之被舍掉。还剩多少，看四个数：适配器让 4 比特模型的 logit 移动多远；合并后的模型离应有的位置（保留适配器）多远；离出发点（没有适配器）多远；以及得分。
+# ## 故意出错：合并进 4 比特基座
+# QLoRA 之后，很容易想把适配器合并进训练时用的 4 比特模型。那样的话，相加的结果又要舍入到每块 16 个量化值，微小的改动也随之被舍掉。还剩多少，看四个数：适配器让 4 比特模型的 logit 移动多远；合并后的模型离应有的位置（保留适配器）多远；离出发点（没有适配器）多远；以及得分。
 
 # %% id="break-four"
 if importlib.util.find_spec("bitsandbytes"):
