@@ -154,7 +154,7 @@ print(f"{bandwidth / 1e9:.1f} GB/s; {weight_bytes / 1e9:.2f} GB of weights allow
 # **Predict before you run:** what percentage of that does `generate` reach, with one prompt?
 
 # %% [markdown] id="predict" lang="zh" of="9d014243"
-# **先预测，再运行：** 只有一个提示时，`generate` 能达到这个上限的百分之几？
+# **先预测，再运行：** 只有一个提示时，`generate` 能达到这个上限的百分之多少？
 
 # %% id="predict-roof"
 guess_roof = 80  # your guess, in percent
@@ -202,11 +202,11 @@ print(f"you predicted {guess_roof}%, measured {plain_rate / roof:.0%} of what th
 
 # %% [markdown] id="choose-why" lang="zh" of="f0711d10"
 # ## 从分数到选择
-# 模型的末端是词表中每个 token 一个分数。四个 token 就足以看清每个参数的作用：
+# 模型最后给词表中的每个 token 输出一个分数。四个 token 就足以看清每个参数的作用：
 #
 # - **贪心**取最高分，答案永远一样；
-# - **temperature** 在 softmax 之前除分数：小于 1 时概率最高的 token 更占优，大于 1 时其他 token 更有机会；
-# - **top-k** 只留概率最高的 k 个；**top-p** 留下概率之和达到 p 的最小一组；
+# - **temperature**：softmax 之前先把分数除以它，小于 1 时概率最高的 token 更占优，大于 1 时其他 token 更有机会；
+# - **top-k** 只留概率最高的 k 个；**top-p** 从概率最高的往下取，留下概率之和达到 p 的最小一组；
 # - **min-p** 留下概率不低于最高概率 p 倍的：模型有把握时留得少，没把握时留得多。
 
 # %% id="literal"
@@ -278,7 +278,7 @@ print(f"{sampling_parity:.0%} of {len(same)} drawn tokens equal")
 
 # %% [markdown] id="temperature-why" lang="zh" of="87d51f93"
 # ## 动手试一试
-# 看这些参数对真实的下一个 token 有什么作用：提示之后最可能的十二个。灰色是模型给出的概率，绿色是采样实际使用的概率。`top_p` 到多大就什么都不去掉了？温度很高时，哪个参数管用？
+# 看这些参数对真实的下一个 token 有什么作用：提示之后最可能的十二个 token。灰色是模型给出的概率，绿色是采样实际使用的概率。`top_p` 到多大就什么都不去掉了？温度很高时，哪个参数管用？
 
 # %% id="experiment"
 with torch.inference_mode():
@@ -306,7 +306,7 @@ experiment.show(draw, temperature=(0.1, 3.0, 0.1), top_k=(1, 100, 1), top_p=(0.1
 # does it stop making sense?
 
 # %% [markdown] id="drawn-why" lang="zh" of="7f4e7d2d"
-# 再看对整个回答的影响：同一个提示，每种设置抽三次。读一读：从哪里开始不再无聊，又从哪里开始不知所云？
+# 再看对整个回答的影响：同一个提示，每种设置抽三次。读一读：从哪种设置起不再千篇一律，又从哪种设置起不知所云？
 
 # %% id="drawn"
 opening = [{"role": "user", "content": "Invent a name for a bakery on the moon. Only the name."}]
@@ -329,8 +329,8 @@ for t, p, m in ((0.2, 1.0, 0.0), (0.8, 0.9, 0.0), (1.0, 1.0, 0.0), (1.8, 1.0, 0.
 # **Predict before you run:** how many bytes is that for this model, with the numbers printed below?
 
 # %% [markdown] id="cache-why" lang="zh" of="382da771"
-# ## 键值缓存
-# 上面的 `sample` 每生成一个 token 都要把整段文字重读一遍。可注意力只需要前面 token 的*键和值*，而它们不会再变。留下它们，每步就只读一个新 token。
+# ## 键值缓存（KV cache）
+# 上面的 `sample` 每生成一个 token 都要把整段文字重读一遍。但注意力只需要前面各 token 的*键和值*，而它们不会再变。把它们存下来，每步就只读一个新 token。
 #
 # 代价是内存：每个 token，每层、每个键值头各两个向量（键和值）。
 #
@@ -385,7 +385,7 @@ print(f"you predicted {guess_cache_bytes:,} bytes per token, measured {per_token
 
 # %% [markdown] id="gqa-why" lang="zh" of="e1a43d86"
 # ### 更小的缓存：分组查询与滑动窗口
-# 有两种结构上的改动能让缓存变小。**分组查询注意力**（grouped-query attention，GQA）让几个查询头共用一个键值头（Llama 3、Qwen2；全部共用一个则叫*多查询注意力*）。**滑动窗口**（Mistral 7B）让每层只看最近的若干个 token，更早的键和值就可以丢掉。用随机权重的微型模型就能看清两者：缓存占多少字节，以及改动前面某个 token 会影响到哪些位置。
+# 有两种结构上的改动能让缓存变小。**分组查询注意力**（grouped-query attention，GQA）让几个查询头共用一个键值头（Llama 3、Qwen2；全部共用一个则叫*多查询注意力*，multi-query attention）。**滑动窗口**（sliding window，Mistral 7B）让每层只看最近的若干个 token，更早的键和值就可以丢掉。用随机权重的微型模型就能看清两者：缓存占多少字节，以及改动前面某个 token 会影响到哪些位置。
 
 # %% id="gqa"
 tiny = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 8}
@@ -434,7 +434,7 @@ plt.show()
 # a few hundred tokens, as in any real conversation.
 
 # %% [markdown] id="cache-speed-why" lang="zh" of="c58eb8d2"
-# 快多少？没有缓存时每步与全文一样长，差距随之增大。两者都在几百个 token 的文字上运行，就像任何真实对话。
+# 快多少？没有缓存时，每一步都要处理全文，所以文字越长，差距越大。这里两者都接在几百个 token 的文字后面生成，真实的对话也有这么长。
 
 # %% id="cache-speed"
 story = " ".join(["The lamp turned, the sea answered, and the keeper wrote it down."] * 2 * few_tokens)
@@ -458,7 +458,7 @@ print(f"{kv_cache_speedup:.1f} times faster")
 
 # %% [markdown] id="batch-why" lang="zh" of="606a88ee"
 # ## 一次处理多个提示
-# 单个提示的一步，为一个 token 就要取一遍全部权重。同一步里的第二个提示用的是已经取来的权重。提示长短不一，短的要填充（padding），填在*左边*：回答必须紧跟着它的问题。
+# 只有一个提示时，每一步为了一个 token 就要把全部权重取一遍。同一步里再加一个提示，用的是已经取来的权重。提示长短不一，短的要填充（padding），填在*左边*：回答必须紧跟着它的问题。
 
 # %% id="batch-prompts"
 with open("data/general_mcq.jsonl", encoding="utf-8") as lines:
@@ -540,7 +540,7 @@ for side in ("left", "right"):
 
 # %% [markdown] id="adapters-why" lang="zh" of="f71b8551"
 # ## 推理时使用适配器
-# 服务器可以只保留一个基座，每个客户一个适配器。PEFT 能让它们在同一批里运行：`adapter_names` 逐行指定使用哪个适配器。这里的适配器权重是随机的，它的回答绝不会与基座混淆；第 03 或 08 课训练出的适配器用 `PeftModel.from_pretrained` 加载。
+# 服务器可以只保留一个基座，每个客户一个适配器。PEFT 能让它们在同一批里运行：`adapter_names` 逐行指定使用哪个适配器。这里的适配器权重是随机的，所以它的回答不会和基座的回答混淆；第 03 或 08 课训练出的适配器用 `PeftModel.from_pretrained` 加载。
 
 # %% id="adapters"
 random_lora = LoraConfig(r=8, target_modules="all-linear", init_lora_weights=False, task_type="CAUSAL_LM")
@@ -562,7 +562,7 @@ print("both rows answer the same:         ", mixed[:1].equal(mixed[1:]))
 
 # %% [markdown] id="stream-why" lang="zh" of="f895237e"
 # ## 流式输出
-# 读者想马上看到第一个词。streamer 把每个 token 一出来就打印；并没有更快，只是*感觉*更快。
+# 读者想马上看到第一个词。streamer 在每个 token 生成后立刻打印；生成并没有变快，只是*感觉*更快。
 
 # %% id="stream"
 streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
@@ -577,7 +577,7 @@ _ = model.generate(**inputs, max_new_tokens=2 * few_tokens, do_sample=False, str
 
 # %% [markdown] id="lookup-why" lang="zh" of="a7ca2edc"
 # ## 投机解码：先起草几个 token，再一次核对
-# 一步只读一遍权重，却能*核对*好几个 token。那就猜：当回答会重复提示中的内容（改写、抽取、引用），先前出现处后面的词就是好的猜测。猜错的丢掉，所以贪心的 token 不变。*Prompt lookup* 不需要第二个模型；*投机解码*则让一个小模型来猜。
+# 一步只读一遍权重，却能*核对*好几个 token。那就猜：当回答会重复提示中的内容（改写、抽取、引用），先前出现处后面的词就是好的猜测。猜错的丢掉，所以贪心解码的结果不变。*Prompt lookup* 不需要第二个模型；*投机解码*则让一个小模型来猜。
 
 # %% id="lookup"
 note = "Ms Okafor ordered 12 blue mugs on 3 May, paid 96 euros, and asked for delivery to 7 Harbour Lane."
@@ -602,7 +602,7 @@ print(f"same tokens, {seconds[None] / seconds[6]:.1f} times faster")
 
 # %% [markdown] id="int8-why" lang="zh" of="c4946826"
 # ## 每个权重占更少的字节
-# 一次只答一个时，每个 token 都要读遍全部权重。16 比特改成 8 比特，要读的就少一半，上限也就高一倍。每行存一个缩放因子（绝对值最大的权重除以 127），然后取整。先用四个权重亲手算：
+# 一次只答一个时，每个 token 都要读遍全部权重。16 比特改成 8 比特，要读的就少一半，上限也就高一倍。每行存一个缩放因子（最大的绝对值除以 127），权重除以它，再舍入为整数。先用四个权重亲手算：
 
 # %% id="int8-literal"
 row = torch.tensor([0.31, -0.08, 0.02, -0.54])
@@ -615,7 +615,7 @@ print("back:", [round(w, 3) for w in ((row / scale).round() * scale).tolist()])
 # in the place of every `nn.Linear`, and `generate` runs as before.
 
 # %% [markdown] id="int8-layer-why" lang="zh" of="aaa6c982"
-# 把同样的事写成一层。PyTorch 自带一个适用于各种 CPU 的内核，计算 bfloat16 输入与 8 比特权重的乘积；用这一层换下每个 `nn.Linear`，`generate` 照常运行。
+# 把同样的计算写成一层。PyTorch 自带一个适用于各种 CPU 的内核，计算 bfloat16 输入与 8 比特权重的乘积；用这一层换下每个 `nn.Linear`，`generate` 照常运行。
 
 
 # %% id="int8-layer"
@@ -655,7 +655,7 @@ print(f"{int8_rate:.1f} tokens per second, {plain_rate:.1f} before")
 # What did the rounding cost? The loss on plain text, and how many of the greedy answers above stay the same to the last token.
 
 # %% [markdown] id="int8-quality-why" lang="zh" of="d7a08e79"
-# 取整的代价是什么？看普通文字上的损失，以及上面的贪心回答有多少一个 token 都没变。
+# 舍入的代价是什么？看普通文字上的损失，以及前面那些问题的贪心回答里，有多少连一个 token 都没变。
 
 
 # %% id="int8-quality"
@@ -714,7 +714,7 @@ if importlib.util.find_spec("bitsandbytes"):
 
 # %% [markdown] id="static-why" lang="zh" of="0c683d87"
 # ## 减少每步的额外开销
-# `generate` 是通用的：每个 token 之后都要检查各种停止条件和选项，它的缓存靠复制增长。你上面自己的循环不需要这些，而*静态*缓存一次就按全长分配好。两者的收益分开测量。（静态缓存也可能得不偿失：每一步都要对全长做注意力计算，包括还空着的位置。）在 GPU 上，固定的大小也正是 `torch.compile` 和 CUDA graph 所需要的：那里 `generate(cache_implementation="static")` 会自动编译。
+# `generate` 是通用的：每个 token 之后都要检查各种停止条件和选项，它的缓存每次增长都要复制。你在上面写的循环没有这些开销，而*静态*缓存一次就按全长分配好。两者的收益分开测量。（静态缓存也可能得不偿失：每一步都要对全长做注意力计算，包括还空着的位置。）在 GPU 上，固定的大小也正是 `torch.compile` 和 CUDA graph 所需要的：那里 `generate(cache_implementation="static")` 会自动编译。
 
 
 # %% id="static"
@@ -756,9 +756,9 @@ print(f"each token is the likeliest, or at most {behind.max():.2f} behind it, wh
 
 # %% [markdown] id="engines-why" lang="zh" of="81e22322"
 # ## 所有引擎，逐个测
-# `ftlab chat --backend NAME` 有这两类引擎：你写的循环 `loop`；配上它的 `int8`；`int4`，每个权重十六个量化值，每 32 个一块，各有自己的缩放因子和最小值（输出层仍用 8 比特）；还有 [llama.cpp](https://github.com/ggml-org/llama.cpp)，一个专为这件事用 C++ 写的程序，读 8 比特和 4 比特的 GGUF 文件（第 08 课）。课程不安装它：`pip install 'ftlab[llamacpp]'` 要编译几分钟。
+# 这两类做法，`ftlab chat --backend NAME` 都有对应的引擎：你写的循环 `loop`；`int8`，即你写的 8 比特层加上这个循环；`int4`，每个权重十六个量化值，每 32 个一块，各有自己的缩放因子和最小值（输出层仍用 8 比特）；还有 [llama.cpp](https://github.com/ggml-org/llama.cpp)，一个专为这件事用 C++ 写的程序，读 8 比特和 4 比特的 GGUF 文件（第 08 课）。课程不安装它：`pip install 'ftlab[llamacpp]'` 要编译几分钟。
 #
-# 位数少了就是另一组权重，所以每个引擎还要与原模型比较：沿着同一个回答，它对下一个 token 的概率偏了多少？这就是 Kullback-Leibler 散度，单位是每个 token 多少 nat。`--backend auto` 在限度之内取最快的。
+# 比特数少了，权重就不再是原来的权重，所以每个引擎还要与原模型比较：沿着同一个回答，它对下一个 token 的概率偏了多少？这就是 Kullback-Leibler 散度，单位是每个 token 多少 nat。`--backend auto` 从散度低于限值的引擎里取最快的。
 #
 # **先预测，再运行：** 4 比特要读的字节约是 8 比特的一半。`int4` 的速度是 `int8` 的几倍？
 
@@ -816,7 +816,7 @@ plt.show()
 # Python between the layers.
 
 # %% [markdown] id="products-why" lang="zh" of="1cab1c96"
-# 是什么让引擎够不到上限？只做一步里的矩阵乘积，一层接一层。它们与上限之间的差距，丢在乘积本身。一步里其余的时间，则花在注意力、归一化和各层之间的 Python 上。
+# 是什么让引擎达不到上限？这里一层接一层，只做一步里的矩阵乘积。它们与上限之间的差距，就损失在乘积本身。一步里其余的时间，则花在注意力、归一化和各层之间的 Python 上。
 
 # %% id="products"
 linears = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
@@ -844,7 +844,7 @@ print(
 # that you have just trained may lose more. Measure before you ship four bits.
 
 # %% [markdown] id="engines-read" lang="zh" of="01347cb6"
-# 课程下载的模型本来就是每 32 个一块的 4 比特文件，所以一部分舍入在你来之前就发生了；你刚训练出的权重可能损失更多。发布 4 比特版本之前要先测。
+# 课程下载的模型本来就是每 32 个一块的 4 比特文件，所以有一部分舍入误差早就在里面了；你刚训练出的权重可能损失更多。发布 4 比特版本之前要先测。
 
 # %% [markdown] id="server-why"
 # ## Serve the model to others
@@ -886,7 +886,7 @@ except AuthenticationError as error:
 # Eight people at once, each with one question, against the same eight one after the other.
 
 # %% [markdown] id="server-load-why" lang="zh" of="f49286b7"
-# 八个人同时各问一个问题，与同样八个问题依次来问相比。
+# 比较两种情况：八个人同时各问一个问题；同样八个问题一个接一个地问。
 
 
 # %% id="server-load"
@@ -912,7 +912,7 @@ print(f"one after the other {rates[1]:.0f}, together {rates[8]:.0f} tokens per s
 # `--enable-lora` serves adapters beside the base.
 
 # %% [markdown] id="vllm" lang="zh" of="3e2e2c51"
-# **vLLM 多了什么**（在 GPU 上）：键和值分页存放，而不是一整块带填充的内存（PagedAttention，Kwon 等 2023，arXiv:2309.06180），因此能容下更多请求；为这种布局写的内核；多块 GPU。装了 vLLM 的话，下一格就会运行；请装在单独的环境里，因为它自带一个版本的 torch。作为服务则是 `vllm serve runs/08_merge_export/merged`，加上 `--enable-lora` 可以在基座旁同时提供适配器。
+# **vLLM 多了什么**（在 GPU 上）：键和值分页存放，而不是一整块带填充的内存（PagedAttention，Kwon 等 2023，arXiv:2309.06180），因此能容下更多请求；为这种布局写的内核；多块 GPU。装了 vLLM 的话，下一格就会运行；请装在单独的环境里，因为它自带一个版本的 torch。作为服务启动时用 `vllm serve runs/08_merge_export/merged`，加上 `--enable-lora` 可以在基座旁同时提供适配器。
 
 # %% id="vllm-run"
 if importlib.util.find_spec("vllm"):
@@ -1122,7 +1122,7 @@ course.record(outcomes, bands)
 # **Next:** which of two answers is better? [10 · Reward models](10_reward_model.ipynb).
 
 # %% [markdown] id="next" lang="zh" of="5d48aaed"
-# **你得到的成果：** 这台机器上最快的引擎（`ftlab chat --backend auto` 会再次找到它），以及用它对外的服务。
+# **你得到的成果：** 这台机器上最快的引擎（`ftlab chat --backend auto` 会再次找到它），以及用它提供的服务。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`。在那里运行带宽那一格：上限会随带宽升高。`Int8Linear` 在 GPU 上退回普通乘积，省的是内存，不是时间。
 #

@@ -188,7 +188,7 @@ print(f"{len(train_raw)} pairs on {len(topics)} topics; held out: {len(held_out_
 
 # %% [markdown] id="raters-why" lang="zh" of="aa9e39dd"
 # ## 口味已知的评分者
-# 设定的口味给每个回答一个数：有这个开头就加 `taste_style`，每多十个词加 `taste_length`。评分者不是机器：每个奖励都加上噪声，和较大者获胜。噪声取 Gumbel 分布时，这正好就是 Bradley-Terry 模型（1952）：第一个回答以 `sigmoid(差值)` 的概率获胜。
+# 设定的口味给每个回答一个数：有这个开头就加 `taste_style`，每多十个词加 `taste_length`。评分者不是机器：每个奖励都加上噪声，总和较大的回答获胜。噪声取 Gumbel 分布时，这正好就是 Bradley-Terry 模型（1952）：第一个回答以 `sigmoid(差值)` 的概率获胜。
 #
 # **先预测，再运行。** 一个完全掌握口味的裁判给留出的偏好对排序，它有百分之多少的次数与带噪声的评分者一致？
 
@@ -368,7 +368,7 @@ training_args = RewardConfig(
 # One batch, 32-bit numbers, the trainer's own loss against our line.
 
 # %% [markdown] id="parity-why" lang="zh" of="c731aff4"
-# ### 与库相等
+# ### 与库一致
 # 一批数据，float32，训练器自己的损失与我们的那一行比较。
 
 # %% id="parity"
@@ -640,9 +640,9 @@ print(f"mean distance to the true probability: {probability_error:.3f}")
 # ## 三种裁判
 # - **程序**检查程序能检查的东西，这里是开头：这叫*可验证奖励*（verifiable reward）。便宜、精确，但对其余一切视而不见。
 # - **RLAIF**：直接*问*一个语言模型哪个回答更好，不训练。两种次序都要问，因为这类裁判会偏向某个位置。
-# - **奖励模型**从选择中训练出来。
+# - **奖励模型**由评分者的选择训练而来。
 #
-# 三种裁判用同样的留出偏好对，对照设定的口味：
+# 三种裁判用同样的留出偏好对，以设定的口味为准来比较：
 
 
 # %% id="asked"
@@ -995,7 +995,7 @@ course.record(outcomes, bands)
 # **Next:** a reward is made to be maximized: [11 · PPO and GRPO](11_ppo_grpo.ipynb). Or skip it altogether: [12 ·
 # DPO](12_dpo.ipynb) learns from the pairs directly.
 # %% [markdown] id="next" lang="zh" of="8f73a780"
-# **你得到的成果：** `runs/10_reward_model/adapter`，一个奖励模型：第 12 课会向它征求第二意见，PPO 或 GRPO 配方里的 `reward_model:` 也可以用它。
+# **你得到的成果：** `runs/10_reward_model/adapter`，一个奖励模型：第 12 课会请它再评一次，PPO 或 GRPO 配方里的 `reward_model:` 也可以用它。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`；更大的模型有各自的、更小的学习率。
 #

@@ -21,7 +21,7 @@
 # %% [markdown] id="title" lang="zh" of="2fe972c5"
 # # 12 · DPO：不用奖励模型，从偏好中学习
 #
-# RLHF 先用偏好对训练奖励模型，再训练策略模型去拿高分。直接偏好优化（DPO）跳过奖励模型：一行损失，用偏好对直接训练策略模型本身。本课你会写出这一行，证明它与库的实现相等，并弄清一个常见配方里究竟是哪一部分教会了风格：是偏好，还是混在里面的普通微调（SFT）。
+# RLHF 先用偏好对训练奖励模型，再训练策略模型去拿高分。直接偏好优化（DPO）跳过奖励模型：一行损失，用偏好对直接训练策略模型本身。本课你会写出这一行，证明它与库的实现一致，并弄清一个常见配方里究竟是哪一部分教会了风格：是偏好，还是混在里面的普通微调（SFT）。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
@@ -199,8 +199,8 @@ print(f"general knowledge, multiple choice: {general_before:.0%} of {len(general
 # log-probabilities, one number:
 
 # %% [markdown] id="idea-why" lang="zh" of="f4c12521"
-# ## 想法：模型就是自己的奖励
-# DPO 给一个回答的奖励是 `beta` 乘以它的*增益*：与冻结的*参考模型*（即训练前的模型）相比，这个回答的对数概率提高了多少。把两个奖励代入 Bradley-Terry 公式，训练模型。四个对数概率，一个数：
+# ## 思路：模型就是自己的奖励
+# DPO 给一个回答的奖励是 `beta` 乘以它的*增益*：与冻结的*参考模型*（即训练前的模型）相比，这个回答的对数概率提高了多少。把两个奖励代入 Bradley-Terry 公式，训练模型。四个对数概率，得出一个数：
 
 # %% id="literal"
 chosen, rejected, ref_chosen, ref_rejected = -40.0, -62.0, -45.0, -50.0
@@ -337,7 +337,7 @@ def prepare(trainer_class, args, dataset):
 
 
 # %% [markdown] id="measure-why" lang="zh" of="10f09f67"
-# 每个模型都用同样的方法测量：该用风格的地方用了没有；常识；在快问快答里*不该*出现的开头出现了多少；以及与参考模型的距离，即在模型自己的回答上每个 token 的 KL 散度。
+# 每个模型都用同样的方法测量：该用风格的地方用了没有；常识；*不该*用这种开头的问题（一句话就能答完的）里用了多少；以及与参考模型的距离，即在模型自己的回答上每个 token 的 KL 散度。
 
 
 # %% id="kl"
@@ -457,7 +457,7 @@ print(f"\nyou predicted that DPO alone makes the chosen answers likelier: {guess
 # same. SFT raises the chosen answer, opening included, and raises the similar rejected one along with it.
 
 # %% [markdown] id="curves-read" lang="zh" of="6aa292ec"
-# DPO 的损失只取决于一个*差值*。rejected 回答的概率降低，差值同样变大，而办法很多：两边不同的任何一个 token 都行。至于贪心解码现在是否以偏好的词*开头*，那是另一个问题，损失回答不了：偏好对照样能分清。SFT 提高 chosen 回答的概率，包括开头，也顺带提高了与它相似的 rejected 回答。
+# DPO 的损失只取决于一个*差值*。rejected 回答的概率降低，差值同样变大，而途径很多：两边任何一个不同的 token 都可以。至于贪心解码现在是否以偏好的词*开头*，那是另一个问题，损失回答不了：偏好对照样能分清。SFT 提高 chosen 回答的概率，包括开头，也顺带提高了与它相似的 rejected 回答。
 
 # %% id="read-arms"
 alone, lower, imitation, mixed = (results[name] for name in arms)
@@ -542,8 +542,8 @@ experiment.show(
 
 
 # %% [markdown] id="judge-why" lang="zh" of="de90ea89"
-# ### 第二意见：第 10 课的奖励模型
-# 回答可能只是形式上符合规则。第 10 课的奖励模型也来打分；如果找不到它的适配器，就快速训练一个。它是从同类偏好对里学来的，所以算第二意见，但并不独立。
+# ### 再听一种意见：第 10 课的奖励模型
+# 回答可能只是形式上符合规则。第 10 课的奖励模型也来打分；如果找不到它的适配器，就快速训练一个。它是从同类偏好对里学来的，所以这是另一种意见，但并不独立。
 
 
 # %% id="judge"
@@ -606,7 +606,7 @@ del judge
 # |---|---|---|
 # | IPO | 瞄准一个固定的差值，而不是“越大越好” | 是 |
 # | KTO | 单个回答，喜欢或不喜欢，而不是成对 | 是 |
-# | ORPO | 在 chosen 一边做普通微调，再加一个几率比 | 否 |
+# | ORPO | 在 chosen 一边做普通微调，再加一个几率比（odds ratio） | 否 |
 # | SimPO | 每个 token 的平均对数概率，以及一个要超过的间隔 | 否 |
 # | CPO | 没有参考模型的 DPO，再加普通微调 | 否 |
 
@@ -1013,6 +1013,6 @@ course.record(outcomes, bands)
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`，它们各有自己的、更小的学习率。
 #
-# **同样的事从命令行做：** 一个写有 `stage: dpo`、`dataset: preference_en`、`pref_beta: 0.1`、`pref_ftx: 0.5`（SFT 权重）的配方。
+# **用命令行做同样的事：** 写一个配方，其中有 `stage: dpo`、`dataset: preference_en`、`pref_beta: 0.1`、`pref_ftx: 0.5`（SFT 权重）。
 #
 # **下一课：** 专家很多，每个 token 只用其中几个：[13 · 混合专家](13_moe.ipynb)。

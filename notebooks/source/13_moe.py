@@ -19,7 +19,7 @@
 # %% [markdown] id="title" lang="zh" of="6e7321b0"
 # # 13 · 混合专家（MoE）
 #
-# 稠密模型处理每个 token 都要用到全部权重。混合专家模型（mixture of experts，MoE）把最宽的那一层复制成若干份，称为专家，再由路由器把每个 token 只送到其中几份：权重变多了，每个 token 的计算量却增加不多。在这一课里，你会亲手写路由器，证明它与库的实现相等；把课程自己的模型改造成 MoE；看 token 去了哪里、哪些专家闲着；并弄清 LoRA 适配器到底训练了哪些权重。
+# 稠密模型处理每个 token 都要用到全部权重。混合专家模型（mixture of experts，MoE）把最宽的那一层复制成若干份，称为专家，再由路由器把每个 token 只送到其中几份：权重变多了，每个 token 的计算量却增加不多。在这一课里，你会亲手写路由器，证明它与库的实现一致；把课程自己的模型改造成 MoE；看 token 去了哪里、哪些专家闲着；并弄清 LoRA 适配器到底训练了哪些权重。
 #
 # | 你将得到 | 用什么衡量 |
 # |---|---|
@@ -174,7 +174,7 @@ assert layer_max_abs_diff <= 1e-5
 
 # %% [markdown] id="switch-why" lang="zh" of="9fa60246"
 # ### Switch：单个专家与容量
-# Switch Transformer（Fedus et al. 2021）每个 token 用一个专家，Mixtral（Jiang et al. 2024）用两个。两处细节不同：只有一个权重时，若缩放到和为 1，它永远是 1，路由器得不到梯度，所以 Switch 直接用概率本身作权重；另外，每个专家有*容量*（capacity），专家满了之后再来的 token 会被丢弃，只走残差通路。这样各设备的工作量相等，但路由不均时会丢 token。
+# Switch Transformer（Fedus 等 2021）每个 token 用一个专家，Mixtral（Jiang 等 2024）用两个。两处细节不同：只有一个权重时，若缩放到和为 1，它永远是 1，路由器得不到梯度，所以 Switch 直接用概率本身作权重；另外，每个专家有*容量*（capacity），专家满了之后再来的 token 会被丢弃，只走残差通路。这样各设备的工作量相等，但路由不均时会丢 token。
 
 
 # %% id="switch"
@@ -227,7 +227,7 @@ for factor in (1.0, 1.25, 2.0):
 
 # %% [markdown] id="upcycle-why" lang="zh" of="23f9aeec"
 # ## 把稠密模型改造成 MoE（upcycling）
-# 每个专家都从训练好的 MLP 复制而来，路由器随机初始化（Komatsuzaki et al. 2023）。权重之和为 1，所有专家的输出又相同，所以 MoE 的 logits 必须与稠密模型一致。
+# 每个专家都从训练好的 MLP 复制而来，路由器随机初始化（Komatsuzaki 等 2023）。路由权重之和为 1，所有专家的输出又相同，所以 MoE 的 logits 必须与稠密模型一致。
 #
 # **先预测，再运行：** 4 个专家，每个 token 用其中 2 个：MoE 的权重总数是稠密模型的几倍？处理一个 token *用到*的又是几倍？
 
@@ -419,7 +419,7 @@ plt.show()
 
 # %% [markdown] id="balance-why" lang="zh" of="a80786c4"
 # ## 闲置的专家，以及均衡损失
-# 路由器开始时稍有不均，就会多训练它偏爱的专家，然后更加偏爱它们。辅助损失（Fedus et al. 2021，式 4）对每个专家计算“分到的 token 比例 × 平均概率”，再对专家求和；两者都均匀时最小。库的实现是把所有层的 token *合在一起*算的。
+# 路由器开始时稍有不均，就会多训练它偏爱的专家，然后更加偏爱它们。辅助损失（Fedus 等 2021，式 4）对每个专家计算“分到的 token 比例 × 平均概率”，再对专家求和；两者都均匀时最小。库的实现是把所有层的 token *合在一起*算的。
 
 
 # %% id="balance-loss"
@@ -520,7 +520,7 @@ Markdown(
 
 # %% [markdown] id="train-why" lang="zh" of="ee23fcfa"
 # ## 适配器应该训练哪些权重？
-# 在改造后的模型上训练三个 LoRA 适配器，同样的订单、同样的步数：分别放在注意力、专家、路由器上。专家和路由器是普通张量，不是 `nn.Linear` 层，PEFT 要用 `target_parameters` 来指定，而且 `lora_dropout` 必须为 0。在 transformers 里，只有设了 `output_router_logits=True`，均衡损失才会加进训练损失；TRL 的 trainer 会自动设置。合并之后，把每个张量与未训练的模型逐一比较：该变的变了吗？有没有不该变的变了？
+# 在改造后的模型上训练三个 LoRA 适配器，同样的订单、同样的步数：分别放在注意力、专家、路由器上。专家和路由器是普通张量，不是 `nn.Linear` 层，PEFT 要用 `target_parameters` 来指定，而且 `lora_dropout` 必须为 0。在 transformers 里，只有设了 `output_router_logits=True`，均衡损失才会加进训练损失；TRL 的训练器会自动设置。合并之后，把每个张量与未训练的模型逐一比较：该变的变了吗？有没有不该变的变了？
 
 
 # %% id="data"
@@ -608,7 +608,7 @@ plt.show()
 # the balancing loss moves it. Check it on the gradient of the orders' loss, before and after the experts were trained:
 
 # %% [markdown] id="router-gradient-why" lang="zh" of="15d9bde6"
-# 步数相同，适配器大小却不同：专家上的适配器权重最多，也最慢。路由器则从订单里学不到东西：所有专家还是同一份拷贝，token 送到哪里都一样，能推动它的只有均衡损失。用订单损失对路由器的梯度验证一下，分别在训练专家之前和之后：
+# 步数相同，适配器大小却不同：专家上的适配器权重最多，训练也最慢。路由器则从订单里学不到东西：只要所有专家还是同一份拷贝，token 送到哪里都一样，能推动它的只有均衡损失。用订单损失对路由器的梯度验证一下，分别在训练专家之前和之后：
 
 
 # %% id="router-gradient"
@@ -751,7 +751,7 @@ plt.show()
 # sliding window of `w` no more than `w - 1` tokens. Predicted from the config, then measured:
 
 # %% [markdown] id="cache-why" lang="zh" of="daa49256"
-# *分组查询注意力*（GQA）让几个查询头共用一组键和值，对话的键值缓存就按组的大小成倍缩小。缓存每层有键、值两个张量，大小是“键值头数 × 头维度 × token 数”；窗口为 `w` 的滑动窗口最多只存 `w - 1` 个 token。先按 config 预测，再实测：
+# *分组查询注意力*（GQA）让几个查询头共用一组键和值，对话的键值缓存就按组的大小成倍缩小。缓存每层有键、值两个张量，大小是“键值头数 × 头维度 × token 数”；窗口为 `w` 的滑动窗口最多只存 `w - 1` 个 token。先按配置预测，再实测：
 
 
 # %% id="cache"
@@ -1033,9 +1033,9 @@ course.record(outcomes, bands)
 # of any of these models was measured in [09 · Inference](09_inference.ipynb).
 
 # %% [markdown] id="next" lang="zh" of="7cc64880"
-# 你得到的是 `runs/13_moe/merged`，一个会读订单的 Mixtral：用 `ftlab chat runs/13_moe/merged` 就能和它对话。
+# **你得到的成果：** `runs/13_moe/merged`，一个会读订单的 Mixtral：用 `ftlab chat runs/13_moe/merged` 就能和它对话。
 #
-# **在你的 GPU 上：** `PROFILE = "t4"` 步数更多，`"a24g"` 用大三倍的模型；为了验证相等，两者都用 float32。Mixtral 和 Qwen 的 MoE 用同样的调用加载；开始训练之前，先按类别数一数适配器训练了什么。
+# **在你的 GPU 上：** `PROFILE = "t4"` 步数更多，`"a24g"` 用三倍大的模型；为了验证相等，两者都用 float32。Mixtral 和 Qwen 的 MoE 用同样的调用加载；开始训练之前，先按类别数一数适配器训练了什么。
 #
 # **用配方做同样的事：** `ftlab train recipes/moe.yaml` 训练注意力、专家和路由器（`lora_target: all`，也可以按名字写 `experts,gate`），均衡损失的权重是 `moe_aux_loss_coef`；`ftlab memory mixtral-8x7b` 会给出总参数与每个 token 用到的参数。
 #

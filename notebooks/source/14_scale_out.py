@@ -163,7 +163,7 @@ print(f"{steps} steps of {batch_size} examples, {padded['input_ids'].shape[1]} t
 
 # %% [markdown] id="steps-why" lang="zh" of="bd89b663"
 # ## 单进程
-# 先做参照：在全部数据上走这几步。后面每种切分都用同一个函数，所以它边训练边计数：*本进程*持有的参数、梯度、AdamW 两个矩的字节数（`DTensor` 是每个进程只持有一部分的张量），以及前向为反向保存的内容（激活值）。
+# 先做参照：在全部数据上训练这几步。后面每种切分都用同一个函数，所以它边训练边计数：*本进程*持有的参数、梯度、AdamW 两个矩的字节数（`DTensor` 是每个进程只持有一部分的张量），以及前向计算为反向传播保存的内容（激活值）。
 
 
 # %% id="steps"
@@ -339,9 +339,9 @@ def on_two_processes(*functions):
 
 # %% [markdown] id="allreduce-why" lang="zh" of="8cade5fc"
 # ## 切分数据：all-reduce
-# 每个进程都有完整的模型和自己的那份数据。`all_reduce` 把一个张量在所有进程上求和，并让每个进程都拿到结果。对每个梯度这样做，再除以进程数，大家走的就是同一步。DDP（`DistributedDataParallel`）在反向还没结束时就分桶做这件事。
+# 每个进程都有完整的模型和自己的那份数据。`all_reduce` 把一个张量在所有进程上求和，并让每个进程都拿到结果。对每个梯度这样做，再除以进程数，各进程的更新就完全相同。DDP（`DistributedDataParallel`）在反向传播还没结束时就开始分桶做这件事。
 #
-# 起点必须相同。`own_start` 在每个进程里用各自的随机种子重新初始化一个矩阵，新建的 LoRA 矩阵或输出头就是这样来的。DDP 在构造时会把 0 号进程的权重广播给大家，手写的代码不会。
+# 起点必须相同。`own_start` 在每个进程里用各自的随机种子重新初始化一个矩阵，新建的 LoRA 矩阵或输出头就是这样来的。DDP 在构造时会把 0 号进程的权重广播给所有进程，手写的代码不会。
 
 
 # %% id="allreduce"
@@ -501,7 +501,7 @@ for processes, accumulation in ((1, 8), (2, 4), (8, 1), (8, 8)):
 
 # %% [markdown] id="zero-why" lang="zh" of="e540e107"
 # ## 切分训练状态：ZeRO 与 FSDP
-# DDP 在每个进程里都放一整套：float32 加 AdamW，每个参数 16 字节。ZeRO（Rajbhandari 等，2020）分阶段切分：先切优化器的两个矩（1），再切梯度（2），再切权重（3）。矩阵乘法需要完整的权重，所以从第 3 阶段起要逐个 block 收集（`all_gather`），用完就丢。
+# DDP 在每个进程里都放一整套：float32 加 AdamW，每个参数 16 字节。ZeRO（Rajbhandari 等，2020）分阶段切分：先切优化器的两个矩（1），再切梯度（2），再切权重（3）。矩阵乘法需要完整的权重，所以从第 3 阶段起要逐个 Transformer 块收集（`all_gather`），用完就丢。
 #
 # | | 切分什么 | PyTorch 里 | DeepSpeed 里 |
 # |---|---|---|---|
@@ -511,7 +511,7 @@ for processes, accumulation in ((1, 8), (2, 4), (8, 1), (8, 8)):
 #
 # `SHARD_GRAD_OP` 在两步之间也切分权重，但从前向到反向一直保持完整，所以峰值与 ZeRO-2 相当。
 #
-# **先预测，再运行：** 参数、梯度和两个矩，全是 float32。用 ZeRO-1 时，*两个*进程各自占单进程的百分之几？
+# **先预测，再运行：** 参数、梯度和两个矩，全是 float32。用 ZeRO-1 时，*两个*进程各自占单进程的百分之多少？
 
 # %% id="predict"
 guess_zero1 = 50  # your guess, in percent
@@ -546,7 +546,7 @@ def fsdp2(rank):
 
 # %% [markdown] id="tensor-why" lang="zh" of="294bba97"
 # ## 切分矩阵：张量并行
-# 两个进程看到同样的数据，各持有每个矩阵的一半。在 MLP 里，前面的矩阵按*输出*切（column-parallel），最后一个按*输入*切（row-parallel）：中间谁也不需要谁，到最后一个乘积才用一次 all-reduce 把两个部分和加起来（Shoeybi 等，2019）。先看四个数的例子，前后各一个 (2, 2) 矩阵：
+# 两个进程看到同样的数据，各持有每个矩阵的一半。在 MLP 里，前面的矩阵按*输出*切（column-parallel），最后一个按*输入*切（row-parallel）：中间互不依赖，到最后一个乘积才用一次 all-reduce 把两个部分和加起来（Shoeybi 等，2019）。先看四个数的例子，前后各一个 (2, 2) 矩阵：
 
 # %% id="tensor-toy"
 x = torch.tensor([1.0, 2.0])
@@ -596,9 +596,9 @@ print(
 
 # %% [markdown] id="pipeline-why" lang="zh" of="55d459af"
 # ## 切分层：流水线并行
-# 0 号进程有 embedding 和前一半 block，1 号进程有后一半、最后的 norm 和输出层。向前只传隐藏状态，向后只传它的梯度。一个批次切成若干微批次依次通过，让两个进程能同时干活：p 个阶段、m 个微批次时，有 (p - 1) / (m + p - 1) 的时间空闲（气泡）。
+# 0 号进程有嵌入层和前一半的块，1 号进程有后一半的块、最后的归一化和输出层。向前只传隐藏状态，向后只传它的梯度。一个批次切成若干微批次依次通过，让两个进程能同时干活：p 个阶段、m 个微批次时，有 (p - 1) / (m + p - 1) 的时间空闲（气泡）。
 #
-# 权重绑定（tied）的模型有个坑：embedding 与输出层是*同一个*矩阵，现在却分在两个进程里。各自只得到一部分梯度，而两边都需要总和。
+# 权重绑定（tied）的模型有个坑：嵌入层与输出层是*同一个*矩阵，现在却分在两个进程里。各自只得到一部分梯度，而两边都需要总和。
 
 
 # %% id="pipeline"
@@ -681,7 +681,7 @@ for name, label in splits.items():
 
 # %% [markdown] id="bytes-why" lang="zh" of="9242c3ac"
 # ## 每个进程占多少？
-# 先用算术预测，再从张量里数（取占用最多的进程）。`P` 个参数、`N` 个进程、每个数 4 字节：DDP 占权重 `4P`、梯度 `4P`、两个矩 `8P`；ZeRO 的每个阶段把对应的部分除以 `N`。张量并行只除以它切开的那些矩阵。流水线只有自己那几个 block，绑定的矩阵则两头各一份。`ZeroRedundancyOptimizer` 按整个矩阵分配，某个矩阵占了模型大半时，各进程就不均匀。
+# 先用算术预测，再从张量里数（取占用最多的进程）。`P` 个参数、`N` 个进程、每个数 4 字节：DDP 占权重 `4P`、梯度 `4P`、两个矩 `8P`；ZeRO 的每个阶段把对应的部分除以 `N`。张量并行只除以它切开的那些矩阵。流水线的每个进程只有自己那几个块，绑定的矩阵则两头各一份。`ZeroRedundancyOptimizer` 按整个矩阵分配，某个矩阵占了模型大半时，各进程就不均匀。
 
 
 # %% id="bytes"
@@ -768,8 +768,8 @@ print(
 # equal; the cost is time.
 
 # %% [markdown] id="offload-why" lang="zh" of="68346076"
-# ## Offload：没有第二个进程时
-# 放不下的东西也可以放到更慢的存储里。先把权重放到磁盘：轮到哪个 block，accelerate 才加载哪个。再把 AdamW 的两个矩放进一个映射到内存的文件：内存够时系统会留在 RAM 里。DeepSpeed 的 `offload_optimizer` 和 FSDP2 的 `CPUOffloadPolicy` 做同样的事，只是从显存搬到内存。结果相等，代价是时间。
+# ## 卸载（offload）：不用第二个进程
+# 放不下的东西也可以放到更慢的存储里。先把权重放到磁盘：轮到哪个块，accelerate 才加载哪个。再把 AdamW 的两个矩放进一个映射到内存的文件：内存够时系统会留在 RAM 里。DeepSpeed 的 `offload_optimizer` 和 FSDP2 的 `CPUOffloadPolicy` 做同样的事，只是从显存搬到内存。结果相等，代价是时间。
 
 # %% id="offload-weights"
 reference = load_model().eval()
@@ -837,7 +837,7 @@ for arguments in ("who.py", "who.py check"):
 # the wrapper's class, because a configuration that isn't read leaves plain DDP.
 
 # %% [markdown] id="trap-seen" lang="zh" of="a743f028"
-# 加了 `--cpu`，accelerate 只把脚本启动一次，第二个进程要靠 `mpirun`，而且没有任何警告。损失照样下降，但有效批量只有你要的一半。`torchrun` 和 `accelerate launch --multi_gpu` 会真的启动两个，在 CPU 上也一样。每个要启动的脚本里都加上这一行；用 FSDP 时还要断言包装类，因为配置没被读到时跑的就是普通 DDP。
+# 加了 `--cpu`，accelerate 只把脚本启动一次，第二个进程要靠 `mpirun`，而且没有任何警告。损失照样下降，但有效批量只有你要的一半。`torchrun` 和 `accelerate launch --multi_gpu` 会真的启动两个，在 CPU 上也一样。每个要启动的脚本里都加上这一行断言；用 FSDP 时还要断言包装类，因为配置没被读到时跑的就是普通 DDP。
 
 # %% [markdown] id="handoff-why"
 # ## Hand over: one script, any launcher
@@ -983,7 +983,7 @@ print(
 
 # %% [markdown] id="70b-why" lang="zh" of="d2ad5d28"
 # ## 八张 80 GB 的卡，训练 70B
-# 同一个公式，换成混合精度：权重 2 字节，梯度 2 字节，优化器状态 12 字节（float32 权重加两个矩），每个参数共 16 字节。第 04 课介绍过的 `ftlab.memory` 还会算激活值，以及 ZeRO-3 收集起来的那个 block，按纯 bfloat16（每个参数 8 字节）估算。每张卡一个 4,096 token 的样本，开重计算。
+# 同一个公式，换成混合精度：权重 2 字节，梯度 2 字节，优化器状态 12 字节（float32 权重加两个矩），每个参数共 16 字节。第 04 课介绍过的 `ftlab.memory` 还会算激活值，以及 ZeRO-3 收集起来的那个块，按纯 bfloat16（每个参数 8 字节）估算。每张卡一个 4,096 token 的样本，开重计算。
 
 # %% id="70b"
 big = memory.Decoder(
@@ -1012,7 +1012,7 @@ print(f"LoRA, ZeRO-3 on 8 GPUs: {sharded.peak / 2**30:.0f} each; QLoRA on a sing
 # fewer trained weights are the three ways out; the last is why this course began with LoRA.
 
 # %% [markdown] id="70b-note" lang="zh" of="d1b906be"
-# 混合精度多出一份 float32 权重：全部切成八份，仍超过这样一张卡的显存。出路有三条：更多的卡、offload、训练更少的权重。最后一条就是这门课从 LoRA 讲起的原因。
+# 混合精度多出一份 float32 权重：全部切成八份，仍超过这样一张卡的显存。出路有三条：更多的卡、卸载、训练更少的权重。最后一条就是这门课从 LoRA 讲起的原因。
 
 # %% [markdown] id="break-why"
 # ## What goes wrong
@@ -1149,7 +1149,7 @@ checks.check_reduce_scatter(reduce_scatter)
 # length. Return the part of process `rank` of `processes`.
 
 # %% [markdown] id="exercise-shard-why" lang="zh" of="9bddeab7"
-# **2.** 第一代 FSDP 把一个 block 的权重展平成一个向量，末尾补零，再切成等长的几段。返回 `processes` 个进程中第 `rank` 个的那一段。
+# **2.** 第一代 FSDP 把一个块的权重展平成一个向量，末尾补零，再切成等长的几段。返回 `processes` 个进程中第 `rank` 个的那一段。
 
 # %% id="exercise-shard" tags=["exercise"]
 
@@ -1367,7 +1367,7 @@ course.record(outcomes, bands if PROFILE == "cpu" else {})
 # **Next:** the loss falls and the model is still wrong. Which of twelve faults is it? [15 · Clinic](15_clinic.ipynb)
 
 # %% [markdown] id="next" lang="zh" of="0294e2b4"
-# 你得到的文件：`runs/14_scale_out`，里面有任何启动器都能启动的 `two.py` 和 `train.py`，以及给 DeepSpeed、Slurm、Ray 和 Megatron-Bridge 的文件。
+# **你得到的文件：** `runs/14_scale_out`，里面有任何启动器都能启动的 `two.py` 和 `train.py`，以及给 DeepSpeed、Slurm、Ray 和 Megatron-Bridge 的文件。
 #
 # **在你的多卡机器上：** 把 `"gloo"` 换成 `"nccl"`，加上 `torch.cuda.set_device(rank)`，并把模型放到卡上，其余调用不变。选择的顺序：单卡 LoRA；放得下就用 DDP；放不下用 FSDP2 或 ZeRO-3；再不够，机器内用张量并行，机器之间用流水线。
 #

@@ -166,7 +166,7 @@ for kind, run in runs.items():
 # | 环节 | 故障 |
 # |---|---|
 # | 数据与标签 | 训练了提示部分 · 回答缺少结束标记 · 开头的 token 重复（双 BOS） · 验证样本混进了训练集 |
-# | 训练 | 梯度累积时损失平均的方法不对 · 学习率大了十倍 · 学习率太小，bfloat16 权重记不住 · 专家被冻结 · 路由的辅助损失没有打开 |
+# | 训练 | 梯度累积时损失平均的方法不对 · 学习率大了十倍 · 学习率太小，bfloat16 权重记不住 · 专家被冻结 · 路由器的辅助损失没有打开 |
 # | 推理 | 模板与训练时不同 · 适配器合并了两次 · 提示在右边填充 |
 #
 # **先预测，再运行：** 只看训练损失曲线，十二个里能认出几个？
@@ -298,7 +298,7 @@ def overlap(run):
 # Every probe goes over all runs; a number outside its healthy band is printed in brackets.
 
 # %% [markdown] id="chart-why" lang="zh" of="bb23aef5"
-# 每个探针都测一遍全部训练；不在健康范围内的数放在方括号里。
+# 每个探针把全部训练各测一遍；不在健康范围内的数放在方括号里。
 
 
 # %% id="bands"
@@ -355,7 +355,7 @@ measure(prompt_share, end_share, leading_repeats, overlap)
 
 # %% [markdown] id="loss-why" lang="zh" of="3d1025f2"
 # ## 探针：损失
-# 用同样的样本和训练前的权重，把日志里的第一个损失重新算一遍：这个优化步里全部参与训练的 token 的损失之和，除以它们的个数。混合专家模型记录的损失里还有路由的辅助损失，要先减掉。有差值，就说明训练的损失不是你以为的那个。
+# 用同样的样本和训练前的权重，把日志里的第一个损失重新算一遍：这个优化步里全部参与训练的 token 的损失之和，除以它们的个数。混合专家模型记录的损失里还有路由器的辅助损失，要先减掉。有差值，就说明训练的损失不是你以为的那个。
 
 
 # %% id="loss"
@@ -468,7 +468,7 @@ measure(changed_share, update_size, merge_factor)
 
 # %% [markdown] id="serving-why" lang="zh" of="58ad5dc8"
 # ## 探针：推理
-# 推理时的提示，与训练时的提示逐个 token 相同吗？你自己在左边填充一批提示，得到的回答与它给的一样吗？这两个探针抓的故障，任何曲线都看不出来，因为训练本身没有问题。
+# 推理时的提示，与训练时的提示逐个 token 相同吗？你自己在左边填充一批提示，得到的回答与服务时的一样吗？这两个探针抓的故障，任何曲线都看不出来，因为训练本身没有问题。
 
 
 # %% id="serving"
@@ -872,7 +872,7 @@ course.record(outcomes, bands_expected if PROFILE == "cpu" else {})
 # project](16_capstone.ipynb).
 
 # %% [markdown] id="next" lang="zh" of="ed74f0e0"
-# 你得到的文件：`runs/15_clinic/chart.json`，第一轮的全部数字；还有这些探针。在相信自己的一次训练之前，先把它的那一列打印出来。
+# **你得到的文件：** `runs/15_clinic/chart.json`，第一轮的全部数字；还有这些探针。在相信自己的一次训练之前，先把它的那一列打印出来。
 #
 # **在你的 GPU 上：** `PROFILE = "t4"` 或 `"a24g"`：同样的故障，更大的模型，仍用 float32。`busiest_share` 和 `update_size` 与模型有关，要与健康的训练比较。
 #
