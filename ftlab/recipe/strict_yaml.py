@@ -26,7 +26,7 @@ PROBLEMS = (
     (r"mapping values are not allowed", "yaml_second_colon"),
     (r"could not find expected ':'", "yaml_no_colon"),
     (r"character '\\t'", "yaml_tab"),
-    (r"character '(.)' that cannot start|node content, but found '([,])'", "yaml_first_character"),
+    (r"character '(.)' that cannot start|node content, but found '(,)'", "yaml_first_character"),
     (r"unexpected end of stream", "yaml_open_quote"),
     (r"expected ',' or|found '[\])}]'", "yaml_bracket"),
     (r"found '<scalar>'", "yaml_after_quote"),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import nbformat
 import papermill
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -28,7 +29,7 @@ from ftlab.apps.board.words import Words
 from ftlab.apps.notebooks import METADATA
 from ftlab.errors import LANGUAGES, LabError
 from ftlab.recipe import read as recipes
-from ftlab.runs import callbacks, train
+from ftlab.runs import build, callbacks, train
 from ftlab.runs import folder as folders
 
 PNG = b"\x89PNG"
@@ -108,21 +109,26 @@ def test_a_stopped_and_continued_run_is_the_uninterrupted_one(slow_recipe, tmp_p
 
 
 def test_stop_while_it_is_still_loading(slow_recipe, monkeypatch):
-    """Even before the training has made its folder."""
-    train_now, clicked = train.train, threading.Event()
+    """Even before the training has made its folder: the panel asks again, here until the model is loaded."""
+    train_now, load_now, clicked = train.train, build.load_model, threading.Event()
 
     def late(*given, **options):
         clicked.wait()
         return train_now(*given, **options)
 
+    def asked_again(*given, **options):
+        until(lambda: (panel.folder() / "STOP").exists())
+        return load_now(*given, **options)
+
     monkeypatch.setattr(train, "train", late)
+    monkeypatch.setattr(build, "load_model", asked_again)
     panel = TrainPanel(slow_recipe)
     panel.view.start.click()
     panel.view.stop.click()
     assert not panel.folder().exists()
     clicked.set()
     panel.wait()
-    assert state(panel) == "stopped" and folders.last_step(panel.rows) < 2000
+    assert state(panel) == "stopped" and folders.last_step(panel.rows) <= 3
     assert not (panel.folder() / "STOP").exists()
 
 
@@ -228,6 +234,23 @@ def test_a_number_that_another_process_got_is_not_taken_for_the_training(tmp_pat
     for text in ("", "[]", "{", '{"pid": "x"}'):
         (tmp_path / folders.PANEL_JOB).write_text(text)
         assert training_job.living(tmp_path) is None
+
+
+def test_a_training_is_found_again_after_the_clock_was_set(tmp_path):
+    """psutil adds the time of the boot, which the system derives from its clock."""
+    about = {"pid": os.getpid(), "created": psutil.Process().create_time() + 30}
+    (tmp_path / folders.PANEL_JOB).write_text(json.dumps(about))
+    job = training_job.living(tmp_path)
+    assert job and job.pid == os.getpid() and job.alive()
+
+
+def test_a_running_training_is_not_taken_for_ended_when_the_clock_is_set(tiny_recipe, monkeypatch):
+    job = training_job.InProcess.start(recipes.load(tiny_recipe), tiny_recipe, False, "en")
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: 0.0)
+    assert job.alive()
+    job.child.kill()
+    job.child.wait()
+    assert not job.alive()
 
 
 def test_a_process_that_fails_leaves_its_last_words(tiny_recipe, tmp_path):

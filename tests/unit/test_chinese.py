@@ -174,7 +174,6 @@ ENGLISH_FILES = {
     "apps/serve": "answers of an API, which programs read",
     "checks": "texts that a solution is tried on",
     "recipe/keys.py": "meanings, in Chinese in meanings_zh.toml",
-    "recipe/strict_yaml.py": "parts of ruamel.yaml's messages",
     "recipe/templates.py": "chat templates",
     "recipe/coming_from.py": "a page of the documentation",
     "recipe/to_": "scripts",
@@ -186,6 +185,8 @@ ENGLISH_TEXTS = re.compile(
     r"loss per trained token|No space left| memory$|Connection |from ftlab\.| is missing in "
     r"|only a file used|unexpected end of data|multibyte|another name|^Expecting|^Unterminated|^Invalid control"
     r"|integer string|documentation of TrainingArguments|call these tools|Here is a question|lighthouse"
+    r"|are not allowed$|^could not find|^unexpected end of stream|cannot start|^unknown escape|^must be in"
+    r"|^while scanning"
     r"|a scale|three quotes|End a kernel|made with ftlab|weights were trained"
 )
 

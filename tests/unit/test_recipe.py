@@ -236,7 +236,7 @@ def test_a_bad_recipe_is_one_line_with_its_place(tmp_path, text, message):
         ("a: 1\nb: - 2\n", 2, "`- ` begins a line"),
         ('a: "C:\\q"\n', 1, "use single quotes"),
         ("a: \x07\n", None, "cannot be printed"),
-        ("a: 2026-13-45\n", None, "a date that does not exist"),
+        ("a: 2026-13-45\n", None, "a date or time that does not exist"),
     ],
 )
 def test_what_is_wrong_with_yaml_is_said_in_the_users_words(tmp_path, text, line, said, monkeypatch):

@@ -20,16 +20,18 @@ if TYPE_CHECKING:
 
 # Trainings in threads of this kernel, by run folder: a panel that is created again finds its training here.
 THREADS: dict[Path, "InThread"] = {}
+# How far the time of a process's creation may be from the recorded one: it moves when the system's clock is set.
+CLOCK_SECONDS = 60
 
 
 class InProcess:
-    """A training in a separate process, identified by its id and the time of its creation."""
+    """A training in a separate process; another panel finds it by its id and the time of its creation."""
 
     def __init__(
-        self, folder: Path, pid: int, created: float, child: subprocess.Popen | None = None, asked: bool = False
+        self, folder: Path, process: psutil.Process, child: subprocess.Popen | None = None, asked: bool = False
     ) -> None:
-        self.folder, self.pid, self.asked = folder, pid, asked
-        self.created, self.child = created, child
+        self.folder, self.pid, self.asked = folder, process.pid, asked
+        self.process, self.child = process, child
         self.steps: int | None = None
 
     @classmethod
@@ -49,14 +51,13 @@ class InProcess:
                 env=os.environ | {"FTLAB_LANG": lang},
                 start_new_session=True,
             )
-        created = psutil.Process(child.pid).create_time()
-        job = cls(folder, child.pid, created, child)
+        job = cls(folder, psutil.Process(child.pid), child)
         job.write()
         return job
 
     def write(self) -> None:
         """Record the process, for a panel that is opened later, and whether it was asked to stop."""
-        about = {"pid": self.pid, "created": self.created, "asked": self.asked}
+        about = {"pid": self.pid, "created": self.process.create_time(), "asked": self.asked}
         manifests.write_json(self.folder / folders.PANEL_JOB, about)
 
     @classmethod
@@ -64,18 +65,19 @@ class InProcess:
         """Return the process that trains into a folder, None if there is none (any more)."""
         try:
             about = json.loads((folder / folders.PANEL_JOB).read_text(encoding="utf-8"))
-            job = cls(folder, int(about["pid"]), float(about["created"]), asked=about.get("asked") is True)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            process = psutil.Process(int(about["pid"]))
+            same = abs(process.create_time() - float(about["created"])) < CLOCK_SECONDS
+            job = cls(folder, process, asked=about.get("asked") is True)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, psutil.Error):
             return None
-        return job if job.alive() else None
+        return job if same and job.alive() else None
 
     def alive(self) -> bool:
         """Return True if that very process is still running; its id may have been reused."""
-        if self.child is not None and self.child.poll() is not None:
-            return False
+        if self.child is not None:
+            return self.child.poll() is None
         try:
-            process = psutil.Process(self.pid)
-            return process.create_time() == self.created and process.status() != psutil.STATUS_ZOMBIE
+            return self.process.is_running() and self.process.status() != psutil.STATUS_ZOMBIE
         except psutil.Error:
             return False
 
@@ -88,7 +90,7 @@ class InProcess:
     def memory_bytes(self) -> int:
         """Return the memory of the process."""
         with contextlib.suppress(psutil.Error):
-            return psutil.Process(self.pid).memory_info().rss
+            return self.process.memory_info().rss
         return 0
 
 
@@ -98,7 +100,7 @@ Job: TypeAlias = "InThread | InProcess"
 def ask_to_stop(job: Job) -> None:
     """Ask a training to save and stop after its step; the panel asks again until it ends.
 
-    A training that is still loading removes an earlier request, or has no folder yet.
+    A training that has only just begun may have no folder yet, or take the request for one to an earlier run.
     """
     with contextlib.suppress(FileNotFoundError):
         (job.folder / folders.STOP).touch()
