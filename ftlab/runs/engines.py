@@ -209,6 +209,9 @@ def require(name: str, model: PreTrainedModel | PeftModel) -> None:
     kind = KINDS[name]
     if (kind.bits or name == "loop") and not takes_cache(model):
         raise fail("engine_cache", where=name, family=model.config.model_type)
+    if name == "static" and model.config.model_type == "falcon" and model.config.alibi:
+        # transformers builds Falcon's ALiBi for the tokens so far, and a static cache has the positions to come too.
+        raise fail("engine_static_alibi", where=name)
     if kind.bits and model.device.type != "cpu":
         raise fail("engine_cpu", where=name)
     if kind.gguf and find_spec("llama_cpp") is None:

@@ -65,6 +65,22 @@ def test_every_family_is_looped_over_rightly_or_refused(family):
     assert len(ids_of(engines.build("int8", model, None), **greedy)) == 13
 
 
+@pytest.mark.parametrize("family", families.SIZES)
+def test_a_static_cache_gives_the_same_tokens(family):
+    model, greedy = families.model_of(family), {"max_new_tokens": 8, "do_sample": False, "eos_token_id": ENDLESS}
+    assert ids_of(engines.build("static", model, None), **greedy) == ids_of(model, **greedy)
+
+
+@pytest.mark.parametrize("new_decoder_architecture", [True, False])
+def test_falcon_with_alibi_has_a_loop_but_no_static_cache(new_decoder_architecture):
+    model = families.model_of("falcon", alibi=True, new_decoder_architecture=new_decoder_architecture, num_kv_heads=2)
+    greedy = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": ENDLESS}
+    with pytest.raises(LabError, match=r"^static: .*Falcon with ALiBi"):
+        engines.build("static", model, None)
+    assert ids_of(engines.build("loop", model, None), **greedy) == ids_of(model, **greedy)
+    assert len(ids_of(engines.build("int4", model, None), **greedy)) == 13
+
+
 def test_a_conversation_with_a_model_without_a_longest_text_has_a_context(tmp_path, monkeypatch, capsys):
     families.model_of("mamba").save_pretrained(tmp_path)
     tiny.make_tokenizer().save_pretrained(tmp_path)
