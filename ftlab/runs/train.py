@@ -1,7 +1,6 @@
 """Train a recipe into a run folder; an interrupted run resumes from its last valid checkpoint."""
 
 import contextlib
-import math
 import shlex
 import shutil
 import time
@@ -31,7 +30,7 @@ from ftlab import cpu, device, manifests, models, packages, saved_weights
 from ftlab.errors import LabError, fail, say
 from ftlab.recipe import library_args, templates
 from ftlab.recipe import read as recipes
-from ftlab.recipe.keys import REWARDED, SAVED_IN_PART, WITHOUT_WARMUP, Recipe
+from ftlab.recipe.keys import REWARDED, SAVED_IN_PART, Recipe
 from ftlab.runs import (
     adapters,
     balance,
@@ -42,6 +41,7 @@ from ftlab.runs import (
     encoded_rows,
     launch,
     own_logits,
+    planned_steps,
     reference,
     rewards,
     rope,
@@ -229,7 +229,7 @@ def prepare(recipe: Recipe, folder: Path) -> Job:
     about = folders.fingerprints(recipe, Path(model_path), dataset.digests(datasets))
     job = Job(recipe, folder, model_path, machine, args, tokenizer, datasets, about, since)
     if launch.is_main():
-        for note in never_reached(job):
+        for note in planned_steps.never_reached(recipe, args, datasets[0]):
             print(note)
     return job
 
@@ -376,7 +376,8 @@ def named_checkpoint(job: Job, manifest: dict[str, Any], path: Path, changed: st
     most = job.args.max_steps
     if not reason and 0 < most < saved_weights.step_of(path):
         reason = say("checkpoint_past", steps=most)
-    end, step = planned_steps(job), saved_weights.step_of(path)
+    end = planned_steps.count(job.recipe, job.args, job.datasets[0])
+    step = saved_weights.step_of(path)
     # Trainer would train a step too many, or none, and the run would count as one of the changed recipe.
     if not reason and (0 < end < step or (changed and end == step)):
         reason = say("checkpoint_no_step", step=end)
@@ -385,31 +386,6 @@ def named_checkpoint(job: Job, manifest: dict[str, Any], path: Path, changed: st
     how = say("run_resumes_changed", path=path, step=step, changed=changed) if changed else ""
     print(how or say("run_resumes", path=path, step=step))
     return path
-
-
-def planned_steps(job: Job) -> int:
-    """Return the number of steps of a whole run, as Trainer counts them; 0 if it depends on the answers to generate."""
-    if job.args.max_steps > 0 or job.recipe.objective in REWARDED:
-        return max(0, job.args.max_steps)
-    processes = max(job.args.world_size, launch.to_start(job.recipe))
-    examples, batch = len(build.packed(job.datasets[0], job.args)), job.args.train_batch_size * processes
-    batches = examples // batch if job.args.dataloader_drop_last else math.ceil(examples / batch)
-    updates = max(1, math.ceil(batches / job.args.gradient_accumulation_steps))
-    return math.ceil(job.args.num_train_epochs * updates)
-
-
-def never_reached(job: Job) -> list[str]:
-    """Return a note for the warm-up and for the first evaluation if the run ends before."""
-    args, found = job.args, []
-    # Below 1 they are shares of the steps.
-    warm = args.warmup_steps if args.warmup_steps > 1 and args.lr_scheduler_type not in WITHOUT_WARMUP else 0
-    every = args.eval_steps if args.eval_strategy == "steps" and args.eval_steps >= 1 else 0
-    end = planned_steps(job) if warm or every else 0
-    if 0 < end < warm:
-        found.append(say("train_never_warm", warm=int(warm), steps=end, rate=args.learning_rate * (end - 1) / warm))
-    if 0 < end < every:
-        found.append(say("train_never_evaluated", every=int(every), steps=end))
-    return found
 
 
 def trainable_model(job: Job) -> PreTrainedModel | PeftModel:

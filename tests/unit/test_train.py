@@ -17,7 +17,7 @@ from ftlab.cpu import lora
 from ftlab.data import check
 from ftlab.errors import LabError
 from ftlab.recipe import read as recipes
-from ftlab.runs import callbacks, rewards, train
+from ftlab.runs import build, callbacks, folder, rewards, train
 
 
 class Weights(TrainerCallback):
@@ -485,16 +485,61 @@ EVALUATED = {"val_size": 0.2, "eval_strategy": "steps"}
         # 12 examples in batches of 2, three times.
         ({"max_steps": -1, "num_train_epochs": 3, "warmup_steps": 19}, "19 is more than this run's 18 steps"),
         ({"max_steps": -1, "num_train_epochs": 3, "warmup_steps": 18}, ""),
-        (EVALUATED | {"eval_steps": 7}, "eval_steps: 7 is more than this run's 6 steps: the first evaluation is never"),
+        (EVALUATED | {"eval_steps": 7}, "eval_steps: 7 is more than this run's 6 steps: the only evaluation is after"),
         (EVALUATED | {"eval_steps": 6}, ""),
         (EVALUATED | {"eval_steps": 0.9}, ""),
         (EVALUATED | {"eval_strategy": "epoch"}, ""),
+        (EVALUATED | {"eval_steps": 7, "eval_delay": 7}, "eval_delay: 7 is more than this run's 6 steps: the"),
+        (EVALUATED | {"eval_steps": 2, "eval_delay": 6}, ""),
+        # 10 examples in batches of 2: 5 steps an epoch.
+        (EVALUATED | {"eval_strategy": "epoch", "eval_delay": 1.3}, "1.3 is more than this run's 1.2 epochs"),
+        (EVALUATED | {"eval_strategy": "epoch", "eval_delay": 1.1}, ""),
+        (EVALUATED | {"eval_steps": 2, "early_stopping_steps": 2}, "2 evaluations before its end, 3 needed"),
+        (EVALUATED | {"eval_steps": 2, "early_stopping_steps": 1, "eval_delay": 3}, "1 evaluation before its end, 2"),
+        (EVALUATED | {"eval_steps": 2, "early_stopping_steps": 1}, ""),
+        (
+            EVALUATED | {"eval_strategy": "epoch", "save_strategy": "epoch", "early_stopping_steps": 1},
+            "1 evaluation before its end",
+        ),
+        # Packed into one row: six epochs.
+        (
+            EVALUATED | {"eval_strategy": "epoch", "save_strategy": "epoch", "early_stopping_steps": 4}
+            | {"packing": True, "cutoff_len": 1024},
+            "",
+        ),
     ],
-)
+)  # fmt: skip
 def test_a_warm_up_or_an_evaluation_that_the_run_does_not_reach_is_said(tiny_recipe, keys, message, capsys):
     train.check(recipes.load(tiny_recipe | keys))
-    said = [line for line in capsys.readouterr().out.splitlines() if "more than this run's" in line]
+    said = [line for line in capsys.readouterr().out.splitlines() if "this run's" in line or "stop this run" in line]
     assert len(said) == bool(message) and message in "".join(said)
+
+
+@pytest.mark.parametrize(
+    ("keys", "steps"),
+    [
+        ({"eval_steps": 7}, [6]),
+        ({"eval_steps": 4, "eval_delay": 7}, []),
+        ({"eval_strategy": "epoch", "eval_delay": 1.3}, []),
+        ({"eval_strategy": "epoch", "eval_delay": 1.1}, [6]),
+    ],
+)
+def test_the_notes_on_evaluations_tell_what_happens(tiny_recipe, keys, steps):
+    run(tiny_recipe, **EVALUATED | keys)
+    log = folder.read_log(Path(tiny_recipe["output_dir"]))
+    assert [row["step"] for row in log if "eval_loss" in row] == steps
+
+
+def test_examples_are_not_packed_for_the_notes_alone(tiny_recipe, monkeypatch, capsys):
+    packings = []
+    packed = build.packed
+    monkeypatch.setattr(build, "packed", lambda *given: packings.append(1) or packed(*given))
+    long = EVALUATED | {"packing": True, "max_steps": -1, "num_train_epochs": 9, "per_device_train_batch_size": 1}
+    train.check(recipes.load(tiny_recipe | long | {"eval_steps": 2}))
+    assert not packings
+    # Where their number matters, the packed rows are counted.
+    train.check(recipes.load(tiny_recipe | long | {"eval_steps": 60}))
+    assert packings == [1] and "60 is more than this run's" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
