@@ -56,10 +56,8 @@ def objective_settings(recipe: Recipe) -> dict[str, Any]:
         case "sft":
             return {"packing": recipe.packs} | ({"loss_type": "dft"} if recipe.use_dft_loss else {})
         case "dpo":
-            mixed: dict[str, Any] = {"loss_type": [recipe.pref_loss, "sft"], "loss_weights": [1.0, recipe.pref_ftx]}
-            loss = mixed if recipe.pref_ftx else {"loss_type": [recipe.pref_loss]}
             tail = {} if recipe.ld_alpha is None else {"ld_alpha": recipe.ld_alpha}
-            return {"beta": recipe.pref_beta, "label_smoothing": recipe.dpo_label_smoothing} | loss | tail
+            return {"beta": recipe.pref_beta, "label_smoothing": recipe.dpo_label_smoothing} | dpo_losses(recipe) | tail
         case "kto":
             weights = (recipe.kto_chosen_weight, recipe.kto_rejected_weight)
             return {"beta": recipe.pref_beta, "desirable_weight": weights[0], "undesirable_weight": weights[1]}
@@ -79,6 +77,20 @@ def objective_settings(recipe: Recipe) -> dict[str, Any]:
         case "ppo":
             return sampling(recipe) | {"kl_coef": recipe.pref_beta, "num_ppo_epochs": recipe.ppo_epochs}
     return {}
+
+
+def dpo_losses(recipe: Recipe) -> dict[str, Any]:
+    """Return the losses that DPO adds up, and their weights if there are several.
+
+    TRL's sigmoid loss does not read `label_smoothing`, its robust one does. With S the loss of a pair, N that of the
+    swapped pair and e the smoothing, robust is ((1 - e) S - e N) / (1 - 2 e). So LLaMA-Factory's loss of a smoothed
+    pair (cDPO), (1 - e) S + e N, is 2 (1 - e) S - (1 - 2 e) robust.
+    """
+    smoothing, weights = recipe.dpo_label_smoothing, {str(recipe.pref_loss): 1.0}
+    if smoothing and recipe.pref_loss == "sigmoid":
+        weights = {"sigmoid": 2 * (1 - smoothing), "robust": 2 * smoothing - 1}
+    weights |= {"sft": recipe.pref_ftx} if recipe.pref_ftx else {}
+    return {"loss_type": list(weights)} | ({"loss_weights": list(weights.values())} if len(weights) > 1 else {})
 
 
 def sampling(recipe: Recipe) -> dict[str, Any]:

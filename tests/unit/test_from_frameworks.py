@@ -432,6 +432,13 @@ def test_a_command_is_read_as_its_shell_reads_it(tmp_path, name, mark, model):
     assert found == ("sft", model, "a.json", "o")
 
 
+def test_trl_smooths_the_labels_of_its_robust_loss_alone(tmp_path):
+    line = "trl dpo --model_name_or_path m --dataset_name a.json --label_smoothing 0.1"
+    recipe, notes = from_text(tmp_path, "s.sh", f"{line}\n")
+    assert recipe.dpo_label_smoothing == 0 and "only `robust` reads it in TRL" in str(notes)
+    assert from_text(tmp_path, "s.sh", f"{line} --loss_type robust\n")[0].dpo_label_smoothing == 0.1
+
+
 def test_null_is_a_length_to_trl(tmp_path):
     text = "model_name_or_path: m\ndataset_name: a.json\nuse_peft: true\n"
     recipe, notes = from_text(tmp_path, "t.yaml", text + "max_length: null\n")

@@ -15,6 +15,7 @@ from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, KTOConfig, KTOTr
 from trl.experimental.cpo import CPOConfig, CPOTrainer
 from trl.experimental.orpo import ORPOConfig, ORPOTrainer
 
+from ftlab.recipe import library_args
 from ftlab.recipe import read as recipes
 from ftlab.runs import train
 
@@ -126,6 +127,24 @@ def test_dpo_and_ipo(build, tmp_path, loss_type):
     lengths = batch["completion_mask"][:, 1:].sum(1).chunk(2)
     mine = dpo_loss(*parts, BETA) if loss_type == "sigmoid" else ipo_loss(*parts, *lengths, BETA)
     assert theirs == pytest.approx(mine.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("pref_ftx", [0.0, 0.5])
+def test_label_smoothing_of_a_recipe_expects_swapped_pairs(build, tmp_path, pref_ftx):
+    smoothing = 0.2
+    recipe = recipes.Recipe(
+        model_name_or_path="m", stage="dpo", pref_beta=BETA, pref_ftx=pref_ftx, dpo_label_smoothing=smoothing
+    )
+    trainer = build(DPOTrainer, DPOConfig(**settings(tmp_path), **library_args.objective_settings(recipe)))
+    batch = batch_of(trainer)
+    theirs = library_loss(trainer, batch)
+    policy_chosen, policy_rejected, chosen, rejected = dpo_parts(trainer, batch)
+    margin = BETA * ((policy_chosen - chosen) - (policy_rejected - rejected))
+    # cDPO (https://ericmitchell.ai/cdpo.pdf): each pair is swapped with probability e.
+    smoothed = -(1 - smoothing) * F.logsigmoid(margin) - smoothing * F.logsigmoid(-margin)
+    answers = batch["completion_mask"][:, 1:].chunk(2)[0].sum()
+    assert theirs == pytest.approx((smoothed.mean() - pref_ftx * policy_chosen.sum() / answers).item(), abs=1e-5)
+    assert (smoothed + F.logsigmoid(margin)).abs().max() > 0.01
 
 
 def test_precomputed_reference_equals_the_disabled_adapter(build, tmp_path):

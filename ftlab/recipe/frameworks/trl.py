@@ -55,6 +55,13 @@ def loss(value: Any, config: Values) -> Translation:
     return {"use_dft_loss": True} if names == ["dft"] else {}
 
 
+def smoothing(value: Any, config: Values) -> Translation:
+    """Return `label_smoothing`, which of TRL's losses that a recipe has only the robust one reads."""
+    if value and config.get("loss_type") not in ("robust", ["robust"]):
+        return {}, say("why_trl_smooths_robust")
+    return {"dpo_label_smoothing": value}
+
+
 def answers_only(value: Any, config: Values) -> Translation:
     """Return `completion_only_loss` or `assistant_only_loss`."""
     return {"train_on_prompt": not value}
@@ -119,7 +126,8 @@ TRL = Framework(
     also={"max_seq_length": "cutoff_len", "torch_dtype": "pure_bf16"},
     read={
         "dataset_name": hub_set, "datasets": mixture, "use_peft": adapted, "dtype": number_format,
-        "torch_dtype": number_format, "loss_type": loss, "beta": penalty, "attn_implementation": attention,
+        "torch_dtype": number_format, "loss_type": loss, "beta": penalty, "label_smoothing": smoothing,
+        "attn_implementation": attention,
         "completion_only_loss": answers_only, "assistant_only_loss": answers_only,
         "max_completion_length": written,
         "load_in_4bit": lambda value, config: {"quantization_bit": 4} if value else {},
