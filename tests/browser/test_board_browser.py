@@ -97,7 +97,7 @@ def lesson_in(place):
 def test_lesson_03_in_jupyterlab(place, tmp_path, monkeypatch):
     embedded.fetch()
     monkeypatch.setenv("FTLAB_LANG", "zh")
-    name, folder, steps = lesson_in(place), place / "runs" / "03_experiment" / "run", 24
+    name, folder, steps = lesson_in(place), place / "runs" / "03_experiment" / "run", 16
     with lab(place, tmp_path / "private") as address, browser() as page, kept(page, "lab"):
         page.goto(f"{address}/doc/tree/{name}?token={TOKEN}")
         run_all(page)
