@@ -9,7 +9,10 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from benchmarks import turns
+from benchmarks.limit import DTYPE
 
 # Variant -> the parts that run as in the libraries; none in the first.
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -22,7 +25,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "SDPA": ("shared", "sdpa"),
     "gradient checkpointing": ("checkpointing",),
     "PEFT's LoRA": ("lora",),
-    "PEFT's LoRA in bfloat16": ("lora", "bfloat16"),
+    "PEFT's LoRA in the base's dtype": ("lora", "rounded"),
     "no fast paths": ("head", "tiles", "shared", "sdpa", "lora"),
 }
 LENGTHS, TRAINED, COMMON = (41, 50, 59, 45, 53, 48, 57, 43), 17, 24
@@ -34,7 +37,8 @@ def measure(repeats: int, steps: int, only: Sequence[str] = ()) -> dict[str, Any
     Args:
         only: variants besides the first; all by default.
     """
-    names = [name for name in VARIANTS if not only or name in only or not VARIANTS[name]]
+    known = [name for name, plain in VARIANTS.items() if torch.float32 != DTYPE or "rounded" not in plain]
+    names = [name for name in known if not only or name in only or not VARIANTS[name]]
     table = turns.medians(turns.in_turns("benchmarks.levers", names, repeats, str(steps)))
     turns.show(table)
     seconds = {variant: row["seconds_per_step"] for variant, row in table.items()}
@@ -43,7 +47,6 @@ def measure(repeats: int, steps: int, only: Sequence[str] = ()) -> dict[str, Any
 
 def main(variant: str, steps: int) -> None:
     """Take `steps` steps and print the seconds of one."""
-    import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
     from trl.kernels import ChunkedLogProbFunction
@@ -58,14 +61,14 @@ def main(variant: str, steps: int) -> None:
         utils._ChunkedLogProbFunction = ChunkedLogProbFunction
     path = models.fetch("smollm2-135m")
     kernel = "sdpa" if "sdpa" in plain else "eager"
-    model = AutoModelForCausalLM.from_pretrained(path, dtype="bfloat16", attn_implementation=kernel)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=DTYPE, attn_implementation=kernel)
     if not {"attention", "sdpa"} & set(plain):
         attention.use(model)
         if "shared" not in plain:
             prefix_sharing.install(model.base_model)
     utils.add_fused_lm_head(model)
     config = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(model, config, autocast_adapter_dtype="bfloat16" not in plain).train()
+    model = get_peft_model(model, config, autocast_adapter_dtype="rounded" not in plain).train()
     if "lora" not in plain:
         lora.install(model)
     if "checkpointing" in plain:
