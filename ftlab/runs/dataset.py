@@ -97,14 +97,18 @@ def prepared(recipe: Recipe, dataset: str, tokenizer: PreTrainedTokenizerBase) -
     return as_trained(recipe, read_examples(recipe, dataset), tokenizer)
 
 
-def as_trained(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
-    """Return examples in the form their stage's trainer takes, and say what was cut or dropped."""
-    return (
-        as_prompts(recipe, rows, tokenizer) if recipe.objective in REWARDED else as_token_ids(recipe, rows, tokenizer)
-    )
+def as_trained(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, scored: bool = False) -> Dataset:
+    """Return examples in the form their stage's trainer takes, and say what was cut or dropped.
+
+    Args:
+        scored: the examples are evaluated; say what their cutting does to the scores.
+    """
+    if recipe.objective in REWARDED:
+        return as_prompts(recipe, rows, tokenizer)
+    return as_token_ids(recipe, rows, tokenizer, scored=scored)
 
 
-def as_token_ids(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> Dataset:
+def as_token_ids(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBase, *, scored: bool = False) -> Dataset:
     """Return the training examples of every example, as token ids."""
     how, count = encoding_of(recipe), Count(recipe)
     types = {
@@ -134,6 +138,8 @@ def as_token_ids(recipe: Recipe, rows: Dataset, tokenizer: PreTrainedTokenizerBa
         desc="tokenize",
     )
     count.say()
+    if scored and count.cut:
+        print(say("eval_cut", count=count.cut, limit=recipe.cutoff_len))
     return examples
 
 

@@ -250,10 +250,10 @@ def held_out(
     if recipe.eval_dataset:
         # The sample is drawn from the whole set: a sorted set begins with examples of one kind.
         examples = dataset.read_examples(plain.model_copy(update={"max_samples": None}), recipe.eval_dataset)
-        rows = dataset.as_trained(plain, sample(examples, limit, recipe), tokenizer)
+        rows = dataset.as_trained(plain, sample(examples, limit, recipe), tokenizer, scored=True)
     elif recipe.val_size:
         examples = dataset.read_splits(recipe)[1]
-        rows = dataset.as_trained(recipe, examples, tokenizer)
+        rows = dataset.as_trained(recipe, examples, tokenizer, scored=True)
         if trained and not held_out_by(trained, dataset.digest(rows)):
             print(say("eval_other_rows", where=str(trained)))
         rows = dataset.as_trained(plain, examples, tokenizer) if recipe.train_on_prompt else rows
@@ -261,7 +261,7 @@ def held_out(
     else:
         print(say("eval_seen", name=recipe.dataset))
         examples = sample(dataset.read_examples(plain, recipe.dataset or ""), limit, recipe)
-        rows = dataset.as_trained(plain, examples, tokenizer)
+        rows = dataset.as_trained(plain, examples, tokenizer, scored=True)
     return [example for row in rows for example in as_examples(row, tokenizer)]
 
 

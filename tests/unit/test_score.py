@@ -1,6 +1,7 @@
 """`ftlab eval`: held-out examples, calls compared as calls, the interval; nothing scored as trained that was not."""
 
 import json
+import re
 
 import pytest
 from transformers import AutoTokenizer
@@ -52,6 +53,20 @@ def test_a_random_model_calls_no_tool_right(tiny_recipe, calls):
     found = evaluation.score(made, figures=("exact_match",))
     assert found["base"] == nothing
     assert found["tuned"] == nothing | {"paired": {"gained": 0, "lost": 0, "p": 1.0}}
+
+
+@pytest.mark.parametrize("held_out", ["eval_dataset", "val_size", "dataset"])
+def test_examples_that_are_scored_as_cut_are_counted(tiny_recipe, tmp_path, capsys, held_out):
+    asked = [{"instruction": f"Question {n}?", "output": "yes " * (100 if n % 2 else 1)} for n in range(8)]
+    (tmp_path / "asked.json").write_text(json.dumps(asked))
+    data = {"dataset": str(tmp_path / "asked.json")}
+    data |= {"val_size": 7} if held_out == "val_size" else {held_out: data["dataset"]}
+    evaluation.score(recipes.load(tiny_recipe | data | {"cutoff_len": 128}), figures=("loss",))
+    out = capsys.readouterr().out
+    cut = int(re.search(r"(\d+) cut to 128 tokens", out)[1])
+    assert cut >= 3 and f"eval: {cut} examples are scored as cut to 128 tokens: " in out
+    evaluation.score(recipes.load(tiny_recipe | data | {"cutoff_len": 1024}), figures=("loss",))
+    assert "scored as cut" not in capsys.readouterr().out
 
 
 def test_calls_are_compared_as_calls_with_the_tools_in_the_prompt(tiny_recipe, calls, monkeypatch):
