@@ -7,25 +7,34 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from ftlab.errors import fail
 
 # The function that transformers' language models call, in their own modules.
 POOLED = "load_balancing_loss_func"
+# What the block of a mixture has; JetMoe and Doge name their experts otherwise.
+ROUTED = ("experts", "router", "router_gate")
 
 
-def has_experts(config: PreTrainedConfig) -> bool:
-    """Return True for a mixture of experts; a family such as GraniteMoeHybrid has models with none, too."""
-    return hasattr(config, "output_router_logits") and getattr(config, "num_local_experts", None) != 0
+def has_experts(model: PreTrainedModel) -> bool:
+    """Return True for a mixture of experts.
+
+    The configuration does not tell: Jamba with one expert, Nemotron-H and Qwen3-Next with dense layers alone, and
+    GraniteMoeHybrid with none have a mixture's, but no router.
+    """
+    return hasattr(model.config, "output_router_logits") and any(
+        hasattr(block, name) for block in model.modules() for name in ROUTED
+    )
 
 
-def prepare(config: PreTrainedConfig) -> None:
+def prepare(model: PreTrainedModel) -> None:
     """Let TRL compute the balancing loss of a mixture, and skip it for a model without experts.
 
     TRL reads `num_experts`, to which Mixtral's configuration maps its `num_local_experts`, and GraniteMoe's does not.
     """
-    if not has_experts(config):
+    config = model.config
+    if not has_experts(model):
         if hasattr(config, "router_aux_loss_coef"):
             config.router_aux_loss_coef = 0.0
     elif not hasattr(config, "num_experts") and hasattr(config, "num_local_experts"):

@@ -297,7 +297,7 @@ def mark_trained(recipe: Recipe, model: PreTrainedModel, plan: Plan) -> PreTrain
     # Training has no use for a cache: keys and values of a pass are never used again.
     model.config.use_cache = False
     targets.require(recipe, model)
-    balance.prepare(model.config)
+    balance.prepare(model)
     if not recipe.adapts:
         return unfreeze(recipe, model)
     with refusing("adapter_name_or_path" if recipe.continues else adapter_key(recipe)):

@@ -32,7 +32,7 @@ def require(recipe: Recipe, model: PreTrainedModel) -> None:
         LabError: with all missing names of the first such key, and the names that the model has.
     """
     for name in ("moe_aux_loss_coef", "moe_aux_loss_per_layer"):
-        if getattr(recipe, name) and not balance.has_experts(model.config):
+        if getattr(recipe, name) and not balance.has_experts(model):
             raise fail("train_dense", where=name, family=model.config.model_type)
     modules = dict(model.named_modules(remove_duplicate=False))
     if isinstance(recipe.device_map, dict):

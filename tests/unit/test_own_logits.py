@@ -99,18 +99,25 @@ def test_falcon_adds_its_alibi_once(tmp_path):
         trained(tmp_path / "model", tmp_path, flash_attn="disabled")
 
 
-def test_a_family_of_mixtures_can_have_a_model_without_experts(tmp_path):
-    dense = {"num_local_experts": 0, "num_experts_per_tok": 0}
-    families.model_of("granitemoehybrid", **dense).save_pretrained(tmp_path / "model")
+@pytest.mark.parametrize(
+    ("family", "dense"),
+    [
+        ("granitemoehybrid", {"num_local_experts": 0, "num_experts_per_tok": 0}),
+        ("jamba", {"num_experts": 1}),
+        ("qwen3_next", {"mlp_only_layers": [0, 1]}),
+    ],
+)
+def test_a_family_of_mixtures_can_have_a_model_without_experts(family, dense, tmp_path):
+    families.model_of(family, **dense).save_pretrained(tmp_path / "model")
     tiny.make_tokenizer().save_pretrained(tmp_path / "model")
     loss = trained(tmp_path / "model", tmp_path)
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     assert loss == pytest.approx(by_hand(model, tmp_path), rel=1e-5)
-    with pytest.raises(LabError, match="a granitemoehybrid model has no router"):
+    with pytest.raises(LabError, match=f"a {family} model has no router"):
         trained(tmp_path / "model", tmp_path, moe_aux_loss_coef=0.01)
 
 
-@pytest.mark.parametrize("family", ["granitemoe", "granitemoehybrid", "phimoe"])
+@pytest.mark.parametrize("family", ["granitemoe", "granitemoehybrid", "phimoe", "jamba", "jetmoe"])
 def test_the_balancing_loss_is_the_model_s_own(family, tmp_path):
     sizes = {"num_local_experts": 4, "num_experts_per_tok": 2}
     model = families.model_of(family, **sizes)
