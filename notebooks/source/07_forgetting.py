@@ -437,7 +437,7 @@ for label in ("LoRA", "full"):
 
 # %% [markdown] id="towards-why" lang="zh" of="2790d53f"
 # ## 办法一：向基座插值
-# *权重插值*（weight interpolation）一步也不用再训：把每个权重移到基座与微调模型之间的某一点，`base + t (tuned - base)`。`t = 1` 不变，`t = 0` 就是基座。技能往往在 `t` 远小于 1 时就已学会（Wortsman et al. 2022，“Robust fine-tuning”）。以两个权重为例：
+# *权重插值*（weight interpolation）一步也不用再训：把每个权重移到基座与微调模型之间的某一点，`base + t (tuned - base)`。`t = 1` 不变，`t = 0` 就是基座。技能往往在 `t` 远小于 1 时就已学会（Wortsman 等 2022，“Robust fine-tuning”）。以两个权重为例：
 
 
 # %% id="towards"

@@ -366,9 +366,9 @@ for row in zip(
 
 # %% [markdown] id="ladder-why" lang="zh" of="7f2e0e90"
 # ### 四种方法的比较
-# 它们都按优势推高一个回答里各 token 的对数概率。区别在于：回答与什么相比（*基线*，baseline），同一批回答能不能重复用来更新（*比率与截断*，ratio and clip），以及偏离起始模型的惩罚加在哪里（*KL*）。
+# 它们都按优势推高一个回答里各 token 的对数概率。区别在于：回答与什么相比（*基线*，baseline），同一批回答能不能重复用来更新（*比率与裁剪*，ratio and clip），以及偏离起始模型的惩罚加在哪里（*KL*）。
 #
-# | | 基线 | 比率与截断 | KL |
+# | | 基线 | 比率与裁剪 | KL |
 # |---|---|---|---|
 # | REINFORCE（Williams 1992） | 没有，或一个滑动平均 | 没有：每批只更新一步 | 不包含 |
 # | RLOO（Kool 等 2019；Ahmadian 等，arXiv:2402.14740） | 同一提示*其他*回答的均值 | TRL：按整个回答 | 在奖励里，按回答 |
@@ -400,7 +400,7 @@ for method, values in advantages.items():
 
 # %% [markdown] id="loss-why" lang="zh" of="c328a6e4"
 # ### 几行代码：GRPO 的损失
-# *比率*是一个 token 现在的概率与写下它时的概率之比。它会被*截断*：超过 20% 就不再有梯度，所以一批数据不会让模型变化太大。每个 token 还要加上 `beta` 乘以与参考模型（去掉适配器的模型）的 KL 散度，作为惩罚。
+# *比率*是一个 token 现在的概率与写下它时的概率之比。它会被*裁剪*：超过 20% 就不再有梯度，所以一批数据不会让模型变化太大。每个 token 还要加上 `beta` 乘以与参考模型（去掉适配器的模型）的 KL 散度，作为惩罚。
 
 
 # %% id="grpo-loss"
@@ -460,7 +460,7 @@ print({field.name: field.default for field in dataclasses.fields(GRPOConfig) if 
 
 # %% [markdown] id="parity-why" lang="zh" of="ab9cfab0"
 # ### 与 TRL 一致
-# TRL 的训练器在 `compute_loss` 里算损失。下面的子类在同一批数据上再用你的函数算一遍并比较。`num_iterations=3` 表示每批回答用来更新三步：第一步时所有比率恰好是 1，截断不起作用；而默认的 `num_iterations=1` 没有第二步，**截断从不生效**。
+# TRL 的训练器在 `compute_loss` 里算损失。下面的子类在同一批数据上再用你的函数算一遍并比较。`num_iterations=3` 表示每批回答用来更新三步：第一步时所有比率恰好是 1，裁剪不起作用；而默认的 `num_iterations=1` 没有第二步，**裁剪从不生效**。
 
 
 # %% id="token-logps"
@@ -581,7 +581,7 @@ for lam in (1.0, 0.5, 0.0):
 
 # %% [markdown] id="train-why" lang="zh" of="c3a38698"
 # ## 预算相同
-# PPO、RLOO 和 GRPO 的回答总数和更新步数都相同，每批只更新一步，所以谁的截断都不生效；适配器、学习率和 `beta` 也相同，没有为哪一种方法单独调过。不同的是：RLOO 和 GRPO 写多少个回答，PPO 就回答多少条消息，每条一次；KL 惩罚 `beta` 在 PPO 和 GRPO 里按 token 计，在 RLOO 里按整个回答计。在 CPU 上，快速路径对同一批里共有的前缀只计算一次：数值上等价，只是更快。
+# PPO、RLOO 和 GRPO 的回答总数和更新步数都相同，每批只更新一步，所以谁的裁剪都不生效；适配器、学习率和 `beta` 也相同，没有为哪一种方法单独调过。不同的是：RLOO 和 GRPO 写多少个回答，PPO 就回答多少条消息，每条一次；KL 惩罚 `beta` 在 PPO 和 GRPO 里按 token 计，在 RLOO 里按整个回答计。在 CPU 上，快速路径对同一批里共有的前缀只计算一次：数值上等价，只是更快。
 
 # %% id="budget"
 logs, seconds = {}, {}
@@ -1021,7 +1021,7 @@ checks.check_rloo_advantage(advantage)
 # advantage, and False otherwise.
 
 # %% [markdown] id="exercise-clip-why" lang="zh" of="3a647d16"
-# **2.** 给定一个 token 的比率和优势，如果截断后的损失（`epsilon = 0.2`）对它仍有梯度，返回 True，否则返回 False。
+# **2.** 给定一个 token 的比率和优势，如果裁剪后的损失（`epsilon = 0.2`）对它仍有梯度，返回 True，否则返回 False。
 
 # %% id="exercise-clip" tags=["exercise"]
 
