@@ -5,7 +5,8 @@ import typing
 from typing import Any
 
 import peft
-from peft import AdaLoraConfig, AdaLoraModel, PeftConfig, PeftModel
+from peft import AdaLoraConfig, AdaLoraModel, OFTConfig, PeftConfig, PeftModel
+from peft.tuners.oft.layer import OFTLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -40,6 +41,21 @@ def config_of(recipe: Recipe, model: PreTrainedModel) -> PeftConfig:
         reason = say("fits_target_r", target=config.target_r, initial=config.init_r)
         raise fail("recipe_together", where="peft_config", reason=reason)
     return config
+
+
+def require_block_size(model: PeftModel) -> None:
+    """Refuse blocks of OFT whose size or number does not divide a layer's inputs: PEFT warns, and takes another.
+
+    Raises:
+        LabError: with the layer, and what PEFT would take.
+    """
+    for name, config in model.peft_config.items():
+        layers = ((path, layer) for path, layer in model.named_modules() if isinstance(layer, OFTLayer))
+        for path, layer in layers if isinstance(config, OFTConfig) else ():
+            for field, taken in (("oft_block_size", layer.oft_block_size[name]), ("r", layer.r[name])):
+                if getattr(config, field) not in (0, taken):
+                    values = {"value": getattr(config, field), "layer": path.rpartition(".")[2], "taken": taken}
+                    raise fail("train_oft_size", where=f"peft_config.{field}", inputs=layer.in_features, **values)
 
 
 def require_fields(recipe: Recipe, kind: type[PeftConfig]) -> None:

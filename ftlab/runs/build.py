@@ -220,6 +220,7 @@ def rehearse(recipe: Recipe, path: str) -> None:
         plain = recipe.model_copy(update={"pissa_init": False, "init_lora_weights": None})
         with refusing(adapter_key(recipe)):
             adapted = get_peft_model(model, adapters.config_of(plain, model), low_cpu_mem_usage=True)
+        adapters.require_block_size(adapted)
         require_weights(recipe, adapted)
 
 
