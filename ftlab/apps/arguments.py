@@ -1,6 +1,7 @@
 """Parsing of the command line: `--key value` as `key=value`, robust standard streams, suggestions for typos."""
 
 import argparse
+import contextlib
 import difflib
 import io
 import sys
@@ -34,13 +35,21 @@ TEXTS = (
 )
 
 
-def in_language(text: str) -> str:
+def translated(text: str) -> str:
     """Return a text of argparse's own in the user's language, or unchanged if it is none of TEXTS."""
     return next((say(key) for key in TEXTS if messages()[key]["en"] == text), text)
 
 
-# argparse looks up its texts under this name, which is gettext's.
-argparse._ = in_language  # type: ignore[attr-defined]
+@contextlib.contextmanager
+def in_language() -> Iterator[None]:
+    """Let argparse write its own texts in the user's language while the body runs."""
+    # argparse looks them up under this name, which is gettext's; other programs that import ftlab keep theirs.
+    before = argparse._  # type: ignore[attr-defined]
+    argparse._ = translated  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        argparse._ = before  # type: ignore[attr-defined]
 
 
 class Parser(argparse.ArgumentParser):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ftlab import __version__
-from ftlab.apps.arguments import Parser, lines, open_streams, refuse_unknown_verb
+from ftlab.apps.arguments import Parser, in_language, lines, open_streams, refuse_unknown_verb
 from ftlab.apps.quick_imports import quick_imports
 from ftlab.errors import LANGUAGES, LabError, fail, language, say
 from ftlab.system_errors import explained
@@ -47,15 +47,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def command(arguments: Sequence[str]) -> int:
     """Run the verb that the arguments begin with."""
-    top = parser()
-    if arguments[:1] == ["help"]:
-        arguments = [*arguments[1:2], "--help"]
-    refuse_unknown_verb(arguments, top.verbs)
-    try:
-        # Without a verb, print the help.
-        options = top.parse_args(arguments or ["--help"])
-    except SystemExit as end:
-        return int(end.code or 0)
+    with in_language():
+        top = parser()
+        if arguments[:1] == ["help"]:
+            arguments = [*arguments[1:2], "--help"]
+        refuse_unknown_verb(arguments, top.verbs)
+        try:
+            # Without a verb, print the help.
+            options = top.parse_args(arguments or ["--help"])
+        except SystemExit as end:
+            return int(end.code or 0)
     return options.verb(options) or 0
 
 

@@ -136,10 +136,11 @@ def parsers(parser: argparse.ArgumentParser) -> list[argparse.ArgumentParser]:
 
 
 def test_help_is_chinese():
-    everything = parsers(cli.parser())
-    assert len(everything) > 25
-    for parser in everything:
-        assert not english(parser.format_help().replace(parser.prog, "ftlab")), parser.prog
+    with arguments.in_language():
+        everything = parsers(cli.parser())
+        assert len(everything) > 25
+        for parser in everything:
+            assert not english(parser.format_help().replace(parser.prog, "ftlab")), parser.prog
 
 
 @pytest.mark.parametrize(
@@ -152,6 +153,13 @@ def test_refusals_of_the_command_line_are_chinese(line, capsys):
     assert cli.main(line.split()) in (0, 2)
     said = "".join(capsys.readouterr())
     assert re.search("[\u4e00-\u9fff]", said) and not english(said), said
+
+
+@pytest.mark.parametrize("line", ["env --x", "nothing", "chat --help", "models --x=1"])
+def test_argparse_stays_english_for_other_programs(line, capsys):
+    assert cli.main(line.split()) in (0, 2)
+    capsys.readouterr()
+    assert argparse._("usage: ") == "usage: " and "usage: other" in argparse.ArgumentParser("other").format_help()
 
 
 # Texts of argparse about mistakes in the program, or about what these parsers do not have.
