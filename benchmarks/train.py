@@ -92,19 +92,24 @@ def rows() -> list[dict[str, list[int]]]:
     return [example for row in rows for example in tokens.encode(tokenizer, row)]
 
 
-def run_ftlab(method: str, batch: int, steps: int, side: Side, folder: str) -> None:
-    """Train the method's recipe."""
+def recipe_of(method: str, batch: int, steps: int, folder: str) -> Any:
+    """Return the method's recipe with the settings that all variants share."""
     from ftlab.recipe import read as recipes
-    from ftlab.runs import train
 
     keys = {
         "dataset": "identity_en", "output_dir": folder, "max_steps": steps, "per_device_train_batch_size": batch,
         "learning_rate": LEARNING_RATE[method], "warmup_steps": 0, "seed": SEED, "save_strategy": '"no"',
-        "logging_steps": 1, "plot_loss": "false",
+        "logging_steps": 1, "plot_loss": "false", "mix_strategy": "concat", "interleave_probs": "null",
     } | ({} if method == "full" else {"lora_rank": RANK})  # fmt: skip
     keys |= {f"dataset_substitutions.{name}": value for name, value in SUBSTITUTIONS.items()}
-    loaded = recipes.load(f"recipes/{RECIPES[method]}.yaml", [f"{key}={value}" for key, value in keys.items()])
-    train.train(loaded, callbacks=[side], quiet=True)
+    return recipes.load(f"recipes/{RECIPES[method]}.yaml", [f"{key}={value}" for key, value in keys.items()])
+
+
+def run_ftlab(method: str, batch: int, steps: int, side: Side, folder: str) -> None:
+    """Train the method's recipe."""
+    from ftlab.runs import train
+
+    train.train(recipe_of(method, batch, steps, folder), callbacks=[side], quiet=True)
 
 
 def run_trl(method: str, batch: int, steps: int, side: Side, folder: str, variant: str) -> None:

@@ -8,6 +8,7 @@ import pytest
 from benchmarks import __main__ as command
 from benchmarks import board, generate, headline, levers, memory, methods, plot, start, train, turns
 from ftlab.apps.board import page
+from ftlab.runs import dataset
 
 PAGE = (headline.FOLDER / "README.md").read_text(encoding="utf-8")
 
@@ -32,6 +33,12 @@ def test_a_variant_that_fails_ends_the_benchmark():
 def test_the_counted_weights_are_those_of_the_embedded_model():
     # SmolLM2-135M: 134,515,008 weights, of which the norms (61 x 576) are no matrices.
     assert train.LINEAR_WEIGHTS + train.HEAD_WEIGHTS + 61 * 576 == 134_515_008
+
+
+@pytest.mark.parametrize("method", train.VARIANTS)
+def test_every_recipe_trains_on_the_rows_of_the_other_variants(method, tmp_path):
+    trained, _ = dataset.read_splits(train.recipe_of(method, 4, 8, str(tmp_path)))
+    assert len(trained) == 96 and trained[0]["messages"][-1]["content"]
 
 
 def test_generate_compares_engines_with_plain_generate_and_llama_cpp():
