@@ -127,29 +127,45 @@ def split(
     sizes = [size_of(size, len(unique)) for size in (test_size, val_size)]
     if sum(sizes) >= len(unique):
         raise fail("data_split_size", where="val_size, test_size", got=f"{val_size}, {test_size}", rows=len(unique))
-    family = families(unique)
-    members = Counter(family)
-    strata: dict[str, dict[bytes, list[int]]] = defaultdict(lambda: defaultdict(list))
-    for number, row in enumerate(unique):
-        fits = members[family[number]] <= len(unique) - sum(sizes)
-        together = family[number] if fits else question(row)
-        strata[json.dumps(row[stratify]) if stratify else ""][together].append(number)
-    parts: list[list[int]] = [[], [], []]
-    chance = random.Random(seed)
-    done = 0
-    for groups in strata.values():
-        order = list(groups.values())
-        chance.shuffle(order)
-        done += sum(map(len, order))
-        # The total that the strata so far should have contributed, so that rounding errors do not add up.
-        goals = [round(size * done / len(unique)) for size in sizes]
-        for group in order:
-            part = next((n for n in (0, 1) if len(parts[n]) + len(group) <= goals[n]), 2)
-            parts[part] += group
+    parts = dealt(strata_of(unique, stratify, len(unique) - sum(sizes)), sizes, len(unique), random.Random(seed))
     test, validation, train = (unique.select(sorted(part)) for part in parts)
     result = Split(train, validation, test, dropped)
     print(result)
     return result
+
+
+def strata_of(rows: "Dataset", stratify: str | None, room: int) -> list[list[list[int]]]:
+    """Return the numbers of the rows: for each value of `stratify`, the groups that stay in one part.
+
+    Args:
+        room: rows that are left to train on; of a larger family only rows with the same question stay together.
+    """
+    family = families(rows)
+    members = Counter(family)
+    strata: dict[str, dict[bytes, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for number, row in enumerate(rows):
+        together = family[number] if members[family[number]] <= room else question(row)
+        strata[json.dumps(row[stratify]) if stratify else ""][together].append(number)
+    return [list(groups.values()) for groups in strata.values()]
+
+
+def dealt(strata: list[list[list[int]]], sizes: list[int], total: int, chance: random.Random) -> list[list[int]]:
+    """Return the rows of test, validation and training, each group in random order to the first that has room.
+
+    Args:
+        sizes: of test and validation.
+    """
+    parts: list[list[int]] = [[], [], []]
+    done = 0
+    for order in strata:
+        chance.shuffle(order)
+        done += sum(map(len, order))
+        # The total that the strata so far should have contributed, so that rounding errors do not add up.
+        goals = [round(size * done / total) for size in sizes]
+        for group in order:
+            part = next((n for n in (0, 1) if len(parts[n]) + len(group) <= goals[n]), 2)
+            parts[part] += group
+    return parts
 
 
 def size_of(size: float, rows: int) -> int:
