@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -541,15 +542,38 @@ def save_weights(job: Job, trainer: Trainer, folder: Path) -> None:
     if launch.is_main() and folder.exists():
         shutil.rmtree(folder)
     model = trainer.model
-    if job.recipe.changes_base and isinstance(model, PeftModel):
-        # Saved as a difference from the original base, so that any tool can load it as a plain adapter.
-        model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(job.folder / folders.PISSA_START))
-        job.tokenizer.save_pretrained(folder)
-    else:
+    if not (job.recipe.changes_base and isinstance(model, PeftModel)):
         world.save_model(trainer, folder)
+    elif launch.is_main():
+        save_as_plain_adapter(model, job.folder / folders.PISSA_START, folder)
+        job.tokenizer.save_pretrained(folder)
     # TRL writes its own model card and pickled arguments next to the weights; the run folder has its own.
     for leftover in (folders.MODEL_CARD, "training_args.bin") if launch.is_main() else ():
         (folder / leftover).unlink(missing_ok=True)
+
+
+def save_as_plain_adapter(model: PeftModel, start: Path, folder: Path) -> None:
+    """Save an adapter whose start was subtracted from the base as the difference from the original base.
+
+    Any tool can then load it. The update B A - B0 A0 is one product of twice the rank: [B, -B0] [A; A0].
+
+    Args:
+        start: the adapter as it was before training.
+    """
+    trained = get_peft_model_state_dict(model, save_embedding_layers=False)
+    initial = load_file(start / saved_weights.ADAPTER_WEIGHTS)
+    model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(start))
+    path = folder / saved_weights.ADAPTER_WEIGHTS
+    saved = load_file(path)
+    # PEFT converts the matrices of linear layers, and leaves out all other weights: layers that are trained whole
+    # (`additional_target`, the head of a reward model), and LoRA on an embedding.
+    others = {name: weight.detach().cpu() for name, weight in trained.items() if name not in saved}
+    for name, weight in others.items():
+        if "lora_embedding_A" in name:
+            others[name] = torch.cat([weight, initial[name]])
+        elif "lora_embedding_B" in name:
+            others[name] = torch.cat([weight, -initial[name]], dim=1)
+    save_file({name: weight.contiguous() for name, weight in (saved | others).items()}, path, {"format": "pt"})
 
 
 def write_record(job: Job, run_id: str, finished: bool) -> None:

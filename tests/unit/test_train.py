@@ -10,7 +10,12 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    TrainerCallback,
+)
 
 from ftlab import saved_weights
 from ftlab.cpu import lora
@@ -173,6 +178,40 @@ def test_a_pissa_adapter_fits_the_untouched_base(tiny_recipe, tiny_model_dir):
     live = weights.model.float().eval()
     with torch.no_grad():
         assert torch.allclose(loaded(ids).logits, live(ids).logits, atol=2e-2)
+
+
+class LastLogits(TrainerCallback):
+    """The logits of the model at the end of its training."""
+
+    def on_train_end(self, args, state, control, model, **_):
+        with torch.no_grad():
+            self.logits = model.eval()(torch.arange(5, 25)[None]).logits
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"additional_target": "embed_tokens"},
+        {"additional_target": "lm_head", "pissa_init": False, "init_lora_weights": "olora"},
+        {"lora_target": "embed_tokens,q_proj", "use_rslora": True},
+        {"add_tokens": "<a>,<b>"},
+        {"stage": "rm", "dataset": "preference", "lora_rank": 4},
+    ],
+    ids=str,
+)
+def test_a_pissa_adapter_keeps_what_was_trained_beside_it(keys, tiny_recipe, tiny_rows, tiny_model_dir, monkeypatch):
+    monkeypatch.setenv("FTLAB_DTYPE", "float32")
+    keys = keys | ({"dataset": str(tiny_rows / "preference.json")} if "dataset" in keys else {})
+    last = LastLogits()
+    done = train.train(recipes.load(tiny_recipe | {"pissa_init": True, "max_steps": 3} | keys), callbacks=[last])
+    if keys.get("stage") == "rm":
+        base = AutoModelForSequenceClassification.from_pretrained(tiny_model_dir, num_labels=1, dtype=torch.float32)
+    else:
+        base = AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype=torch.float32)
+        base.resize_token_embeddings(last.logits.shape[-1])
+    loaded = PeftModel.from_pretrained(base, str(done.weights)).eval()
+    with torch.no_grad():
+        assert torch.allclose(loaded(torch.arange(5, 25)[None]).logits, last.logits, atol=1e-4)
 
 
 def test_the_adapter_that_is_saved_is_the_one_that_was_trained(tiny_recipe, tiny_model_dir):
