@@ -13,6 +13,8 @@ RESULTS = (ADAPTER, MODEL)
 WHOLE_MODELS = ("full", "freeze", "bitfit")
 # The prefix of a checkpoint's folder, before its step.
 PREFIX = "checkpoint-"
+# The adapter as it was before training, in the folder of a run whose adapter changes the base (PiSSA, OLoRA).
+PISSA_START = "pissa_start"
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 

@@ -8,7 +8,7 @@ from ftlab.catalogue import hub_id
 from ftlab.errors import fail
 from ftlab.recipe import library_args
 from ftlab.recipe.keys import GROUPED, Recipe
-from ftlab.saved_weights import result_name, weights_of
+from ftlab.saved_weights import PISSA_START, result_name, weights_of
 
 # The keys that the rows depend on.
 DATA = (
@@ -52,7 +52,7 @@ def script(recipe: Recipe) -> str:
     folder = Path(recipe.output_dir or "").expanduser()
     settings, _ = library_args.training_settings(recipe, folder, machine)
     trainers, *classes = library_args.TRAINERS[recipe.objective]
-    blocks = [imports(recipe, machine, trainers, classes), rows(recipe), model(recipe, machine)]
+    blocks = [imports(recipe, machine, trainers, classes), rows(recipe), model(recipe, machine, folder)]
     return "\n".join([*blocks, training(recipe, machine, classes, settings, folder)])
 
 
@@ -78,7 +78,8 @@ def imports(recipe: Recipe, machine: device.Machine, trainers: str, classes: lis
     lines += [f"from {trainers} import {', '.join(classes)}", ""]
     lines += [line for line in [from_ftlab(recipe, machine)] if line]
     lines += [f"from ftlab.recipe import read{', templates' if recipe.template else ''}"]
-    lines += [f"from ftlab.runs import dataset{PARTS.get(recipe.stage, '')}"]
+    first = "adapters, " if recipe.changes_base else ""
+    lines += [f"from ftlab.runs import {first}dataset{PARTS.get(recipe.stage, '')}"]
     lines += ["from ftlab.runs.tokenized import takes_ids"] if recipe.objective in TOKENIZED_HERE else []
     if recipe.shortcuts:
         lines += ["", "cpu.use_fast_paths()  # CPU fast paths: delete this line and get the same result, slower"]
@@ -131,7 +132,7 @@ def source(recipe: Recipe, name: str | None = None) -> list[str]:
     return [f"{name}={value!r}" for name, value in items.items() if value not in ("main", None)]
 
 
-def model(recipe: Recipe, machine: device.Machine) -> str:
+def model(recipe: Recipe, machine: device.Machine, folder: Path) -> str:
     """Return the part that loads the model and puts what is trained on it."""
     kind = "AutoModelForSequenceClassification" if recipe.stage == "rm" else "AutoModelForCausalLM"
     options = [f"{name}={value!r}" for name, value in library_args.model_settings(recipe, machine).items()]
@@ -154,6 +155,8 @@ def model(recipe: Recipe, machine: device.Machine) -> str:
         kind = library_args.PEFT_CONFIGS[recipe.finetuning_type]
         lines.append(call(f"peft_config = {kind}", arguments(library_args.peft_settings(recipe))))
         lines.append(f"model = get_peft_model(model, peft_config, {own_dtype})")
+    if recipe.changes_base:
+        lines.append(f"model.save_pretrained({str(folder / PISSA_START)!r})  # what PEFT subtracted from the base")
     return "\n".join(lines) + "\n"
 
 
@@ -200,8 +203,13 @@ def training(
     lines.append(call(f"trainer = {trainer}", options))
     if lifts(recipe, machine):
         lines.append("cpu.lift_adapters(model, device.describe())  # trl has turned them into bfloat16")
-    name = result_name(recipe.finetuning_type)
-    lines += ["trainer.train()", f"trainer.save_model({str(folder / name)!r})"]
+    target, start = folder / result_name(recipe.finetuning_type), folder / PISSA_START
+    lines.append("trainer.train()")
+    if recipe.changes_base:
+        lines.append(f"adapters.save_plain(trainer.model, {str(start)!r}, {str(target)!r})")
+        lines.append(f"tokenizer.save_pretrained({str(target)!r})")
+    else:
+        lines.append(f"trainer.save_model({str(target)!r})")
     return "\n".join(lines) + "\n"
 
 

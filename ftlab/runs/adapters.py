@@ -2,16 +2,20 @@
 
 import dataclasses
 import typing
+from pathlib import Path
 from typing import Any
 
 import peft
-from peft import AdaLoraConfig, AdaLoraModel, OFTConfig, PeftConfig, PeftModel
+import torch
+from peft import AdaLoraConfig, AdaLoraModel, OFTConfig, PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.tuners.oft.layer import OFTLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from ftlab import saved_weights
 from ftlab.errors import fail, say, suggest
 from ftlab.recipe import library_args
 from ftlab.recipe.keys import Recipe
@@ -56,6 +60,30 @@ def require_block_size(model: PeftModel) -> None:
                 if getattr(config, field) not in (0, taken):
                     values = {"value": getattr(config, field), "layer": path.rpartition(".")[2], "taken": taken}
                     raise fail("train_oft_size", where=f"peft_config.{field}", inputs=layer.in_features, **values)
+
+
+def save_plain(model: PeftModel, start: str | Path, folder: str | Path) -> None:
+    """Save an adapter whose start was subtracted from the base as the difference from the original base.
+
+    Any tool can then load it. The update B A - B0 A0 is one product of twice the rank: [B, -B0] [A; A0].
+
+    Args:
+        start: the folder of the adapter as it was before training.
+    """
+    trained = get_peft_model_state_dict(model, save_embedding_layers=False)
+    initial = load_file(Path(start) / saved_weights.ADAPTER_WEIGHTS)
+    model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(start))
+    path = Path(folder) / saved_weights.ADAPTER_WEIGHTS
+    saved = load_file(path)
+    # PEFT converts the matrices of linear layers, and leaves out all other weights: layers that are trained whole
+    # (`additional_target`, the head of a reward model), and LoRA on an embedding.
+    others = {name: weight.detach().cpu() for name, weight in trained.items() if name not in saved}
+    for name, weight in others.items():
+        if "lora_embedding_A" in name:
+            others[name] = torch.cat([weight, initial[name]])
+        elif "lora_embedding_B" in name:
+            others[name] = torch.cat([weight, -initial[name]], dim=1)
+    save_file({name: weight.contiguous() for name, weight in (saved | others).items()}, path, {"format": "pt"})
 
 
 def require_fields(recipe: Recipe, kind: type[PeftConfig]) -> None:

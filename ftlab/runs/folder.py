@@ -22,7 +22,7 @@ RECIPE, LOG, METRICS, PICTURE, MODEL_CARD = "recipe.yaml", "train_log.jsonl", "m
 SCORES = "eval_results.json"
 # LLaMA-Factory's names.
 PREDICTIONS, PREDICT_RESULTS = "generated_predictions.jsonl", "predict_results.json"
-PISSA_START, STOP = "pissa_start", "STOP"
+STOP = "STOP"
 # Held while a run writes: the lock, and the process id of its holder.
 LOCK, OWNER = "run.lock", "run.pid"
 # Files of a process that a panel starts: the recipe as typed, its output, its process id.
@@ -33,7 +33,7 @@ EXTENSIONS = "run.extensions"
 ASIDE, DELETING = "set-aside-", "deleting-"
 OWN_FILES = (
     RECIPE, LOG, METRICS, SCORES, PREDICTIONS, PREDICT_RESULTS, manifests.MANIFEST, PICTURE, MODEL_CARD,
-    *saved_weights.RESULTS, PISSA_START, STOP,
+    *saved_weights.RESULTS, saved_weights.PISSA_START, STOP,
 )  # fmt: skip
 OWN_PREFIXES = (saved_weights.PREFIX, ASIDE, DELETING, manifests.PARTIAL, "run.", "runs")
 

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from datasets import Dataset
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors.torch import load_file, save_file
+from peft import PeftModel
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -344,9 +343,9 @@ def open_folder(job: Job, start: Start, model: PreTrainedModel | PeftModel) -> N
         write_record(job, start.run_id, finished=False)
         recipes.write(job.recipe, job.folder / folders.RECIPE)
         folders.forget_stop(job.folder, job.since)
-        if job.recipe.changes_base and not (job.folder / folders.PISSA_START).exists():
+        if job.recipe.changes_base and not (job.folder / saved_weights.PISSA_START).exists():
             # The initialization is subtracted from the base weights; converting to a plain adapter needs it.
-            model.save_pretrained(job.folder / folders.PISSA_START)
+            model.save_pretrained(job.folder / saved_weights.PISSA_START)
 
 
 def go_on(job: Job, run_id: str) -> Start:
@@ -545,35 +544,11 @@ def save_weights(job: Job, trainer: Trainer, folder: Path) -> None:
     if not (job.recipe.changes_base and isinstance(model, PeftModel)):
         world.save_model(trainer, folder)
     elif launch.is_main():
-        save_as_plain_adapter(model, job.folder / folders.PISSA_START, folder)
+        adapters.save_plain(model, job.folder / saved_weights.PISSA_START, folder)
         job.tokenizer.save_pretrained(folder)
     # TRL writes its own model card and pickled arguments next to the weights; the run folder has its own.
     for leftover in (folders.MODEL_CARD, "training_args.bin") if launch.is_main() else ():
         (folder / leftover).unlink(missing_ok=True)
-
-
-def save_as_plain_adapter(model: PeftModel, start: Path, folder: Path) -> None:
-    """Save an adapter whose start was subtracted from the base as the difference from the original base.
-
-    Any tool can then load it. The update B A - B0 A0 is one product of twice the rank: [B, -B0] [A; A0].
-
-    Args:
-        start: the adapter as it was before training.
-    """
-    trained = get_peft_model_state_dict(model, save_embedding_layers=False)
-    initial = load_file(start / saved_weights.ADAPTER_WEIGHTS)
-    model.save_pretrained(folder, path_initial_model_for_weight_conversion=str(start))
-    path = folder / saved_weights.ADAPTER_WEIGHTS
-    saved = load_file(path)
-    # PEFT converts the matrices of linear layers, and leaves out all other weights: layers that are trained whole
-    # (`additional_target`, the head of a reward model), and LoRA on an embedding.
-    others = {name: weight.detach().cpu() for name, weight in trained.items() if name not in saved}
-    for name, weight in others.items():
-        if "lora_embedding_A" in name:
-            others[name] = torch.cat([weight, initial[name]])
-        elif "lora_embedding_B" in name:
-            others[name] = torch.cat([weight, -initial[name]], dim=1)
-    save_file({name: weight.contiguous() for name, weight in (saved | others).items()}, path, {"format": "pt"})
 
 
 def write_record(job: Job, run_id: str, finished: bool) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from datasets import load_dataset
+from safetensors.torch import load_file
 
 from ftlab import cpu, device
 from ftlab.apps import cli
@@ -273,6 +274,7 @@ def test_axolotl_is_refused_what_it_wants_other_rows_for(monkeypatch):
         ("sft", {"finetuning_type": "full", "learning_rate": 1e-3}),
         ("sft", {"loraplus_lr_ratio": 4.0, "use_rslora": True, "lora_target": "q_proj,v_proj", "val_size": 0.25}),
         ("sft", {"quantization_bit": 4}),
+        ("sft", {"pissa_init": True, "additional_target": "embed_tokens"}),
         ("sft", {"early_stopping_steps": 1, "val_size": 0.25, "eval_strategy": "steps", "eval_steps": 2}),
         ("text", {"stage": "pt", "cutoff_len": 64}),
         ("preference", {"stage": "dpo", "pref_beta": 0.3}),
@@ -287,8 +289,8 @@ def test_axolotl_is_refused_what_it_wants_other_rows_for(monkeypatch):
 )
 def test_the_trl_script_trains_the_same_run(tiny_recipe, tiny_rows, tmp_path, rows, keys):
     values = tiny_recipe | {"dataset": str(tiny_rows / f"{rows}.json"), "output_dir": str(tmp_path / "recipe")} | keys
-    folder = train.train(recipes.load(values)).folder
-    log = [json.loads(line) for line in (folder / "train_log.jsonl").read_text().splitlines()]
+    done = train.train(recipes.load(values))
+    log = [json.loads(line) for line in (done.folder / "train_log.jsonl").read_text().splitlines()]
     path = tmp_path / "script.py"
     path.write_text(to_script.script(recipes.load(values | {"output_dir": str(tmp_path / "script")})))
     trained = runpy.run_path(str(path))
@@ -297,7 +299,9 @@ def test_the_trl_script_trains_the_same_run(tiny_recipe, tiny_rows, tmp_path, ro
         history = [row[name] for row in trained["trainer"].state.log_history if name in row]
         assert history == pytest.approx([row[name] for row in log if name in row], rel=1e-4)
         assert bool(history) is (name == "loss" or keys.get("stage") in GROUPED)
-    assert list((tmp_path / "script").glob("*/*.safetensors"))
+    places = done.weights, tmp_path / "script" / done.weights.name
+    ours, theirs = (load_file(next(place.glob("*model.safetensors"))) for place in places)
+    assert {name: weight.shape for name, weight in ours.items()} == {name: w.shape for name, w in theirs.items()}
 
 
 def test_the_command_prints_it_and_refuses_in_one_line(capsys):
