@@ -27,6 +27,8 @@ LAUNCHERS = (
 ROLE = "ftlab"
 # Variable with the process id of the ftlab that started the others.
 LAUNCHER = "FTLAB_LAUNCHER"
+# torchrun's variable with the file in which a process reports an error.
+REPORT = "TORCHELASTIC_ERROR_FILE"
 # Seconds that torchrun gives a stopped run to save a checkpoint; its default of 30 is too short for big models.
 TIME_TO_SAVE = "600"
 # Variables that torch, transformers, tqdm and datasets read when imported.
@@ -238,5 +240,9 @@ def report(error: LabError) -> bool:
         return False
     from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
+    # torchrun ends this process, even while it writes, once another has failed, and cannot read half a file.
+    path = os.environ[REPORT]
+    os.environ[REPORT] = f"{path}.part"
     get_error_handler().record_exception(error)
+    os.replace(f"{path}.part", path)
     return True

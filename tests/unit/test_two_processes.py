@@ -522,6 +522,18 @@ def test_the_process_that_failed_first_is_named(tmp_path):
     assert launch.exit_code_of({0: failure(tmp_path, 130), 1: ended}) == 130
 
 
+def test_a_process_ended_while_it_reports_leaves_no_half_report(tmp_path, monkeypatch):
+    def ended_here(data, file):
+        file.write("{")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(json, "dump", ended_here)
+    with pytest.raises(KeyboardInterrupt):
+        failure(tmp_path, -signal.SIGTERM, "no memory")
+    with pytest.raises(LabError, match=r"process 0 ended \(SIGTERM\)"):
+        launch.exit_code_of({0: ProcessFailure(0, 1, -signal.SIGTERM, str(tmp_path / "no me.json"))})
+
+
 def test_a_process_that_nobody_waits_for_prints_its_error_itself(monkeypatch):
     monkeypatch.delenv("ROLE_NAME", raising=False)
     assert not launch.report(LabError("broken"))
