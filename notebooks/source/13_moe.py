@@ -13,10 +13,10 @@
 # | a balanced router | idle experts per layer: without a balancing loss, with the library's, with one per layer |
 # | adapters on attention, experts and router, one of them merged in `runs/13_moe/merged` | tensors changed, validation loss |
 #
-# **Cost:** about 6 minutes (7 without bfloat16) and 8 GB on two CPU cores, an estimated 3 minutes on a T4. **Before
-# this:** [03 · LoRA](03_lora.ipynb).
+# **Cost:** about 6 minutes and 8 GB on two CPU cores, an estimated 3 minutes on a T4. **Before this:**
+# [03 · LoRA](03_lora.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="651ae67d"
+# %% [markdown] id="title" lang="zh" of="82ae5068"
 # # 13 · 混合专家（MoE）
 #
 # 稠密模型处理每个 token 都要用到全部权重。混合专家模型（mixture of experts，MoE）把最宽的那一层复制成若干份，称为专家，再由路由器把每个 token 只送到其中几份：权重变多了，每个 token 的计算量却增加不多。在这一课里，你会亲手写路由器，证明它与库的实现一致；把课程自己的模型改造成 MoE；看 token 去了哪里、哪些专家闲着；并弄清 LoRA 适配器到底训练了哪些权重。
@@ -28,7 +28,7 @@
 # | 负载均衡的路由器 | 每层闲置的专家数：不加均衡损失、用库的、逐层计算的 |
 # | 训练注意力、专家、路由器的适配器，其中一个已合并到 `runs/13_moe/merged` | 哪些张量变了；验证损失 |
 #
-# **耗时与内存：** 两个 CPU 核心上约 6 分钟（不支持 bfloat16 时约 7 分钟）、8 GB 内存，T4 上估计 3 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 6 分钟、8 GB 内存，T4 上估计 3 分钟。**先修：** [03 · LoRA](03_lora.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup

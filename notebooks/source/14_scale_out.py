@@ -17,11 +17,11 @@
 # Two processes on one CPU show that results are *equal* and what each process *holds*. They cannot show speed: both share
 # the same cores and the same memory bus. No seconds are compared in this lesson.
 #
-# **Cost:** about 6 minutes and 11 GB on two CPU cores (with less memory: `PROFILE = "smoke"`, a tiny model). A T4 adds
+# **Cost:** about 5 minutes and 11 GB on two CPU cores (with less memory: `PROFILE = "smoke"`, a tiny model). A T4 adds
 # nothing: with one GPU there is nothing to split.
 # **Before this:** [06 · Training](06_training.ipynb).
 
-# %% [markdown] id="title" lang="zh" of="fd21f471"
+# %% [markdown] id="title" lang="zh" of="f46e4173"
 # # 14 · 扩展：从两个进程到八张卡
 #
 # 单机会碰到两种瓶颈：数据太多跑不完，或者模型放不下。这一课在本机启动两个进程，先手写梯度平均，证明 DDP 做的就是这件事；再依次切分优化器状态、权重、矩阵和层，逐一证明结果与单进程相等，并数出每个进程实际占多少字节。
@@ -36,7 +36,7 @@
 #
 # 同一块 CPU 上的两个进程能说明结果*是否相等*、各自*占多少内存*，但说明不了速度：它们共用核心和内存带宽。所以这一课不比较耗时。
 #
-# **耗时与内存：** 两个 CPU 核心上约 6 分钟、11 GB 内存（内存不够时用 `PROFILE = "smoke"`，换成很小的模型）。T4 帮不上忙：只有一张卡就没有东西可切。**先修：** [06 · 训练](06_training.ipynb)。
+# **耗时与内存：** 两个 CPU 核心上约 5 分钟、11 GB 内存（内存不够时用 `PROFILE = "smoke"`，换成很小的模型）。T4 帮不上忙：只有一张卡就没有东西可切。**先修：** [06 · 训练](06_training.ipynb)。
 
 # %% [markdown] id="setup-why"
 # ## Setup
