@@ -37,6 +37,7 @@ def measure(repeats: int, steps: int, only: Sequence[str] = ()) -> dict[str, Any
     Args:
         only: variants besides the first; all by default.
     """
+    # In float32 the adapters have the base's dtype in any case.
     known = [name for name, plain in VARIANTS.items() if torch.float32 != DTYPE or "rounded" not in plain]
     names = [name for name in known if not only or name in only or not VARIANTS[name]]
     table = turns.medians(turns.in_turns("benchmarks.levers", names, repeats, str(steps)))

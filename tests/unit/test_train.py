@@ -524,7 +524,7 @@ EVALUATED = {"val_size": 0.2, "eval_strategy": "steps"}
         # 12 examples in batches of 2, three times.
         ({"max_steps": -1, "num_train_epochs": 3, "warmup_steps": 19}, "19 is more than this run's 18 steps"),
         ({"max_steps": -1, "num_train_epochs": 3, "warmup_steps": 18}, ""),
-        (EVALUATED | {"eval_steps": 7}, "eval_steps: 7 is more than this run's 6 steps: the only evaluation is after"),
+        (EVALUATED | {"eval_steps": 7}, "7 is more than this run's 6 steps: the trained model is evaluated only after"),
         (EVALUATED | {"eval_steps": 6}, ""),
         (EVALUATED | {"eval_steps": 0.9}, ""),
         (EVALUATED | {"eval_strategy": "epoch"}, ""),
